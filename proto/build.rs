@@ -1,0 +1,158 @@
+//! Compiles our own `.proto` files and the part of Envoy's v3 API that Bireme speaks into Rust types, tonic services
+//! and one descriptor set (for proto3 JSON).
+//!
+//! Envoy's `.proto` files come with the `envoy-types` package; only its files are read, its Rust code is never compiled:
+//! generating the closure of what we use takes a second, compiling the whole API takes minutes.
+
+use std::collections::HashSet;
+use std::env;
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use prost::Message as _;
+use protox::prost_reflect::prost_types::FileDescriptorSet;
+
+/// Folders of the package `envoy-types` that serve as include paths.
+const ENVOY_INCLUDES: &[&str] = &[
+    "data-plane-api",
+    "xds",
+    "googleapis",
+    "protoc-gen-validate",
+    "cel-spec",
+    "client_model",
+    "opentelemetry-proto",
+];
+
+/// What we use of Envoy's API; imports come along by themselves.
+const ENVOY_ROOTS: &[&str] = &[
+    "google/rpc/code.proto",
+    "envoy/config/bootstrap/v3/bootstrap.proto",
+    "envoy/service/discovery/v3/ads.proto",
+    "envoy/service/cluster/v3/cds.proto",
+    "envoy/service/endpoint/v3/eds.proto",
+    "envoy/service/listener/v3/lds.proto",
+    "envoy/service/route/v3/rds.proto",
+    "envoy/service/secret/v3/sds.proto",
+    "envoy/service/auth/v3/external_auth.proto",
+    "envoy/admin/v3/certs.proto",
+    "envoy/admin/v3/clusters.proto",
+    "envoy/admin/v3/config_dump.proto",
+    "envoy/admin/v3/listeners.proto",
+    "envoy/admin/v3/memory.proto",
+    "envoy/admin/v3/server_info.proto",
+    "envoy/config/trace/v3/zipkin.proto",
+    "envoy/extensions/access_loggers/file/v3/file.proto",
+    "envoy/extensions/access_loggers/grpc/v3/als.proto",
+    "envoy/extensions/access_loggers/stream/v3/stream.proto",
+    "envoy/extensions/filters/http/buffer/v3/buffer.proto",
+    "envoy/extensions/filters/http/cors/v3/cors.proto",
+    "envoy/extensions/filters/http/ext_authz/v3/ext_authz.proto",
+    "envoy/extensions/filters/http/fault/v3/fault.proto",
+    "envoy/extensions/filters/http/grpc_stats/v3/config.proto",
+    "envoy/extensions/filters/http/grpc_web/v3/grpc_web.proto",
+    "envoy/extensions/filters/http/health_check/v3/health_check.proto",
+    "envoy/extensions/filters/http/jwt_authn/v3/config.proto",
+    "envoy/extensions/filters/http/local_ratelimit/v3/local_rate_limit.proto",
+    "envoy/extensions/filters/http/rbac/v3/rbac.proto",
+    "envoy/extensions/filters/http/router/v3/router.proto",
+    "envoy/extensions/filters/listener/http_inspector/v3/http_inspector.proto",
+    "envoy/extensions/filters/listener/original_dst/v3/original_dst.proto",
+    "envoy/extensions/filters/listener/original_src/v3/original_src.proto",
+    "envoy/extensions/filters/listener/proxy_protocol/v3/proxy_protocol.proto",
+    "envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.proto",
+    "envoy/extensions/filters/network/connection_limit/v3/connection_limit.proto",
+    "envoy/extensions/filters/network/direct_response/v3/config.proto",
+    "envoy/extensions/filters/network/echo/v3/echo.proto",
+    "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto",
+    "envoy/extensions/filters/network/local_ratelimit/v3/local_rate_limit.proto",
+    "envoy/extensions/filters/network/rbac/v3/rbac.proto",
+    "envoy/extensions/filters/network/sni_cluster/v3/sni_cluster.proto",
+    "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
+    "envoy/extensions/retry/host/previous_hosts/v3/previous_hosts.proto",
+    "envoy/extensions/retry/host/omit_canary_hosts/v3/omit_canary_hosts.proto",
+    "envoy/extensions/retry/priority/previous_priorities/v3/previous_priorities_config.proto",
+    "envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.proto",
+    "envoy/extensions/transport_sockets/tls/v3/tls.proto",
+    "envoy/extensions/upstreams/http/v3/http_protocol_options.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let ours = manifest.join("protos");
+    println!("cargo::rerun-if-changed=protos");
+    println!("cargo::rerun-if-changed=build.rs");
+
+    let envoy = envoy_protos(&manifest)?;
+    let mut includes = vec![ours.clone()];
+    includes.extend(ENVOY_INCLUDES.iter().map(|folder| envoy.join(folder)));
+
+    let mut roots: Vec<String> = ENVOY_ROOTS.iter().map(ToString::to_string).collect();
+    collect_protos(&ours, &ours, &mut roots)?;
+    roots.sort();
+
+    let descriptors = compile(&roots, &includes)?;
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+
+    let mut config = prost_build::Config::new();
+    config
+        .enable_type_names()
+        .bytes([".google.protobuf.Any.value"])
+        .disable_comments(["."])
+        .include_file("packages.rs");
+    tonic_prost_build::configure()
+        .compile_well_known_types(false)
+        .disable_comments(["."])
+        .compile_fds_with_config(descriptors, config)?;
+    Ok(())
+}
+
+/// The closure of `roots`. Every root gets a compiler of its own: names are resolved against what a file imports, and in one
+/// compiler the packages of unrelated files would shadow each other (`common.ratelimit` in Envoy's extensions).
+fn compile(roots: &[String], includes: &[PathBuf]) -> Result<FileDescriptorSet, Box<dyn Error>> {
+    let mut seen = HashSet::new();
+    let mut set = FileDescriptorSet::default();
+    for root in roots {
+        let mut compiler = protox::Compiler::new(includes)?;
+        compiler.include_imports(true).include_source_info(false).open_file(root)?;
+        let files = compiler.file_descriptor_set().file;
+        set.file.extend(files.into_iter().filter(|file| seen.insert(file.name().to_owned())));
+    }
+    Ok(set)
+}
+
+/// The `.proto` files of the `envoy-types` package that the lock file names, wherever cargo keeps it.
+fn envoy_protos(manifest: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    let output = Command::new(env::var("CARGO")?)
+        .args(["metadata", "--format-version=1", "--all-features", "--locked"])
+        .arg("--manifest-path")
+        .arg(manifest.join("Cargo.toml"))
+        .output()?;
+    if !output.status.success() {
+        return Err(format!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let package = metadata["packages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|package| package["name"] == "envoy-types")
+        .ok_or("the package envoy-types is not in the dependency graph")?;
+    let manifest_path = package["manifest_path"].as_str().ok_or("envoy-types has no manifest path")?;
+    Ok(Path::new(manifest_path).with_file_name("proto"))
+}
+
+/// Adds every `.proto` below `folder` to `roots`, as a path relative to `base`.
+fn collect_protos(folder: &Path, base: &Path, roots: &mut Vec<String>) -> Result<(), Box<dyn Error>> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect_protos(&path, base, roots)?;
+        } else if path.extension().is_some_and(|extension| extension == "proto") {
+            roots.push(path.strip_prefix(base)?.to_string_lossy().into_owned());
+        }
+    }
+    Ok(())
+}
