@@ -100,6 +100,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     config
         .enable_type_names()
         .bytes([".google.protobuf.Any.value"])
+        // Sorted maps: equal messages encode to equal bytes, so that versions can be content hashes.
+        .btree_map(["."])
         .disable_comments(["."])
         .include_file("packages.rs");
     tonic_prost_build::configure()
@@ -116,9 +118,16 @@ fn compile(roots: &[String], includes: &[PathBuf]) -> Result<FileDescriptorSet, 
     let mut set = FileDescriptorSet::default();
     for root in roots {
         let mut compiler = protox::Compiler::new(includes)?;
-        compiler.include_imports(true).include_source_info(false).open_file(root)?;
+        compiler
+            .include_imports(true)
+            .include_source_info(false)
+            .open_file(root)?;
         let files = compiler.file_descriptor_set().file;
-        set.file.extend(files.into_iter().filter(|file| seen.insert(file.name().to_owned())));
+        set.file.extend(
+            files
+                .into_iter()
+                .filter(|file| seen.insert(file.name().to_owned())),
+        );
     }
     Ok(set)
 }
@@ -126,12 +135,21 @@ fn compile(roots: &[String], includes: &[PathBuf]) -> Result<FileDescriptorSet, 
 /// The `.proto` files of the `envoy-types` package that the lock file names, wherever cargo keeps it.
 fn envoy_protos(manifest: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let output = Command::new(env::var("CARGO")?)
-        .args(["metadata", "--format-version=1", "--all-features", "--locked"])
+        .args([
+            "metadata",
+            "--format-version=1",
+            "--all-features",
+            "--locked",
+        ])
         .arg("--manifest-path")
         .arg(manifest.join("Cargo.toml"))
         .output()?;
     if !output.status.success() {
-        return Err(format!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr)).into());
+        return Err(format!(
+            "cargo metadata: {}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+        .into());
     }
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let package = metadata["packages"]
@@ -140,17 +158,26 @@ fn envoy_protos(manifest: &Path) -> Result<PathBuf, Box<dyn Error>> {
         .flatten()
         .find(|package| package["name"] == "envoy-types")
         .ok_or("the package envoy-types is not in the dependency graph")?;
-    let manifest_path = package["manifest_path"].as_str().ok_or("envoy-types has no manifest path")?;
+    let manifest_path = package["manifest_path"]
+        .as_str()
+        .ok_or("envoy-types has no manifest path")?;
     Ok(Path::new(manifest_path).with_file_name("proto"))
 }
 
 /// Adds every `.proto` below `folder` to `roots`, as a path relative to `base`.
-fn collect_protos(folder: &Path, base: &Path, roots: &mut Vec<String>) -> Result<(), Box<dyn Error>> {
+fn collect_protos(
+    folder: &Path,
+    base: &Path,
+    roots: &mut Vec<String>,
+) -> Result<(), Box<dyn Error>> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.is_dir() {
             collect_protos(&path, base, roots)?;
-        } else if path.extension().is_some_and(|extension| extension == "proto") {
+        } else if path
+            .extension()
+            .is_some_and(|extension| extension == "proto")
+        {
             roots.push(path.strip_prefix(base)?.to_string_lossy().into_owned());
         }
     }

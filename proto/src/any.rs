@@ -23,7 +23,10 @@ pub enum UnpackError {
 
 /// Encodes `message` into an `Any` with the usual `type.googleapis.com/` type URL.
 pub fn pack<T: Message + Name>(message: &T) -> Any {
-    Any { type_url: format!("{PREFIX}{}", T::full_name()), value: message.encode_to_vec().into() }
+    Any {
+        type_url: format!("{PREFIX}{}", T::full_name()),
+        value: message.encode_to_vec().into(),
+    }
 }
 
 /// Decodes the message in `any`.
@@ -32,7 +35,10 @@ pub fn pack<T: Message + Name>(message: &T) -> Any {
 /// When `any` carries another message, or bytes that are not a `T`.
 pub fn unpack<T: Message + Name + Default>(any: &Any) -> Result<T, UnpackError> {
     if type_url::message_name(&any.type_url) != T::full_name() {
-        return Err(UnpackError::Type { expected: T::full_name(), found: any.type_url.clone() });
+        return Err(UnpackError::Type {
+            expected: T::full_name(),
+            found: any.type_url.clone(),
+        });
     }
     T::decode(any.value.as_ref()).map_err(|error| UnpackError::Decode(T::full_name(), error))
 }

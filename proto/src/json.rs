@@ -1,0 +1,169 @@
+//! Proto3 JSON both ways, strictly: an unknown field, a wrong type or an unknown enum value is refused with its path
+//! (`http[0].route[0].destination.subst`). camelCase and snake_case names are accepted, as the proto3 mapping demands.
+
+use prost::{Message, Name};
+use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
+use prost_types::Any;
+use serde_json::Value;
+
+use crate::{descriptor, type_url};
+
+/// Why a message and its JSON form do not convert.
+#[derive(Debug, thiserror::Error)]
+pub enum JsonError {
+    /// A field that is unknown or holds something it can't.
+    #[error("{path}: {problem}")]
+    Field {
+        /// Where, from the message's root; `.` for the root itself.
+        path: String,
+        /// What is wrong there.
+        problem: String,
+    },
+    /// No message of this name is known.
+    #[error("unknown message {0}")]
+    UnknownMessage(String),
+    /// The bytes are not a message of the wanted type.
+    #[error("the bytes are not a {0}")]
+    Decode(String, #[source] prost::DecodeError),
+    /// The message holds an `Any` that cannot be written as JSON.
+    #[error("{0} has no JSON form: {1}")]
+    Encode(String, String),
+}
+
+impl JsonError {
+    /// The path of the offending field, if the error is about one.
+    #[must_use]
+    pub fn path(&self) -> Option<&str> {
+        match self {
+            JsonError::Field { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
+    /// What is wrong, without the path.
+    #[must_use]
+    pub fn problem(&self) -> String {
+        match self {
+            JsonError::Field { problem, .. } => problem.clone(),
+            other => other.to_string(),
+        }
+    }
+}
+
+/// How field names are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldNames {
+    /// `httpFilters`, the proto3 JSON default; Istio's resources.
+    Json,
+    /// `http_filters`, as Envoy's admin interface writes.
+    Proto,
+}
+
+/// Reads a message from its JSON form.
+///
+/// # Errors
+/// [`JsonError::Field`] with the path of the first field that does not fit.
+pub fn from_value<T: Message + Name + Default>(value: &Value) -> Result<T, JsonError> {
+    let dynamic = dynamic_from_value(&T::full_name(), value)?;
+    T::decode(dynamic.encode_to_vec().as_slice())
+        .map_err(|error| JsonError::Decode(T::full_name(), error))
+}
+
+/// Reads the message called `full_name` from its JSON form. `null` is the empty message.
+///
+/// # Errors
+/// When no such message is known, or a field does not fit.
+pub fn dynamic_from_value(full_name: &str, value: &Value) -> Result<DynamicMessage, JsonError> {
+    let descriptor = message_descriptor(full_name)?;
+    if value.is_null() {
+        return Ok(DynamicMessage::new(descriptor));
+    }
+    let options = DeserializeOptions::new().deny_unknown_fields(true);
+    let mut track = serde_path_to_error::Track::new();
+    let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);
+    DynamicMessage::deserialize_with_options(descriptor, deserializer, &options)
+        .map_err(|error| field_error(track.path().to_string(), error.to_string()))
+}
+
+/// The reader reports an unknown field at its parent; the path that helps ends in the field itself.
+fn field_error(path: String, problem: String) -> JsonError {
+    let unknown = problem
+        .strip_prefix("unrecognized field name '")
+        .and_then(|rest| rest.split_once('\''));
+    match unknown {
+        Some((field, _)) if path == "." => JsonError::Field {
+            path: field.to_owned(),
+            problem: "unknown field".into(),
+        },
+        Some((field, _)) => JsonError::Field {
+            path: format!("{path}.{field}"),
+            problem: "unknown field".into(),
+        },
+        None => JsonError::Field { path, problem },
+    }
+}
+
+/// Reads the message called `full_name` from JSON and packs it into an `Any`.
+///
+/// # Errors
+/// As [`dynamic_from_value`].
+pub fn any_from_value(full_name: &str, value: &Value) -> Result<Any, JsonError> {
+    let message = dynamic_from_value(full_name, value)?;
+    Ok(Any {
+        type_url: format!("{}{full_name}", type_url::PREFIX),
+        value: message.encode_to_vec().into(),
+    })
+}
+
+/// The JSON form of a message: camelCase names, fields at their default left out.
+///
+/// # Errors
+/// When it holds an `Any` of an unknown type.
+pub fn to_value<T: Message + Name>(message: &T) -> Result<Value, JsonError> {
+    to_value_with(message, FieldNames::Json)
+}
+
+/// The JSON form of a message, with the field names of your choice.
+///
+/// # Errors
+/// When it holds an `Any` of an unknown type.
+pub fn to_value_with<T: Message + Name>(
+    message: &T,
+    names: FieldNames,
+) -> Result<Value, JsonError> {
+    bytes_to_value(&T::full_name(), &message.encode_to_vec(), names)
+}
+
+/// The JSON form of what is in an `Any`, without `@type`.
+///
+/// # Errors
+/// When its type is unknown or the bytes are not of that type.
+pub fn any_to_value(any: &Any, names: FieldNames) -> Result<Value, JsonError> {
+    bytes_to_value(type_url::message_name(&any.type_url), &any.value, names)
+}
+
+/// Checks that an `Any` can be decoded, whatever message it carries.
+///
+/// # Errors
+/// When its type is unknown or the bytes are not of that type.
+pub fn decode_any(any: &Any) -> Result<DynamicMessage, JsonError> {
+    decode(type_url::message_name(&any.type_url), &any.value)
+}
+
+fn bytes_to_value(full_name: &str, bytes: &[u8], names: FieldNames) -> Result<Value, JsonError> {
+    let options = SerializeOptions::new()
+        .use_proto_field_name(names == FieldNames::Proto)
+        .skip_default_fields(true);
+    decode(full_name, bytes)?
+        .serialize_with_options(serde_json::value::Serializer, &options)
+        .map_err(|error| JsonError::Encode(full_name.to_owned(), error.to_string()))
+}
+
+fn decode(full_name: &str, bytes: &[u8]) -> Result<DynamicMessage, JsonError> {
+    DynamicMessage::decode(message_descriptor(full_name)?, bytes)
+        .map_err(|error| JsonError::Decode(full_name.to_owned(), error))
+}
+
+fn message_descriptor(full_name: &str) -> Result<MessageDescriptor, JsonError> {
+    descriptor::message(full_name).ok_or_else(|| JsonError::UnknownMessage(full_name.to_owned()))
+}
