@@ -1,1 +1,6 @@
-//! e2e.
+//! End-to-end tests of the whole mesh, and the sample application that they and newcomers drive through it.
+//!
+//! [`bookinfo`] is the sample; its manifests are in `e2e/bookinfo/`. The tests in `tests/it` start `biremectl local` and
+//! look at the mesh as its users do: with HTTP requests and with the command line.
+
+pub mod bookinfo;
