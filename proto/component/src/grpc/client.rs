@@ -1,0 +1,113 @@
+//! A channel to another component: connects when first used and again after each failure.
+
+use crate::tls::ClientTls;
+use hyper_util::rt::TokioIo;
+use std::{io, path::PathBuf, time::Duration};
+use tokio::net::{TcpStream, UnixStream};
+use tonic::transport::{Channel, Endpoint, Uri};
+
+/// Timeouts of a channel.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// For TCP connect and TLS handshake together.
+    pub connect_timeout: Duration,
+    /// Interval between pings.
+    pub keepalive_interval: Duration,
+    /// How long to wait for the answer to a ping.
+    pub keepalive_timeout: Duration,
+    /// Deadline of each call (none for streams).
+    pub call_timeout: Option<Duration>,
+}
+
+/// A target that cannot be dialled.
+#[derive(Debug, thiserror::Error)]
+#[error("`{target}` is not a gRPC target: {reason} (write HOST:PORT or unix:///PATH)")]
+pub struct InvalidTarget {
+    target: String,
+    reason: String,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            keepalive_interval: Duration::from_secs(30),
+            keepalive_timeout: Duration::from_secs(10),
+            call_timeout: None,
+        }
+    }
+}
+
+/// A channel to `HOST:PORT` (also with `tcp://`, `http://`, `dns:///`) or `unix:///PATH`, plaintext or TLS.
+///
+/// Nothing is dialled until the first call; a call fails fast (`Unavailable`) when the connect does.
+pub fn channel(
+    target: &str,
+    tls: Option<ClientTls>,
+    options: &ClientOptions,
+) -> Result<Channel, InvalidTarget> {
+    let invalid = |reason: String| InvalidTarget {
+        target: target.to_owned(),
+        reason,
+    };
+    if let Some(path) = target.strip_prefix("unix:") {
+        let path = PathBuf::from(path.strip_prefix("//").unwrap_or(path));
+        let endpoint = endpoint("localhost", tls.is_some(), options).map_err(invalid)?;
+        let connector = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        return Ok(endpoint.connect_with_connector_lazy(connector));
+    }
+    let authority = ["tcp://", "http://", "https://", "dns:///"]
+        .iter()
+        .find_map(|scheme| target.strip_prefix(scheme))
+        .unwrap_or(target)
+        .to_owned();
+    if !authority
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    {
+        return Err(invalid("host and port are needed".to_owned()));
+    }
+    let endpoint = endpoint(&authority, tls.is_some(), options).map_err(invalid)?;
+    let Some(tls) = tls else {
+        let connector = tower::service_fn(move |_: Uri| {
+            let authority = authority.clone();
+            async move { dial(&authority).await.map(TokioIo::new) }
+        });
+        return Ok(endpoint.connect_with_connector_lazy(connector));
+    };
+    let connector = tower::service_fn(move |uri: Uri| {
+        let (authority, tls) = (authority.clone(), tls.clone());
+        async move {
+            let name = tls.server_name(uri.host().unwrap_or_default())?;
+            let stream = dial(&authority).await?;
+            let stream = tls.connector().connect(name, stream).await?;
+            Ok::<_, io::Error>(TokioIo::new(stream))
+        }
+    });
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}
+
+fn endpoint(authority: &str, is_tls: bool, options: &ClientOptions) -> Result<Endpoint, String> {
+    let scheme = if is_tls { "https" } else { "http" };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{authority}"))
+        .map_err(|error| error.to_string())?
+        .connect_timeout(options.connect_timeout)
+        .http2_keep_alive_interval(options.keepalive_interval)
+        .keep_alive_timeout(options.keepalive_timeout)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(16 << 20);
+    if let Some(timeout) = options.call_timeout {
+        endpoint = endpoint.timeout(timeout);
+    }
+    Ok(endpoint)
+}
+
+async fn dial(authority: &str) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(authority).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}

@@ -1,0 +1,138 @@
+//! Server and channel against each other, plaintext and mutual TLS.
+
+use super::*;
+use crate::{
+    drain,
+    listen::{Listener, Peer},
+    tls::{ClientAuth, ClientTls, ServerIdentity, ServerTls, tests::authority},
+};
+use std::{convert::Infallible, time::Duration};
+use tonic::{body::Body, service::Routes};
+
+/// A service without a protocol: answers every call with the caller's SPIFFE id as the status message.
+#[derive(Clone)]
+struct WhoAmI;
+
+impl tonic::server::NamedService for WhoAmI {
+    const NAME: &'static str = "test.WhoAmI";
+}
+
+impl tower::Service<http::Request<Body>> for WhoAmI {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Infallible>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let id = request
+            .extensions()
+            .get::<Peer>()
+            .and_then(|peer| peer.spiffe_id.clone())
+            .unwrap_or_else(|| "nobody".to_owned());
+        std::future::ready(Ok(tonic::Status::not_found(id).into_http()))
+    }
+}
+
+async fn ask(channel: tonic::transport::Channel) -> String {
+    use tower::ServiceExt as _;
+    let request = http::Request::post("/test.WhoAmI/Ask")
+        .header("content-type", "application/grpc")
+        .body(Body::empty())
+        .unwrap();
+    let response = tokio::time::timeout(Duration::from_secs(10), channel.oneshot(request))
+        .await
+        .unwrap();
+    match response {
+        Ok(response) => response.headers()["grpc-message"]
+            .to_str()
+            .unwrap()
+            .to_owned(),
+        Err(error) => format!("error: {error:?}"),
+    }
+}
+
+#[tokio::test]
+async fn plaintext_calls_are_served_counted_and_drained() {
+    let registry = prometheus::Registry::new();
+    let metrics = GrpcMetrics::register(&registry, &[("/test.WhoAmI/Ask", "bidi_stream")]).unwrap();
+    let (trigger, drain) = drain::channel();
+    let listener = Listener::bind_text("127.0.0.1:0", "--grpcAddr")
+        .await
+        .unwrap();
+    let target = listener.address().to_string();
+    let server = crate::task::spawn("grpc", {
+        let incoming = listener.plaintext(&drain);
+        async move {
+            serve(
+                incoming,
+                Routes::new(WhoAmI),
+                &ServerOptions::default(),
+                Some(metrics),
+                drain,
+            )
+            .await
+        }
+    });
+    let channel = channel(&target, None, &ClientOptions::default()).unwrap();
+    assert_eq!(ask(channel).await, "nobody");
+    trigger.drain(Duration::from_secs(5));
+    tokio::time::timeout(Duration::from_secs(5), server)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    let text = prometheus::TextEncoder::new()
+        .encode_to_string(&registry.gather())
+        .unwrap();
+    assert!(
+        text.contains(r#"grpc_server_handled_total{grpc_code="NotFound",grpc_method="Ask",grpc_service="test.WhoAmI",grpc_type="bidi_stream"} 1"#),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn mutual_tls_gives_the_servers_the_callers_spiffe_id() {
+    let ca = authority();
+    let server = ca.issue(
+        "spiffe://cluster.local/ns/istio-system/sa/galley",
+        "localhost",
+    );
+    let client = ca.issue("spiffe://cluster.local/ns/istio-system/sa/pilot", "");
+    let drain = drain::Drain::never();
+    let listener = Listener::bind_text("127.0.0.1:0", "--grpcAddr")
+        .await
+        .unwrap();
+    let target = listener.address().to_string();
+    let tls = ServerTls::from_pem(&server, ClientAuth::Required, &["h2"]).unwrap();
+    let incoming = listener.tls(tls, &drain);
+    let _server = crate::task::spawn("grpc", async move {
+        serve(
+            incoming,
+            Routes::new(WhoAmI),
+            &ServerOptions::default(),
+            None,
+            drain,
+        )
+        .await
+    });
+    let with = |identity: ServerIdentity| {
+        let tls = ClientTls::from_pem(&client, identity, &["h2"]).unwrap();
+        channel(&target, Some(tls), &ClientOptions::default()).unwrap()
+    };
+    let galley = "spiffe://cluster.local/ns/istio-system/sa/galley";
+    let answer = ask(with(ServerIdentity::AnyOf(vec![galley.into()]))).await;
+    assert_eq!(answer, "spiffe://cluster.local/ns/istio-system/sa/pilot");
+    let answer = ask(with(ServerIdentity::AnyOf(vec![
+        "spiffe://cluster.local/x".into(),
+    ])))
+    .await;
+    assert!(answer.starts_with("error"), "{answer}");
+    // Dialled by address, which the certificate does not name.
+    assert!(ask(with(ServerIdentity::Name)).await.starts_with("error"));
+}
