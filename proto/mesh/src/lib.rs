@@ -1,1 +1,29 @@
-//! proto-mesh.
+//! The nouns of the mesh, pure: no IO, no clock, no state. Every component speaks of configuration in these words.
+//!
+//! wire message → [`kind`] (its rules) → [`resource::Checked`] → the rest of a component.
+//!
+//! - [`kind`]: the rules of every kind, one file each, and one table from [`proto::kind::Kind`] to them.
+//! - [`resource`]: metadata, and the proof that a message was checked; [`finding`]: what a check found, with field paths.
+//! - [`host`], [`labels`], [`port`], [`protocol`], [`visibility`], [`locality`]: the small words of configuration.
+//! - [`spiffe`], [`node`]: names of workloads and of proxies.
+//! - [`mesh_config`]: the settings of the whole mesh with their defaults.
+//! - [`attribute`]: what Mixer and the proxy tell each other about a request.
+//!
+//! To add a kind: its message in `proto/protos`, a row in [`proto::kind::KINDS`], a file in `kind/`, a row in `kind.rs`.
+
+pub mod attribute;
+pub mod finding;
+pub mod host;
+pub mod kind;
+pub mod labels;
+pub mod locality;
+pub mod mesh_config;
+pub mod node;
+pub mod port;
+pub mod protocol;
+pub mod resource;
+pub mod spiffe;
+pub mod visibility;
+
+pub use finding::{Finding, Findings, Severity};
+pub use resource::{Checked, Invalid, Metadata, Warnings};
