@@ -91,8 +91,8 @@ pub fn channel(
 }
 
 fn endpoint(authority: &str, is_tls: bool, options: &ClientOptions) -> Result<Endpoint, String> {
-    let scheme = if is_tls { "https" } else { "http" };
-    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{authority}"))
+    // The connector does TLS itself, so the endpoint must not look like one that tonic encrypts.
+    let mut endpoint = Endpoint::from_shared(format!("http://{authority}"))
         .map_err(|error| error.to_string())?
         .connect_timeout(options.connect_timeout)
         .http2_keep_alive_interval(options.keepalive_interval)
@@ -100,6 +100,11 @@ fn endpoint(authority: &str, is_tls: bool, options: &ClientOptions) -> Result<En
         .keep_alive_while_idle(true)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(16 << 20);
+    if is_tls {
+        let origin = format!("https://{authority}").parse();
+        endpoint =
+            endpoint.origin(origin.map_err(|error: http::uri::InvalidUri| error.to_string())?);
+    }
     if let Some(timeout) = options.call_timeout {
         endpoint = endpoint.timeout(timeout);
     }
