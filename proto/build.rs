@@ -4,6 +4,11 @@
 //! Envoy's `.proto` files come with the `envoy-types` package; only its files are read, its Rust code is never compiled:
 //! generating the closure of what we use takes a second, compiling the whole API takes minutes.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a build script's input is its environment"
+)]
+
 use std::collections::HashSet;
 use std::env;
 use std::error::Error;
