@@ -104,7 +104,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut config = prost_build::Config::new();
     config
         .enable_type_names()
-        .bytes([".google.protobuf.Any.value"])
         // Sorted maps: equal messages encode to equal bytes, so that versions can be content hashes.
         .btree_map(["."])
         .disable_comments(["."])

@@ -25,7 +25,7 @@ pub enum UnpackError {
 pub fn pack<T: Message + Name>(message: &T) -> Any {
     Any {
         type_url: format!("{PREFIX}{}", T::full_name()),
-        value: message.encode_to_vec().into(),
+        value: message.encode_to_vec(),
     }
 }
 

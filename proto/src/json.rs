@@ -111,7 +111,7 @@ pub fn any_from_value(full_name: &str, value: &Value) -> Result<Any, JsonError> 
     let message = dynamic_from_value(full_name, value)?;
     Ok(Any {
         type_url: format!("{}{full_name}", type_url::PREFIX),
-        value: message.encode_to_vec().into(),
+        value: message.encode_to_vec(),
     })
 }
 
