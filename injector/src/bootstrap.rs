@@ -78,7 +78,7 @@ async fn follow(files: Files, settings: Arc<ArcSwap<Settings>>) {
                 settings.store(Arc::new(loaded));
             }
             Err(error) => {
-                tracing::error!(%error, "settings not taken over; the last good ones stay in force")
+                tracing::error!(%error, "settings not taken over; the last good ones stay in force");
             }
         }
     }

@@ -29,7 +29,7 @@ pub enum ManifestError {
         /// Its name.
         name: String,
         /// Why.
-        error: InjectError,
+        error: Box<InjectError>,
     },
     /// The result cannot be written.
     #[error("write YAML: {0}")]
@@ -58,7 +58,7 @@ pub fn inject_text(settings: &Settings, file: &str, text: &str) -> Result<String
                 .as_str()
                 .unwrap_or_default()
                 .to_owned(),
-            error,
+            error: Box::new(error),
         })?;
         if !output.is_empty() {
             output.push_str("---\n");
