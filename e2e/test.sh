@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Runs every check and test of the project and closes with one line of totals: "N passed, N failed".
+#
+#   e2e/test.sh            everything
+#   e2e/test.sh STAGE ...  only these stages: prepare format lint graph test mesh
+#
+# What a stage prints in full goes to the terminal; the exit code is 0 only if nothing failed.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 2
+
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
+export RUST_BACKTRACE=0
+passed=0
+failed=0
+log=$(mktemp) || exit 2
+trap 'rm -f "$log"' EXIT
+
+say() { printf '\n== %s\n' "$*"; }
+
+# check NAME COMMAND...: one check that passes or fails as a whole.
+check() {
+    local name=$1
+    shift
+    say "$name"
+    local start=$SECONDS
+    if "$@"; then
+        passed=$((passed + 1))
+        printf '   %s: ok (%d s)\n' "$name" $((SECONDS - start))
+    else
+        failed=$((failed + 1))
+        printf '   %s: FAILED (%d s)\n' "$name" $((SECONDS - start))
+    fi
+}
+
+# tests NAME COMMAND...: a run of cargo test, whose own counts are added up.
+tests() {
+    local name=$1
+    shift
+    say "$name"
+    local start=$SECONDS status before=$failed
+    "$@" 2>&1 | tee "$log"
+    status=${PIPESTATUS[0]}
+    local counts
+    counts=$(awk '/^test result:/ { for (i = 1; i <= NF; i++) { if ($i == "passed;") p += $(i-1); if ($i == "failed;") f += $(i-1) } }
+        END { printf "%d %d", p, f }' "$log")
+    passed=$((passed + ${counts% *}))
+    failed=$((failed + ${counts#* }))
+    # A run that failed without a failed test (it did not compile, it was killed) counts as one failure.
+    if [ "$status" -ne 0 ] && [ "$failed" -eq "$before" ]; then failed=$((failed + 1)); fi
+    printf '   %s: %s passed, %s failed (%d s)\n' "$name" "${counts% *}" "${counts#* }" $((SECONDS - start))
+}
+
+as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo -n "$@"; fi; }
+
+prepare() {
+    local packages=()
+    command -v iptables-restore >/dev/null || [ -x /usr/sbin/iptables-restore ] || packages+=(iptables)
+    command -v ip >/dev/null || [ -x /usr/sbin/ip ] || packages+=(iproute2)
+    command -v curl >/dev/null || packages+=(curl)
+    if [ ${#packages[@]} -gt 0 ]; then
+        command -v apt-get >/dev/null || { echo "install these packages first: ${packages[*]}"; return 1; }
+        echo "installing ${packages[*]}"
+        as_root apt-get update -qq && as_root apt-get install -y -qq "${packages[@]}" >/dev/null || return 1
+    fi
+    rustup component list --installed 2>/dev/null | grep -q clippy || rustup component add clippy rustfmt
+}
+
+# Component packages share the packages under proto/ and nothing else; whoever puts programs together may use more.
+graph() {
+    cargo metadata --format-version 1 --no-deps --locked | python3 -c '
+import json, sys
+shared = {"proto", "proto-mesh", "proto-mcp", "proto-component"}
+more = {"pilot-agent": {"proxy"}, "pilot-ctl": {"galley", "injector"}}
+packages = json.load(sys.stdin)["packages"]
+ours = {package["name"] for package in packages}
+bad = [
+    f"{package[\"name\"]} depends on {dependency[\"name\"]}"
+    for package in packages
+    if package["name"] != "e2e"
+    for dependency in package["dependencies"]
+    if dependency["name"] in ours - shared - more.get(package["name"], set())
+]
+print("\n".join(bad) or "components meet on the wire only")
+sys.exit(bool(bad))'
+}
+
+lint() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+
+documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet; }
+
+stages=("$@")
+wanted() { [ ${#stages[@]} -eq 0 ] || [[ " ${stages[*]} " == *" $1 "* ]]; }
+
+wanted prepare && check "prepare" prepare
+wanted format && check "format" cargo fmt --all --check
+wanted graph && check "dependency graph" graph
+wanted lint && check "lint" lint
+wanted doc && check "documentation" documentation
+wanted test && tests "unit and integration tests" cargo test --workspace --exclude e2e --locked --no-fail-fast -- --include-ignored
+if wanted mesh; then
+    check "build the programs" cargo build --workspace --bins --locked
+    tests "end-to-end tests" cargo test -p e2e --locked --no-fail-fast -- --include-ignored --test-threads=1
+fi
+
+printf '\n%d passed, %d failed\n' "$passed" "$failed"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
