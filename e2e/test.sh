@@ -2,7 +2,7 @@
 # Runs every check and test of the project and closes with one line of totals: "N passed, N failed".
 #
 #   e2e/test.sh            everything
-#   e2e/test.sh STAGE ...  only these stages: prepare format lint graph test mesh
+#   e2e/test.sh STAGE ...  only these stages: prepare format lint doc test mesh
 #
 # What a stage prints in full goes to the terminal; the exit code is 0 only if nothing failed.
 set -uo pipefail
@@ -65,25 +65,6 @@ prepare() {
     rustup component list --installed 2>/dev/null | grep -q clippy || rustup component add clippy rustfmt
 }
 
-# Component packages share the packages under proto/ and nothing else; whoever puts programs together may use more.
-graph() {
-    cargo metadata --format-version 1 --no-deps --locked | python3 -c '
-import json, sys
-shared = {"proto", "proto-mesh", "proto-mcp", "proto-component"}
-more = {"pilot-agent": {"proxy"}, "pilot-ctl": {"galley", "injector"}}
-packages = json.load(sys.stdin)["packages"]
-ours = {package["name"] for package in packages}
-bad = [
-    f"{package[\"name\"]} depends on {dependency[\"name\"]}"
-    for package in packages
-    if package["name"] != "e2e"
-    for dependency in package["dependencies"]
-    if dependency["name"] in ours - shared - more.get(package["name"], set())
-]
-print("\n".join(bad) or "components meet on the wire only")
-sys.exit(bool(bad))'
-}
-
 lint() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
 
 documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet; }
@@ -93,7 +74,6 @@ wanted() { [ ${#stages[@]} -eq 0 ] || [[ " ${stages[*]} " == *" $1 "* ]]; }
 
 wanted prepare && check "prepare" prepare
 wanted format && check "format" cargo fmt --all --check
-wanted graph && check "dependency graph" graph
 wanted lint && check "lint" lint
 wanted doc && check "documentation" documentation
 wanted test && tests "unit and integration tests" cargo test --workspace --exclude e2e --locked --no-fail-fast -- --include-ignored
