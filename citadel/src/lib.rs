@@ -1,1 +1,25 @@
-//! citadel.
+//! Certificates for the mesh: Citadel.
+//!
+//! Flow: [`args`] → [`bootstrap`] → a request comes in at [`server`] → [`authenticate`] (client certificate, token) →
+//! [`authorize`] (the caller's own identity, our trust domain) → [`ca`] signs with [`pki`] → [`ledger`] makes it durable →
+//! answer.
+//!
+//! - A new way to prove who one is: a file in `authenticate/` and a line in [`bootstrap`].
+//! - A new kind of authority: a file in `ca/` that implements [`ca::CertificateAuthority`], and a line in [`bootstrap`].
+//! - What a certificate says: `pki/certificate.rs`.
+
+pub mod args;
+pub mod authenticate;
+pub mod authorize;
+pub mod bootstrap;
+pub mod ca;
+pub mod features;
+pub mod ledger;
+pub mod list;
+pub mod metrics;
+pub mod pki;
+pub mod probe;
+mod root_file;
+pub mod server;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

@@ -1,0 +1,83 @@
+//! Who is calling? [`Authenticator`]s are tried in order; the first that recognises the caller wins.
+//!
+//! Follows Istio: a verified client certificate first, then a bearer token. Identities come from here only, never from a
+//! signing request.
+
+mod client_certificate;
+mod jwks;
+mod jwks_fetch;
+mod oidc;
+
+use rustls_pki_types::CertificateDer;
+
+use crate::authorize::Identity;
+
+pub use client_certificate::ClientCertificate;
+pub use jwks::{InvalidJwks, JwksSource, KeyRing, KeySet};
+pub use oidc::{Oidc, OidcSettings};
+
+/// What a call brings to prove who sends it.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials<'a> {
+    /// The leaf of a client certificate that the TLS handshake has verified against our roots.
+    pub certificate: Option<&'a CertificateDer<'static>>,
+    /// The token of `authorization: Bearer …`.
+    pub bearer: Option<&'a str>,
+}
+
+/// An authenticated caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Who it is.
+    pub identity: Identity,
+    /// Which authenticator says so.
+    pub authenticator: &'static str,
+}
+
+/// Why an authenticator does not recognise a caller.
+#[derive(Debug, thiserror::Error)]
+pub enum Unauthenticated {
+    /// The credential that this authenticator looks at is not there.
+    #[error("no {0}")]
+    Missing(&'static str),
+    /// It is there, and bad.
+    #[error("{credential} refused: {reason}")]
+    Refused {
+        /// Which credential.
+        credential: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// One way to tell who calls.
+pub trait Authenticator: Send + Sync {
+    /// Its name in log and ledger.
+    fn name(&self) -> &'static str;
+
+    /// Recognises the caller, or says why not.
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Unauthenticated>;
+}
+
+/// Tries `authenticators` in order. The error names what each of them missed.
+pub fn authenticate(
+    authenticators: &[Box<dyn Authenticator>],
+    credentials: &Credentials<'_>,
+) -> Result<Caller, String> {
+    let mut reasons = Vec::new();
+    for authenticator in authenticators {
+        match authenticator.authenticate(credentials) {
+            Ok(identity) => {
+                return Ok(Caller {
+                    identity,
+                    authenticator: authenticator.name(),
+                });
+            }
+            Err(reason) => reasons.push(reason.to_string()),
+        }
+    }
+    Err(reasons.join("; "))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,37 @@
+//! A caller that already has a certificate of ours: its SPIFFE identity is the one in it. The TLS handshake has verified
+//! chain and validity before this stage.
+
+use super::{Authenticator, Credentials, Unauthenticated};
+use crate::authorize::Identity;
+use crate::pki::uri_sans;
+
+/// The authenticator of client certificates.
+#[derive(Debug, Default)]
+pub struct ClientCertificate;
+
+const CREDENTIAL: &str = "client certificate";
+
+impl Authenticator for ClientCertificate {
+    fn name(&self) -> &'static str {
+        "ClientCertAuthenticator"
+    }
+
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Unauthenticated> {
+        let certificate = credentials
+            .certificate
+            .ok_or(Unauthenticated::Missing(CREDENTIAL))?;
+        let refused = |reason: String| Unauthenticated::Refused {
+            credential: CREDENTIAL,
+            reason,
+        };
+        let uris = uri_sans(certificate).map_err(|error| refused(error.to_string()))?;
+        // SPIFFE: an X.509-SVID has exactly one URI name.
+        let [uri] = uris.as_slice() else {
+            return Err(refused(format!(
+                "it has {} URI names, an identity has exactly one",
+                uris.len()
+            )));
+        };
+        Identity::from_spiffe(uri).map_err(|error| refused(error.to_string()))
+    }
+}

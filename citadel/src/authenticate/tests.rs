@@ -1,0 +1,231 @@
+//! Tokens and client certificates that must not pass, one by one, and those that must.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use super::*;
+use crate::pki::{LeafProfile, PrivateKey, San, Validity, issuer_of, mint_leaf, mint_root};
+use crate::testing::{ISSUER, TokenIssuer};
+
+fn oidc(issuer: &TokenIssuer) -> Oidc {
+    let keys = KeySet::parse(issuer.jwks().as_bytes()).unwrap();
+    let settings = OidcSettings {
+        issuer: ISSUER.to_owned(),
+        audiences: vec!["istio-ca".to_owned()],
+        trust_domain: "cluster.local".to_owned(),
+    };
+    Oidc::new(settings, Arc::new(KeyRing::fixed(keys)))
+}
+
+fn recognised(oidc: &Oidc, token: &str) -> Result<String, String> {
+    let credentials = Credentials {
+        bearer: Some(token),
+        ..Credentials::default()
+    };
+    match oidc.authenticate(&credentials) {
+        Ok(identity) => Ok(identity.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[test]
+fn a_good_token_is_its_service_account() {
+    let issuer = TokenIssuer::new();
+    let token = issuer.token("default", "bookinfo-reviews");
+    assert_eq!(
+        recognised(&oidc(&issuer), &token).unwrap(),
+        "spiffe://cluster.local/ns/default/sa/bookinfo-reviews"
+    );
+}
+
+#[test]
+fn bad_claims_are_refused_with_the_reason() {
+    let issuer = TokenIssuer::new();
+    let oidc = oidc(&issuer);
+    let cases: Vec<(&str, Value, &str)> = vec![
+        ("aud", json!("other"), "another audience"),
+        ("aud", json!([]), "another audience"),
+        ("aud", Value::Null, "aud"),
+        ("iss", json!("https://evil.test"), "another issuer"),
+        ("iss", json!("https://issuer.test/"), "another issuer"),
+        ("exp", json!(1000), "expired"),
+        ("exp", Value::Null, "exp"),
+        ("nbf", json!(99_999_999_999_u64), "not valid yet"),
+        ("sub", json!("alice"), "system:serviceaccount"),
+        (
+            "sub",
+            json!("system:serviceaccount:a:b/../c"),
+            "not a valid name",
+        ),
+        ("sub", Value::Null, ""),
+    ];
+    for (claim, value, reason) in cases {
+        let mut claims = TokenIssuer::claims("default", "a");
+        if value.is_null() {
+            claims.as_object_mut().unwrap().remove(claim);
+        } else {
+            claims[claim] = value.clone();
+        }
+        let error = recognised(&oidc, &issuer.sign(&claims)).unwrap_err();
+        assert!(error.contains(reason), "{claim}={value}: {error}");
+    }
+}
+
+#[test]
+fn algorithm_none_and_hmac_with_the_public_key_are_refused() {
+    let issuer = TokenIssuer::new();
+    let oidc = oidc(&issuer);
+    let claims = TokenIssuer::claims("default", "a");
+    let body = URL_SAFE_NO_PAD.encode(claims.to_string());
+    for algorithm in ["none", "None", "NONE", "nOnE"] {
+        let header = URL_SAFE_NO_PAD.encode(json!({"alg": algorithm, "typ": "JWT"}).to_string());
+        for signature in ["", "AAAA"] {
+            recognised(&oidc, &format!("{header}.{body}.{signature}")).unwrap_err();
+        }
+    }
+    let jwks: Value = serde_json::from_str(&issuer.jwks()).unwrap();
+    let secret = jwks["keys"][0]["x"].as_str().unwrap().as_bytes().to_vec();
+    let mut header = Header::new(Algorithm::HS256);
+    header.kid = Some("key-1".to_owned());
+    let token = jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(&secret)).unwrap();
+    let error = recognised(&oidc, &token).unwrap_err();
+    assert!(error.contains("HS256 is not accepted"), "{error}");
+}
+
+#[test]
+fn another_issuers_signature_and_damaged_tokens_are_refused() {
+    let issuer = TokenIssuer::new();
+    let oidc = oidc(&issuer);
+    let foreign = TokenIssuer::new().token("default", "a");
+    let error = recognised(&oidc, &foreign).unwrap_err();
+    assert!(error.contains("signature does not verify"), "{error}");
+    let token = issuer.token("default", "a");
+    let (signed, _) = token.rsplit_once('.').unwrap();
+    for bad in [
+        "",
+        ".",
+        "..",
+        "a.b.c",
+        signed,
+        &format!("{signed}."),
+        &"x".repeat(40_000),
+    ] {
+        recognised(&oidc, bad).unwrap_err();
+    }
+}
+
+#[test]
+fn key_sets_without_a_usable_key_are_refused() {
+    for text in [
+        "",
+        "[]",
+        "{}",
+        r#"{"keys": []}"#,
+        r#"{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}"#,
+        r#"{"keys": [{"kty": "martian"}]}"#,
+    ] {
+        assert!(KeySet::parse(text.as_bytes()).is_err(), "{text}");
+    }
+    // An unknown key beside a good one does no harm.
+    let issuer = TokenIssuer::new();
+    let mut jwks: Value = serde_json::from_str(&issuer.jwks()).unwrap();
+    jwks["keys"]
+        .as_array_mut()
+        .unwrap()
+        .insert(0, json!({"kty": "martian"}));
+    KeySet::parse(jwks.to_string().as_bytes()).unwrap();
+}
+
+#[tokio::test]
+async fn keys_are_read_from_file_and_over_http_and_replaced() {
+    let issuer = TokenIssuer::new();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jwks.json");
+    let ring = KeyRing::new(JwksSource::File(path.clone()));
+    ring.refresh().await.unwrap_err();
+    assert!(!ring.is_loaded());
+    std::fs::write(&path, issuer.jwks()).unwrap();
+    ring.refresh().await.unwrap();
+    assert_eq!(
+        ring.candidates(Some("key-1"), Algorithm::ES256)
+            .unwrap()
+            .len(),
+        1
+    );
+    assert!(ring.candidates(Some("key-2"), Algorithm::ES256).is_err());
+    assert!(ring.candidates(Some("key-1"), Algorithm::RS256).is_err());
+    // A broken replacement keeps the last good keys.
+    std::fs::write(&path, "{").unwrap();
+    ring.refresh().await.unwrap_err();
+    assert!(ring.candidates(Some("key-1"), Algorithm::ES256).is_ok());
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/keys", listener.local_addr().unwrap());
+    let body = issuer.jwks();
+    let page = axum::routing::get(move || async move { body });
+    let router = axum::Router::new().route("/keys", page);
+    proto_component::task::spawn("jwks-server", async move {
+        axum::serve(listener, router).await.unwrap();
+    });
+    let source = |url: String| JwksSource::Url {
+        url: url.parse().unwrap(),
+        ca_file: None,
+    };
+    let ring = KeyRing::new(source(url.clone()));
+    ring.refresh().await.unwrap();
+    assert!(ring.is_loaded());
+    let error = KeyRing::new(source(url + "x")).refresh().await.unwrap_err();
+    assert!(error.to_string().contains("404"), "{error}");
+}
+
+#[test]
+fn a_client_certificate_needs_exactly_one_spiffe_uri() {
+    let key = PrivateKey::generate().unwrap();
+    let validity = Validity::starting(OffsetDateTime::now_utc(), Duration::from_secs(3600));
+    let root = mint_root(&key, "cluster.local", validity).unwrap();
+    let issuer = issuer_of(&root.der, &key).unwrap();
+    let recognised = |sans: &[San]| {
+        let profile = LeafProfile {
+            sans,
+            validity,
+            dual_use: false,
+        };
+        let leaf = mint_leaf(&issuer, &key.public().unwrap(), &profile).unwrap();
+        let credentials = Credentials {
+            certificate: Some(&leaf.der),
+            ..Credentials::default()
+        };
+        ClientCertificate.authenticate(&credentials)
+    };
+    let uri = |text: &str| San::Uri(text.to_owned());
+    let good = uri("spiffe://cluster.local/ns/a/sa/b");
+    assert_eq!(
+        recognised(std::slice::from_ref(&good)).unwrap().to_string(),
+        good.to_string()
+    );
+    assert!(recognised(&[San::Dns("istio-citadel".to_owned())]).is_err());
+    assert!(recognised(&[good.clone(), uri("spiffe://cluster.local/ns/a/sa/c")]).is_err());
+    assert!(recognised(&[uri("https://example.com")]).is_err());
+}
+
+#[test]
+fn the_first_that_recognises_wins_and_failures_name_everything_missing() {
+    let issuer = TokenIssuer::new();
+    let all: Vec<Box<dyn Authenticator>> =
+        vec![Box::new(ClientCertificate), Box::new(oidc(&issuer))];
+    let token = issuer.token("default", "a");
+    let credentials = Credentials {
+        bearer: Some(&token),
+        ..Credentials::default()
+    };
+    let caller = authenticate(&all, &credentials).unwrap();
+    assert_eq!(caller.authenticator, "KubeJWTAuthenticator");
+    let error = authenticate(&all, &Credentials::default()).unwrap_err();
+    assert_eq!(error, "no client certificate; no bearer token");
+}

@@ -1,0 +1,20 @@
+//! Pure X.509: keys, signing requests, certificates, chains. No IO, no clock, no state: whoever calls says what time it is.
+
+mod bundle;
+mod certificate;
+mod csr;
+mod key;
+mod san;
+mod verify;
+
+pub use bundle::{Bundle, InvalidBundle, certificates_from_pem, to_pem};
+pub use certificate::{
+    Certificate, IssuerKey, LeafProfile, MintError, Validity, issuer_of, mint_leaf, mint_root,
+};
+pub use csr::{InvalidCsr, SigningRequest};
+pub use key::{InvalidKey, PrivateKey, PublicKey};
+pub use san::{InvalidSan, San, uri_sans};
+pub use verify::{VerifyError, verify_chain};
+
+#[cfg(test)]
+mod tests;
