@@ -37,7 +37,8 @@ fn no_component_depends_on_another() {
             .find(|(putting, _)| *putting == package_name)
             .map_or(&[][..], |(_, more)| more);
         for dependency in package["dependencies"].as_array().unwrap().iter().map(name) {
-            if ours.contains(&dependency)
+            if dependency != package_name
+                && ours.contains(&dependency)
                 && !SHARED.contains(&&*dependency)
                 && !more.contains(&&*dependency)
             {
