@@ -1,2 +1,4 @@
-//! Entry point.
-fn main() {}
+//! `mixs`.
+fn main() -> anyhow::Result<()> {
+    mixer::eval_command::run(std::io::stdin().lock(), std::io::stdout().lock())
+}
