@@ -1,0 +1,132 @@
+//! One downstream connection: its stream, what is known about it, and who wants to hear of its end.
+
+use crate::{filter_chain::FilterChain, transport::DownstreamStream, worker::Worker};
+use proto_component::drain::Drain;
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use crate::stream_info::DynamicMetadata;
+
+/// Which way a listener's traffic goes, as its configuration says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// Not said.
+    #[default]
+    Unspecified,
+    /// To the workload.
+    Inbound,
+    /// From the workload.
+    Outbound,
+}
+
+/// A connection on its way through the filters.
+pub(crate) struct Connection {
+    /// Its bytes; anything the listener filters have read comes first.
+    pub(crate) stream: DownstreamStream,
+    /// What is known about it.
+    pub(crate) info: Rc<ConnectionInfo>,
+    /// The worker it lives on.
+    pub(crate) worker: Rc<Worker>,
+    /// Signalled when the connection should find its end: its chain or listener is going, or the process is.
+    pub(crate) drain: Drain,
+    /// Dropped when the connection is over; filters leave their watchers here.
+    pub(crate) watchers: Vec<Box<dyn std::any::Any>>,
+}
+
+/// What is known about a downstream connection.
+#[derive(Clone, Debug)]
+pub(crate) struct ConnectionInfo {
+    /// Unique in the process.
+    pub(crate) id: u64,
+    /// The client, as told by the PROXY protocol if that was used.
+    pub(crate) remote_address: SocketAddr,
+    /// The socket's real peer.
+    pub(crate) direct_remote_address: SocketAddr,
+    /// Where the client wanted to go: the original destination once it is restored.
+    pub(crate) local_address: SocketAddr,
+    /// Whether `local_address` was restored by a listener filter.
+    pub(crate) is_local_restored: bool,
+    /// `raw_buffer` or `tls`, as detected or as terminated.
+    pub(crate) transport_protocol: TransportProtocol,
+    /// The server name asked for, by the TLS inspector or the handshake.
+    pub(crate) server_name: Option<Arc<str>>,
+    /// Application protocols offered (inspectors).
+    pub(crate) application_protocols: Vec<Box<str>>,
+    /// The terminated TLS session.
+    pub(crate) tls: Option<Arc<TlsInfo>>,
+    /// The listener's name.
+    pub(crate) listener: Arc<str>,
+    /// The listener's direction.
+    pub(crate) direction: Direction,
+    /// The chain that serves it.
+    pub(crate) chain: Option<Arc<FilterChain>>,
+    /// Left by network filters.
+    pub(crate) metadata: DynamicMetadata,
+    /// Cluster that a passing filter has chosen (`sni_cluster`).
+    pub(crate) cluster_override: Option<Arc<str>>,
+}
+
+/// What the first bytes look like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum TransportProtocol {
+    /// Not TLS.
+    #[default]
+    RawBuffer,
+    /// TLS.
+    Tls,
+}
+
+/// A TLS session on the downstream side.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TlsInfo {
+    /// Negotiated application protocol.
+    pub(crate) alpn: Option<String>,
+    /// `TLSv1.3`.
+    pub(crate) version: &'static str,
+    /// The cipher suite in the IANA spelling.
+    pub(crate) cipher: String,
+    /// The peer's leaf certificate, if it showed one.
+    pub(crate) peer: Option<Arc<PeerCertificate>>,
+    /// URI names of our own certificate.
+    pub(crate) local_uri_sans: Arc<[String]>,
+    /// DNS names of our own certificate.
+    pub(crate) local_dns_sans: Arc<[String]>,
+    /// Subject of our own certificate.
+    pub(crate) local_subject: Arc<str>,
+}
+
+/// What a peer's certificate says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PeerCertificate {
+    /// Whether the chain was verified.
+    pub(crate) is_validated: bool,
+    /// URI names.
+    pub(crate) uri_sans: Vec<String>,
+    /// DNS names.
+    pub(crate) dns_sans: Vec<String>,
+    /// Distinguished name, RFC 2253.
+    pub(crate) subject: String,
+    /// The issuer's.
+    pub(crate) issuer: String,
+    /// SHA-256 of the DER, lower-case hex.
+    pub(crate) sha256: String,
+    /// Serial number, lower-case hex.
+    pub(crate) serial: String,
+    /// Seconds since 1970.
+    pub(crate) not_before: i64,
+    /// Seconds since 1970.
+    pub(crate) not_after: i64,
+    /// The chain's DER, leaf first.
+    pub(crate) chain: Vec<Vec<u8>>,
+}
+
+impl ConnectionInfo {
+    /// The identity the peer proved: its first URI name.
+    pub(crate) fn peer_principal(&self) -> Option<&str> {
+        let peer = self.tls.as_ref()?.peer.as_ref()?;
+        peer.uri_sans.first().map(String::as_str)
+    }
+
+    /// The chain's name, if it has one.
+    pub(crate) fn chain_name(&self) -> Option<&str> {
+        self.chain.as_ref().map(|chain| chain.name())
+    }
+}

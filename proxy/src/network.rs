@@ -1,0 +1,99 @@
+//! Network filters: what happens to a downstream connection after its transport is up.
+//!
+//! A chain is any number of passing filters and one terminal filter at its end. To add one: a file with a
+//! `build(&Any, &FactoryContext)` and a row in [`FACTORIES`].
+
+mod direct_response;
+mod echo;
+mod http_connection_manager;
+mod rbac;
+mod sni_cluster;
+mod tcp_proxy;
+
+use crate::{
+    config::{RouteSlot, RouteSlots},
+    invalid::Invalid,
+    listener::{Connection, Direction},
+    server::ServerContext,
+    stats::Scope,
+};
+use futures::future::LocalBoxFuture;
+use prost_types::Any;
+use std::sync::Arc;
+
+/// A checked filter configuration, shared by every connection of its chain.
+#[derive(Clone)]
+pub(crate) enum Filter {
+    /// Looks at the connection and lets it pass, or not.
+    Passing(Arc<dyn NetworkFilter>),
+    /// Takes the connection over; must be the last of a chain.
+    Terminal(Arc<dyn TerminalFilter>),
+}
+
+/// What a passing filter decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// On to the next filter.
+    Continue,
+    /// The connection is closed.
+    Close,
+}
+
+/// A filter that looks at a connection before the terminal filter has it.
+pub(crate) trait NetworkFilter: Send + Sync {
+    /// Asked once, when the transport is up. It may leave metadata in `connection.info` and watchers in `connection`.
+    fn on_new_connection<'a>(&'a self, connection: &'a mut Connection) -> LocalBoxFuture<'a, Verdict>;
+}
+
+/// A filter that serves a connection to its end.
+pub(crate) trait TerminalFilter: Send + Sync {
+    /// Serves `connection`; it is closed when the future ends.
+    fn serve(self: Arc<Self>, connection: Connection) -> LocalBoxFuture<'static, ()>;
+}
+
+/// What a factory may use.
+pub(crate) struct FactoryContext<'a> {
+    /// The process's shared parts.
+    pub(crate) server: &'a Arc<ServerContext>,
+    /// Route configurations by name (RDS).
+    pub(crate) routes: &'a RouteSlots,
+    /// The statistics' root for filters (`http.<stat_prefix>.`, `tcp.<stat_prefix>.`).
+    pub(crate) stats: &'a Scope,
+    /// The listener's own scope (`listener.<address>.`).
+    pub(crate) listener_stats: &'a Scope,
+    /// Which way the listener's traffic goes.
+    pub(crate) direction: Direction,
+}
+
+impl FactoryContext<'_> {
+    /// The slot of the route configuration `name`, subscribed to from now on.
+    pub(crate) fn rds(&self, name: &str) -> Arc<RouteSlot> {
+        self.routes.subscribe(name)
+    }
+}
+
+/// Builds a filter from its message.
+pub(crate) type Factory = fn(&Any, &FactoryContext<'_>) -> Result<Filter, Invalid>;
+
+/// Every network filter: Envoy's name, its message, its factory.
+pub(crate) const FACTORIES: &[(&str, &str, Factory)] = &[
+    ("envoy.filters.network.http_connection_manager", "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", http_connection_manager::build),
+    ("envoy.filters.network.tcp_proxy", "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", tcp_proxy::build),
+    ("envoy.filters.network.rbac", "envoy.extensions.filters.network.rbac.v3.RBAC", rbac::build),
+    ("envoy.filters.network.sni_cluster", "envoy.extensions.filters.network.sni_cluster.v3.SniCluster", sni_cluster::build),
+    ("envoy.filters.network.direct_response", "envoy.extensions.filters.network.direct_response.v3.Config", direct_response::build),
+    ("envoy.filters.network.echo", "envoy.extensions.filters.network.echo.v3.Echo", echo::build),
+];
+
+/// Builds the filter called `name` from its message; Envoy looks at the type first, then at the name.
+pub(crate) fn build(name: &str, config: Option<&Any>, context: &FactoryContext<'_>) -> Result<Filter, Invalid> {
+    let empty = Any::default();
+    let config = config.unwrap_or(&empty);
+    let message = proto::type_url::message_name(&config.type_url);
+    let row = FACTORIES.iter().find(|(_, known, _)| *known == message)
+        .or_else(|| FACTORIES.iter().find(|(known, _, _)| config.type_url.is_empty() && *known == name));
+    let Some((_, _, factory)) = row else {
+        return Err(Invalid::new(format!("no network filter for {name:?} ({message:?})")));
+    };
+    factory(config, context)
+}

@@ -1,0 +1,91 @@
+//! What the whole process shares: identity, clusters, statistics, drain; made once by `run`, immutable afterwards.
+
+use crate::{stats::{Scope, Store}, upstream::ClusterManager};
+use parking_lot::Mutex;
+use proto::envoy::config::core::v3::Node;
+use proto_component::drain::{Drain, Trigger};
+use std::{sync::Arc, sync::atomic::{AtomicU64, Ordering::Relaxed}, time::Duration};
+use tokio::time::Instant;
+
+/// The shared parts, passed as `Arc<ServerContext>`.
+pub(crate) struct ServerContext {
+    /// The proxy's own node, as sent to xDS servers.
+    pub(crate) node: Node,
+    /// Every cluster.
+    pub(crate) clusters: Arc<ClusterManager>,
+    /// Every statistic.
+    pub(crate) store: Arc<Store>,
+    /// The root of all names.
+    pub(crate) stats: Scope,
+    /// When the process began.
+    pub(crate) started: Instant,
+    /// How long connections may linger when their listener or chain goes away.
+    pub(crate) drain_time: Duration,
+    /// Signalled when the process shuts down.
+    pub(crate) drain: Drain,
+    /// Starts the shutdown from inside.
+    pub(crate) quit: Trigger,
+    /// How many workers there are.
+    pub(crate) concurrency: usize,
+    /// Text of the access log files that is yet to be written and other things to be done at the very end.
+    pub(crate) state: Mutex<ServerState>,
+    next_connection: AtomicU64,
+}
+
+/// Where the process is in its life, as `/server_info` and `/ready` tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServerState {
+    /// Before static resources are up.
+    PreInitializing,
+    /// Waiting for xDS.
+    Initializing,
+    /// Serving.
+    Live,
+    /// Told to go.
+    Draining,
+}
+
+/// What a new [`ServerContext`] is made of.
+pub(crate) struct ServerParts {
+    /// See [`ServerContext::node`].
+    pub(crate) node: Node,
+    /// See [`ServerContext::drain_time`].
+    pub(crate) drain_time: Duration,
+    /// See [`ServerContext::drain`].
+    pub(crate) drain: Drain,
+    /// See [`ServerContext::quit`].
+    pub(crate) quit: Trigger,
+    /// See [`ServerContext::concurrency`].
+    pub(crate) concurrency: usize,
+}
+
+impl ServerContext {
+    /// The shared parts of a new process.
+    pub(crate) fn new(parts: ServerParts) -> Arc<Self> {
+        let store = Arc::new(Store::default());
+        let stats = store.root();
+        Arc::new(Self {
+            node: parts.node,
+            clusters: Arc::new(ClusterManager::new(&stats)),
+            stats,
+            store,
+            started: Instant::now(),
+            drain_time: parts.drain_time,
+            drain: parts.drain,
+            quit: parts.quit,
+            concurrency: parts.concurrency,
+            state: Mutex::new(ServerState::PreInitializing),
+            next_connection: AtomicU64::new(0),
+        })
+    }
+
+    /// A number for a new connection, unique in the process.
+    pub(crate) fn next_connection_id(&self) -> u64 {
+        self.next_connection.fetch_add(1, Relaxed)
+    }
+
+    /// Where the process is in its life.
+    pub(crate) fn state(&self) -> ServerState {
+        if self.drain.is_draining() { ServerState::Draining } else { *self.state.lock() }
+    }
+}

@@ -1,0 +1,17 @@
+//! Transport sockets: plain or TLS, downstream and upstream.
+//!
+//! The streams are enums, not trait objects: a read costs one branch. TLS contexts follow SDS secrets: a new secret gives new
+//! handshakes a new context and leaves living connections alone.
+
+mod certificate;
+mod downstream;
+mod secret;
+mod tls_context;
+mod upstream;
+mod verify;
+
+pub(crate) use certificate::{CertificateDetails, describe, describe_all};
+pub(crate) use downstream::{Accepted, DownstreamStream, DownstreamTransport, HandshakeError};
+pub(crate) use secret::{Secret, SecretSlot, SecretSlots};
+pub(crate) use tls_context::{AlpnList, DownstreamTlsContext, UpstreamTlsContext};
+pub(crate) use upstream::{UpstreamStream, UpstreamTransport};

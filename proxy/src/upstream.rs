@@ -1,0 +1,36 @@
+//! Where requests go: clusters, their hosts, load balancing, circuit breakers, outlier ejection, connection pools.
+//!
+//! A [`Cluster`] is immutable but for its host sets (an atomic pointer, rebuilt when membership or health changes) and its
+//! counters. Pools belong to a worker.
+
+mod circuit_breaker;
+mod cluster;
+mod cluster_config;
+mod cluster_manager;
+mod connect;
+mod dns;
+mod grpc_channel;
+mod health_check;
+mod host;
+mod host_set;
+mod load_balancer;
+mod outlier;
+mod pool;
+mod protocol_options;
+mod stats;
+
+pub(crate) use circuit_breaker::{CircuitBreakers, Priority, RequestGuard, RetryGuard};
+pub(crate) use cluster::{Cluster, NoHost};
+pub(crate) use cluster_config::{ClusterConfig, Discovery};
+pub(crate) use cluster_manager::ClusterManager;
+pub(crate) use connect::{ConnectError, connect};
+pub(crate) use dns::run_dns;
+pub(crate) use grpc_channel::GrpcChannel;
+pub(crate) use health_check::run_health_checks;
+pub(crate) use host::{Host, HostAddress, Locality};
+pub(crate) use host_set::{HostSets, LocalityEndpoints};
+pub(crate) use load_balancer::LoadBalancerContext;
+pub(crate) use outlier::{Outcome, run_outlier_sweep};
+pub(crate) use pool::{HttpConnection, PoolError, PoolErrorKind, PoolRequest, Pools, TcpConnection, UpstreamBody};
+pub(crate) use protocol_options::{HttpProtocolOptions, UpstreamProtocol};
+pub(crate) use stats::{ClusterStats, ResponseCodes};

@@ -1,0 +1,237 @@
+//! Circuit breakers: how many connections, pending requests, requests and retries a cluster may have at once.
+//!
+//! The counts are of the whole process (all workers), as Envoy's are.
+
+use super::stats::BreakerStats;
+use crate::stats::{Gauge, Scope};
+use proto::envoy::config::cluster::v3::{CircuitBreakers as Wire, circuit_breakers::Thresholds};
+use proto::envoy::config::core::v3::RoutingPriority;
+use std::sync::{Arc, atomic::{AtomicU64, Ordering::Relaxed}};
+use tokio::sync::Notify;
+
+/// A route's priority; each has thresholds of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Priority {
+    /// The usual.
+    #[default]
+    Default,
+    /// For requests that must get through.
+    High,
+}
+
+/// The breakers of one cluster.
+pub(crate) struct CircuitBreakers {
+    levels: [Level; 2],
+    /// Told when a connection is gone, for those who wait for room.
+    pub(crate) connection_freed: Notify,
+}
+
+struct Level {
+    limits: Limits,
+    connections: AtomicU64,
+    pending: AtomicU64,
+    requests: AtomicU64,
+    retries: AtomicU64,
+    stats: Arc<BreakerStats>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Limits {
+    connections: u64,
+    pending: u64,
+    requests: u64,
+    retries: u64,
+    budget: Option<(f64, u64)>,
+    track_remaining: bool,
+}
+
+/// One thing that a breaker counts; given back when dropped.
+pub(crate) struct Guard {
+    breakers: Arc<CircuitBreakers>,
+    priority: Priority,
+    what: What,
+}
+
+/// A request under way.
+pub(crate) type RequestGuard = Guard;
+/// A retry under way.
+pub(crate) type RetryGuard = Guard;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Connection,
+    Pending,
+    Request,
+    Retry,
+}
+
+impl CircuitBreakers {
+    /// Breakers with the configured thresholds; Envoy's defaults where there are none.
+    pub(crate) fn new(wire: Option<&Wire>, scope: &Scope) -> Arc<Self> {
+        let level = |priority: RoutingPriority, name: &str| {
+            let thresholds = wire.and_then(|wire| wire.thresholds.iter().find(|one| one.priority == priority as i32));
+            let level = Level {
+                limits: Limits::of(thresholds),
+                connections: AtomicU64::new(0),
+                pending: AtomicU64::new(0),
+                requests: AtomicU64::new(0),
+                retries: AtomicU64::new(0),
+                stats: scope.scope("circuit_breakers").tagged("", "envoy.circuit_breaker_priority", name).group(),
+            };
+            level.show();
+            level
+        };
+        Arc::new(Self {
+            levels: [level(RoutingPriority::Default, "default"), level(RoutingPriority::High, "high")],
+            connection_freed: Notify::new(),
+        })
+    }
+
+    /// Room for a connection.
+    pub(crate) fn connection(self: &Arc<Self>, priority: Priority) -> Option<Guard> {
+        self.take(priority, What::Connection)
+    }
+
+    /// A connection beyond the limit: a pool that has none may always have one.
+    pub(crate) fn first_connection(self: &Arc<Self>, priority: Priority) -> Guard {
+        self.level(priority).connections.fetch_add(1, Relaxed);
+        self.level(priority).show();
+        Guard { breakers: self.clone(), priority, what: What::Connection }
+    }
+
+    /// Room for a request that waits for a connection.
+    pub(crate) fn pending(self: &Arc<Self>, priority: Priority) -> Option<Guard> {
+        self.take(priority, What::Pending)
+    }
+
+    /// Room for a request.
+    pub(crate) fn request(self: &Arc<Self>, priority: Priority) -> Option<RequestGuard> {
+        self.take(priority, What::Request)
+    }
+
+    /// Room for a retry: within `max_retries`, or within the retry budget if there is one.
+    pub(crate) fn retry(self: &Arc<Self>, priority: Priority) -> Option<RetryGuard> {
+        self.take(priority, What::Retry)
+    }
+
+    /// The limits of a priority: connections, pending, requests, retries.
+    pub(crate) fn limits(&self, priority: Priority) -> [u64; 4] {
+        let limits = self.level(priority).limits;
+        [limits.connections, limits.pending, limits.requests, limits.retries]
+    }
+
+    fn take(self: &Arc<Self>, priority: Priority, what: What) -> Option<Guard> {
+        let level = self.level(priority);
+        let (count, limit) = (level.count(what), level.limit(what));
+        // Two workers may both see the last place; undone at once by the one that went over.
+        if count.fetch_add(1, Relaxed) >= limit {
+            count.fetch_sub(1, Relaxed);
+            return None;
+        }
+        level.show_one(what);
+        Some(Guard { breakers: self.clone(), priority, what })
+    }
+
+    fn level(&self, priority: Priority) -> &Level {
+        &self.levels[priority as usize]
+    }
+}
+
+impl Limits {
+    fn of(wire: Option<&Thresholds>) -> Self {
+        let Some(wire) = wire else {
+            return Self { connections: 1024, pending: 1024, requests: 1024, retries: 3, budget: None, track_remaining: false };
+        };
+        let limit = |value: Option<u32>, default: u64| value.map_or(default, u64::from);
+        let budget = wire.retry_budget.as_ref().map(|budget| {
+            let percent = budget.budget_percent.as_ref().map_or(20.0, |percent| percent.value);
+            (percent / 100.0, limit(budget.min_retry_concurrency, 3))
+        });
+        Self {
+            connections: limit(wire.max_connections, 1024),
+            pending: limit(wire.max_pending_requests, 1024),
+            requests: limit(wire.max_requests, 1024),
+            retries: limit(wire.max_retries, 3),
+            budget,
+            track_remaining: wire.track_remaining,
+        }
+    }
+}
+
+impl Level {
+    fn count(&self, what: What) -> &AtomicU64 {
+        match what {
+            What::Connection => &self.connections,
+            What::Pending => &self.pending,
+            What::Request => &self.requests,
+            What::Retry => &self.retries,
+        }
+    }
+
+    fn limit(&self, what: What) -> u64 {
+        match (what, self.limits.budget) {
+            (What::Connection, _) => self.limits.connections,
+            (What::Pending, _) => self.limits.pending,
+            (What::Request, _) => self.limits.requests,
+            (What::Retry, None) => self.limits.retries,
+            (What::Retry, Some((share, least))) => {
+                let active = self.requests.load(Relaxed) + self.pending.load(Relaxed);
+                #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a small count")]
+                let allowed = (active as f64 * share) as u64;
+                allowed.max(least)
+            }
+        }
+    }
+
+    fn show(&self) {
+        for what in [What::Connection, What::Pending, What::Request, What::Retry] {
+            self.show_one(what);
+        }
+    }
+
+    fn show_one(&self, what: What) {
+        let (open, remaining): (&Gauge, &Gauge) = match what {
+            What::Connection => (&self.stats.cx_open, &self.stats.remaining_cx),
+            What::Pending => (&self.stats.rq_pending_open, &self.stats.remaining_pending),
+            What::Request => (&self.stats.rq_open, &self.stats.remaining_rq),
+            What::Retry => (&self.stats.rq_retry_open, &self.stats.remaining_retries),
+        };
+        let (count, limit) = (self.count(what).load(Relaxed), self.limit(what));
+        open.set(u64::from(count >= limit));
+        if self.limits.track_remaining {
+            remaining.set(limit.saturating_sub(count));
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let level = self.breakers.level(self.priority);
+        level.count(self.what).fetch_sub(1, Relaxed);
+        level.show_one(self.what);
+        if self.what == What::Connection {
+            self.breakers.connection_freed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::Store;
+
+    #[test]
+    fn a_full_breaker_refuses_until_something_is_given_back() {
+        let scope = Arc::new(Store::default()).root();
+        let wire = Wire {
+            thresholds: vec![Thresholds { max_requests: Some(1), ..Thresholds::default() }],
+            ..Wire::default()
+        };
+        let breakers = CircuitBreakers::new(Some(&wire), &scope);
+        let first = breakers.request(Priority::Default).unwrap();
+        assert!(breakers.request(Priority::Default).is_none());
+        assert!(breakers.request(Priority::High).is_some());
+        drop(first);
+        assert!(breakers.request(Priority::Default).is_some());
+    }
+}

@@ -1,0 +1,244 @@
+//! One endpoint of a cluster: its address, weight, locality, health and counters.
+
+use crate::{stats::{Counter, Gauge}, transport::UpstreamTransport};
+use proto::envoy::config::core::v3::Metadata;
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::{AcqRel, Acquire, Relaxed}}},
+};
+
+/// Where a host is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum HostAddress {
+    /// TCP.
+    Socket(SocketAddr),
+    /// A Unix socket.
+    Pipe(Arc<PathBuf>),
+}
+
+/// Region, zone, sub-zone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Locality {
+    /// Region.
+    pub(crate) region: String,
+    /// Zone in the region.
+    pub(crate) zone: String,
+    /// Sub-zone in the zone.
+    pub(crate) sub_zone: String,
+}
+
+/// Why a host gets no traffic; bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HealthFlag(pub(crate) u8);
+
+impl HealthFlag {
+    /// An active health check failed.
+    pub(crate) const FAILED_ACTIVE: Self = Self(1);
+    /// Ejected as an outlier.
+    pub(crate) const FAILED_OUTLIER: Self = Self(2);
+    /// The control plane says so.
+    pub(crate) const FAILED_EDS: Self = Self(4);
+    /// The control plane says that it is draining.
+    pub(crate) const DRAINING_EDS: Self = Self(8);
+    /// No active check has answered yet.
+    pub(crate) const PENDING_ACTIVE: Self = Self(16);
+    /// Degraded, says the control plane.
+    pub(crate) const DEGRADED_EDS: Self = Self(32);
+    const UNHEALTHY: u8 = 1 | 2 | 4 | 8;
+    /// Envoy's names, for `/clusters`.
+    pub(crate) const NAMES: [(Self, &'static str); 6] = [
+        (Self::FAILED_ACTIVE, "/failed_active_hc"),
+        (Self::FAILED_OUTLIER, "/failed_outlier_check"),
+        (Self::FAILED_EDS, "/failed_eds_health"),
+        (Self::DRAINING_EDS, "/eds_status_draining"),
+        (Self::PENDING_ACTIVE, "/pending_active_hc"),
+        (Self::DEGRADED_EDS, "/degraded_eds_health"),
+    ];
+}
+
+/// What a host counts.
+#[derive(Debug, Default)]
+pub(crate) struct HostStats {
+    /// Connections made.
+    pub(crate) cx_total: Counter,
+    /// Connections open.
+    pub(crate) cx_active: Gauge,
+    /// Connections that failed.
+    pub(crate) cx_connect_fail: Counter,
+    /// Requests sent.
+    pub(crate) rq_total: Counter,
+    /// Requests under way.
+    pub(crate) rq_active: Gauge,
+    /// Good responses.
+    pub(crate) rq_success: Counter,
+    /// Bad ones.
+    pub(crate) rq_error: Counter,
+    /// Requests that took too long.
+    pub(crate) rq_timeout: Counter,
+}
+
+/// What outlier detection remembers of a host.
+#[derive(Debug, Default)]
+pub(crate) struct OutlierState {
+    /// Failures in a row.
+    pub(crate) consecutive_5xx: AtomicU32,
+    /// Gateway failures in a row.
+    pub(crate) consecutive_gateway: AtomicU32,
+    /// Local-origin failures in a row.
+    pub(crate) consecutive_local: AtomicU32,
+    /// How often it was ejected; sinks again while it behaves.
+    pub(crate) ejections: AtomicU32,
+    /// When it was ejected last, milliseconds since the process began; 0 for not ejected.
+    pub(crate) ejected_at: AtomicU64,
+}
+
+/// One endpoint; passed as `Arc<Host>`.
+pub(crate) struct Host {
+    /// Unique in the process; the pools' key.
+    pub(crate) id: u64,
+    /// Where it is reached.
+    pub(crate) address: HostAddress,
+    /// The address as text (`10.0.0.1:80`).
+    pub(crate) address_text: Arc<str>,
+    /// The name the address was resolved from, or the endpoint's own.
+    pub(crate) hostname: Arc<str>,
+    /// Where active health checks go, if elsewhere.
+    pub(crate) health_check_address: Option<SocketAddr>,
+    /// Where it stands.
+    pub(crate) locality: Arc<Locality>,
+    /// The endpoint's metadata.
+    pub(crate) metadata: Option<Arc<Metadata>>,
+    /// How connections to it are secured.
+    pub(crate) transport: Arc<UpstreamTransport>,
+    /// What it counts.
+    pub(crate) stats: HostStats,
+    /// Outlier detection's memory.
+    pub(crate) outlier: OutlierState,
+    weight: AtomicU32,
+    health: AtomicU8,
+    is_removed: AtomicBool,
+}
+
+/// What a new host is made of.
+#[derive(Clone)]
+pub(crate) struct HostParts {
+    pub(crate) address: HostAddress,
+    pub(crate) hostname: Arc<str>,
+    pub(crate) health_check_address: Option<SocketAddr>,
+    pub(crate) locality: Arc<Locality>,
+    pub(crate) metadata: Option<Arc<Metadata>>,
+    pub(crate) transport: Arc<UpstreamTransport>,
+    pub(crate) weight: u32,
+    pub(crate) health: u8,
+}
+
+impl std::fmt::Display for HostAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket(address) => address.fmt(f),
+            Self::Pipe(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl Host {
+    /// A new host.
+    pub(crate) fn new(parts: HostParts) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Arc::new(Self {
+            id: NEXT.fetch_add(1, Relaxed),
+            address_text: parts.address.to_string().into(),
+            address: parts.address,
+            hostname: parts.hostname,
+            health_check_address: parts.health_check_address,
+            locality: parts.locality,
+            metadata: parts.metadata,
+            transport: parts.transport,
+            stats: HostStats::default(),
+            outlier: OutlierState::default(),
+            weight: AtomicU32::new(parts.weight),
+            health: AtomicU8::new(parts.health),
+            is_removed: AtomicBool::new(false),
+        })
+    }
+
+    /// Its TCP address.
+    pub(crate) fn socket_address(&self) -> Option<SocketAddr> {
+        match self.address {
+            HostAddress::Socket(address) => Some(address),
+            HostAddress::Pipe(_) => None,
+        }
+    }
+
+    /// Load-balancing weight, at least 1.
+    pub(crate) fn weight(&self) -> u32 {
+        self.weight.load(Relaxed).max(1)
+    }
+
+    /// A new weight from the control plane.
+    pub(crate) fn set_weight(&self, weight: u32) {
+        self.weight.store(weight, Relaxed);
+    }
+
+    /// Whether it may get traffic.
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.health.load(Acquire) & HealthFlag::UNHEALTHY == 0
+    }
+
+    /// Whether a flag is up.
+    pub(crate) fn has(&self, flag: HealthFlag) -> bool {
+        self.health.load(Acquire) & flag.0 != 0
+    }
+
+    /// Raises a flag; `true` if it was down.
+    pub(crate) fn raise(&self, flag: HealthFlag) -> bool {
+        self.health.fetch_or(flag.0, AcqRel) & flag.0 == 0
+    }
+
+    /// Lowers a flag; `true` if it was up.
+    pub(crate) fn lower(&self, flag: HealthFlag) -> bool {
+        self.health.fetch_and(!flag.0, AcqRel) & flag.0 != 0
+    }
+
+    /// Takes over what the control plane says about its health.
+    pub(crate) fn set_eds_health(&self, health: u8) {
+        let eds = HealthFlag::FAILED_EDS.0 | HealthFlag::DRAINING_EDS.0 | HealthFlag::DEGRADED_EDS.0;
+        // Nobody else touches these bits.
+        self.health.fetch_and(!eds, AcqRel);
+        self.health.fetch_or(health & eds, AcqRel);
+    }
+
+    /// Takes over what was learnt about the host that this one replaces.
+    pub(crate) fn inherit(&self, old: &Host) {
+        let kept = HealthFlag::FAILED_ACTIVE.0 | HealthFlag::FAILED_OUTLIER.0 | HealthFlag::PENDING_ACTIVE.0;
+        self.health.fetch_and(!HealthFlag::PENDING_ACTIVE.0, AcqRel);
+        self.health.fetch_or(old.health.load(Acquire) & kept, AcqRel);
+        self.outlier.ejections.store(old.outlier.ejections.load(Relaxed), Relaxed);
+        self.outlier.ejected_at.store(old.outlier.ejected_at.load(Relaxed), Relaxed);
+    }
+
+    /// It is no longer a member: pools let its idle connections go.
+    pub(crate) fn set_removed(&self, is_removed: bool) {
+        self.is_removed.store(is_removed, Relaxed);
+    }
+
+    /// Whether it is no longer a member.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.is_removed.load(Relaxed)
+    }
+
+    /// Envoy's word for its health in `/clusters`: `healthy`, or the flags.
+    pub(crate) fn health_text(&self) -> String {
+        let health = self.health.load(Relaxed);
+        if health == 0 {
+            return "healthy".to_owned();
+        }
+        HealthFlag::NAMES.iter().filter(|(flag, _)| health & flag.0 != 0).map(|(_, name)| *name).collect()
+    }
+
+    /// The fields of the metadata under `filter` (`envoy.lb`, `envoy.transport_socket_match`).
+    pub(crate) fn metadata_of(&self, filter: &str) -> Option<&prost_types::Struct> {
+        self.metadata.as_ref()?.filter_metadata.get(filter)
+    }
+}

@@ -1,0 +1,50 @@
+//! One worker: a thread with a single-threaded runtime, its own pools and its own random state.
+//!
+//! Nothing here is shared with other workers but what is immutable or counted.
+
+use crate::{server::ServerContext, upstream::{ClusterManager, Pools}};
+use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
+use std::{cell::{Cell, RefCell}, sync::Arc};
+
+/// What every connection on this worker shares; passed as `Rc<Worker>`.
+pub(crate) struct Worker {
+    /// From 0.
+    pub(crate) index: usize,
+    /// The process's parts that all workers share.
+    pub(crate) server: Arc<ServerContext>,
+    /// Clusters by name.
+    pub(crate) clusters: Arc<ClusterManager>,
+    /// Upstream connections of this worker.
+    pub(crate) pools: Pools,
+    random: RefCell<SmallRng>,
+    connections: Cell<usize>,
+}
+
+impl Worker {
+    /// A worker's state; `index` counts from 0.
+    pub(crate) fn new(index: usize, server: Arc<ServerContext>) -> Self {
+        let clusters = server.clusters.clone();
+        let random = RefCell::new(SmallRng::from_rng(&mut rand::rng()));
+        Self { index, server, clusters, pools: Pools::default(), random, connections: Cell::new(0) }
+    }
+
+    /// A random number.
+    pub(crate) fn random(&self) -> u64 {
+        self.random.borrow_mut().random()
+    }
+
+    /// Downstream connections on this worker.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.get()
+    }
+
+    /// Counts one more downstream connection.
+    pub(crate) fn connection_began(&self) {
+        self.connections.set(self.connections.get() + 1);
+    }
+
+    /// Counts one less.
+    pub(crate) fn connection_ended(&self) {
+        self.connections.set(self.connections.get().saturating_sub(1));
+    }
+}
