@@ -6,6 +6,8 @@
 use std::cmp::Ordering;
 use std::net::IpAddr;
 
+use crate::labels::is_dns_label;
+
 /// The host that matches everything.
 pub const ANY: &str = "*";
 
@@ -113,6 +115,83 @@ impl NamespacedHost {
             name => name == namespace,
         }
     }
+}
+
+/// Checks a DNS name without wildcards.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_name(name: &str) -> Result<(), String> {
+    check_length(name)?;
+    check_labels(name, name)
+}
+
+/// Checks a DNS name whose first label may be, or begin with, `*`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(host: &str) -> Result<(), String> {
+    check_length(host)?;
+    let (first, rest) = host
+        .split_once('.')
+        .map_or((host, None), |(first, rest)| (first, Some(rest)));
+    if !is_wildcard_label(first) {
+        return Err(format!(
+            "{host:?} is no host: {first:?} is neither a DNS label nor `*`"
+        ));
+    }
+    rest.map_or(Ok(()), |rest| check_labels(host, rest))
+}
+
+/// Refuses wildcards that are not a whole first label: `*foo.com`.
+///
+/// # Errors
+/// Says so.
+pub fn check_whole_wildcard(host: &str) -> Result<(), String> {
+    if host.contains('*') && host != ANY && !host.starts_with("*.") {
+        return Err(format!(
+            "{host:?} has a partial wildcard: only a whole first label can be `*`, as in `*.example.com`"
+        ));
+    }
+    Ok(())
+}
+
+fn check_length(name: &str) -> Result<(), String> {
+    match name.len() {
+        0 => Err("the host is empty: give a DNS name".into()),
+        1..=255 => Ok(()),
+        length => Err(format!("the host has {length} characters; 255 are allowed")),
+    }
+}
+
+fn check_labels(name: &str, labels: &str) -> Result<(), String> {
+    let (rest, last) = labels
+        .rsplit_once('.')
+        .map_or((None, labels), |(rest, last)| (Some(rest), last));
+    if last.parse::<i64>().is_ok() {
+        return Err(format!(
+            "{name:?} is no host: the last label {last:?} must not be a number"
+        ));
+    }
+    // A name may end in a dot, to say that it is complete.
+    let last = (!last.is_empty() || rest.is_none()).then_some(last);
+    let mut labels = rest
+        .into_iter()
+        .flat_map(|rest| rest.split('.'))
+        .chain(last);
+    match labels.find(|label| !is_dns_label(label)) {
+        Some(label) => Err(format!(
+            "{name:?} is no host: {label:?} is no DNS label (letters, digits and `-`)"
+        )),
+        None => Ok(()),
+    }
+}
+
+fn is_wildcard_label(label: &str) -> bool {
+    let rest = label
+        .strip_prefix("*-")
+        .or_else(|| label.strip_prefix('*'));
+    label.len() <= 63 && (label == ANY || is_dns_label(rest.unwrap_or(label)))
 }
 
 #[cfg(test)]

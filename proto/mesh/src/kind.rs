@@ -11,13 +11,18 @@ use proto::kind::Kind;
 use crate::finding::{Findings, Report};
 use crate::resource::Metadata;
 
+mod address;
 mod attribute_manifest;
 mod authentication_policy;
 mod authorization_policy;
+mod destination;
 mod destination_rule;
+mod duration;
 mod envoy_filter;
+mod export_to;
 mod gateway;
 mod handler;
+mod header;
 mod http_api_spec;
 mod http_api_spec_binding;
 mod instance;
@@ -28,11 +33,15 @@ mod quota_spec_binding;
 mod rbac_config;
 mod request_authentication;
 mod rule;
+mod selector;
 mod service_entry;
 mod service_role;
 mod service_role_binding;
 mod sidecar;
 mod telemetry;
+mod tls;
+mod traffic_policy;
+mod url;
 mod virtual_service;
 mod wasm_plugin;
 mod workload_entry;
@@ -50,6 +59,7 @@ macro_rules! rules {
         $(impl Resource for $message {
             fn findings(&self, meta: &Metadata) -> Findings {
                 let mut report = Report::default();
+                check_metadata(&<$message>::full_name(), meta, &mut report);
                 $check(self, meta, &mut report);
                 report.into_findings()
             }
@@ -91,6 +101,14 @@ rules! {
     istio::mixer::v1::config::client::QuotaSpecBinding => quota_spec_binding::check;
     istio::mixer::v1::config::client::HttpapiSpec => http_api_spec::check;
     istio::mixer::v1::config::client::HttpapiSpecBinding => http_api_spec_binding::check;
+}
+
+/// Checks what is the same for all kinds.
+fn check_metadata(message: &str, meta: &Metadata, report: &mut Report) {
+    let has_dry_run = message == istio::security::v1beta1::AuthorizationPolicy::full_name();
+    if !has_dry_run && meta.annotation(authorization_policy::DRY_RUN).is_some() {
+        report.error(format!("the annotation {} is for authorization policies only: remove it", authorization_policy::DRY_RUN));
+    }
 }
 
 fn decode_and_check<T: Resource>(meta: &Metadata, bytes: &[u8]) -> Findings {

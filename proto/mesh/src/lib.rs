@@ -5,6 +5,7 @@
 //! - [`kind`]: the rules of every kind, one file each, and one table from [`proto::kind::Kind`] to them.
 //! - [`resource`]: metadata, and the proof that a message was checked; [`finding`]: what a check found, with field paths.
 //! - [`host`], [`labels`], [`port`], [`protocol`], [`visibility`], [`locality`]: the small words of configuration.
+//! - [`re2`]: regular expressions as configuration writes them; [`json_struct`]: `google.protobuf.Struct` as JSON.
 //! - [`spiffe`], [`node`]: names of workloads and of proxies.
 //! - [`mesh_config`]: the settings of the whole mesh with their defaults.
 //! - [`attribute`]: what Mixer and the proxy tell each other about a request.
@@ -14,6 +15,7 @@
 pub mod attribute;
 pub mod finding;
 pub mod host;
+pub mod json_struct;
 pub mod kind;
 pub mod labels;
 pub mod locality;
@@ -21,6 +23,7 @@ pub mod mesh_config;
 pub mod node;
 pub mod port;
 pub mod protocol;
+pub mod re2;
 pub mod resource;
 pub mod spiffe;
 pub mod visibility;

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use prost_types::Struct;
-use prost_types::value::Kind;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
+
+use crate::json_struct;
 
 /// What a proxy is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -221,13 +222,7 @@ impl NodeMetadata {
     /// Reads the metadata of an xDS node. Values of an unexpected type are left out: one odd entry must not keep a proxy away.
     #[must_use]
     pub fn from_struct(fields: &Struct) -> Self {
-        let value = Value::Object(
-            fields
-                .fields
-                .iter()
-                .map(|(key, value)| (key.clone(), to_json(value)))
-                .collect(),
-        );
+        let value = Value::Object(json_struct::to_json(fields));
         serde_json::from_value(value).unwrap_or_default()
     }
 
@@ -235,7 +230,7 @@ impl NodeMetadata {
     #[must_use]
     pub fn to_struct(&self) -> Struct {
         match serde_json::to_value(self) {
-            Ok(Value::Object(fields)) => object_to_struct(fields),
+            Ok(Value::Object(fields)) => json_struct::from_json(fields),
             _ => Struct::default(),
         }
     }
@@ -303,46 +298,6 @@ fn scalar(value: &Value) -> String {
     }
 }
 
-fn to_json(value: &prost_types::Value) -> Value {
-    match &value.kind {
-        None | Some(Kind::NullValue(_)) => Value::Null,
-        Some(Kind::BoolValue(value)) => Value::Bool(*value),
-        Some(Kind::NumberValue(value)) => Value::from(*value),
-        Some(Kind::StringValue(value)) => Value::String(value.clone()),
-        Some(Kind::ListValue(list)) => Value::Array(list.values.iter().map(to_json).collect()),
-        Some(Kind::StructValue(fields)) => Value::Object(
-            fields
-                .fields
-                .iter()
-                .map(|(key, value)| (key.clone(), to_json(value)))
-                .collect(),
-        ),
-    }
-}
-
-fn from_json(value: Value) -> prost_types::Value {
-    let kind = match value {
-        Value::Null => Kind::NullValue(0),
-        Value::Bool(value) => Kind::BoolValue(value),
-        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
-        Value::String(text) => Kind::StringValue(text),
-        Value::Array(values) => Kind::ListValue(prost_types::ListValue {
-            values: values.into_iter().map(from_json).collect(),
-        }),
-        Value::Object(fields) => Kind::StructValue(object_to_struct(fields)),
-    };
-    prost_types::Value { kind: Some(kind) }
-}
-
-fn object_to_struct(fields: Map<String, Value>) -> Struct {
-    Struct {
-        fields: fields
-            .into_iter()
-            .map(|(key, value)| (key, from_json(value)))
-            .collect(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -375,7 +330,7 @@ mod tests {
 
     #[test]
     fn metadata_is_read_leniently_and_written_back() {
-        let wire = object_to_struct(
+        let wire = json_struct::from_json(
             json!({"NAMESPACE": "a", "LABELS": {"app": "x", "n": 1}, "HTTP10": 1, "SDS": true, "INSTANCE_IPS": "10.0.0.1,::1,x",
                    "ROUTER_MODE": "sni-dnat", "policy.istio.io/check": "disable", "OWNER": null})
             .as_object()

@@ -79,6 +79,19 @@ fn a_namespaced_host_names_where_it_may_come_from() {
     assert!(!NamespacedHost::parse("~/*").allows_namespace("x", "x"));
 }
 
+#[test]
+fn hosts_are_dns_names_perhaps_with_a_wildcard() {
+    for host in ["a", "a.b", "a.b.", "*", "*.a", "*-a.b", "*a.b", "A1.b-c", "123", "1.a"] {
+        assert_eq!(check(host), Ok(()), "{host}");
+    }
+    for host in ["", "a..b", "a.*", "foo*.bar", "a_b.c", "-", "ns/a", "1.1.1.1", "a.1", &"a".repeat(64)] {
+        assert!(check(host).is_err(), "{host}");
+    }
+    assert!(check_name("a.b.").is_ok() && check_name("*.a").is_err() && check_name("1").is_err());
+    assert!(check_whole_wildcard("*.a").is_ok() && check_whole_wildcard("*").is_ok());
+    assert!(check_whole_wildcard("*a.b").is_err());
+}
+
 fn any_host() -> impl Strategy<Value = String> {
     "(\\*|\\*\\.[ab]{1,2}(\\.[ab]{1,2}){0,2}|[ab]{1,2}(\\.[ab]{1,2}){0,3})"
 }
@@ -91,6 +104,8 @@ proptest! {
         let _ = is_subset(&host, &other);
         let _ = service_of(&host, &other);
         let _ = NamespacedHost::parse(&host);
+        let _ = check(&host);
+        let _ = check_name(&host);
     }
 
     #[test]

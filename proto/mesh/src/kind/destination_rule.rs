@@ -1,9 +1,38 @@
-//! Rules of DestinationRule.
+//! Rules of DestinationRule: policies of a host, and its subsets.
+
+use std::collections::HashSet;
 
 use proto::istio::networking::v1alpha3::DestinationRule;
 
 use crate::finding::Report;
+use crate::host;
+use crate::kind::{destination, export_to, selector, traffic_policy};
 use crate::resource::Metadata;
 
 /// Reports what is wrong.
-pub(super) fn check(_spec: &DestinationRule, _meta: &Metadata, _report: &mut Report) {}
+pub(super) fn check(spec: &DestinationRule, meta: &Metadata, report: &mut Report) {
+    report.require("host", host::check(&spec.host));
+    traffic_policy::check(spec.traffic_policy.as_ref(), report);
+    let mut names = HashSet::new();
+    report.each("subsets", &spec.subsets, |report, subset| {
+        report.require("name", destination::check_subset_name(&subset.name));
+        if !names.insert(subset.name.clone()) {
+            report.error_at("name", format!("there are two subsets {:?}", subset.name));
+        }
+        selector::check_assigned("labels", &subset.labels, report);
+        traffic_policy::check(subset.traffic_policy.as_ref(), report);
+    });
+    export_to::check(&spec.export_to, meta, false, report);
+    if let Some(workloads) = &spec.workload_selector {
+        check_is_private(spec, meta, report);
+        report.at("workloadSelector", |report| selector::check_match_labels(workloads, report));
+    }
+}
+
+/// A rule for some client workloads works in its own namespace only.
+fn check_is_private(spec: &DestinationRule, meta: &Metadata, report: &mut Report) {
+    let is_own = |entry: &String| entry == "." || *entry == meta.namespace;
+    if !spec.export_to.is_empty() && !(spec.export_to.len() == 1 && is_own(&spec.export_to[0])) {
+        report.error_at("exportTo", "with workloadSelector the rule cannot be exported: give `.` or leave exportTo out");
+    }
+}
