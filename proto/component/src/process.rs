@@ -27,6 +27,24 @@ pub struct Process {
     pub readiness: Readiness,
 }
 
+/// How a process runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// One thread for everything: less memory, where there is little to do.
+    pub single_threaded: bool,
+    /// How long the drain that a signal begins may take.
+    pub grace: Duration,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            single_threaded: false,
+            grace: drain::DEFAULT_GRACE,
+        }
+    }
+}
+
 /// The command cannot work as given: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -56,7 +74,19 @@ where
     M: FnOnce(Process) -> F,
     F: Future<Output = anyhow::Result<()>>,
 {
-    exit_code(name, in_runtime(|| supervise(name, log, main)))
+    run_with(name, log, Shape::default(), main)
+}
+
+/// As [`run`], for a process that is not of the usual shape.
+pub fn run_with<M, F>(name: &'static str, log: &LogArgs, shape: Shape, main: M) -> ExitCode
+where
+    M: FnOnce(Process) -> F,
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let outcome = in_runtime(shape.single_threaded, || {
+        supervise(name, log, shape.grace, main)
+    });
+    exit_code(name, outcome)
 }
 
 /// Runs a one-shot command: no logging, no signals; errors become one line and an exit code.
@@ -65,7 +95,7 @@ where
     F: Future<Output = anyhow::Result<ExitCode>>,
 {
     tls::install_provider();
-    match in_runtime(|| command) {
+    match in_runtime(false, || command) {
         Ok(code) => code,
         Err(error) => exit_code(name, Err(error)),
     }
@@ -85,20 +115,28 @@ pub fn exit_code(name: &str, outcome: anyhow::Result<()>) -> ExitCode {
     ExitCode::from(if is_usage(&error) { 2 } else { 1 })
 }
 
-fn in_runtime<F, T>(work: impl FnOnce() -> F) -> anyhow::Result<T>
+fn in_runtime<F, T>(single_threaded: bool, work: impl FnOnce() -> F) -> anyhow::Result<T>
 where
     F: Future<Output = anyhow::Result<T>>,
 {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let mut builder = if single_threaded {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
+    let runtime = builder.enable_all().build()?;
     let outcome = runtime.block_on(async { work().await });
     // Blocking work (a file read) must not hold the exit.
     runtime.shutdown_timeout(Duration::from_millis(500));
     outcome
 }
 
-async fn supervise<M, F>(name: &'static str, log: &LogArgs, main: M) -> anyhow::Result<()>
+async fn supervise<M, F>(
+    name: &'static str,
+    log: &LogArgs,
+    grace: Duration,
+    main: M,
+) -> anyhow::Result<()>
 where
     M: FnOnce(Process) -> F,
     F: Future<Output = anyhow::Result<()>>,
@@ -107,7 +145,7 @@ where
     log_panics();
     tls::install_provider();
     let (trigger, drain) = drain::channel();
-    watch_signals(&trigger)?;
+    watch_signals(&trigger, grace)?;
     let process = Process {
         name,
         drain: drain.clone(),
@@ -141,12 +179,12 @@ where
 }
 
 /// SIGTERM or SIGINT starts the drain, a second one shortens it to nothing.
-fn watch_signals(trigger: &drain::Trigger) -> anyhow::Result<()> {
+fn watch_signals(trigger: &drain::Trigger, grace: Duration) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let trigger = trigger.clone();
     task::spawn("signals", async move {
-        let mut grace = drain::DEFAULT_GRACE;
+        let mut grace = grace;
         loop {
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",

@@ -1,2 +1,32 @@
-//! Entry point.
-fn main() {}
+//! `pilot-agent`: runs the proxy in a pod and what it needs beside it.
+
+use std::process::ExitCode;
+
+use pilot_agent::agent::Agent;
+use pilot_agent::args::{self, Action};
+use pilot_agent::request;
+use proto_component::process::{self, Shape};
+
+const NAME: &str = "pilot-agent";
+
+fn main() -> ExitCode {
+    let (command, unknown) = args::parse(std::env::args_os());
+    match command.action {
+        Action::Version(version) => process::exit_code(NAME, version.run()),
+        Action::Request(args) => process::run_command(NAME, async move {
+            request::run(&args).await.map(|()| ExitCode::SUCCESS)
+        }),
+        Action::Proxy(args) => {
+            let agent = match Agent::new(*args, unknown) {
+                Ok(agent) => agent,
+                Err(error) => return process::exit_code(NAME, Err(error)),
+            };
+            // One thread for the agent itself: the proxy brings its own workers.
+            let shape = Shape {
+                single_threaded: true,
+                grace: agent.grace(),
+            };
+            process::run_with(NAME, &command.log, shape, |process| agent.run(process))
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Puts the agent together and runs it: settings, secrets, bootstrap file, status server, then the proxy, at once; it does not
+//! wait for certificates.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use proto::envoy::config::bootstrap::v3::Bootstrap;
+use proto_component::drain::{self, Drain};
+use proto_component::process::{Process, Usage};
+use proto_component::task;
+use proto_mesh::spiffe::SpiffeId;
+
+use crate::admin::AdminClient;
+use crate::args::{ProxyArgs, Role};
+use crate::bootstrap;
+use crate::citadel_client::CitadelClient;
+use crate::credentials;
+use crate::drain::Termination;
+use crate::in_process;
+use crate::node::{Node, Surroundings};
+use crate::rotation::{self, Grace, Rotation};
+use crate::sds::{self, SecretDiscovery};
+use crate::secret_cache::SecretCache;
+use crate::settings::Settings;
+use crate::status::{AppProbers, Readiness, Status};
+use crate::supervisor::Program;
+
+/// The proxy's time to end once connections have had theirs.
+const PROXY_GRACE: Duration = Duration::from_secs(2);
+/// What the process needs beyond the connections' time.
+const EXTRA_GRACE: Duration = Duration::from_secs(8);
+
+/// An agent with everything decided.
+pub struct Agent {
+    args: ProxyArgs,
+    settings: Settings,
+    unknown_flags: Vec<String>,
+}
+
+/// How the proxy is run.
+enum Runner {
+    InProcess(Box<Bootstrap>, PathBuf, u32),
+    Program(Program),
+}
+
+impl Agent {
+    /// Decides everything; reads the environment.
+    pub fn new(args: ProxyArgs, unknown_flags: Vec<String>) -> anyhow::Result<Self> {
+        let surroundings = Surroundings::read(&args, std::env::vars_os());
+        let node = Node::new(&args, &surroundings)?;
+        let settings = Settings::new(&args, node)?;
+        Ok(Self {
+            args,
+            settings,
+            unknown_flags,
+        })
+    }
+
+    /// How long a drain may take altogether.
+    pub fn grace(&self) -> Duration {
+        self.settings.termination_drain + EXTRA_GRACE
+    }
+
+    /// Runs until the drain's end, or until the proxy fails.
+    pub async fn run(self, process: Process) -> anyhow::Result<()> {
+        let settings = &self.settings;
+        if !self.unknown_flags.is_empty() {
+            tracing::warn!(flags = ?self.unknown_flags, "unknown flags are left out");
+        }
+        tracing::info!(
+            node = %settings.node.id,
+            discovery = settings.discovery_address,
+            concurrency = settings.concurrency,
+            "agent"
+        );
+        fs::create_dir_all(&settings.config_path)
+            .with_context(|| format!("make --configPath {}", settings.config_path.display()))?;
+        self.start_secrets(&process).await?;
+        let bootstrap = bootstrap::build(settings, &settings.sds_socket());
+        let file = self.write_bootstrap(&bootstrap)?;
+        let admin = AdminClient::new(settings.admin_port);
+        self.start_status(admin, &process).await?;
+        let runner = self.runner(bootstrap, file)?;
+        let (stop, proxy_drain) = drain::channel();
+        let proxy = task::spawn("proxy", async move { runner.run(proxy_drain).await });
+        tokio::pin!(proxy);
+        tokio::select! {
+            ended = &mut proxy => {
+                ended.context("run the proxy")??;
+                anyhow::ensure!(process.drain.is_draining(), "the proxy has ended by itself");
+                return Ok(());
+            }
+            () = process.drain.signaled() => {}
+        }
+        let termination = Termination {
+            duration: settings.termination_drain,
+            ends_at_zero: self.args.features.exit_on_zero_active_connections,
+            minimum: self.args.features.minimum_drain_duration,
+        };
+        tokio::select! {
+            () = termination.run(&admin) => {}
+            ended = &mut proxy => return ended.context("run the proxy")?,
+        }
+        stop.drain(PROXY_GRACE);
+        proxy.await.context("end the proxy")?
+    }
+
+    /// Secrets: the cache, its rotation, and the socket on which the proxy asks for them.
+    async fn start_secrets(&self, process: &Process) -> anyhow::Result<()> {
+        let cache = SecretCache::new(self.args.credentials_path.clone());
+        let metrics = sds::Metrics::new(&process.registry)?;
+        SecretDiscovery::new(cache.clone(), metrics, process.drain.clone())
+            .start(&self.settings.sds_socket())
+            .await?;
+        task::spawn(
+            "credentials",
+            credentials::follow(cache.clone(), process.drain.clone()),
+        );
+        if self.args.ca_address.is_empty() {
+            tracing::warn!(target: "ca", "no --caAddress: this proxy has no certificate of its own");
+            return Ok(());
+        }
+        let features = &self.args.features;
+        let client = CitadelClient {
+            address: self.args.ca_address.clone(),
+            server_name: self.args.ca_server_name.clone(),
+            root_certificate: self.args.ca_root_cert.clone(),
+            token: self.args.token_path.clone(),
+            identity: self.identity(),
+            ttl: features.secret_ttl,
+        };
+        let grace = Grace {
+            ratio: features.secret_grace_period_ratio,
+            jitter: features.secret_grace_period_ratio_jitter,
+        };
+        let metrics = rotation::Metrics::new(&process.registry)?;
+        let rotation = Rotation::new(client, cache, grace, metrics);
+        task::spawn("rotation", rotation.run(process.drain.clone()));
+        Ok(())
+    }
+
+    /// The identity that the token should give us.
+    fn identity(&self) -> Option<String> {
+        let metadata = &self.settings.node.metadata;
+        let id = SpiffeId::new(
+            &self.settings.trust_domain,
+            &metadata.namespace,
+            &metadata.service_account,
+        );
+        id.ok().map(|id| id.to_string())
+    }
+
+    async fn start_status(&self, admin: AdminClient, process: &Process) -> anyhow::Result<()> {
+        let probers = AppProbers::parse(&self.args.features.app_probers)
+            .map_err(|error| Usage(error.to_string()))?;
+        if self.settings.status_port == 0 {
+            return Ok(());
+        }
+        // Only a gateway has ports of its own to wait for.
+        let ports = match self.args.role {
+            Role::Router => self.args.application_ports.clone(),
+            Role::Sidecar => Vec::new(),
+        };
+        let status = Status {
+            admin,
+            readiness: Readiness::new(ports),
+            probers,
+            registry: process.registry.clone(),
+            trigger: process.trigger.clone(),
+        };
+        status.start(self.settings.status_port, process).await?;
+        Ok(())
+    }
+
+    fn write_bootstrap(&self, bootstrap: &Bootstrap) -> anyhow::Result<PathBuf> {
+        if let Some(custom) = &self.args.custom_config_file {
+            anyhow::ensure!(
+                custom.exists(),
+                Usage(format!(
+                    "--customConfigFile {}: no such file",
+                    custom.display()
+                ))
+            );
+            return Ok(custom.clone());
+        }
+        let path = self.settings.bootstrap_file();
+        let text = bootstrap::to_json(bootstrap)?;
+        replace(&path, &text).with_context(|| format!("write {}", path.display()))?;
+        Ok(path)
+    }
+
+    fn runner(&self, bootstrap: Bootstrap, file: PathBuf) -> anyhow::Result<Runner> {
+        let Some(path) = &self.args.binary_path else {
+            let concurrency = self.settings.concurrency;
+            return Ok(Runner::InProcess(Box::new(bootstrap), file, concurrency));
+        };
+        if !path.exists() {
+            let text = format!("--binaryPath {}: no such file", path.display());
+            return Err(Usage(text).into());
+        }
+        Ok(Runner::Program(Program::envoy(
+            path,
+            &file,
+            &self.settings,
+            &self.args.proxy_log_level,
+            &self.args.proxy_component_log_level,
+        )))
+    }
+}
+
+impl Runner {
+    async fn run(self, drain: Drain) -> anyhow::Result<()> {
+        match self {
+            Self::InProcess(bootstrap, file, concurrency) => {
+                in_process::run(*bootstrap, &file, concurrency, drain).await
+            }
+            Self::Program(program) => program.run(&drain).await,
+        }
+    }
+}
+
+/// Replaces a file in one step.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let temporary = path.with_extension("json.new");
+    fs::write(&temporary, text)?;
+    fs::rename(&temporary, path)
+}

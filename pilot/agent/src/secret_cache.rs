@@ -1,0 +1,85 @@
+//! The secrets of this moment. One writer a kind (the rotation, the credential files), many readers (SDS streams), who wait on
+//! a change counter.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::credentials::{self, Credential};
+use crate::secret::{DEFAULT, ROOT_CA, Versioned, Workload};
+
+/// The cache; cheap to clone.
+#[derive(Clone)]
+pub struct SecretCache(Arc<Inner>);
+
+struct Inner {
+    workload: ArcSwap<Option<Workload>>,
+    credentials: PathBuf,
+    files: parking_lot::Mutex<BTreeMap<String, Credential>>,
+    changes: watch::Sender<u64>,
+}
+
+impl SecretCache {
+    /// An empty cache; gateway credentials are looked for below `credentials`.
+    pub fn new(credentials: PathBuf) -> Self {
+        Self(Arc::new(Inner {
+            workload: ArcSwap::from_pointee(None),
+            credentials,
+            files: parking_lot::Mutex::default(),
+            changes: watch::channel(0).0,
+        }))
+    }
+
+    /// Puts a new certificate in place.
+    pub fn set_workload(&self, workload: Workload) {
+        self.0.workload.store(Arc::new(Some(workload)));
+        self.changed();
+    }
+
+    /// The certificate in use.
+    pub fn workload(&self) -> Arc<Option<Workload>> {
+        self.0.workload.load_full()
+    }
+
+    /// The secret of this name, if it is at hand.
+    pub fn get(&self, name: &str) -> Option<Versioned> {
+        let workload = self.0.workload.load();
+        match name {
+            DEFAULT => workload.as_ref().as_ref().map(Workload::certificate),
+            ROOT_CA => workload.as_ref().as_ref().map(Workload::roots),
+            _ => {
+                let credential = Credential::named(&self.0.credentials, name)?;
+                let secret = credential.read(name);
+                // Remembered even while the files are missing: they may appear.
+                let mut files = self.0.files.lock();
+                if files.len() < credentials::MAX || files.contains_key(name) {
+                    files.insert(name.to_owned(), credential);
+                }
+                secret
+            }
+        }
+    }
+
+    /// Tells of each change.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
+    }
+
+    /// Looks whether the files of credentials that somebody asked for have changed.
+    pub(crate) fn check_files(&self) {
+        let mut is_changed = false;
+        for credential in self.0.files.lock().values_mut() {
+            is_changed |= credential.refresh();
+        }
+        if is_changed {
+            self.changed();
+        }
+    }
+
+    fn changed(&self) {
+        self.0.changes.send_modify(|count| *count += 1);
+    }
+}

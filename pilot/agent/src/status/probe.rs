@@ -1,0 +1,254 @@
+//! The application's probes. The kubelet cannot speak the mesh's mTLS, so the injector points its probes here; the agent makes
+//! them from inside the pod and gives back the status code only.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Headers of the kubelet's request that belong to its own connection.
+const HOP_BY_HOP: &[HeaderName] = &[
+    header::CONNECTION,
+    header::HOST,
+    header::TRANSFER_ENCODING,
+    header::CONTENT_LENGTH,
+    header::UPGRADE,
+];
+
+/// The probes by the path under which they are known here.
+#[derive(Debug, Default)]
+pub struct AppProbers(BTreeMap<String, Prober>);
+
+/// `ISTIO_KUBE_APP_PROBERS` that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("ISTIO_KUBE_APP_PROBERS: {0}")]
+pub struct InvalidProbers(#[from] serde_json::Error);
+
+/// One probe, in 1.4's form (the HTTP action itself) or today's (with the action inside).
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Prober {
+    Wrapped(WrappedProber),
+    Bare(HttpGet),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WrappedProber {
+    http_get: Option<HttpGet>,
+    tcp_socket: Option<TcpSocket>,
+    timeout_seconds: Option<u64>,
+}
+
+/// Kubernetes' `HTTPGetAction`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HttpGet {
+    #[serde(default)]
+    path: String,
+    port: Port,
+    #[serde(default)]
+    scheme: String,
+    #[serde(default)]
+    http_headers: Vec<ProbeHeader>,
+}
+
+#[derive(Debug, Deserialize)]
+struct TcpSocket {
+    port: Port,
+}
+
+#[derive(Debug, Deserialize)]
+struct ProbeHeader {
+    name: String,
+    #[serde(default)]
+    value: String,
+}
+
+/// A number, or a number as text (names were resolved by the injector).
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "serde_json::Value")]
+struct Port(u16);
+
+/// The kubelet does not verify certificates either.
+#[derive(Debug)]
+struct Unverified(Arc<CryptoProvider>);
+
+impl TryFrom<serde_json::Value> for Port {
+    type Error = String;
+
+    fn try_from(value: serde_json::Value) -> Result<Self, Self::Error> {
+        let port = match &value {
+            serde_json::Value::String(text) => text.parse().ok(),
+            other => other.as_u64().and_then(|port| u16::try_from(port).ok()),
+        };
+        port.map(Self)
+            .ok_or_else(|| format!("{value} is not a port"))
+    }
+}
+
+impl Prober {
+    fn timeout(&self) -> Duration {
+        match self {
+            Self::Wrapped(wrapped) => wrapped
+                .timeout_seconds
+                .filter(|seconds| *seconds > 0)
+                .map_or(DEFAULT_TIMEOUT, Duration::from_secs),
+            Self::Bare(_) => DEFAULT_TIMEOUT,
+        }
+    }
+}
+
+impl AppProbers {
+    /// Reads the variable; an empty one means no probes.
+    pub fn parse(text: &str) -> Result<Self, InvalidProbers> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        Ok(Self(serde_json::from_str(text)?))
+    }
+
+    /// Makes the probe of `path`; the status code to give back.
+    pub(super) async fn probe(&self, path: &str, headers: &HeaderMap) -> StatusCode {
+        let Some(prober) = self.0.get(path) else {
+            return StatusCode::BAD_REQUEST;
+        };
+        let attempt = async {
+            match prober {
+                Prober::Bare(get) => http_get(get, headers).await,
+                Prober::Wrapped(WrappedProber {
+                    http_get: Some(get),
+                    ..
+                }) => http_get(get, headers).await,
+                Prober::Wrapped(WrappedProber {
+                    tcp_socket: Some(tcp),
+                    ..
+                }) => connect(tcp.port.0).await.map(|_| StatusCode::OK),
+                Prober::Wrapped(_) => Err("the probe has no action".into()),
+            }
+        };
+        match tokio::time::timeout(prober.timeout(), attempt).await {
+            Ok(Ok(status)) => status,
+            Ok(Err(error)) => {
+                tracing::debug!(target: "status", path, %error, "application probe failed");
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+async fn connect(port: u16) -> Result<TcpStream, Failure> {
+    Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?)
+}
+
+async fn http_get(get: &HttpGet, headers: &HeaderMap) -> Result<StatusCode, Failure> {
+    let request = request(get, headers)?;
+    let stream = connect(get.port.0).await?;
+    if !get.scheme.eq_ignore_ascii_case("https") {
+        return exchange(stream, request).await;
+    }
+    let provider = proto_component::tls::provider();
+    let config = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Unverified(provider)))
+        .with_no_client_auth();
+    let name = ServerName::try_from("localhost")?;
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await?;
+    exchange(stream, request).await
+}
+
+fn request(get: &HttpGet, headers: &HeaderMap) -> Result<Request<Empty<Bytes>>, Failure> {
+    let path = format!("/{}", get.path.trim_start_matches('/'));
+    let mut request = Request::get(path).body(Empty::new())?;
+    let target = request.headers_mut();
+    for (name, value) in headers {
+        if !HOP_BY_HOP.contains(name) {
+            target.append(name, value.clone());
+        }
+    }
+    target.insert(
+        header::HOST,
+        HeaderValue::try_from(format!("localhost:{}", get.port.0))?,
+    );
+    for ProbeHeader { name, value } in &get.http_headers {
+        target.insert(HeaderName::try_from(name)?, HeaderValue::try_from(value)?);
+    }
+    target.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    Ok(request)
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Empty<Bytes>>,
+) -> Result<StatusCode, Failure> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::pin!(connection);
+    let answer = sender.send_request(request);
+    tokio::pin!(answer);
+    tokio::select! {
+        answer = &mut answer => Ok(answer?.status()),
+        ended = &mut connection => {
+            ended?;
+            // The answer may have come with the end.
+            Ok(answer.await?.status())
+        }
+    }
+}
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

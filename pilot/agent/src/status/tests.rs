@@ -1,0 +1,172 @@
+//! The status server over real HTTP, with a pretended proxy and a pretended application.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::http::Uri;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+
+#[derive(Default)]
+struct Proxy {
+    is_configured: AtomicBool,
+    is_live: AtomicBool,
+}
+
+async fn serve(router: Router) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    task::spawn(
+        "pretended",
+        async move { axum::serve(listener, router).await },
+    );
+    port
+}
+
+async fn proxy(state: Arc<Proxy>) -> u16 {
+    let (stats, live) = (state.clone(), state);
+    let stats = get(move || async move {
+        let updates = u8::from(stats.is_configured.load(Ordering::Relaxed));
+        format!(
+            "cluster_manager.cds.update_success: {updates}\nlistener_manager.lds.update_success: {updates}\n"
+        )
+    });
+    let ready = get(move || async move {
+        if live.is_live.load(Ordering::Relaxed) {
+            (StatusCode::OK, "LIVE\n")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "DRAINING\n")
+        }
+    });
+    let prometheus = get(|| async { "envoy_server_live{} 1" });
+    serve(
+        Router::new()
+            .route("/stats", stats)
+            .route("/ready", ready)
+            .route("/stats/prometheus", prometheus),
+    )
+    .await
+}
+
+async fn status(admin_port: u16, probers: &str) -> (u16, Process) {
+    let process = Process::detached("pilot-agent");
+    let counter = prometheus::IntCounter::new("total_pushes", "pushes").unwrap();
+    process.registry.register(Box::new(counter)).unwrap();
+    let status = Status {
+        admin: AdminClient::new(admin_port),
+        readiness: Readiness::default(),
+        probers: AppProbers::parse(probers).unwrap(),
+        registry: process.registry.clone(),
+        trigger: process.trigger.clone(),
+    };
+    let port = status.start(0, &process).await.unwrap();
+    (port, process)
+}
+
+async fn ask(method: Method, port: u16, path: &str) -> (StatusCode, String) {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+        .await
+        .unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    task::spawn("client", connection);
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "x")
+        .header("x-probe", "kubelet")
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8_lossy(&body).into_owned())
+}
+
+#[tokio::test]
+async fn ready_after_the_first_configuration_and_while_the_proxy_is_live() {
+    let state = Arc::new(Proxy::default());
+    let admin = proxy(state.clone()).await;
+    let (port, _process) = status(admin, "").await;
+    let ready = || async { ask(Method::GET, port, "/healthz/ready").await };
+    let (code, text) = ready().await;
+    assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(text.contains("0 cluster updates"), "{text}");
+    state.is_configured.store(true, Ordering::Relaxed);
+    assert!(ready().await.1.contains("not live"));
+    state.is_live.store(true, Ordering::Relaxed);
+    assert_eq!(ready().await.0, StatusCode::OK);
+    // The configuration's part is latched, the liveness is not.
+    state.is_configured.store(false, Ordering::Relaxed);
+    assert_eq!(ready().await.0, StatusCode::OK);
+    state.is_live.store(false, Ordering::Relaxed);
+    assert_eq!(ready().await.0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn statistics_of_proxy_and_agent_are_one_page_even_without_the_proxy() {
+    let admin = proxy(Arc::default()).await;
+    let (port, _process) = status(admin, "").await;
+    let (code, text) = ask(Method::GET, port, "/stats/prometheus").await;
+    assert_eq!(code, StatusCode::OK);
+    assert!(text.starts_with("envoy_server_live{} 1\n"), "{text}");
+    assert!(text.contains("total_pushes 0"), "{text}");
+    let (port, _process) = status(1, "").await;
+    let (code, text) = ask(Method::GET, port, "/stats/prometheus").await;
+    assert_eq!(
+        (code, text.contains("total_pushes")),
+        (StatusCode::OK, true)
+    );
+}
+
+#[tokio::test]
+async fn quitting_needs_post_and_begins_the_drain() {
+    let (port, process) = status(1, "").await;
+    let (code, _) = ask(Method::GET, port, "/quitquitquit").await;
+    assert_eq!(code, StatusCode::METHOD_NOT_ALLOWED);
+    assert!(!process.drain.is_draining());
+    let (code, _) = ask(Method::POST, port, "/quitquitquit").await;
+    assert_eq!(code, StatusCode::OK);
+    process.drain.signaled().await;
+}
+
+#[tokio::test]
+async fn application_probes_are_made_from_here_and_only_the_code_comes_back() {
+    let page = |uri: Uri, headers: HeaderMap| async move {
+        let is_right = uri.path() == "/live"
+            && headers.get("x-probe").is_some_and(|v| v == "kubelet")
+            && headers.get("x-own").is_some_and(|v| v == "1");
+        let code = if is_right {
+            StatusCode::ACCEPTED
+        } else {
+            StatusCode::NOT_FOUND
+        };
+        (code, "secret text")
+    };
+    let app = serve(Router::new().fallback(page)).await;
+    let probers = format!(
+        r#"{{"/app-health/web/livez": {{"path": "/live", "port": {app}, "httpHeaders": [{{"name": "x-own", "value": "1"}}]}},
+            "/app-health/web/readyz": {{"httpGet": {{"path": "missing", "port": "{app}"}}, "timeoutSeconds": 2}},
+            "/app-health/tcp/readyz": {{"tcpSocket": {{"port": {app}}}}},
+            "/app-health/gone/livez": {{"path": "/", "port": 1}}}}"#
+    );
+    let (port, _process) = status(1, &probers).await;
+    for (path, want) in [
+        ("/app-health/web/livez", StatusCode::ACCEPTED),
+        ("/app-health/web/readyz", StatusCode::NOT_FOUND),
+        ("/app-health/tcp/readyz", StatusCode::OK),
+        ("/app-health/gone/livez", StatusCode::INTERNAL_SERVER_ERROR),
+        ("/app-health/unknown/livez", StatusCode::BAD_REQUEST),
+    ] {
+        let (code, body) = ask(Method::GET, port, path).await;
+        assert_eq!(code, want, "{path}");
+        assert!(body.is_empty(), "{path}: {body}");
+    }
+    assert!(AppProbers::parse("{").is_err());
+    assert!(AppProbers::parse(r#"{"/x": {"port": 99999}}"#).is_err());
+}

@@ -1,0 +1,215 @@
+//! The real binary beside a pretended proxy program: bootstrap file, secrets over the socket, drain on SIGTERM.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use proto::envoy::service::discovery::v3::DiscoveryRequest;
+use proto::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
+use proto_component::grpc::{self, ClientOptions};
+
+use crate::citadel::Citadel;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Agent(Child);
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+fn agent(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pilot-agent"));
+    command
+        .args([
+            "proxy",
+            "sidecar",
+            "--unheard-of",
+            "thing",
+            "--proxyAdminPort",
+        ])
+        .arg(free_port().to_string())
+        .arg("--configPath")
+        .arg(folder.join("proxy"))
+        .envs([
+            ("POD_NAME", "web"),
+            ("POD_NAMESPACE", "shop"),
+            ("INSTANCE_IP", "127.0.0.1"),
+        ])
+        .env("SERVICE_ACCOUNT", "web-account")
+        .stdout(Stdio::null());
+    command
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn get(port: u16, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_serves_secrets_to_the_proxy_that_it_runs_and_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let citadel = Citadel::start(folder.path(), Duration::from_secs(3600)).await;
+    let log = folder.path().join("log");
+    let program = folder.path().join("envoy");
+    // What is under test is the agent: the proxy only says how it was called and when it was told to end.
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" > {0}\ntrap 'echo ended >> {0}; exit 0' TERM\nwhile :; do sleep 0.02; done\n",
+        log.display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let status_port = free_port();
+    let child = agent(folder.path())
+        .arg("--binaryPath")
+        .arg(&program)
+        .args([
+            "--caAddress",
+            &citadel.address,
+            "--statusPort",
+            &status_port.to_string(),
+        ])
+        .arg("--caRootCert")
+        .arg(&citadel.root_file)
+        .arg("--tokenPath")
+        .arg(&citadel.token_file)
+        .env("TERMINATION_DRAIN_DURATION_SECONDS", "0")
+        .spawn()
+        .unwrap();
+    let mut running = Agent(child);
+    let called = || fs::read_to_string(&log).unwrap_or_default();
+    eventually("the proxy is started", || called().ends_with('\n')).await;
+    let file = folder.path().join("proxy/envoy-rev0.json");
+    assert!(
+        called().starts_with(&format!("-c {} --restart-epoch 0", file.display())),
+        "{}",
+        called()
+    );
+    let bootstrap: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!(
+        bootstrap["node"]["id"],
+        "sidecar~127.0.0.1~web.shop~shop.svc.cluster.local"
+    );
+
+    let socket = format!("unix://{}", folder.path().join("proxy/SDS").display());
+    let channel = grpc::channel(&socket, None, &ClientOptions::default()).unwrap();
+    let mut secrets = SecretDiscoveryServiceClient::new(channel);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let names = vec!["default".to_owned(), "ROOTCA".to_owned()];
+        let request = DiscoveryRequest {
+            resource_names: names,
+            ..DiscoveryRequest::default()
+        };
+        if let Ok(answer) = secrets.fetch_secrets(request).await {
+            assert_eq!(answer.get_ref().resources.len(), 2);
+            break;
+        }
+        assert!(Instant::now() < deadline, "no secret");
+    }
+    let answer = get(status_port, "/healthz/ready").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+
+    let pid = Pid::from_raw(i32::try_from(running.0.id()).unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    eventually("the agent ends", || running.0.try_wait().unwrap().is_some()).await;
+    assert_eq!(running.0.wait().unwrap().code(), Some(0));
+    assert!(called().ends_with("ended\n"), "{}", called());
+    assert!(!folder.path().join("proxy/SDS").exists());
+}
+
+fn fail(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.stderr(Stdio::piped()).output().unwrap();
+    (
+        output.status.code(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+#[test]
+fn a_wrong_command_line_is_one_line_and_exit_code_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, text) =
+        fail(agent(folder.path()).args(["--binaryPath", "/no/envoy", "--statusPort", "0"]));
+    assert_eq!(code, Some(2), "{text}");
+    assert_eq!(text, "pilot-agent: --binaryPath /no/envoy: no such file\n");
+    let (code, text) = fail(agent(folder.path()).args(["--meshConfig", "/no/mesh"]));
+    assert_eq!(code, Some(2), "{text}");
+    assert!(
+        text.starts_with("pilot-agent: read --meshConfig /no/mesh"),
+        "{text}"
+    );
+    let (code, text) = fail(agent(folder.path()).args(["--controlPlaneAuthPolicy", "SOME"]));
+    assert_eq!(code, Some(2), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+}
+
+#[test]
+fn a_request_prints_the_body_only_or_fails() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let server = std::thread::spawn(move || {
+        for answer in [
+            "200 OK\r\ncontent-length: 4\r\n\r\nbody",
+            "404 Not Found\r\ncontent-length: 4\r\n\r\ngone",
+        ] {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).unwrap();
+            assert!(request[..length].starts_with(b"GET /config_dump?x=1 HTTP/1.1\r\n"));
+            stream
+                .write_all(format!("HTTP/1.1 {answer}").as_bytes())
+                .unwrap();
+        }
+    });
+    let ask = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_pilot-agent"))
+            .args([
+                "request",
+                "GET",
+                "config_dump?x=1",
+                "--proxyAdminPort",
+                &port,
+            ])
+            .output()
+            .unwrap();
+        (
+            output.status.success(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    };
+    assert_eq!(ask(), (true, "body".to_owned()));
+    assert_eq!(ask(), (false, String::new()));
+    server.join().unwrap();
+    assert_eq!(ask(), (false, String::new()), "nobody listens any more");
+}

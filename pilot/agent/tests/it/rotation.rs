@@ -1,0 +1,97 @@
+//! Rotation against a pretended Citadel: waits for files and for Citadel, renews before the end, follows a changed root.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use pilot_agent::citadel_client::CitadelClient;
+use pilot_agent::rotation::{Grace, Metrics, Rotation};
+use pilot_agent::secret_cache::SecretCache;
+use proto_component::drain;
+use proto_component::task;
+
+use crate::citadel::Citadel;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const GRACE: Grace = Grace {
+    ratio: 0.5,
+    jitter: 0.05,
+};
+
+fn client(citadel: &Citadel) -> CitadelClient {
+    CitadelClient {
+        address: citadel.address.clone(),
+        server_name: String::new(),
+        root_certificate: citadel.root_file.clone(),
+        token: citadel.token_file.clone(),
+        identity: Some("spiffe://cluster.local/ns/a/sa/b".to_owned()),
+        ttl: Duration::from_secs(3600),
+    }
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(
+        tokio::time::timeout(PATIENCE, waiting).await.is_ok(),
+        "{what}"
+    );
+}
+
+fn serial(cache: &SecretCache) -> Option<String> {
+    (*cache.workload())
+        .as_ref()
+        .map(|workload| workload.serial.clone())
+}
+
+#[tokio::test]
+async fn it_waits_for_its_files_then_renews_before_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    // A life of two seconds: at its half, the next one is there.
+    let citadel = Citadel::start(folder.path(), Duration::from_secs(3)).await;
+    let away = folder.path().join("later");
+    std::fs::rename(&citadel.token_file, &away).unwrap();
+    let cache = SecretCache::new(folder.path().to_owned());
+    let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+    let (trigger, drain) = drain::channel();
+    let rotation = Rotation::new(client(&citadel), cache.clone(), GRACE, metrics);
+    let running = task::spawn("rotation", rotation.run(drain));
+    assert_eq!(
+        citadel.asked.load(Ordering::SeqCst),
+        0,
+        "nothing is asked without a token"
+    );
+    std::fs::rename(&away, &citadel.token_file).unwrap();
+    eventually("a first certificate", || serial(&cache).is_some()).await;
+    let first = serial(&cache);
+    eventually("a second certificate", || serial(&cache) != first).await;
+    let left = (*cache.workload()).as_ref().unwrap().remaining();
+    assert!(left > Duration::from_secs(1), "{left:?}");
+    trigger.drain(Duration::ZERO);
+    running.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_changed_root_file_brings_a_new_certificate_at_once_and_refusals_are_survived() {
+    let folder = tempfile::tempdir().unwrap();
+    let citadel = Citadel::start(folder.path(), Duration::from_secs(3600)).await;
+    std::fs::write(&citadel.token_file, "wrong").unwrap();
+    let cache = SecretCache::new(folder.path().to_owned());
+    let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
+    let (trigger, drain) = drain::channel();
+    let rotation = Rotation::new(client(&citadel), cache.clone(), GRACE, metrics);
+    let running = task::spawn("rotation", rotation.run(drain));
+    eventually("refusals", || citadel.asked.load(Ordering::SeqCst) >= 2).await;
+    assert!(serial(&cache).is_none());
+    std::fs::write(&citadel.token_file, crate::citadel::TOKEN).unwrap();
+    eventually("a certificate", || serial(&cache).is_some()).await;
+    let first = serial(&cache);
+    let mut root = std::fs::read_to_string(&citadel.root_file).unwrap();
+    root.push('\n');
+    std::fs::write(&citadel.root_file, root).unwrap();
+    eventually("another certificate", || serial(&cache) != first).await;
+    trigger.drain(Duration::ZERO);
+    running.await.unwrap();
+}
