@@ -1,2 +1,25 @@
-//! Entry point.
-fn main() {}
+//! `galley`: serves the mesh's configuration, or checks files.
+
+use galley::{
+    args::{CONFIG_FILE, Command, Galley},
+    bootstrap, probe,
+};
+use proto_component::{args::parse_over_config_file, process};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Galley = match parse_over_config_file(std::env::args_os(), CONFIG_FILE) {
+        Ok(args) => args,
+        Err(error) => return process::exit_code("galley", Err(error)),
+    };
+    match args.command {
+        Command::Server(server) => process::run("galley", &args.log, |process| {
+            bootstrap::run(*server, process)
+        }),
+        Command::Validate(validate) => {
+            process::run_command("galley", async move { validate.run() })
+        }
+        Command::Probe(probe) => process::run_command("galley", async move { probe::run(&probe) }),
+        Command::Version(version) => process::exit_code("galley", version.run()),
+    }
+}

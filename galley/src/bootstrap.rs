@@ -1,0 +1,280 @@
+//! Builds the server's parts in the order of the data, takes the sockets, then starts everything.
+
+use crate::{
+    args::ServerArgs,
+    debug,
+    event::Event,
+    metrics::{RuntimeMetrics, ValidationMetrics},
+    probe,
+    processor::{Outputs, Processor, View},
+    schema,
+    server::{RefusalLog, allow_all, follow_access_list},
+    snapshot::store::{self, Kept, Store},
+    source,
+    validation::webhook,
+};
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use proto_component::{
+    Process,
+    grpc::{ClientOptions, GrpcMetrics, ServerOptions, channel, serve},
+    listen::Listener,
+    monitoring::{Monitoring, serve_http},
+    process::Usage,
+    task,
+    tls::{ClientAuth, ClientTls, PemFiles, ServerIdentity, ServerTls},
+};
+use proto_mcp::{
+    metrics::McpMetrics,
+    source::{STREAM_PATH, Source},
+};
+use std::{path::PathBuf, sync::Arc};
+use tokio::sync::{mpsc, watch};
+use tonic::service::Routes;
+
+/// Events on their way to the processor: each is a full state, so few are enough.
+const EVENTS: usize = 4;
+
+/// Runs the server until the drain.
+pub async fn run(args: ServerArgs, process: Process) -> anyhow::Result<()> {
+    let Some(folder) = args.config_path.clone() else {
+        let hint = "--configPath DIR is needed: configuration is read from files";
+        return Err(Usage(hint.to_owned()).into());
+    };
+    let drain = process.drain.clone();
+    let metrics = RuntimeMetrics::register(&process.registry)?;
+
+    // The sockets first: what cannot run says so at once.
+    let ready = process.readiness.condition("configuration");
+    let view = Arc::new(ArcSwap::from_pointee(View::default()));
+    let source = mcp_source(&args, &process)?;
+    let monitoring = debug::pages(Monitoring::new(&process), view.clone(), source.clone())
+        .bind(&format!(":{}", args.monitoring_port), "--monitoringPort")
+        .await?;
+    let mcp = bind_mcp(&args).await?;
+    let webhook = bind_webhook(&args).await?;
+
+    // From source to snapshot.
+    let (store_queue, store_latest) = watch::channel(None);
+    let stored = open_store(&args, store_latest, &metrics, &process)?;
+    let outputs = Outputs {
+        source: source.clone(),
+        store: store_queue,
+        view,
+        metrics,
+        ready,
+    };
+    let (events, taken) = mpsc::channel::<Event>(EVENTS);
+    Processor::new(
+        args.domain.clone(),
+        args.enable_service_discovery,
+        stored,
+        outputs,
+    )
+    .start(taken, drain.clone());
+    source::mesh_file::watch(args.mesh_config_file.clone(), events.clone(), drain.clone());
+    source::file::watch(folder, events, drain.clone());
+
+    // Those who ask.
+    monitoring.start(&process);
+    if let Some(mcp) = mcp {
+        start_mcp(mcp, &args, &source, &process)?;
+    }
+    if let Some((listener, tls)) = webhook {
+        start_webhook(listener, tls, &process)?;
+    }
+    push_to_sink(&args, &source)?;
+    start_probes(&args, &process);
+    drain.signaled().await;
+    Ok(())
+}
+
+fn mcp_source(args: &ServerArgs, process: &Process) -> anyhow::Result<Source> {
+    let authorize = if args.insecure {
+        allow_all()
+    } else {
+        let log = RefusalLog {
+            burst: args.authz_failure_log_burst,
+            every: args.authz_failure_log_freq,
+        };
+        follow_access_list(args.access_list_file.clone(), log, process.drain.clone())?
+    };
+    let metrics = McpMetrics::register("galley", &process.registry)?;
+    let drain = process.drain.clone();
+    Ok(Source::new(
+        schema::collections(),
+        metrics,
+        authorize,
+        drain,
+    ))
+}
+
+fn open_store(
+    args: &ServerArgs,
+    latest: watch::Receiver<Option<Kept>>,
+    metrics: &RuntimeMetrics,
+    process: &Process,
+) -> anyhow::Result<Option<Kept>> {
+    let Some(folder) = &args.data_dir else {
+        tracing::info!("no --data-dir: the last good snapshot is not kept");
+        return Ok(None);
+    };
+    let store = Store::open(folder)?;
+    let stored = match store.load() {
+        Ok(stored) => stored,
+        Err(error) => {
+            let error = format!("{error:#}");
+            tracing::error!(target: "snapshot", error, "the last good snapshot cannot be used");
+            None
+        }
+    };
+    store::keep(
+        store,
+        stored.clone(),
+        latest,
+        metrics.clone(),
+        process.drain.clone(),
+    );
+    Ok(stored)
+}
+
+/// The MCP socket with its TLS; none if the server is switched off.
+async fn bind_mcp(args: &ServerArgs) -> anyhow::Result<Option<(Listener, Option<ServerTls>)>> {
+    if !args.enable_server {
+        return Ok(None);
+    }
+    let tls = if args.insecure {
+        None
+    } else {
+        let tls = ServerTls::from_files(mtls_files(args), ClientAuth::Required, &["h2"])
+            .context("MCP server (--tlsCertFile, --tlsKeyFile, --caCertFile, or --insecure)")?;
+        Some(tls)
+    };
+    let listener = Listener::bind_text(&args.server_address, "--server-address").await?;
+    Ok(Some((listener, tls)))
+}
+
+fn start_mcp(
+    (listener, tls): (Listener, Option<ServerTls>),
+    args: &ServerArgs,
+    source: &Source,
+    process: &Process,
+) -> anyhow::Result<()> {
+    let drain = process.drain.clone();
+    tracing::info!(target: "mcp", address = %listener.address(), tls = tls.is_some(), "serving MCP");
+    let incoming = match tls {
+        Some(tls) => listener.tls(tls, &drain),
+        None => listener.plaintext(&drain),
+    };
+    let options = ServerOptions {
+        max_concurrent_streams: args.max_concurrent_streams,
+        ..ServerOptions::default()
+    }
+    .with_keepalive(&args.keepalive);
+    let metrics = GrpcMetrics::register(&process.registry, &[(STREAM_PATH, "bidi_stream")])?;
+    let routes = Routes::new(source.service(args.max_received_message_size));
+    task::spawn_drained("mcp-server", async move {
+        if let Err(error) = serve(incoming, routes, &options, Some(metrics), drain).await {
+            tracing::error!(target: "mcp", %error, "MCP server ended");
+        }
+    });
+    Ok(())
+}
+
+/// The webhook's socket with its certificate; none if it is switched off, or its port is 0.
+async fn bind_webhook(args: &ServerArgs) -> anyhow::Result<Option<(Listener, ServerTls)>> {
+    if !args.enable_validation {
+        return Ok(None);
+    }
+    let or =
+        |own: &Option<PathBuf>, shared: &PathBuf| own.clone().unwrap_or_else(|| shared.clone());
+    let files = PemFiles::new(
+        or(&args.validation_cert_file, &args.tls_cert_file),
+        or(&args.validation_key_file, &args.tls_key_file),
+        None,
+    );
+    let tls = ServerTls::from_files(files, ClientAuth::None, &["http/1.1"])
+        .context("webhook (--tlsCertFile, --tlsKeyFile, or --enable-validation=false)")?;
+    let address = format!(":{}", args.validation_port);
+    let listener = Listener::bind_text(&address, "--validation-port").await?;
+    Ok(Some((listener, tls)))
+}
+
+fn start_webhook(listener: Listener, tls: ServerTls, process: &Process) -> anyhow::Result<()> {
+    tracing::info!(target: "validation", address = %listener.address(), "serving the admission webhook");
+    let drain = process.drain.clone();
+    let incoming = listener.tls(tls, &drain);
+    let router = webhook::router(ValidationMetrics::register(&process.registry)?);
+    task::spawn_drained("webhook", async move {
+        let end = drain.clone();
+        tokio::select! {
+            () = serve_http(incoming, router, async move { end.signaled().await }) => {}
+            () = drain.expired() => {}
+        }
+    });
+    Ok(())
+}
+
+fn push_to_sink(args: &ServerArgs, source: &Source) -> anyhow::Result<()> {
+    let Some(target) = &args.sink_address else {
+        return Ok(());
+    };
+    let tls = match args.sink_auth_mode.as_str() {
+        "" | "NONE" => None,
+        "MUTUAL_TLS" => Some(ClientTls::from_files(
+            mtls_files(args),
+            ServerIdentity::Trusted,
+            &["h2"],
+        )?),
+        other => {
+            let hint = format!("--sinkAuthMode {other}: use NONE or MUTUAL_TLS");
+            return Err(Usage(hint).into());
+        }
+    };
+    let options = ClientOptions {
+        keepalive_interval: args.keepalive.interval,
+        keepalive_timeout: args.keepalive.timeout,
+        ..ClientOptions::default()
+    };
+    let channel =
+        channel(target, tls, &options).map_err(|error| Usage(format!("--sinkAddress: {error}")))?;
+    let version = proto_component::version::version().version.to_owned();
+    let mut metadata = vec![("config.source.version".to_owned(), version)];
+    for pair in &args.sink_meta {
+        let (key, value) = pair
+            .split_once('=')
+            .ok_or_else(|| Usage(format!("--sinkMeta {pair}: write KEY=VALUE")))?;
+        metadata.push((key.to_lowercase(), value.to_owned()));
+    }
+    let source = source.clone();
+    task::spawn("mcp-push", async move {
+        source.push_to(channel, &metadata).await
+    });
+    Ok(())
+}
+
+fn start_probes(args: &ServerArgs, process: &Process) {
+    let drain = &process.drain;
+    if !args.liveness_probe_path.as_os_str().is_empty() {
+        let path = args.liveness_probe_path.clone();
+        probe::keep_alive(path, args.liveness_probe_interval / 2, None, drain.clone());
+    }
+    if !args.readiness_probe_path.as_os_str().is_empty() {
+        let path = args.readiness_probe_path.clone();
+        let ready = Some(process.readiness.clone());
+        probe::keep_alive(
+            path,
+            args.readiness_probe_interval / 2,
+            ready,
+            drain.clone(),
+        );
+    }
+}
+
+fn mtls_files(args: &ServerArgs) -> PemFiles {
+    PemFiles::new(
+        args.tls_cert_file.clone(),
+        args.tls_key_file.clone(),
+        Some(args.ca_cert_file.clone()),
+    )
+}

@@ -1,0 +1,263 @@
+//! The last good snapshot on disk (sled): written beside the hot path, flushed before it counts, read once at start.
+//!
+//! One tree; a key is `collection NUL name`, a value the origin and the encoded resource. Only differences are written, in
+//! one atomic batch, so that after a kill the store holds one whole snapshot: this one or the one before.
+
+use crate::{event::Origin, metrics::RuntimeMetrics};
+use anyhow::Context as _;
+use prost::Message as _;
+use proto::istio::mcp::v1alpha1::Resource;
+use proto_component::{drain::Drain, task};
+use proto_mcp::snapshot::{Collection, Snapshot};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::sync::watch;
+
+/// Set in the store once it holds a whole snapshot.
+const COMPLETE: &[u8] = b"\0complete";
+
+/// A snapshot with the places its resources come from.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// The snapshot.
+    pub snapshot: Arc<Snapshot>,
+    /// Origin of a resource, by collection and name; synthetic ones have none.
+    pub origins: Arc<BTreeMap<(String, String), Origin>>,
+}
+
+/// The open store.
+#[derive(Clone, Debug)]
+pub struct Store {
+    database: sled::Db,
+}
+
+impl Store {
+    /// Opens the store in `folder`. One that cannot be read is put aside, and a new one begun.
+    pub fn open(folder: &Path) -> anyhow::Result<Self> {
+        let path = folder.join("snapshot");
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("create --data-dir {}", folder.display()))?;
+        let open = || {
+            sled::Config::new()
+                .path(&path)
+                .cache_capacity(16 << 20)
+                .flush_every_ms(None)
+                .open()
+        };
+        match open() {
+            Ok(database) => Ok(Self { database }),
+            Err(sled::Error::Io(error)) => Err(error).with_context(|| {
+                format!(
+                    "open --data-dir {} (is another galley using it?)",
+                    folder.display()
+                )
+            }),
+            Err(error) => {
+                let seconds = SystemTime::now()
+                    .duration_since(SystemTime::UNIX_EPOCH)
+                    .map_or(0, |since| since.as_secs());
+                let aside = folder.join(format!("snapshot.unreadable-{seconds}"));
+                tracing::error!(target: "snapshot", %error, aside = %aside.display(), "the last good snapshot cannot be read; put aside");
+                std::fs::rename(&path, &aside).context("put an unreadable snapshot aside")?;
+                Ok(Self {
+                    database: open().context("open a new snapshot store")?,
+                })
+            }
+        }
+    }
+
+    /// The snapshot kept last; none if there is none.
+    pub fn load(&self) -> anyhow::Result<Option<Kept>> {
+        if self.database.get(COMPLETE)?.is_none() {
+            return Ok(None);
+        }
+        let mut collections: BTreeMap<String, Vec<Arc<Resource>>> = BTreeMap::new();
+        let mut origins = BTreeMap::new();
+        for entry in self.database.iter() {
+            let (key, value) = entry?;
+            let Some((collection, name)) = split_key(&key) else {
+                continue;
+            };
+            let (origin, resource) = decode(&value)
+                .with_context(|| format!("read {collection} {name} from the store"))?;
+            if let Some(origin) = origin {
+                origins.insert((collection.to_owned(), name.to_owned()), origin);
+            }
+            let resources = collections.entry(collection.to_owned()).or_default();
+            resources.push(Arc::new(resource));
+        }
+        let mut snapshot = Snapshot::new();
+        for name in crate::schema::collections() {
+            let resources = collections.remove(&name).unwrap_or_default();
+            snapshot = snapshot.with(name, Collection::new(resources));
+        }
+        Ok(Some(Kept {
+            snapshot: Arc::new(snapshot),
+            origins: Arc::new(origins),
+        }))
+    }
+
+    /// Writes what differs from `earlier`; it counts once this has returned.
+    pub async fn save(&self, earlier: Option<&Kept>, kept: &Kept) -> anyhow::Result<()> {
+        let mut batch = sled::Batch::default();
+        if earlier.is_none() {
+            // Whatever an earlier process left that we did not load.
+            for key in self.database.iter().keys() {
+                batch.remove(key?);
+            }
+        }
+        batch.insert(COMPLETE, &[1]);
+        let nothing = Arc::new(Collection::default());
+        let names = kept.snapshot.names();
+        for name in &names {
+            let old = earlier
+                .and_then(|earlier| earlier.snapshot.get(name))
+                .unwrap_or(&nothing);
+            let new = kept.snapshot.get(name).unwrap_or(&nothing);
+            for (resource_name, resource) in &new.resources {
+                let is_same = old
+                    .resources
+                    .get(resource_name)
+                    .is_some_and(|old| Arc::ptr_eq(old, resource));
+                let key = (name.clone(), resource_name.clone());
+                let origin = kept.origins.get(&key);
+                let has_moved = earlier.is_some_and(|earlier| earlier.origins.get(&key) != origin);
+                if !is_same || has_moved {
+                    batch.insert(join_key(name, resource_name), encode(origin, resource));
+                }
+            }
+            for gone in old.resources.keys() {
+                if !new.resources.contains_key(gone) {
+                    batch.remove(join_key(name, gone));
+                }
+            }
+        }
+        self.database.apply_batch(batch)?;
+        self.database.flush_async().await?;
+        Ok(())
+    }
+}
+
+/// Saves each snapshot that comes, until the drain; those that are overtaken while one is written are skipped.
+pub fn keep(
+    store: Store,
+    loaded: Option<Kept>,
+    mut latest: watch::Receiver<Option<Kept>>,
+    metrics: RuntimeMetrics,
+    drain: Drain,
+) {
+    task::spawn_drained("snapshot-store", async move {
+        let mut saved = loaded;
+        loop {
+            let next = latest.borrow_and_update().clone();
+            if let Some(next) = next {
+                match store.save(saved.as_ref(), &next).await {
+                    Ok(()) => {
+                        tracing::debug!(target: "snapshot", "snapshot kept");
+                        saved = Some(next);
+                    }
+                    Err(error) => {
+                        metrics.store_errors.inc();
+                        let error = format!("{error:#}");
+                        tracing::error!(target: "snapshot", error, "cannot keep the snapshot; trying again");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        latest.mark_changed();
+                    }
+                }
+            }
+            tokio::select! {
+                changed = latest.changed() => if changed.is_err() { return },
+                // What is waiting is written still: the check above comes first.
+                () = drain.signaled() => if !latest.has_changed().unwrap_or(false) { return },
+            }
+        }
+    });
+}
+
+fn join_key(collection: &str, name: &str) -> Vec<u8> {
+    [collection.as_bytes(), b"\0", name.as_bytes()].concat()
+}
+
+fn split_key(key: &[u8]) -> Option<(&str, &str)> {
+    let text = std::str::from_utf8(key).ok()?;
+    text.split_once('\0')
+        .filter(|(collection, _)| !collection.is_empty())
+}
+
+/// Length and text of the origin (nothing where there is none), then the resource.
+fn encode(origin: Option<&Origin>, resource: &Resource) -> Vec<u8> {
+    let origin = origin.map_or_else(String::new, ToString::to_string);
+    let length = u32::try_from(origin.len()).unwrap_or(0);
+    let mut bytes = length.to_le_bytes().to_vec();
+    bytes.extend_from_slice(&origin.as_bytes()[..length as usize]);
+    bytes.extend_from_slice(&resource.encode_to_vec());
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> anyhow::Result<(Option<Origin>, Resource)> {
+    let (length, rest) = bytes.split_first_chunk::<4>().context("too short")?;
+    let length = u32::from_le_bytes(*length) as usize;
+    let (origin, resource) = rest.split_at_checked(length).context("too short")?;
+    let origin = std::str::from_utf8(origin)?;
+    let origin = origin.rsplit_once(':').and_then(|(file, line)| {
+        Some(Origin {
+            file: file.to_owned(),
+            line: line.parse().ok()?,
+        })
+    });
+    Ok((origin, Resource::decode(resource)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::istio::mcp::v1alpha1::Metadata;
+
+    const GATEWAYS: &str = "istio/networking/v1alpha3/gateways";
+
+    fn kept(names: &[(&str, &str)]) -> Kept {
+        let resources = names.iter().map(|(name, version)| {
+            Arc::new(Resource {
+                metadata: Some(Metadata {
+                    name: (*name).into(),
+                    version: (*version).into(),
+                    ..Metadata::default()
+                }),
+                body: None,
+            })
+        });
+        let origins = names.iter().enumerate().map(|(line, (name, _))| {
+            let origin = Origin {
+                file: "/c/a.yaml".into(),
+                line,
+            };
+            ((GATEWAYS.to_owned(), (*name).to_owned()), origin)
+        });
+        Kept {
+            origins: Arc::new(origins.collect()),
+            snapshot: Arc::new(Snapshot::new().with(GATEWAYS, Collection::new(resources))),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_saved_last_is_loaded_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (
+            kept(&[("a/x", "1"), ("a/y", "1")]),
+            kept(&[("a/x", "2"), ("a/z", "1")]),
+        );
+        {
+            let store = Store::open(dir.path()).unwrap();
+            assert!(store.load().unwrap().is_none());
+            store.save(None, &first).await.unwrap();
+            store.save(Some(&first), &second).await.unwrap();
+        }
+        let loaded = Store::open(dir.path()).unwrap().load().unwrap().unwrap();
+        assert_eq!(loaded.snapshot.get(GATEWAYS), second.snapshot.get(GATEWAYS));
+        assert_eq!(loaded.origins, second.origins);
+    }
+}

@@ -1,0 +1,45 @@
+//! Mesh objects, served as they are: one collection for each kind, empty ones too.
+
+use crate::{event::Objects, schema};
+use proto::istio::mcp::v1alpha1::Resource;
+use proto_mcp::snapshot::{Collection, Snapshot};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Puts a collection for each kind into `snapshot`; those that did not change are `last`'s own.
+pub fn build_collections(objects: &Objects, last: &Snapshot, snapshot: &mut Snapshot) {
+    let mut by_collection: BTreeMap<&str, Vec<Arc<Resource>>> = BTreeMap::new();
+    for (key, object) in objects {
+        if let Some(resource) = object.resource() {
+            let resources = by_collection.entry(&key.collection).or_default();
+            resources.push(resource.clone());
+        }
+    }
+    for served in schema::served() {
+        let name = served.collection.as_str();
+        let resources = by_collection.remove(name).unwrap_or_default();
+        snapshot.insert(name, reuse(last.get(name), resources));
+    }
+}
+
+/// The last collection if it holds just these resources, or a new one.
+pub(crate) fn reuse(
+    last: Option<&Arc<Collection>>,
+    resources: Vec<Arc<Resource>>,
+) -> Arc<Collection> {
+    if let Some(last) = last {
+        let is_same = last.resources.len() == resources.len()
+            && last
+                .resources
+                .values()
+                .zip(&resources)
+                .all(|(old, new)| Arc::ptr_eq(old, new));
+        if is_same {
+            return last.clone();
+        }
+    }
+    let new = Collection::new(resources);
+    match last {
+        Some(last) if last.version == new.version => last.clone(),
+        _ => Arc::new(new),
+    }
+}

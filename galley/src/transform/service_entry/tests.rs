@@ -1,0 +1,147 @@
+//! Services as Pilot gets them.
+
+use super::*;
+use crate::{
+    event::{Key, Object},
+    source::file::parse,
+};
+use std::path::Path;
+
+fn objects(yaml: &str) -> Objects {
+    let file = parse(Path::new("test.yaml"), yaml);
+    let objects = file.documents.into_iter().map(|document| {
+        assert!(document.verdict.valid, "{:?}", document.verdict);
+        (document.key.unwrap(), document.object.unwrap())
+    });
+    objects.collect::<BTreeMap<Key, Arc<Object>>>()
+}
+
+fn built(yaml: &str) -> Arc<Collection> {
+    let settings = Settings {
+        domain: "cluster.local".into(),
+        trust_domain: "td".into(),
+    };
+    build_collection(&objects(yaml), &settings, None)
+}
+
+fn entry(collection: &Collection, name: &str) -> ServiceEntry {
+    let body = collection.resources[name].body.as_ref().unwrap();
+    proto::any::unpack(body).unwrap()
+}
+
+const REVIEWS: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop, labels: {app: reviews}, annotations: {networking.istio.io/exportTo: '.'}}
+spec:
+  clusterIP: 10.0.0.7
+  ports:
+  - {name: http, port: 9080, targetPort: 8080}
+  - {name: metrics, port: 9090, appProtocol: grpc}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: reviews-1, namespace: shop, labels: {kubernetes.io/service-name: reviews}}
+addressType: IPv4
+endpoints:
+- addresses: [10.1.0.1]
+  conditions: {ready: true}
+  nodeName: n1
+  targetRef: {kind: Pod, name: reviews-v1, namespace: shop}
+- addresses: [10.1.0.2]
+  conditions: {ready: false}
+- addresses: [10.1.0.3]
+  conditions: {ready: false, terminating: true}
+ports: [{name: http, port: 8080}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: reviews-2, namespace: shop, labels: {kubernetes.io/service-name: reviews}}
+addressType: IPv4
+endpoints: [{addresses: [10.1.0.1]}]
+ports: [{name: metrics, port: 9090}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: reviews-v1, namespace: shop, labels: {app: reviews, version: v1}}
+spec: {serviceAccountName: reviewer, containers: []}
+status: {podIP: 10.1.0.1}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n1, labels: {topology.kubernetes.io/region: eu, topology.kubernetes.io/zone: eu-1}}
+";
+
+#[test]
+fn slices_pods_and_nodes_are_joined() {
+    let collection = built(REVIEWS);
+    let entry = entry(&collection, "shop/reviews");
+    assert_eq!(entry.hosts, ["reviews.shop.svc.cluster.local"]);
+    assert_eq!(entry.addresses, ["10.0.0.7"]);
+    assert_eq!(entry.export_to, ["."]);
+    assert_eq!(entry.resolution(), Resolution::Static);
+    let protocols: Vec<_> = entry.ports.iter().map(|p| p.protocol.as_str()).collect();
+    assert_eq!(protocols, ["HTTP", "GRPC"]);
+    assert_eq!(entry.subject_alt_names, ["spiffe://td/ns/shop/sa/reviewer"]);
+    let [first, second] = entry.endpoints.as_slice() else {
+        panic!("{:?}", entry.endpoints)
+    };
+    assert_eq!(first.address, "10.1.0.1");
+    assert_eq!(first.ports["http"], 8080);
+    assert_eq!(first.ports["metrics"], 9090);
+    assert_eq!(first.labels["version"], "v1");
+    assert_eq!(first.locality, "eu/eu-1");
+    assert_eq!(first.service_account, "reviewer");
+    assert_eq!(second.address, "10.1.0.2");
+    let metadata = collection.resources["shop/reviews"]
+        .metadata
+        .as_ref()
+        .unwrap();
+    assert_eq!(metadata.annotations[NOT_READY_ENDPOINTS], "10.1.0.2:8080");
+    assert_eq!(metadata.labels["app"], "reviews");
+}
+
+#[test]
+fn the_same_objects_give_the_same_collection() {
+    let first = built(REVIEWS);
+    assert_eq!(first.version, built(REVIEWS).version);
+    let settings = Settings {
+        domain: "cluster.local".into(),
+        trust_domain: "td".into(),
+    };
+    let again = build_collection(&objects(REVIEWS), &settings, Some(&first));
+    assert!(Arc::ptr_eq(&first, &again));
+}
+
+#[test]
+fn headless_and_external_services_and_plain_endpoints() {
+    let collection = built(
+        r"
+apiVersion: v1
+kind: Service
+metadata: {name: db}
+spec: {clusterIP: None, ports: [{port: 3306}]}
+---
+apiVersion: v1
+kind: Endpoints
+metadata: {name: db}
+subsets: [{addresses: [{ip: 10.9.0.1}], notReadyAddresses: [{ip: 10.9.0.2}], ports: [{port: 33060}]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: far}
+spec: {type: ExternalName, externalName: far.example.com, ports: [{name: https, port: 443}]}
+",
+    );
+    let db = entry(&collection, "default/db");
+    assert_eq!((db.resolution(), db.addresses.len()), (Resolution::None, 0));
+    assert_eq!(db.ports[0].protocol, "TCP");
+    assert_eq!(db.endpoints[0].ports[&db.ports[0].name], 33060);
+    assert_eq!(db.endpoints.len(), 2);
+    let far = entry(&collection, "default/far");
+    assert_eq!(
+        (far.resolution(), far.location()),
+        (Resolution::Dns, Location::MeshExternal)
+    );
+    assert_eq!(far.endpoints[0].address, "far.example.com");
+}
