@@ -39,6 +39,7 @@ mod stats;
 mod stream_info;
 mod transport;
 mod upstream;
+mod wire;
 mod worker;
 mod xds;
 

@@ -10,8 +10,8 @@ mod tls_context;
 mod upstream;
 mod verify;
 
-pub(crate) use certificate::{CertificateDetails, describe, describe_all};
-pub(crate) use downstream::{Accepted, DownstreamStream, DownstreamTransport, HandshakeError};
-pub(crate) use secret::{Secret, SecretSlot, SecretSlots};
-pub(crate) use tls_context::{AlpnList, DownstreamTlsContext, UpstreamTlsContext};
+pub(crate) use certificate::{CertificateDetails, details, peer_certificate};
+pub(crate) use downstream::{DownstreamStream, DownstreamTransport, HandshakeError, Meter, RawStream};
+pub(crate) use secret::{KeyPair, Secret, SecretSlot, SecretSlots, Validation};
+pub(crate) use tls_context::{AlpnFallback, DownstreamTlsContext, TlsError, UpstreamTlsContext};
 pub(crate) use upstream::{UpstreamStream, UpstreamTransport};

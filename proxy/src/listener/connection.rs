@@ -1,9 +1,8 @@
 //! One downstream connection: its stream, what is known about it, and who wants to hear of its end.
 
-use crate::{filter_chain::FilterChain, transport::DownstreamStream, worker::Worker};
+use crate::{filter_chain::FilterChain, stream_info::DynamicMetadata, transport::{DownstreamStream, Meter}, worker::Worker};
 use proto_component::drain::Drain;
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
-use crate::stream_info::DynamicMetadata;
 
 /// Which way a listener's traffic goes, as its configuration says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +57,8 @@ pub(crate) struct ConnectionInfo {
     pub(crate) direction: Direction,
     /// The chain that serves it.
     pub(crate) chain: Option<Arc<FilterChain>>,
+    /// Bytes in and out so far.
+    pub(crate) meter: Arc<Meter>,
     /// Left by network filters.
     pub(crate) metadata: DynamicMetadata,
     /// Cluster that a passing filter has chosen (`sni_cluster`).
@@ -79,6 +80,8 @@ pub(crate) enum TransportProtocol {
 pub(crate) struct TlsInfo {
     /// Negotiated application protocol.
     pub(crate) alpn: Option<String>,
+    /// The name the client asked for.
+    pub(crate) server_name: Option<String>,
     /// `TLSv1.3`.
     pub(crate) version: &'static str,
     /// The cipher suite in the IANA spelling.

@@ -242,3 +242,22 @@ impl Host {
         self.metadata.as_ref()?.filter_metadata.get(filter)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// A host on 10.0.0.`last`:80.
+    pub(crate) fn host(last: u8, is_healthy: bool) -> Arc<Host> {
+        Host::new(HostParts {
+            address: HostAddress::Socket(SocketAddr::from(([10, 0, 0, last], 80))),
+            hostname: "".into(),
+            health_check_address: None,
+            locality: Arc::default(),
+            metadata: None,
+            transport: Arc::new(UpstreamTransport::Raw),
+            weight: 1,
+            health: if is_healthy { 0 } else { HealthFlag::FAILED_EDS.0 },
+        })
+    }
+}

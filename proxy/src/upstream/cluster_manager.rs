@@ -1,0 +1,73 @@
+//! Every cluster by name: an immutable map behind one atomic pointer.
+
+use super::Cluster;
+use crate::{stat_group, stats::{Counter, Gauge, Scope}};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use std::{collections::HashMap, sync::Arc};
+
+stat_group! {
+    /// `cluster_manager.…`
+    pub(crate) struct ClusterManagerStats {
+        cluster_added: Counter, cluster_modified: Counter, cluster_removed: Counter, cluster_updated: Counter,
+        active_clusters: Gauge, warming_clusters: Gauge,
+    }
+}
+
+/// Clusters by name.
+pub(crate) type ClusterMap = HashMap<Arc<str>, Arc<Cluster>>;
+
+/// Every cluster that traffic may go to.
+pub(crate) struct ClusterManager {
+    clusters: ArcSwap<ClusterMap>,
+    writer: Mutex<()>,
+    /// What it counts.
+    pub(crate) stats: Arc<ClusterManagerStats>,
+}
+
+impl ClusterManager {
+    /// No clusters yet.
+    pub(crate) fn new(root: &Scope) -> Self {
+        Self { clusters: ArcSwap::default(), writer: Mutex::new(()), stats: root.scope("cluster_manager").group() }
+    }
+
+    /// The cluster called `name`.
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<Cluster>> {
+        self.clusters.load().get(name).cloned()
+    }
+
+    /// All of them, as they are now.
+    pub(crate) fn snapshot(&self) -> Arc<ClusterMap> {
+        self.clusters.load_full()
+    }
+
+    /// Puts clusters into service and takes others out, in one step.
+    pub(crate) fn update(&self, added: Vec<Arc<Cluster>>, removed: &[String]) {
+        if added.is_empty() && removed.is_empty() {
+            return;
+        }
+        let _writer = self.writer.lock();
+        let mut clusters = ClusterMap::clone(&self.clusters.load());
+        let mut old = Vec::new();
+        for name in removed {
+            if let Some(gone) = clusters.remove(name.as_str()) {
+                self.stats.cluster_removed.inc();
+                old.push(gone);
+            }
+        }
+        for cluster in added {
+            match clusters.insert(cluster.name().clone(), cluster) {
+                Some(before) => {
+                    self.stats.cluster_modified.inc();
+                    old.push(before);
+                }
+                None => self.stats.cluster_added.inc(),
+            }
+        }
+        self.stats.active_clusters.set(clusters.len() as u64);
+        self.clusters.store(Arc::new(clusters));
+        for cluster in old {
+            cluster.close();
+        }
+    }
+}
