@@ -1,5 +1,6 @@
 //! Proto3 JSON both ways, strictly: an unknown field, a wrong type or an unknown enum value is refused with its path
-//! (`http[0].route[0].destination.subst`). camelCase and snake_case names are accepted, as the proto3 mapping demands.
+//! (`http[0].route[0].destination.subst`). camelCase and snake_case names are accepted, as the proto3 mapping demands; durations
+//! may be Go's (`1m30s`), as Istio's users write them.
 
 use prost::{Message, Name};
 use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
@@ -7,6 +8,8 @@ use prost_types::Any;
 use serde_json::Value;
 
 use crate::{descriptor, type_url};
+
+mod go_duration;
 
 /// Why a message and its JSON form do not convert.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +81,8 @@ pub fn dynamic_from_value(full_name: &str, value: &Value) -> Result<DynamicMessa
     if value.is_null() {
         return Ok(DynamicMessage::new(descriptor));
     }
+    let rewritten = go_duration::rewrite(&descriptor, value);
+    let value = rewritten.as_ref().unwrap_or(value);
     let options = DeserializeOptions::new().deny_unknown_fields(true);
     let mut track = serde_path_to_error::Track::new();
     let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);

@@ -31,7 +31,9 @@ fn value_to_json(value: &prost_types::Value) -> Value {
         Some(Kind::BoolValue(value)) => Value::Bool(*value),
         Some(Kind::NumberValue(value)) => number_to_json(*value),
         Some(Kind::StringValue(value)) => Value::String(value.clone()),
-        Some(Kind::ListValue(list)) => Value::Array(list.values.iter().map(value_to_json).collect()),
+        Some(Kind::ListValue(list)) => {
+            Value::Array(list.values.iter().map(value_to_json).collect())
+        }
         Some(Kind::StructValue(fields)) => Value::Object(to_json(fields)),
     }
 }
@@ -72,7 +74,9 @@ mod tests {
     #[test]
     fn json_survives() {
         let value = json!({"a": [1, 2.5, "x", null, true], "b": {"c": -3, "d": []}});
-        let Value::Object(fields) = value else { unreachable!("it is an object") };
+        let Value::Object(fields) = value else {
+            unreachable!("it is an object")
+        };
         assert_eq!(to_json(&from_json(fields.clone())), fields);
     }
 }

@@ -5,7 +5,9 @@ use std::collections::HashSet;
 use proto::istio::authentication::v1alpha1::peer_authentication_method::Params;
 use proto::istio::authentication::v1alpha1::port_selector::Port;
 use proto::istio::authentication::v1alpha1::string_match::MatchType;
-use proto::istio::authentication::v1alpha1::{Jwt, PeerAuthenticationMethod, Policy, StringMatch, TargetSelector};
+use proto::istio::authentication::v1alpha1::{
+    Jwt, PeerAuthenticationMethod, Policy, StringMatch, TargetSelector,
+};
 
 use crate::finding::Report;
 use crate::kind::url;
@@ -26,9 +28,11 @@ pub(super) fn check(spec: &Policy, meta: &Metadata, report: &mut Report) {
             report.at("jwt", |report| check_jwt(jwt, &mut issuers, report));
         }
     });
-    report.each("origins", &spec.origins, |report, origin| match &origin.jwt {
-        Some(jwt) => report.at("jwt", |report| check_jwt(jwt, &mut issuers, report)),
-        None => report.error_at("jwt", "the token's issuer is missing: give jwt"),
+    report.each("origins", &spec.origins, |report, origin| {
+        match &origin.jwt {
+            Some(jwt) => report.at("jwt", |report| check_jwt(jwt, &mut issuers, report)),
+            None => report.error_at("jwt", "the token's issuer is missing: give jwt"),
+        }
     });
 }
 
@@ -45,7 +49,10 @@ fn check_scope(spec: &Policy, meta: &Metadata, report: &mut Report) {
     let is_default = meta.name == DEFAULT;
     if meta.namespace.is_empty() {
         if !is_default {
-            report.error(format!("the policy of the whole mesh must be called {DEFAULT:?}, not {:?}", meta.name));
+            report.error(format!(
+                "the policy of the whole mesh must be called {DEFAULT:?}, not {:?}",
+                meta.name
+            ));
         }
         if !spec.targets.is_empty() {
             report.error_at("targets", "the policy of the whole mesh has no targets");
@@ -59,12 +66,17 @@ fn check_scope(spec: &Policy, meta: &Metadata, report: &mut Report) {
 
 fn check_target(report: &mut Report, target: &TargetSelector) {
     if !is_dns_label(&target.name) {
-        report.error_at("name", format!("{:?} is no service's short name", target.name));
+        report.error_at(
+            "name",
+            format!("{:?} is no service's short name", target.name),
+        );
     }
-    report.each("ports", &target.ports, |report, selected| match &selected.port {
-        Some(Port::Number(number)) => report.require("number", port::check_number(*number)),
-        Some(Port::Name(name)) => report.require("name", port::check_name(name)),
-        None => report.error("the port is missing: give number or name"),
+    report.each("ports", &target.ports, |report, selected| {
+        match &selected.port {
+            Some(Port::Number(number)) => report.require("number", port::check_number(*number)),
+            Some(Port::Name(name)) => report.require("name", port::check_name(name)),
+            None => report.error("the port is missing: give number or name"),
+        }
     });
 }
 
@@ -72,7 +84,10 @@ fn check_jwt(jwt: &Jwt, issuers: &mut HashSet<String>, report: &mut Report) {
     if jwt.issuer.is_empty() {
         report.error_at("issuer", "the issuer is missing");
     } else if !issuers.insert(jwt.issuer.clone()) {
-        report.error_at("issuer", format!("there are two tokens of the issuer {:?}", jwt.issuer));
+        report.error_at(
+            "issuer",
+            format!("there are two tokens of the issuer {:?}", jwt.issuer),
+        );
     }
     if !jwt.jwks_uri.is_empty() {
         report.require("jwksUri", url::check_http(&jwt.jwks_uri));

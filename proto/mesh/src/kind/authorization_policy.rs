@@ -21,10 +21,21 @@ pub(super) const DRY_RUN: &str = "istio.io/dry-run";
 /// Reports what is wrong.
 pub(super) fn check(spec: &AuthorizationPolicy, meta: &Metadata, report: &mut Report) {
     check_dry_run(spec, meta, report);
-    selector::check_target(spec.selector.as_ref(), spec.target_ref.as_ref(), &spec.target_refs, report);
+    selector::check_target(
+        spec.selector.as_ref(),
+        spec.target_ref.as_ref(),
+        &spec.target_refs,
+        report,
+    );
     check_action(spec, report);
     if spec.rules.len() > MAX_RULES {
-        report.error_at("rules", format!("there are {} rules; at most {MAX_RULES} are allowed", spec.rules.len()));
+        report.error_at(
+            "rules",
+            format!(
+                "there are {} rules; at most {MAX_RULES} are allowed",
+                spec.rules.len()
+            ),
+        );
     }
     report.each("rules", &spec.rules, |report, rule| {
         report.each("from", &rule.from, |report, from| match &from.source {
@@ -46,11 +57,21 @@ pub(super) fn check(spec: &AuthorizationPolicy, meta: &Metadata, report: &mut Re
 }
 
 fn check_dry_run(spec: &AuthorizationPolicy, meta: &Metadata, report: &mut Report) {
-    let Some(value) = meta.annotation(DRY_RUN) else { return };
+    let Some(value) = meta.annotation(DRY_RUN) else {
+        return;
+    };
     if !matches!(spec.action(), Action::Allow | Action::Deny) {
-        report.error(format!("the annotation {DRY_RUN} works with the actions ALLOW and DENY only"));
-    } else if !["1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"].contains(&value) {
-        report.error(format!("the annotation {DRY_RUN} is {value:?}: give \"true\" or \"false\""));
+        report.error(format!(
+            "the annotation {DRY_RUN} works with the actions ALLOW and DENY only"
+        ));
+    } else if ![
+        "1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False",
+    ]
+    .contains(&value)
+    {
+        report.error(format!(
+            "the annotation {DRY_RUN} is {value:?}: give \"true\" or \"false\""
+        ));
     }
 }
 
@@ -59,14 +80,25 @@ fn check_action(spec: &AuthorizationPolicy, report: &mut Report) {
     if matches!(action, Action::Deny | Action::Custom) && spec.rules.is_empty() {
         report.error_at(
             "rules",
-            format!("{} without rules never does anything: give a rule; `{{}}` matches every request", action.as_str_name()),
+            format!(
+                "{} without rules never does anything: give a rule; `{{}}` matches every request",
+                action.as_str_name()
+            ),
         );
     }
     match &spec.provider {
         Some(_) if action != Action::Custom => {
-            report.error_at("provider", format!("only CUSTOM has a provider, {} has not", action.as_str_name()));
+            report.error_at(
+                "provider",
+                format!(
+                    "only CUSTOM has a provider, {} has not",
+                    action.as_str_name()
+                ),
+            );
         }
-        None if action == Action::Custom => report.error_at("provider.name", "CUSTOM needs the name of a provider"),
+        None if action == Action::Custom => {
+            report.error_at("provider.name", "CUSTOM needs the name of a provider")
+        }
         Some(provider) if provider.name.is_empty() => {
             report.error_at("provider.name", "CUSTOM needs the name of a provider");
         }
@@ -130,7 +162,10 @@ fn check_service_accounts(source: &Source, report: &mut Report) {
         ("notServiceAccounts", &source.not_service_accounts),
     ] {
         if list.len() > MAX_SERVICE_ACCOUNTS {
-            report.error_at(field, format!("at most {MAX_SERVICE_ACCOUNTS} service accounts can be named"));
+            report.error_at(
+                field,
+                format!("at most {MAX_SERVICE_ACCOUNTS} service accounts can be named"),
+            );
         }
         report.each(field, list, |report, value: &String| {
             if !value.is_empty() {
@@ -181,7 +216,10 @@ fn check_condition(report: &mut Report, condition: &Condition) {
         return;
     }
     report.require("key", attribute::check_key(&condition.key));
-    for (field, list) in [("values", &condition.values), ("notValues", &condition.not_values)] {
+    for (field, list) in [
+        ("values", &condition.values),
+        ("notValues", &condition.not_values),
+    ] {
         report.each(field, list, |report, value: &String| {
             if let Err(message) = attribute::check_value(&condition.key, value) {
                 report.error(message);
@@ -196,13 +234,19 @@ fn refuse_identity(rule: &Rule, report: &mut Report) {
         let Some(source) = &from.source else { return };
         for (field, list) in source_lists(source) {
             if !list.is_empty() && !field.ends_with("pBlocks") {
-                report.error_at(&format!("source.{field}"), format!("CUSTOM is decided before {field} are known: leave it out"));
+                report.error_at(
+                    &format!("source.{field}"),
+                    format!("CUSTOM is decided before {field} are known: leave it out"),
+                );
             }
         }
     });
     report.each("when", &rule.when, |report, condition| {
         if attribute::is_identity(&condition.key) {
-            report.error_at("key", format!("CUSTOM is decided before {} is known", condition.key));
+            report.error_at(
+                "key",
+                format!("CUSTOM is decided before {} is known", condition.key),
+            );
         }
     });
 }
@@ -213,9 +257,12 @@ fn warn_of_tcp(rule: &Rule, report: &mut Report) {
     let operations = || rule.to.iter().filter_map(|to| to.operation.as_ref());
     let source_says_tcp = sources().any(|source| {
         let lists = source_lists(source);
-        lists.iter().any(|(field, list)| !list.is_empty() && !field.to_lowercase().contains("requestprincipals"))
+        lists.iter().any(|(field, list)| {
+            !list.is_empty() && !field.to_lowercase().contains("requestprincipals")
+        })
     });
-    let operation_says_tcp = operations().any(|operation| !operation.ports.is_empty() || !operation.not_ports.is_empty());
+    let operation_says_tcp = operations()
+        .any(|operation| !operation.ports.is_empty() || !operation.not_ports.is_empty());
     let has_operations = operations().next().is_some();
     let only_source = sources().next().is_some() && !has_operations && !source_says_tcp;
     if only_source || (has_operations && !operation_says_tcp) {

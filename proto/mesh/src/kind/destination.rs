@@ -29,7 +29,9 @@ pub(super) fn check_subset_name(name: &str) -> Result<(), String> {
     if is_dns_label(name) {
         return Ok(());
     }
-    Err(format!("{name:?} is no subset name: give letters, digits and `-`"))
+    Err(format!(
+        "{name:?} is no subset name: give letters, digits and `-`"
+    ))
 }
 
 /// Checks `route` of TCP and TLS routes.
@@ -55,6 +57,9 @@ pub(super) fn check_weight(weight: i32) -> Result<(), String> {
 /// Several destinations need weights of which at least one is not 0.
 pub(super) fn check_total_weight(weights: impl Iterator<Item = i32> + Clone, report: &mut Report) {
     if weights.clone().count() > 1 && weights.map(i64::from).sum::<i64>() == 0 {
-        report.error_at("route", "the weights of the destinations add up to 0: give at least one a weight");
+        report.error_at(
+            "route",
+            "the weights of the destinations add up to 0: give at least one a weight",
+        );
     }
 }

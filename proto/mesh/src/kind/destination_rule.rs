@@ -25,7 +25,9 @@ pub(super) fn check(spec: &DestinationRule, meta: &Metadata, report: &mut Report
     export_to::check(&spec.export_to, meta, false, report);
     if let Some(workloads) = &spec.workload_selector {
         check_is_private(spec, meta, report);
-        report.at("workloadSelector", |report| selector::check_match_labels(workloads, report));
+        report.at("workloadSelector", |report| {
+            selector::check_match_labels(workloads, report)
+        });
     }
 }
 
@@ -33,6 +35,9 @@ pub(super) fn check(spec: &DestinationRule, meta: &Metadata, report: &mut Report
 fn check_is_private(spec: &DestinationRule, meta: &Metadata, report: &mut Report) {
     let is_own = |entry: &String| entry == "." || *entry == meta.namespace;
     if !spec.export_to.is_empty() && !(spec.export_to.len() == 1 && is_own(&spec.export_to[0])) {
-        report.error_at("exportTo", "with workloadSelector the rule cannot be exported: give `.` or leave exportTo out");
+        report.error_at(
+            "exportTo",
+            "with workloadSelector the rule cannot be exported: give `.` or leave exportTo out",
+        );
     }
 }

@@ -1,10 +1,12 @@
 //! Rules of EnvoyFilter: what is patched must fit what is matched, and the patch must be a message of Envoy's API.
 
+use proto::istio::networking::v1alpha3::EnvoyFilter;
 use proto::istio::networking::v1alpha3::envoy_filter::envoy_config_object_match::ObjectTypes;
 use proto::istio::networking::v1alpha3::envoy_filter::listener_match::FilterMatch;
 use proto::istio::networking::v1alpha3::envoy_filter::patch::Operation;
-use proto::istio::networking::v1alpha3::envoy_filter::{ApplyTo, EnvoyConfigObjectMatch, EnvoyConfigObjectPatch};
-use proto::istio::networking::v1alpha3::EnvoyFilter;
+use proto::istio::networking::v1alpha3::envoy_filter::{
+    ApplyTo, EnvoyConfigObjectMatch, EnvoyConfigObjectPatch, PatchContext,
+};
 
 use crate::finding::Report;
 use crate::kind::selector;
@@ -36,6 +38,18 @@ fn check_patch(report: &mut Report, patch: &EnvoyConfigObjectPatch) {
         report.error_at("applyTo", "applyTo is missing: say what is patched");
         return;
     }
+    // QUIRK: what else a patch for waypoints lacks is not looked at.
+    if patch
+        .r#match
+        .as_ref()
+        .is_some_and(|condition| condition.context() == PatchContext::Waypoint)
+    {
+        report.warning_at(
+            "match.context",
+            "there are no waypoints in this mesh: the patch does nothing",
+        );
+        return;
+    }
     let Some(change) = &patch.patch else {
         report.error_at("patch", "the patch is missing");
         return;
@@ -45,65 +59,102 @@ fn check_patch(report: &mut Report, patch: &EnvoyConfigObjectPatch) {
         return;
     }
     if change.operation() != Operation::Remove && change.value.is_none() {
-        report.error_at("patch.value", "the value is missing: only REMOVE needs none");
+        report.error_at(
+            "patch.value",
+            "the value is missing: only REMOVE needs none",
+        );
         return;
     }
     if let Some(condition) = &patch.r#match {
         report.at("match", |report| check_match(apply_to, condition, report));
     }
     if let (Some(message), Some(value)) = (message_of(apply_to), &change.value) {
-        report.at("patch.value", |report| patch_value::check(message, value, report));
+        report.at("patch.value", |report| {
+            patch_value::check(message, value, report)
+        });
     }
 }
 
 fn check_match(apply_to: ApplyTo, condition: &EnvoyConfigObjectMatch, report: &mut Report) {
-    if let Some(version) = condition.proxy.as_ref().map(|proxy| proxy.proxy_version.as_str()) {
+    if let Some(version) = condition
+        .proxy
+        .as_ref()
+        .map(|proxy| proxy.proxy_version.as_str())
+    {
         if !version.is_empty() {
             report.require("proxy.proxyVersion", re2::check(version));
         }
     }
-    let Some(object) = &condition.object_types else { return };
+    let Some(object) = &condition.object_types else {
+        return;
+    };
     let (wanted, fits) = match apply_to {
         ApplyTo::Listener
         | ApplyTo::FilterChain
         | ApplyTo::NetworkFilter
         | ApplyTo::HttpFilter
         | ApplyTo::ListenerFilter => ("listener", matches!(object, ObjectTypes::Listener(_))),
-        ApplyTo::RouteConfiguration | ApplyTo::VirtualHost | ApplyTo::HttpRoute => {
-            ("routeConfiguration", matches!(object, ObjectTypes::RouteConfiguration(_)))
-        }
+        ApplyTo::RouteConfiguration | ApplyTo::VirtualHost | ApplyTo::HttpRoute => (
+            "routeConfiguration",
+            matches!(object, ObjectTypes::RouteConfiguration(_)),
+        ),
         ApplyTo::Cluster => ("cluster", matches!(object, ObjectTypes::Cluster(_))),
         ApplyTo::Invalid | ApplyTo::ExtensionConfig | ApplyTo::Bootstrap => return,
     };
     if !fits && !matches!(object, ObjectTypes::Waypoint(_)) {
-        report.error(format!("{} is matched by {wanted} only", apply_to.as_str_name()));
+        report.error(format!(
+            "{} is matched by {wanted} only",
+            apply_to.as_str_name()
+        ));
         return;
     }
     if let ObjectTypes::Listener(listener) = object {
-        if let Some(filter) = listener.filter_chain.as_ref().and_then(|chain| chain.filter.as_ref()) {
-            report.at("listener.filterChain.filter", |report| check_filter(apply_to, filter, report));
+        if let Some(filter) = listener
+            .filter_chain
+            .as_ref()
+            .and_then(|chain| chain.filter.as_ref())
+        {
+            report.at("listener.filterChain.filter", |report| {
+                check_filter(apply_to, filter, report)
+            });
         }
     }
 }
 
 fn check_filter(apply_to: ApplyTo, filter: &FilterMatch, report: &mut Report) {
     if matches!(apply_to, ApplyTo::Listener | ApplyTo::FilterChain) {
-        report.warning(format!("a filter is no condition for {}", apply_to.as_str_name()));
+        report.warning(format!(
+            "a filter is no condition for {}",
+            apply_to.as_str_name()
+        ));
     }
     if filter.name.is_empty() {
         report.error_at("name", "the filter's name is missing");
         return;
     }
     warn_of_old_name("name", &filter.name, report);
-    let Some(inner) = &filter.sub_filter else { return };
+    let Some(inner) = &filter.sub_filter else {
+        return;
+    };
     if apply_to != ApplyTo::HttpFilter {
-        report.error_at("subFilter", "a filter inside a filter is a condition for HTTP_FILTER only");
+        report.error_at(
+            "subFilter",
+            "a filter inside a filter is a condition for HTTP_FILTER only",
+        );
     } else if !HTTP_CONNECTION_MANAGER.contains(&filter.name.as_str()) {
-        report.error_at("name", format!("HTTP filters are inside {} only", HTTP_CONNECTION_MANAGER[0]));
+        report.error_at(
+            "name",
+            format!(
+                "HTTP filters are inside {} only",
+                HTTP_CONNECTION_MANAGER[0]
+            ),
+        );
     } else if inner.name.is_empty() {
         report.error_at("subFilter.name", "the inner filter's name is missing");
     } else {
-        report.at("subFilter", |report| warn_of_old_name("name", &inner.name, report));
+        report.at("subFilter", |report| {
+            warn_of_old_name("name", &inner.name, report)
+        });
     }
 }
 
@@ -136,7 +187,9 @@ fn message_of(apply_to: ApplyTo) -> Option<&'static str> {
         ApplyTo::FilterChain => "envoy.config.listener.v3.FilterChain",
         ApplyTo::ListenerFilter => "envoy.config.listener.v3.ListenerFilter",
         ApplyTo::NetworkFilter => "envoy.config.listener.v3.Filter",
-        ApplyTo::HttpFilter => "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
+        ApplyTo::HttpFilter => {
+            "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter"
+        }
         ApplyTo::RouteConfiguration => "envoy.config.route.v3.RouteConfiguration",
         ApplyTo::VirtualHost => "envoy.config.route.v3.VirtualHost",
         ApplyTo::HttpRoute => "envoy.config.route.v3.Route",

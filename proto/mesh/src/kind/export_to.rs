@@ -7,13 +7,25 @@ use crate::labels::is_dns_label;
 use crate::resource::Metadata;
 
 /// Checks `exportTo`. Only a ServiceEntry may be exported to nobody (`~`).
-pub(super) fn check(export_to: &[String], meta: &Metadata, nobody_allowed: bool, report: &mut Report) {
+pub(super) fn check(
+    export_to: &[String],
+    meta: &Metadata,
+    nobody_allowed: bool,
+    report: &mut Report,
+) {
     let mut seen = HashSet::new();
     for (index, entry) in export_to.iter().enumerate() {
         let field = format!("exportTo[{index}]");
-        let namespace = if entry == "." { meta.namespace.as_str() } else { entry };
+        let namespace = if entry == "." {
+            meta.namespace.as_str()
+        } else {
+            entry
+        };
         if !seen.insert(namespace) {
-            report.error_at(&field, format!("{entry:?} says again what another entry says"));
+            report.error_at(
+                &field,
+                format!("{entry:?} says again what another entry says"),
+            );
             continue;
         }
         match entry.as_str() {
@@ -23,7 +35,9 @@ pub(super) fn check(export_to: &[String], meta: &Metadata, nobody_allowed: bool,
             name if is_dns_label(name) => {}
             name => report.error_at(
                 &field,
-                format!("{name:?} is neither `.` (this namespace), `*` (all) nor a namespace's name"),
+                format!(
+                    "{name:?} is neither `.` (this namespace), `*` (all) nor a namespace's name"
+                ),
             ),
         }
     }

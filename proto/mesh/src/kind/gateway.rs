@@ -14,30 +14,48 @@ use crate::port;
 use crate::protocol::Protocol;
 use crate::resource::Metadata;
 
+/// Annotation of gateways that were made of the Gateway API's.
+const SEMANTICS: &str = "internal.istio.io/gateway-semantics";
+
 /// Reports what is wrong.
 pub(super) fn check(spec: &Gateway, meta: &Metadata, report: &mut Report) {
-    if !is_dns_label(&meta.name) {
-        report.error(format!("a gateway cannot be called {:?}: give letters, digits and `-`", meta.name));
+    let is_converted = meta.annotation(SEMANTICS) == Some("gateway");
+    if !is_dns_label(&meta.name) && !is_converted {
+        report.error(format!(
+            "a gateway cannot be called {:?}: give letters, digits and `-`",
+            meta.name
+        ));
     }
     if spec.servers.is_empty() {
         report.error_at("servers", "the gateway has no servers: give at least one");
     }
     let mut names = HashSet::new();
     report.each("servers", &spec.servers, |report, server| {
-        check_server(server, report);
+        check_server(server, is_converted, report);
         if let Some(port) = &server.port {
             if !names.insert(port.name.clone()) {
-                report.error_at("port.name", format!("there are two ports {:?}: each needs a name of its own", port.name));
+                report.error_at(
+                    "port.name",
+                    format!(
+                        "there are two ports {:?}: each needs a name of its own",
+                        port.name
+                    ),
+                );
             }
         }
     });
 }
 
-fn check_server(server: &Server, report: &mut Report) {
+fn check_server(server: &Server, is_converted: bool, report: &mut Report) {
     if server.hosts.is_empty() {
-        report.error_at("hosts", "the server has no hosts: give at least one, or `*`");
+        report.error_at(
+            "hosts",
+            "the server has no hosts: give at least one, or `*`",
+        );
     }
-    report.each("hosts", &server.hosts, |report, host| check_host(host, report));
+    report.each("hosts", &server.hosts, |report, host| {
+        check_host(host, is_converted, report)
+    });
     let port_fits = check_port(server, report);
     check_bind(server, report);
     if let Some(settings) = &server.tls {
@@ -49,10 +67,13 @@ fn check_server(server: &Server, report: &mut Report) {
 }
 
 /// A host of a gateway, perhaps after a namespace: a full DNS name, a wildcard, an IP address.
-fn check_host(text: &str, report: &mut Report) {
+fn check_host(text: &str, is_converted: bool, report: &mut Report) {
     if let Some((namespace, name)) = text.split_once('/') {
-        if !["*", "."].contains(&namespace) && !is_dns_label(namespace) {
-            report.error(format!("{namespace:?} is no namespace: give a name, `.` (this one) or `*` (any)"));
+        let is_nobody = namespace == "~" && is_converted;
+        if !["*", "."].contains(&namespace) && !is_nobody && !is_dns_label(namespace) {
+            report.error(format!(
+                "{namespace:?} is no namespace: give a name, `.` (this one) or `*` (any)"
+            ));
         }
         if name.is_empty() {
             report.error("the host is missing: write namespace/host");
@@ -136,17 +157,29 @@ fn check_tls_fits(protocol: Protocol, settings: Option<&ServerTlsSettings>, repo
         return;
     };
     if settings.https_redirect && !protocol.is_http() {
-        report.warning_at("tls.httpsRedirect", format!("only HTTP can be redirected to HTTPS, not {protocol}"));
+        report.warning_at(
+            "tls.httpsRedirect",
+            format!("only HTTP can be redirected to HTTPS, not {protocol}"),
+        );
     }
     if protocol.is_tls() {
         return;
     }
-    let ends_tls = !matches!(settings.mode(), TlSmode::Passthrough | TlSmode::AutoPassthrough)
-        || [&settings.server_certificate, &settings.private_key, &settings.ca_certificates]
-            .into_iter()
-            .any(|file| !file.is_empty());
+    let ends_tls = !matches!(
+        settings.mode(),
+        TlSmode::Passthrough | TlSmode::AutoPassthrough
+    ) || [
+        &settings.server_certificate,
+        &settings.private_key,
+        &settings.ca_certificates,
+    ]
+    .into_iter()
+    .any(|file| !file.is_empty());
     if !protocol.is_http() {
-        report.error_at("tls", format!("{protocol} has no TLS: use the protocol TLS or HTTPS, or leave tls out"));
+        report.error_at(
+            "tls",
+            format!("{protocol} has no TLS: use the protocol TLS or HTTPS, or leave tls out"),
+        );
     } else if ends_tls {
         report.error_at("tls", format!("{protocol} has no TLS but httpsRedirect: use the protocol HTTPS, or leave the rest out"));
     }

@@ -1,6 +1,6 @@
 //! HTTP headers in configuration: names, values with Envoy's `%VARIABLES%`, and operations on them.
 
-use proto::istio::networking::v1alpha3::{headers::HeaderOperations, Headers};
+use proto::istio::networking::v1alpha3::{Headers, headers::HeaderOperations};
 
 use crate::finding::Report;
 
@@ -13,12 +13,31 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
     if name.bytes().all(fits) {
         return Ok(());
     }
-    Err(format!("{name:?} is no header name: give letters, digits, `-` and `_`"))
+    Err(format!(
+        "{name:?} is no header name: give letters, digits, `-` and `_`"
+    ))
+}
+
+/// Checks a header's name in a condition: any token of HTTP, or a pseudo header (`:path`).
+pub(super) fn check_matched_name(name: &str) -> Result<(), String> {
+    let token = name.strip_prefix(':').unwrap_or(name);
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if token.is_empty() {
+        return Err("the header's name is empty".into());
+    }
+    if token.bytes().all(fits) {
+        return Ok(());
+    }
+    Err(format!("{name:?} is no header name"))
 }
 
 /// Checks a header's name in a CORS policy, where `*` means any.
 pub(super) fn check_cors_name(name: &str) -> Result<(), String> {
-    if name == "*" { Ok(()) } else { check_name(name) }
+    if name == "*" {
+        Ok(())
+    } else {
+        check_name(name)
+    }
 }
 
 /// True for the two names of the authority.
@@ -44,14 +63,19 @@ fn check_operation_name(name: &str, authority: Authority) -> Result<(), String> 
         return Err("the Host header can only be set or added on requests".into());
     }
     if name.starts_with(':') {
-        return Err(format!("{name:?}: headers that begin with `:` cannot be changed"));
+        return Err(format!(
+            "{name:?}: headers that begin with `:` cannot be changed"
+        ));
     }
     Ok(())
 }
 
 /// Checks a header's value: no control characters, and every `%` either doubled or part of a `%VARIABLE%`.
 pub(super) fn check_value(value: &str) -> Result<(), String> {
-    if value.chars().any(|character| character.is_ascii_control() && character != '\t') {
+    if value
+        .chars()
+        .any(|character| character.is_ascii_control() && character != '\t')
+    {
         return Err(format!("{value:?} has control characters"));
     }
     let mut rest = value;
@@ -98,10 +122,14 @@ pub(super) fn check_headers(headers: Option<&Headers>, report: &mut Report) {
     let Some(headers) = headers else { return };
     report.at("headers", |report| {
         if let Some(request) = &headers.request {
-            report.at("request", |report| check_operations(request, Authority::Allowed, report));
+            report.at("request", |report| {
+                check_operations(request, Authority::Allowed, report)
+            });
         }
         if let Some(response) = &headers.response {
-            report.at("response", |report| check_operations(response, Authority::Refused, report));
+            report.at("response", |report| {
+                check_operations(response, Authority::Refused, report)
+            });
         }
     });
 }
@@ -129,10 +157,27 @@ mod tests {
 
     #[test]
     fn percent_signs_are_doubled_or_part_of_a_variable() {
-        for value in ["", "foo", "%HOSTNAME%", "100%%", "a %START_TIME(%s)% b", "%REQ(:path)%", r#"%M(["a", ")"])%"#, "%X( a )%"] {
+        for value in [
+            "",
+            "foo",
+            "%HOSTNAME%",
+            "100%%",
+            "a %START_TIME(%s)% b",
+            "%REQ(:path)%",
+            r#"%M(["a", ")"])%"#,
+            "%X( a )%",
+        ] {
             assert_eq!(check_value(value), Ok(()), "{value}");
         }
-        for value in ["abc%123", "%START_TIME%%", "%", "%X(", "%X(a)b%", "%X(a\\", "a\nb"] {
+        for value in [
+            "abc%123",
+            "%START_TIME%%",
+            "%",
+            "%X(",
+            "%X(a)b%",
+            "%X(a\\",
+            "a\nb",
+        ] {
             assert!(check_value(value).is_err(), "{value}");
         }
     }

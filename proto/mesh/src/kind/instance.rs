@@ -8,8 +8,13 @@ use crate::resource::Metadata;
 /// Reports what is wrong.
 pub(super) fn check(spec: &Instance, _meta: &Metadata, report: &mut Report) {
     match (spec.compiled_template.is_empty(), spec.template.is_empty()) {
-        (true, true) => report.warning("the instance is never made: give compiledTemplate or template"),
-        (false, false) => report.warning_at("template", "compiledTemplate is given too: template is ignored"),
+        (true, true) => {
+            report.warning("the instance is never made: give compiledTemplate or template")
+        }
+        (false, false) => report.warning_at(
+            "template",
+            "compiledTemplate is given too: template is ignored",
+        ),
         _ => {}
     }
 }

@@ -9,14 +9,24 @@ use crate::resource::Metadata;
 
 /// Reports what is wrong.
 pub(super) fn check(spec: &PeerAuthentication, _meta: &Metadata, report: &mut Report) {
-    let is_for_all = spec.selector.as_ref().is_none_or(|selector| selector.match_labels.is_empty());
+    let is_for_all = spec
+        .selector
+        .as_ref()
+        .is_none_or(|selector| selector.match_labels.is_empty());
     if is_for_all && !spec.port_level_mtls.is_empty() {
-        report.error_at("portLevelMtls", "ports differ from workload to workload: give a selector, or leave portLevelMtls out");
+        report.error_at(
+            "portLevelMtls",
+            "ports differ from workload to workload: give a selector, or leave portLevelMtls out",
+        );
     }
-    report.entries("portLevelMtls", &spec.port_level_mtls, |report, number, _| {
-        if let Err(message) = port::check_number(*number) {
-            report.error(message);
-        }
-    });
+    report.entries(
+        "portLevelMtls",
+        &spec.port_level_mtls,
+        |report, number, _| {
+            if let Err(message) = port::check_number(*number) {
+                report.error(message);
+            }
+        },
+    );
     selector::check(spec.selector.as_ref(), report);
 }

@@ -10,6 +10,9 @@ use crate::resource::Metadata;
 pub(super) fn check(spec: &ProxyConfig, _meta: &Metadata, report: &mut Report) {
     selector::check(spec.selector.as_ref(), report);
     if spec.concurrency.is_some_and(|threads| threads < 0) {
-        report.error_at("concurrency", "the number of threads is negative; 0 means one for each core");
+        report.error_at(
+            "concurrency",
+            "the number of threads is negative; 0 means one for each core",
+        );
     }
 }

@@ -24,7 +24,10 @@ fn check_rule(report: &mut Report, rule: &QuotaRule) {
                 None => return,
             };
             if text.is_empty() {
-                report.error_at(field, "the text is empty: leave it out to ask for presence only");
+                report.error_at(
+                    field,
+                    "the text is empty: leave it out to ask for presence only",
+                );
             } else if field == "regex" {
                 report.require(field, crate::re2::check(text));
             }
@@ -38,7 +41,10 @@ fn check_rule(report: &mut Report, rule: &QuotaRule) {
             report.error_at("quota", "the quota's name is missing");
         }
         if quota.charge <= 0 {
-            report.error_at("charge", format!("the charge {} must be greater than 0", quota.charge));
+            report.error_at(
+                "charge",
+                format!("the charge {} must be greater than 0", quota.charge),
+            );
         }
     });
 }

@@ -34,10 +34,16 @@ fn check_service(report: &mut Report, service: &IstioService) {
         _ => {}
     }
     if !service.service.is_empty() && !(service.namespace.is_empty() && service.domain.is_empty()) {
-        report.error_at("service", "service is a full name: leave namespace and domain out");
+        report.error_at(
+            "service",
+            "service is a full name: leave namespace and domain out",
+        );
     }
     if !service.name.is_empty() && !is_dns_label(&service.name) {
-        report.error_at("name", format!("{:?} is no short name of a service", service.name));
+        report.error_at(
+            "name",
+            format!("{:?} is no short name of a service", service.name),
+        );
     }
     check_namespace(&service.namespace, report);
     if !service.domain.is_empty() {

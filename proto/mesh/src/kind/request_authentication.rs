@@ -9,7 +9,12 @@ use crate::resource::Metadata;
 
 /// Reports what is wrong.
 pub(super) fn check(spec: &RequestAuthentication, _meta: &Metadata, report: &mut Report) {
-    selector::check_target(spec.selector.as_ref(), spec.target_ref.as_ref(), &spec.target_refs, report);
+    selector::check_target(
+        spec.selector.as_ref(),
+        spec.target_ref.as_ref(),
+        &spec.target_refs,
+        report,
+    );
     report.each("jwtRules", &spec.jwt_rules, check_rule);
 }
 
@@ -32,13 +37,17 @@ fn check_rule(report: &mut Report, rule: &JwtRule) {
     refuse_empty("fromParams", &rule.from_params, report);
     refuse_empty("fromCookies", &rule.from_cookies, report);
     refuse_empty("spaceDelimitedClaims", &rule.space_delimited_claims, report);
-    report.each("outputClaimToHeaders", &rule.output_claim_to_headers, |report, output| {
-        if output.claim.is_empty() || output.header.is_empty() {
-            report.error("give both header and claim");
-        } else {
-            report.require("header", header::check_name(&output.header));
-        }
-    });
+    report.each(
+        "outputClaimToHeaders",
+        &rule.output_claim_to_headers,
+        |report, output| {
+            if output.claim.is_empty() || output.header.is_empty() {
+                report.error("give both header and claim");
+            } else {
+                report.require("header", header::check_name(&output.header));
+            }
+        },
+    );
     if let Some(timeout) = &rule.timeout {
         report.require("timeout", duration::check(timeout));
     }
@@ -75,7 +84,10 @@ fn check_keys(jwks: &str, report: &mut Report) {
             Some("OKP") => &["crv", "x"],
             Some("oct") => &["k"],
             other => {
-                report.error(format!("key {index} has the type (kty) {:?}: give RSA, EC, OKP or oct", other.unwrap_or_default()));
+                report.error(format!(
+                    "key {index} has the type (kty) {:?}: give RSA, EC, OKP or oct",
+                    other.unwrap_or_default()
+                ));
                 continue;
             }
         };

@@ -9,7 +9,10 @@ use crate::resource::Metadata;
 
 /// Reports what is wrong.
 pub(super) fn check(spec: &Rule, _meta: &Metadata, report: &mut Report) {
-    if spec.actions.is_empty() && spec.request_header_operations.is_empty() && spec.response_header_operations.is_empty() {
+    if spec.actions.is_empty()
+        && spec.request_header_operations.is_empty()
+        && spec.response_header_operations.is_empty()
+    {
         report.warning("the rule does nothing: give actions or header operations");
     }
     let mut names = HashSet::new();
@@ -18,7 +21,13 @@ pub(super) fn check(spec: &Rule, _meta: &Metadata, report: &mut Report) {
             report.warning_at("handler", "the action does nothing: name a handler");
         }
         if !action.name.is_empty() && !names.insert(action.name.clone()) {
-            report.warning_at("name", format!("there are two actions {:?}: only one's output can be used", action.name));
+            report.warning_at(
+                "name",
+                format!(
+                    "there are two actions {:?}: only one's output can be used",
+                    action.name
+                ),
+            );
         }
     });
 }

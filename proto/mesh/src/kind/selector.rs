@@ -29,7 +29,11 @@ pub(super) fn check_target(
     target_refs: &[PolicyTargetReference],
     report: &mut Report,
 ) {
-    let given = [selector.is_some(), target_ref.is_some(), !target_refs.is_empty()];
+    let given = [
+        selector.is_some(),
+        target_ref.is_some(),
+        !target_refs.is_empty(),
+    ];
     if given.into_iter().filter(|given| *given).count() > 1 {
         report.error("give either selector or targetRefs, not both");
     }
@@ -38,7 +42,10 @@ pub(super) fn check_target(
         report.at("targetRef", |report| check_reference(target, report));
     }
     if target_refs.len() > MAX_TARGETS {
-        report.error_at("targetRefs", format!("at most {MAX_TARGETS} objects can be named"));
+        report.error_at(
+            "targetRefs",
+            format!("at most {MAX_TARGETS} objects can be named"),
+        );
     }
     report.each("targetRefs", target_refs, check_reference_item);
 }
@@ -84,7 +91,9 @@ pub(super) fn check_match_labels(selector: &WorkloadSelector, report: &mut Repor
 /// Checks `workloadSelector` of the networking kinds.
 pub(super) fn check_workload(selector: Option<&networking::WorkloadSelector>, report: &mut Report) {
     if let Some(selector) = selector {
-        report.at("workloadSelector", |report| check_labels("labels", &selector.labels, report));
+        report.at("workloadSelector", |report| {
+            check_labels("labels", &selector.labels, report)
+        });
     }
 }
 
@@ -100,7 +109,9 @@ fn check_labels(field: &str, labels: &BTreeMap<String, String>, report: &mut Rep
             report.error(format!("the key of the value {value:?} is empty"));
         }
         if key.contains('*') || value.contains('*') {
-            report.error(format!("{key}={value} has a wildcard; labels are compared as they are"));
+            report.error(format!(
+                "{key}={value} has a wildcard; labels are compared as they are"
+            ));
         }
     });
 }
@@ -108,7 +119,10 @@ fn check_labels(field: &str, labels: &BTreeMap<String, String>, report: &mut Rep
 /// Checks labels that will be put on something.
 pub(super) fn check_assigned(field: &str, labels: &BTreeMap<String, String>, report: &mut Report) {
     report.entries(field, labels, |report, key, value| {
-        for result in [crate::labels::check_key(key), crate::labels::check_value(value)] {
+        for result in [
+            crate::labels::check_key(key),
+            crate::labels::check_value(value),
+        ] {
             if let Err(message) = result {
                 report.error(message);
             }

@@ -7,7 +7,7 @@ use proto::istio::networking::v1alpha3::{ServiceEntry, ServicePort};
 
 use crate::finding::Report;
 use crate::kind::address::check_range;
-use crate::kind::workload_entry::{check_endpoint, Addresses};
+use crate::kind::workload_entry::{Addresses, check_endpoint};
 use crate::kind::{export_to, selector};
 use crate::protocol::Protocol;
 use crate::resource::Metadata;
@@ -20,11 +20,17 @@ const MAX_ENDPOINTS: usize = 4096;
 /// Label that keeps automatic addresses away from an entry.
 const NO_AUTOMATIC_ADDRESS: &str = "networking.istio.io/enable-autoallocate-ip";
 
+/// Label that sends an entry's traffic through a waypoint.
+const WAYPOINT: &str = "istio.io/use-waypoint";
+
 /// Reports what is wrong.
 pub(super) fn check(spec: &ServiceEntry, meta: &Metadata, report: &mut Report) {
     selector::check_workload(spec.workload_selector.as_ref(), report);
     if spec.workload_selector.is_some() && !spec.endpoints.is_empty() {
-        report.error_at("workloadSelector", "give either workloadSelector or endpoints, not both");
+        report.error_at(
+            "workloadSelector",
+            "give either workloadSelector or endpoints, not both",
+        );
     }
     for (field, count, most) in [
         ("hosts", spec.hosts.len(), MAX_HOSTS),
@@ -32,7 +38,10 @@ pub(super) fn check(spec: &ServiceEntry, meta: &Metadata, report: &mut Report) {
         ("endpoints", spec.endpoints.len(), MAX_ENDPOINTS),
     ] {
         if count > most {
-            report.error_at(field, format!("there are {count} {field}; at most {most} are allowed"));
+            report.error_at(
+                field,
+                format!("there are {count} {field}; at most {most} are allowed"),
+            );
         }
     }
     check_hosts(spec, report);
@@ -42,7 +51,7 @@ pub(super) fn check(spec: &ServiceEntry, meta: &Metadata, report: &mut Report) {
         Resolution::None => check_unresolved(spec, report),
         Resolution::Static => check_endpoints(spec, Addresses::Static, report),
         Resolution::Dns | Resolution::DnsRoundRobin => check_dns(spec, report),
-        Resolution::DynamicDns => check_dynamic_dns(spec, report),
+        Resolution::DynamicDns => check_dynamic_dns(spec, meta, report),
     }
     check_hosts_can_be_told_apart(spec, report);
     export_to::check(&spec.export_to, meta, true, report);
@@ -54,7 +63,9 @@ fn check_hosts(spec: &ServiceEntry, report: &mut Report) {
     }
     report.each("hosts", &spec.hosts, |report, name| {
         if name == host::ANY {
-            report.error("`*` is no host of a service: give a name, or a wildcard as in `*.example.com`");
+            report.error(
+                "`*` is no host of a service: give a name, or a wildcard as in `*.example.com`",
+            );
             return;
         }
         if let Err(message) = host::check(name) {
@@ -105,7 +116,10 @@ fn check_ports(spec: &ServiceEntry, meta: &Metadata, report: &mut Report) {
 fn gets_address(spec: &ServiceEntry, meta: &Metadata) -> bool {
     spec.resolution() != Resolution::None
         && spec.hosts.iter().any(|name| !host::is_wildcard(name))
-        && meta.labels.get(NO_AUTOMATIC_ADDRESS).is_none_or(|value| value != "false")
+        && meta
+            .labels
+            .get(NO_AUTOMATIC_ADDRESS)
+            .is_none_or(|value| value != "false")
 }
 
 fn check_unresolved(spec: &ServiceEntry, report: &mut Report) {
@@ -113,7 +127,10 @@ fn check_unresolved(spec: &ServiceEntry, report: &mut Report) {
         report.error_at("endpoints", "with resolution NONE connections go where the client wanted: leave endpoints out, or use STATIC");
     }
     if spec.workload_selector.is_some() {
-        report.warning_at("workloadSelector", "with resolution NONE the selector does nothing");
+        report.warning_at(
+            "workloadSelector",
+            "with resolution NONE the selector does nothing",
+        );
     }
 }
 
@@ -128,46 +145,71 @@ fn check_dns(spec: &ServiceEntry, report: &mut Report) {
     if spec.endpoints.is_empty() {
         report.each("hosts", &spec.hosts, |report, name| {
             if host::check_name(name).is_err() {
-                report.error(format!("{name:?} cannot be resolved: give endpoints, or a full DNS name"));
+                report.error(format!(
+                    "{name:?} cannot be resolved: give endpoints, or a full DNS name"
+                ));
             }
         });
     }
     if spec.resolution() == Resolution::DnsRoundRobin && spec.endpoints.len() > 1 {
-        report.error_at("endpoints", "with resolution DNS_ROUND_ROBIN there can be one endpoint at most");
+        report.error_at(
+            "endpoints",
+            "with resolution DNS_ROUND_ROBIN there can be one endpoint at most",
+        );
     }
     check_endpoints(spec, Addresses::Resolved, report);
-    if spec.workload_selector.is_some() {
-        report.warning_at("workloadSelector", "with resolution DNS the selector does nothing");
-    }
-    let has_tcp = spec.ports.iter().any(|port| Protocol::parse(&port.protocol).is_tcp());
+    let has_tcp = spec
+        .ports
+        .iter()
+        .any(|port| Protocol::parse(&port.protocol).is_tcp());
     if !spec.addresses.is_empty() && has_tcp && spec.hosts.len() > 1 {
-        report.warning_at("hosts", "hosts that share addresses and a TCP port cannot be told apart");
+        report.warning_at(
+            "hosts",
+            "hosts that share addresses and a TCP port cannot be told apart",
+        );
     }
 }
 
 /// The host of each request is resolved when it comes, so nothing may be said about addresses.
-fn check_dynamic_dns(spec: &ServiceEntry, report: &mut Report) {
+fn check_dynamic_dns(spec: &ServiceEntry, meta: &Metadata, report: &mut Report) {
     report.each("hosts", &spec.hosts, |report, name| {
         if !host::is_wildcard(name) {
-            report.error(format!("{name:?} is no wildcard; with resolution DYNAMIC_DNS all hosts are"));
+            report.error(format!(
+                "{name:?} is no wildcard; with resolution DYNAMIC_DNS all hosts are"
+            ));
         }
     });
     if !spec.endpoints.is_empty() {
         report.error_at("endpoints", "with resolution DYNAMIC_DNS endpoints are resolved from the hosts: leave endpoints out");
     }
     if spec.workload_selector.is_some() {
-        report.error_at("workloadSelector", "with resolution DYNAMIC_DNS there are no workloads to select");
+        report.error_at(
+            "workloadSelector",
+            "with resolution DYNAMIC_DNS there are no workloads to select",
+        );
     }
     if !spec.addresses.is_empty() {
-        report.error_at("addresses", "with resolution DYNAMIC_DNS there are no addresses: leave them out");
+        report.error_at(
+            "addresses",
+            "with resolution DYNAMIC_DNS there are no addresses: leave them out",
+        );
     }
-    if spec.location() == Location::MeshInternal {
-        report.error_at("location", "DYNAMIC_DNS is for services outside the mesh: use MESH_EXTERNAL");
+    if spec.location() == Location::MeshInternal && meta.labels.contains_key(WAYPOINT) {
+        report.error_at(
+            "location",
+            "a waypoint cannot resolve hosts of the mesh by DYNAMIC_DNS: use MESH_EXTERNAL",
+        );
     }
     report.each("ports", &spec.ports, |report, service_port| {
         let protocol = Protocol::parse(&service_port.protocol);
-        if !matches!(protocol, Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::Tls) {
-            report.error_at("protocol", "with resolution DYNAMIC_DNS the protocol is HTTP, HTTP2, GRPC or TLS");
+        if !matches!(
+            protocol,
+            Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::Tls
+        ) {
+            report.error_at(
+                "protocol",
+                "with resolution DYNAMIC_DNS the protocol is HTTP, HTTP2, GRPC or TLS",
+            );
         }
     });
 }

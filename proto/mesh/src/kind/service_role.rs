@@ -16,18 +16,34 @@ pub(super) fn check(spec: &ServiceRole, _meta: &Metadata, report: &mut Report) {
 /// Checks one rule.
 pub(super) fn check_rule(report: &mut Report, rule: &AccessRule) {
     for (field, both) in [
-        ("methods", !rule.methods.is_empty() && !rule.not_methods.is_empty()),
-        ("ports", !rule.ports.is_empty() && !rule.not_ports.is_empty()),
+        (
+            "methods",
+            !rule.methods.is_empty() && !rule.not_methods.is_empty(),
+        ),
+        (
+            "ports",
+            !rule.ports.is_empty() && !rule.not_ports.is_empty(),
+        ),
     ] {
         if both {
-            report.error_at(field, format!("{field} are given both as allowed and as not allowed: give one of the two"));
+            report.error_at(
+                field,
+                format!(
+                    "{field} are given both as allowed and as not allowed: give one of the two"
+                ),
+            );
         }
     }
     report.each("constraints", &rule.constraints, |report, constraint| {
         if constraint.key.is_empty() {
             report.error_at("key", "the key is missing");
-        } else if constraint.key == "destination.port" && !(rule.ports.is_empty() && rule.not_ports.is_empty()) {
-            report.error_at("key", "the rule has ports already: leave the constraint on destination.port out");
+        } else if constraint.key == "destination.port"
+            && !(rule.ports.is_empty() && rule.not_ports.is_empty())
+        {
+            report.error_at(
+                "key",
+                "the rule has ports already: leave the constraint on destination.port out",
+            );
         }
         if constraint.values.is_empty() {
             report.error_at("values", "the constraint has no values");

@@ -9,7 +9,10 @@ use crate::resource::Metadata;
 /// Reports what is wrong.
 pub(super) fn check(spec: &ServiceRoleBinding, _meta: &Metadata, report: &mut Report) {
     if spec.subjects.is_empty() {
-        report.error_at("subjects", "the role is granted to nobody: give at least one subject");
+        report.error_at(
+            "subjects",
+            "the role is granted to nobody: give at least one subject",
+        );
     }
     report.each("subjects", &spec.subjects, check_subject);
     check_role(spec, report);
@@ -17,15 +20,24 @@ pub(super) fn check(spec: &ServiceRoleBinding, _meta: &Metadata, report: &mut Re
 
 /// The role is named in one of three ways.
 fn check_role(spec: &ServiceRoleBinding, report: &mut Report) {
-    let ways = [spec.role_ref.is_some(), !spec.role.is_empty(), !spec.actions.is_empty()];
+    let ways = [
+        spec.role_ref.is_some(),
+        !spec.role.is_empty(),
+        !spec.actions.is_empty(),
+    ];
     match ways.into_iter().filter(|given| *given).count() {
         0 => report.error("the role is missing: give roleRef, role or actions"),
         1 => {}
-        _ => report.error("the role is given in several ways: give one of roleRef, role and actions"),
+        _ => {
+            report.error("the role is given in several ways: give one of roleRef, role and actions")
+        }
     }
     if let Some(reference) = &spec.role_ref {
         if reference.kind != "ServiceRole" {
-            report.error_at("roleRef.kind", format!("{:?} is no kind of role: give ServiceRole", reference.kind));
+            report.error_at(
+                "roleRef.kind",
+                format!("{:?} is no kind of role: give ServiceRole", reference.kind),
+            );
         }
         if reference.name.is_empty() {
             report.error_at("roleRef.name", "the role's name is missing");
@@ -70,7 +82,9 @@ fn check_subject(report: &mut Report, subject: &Subject) {
             _ => &[],
         };
         if let Some((field, _)) = taken.iter().find(|(_, list)| !list.is_empty()) {
-            report.error(format!("the subject has {field} already: leave the property {key} out"));
+            report.error(format!(
+                "the subject has {field} already: leave the property {key} out"
+            ));
         }
     });
 }

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use proto::istio::networking::v1alpha3::outbound_traffic_policy::Mode;
 use proto::istio::networking::v1alpha3::server_tls_settings::TlSmode;
 use proto::istio::networking::v1alpha3::{
-    CaptureMode, IstioEgressListener, IstioIngressListener, OutboundTrafficPolicy, ServerTlsSettings, Sidecar, SidecarPort,
+    CaptureMode, IstioEgressListener, IstioIngressListener, OutboundTrafficPolicy,
+    ServerTlsSettings, Sidecar, SidecarPort,
 };
 
 use crate::finding::Report;
@@ -32,14 +33,22 @@ pub(super) fn check(spec: &Sidecar, meta: &Metadata, report: &mut Report) {
         return;
     }
     let mut ports = HashSet::new();
-    report.each("ingress", &spec.ingress, |report, listener| check_ingress(listener, &mut ports, report));
+    report.each("ingress", &spec.ingress, |report, listener| {
+        check_ingress(listener, &mut ports, report)
+    });
     if let Some(pool) = &spec.inbound_connection_pool {
-        report.at("inboundConnectionPool", |report| traffic_policy::check_connection_pool(pool, report));
+        report.at("inboundConnectionPool", |report| {
+            traffic_policy::check_connection_pool(pool, report)
+        });
     }
     check_egress_ports(&spec.egress, report);
-    report.each("egress", &spec.egress, |report, listener| check_egress(listener, meta, report));
+    report.each("egress", &spec.egress, |report, listener| {
+        check_egress(listener, meta, report)
+    });
     if let Some(policy) = &spec.outbound_traffic_policy {
-        report.at("outboundTrafficPolicy", |report| check_outbound(policy, report));
+        report.at("outboundTrafficPolicy", |report| {
+            check_outbound(policy, report)
+        });
     }
 }
 
@@ -52,24 +61,35 @@ fn check_ingress(listener: &IstioIngressListener, ports: &mut HashSet<u32>, repo
         check_port(sidecar_port, report);
         report.require("number", port::check_number(sidecar_port.number));
         if !ports.insert(sidecar_port.number) {
-            report.error_at("number", format!("there are two listeners on port {}", sidecar_port.number));
+            report.error_at(
+                "number",
+                format!("there are two listeners on port {}", sidecar_port.number),
+            );
         }
     });
     if !listener.bind.is_empty() {
         report.require("bind", check_ip(&listener.bind));
     }
     if !listener.default_endpoint.is_empty() {
-        report.require("defaultEndpoint", check_default_endpoint(&listener.default_endpoint));
+        report.require(
+            "defaultEndpoint",
+            check_default_endpoint(&listener.default_endpoint),
+        );
     }
     let protocol = Protocol::parse(&sidecar_port.protocol);
     if let Some(settings) = &listener.tls {
-        report.at("tls", |report| check_ingress_tls(settings, protocol, report));
+        report.at("tls", |report| {
+            check_ingress_tls(settings, protocol, report)
+        });
     }
     if let Some(pool) = &listener.connection_pool {
         report.at("connectionPool", |report| {
             traffic_policy::check_connection_pool(pool, report);
             if pool.http.is_some() && !protocol.is_http() {
-                report.warning_at("http", format!("the port's protocol is {protocol}: settings for HTTP do nothing"));
+                report.warning_at(
+                    "http",
+                    format!("the port's protocol is {protocol}: settings for HTTP do nothing"),
+                );
             }
         });
     }
@@ -79,11 +99,18 @@ fn check_port(sidecar_port: &SidecarPort, report: &mut Report) {
     if !sidecar_port.name.is_empty() {
         report.require("name", port::check_name(&sidecar_port.name));
     }
-    if !sidecar_port.protocol.is_empty() && Protocol::parse(&sidecar_port.protocol).is_unsupported() {
-        report.error_at("protocol", format!("{:?} is no protocol", sidecar_port.protocol));
+    if !sidecar_port.protocol.is_empty() && Protocol::parse(&sidecar_port.protocol).is_unsupported()
+    {
+        report.error_at(
+            "protocol",
+            format!("{:?} is no protocol", sidecar_port.protocol),
+        );
     }
     if target_port(sidecar_port) > 0 {
-        report.error_at("targetPort", "sidecars have no target port: use defaultEndpoint");
+        report.error_at(
+            "targetPort",
+            "sidecars have no target port: use defaultEndpoint",
+        );
     }
 }
 
@@ -96,7 +123,11 @@ fn check_default_endpoint(endpoint: &str) -> Result<(), String> {
     if let Some(path) = endpoint.strip_prefix(address::UNIX) {
         return check_unix_path(path);
     }
-    let form = || format!("{endpoint:?} is no endpoint of the workload: give 127.0.0.1:PORT, [::1]:PORT, 0.0.0.0:PORT, [::]:PORT or unix:///PATH");
+    let form = || {
+        format!(
+            "{endpoint:?} is no endpoint of the workload: give 127.0.0.1:PORT, [::1]:PORT, 0.0.0.0:PORT, [::]:PORT or unix:///PATH"
+        )
+    };
     let (host, number) = match endpoint.strip_prefix('[') {
         Some(rest) => rest.split_once("]:"),
         None => endpoint.split_once(':'),
@@ -117,14 +148,22 @@ fn check_ingress_tls(settings: &ServerTlsSettings, protocol: Protocol, report: &
         ("tlsCertificates", !settings.tls_certificates.is_empty()),
     ] {
         if is_given {
-            report.error_at(field, format!("sidecars do not support {field}: leave it out"));
+            report.error_at(
+                field,
+                format!("sidecars do not support {field}: leave it out"),
+            );
         }
     }
-    if matches!(settings.mode(), TlSmode::IstioMutual | TlSmode::AutoPassthrough) {
+    if matches!(
+        settings.mode(),
+        TlSmode::IstioMutual | TlSmode::AutoPassthrough
+    ) {
         report.error_at("mode", "sidecars end TLS with SIMPLE or MUTUAL; mutual TLS of the mesh is PeerAuthentication's");
     }
     if !protocol.is_tls() {
-        report.error(format!("{protocol} has no TLS: use the protocol TLS or HTTPS, or leave tls out"));
+        report.error(format!(
+            "{protocol} has no TLS: use the protocol TLS or HTTPS, or leave tls out"
+        ));
     }
     tls::check_server(settings, report);
 }
@@ -141,12 +180,18 @@ fn check_egress_ports(listeners: &[IstioEgressListener], report: &mut Report) {
             None => {}
             Some(port) if port.number == 0 => {
                 if !sockets.insert(&listener.bind) {
-                    report.error_at(&field, format!("there are two listeners on {}", listener.bind));
+                    report.error_at(
+                        &field,
+                        format!("there are two listeners on {}", listener.bind),
+                    );
                 }
             }
             Some(port) => {
                 if !ports.insert(port.number) {
-                    report.error_at(&field, format!("there are two listeners on port {}", port.number));
+                    report.error_at(
+                        &field,
+                        format!("there are two listeners on port {}", port.number),
+                    );
                 }
             }
         }
@@ -166,19 +211,33 @@ fn check_egress(listener: &IstioEgressListener, meta: &Metadata, report: &mut Re
         }
     }
     if listener.hosts.is_empty() {
-        report.error_at("hosts", "the listener has no hosts: give at least one, as namespace/host");
+        report.error_at(
+            "hosts",
+            "the listener has no hosts: give at least one, as namespace/host",
+        );
     }
-    report.each("hosts", &listener.hosts, |report, text| check_egress_host(text, report));
+    report.each("hosts", &listener.hosts, |report, text| {
+        check_egress_host(text, report)
+    });
     warn_of_repeated_hosts(&listener.hosts, &meta.namespace, report);
 }
 
 fn check_socket(listener: &IstioEgressListener, report: &mut Report) {
     match listener.bind.strip_prefix(address::UNIX) {
         Some(path) => report.require("bind", check_unix_path(path)),
-        None => report.error_at("bind", "a listener with port 0 needs the address of a Unix socket"),
+        None => report.error_at(
+            "bind",
+            "a listener with port 0 needs the address of a Unix socket",
+        ),
     }
-    if !matches!(listener.capture_mode(), CaptureMode::Default | CaptureMode::None) {
-        report.error_at("captureMode", "nothing can be captured for a Unix socket: give DEFAULT or NONE");
+    if !matches!(
+        listener.capture_mode(),
+        CaptureMode::Default | CaptureMode::None
+    ) {
+        report.error_at(
+            "captureMode",
+            "nothing can be captured for a Unix socket: give DEFAULT or NONE",
+        );
     }
 }
 
@@ -190,8 +249,13 @@ fn check_egress_host(text: &str, report: &mut Report) {
     };
     let plain = namespace.strip_prefix('~').unwrap_or(namespace);
     let is_known = ["*", ".", "~"].contains(&namespace) || (plain != namespace && plain == ".");
-    if !is_known && !(is_dns_label(plain) && plain == plain.to_ascii_lowercase()) && !is_dns_label(namespace) {
-        report.error(format!("{namespace:?} is no namespace: give a name, `.` (this one), `*` (any) or `~` (none)"));
+    if !is_known
+        && !(is_dns_label(plain) && plain == plain.to_ascii_lowercase())
+        && !is_dns_label(namespace)
+    {
+        report.error(format!(
+            "{namespace:?} is no namespace: give a name, `.` (this one), `*` (any) or `~` (none)"
+        ));
     }
     if name.is_empty() {
         report.error("the host is missing: write namespace/host");
@@ -203,18 +267,27 @@ fn check_egress_host(text: &str, report: &mut Report) {
 fn warn_of_repeated_hosts(hosts: &[String], own: &str, report: &mut Report) {
     let mut seen: Vec<(&str, &str)> = Vec::new();
     for (index, text) in hosts.iter().enumerate() {
-        let Some((namespace, name)) = text.split_once('/') else { continue };
+        let Some((namespace, name)) = text.split_once('/') else {
+            continue;
+        };
         let namespace = if namespace == "." { own } else { namespace };
         let is_repeated = |(other, other_name): &(&str, &str)| {
-            *other == namespace && (*other_name == name || *other_name == host::ANY || name == host::ANY)
+            *other == namespace
+                && (*other_name == name || *other_name == host::ANY || name == host::ANY)
         };
         if seen.iter().any(is_repeated) {
-            report.warning_at(&format!("hosts[{index}]"), format!("{text:?} is covered by another host of the list"));
+            report.warning_at(
+                &format!("hosts[{index}]"),
+                format!("{text:?} is covered by another host of the list"),
+            );
         }
         seen.push((namespace, name));
     }
     if seen.contains(&("*", "*")) && seen.iter().any(|(namespace, _)| *namespace != "*") {
-        report.warning_at("hosts", "`*/*` covers everything: the other hosts do nothing");
+        report.warning_at(
+            "hosts",
+            "`*/*` covers everything: the other hosts do nothing",
+        );
     }
 }
 
@@ -222,7 +295,9 @@ fn check_outbound(policy: &OutboundTrafficPolicy, report: &mut Report) {
     if policy.mode() == Mode::AllowAnyDynamicDns {
         report.error_at("mode", "ALLOW_ANY_DYNAMIC_DNS is a setting of the mesh: a sidecar has ALLOW_ANY or REGISTRY_ONLY");
     }
-    let Some(proxy) = &policy.egress_proxy else { return };
+    let Some(proxy) = &policy.egress_proxy else {
+        return;
+    };
     report.at("egressProxy", |report| {
         if policy.mode() != Mode::AllowAny {
             report.error("an egress proxy takes the traffic that ALLOW_ANY lets through: set mode to ALLOW_ANY");

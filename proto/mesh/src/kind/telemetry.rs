@@ -3,7 +3,9 @@
 use proto::istio::telemetry::v1alpha1::metric_selector::MetricMatch;
 use proto::istio::telemetry::v1alpha1::metrics_overrides::tag_override::Operation;
 use proto::istio::telemetry::v1alpha1::tracing::custom_tag::Type;
-use proto::istio::telemetry::v1alpha1::{Metrics, MetricsOverrides, ProviderRef, Telemetry, Tracing};
+use proto::istio::telemetry::v1alpha1::{
+    Metrics, MetricsOverrides, ProviderRef, Telemetry, Tracing,
+};
 
 use crate::finding::Report;
 use crate::kind::selector;
@@ -11,7 +13,12 @@ use crate::resource::Metadata;
 
 /// Reports what is wrong.
 pub(super) fn check(spec: &Telemetry, _meta: &Metadata, report: &mut Report) {
-    selector::check_target(spec.selector.as_ref(), spec.target_ref.as_ref(), &spec.target_refs, report);
+    selector::check_target(
+        spec.selector.as_ref(),
+        spec.target_ref.as_ref(),
+        &spec.target_refs,
+        report,
+    );
     report.each("metrics", &spec.metrics, check_metrics);
     if spec.tracing.len() > 1 {
         report.warning_at("tracing", "only the first entry is used");
@@ -36,17 +43,25 @@ fn check_metrics(report: &mut Report, metrics: &Metrics) {
 }
 
 fn check_override(report: &mut Report, change: &MetricsOverrides) {
-    report.entries("tagOverrides", &change.tag_overrides, |report, name, tag| {
-        if name.is_empty() {
-            report.warning("the tag has no name");
-        }
-        match (tag.operation(), tag.value.is_empty()) {
-            (Operation::Upsert, true) => report.error_at("value", "UPSERT needs a value"),
-            (Operation::Remove, false) => report.error_at("value", "REMOVE takes no value"),
-            (Operation::Upsert, false) | (Operation::Remove, true) => {}
-        }
-    });
-    if let Some(MetricMatch::CustomMetric(name)) = change.r#match.as_ref().and_then(|selector| selector.metric_match.as_ref()) {
+    report.entries(
+        "tagOverrides",
+        &change.tag_overrides,
+        |report, name, tag| {
+            if name.is_empty() {
+                report.warning("the tag has no name");
+            }
+            match (tag.operation(), tag.value.is_empty()) {
+                (Operation::Upsert, true) => report.error_at("value", "UPSERT needs a value"),
+                (Operation::Remove, false) => report.error_at("value", "REMOVE takes no value"),
+                (Operation::Upsert, false) | (Operation::Remove, true) => {}
+            }
+        },
+    );
+    if let Some(MetricMatch::CustomMetric(name)) = change
+        .r#match
+        .as_ref()
+        .and_then(|selector| selector.metric_match.as_ref())
+    {
         if name.is_empty() {
             report.error_at("match.customMetric", "the metric's name is missing");
         }
@@ -60,7 +75,10 @@ fn check_tracing(report: &mut Report, tracing: &Tracing) {
     check_providers(&tracing.providers, report);
     if let Some(percent) = tracing.random_sampling_percentage {
         if !(0.0..=100.0).contains(&percent) {
-            report.error_at("randomSamplingPercentage", format!("the percentage {percent} is not in 0..=100"));
+            report.error_at(
+                "randomSamplingPercentage",
+                format!("the percentage {percent} is not in 0..=100"),
+            );
         }
     }
     report.entries("customTags", &tracing.custom_tags, |report, name, tag| {

@@ -50,10 +50,15 @@ pub(super) fn check_client(settings: &ClientTlsSettings, report: &mut Report) {
         ("caCertificates", &settings.ca_certificates),
         ("caCrl", &settings.ca_crl),
     ];
-    if matches!(mode, ClientMode::Simple | ClientMode::Mutual) && !settings.credential_name.is_empty() {
+    if matches!(mode, ClientMode::Simple | ClientMode::Mutual)
+        && !settings.credential_name.is_empty()
+    {
         for (field, file) in files {
             if !file.is_empty() {
-                report.error_at(field, format!("give either credentialName or {field}: the credential holds it"));
+                report.error_at(
+                    field,
+                    format!("give either credentialName or {field}: the credential holds it"),
+                );
             }
         }
         return;
@@ -68,7 +73,10 @@ pub(super) fn check_client(settings: &ClientTlsSettings, report: &mut Report) {
     if mode == ClientMode::IstioMutual {
         for (field, file) in &files[..3] {
             if !file.is_empty() {
-                report.warning_at(field, format!("ISTIO_MUTUAL uses the workload's own certificate; {field} is ignored"));
+                report.warning_at(
+                    field,
+                    format!("ISTIO_MUTUAL uses the workload's own certificate; {field} is ignored"),
+                );
             }
         }
     }
@@ -78,10 +86,16 @@ pub(super) fn check_client(settings: &ClientTlsSettings, report: &mut Report) {
 pub(super) fn check_server(settings: &ServerTlsSettings, report: &mut Report) {
     check_versions_and_ciphers(settings, report);
     if settings.credential_names.len() > MAX_CERTIFICATES {
-        report.error_at("credentialNames", format!("at most {MAX_CERTIFICATES} credentials can be named"));
+        report.error_at(
+            "credentialNames",
+            format!("at most {MAX_CERTIFICATES} credentials can be named"),
+        );
     }
     if settings.tls_certificates.len() > MAX_CERTIFICATES {
-        report.error_at("tlsCertificates", format!("at most {MAX_CERTIFICATES} certificates can be given"));
+        report.error_at(
+            "tlsCertificates",
+            format!("at most {MAX_CERTIFICATES} certificates can be given"),
+        );
     }
     match settings.mode() {
         ServerMode::IstioMutual => refuse_certificates(settings, report),
@@ -99,18 +113,32 @@ pub(super) fn check_server(settings: &ServerTlsSettings, report: &mut Report) {
             check_client_ca(settings, report);
         }
     }
-    if !settings.ca_crl.is_empty() {
-        if !settings.credential_name.is_empty() {
-            report.error_at("caCrl", "give either credentialName or caCrl: the credential holds it");
-        }
-        if settings.mode() == ServerMode::Simple {
-            report.error_at("caCrl", "SIMPLE does not ask for client certificates: leave caCrl out, or use MUTUAL");
-        }
+    check_revocations(settings, report);
+}
+
+/// A credential brings its own list of revoked certificates.
+fn check_revocations(settings: &ServerTlsSettings, report: &mut Report) {
+    if settings.ca_crl.is_empty() {
+        return;
+    }
+    if !settings.credential_name.is_empty() || !settings.credential_names.is_empty() {
+        report.warning_at(
+            "caCrl",
+            "caCrl is ignored: the credential holds the list of revoked certificates",
+        );
+    } else if settings.mode() == ServerMode::Simple {
+        report.error_at(
+            "caCrl",
+            "SIMPLE does not ask for client certificates: leave caCrl out, or use MUTUAL",
+        );
     }
 }
 
 fn check_versions_and_ciphers(settings: &ServerTlsSettings, report: &mut Report) {
-    let old = matches!(settings.min_protocol_version(), TlsProtocol::Tlsv10 | TlsProtocol::Tlsv11);
+    let old = matches!(
+        settings.min_protocol_version(),
+        TlsProtocol::Tlsv10 | TlsProtocol::Tlsv11
+    );
     if old && settings.cipher_suites.is_empty() {
         report.warning_at(
             "minProtocolVersion",
@@ -118,13 +146,17 @@ fn check_versions_and_ciphers(settings: &ServerTlsSettings, report: &mut Report)
         );
     }
     let mut seen = HashSet::new();
-    report.each("cipherSuites", &settings.cipher_suites, |report, suite: &String| {
-        if !is_cipher_suite(suite) {
-            report.warning(format!("{suite:?} is no known cipher suite and is ignored"));
-        } else if !seen.insert(suite.clone()) {
-            report.warning(format!("{suite:?} is named twice"));
-        }
-    });
+    report.each(
+        "cipherSuites",
+        &settings.cipher_suites,
+        |report, suite: &String| {
+            if !is_cipher_suite(suite) {
+                report.warning(format!("{suite:?} is no known cipher suite and is ignored"));
+            } else if !seen.insert(suite.clone()) {
+                report.warning(format!("{suite:?} is named twice"));
+            }
+        },
+    );
 }
 
 /// Names that do not begin with a letter or digit are OpenSSL's operators.
@@ -138,10 +170,7 @@ fn sources(settings: &ServerTlsSettings) -> [(&'static str, bool); 4] {
     [
         ("credentialName", !settings.credential_name.is_empty()),
         ("credentialNames", !settings.credential_names.is_empty()),
-        (
-            "serverCertificate and privateKey",
-            !settings.server_certificate.is_empty() || !settings.private_key.is_empty(),
-        ),
+        ("serverCertificate", !settings.server_certificate.is_empty()),
         ("tlsCertificates", !settings.tls_certificates.is_empty()),
     ]
 }
@@ -154,26 +183,53 @@ fn refuse_certificates(settings: &ServerTlsSettings, report: &mut Report) {
         ("credentialName", !settings.credential_name.is_empty()),
         ("credentialNames", !settings.credential_names.is_empty()),
         ("tlsCertificates", !settings.tls_certificates.is_empty()),
-        ("caCertCredentialName", !settings.ca_cert_credential_name.is_empty()),
+        (
+            "caCertCredentialName",
+            !settings.ca_cert_credential_name.is_empty(),
+        ),
     ] {
         if is_given {
-            report.error_at(field, format!("ISTIO_MUTUAL uses the workload's own certificate: leave {field} out"));
+            report.error_at(
+                field,
+                format!("ISTIO_MUTUAL uses the workload's own certificate: leave {field} out"),
+            );
         }
     }
 }
 
 fn check_certificates(mode: &str, settings: &ServerTlsSettings, report: &mut Report) {
-    let given: Vec<_> = sources(settings).into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
+    let given: Vec<_> = sources(settings)
+        .into_iter()
+        .filter(|(_, given)| *given)
+        .map(|(name, _)| name)
+        .collect();
     if given.len() > 1 {
-        report.error(format!("give certificates in one way only, not by {}", given.join(" and ")));
+        report.error(format!(
+            "give certificates in one way only, not by {}",
+            given.join(" and ")
+        ));
         return;
     }
     if !settings.tls_certificates.is_empty() {
-        report.each("tlsCertificates", &settings.tls_certificates, |report, certificate| {
-            check_files(mode, &certificate.server_certificate, &certificate.private_key, report);
-        });
+        report.each(
+            "tlsCertificates",
+            &settings.tls_certificates,
+            |report, certificate| {
+                check_files(
+                    mode,
+                    &certificate.server_certificate,
+                    &certificate.private_key,
+                    report,
+                );
+            },
+        );
     } else if settings.credential_name.is_empty() && settings.credential_names.is_empty() {
-        check_files(mode, &settings.server_certificate, &settings.private_key, report);
+        check_files(
+            mode,
+            &settings.server_certificate,
+            &settings.private_key,
+            report,
+        );
     }
 }
 
@@ -190,8 +246,14 @@ fn check_client_ca(settings: &ServerTlsSettings, report: &mut Report) {
     let has_credential = !settings.credential_name.is_empty()
         || !settings.credential_names.is_empty()
         || !settings.ca_cert_credential_name.is_empty();
-    let by_certificate = settings.tls_certificates.iter().any(|certificate| !certificate.ca_certificates.is_empty());
+    let by_certificate = settings
+        .tls_certificates
+        .iter()
+        .any(|certificate| !certificate.ca_certificates.is_empty());
     if settings.ca_certificates.is_empty() && !has_credential && !by_certificate {
-        report.error_at("caCertificates", "MUTUAL needs caCertificates (or a credential) to check client certificates");
+        report.error_at(
+            "caCertificates",
+            "MUTUAL needs caCertificates (or a credential) to check client certificates",
+        );
     }
 }

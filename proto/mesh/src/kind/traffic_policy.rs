@@ -1,12 +1,13 @@
 //! Traffic policies: what a DestinationRule says about the connections to a host or a subset.
 
+use prost_types::Duration;
 use proto::istio::networking::v1alpha3::connection_pool_settings::http_settings::H2UpgradePolicy;
 use proto::istio::networking::v1alpha3::connection_pool_settings::{HttpSettings, TcpSettings};
 use proto::istio::networking::v1alpha3::traffic_policy::{RetryBudget, TunnelSettings};
 use proto::istio::networking::v1alpha3::{
-    ClientTlsSettings, ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection, TrafficPolicy,
+    ClientTlsSettings, ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection,
+    TrafficPolicy,
 };
-use prost_types::Duration;
 
 use crate::finding::Report;
 use crate::kind::address::is_ip;
@@ -36,14 +37,20 @@ impl Groups<'_> {
 
     fn check(&self, report: &mut Report) {
         if let Some(outlier) = self.outlier_detection {
-            report.at("outlierDetection", |report| check_outlier_detection(outlier, report));
+            report.at("outlierDetection", |report| {
+                check_outlier_detection(outlier, report)
+            });
         }
         if let Some(pool) = self.connection_pool {
-            report.at("connectionPool", |report| check_connection_pool(pool, report));
+            report.at("connectionPool", |report| {
+                check_connection_pool(pool, report)
+            });
         }
         if let Some(balancer) = self.load_balancer {
             let ejects = self.outlier_detection.is_some();
-            report.at("loadBalancer", |report| load_balancer::check(balancer, ejects, report));
+            report.at("loadBalancer", |report| {
+                load_balancer::check(balancer, ejects, report)
+            });
         }
         if let Some(settings) = self.tls {
             report.at("tls", |report| tls::check_client(settings, report));
@@ -79,23 +86,30 @@ fn check_policy(policy: &TrafficPolicy, report: &mut Report) {
     }
     groups.check(report);
     if policy.port_level_settings.len() > MAX_PORTS {
-        report.error_at("portLevelSettings", format!("at most {MAX_PORTS} ports can have settings"));
+        report.error_at(
+            "portLevelSettings",
+            format!("at most {MAX_PORTS} ports can have settings"),
+        );
     }
-    report.each("portLevelSettings", &policy.port_level_settings, |report, settings| {
-        if settings.port.is_none() {
-            report.error_at("port", "the port is missing");
-        }
-        let groups = Groups {
-            load_balancer: settings.load_balancer.as_ref(),
-            connection_pool: settings.connection_pool.as_ref(),
-            outlier_detection: settings.outlier_detection.as_ref(),
-            tls: settings.tls.as_ref(),
-        };
-        if groups.is_empty() {
-            report.error("the port's policy is empty: set something, or leave it out");
-        }
-        groups.check(report);
-    });
+    report.each(
+        "portLevelSettings",
+        &policy.port_level_settings,
+        |report, settings| {
+            if settings.port.is_none() {
+                report.error_at("port", "the port is missing");
+            }
+            let groups = Groups {
+                load_balancer: settings.load_balancer.as_ref(),
+                connection_pool: settings.connection_pool.as_ref(),
+                outlier_detection: settings.outlier_detection.as_ref(),
+                tls: settings.tls.as_ref(),
+            };
+            if groups.is_empty() {
+                report.error("the port's policy is empty: set something, or leave it out");
+            }
+            groups.check(report);
+        },
+    );
     if let Some(tunnel) = &policy.tunnel {
         report.at("tunnel", |report| check_tunnel(tunnel, report));
     }
@@ -111,7 +125,13 @@ fn check_policy(policy: &TrafficPolicy, report: &mut Report) {
 
 fn check_tunnel(tunnel: &TunnelSettings, report: &mut Report) {
     if !["", "CONNECT", "POST"].contains(&tunnel.protocol.as_str()) {
-        report.error_at("protocol", format!("{:?} is no way to tunnel: give CONNECT or POST", tunnel.protocol));
+        report.error_at(
+            "protocol",
+            format!(
+                "{:?} is no way to tunnel: give CONNECT or POST",
+                tunnel.protocol
+            ),
+        );
     }
     if !is_ip(&tunnel.target_host) {
         report.require("targetHost", host::check_name(&tunnel.target_host));
@@ -122,20 +142,32 @@ fn check_tunnel(tunnel: &TunnelSettings, report: &mut Report) {
 fn check_retry_budget(budget: &RetryBudget, report: &mut Report) {
     if let Some(percent) = budget.percent {
         if !(0.0..=100.0).contains(&percent) {
-            report.error_at("percent", format!("the percentage {percent} is not in 0..=100"));
+            report.error_at(
+                "percent",
+                format!("the percentage {percent} is not in 0..=100"),
+            );
         }
     }
 }
 
 fn check_outlier_detection(outlier: &OutlierDetection, report: &mut Report) {
-    require_duration("baseEjectionTime", outlier.base_ejection_time.as_ref(), report);
+    require_duration(
+        "baseEjectionTime",
+        outlier.base_ejection_time.as_ref(),
+        report,
+    );
     if consecutive_errors(outlier) != 0 {
         report.warning_at(
             "consecutiveErrors",
             "consecutiveErrors is the old form: use consecutiveGatewayErrors or consecutive5xxErrors",
         );
     }
-    if !outlier.split_external_local_origin_errors && outlier.consecutive_local_origin_failures.unwrap_or_default() > 0 {
+    if !outlier.split_external_local_origin_errors
+        && outlier
+            .consecutive_local_origin_failures
+            .unwrap_or_default()
+            > 0
+    {
         report.error_at(
             "consecutiveLocalOriginFailures",
             "local failures are counted apart only with splitExternalLocalOriginErrors: set it",
@@ -191,7 +223,10 @@ fn check_http(http: &HttpSettings, report: &mut Report) {
     }
     require_duration("idleTimeout", http.idle_timeout.as_ref(), report);
     if http.h2_upgrade_policy() == H2UpgradePolicy::Upgrade && http.use_client_protocol {
-        report.error_at("useClientProtocol", "give either h2UpgradePolicy UPGRADE or useClientProtocol, not both");
+        report.error_at(
+            "useClientProtocol",
+            "give either h2UpgradePolicy UPGRADE or useClientProtocol, not both",
+        );
     }
     if let Some(keep_alive) = &http.http2_keep_alive {
         report.at("http2KeepAlive", |report| {
@@ -204,7 +239,11 @@ fn check_http(http: &HttpSettings, report: &mut Report) {
 fn check_tcp(tcp: &TcpSettings, report: &mut Report) {
     refuse_negative("maxConnections", tcp.max_connections, report);
     require_duration("connectTimeout", tcp.connect_timeout.as_ref(), report);
-    require_duration("maxConnectionDuration", tcp.max_connection_duration.as_ref(), report);
+    require_duration(
+        "maxConnectionDuration",
+        tcp.max_connection_duration.as_ref(),
+        report,
+    );
     require_duration("idleTimeout", tcp.idle_timeout.as_ref(), report);
     if let Some(keepalive) = &tcp.tcp_keepalive {
         report.at("tcpKeepalive", |report| {

@@ -2,7 +2,10 @@
 
 /// Scheme (lower case, empty when there is none) of a URL whose authority is checked too.
 pub(super) fn check(url: &str) -> Result<String, String> {
-    if let Some(bad) = url.chars().find(|character| character.is_control() || *character == ' ') {
+    if let Some(bad) = url
+        .chars()
+        .find(|character| character.is_control() || *character == ' ')
+    {
         return Err(format!("{url:?} is no URL: it has the character {bad:?}"));
     }
     check_escapes(url)?;
@@ -10,7 +13,9 @@ pub(super) fn check(url: &str) -> Result<String, String> {
         return Ok(scheme_of(url));
     };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host_and_port = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let host_and_port = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host);
     check_authority(url, host_and_port)?;
     Ok(scheme.to_ascii_lowercase())
 }
@@ -18,7 +23,10 @@ pub(super) fn check(url: &str) -> Result<String, String> {
 /// `mailto` of `mailto:a`; a port after a host (`a.com:80/x`) is no scheme's end.
 fn scheme_of(url: &str) -> String {
     match url.split_once(':') {
-        Some((scheme, rest)) if !rest.starts_with(|first: char| first.is_ascii_digit()) && !scheme.contains(['/', '.']) => {
+        Some((scheme, rest))
+            if !rest.starts_with(|first: char| first.is_ascii_digit())
+                && !scheme.contains(['/', '.']) =>
+        {
             scheme.to_ascii_lowercase()
         }
         _ => String::new(),
@@ -27,9 +35,13 @@ fn scheme_of(url: &str) -> String {
 
 fn check_escapes(url: &str) -> Result<(), String> {
     for part in url.split('%').skip(1) {
-        let is_escape = part.get(..2).is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let is_escape = part
+            .get(..2)
+            .is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
         if !is_escape {
-            return Err(format!("{url:?} is no URL: `%` must be followed by two hexadecimal digits"));
+            return Err(format!(
+                "{url:?} is no URL: `%` must be followed by two hexadecimal digits"
+            ));
         }
     }
     Ok(())
@@ -38,7 +50,9 @@ fn check_escapes(url: &str) -> Result<(), String> {
 fn check_authority(url: &str, authority: &str) -> Result<(), String> {
     let port = match authority.strip_prefix('[') {
         Some(address) => {
-            let (_, rest) = address.split_once(']').ok_or_else(|| format!("{url:?} is no URL: `]` is missing"))?;
+            let (_, rest) = address
+                .split_once(']')
+                .ok_or_else(|| format!("{url:?} is no URL: `]` is missing"))?;
             rest.strip_prefix(':').unwrap_or_default()
         }
         None => authority.split_once(':').map_or("", |(_, port)| port),
@@ -46,8 +60,13 @@ fn check_authority(url: &str, authority: &str) -> Result<(), String> {
     if !port.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(format!("{url:?} is no URL: {port:?} is no port"));
     }
-    if let Some(bad) = authority.chars().find(|character| "\\^`{}|<>\"".contains(*character)) {
-        return Err(format!("{url:?} is no URL: the host has the character {bad:?}"));
+    if let Some(bad) = authority
+        .chars()
+        .find(|character| "\\^`{}|<>\"".contains(*character))
+    {
+        return Err(format!(
+            "{url:?} is no URL: the host has the character {bad:?}"
+        ));
     }
     Ok(())
 }
@@ -56,7 +75,9 @@ fn check_authority(url: &str, authority: &str) -> Result<(), String> {
 pub(super) fn check_http(url: &str) -> Result<(), String> {
     match check(url)?.as_str() {
         "http" | "https" => Ok(()),
-        _ => Err(format!("{url:?} is no address of a key set: give an http:// or https:// URL")),
+        _ => Err(format!(
+            "{url:?} is no address of a key set: give an http:// or https:// URL"
+        )),
     }
 }
 
@@ -66,10 +87,24 @@ mod tests {
 
     #[test]
     fn key_sets_are_fetched_over_http() {
-        for url in ["http://a", "https://a.b:8443/x?y=%20#z", "https://[::1]:1/", "HTTPS://a"] {
+        for url in [
+            "http://a",
+            "https://a.b:8443/x?y=%20#z",
+            "https://[::1]:1/",
+            "HTTPS://a",
+        ] {
             assert_eq!(check_http(url), Ok(()), "{url}");
         }
-        for url in ["", "a.com/x", "ftp://a", "https://a:b", "https://a b", "http://a/%zz", "hTPp\\\u{8}lah", "https://[::1"] {
+        for url in [
+            "",
+            "a.com/x",
+            "ftp://a",
+            "https://a:b",
+            "https://a b",
+            "http://a/%zz",
+            "hTPp\\\u{8}lah",
+            "https://[::1",
+        ] {
             assert!(check_http(url).is_err(), "{url}");
         }
     }

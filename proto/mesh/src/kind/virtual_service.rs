@@ -1,6 +1,8 @@
 //! Rules of VirtualService: hosts, gateways, and routes for HTTP, TLS and TCP.
 
-use proto::istio::networking::v1alpha3::{L4MatchAttributes, TcpRoute, TlsMatchAttributes, TlsRoute, VirtualService};
+use proto::istio::networking::v1alpha3::{
+    L4MatchAttributes, TcpRoute, TlsMatchAttributes, TlsRoute, VirtualService,
+};
 
 use crate::finding::Report;
 use crate::kind::address::{check_range, is_ip};
@@ -34,8 +36,12 @@ pub(super) fn check(spec: &VirtualService, meta: &Metadata, report: &mut Report)
             http_match::refuse_claims(route, report);
         }
     });
-    report.each("tls", &spec.tls, |report, route| check_tls_route(route, spec, report));
-    report.each("tcp", &spec.tcp, |report, route| check_tcp_route(route, report));
+    report.each("tls", &spec.tls, |report, route| {
+        check_tls_route(route, spec, report)
+    });
+    report.each("tcp", &spec.tcp, |report, route| {
+        check_tcp_route(route, report)
+    });
     export_to::check(&spec.export_to, meta, false, report);
     unreachable::check(spec, report);
 }
@@ -50,7 +56,9 @@ fn check_delegate(spec: &VirtualService, report: &mut Report) {
         if !is_empty {
             report.error_at(
                 field,
-                format!("a delegate (a virtual service without hosts) has http routes only, no {field}"),
+                format!(
+                    "a delegate (a virtual service without hosts) has http routes only, no {field}"
+                ),
             );
         }
     }
@@ -62,14 +70,19 @@ fn is_bound_to_gateways_only(spec: &VirtualService) -> bool {
 
 fn check_hosts(spec: &VirtualService, report: &mut Report) {
     let is_mesh = !is_bound_to_gateways_only(spec);
-    let has_sni = spec.tls.iter().flat_map(|route| &route.r#match).any(|tls| !tls.sni_hosts.is_empty());
+    let has_sni = spec
+        .tls
+        .iter()
+        .flat_map(|route| &route.r#match)
+        .any(|tls| !tls.sni_hosts.is_empty());
     let mut all_fit = true;
     report.each("hosts", &spec.hosts, |report, name| {
         let result = match check_bound_host(name, !is_mesh && has_sni) {
             Err(_) if is_ip(name) => Ok(()),
-            Ok(()) if is_mesh && name == host::ANY => {
-                Err("`*` is for virtual services of gateways only: name the hosts for the mesh".to_owned())
-            }
+            Ok(()) if is_mesh && name == host::ANY => Err(
+                "`*` is for virtual services of gateways only: name the hosts for the mesh"
+                    .to_owned(),
+            ),
             result => result,
         };
         if let Err(message) = result {
@@ -99,7 +112,9 @@ fn check_bound_host(name: &str, allows_clusters: bool) -> Result<(), String> {
             if rest.starts_with(|first: char| ('0'..='8').contains(&first)) {
                 return Ok(());
             }
-            Err(format!("{name:?} names no cluster: write outbound_.<port>_.<subset>_.<host>"))
+            Err(format!(
+                "{name:?} names no cluster: write outbound_.<port>_.<subset>_.<host>"
+            ))
         }
         _ => host::check(name),
     }
@@ -111,7 +126,9 @@ pub(super) fn check_gateway_names(gateways: &[String], report: &mut Report) {
         let Some((namespace, name)) = gateway.split_once('/') else {
             if let Some((name, rest)) = gateway.split_once('.') {
                 let namespace = rest.split('.').next().unwrap_or_default();
-                report.warning(format!("{gateway:?} is the old form of a gateway's name: write {namespace}/{name}"));
+                report.warning(format!(
+                    "{gateway:?} is the old form of a gateway's name: write {namespace}/{name}"
+                ));
             }
             if let Err(message) = host::check_name(gateway) {
                 report.error(message);
@@ -119,19 +136,28 @@ pub(super) fn check_gateway_names(gateways: &[String], report: &mut Report) {
             return;
         };
         if !is_dns_label(namespace) {
-            report.error(format!("{namespace:?} is no namespace: write namespace/name"));
+            report.error(format!(
+                "{namespace:?} is no namespace: write namespace/name"
+            ));
         }
         if !is_dns_label(name) {
-            report.error(format!("{name:?} is no gateway's name: give letters, digits and `-`"));
+            report.error(format!(
+                "{name:?} is no gateway's name: give letters, digits and `-`"
+            ));
         }
     });
 }
 
 fn check_tls_route(route: &TlsRoute, spec: &VirtualService, report: &mut Report) {
     if route.r#match.is_empty() {
-        report.error_at("match", "a TLS route needs at least one match with sniHosts");
+        report.error_at(
+            "match",
+            "a TLS route needs at least one match with sniHosts",
+        );
     }
-    report.each("match", &route.r#match, |report, tls| check_tls_match(tls, spec, report));
+    report.each("match", &route.r#match, |report, tls| {
+        check_tls_match(tls, spec, report)
+    });
     if route.route.is_empty() {
         report.error_at("route", "the route has no destination");
     }
@@ -142,8 +168,14 @@ fn check_tls_match(tls: &TlsMatchAttributes, spec: &VirtualService, report: &mut
     if tls.sni_hosts.is_empty() {
         report.error_at("sniHosts", "a TLS match needs at least one SNI host");
     }
-    report.each("sniHosts", &tls.sni_hosts, |report, sni| check_sni_host(sni, spec, report));
-    report.each("destinationSubnets", &tls.destination_subnets, check_range_item);
+    report.each("sniHosts", &tls.sni_hosts, |report, sni| {
+        check_sni_host(sni, spec, report)
+    });
+    report.each(
+        "destinationSubnets",
+        &tls.destination_subnets,
+        check_range_item,
+    );
     check_match_port(tls.port, report);
     selector::check_assigned("sourceLabels", &tls.source_labels, report);
     check_gateway_names(&tls.gateways, report);
@@ -152,24 +184,37 @@ fn check_tls_match(tls: &TlsMatchAttributes, spec: &VirtualService, report: &mut
 fn check_sni_host(sni: &str, spec: &VirtualService, report: &mut Report) {
     if let Err(message) = check_bound_host(sni, is_bound_to_gateways_only(spec)) {
         if is_ip(sni) {
-            report.warning(format!("{sni:?} is an IP address; hardly any client sends one as SNI"));
+            report.warning(format!(
+                "{sni:?} is an IP address; hardly any client sends one as SNI"
+            ));
         } else {
             report.error(message);
         }
         return;
     }
     if !spec.hosts.iter().any(|name| host::is_subset(sni, name)) {
-        report.error(format!("{sni:?} is covered by none of the hosts ({}): add it to them", spec.hosts.join(", ")));
+        report.error(format!(
+            "{sni:?} is covered by none of the hosts ({}): add it to them",
+            spec.hosts.join(", ")
+        ));
     }
 }
 
 fn check_tcp_route(route: &TcpRoute, report: &mut Report) {
-    report.each("match", &route.r#match, |report, tcp: &L4MatchAttributes| {
-        report.each("destinationSubnets", &tcp.destination_subnets, check_range_item);
-        check_match_port(tcp.port, report);
-        selector::check_assigned("sourceLabels", &tcp.source_labels, report);
-        check_gateway_names(&tcp.gateways, report);
-    });
+    report.each(
+        "match",
+        &route.r#match,
+        |report, tcp: &L4MatchAttributes| {
+            report.each(
+                "destinationSubnets",
+                &tcp.destination_subnets,
+                check_range_item,
+            );
+            check_match_port(tcp.port, report);
+            selector::check_assigned("sourceLabels", &tcp.source_labels, report);
+            check_gateway_names(&tcp.gateways, report);
+        },
+    );
     if route.route.is_empty() {
         report.error_at("route", "the route has no destination");
     }

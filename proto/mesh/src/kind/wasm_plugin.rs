@@ -14,7 +14,12 @@ const MAX_NAME: usize = 256;
 
 /// Reports what is wrong.
 pub(super) fn check(spec: &WasmPlugin, _meta: &Metadata, report: &mut Report) {
-    selector::check_target(spec.selector.as_ref(), spec.target_ref.as_ref(), &spec.target_refs, report);
+    selector::check_target(
+        spec.selector.as_ref(),
+        spec.target_ref.as_ref(),
+        &spec.target_refs,
+        report,
+    );
     report.require("url", check_url(&spec.url));
     if !spec.sha256.is_empty() {
         report.require("sha256", check_sha256(&spec.sha256));
@@ -24,7 +29,13 @@ pub(super) fn check(spec: &WasmPlugin, _meta: &Metadata, report: &mut Report) {
         ("pluginName", &spec.plugin_name, MAX_NAME),
     ] {
         if text.len() > most {
-            report.error_at(field, format!("the name has {} characters; at most {most} are allowed", text.len()));
+            report.error_at(
+                field,
+                format!(
+                    "the name has {} characters; at most {most} are allowed",
+                    text.len()
+                ),
+            );
         }
     }
     if let Some(config) = &spec.vm_config {
@@ -46,7 +57,9 @@ fn check_url(address: &str) -> Result<(), String> {
     }
     match url::check(address)?.as_str() {
         "" | "file" | "http" | "https" | "oci" => Ok(()),
-        scheme => Err(format!("modules are not read from {scheme:?}: give oci, http, https or file")),
+        scheme => Err(format!(
+            "modules are not read from {scheme:?}: give oci, http, https or file"
+        )),
     }
 }
 
@@ -55,7 +68,9 @@ fn check_sha256(digest: &str) -> Result<(), String> {
     if digest.len() == 64 && digest.bytes().all(is_hex) {
         return Ok(());
     }
-    Err(format!("{digest:?} is no SHA-256: give 64 hexadecimal digits in lower case"))
+    Err(format!(
+        "{digest:?} is no SHA-256: give 64 hexadecimal digits in lower case"
+    ))
 }
 
 fn check_environment(config: &VmConfig, report: &mut Report) {
@@ -64,10 +79,19 @@ fn check_environment(config: &VmConfig, report: &mut Report) {
         if variable.name.is_empty() {
             report.error_at("name", "the variable's name is missing");
         } else if variable.name.len() > MAX_NAME {
-            report.error_at("name", format!("the name has {} characters; at most {MAX_NAME} are allowed", variable.name.len()));
+            report.error_at(
+                "name",
+                format!(
+                    "the name has {} characters; at most {MAX_NAME} are allowed",
+                    variable.name.len()
+                ),
+            );
         }
         if !names.insert(variable.name.clone()) {
-            report.error_at("name", format!("the variable {:?} is given twice", variable.name));
+            report.error_at(
+                "name",
+                format!("the variable {:?} is given twice", variable.name),
+            );
         }
         if variable.value_from() != EnvValueSource::Inline && !variable.value.is_empty() {
             report.error_at("value", "a value can be given with valueFrom INLINE only");

@@ -38,13 +38,21 @@ pub(super) fn check_endpoint(
             report.error_at("address", "the address is missing");
             return;
         }
-        report.warning_at("address", format!("no address: the workload is reached through the gateways of {:?}", spec.network));
+        report.warning_at(
+            "address",
+            format!(
+                "no address: the workload is reached through the gateways of {:?}",
+                spec.network
+            ),
+        );
     } else {
         report.require("address", check_address(spec, ports, addresses));
     }
     report.entries("ports", &spec.ports, |report, name, number| {
         if ports.is_some_and(|ports| !ports.contains(name.as_str())) {
-            report.error(format!("the service has no port {name:?}: use the name of one of its ports"));
+            report.error(format!(
+                "the service has no port {name:?}: use the name of one of its ports"
+            ));
         }
         for result in [port::check_name(name), port::check_number(*number)] {
             if let Err(message) = result {
@@ -55,9 +63,16 @@ pub(super) fn check_endpoint(
     selector::check_assigned("labels", &spec.labels, report);
 }
 
-fn check_address(spec: &WorkloadEntry, ports: Option<&HashSet<&str>>, addresses: Addresses) -> Result<(), String> {
+fn check_address(
+    spec: &WorkloadEntry,
+    ports: Option<&HashSet<&str>>,
+    addresses: Addresses,
+) -> Result<(), String> {
     let text = &spec.address;
-    if let (Some(path), true) = (text.strip_prefix(address::UNIX), addresses != Addresses::Resolved) {
+    if let (Some(path), true) = (
+        text.strip_prefix(address::UNIX),
+        addresses != Addresses::Resolved,
+    ) {
         check_unix_path(path)?;
         if !spec.ports.is_empty() {
             return Err("a Unix socket has no ports: leave ports out".into());
@@ -71,7 +86,9 @@ fn check_address(spec: &WorkloadEntry, ports: Option<&HashSet<&str>>, addresses:
         return Ok(());
     }
     if addresses == Addresses::Static {
-        return Err(format!("{text:?} is no IP address; with resolution STATIC names are not resolved"));
+        return Err(format!(
+            "{text:?} is no IP address; with resolution STATIC names are not resolved"
+        ));
     }
     host::check_name(text).map_err(|_| format!("{text:?} is neither a DNS name nor an IP address"))
 }

@@ -14,7 +14,9 @@ pub(super) fn check(spec: &WorkloadGroup, _meta: &Metadata, report: &mut Report)
         report.error_at("template", "the template is missing");
     }
     if let Some(metadata) = &spec.metadata {
-        report.at("metadata", |report| selector::check_assigned("labels", &metadata.labels, report));
+        report.at("metadata", |report| {
+            selector::check_assigned("labels", &metadata.labels, report)
+        });
     }
     if let Some(probe) = &spec.probe {
         report.at("probe", |report| check_probe(probe, report));
@@ -37,7 +39,10 @@ fn check_probe(probe: &ReadinessProbe, report: &mut Report) {
         Some(HealthCheckMethod::HttpGet(get)) => report.at("httpGet", |report| {
             report.require("port", port::check_number(get.port));
             if !["", "HTTP", "HTTPS"].contains(&get.scheme.as_str()) {
-                report.error_at("scheme", format!("{:?} is no scheme: give HTTP or HTTPS", get.scheme));
+                report.error_at(
+                    "scheme",
+                    format!("{:?} is no scheme: give HTTP or HTTPS", get.scheme),
+                );
             }
             report.each("httpHeaders", &get.http_headers, |report, field| {
                 report.require("name", header::check_name(&field.name));
@@ -51,7 +56,9 @@ fn check_probe(probe: &ReadinessProbe, report: &mut Report) {
                 report.error_at("exec.command", "the command is missing");
             }
         }
-        Some(HealthCheckMethod::Grpc(grpc)) => report.require("grpc.port", port::check_number(grpc.port)),
+        Some(HealthCheckMethod::Grpc(grpc)) => {
+            report.require("grpc.port", port::check_number(grpc.port))
+        }
         None => report.error("the probe does nothing: give httpGet, tcpSocket, exec or grpc"),
     }
 }

@@ -15,11 +15,16 @@ const MAX_UNKNOWN_FIELDS: usize = 32;
 pub(super) fn check(message: &str, value: &Struct, report: &mut Report) {
     let mut value = Value::Object(json_struct::to_json(value));
     if let Err(type_url) = drop_unknown_types(&mut value) {
-        report.error(format!("{type_url} is of Envoy's API v2, which no proxy reads any more: use v3"));
+        report.error(format!(
+            "{type_url} is of Envoy's API v2, which no proxy reads any more: use v3"
+        ));
         return;
     }
     for _ in 0..MAX_UNKNOWN_FIELDS {
-        let Err(JsonError::Field { path, problem }) = json::dynamic_from_value(message, &value) else { return };
+        let Err(JsonError::Field { path, problem }) = json::dynamic_from_value(message, &value)
+        else {
+            return;
+        };
         if problem != "unknown field" {
             report.error(format!("{path}: {problem}"));
             return;
@@ -66,12 +71,16 @@ fn is_gone(name: &str) -> bool {
 
 /// Removes the field at `path` (`a.b[0].c`); false when there is none.
 fn remove(value: &mut Value, path: &str) -> bool {
-    let (parent, field) = path.rsplit_once('.').map_or(("", path), |(parent, field)| (parent, field));
+    let (parent, field) = path
+        .rsplit_once('.')
+        .map_or(("", path), |(parent, field)| (parent, field));
     let pointer: String = parent
         .split(['.', '['])
         .filter(|part| !part.is_empty())
         .map(|part| format!("/{}", part.trim_end_matches(']')))
         .collect();
-    let Some(Value::Object(fields)) = value.pointer_mut(&pointer) else { return false };
+    let Some(Value::Object(fields)) = value.pointer_mut(&pointer) else {
+        return false;
+    };
     fields.remove(field).is_some()
 }

@@ -2,9 +2,13 @@
 
 use std::collections::HashSet;
 
-use proto::istio::networking::v1alpha3::load_balancer_settings::consistent_hash_lb::{HashAlgorithm, HashKey};
+use proto::istio::networking::v1alpha3::load_balancer_settings::consistent_hash_lb::{
+    HashAlgorithm, HashKey,
+};
 use proto::istio::networking::v1alpha3::load_balancer_settings::{ConsistentHashLb, LbPolicy};
-use proto::istio::networking::v1alpha3::{LoadBalancerSettings, LocalityLoadBalancerSetting, WarmupConfiguration};
+use proto::istio::networking::v1alpha3::{
+    LoadBalancerSettings, LocalityLoadBalancerSetting, WarmupConfiguration,
+};
 
 use super::require_duration;
 use crate::finding::Report;
@@ -28,7 +32,9 @@ pub(super) fn check(settings: &LoadBalancerSettings, ejects: bool, report: &mut 
         report.error("give either localityLbSetting or zoneAwareLbSetting, not both");
     }
     if let Some(locality) = &settings.locality_lb_setting {
-        report.at("localityLbSetting", |report| check_locality(locality, ejects, report));
+        report.at("localityLbSetting", |report| {
+            check_locality(locality, ejects, report)
+        });
     }
     if let Some(zones) = &settings.zone_aware_lb_setting {
         let as_locality = LocalityLoadBalancerSetting {
@@ -36,7 +42,9 @@ pub(super) fn check(settings: &LoadBalancerSettings, ejects: bool, report: &mut 
             failover_priority: zones.failover_priority.clone(),
             ..Default::default()
         };
-        report.at("zoneAwareLbSetting", |report| check_locality(&as_locality, ejects, report));
+        report.at("zoneAwareLbSetting", |report| {
+            check_locality(&as_locality, ejects, report)
+        });
     }
     check_old_warmup(settings, report);
     if let Some(warmup) = &settings.warmup {
@@ -46,7 +54,11 @@ pub(super) fn check(settings: &LoadBalancerSettings, ejects: bool, report: &mut 
 
 #[allow(deprecated, reason = "the old field is still read")]
 fn check_old_warmup(settings: &LoadBalancerSettings, report: &mut Report) {
-    require_duration("warmupDurationSecs", settings.warmup_duration_secs.as_ref(), report);
+    require_duration(
+        "warmupDurationSecs",
+        settings.warmup_duration_secs.as_ref(),
+        report,
+    );
 }
 
 fn check_warmup(warmup: &WarmupConfiguration, report: &mut Report) {
@@ -56,11 +68,20 @@ fn check_warmup(warmup: &WarmupConfiguration, report: &mut Report) {
     require_duration("duration", warmup.duration.as_ref(), report);
     if let Some(percent) = warmup.minimum_percent {
         if !(0.0..=100.0).contains(&percent) {
-            report.error_at("minimumPercent", format!("the percentage {percent} is not in 0..=100"));
+            report.error_at(
+                "minimumPercent",
+                format!("the percentage {percent} is not in 0..=100"),
+            );
         }
     }
-    if warmup.aggression.is_some_and(|aggression| aggression <= 0.0) {
-        report.error_at("aggression", "the aggression must be greater than 0; 1 is linear");
+    if warmup
+        .aggression
+        .is_some_and(|aggression| aggression <= 0.0)
+    {
+        report.error_at(
+            "aggression",
+            "the aggression must be greater than 0; 1 is linear",
+        );
     }
 }
 
@@ -75,15 +96,24 @@ fn check_hash(hash: &ConsistentHashLb, report: &mut Report) {
                 if attribute.name.is_empty() {
                     report.error_at("name", "the attribute's name is missing");
                 } else if !names.insert(attribute.name.clone()) {
-                    report.error_at("name", format!("the attribute {:?} is given twice", attribute.name));
+                    report.error_at(
+                        "name",
+                        format!("the attribute {:?} is given twice", attribute.name),
+                    );
                 }
             });
         });
     }
     if minimum_ring_size(hash) != 0 {
-        report.warning_at("minimumRingSize", "minimumRingSize is the old form: use ringHash.minimumRingSize");
+        report.warning_at(
+            "minimumRingSize",
+            "minimumRingSize is the old form: use ringHash.minimumRingSize",
+        );
         if hash.hash_algorithm.is_some() {
-            report.error_at("minimumRingSize", "give either minimumRingSize or an algorithm, not both");
+            report.error_at(
+                "minimumRingSize",
+                "give either minimumRingSize or an algorithm, not both",
+            );
         }
     }
     if let Some(HashAlgorithm::Maglev(maglev)) = &hash.hash_algorithm {
@@ -101,10 +131,14 @@ fn check_table_size(size: u64) -> Result<(), String> {
         return Err("the table's size is missing: give a prime number, as 65537".into());
     }
     if size >= MAX_MAGLEV_TABLE {
-        return Err(format!("the table's size {size} must be less than {MAX_MAGLEV_TABLE}"));
+        return Err(format!(
+            "the table's size {size} must be less than {MAX_MAGLEV_TABLE}"
+        ));
     }
     if !is_prime(size) {
-        return Err(format!("the table's size {size} is no prime number; 65537 is one"));
+        return Err(format!(
+            "the table's size {size} is no prime number; 65537 is one"
+        ));
     }
     Ok(())
 }
@@ -112,7 +146,11 @@ fn check_table_size(size: u64) -> Result<(), String> {
 /// QUIRK: 1 passes for a prime, as in Envoy.
 fn is_prime(number: u64) -> bool {
     (1..4).contains(&number)
-        || (number % 2 == 1 && (3..).step_by(2).take_while(|factor| factor * factor <= number).all(|factor| number % factor != 0))
+        || (number % 2 == 1
+            && (3..)
+                .step_by(2)
+                .take_while(|factor| factor * factor <= number)
+                .all(|factor| number % factor != 0))
 }
 
 /// Reports what is wrong with a setting about localities.
@@ -121,9 +159,15 @@ fn check_locality(setting: &LocalityLoadBalancerSetting, ejects: bool, report: &
         report.error("give either distribute or failover, not both");
         return;
     }
-    let by_place = setting.failover_priority.iter().find(|label| TOPOLOGY_LABELS.contains(&label.as_str()));
+    let by_place = setting
+        .failover_priority
+        .iter()
+        .find(|label| TOPOLOGY_LABELS.contains(&label.as_str()));
     if let (false, Some(label)) = (setting.failover.is_empty(), by_place) {
-        report.error_at("failoverPriority", format!("with failover, {label} cannot be in failoverPriority: both order places"));
+        report.error_at(
+            "failoverPriority",
+            format!("with failover, {label} cannot be in failoverPriority: both order places"),
+        );
         return;
     }
     report.each("distribute", &setting.distribute, |report, distribute| {
@@ -135,16 +179,25 @@ fn check_locality(setting: &LocalityLoadBalancerSetting, ejects: bool, report: &
             total += u64::from(*weight);
         });
         if total != 100 {
-            report.error_at("to", format!("the weights add up to {total}; they must add up to 100"));
+            report.error_at(
+                "to",
+                format!("the weights add up to {total}; they must add up to 100"),
+            );
         }
         let mut destinations: Vec<_> = distribute.to.keys().map(String::as_str).collect();
         destinations.sort_unstable();
         report.require("to", check_places(&destinations));
     });
-    let sources: Vec<_> = setting.distribute.iter().map(|distribute| distribute.from.as_str()).collect();
+    let sources: Vec<_> = setting
+        .distribute
+        .iter()
+        .map(|distribute| distribute.from.as_str())
+        .collect();
     report.require("distribute", check_places(&sources));
     if (!setting.failover.is_empty() || !setting.failover_priority.is_empty()) && !ejects {
-        report.warning("nothing fails over without outlierDetection: nobody would notice that endpoints fail");
+        report.warning(
+            "nothing fails over without outlierDetection: nobody would notice that endpoints fail",
+        );
     }
     report.each("failover", &setting.failover, |report, failover| {
         if failover.from == failover.to {
@@ -152,7 +205,10 @@ fn check_locality(setting: &LocalityLoadBalancerSetting, ejects: bool, report: &
         }
         for (field, region) in [("from", &failover.from), ("to", &failover.to)] {
             if region.contains('/') {
-                report.error_at(field, format!("{region:?} is more than a region: failover is between regions"));
+                report.error_at(
+                    field,
+                    format!("{region:?} is more than a region: failover is between regions"),
+                );
             }
             if region.contains('*') {
                 report.error_at(field, format!("{region:?} has a wildcard: name a region"));
@@ -168,7 +224,9 @@ fn check_places(places: &[&str]) -> Result<(), String> {
             return Err(format!("{place:?} can have one wildcard, at its end"));
         }
         if place.splitn(3, '/').any(str::is_empty) {
-            return Err(format!("{place:?} has an empty part: write region/zone/subzone"));
+            return Err(format!(
+                "{place:?} has an empty part: write region/zone/subzone"
+            ));
         }
         if let Some(other) = places[..index].iter().find(|other| overlap(place, other)) {
             return Err(format!("{place:?} and {other:?} cover the same places"));
@@ -196,10 +254,24 @@ mod tests {
 
     #[test]
     fn places_do_not_overlap() {
-        for places in [&["a", "b"][..], &["a/x", "a/y"], &["a/x/1", "a/x/2", "b/*"], &["*"]] {
+        for places in [
+            &["a", "b"][..],
+            &["a/x", "a/y"],
+            &["a/x/1", "a/x/2", "b/*"],
+            &["*"],
+        ] {
             assert_eq!(check_places(places), Ok(()), "{places:?}");
         }
-        for places in [&["a", "a/x"][..], &["*", "a"], &["a/*", "a/x"], &["a/x/1", "a/x"], &["a", "a"], &["a//x"], &["*/a"], &["**"]] {
+        for places in [
+            &["a", "a/x"][..],
+            &["*", "a"],
+            &["a/*", "a/x"],
+            &["a/x/1", "a/x"],
+            &["a", "a"],
+            &["a//x"],
+            &["*/a"],
+            &["**"],
+        ] {
             assert!(check_places(places).is_err(), "{places:?}");
         }
     }

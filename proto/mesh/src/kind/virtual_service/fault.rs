@@ -1,6 +1,8 @@
 //! Faults put in on purpose.
 
-use proto::istio::networking::v1alpha3::http_fault_injection::{abort::ErrorType, delay::HttpDelayType, Abort, Delay};
+use proto::istio::networking::v1alpha3::http_fault_injection::{
+    Abort, Delay, abort::ErrorType, delay::HttpDelayType,
+};
 use proto::istio::networking::v1alpha3::{HttpFaultInjection, Percent};
 
 use crate::finding::Report;
@@ -43,13 +45,21 @@ pub(super) fn check(fault: &HttpFaultInjection, report: &mut Report) {
 fn check_abort(abort: &Abort, report: &mut Report) {
     check_percentage(abort.percentage.as_ref(), report);
     match &abort.error_type {
-        Some(ErrorType::HttpStatus(status)) => report.require("httpStatus", check_status(i64::from(*status))),
+        Some(ErrorType::HttpStatus(status)) => {
+            report.require("httpStatus", check_status(i64::from(*status)))
+        }
         Some(ErrorType::GrpcStatus(status)) if !GRPC_STATUSES.contains(&status.as_str()) => {
-            report.error_at("grpcStatus", format!("{status:?} is no gRPC status: give its name, as in NOT_FOUND"));
+            report.error_at(
+                "grpcStatus",
+                format!("{status:?} is no gRPC status: give its name, as in NOT_FOUND"),
+            );
         }
         Some(ErrorType::GrpcStatus(_)) => {}
         Some(ErrorType::Http2Error(_)) => {
-            report.error_at("http2Error", "HTTP/2 errors cannot be injected: give httpStatus or grpcStatus");
+            report.error_at(
+                "http2Error",
+                "HTTP/2 errors cannot be injected: give httpStatus or grpcStatus",
+            );
         }
         None => report.warning("the abort has no status: give httpStatus or grpcStatus"),
     }
@@ -58,18 +68,28 @@ fn check_abort(abort: &Abort, report: &mut Report) {
 fn check_delay(delay: &Delay, report: &mut Report) {
     check_percentage(delay.percentage.as_ref(), report);
     match &delay.http_delay_type {
-        Some(HttpDelayType::FixedDelay(fixed)) => report.require("fixedDelay", duration::check(fixed)),
+        Some(HttpDelayType::FixedDelay(fixed)) => {
+            report.require("fixedDelay", duration::check(fixed))
+        }
         Some(HttpDelayType::ExponentialDelay(_)) => {
-            report.error_at("exponentialDelay", "exponential delays cannot be injected: give fixedDelay");
+            report.error_at(
+                "exponentialDelay",
+                "exponential delays cannot be injected: give fixedDelay",
+            );
         }
         None => {}
     }
 }
 
 fn check_percentage(percentage: Option<&Percent>, report: &mut Report) {
-    let Some(Percent { value }) = percentage else { return };
+    let Some(Percent { value }) = percentage else {
+        return;
+    };
     if *value != 0.0 && !(0.0001..=100.0).contains(value) {
-        report.error_at("percentage.value", format!("the percentage {value} is neither 0 nor in 0.0001..=100"));
+        report.error_at(
+            "percentage.value",
+            format!("the percentage {value} is neither 0 nor in 0.0001..=100"),
+        );
     }
 }
 

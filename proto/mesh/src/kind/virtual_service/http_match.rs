@@ -1,6 +1,8 @@
 //! Conditions of HTTP routes.
 
-use proto::istio::networking::v1alpha3::{string_match::MatchType, HttpMatchRequest, HttpRoute, StringMatch};
+use proto::istio::networking::v1alpha3::{
+    HttpMatchRequest, HttpRoute, StringMatch, string_match::MatchType,
+};
 
 use super::{check_gateway_names, check_match_port};
 use crate::finding::Report;
@@ -17,14 +19,20 @@ pub(super) fn check(report: &mut Report, request: &HttpMatchRequest) {
         check_header_name(name, report);
         check_string(value, report);
     });
-    report.entries("withoutHeaders", &request.without_headers, |report, name, value| {
-        check_header_name(name, report);
-        // QUIRK: `*` is no expression, but is taken for "present".
-        if value.match_type != Some(MatchType::Regex("*".into())) {
-            check_string(value, report);
-        }
+    report.entries(
+        "withoutHeaders",
+        &request.without_headers,
+        |report, name, value| {
+            check_header_name(name, report);
+            // QUIRK: `*` is no expression, but is taken for "present".
+            if value.match_type != Some(MatchType::Regex("*".into())) {
+                check_string(value, report);
+            }
+        },
+    );
+    report.entries("queryParams", &request.query_params, |report, _, value| {
+        check_string(value, report)
     });
-    report.entries("queryParams", &request.query_params, |report, _, value| check_string(value, report));
     for (field, value) in [
         ("scheme", &request.scheme),
         ("method", &request.method),
@@ -41,7 +49,10 @@ pub(super) fn check(report: &mut Report, request: &HttpMatchRequest) {
     selector::check_assigned("sourceLabels", &request.source_labels, report);
     check_gateway_names(&request.gateways, report);
     if !request.source_namespace.is_empty() && !is_dns_label(&request.source_namespace) {
-        report.error_at("sourceNamespace", format!("{:?} is no namespace", request.source_namespace));
+        report.error_at(
+            "sourceNamespace",
+            format!("{:?} is no namespace", request.source_namespace),
+        );
     }
     if !request.stat_prefix.is_empty() && request.stat_prefix.chars().any(char::is_control) {
         report.error_at("statPrefix", "the prefix has control characters");
@@ -65,22 +76,25 @@ fn check_header_name(name: &str, report: &mut Report) {
     if is_claim(name) {
         return;
     }
-    // Pseudo headers (`:path`) are conditions like others.
-    let plain = name.strip_prefix(':').filter(|rest| !rest.is_empty()).unwrap_or(name);
-    if let Err(message) = header::check_name(plain) {
+    if let Err(message) = header::check_matched_name(name) {
         report.error(message);
     }
 }
 
 /// True for `@request.auth.claims.name` and `@request.auth.claims[name][nested]`.
 fn is_claim(name: &str) -> bool {
-    let Some(rest) = name.get(..CLAIMS.len()).filter(|start| start.eq_ignore_ascii_case(CLAIMS)).map(|_| &name[CLAIMS.len()..])
+    let Some(rest) = name
+        .get(..CLAIMS.len())
+        .filter(|start| start.eq_ignore_ascii_case(CLAIMS))
+        .map(|_| &name[CLAIMS.len()..])
     else {
         return false;
     };
     match rest.as_bytes() {
         [b'.', ..] => rest.len() > 1,
-        [b'[', .., b']'] => rest[1..rest.len() - 1].split("][").all(|part| !part.is_empty()),
+        [b'[', .., b']'] => rest[1..rest.len() - 1]
+            .split("][")
+            .all(|part| !part.is_empty()),
         _ => false,
     }
 }
@@ -88,7 +102,10 @@ fn is_claim(name: &str) -> bool {
 /// A condition whose prefix must not be empty.
 pub(super) fn check_string(condition: &StringMatch, report: &mut Report) {
     if condition.match_type == Some(MatchType::Prefix(String::new())) {
-        report.error_at("prefix", "the prefix is empty: leave the condition's value out to ask for presence only");
+        report.error_at(
+            "prefix",
+            "the prefix is empty: leave the condition's value out to ask for presence only",
+        );
     }
     check_expression(condition, report);
 }
@@ -106,10 +123,21 @@ mod tests {
 
     #[test]
     fn claims_have_a_name() {
-        for name in ["@request.auth.claims.foo", "@request.auth.claims[foo]", "@request.auth.claims[a][b]"] {
+        for name in [
+            "@request.auth.claims.foo",
+            "@request.auth.claims[foo]",
+            "@request.auth.claims[a][b]",
+        ] {
             assert!(is_claim(name), "{name}");
         }
-        for name in ["", "foo", "@request.auth.claims", "@request.auth.claims.", "@request.auth.claims[]", "@request.auth.claimsfoo"] {
+        for name in [
+            "",
+            "foo",
+            "@request.auth.claims",
+            "@request.auth.claims.",
+            "@request.auth.claims[]",
+            "@request.auth.claimsfoo",
+        ] {
             assert!(!is_claim(name), "{name}");
         }
     }

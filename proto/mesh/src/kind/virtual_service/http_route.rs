@@ -4,7 +4,8 @@ use proto::istio::networking::v1alpha3::http_body::Specifier;
 use proto::istio::networking::v1alpha3::http_redirect::RedirectPort;
 use proto::istio::networking::v1alpha3::string_match::MatchType;
 use proto::istio::networking::v1alpha3::{
-    CorsPolicy, HttpDirectResponse, HttpRedirect, HttpRetry, HttpRewrite, HttpRoute, Percent, StringMatch,
+    CorsPolicy, HttpDirectResponse, HttpRedirect, HttpRetry, HttpRewrite, HttpRoute, Percent,
+    StringMatch,
 };
 
 use super::{fault, http_match};
@@ -12,7 +13,9 @@ use crate::finding::Report;
 use crate::kind::{destination, duration, header};
 use crate::{port, re2};
 
-const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE"];
+const METHODS: [&str; 9] = [
+    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE",
+];
 
 /// Conditions for a retry; HTTP status codes are others.
 const RETRY_CONDITIONS: [&str; 16] = [
@@ -52,7 +55,9 @@ pub(super) fn check(route: &HttpRoute, is_delegate: bool, report: &mut Report) {
         report.at("redirect", |report| check_redirect(redirect, report));
     }
     if let Some(response) = &route.direct_response {
-        report.at("directResponse", |report| check_direct_response(response, report));
+        report.at("directResponse", |report| {
+            check_direct_response(response, report)
+        });
     }
     if let Some(retries) = &route.retries {
         report.at("retries", |report| check_retries(retries, report));
@@ -70,15 +75,24 @@ pub(super) fn check(route: &HttpRoute, is_delegate: bool, report: &mut Report) {
 /// A route does one thing: forward, redirect, answer or delegate.
 fn check_what_is_done(route: &HttpRoute, is_delegate: bool, report: &mut Report) {
     if route.delegate.is_some() && !is_delegate {
-        for (field, is_given) in [("redirect", route.redirect.is_some()), ("route", !route.route.is_empty())] {
+        for (field, is_given) in [
+            ("redirect", route.redirect.is_some()),
+            ("route", !route.route.is_empty()),
+        ] {
             if is_given {
-                report.error_at(field, format!("a route that delegates cannot have {field}: the delegate has it"));
+                report.error_at(
+                    field,
+                    format!("a route that delegates cannot have {field}: the delegate has it"),
+                );
             }
         }
         return;
     }
     if route.delegate.is_some() {
-        report.error_at("delegate", "a delegate cannot delegate further: write the route here");
+        report.error_at(
+            "delegate",
+            "a delegate cannot delegate further: write the route here",
+        );
     }
     let answer = if route.redirect.is_some() {
         "redirect"
@@ -94,32 +108,54 @@ fn check_what_is_done(route: &HttpRoute, is_delegate: bool, report: &mut Report)
         ("route", !route.route.is_empty()),
         ("fault", route.fault.is_some()),
         ("rewrite", route.rewrite.is_some()),
-        ("directResponse", answer == "redirect" && route.direct_response.is_some()),
+        (
+            "directResponse",
+            answer == "redirect" && route.direct_response.is_some(),
+        ),
     ] {
         if is_given {
-            report.error_at(field, format!("a route with {answer} cannot have {field}: nothing is forwarded"));
+            report.error_at(
+                field,
+                format!("a route with {answer} cannot have {field}: nothing is forwarded"),
+            );
         }
     }
 }
 
 fn check_cors(policy: &CorsPolicy, report: &mut Report) {
-    report.each("allowOrigins", &policy.allow_origins, |report, origin: &StringMatch| {
-        let text = match &origin.match_type {
-            Some(MatchType::Exact(text) | MatchType::Prefix(text) | MatchType::Regex(text)) => text.as_str(),
-            None => "",
-        };
-        if text.is_empty() {
-            report.error("the origin is empty: give exact, prefix or regex");
-        } else {
-            http_match::check_expression(origin, report);
-        }
-    });
-    report.each("allowMethods", &policy.allow_methods, |report, method: &String| {
-        if !METHODS.contains(&method.as_str()) {
-            report.error(format!("{method:?} is no HTTP method: give one of {}", METHODS.join(", ")));
-        }
-    });
-    for (field, names) in [("allowHeaders", &policy.allow_headers), ("exposeHeaders", &policy.expose_headers)] {
+    report.each(
+        "allowOrigins",
+        &policy.allow_origins,
+        |report, origin: &StringMatch| {
+            let text = match &origin.match_type {
+                Some(MatchType::Exact(text) | MatchType::Prefix(text) | MatchType::Regex(text)) => {
+                    text.as_str()
+                }
+                None => "",
+            };
+            if text.is_empty() {
+                report.error("the origin is empty: give exact, prefix or regex");
+            } else {
+                http_match::check_expression(origin, report);
+            }
+        },
+    );
+    report.each(
+        "allowMethods",
+        &policy.allow_methods,
+        |report, method: &String| {
+            if !METHODS.contains(&method.as_str()) {
+                report.error(format!(
+                    "{method:?} is no HTTP method: give one of {}",
+                    METHODS.join(", ")
+                ));
+            }
+        },
+    );
+    for (field, names) in [
+        ("allowHeaders", &policy.allow_headers),
+        ("exposeHeaders", &policy.expose_headers),
+    ] {
         report.each(field, names, |report, name| {
             if let Err(message) = header::check_cors_name(name) {
                 report.error(message);
@@ -152,7 +188,9 @@ fn check_mirrors(route: &HttpRoute, report: &mut Report) {
     }
     report.each("mirrors", &route.mirrors, |report, mirror| {
         match &mirror.destination {
-            Some(destination) => report.at("destination", |report| destination::check(destination, report)),
+            Some(destination) => report.at("destination", |report| {
+                destination::check(destination, report)
+            }),
             None => report.error_at("destination", "the destination is missing"),
         }
         check_mirror_percentage("percentage", mirror.percentage.as_ref(), report);
@@ -179,14 +217,25 @@ fn check_redirect(redirect: &HttpRedirect, report: &mut Report) {
         && redirect.prefix_rewrite.is_empty()
         && redirect.redirect_port.is_none()
     {
-        report.error("the redirect leads nowhere: give uri, authority, scheme, port or prefixRewrite");
+        report.error(
+            "the redirect leads nowhere: give uri, authority, scheme, port or prefixRewrite",
+        );
         return;
     }
     if redirect.redirect_code != 0 && !(300..=399).contains(&redirect.redirect_code) {
-        report.error_at("redirectCode", format!("the code {} is not in 300..=399", redirect.redirect_code));
+        report.error_at(
+            "redirectCode",
+            format!("the code {} is not in 300..=399", redirect.redirect_code),
+        );
     }
     if !["", "http", "https"].contains(&redirect.scheme.as_str()) {
-        report.error_at("scheme", format!("{:?} is no scheme for a redirect: give http or https", redirect.scheme));
+        report.error_at(
+            "scheme",
+            format!(
+                "{:?} is no scheme for a redirect: give http or https",
+                redirect.scheme
+            ),
+        );
     }
     if let Some(RedirectPort::Port(number)) = redirect.redirect_port {
         if number > 0 {
@@ -196,22 +245,35 @@ fn check_redirect(redirect: &HttpRedirect, report: &mut Report) {
 }
 
 fn check_direct_response(response: &HttpDirectResponse, report: &mut Report) {
-    let size = match response.body.as_ref().and_then(|body| body.specifier.as_ref()) {
+    let size = match response
+        .body
+        .as_ref()
+        .and_then(|body| body.specifier.as_ref())
+    {
         Some(Specifier::String(text)) => text.len(),
         Some(Specifier::Bytes(bytes)) => bytes.len(),
         None => 0,
     };
     if size > KIB * KIB {
-        report.error_at("body", format!("the body has {size} bytes; at most 1 MiB is allowed"));
+        report.error_at(
+            "body",
+            format!("the body has {size} bytes; at most 1 MiB is allowed"),
+        );
     } else if size > 100 * KIB {
-        report.warning_at("body", format!("the body has {size} bytes; every proxy keeps a copy of it"));
+        report.warning_at(
+            "body",
+            format!("the body has {size} bytes; every proxy keeps a copy of it"),
+        );
     }
     report.require("status", fault::check_status(i64::from(response.status)));
 }
 
 fn check_retries(retries: &HttpRetry, report: &mut Report) {
     if retries.attempts < 0 {
-        report.error_at("attempts", format!("the number of attempts {} is negative", retries.attempts));
+        report.error_at(
+            "attempts",
+            format!("the number of attempts {} is negative", retries.attempts),
+        );
     }
     let configured = retries.per_try_timeout.is_some()
         || !retries.retry_on.is_empty()
@@ -219,9 +281,14 @@ fn check_retries(retries: &HttpRetry, report: &mut Report) {
         || retries.retry_ignore_previous_hosts.is_some()
         || retries.backoff.is_some();
     if retries.attempts == 0 && configured {
-        report.error("attempts is 0, which switches retries off: give attempts, or leave the rest out");
+        report.error(
+            "attempts is 0, which switches retries off: give attempts, or leave the rest out",
+        );
     }
-    for (field, value) in [("perTryTimeout", &retries.per_try_timeout), ("backoff", &retries.backoff)] {
+    for (field, value) in [
+        ("perTryTimeout", &retries.per_try_timeout),
+        ("backoff", &retries.backoff),
+    ] {
         if let Some(value) = value {
             report.require(field, duration::check(value));
         }
@@ -231,14 +298,19 @@ fn check_retries(retries: &HttpRetry, report: &mut Report) {
     }
     for condition in retries.retry_on.split(',') {
         if !RETRY_CONDITIONS.contains(&condition) && !is_known_status(condition) {
-            report.error_at("retryOn", format!("{condition:?} is neither a retry condition nor an HTTP status"));
+            report.error_at(
+                "retryOn",
+                format!("{condition:?} is neither a retry condition nor an HTTP status"),
+            );
         }
     }
 }
 
 /// True for a status code that HTTP names.
 fn is_known_status(text: &str) -> bool {
-    let Ok(status) = text.parse::<u16>() else { return false };
+    let Ok(status) = text.parse::<u16>() else {
+        return false;
+    };
     matches!(
         status,
         100..=103 | 200..=208 | 226 | 300..=305 | 307 | 308 | 400..=418 | 421..=426 | 428 | 429 | 431 | 451 | 500..=508 | 510 | 511
@@ -267,21 +339,32 @@ fn check_rewrite(rewrite: &HttpRewrite, report: &mut Report) {
 
 /// The authority can be set by the rewrite or by a header, but only once.
 fn check_authority_is_set_once(route: &HttpRoute, report: &mut Report) {
-    let rewritten = route.rewrite.as_ref().is_some_and(|rewrite| !rewrite.authority.is_empty());
-    let operations = route.headers.as_ref().and_then(|headers| headers.request.as_ref());
+    let rewritten = route
+        .rewrite
+        .as_ref()
+        .is_some_and(|rewrite| !rewrite.authority.is_empty());
+    let operations = route
+        .headers
+        .as_ref()
+        .and_then(|headers| headers.request.as_ref());
     let by_header = operations.map_or(0, |request| {
         let set = request.set.iter().chain(&request.add);
-        set.filter(|(name, value)| header::is_authority(name) && !value.is_empty()).count()
+        set.filter(|(name, value)| header::is_authority(name) && !value.is_empty())
+            .count()
     });
     if usize::from(rewritten) + by_header > 1 {
-        report.error("the authority is set more than once: set it in rewrite.authority or in one header");
+        report.error(
+            "the authority is set more than once: set it in rewrite.authority or in one header",
+        );
     }
 }
 
 fn check_destinations(route: &HttpRoute, report: &mut Report) {
     report.each("route", &route.route, |report, target| {
         match &target.destination {
-            Some(destination) => report.at("destination", |report| destination::check(destination, report)),
+            Some(destination) => report.at("destination", |report| {
+                destination::check(destination, report)
+            }),
             None => report.error_at("destination", "the destination is missing"),
         }
         header::check_headers(target.headers.as_ref(), report);

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use proto::istio::networking::v1alpha3::string_match::MatchType;
-use proto::istio::networking::v1alpha3::{HttpMatchRequest, HttpRoute, StringMatch, VirtualService};
+use proto::istio::networking::v1alpha3::{
+    HttpMatchRequest, HttpRoute, StringMatch, VirtualService,
+};
 
 use crate::finding::Report;
 
@@ -14,13 +16,36 @@ pub(super) fn check(spec: &VirtualService, report: &mut Report) {
         .http
         .iter()
         .map(|route| {
-            let unnamed = |request: &HttpMatchRequest| HttpMatchRequest { name: String::new(), ..request.clone() };
+            let unnamed = |request: &HttpMatchRequest| HttpMatchRequest {
+                name: String::new(),
+                ..request.clone()
+            };
             route.r#match.iter().map(unnamed).collect()
         })
         .collect();
-    check_repeated("http", &http.iter().map(Vec::as_slice).collect::<Vec<_>>(), report);
-    check_repeated("tls", &spec.tls.iter().map(|route| route.r#match.as_slice()).collect::<Vec<_>>(), report);
-    check_repeated("tcp", &spec.tcp.iter().map(|route| route.r#match.as_slice()).collect::<Vec<_>>(), report);
+    check_repeated(
+        "http",
+        &http.iter().map(Vec::as_slice).collect::<Vec<_>>(),
+        report,
+    );
+    check_repeated(
+        "tls",
+        &spec
+            .tls
+            .iter()
+            .map(|route| route.r#match.as_slice())
+            .collect::<Vec<_>>(),
+        report,
+    );
+    check_repeated(
+        "tcp",
+        &spec
+            .tcp
+            .iter()
+            .map(|route| route.r#match.as_slice())
+            .collect::<Vec<_>>(),
+        report,
+    );
     check_covered(&spec.http, report);
 }
 
@@ -53,7 +78,10 @@ fn check_repeated<M: PartialEq>(field: &str, routes: &[&[M]], report: &mut Repor
             }
         }
         if repeated == conditions.len() {
-            report.warning_at(&path, "the route is never used: earlier routes have all its matches");
+            report.warning_at(
+                &path,
+                "the route is never used: earlier routes have all its matches",
+            );
         }
     }
 }
@@ -84,10 +112,22 @@ impl<'a> Covering<'a> {
             prefix,
             port: request.port,
             // QUIRK: no method counts as GET.
-            method: if method.is_empty() { "exact:GET".into() } else { method },
+            method: if method.is_empty() {
+                "exact:GET".into()
+            } else {
+                method
+            },
             authority: request.authority.as_ref().map(text).unwrap_or_default(),
-            maps: [&request.headers, &request.query_params, &request.without_headers]
-                .map(|map| map.iter().map(|(key, value)| (key.as_str(), text(value))).collect()),
+            maps: [
+                &request.headers,
+                &request.query_params,
+                &request.without_headers,
+            ]
+            .map(|map| {
+                map.iter()
+                    .map(|(key, value)| (key.as_str(), text(value)))
+                    .collect()
+            }),
         })
     }
 
@@ -100,7 +140,9 @@ impl<'a> Covering<'a> {
             && fits(&self.authority, &later.authority)
             && self.maps.iter().zip(&later.maps).all(|(own, other)| {
                 own.len() == other.len()
-                    && own.iter().all(|(key, value)| other.get(key).is_some_and(|other| fits(value, other)))
+                    && own
+                        .iter()
+                        .all(|(key, value)| other.get(key).is_some_and(|other| fits(value, other)))
             })
     }
 }
@@ -125,7 +167,10 @@ fn check_covered(routes: &[HttpRoute], report: &mut Report) {
         })
         .collect();
     for (index, later) in conditions.iter().enumerate() {
-        if let Some(earlier) = conditions[..index].iter().find(|earlier| earlier.covers(later)) {
+        if let Some(earlier) = conditions[..index]
+            .iter()
+            .find(|earlier| earlier.covers(later))
+        {
             report.warning_at(
                 &format!("http[{}].match[{}].uri", later.route, later.number),
                 format!(
