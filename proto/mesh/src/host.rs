@@ -188,9 +188,7 @@ fn check_labels(name: &str, labels: &str) -> Result<(), String> {
 }
 
 fn is_wildcard_label(label: &str) -> bool {
-    let rest = label
-        .strip_prefix("*-")
-        .or_else(|| label.strip_prefix('*'));
+    let rest = label.strip_prefix("*-").or_else(|| label.strip_prefix('*'));
     label.len() <= 63 && (label == ANY || is_dns_label(rest.unwrap_or(label)))
 }
 

@@ -107,7 +107,10 @@ rules! {
 fn check_metadata(message: &str, meta: &Metadata, report: &mut Report) {
     let has_dry_run = message == istio::security::v1beta1::AuthorizationPolicy::full_name();
     if !has_dry_run && meta.annotation(authorization_policy::DRY_RUN).is_some() {
-        report.error(format!("the annotation {} is for authorization policies only: remove it", authorization_policy::DRY_RUN));
+        report.error(format!(
+            "the annotation {} is for authorization policies only: remove it",
+            authorization_policy::DRY_RUN
+        ));
     }
 }
 

@@ -29,7 +29,8 @@ pub fn check(expression: &str) -> Result<(), String> {
 /// What is wrong with it.
 pub fn compile(expression: &str) -> Result<Regex, String> {
     let rewritten = rewrite(expression)?;
-    Regex::new(&rewritten).map_err(|error| format!("{expression:?} is no RE2 expression: {}", summary(&error)))
+    Regex::new(&rewritten)
+        .map_err(|error| format!("{expression:?} is no RE2 expression: {}", summary(&error)))
 }
 
 /// Compiles an expression that must match the whole of a text, as Envoy's matchers want it.
@@ -197,7 +198,19 @@ mod tests {
 
     #[test]
     fn what_re2_refuses_is_refused() {
-        for expression in ["", "*", "?", "a**", "%#@~++==`24c234`", "a{2}{3}", "(", "[a", "a)", "(?=a)", r"\1"] {
+        for expression in [
+            "",
+            "*",
+            "?",
+            "a**",
+            "%#@~++==`24c234`",
+            "a{2}{3}",
+            "(",
+            "[a",
+            "a)",
+            "(?=a)",
+            r"\1",
+        ] {
             assert!(check(expression).is_err(), "{expression}");
         }
         assert!(check(&"a".repeat(1025)).is_err());

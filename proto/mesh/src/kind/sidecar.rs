@@ -283,7 +283,7 @@ fn warn_of_repeated_hosts(hosts: &[String], own: &str, report: &mut Report) {
         }
         seen.push((namespace, name));
     }
-    if seen.contains(&("*", "*")) && seen.iter().any(|(namespace, _)| *namespace != "*") {
+    if seen.contains(&("*", "*")) && seen.iter().any(|(namespace, _)| *namespace != "*" && !namespace.starts_with('~')) {
         report.warning_at(
             "hosts",
             "`*/*` covers everything: the other hosts do nothing",
