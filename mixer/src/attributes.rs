@@ -7,4 +7,4 @@ mod vocabulary;
 
 pub(crate) use bag::Bag;
 pub(crate) use tracker::{Record, Tracker, Unrecorded};
-pub(crate) use vocabulary::{Attribute, Slot, Vocabulary};
+pub(crate) use vocabulary::{Slot, Vocabulary};

@@ -30,7 +30,7 @@ use crate::attributes::Vocabulary;
 
 /// Why an expression cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CompileError {
+pub(crate) enum CompileError {
     /// It does not follow the grammar.
     #[error("unable to parse expression {expression:?}: at {position}: {problem}")]
     Parse {

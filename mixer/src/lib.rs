@@ -1,5 +1,27 @@
-//! Mixer: attributes in, policy decisions and telemetry out.
+//! Mixer: attributes in, policy decisions (Check) and telemetry (Report) out. One binary, deployed twice.
+//!
+//! [`server`] (gRPC, load shedding) → [`attributes`] (read in place) → [`routing`] (rules of the request's namespace, their
+//! conditions in [`lang`]) → [`template`] (instances) → [`handler`]s ([`adapter`]) → [`dispatch`] combines what they say.
+//!
+//! Configuration comes the other way: [`store`] (MCP, files) → [`config`] (a snapshot; what is wrong is left out and reported)
+//! → [`runtime`] (handlers, routing table, swapped whole). [`debug`] shows it, [`metrics`] counts, [`bootstrap`] puts all
+//! together, [`eval_command`] runs the language alone.
 
+mod adapter;
+pub mod args;
 mod attributes;
+pub mod bootstrap;
+mod config;
+mod debug;
+mod dispatch;
 pub mod eval_command;
-pub mod lang;
+mod handler;
+mod lang;
+pub mod load_shed;
+mod metrics;
+pub mod probe;
+mod routing;
+mod runtime;
+mod server;
+mod store;
+mod template;

@@ -8,6 +8,11 @@ use proto_mesh::attribute::{ValueType, dictionary};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Slot(pub(super) u16);
 
+impl Slot {
+    /// A slot that every vocabulary has.
+    pub(crate) const FIRST: Slot = Slot(0);
+}
+
 /// A declared attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Attribute {

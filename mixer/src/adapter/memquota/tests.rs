@@ -1,0 +1,107 @@
+//! Windows, overrides and repeated calls, with time standing still unless told to go.
+
+use serde_json::json;
+
+use super::*;
+use crate::adapter::prometheus::Registry;
+
+const NAME: &str = "requestcount.instance.ns";
+
+fn build(json: &Json) -> Arc<dyn Adapter> {
+    let context = BuildContext {
+        prometheus: Arc::new(Registry::default()),
+    };
+    configure(json).unwrap().build(&context).unwrap()
+}
+
+fn limited(max: i64, duration: &str) -> Arc<dyn Adapter> {
+    build(&json!({"quotas": [{
+        "name": NAME, "maxAmount": max, "validDuration": duration,
+        "overrides": [{"dimensions": {"source": "vip"}, "maxAmount": "100", "validDuration": "1s"}],
+    }]}))
+}
+
+fn ask(adapter: &dyn Adapter, source: &'static str, amount: i64, best_effort: bool, id: &str) -> QuotaResult {
+    let instance = Values {
+        name: NAME,
+        payload: Payload::Quota {
+            dimensions: vec![("source", Val::String(source.into()))],
+        },
+    };
+    let request = QuotaRequest {
+        amount,
+        best_effort,
+        deduplication_id: id,
+    };
+    adapter.allocate(&instance, &request).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_gives_back_what_scrolls_out() {
+    let adapter = limited(10, "1s");
+    let granted = |amount, best_effort| ask(&*adapter, "a", amount, best_effort, "").granted;
+    assert_eq!(granted(8, false), 8);
+    assert_eq!(granted(3, false), 0);
+    assert_eq!(granted(3, true), 2);
+    assert_eq!(granted(0, false), 0);
+    assert_eq!(granted(-4, false), -4);
+    assert_eq!(granted(5, true), 4);
+    tokio::time::advance(Duration::from_millis(900)).await;
+    assert_eq!(granted(1, false), 0);
+    tokio::time::advance(Duration::from_millis(200)).await;
+    assert_eq!(granted(10, false), 10);
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    assert_eq!(granted(11, true), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dimensions_have_cells_and_overrides() {
+    let adapter = limited(1, "5s");
+    assert_eq!(ask(&*adapter, "a", 1, false, "").granted, 1);
+    assert_eq!(ask(&*adapter, "a", 1, false, "").granted, 0);
+    assert_eq!(ask(&*adapter, "b", 1, false, "").valid_duration, Duration::from_secs(5));
+    let vip = ask(&*adapter, "vip", 50, false, "");
+    assert_eq!((vip.granted, vip.valid_duration), (50, Duration::from_secs(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_call_is_not_charged_twice() {
+    let adapter = limited(10, "10s");
+    assert_eq!(ask(&*adapter, "a", 6, false, "1").granted, 6);
+    tokio::time::advance(Duration::from_millis(500)).await;
+    let again = ask(&*adapter, "a", 6, false, "1");
+    assert_eq!(again.granted, 6);
+    assert_eq!(again.valid_duration, Duration::from_millis(9500));
+    assert_eq!(ask(&*adapter, "a", 6, false, "2").granted, 0);
+    // Two intervals later nobody remembers.
+    tokio::time::advance(Duration::from_millis(2500)).await;
+    assert_eq!(ask(&*adapter, "a", 4, false, "1").granted, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_duration_a_quota_is_spent_for_good() {
+    let adapter = limited(2, "0s");
+    assert_eq!(ask(&*adapter, "a", 2, false, "").granted, 2);
+    tokio::time::advance(Duration::from_secs(86_400)).await;
+    assert_eq!(ask(&*adapter, "a", 1, false, "").granted, 0);
+    assert_eq!(ask(&*adapter, "a", -1, false, "").granted, -1);
+    assert_eq!(ask(&*adapter, "a", 1, false, "").granted, 1);
+}
+
+#[test]
+fn an_unknown_quota_is_an_error() {
+    let adapter = build(&json!({}));
+    let instance = Values {
+        name: NAME,
+        payload: Payload::Quota {
+            dimensions: Vec::new(),
+        },
+    };
+    let request = QuotaRequest {
+        amount: 1,
+        best_effort: false,
+        deduplication_id: "",
+    };
+    assert!(adapter.allocate(&instance, &request).is_err());
+    assert!(configure(&json!({"minDeduplicationDuration": "0s"})).is_err());
+}

@@ -1,0 +1,243 @@
+//! One metric with a series for every set of label values. Counting takes a read lock and atomic additions; only a new set of
+//! values takes the write lock.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use tokio::time::Instant;
+
+use super::{AdapterError, Kind, MetricInfo};
+use crate::template::Dimensions;
+
+/// Label values come from requests: beyond this many sets new ones are refused.
+const MAX_SERIES: usize = 50_000;
+
+/// A metric.
+#[derive(Debug)]
+pub(super) struct Family {
+    name: String,
+    info: MetricInfo,
+    bounds: Vec<f64>,
+    /// Label names, sorted as dimensions are.
+    labels: Vec<String>,
+    hasher: RandomState,
+    /// By the hash of the label values; a list for the rare clash.
+    series: RwLock<HashMap<u64, Vec<Series>>>,
+    begun: Instant,
+}
+
+/// What was counted for one set of label values.
+#[derive(Debug)]
+struct Series {
+    values: Box<[Box<str>]>,
+    /// The value, or the sum of a distribution: a double's bits.
+    sum: AtomicU64,
+    count: AtomicU64,
+    /// Of a distribution, not cumulated.
+    buckets: Box<[AtomicU64]>,
+    /// Milliseconds since the family was made.
+    touched: AtomicU64,
+}
+
+impl Family {
+    pub(super) fn new(name: &str, info: MetricInfo, bounds: Vec<f64>) -> Self {
+        let mut labels = info.label_names.clone();
+        labels.sort_unstable();
+        Self {
+            name: name.to_owned(),
+            bounds: match info.kind {
+                Kind::Distribution => bounds,
+                _ => Vec::new(),
+            },
+            labels,
+            info,
+            hasher: RandomState::new(),
+            series: RwLock::default(),
+            begun: Instant::now(),
+        }
+    }
+
+    /// The description.
+    pub(super) fn info(&self) -> &MetricInfo {
+        &self.info
+    }
+
+    /// Counts `value`. The dimensions' names must be the label names, all of them.
+    pub(super) fn record(
+        &self,
+        value: f64,
+        dimensions: &Dimensions<'_>,
+        now: Instant,
+    ) -> Result<(), AdapterError> {
+        let fits = dimensions.len() == self.labels.len()
+            && dimensions
+                .iter()
+                .zip(&self.labels)
+                .all(|((name, _), label)| name == label);
+        if !fits {
+            return Err(AdapterError::new(format!(
+                "the dimensions are not the labels of metric {}",
+                self.name
+            )));
+        }
+        let values: Vec<Cow<'_, str>> = dimensions
+            .iter()
+            .map(|(_, value)| value.to_text())
+            .collect();
+        let hash = self.hasher.hash_one(&values);
+        let touched = self.millis(now);
+        let found = self.series.read().get(&hash).is_some_and(|series| {
+            series
+                .iter()
+                .find(|series| series.is_of(&values))
+                .map(|series| self.add(series, value, touched))
+                .is_some()
+        });
+        if found {
+            return Ok(());
+        }
+        let mut all = self.series.write();
+        if all.len() >= MAX_SERIES {
+            return Err(AdapterError::new(format!(
+                "metric {} has too many different label values",
+                self.name
+            )));
+        }
+        let series = all.entry(hash).or_default();
+        let position = match series.iter().position(|series| series.is_of(&values)) {
+            Some(position) => position,
+            None => {
+                series.push(Series::new(&values, self.bounds.len()));
+                series.len() - 1
+            }
+        };
+        self.add(&series[position], value, touched);
+        Ok(())
+    }
+
+    fn add(&self, series: &Series, value: f64, touched: u64) {
+        series.touched.store(touched, Ordering::Relaxed);
+        let bits = &series.sum;
+        if self.info.kind == Kind::Gauge {
+            bits.store(value.to_bits(), Ordering::Relaxed);
+            return;
+        }
+        // A counter does not go back.
+        if self.info.kind == Kind::Counter && value < 0.0 {
+            return;
+        }
+        let _ = bits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bits| {
+            Some((f64::from_bits(bits) + value).to_bits())
+        });
+        if self.info.kind == Kind::Distribution {
+            series.count.fetch_add(1, Ordering::Relaxed);
+            let bucket = self.bounds.partition_point(|bound| *bound < value);
+            if let Some(bucket) = series.buckets.get(bucket) {
+                bucket.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.begun);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Drops what was not counted for `expiry`.
+    pub(super) fn expire(&self, now: Instant, expiry: Duration) {
+        let expiry = u64::try_from(expiry.as_millis()).unwrap_or(u64::MAX);
+        let Some(oldest) = self.millis(now).checked_sub(expiry) else {
+            return;
+        };
+        self.series.write().retain(|_, series| {
+            series.retain(|series| series.touched.load(Ordering::Relaxed) > oldest);
+            !series.is_empty()
+        });
+    }
+
+    /// Writes the metric in Prometheus' text form, series sorted by label values.
+    pub(super) fn expose(&self, text: &mut String) {
+        let all = self.series.read();
+        let mut sorted: Vec<&Series> = all.values().flatten().collect();
+        if sorted.is_empty() {
+            return;
+        }
+        sorted.sort_by(|a, b| a.values.cmp(&b.values));
+        let kind = match self.info.kind {
+            Kind::Counter => "counter",
+            Kind::Distribution => "histogram",
+            Kind::Gauge | Kind::Unspecified => "gauge",
+        };
+        let help = if self.info.description.is_empty() {
+            // What Istio showed for a metric without a description.
+            &self.info.name
+        } else {
+            &self.info.description
+        };
+        let help = help.replace('\\', "\\\\").replace('\n', "\\n");
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "# HELP {} {help}", self.name);
+        let _ = writeln!(text, "# TYPE {} {kind}", self.name);
+        for series in sorted {
+            self.expose_series(series, text);
+        }
+    }
+
+    fn expose_series(&self, series: &Series, text: &mut String) {
+        let mut labels = String::new();
+        for (name, value) in self.labels.iter().zip(&series.values) {
+            let value = value
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('\n', "\\n");
+            let _ = write!(labels, "{name}=\"{value}\",");
+        }
+        let sum = f64::from_bits(series.sum.load(Ordering::Relaxed));
+        let name = &self.name;
+        let plain = match labels.trim_end_matches(',') {
+            "" => String::new(),
+            labels => format!("{{{labels}}}"),
+        };
+        if self.info.kind != Kind::Distribution {
+            let _ = writeln!(text, "{name}{plain} {sum}");
+            return;
+        }
+        // The total first: a bucket may grow while we add up, and must not exceed it.
+        let count = series.count.load(Ordering::Relaxed);
+        let mut below = 0;
+        for (bound, bucket) in self.bounds.iter().zip(&series.buckets) {
+            below += bucket.load(Ordering::Relaxed);
+            let below = below.min(count);
+            let _ = writeln!(text, "{name}_bucket{{{labels}le=\"{bound}\"}} {below}");
+        }
+        let _ = writeln!(text, "{name}_bucket{{{labels}le=\"+Inf\"}} {count}");
+        let _ = writeln!(text, "{name}_sum{plain} {sum}");
+        let _ = writeln!(text, "{name}_count{plain} {count}");
+    }
+}
+
+impl Series {
+    fn new(values: &[Cow<'_, str>], buckets: usize) -> Self {
+        Self {
+            values: values.iter().map(|value| value.as_ref().into()).collect(),
+            sum: AtomicU64::new(0f64.to_bits()),
+            count: AtomicU64::new(0),
+            buckets: (0..buckets).map(|_| AtomicU64::new(0)).collect(),
+            touched: AtomicU64::new(0),
+        }
+    }
+
+    fn is_of(&self, values: &[Cow<'_, str>]) -> bool {
+        self.values.len() == values.len()
+            && self
+                .values
+                .iter()
+                .zip(values)
+                .all(|(known, value)| known.as_ref() == value.as_ref())
+    }
+}

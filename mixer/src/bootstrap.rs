@@ -1,0 +1,144 @@
+//! Puts the server together: store → runtime → service; the ports are taken before anything starts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use axum::http::header;
+use axum::routing::get;
+use proto::istio::mixer::v1::mixer_server::MixerServer;
+use proto_component::grpc::{self, GrpcMetrics, ServerOptions};
+use proto_component::listen::{Incoming, Listener};
+use proto_component::monitoring::{self, Monitoring};
+use proto_component::readiness::Readiness;
+use proto_component::{Process, task};
+use tonic::service::Routes;
+
+use crate::adapter::BuildContext;
+use crate::adapter::prometheus::Registry;
+use crate::args::ServerArgs;
+use crate::load_shed::LoadShedder;
+use crate::metrics::Metrics;
+use crate::runtime::Runtime;
+use crate::server::Service;
+use crate::{debug, probe, store};
+
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// A server whose ports are taken.
+pub struct Server {
+    incoming: Incoming,
+    routes: Routes,
+    options: ServerOptions,
+    grpc_metrics: GrpcMetrics,
+    process: Process,
+    /// The ports taken: gRPC, monitoring, prometheus.
+    ports: [Option<u16>; 3],
+}
+
+impl Server {
+    /// Takes the ports and starts everything but the service itself.
+    ///
+    /// # Errors
+    /// When a port is taken, or a flag is wrong.
+    pub async fn new(process: &Process, args: &ServerArgs) -> anyhow::Result<Self> {
+        let ignored = args.ignored.given();
+        if !ignored.is_empty() {
+            tracing::warn!(flags = ignored.join(" "), "flags without effect");
+        }
+        let metrics = Metrics::register(&process.registry).context("register metrics")?;
+        let prometheus = Arc::new(Registry::default());
+        let context = BuildContext {
+            prometheus: prometheus.clone(),
+        };
+        let runtime = Runtime::new(context, metrics.clone(), &args.config_default_namespace);
+        let table = runtime.table();
+        let (configurations, status) = store::start(&args.config_store_url, &args.tls, process)?;
+        let (address, flag) = args.listen_address();
+        let listener = Listener::bind_text(&address, flag).await?;
+        let address = format!(":{}", args.prometheus_port);
+        let scraped = Listener::bind_text(&address, "--prometheusPort").await?;
+        let monitoring = debug::pages(Monitoring::new(process), table.clone(), status);
+        let address = format!(":{}", args.monitoring_port);
+        let monitoring = monitoring.bind(&address, "--monitoringPort").await?;
+        let monitoring_port = match monitoring.address() {
+            proto_component::args::Address::Tcp(address) => Some(address.port()),
+            proto_component::args::Address::Unix(_) => None,
+        };
+        let ports = [listener.port(), monitoring_port, scraped.port()];
+        monitoring.start(process);
+        serve_prometheus(scraped, prometheus, process);
+        probe::start(&args.probes, &process.readiness, &process.drain);
+        let ready = process.readiness.condition("configuration");
+        warn_without_configuration(process.readiness.clone(), args.config_wait_timeout);
+        let following = Arc::new(runtime).run(configurations, ready, process.drain.clone());
+        task::spawn("runtime", following);
+        let service = Service {
+            table,
+            metrics,
+            shedder: LoadShedder::new(args.shed.limits()),
+        };
+        let service = MixerServer::new(service).max_decoding_message_size(args.max_message_size);
+        Ok(Self {
+            incoming: listener.plaintext(&process.drain),
+            routes: Routes::new(service),
+            options: ServerOptions {
+                max_concurrent_streams: args.max_concurrent_streams,
+                ..ServerOptions::default()
+            },
+            grpc_metrics: GrpcMetrics::register(&process.registry, &[])
+                .context("register metrics")?,
+            process: process.clone(),
+            ports,
+        })
+    }
+
+    /// The ports taken: gRPC, monitoring, prometheus.
+    #[must_use]
+    pub fn ports(&self) -> [Option<u16>; 3] {
+        self.ports
+    }
+
+    /// Serves until the drain.
+    ///
+    /// # Errors
+    /// When serving fails.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let [grpc_port, monitoring, prometheus] = self.ports;
+        tracing::info!(address = %self.incoming.address(), ?grpc_port, ?monitoring, ?prometheus, "serving");
+        let drain = self.process.drain.clone();
+        grpc::serve(
+            self.incoming,
+            self.routes,
+            &self.options,
+            Some(self.grpc_metrics),
+            drain,
+        )
+        .await
+        .context("serve")
+    }
+}
+
+/// Says so when no configuration has come in time: the server answers, but every request is let through.
+fn warn_without_configuration(readiness: Readiness, patience: Duration) {
+    task::spawn("config-wait", async move {
+        if tokio::time::timeout(patience, readiness.wait()).await.is_err() {
+            tracing::error!(waited = ?patience, missing = readiness.missing().join(", "), "no configuration has come yet");
+        }
+    });
+}
+
+/// The metrics of all prometheus handlers, until the process ends.
+fn serve_prometheus(listener: Listener, registry: Arc<Registry>, process: &Process) {
+    let page = get(move || {
+        let text = registry.expose();
+        async move { ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text) }
+    });
+    let router = Router::new().route("/metrics", page);
+    let incoming = listener.plaintext(&proto_component::drain::Drain::never());
+    let drain = process.drain.clone();
+    task::spawn("prometheus", async move {
+        monitoring::serve_http(incoming, router, async move { drain.expired().await }).await;
+    });
+}

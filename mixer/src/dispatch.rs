@@ -1,0 +1,30 @@
+//! A request's way through the rules: routes → instances → handlers → one result.
+//!
+//! Everything here is plain code without waiting: no adapter that is compiled in has anything to wait for.
+
+pub(crate) mod check;
+mod combine;
+pub(crate) mod report;
+
+use tokio::time::Instant;
+
+use crate::adapter::AdapterError;
+use crate::routing::Destination;
+
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct DispatchError(pub(crate) String);
+
+/// Calls a handler and counts the call.
+fn call<T>(
+    destination: &Destination,
+    work: impl FnOnce() -> Result<T, AdapterError>,
+) -> Result<T, AdapterError> {
+    let begun = Instant::now();
+    let outcome = work();
+    destination
+        .metrics
+        .count(outcome.is_err(), begun.elapsed().as_secs_f64());
+    outcome
+}

@@ -1,0 +1,241 @@
+//! Check: is the request let through, and what of its quotas is granted?
+
+use std::time::Duration;
+
+use proto::google::rpc::Status;
+use proto::istio::mixer::v1::check_response::{PreconditionResult, QuotaResult};
+use proto::istio::mixer::v1::header_operation::Operation;
+use proto::istio::mixer::v1::{CheckRequest, CheckResponse, HeaderOperation, RouteDirective};
+use proto_mesh::attribute::codec::Words;
+
+use super::combine::Verdict;
+use super::{DispatchError, call};
+use crate::adapter::QuotaRequest;
+use crate::attributes::{Bag, Tracker};
+use crate::config::snapshot::HeaderTemplate;
+use crate::metrics::Metrics;
+use crate::routing::{Routes, Table};
+use crate::template::Variety;
+
+/// What a quota is granted that no rule knows.
+const UNKNOWN_QUOTA_DURATION: Duration = Duration::from_secs(60);
+
+/// Answers a request.
+pub(crate) fn check(
+    table: &Table,
+    metrics: &Metrics,
+    request: &CheckRequest,
+) -> Result<CheckResponse, DispatchError> {
+    let empty = Default::default();
+    let message = request.attributes.as_ref().unwrap_or(&empty);
+    let bag = Bag::decode(&table.vocabulary, message, Words::new(&message.words));
+    let session = Session {
+        table,
+        metrics,
+        bag,
+        global_words: usize::try_from(request.global_word_count).unwrap_or(usize::MAX),
+    };
+    let mut tracker = Tracker::default();
+    let routes = table.routes(&session.bag, &mut tracker);
+    // Every quota starts from what was looked at before the rules.
+    let before_rules = tracker.clone();
+    let (precondition, is_ok) = session.precondition(routes, tracker)?;
+    let mut response = CheckResponse {
+        precondition: Some(precondition),
+        ..CheckResponse::default()
+    };
+    if is_ok {
+        for (name, params) in &request.quotas {
+            let deduplication_id = match request.deduplication_id.as_str() {
+                "" => String::new(),
+                id => format!("{id}{name}"),
+            };
+            let quota = QuotaRequest {
+                amount: params.amount,
+                best_effort: params.best_effort,
+                deduplication_id: &deduplication_id,
+            };
+            let result = session.quota(routes, before_rules.clone(), name, &quota)?;
+            response.quotas.insert(name.clone(), result);
+        }
+    }
+    Ok(response)
+}
+
+struct Session<'a> {
+    table: &'a Table,
+    metrics: &'a Metrics,
+    bag: Bag<'a>,
+    global_words: usize,
+}
+
+impl<'a> Session<'a> {
+    fn precondition(
+        &self,
+        routes: &'a Routes,
+        mut tracker: Tracker,
+    ) -> Result<(PreconditionResult, bool), DispatchError> {
+        let mut verdict = Verdict::new();
+        let mut errors = Vec::new();
+        let (mut destinations, mut instances) = (0u32, 0u32);
+        for rule in &routes.rules {
+            let mut actions = rule.actions(Variety::Check).peekable();
+            if actions.peek().is_none() || !rule.applies(&self.bag, &mut tracker) {
+                continue;
+            }
+            for action in actions {
+                let destination = &self.table.destinations[action.destination];
+                destinations += 1;
+                for instance in &action.instances {
+                    instances += 1;
+                    let values = match instance.eval(&self.bag, &mut tracker) {
+                        Ok(values) => values,
+                        Err(error) => {
+                            errors.push(error.to_string());
+                            continue;
+                        }
+                    };
+                    match call(destination, || destination.handler.adapter.check(&values)) {
+                        Ok(result) => verdict.add(&destination.handler.label, result),
+                        Err(error) => errors.push(error.to_string()),
+                    }
+                }
+            }
+        }
+        self.metrics.count_request(Variety::Check, destinations, instances);
+        if !errors.is_empty() {
+            return Err(DispatchError(errors.join("; ")));
+        }
+        let is_ok = verdict.is_ok();
+        let (status, valid_duration, valid_use_count, mut directive) = verdict.into_parts();
+        if is_ok {
+            directive = self.directive(routes, &mut tracker);
+        }
+        let result = PreconditionResult {
+            status: Some(status),
+            valid_duration: Some(wire_duration(valid_duration)),
+            valid_use_count,
+            referenced_attributes: Some(tracker.to_wire(&self.table.vocabulary, self.global_words)),
+            route_directive: directive,
+        };
+        Ok((result, is_ok))
+    }
+
+    /// The header operations of the rules that apply.
+    fn directive(&self, routes: &'a Routes, tracker: &mut Tracker) -> Option<RouteDirective> {
+        let mut directive = RouteDirective::default();
+        for rule in &routes.directives {
+            if !rule.applies(&self.bag, tracker) {
+                continue;
+            }
+            for (templates, operations) in [
+                (
+                    &rule.request_headers,
+                    &mut directive.request_header_operations,
+                ),
+                (
+                    &rule.response_headers,
+                    &mut directive.response_header_operations,
+                ),
+            ] {
+                for template in templates {
+                    self.operations(template, tracker, operations);
+                }
+            }
+        }
+        (directive != RouteDirective::default()).then_some(directive)
+    }
+
+    fn operations(
+        &self,
+        template: &'a HeaderTemplate,
+        tracker: &mut Tracker,
+        operations: &mut Vec<HeaderOperation>,
+    ) {
+        let mut push = |value: String| {
+            operations.push(HeaderOperation {
+                name: template.name.clone(),
+                value,
+                operation: template.operation,
+            });
+        };
+        if template.operation == i32::from(Operation::Remove) {
+            push(String::new());
+            return;
+        }
+        for expression in &template.values {
+            match expression.eval(&self.bag, tracker) {
+                // An empty value sets nothing.
+                Ok(value) if value.to_text().is_empty() => {}
+                Ok(value) => push(value.to_text().into_owned()),
+                Err(error) => {
+                    tracing::debug!(target: "dispatcher", %error, header = template.name, "a header operation is skipped");
+                }
+            }
+        }
+    }
+
+    /// One quota: the first result that says anything, or all that was asked for when nobody limits it.
+    fn quota(
+        &self,
+        routes: &'a Routes,
+        mut tracker: Tracker,
+        name: &str,
+        request: &QuotaRequest<'_>,
+    ) -> Result<QuotaResult, DispatchError> {
+        if !self.table.knows_quota(name) {
+            tracing::warn!(target: "dispatcher", quota = name, "a request asks for an unknown quota");
+        }
+        let mut found = None;
+        let (mut destinations, mut instances) = (0u32, 0u32);
+        for rule in &routes.rules {
+            let has_quota = |instance: &&std::sync::Arc<crate::template::Instance>| {
+                instance.name.short.eq_ignore_ascii_case(name)
+            };
+            let mut actions = rule
+                .actions(Variety::Quota)
+                .filter(|action| action.instances.iter().any(|i| has_quota(&i)))
+                .peekable();
+            if actions.peek().is_none() || !rule.applies(&self.bag, &mut tracker) {
+                continue;
+            }
+            for action in actions {
+                let destination = &self.table.destinations[action.destination];
+                destinations += 1;
+                for instance in action.instances.iter().filter(has_quota) {
+                    instances += 1;
+                    let values = instance
+                        .eval(&self.bag, &mut tracker)
+                        .map_err(|error| DispatchError(error.to_string()))?;
+                    let allocate = || destination.handler.adapter.allocate(&values, request);
+                    let result = call(destination, allocate).unwrap_or_else(|error| {
+                        tracing::warn!(target: "dispatcher", %error, quota = name, "a quota handler failed");
+                        // QUIRK: a failure reads as "nothing granted", and the next handler is asked.
+                        Default::default()
+                    });
+                    if found.as_ref().is_none_or(|known| *known == Default::default()) {
+                        found = Some(result);
+                    }
+                }
+            }
+        }
+        self.metrics.count_request(Variety::Quota, destinations, instances);
+        let (granted, valid_duration, status) = match found {
+            Some(result) => (result.granted, result.valid_duration, result.status),
+            None => (request.amount, UNKNOWN_QUOTA_DURATION, Status::default()),
+        };
+        Ok(QuotaResult {
+            valid_duration: Some(wire_duration(valid_duration)),
+            granted_amount: granted,
+            referenced_attributes: Some(tracker.to_wire(&self.table.vocabulary, self.global_words)),
+            status: Some(status),
+        })
+    }
+}
+
+fn wire_duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
+}

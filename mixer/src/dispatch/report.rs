@@ -1,0 +1,100 @@
+//! Report: every set of attributes becomes instances; each handler gets all of the request's in one call.
+
+use proto::istio::mixer::v1::ReportRequest;
+use proto::istio::mixer::v1::report_request::RepeatedAttributesSemantics;
+use proto_mesh::attribute::codec::Words;
+
+use super::{DispatchError, call};
+use crate::attributes::{Bag, Unrecorded};
+use crate::metrics::Metrics;
+use crate::routing::Table;
+use crate::template::{Values, Variety};
+
+/// Takes note of everything in a request. What can't be made or delivered is told at the end; the rest is.
+pub(crate) fn report(
+    table: &Table,
+    metrics: &Metrics,
+    request: &ReportRequest,
+) -> Result<(), DispatchError> {
+    let mut session = Session {
+        table,
+        metrics,
+        buffers: std::iter::repeat_with(Vec::new)
+            .take(table.destinations.len())
+            .collect(),
+        errors: Vec::new(),
+    };
+    let is_delta = request.repeated_attributes_semantics
+        != i32::from(RepeatedAttributesSemantics::IndependentEncoding);
+    let mut accumulated = Bag::new(&table.vocabulary);
+    for message in &request.attributes {
+        // A set without words of its own uses the request's.
+        let words = if message.words.is_empty() {
+            Words::new(&request.default_words)
+        } else {
+            Words::new(&message.words)
+        };
+        if is_delta {
+            accumulated
+                .apply(message, words)
+                .map_err(|error| DispatchError(error.to_string()))?;
+            session.collect(&accumulated);
+        } else {
+            session.collect(&Bag::decode(&table.vocabulary, message, words));
+        }
+    }
+    session.flush()
+}
+
+struct Session<'a> {
+    table: &'a Table,
+    metrics: &'a Metrics,
+    /// Instances for each destination.
+    buffers: Vec<Vec<Values<'a>>>,
+    errors: Vec<String>,
+}
+
+impl<'a> Session<'a> {
+    fn collect(&mut self, bag: &Bag<'a>) {
+        let mut record = Unrecorded;
+        let routes = self.table.routes(bag, &mut record);
+        let (mut destinations, mut instances) = (0u32, 0u32);
+        for rule in &routes.rules {
+            let mut actions = rule.actions(Variety::Report).peekable();
+            if actions.peek().is_none() || !rule.applies(bag, &mut record) {
+                continue;
+            }
+            for action in actions {
+                destinations += 1;
+                for instance in &action.instances {
+                    instances += 1;
+                    match instance.eval(bag, &mut record) {
+                        Ok(values) => self.buffers[action.destination].push(values),
+                        Err(error) => self.errors.push(error.to_string()),
+                    }
+                }
+            }
+        }
+        self.metrics
+            .count_request(Variety::Report, destinations, instances);
+    }
+
+    fn flush(mut self) -> Result<(), DispatchError> {
+        for (destination, values) in self.table.destinations.iter().zip(&self.buffers) {
+            if values.is_empty() {
+                continue;
+            }
+            if let Err(error) = call(destination, || destination.handler.adapter.report(values)) {
+                self.errors.push(error.to_string());
+            }
+        }
+        if self.errors.is_empty() {
+            return Ok(());
+        }
+        // A hundred sets may fail for the same reason.
+        self.errors.sort_unstable();
+        self.errors.dedup();
+        self.errors.truncate(10);
+        Err(DispatchError(self.errors.join("; ")))
+    }
+}

@@ -1,0 +1,93 @@
+//! Configuration over MCP. A collection with a resource that cannot be read is taken all the same: the others work, and what is
+//! wrong shows in the log, the metrics and on `/debug/config`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::Context;
+use proto::istio::mcp::v1alpha1 as wire;
+use proto_component::grpc::{self, ClientOptions};
+use proto_component::tls::ClientTls;
+use proto_component::{Process, process::Usage, task};
+use proto_mcp::metrics::McpMetrics;
+use proto_mcp::sink::{Sink, SinkOptions, SinkView, Subscription};
+use proto_mcp::snapshot::Collection;
+use proto_mesh::Metadata;
+use tokio::sync::watch;
+
+use super::decode::{self, Kind};
+use crate::args::TlsArgs;
+use crate::config::{ItemError, Resources};
+
+/// Subscribes; the channel hears of every state once all collections have come.
+pub(super) fn start(
+    target: &str,
+    tls: Option<&TlsArgs>,
+    process: &Process,
+    sender: watch::Sender<Option<Arc<Resources>>>,
+) -> anyhow::Result<SinkView> {
+    let tls = tls.map(client_tls).transpose()?;
+    let channel = grpc::channel(target, tls, &ClientOptions::default())
+        .map_err(|error| Usage(format!("--configStoreURL: {error}")))?;
+    let options = SinkOptions {
+        id: "mixer".into(),
+        collections: Kind::ALL
+            .map(|kind| Subscription::required(kind.collection()))
+            .into(),
+        ..SinkOptions::default()
+    };
+    let metrics = McpMetrics::register("mixer", &process.registry).context("register metrics")?;
+    let sink = Sink::dial(channel, options, metrics, process.drain.clone());
+    let view = sink.view();
+    task::spawn("config-mcp", receive(sink, sender));
+    Ok(view)
+}
+
+fn client_tls(args: &TlsArgs) -> anyhow::Result<ClientTls> {
+    args.client().context("read the certificates for mcps://")
+}
+
+async fn receive(sink: Sink, sender: watch::Sender<Option<Arc<Resources>>>) {
+    let mut collections: BTreeMap<String, Arc<Collection>> = BTreeMap::new();
+    while let Some(update) = sink.next().await {
+        collections.insert(update.collection.clone(), update.state.clone());
+        update.ack();
+        if Kind::ALL
+            .iter()
+            .all(|kind| collections.contains_key(kind.collection()))
+        {
+            sender.send_replace(Some(Arc::new(read(&collections))));
+        }
+    }
+}
+
+fn read(collections: &BTreeMap<String, Arc<Collection>>) -> Resources {
+    let mut resources = Resources::default();
+    for kind in Kind::ALL {
+        let Some(collection) = collections.get(kind.collection()) else {
+            continue;
+        };
+        for resource in collection.resources.values() {
+            add(&mut resources, kind, resource);
+        }
+    }
+    resources
+}
+
+fn add(resources: &mut Resources, kind: Kind, resource: &wire::Resource) {
+    let meta = resource
+        .metadata
+        .as_ref()
+        .map(Metadata::from)
+        .unwrap_or_default();
+    let body = resource.body.as_ref();
+    let message = body.map_or("", |body| proto::type_url::message_name(&body.type_url));
+    if message != kind.message() {
+        let problem = format!("carries {message:?} instead of {}", kind.message());
+        let error = ItemError::new(&meta.full_name(), "", problem);
+        resources.errors.push(error);
+        return;
+    }
+    let bytes = body.map_or(&[][..], |body| &body.value);
+    decode::add(resources, kind, kind.name(), meta, bytes);
+}
