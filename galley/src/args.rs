@@ -200,14 +200,14 @@ pub struct ServerArgs {
     #[arg(long = "monitoringPort", default_value_t = 15014, value_name = "PORT")]
     pub monitoring_port: u16,
     /// File that is touched while the process lives.
-    #[arg(long = "livenessProbePath", default_value = "", value_name = "FILE")]
-    pub liveness_probe_path: PathBuf,
+    #[arg(long = "livenessProbePath", value_name = "FILE")]
+    pub liveness_probe_path: Option<PathBuf>,
     /// How often it is touched.
     #[arg(long = "livenessProbeInterval", default_value = "2s", value_parser = parse_duration)]
     pub liveness_probe_interval: Duration,
     /// File that is touched while the process is ready.
-    #[arg(long = "readinessProbePath", default_value = "", value_name = "FILE")]
-    pub readiness_probe_path: PathBuf,
+    #[arg(long = "readinessProbePath", value_name = "FILE")]
+    pub readiness_probe_path: Option<PathBuf>,
     /// How often it is touched.
     #[arg(long = "readinessProbeInterval", default_value = "2s", value_parser = parse_duration)]
     pub readiness_probe_interval: Duration,
@@ -261,8 +261,8 @@ pub struct CompatibilityArgs {
 #[derive(Clone, Debug, Args)]
 pub struct ProbeArgs {
     /// The file that the server touches.
-    #[arg(long = "probe-path", default_value = "", value_name = "FILE")]
-    pub probe_path: PathBuf,
+    #[arg(long = "probe-path", value_name = "FILE")]
+    pub probe_path: Option<PathBuf>,
     /// How old it may be.
     #[arg(long, default_value = "4s", value_parser = parse_duration)]
     pub interval: Duration,
@@ -286,5 +286,8 @@ mod tests {
             panic!("not server")
         };
         assert!(server.insecure && server.enable_validation);
+        // Nothing is needed that has a default.
+        assert!(Galley::try_parse_from(["galley", "server"]).is_ok());
+        assert!(Galley::try_parse_from(["galley", "probe"]).is_ok());
     }
 }

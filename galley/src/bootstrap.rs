@@ -255,12 +255,10 @@ fn push_to_sink(args: &ServerArgs, source: &Source) -> anyhow::Result<()> {
 
 fn start_probes(args: &ServerArgs, process: &Process) {
     let drain = &process.drain;
-    if !args.liveness_probe_path.as_os_str().is_empty() {
-        let path = args.liveness_probe_path.clone();
+    if let Some(path) = args.liveness_probe_path.clone() {
         probe::keep_alive(path, args.liveness_probe_interval / 2, None, drain.clone());
     }
-    if !args.readiness_probe_path.as_os_str().is_empty() {
-        let path = args.readiness_probe_path.clone();
+    if let Some(path) = args.readiness_probe_path.clone() {
         let ready = Some(process.readiness.clone());
         probe::keep_alive(
             path,

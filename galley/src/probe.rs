@@ -38,16 +38,16 @@ fn touch(path: &PathBuf) -> io::Result<()> {
 
 /// `galley probe`: whether the file was touched within the interval.
 pub fn run(args: &ProbeArgs) -> anyhow::Result<ExitCode> {
-    if args.probe_path.as_os_str().is_empty() {
+    let Some(path) = &args.probe_path else {
         return Err(Usage("--probe-path is needed".to_owned()).into());
-    }
-    let age = fs::metadata(&args.probe_path)
+    };
+    let age = fs::metadata(path)
         .and_then(|metadata| metadata.modified())
         .map(|modified| modified.elapsed().unwrap_or_default());
     match age {
         // The server touches it every half interval.
         Ok(age) if age <= args.interval => Ok(ExitCode::SUCCESS),
-        Ok(age) => anyhow::bail!("{} is {}s old", args.probe_path.display(), age.as_secs()),
-        Err(error) => anyhow::bail!("{}: {error}", args.probe_path.display()),
+        Ok(age) => anyhow::bail!("{} is {}s old", path.display(), age.as_secs()),
+        Err(error) => anyhow::bail!("{}: {error}", path.display()),
     }
 }

@@ -1,0 +1,313 @@
+//! `galley server`, from files to its clients.
+
+use super::*;
+use proto::istio::{
+    mesh::v1alpha1::MeshConfig,
+    networking::v1alpha3::{ServiceEntry, VirtualService},
+};
+use proto_mcp::sink::Update;
+use serde_json::json;
+
+const SERVICE: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: reviews, namespace: shop}
+spec: {clusterIP: 10.0.0.1, ports: [{name: http, port: 80}]}
+";
+
+fn slice(addresses: &str) -> String {
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: reviews-1, namespace: shop, labels: {{kubernetes.io/service-name: reviews}}}}\n\
+         addressType: IPv4\nendpoints: [{{addresses: [{addresses}]}}]\nports: [{{name: http, port: 8080}}]\n"
+    )
+}
+
+/// The next update of that collection for which the condition holds; the others are accepted on the way.
+async fn next(sink: &Sink, collection: &str, holds: impl Fn(&Update) -> bool) -> Update {
+    let wait = async {
+        loop {
+            let update = sink.next().await.unwrap();
+            if update.collection == collection && holds(&update) {
+                return update;
+            }
+            update.ack();
+        }
+    };
+    tokio::time::timeout(SOON, wait)
+        .await
+        .expect("an update in time")
+}
+
+fn body<T: prost::Message + prost::Name + Default>(update: &Update, name: &str) -> T {
+    proto::any::unpack(update.state.resources[name].body.as_ref().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn files_are_served_and_changes_follow_soon() {
+    let place = Place::new();
+    place.write("routes.yaml", &route("reviews", "reviews"));
+    place.write("shop/service.yaml", SERVICE);
+    place.write("shop/slice.yaml", &slice("10.1.0.1"));
+    let galley = place.start();
+    let sink = place.sink(&[VIRTUAL_SERVICES, SERVICES, MESH]);
+    let update = next(&sink, VIRTUAL_SERVICES, |_| true).await;
+    assert_eq!(
+        body::<VirtualService>(&update, "shop/reviews").hosts,
+        ["reviews"]
+    );
+    update.ack();
+    tokio::time::timeout(SOON, async {
+        while !sink.view().is_synced() {
+            sink.next().await.unwrap().ack();
+        }
+    })
+    .await
+    .unwrap();
+    let services = sink.view().last_good(SERVICES).unwrap();
+    let entry: ServiceEntry =
+        proto::any::unpack(services.resources["shop/reviews"].body.as_ref().unwrap()).unwrap();
+    assert_eq!(entry.hosts, ["reviews.shop.svc.cluster.local"]);
+    assert_eq!(entry.endpoints[0].address, "10.1.0.1");
+
+    let begun = Instant::now();
+    place.write("shop/slice.yaml", &slice("10.1.0.2"));
+    let update = next(&sink, SERVICES, |_| true).await;
+    assert_eq!(
+        body::<ServiceEntry>(&update, "shop/reviews").endpoints[0].address,
+        "10.1.0.2"
+    );
+    println!("an endpoint took {:?}", begun.elapsed());
+    update.ack();
+
+    place.remove("routes.yaml");
+    let update = next(&sink, VIRTUAL_SERVICES, |_| true).await;
+    assert_eq!(update.delta.removed, ["shop/reviews"]);
+    update.ack();
+
+    fs::write(place.path("mesh.yaml"), "trustDomain: other.local\n").unwrap();
+    let update = next(&sink, MESH, |_| true).await;
+    let mesh: MeshConfig = body(&update, "istio-system/meshconfig");
+    assert_eq!(mesh.trust_domain, "other.local");
+    update.ack();
+
+    let sinks = place.json("/debug/sinks").await;
+    assert_eq!(sinks[0]["id"], "test");
+    assert!(galley.terminate().success());
+}
+
+#[tokio::test]
+async fn a_bad_object_is_left_out_its_last_good_version_stays() {
+    let place = Place::new();
+    place.write("a.yaml", &route("a", "one"));
+    place.write(
+        "b.yaml",
+        &format!("{}---\n{}", route("a", "two"), route("b", "b")),
+    );
+    let first = place.start();
+    place
+        .until("/debug/rejected", |page| page.contains("is defined at"))
+        .await;
+    let routes = format!("/debug/snapshot?collection={VIRTUAL_SERVICES}");
+    place
+        .until(&routes, |page| {
+            page.contains("\"one\"") && page.contains("shop/b")
+        })
+        .await;
+
+    place.write("a.yaml", &route("a", "three").replace("route:", "rout:"));
+    place.remove("b.yaml");
+    place
+        .until("/debug/rejected", |page| {
+            page.contains("did you mean route?")
+        })
+        .await;
+    let rejected = place.json("/debug/rejected").await;
+    assert_eq!(rejected[0]["errors"][0]["path"], "spec.http[0].rout");
+    assert_eq!(rejected[0]["name"], "a");
+    place
+        .until(&routes, |page| {
+            page.contains("\"one\"") && !page.contains("shop/b")
+        })
+        .await;
+    assert!(
+        place
+            .page("/metrics")
+            .await
+            .contains("galley_runtime_rejected_objects 1")
+    );
+
+    // Not even a kill makes the good version forgotten.
+    place
+        .until("/ready", |page| page.starts_with("ready"))
+        .await;
+    let kept = place.path("data/snapshot");
+    assert!(kept.exists());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    first.kill();
+    let _second = place.start();
+    place.until(&routes, |page| page.contains("\"one\"")).await;
+    let rejected = place.json("/debug/rejected").await;
+    assert!(rejected[0]["in_force"].as_str().unwrap().contains("a.yaml"));
+
+    // Nor does text that is no YAML.
+    place.write("a.yaml", "kind: [VirtualService\n");
+    place
+        .until("/debug/rejected", |page| {
+            !page.contains("did you mean") && page.contains("a.yaml")
+        })
+        .await;
+    assert!(place.page(&routes).await.contains("\"one\""));
+    place.write("a.yaml", &route("a", "four"));
+    place.until(&routes, |page| page.contains("\"four\"")).await;
+    assert_eq!(place.json("/debug/rejected").await, json!([]));
+}
+
+#[tokio::test]
+async fn without_its_source_a_restarted_galley_serves_what_it_had() {
+    let place = Place::new();
+    place.write("a.yaml", &route("a", "one"));
+    place.write("service.yaml", SERVICE);
+    let first = place.start();
+    let sink = place.sink(&[VIRTUAL_SERVICES, SERVICES]);
+    next(&sink, VIRTUAL_SERVICES, |update| {
+        !update.state.resources.is_empty()
+    })
+    .await
+    .ack();
+    let version = next(&sink, SERVICES, |update| !update.state.resources.is_empty()).await;
+    let version = version.state.version.clone();
+    assert!(first.terminate().success());
+
+    fs::rename(place.path("config"), place.path("away")).unwrap();
+    let _second = place.start();
+    let late = place.sink(&[VIRTUAL_SERVICES, SERVICES]);
+    let update = next(&late, VIRTUAL_SERVICES, |_| true).await;
+    assert!(update.state.resources.contains_key("shop/a"));
+    update.ack();
+    let update = next(&late, SERVICES, |_| true).await;
+    assert_eq!(update.state.version, version);
+    update.ack();
+    let collections = place.json("/debug/collections").await;
+    assert!(
+        collections["unreadable"]
+            .as_str()
+            .unwrap()
+            .contains("configPath")
+    );
+
+    // Once the source is back, it alone counts.
+    fs::remove_file(place.path("away/a.yaml")).unwrap();
+    fs::rename(place.path("away"), place.path("config")).unwrap();
+    let update = next(&late, VIRTUAL_SERVICES, |_| true).await;
+    assert!(update.state.resources.is_empty());
+    update.ack();
+    place
+        .until("/debug/collections", |page| {
+            page.contains("\"unreadable\":null")
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn the_webhook_admits_and_refuses_and_follows_its_certificate() {
+    let place = Place::new();
+    let galley = place.start();
+    place
+        .until("/ready", |page| page.starts_with("ready"))
+        .await;
+    let object = |key: &str| {
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "x"},
+            "spec": {"hosts": ["a"], "http": [{"route": [{"destination": {key: "a"}}]}]},
+        })
+    };
+    let good = place.admit("CREATE", &object("host")).await;
+    assert_eq!(
+        (&good["allowed"], &good["uid"]),
+        (&json!(true), &json!("42"))
+    );
+    let bad = place.admit("CREATE", &object("hst")).await;
+    assert_eq!(bad["allowed"], false);
+    let message = bad["status"]["message"].as_str().unwrap();
+    assert_eq!(
+        message,
+        "spec.http[0].route[0].destination.hst: unknown field; did you mean host?"
+    );
+    assert_eq!(place.admit("DELETE", &Value::Null).await["allowed"], true);
+    let metrics = place.page("/metrics").await;
+    assert!(metrics.contains("galley_validation_failed{"), "{metrics}");
+    assert!(galley.terminate().success());
+}
+
+#[tokio::test]
+async fn without_insecure_only_listed_certificates_may_subscribe() {
+    let place = Place::secure();
+    place.write("a.yaml", &route("a", "one"));
+    let _galley = place.start();
+    let sink = place.sink(&[VIRTUAL_SERVICES]);
+    next(&sink, VIRTUAL_SERVICES, |_| true).await.ack();
+    let sinks = place.json("/debug/sinks").await;
+    let id = sinks[0]["spiffe_id"].as_str().unwrap();
+    assert!(id.ends_with("sa/istio-galley-service-account"));
+
+    fs::write(
+        place.path("access.yaml"),
+        "allowed: [spiffe://cluster.local/ns/x/sa/other]\n",
+    )
+    .unwrap();
+    let log = place.path("log");
+    let end = Instant::now() + SOON;
+    while !fs::read_to_string(&log)
+        .unwrap()
+        .contains("access list read")
+    {
+        assert!(Instant::now() < end, "the list is not followed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let refused = place.sink(&[VIRTUAL_SERVICES]);
+    let end = Instant::now() + SOON;
+    while refused
+        .view()
+        .status()
+        .last_error
+        .is_none_or(|error| !error.contains("PermissionDenied"))
+    {
+        assert!(Instant::now() < end, "{:?}", refused.view().status());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_start_says_so_in_one_line() {
+    let place = Place::new();
+    let taken = TcpListener::bind(("0.0.0.0", place.monitoring)).unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let line = [
+        "server",
+        "--configPath",
+        "config",
+        "--insecure",
+        "--enable-validation=false",
+        "--monitoringPort",
+        &port,
+    ];
+    let output = galley(&line, place.dir.path());
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(
+        text.starts_with(&format!("galley: address 0.0.0.0:{port} is taken")),
+        "{text}"
+    );
+    assert!(
+        text.ends_with("choose another with --monitoringPort\n"),
+        "{text}"
+    );
+    let output = galley(&["server", "--configPath", "config"], place.dir.path());
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        (output.status.code(), text.lines().count()),
+        (Some(2), 1),
+        "{text}"
+    );
+}

@@ -1,0 +1,67 @@
+//! `galley validate`, `galley version` and `galley probe`.
+
+use super::*;
+
+fn write(dir: &TempDir, name: &str, text: &str) {
+    fs::write(dir.path().join(name), text).unwrap();
+}
+
+#[test]
+fn a_problem_has_place_object_path_and_hint() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = "# a comment\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: reviews\n  namespace: shop\nspec:\n  hosts: [reviews]\n  http:\n  - route:\n    - destination:\n        hst: reviews\n";
+    write(
+        &dir,
+        "bad.yaml",
+        &format!("{}---\n{bad}", route("good", "good")),
+    );
+    let output = galley(&["validate", "-f", "bad.yaml"], dir.path());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        text.lines().next().unwrap(),
+        "bad.yaml:16: error: VirtualService shop/reviews: spec.http[0].route[0].destination.hst: unknown field; did you mean host?"
+    );
+    assert!(text.ends_with("1 of 2 objects are not valid\n"), "{text}");
+}
+
+#[test]
+fn json_tells_each_document() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir, "a.yaml", &route("a", "a"));
+    write(
+        &dir,
+        "b.yaml",
+        "apiVersion: networking.istio.io/v7\nkind: Gateway\nmetadata: {name: g}\n",
+    );
+    write(
+        &dir,
+        "c.yaml",
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n",
+    );
+    let output = galley(&["validate", "-f", ".", "-o", "json"], dir.path());
+    let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        (&rows[0]["valid"], &rows[0]["kind"]),
+        (&true.into(), &"VirtualService".into())
+    );
+    assert_eq!(rows[1]["errors"][0]["path"], "apiVersion");
+    assert_eq!(rows[1]["errors"][0]["hint"], "write networking.istio.io/v1");
+    assert_eq!(rows[2]["valid"], true);
+}
+
+#[test]
+fn exit_codes_tell_bad_objects_from_bad_use() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir, "a.yaml", &route("a", "a"));
+    let code = |args: &[&str]| galley(args, dir.path()).status.code();
+    assert_eq!(code(&["validate", "-f", "a.yaml"]), Some(0));
+    assert_eq!(code(&["validate", "-f", "nowhere.yaml"]), Some(2));
+    assert_eq!(code(&["validate"]), Some(2));
+    assert_eq!(code(&["validate", "-f", "a.yaml", "-o", "xml"]), Some(2));
+    assert_eq!(code(&["version", "--short"]), Some(0));
+    assert_eq!(code(&["probe", "--probe-path", "none"]), Some(1));
+    write(&dir, "alive", "");
+    assert_eq!(code(&["probe", "--probe-path", "alive"]), Some(0));
+}
