@@ -1,0 +1,434 @@
+//! The operators: each knows how to write its value, or that it has none.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use prost_types::{Struct, Value, value};
+use tokio::time::Instant;
+
+use crate::http::headers::names;
+use crate::listener::TlsInfo;
+use crate::matcher::{FieldName, HeaderSource};
+
+use super::{FormatContext, Kind, TimeFormat};
+
+/// One operator, its arguments parsed.
+#[derive(Debug, Clone)]
+pub(super) enum Operator {
+    Literal(Option<Box<str>>),
+    Absent,
+    Time(TimePoint, TimeFormat),
+    Header(Map, FieldName, Option<FieldName>),
+    WithoutQuery(FieldName, Option<FieldName>),
+    Path { with_query: bool },
+    QueryParameter(Box<str>),
+    QueryParameters,
+    Protocol,
+    UpstreamProtocol,
+    ResponseCode,
+    ResponseCodeDetails,
+    ConnectionTerminationDetails,
+    ResponseFlags(bool),
+    BytesReceived,
+    BytesSent,
+    Duration,
+    RequestDuration,
+    RequestTxDuration,
+    ResponseDuration,
+    ResponseTxDuration,
+    AttemptCount,
+    UpstreamCluster,
+    UpstreamHostName,
+    UpstreamTransportFailure,
+    RequestedServerName,
+    RouteName,
+    VirtualHostName,
+    ConnectionId,
+    StreamId,
+    TraceId,
+    GrpcStatus(bool),
+    GrpcStatusSnake,
+    LocalReplyBody,
+    DynamicMetadata(Box<str>, Vec<Box<str>>),
+    RouteMetadata(Box<str>, Vec<Box<str>>),
+    Address(Address),
+    AddressWithoutPort(Address),
+    Port(Address),
+    PeerUriSan,
+    PeerDnsSan,
+    LocalUriSan,
+    PeerSubject,
+    PeerFingerprint,
+    PeerSerial,
+    PeerIssuer,
+    LocalDnsSan,
+    LocalSubject,
+    TlsVersion,
+    TlsCipher,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Map {
+    Request,
+    Response,
+    Trailers,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Address {
+    DownstreamRemote,
+    DownstreamDirectRemote,
+    DownstreamLocal,
+    UpstreamHost,
+    UpstreamLocal,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum TimePoint {
+    Start,
+    Now,
+}
+
+/// Camel-case names of gRPC status codes, by number.
+const GRPC_STATUS: [&str; 17] = [
+    "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
+    "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable",
+    "DataLoss", "Unauthenticated",
+];
+
+impl Operator {
+    /// What the value is in typed JSON.
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Operator::ResponseCode
+            | Operator::BytesReceived
+            | Operator::BytesSent
+            | Operator::Duration
+            | Operator::RequestDuration
+            | Operator::RequestTxDuration
+            | Operator::ResponseDuration
+            | Operator::ResponseTxDuration
+            | Operator::AttemptCount
+            | Operator::ConnectionId
+            | Operator::GrpcStatus(false)
+            | Operator::Port(_) => Kind::Number,
+            Operator::DynamicMetadata(..) | Operator::RouteMetadata(..) => Kind::Json,
+            _ => Kind::Text,
+        }
+    }
+
+    /// Appends the value; false, with anything appended to be thrown away, when there is none.
+    pub(super) fn write(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
+        let info = context.info;
+        match self {
+            Operator::Literal(text) => put(text.as_deref(), out),
+            Operator::Absent => false,
+            Operator::Time(point, format) => {
+                let time = match point {
+                    TimePoint::Start => info.start_time,
+                    TimePoint::Now => SystemTime::now(),
+                };
+                format.write(time, out);
+                true
+            }
+            Operator::Header(map, name, other) => write_header(context, *map, name, other.as_ref(), out),
+            Operator::ResponseCode => number(u64::from(info.response_code.unwrap_or(0)), out),
+            Operator::ResponseCodeDetails => put(info.response_code_details.as_deref(), out),
+            Operator::ConnectionTerminationDetails => put(info.connection_termination_details.as_deref(), out),
+            Operator::ResponseFlags(long) => {
+                info.flags.write(*long, out);
+                !info.flags.is_empty()
+            }
+            Operator::BytesReceived => number(info.bytes_received, out),
+            Operator::BytesSent => number(info.bytes_sent, out),
+            Operator::AttemptCount => number(u64::from(info.upstream.attempts), out),
+            Operator::Protocol => put(info.protocol.map(protocol), out),
+            Operator::UpstreamProtocol => put(info.upstream.protocol.map(protocol), out),
+            Operator::Duration
+            | Operator::RequestDuration
+            | Operator::RequestTxDuration
+            | Operator::ResponseDuration
+            | Operator::ResponseTxDuration => self.write_duration(context, out),
+            Operator::UpstreamCluster => put(info.upstream.cluster.as_deref(), out),
+            Operator::UpstreamHostName => {
+                put(info.upstream.host_name.as_deref().or(info.upstream.host.as_deref()), out)
+            }
+            Operator::UpstreamTransportFailure => put(info.upstream.transport_failure.as_deref(), out),
+            Operator::RequestedServerName => put(info.connection.server_name.as_deref(), out),
+            Operator::RouteName => put(
+                info.route.as_ref().map(|route| route.route().name.as_ref()).filter(|name| !name.is_empty()),
+                out,
+            ),
+            Operator::VirtualHostName => {
+                put(info.route.as_ref().map(|route| route.virtual_host().name.as_ref()), out)
+            }
+            Operator::ConnectionId => number(info.connection.id, out),
+            Operator::LocalReplyBody => put(Some(context.local_reply_body), out),
+            Operator::Address(_) | Operator::AddressWithoutPort(_) | Operator::Port(_) => self.write_address(context, out),
+            Operator::DynamicMetadata(filter, path) => write_metadata(info.metadata.get(filter), path, out),
+            Operator::RouteMetadata(filter, path) => {
+                let metadata = info.route.as_ref().and_then(|route| route.route().metadata.as_ref());
+                write_metadata(metadata.and_then(|all| all.filter_metadata.get(filter.as_ref())), path, out)
+            }
+            Operator::GrpcStatus(_) | Operator::GrpcStatusSnake => self.write_grpc_status(context, out),
+            Operator::Path { .. }
+            | Operator::WithoutQuery(..)
+            | Operator::QueryParameter(_)
+            | Operator::QueryParameters
+            | Operator::StreamId
+            | Operator::TraceId => self.write_request(context, out),
+            _ => info.connection.tls.as_ref().is_some_and(|tls| self.write_tls(tls, out)),
+        }
+    }
+
+    fn write_duration(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
+        let info = context.info;
+        let since_start = |point: Option<Instant>| point.map(|point| point.saturating_duration_since(info.start));
+        let duration = match self {
+            Operator::RequestDuration => since_start(info.request_end),
+            Operator::RequestTxDuration => since_start(info.request_sent.or(info.request_end)),
+            Operator::ResponseDuration => since_start(info.response_start),
+            Operator::ResponseTxDuration => info.response_start.zip(info.end).map(|(start, end)| end.saturating_duration_since(start)),
+            _ => Some(info.duration()),
+        };
+        duration.is_some_and(|duration| number(milliseconds(duration), out))
+    }
+
+    fn write_address(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
+        let info = context.info;
+        let (Operator::Address(side) | Operator::AddressWithoutPort(side) | Operator::Port(side)) = self else {
+            return false;
+        };
+        let address: Option<SocketAddr> = match side {
+            Address::DownstreamRemote => Some(info.remote_address),
+            Address::DownstreamDirectRemote => Some(info.connection.direct_remote_address),
+            Address::DownstreamLocal => Some(info.connection.local_address),
+            Address::UpstreamLocal => info.upstream.local_address,
+            Address::UpstreamHost => {
+                let Some(host) = info.upstream.host.as_deref() else {
+                    return false;
+                };
+                let parts = host.rsplit_once(':');
+                return match self {
+                    Operator::Address(_) => put(Some(host), out),
+                    Operator::Port(_) => put(parts.map(|(_, port)| port), out),
+                    _ => put(Some(parts.map_or(host, |(ip, _)| ip.trim_matches(['[', ']']))), out),
+                };
+            }
+        };
+        let Some(address) = address else {
+            return false;
+        };
+        // Writing to a string cannot fail.
+        let _ = match self {
+            Operator::Address(_) => write!(out, "{address}"),
+            Operator::AddressWithoutPort(_) => write!(out, "{}", address.ip()),
+            _ => write!(out, "{}", address.port()),
+        };
+        true
+    }
+
+    fn write_request(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
+        let Some(request) = context.request else {
+            return false;
+        };
+        match self {
+            Operator::Path { with_query: true } => put(Some(request.path.as_str()), out),
+            Operator::Path { .. } => put(Some(request.path.path()), out),
+            Operator::QueryParameters => put(request.path.query(), out),
+            Operator::QueryParameter(name) => put(query_value(request.path.query(), name), out),
+            Operator::StreamId => put(request.text(&names::X_REQUEST_ID), out),
+            Operator::TraceId => match request.text(&names::TRACEPARENT).and_then(|value| value.split('-').nth(1)) {
+                Some(id) => put(Some(id), out),
+                None => put(request.text(&names::X_B3_TRACE_ID), out),
+            },
+            Operator::WithoutQuery(name, other) => {
+                let start = out.len();
+                let found = write_header(context, Map::Request, name, other.as_ref(), out);
+                if let Some(query) = out[start..].find('?') {
+                    out.truncate(start + query);
+                }
+                found
+            }
+            _ => false,
+        }
+    }
+
+    fn write_grpc_status(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
+        let name = &names::GRPC_STATUS;
+        let value = context
+            .trailers
+            .and_then(|map| map.get(name))
+            .or_else(|| context.response.and_then(|head| head.map.get(name)));
+        let Some(value) = value.and_then(|value| value.to_str().ok()) else {
+            return false;
+        };
+        let known = value.parse::<usize>().ok().and_then(|code| GRPC_STATUS.get(code));
+        match (self, known) {
+            (Operator::GrpcStatus(true), Some(name)) => out.push_str(name),
+            (Operator::GrpcStatusSnake, Some(name)) => {
+                for (index, c) in name.char_indices() {
+                    if index > 0 && c.is_ascii_uppercase() && *name != "OK" {
+                        out.push('_');
+                    }
+                    out.push(c.to_ascii_uppercase());
+                }
+            }
+            _ => out.push_str(value),
+        }
+        true
+    }
+
+    fn write_tls(&self, tls: &TlsInfo, out: &mut String) -> bool {
+        let peer = tls.peer.as_ref();
+        match self {
+            Operator::PeerUriSan => peer.is_some_and(|peer| join(&peer.uri_sans, out)),
+            Operator::PeerDnsSan => peer.is_some_and(|peer| join(&peer.dns_sans, out)),
+            Operator::PeerSubject => put(peer.map(|peer| peer.subject.as_str()), out),
+            Operator::PeerFingerprint => put(peer.map(|peer| peer.sha256.as_str()), out),
+            Operator::PeerSerial => put(peer.map(|peer| peer.serial.as_str()), out),
+            Operator::PeerIssuer => put(peer.map(|peer| peer.issuer.as_str()), out),
+            Operator::LocalDnsSan => join(&tls.local_dns_sans, out),
+            Operator::LocalSubject => put(Some(tls.local_subject.as_ref()).filter(|text| !text.is_empty()), out),
+            Operator::LocalUriSan => join(&tls.local_uri_sans, out),
+            Operator::TlsVersion => put(Some(tls.version), out),
+            Operator::TlsCipher => put(Some(tls.cipher.as_str()), out),
+            _ => false,
+        }
+    }
+}
+
+/// The value of a query parameter, as it was sent.
+pub(crate) fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+    query?.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then_some(value)
+    })
+}
+
+fn write_header(context: &FormatContext<'_>, map: Map, name: &FieldName, other: Option<&FieldName>, out: &mut String) -> bool {
+    let found = match map {
+        Map::Request => context.request.and_then(|head| either(head, name, other)),
+        Map::Response => context.response.and_then(|head| either(head, name, other)),
+        Map::Trailers => context.trailers.and_then(|map| either(map, name, other)),
+    };
+    let Some(value) = found else {
+        return false;
+    };
+    out.push_str(&String::from_utf8_lossy(&value));
+    true
+}
+
+fn either<'a>(source: &'a impl HeaderSource, name: &FieldName, other: Option<&FieldName>) -> Option<std::borrow::Cow<'a, [u8]>> {
+    // Only the first of several values is written; it is what `field` gives for the usual single one.
+    source.field(name).or_else(|| source.field(other?))
+}
+
+fn write_metadata(fields: Option<&Struct>, path: &[Box<str>], out: &mut String) -> bool {
+    let Some(fields) = fields else {
+        return false;
+    };
+    if path.is_empty() {
+        write_struct(fields, out);
+        return true;
+    }
+    match crate::matcher::value_at(fields, path) {
+        Some(value) => {
+            write_value(value, out);
+            true
+        }
+        None => false,
+    }
+}
+
+fn write_struct(fields: &Struct, out: &mut String) {
+    out.push('{');
+    for (index, (key, value)) in fields.fields.iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        write_json_text(key, out);
+        out.push(':');
+        write_value(value, out);
+    }
+    out.push('}');
+}
+
+fn write_value(value: &Value, out: &mut String) {
+    match &value.kind {
+        None | Some(value::Kind::NullValue(_)) => out.push_str("null"),
+        Some(value::Kind::BoolValue(flag)) => out.push_str(if *flag { "true" } else { "false" }),
+        Some(value::Kind::NumberValue(number)) => {
+            let _ = write!(out, "{number}");
+        }
+        Some(value::Kind::StringValue(text)) => write_json_text(text, out),
+        Some(value::Kind::StructValue(fields)) => write_struct(fields, out),
+        Some(value::Kind::ListValue(list)) => {
+            out.push('[');
+            for (index, item) in list.values.iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                write_value(item, out);
+            }
+            out.push(']');
+        }
+    }
+}
+
+/// Appends `text` as a JSON string.
+pub(crate) fn write_json_text(text: &str, out: &mut String) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            c if c.is_control() && (c as u32) < 0x20 => {
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+fn put(text: Option<&str>, out: &mut String) -> bool {
+    text.is_some_and(|text| {
+        out.push_str(text);
+        true
+    })
+}
+
+fn number(value: u64, out: &mut String) -> bool {
+    let _ = write!(out, "{value}");
+    true
+}
+
+fn join(items: &[String], out: &mut String) -> bool {
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        out.push_str(item);
+    }
+    !items.is_empty()
+}
+
+fn protocol(version: http::Version) -> &'static str {
+    match version {
+        http::Version::HTTP_10 => "HTTP/1.0",
+        http::Version::HTTP_2 => "HTTP/2",
+        http::Version::HTTP_3 => "HTTP/3",
+        _ => "HTTP/1.1",
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,160 @@
+//! Times in access logs: `strftime` conversions plus Envoy's `%3f`, `%6f`, `%9f`, `%f` (fractions of a second),
+//! `%s` (seconds since the epoch) and `%E3S` (seconds with a fraction). UTC always.
+
+use std::fmt::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use time::{Date, OffsetDateTime};
+
+use crate::invalid::Invalid;
+
+/// A parsed time format.
+#[derive(Debug, Clone)]
+pub(crate) struct TimeFormat(Vec<Part>);
+
+#[derive(Debug, Clone)]
+enum Part {
+    Literal(Box<str>),
+    /// One `strftime` conversion.
+    Field(char),
+    /// A fraction with so many digits; the flag puts the seconds and a dot before it.
+    Fraction(usize, bool),
+}
+
+impl Default for TimeFormat {
+    /// `2020-01-02T03:04:05.678Z`
+    fn default() -> Self {
+        TimeFormat(vec![
+            Part::Field('F'),
+            Part::Literal("T".into()),
+            Part::Field('H'),
+            Part::Literal(":".into()),
+            Part::Field('M'),
+            Part::Literal(":".into()),
+            Part::Fraction(3, true),
+            Part::Literal("Z".into()),
+        ])
+    }
+}
+
+impl TimeFormat {
+    /// Parses a format; an empty one is the default.
+    pub(crate) fn parse(text: &str) -> Result<Self, Invalid> {
+        if text.is_empty() {
+            return Ok(TimeFormat::default());
+        }
+        if text.contains('\n') {
+            return Err(Invalid::new("a time format must not contain a new line"));
+        }
+        let mut parts = Vec::new();
+        let mut literal = String::new();
+        let mut chars = text.chars().peekable();
+        while let Some(c) = chars.next() {
+            if c != '%' {
+                literal.push(c);
+                continue;
+            }
+            let is_extended = chars.next_if_eq(&'E').is_some();
+            let digit = chars.next_if(char::is_ascii_digit).and_then(|c| c.to_digit(10));
+            let conversion = chars.next();
+            let digits = digit.and_then(|digit| usize::try_from(digit).ok());
+            let part = match (conversion, digits) {
+                (Some('%'), None) => {
+                    literal.push('%');
+                    continue;
+                }
+                (Some('f'), digits) => Part::Fraction(digits.unwrap_or(9).clamp(1, 9), false),
+                (Some('S'), Some(digits)) if is_extended => Part::Fraction(digits.clamp(1, 9), true),
+                (Some(c), None) if "YmdHMSsFTDRyjaAbBehIpZzuwCn".contains(c) => Part::Field(c),
+                (Some('E'), _) | (None, _) => return Err(Invalid::new("the time format ends in the middle")),
+                (Some(c), _) => return Err(Invalid::new(format!("unknown time conversion '%{c}'"))),
+            };
+            if !literal.is_empty() {
+                parts.push(Part::Literal(std::mem::take(&mut literal).into()));
+            }
+            parts.push(part);
+        }
+        if !literal.is_empty() {
+            parts.push(Part::Literal(literal.into()));
+        }
+        Ok(TimeFormat(parts))
+    }
+
+    /// Appends `time`.
+    pub(crate) fn write(&self, time: SystemTime, out: &mut String) {
+        let moment = OffsetDateTime::from(time);
+        for part in &self.0 {
+            match part {
+                Part::Literal(text) => out.push_str(text),
+                Part::Field(conversion) => write_field(*conversion, moment, time, out),
+                Part::Fraction(digits, with_seconds) => {
+                    if *with_seconds {
+                        let _ = write!(out, "{:02}.", moment.second());
+                    }
+                    let scale = 10_u32.pow(9 - u32::try_from(*digits).unwrap_or(9));
+                    let _ = write!(out, "{:0width$}", moment.nanosecond() / scale, width = digits);
+                }
+            }
+        }
+    }
+}
+
+fn write_field(conversion: char, moment: OffsetDateTime, time: SystemTime, out: &mut String) {
+    let date: Date = moment.date();
+    let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
+    let (hour, minute, second) = moment.to_hms();
+    let twelve = if hour % 12 == 0 { 12 } else { hour % 12 };
+    let weekday = date.weekday();
+    // Writing to a string cannot fail.
+    let _ = match conversion {
+        'Y' => write!(out, "{year}"),
+        'C' => write!(out, "{:02}", year / 100),
+        'y' => write!(out, "{:02}", year % 100),
+        'm' => write!(out, "{month:02}"),
+        'd' => write!(out, "{day:02}"),
+        'e' => write!(out, "{day:2}"),
+        'H' => write!(out, "{hour:02}"),
+        'I' => write!(out, "{twelve:02}"),
+        'p' => write!(out, "{}", if hour < 12 { "AM" } else { "PM" }),
+        'M' => write!(out, "{minute:02}"),
+        'S' => write!(out, "{second:02}"),
+        's' => write!(out, "{}", time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()),
+        'F' => write!(out, "{year}-{month:02}-{day:02}"),
+        'D' => write!(out, "{month:02}/{day:02}/{:02}", year % 100),
+        'T' => write!(out, "{hour:02}:{minute:02}:{second:02}"),
+        'R' => write!(out, "{hour:02}:{minute:02}"),
+        'j' => write!(out, "{:03}", date.ordinal()),
+        'a' => write!(out, "{:.3}", weekday.to_string()),
+        'A' => write!(out, "{weekday}"),
+        'b' | 'h' => write!(out, "{:.3}", date.month().to_string()),
+        'B' => write!(out, "{}", date.month()),
+        'u' => write!(out, "{}", weekday.number_from_monday()),
+        'w' => write!(out, "{}", weekday.number_days_from_sunday()),
+        'Z' => write!(out, "UTC"),
+        'z' => write!(out, "+0000"),
+        _ => writeln!(out),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn conversions() {
+        let time = UNIX_EPOCH + Duration::from_nanos(1_522_796_769_123_456_789);
+        let text = |format: &str| {
+            let mut out = String::new();
+            TimeFormat::parse(format).unwrap().write(time, &mut out);
+            out
+        };
+        assert_eq!(text(""), "2018-04-03T23:06:09.123Z");
+        assert_eq!(text("%Y/%m/%dT%H:%M:%S%z"), "2018/04/03T23:06:09+0000");
+        assert_eq!(text("%s.%3f %6f %9f %f"), "1522796769.123 123456 123456789 123456789");
+        assert_eq!(text("%E3S|%a %b %e %p %I %%"), "09.123|Tue Apr  3 PM 11 %");
+        assert!(TimeFormat::parse("%Q").is_err());
+        assert!(TimeFormat::parse("%").is_err());
+    }
+}

@@ -1,0 +1,17 @@
+//! HTTP: codec → connection manager → filters → router filter → upstream.
+//!
+//! A downstream connection is served by a [`codec`] (HTTP/1 or HTTP/2) that hands every request to [`stream::serve`], the
+//! engine that both share: it cleans the request's head ([`conn_manager`]), selects a route, runs the filters
+//! ([`filter`]) and the router filter, and gives back a response whose body streams. State of a stream lives in one
+//! allocation ([`stream::StreamCell`]); when it is dropped the access log is written, whatever happened.
+
+pub(crate) mod body;
+pub(crate) mod codec;
+pub(crate) mod config;
+pub(crate) mod conn_manager;
+pub(crate) mod filter;
+pub(crate) mod headers;
+pub(crate) mod local_reply;
+pub(crate) mod stats;
+pub(crate) mod stream;
+pub(crate) mod upgrade;

@@ -1,0 +1,373 @@
+//! Bodies of upstream requests: the downstream request's body passed on piece by piece, kept (up to a limit) while a retry may
+//! need it again, and copied to mirrors.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::stream::StreamCell;
+
+/// Why a request's body ended early.
+pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The body of an upstream request.
+pub(crate) struct Body(Kind);
+
+enum Kind {
+    Empty,
+    Full(Option<Bytes>),
+    Attempt { source: Rc<RequestSource>, position: usize, generation: u32 },
+    Mirror(Rc<MirrorQueue>),
+}
+
+/// The downstream request's body, read once and given to every attempt.
+pub(crate) struct RequestSource {
+    cell: Rc<StreamCell>,
+    source: RefCell<Source>,
+    /// The attempt that may read; bodies of earlier ones break off.
+    generation: Cell<u32>,
+    end_waker: RefCell<Option<Waker>>,
+}
+
+struct Source {
+    incoming: Option<Incoming>,
+    is_end: bool,
+    /// What was read, while it is kept for a retry.
+    kept: Vec<Piece>,
+    kept_bytes: usize,
+    limit: Option<usize>,
+    mirrors: Vec<Rc<MirrorQueue>>,
+    sees_data: bool,
+}
+
+#[derive(Clone)]
+enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+/// The pieces on their way to one mirror. A mirror that is slower than the limit allows is given up.
+pub(crate) struct MirrorQueue(RefCell<MirrorState>);
+
+#[derive(Default)]
+struct MirrorState {
+    pieces: VecDeque<Piece>,
+    bytes: usize,
+    is_end: bool,
+    is_broken: bool,
+    waker: Option<Waker>,
+}
+
+/// What a mirror may lag behind.
+const MIRROR_LIMIT: usize = 1 << 20;
+
+#[derive(Debug, thiserror::Error)]
+enum SourceError {
+    #[error("the downstream request ended early")]
+    Downstream(#[source] hyper::Error),
+    #[error("another attempt has taken over")]
+    Superseded,
+    #[error("the mirror fell behind or the request ended early")]
+    Mirror,
+}
+
+impl Body {
+    /// No body.
+    pub(crate) fn empty() -> Self {
+        Body(Kind::Empty)
+    }
+
+    /// A body that is all there.
+    pub(crate) fn full(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        Body(if bytes.is_empty() { Kind::Empty } else { Kind::Full(Some(bytes)) })
+    }
+
+    /// The downstream request's body from its beginning.
+    pub(crate) fn attempt(source: &Rc<RequestSource>) -> Self {
+        if source.is_empty() {
+            return Body::empty();
+        }
+        let generation = source.generation.get() + 1;
+        source.generation.set(generation);
+        Body(Kind::Attempt { source: source.clone(), position: 0, generation })
+    }
+
+    /// A copy of the downstream request's body; must be made before anything is read.
+    pub(crate) fn mirror(source: &Rc<RequestSource>) -> Self {
+        if source.is_empty() {
+            return Body::empty();
+        }
+        let queue = Rc::new(MirrorQueue(RefCell::default()));
+        source.source.borrow_mut().mirrors.push(queue.clone());
+        Body(Kind::Mirror(queue))
+    }
+}
+
+impl RequestSource {
+    /// Takes a downstream body.
+    pub(crate) fn new(cell: Rc<StreamCell>, incoming: Incoming) -> Rc<Self> {
+        let is_end = incoming.is_end_stream();
+        Rc::new(RequestSource {
+            cell,
+            source: RefCell::new(Source {
+                incoming: (!is_end).then_some(incoming),
+                is_end,
+                kept: Vec::new(),
+                kept_bytes: 0,
+                limit: None,
+                mirrors: Vec::new(),
+                sees_data: false,
+            }),
+            generation: Cell::new(0),
+            end_waker: RefCell::new(None),
+        })
+    }
+
+    /// True when the request has no body at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        let source = self.source.borrow();
+        source.is_end && source.kept.is_empty()
+    }
+
+    /// Some filter wants to see the body.
+    pub(crate) fn set_sees_data(&self, sees_data: bool) {
+        self.source.borrow_mut().sees_data = sees_data;
+    }
+
+    /// Keep what is read from now on, up to `limit` bytes.
+    pub(crate) fn keep(&self, limit: usize) {
+        self.source.borrow_mut().limit = Some(limit);
+    }
+
+    /// True when everything read so far can be given to another attempt.
+    pub(crate) fn is_replayable(&self) -> bool {
+        let source = self.source.borrow();
+        source.limit.is_some() || source.incoming.is_none() && source.is_end && source.kept.is_empty()
+    }
+
+    /// No retry will come: what was kept is let go once it is sent.
+    pub(crate) fn stop_keeping(&self) {
+        // Pieces that the running attempt has not read yet stay; there are none, since it reads them first.
+        let mut source = self.source.borrow_mut();
+        source.limit = None;
+    }
+
+    /// True when the last byte was read.
+    pub(crate) fn is_read(&self) -> bool {
+        self.source.borrow().is_end
+    }
+
+    /// Resolves when the last byte was read.
+    pub(crate) async fn ended(&self) {
+        std::future::poll_fn(|context| {
+            if self.is_read() {
+                return Poll::Ready(());
+            }
+            *self.end_waker.borrow_mut() = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn end(&self, source: &mut Source) {
+        source.end(&self.cell);
+        if let Some(waker) = self.end_waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    fn poll_piece(&self, position: &mut usize, context: &mut Context<'_>) -> Poll<Option<Result<Piece, BodyError>>> {
+        let mut source = self.source.borrow_mut();
+        if let Some(piece) = source.kept.get(*position) {
+            *position += 1;
+            return Poll::Ready(Some(Ok(piece.clone())));
+        }
+        let Some(incoming) = source.incoming.as_mut() else {
+            return Poll::Ready(None);
+        };
+        let frame = match ready!(Pin::new(incoming).poll_frame(context)) {
+            None => {
+                self.end(&mut source);
+                return Poll::Ready(None);
+            }
+            Some(Err(error)) => {
+                source.break_mirrors();
+                source.incoming = None;
+                return Poll::Ready(Some(Err(SourceError::Downstream(error).into())));
+            }
+            Some(Ok(frame)) => frame,
+        };
+        let is_last = source.incoming.as_ref().is_none_or(HttpBody::is_end_stream);
+        let piece = match frame.into_data() {
+            Ok(data) => {
+                let data = self.cell.received(data, source.sees_data);
+                Piece::Data(data)
+            }
+            Err(frame) => match frame.into_trailers() {
+                Ok(trailers) => Piece::Trailers(trailers),
+                Err(_) => return Poll::Ready(None),
+            },
+        };
+        if source.keep(&piece) {
+            *position += 1;
+        }
+        source.copy(&piece);
+        if is_last {
+            self.end(&mut source);
+        }
+        Poll::Ready(Some(Ok(piece)))
+    }
+}
+
+impl Source {
+    /// Keeps a piece while there is room; what does not fit ends all keeping.
+    fn keep(&mut self, piece: &Piece) -> bool {
+        let Some(limit) = self.limit else {
+            return false;
+        };
+        if let Piece::Data(data) = piece {
+            self.kept_bytes += data.len();
+        }
+        if self.kept_bytes > limit {
+            self.limit = None;
+            self.kept.clear();
+            return false;
+        }
+        self.kept.push(piece.clone());
+        true
+    }
+
+    fn copy(&mut self, piece: &Piece) {
+        for mirror in &self.mirrors {
+            mirror.push(piece.clone());
+        }
+    }
+
+    fn end(&mut self, cell: &StreamCell) {
+        if !self.is_end {
+            self.is_end = true;
+            cell.request_ended();
+        }
+        self.incoming = None;
+        for mirror in self.mirrors.drain(..) {
+            mirror.end(false);
+        }
+    }
+
+    fn break_mirrors(&mut self) {
+        for mirror in self.mirrors.drain(..) {
+            mirror.end(true);
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.break_mirrors();
+    }
+}
+
+impl MirrorQueue {
+    fn push(&self, piece: Piece) {
+        let mut state = self.0.borrow_mut();
+        if state.is_broken {
+            return;
+        }
+        if let Piece::Data(data) = &piece {
+            state.bytes += data.len();
+        }
+        if state.bytes > MIRROR_LIMIT {
+            state.is_broken = true;
+            state.pieces.clear();
+        } else {
+            state.pieces.push_back(piece);
+        }
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn end(&self, is_broken: bool) {
+        let mut state = self.0.borrow_mut();
+        state.is_end = true;
+        state.is_broken |= is_broken;
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn poll_piece(&self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, BodyError>>> {
+        let mut state = self.0.borrow_mut();
+        if state.is_broken {
+            return Poll::Ready(Some(Err(SourceError::Mirror.into())));
+        }
+        if let Some(piece) = state.pieces.pop_front() {
+            if let Piece::Data(data) = &piece {
+                state.bytes -= data.len();
+            }
+            return Poll::Ready(Some(Ok(piece)));
+        }
+        if state.is_end {
+            return Poll::Ready(None);
+        }
+        state.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let piece = match &mut self.0 {
+            Kind::Empty => return Poll::Ready(None),
+            Kind::Full(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Attempt { source, generation, .. } if source.generation.get() != *generation => {
+                return Poll::Ready(Some(Err(SourceError::Superseded.into())));
+            }
+            Kind::Attempt { source, position, .. } => ready!(source.poll_piece(position, context)),
+            Kind::Mirror(queue) => ready!(queue.poll_piece(context)),
+        };
+        Poll::Ready(piece.map(|piece| {
+            piece.map(|piece| match piece {
+                Piece::Data(data) => Frame::data(data),
+                Piece::Trailers(trailers) => Frame::trailers(trailers),
+            })
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Empty => true,
+            Kind::Full(bytes) => bytes.is_none(),
+            Kind::Attempt { source, position, .. } => {
+                let source = source.source.borrow();
+                source.is_end && *position >= source.kept.len()
+            }
+            Kind::Mirror(queue) => {
+                let state = queue.0.borrow();
+                state.is_end && !state.is_broken && state.pieces.is_empty()
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Kind::Attempt { .. } | Kind::Mirror(_) => SizeHint::default(),
+        }
+    }
+}

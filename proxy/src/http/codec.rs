@@ -1,0 +1,111 @@
+//! Codecs: how requests and responses look on a downstream connection. Each serves a connection to its end and gives every
+//! request to the engine ([`stream::serve`]); HTTP/1 and HTTP/2 differ in nothing else.
+
+mod detect;
+mod h1;
+mod h2;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::CodecType;
+use proto_component::drain::Drain;
+use tokio::time::Instant;
+
+use crate::transport::DownstreamStream;
+
+use super::stream::DownstreamConnection;
+
+use detect::Prefixed;
+
+/// Serves a connection with the codec that is configured, negotiated or recognised by the first bytes.
+pub(crate) async fn serve(stream: DownstreamStream, connection: Rc<DownstreamConnection>, drain: Drain) {
+    let stats = connection.manager.stats.clone();
+    let alpn = connection.info.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
+    let is_http2 = match (connection.manager.codec, alpn) {
+        (CodecType::Http1, _) => Some(false),
+        (CodecType::Http2 | CodecType::Http3, _) | (CodecType::Auto, Some("h2")) => Some(true),
+        (CodecType::Auto, Some("http/1.1" | "http/1.0")) => Some(false),
+        (CodecType::Auto, _) => None,
+    };
+    let stream = Prefixed::new(stream);
+    let (stream, is_http2) = match is_http2 {
+        Some(is_http2) => (stream, is_http2),
+        None => {
+            let wait = connection.manager.timeouts.idle.unwrap_or(Duration::from_secs(3600));
+            let detected = tokio::select! {
+                detected = tokio::time::timeout(wait, stream.detect()) => detected,
+                () = drain.signaled() => return,
+            };
+            match detected {
+                Ok(Ok(Some(detected))) => detected,
+                Ok(Ok(None) | Err(_)) => return,
+                Err(_) => {
+                    stats.downstream_cx_idle_timeout.inc();
+                    return;
+                }
+            }
+        }
+    };
+    if is_http2 {
+        stats.downstream_cx_http2_total.inc();
+        stats.downstream_cx_http2_active.inc();
+        h2::serve(stream, connection, drain).await;
+        stats.downstream_cx_http2_active.dec();
+    } else {
+        stats.downstream_cx_http1_total.inc();
+        stats.downstream_cx_http1_active.inc();
+        h1::serve(stream, connection, drain).await;
+        stats.downstream_cx_http1_active.dec();
+    }
+}
+
+/// Why a connection must find its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// Told to drain.
+    Drain,
+    /// Nothing happened for too long.
+    Idle,
+    /// It has lived long enough.
+    MaxDuration,
+}
+
+/// Resolves when the connection should end, by drain, idleness or age.
+async fn ending(connection: &DownstreamConnection, drain: &Drain, start: Instant) -> Ending {
+    let timeouts = connection.manager.timeouts;
+    let age = async {
+        match timeouts.max_connection {
+            Some(limit) => tokio::time::sleep_until(start + limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    let idle = async {
+        let Some(limit) = timeouts.idle else {
+            return std::future::pending().await;
+        };
+        loop {
+            let is_idle = connection.active.get() == 0;
+            let at = if is_idle { connection.idle_since.get() + limit } else { Instant::now() + limit };
+            if is_idle && at <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(at).await;
+        }
+    };
+    tokio::select! {
+        () = drain.signaled() => Ending::Drain,
+        () = age => Ending::MaxDuration,
+        () = idle => Ending::Idle,
+    }
+}
+
+/// Counts why a connection ends.
+fn count_ending(connection: &DownstreamConnection, ending: Ending) {
+    let stats = &connection.manager.stats;
+    match ending {
+        Ending::Drain => stats.downstream_cx_drain_close.inc(),
+        Ending::Idle => stats.downstream_cx_idle_timeout.inc(),
+        Ending::MaxDuration => stats.downstream_cx_max_duration_reached.inc(),
+    }
+}

@@ -1,0 +1,340 @@
+//! What the connection manager does to a request's head before any filter sees it, and to a response's head last:
+//! validation, path and host normalisation, client address, forwarding headers, request id.
+
+mod client_cert;
+mod path;
+mod request_id;
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode, Version};
+use proto::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
+use proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
+
+use crate::router::virtual_host::strip_port;
+use crate::stream_info::{ResponseFlag, StreamInfo};
+
+use super::config::ConnectionManager;
+use super::headers::{RequestHeaders, ResponseHeaders, Scheme, names};
+use super::local_reply::LocalReply;
+
+/// Checks a request as it came from the codec; the error is the answer.
+pub(crate) fn validate(
+    manager: &ConnectionManager,
+    headers: &mut RequestHeaders,
+    version: Version,
+) -> Result<(), Box<LocalReply>> {
+    let refuse = |status: StatusCode, body: &'static str, details: &'static str| {
+        Err(Box::new(LocalReply::new(status, body, details).closing()))
+    };
+    if version < Version::HTTP_11 {
+        if !manager.accepts_http_10 {
+            return refuse(StatusCode::UPGRADE_REQUIRED, "", "low_version");
+        }
+        if headers.authority.is_empty() && let Some(host) = &manager.default_host {
+            headers.authority = host.clone();
+        }
+    }
+    if headers.map.len() > manager.limits.headers_count {
+        return refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "", "too_many_headers");
+    }
+    match manager.underscores {
+        HeadersWithUnderscoresAction::Allow => {}
+        HeadersWithUnderscoresAction::RejectRequest if has_underscore(&headers.map) => {
+            return refuse(StatusCode::BAD_REQUEST, "", "http1.unexpected_underscore");
+        }
+        HeadersWithUnderscoresAction::RejectRequest => {}
+        HeadersWithUnderscoresAction::DropHeader => drop_underscores(&mut headers.map),
+    }
+    if headers.authority.is_empty() {
+        return refuse(StatusCode::BAD_REQUEST, "", "missing_host_header");
+    }
+    if headers.method != Method::CONNECT && !headers.path.as_str().starts_with('/') {
+        manager.stats.downstream_rq_non_relative_path.inc();
+        return refuse(StatusCode::NOT_FOUND, "", "absolute_path_rejected");
+    }
+    Ok(())
+}
+
+/// Normalises path and host; the error is the answer.
+pub(crate) fn normalize(
+    manager: &ConnectionManager,
+    headers: &mut RequestHeaders,
+    info: &StreamInfo,
+) -> Result<(), Box<LocalReply>> {
+    let rules = &manager.paths;
+    if headers.method != Method::CONNECT {
+        match path::normalize(rules, headers.path.as_str()) {
+            path::Normalized::Same => {}
+            path::Normalized::Changed(path) if headers.set_path(&path).is_some() => {}
+            path::Normalized::Redirect(path) => {
+                manager.stats.downstream_rq_redirected_with_normalized_path.inc();
+                let location = HeaderValue::from_str(&path).unwrap_or(HeaderValue::from_static("/"));
+                return Err(Box::new(
+                    LocalReply::new(StatusCode::TEMPORARY_REDIRECT, "", "path_normalization_redirect")
+                        .header(&header::LOCATION, location),
+                ));
+            }
+            path::Normalized::Changed(_) | path::Normalized::Reject => {
+                manager.stats.downstream_rq_failed_path_normalization.inc();
+                return Err(Box::new(LocalReply::new(StatusCode::BAD_REQUEST, "", "path_normalization_failed")));
+            }
+        }
+    }
+    if rules.strips_any_port || rules.strips_matching_port || rules.strips_trailing_dot {
+        let host = headers.host();
+        let mut name = host;
+        let bare = strip_port(host);
+        let port = host[bare.len()..].strip_prefix(':').and_then(|port| port.parse::<u16>().ok());
+        if bare.len() < host.len()
+            && (rules.strips_any_port
+                || rules.strips_matching_port && port == Some(info.connection.local_address.port()))
+        {
+            name = bare;
+        }
+        if rules.strips_trailing_dot {
+            name = name.strip_suffix('.').unwrap_or(name);
+        }
+        if name.len() < host.len() {
+            let name = name.to_owned();
+            headers.set_host(name);
+        }
+    }
+    Ok(())
+}
+
+/// Cleans and completes a request's headers: hop-by-hop headers go, forwarding headers are set.
+pub(crate) fn mutate_request(
+    manager: &ConnectionManager,
+    headers: &mut RequestHeaders,
+    info: &mut StreamInfo,
+    internal_only: &[HeaderName],
+) {
+    remove_hop_by_hop(headers);
+    let is_tls = info.connection.tls.is_some();
+    let peer = info.connection.remote_address;
+    let client = &manager.client;
+    let (found, is_single) = if client.uses_remote_address {
+        let is_single = !headers.map.contains_key(&names::X_FORWARDED_FOR);
+        let trusted = (client.trusted_hops > 0)
+            .then(|| last_forwarded(&headers.map, client.trusted_hops - 1))
+            .flatten()
+            .map(|(address, _)| SocketAddr::new(address, 0));
+        if !client.skips_append {
+            append_forwarded_for(&mut headers.map, peer.ip());
+        }
+        if client.trusted_hops == 0 || !headers.map.contains_key(&names::X_FORWARDED_PROTO) {
+            set_forwarded_proto(&mut headers.map, is_tls);
+        }
+        if client.appends_port && (client.trusted_hops == 0 || !headers.map.contains_key(&names::X_FORWARDED_PORT)) {
+            let port = info.connection.local_address.port();
+            headers.map.insert(names::X_FORWARDED_PORT.clone(), HeaderValue::from(port));
+        }
+        (Some(trusted.unwrap_or(peer)), is_single)
+    } else {
+        match last_forwarded(&headers.map, client.trusted_hops) {
+            Some((address, is_single)) => (Some(SocketAddr::new(address, 0)), is_single),
+            None => (None, false),
+        }
+    };
+    if !headers.map.contains_key(&names::X_FORWARDED_PROTO) {
+        set_forwarded_proto(&mut headers.map, is_tls);
+    }
+    set_scheme(manager, headers, is_tls);
+    info.is_internal =
+        is_single && found.is_some_and(|address| client.internal.iter().any(|range| range.contains(address.ip())));
+    info.remote_address = found.unwrap_or(peer);
+    let is_edge = client.uses_remote_address && !info.is_internal;
+    if info.is_internal {
+        headers.map.insert(names::X_ENVOY_INTERNAL.clone(), HeaderValue::from_static("true"));
+    } else {
+        clean_internal_headers(&mut headers.map, is_edge, internal_only);
+    }
+    if is_edge && !headers.map.contains_key(&names::X_ENVOY_EXTERNAL_ADDRESS) {
+        let address = info.remote_address.ip().to_string();
+        if let Ok(address) = HeaderValue::from_str(&address) {
+            headers.map.insert(names::X_ENVOY_EXTERNAL_ADDRESS.clone(), address);
+        }
+    }
+    if let Some(cluster) = &manager.user_agent {
+        headers.map.insert(names::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER.clone(), cluster.clone());
+        headers.map.entry(header::USER_AGENT).or_insert_with(|| cluster.clone());
+    }
+    request_id::set(&manager.request_id, headers, is_edge);
+    if let Some(share) = manager.tracing {
+        request_id::set_trace(headers, share);
+    }
+    client_cert::set(&manager.client_cert, headers, &info.connection);
+    if let Some(via) = &manager.via {
+        headers.map.append(header::VIA, via.clone());
+    }
+}
+
+/// Completes a response's headers.
+pub(crate) fn mutate_response(
+    manager: &ConnectionManager,
+    response: &mut ResponseHeaders,
+    request: Option<&RequestHeaders>,
+    info: &mut StreamInfo,
+) {
+    let map = &mut response.map;
+    if response.status != StatusCode::SWITCHING_PROTOCOLS {
+        map.remove(header::CONNECTION);
+        map.remove(header::UPGRADE);
+    }
+    map.remove(header::TRANSFER_ENCODING);
+    map.remove(&names::KEEP_ALIVE);
+    map.remove(&names::PROXY_CONNECTION);
+    if manager.request_id.in_response
+        && let Some(id) = request.and_then(|request| request.map.get(&names::X_REQUEST_ID))
+    {
+        map.insert(names::X_REQUEST_ID.clone(), id.clone());
+    }
+    if let Some(via) = &manager.via {
+        map.append(header::VIA, via.clone());
+    }
+    match manager.server_header {
+        hcm::ServerHeaderTransformation::Overwrite => {
+            map.insert(header::SERVER, manager.server_name.clone());
+        }
+        hcm::ServerHeaderTransformation::AppendIfAbsent => {
+            map.entry(header::SERVER).or_insert_with(|| manager.server_name.clone());
+        }
+        hcm::ServerHeaderTransformation::PassThrough => {}
+    }
+    info.response_code = Some(response.status.as_u16());
+}
+
+/// The flag that a reply of a client which never finished its request gets.
+pub(crate) const IDLE_FLAG: ResponseFlag = ResponseFlag::StreamIdleTimeout;
+
+fn remove_hop_by_hop(headers: &mut RequestHeaders) {
+    let map = &mut headers.map;
+    // Headers named by `connection` belong to that hop alone; `te` alone has a say of its own.
+    let named: Vec<HeaderName> = map
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+        .filter(|name| !is_protected(name))
+        .collect();
+    for name in named {
+        map.remove(name);
+    }
+    if headers.upgrade.is_none() {
+        map.remove(header::CONNECTION);
+        map.remove(header::UPGRADE);
+    }
+    map.remove(&names::KEEP_ALIVE);
+    map.remove(&names::PROXY_CONNECTION);
+    map.remove(header::TRANSFER_ENCODING);
+    if map.get(header::TE).is_some_and(|te| !te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+        map.remove(header::TE);
+    }
+}
+
+/// Headers that a client may not have removed by naming them in `connection`.
+fn is_protected(name: &HeaderName) -> bool {
+    name == header::UPGRADE
+        || name == header::TE
+        || name == header::CONTENT_LENGTH
+        || name == header::TRANSFER_ENCODING
+        || name == header::COOKIE
+        || name == header::AUTHORIZATION
+        || name.as_str().starts_with("x-forwarded-")
+        || name.as_str().starts_with("x-envoy-")
+}
+
+fn set_forwarded_proto(map: &mut HeaderMap, is_tls: bool) {
+    let scheme = if is_tls { "https" } else { "http" };
+    map.insert(names::X_FORWARDED_PROTO.clone(), HeaderValue::from_static(scheme));
+}
+
+fn set_scheme(manager: &ConnectionManager, headers: &mut RequestHeaders, is_tls: bool) {
+    headers.scheme = match manager.scheme_override {
+        Some(scheme) => scheme,
+        None => match headers.text(&names::X_FORWARDED_PROTO) {
+            Some(proto) if proto.eq_ignore_ascii_case("https") => Scheme::Https,
+            Some(proto) if proto.eq_ignore_ascii_case("http") => Scheme::Http,
+            _ if is_tls => Scheme::Https,
+            _ => Scheme::Http,
+        },
+    };
+}
+
+/// The entry of `x-forwarded-for` that is `skip` before the last, and whether it is the only one.
+fn last_forwarded(map: &HeaderMap, skip: usize) -> Option<(IpAddr, bool)> {
+    let values: Vec<&str> = map
+        .get_all(&names::X_FORWARDED_FOR)
+        .iter()
+        .filter_map(|value| std::str::from_utf8(value.as_bytes()).ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .collect();
+    let entry = values.iter().rev().nth(skip)?;
+    let address = entry.parse().ok().or_else(|| entry.parse::<SocketAddr>().ok().map(|address| address.ip()))?;
+    Some((address, values.len() == 1))
+}
+
+fn append_forwarded_for(map: &mut HeaderMap, address: IpAddr) {
+    let mut text = String::with_capacity(48);
+    for value in map.get_all(&names::X_FORWARDED_FOR) {
+        if let Ok(value) = value.to_str() {
+            text.push_str(value);
+            text.push(',');
+        }
+    }
+    // Writing to a string cannot fail.
+    let _ = std::fmt::Write::write_fmt(&mut text, format_args!("{}", address.to_canonical()));
+    if let Ok(value) = HeaderValue::try_from(text) {
+        map.insert(names::X_FORWARDED_FOR.clone(), value);
+    }
+}
+
+/// Headers by which a client could steer the proxy or pose as an inner one.
+fn clean_internal_headers(map: &mut HeaderMap, is_edge: bool, internal_only: &[HeaderName]) {
+    // Almost no request has one: one look over the names is cheaper than seventeen lookups.
+    if map.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+        if is_edge {
+            map.remove(&names::X_ENVOY_DECORATOR_OPERATION);
+            map.remove(&names::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER);
+            map.remove(&names::X_ENVOY_DOWNSTREAM_SERVICE_NODE);
+            map.remove(&names::X_ENVOY_ORIGINAL_PATH);
+        }
+        for name in [
+            &names::X_ENVOY_INTERNAL,
+            &names::X_ENVOY_RETRIABLE_STATUS_CODES,
+            &names::X_ENVOY_RETRIABLE_HEADER_NAMES,
+            &names::X_ENVOY_RETRY_ON,
+            &names::X_ENVOY_RETRY_GRPC_ON,
+            &names::X_ENVOY_MAX_RETRIES,
+            &names::X_ENVOY_UPSTREAM_ALT_STAT_NAME,
+            &names::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS,
+            &names::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS,
+            &names::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE,
+            &names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS,
+            &names::X_ENVOY_FORCE_TRACE,
+            &names::X_ENVOY_IP_TAGS,
+            &names::X_ENVOY_ORIGINAL_URL,
+            &names::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
+        ] {
+            map.remove(name);
+        }
+    }
+    for name in internal_only {
+        map.remove(name);
+    }
+}
+
+fn has_underscore(map: &HeaderMap) -> bool {
+    map.keys().any(|name| name.as_str().contains('_'))
+}
+
+fn drop_underscores(map: &mut HeaderMap) {
+    let names: Vec<HeaderName> = map.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    for name in names {
+        map.remove(name);
+    }
+}

@@ -1,0 +1,202 @@
+//! One attempt: a host, a connection, the request, the response's head.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
+use hyper::upgrade::OnUpgrade;
+
+use crate::http::body::{Body, RequestSource};
+use crate::http::headers::{RequestHeaders, ResponseHeaders, is_grpc};
+use crate::http::stream::{StreamCell, StreamState};
+use crate::router::virtual_host::strip_port;
+use crate::upstream::{Cluster, Host, HttpConnection, LoadBalancerContext, Outcome, PoolRequest, UpstreamBody};
+
+use super::failure::{Failure, FailureKind};
+use super::plan::{Plan, headers_for_http1, note_attempt, original_destination};
+use super::upstream_end::UpstreamEnd;
+
+/// A response's head, with its body to come.
+pub(super) struct Answer {
+    pub(super) head: ResponseHeaders,
+    pub(super) body: UpstreamBody,
+    pub(super) upgrade: Option<OnUpgrade>,
+    pub(super) end: UpstreamEnd,
+}
+
+/// Makes one attempt, within its own time limits.
+pub(super) async fn run(
+    plan: &mut Plan,
+    cell: &Rc<StreamCell>,
+    source: &Rc<RequestSource>,
+) -> Result<Answer, Failure> {
+    let per_try = [plan.timeouts.per_try, plan.timeouts.per_try_idle].into_iter().flatten().min();
+    let result = match per_try {
+        None => make(plan, cell, source).await,
+        Some(limit) => match tokio::time::timeout(limit, make(plan, cell, source)).await {
+            Ok(result) => result,
+            Err(_) => {
+                plan.cluster.stats.upstream_rq_per_try_timeout.inc();
+                Err(FailureKind::PerTryTimeout.into())
+            }
+        },
+    };
+    if let Err(failure) = &result {
+        blame(plan, cell, failure);
+    }
+    result
+}
+
+async fn make(plan: &mut Plan, cell: &Rc<StreamCell>, source: &Rc<RequestSource>) -> Result<Answer, Failure> {
+    let host = cell.with(|state| choose(plan, state))?;
+    plan.host = Some(host.clone());
+    let (worker, random, version) = cell.with(|state| {
+        let worker = state.stream.worker().clone();
+        let random = worker.random();
+        (worker, random, state.stream.info.protocol.unwrap_or(Version::HTTP_11))
+    });
+    let Some(guard) = plan.cluster.breakers.request(plan.priority) else {
+        plan.cluster.stats.upstream_rq_pending_overflow.inc();
+        return Err(FailureKind::Overflow.into());
+    };
+    let sni = server_name(&plan.cluster, cell);
+    let request = PoolRequest {
+        priority: plan.priority,
+        // An upgrade takes the whole connection, which only HTTP/1 gives away.
+        downstream_protocol: if plan.is_upgrade { Version::HTTP_11 } else { version },
+        sni: sni.as_deref(),
+    };
+    let connection = worker.pools.http(&plan.cluster, &host, &request).await?;
+    let (request, has_grpc) = cell.with(|state| {
+        note_connection(state, &connection);
+        let grpc = is_grpc(&state.request.map);
+        build(plan, state, &host, connection.protocol).map(|request| (request, grpc))
+    })?;
+    plan.attempt_end = Some(UpstreamEnd::new(
+        plan.cluster.clone(),
+        host,
+        guard,
+        plan.retry_guard.take(),
+        plan.is_internal,
+        random,
+    ));
+    let request = request.map(|()| Body::attempt(source));
+    let mut response = connection.send(request).await?;
+    cell.touch();
+    cell.with(|state| state.stream.info.response_start = Some(cell.last_activity()));
+    let upgrade = (plan.is_upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS)
+        .then(|| hyper::upgrade::on(&mut response));
+    let (parts, body) = response.into_parts();
+    let Some(mut end) = plan.attempt_end.take() else {
+        return Err(FailureKind::LocalReset.into());
+    };
+    end.answered(parts.status.as_u16(), &parts.headers, has_grpc);
+    let head = ResponseHeaders { status: parts.status, map: parts.headers };
+    Ok(Answer { head, body, upgrade, end })
+}
+
+/// The server name of the upstream's TLS, where it follows the request.
+fn server_name(cluster: &Cluster, cell: &Rc<StreamCell>) -> Option<String> {
+    cluster.config.http.auto_sni.then(|| cell.with(|state| strip_port(state.request.host()).to_owned()))
+}
+
+fn choose(plan: &mut Plan, state: &mut StreamState) -> Result<Arc<Host>, Failure> {
+    let info = &mut state.stream.info;
+    info.upstream.attempts += 1;
+    let policy = plan.retry.as_ref().and_then(|retry| retry.policy());
+    let avoids = policy.is_some_and(|policy| policy.avoids_previous_hosts) && !plan.tried.is_empty();
+    let tried = &plan.tried;
+    let was_tried = |host: &Host| tried.contains(&host.id);
+    let metadata_match = plan.action().and_then(|action| action.metadata_match.as_deref());
+    let random = state.stream.worker().random();
+    let context = LoadBalancerContext {
+        random,
+        hash: plan.hash,
+        original_destination: original_destination(state),
+        metadata_match,
+        should_select_another: avoids.then_some(&was_tried),
+        select_attempts: policy.map_or(1, |policy| policy.host_selection_attempts.max(1)),
+        excluded_priorities: &[],
+    };
+    let host = plan.cluster.choose_host(&context)?;
+    let upstream = &mut state.stream.info.upstream;
+    upstream.host = Some(host.address_text.clone());
+    upstream.host_name = (!host.hostname.is_empty()).then(|| host.hostname.clone());
+    upstream.transport_failure = None;
+    upstream.local_address = None;
+    plan.tried.push(host.id);
+    Ok(host)
+}
+
+fn note_connection(state: &mut StreamState, connection: &HttpConnection) {
+    let upstream = &mut state.stream.info.upstream;
+    upstream.local_address = connection.local_address;
+    upstream.protocol = Some(connection.protocol);
+}
+
+/// The request as the upstream's protocol writes it.
+fn build(plan: &Plan, state: &mut StreamState, host: &Host, protocol: Version) -> Result<Request<()>, Failure> {
+    let attempts = state.stream.info.upstream.attempts;
+    let mut rewritten;
+    let headers = match plan.action().filter(|action| action.is_auto_host_rewrite() && !host.hostname.is_empty()) {
+        Some(action) if attempts == 1 => {
+            action.rewrite_host_to(&mut state.request, &host.hostname);
+            &state.request
+        }
+        Some(_) => {
+            rewritten = state.request.clone();
+            let _ = rewritten.set_host(host.hostname.as_ref());
+            &rewritten
+        }
+        None => &state.request,
+    };
+    let counts = plan.route.virtual_host().counts_attempts;
+    build_request(headers, protocol, counts.then_some(attempts)).ok_or_else(|| FailureKind::BadRequest.into())
+}
+
+/// A request without its body; `None` when it cannot be written in `protocol`.
+pub(super) fn build_request(headers: &RequestHeaders, protocol: Version, attempt: Option<u32>) -> Option<Request<()>> {
+    let mut request = Request::new(());
+    *request.method_mut() = headers.method.clone();
+    *request.version_mut() = protocol;
+    let mut map: HeaderMap;
+    if protocol == Version::HTTP_2 {
+        *request.uri_mut() = Uri::builder()
+            .scheme(headers.scheme.as_str())
+            .authority(headers.authority.as_bytes())
+            .path_and_query(headers.path.clone())
+            .build()
+            .ok()?;
+        map = headers.map.clone();
+    } else {
+        if headers.upgrade.is_some() && headers.method == Method::CONNECT {
+            // An extended CONNECT becomes the upgrade that it stands for.
+            *request.method_mut() = Method::GET;
+        }
+        *request.uri_mut() = Uri::from(headers.path.clone());
+        map = headers_for_http1(headers);
+    }
+    if let Some(attempt) = attempt {
+        note_attempt(&mut map, attempt);
+    }
+    *request.headers_mut() = map;
+    Some(request)
+}
+
+/// Counts a failed attempt and tells outlier detection whose fault it was.
+fn blame(plan: &mut Plan, cell: &Rc<StreamCell>, failure: &Failure) {
+    plan.abandon();
+    if failure.is_remote_reset() {
+        plan.cluster.stats.upstream_rq_rx_reset.inc();
+    }
+    if failure.is_connect() {
+        plan.cluster.stats.upstream_rq_pending_failure_eject.inc();
+    }
+    let Some(host) = plan.host.clone().filter(|_| failure.is_of_host()) else {
+        return;
+    };
+    host.stats.rq_error.inc();
+    let outcome = if failure.is_timeout() { Outcome::Timeout } else { Outcome::LocalFailure };
+    let random = cell.with(|state| state.stream.worker().random());
+    plan.cluster.report(&host, outcome, random);
+}

@@ -1,0 +1,167 @@
+//! Attempts that brought no response: what to call them, what the client is told, whether they deserve a retry.
+
+use http::{HeaderValue, StatusCode};
+
+use crate::http::headers::names;
+use crate::http::local_reply::LocalReply;
+use crate::router::Outcome as RetryOutcome;
+use crate::stream_info::ResponseFlag;
+use crate::upstream::{NoHost, PoolError, PoolErrorKind};
+
+/// Why an attempt brought no response.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    kind: FailureKind,
+    /// What the transport said.
+    pub(super) transport: Option<String>,
+}
+
+/// One row each in [`Failure::reply`] and [`Failure::retry_outcome`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FailureKind {
+    NoHealthyHost,
+    RemoteConnectionFailure,
+    ConnectionTimeout,
+    ConnectionTermination { request_sent: bool },
+    RemoteReset,
+    RemoteRefused,
+    LocalReset,
+    Overflow,
+    Protocol,
+    PerTryTimeout,
+    /// The request cannot be written in the upstream's protocol.
+    BadRequest,
+}
+
+impl From<NoHost> for Failure {
+    fn from(_: NoHost) -> Self {
+        FailureKind::NoHealthyHost.into()
+    }
+}
+
+impl From<FailureKind> for Failure {
+    fn from(kind: FailureKind) -> Self {
+        Failure { kind, transport: None }
+    }
+}
+
+impl From<PoolError> for Failure {
+    fn from(error: PoolError) -> Self {
+        let kind = match error.kind {
+            PoolErrorKind::ConnectFailure => FailureKind::RemoteConnectionFailure,
+            PoolErrorKind::ConnectTimeout => FailureKind::ConnectionTimeout,
+            PoolErrorKind::Overflow => FailureKind::Overflow,
+            PoolErrorKind::ConnectionTermination => FailureKind::ConnectionTermination { request_sent: true },
+            PoolErrorKind::Reset => FailureKind::RemoteReset,
+            PoolErrorKind::RefusedStream => FailureKind::RemoteRefused,
+            PoolErrorKind::Protocol => FailureKind::Protocol,
+            PoolErrorKind::LocalReset => FailureKind::LocalReset,
+        };
+        let is_connect = matches!(error.kind, PoolErrorKind::ConnectFailure | PoolErrorKind::ConnectTimeout);
+        Failure { kind, transport: (is_connect && !error.text.is_empty()).then_some(error.text) }
+    }
+}
+
+impl Failure {
+    /// True when there was no connection.
+    pub(super) fn is_connect(&self) -> bool {
+        matches!(
+            self.kind,
+            FailureKind::RemoteConnectionFailure | FailureKind::ConnectionTimeout
+        )
+    }
+
+    /// True when the host is to blame.
+    pub(super) fn is_of_host(&self) -> bool {
+        !matches!(
+            self.kind,
+            FailureKind::NoHealthyHost | FailureKind::Overflow | FailureKind::BadRequest | FailureKind::LocalReset
+        )
+    }
+
+    /// True for the attempt's timeout.
+    pub(super) fn is_timeout(&self) -> bool {
+        self.kind == FailureKind::PerTryTimeout
+    }
+
+    /// True when the other side broke a stream that was there.
+    pub(super) fn is_remote_reset(&self) -> bool {
+        matches!(
+            self.kind,
+            FailureKind::RemoteReset | FailureKind::RemoteRefused | FailureKind::ConnectionTermination { .. }
+        )
+    }
+
+    /// As retries see it.
+    pub(super) fn retry_outcome(&self) -> RetryOutcome<'static> {
+        match self.kind {
+            FailureKind::NoHealthyHost | FailureKind::Overflow | FailureKind::BadRequest => RetryOutcome::Overflow,
+            FailureKind::RemoteConnectionFailure
+           
+            | FailureKind::ConnectionTimeout => RetryOutcome::ConnectFailure,
+            FailureKind::RemoteRefused => RetryOutcome::RefusedStream,
+            FailureKind::PerTryTimeout => RetryOutcome::PerTryTimeout,
+            FailureKind::ConnectionTermination { request_sent } => RetryOutcome::Reset { request_sent },
+            FailureKind::RemoteReset | FailureKind::LocalReset | FailureKind::Protocol => {
+                RetryOutcome::Reset { request_sent: true }
+            }
+        }
+    }
+
+    /// The reply, in Envoy's words.
+    pub(super) fn reply(&self, is_retried: bool) -> LocalReply {
+        let (reason, flag, status) = match self.kind {
+            FailureKind::NoHealthyHost => {
+                return LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", "no_healthy_upstream")
+                    .flag(ResponseFlag::NoHealthyUpstream);
+            }
+            FailureKind::PerTryTimeout => {
+                return LocalReply::new(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    "upstream request timeout",
+                    "upstream_per_try_timeout",
+                )
+                .flag(ResponseFlag::UpstreamRequestTimeout);
+            }
+            FailureKind::BadRequest => {
+                return LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "", "missing_required_header");
+            }
+            FailureKind::RemoteConnectionFailure => {
+                ("remote connection failure", ResponseFlag::UpstreamConnectionFailure, StatusCode::SERVICE_UNAVAILABLE)
+            }
+            FailureKind::ConnectionTimeout => {
+                ("connection timeout", ResponseFlag::UpstreamConnectionFailure, StatusCode::SERVICE_UNAVAILABLE)
+            }
+            FailureKind::ConnectionTermination { .. } => (
+                "connection termination",
+                ResponseFlag::UpstreamConnectionTermination,
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            FailureKind::RemoteReset => {
+                ("remote reset", ResponseFlag::UpstreamRemoteReset, StatusCode::SERVICE_UNAVAILABLE)
+            }
+            FailureKind::RemoteRefused => {
+                ("remote refused stream reset", ResponseFlag::UpstreamRemoteReset, StatusCode::SERVICE_UNAVAILABLE)
+            }
+            FailureKind::LocalReset => ("local reset", ResponseFlag::LocalReset, StatusCode::SERVICE_UNAVAILABLE),
+            FailureKind::Overflow => ("overflow", ResponseFlag::UpstreamOverflow, StatusCode::SERVICE_UNAVAILABLE),
+            FailureKind::Protocol => ("protocol error", ResponseFlag::UpstreamProtocolError, StatusCode::BAD_GATEWAY),
+        };
+        let retried = if is_retried { "retried and the latest " } else { "" };
+        let mut body =
+            format!("upstream connect error or disconnect/reset before headers. {retried}reset reason: {reason}");
+        let mut details = format!("upstream_reset_before_response_started{{{reason}");
+        if let Some(transport) = &self.transport {
+            body.push_str(", transport failure reason: ");
+            body.push_str(transport);
+            details.push('|');
+            details.push_str(transport);
+        }
+        details.push('}');
+        let reply = LocalReply::new(status, body, details.replace(' ', "_")).flag(flag);
+        if self.kind == FailureKind::Overflow {
+            return reply.header(&names::X_ENVOY_OVERLOADED, HeaderValue::from_static("true"));
+        }
+        reply
+    }
+}

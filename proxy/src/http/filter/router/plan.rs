@@ -1,0 +1,175 @@
+//! What is decided once per request, before the first attempt: cluster, timeouts, retries, hash, priority.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, StatusCode};
+
+use crate::http::headers::{RequestHeaders, names};
+use crate::http::local_reply::LocalReply;
+use crate::http::stream::{StreamCell, StreamState};
+use crate::router::{ForwardAction, HashPolicy, HashedCookie, RetryState, RouteKind, SelectedRoute, Timeouts};
+use crate::stream_info::ResponseFlag;
+use crate::upstream::{Cluster, Host, Outcome, Priority, RetryGuard};
+
+use super::failure::Failure;
+use super::upstream_end::UpstreamEnd;
+
+/// What a body is kept up to for a retry, unless a route says otherwise: Envoy's default connection buffer.
+const BUFFER_LIMIT: usize = 1 << 20;
+
+/// The plan of one request.
+pub(super) struct Plan {
+    pub(super) route: SelectedRoute,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) timeouts: Timeouts,
+    pub(super) retry: Option<RetryState>,
+    pub(super) retries_made: u32,
+    pub(super) retry_guard: Option<RetryGuard>,
+    pub(super) hash: Option<u64>,
+    pub(super) cookie: Option<HashedCookie>,
+    pub(super) priority: Priority,
+    pub(super) buffer_limit: usize,
+    pub(super) suppresses_headers: bool,
+    pub(super) is_internal: bool,
+    pub(super) is_upgrade: bool,
+    /// Hosts that were tried.
+    pub(super) tried: Vec<u64>,
+    /// The host of the running attempt.
+    pub(super) host: Option<Arc<Host>>,
+    /// Counts of the running attempt; given on with its response.
+    pub(super) attempt_end: Option<UpstreamEnd>,
+}
+
+impl Plan {
+    /// Plans a request and finishes its headers.
+    pub(super) fn new(state: &mut StreamState) -> Result<Self, Box<LocalReply>> {
+        let StreamState { stream, request, .. } = state;
+        let connection = stream.connection.clone();
+        let stats = &connection.manager.stats;
+        let not_found = |status: StatusCode, details: &'static str| {
+            stats.no_cluster.inc();
+            Box::new(LocalReply::new(status, "", details).flag(ResponseFlag::NoClusterFound))
+        };
+        let Some(route) = stream.info.route.clone() else {
+            return Err(not_found(StatusCode::NOT_FOUND, "route_not_found"));
+        };
+        let RouteKind::Forward(action) = &route.route().kind else {
+            return Err(not_found(StatusCode::NOT_FOUND, "route_not_found"));
+        };
+        let name = route.cluster().cloned();
+        stream.info.upstream.cluster.clone_from(&name);
+        let cluster = name.as_deref().and_then(|name| connection.worker.clusters.get(name));
+        let Some(cluster) = cluster else {
+            return Err(not_found(action.not_found, "cluster_not_found"));
+        };
+        let suppresses_headers = connection.manager.filters.router.suppresses_headers;
+        request.map.remove(http::header::EXPECT);
+        let timeouts = action.timeouts.of_request(request, route.retry_policy(), !suppresses_headers);
+        let retry = RetryState::new(route.retry_policy(), request);
+        let (hash, cookie) = HashPolicy::hash(&action.hash, request, stream.info.remote_address.ip());
+        route.finalize_request(action, request, &stream.info, !suppresses_headers);
+        if request.upgrade.is_none() {
+            request.map.remove(http::header::UPGRADE);
+        }
+        let is_high = action.is_high_priority;
+        Ok(Plan {
+            cluster,
+            timeouts,
+            retry,
+            retries_made: 0,
+            retry_guard: None,
+            hash,
+            cookie,
+            priority: if is_high { Priority::High } else { Priority::Default },
+            buffer_limit: route.buffer_limit().unwrap_or(BUFFER_LIMIT),
+            suppresses_headers,
+            is_internal: stream.info.is_internal,
+            is_upgrade: request.upgrade.is_some(),
+            tried: Vec::new(),
+            host: None,
+            attempt_end: None,
+            route,
+        })
+    }
+
+    /// The route's action.
+    pub(super) fn action(&self) -> Option<&ForwardAction> {
+        match &self.route.route().kind {
+            RouteKind::Forward(action) => Some(action),
+            RouteKind::Redirect(_) | RouteKind::Direct(_) => None,
+        }
+    }
+
+    /// Counts a response, ours or the upstream's.
+    pub(super) fn charge(&self, status: StatusCode) {
+        let code = status.as_u16();
+        self.cluster.response_codes.record(code);
+        self.cluster.stats.upstream_rq_completed.inc();
+        if self.is_internal {
+            self.cluster.internal_response_codes.record(code);
+        } else {
+            self.cluster.external_response_codes.record(code);
+        }
+    }
+
+    /// The running attempt is given up.
+    pub(super) fn abandon(&mut self) {
+        if let Some(mut end) = self.attempt_end.take() {
+            end.cancel();
+        }
+    }
+
+    /// The host of the running attempt did not answer in time.
+    pub(super) fn report_timeout(&self, cell: &Rc<StreamCell>) {
+        if let Some(host) = &self.host {
+            host.stats.rq_timeout.inc();
+            let random = cell.with(|state| state.stream.worker().random());
+            self.cluster.report(host, Outcome::Timeout, random);
+        }
+    }
+
+    /// The reply after a failure that is not retried.
+    pub(super) fn failure_reply(&mut self, cell: &Rc<StreamCell>, failure: Failure) -> Box<LocalReply> {
+        self.abandon();
+        let attempts = cell.with(|state| {
+            state.stream.info.upstream.transport_failure.clone_from(&failure.transport);
+            state.stream.info.upstream.attempts
+        });
+        let reply = failure.reply(attempts > 1);
+        self.charge(reply.status);
+        Box::new(reply)
+    }
+}
+
+/// Where the client wanted to go, for clusters that send it there.
+pub(super) fn original_destination(state: &StreamState) -> Option<SocketAddr> {
+    let info = &state.stream.info.connection;
+    info.is_local_restored.then_some(info.local_address)
+}
+
+/// `te: trailers` is all that may be left of `te`; cookies that HTTP/2 split are joined for HTTP/1.
+pub(super) fn headers_for_http1(request: &RequestHeaders) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(request.map.len() + 2);
+    map.insert(http::header::HOST, request.authority.clone());
+    for (name, value) in &request.map {
+        map.append(name.clone(), value.clone());
+    }
+    if map.get_all(http::header::COOKIE).iter().nth(1).is_some() {
+        let joined: Vec<&[u8]> = map.get_all(http::header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(cookie) = HeaderValue::from_bytes(&joined.join(&b"; "[..])) {
+            map.insert(http::header::COOKIE, cookie);
+        }
+    }
+    if let Some(upgrade) = &request.upgrade {
+        map.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+        map.insert(http::header::UPGRADE, upgrade.clone());
+    }
+    map
+}
+
+/// The count of this attempt, for the upstream.
+pub(super) fn note_attempt(map: &mut HeaderMap, attempt: u32) {
+    map.insert(names::X_ENVOY_ATTEMPT_COUNT.clone(), HeaderValue::from(attempt));
+}

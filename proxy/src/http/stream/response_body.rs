@@ -1,0 +1,275 @@
+//! The response's body on its way downstream: counted, shown to the filters, limited in time.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+use crate::http::filter::router::UpstreamEnd;
+use crate::stream_info::ResponseFlag;
+use crate::upstream::UpstreamBody;
+
+use super::{StreamCell, StreamState};
+
+/// The body given to the codec.
+pub(crate) struct ResponseBody {
+    kind: Kind,
+    cell: Rc<StreamCell>,
+    sees_data: bool,
+    is_ended: bool,
+    /// Trailers that wait behind data made from them.
+    trailers: Option<HeaderMap>,
+    deadlines: Deadlines,
+    timer: Option<Pin<Box<Sleep>>>,
+    upstream: Option<UpstreamEnd>,
+}
+
+enum Kind {
+    Full(Option<Bytes>),
+    Upstream(UpstreamBody),
+}
+
+/// Limits while the body streams.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Deadlines {
+    /// The end of the upstream exchange.
+    pub(crate) response: Option<Instant>,
+    /// The end of the whole stream.
+    pub(crate) stream: Option<Instant>,
+    /// Without a byte.
+    pub(crate) idle: Option<Duration>,
+}
+
+/// Why a response's body ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResponseBodyError {
+    #[error("upstream response ended early")]
+    Upstream(#[source] hyper::Error),
+    #[error("response took too long")]
+    Timeout,
+}
+
+impl ResponseBody {
+    /// A body that is all there.
+    pub(crate) fn full(cell: Rc<StreamCell>, body: Bytes) -> Self {
+        let (sees_data, deadlines) = cell.with(|state| (state.sees_data, Deadlines::default()));
+        let body = (!body.is_empty()).then_some(body);
+        ResponseBody {
+            is_ended: body.is_none() && !sees_data,
+            kind: Kind::Full(body),
+            cell,
+            sees_data,
+            trailers: None,
+            deadlines,
+            timer: None,
+            upstream: None,
+        }
+    }
+
+    /// An upstream's body.
+    pub(crate) fn upstream(cell: Rc<StreamCell>, body: UpstreamBody, deadlines: Deadlines, end: UpstreamEnd) -> Self {
+        let sees_data = cell.with(|state| state.sees_data);
+        ResponseBody {
+            is_ended: body.is_end_stream() && !sees_data,
+            kind: Kind::Upstream(body),
+            cell,
+            sees_data,
+            trailers: None,
+            deadlines,
+            timer: None,
+            upstream: Some(end),
+        }
+    }
+
+    fn poll_inner(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+        match &mut self.kind {
+            Kind::Full(body) => Poll::Ready(body.take().map(|body| Ok(Frame::data(body)))),
+            Kind::Upstream(body) => {
+                Pin::new(body).poll_frame(context).map(|frame| frame.map(|frame| frame.map_err(ResponseBodyError::Upstream)))
+            }
+        }
+    }
+
+    fn is_inner_end(&self) -> bool {
+        match &self.kind {
+            Kind::Full(body) => body.is_none(),
+            Kind::Upstream(body) => body.is_end_stream(),
+        }
+    }
+
+    /// A limit that is reached now; otherwise the task is woken at the next one.
+    fn poll_deadline(&mut self, context: &mut Context<'_>) -> Option<ResponseFlag> {
+        loop {
+            let idle = self.deadlines.idle.map(|limit| self.cell.last_activity() + limit);
+            let limits = [
+                (self.deadlines.response, ResponseFlag::UpstreamRequestTimeout),
+                (self.deadlines.stream, ResponseFlag::DurationTimeout),
+                (idle, ResponseFlag::StreamIdleTimeout),
+            ];
+            let (next, flag) = limits.into_iter().filter_map(|(at, flag)| at.map(|at| (at, flag))).min_by_key(|(at, _)| *at)?;
+            if next <= Instant::now() {
+                return Some(flag);
+            }
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next)));
+            if timer.deadline() != next {
+                timer.as_mut().reset(next);
+            }
+            if timer.as_mut().poll(context).is_pending() {
+                return None;
+            }
+        }
+    }
+
+    fn data(&mut self, mut data: Bytes) -> Bytes {
+        self.cell.touch();
+        let sees_data = self.sees_data;
+        self.cell.with(|state| {
+            let StreamState { stream, filters, .. } = state;
+            if sees_data {
+                for filter in filters.iter_mut().rev().filter(|filter| filter.sees_data()) {
+                    data = filter.encode_data(std::mem::take(&mut data), stream);
+                }
+            }
+            stream.info.bytes_sent += data.len() as u64;
+        });
+        data
+    }
+
+    /// The end, with or without trailers: filters may turn them into data.
+    fn end(&mut self, mut trailers: HeaderMap) -> Option<Frame<Bytes>> {
+        self.is_ended = true;
+        let sees_data = self.sees_data;
+        let extra = self.cell.with(|state| {
+            let StreamState { stream, filters, .. } = &mut *state;
+            let mut extra = None;
+            if sees_data {
+                for filter in filters.iter_mut().rev() {
+                    extra = filter.encode_end(&mut trailers, stream).or(extra);
+                }
+            }
+            if let Some(extra) = &extra {
+                stream.info.bytes_sent += extra.len() as u64;
+            }
+            state.trailers = (!trailers.is_empty()).then(|| trailers.clone());
+            extra
+        });
+        if let Some(end) = &mut self.upstream {
+            self.cell.with(|state| end.finish(&mut state.stream.info, Some(&trailers)));
+        }
+        match extra {
+            Some(extra) => {
+                self.trailers = (!trailers.is_empty()).then_some(trailers);
+                Some(Frame::data(extra))
+            }
+            None if trailers.is_empty() => None,
+            None => Some(Frame::trailers(trailers)),
+        }
+    }
+
+    fn fail(&mut self, flag: Option<ResponseFlag>, error: ResponseBodyError) -> ResponseBodyError {
+        self.is_ended = true;
+        let end = self.upstream.take();
+        self.cell.with(|state| {
+            let info = &mut state.stream.info;
+            let (flag, details) = match (flag, &error) {
+                (Some(ResponseFlag::UpstreamRequestTimeout), _) => (ResponseFlag::UpstreamRequestTimeout, "response_timeout"),
+                (Some(ResponseFlag::StreamIdleTimeout), _) => (ResponseFlag::StreamIdleTimeout, "stream_idle_timeout"),
+                (Some(flag), _) => (flag, "max_duration_timeout"),
+                (None, ResponseBodyError::Upstream(source)) => upstream_failure(source),
+                (None, ResponseBodyError::Timeout) => (ResponseFlag::LocalReset, "local_reset"),
+            };
+            info.flags.insert(flag);
+            info.response_code_details = Some(details.into());
+            let stats = &state.stream.connection.manager.stats;
+            stats.rq_reset_after_downstream_response_started.inc();
+            stats.downstream_rq_tx_reset.inc();
+            if let Some(mut end) = end {
+                end.fail(info, flag);
+            }
+        });
+        self.cell.complete();
+        error
+    }
+}
+
+/// Flag and details of an upstream that broke off in the middle of its response.
+fn upstream_failure(error: &hyper::Error) -> (ResponseFlag, &'static str) {
+    let is_stream_reset = std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<h2::Error>())
+        .is_some_and(|error| error.is_reset() && error.is_remote());
+    if is_stream_reset {
+        (ResponseFlag::UpstreamRemoteReset, "upstream_reset_after_response_started{remote_reset}")
+    } else if error.is_parse() {
+        (ResponseFlag::UpstreamProtocolError, "upstream_reset_after_response_started{protocol_error}")
+    } else {
+        (ResponseFlag::UpstreamConnectionTermination, "upstream_reset_after_response_started{connection_termination}")
+    }
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = ResponseBodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+        let this = self.get_mut();
+        if this.is_ended {
+            return Poll::Ready(this.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        match this.poll_inner(context) {
+            Poll::Pending => match this.poll_deadline(context) {
+                Some(flag) => Poll::Ready(Some(Err(this.fail(Some(flag), ResponseBodyError::Timeout)))),
+                None => Poll::Pending,
+            },
+            Poll::Ready(None) => Poll::Ready(this.end(HeaderMap::new()).map(Ok)),
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(this.fail(None, error)))),
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => {
+                    let data = this.data(data);
+                    if !this.sees_data && this.is_inner_end() {
+                        this.end(HeaderMap::new());
+                    }
+                    Poll::Ready(Some(Ok(Frame::data(data))))
+                }
+                Err(frame) => Poll::Ready(frame.into_trailers().ok().and_then(|trailers| this.end(trailers)).map(Ok)),
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_ended && self.trailers.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            _ if self.sees_data => SizeHint::default(),
+            Kind::Full(body) => SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64)),
+            Kind::Upstream(body) => body.size_hint(),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if self.is_ended {
+            self.cell.complete();
+        }
+        if let Some(end) = &mut self.upstream {
+            let is_ended = self.is_ended;
+            self.cell.with(|state| {
+                if is_ended {
+                    end.finish(&mut state.stream.info, None);
+                } else {
+                    end.cancel();
+                }
+            });
+        }
+    }
+}

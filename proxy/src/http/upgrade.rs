@@ -1,0 +1,141 @@
+//! Upgrades: WebSocket and others that HTTP/1 switches to, and their extended CONNECT form in HTTP/2. Allowed only as
+//! configured; then both connections are joined byte by byte.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::{Method, Request, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+use crate::router::RouteKind;
+use crate::stream_info::ResponseFlag;
+
+use super::config::ConnectionManager;
+use super::filter::router::UpstreamEnd;
+use super::headers::RequestHeaders;
+use super::local_reply::LocalReply;
+use super::stream::{Stream, StreamCell};
+
+/// The size of one copied piece.
+const PIECE: usize = 16 << 10;
+
+/// The connection's bytes after an upgrade, if the request asks for one.
+pub(crate) fn wanted(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
+    let is_asking = request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
+    is_asking.then(|| hyper::upgrade::on(request))
+}
+
+/// Refuses an upgrade that is not configured; the error is the answer.
+pub(crate) fn check(
+    manager: &ConnectionManager,
+    stream: &Stream,
+    headers: &mut RequestHeaders,
+) -> Result<(), Box<LocalReply>> {
+    let kind = match &headers.upgrade {
+        Some(kind) => String::from_utf8_lossy(kind.as_bytes()).into_owned(),
+        None if headers.method == Method::CONNECT => "CONNECT".to_owned(),
+        None => return Ok(()),
+    };
+    let of_route = stream.route().and_then(|route| match &route.route().kind {
+        RouteKind::Forward(action) => action.upgrades.iter().find(|rule| rule.kind.eq_ignore_ascii_case(&kind)),
+        RouteKind::Redirect(_) | RouteKind::Direct(_) => None,
+    });
+    let of_manager = manager.upgrades.iter().find(|(name, _)| name.eq_ignore_ascii_case(&kind));
+    let is_allowed = of_route.map(|rule| rule.is_enabled).or(of_manager.map(|(_, enabled)| *enabled));
+    if is_allowed == Some(true) && (kind != "CONNECT" || stream.route().is_some()) {
+        return Ok(());
+    }
+    if kind.eq_ignore_ascii_case("h2c") {
+        // A client that would like HTTP/2 gets HTTP/1.1, as the protocol allows.
+        headers.upgrade = None;
+        headers.map.remove(header::CONNECTION);
+        headers.map.remove(header::UPGRADE);
+        headers.map.remove("http2-settings");
+        return Ok(());
+    }
+    if kind == "CONNECT" && stream.route().is_none() {
+        return Err(Box::new(
+            LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found").flag(ResponseFlag::NoRouteFound),
+        ));
+    }
+    manager.stats.downstream_rq_ws_on_non_ws_route.inc();
+    Err(Box::new(LocalReply::new(StatusCode::FORBIDDEN, "", "upgrade_failed").closing()))
+}
+
+/// Joins both sides until one ends, or nothing moves for the idle time.
+pub(crate) fn tunnel(
+    cell: Rc<StreamCell>,
+    downstream: OnUpgrade,
+    upstream: OnUpgrade,
+    idle: Option<Duration>,
+    mut end: UpstreamEnd,
+) {
+    tokio::task::spawn_local(async move {
+        let stats = cell.with(|state| state.stream.connection.manager.stats.clone());
+        stats.downstream_cx_upgrades_total.inc();
+        stats.downstream_cx_upgrades_active.inc();
+        match tokio::try_join!(downstream, upstream) {
+            Ok((downstream, upstream)) => {
+                let (client_read, client_write) = tokio::io::split(TokioIo::new(downstream));
+                let (server_read, server_write) = tokio::io::split(TokioIo::new(upstream));
+                let to_upstream = copy(client_read, server_write, &cell, Way::Up);
+                let to_downstream = copy(server_read, client_write, &cell, Way::Down);
+                tokio::select! {
+                    _ = futures::future::join(to_upstream, to_downstream) => {}
+                    () = idle_expired(&cell, idle) => {
+                        stats.downstream_rq_idle_timeout.inc();
+                        cell.with(|state| state.stream.info.flags.insert(ResponseFlag::StreamIdleTimeout));
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(%error, "upgrade failed"),
+        }
+        stats.downstream_cx_upgrades_active.dec();
+        cell.with(|state| end.finish(&mut state.stream.info, None));
+        cell.complete();
+    });
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    Up,
+    Down,
+}
+
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    cell: &StreamCell,
+    way: Way,
+) -> std::io::Result<()> {
+    let mut piece = vec![0; PIECE];
+    loop {
+        let count = from.read(&mut piece).await?;
+        if count == 0 {
+            return to.shutdown().await;
+        }
+        cell.touch();
+        cell.with(|state| match way {
+            Way::Up => state.stream.info.bytes_received += count as u64,
+            Way::Down => state.stream.info.bytes_sent += count as u64,
+        });
+        to.write_all(&piece[..count]).await?;
+        to.flush().await?;
+    }
+}
+
+async fn idle_expired(cell: &StreamCell, idle: Option<Duration>) {
+    let Some(idle) = idle else {
+        return std::future::pending().await;
+    };
+    loop {
+        let at = cell.last_activity() + idle;
+        if at <= tokio::time::Instant::now() {
+            return;
+        }
+        tokio::time::sleep_until(at).await;
+    }
+}

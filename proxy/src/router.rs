@@ -1,0 +1,184 @@
+//! Routing: a `RouteConfiguration` compiled into an immutable table, and what a selected route says about a request.
+//!
+//! `RouteConfiguration` → [`RouteTable`]: domains are indexed, matchers and formats compiled, everything unsupported refused
+//! with its path. A worker holds the table behind an `Rc`, so that selecting a route touches no shared counter.
+
+mod hash_policy;
+mod header_mutation;
+mod mirror;
+mod redirect;
+mod retry;
+mod route;
+mod route_action;
+mod route_match;
+mod selected;
+pub(crate) mod timeout;
+pub(crate) mod virtual_host;
+
+#[cfg(test)]
+mod tests;
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::HeaderName;
+use proto::envoy::config::route::v3 as wire;
+
+use crate::http::filter::RouteConfigs;
+use crate::http::headers::RequestHeaders;
+use crate::invalid::{At as _, Invalid, try_all};
+use crate::stream_info::StreamInfo;
+
+use virtual_host::DomainIndex;
+
+pub(crate) use hash_policy::{HashPolicy, HashedCookie};
+pub(crate) use header_mutation::HeaderMutations;
+pub(crate) use mirror::MirrorPolicy;
+pub(crate) use redirect::Redirect;
+pub(crate) use retry::{Outcome, RetryDecision, RetryPolicy, RetryState};
+pub(crate) use route::{DirectResponse, Route, RouteKind};
+pub(crate) use route_action::{ForwardAction, UpgradeRule};
+pub(crate) use route_match::RouteMatch;
+pub(crate) use selected::SelectedRoute;
+pub(crate) use timeout::Timeouts;
+pub(crate) use virtual_host::{RequireTls, VirtualHost};
+
+/// A compiled `RouteConfiguration`.
+#[derive(Debug)]
+pub(crate) struct RouteTable {
+    /// Its name.
+    pub(crate) name: Box<str>,
+    virtual_hosts: Vec<VirtualHost>,
+    domains: DomainIndex,
+    ignore_port: bool,
+    ignore_path_parameters: bool,
+    vhost_header: Option<HeaderName>,
+    mutations: Mutations,
+    most_specific_wins: bool,
+    /// Headers that only internal requests may carry.
+    pub(crate) internal_only_headers: Vec<HeaderName>,
+    mirrors: Vec<MirrorPolicy>,
+    filters: RouteConfigs,
+}
+
+/// Header changes of one level: of requests and of responses.
+#[derive(Debug, Default)]
+pub(crate) struct Mutations {
+    /// Before the request goes upstream.
+    pub(crate) request: HeaderMutations,
+    /// Before the response goes downstream.
+    pub(crate) response: HeaderMutations,
+}
+
+/// What the table says about a request.
+pub(crate) enum Selection {
+    /// A route.
+    Route(SelectedRoute),
+    /// The virtual host wants TLS and this request came without it.
+    NeedsTls,
+    /// Nothing matches.
+    None,
+}
+
+impl TryFrom<wire::RouteConfiguration> for RouteTable {
+    type Error = Invalid;
+
+    fn try_from(config: wire::RouteConfiguration) -> Result<Self, Invalid> {
+        if config.vhds.is_some() {
+            return Err(Invalid::unsupported("VHDS").at("vhds"));
+        }
+        if !config.cluster_specifier_plugins.is_empty() {
+            return Err(Invalid::unsupported("a cluster specifier plugin").at("cluster_specifier_plugins"));
+        }
+        let body_limit = config.max_direct_response_body_size_bytes.unwrap_or(4096) as usize;
+        let virtual_hosts = try_all("virtual_hosts", &config.virtual_hosts, |host| {
+            VirtualHost::try_new(host, body_limit)
+        })?;
+        let domains = DomainIndex::try_new(&config.name, &config.virtual_hosts)?;
+        let vhost_header = (!config.vhost_header.is_empty())
+            .then(|| header_name(&config.vhost_header))
+            .transpose()
+            .at("vhost_header")?;
+        Ok(RouteTable {
+            name: config.name.as_str().into(),
+            virtual_hosts,
+            domains,
+            ignore_port: config.ignore_port_in_host_matching,
+            ignore_path_parameters: config.ignore_path_parameters_in_path_matching,
+            vhost_header,
+            mutations: Mutations::try_new(
+                &config.request_headers_to_add,
+                &config.request_headers_to_remove,
+                &config.response_headers_to_add,
+                &config.response_headers_to_remove,
+            )?,
+            most_specific_wins: config.most_specific_header_mutations_wins,
+            internal_only_headers: try_all(
+                "internal_only_headers",
+                &config.internal_only_headers,
+                |name| header_name(name),
+            )?,
+            mirrors: mirror::try_all_policies(&config.request_mirror_policies)?,
+            filters: RouteConfigs::try_new(&config.typed_per_filter_config)?,
+        })
+    }
+}
+
+impl RouteTable {
+    /// Finds the virtual host and the first route that matches.
+    pub(crate) fn select(table: &WorkerTable, headers: &RequestHeaders, info: &StreamInfo) -> Selection {
+        let host = match &table.vhost_header {
+            Some(name) => headers.text(name).unwrap_or_default(),
+            None => headers.host(),
+        };
+        let Some(index) = table.domains.find(host, table.ignore_port) else {
+            return Selection::None;
+        };
+        let virtual_host = &table.virtual_hosts[index];
+        if virtual_host.needs_tls(headers, info) {
+            return Selection::NeedsTls;
+        }
+        let path = headers.path.path();
+        let path = if table.ignore_path_parameters {
+            path.split(';').next().unwrap_or_default()
+        } else {
+            path
+        };
+        match virtual_host
+            .routes
+            .iter()
+            .position(|route| route.route_match.matches(path, headers, info))
+        {
+            Some(route) => Selection::Route(SelectedRoute::new(table.clone(), index, route, headers)),
+            None => Selection::None,
+        }
+    }
+
+    /// How many virtual hosts there are.
+    pub(crate) fn len(&self) -> usize {
+        self.virtual_hosts.len()
+    }
+}
+
+impl Mutations {
+    /// Checks one level's four lists.
+    pub(crate) fn try_new(
+        request_add: &[proto::envoy::config::core::v3::HeaderValueOption],
+        request_remove: &[String],
+        response_add: &[proto::envoy::config::core::v3::HeaderValueOption],
+        response_remove: &[String],
+    ) -> Result<Self, Invalid> {
+        Ok(Mutations {
+            request: HeaderMutations::try_new(request_add, request_remove).at("request_headers")?,
+            response: HeaderMutations::try_new(response_add, response_remove).at("response_headers")?,
+        })
+    }
+}
+
+/// A header's name, refused when it is none.
+pub(crate) fn header_name(name: &str) -> Result<HeaderName, Invalid> {
+    HeaderName::try_from(name).map_err(|_| Invalid::new(format!("'{name}' is not a header name")))
+}
+
+/// A table shared inside one worker.
+pub(crate) type WorkerTable = Rc<Arc<RouteTable>>;

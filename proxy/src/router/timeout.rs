@@ -1,0 +1,173 @@
+//! Timeouts of one request: the route's, overridden by `x-envoy-upstream-rq-*` headers and `grpc-timeout`.
+
+use std::time::Duration;
+
+use proto::envoy::config::route::v3 as wire;
+
+use crate::http::headers::{RequestHeaders, names, number};
+use crate::invalid::{At as _, Invalid};
+
+use super::RetryPolicy;
+
+/// Envoy's timeout of a route that names none.
+const DEFAULT: Duration = Duration::from_secs(15);
+
+/// The timeouts of a route. `None` is no limit.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RouteTimeouts {
+    global: Option<Duration>,
+    /// Without a byte in either direction; `Some(ZERO)` switches the connection manager's off.
+    pub(super) idle: Option<Duration>,
+    max_stream_duration: Option<Duration>,
+    /// The most that `grpc-timeout` may ask for; `Some(ZERO)` is no limit.
+    grpc_header_max: Option<Duration>,
+    grpc_header_offset: Duration,
+    /// `grpc_timeout_header_max` given in `max_stream_duration`: it limits the stream instead of the response.
+    grpc_limits_stream: bool,
+}
+
+/// The timeouts of one request. `None` is no limit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Timeouts {
+    /// For the whole upstream exchange, retries included.
+    pub(crate) global: Option<Duration>,
+    /// For one attempt.
+    pub(crate) per_try: Option<Duration>,
+    /// For one attempt without a byte.
+    pub(crate) per_try_idle: Option<Duration>,
+    /// For the whole stream.
+    pub(crate) max_stream_duration: Option<Duration>,
+}
+
+impl TryFrom<&wire::RouteAction> for RouteTimeouts {
+    type Error = Invalid;
+
+    #[allow(deprecated, reason = "control planes still send max_grpc_timeout")]
+    fn try_from(action: &wire::RouteAction) -> Result<Self, Invalid> {
+        let stream = action.max_stream_duration.as_ref();
+        let from_stream = stream.and_then(|stream| stream.grpc_timeout_header_max.as_ref());
+        let offset = stream
+            .and_then(|stream| stream.grpc_timeout_header_offset.as_ref())
+            .or(action.grpc_timeout_offset.as_ref());
+        Ok(RouteTimeouts {
+            global: match duration(action.timeout.as_ref()).at("timeout")? {
+                None => Some(DEFAULT),
+                Some(limit) => non_zero(limit),
+            },
+            idle: duration(action.idle_timeout.as_ref()).at("idle_timeout")?,
+            max_stream_duration: duration(stream.and_then(|stream| stream.max_stream_duration.as_ref()))
+                .at("max_stream_duration")?
+                .and_then(non_zero),
+            grpc_header_max: duration(from_stream.or(action.max_grpc_timeout.as_ref())).at("max_grpc_timeout")?,
+            grpc_header_offset: duration(offset).at("grpc_timeout_offset")?.unwrap_or_default(),
+            grpc_limits_stream: from_stream.is_some(),
+        })
+    }
+}
+
+impl RouteTimeouts {
+    /// The timeouts of a request; takes the headers that set them away and says the result to the upstream.
+    pub(crate) fn of_request(
+        &self,
+        headers: &mut RequestHeaders,
+        retry: Option<&RetryPolicy>,
+        sets_headers: bool,
+    ) -> Timeouts {
+        let mut timeouts = Timeouts {
+            global: self.global,
+            per_try: retry.and_then(|retry| retry.per_try_timeout),
+            per_try_idle: retry.and_then(|retry| retry.per_try_idle_timeout),
+            max_stream_duration: self.max_stream_duration,
+        };
+        self.apply_grpc(headers, &mut timeouts);
+        if let Some(limit) = take_milliseconds(headers, &names::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS) {
+            timeouts.global = non_zero(limit);
+        }
+        if let Some(limit) = take_milliseconds(headers, &names::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS) {
+            timeouts.per_try = non_zero(limit);
+        }
+        if let (Some(per_try), Some(global)) = (timeouts.per_try, timeouts.global)
+            && per_try >= global
+        {
+            timeouts.per_try = None;
+        }
+        if sets_headers && let Some(expected) = timeouts.per_try.or(timeouts.global) {
+            let milliseconds = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
+            headers.map.insert(names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS.clone(), number(milliseconds));
+        }
+        timeouts
+    }
+
+    fn apply_grpc(&self, headers: &RequestHeaders, timeouts: &mut Timeouts) {
+        let Some(limit) = self.grpc_header_max else {
+            return;
+        };
+        if !headers.is_grpc() {
+            return;
+        }
+        // Without the header the call has no deadline of its own: only the limit counts.
+        let asked = headers.text(&names::GRPC_TIMEOUT).and_then(parse_grpc_timeout);
+        let mut effective = asked.unwrap_or_default();
+        if !limit.is_zero() && (effective.is_zero() || effective > limit) {
+            effective = limit;
+        }
+        if !self.grpc_header_offset.is_zero() && effective > self.grpc_header_offset {
+            effective -= self.grpc_header_offset;
+        }
+        if self.grpc_limits_stream {
+            timeouts.max_stream_duration = non_zero(effective);
+        } else {
+            timeouts.global = non_zero(effective);
+        }
+    }
+}
+
+/// `grpc-timeout`: up to eight digits and a unit.
+fn parse_grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(value * 3600),
+        "M" => Duration::from_secs(value * 60),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    })
+}
+
+/// A duration that must not be negative.
+pub(crate) fn duration(wire: Option<&prost_types::Duration>) -> Result<Option<Duration>, Invalid> {
+    wire.map(|wire| Duration::try_from(*wire).map_err(|_| Invalid::new("a duration must not be negative")))
+        .transpose()
+}
+
+/// `None` for zero, which means no limit.
+pub(crate) fn non_zero(duration: Duration) -> Option<Duration> {
+    (!duration.is_zero()).then_some(duration)
+}
+
+fn take_milliseconds(headers: &mut RequestHeaders, name: &http::HeaderName) -> Option<Duration> {
+    let value = headers.map.remove(name)?;
+    value.to_str().ok()?.parse().ok().map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeout_units() {
+        assert_eq!(parse_grpc_timeout("10S"), Some(Duration::from_secs(10)));
+        assert_eq!(parse_grpc_timeout("5m"), Some(Duration::from_millis(5)));
+        assert_eq!(parse_grpc_timeout("2H"), Some(Duration::from_secs(7200)));
+        assert_eq!(parse_grpc_timeout("123456789S"), None);
+        assert_eq!(parse_grpc_timeout("S"), None);
+        assert_eq!(parse_grpc_timeout(""), None);
+        assert_eq!(parse_grpc_timeout("1ü"), None);
+    }
+}

@@ -1,0 +1,154 @@
+//! What is known about one stream (an HTTP request, or a TCP connection): filled while it runs, read by access logs,
+//! header formatters, RBAC and statistics.
+
+mod response_flag;
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use prost_types::Struct;
+use tokio::time::Instant;
+
+use crate::listener::ConnectionInfo;
+use crate::router::SelectedRoute;
+
+pub(crate) use response_flag::{ResponseFlag, ResponseFlags};
+
+/// The record of one stream.
+pub(crate) struct StreamInfo {
+    /// The downstream connection that carries the stream.
+    pub(crate) connection: Rc<ConnectionInfo>,
+    /// Wall-clock start.
+    pub(crate) start_time: SystemTime,
+    /// Monotonic start.
+    pub(crate) start: Instant,
+    /// The HTTP version; none for TCP.
+    pub(crate) protocol: Option<http::Version>,
+    /// The client as far as it is known: from `x-forwarded-for` or the socket.
+    pub(crate) remote_address: SocketAddr,
+    /// True when the client counts as inside the mesh's own network.
+    pub(crate) is_internal: bool,
+    /// True when the health-check filter answered or recognised a probe.
+    pub(crate) is_health_check: bool,
+    /// The matched route.
+    pub(crate) route: Option<SelectedRoute>,
+    /// `:status` sent downstream.
+    pub(crate) response_code: Option<u16>,
+    /// Why that status, in Envoy's words.
+    pub(crate) response_code_details: Option<Cow<'static, str>>,
+    /// Why the connection ended, for TCP.
+    pub(crate) connection_termination_details: Option<Cow<'static, str>>,
+    /// What went wrong.
+    pub(crate) flags: ResponseFlags,
+    /// Body bytes from downstream.
+    pub(crate) bytes_received: u64,
+    /// Body bytes to downstream.
+    pub(crate) bytes_sent: u64,
+    /// When the last byte of the request was read.
+    pub(crate) request_end: Option<Instant>,
+    /// When the request's last byte went upstream.
+    pub(crate) request_sent: Option<Instant>,
+    /// When the first byte of the response was read from upstream.
+    pub(crate) response_start: Option<Instant>,
+    /// When the stream was over.
+    pub(crate) end: Option<Instant>,
+    /// The upstream side.
+    pub(crate) upstream: UpstreamInfo,
+    /// What filters left for each other, by filter name.
+    pub(crate) metadata: DynamicMetadata,
+}
+
+/// The upstream side of a stream.
+#[derive(Default)]
+pub(crate) struct UpstreamInfo {
+    /// The cluster's name.
+    pub(crate) cluster: Option<Arc<str>>,
+    /// The chosen host's address as text.
+    pub(crate) host: Option<Arc<str>>,
+    /// The chosen host's host name (DNS clusters).
+    pub(crate) host_name: Option<Arc<str>>,
+    /// Our end of the upstream connection.
+    pub(crate) local_address: Option<SocketAddr>,
+    /// Why the transport (TCP, TLS) failed.
+    pub(crate) transport_failure: Option<String>,
+    /// The upstream's HTTP version.
+    pub(crate) protocol: Option<http::Version>,
+    /// How many attempts were made.
+    pub(crate) attempts: u32,
+}
+
+/// Metadata by filter name. A stream has few of them, so a list is quickest.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct DynamicMetadata(Vec<(Cow<'static, str>, Struct)>);
+
+impl StreamInfo {
+    /// A stream that begins now on `connection`.
+    pub(crate) fn new(connection: Rc<ConnectionInfo>, protocol: Option<http::Version>) -> Self {
+        let remote_address = connection.remote_address;
+        StreamInfo {
+            connection,
+            start_time: SystemTime::now(),
+            start: Instant::now(),
+            protocol,
+            remote_address,
+            is_internal: false,
+            is_health_check: false,
+            route: None,
+            response_code: None,
+            response_code_details: None,
+            connection_termination_details: None,
+            flags: ResponseFlags::default(),
+            bytes_received: 0,
+            bytes_sent: 0,
+            request_end: None,
+            request_sent: None,
+            response_start: None,
+            end: None,
+            upstream: UpstreamInfo::default(),
+            metadata: DynamicMetadata::default(),
+        }
+    }
+
+    /// How long the stream took, or takes so far.
+    pub(crate) fn duration(&self) -> Duration {
+        self.end
+            .unwrap_or_else(Instant::now)
+            .saturating_duration_since(self.start)
+    }
+
+    /// Notes why a status is sent, unless something else already said so.
+    pub(crate) fn set_details(&mut self, details: impl Into<Cow<'static, str>>) {
+        if self.response_code_details.is_none() {
+            self.response_code_details = Some(details.into());
+        }
+    }
+}
+
+impl DynamicMetadata {
+    /// What `filter` left.
+    pub(crate) fn get(&self, filter: &str) -> Option<&Struct> {
+        self.0
+            .iter()
+            .find(|(name, _)| name == filter)
+            .map(|(_, fields)| fields)
+    }
+
+    /// Adds fields to what `filter` left; a field of the same name is replaced.
+    pub(crate) fn merge(&mut self, filter: impl Into<Cow<'static, str>>, fields: Struct) {
+        let filter = filter.into();
+        match self.0.iter_mut().find(|(name, _)| *name == filter) {
+            Some((_, present)) => present.fields.extend(fields.fields),
+            None => self.0.push((filter, fields)),
+        }
+    }
+
+    /// Everything, by filter.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Struct)> {
+        self.0
+            .iter()
+            .map(|(name, fields)| (name.as_ref(), fields))
+    }
+}

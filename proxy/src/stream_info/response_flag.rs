@@ -1,0 +1,154 @@
+//! Response flags: Envoy's short words for what happened to a stream besides its status.
+
+/// One flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum ResponseFlag {
+    /// LH
+    FailedLocalHealthCheck,
+    /// UH
+    NoHealthyUpstream,
+    /// UT
+    UpstreamRequestTimeout,
+    /// LR
+    LocalReset,
+    /// UR
+    UpstreamRemoteReset,
+    /// UF
+    UpstreamConnectionFailure,
+    /// UC
+    UpstreamConnectionTermination,
+    /// UO
+    UpstreamOverflow,
+    /// NR
+    NoRouteFound,
+    /// DI
+    DelayInjected,
+    /// FI
+    FaultInjected,
+    /// RL
+    RateLimited,
+    /// UAEX
+    UnauthorizedExternalService,
+    /// RLSE
+    RateLimitServiceError,
+    /// DC
+    DownstreamConnectionTermination,
+    /// URX
+    UpstreamRetryLimitExceeded,
+    /// SI
+    StreamIdleTimeout,
+    /// IH
+    InvalidEnvoyRequestHeaders,
+    /// DPE
+    DownstreamProtocolError,
+    /// UMSDR
+    UpstreamMaxStreamDurationReached,
+    /// NFCF
+    NoFilterConfigFound,
+    /// DT
+    DurationTimeout,
+    /// UPE
+    UpstreamProtocolError,
+    /// NC
+    NoClusterFound,
+    /// OM
+    OverloadManager,
+    /// DF
+    DnsResolutionFailed,
+    /// DR
+    DownstreamRemoteReset,
+}
+
+use ResponseFlag as F;
+
+/// Flag, short name, long name; in Envoy's order, which is the order of the log.
+const FLAGS: &[(ResponseFlag, &str, &str)] = &[
+    (F::FailedLocalHealthCheck, "LH", "FailedLocalHealthCheck"),
+    (F::NoHealthyUpstream, "UH", "NoHealthyUpstream"),
+    (F::UpstreamRequestTimeout, "UT", "UpstreamRequestTimeout"),
+    (F::LocalReset, "LR", "LocalReset"),
+    (F::UpstreamRemoteReset, "UR", "UpstreamRemoteReset"),
+    (F::UpstreamConnectionFailure, "UF", "UpstreamConnectionFailure"),
+    (F::UpstreamConnectionTermination, "UC", "UpstreamConnectionTermination"),
+    (F::UpstreamOverflow, "UO", "UpstreamOverflow"),
+    (F::NoRouteFound, "NR", "NoRouteFound"),
+    (F::DelayInjected, "DI", "DelayInjected"),
+    (F::FaultInjected, "FI", "FaultInjected"),
+    (F::RateLimited, "RL", "RateLimited"),
+    (F::UnauthorizedExternalService, "UAEX", "UnauthorizedExternalService"),
+    (F::RateLimitServiceError, "RLSE", "RateLimitServiceError"),
+    (F::DownstreamConnectionTermination, "DC", "DownstreamConnectionTermination"),
+    (F::UpstreamRetryLimitExceeded, "URX", "UpstreamRetryLimitExceeded"),
+    (F::StreamIdleTimeout, "SI", "StreamIdleTimeout"),
+    (F::InvalidEnvoyRequestHeaders, "IH", "InvalidEnvoyRequestHeaders"),
+    (F::DownstreamProtocolError, "DPE", "DownstreamProtocolError"),
+    (F::UpstreamMaxStreamDurationReached, "UMSDR", "UpstreamMaxStreamDurationReached"),
+    (F::NoFilterConfigFound, "NFCF", "NoFilterConfigFound"),
+    (F::DurationTimeout, "DT", "DurationTimeout"),
+    (F::UpstreamProtocolError, "UPE", "UpstreamProtocolError"),
+    (F::NoClusterFound, "NC", "NoClusterFound"),
+    (F::OverloadManager, "OM", "OverloadManagerTerminated"),
+    (F::DnsResolutionFailed, "DF", "DnsResolutionFailed"),
+    (F::DownstreamRemoteReset, "DR", "DownstreamRemoteReset"),
+];
+
+/// A set of flags.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct ResponseFlags(u32);
+
+impl ResponseFlag {
+    /// The flag of a short name.
+    pub(crate) fn parse(short: &str) -> Option<Self> {
+        FLAGS
+            .iter()
+            .find(|(_, name, _)| *name == short)
+            .map(|(flag, ..)| *flag)
+    }
+}
+
+impl ResponseFlags {
+    /// Adds a flag.
+    pub(crate) fn insert(&mut self, flag: ResponseFlag) {
+        self.0 |= 1 << flag as u8;
+    }
+
+    /// True when the flag is set.
+    pub(crate) fn contains(self, flag: ResponseFlag) -> bool {
+        self.0 & (1 << flag as u8) != 0
+    }
+
+    /// True without any flag.
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Appends the names, joined by commas.
+    pub(crate) fn write(self, long: bool, out: &mut String) {
+        let mut separator = "";
+        for (flag, short_name, long_name) in FLAGS {
+            if self.contains(*flag) {
+                out.push_str(separator);
+                out.push_str(if long { long_name } else { short_name });
+                separator = ",";
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_written_in_order() {
+        let mut flags = ResponseFlags::default();
+        flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
+        flags.insert(ResponseFlag::UpstreamConnectionFailure);
+        let mut out = String::new();
+        flags.write(false, &mut out);
+        assert_eq!(out, "UF,URX");
+        assert_eq!(ResponseFlag::parse("UAEX"), Some(ResponseFlag::UnauthorizedExternalService));
+        assert!(FLAGS.iter().enumerate().all(|(index, (flag, ..))| *flag as usize == index));
+    }
+}
