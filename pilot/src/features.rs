@@ -1,0 +1,30 @@
+//! What the environment may change, as in Istio: one struct, read once at the start.
+
+use std::time::Duration;
+
+use clap::Args;
+use proto_component::args::parse_duration;
+use serde::Serialize;
+
+/// Settings that are environment variables in Istio.
+#[derive(Args, Clone, Debug, Serialize)]
+pub struct Features {
+    /// Pushes at once.
+    #[arg(long, env = "PILOT_PUSH_THROTTLE", default_value_t = 100, hide = true)]
+    pub push_throttle: usize,
+    /// Quiet time before changes take effect. (Istio waits 100 ms.)
+    #[arg(long, env = "PILOT_DEBOUNCE_AFTER", default_value = "10ms", value_parser = parse_duration, hide = true)]
+    pub debounce_after: Duration,
+    /// Longest time from the first change. (Istio waits up to 10 s.)
+    #[arg(long, env = "PILOT_DEBOUNCE_MAX", default_value = "100ms", value_parser = parse_duration, hide = true)]
+    pub debounce_max: Duration,
+    /// Streams on one connection. The name is Istio's.
+    #[arg(long, env = "ISTIO_GPRC_MAXSTREAMS", default_value_t = 100_000, hide = true)]
+    pub grpc_max_streams: u32,
+    /// How long a proxy may take to read a push.
+    #[arg(long, env = "PILOT_XDS_SEND_TIMEOUT", default_value = "5s", value_parser = parse_duration, hide = true)]
+    pub send_timeout: Duration,
+    /// Folder with `cert-chain.pem`, `key.pem` and `root-cert.pem` for the ports with TLS.
+    #[arg(long, env = "PILOT_CERT_DIR", default_value = "/etc/certs", hide = true)]
+    pub cert_dir: std::path::PathBuf,
+}

@@ -1,0 +1,198 @@
+//! The mesh's settings, as far as Pilot needs them.
+
+use prost_types::Duration;
+use proto::istio::mesh::v1alpha1::{
+    MeshConfig,
+    mesh_config::{AccessLogEncoding, H2UpgradePolicy, outbound_traffic_policy, proxy_path_normalization::NormalizationType},
+};
+use proto::istio::networking::v1alpha3::{
+    HttpRetry, LocalityLoadBalancerSetting, connection_pool_settings::tcp_settings::TcpKeepalive,
+};
+
+use super::{Service, ServicePort};
+
+/// Where access logs go and what they look like.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AccessLogSettings {
+    /// Path; empty: no access log.
+    pub file: String,
+    /// Text format, or a JSON object of formats; empty: the default.
+    pub format: String,
+    /// JSON instead of text.
+    pub is_json: bool,
+}
+
+/// Where Mixer is and how it is asked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MixerSettings {
+    /// `host:port`, empty: no checks.
+    pub check_server: String,
+    /// `host:port`, empty: no reports.
+    pub report_server: String,
+    /// No checks at all.
+    pub is_check_disabled: bool,
+    /// Checks at the client's side too.
+    pub is_client_check_enabled: bool,
+    /// What cannot be checked may pass.
+    pub is_fail_open: bool,
+    /// Each report alone.
+    pub is_batch_disabled: bool,
+    /// Largest batch, 0: the default.
+    pub batch_entries: u32,
+    /// Longest wait for a batch.
+    pub batch_time: Option<Duration>,
+    /// No reports of HTTP requests.
+    pub is_http_report_disabled: bool,
+}
+
+/// The settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mesh {
+    /// Port of `virtualOutbound`.
+    pub outbound_port: u32,
+    /// Port of `virtualInbound`.
+    pub inbound_port: u32,
+    /// Port of the explicit HTTP proxy, 0: none.
+    pub http_proxy_port: u32,
+    /// For clusters that do not say.
+    pub connect_timeout: Duration,
+    /// How long a listener waits for first bytes; `None`: for ever.
+    pub detection_timeout: Option<Duration>,
+    /// Access logs.
+    pub access_log: AccessLogSettings,
+    /// Spans for requests.
+    pub is_tracing: bool,
+    /// Share of the requests that are traced, in percent.
+    pub trace_sampling: f64,
+    /// Destinations that nobody declared may be reached.
+    pub is_any_outbound_allowed: bool,
+    /// mTLS without being asked.
+    pub is_auto_mtls: bool,
+    /// HTTP/1.1 goes out as HTTP/2 unless a rule says otherwise.
+    pub is_h2_upgraded: bool,
+    /// First part of SPIFFE ids.
+    pub trust_domain: String,
+    /// Further first parts that mean the same.
+    pub trust_domain_aliases: Vec<String>,
+    /// Where mesh-wide resources are.
+    pub root_namespace: String,
+    /// `exportTo` of services that do not say.
+    pub service_export_to: Vec<String>,
+    /// `exportTo` of virtual services that do not say.
+    pub virtual_service_export_to: Vec<String>,
+    /// `exportTo` of destination rules that do not say.
+    pub destination_rule_export_to: Vec<String>,
+    /// How often names are resolved.
+    pub dns_refresh_rate: Duration,
+    /// Keep-alive of upstream connections.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Load balancing between localities.
+    pub locality_lb: Option<LocalityLoadBalancerSetting>,
+    /// Retries of routes that do not say.
+    pub default_retry: Option<HttpRetry>,
+    /// How paths are made comparable before anything looks at them.
+    pub path_normalization: NormalizationType,
+    /// Mixer.
+    pub mixer: MixerSettings,
+    /// The mesh's name, for telemetry.
+    pub mesh_id: String,
+    inbound_stat_pattern: String,
+    outbound_stat_pattern: String,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Mesh::from(&proto_mesh::mesh_config::defaults())
+    }
+}
+
+impl From<&MeshConfig> for Mesh {
+    fn from(config: &MeshConfig) -> Self {
+        let port = |value: i32, default: u32| u32::try_from(value).ok().filter(|port| *port > 0).unwrap_or(default);
+        let proxy = config.default_config.clone().unwrap_or_default();
+        let is_positive = |duration: &Duration| duration.seconds > 0 || duration.nanos > 0;
+        let list = |values: &[String]| values.to_vec();
+        let or = |value: &str, default: &str| if value.is_empty() { default.to_owned() } else { value.to_owned() };
+        Mesh {
+            outbound_port: port(config.proxy_listen_port, 15001),
+            inbound_port: port(config.proxy_inbound_listen_port, 15006),
+            http_proxy_port: u32::try_from(config.proxy_http_port).unwrap_or(0),
+            connect_timeout: config.connect_timeout.filter(is_positive).unwrap_or(Duration { seconds: 10, nanos: 0 }),
+            detection_timeout: config.protocol_detection_timeout.filter(is_positive),
+            access_log: AccessLogSettings {
+                file: config.access_log_file.clone(),
+                format: config.access_log_format.clone(),
+                is_json: config.access_log_encoding() == AccessLogEncoding::Json,
+            },
+            is_tracing: config.enable_tracing,
+            trace_sampling: proxy.tracing.as_ref().map_or(1.0, |tracing| tracing.sampling),
+            is_any_outbound_allowed: config
+                .outbound_traffic_policy
+                .as_ref()
+                .is_none_or(|policy| policy.mode() != outbound_traffic_policy::Mode::RegistryOnly),
+            is_auto_mtls: config.enable_auto_mtls.unwrap_or(true),
+            is_h2_upgraded: config.h2_upgrade_policy() == H2UpgradePolicy::Upgrade,
+            trust_domain: or(&config.trust_domain, "cluster.local"),
+            trust_domain_aliases: list(&config.trust_domain_aliases),
+            root_namespace: or(&config.root_namespace, "istio-system"),
+            service_export_to: list(&config.default_service_export_to),
+            virtual_service_export_to: list(&config.default_virtual_service_export_to),
+            destination_rule_export_to: list(&config.default_destination_rule_export_to),
+            dns_refresh_rate: config.dns_refresh_rate.filter(is_positive).unwrap_or(Duration { seconds: 60, nanos: 0 }),
+            tcp_keepalive: config.tcp_keepalive,
+            locality_lb: config.locality_lb_setting.clone(),
+            default_retry: config.default_http_retry_policy.clone(),
+            path_normalization: config
+                .path_normalization
+                .as_ref()
+                .map_or(NormalizationType::Default, |normalization| normalization.normalization()),
+            mixer: MixerSettings {
+                check_server: config.mixer_check_server.clone(),
+                report_server: config.mixer_report_server.clone(),
+                is_check_disabled: config.disable_policy_checks,
+                is_client_check_enabled: config.enable_client_side_policy_check,
+                is_fail_open: config.policy_check_fail_open,
+                is_batch_disabled: config.disable_report_batch,
+                batch_entries: config.report_batch_max_entries,
+                batch_time: config.report_batch_max_time,
+                is_http_report_disabled: config.disable_mixer_http_reports,
+            },
+            mesh_id: proxy.mesh_id.clone(),
+            inbound_stat_pattern: config.inbound_cluster_stat_name.clone(),
+            outbound_stat_pattern: config.outbound_cluster_stat_name.clone(),
+        }
+    }
+}
+
+impl Mesh {
+    /// The name of an outbound cluster in statistics, empty: its own name.
+    #[must_use]
+    pub fn outbound_stat_name(&self, service: &Service, port: &ServicePort, subset: &str) -> String {
+        stat_name(&self.outbound_stat_pattern, service, port, subset)
+    }
+
+    /// The name of an inbound cluster in statistics, empty: its own name.
+    #[must_use]
+    pub fn inbound_stat_name(&self, service: &Service, port: &ServicePort) -> String {
+        stat_name(&self.inbound_stat_pattern, service, port, "")
+    }
+
+    /// The trust domain and its aliases.
+    pub fn trust_domains(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.trust_domain.as_str()).chain(self.trust_domain_aliases.iter().map(String::as_str))
+    }
+}
+
+fn stat_name(pattern: &str, service: &Service, port: &ServicePort, subset: &str) -> String {
+    if pattern.is_empty() {
+        return String::new();
+    }
+    let short = format!("{}.{}", service.name, service.namespace);
+    pattern
+        .replace("%SERVICE_PORT_NAME%", &port.name)
+        .replace("%SERVICE_PORT%", &port.number.to_string())
+        .replace("%SERVICE_FQDN%", &service.host)
+        .replace("%SERVICE_NAME%", &service.name)
+        .replace("%SERVICE%", &short)
+        .replace("%SUBSET_NAME%", subset)
+}

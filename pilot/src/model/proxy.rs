@@ -1,0 +1,231 @@
+//! The proxy that is configured: what its node says about it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use proto::envoy::config::core::v3::Node;
+use prost_types::{Struct, Value, value::Kind};
+
+/// Name under which a proxy announces that it has the Mixer filter.
+const MIXER_EXTENSION: &str = "mixer";
+
+/// What a proxy is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProxyKind {
+    /// Beside one workload.
+    Sidecar,
+    /// A gateway.
+    Router,
+}
+
+/// How traffic gets to the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InterceptionMode {
+    /// iptables REDIRECT.
+    Redirect,
+    /// iptables TPROXY.
+    Tproxy,
+    /// Not at all: the application speaks to the proxy by itself.
+    None,
+}
+
+/// A node that cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidNode {
+    /// The first request carried none.
+    #[error("the first request of a stream must carry the node")]
+    Missing,
+    /// Not four parts.
+    #[error("node id {0:?} is not of the form type~ip~pod.namespace~dns-domain")]
+    Id(String),
+    /// Neither sidecar nor router.
+    #[error("node type {0:?} is neither sidecar nor router")]
+    Kind(String),
+    /// No usable address.
+    #[error("node {0:?} has no valid IP address")]
+    Address(String),
+}
+
+/// One proxy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Proxy {
+    /// The whole node id.
+    pub node_id: String,
+    /// `pod.namespace`.
+    pub id: String,
+    /// Sidecar or gateway.
+    pub kind: ProxyKind,
+    /// Addresses of the workload, at least one.
+    pub ips: Vec<IpAddr>,
+    /// The workload's namespace.
+    pub namespace: String,
+    /// `default.svc.cluster.local`.
+    pub dns_domain: String,
+    /// The workload's labels.
+    pub labels: BTreeMap<String, String>,
+    /// `region/zone/subzone`.
+    pub locality: String,
+    /// How it gets its traffic.
+    pub interception: InterceptionMode,
+    /// It has the Mixer filter.
+    pub has_mixer: bool,
+    /// Everything the node said.
+    pub metadata: Struct,
+    /// `--serviceCluster`.
+    pub cluster: String,
+    /// Envoy's or Bireme's version, as announced.
+    pub version: String,
+}
+
+impl Proxy {
+    /// Text in the node's metadata.
+    #[must_use]
+    pub fn metadata_text(&self, key: &str) -> Option<&str> {
+        text(&self.metadata, key)
+    }
+
+    /// The first address.
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        self.ips[0]
+    }
+
+    /// True for gateways.
+    #[must_use]
+    pub fn is_router(&self) -> bool {
+        self.kind == ProxyKind::Router
+    }
+
+    /// `kubernetes://pod.namespace`.
+    #[must_use]
+    pub fn uid(&self) -> String {
+        format!("kubernetes://{}", self.id)
+    }
+
+    /// True when `selector` is not empty and chooses this workload.
+    #[must_use]
+    pub fn is_selected_by(&self, selector: &BTreeMap<String, String>) -> bool {
+        selector.iter().all(|(key, value)| self.labels.get(key) == Some(value))
+    }
+}
+
+impl TryFrom<&Node> for Proxy {
+    type Error = InvalidNode;
+
+    fn try_from(node: &Node) -> Result<Self, InvalidNode> {
+        let parts: Vec<&str> = node.id.split('~').collect();
+        let [kind, ip, id, dns_domain] = parts[..] else {
+            return Err(InvalidNode::Id(node.id.clone()));
+        };
+        let kind = match kind {
+            "sidecar" => ProxyKind::Sidecar,
+            "router" | "ingress" => ProxyKind::Router,
+            other => return Err(InvalidNode::Kind(other.to_owned())),
+        };
+        let metadata = node.metadata.clone().unwrap_or_default();
+        let mut ips: Vec<IpAddr> =
+            text(&metadata, "INSTANCE_IPS").unwrap_or_default().split(',').filter_map(|ip| ip.trim().parse().ok()).collect();
+        if ips.is_empty() {
+            ips.extend(ip.parse::<IpAddr>().ok());
+        }
+        if ips.is_empty() {
+            return Err(InvalidNode::Address(node.id.clone()));
+        }
+        let namespace = text(&metadata, "NAMESPACE")
+            .or_else(|| text(&metadata, "CONFIG_NAMESPACE"))
+            .or_else(|| id.split_once('.').map(|(_, namespace)| namespace))
+            .or_else(|| dns_domain.split('.').next())
+            .unwrap_or_default()
+            .to_owned();
+        let interception = match text(&metadata, "INTERCEPTION_MODE") {
+            Some("NONE") => InterceptionMode::None,
+            Some("TPROXY") => InterceptionMode::Tproxy,
+            _ => InterceptionMode::Redirect,
+        };
+        Ok(Proxy {
+            node_id: node.id.clone(),
+            id: id.to_owned(),
+            kind,
+            ips,
+            namespace,
+            dns_domain: dns_domain.to_owned(),
+            labels: labels(&metadata),
+            locality: locality(node, &metadata),
+            interception,
+            has_mixer: node.extensions.iter().any(|extension| extension.name == MIXER_EXTENSION),
+            cluster: node.cluster.clone(),
+            version: version(node),
+            metadata,
+        })
+    }
+}
+
+fn text<'a>(metadata: &'a Struct, key: &str) -> Option<&'a str> {
+    match metadata.fields.get(key)?.kind.as_ref()? {
+        Kind::StringValue(text) if !text.is_empty() => Some(text),
+        _ => None,
+    }
+}
+
+fn labels(metadata: &Struct) -> BTreeMap<String, String> {
+    let Some(Value { kind: Some(Kind::StructValue(labels)) }) = metadata.fields.get("LABELS") else {
+        return BTreeMap::new();
+    };
+    labels
+        .fields
+        .iter()
+        .filter_map(|(key, value)| match &value.kind {
+            Some(Kind::StringValue(text)) => Some((key.clone(), text.clone())),
+            _ => None,
+        })
+        .collect()
+}
+
+fn locality(node: &Node, metadata: &Struct) -> String {
+    let from_node = node.locality.as_ref().map(|locality| {
+        let parts = [locality.region.as_str(), &locality.zone, &locality.sub_zone];
+        parts.join("/").trim_end_matches('/').to_owned()
+    });
+    match from_node {
+        Some(locality) if !locality.is_empty() => locality,
+        _ => text(metadata, "istio-locality").unwrap_or_default().replace('.', "/"),
+    }
+}
+
+fn version(node: &Node) -> String {
+    use proto::envoy::config::core::v3::node::UserAgentVersionType;
+    match &node.user_agent_version_type {
+        Some(UserAgentVersionType::UserAgentVersion(version)) => version.clone(),
+        Some(UserAgentVersionType::UserAgentBuildVersion(build)) => build
+            .version
+            .as_ref()
+            .map(|version| format!("{}.{}.{}", version.major_number, version.minor_number, version.patch))
+            .unwrap_or_default(),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: &str) -> Node {
+        Node { id: id.to_owned(), ..Node::default() }
+    }
+
+    #[test]
+    fn node_id_gives_kind_address_and_namespace() {
+        let proxy = Proxy::try_from(&node("sidecar~10.0.0.1~web-1.shop~shop.svc.cluster.local")).unwrap();
+        assert_eq!(proxy.kind, ProxyKind::Sidecar);
+        assert_eq!(proxy.ip().to_string(), "10.0.0.1");
+        assert_eq!(proxy.namespace, "shop");
+        assert_eq!(proxy.uid(), "kubernetes://web-1.shop");
+    }
+
+    #[test]
+    fn bad_node_ids_are_refused() {
+        assert!(matches!(Proxy::try_from(&node("web-1")), Err(InvalidNode::Id(_))));
+        assert!(matches!(Proxy::try_from(&node("cache~10.0.0.1~a.b~c")), Err(InvalidNode::Kind(_))));
+        assert!(matches!(Proxy::try_from(&node("sidecar~nowhere~a.b~c")), Err(InvalidNode::Address(_))));
+    }
+}

@@ -1,0 +1,16 @@
+//! The generators: what a proxy is told, as pure functions of the proxy and the push context.
+//!
+//! [`View`] gathers what all generators of one proxy need; [`cluster`], [`endpoint`], [`listener`] and [`route`] build the four
+//! types of resources, always sorted, so that equal inputs give equal bytes.
+
+pub mod access_log;
+pub mod cluster;
+pub mod endpoint;
+pub mod listener;
+pub mod plugin;
+pub mod route;
+pub mod tls;
+mod view;
+mod wire;
+
+pub use view::{Instance, View};

@@ -1,0 +1,93 @@
+//! CDS: one cluster for each port of each visible service, one more for each subset, one for each port of the proxy's own
+//! workload, and the special ones.
+
+use prost_types::Duration;
+use proto::envoy::config::cluster::v3::{
+    CircuitBreakers, Cluster, circuit_breakers::Thresholds, cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy},
+};
+use proto::envoy::config::core::v3::{BindConfig, Http2ProtocolOptions};
+
+pub(super) mod inbound;
+mod outbound;
+mod protocol_options;
+mod traffic_policy;
+mod upstream_tls;
+
+pub use traffic_policy::TrafficPolicy;
+
+use super::View;
+use super::wire::socket;
+use crate::model::name::{BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH};
+use crate::push_context::status::Metric;
+
+/// Source address of connections to the workload's own ports; interception lets it through.
+const INBOUND_SOURCE: &str = "127.0.0.6";
+
+/// All clusters of a proxy, by name.
+#[must_use]
+pub fn build(view: &View<'_>) -> Vec<Cluster> {
+    let mut clusters = outbound::build(view);
+    if !view.proxy.is_router() {
+        clusters.extend(inbound::build(view));
+        clusters.push(original_destination(view, INBOUND_PASSTHROUGH, Some(INBOUND_SOURCE)));
+    }
+    clusters.push(black_hole(view));
+    clusters.push(original_destination(view, PASSTHROUGH, None));
+    clusters.sort_by(|a, b| a.name.cmp(&b.name));
+    clusters.dedup_by(|later, earlier| {
+        let is_duplicate = later.name == earlier.name;
+        if is_duplicate {
+            view.record(Metric::DuplicateCluster, &later.name, "two clusters have this name; the first counts");
+        }
+        is_duplicate
+    });
+    clusters
+}
+
+fn black_hole(view: &View<'_>) -> Cluster {
+    Cluster {
+        name: BLACK_HOLE.to_owned(),
+        connect_timeout: Some(view.push.mesh.connect_timeout),
+        lb_policy: LbPolicy::RoundRobin as i32,
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32)),
+        ..Cluster::default()
+    }
+}
+
+fn original_destination(view: &View<'_>, name: &str, source: Option<&str>) -> Cluster {
+    Cluster {
+        name: name.to_owned(),
+        connect_timeout: Some(view.push.mesh.connect_timeout),
+        lb_policy: LbPolicy::ClusterProvided as i32,
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32)),
+        circuit_breakers: Some(unlimited()),
+        upstream_bind_config: source
+            .map(|source| BindConfig { source_address: Some(socket(source, 0)), ..BindConfig::default() }),
+        typed_extension_protocol_options: protocol_options::downstream(None),
+        ..Cluster::default()
+    }
+}
+
+/// Envoy's default limits are low; here there are none unless somebody asks for them.
+fn unlimited() -> CircuitBreakers {
+    CircuitBreakers {
+        thresholds: vec![Thresholds {
+            max_connections: Some(u32::MAX),
+            max_pending_requests: Some(u32::MAX),
+            max_requests: Some(u32::MAX),
+            max_retries: Some(u32::MAX),
+            track_remaining: true,
+            ..Thresholds::default()
+        }],
+        ..CircuitBreakers::default()
+    }
+}
+
+fn http2() -> Http2ProtocolOptions {
+    Http2ProtocolOptions { max_concurrent_streams: Some(1_073_741_824), ..Http2ProtocolOptions::default() }
+}
+
+/// A duration that is there and not zero.
+fn positive(duration: Option<&Duration>) -> Option<Duration> {
+    duration.copied().filter(|duration| duration.seconds > 0 || duration.nanos > 0)
+}

@@ -1,0 +1,253 @@
+//! The part of a destination rule that holds for one cluster, and what it does to the cluster.
+//!
+//! A subset's policy overrides the host's group by group; a port's entry replaces all four groups, those it leaves out included.
+
+use prost_types::Duration;
+use proto::envoy::config::cluster::v3::{
+    Cluster, OutlierDetection, UpstreamConnectionOptions,
+    cluster::{
+        CommonLbConfig, LbConfig, LbPolicy, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig,
+        SlowStartConfig,
+        common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig}, ring_hash_lb_config::HashFunction,
+    },
+};
+use proto::envoy::config::core::v3::{HttpProtocolOptions, RuntimeDouble, TcpKeepalive};
+use proto::envoy::r#type::v3::Percent;
+use proto::istio::networking::v1alpha3::{
+    self as wire, ClientTlsSettings, ConnectionPoolSettings, LoadBalancerSettings,
+    load_balancer_settings::{ConsistentHashLb, LbPolicy as WirePolicy, SimpleLb, consistent_hash_lb::HashAlgorithm},
+};
+
+use super::{positive, unlimited};
+use crate::model::Mesh;
+
+/// The four groups that may differ by port.
+#[derive(Clone, Debug, Default)]
+pub struct TrafficPolicy<'a> {
+    /// How an endpoint is chosen.
+    pub load_balancer: Option<&'a LoadBalancerSettings>,
+    /// Limits and timeouts.
+    pub connection_pool: Option<&'a ConnectionPoolSettings>,
+    /// When an endpoint is left alone.
+    pub outlier_detection: Option<&'a wire::OutlierDetection>,
+    /// What is spoken.
+    pub tls: Option<&'a ClientTlsSettings>,
+}
+
+impl<'a> TrafficPolicy<'a> {
+    /// `policy` on top of what holds already, for `port`.
+    #[must_use]
+    pub fn merge(&self, policy: Option<&'a wire::TrafficPolicy>, port: u32) -> Self {
+        let Some(policy) = policy else { return self.clone() };
+        let of_port = policy
+            .port_level_settings
+            .iter()
+            .find(|entry| entry.port.as_ref().is_some_and(|selector| selector.number == port));
+        if let Some(entry) = of_port {
+            return TrafficPolicy {
+                load_balancer: entry.load_balancer.as_ref(),
+                connection_pool: entry.connection_pool.as_ref(),
+                outlier_detection: entry.outlier_detection.as_ref(),
+                tls: entry.tls.as_ref(),
+            };
+        }
+        TrafficPolicy {
+            load_balancer: policy.load_balancer.as_ref().or(self.load_balancer),
+            connection_pool: policy.connection_pool.as_ref().or(self.connection_pool),
+            outlier_detection: policy.outlier_detection.as_ref().or(self.outlier_detection),
+            tls: policy.tls.as_ref().or(self.tls),
+        }
+    }
+
+    /// The key by which requests are spread, if they are.
+    #[must_use]
+    pub fn consistent_hash(&self) -> Option<&'a ConsistentHashLb> {
+        match self.load_balancer?.lb_policy.as_ref()? {
+            WirePolicy::ConsistentHash(hash) => Some(hash),
+            WirePolicy::Simple(_) => None,
+        }
+    }
+
+    /// True when connections go to their original destination.
+    #[must_use]
+    pub fn is_passthrough(&self) -> bool {
+        let policy = self.load_balancer.and_then(|balancer| balancer.lb_policy.as_ref());
+        matches!(policy, Some(WirePolicy::Simple(simple)) if *simple == SimpleLb::Passthrough as i32)
+    }
+
+    /// The locality settings that hold: the rule's own, or the mesh's.
+    #[must_use]
+    pub fn locality<'m>(&self, mesh: &'m Mesh) -> Option<&'m wire::LocalityLoadBalancerSetting>
+    where
+        'a: 'm,
+    {
+        let own = self.load_balancer.and_then(|balancer| balancer.locality_lb_setting.as_ref());
+        let setting = own.or(mesh.locality_lb.as_ref())?;
+        let mesh_enabled = mesh.locality_lb.as_ref().and_then(|setting| setting.enabled);
+        setting.enabled.or(mesh_enabled).unwrap_or(true).then_some(setting)
+    }
+
+    pub(super) fn apply_load_balancer(&self, cluster: &mut Cluster, mesh: &Mesh) {
+        match self.load_balancer.and_then(|balancer| balancer.lb_policy.as_ref()) {
+            Some(WirePolicy::Simple(simple)) => match SimpleLb::try_from(*simple).unwrap_or(SimpleLb::Unspecified) {
+                SimpleLb::Random => cluster.lb_policy = LbPolicy::Random as i32,
+                SimpleLb::RoundRobin => cluster.lb_policy = LbPolicy::RoundRobin as i32,
+                // Callers turn the whole cluster into one that keeps the destination.
+                SimpleLb::Passthrough => cluster.lb_policy = LbPolicy::ClusterProvided as i32,
+                SimpleLb::Unspecified | SimpleLb::LeastConn | SimpleLb::LeastRequest => {
+                    cluster.lb_policy = LbPolicy::LeastRequest as i32;
+                }
+            },
+            Some(WirePolicy::ConsistentHash(hash)) => apply_hash(cluster, hash),
+            None => cluster.lb_policy = LbPolicy::LeastRequest as i32,
+        }
+        self.apply_warmup(cluster);
+        let has_weights = self.locality(mesh).is_some_and(|setting| !setting.distribute.is_empty());
+        if has_weights || self.outlier_detection.is_some() {
+            common_lb(cluster).locality_config_specifier =
+                Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {}));
+        }
+    }
+
+    fn apply_warmup(&self, cluster: &mut Cluster) {
+        let Some(balancer) = self.load_balancer else { return };
+        let warmup = balancer.warmup.as_ref();
+        #[allow(deprecated, reason = "the old field is still in use")]
+        let old = balancer.warmup_duration_secs.as_ref();
+        let window = positive(warmup.and_then(|warmup| warmup.duration.as_ref()).or(old));
+        let Some(window) = window else { return };
+        let slow_start = SlowStartConfig {
+            slow_start_window: Some(window),
+            aggression: warmup.and_then(|warmup| warmup.aggression).map(|value| RuntimeDouble {
+                default_value: value,
+                runtime_key: format!("{}_slow_start_aggression", cluster.name),
+            }),
+            min_weight_percent: warmup.and_then(|warmup| warmup.minimum_percent).map(|value| Percent { value }),
+        };
+        let slow_start_config = Some(slow_start);
+        if cluster.lb_policy == LbPolicy::RoundRobin as i32 {
+            cluster.lb_config = Some(LbConfig::RoundRobinLbConfig(RoundRobinLbConfig { slow_start_config }));
+        } else if cluster.lb_policy == LbPolicy::LeastRequest as i32 {
+            let config = LeastRequestLbConfig { slow_start_config, ..LeastRequestLbConfig::default() };
+            cluster.lb_config = Some(LbConfig::LeastRequestLbConfig(config));
+        }
+    }
+
+    pub(super) fn apply_connection_pool(&self, cluster: &mut Cluster, mesh: &Mesh) {
+        let tcp = self.connection_pool.and_then(|pool| pool.tcp.as_ref());
+        let http = self.connection_pool.and_then(|pool| pool.http.as_ref());
+        cluster.connect_timeout =
+            Some(positive(tcp.and_then(|tcp| tcp.connect_timeout.as_ref())).unwrap_or(mesh.connect_timeout));
+        let mut breakers = unlimited();
+        let threshold = &mut breakers.thresholds[0];
+        let limit = |value: Option<i32>| value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0);
+        threshold.max_connections = limit(tcp.map(|tcp| tcp.max_connections)).or(threshold.max_connections);
+        threshold.max_pending_requests = limit(http.map(|http| http.http1_max_pending_requests)).or(threshold.max_pending_requests);
+        threshold.max_requests = limit(http.map(|http| http.http2_max_requests)).or(threshold.max_requests);
+        threshold.max_retries = limit(http.map(|http| http.max_retries)).or(threshold.max_retries);
+        cluster.circuit_breakers = Some(breakers);
+        let keepalive = tcp.and_then(|tcp| tcp.tcp_keepalive.as_ref()).or(mesh.tcp_keepalive.as_ref());
+        if let Some(keepalive) = keepalive {
+            cluster.upstream_connection_options = Some(UpstreamConnectionOptions {
+                tcp_keepalive: Some(tcp_keepalive(keepalive)),
+                ..UpstreamConnectionOptions::default()
+            });
+        }
+    }
+
+    /// What holds for HTTP of any version, if anything is said about it.
+    pub(super) fn common_http_options(&self) -> Option<HttpProtocolOptions> {
+        let pool = self.connection_pool?;
+        let http = pool.http.as_ref();
+        let idle_timeout = positive(http.and_then(|http| http.idle_timeout.as_ref()));
+        let max_requests = http.and_then(|http| u32::try_from(http.max_requests_per_connection).ok()).filter(|max| *max > 0);
+        let max_duration = positive(pool.tcp.as_ref().and_then(|tcp| tcp.max_connection_duration.as_ref()));
+        if idle_timeout.is_none() && max_requests.is_none() && max_duration.is_none() {
+            return None;
+        }
+        Some(HttpProtocolOptions {
+            idle_timeout,
+            max_requests_per_connection: max_requests,
+            max_connection_duration: max_duration,
+            ..HttpProtocolOptions::default()
+        })
+    }
+
+    pub(super) fn apply_outlier_detection(&self, cluster: &mut Cluster) {
+        let Some(settings) = self.outlier_detection else { return };
+        let mut detection = OutlierDetection {
+            interval: positive(settings.interval.as_ref()),
+            base_ejection_time: positive(settings.base_ejection_time.as_ref()),
+            max_ejection_percent: u32::try_from(settings.max_ejection_percent).ok().filter(|percent| *percent > 0),
+            // Success rates are never used.
+            enforcing_success_rate: Some(0),
+            ..OutlierDetection::default()
+        };
+        if let Some(errors) = settings.consecutive_5xx_errors {
+            detection.consecutive_5xx = Some(errors);
+            detection.enforcing_consecutive_5xx = Some(if errors > 0 { 100 } else { 0 });
+        }
+        #[allow(deprecated, reason = "the old field is still in use")]
+        let old = u32::try_from(settings.consecutive_errors).ok().filter(|errors| *errors > 0);
+        if let Some(errors) = settings.consecutive_gateway_errors.or(old) {
+            detection.consecutive_gateway_failure = Some(errors);
+            detection.enforcing_consecutive_gateway_failure = Some(if errors > 0 { 100 } else { 0 });
+            if settings.consecutive_5xx_errors.is_none() && old.is_some() {
+                // The old field counted gateway errors only.
+                detection.enforcing_consecutive_5xx = Some(0);
+            }
+        }
+        if settings.split_external_local_origin_errors {
+            detection.split_external_local_origin_errors = true;
+            if let Some(failures) = settings.consecutive_local_origin_failures {
+                detection.consecutive_local_origin_failure = Some(failures);
+                detection.enforcing_consecutive_local_origin_failure = Some(100);
+            }
+            detection.enforcing_local_origin_success_rate = Some(0);
+        }
+        cluster.outlier_detection = Some(detection);
+        let percent = f64::from(settings.min_health_percent.clamp(0, 100));
+        common_lb(cluster).healthy_panic_threshold = Some(Percent { value: percent });
+    }
+}
+
+fn common_lb(cluster: &mut Cluster) -> &mut CommonLbConfig {
+    cluster.common_lb_config.get_or_insert_default()
+}
+
+fn apply_hash(cluster: &mut Cluster, hash: &ConsistentHashLb) {
+    #[allow(deprecated, reason = "the old field is still in use")]
+    let old_size = hash.minimum_ring_size;
+    match &hash.hash_algorithm {
+        Some(HashAlgorithm::Maglev(maglev)) => {
+            cluster.lb_policy = LbPolicy::Maglev as i32;
+            let table_size = (maglev.table_size > 0).then_some(maglev.table_size);
+            cluster.lb_config = Some(LbConfig::MaglevLbConfig(MaglevLbConfig { table_size, ..MaglevLbConfig::default() }));
+        }
+        other => {
+            let size = match other {
+                Some(HashAlgorithm::RingHash(ring)) if ring.minimum_ring_size > 0 => ring.minimum_ring_size,
+                _ if old_size > 0 => old_size,
+                _ => 1024,
+            };
+            cluster.lb_policy = LbPolicy::RingHash as i32;
+            cluster.lb_config = Some(LbConfig::RingHashLbConfig(RingHashLbConfig {
+                minimum_ring_size: Some(size),
+                hash_function: HashFunction::XxHash as i32,
+                ..RingHashLbConfig::default()
+            }));
+        }
+    }
+}
+
+fn tcp_keepalive(settings: &wire::connection_pool_settings::tcp_settings::TcpKeepalive) -> TcpKeepalive {
+    let whole = |duration: Option<&Duration>| duration.and_then(|duration| u32::try_from(duration.seconds).ok()).filter(|value| *value > 0);
+    TcpKeepalive {
+        keepalive_probes: (settings.probes > 0).then_some(settings.probes),
+        keepalive_time: whole(settings.time.as_ref()),
+        keepalive_interval: whole(settings.interval.as_ref()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! What a client of a cluster speaks: plaintext, TLS, mesh mTLS, or (automatic mTLS) whatever the endpoint can.
+
+use std::collections::BTreeSet;
+
+use proto::envoy::config::cluster::v3::{Cluster, cluster::TransportSocketMatch};
+use proto::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, CommonTlsContext, TlsCertificate, UpstreamTlsContext,
+    common_tls_context::ValidationContextType,
+};
+use proto::istio::networking::v1alpha3::{ClientTlsSettings, client_tls_settings::TlSmode};
+
+use super::TrafficPolicy;
+use crate::model::{ClusterName, Service};
+use crate::networking::wire::strings;
+use crate::networking::{View, tls};
+use crate::push_context::policies::MtlsMode;
+use crate::push_context::status::Metric;
+
+/// Gives `cluster` its transport sockets.
+pub(super) fn apply(
+    view: &View<'_>,
+    cluster: &mut Cluster,
+    service: &Service,
+    name: &ClusterName,
+    policy: &TrafficPolicy<'_>,
+    is_http2: bool,
+) {
+    match policy.tls {
+        Some(settings) => explicit(view, cluster, service, name, settings, is_http2),
+        None => automatic(view, cluster, service, name, is_http2),
+    }
+}
+
+fn explicit(
+    view: &View<'_>,
+    cluster: &mut Cluster,
+    service: &Service,
+    name: &ClusterName,
+    settings: &ClientTlsSettings,
+    is_http2: bool,
+) {
+    match settings.mode() {
+        TlSmode::Disable => {}
+        TlSmode::IstioMutual => {
+            let names = if settings.subject_alt_names.is_empty() { accounts(view, service) } else { settings.subject_alt_names.clone() };
+            let sni = if settings.sni.is_empty() { name.sni() } else { settings.sni.clone() };
+            cluster.transport_socket = Some(tls::mesh_client(&names, &sni, is_http2));
+        }
+        TlSmode::Simple | TlSmode::Mutual => match origination(settings, service, is_http2) {
+            Ok(context) => cluster.transport_socket = Some(tls::client(&context)),
+            Err(reason) => {
+                // Without what it needs the connection must fail rather than go out in the clear.
+                view.record(Metric::InvalidCluster, &cluster.name, &reason);
+                cluster.transport_socket = Some(tls::mesh_client(&[format!("spiffe://invalid/{reason}")], &name.sni(), is_http2));
+            }
+        },
+    }
+}
+
+/// TLS to a server outside of the mesh.
+fn origination(settings: &ClientTlsSettings, service: &Service, is_http2: bool) -> Result<UpstreamTlsContext, String> {
+    let mut common = CommonTlsContext::default();
+    if is_http2 {
+        common.alpn_protocols = vec!["h2".to_owned()];
+    }
+    let names = if settings.subject_alt_names.is_empty() { &service.subject_alt_names } else { &settings.subject_alt_names };
+    let matchers = tls::san_matchers(names.iter().map(String::as_str));
+    let skip_verify = settings.insecure_skip_verify.unwrap_or(false);
+    if settings.mode() == TlSmode::Mutual {
+        if !settings.credential_name.is_empty() {
+            common.tls_certificate_sds_secret_configs = vec![tls::secret(&settings.credential_name)];
+        } else if settings.client_certificate.is_empty() || settings.private_key.is_empty() {
+            return Err("mode MUTUAL needs clientCertificate and privateKey, or credentialName".to_owned());
+        } else {
+            common.tls_certificates = vec![TlsCertificate {
+                certificate_chain: Some(tls::file(&settings.client_certificate)),
+                private_key: Some(tls::file(&settings.private_key)),
+                ..TlsCertificate::default()
+            }];
+        }
+    }
+    common.validation_context_type = if skip_verify {
+        None
+    } else if !settings.credential_name.is_empty() {
+        Some(tls::validation(&format!("{}-cacert", settings.credential_name), matchers))
+    } else if !settings.ca_certificates.is_empty() {
+        Some(ValidationContextType::ValidationContext(CertificateValidationContext {
+            trusted_ca: Some(tls::file(&settings.ca_certificates)),
+            match_typed_subject_alt_names: matchers,
+            crl: (!settings.ca_crl.is_empty()).then(|| tls::file(&settings.ca_crl)),
+            ..CertificateValidationContext::default()
+        }))
+    } else {
+        use proto::envoy::extensions::transport_sockets::tls::v3::certificate_validation_context::SystemRootCerts;
+        Some(ValidationContextType::ValidationContext(CertificateValidationContext {
+            system_root_certs: Some(SystemRootCerts {}),
+            match_typed_subject_alt_names: matchers,
+            ..CertificateValidationContext::default()
+        }))
+    };
+    let host = (!service.host.starts_with('*')).then(|| service.host.clone()).unwrap_or_default();
+    Ok(UpstreamTlsContext {
+        common_tls_context: Some(common),
+        sni: if settings.sni.is_empty() { host } else { settings.sni.clone() },
+        auto_sni_san_validation: false,
+        ..UpstreamTlsContext::default()
+    })
+}
+
+/// mTLS to the endpoints that can, plaintext to the others.
+fn automatic(view: &View<'_>, cluster: &mut Cluster, service: &Service, name: &ClusterName, is_http2: bool) {
+    let is_off = !view.push.mesh.is_auto_mtls
+        || service.is_external
+        || view.push.policies.namespace_mode(&service.namespace) == MtlsMode::Disable;
+    if is_off {
+        return;
+    }
+    let socket = || tls::mesh_client(&accounts(view, service), &name.sni(), is_http2);
+    if service.resolution == crate::model::Resolution::Passthrough {
+        // Without endpoint metadata the choice is made for the whole cluster.
+        let endpoints = view.push.endpoints.of(&service.key());
+        if !endpoints.is_empty() && endpoints.iter().all(|endpoint| endpoint.is_mtls()) {
+            cluster.transport_socket = Some(socket());
+        }
+        return;
+    }
+    cluster.transport_socket_matches = vec![
+        TransportSocketMatch {
+            name: "tlsMode-istio".to_owned(),
+            r#match: Some(strings([("tlsMode", "istio")])),
+            transport_socket: Some(socket()),
+        },
+        TransportSocketMatch {
+            name: "tlsMode-disabled".to_owned(),
+            r#match: Some(strings([])),
+            transport_socket: Some(tls::raw_buffer()),
+        },
+    ];
+}
+
+/// The identities that may answer for a service, sorted; local trust domain and its aliases are all accepted.
+fn accounts(view: &View<'_>, service: &Service) -> Vec<String> {
+    let mut accounts: BTreeSet<String> =
+        view.push.endpoints.identities(&service.key()).into_iter().map(str::to_owned).collect();
+    let mesh = &view.push.mesh;
+    for alias in &mesh.trust_domain_aliases {
+        let local = format!("spiffe://{}/", mesh.trust_domain);
+        let aliased: Vec<String> = accounts
+            .iter()
+            .filter_map(|account| account.strip_prefix(&local).map(|rest| format!("spiffe://{alias}/{rest}")))
+            .collect();
+        accounts.extend(aliased);
+    }
+    accounts.extend(service.subject_alt_names.iter().cloned());
+    accounts.into_iter().collect()
+}

@@ -1,0 +1,318 @@
+//! Connections of the workload to services: a listener for each HTTP port (routes by host), and one for each address and port
+//! of TCP services.
+//!
+//! On addresses that several services share (`0.0.0.0`), HTTP and TCP live side by side: the first bytes decide. Of two services
+//! that cannot be told apart the older has the listener.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use proto::envoy::config::core::v3::TrafficDirection;
+use proto::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
+use proto::istio::networking::v1alpha3::{CaptureMode, L4MatchAttributes, TlsMatchAttributes};
+use proto_mesh::host;
+
+use super::filter_chain::{chain, fallthrough_cluster, routed_tcp_proxy, tcp_proxy};
+use super::http::{Place, RouteSource, connection_manager};
+use super::{PLAIN_HTTP, http_inspector, owned, tls_inspector};
+use crate::model::service::single_ip;
+use crate::model::{ClusterName, InterceptionMode, Protocol, Service, ServicePort};
+use crate::networking::wire::{address, cidr, parse_cidr};
+use crate::networking::{View, plugin};
+use crate::push_context::sidecar_scope::EgressListener;
+use crate::push_context::status::Metric;
+use crate::push_context::virtual_services::{MESH, VirtualService};
+
+/// The address that stands for all.
+const ANY_ADDRESS: &str = "0.0.0.0";
+
+/// What one listener has to carry.
+#[derive(Default)]
+struct Draft {
+    /// Name of the route configuration, if HTTP is spoken.
+    routes: Option<String>,
+    /// Chains for everything else.
+    tcp: Vec<FilterChain>,
+    /// The services behind the chains that match everything.
+    catch_all: Option<String>,
+    /// Bytes have to be looked at.
+    is_sniffing: bool,
+    is_bound: bool,
+}
+
+type Drafts = BTreeMap<(String, u32), Draft>;
+
+/// All outbound listeners of a sidecar.
+pub(super) fn build(view: &View<'_>) -> Vec<Listener> {
+    let mut drafts = Drafts::new();
+    let locked: HashSet<u32> =
+        view.scope.egress.iter().filter_map(|egress| egress.port.as_ref()).map(|port| port.number).collect();
+    let is_captured = view.proxy.interception != InterceptionMode::None;
+    for egress in &view.scope.egress {
+        match &egress.port {
+            Some(port) => add_port(view, egress, port.number, Protocol::parse(&port.protocol), &mut drafts),
+            None if is_captured && egress.capture_mode != CaptureMode::None => {
+                for service in &egress.services {
+                    for port in service.ports.iter().filter(|port| !locked.contains(&port.number)) {
+                        add_service(view, egress, service, port, &mut drafts);
+                    }
+                }
+            }
+            // Without interception undeclared ports are reached through the HTTP proxy.
+            None => {}
+        }
+    }
+    drafts.into_iter().map(|((bind, port), draft)| finish(view, &bind, port, draft)).collect()
+}
+
+/// A Sidecar's egress listener with a port of its own.
+fn add_port(view: &View<'_>, egress: &EgressListener, port: u32, protocol: Protocol, drafts: &mut Drafts) {
+    let is_bound = egress.capture_mode == CaptureMode::None || view.proxy.interception == InterceptionMode::None;
+    let bind = match (egress.bind.as_str(), is_bound) {
+        ("", true) if view.proxy.ip().is_loopback() => view.proxy.ip().to_string(),
+        ("", true) => "127.0.0.1".to_owned(),
+        ("", false) => ANY_ADDRESS.to_owned(),
+        (bind, _) => bind.to_owned(),
+    };
+    if protocol.is_http() {
+        let name = if bind.starts_with("unix://") || bind.starts_with('/') { bind.clone() } else { port.to_string() };
+        let draft = drafts.entry((bind, port)).or_default();
+        draft.is_bound = is_bound;
+        draft.routes.get_or_insert(name);
+        return;
+    }
+    for service in &egress.services {
+        let Some(service_port) = service.port(port) else { continue };
+        let chains = tcp_chains(view, egress, service, service_port, None);
+        add_chains(view, drafts, (bind.clone(), port), service, chains);
+    }
+    if let Some(draft) = drafts.get_mut(&(bind, port)) {
+        draft.is_bound = is_bound;
+    }
+}
+
+fn add_service(view: &View<'_>, egress: &EgressListener, service: &Arc<Service>, port: &ServicePort, drafts: &mut Drafts) {
+    if port.protocol.is_http() {
+        if port.number == 443 {
+            view.record(Metric::HttpOverHttps, &service.host, "plain HTTP on port 443 is not captured");
+            return;
+        }
+        drafts.entry((ANY_ADDRESS.to_owned(), port.number)).or_default().routes = Some(port.number.to_string());
+        return;
+    }
+    let is_unknown = port.protocol == Protocol::Unsupported;
+    let ips: Vec<&str> = service.ips().collect();
+    for ip in &ips {
+        let key = ((*ip).to_owned(), port.number);
+        if is_unknown {
+            let draft = drafts.entry(key.clone()).or_default();
+            draft.routes.get_or_insert_with(|| format!("{}:{}", service.host, port.number));
+            draft.is_sniffing = true;
+        }
+        add_chains(view, drafts, key, service, tcp_chains(view, egress, service, port, None));
+    }
+    if !ips.is_empty() {
+        return;
+    }
+    if service.is_headless() && !is_unknown {
+        for endpoint in view.push.endpoints.of(&service.key()) {
+            let Some(ip) = single_ip(&endpoint.address) else { continue };
+            let is_own = view.proxy.ips.iter().any(|own| own.to_string() == ip);
+            if !is_own {
+                let chains = tcp_chains(view, egress, service, port, None);
+                add_chains(view, drafts, (ip.to_owned(), port.number), service, chains);
+            }
+        }
+        return;
+    }
+    let key = (ANY_ADDRESS.to_owned(), port.number);
+    if is_unknown {
+        let draft = drafts.entry(key.clone()).or_default();
+        draft.routes = Some(port.number.to_string());
+        draft.is_sniffing = true;
+    }
+    // Without an address of its own a service is told apart by its ranges, else by its server name.
+    if service.addresses.is_empty() {
+        let sni = port.protocol.is_tls().then_some(service.host.as_str());
+        add_chains(view, drafts, key, service, tcp_chains(view, egress, service, port, sni));
+    } else {
+        let mut chains = tcp_chains(view, egress, service, port, None);
+        let ranges: Vec<_> = service.addresses.iter().filter_map(|address| parse_cidr(address)).collect();
+        for chain in &mut chains {
+            let matching = chain.filter_chain_match.get_or_insert_default();
+            if matching.prefix_ranges.is_empty() {
+                matching.prefix_ranges.clone_from(&ranges);
+            }
+        }
+        add_chains(view, drafts, key, service, chains);
+    }
+}
+
+fn add_chains(view: &View<'_>, drafts: &mut Drafts, key: (String, u32), service: &Service, chains: Vec<FilterChain>) {
+    let draft = drafts.entry(key).or_default();
+    for chain in chains {
+        if chain.filter_chain_match.is_none() {
+            if let Some(older) = &draft.catch_all {
+                let metric = if draft.routes.is_some() { Metric::TcpOverHttp } else { Metric::TcpOverTcp };
+                view.record(metric, &service.host, &format!("the listener belongs to {older}"));
+                continue;
+            }
+            draft.catch_all = Some(service.host.clone());
+        } else if let Some(same) = draft.tcp.iter().find(|other| other.filter_chain_match == chain.filter_chain_match) {
+            view.record(Metric::TcpOverTcp, &service.host, &format!("{} has the same filter chain match", same.name));
+            continue;
+        }
+        draft.tcp.push(chain);
+    }
+}
+
+/// The virtual services of an egress listener that steer `name`, oldest first.
+pub(in crate::networking) fn virtual_services_for<'a>(
+    egress: &'a EgressListener,
+    name: &'a str,
+) -> impl Iterator<Item = &'a Arc<VirtualService>> {
+    egress.virtual_services.iter().filter(move |service| service.hosts.iter().any(|pattern| host::is_subset(name, pattern)))
+}
+
+/// The chains of one port of one service: those of TLS routes, those of TCP routes, and the service itself.
+fn tcp_chains(
+    view: &View<'_>,
+    egress: &EgressListener,
+    service: &Service,
+    port: &ServicePort,
+    sni: Option<&str>,
+) -> Vec<FilterChain> {
+    let mut chains = Vec::new();
+    let is_tls = port.protocol.is_tls();
+    for steering in virtual_services_for(egress, &service.host) {
+        if is_tls {
+            for route in &steering.tls {
+                for condition in route.r#match.iter().filter(|condition| tls_applies(view, condition, port.number)) {
+                    let matching = FilterChainMatch {
+                        server_names: condition.sni_hosts.clone(),
+                        prefix_ranges: condition.destination_subnets.iter().filter_map(|net| parse_cidr(net)).collect(),
+                        ..FilterChainMatch::default()
+                    };
+                    chains.push(routed_chain(view, service, port, Some(matching), &route.route));
+                }
+            }
+        }
+        for route in &steering.tcp {
+            if route.r#match.is_empty() {
+                let matching = sni.map(server_name);
+                chains.push(routed_chain(view, service, port, matching, &route.route));
+                return chains;
+            }
+            for condition in route.r#match.iter().filter(|condition| tcp_applies(view, condition, port.number)) {
+                let mut matching = sni.map(server_name).unwrap_or_default();
+                matching.prefix_ranges = condition.destination_subnets.iter().filter_map(|net| parse_cidr(net)).collect();
+                let is_catch_all = matching == FilterChainMatch::default();
+                chains.push(routed_chain(view, service, port, (!is_catch_all).then_some(matching), &route.route));
+                if is_catch_all {
+                    return chains;
+                }
+            }
+        }
+    }
+    let cluster = ClusterName::outbound(port.number, "", &service.host).to_string();
+    let mut filters: Vec<_> = plugin::mixer::tcp_outbound(view, Some(service), &cluster).into_iter().collect();
+    filters.push(tcp_proxy(view, &cluster, &cluster));
+    chains.push(chain(&cluster, sni.map(server_name), filters));
+    chains
+}
+
+fn server_name(name: &str) -> FilterChainMatch {
+    FilterChainMatch { server_names: vec![name.to_owned()], ..FilterChainMatch::default() }
+}
+
+fn routed_chain(
+    view: &View<'_>,
+    service: &Service,
+    port: &ServicePort,
+    matching: Option<FilterChainMatch>,
+    routes: &[proto::istio::networking::v1alpha3::RouteDestination],
+) -> FilterChain {
+    let cluster = ClusterName::outbound(port.number, "", &service.host).to_string();
+    let mut filters: Vec<_> = plugin::mixer::tcp_outbound(view, Some(service), &cluster).into_iter().collect();
+    filters.push(routed_tcp_proxy(view, routes, port.number));
+    chain(&cluster, matching, filters)
+}
+
+fn tls_applies(view: &View<'_>, condition: &TlsMatchAttributes, port: u32) -> bool {
+    (condition.port == 0 || condition.port == port)
+        && source_applies(view, &condition.gateways, &condition.source_labels, &condition.source_namespace)
+}
+
+fn tcp_applies(view: &View<'_>, condition: &L4MatchAttributes, port: u32) -> bool {
+    (condition.port == 0 || condition.port == port)
+        && source_applies(view, &condition.gateways, &condition.source_labels, &condition.source_namespace)
+}
+
+/// True when a route with these conditions is meant for this sidecar.
+fn source_applies(view: &View<'_>, gateways: &[String], labels: &BTreeMap<String, String>, namespace: &str) -> bool {
+    (gateways.is_empty() || gateways.iter().any(|gateway| gateway == MESH))
+        && view.proxy.is_selected_by(labels)
+        && (namespace.is_empty() || namespace == view.proxy.namespace)
+}
+
+fn finish(view: &View<'_>, bind: &str, port: u32, draft: Draft) -> Listener {
+    let name = format!("{bind}_{port}");
+    let mut listener = Listener {
+        name: name.clone(),
+        address: Some(address(bind, port)),
+        bind_to_port: (!draft.is_bound).then_some(false),
+        traffic_direction: TrafficDirection::Outbound as i32,
+        ..Listener::default()
+    };
+    let is_mixed = draft.routes.is_some() && !draft.tcp.is_empty();
+    let has_server_names = draft.tcp.iter().any(|chain| {
+        chain.filter_chain_match.as_ref().is_some_and(|matching| !matching.server_names.is_empty())
+    });
+    if let Some(routes) = &draft.routes {
+        let manager = connection_manager(view, Place::Outbound(RouteSource::Rds(routes)), &format!("outbound_{name}"));
+        let matching = (is_mixed || draft.is_sniffing).then(|| FilterChainMatch {
+            transport_protocol: "raw_buffer".to_owned(),
+            application_protocols: owned(&PLAIN_HTTP),
+            ..FilterChainMatch::default()
+        });
+        listener.filter_chains.push(chain("", matching, vec![manager]));
+    }
+    if is_mixed || draft.is_sniffing {
+        listener.listener_filters = vec![tls_inspector(), http_inspector()];
+        listener.listener_filters_timeout = view.push.mesh.detection_timeout;
+        listener.continue_on_listener_filters_timeout = true;
+    } else if has_server_names {
+        listener.listener_filters = vec![tls_inspector()];
+        listener.listener_filters_timeout = view.push.mesh.detection_timeout;
+        listener.continue_on_listener_filters_timeout = true;
+    }
+    // The chain that matches everything is the default one: Envoy does not go back from a transport that it has matched.
+    for tcp in draft.tcp {
+        if tcp.filter_chain_match.is_none() && !listener.filter_chains.is_empty() || (tcp.filter_chain_match.is_none() && has_server_names) {
+            listener.default_filter_chain = Some(tcp);
+        } else {
+            listener.filter_chains.push(tcp);
+        }
+    }
+    let needs_fallthrough = listener.filter_chains.iter().all(|chain| chain.filter_chain_match.is_some());
+    if needs_fallthrough && listener.default_filter_chain.is_none() && !draft.is_bound {
+        let cluster = fallthrough_cluster(view);
+        let filters = vec![tcp_proxy(view, &cluster, &cluster)];
+        listener.default_filter_chain = Some(chain("PassthroughFilterChain", None, filters));
+    }
+    block_own_addresses(view, bind, &mut listener);
+    listener
+}
+
+/// A TCP listener for all addresses must not send the pod's own address back to the pod.
+fn block_own_addresses(view: &View<'_>, bind: &str, listener: &mut Listener) {
+    let is_pure_http = listener.filter_chains.len() == 1 && listener.default_filter_chain.is_none();
+    if bind != ANY_ADDRESS || is_pure_http {
+        return;
+    }
+    let prefix_ranges =
+        view.proxy.ips.iter().map(|ip| cidr(&ip.to_string(), if ip.is_ipv4() { 32 } else { 128 })).collect();
+    let own = FilterChainMatch { prefix_ranges, ..FilterChainMatch::default() };
+    let black_hole = crate::model::name::BLACK_HOLE;
+    listener.filter_chains.insert(0, chain("trap-loop", Some(own), vec![tcp_proxy(view, black_hole, black_hole)]));
+}

@@ -1,0 +1,6 @@
+//! Filters that security and policy put before the traffic of a workload, in the order in which they stand: token checks,
+//! authorization, Mixer.
+
+pub mod authn;
+pub mod authz;
+pub mod mixer;

@@ -1,0 +1,82 @@
+//! RDS: virtual hosts of services and virtual services for sidecars, of gateway servers for gateways; and the inline routes of
+//! inbound listeners.
+
+use std::collections::BTreeMap;
+
+use proto::envoy::config::route::v3::{
+    DirectResponseAction, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route::Action,
+    route_action::ClusterSpecifier, route_match::PathSpecifier,
+};
+
+mod gateway;
+mod route_action;
+mod route_match;
+mod sidecar;
+mod virtual_host;
+
+use super::View;
+use super::listener::inbound::Target;
+use super::plugin;
+use super::wire::seconds;
+
+/// The route configuration `name`, as RDS serves it. Names that mean nothing get one without hosts: 404 for all.
+#[must_use]
+pub fn build(view: &View<'_>, name: &str) -> RouteConfiguration {
+    let virtual_hosts = if view.proxy.is_router() { gateway::build(view, name) } else { sidecar::build(view, name) };
+    RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: virtual_host::deduplicate(view, virtual_hosts),
+        // A cluster may come and go: its routes answer 503 meanwhile.
+        validate_clusters: Some(false),
+        ..RouteConfiguration::default()
+    }
+}
+
+/// The route of one port of the proxy's own workload.
+#[must_use]
+pub fn inbound(view: &View<'_>, target: &Target) -> RouteConfiguration {
+    let cluster = target.cluster.to_string();
+    let service = target.instance.as_ref().map(|instance| instance.service.as_ref());
+    let route = Route {
+        name: "default".to_owned(),
+        r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..RouteMatch::default() }),
+        action: Some(Action::Route(RouteAction {
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.clone())),
+            timeout: Some(seconds(0)),
+            ..RouteAction::default()
+        })),
+        typed_per_filter_config: plugin::mixer::inbound_route(view, service).into_iter().collect::<BTreeMap<_, _>>(),
+        ..Route::default()
+    };
+    RouteConfiguration {
+        name: cluster,
+        virtual_hosts: vec![VirtualHost {
+            name: format!("inbound|http|{}", target.service_port),
+            domains: vec!["*".to_owned()],
+            routes: vec![route],
+            ..VirtualHost::default()
+        }],
+        validate_clusters: Some(false),
+        ..RouteConfiguration::default()
+    }
+}
+
+/// Matches every path.
+fn any_path() -> RouteMatch {
+    RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..RouteMatch::default() }
+}
+
+/// A virtual host that answers everything with a status.
+fn answering(name: &str, domain: &str, status: u32) -> VirtualHost {
+    VirtualHost {
+        name: name.to_owned(),
+        domains: vec![domain.to_owned()],
+        routes: vec![Route {
+            name: name.to_owned(),
+            r#match: Some(any_path()),
+            action: Some(Action::DirectResponse(DirectResponseAction { status, ..DirectResponseAction::default() })),
+            ..Route::default()
+        }],
+        ..VirtualHost::default()
+    }
+}

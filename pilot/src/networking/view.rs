@@ -1,0 +1,117 @@
+//! One proxy's view of a push context: what several generators need, worked out once a push.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::model::{Endpoint, Proxy, Service, ServicePort};
+use crate::push_context::PushContext;
+use crate::push_context::destination_rules::DestinationRule;
+use crate::push_context::gateways::MergedGateway;
+use crate::push_context::policies::PeerPolicy;
+use crate::push_context::sidecar_scope::SidecarScope;
+use crate::push_context::status::Metric;
+
+/// A port of a service that the proxy's own workload serves.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// The service.
+    pub service: Arc<Service>,
+    /// Its port.
+    pub port: ServicePort,
+    /// The workload's endpoint.
+    pub endpoint: Arc<Endpoint>,
+}
+
+impl Instance {
+    /// The workload's port.
+    #[must_use]
+    pub fn target_port(&self) -> u32 {
+        self.endpoint.port_for(&self.port)
+    }
+}
+
+/// What generators look at.
+#[derive(Debug)]
+pub struct View<'a> {
+    /// The proxy.
+    pub proxy: &'a Proxy,
+    /// The world.
+    pub push: &'a PushContext,
+    /// What the proxy can see of it.
+    pub scope: Arc<SidecarScope>,
+    /// What the proxy's workload serves; one for each workload port.
+    pub instances: Vec<Instance>,
+    /// How connections to the workload are taken.
+    pub peer_policy: PeerPolicy,
+    /// What a gateway serves; empty for sidecars.
+    pub gateway: MergedGateway,
+}
+
+impl<'a> View<'a> {
+    /// Works it out.
+    #[must_use]
+    pub fn new(proxy: &'a Proxy, push: &'a PushContext) -> Self {
+        let gateway =
+            if proxy.is_router() { push.gateways.merge_for(proxy, &push.status) } else { MergedGateway::default() };
+        View {
+            scope: push.scope_of(proxy),
+            instances: instances(proxy, push),
+            peer_policy: push.policies.peer_policy(proxy),
+            gateway,
+            proxy,
+            push,
+        }
+    }
+
+    /// The service that `host` means to this proxy.
+    #[must_use]
+    pub fn service(&self, host: &str) -> Option<&Arc<Service>> {
+        self.scope.service(host)
+    }
+
+    /// The destination rule that this proxy follows for `service`.
+    #[must_use]
+    pub fn destination_rule(&self, service: &Service) -> Option<&Arc<DestinationRule>> {
+        self.push.destination_rules.select(&self.proxy.namespace, &self.proxy.labels, &service.host, &service.namespace)
+    }
+
+    /// Notes trouble with `what`.
+    pub fn record(&self, metric: Metric, what: &str, message: &str) {
+        self.push.status.record(metric, what, &self.proxy.id, message);
+    }
+}
+
+/// What the workload at the proxy's addresses serves; the oldest service has a port that several want.
+fn instances(proxy: &Proxy, push: &PushContext) -> Vec<Instance> {
+    let mut found: Vec<Instance> = Vec::new();
+    for (key, endpoint) in proxy.ips.iter().flat_map(|ip| push.endpoints.at(ip)) {
+        if key.namespace != proxy.namespace {
+            continue;
+        }
+        let Some(service) = push.services.lookup(&key.host, &key.namespace).filter(|service| service.namespace == key.namespace) else {
+            continue;
+        };
+        found.extend(service.ports.iter().map(|port| Instance {
+            service: Arc::clone(service),
+            port: port.clone(),
+            endpoint: Arc::clone(endpoint),
+        }));
+    }
+    found.sort_by(|a, b| {
+        let order = |instance: &Instance| (instance.service.created, instance.service.host.clone(), instance.port.number);
+        order(a).cmp(&order(b))
+    });
+    let mut by_port: BTreeMap<u32, Instance> = BTreeMap::new();
+    for instance in found {
+        let port = instance.target_port();
+        if let Some(older) = by_port.get(&port) {
+            if older.service.host != instance.service.host && !proxy.is_router() {
+                let message = format!("workload port {port} is already served for {}", older.service.host);
+                push.status.record(Metric::InboundConflict, &instance.service.host, &proxy.id, &message);
+            }
+        } else {
+            by_port.insert(port, instance);
+        }
+    }
+    by_port.into_values().collect()
+}

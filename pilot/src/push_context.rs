@@ -1,0 +1,131 @@
+//! The push context: everything that generators may look at, frozen.
+//!
+//! Each index is shared with the previous context unless something it is made of has changed; when only endpoints have
+//! changed, everything but the endpoints is shared. Generators are pure functions of a proxy and a push context.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+pub mod delegate;
+pub mod destination_rules;
+pub mod endpoints;
+pub mod gateways;
+pub mod policies;
+pub mod services;
+pub mod sidecar_scope;
+pub mod status;
+pub mod virtual_services;
+
+use self::{
+    destination_rules::DestinationRuleIndex, endpoints::EndpointIndex, gateways::GatewayIndex, policies::PolicyIndex,
+    services::ServiceIndex, sidecar_scope::{SidecarIndex, SidecarScope}, status::{Metric, PushStatus},
+    virtual_services::VirtualServiceIndex,
+};
+use crate::config::store::{ConfigStore, KindSet, Kind};
+use crate::model::{Mesh, Proxy};
+use crate::registry::ServiceRegistry;
+
+/// Namespace and `Sidecar` that a scope was worked out for.
+type ScopeKey = (String, Option<String>);
+
+/// Everything, frozen.
+#[derive(Debug, Default)]
+pub struct PushContext {
+    /// Counts up.
+    pub version: u64,
+    /// `cluster.local`.
+    pub domain: String,
+    /// The mesh's settings.
+    pub mesh: Arc<Mesh>,
+    /// Services.
+    pub services: Arc<ServiceIndex>,
+    /// Endpoints.
+    pub endpoints: Arc<EndpointIndex>,
+    /// Virtual services.
+    pub virtual_services: Arc<VirtualServiceIndex>,
+    /// Destination rules.
+    pub destination_rules: Arc<DestinationRuleIndex>,
+    /// Gateways.
+    pub gateways: Arc<GatewayIndex>,
+    /// Sidecar resources.
+    pub sidecars: Arc<SidecarIndex>,
+    /// Security policies.
+    pub policies: Arc<PolicyIndex>,
+    /// What went wrong.
+    pub status: Arc<PushStatus>,
+    scopes: Arc<Mutex<HashMap<ScopeKey, Arc<SidecarScope>>>>,
+}
+
+impl PushContext {
+    /// The next context: `changed` says what the previous one no longer has right.
+    #[must_use]
+    pub fn next(
+        previous: &PushContext,
+        domain: &str,
+        mesh: &Arc<Mesh>,
+        store: &ConfigStore,
+        registry: &ServiceRegistry,
+        changed: &KindSet,
+    ) -> Self {
+        let mesh_changed = changed.has(Kind::MeshConfig);
+        let root = mesh.root_namespace.as_str();
+        let has = |kind| mesh_changed || changed.has(kind);
+        let policies_changed = has(Kind::PeerAuthentication) || has(Kind::RequestAuthentication) || has(Kind::AuthorizationPolicy);
+        let status = Arc::new(PushStatus::default());
+        let mut next = PushContext {
+            version: previous.version + 1,
+            domain: domain.to_owned(),
+            mesh: Arc::clone(mesh),
+            services: share(&previous.services, has(Kind::Service), || ServiceIndex::new(registry.services())),
+            endpoints: share(&previous.endpoints, has(Kind::Service) || has(Kind::Endpoint), || EndpointIndex::new(registry.endpoints())),
+            virtual_services: share(&previous.virtual_services, has(Kind::VirtualService), || {
+                VirtualServiceIndex::new(store.virtual_services.values(), domain, &mesh.virtual_service_export_to)
+            }),
+            destination_rules: share(&previous.destination_rules, has(Kind::DestinationRule), || {
+                DestinationRuleIndex::new(store.destination_rules.values(), root, domain, &mesh.destination_rule_export_to)
+            }),
+            gateways: share(&previous.gateways, has(Kind::Gateway), || GatewayIndex::new(store.gateways.values())),
+            sidecars: share(&previous.sidecars, has(Kind::Sidecar), || SidecarIndex::new(store.sidecars.values(), root)),
+            policies: share(&previous.policies, policies_changed, || {
+                PolicyIndex::new(
+                    store.peer_authentications.values(),
+                    store.request_authentications.values(),
+                    store.authorization_policies.values(),
+                    root,
+                )
+            }),
+            status: Arc::clone(&previous.status),
+            scopes: Arc::clone(&previous.scopes),
+        };
+        if !changed.is_only(Kind::Endpoint) {
+            next.scopes = Arc::default();
+            for subset in &next.destination_rules.duplicate_subsets {
+                status.record(Metric::DuplicateSubset, subset, "", "declared twice for one host; the older one counts");
+            }
+            next.status = status;
+        }
+        next
+    }
+
+    /// What `proxy` can see.
+    #[must_use]
+    pub fn scope_of(&self, proxy: &Proxy) -> Arc<SidecarScope> {
+        let sidecar = self.sidecars.select(proxy);
+        let key = (
+            proxy.namespace.clone(),
+            sidecar.map(|config| format!("{}/{}", config.meta.namespace, config.meta.name)),
+        );
+        if let Some(scope) = self.scopes.lock().get(&key) {
+            return Arc::clone(scope);
+        }
+        let scope = Arc::new(SidecarScope::new(&proxy.namespace, sidecar.cloned(), self));
+        self.scopes.lock().insert(key, Arc::clone(&scope));
+        scope
+    }
+}
+
+fn share<T>(previous: &Arc<T>, is_stale: bool, build: impl FnOnce() -> T) -> Arc<T> {
+    if is_stale { Arc::new(build()) } else { Arc::clone(previous) }
+}

@@ -1,0 +1,129 @@
+//! A service entry as services and endpoints.
+//!
+//! Every host becomes a service with all addresses, ports and endpoints of the entry. Without endpoints, DNS services have
+//! their own host as the endpoint.
+
+use std::collections::BTreeSet;
+
+use proto::istio::networking::v1alpha3::{ServiceEntry, service_entry::{Location, Resolution as WireResolution}};
+use proto_mesh::visibility::Visibility;
+
+use super::Converted;
+use crate::config::{Config, created};
+use crate::model::{Endpoint, Protocol, Registry, Resolution, Service, ServicePort};
+
+/// Galley lists endpoints (`ip:port`) here that exist but must not get traffic.
+const NOT_READY_ANNOTATION: &str = "networking.alpha.istio.io/notReadyEndpoints";
+
+/// What a conversion needs of the mesh.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings<'a> {
+    /// First part of SPIFFE ids.
+    pub trust_domain: &'a str,
+    /// Who sees services that do not say.
+    pub export_to: &'a [String],
+}
+
+/// Converts one entry.
+#[must_use]
+pub fn convert(config: &Config<ServiceEntry>, registry: Registry, settings: &Settings<'_>) -> Converted {
+    let (meta, spec) = (&config.meta, &config.spec);
+    let resolution = match spec.resolution() {
+        WireResolution::None | WireResolution::DynamicDns => Resolution::Passthrough,
+        WireResolution::Static => Resolution::Static,
+        WireResolution::Dns => Resolution::Dns,
+        WireResolution::DnsRoundRobin => Resolution::DnsRoundRobin,
+    };
+    let mut ports: Vec<ServicePort> = spec
+        .ports
+        .iter()
+        .map(|port| ServicePort {
+            name: port.name.clone(),
+            number: port.number,
+            protocol: protocol(&port.protocol, &port.name, port.number, registry),
+            target_port: port.target_port,
+        })
+        .filter(|port| port.protocol != Protocol::Udp)
+        .collect();
+    ports.sort_by_key(|port| port.number);
+    let services = spec
+        .hosts
+        .iter()
+        .map(|host| Service {
+            host: host.clone(),
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+            addresses: spec.addresses.iter().filter(|address| *address != "0.0.0.0").cloned().collect(),
+            ports: ports.clone(),
+            resolution,
+            is_external: spec.location() == Location::MeshExternal,
+            visibility: Visibility::new(&spec.export_to, settings.export_to, &meta.namespace),
+            created: created(config),
+            labels: meta.labels.clone(),
+            registry,
+            subject_alt_names: spec.subject_alt_names.clone(),
+        })
+        .collect();
+    Converted { services, endpoints: endpoints(config, resolution, &ports, settings) }
+}
+
+/// The protocol field says it; "TCP" from a platform's service is refined by the port's name, as in Kubernetes.
+fn protocol(declared: &str, name: &str, number: u32, registry: Registry) -> Protocol {
+    let declared_protocol = Protocol::parse(declared);
+    if registry == Registry::ServiceEntry || !matches!(declared_protocol, Protocol::Unsupported) {
+        return declared_protocol;
+    }
+    Protocol::of_service_port(number, name, None, declared)
+}
+
+fn endpoints(
+    config: &Config<ServiceEntry>,
+    resolution: Resolution,
+    ports: &[ServicePort],
+    settings: &Settings<'_>,
+) -> Vec<Endpoint> {
+    let (meta, spec) = (&config.meta, &config.spec);
+    if spec.endpoints.is_empty() {
+        if !matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin) {
+            return Vec::new();
+        }
+        let hosts = spec.hosts.iter().filter(|host| !host.starts_with('*'));
+        return hosts.map(|host| Endpoint { address: host.clone(), is_ready: true, ..Endpoint::default() }).collect();
+    }
+    let not_ready: BTreeSet<&str> =
+        meta.annotations.get(NOT_READY_ANNOTATION).map(|list| list.split(',').map(str::trim).collect()).unwrap_or_default();
+    let mut converted: Vec<Endpoint> = spec
+        .endpoints
+        .iter()
+        .map(|entry| {
+            let mut endpoint = Endpoint {
+                address: entry.address.clone(),
+                ports: entry.ports.clone(),
+                labels: entry.labels.clone(),
+                identity: identity(&entry.service_account, &meta.namespace, settings.trust_domain),
+                locality: entry.locality.clone(),
+                weight: entry.weight,
+                network: entry.network.clone(),
+                is_ready: true,
+                uid: entry.labels.get(UID_LABEL).cloned().unwrap_or_default(),
+            };
+            let is_listed = |port: &ServicePort| not_ready.contains(format!("{}:{}", endpoint.address, endpoint.port_for(port)).as_str());
+            endpoint.is_ready = not_ready.is_empty() || !ports.iter().any(is_listed);
+            endpoint
+        })
+        .collect();
+    converted.sort_by(|a, b| (&a.address, &a.ports).cmp(&(&b.address, &b.ports)));
+    converted
+}
+
+/// Pseudo label in which Galley may name the pod behind an endpoint.
+const UID_LABEL: &str = "istio.io/uid";
+
+/// A service account as a SPIFFE id: `name`, `namespace/name` or the whole id are accepted.
+fn identity(account: &str, namespace: &str, trust_domain: &str) -> String {
+    if account.is_empty() || account.starts_with("spiffe://") {
+        return account.to_owned();
+    }
+    let (namespace, name) = account.split_once('/').unwrap_or((namespace, account));
+    format!("spiffe://{trust_domain}/ns/{namespace}/sa/{name}")
+}

@@ -1,0 +1,72 @@
+//! One connected proxy: its node, its subscriptions, and the push that waits for it.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::push::PushRequest;
+use super::watch::Watched;
+use super::ResourceType;
+use crate::model::Proxy;
+
+/// One stream's proxy.
+#[derive(Debug)]
+pub struct Connection {
+    /// Node id and a counter.
+    pub id: String,
+    /// The proxy.
+    pub proxy: Proxy,
+    /// Increments instead of the state of the world.
+    pub is_delta: bool,
+    /// When it came.
+    pub since: SystemTime,
+    /// By [`ResourceType::index`]; none: never asked for.
+    pub watches: Mutex<[Option<Watched>; 4]>,
+    pending: Mutex<Option<PushRequest>>,
+    arrived: Notify,
+}
+
+impl Connection {
+    /// A connection that has asked for nothing yet.
+    #[must_use]
+    pub fn new(id: String, proxy: Proxy, is_delta: bool) -> Arc<Self> {
+        Arc::new(Connection {
+            id,
+            proxy,
+            is_delta,
+            since: SystemTime::now(),
+            watches: Mutex::default(),
+            pending: Mutex::default(),
+            arrived: Notify::new(),
+        })
+    }
+
+    /// Asks for a push; several that wait are one.
+    pub fn enqueue(&self, request: &PushRequest) {
+        let mut pending = self.pending.lock();
+        match pending.as_mut() {
+            Some(waiting) => waiting.merge(request),
+            None => *pending = Some(request.clone()),
+        }
+        drop(pending);
+        self.arrived.notify_one();
+    }
+
+    /// The next push.
+    pub async fn next_push(&self) -> PushRequest {
+        loop {
+            if let Some(request) = self.pending.lock().take() {
+                return request;
+            }
+            self.arrived.notified().await;
+        }
+    }
+
+    /// A copy of the state of one type.
+    #[must_use]
+    pub fn watched(&self, kind: ResourceType) -> Option<Watched> {
+        self.watches.lock()[kind.index()].clone()
+    }
+}

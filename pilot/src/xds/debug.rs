@@ -1,0 +1,260 @@
+//! The debug pages, with Istio's paths.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::Query;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use proto_component::monitoring::Monitoring;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::watch::Watched;
+use super::{Connection, Discovery, ResourceType};
+use crate::model::{Endpoint, Service};
+
+mod config_dump;
+
+/// `?proxyID=pod.namespace`
+#[derive(Debug, Default, Deserialize)]
+struct ProxyQuery {
+    #[serde(rename = "proxyID", alias = "proxy_id")]
+    proxy_id: Option<String>,
+}
+
+/// `?push=1`
+#[derive(Debug, Default, Deserialize)]
+struct PushQuery {
+    push: Option<String>,
+    brief: Option<String>,
+}
+
+/// Adds the pages of `discovery`.
+#[must_use]
+pub fn pages(monitoring: Monitoring, discovery: &Arc<Discovery>) -> Monitoring {
+    let page = |show: fn(&Discovery) -> Value| {
+        let discovery = Arc::clone(discovery);
+        get(move || async move { Json(show(&discovery)) })
+    };
+    let with_push = |show: fn(&Discovery) -> Value| {
+        let discovery = Arc::clone(discovery);
+        get(move |Query(query): Query<PushQuery>| async move {
+            if query.push.is_some() {
+                discovery.push_all();
+            }
+            Json(show(&discovery))
+        })
+    };
+    let endpointz = Arc::clone(discovery);
+    let dump = Arc::clone(discovery);
+    monitoring
+        .debug("/debug/syncz", "what each proxy has accepted", page(syncz))
+        .debug("/debug/registryz", "all services", page(registryz))
+        .debug(
+            "/debug/endpointz",
+            "the endpoints of each service port",
+            get(move |Query(query): Query<PushQuery>| async move { Json(show_endpoints(&endpointz, query.brief.is_some())) }),
+        )
+        .debug("/debug/endpointShardz", "endpoints by host, namespace and registry", page(endpoint_shardz))
+        .debug("/debug/configz", "all configuration", page(configz))
+        .debug("/debug/edsz", "the endpoints that proxies follow; ?push=1 sends everything again", with_push(edsz))
+        .debug("/debug/adsz", "connections; ?push=1 sends everything again", with_push(adsz))
+        .debug("/debug/cdsz", "the clusters of each connection", page(cdsz))
+        .debug("/debug/push_status", "trouble found while configuration was made", page(push_status))
+        .debug("/debug/mesh", "the mesh's settings in force", page(mesh))
+        .debug(
+            "/debug/config_dump",
+            "what a proxy (?proxyID=pod.namespace) would be sent",
+            get(move |Query(query): Query<ProxyQuery>| async move { show_config_dump(&dump, query.proxy_id.as_deref()) }),
+        )
+}
+
+fn show_config_dump(discovery: &Discovery, proxy_id: Option<&str>) -> Response {
+    let Some(proxy_id) = proxy_id else {
+        return (StatusCode::BAD_REQUEST, "proxyID is missing: ?proxyID=pod.namespace\n").into_response();
+    };
+    let Some(connection) = find(discovery, proxy_id) else {
+        let text = format!("proxy {proxy_id} is not connected to this Pilot\n");
+        return (StatusCode::NOT_FOUND, text).into_response();
+    };
+    match config_dump::build(discovery, &connection) {
+        Ok(dump) => Json(dump).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+/// The newest connection of a proxy, by `pod.namespace` or by its whole id.
+fn find(discovery: &Discovery, proxy_id: &str) -> Option<Arc<Connection>> {
+    let matches = |connection: &Arc<Connection>| {
+        connection.proxy.id == proxy_id || connection.proxy.node_id == proxy_id || connection.id == proxy_id
+    };
+    discovery.connections().into_iter().rev().find(matches)
+}
+
+fn syncz(discovery: &Discovery) -> Value {
+    let rows = discovery.connections().into_iter().map(|connection| {
+        let mut row = json!({
+            "proxy": connection.proxy.id,
+            "connection": connection.id,
+            "proxy_version": connection.proxy.version,
+            "istio_version": connection.proxy.metadata_text("ISTIO_VERSION").unwrap_or_default(),
+            "cluster_id": connection.proxy.metadata_text("CLUSTER_ID").unwrap_or("Kubernetes"),
+        });
+        for (kind, name) in [
+            (ResourceType::Cluster, "cluster"),
+            (ResourceType::Listener, "listener"),
+            (ResourceType::Route, "route"),
+            (ResourceType::Endpoint, "endpoint"),
+        ] {
+            let watched = connection.watched(kind).unwrap_or_default();
+            row[format!("{name}_sent")] = watched.nonce_sent.into();
+            row[format!("{name}_acked")] = watched.nonce_acked.into();
+            if !watched.nonce_rejected.is_empty() {
+                row[format!("{name}_rejected")] = watched.nonce_rejected.into();
+                row[format!("{name}_error")] = watched.error.into();
+            }
+        }
+        row["endpoint_percent"] = json!(endpoint_percent(&connection));
+        row
+    });
+    Value::Array(rows.collect())
+}
+
+/// How many of the clusters' endpoints the proxy has.
+fn endpoint_percent(connection: &Connection) -> usize {
+    let watched = connection.watched(ResourceType::Endpoint).unwrap_or_default();
+    if watched.names.is_empty() { 0 } else { watched.sent.len().min(watched.names.len()) * 100 / watched.names.len() }
+}
+
+fn describe_service(service: &Service) -> Value {
+    json!({
+        "hostname": service.host,
+        "namespace": service.namespace,
+        "name": service.name,
+        "address": service.addresses.first().map_or("0.0.0.0", String::as_str),
+        "addresses": service.addresses,
+        "ports": service.ports.iter().map(|port| json!({
+            "name": port.name, "port": port.number, "protocol": port.protocol.as_str(),
+        })).collect::<Vec<_>>(),
+        "resolution": format!("{:?}", service.resolution),
+        "meshExternal": service.is_external,
+        "registry": format!("{:?}", service.registry),
+    })
+}
+
+fn registryz(discovery: &Discovery) -> Value {
+    Value::Array(discovery.current().push.services.all().iter().map(|service| describe_service(service)).collect())
+}
+
+fn describe_endpoint(endpoint: &Endpoint) -> Value {
+    json!({
+        "address": endpoint.address,
+        "ports": endpoint.ports,
+        "labels": endpoint.labels,
+        "serviceAccount": endpoint.identity,
+        "locality": endpoint.locality,
+        "weight": endpoint.weight,
+        "network": endpoint.network,
+        "tlsMode": if endpoint.is_mtls() { "istio" } else { "disabled" },
+        "ready": endpoint.is_ready,
+    })
+}
+
+fn show_endpoints(discovery: &Discovery, is_brief: bool) -> Value {
+    let current = discovery.current();
+    let mut rows = Vec::new();
+    for service in current.push.services.all() {
+        let endpoints = current.push.endpoints.of(&service.key());
+        for port in &service.ports {
+            let found: Vec<Value> = endpoints
+                .iter()
+                .map(|endpoint| {
+                    let place = format!("{}:{}", endpoint.address, endpoint.port_for(port));
+                    if is_brief { json!(place) } else { json!({ "endpoint": place, "details": describe_endpoint(endpoint) }) }
+                })
+                .collect();
+            rows.push(json!({ "svc": format!("{}:{}", service.host, port.name), "port": port.number, "ep": found }));
+        }
+    }
+    Value::Array(rows)
+}
+
+fn endpoint_shardz(discovery: &Discovery) -> Value {
+    let current = discovery.current();
+    let mut shards: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
+    for (key, endpoints) in current.push.endpoints.iter() {
+        let described: Vec<Value> = endpoints.iter().map(|endpoint| describe_endpoint(endpoint)).collect();
+        shards.entry(key.host.clone()).or_default().insert(key.namespace.clone(), json!({ "Shards": { "MCP": described } }));
+    }
+    json!(shards)
+}
+
+fn configz(discovery: &Discovery) -> Value {
+    Value::Array(discovery.store.lock().summary().into_values().collect())
+}
+
+fn mesh(discovery: &Discovery) -> Value {
+    json!(format!("{:?}", discovery.current().push.mesh))
+}
+
+fn push_status(discovery: &Discovery) -> Value {
+    let current = discovery.current();
+    json!({ "version": current.push.version, "ProxyStatus": current.push.status.snapshot() })
+}
+
+fn describe_watch(watched: &Watched) -> Value {
+    json!({
+        "wildcard": watched.is_wildcard,
+        "names": watched.names,
+        "sent": watched.sent.len(),
+        "nonce_sent": watched.nonce_sent,
+        "nonce_acked": watched.nonce_acked,
+        "nonce_rejected": watched.nonce_rejected,
+        "version_sent": watched.version_sent,
+        "version_acked": watched.version_acked,
+        "error": watched.error,
+    })
+}
+
+fn adsz(discovery: &Discovery) -> Value {
+    let connections = discovery.connections();
+    let rows: Vec<Value> = connections
+        .iter()
+        .map(|connection| {
+            let watches: BTreeMap<&str, Value> = ResourceType::ALL
+                .into_iter()
+                .filter_map(|kind| Some((kind.short_name(), describe_watch(&connection.watched(kind)?))))
+                .collect();
+            let since = connection.since.elapsed().map_or(0, |age| age.as_secs());
+            json!({
+                "connectionId": connection.id,
+                "address": connection.proxy.ips,
+                "delta": connection.is_delta,
+                "ageSeconds": since,
+                "watches": watches,
+            })
+        })
+        .collect();
+    json!({ "totalClients": rows.len(), "clients": rows })
+}
+
+fn names_by_connection(discovery: &Discovery, kind: ResourceType) -> Value {
+    let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for connection in discovery.connections() {
+        let mut names: Vec<String> = connection.watched(kind).unwrap_or_default().sent.into_keys().collect();
+        names.sort();
+        all.insert(connection.id.clone(), names);
+    }
+    json!(all)
+}
+
+fn cdsz(discovery: &Discovery) -> Value {
+    names_by_connection(discovery, ResourceType::Cluster)
+}
+
+fn edsz(discovery: &Discovery) -> Value {
+    names_by_connection(discovery, ResourceType::Endpoint)
+}

@@ -1,0 +1,109 @@
+//! A proxy's configuration in the shape of Envoy's `/config_dump`, made anew from the newest push context.
+
+use std::collections::BTreeSet;
+
+use prost_types::Any;
+use proto::envoy::admin::v3::{
+    BootstrapConfigDump, ClustersConfigDump, ConfigDump, EndpointsConfigDump, ListenersConfigDump, RoutesConfigDump,
+    clusters_config_dump::DynamicCluster, endpoints_config_dump::DynamicEndpointConfig,
+    listeners_config_dump::{DynamicListener, DynamicListenerState}, routes_config_dump::DynamicRouteConfig,
+};
+use proto::json::{FieldNames, JsonError};
+
+use crate::networking::View;
+use crate::xds::generate::{Generated, generate};
+use crate::xds::{Connection, Discovery, ResourceType};
+
+/// Builds the dump.
+pub(super) fn build(discovery: &Discovery, connection: &Connection) -> Result<serde_json::Value, JsonError> {
+    let current = discovery.current();
+    let view = View::new(&connection.proxy, &current.push);
+    let make = |kind: ResourceType| {
+        let names = connection.watched(kind).map(|watched| watched.names).unwrap_or_default();
+        generate(&view, kind, &names, &current.endpoint_cache)
+    };
+    let version = |kind: ResourceType| connection.watched(kind).map(|watched| watched.version_sent).unwrap_or_default();
+    let clusters = ClustersConfigDump {
+        version_info: version(ResourceType::Cluster),
+        dynamic_active_clusters: make(ResourceType::Cluster).into_iter().map(cluster).collect(),
+        ..ClustersConfigDump::default()
+    };
+    let listeners = ListenersConfigDump {
+        version_info: version(ResourceType::Listener),
+        dynamic_listeners: make(ResourceType::Listener).into_iter().map(listener).collect(),
+        ..ListenersConfigDump::default()
+    };
+    let routes = RoutesConfigDump {
+        dynamic_route_configs: make(ResourceType::Route).into_iter().map(route).collect(),
+        ..RoutesConfigDump::default()
+    };
+    let endpoints = EndpointsConfigDump {
+        dynamic_endpoint_configs: make(ResourceType::Endpoint).into_iter().map(endpoint).collect(),
+        ..EndpointsConfigDump::default()
+    };
+    let configs: Vec<Any> = vec![
+        proto::any::pack(&BootstrapConfigDump::default()),
+        proto::any::pack(&clusters),
+        proto::any::pack(&listeners),
+        proto::any::pack(&routes),
+        proto::any::pack(&endpoints),
+    ];
+    proto::json::to_value_with(&ConfigDump { configs }, FieldNames::Proto)
+}
+
+fn cluster(resource: Generated) -> DynamicCluster {
+    DynamicCluster {
+        version_info: resource.version(),
+        cluster: Some((*resource.any).clone()),
+        ..DynamicCluster::default()
+    }
+}
+
+fn listener(resource: Generated) -> DynamicListener {
+    DynamicListener {
+        active_state: Some(DynamicListenerState {
+            version_info: resource.version(),
+            listener: Some((*resource.any).clone()),
+            ..DynamicListenerState::default()
+        }),
+        name: resource.name,
+        ..DynamicListener::default()
+    }
+}
+
+fn route(resource: Generated) -> DynamicRouteConfig {
+    DynamicRouteConfig {
+        version_info: resource.version(),
+        route_config: Some((*resource.any).clone()),
+        ..DynamicRouteConfig::default()
+    }
+}
+
+fn endpoint(resource: Generated) -> DynamicEndpointConfig {
+    DynamicEndpointConfig {
+        version_info: resource.version(),
+        endpoint_config: Some((*resource.any).clone()),
+        ..DynamicEndpointConfig::default()
+    }
+}
+
+/// The names of the route configurations that listeners refer to.
+#[must_use]
+pub fn route_names(listeners: &[proto::envoy::config::listener::v3::Listener]) -> BTreeSet<String> {
+    use proto::envoy::config::listener::v3::filter::ConfigType;
+    use proto::envoy::extensions::filters::network::http_connection_manager::v3::{
+        HttpConnectionManager, http_connection_manager::RouteSpecifier,
+    };
+    let chains = listeners.iter().flat_map(|listener| listener.filter_chains.iter().chain(&listener.default_filter_chain));
+    chains
+        .flat_map(|chain| &chain.filters)
+        .filter_map(|filter| match &filter.config_type {
+            Some(ConfigType::TypedConfig(any)) => proto::any::unpack::<HttpConnectionManager>(any).ok(),
+            _ => None,
+        })
+        .filter_map(|manager| match manager.route_specifier {
+            Some(RouteSpecifier::Rds(rds)) => Some(rds.route_config_name),
+            _ => None,
+        })
+        .collect()
+}

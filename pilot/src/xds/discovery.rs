@@ -1,0 +1,283 @@
+//! The discovery task: applies what the sources say, waits until they are quiet, makes the next push context and asks every
+//! connection to push. And the state that streams and debug pages share.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use proto_component::drain::Drain;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
+
+use super::Connection;
+use super::generate::EndpointCache;
+use super::push::PushRequest;
+use crate::config::store::{self, ConfigStore, Kind, Update};
+use crate::features::Features;
+use crate::metrics::Metrics;
+use crate::model::{Mesh, Registry};
+use crate::push_context::PushContext;
+use crate::registry::{ServiceRegistry, service_entry};
+
+/// Updates that may wait for the discovery task.
+pub const UPDATES: usize = 64;
+
+/// A push context and what belongs to it alone.
+#[derive(Debug, Default)]
+pub struct Current {
+    /// The context.
+    pub push: PushContext,
+    /// Encoded endpoints.
+    pub endpoint_cache: EndpointCache,
+}
+
+/// What streams and debug pages share.
+#[derive(Debug)]
+pub struct Discovery {
+    current: ArcSwap<Current>,
+    connections: Mutex<BTreeMap<u64, Arc<Connection>>>,
+    next_connection: AtomicU64,
+    /// Pushes at once.
+    pub throttle: Semaphore,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Settings.
+    pub features: Features,
+    ready: watch::Sender<bool>,
+    /// Everything that counts; written by the discovery task, read by debug pages.
+    pub store: Mutex<ConfigStore>,
+}
+
+impl Discovery {
+    /// Nothing known yet.
+    #[must_use]
+    pub fn new(features: Features, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Discovery {
+            current: ArcSwap::default(),
+            connections: Mutex::default(),
+            next_connection: AtomicU64::new(1),
+            throttle: Semaphore::new(features.push_throttle.max(1)),
+            metrics,
+            features,
+            ready: watch::channel(false).0,
+            store: Mutex::default(),
+        })
+    }
+
+    /// The newest push context.
+    #[must_use]
+    pub fn current(&self) -> Arc<Current> {
+        self.current.load_full()
+    }
+
+    /// Resolves once there is configuration to serve.
+    pub async fn ready(&self) {
+        // The sender lives as long as we do.
+        let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
+    }
+
+    /// All connections.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Arc<Connection>> {
+        self.connections.lock().values().cloned().collect()
+    }
+
+    /// Asks every connection to push everything.
+    pub fn push_all(&self) {
+        let request = PushRequest::everything(Instant::now());
+        for connection in self.connections() {
+            connection.enqueue(&request);
+        }
+    }
+
+    /// Takes a connection in until the guard is dropped.
+    pub fn register(self: &Arc<Self>, proxy: crate::model::Proxy, is_delta: bool) -> Registered {
+        let number = self.next_connection.fetch_add(1, Ordering::Relaxed);
+        let connection = Connection::new(format!("{}-{number}", proxy.node_id), proxy, is_delta);
+        self.connections.lock().insert(number, Arc::clone(&connection));
+        self.metrics.xds.inc();
+        Registered { connection, number, discovery: Arc::clone(self) }
+    }
+}
+
+/// A connection that is listed; dropping it takes it off the list.
+#[derive(Debug)]
+pub struct Registered {
+    /// The connection.
+    pub connection: Arc<Connection>,
+    number: u64,
+    discovery: Arc<Discovery>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.discovery.connections.lock().remove(&self.number);
+        self.discovery.metrics.xds.dec();
+        for reject in &self.discovery.metrics.rejects {
+            for code in 0..=16 {
+                // Only there if this proxy has refused something.
+                let _ = reject.remove_label_values(&[&self.connection.proxy.id, &code.to_string()]);
+            }
+        }
+    }
+}
+
+/// The task's own state.
+struct Task {
+    discovery: Arc<Discovery>,
+    domain: String,
+    mesh: Arc<Mesh>,
+    registry: ServiceRegistry,
+    pending: PushRequest,
+    has_pushed: bool,
+}
+
+/// Runs the task until the process drains. Nothing is served before `synced` has resolved.
+pub async fn run(
+    discovery: Arc<Discovery>,
+    domain: String,
+    mesh: Arc<Mesh>,
+    mut updates: mpsc::Receiver<Update>,
+    synced: impl Future<Output = ()>,
+    drain: Drain,
+) {
+    let (quiet, cap) = (discovery.features.debounce_after, discovery.features.debounce_max);
+    let mut task = Task {
+        discovery,
+        domain,
+        mesh,
+        registry: ServiceRegistry::default(),
+        pending: PushRequest::everything(Instant::now()),
+        has_pushed: false,
+    };
+    tokio::pin!(synced);
+    let mut is_synced = false;
+    let mut last_event = Instant::now();
+    loop {
+        let due = (is_synced && !task.pending.is_empty()).then(|| deadline(&task.pending, last_event, quiet, cap));
+        tokio::select! {
+            // Updates go first: what has come in before the sources were synced belongs into the first push.
+            biased;
+            () = drain.signaled() => return,
+            update = updates.recv() => {
+                let Some(update) = update else { return };
+                let was_empty = task.pending.is_empty();
+                task.apply(update);
+                last_event = Instant::now();
+                if was_empty {
+                    task.pending.since = last_event;
+                }
+            }
+            () = &mut synced, if !is_synced => is_synced = true,
+            () = wait_until(due), if due.is_some() => task.push(),
+        }
+    }
+}
+
+fn deadline(pending: &PushRequest, last_event: Instant, quiet: Duration, cap: Duration) -> Instant {
+    (last_event + quiet).min(pending.since + cap)
+}
+
+async fn wait_until(due: Option<Instant>) {
+    if let Some(due) = due {
+        tokio::time::sleep_until(due).await;
+    }
+}
+
+impl Task {
+    fn apply(&mut self, update: Update) {
+        let metrics = self.discovery.metrics.clone();
+        let counter = match &update {
+            Update::SyntheticServiceEntries(_) | Update::ServiceEntries(_) => "svc",
+            _ => "config",
+        };
+        metrics.inbound_updates.with_label_values(&[counter]).inc();
+        macro_rules! config {
+            ($field:ident, $kind:ident, $change:expr) => {{
+                let touched = store::apply(&mut self.discovery.store.lock().$field, $change);
+                self.pending.add_configs(Kind::$kind, &touched);
+            }};
+        }
+        match update {
+            Update::VirtualServices(change) => config!(virtual_services, VirtualService, change),
+            Update::DestinationRules(change) => config!(destination_rules, DestinationRule, change),
+            Update::Gateways(change) => config!(gateways, Gateway, change),
+            Update::Sidecars(change) => config!(sidecars, Sidecar, change),
+            Update::PeerAuthentications(change) => config!(peer_authentications, PeerAuthentication, change),
+            Update::RequestAuthentications(change) => config!(request_authentications, RequestAuthentication, change),
+            Update::AuthorizationPolicies(change) => config!(authorization_policies, AuthorizationPolicy, change),
+            Update::ServiceEntries(change) => {
+                let touched = store::apply(&mut self.discovery.store.lock().service_entries, change);
+                self.apply_services(Registry::ServiceEntry, touched);
+            }
+            Update::SyntheticServiceEntries(change) => {
+                let touched = store::apply(&mut self.discovery.store.lock().synthetic_service_entries, change);
+                self.apply_services(Registry::Kubernetes, touched);
+            }
+            Update::Mesh(mesh) => self.apply_mesh(mesh),
+        }
+    }
+
+    fn apply_mesh(&mut self, mesh: Arc<Mesh>) {
+        if self.mesh == mesh {
+            return;
+        }
+        self.mesh = mesh;
+        self.pending.kinds.entry(Kind::MeshConfig).or_default().clear();
+        // Identities and visibility of services depend on the mesh's settings.
+        let (synthetic, users) = {
+            let store = self.discovery.store.lock();
+            (store.synthetic_service_entries.keys().cloned().collect(), store.service_entries.keys().cloned().collect())
+        };
+        self.apply_services(Registry::Kubernetes, synthetic);
+        self.apply_services(Registry::ServiceEntry, users);
+    }
+
+    fn apply_services(&mut self, registry: Registry, keys: std::collections::BTreeSet<String>) {
+        let store = self.discovery.store.lock();
+        let entries = match registry {
+            Registry::Kubernetes => &store.synthetic_service_entries,
+            Registry::ServiceEntry => &store.service_entries,
+        };
+        let settings =
+            service_entry::Settings { trust_domain: &self.mesh.trust_domain, export_to: &self.mesh.service_export_to };
+        for key in keys {
+            let change = self.registry.apply(registry, &key, entries.get(&key), &settings);
+            self.pending.add_registry(change);
+        }
+    }
+
+    fn push(&mut self) {
+        let request = std::mem::replace(&mut self.pending, PushRequest::new(Instant::now()));
+        let metrics = &self.discovery.metrics;
+        let timer = metrics.push_context_time.start_timer();
+        let previous = self.discovery.current();
+        let push = PushContext::next(
+            &previous.push,
+            &self.domain,
+            &self.mesh,
+            &self.discovery.store.lock(),
+            &self.registry,
+            &request.kind_set(),
+        );
+        timer.observe_duration();
+        metrics.publish(&previous.push.status);
+        metrics.services.set(i64::try_from(push.services.all().len()).unwrap_or(i64::MAX));
+        metrics.virtual_services.set(i64::try_from(push.virtual_services.all().len()).unwrap_or(i64::MAX));
+        let version = push.version;
+        self.discovery.current.store(Arc::new(Current { push, endpoint_cache: EndpointCache::default() }));
+        let connections = self.discovery.connections();
+        tracing::debug!(target: "ads", version, kinds = ?request.kinds.keys().collect::<Vec<_>>(), connections = connections.len(), waited = ?request.since.elapsed(), "push");
+        for connection in connections {
+            connection.enqueue(&request);
+        }
+        if !self.has_pushed {
+            self.has_pushed = true;
+            tracing::info!(target: "ads", version, services = self.discovery.current().push.services.all().len(), "ready to serve");
+            self.discovery.ready.send_replace(true);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What has changed, as far as it decides what has to be made anew for whom.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
+
+use tokio::time::Instant;
+
+use super::ResourceType;
+use crate::config::store::{Kind, KindSet};
+use crate::model::Proxy;
+use crate::registry::RegistryChange;
+
+/// Changes since the last push.
+#[derive(Clone, Debug)]
+pub struct PushRequest {
+    /// Kinds that changed, with the namespaces in which they did.
+    pub kinds: BTreeMap<Kind, BTreeSet<String>>,
+    /// Hosts whose endpoints changed.
+    pub hosts: BTreeSet<String>,
+    /// Addresses whose endpoints changed.
+    pub addresses: HashSet<IpAddr>,
+    /// When the first of them came in.
+    pub since: Instant,
+}
+
+impl PushRequest {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new(since: Instant) -> Self {
+        PushRequest { kinds: BTreeMap::new(), hosts: BTreeSet::new(), addresses: HashSet::new(), since }
+    }
+
+    /// Everything.
+    #[must_use]
+    pub fn everything(since: Instant) -> Self {
+        let mut request = Self::new(since);
+        for kind in KindSet::all().iter() {
+            request.kinds.entry(kind).or_default();
+        }
+        request
+    }
+
+    /// True when nothing has changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.kinds.is_empty()
+    }
+
+    /// Adds resources of `kind` by their `namespace/name`.
+    pub fn add_configs(&mut self, kind: Kind, keys: &BTreeSet<String>) {
+        if keys.is_empty() {
+            return;
+        }
+        let namespaces = keys.iter().map(|key| key.split_once('/').map_or("", |(namespace, _)| namespace).to_owned());
+        self.kinds.entry(kind).or_default().extend(namespaces);
+    }
+
+    /// Adds a change of services or endpoints.
+    pub fn add_registry(&mut self, change: RegistryChange) {
+        if change.is_empty() {
+            return;
+        }
+        let kind = if change.is_full { Kind::Service } else { Kind::Endpoint };
+        self.kinds.entry(kind).or_default().extend(change.endpoints.iter().map(|key| key.namespace.clone()));
+        self.hosts.extend(change.endpoints.into_iter().map(|key| key.host));
+        self.addresses.extend(change.addresses);
+    }
+
+    /// Adds another request; the older start counts.
+    pub fn merge(&mut self, other: &PushRequest) {
+        for (kind, namespaces) in &other.kinds {
+            self.kinds.entry(*kind).or_default().extend(namespaces.iter().cloned());
+        }
+        self.hosts.extend(other.hosts.iter().cloned());
+        self.addresses.extend(other.addresses.iter().copied());
+        self.since = self.since.min(other.since);
+    }
+
+    /// The kinds alone.
+    #[must_use]
+    pub fn kind_set(&self) -> KindSet {
+        let mut kinds = KindSet::default();
+        for kind in self.kinds.keys() {
+            kinds.insert(*kind);
+        }
+        kinds
+    }
+
+    /// The types that may be different for `proxy` now.
+    #[must_use]
+    pub fn affected_types(&self, proxy: &Proxy, root_namespace: &str) -> Vec<ResourceType> {
+        let mut affected = BTreeSet::new();
+        for (kind, namespaces) in &self.kinds {
+            affected.extend(self.types_of(*kind, namespaces, proxy, root_namespace));
+        }
+        affected.into_iter().collect()
+    }
+
+    fn types_of(
+        &self,
+        kind: Kind,
+        namespaces: &BTreeSet<String>,
+        proxy: &Proxy,
+        root_namespace: &str,
+    ) -> &'static [ResourceType] {
+        use ResourceType::{Cluster, Endpoint, Listener};
+        // An empty set means everywhere.
+        let is_about_workload =
+            namespaces.is_empty() || namespaces.contains(root_namespace) || namespaces.contains(&proxy.namespace);
+        match kind {
+            Kind::MeshConfig | Kind::Service | Kind::Sidecar => &ResourceType::ALL,
+            Kind::Endpoint if proxy.ips.iter().any(|ip| self.addresses.contains(ip)) => &ResourceType::ALL,
+            Kind::Endpoint => &[Endpoint],
+            // Virtual services bring their destinations into a Sidecar's scope.
+            Kind::VirtualService | Kind::DestinationRule => &ResourceType::ALL,
+            Kind::Gateway if proxy.is_router() => &ResourceType::ALL,
+            Kind::Gateway => &[],
+            Kind::PeerAuthentication => &[Cluster, Endpoint, Listener],
+            Kind::RequestAuthentication | Kind::AuthorizationPolicy if is_about_workload => &[Listener],
+            Kind::RequestAuthentication | Kind::AuthorizationPolicy => &[],
+        }
+    }
+
+    /// True when only endpoints have changed, so that other services' assignments are as they were.
+    #[must_use]
+    pub fn is_endpoints_only(&self) -> bool {
+        self.kinds.len() == 1 && self.kinds.contains_key(&Kind::Endpoint)
+    }
+}

@@ -1,0 +1,73 @@
+//! The types of resources that Pilot serves.
+
+use proto::type_url;
+
+/// One of the four, in the order in which they are pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ResourceType {
+    /// CDS.
+    Cluster,
+    /// EDS.
+    Endpoint,
+    /// LDS.
+    Listener,
+    /// RDS.
+    Route,
+}
+
+impl ResourceType {
+    /// All of them, in push order: what is referred to comes first.
+    pub const ALL: [ResourceType; 4] =
+        [ResourceType::Cluster, ResourceType::Endpoint, ResourceType::Listener, ResourceType::Route];
+
+    /// The type with this URL.
+    #[must_use]
+    pub fn from_url(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.url() == url)
+    }
+
+    /// The type URL.
+    #[must_use]
+    pub fn url(self) -> &'static str {
+        match self {
+            ResourceType::Cluster => type_url::CLUSTER,
+            ResourceType::Endpoint => type_url::ENDPOINT,
+            ResourceType::Listener => type_url::LISTENER,
+            ResourceType::Route => type_url::ROUTE,
+        }
+    }
+
+    /// As in metrics.
+    #[must_use]
+    pub fn short_name(self) -> &'static str {
+        match self {
+            ResourceType::Cluster => "cds",
+            ResourceType::Endpoint => "eds",
+            ResourceType::Listener => "lds",
+            ResourceType::Route => "rds",
+        }
+    }
+
+    /// As in metrics, for failed sends.
+    #[must_use]
+    pub fn send_error_name(self) -> &'static str {
+        match self {
+            ResourceType::Cluster => "cds_senderr",
+            ResourceType::Endpoint => "eds_senderr",
+            ResourceType::Listener => "lds_senderr",
+            ResourceType::Route => "rds_senderr",
+        }
+    }
+
+    /// Position in tables by type.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// A request without names asks for everything there is.
+    #[must_use]
+    pub fn is_wildcard(self) -> bool {
+        matches!(self, ResourceType::Cluster | ResourceType::Listener)
+    }
+}

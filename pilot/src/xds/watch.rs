@@ -1,0 +1,214 @@
+//! What one stream has asked for of one type, what it was sent, and what it said to that.
+
+use std::collections::{BTreeSet, HashMap};
+
+use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+
+use super::ResourceType;
+
+/// The state of one type on one stream.
+#[derive(Clone, Debug, Default)]
+pub struct Watched {
+    /// What was asked for by name.
+    pub names: BTreeSet<String>,
+    /// Everything was asked for.
+    pub is_wildcard: bool,
+    /// Nonce of the last response.
+    pub nonce_sent: String,
+    /// Nonce of the last response that was accepted.
+    pub nonce_acked: String,
+    /// Nonce of the last response that was refused, if none has been accepted since.
+    pub nonce_rejected: String,
+    /// Version of the last response.
+    pub version_sent: String,
+    /// Version of the last response that was accepted.
+    pub version_acked: String,
+    /// Why the last response was refused.
+    pub error: String,
+    /// Hashes of what was sent last, by name.
+    pub sent: HashMap<String, u64>,
+}
+
+/// What a request asks us to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing.
+    Nothing,
+    /// It answers an older response.
+    Stale,
+    /// Remember a refusal.
+    Rejected,
+    /// Answer, whether anything has changed or not.
+    Respond,
+    /// Answer with these.
+    RespondWith(BTreeSet<String>),
+}
+
+impl Watched {
+    /// Takes a state-of-the-world request in.
+    pub fn on_request(&mut self, kind: ResourceType, request: &DiscoveryRequest) -> Decision {
+        let names: BTreeSet<String> = request.resource_names.iter().filter(|name| *name != "*").cloned().collect();
+        let is_first = request.response_nonce.is_empty() || self.nonce_sent.is_empty();
+        if request.error_detail.is_none() && is_first {
+            // The first request of the stream; a nonce can only be of an earlier stream.
+            *self = Watched::default();
+            self.subscribe(kind, names, &request.resource_names);
+            return Decision::Respond;
+        }
+        if request.response_nonce != self.nonce_sent {
+            return Decision::Stale;
+        }
+        if let Some(error) = &request.error_detail {
+            self.nonce_rejected.clone_from(&request.response_nonce);
+            self.error.clone_from(&error.message);
+            return Decision::Rejected;
+        }
+        self.accept(&request.response_nonce);
+        let added: BTreeSet<String> = names.difference(&self.names).cloned().collect();
+        self.sent.retain(|name, _| self.is_wildcard || names.contains(name));
+        self.names = names;
+        if self.is_wildcard || added.is_empty() { Decision::Nothing } else { Decision::RespondWith(added) }
+    }
+
+    /// Takes a delta request in.
+    pub fn on_delta_request(&mut self, kind: ResourceType, request: &DeltaDiscoveryRequest, is_first: bool) -> Decision {
+        let mut decision = Decision::Nothing;
+        if !request.response_nonce.is_empty() && !is_first {
+            if request.response_nonce != self.nonce_sent {
+                // Several responses may be under way; only subscriptions count in an older answer.
+                decision = Decision::Stale;
+            } else if let Some(error) = &request.error_detail {
+                self.nonce_rejected.clone_from(&request.response_nonce);
+                self.error.clone_from(&error.message);
+                decision = Decision::Rejected;
+            } else {
+                self.accept(&request.response_nonce);
+            }
+        }
+        if is_first {
+            // What the client has from an earlier stream; versions that are not ours only differ.
+            self.sent = request
+                .initial_resource_versions
+                .iter()
+                .map(|(name, version)| (name.clone(), u64::from_str_radix(version, 16).unwrap_or(0)))
+                .collect();
+        }
+        for name in &request.resource_names_unsubscribe {
+            if name == "*" {
+                self.is_wildcard = false;
+            }
+            self.names.remove(name);
+            if !self.is_wildcard {
+                self.sent.remove(name);
+            }
+        }
+        let subscribed: BTreeSet<String> =
+            request.resource_names_subscribe.iter().filter(|name| *name != "*").cloned().collect();
+        let wants_all = request.resource_names_subscribe.iter().any(|name| name == "*");
+        if is_first {
+            self.subscribe(kind, subscribed, &request.resource_names_subscribe);
+            return Decision::Respond;
+        }
+        self.is_wildcard |= wants_all;
+        self.names.extend(subscribed.iter().cloned());
+        if wants_all {
+            return Decision::Respond;
+        }
+        if subscribed.is_empty() {
+            return decision;
+        }
+        // Who asks again has lost what he had.
+        for name in &subscribed {
+            self.sent.remove(name);
+        }
+        Decision::RespondWith(subscribed)
+    }
+
+    fn subscribe(&mut self, kind: ResourceType, names: BTreeSet<String>, given: &[String]) {
+        self.is_wildcard = kind.is_wildcard() && (given.is_empty() || given.iter().any(|name| name == "*"));
+        self.names = names;
+    }
+
+    fn accept(&mut self, nonce: &str) {
+        nonce.clone_into(&mut self.nonce_acked);
+        self.version_acked.clone_from(&self.version_sent);
+        self.nonce_rejected.clear();
+        self.error.clear();
+    }
+
+    /// Notes a response.
+    pub fn on_sent(&mut self, version: &str, nonce: &str) {
+        version.clone_into(&mut self.version_sent);
+        nonce.clone_into(&mut self.nonce_sent);
+    }
+
+    /// True when `name` is asked for.
+    #[must_use]
+    pub fn wants(&self, name: &str) -> bool {
+        self.is_wildcard || self.names.contains(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(nonce: &str, names: &[&str]) -> DiscoveryRequest {
+        DiscoveryRequest {
+            response_nonce: nonce.to_owned(),
+            resource_names: names.iter().map(ToString::to_string).collect(),
+            ..DiscoveryRequest::default()
+        }
+    }
+
+    fn set(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn first_request_is_answered_and_acks_are_not() {
+        let mut watched = Watched::default();
+        assert_eq!(watched.on_request(ResourceType::Endpoint, &request("", &["a"])), Decision::Respond);
+        watched.on_sent("v1", "n1");
+        assert_eq!(watched.on_request(ResourceType::Endpoint, &request("n1", &["a"])), Decision::Nothing);
+        assert_eq!(watched.version_acked, "v1");
+    }
+
+    #[test]
+    fn added_names_are_answered_alone_and_old_nonces_ignored() {
+        let mut watched = Watched::default();
+        watched.on_request(ResourceType::Endpoint, &request("", &["a"]));
+        watched.on_sent("v1", "n1");
+        let added = watched.on_request(ResourceType::Endpoint, &request("n1", &["a", "b"]));
+        assert_eq!(added, Decision::RespondWith(set(&["b"])));
+        watched.on_sent("v2", "n2");
+        assert_eq!(watched.on_request(ResourceType::Endpoint, &request("n1", &["a", "c"])), Decision::Stale);
+        assert_eq!(watched.names, set(&["a", "b"]));
+    }
+
+    #[test]
+    fn refusals_are_remembered_until_something_is_accepted() {
+        let mut watched = Watched::default();
+        watched.on_request(ResourceType::Cluster, &request("", &[]));
+        watched.on_sent("v1", "n1");
+        let mut refusal = request("n1", &[]);
+        refusal.error_detail = Some(proto::google::rpc::Status { message: "bad".to_owned(), ..Default::default() });
+        assert_eq!(watched.on_request(ResourceType::Cluster, &refusal), Decision::Rejected);
+        assert_eq!((watched.nonce_rejected.as_str(), watched.error.as_str()), ("n1", "bad"));
+        watched.on_sent("v2", "n2");
+        watched.on_request(ResourceType::Cluster, &request("n2", &[]));
+        assert!(watched.nonce_rejected.is_empty());
+    }
+
+    #[test]
+    fn delta_subscriptions_add_up() {
+        let mut watched = Watched::default();
+        let first = DeltaDiscoveryRequest { resource_names_subscribe: vec!["a".into()], ..Default::default() };
+        assert_eq!(watched.on_delta_request(ResourceType::Route, &first, true), Decision::Respond);
+        let more = DeltaDiscoveryRequest { resource_names_subscribe: vec!["b".into()], ..Default::default() };
+        assert_eq!(watched.on_delta_request(ResourceType::Route, &more, false), Decision::RespondWith(set(&["b"])));
+        let less = DeltaDiscoveryRequest { resource_names_unsubscribe: vec!["a".into()], ..Default::default() };
+        assert_eq!(watched.on_delta_request(ResourceType::Route, &less, false), Decision::Nothing);
+        assert_eq!(watched.names, set(&["b"]));
+    }
+}
