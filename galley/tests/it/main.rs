@@ -10,7 +10,8 @@ use proto_component::{
 };
 use proto_mcp::{
     metrics::McpMetrics,
-    sink::{Sink, SinkOptions, Subscription},
+    sink::{Sink, SinkOptions, SinkView, Subscription},
+    snapshot::Collection,
 };
 use rcgen::{CertificateParams, KeyPair, SanType, string::Ia5String};
 use serde_json::Value;
@@ -19,6 +20,7 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
@@ -132,7 +134,8 @@ impl Place {
         }
     }
 
-    pub(crate) fn sink(&self, collections: &[&str]) -> Sink {
+    /// A sink that accepts whatever comes.
+    pub(crate) fn sink(&self, collections: &[&str]) -> SinkView {
         let tls = self
             .is_secure
             .then(|| ClientTls::from_pem(&self.pem(), ServerIdentity::Trusted, &["h2"]).unwrap());
@@ -146,12 +149,15 @@ impl Place {
                 .collect(),
             ..SinkOptions::default()
         };
-        Sink::dial(
-            channel,
-            options,
-            McpMetrics::unregistered("test"),
-            Drain::never(),
-        )
+        let metrics = McpMetrics::unregistered("test");
+        let sink = Sink::dial(channel, options, metrics, Drain::never());
+        let view = sink.view();
+        proto_component::task::spawn("consumer", async move {
+            while let Some(update) = sink.next().await {
+                update.ack();
+            }
+        });
+        view
     }
 
     /// A page of the monitoring port, as text; empty while it does not answer.
@@ -267,4 +273,24 @@ pub(crate) fn route(name: &str, host: &str) -> String {
         "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: shop}}\n\
          spec: {{hosts: [{host}], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}\n"
     )
+}
+
+/// The state of a collection, once the sink has one for which the condition holds.
+pub(crate) async fn state(
+    sink: &SinkView,
+    collection: &str,
+    holds: impl Fn(&Collection) -> bool,
+) -> Arc<Collection> {
+    let end = Instant::now() + SOON;
+    loop {
+        if let Some(state) = sink.last_good(collection).filter(|state| holds(state)) {
+            return state;
+        }
+        assert!(
+            Instant::now() < end,
+            "{collection} is still {:?}",
+            sink.last_good(collection)
+        );
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }

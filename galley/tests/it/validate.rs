@@ -20,7 +20,7 @@ fn a_problem_has_place_object_path_and_hint() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
         text.lines().next().unwrap(),
-        "bad.yaml:16: error: VirtualService shop/reviews: spec.http[0].route[0].destination.hst: unknown field; did you mean host?"
+        "bad.yaml:17: error: VirtualService shop/reviews: spec.http[0].route[0].destination.hst: unknown field; did you mean host?"
     );
     assert!(text.ends_with("1 of 2 objects are not valid\n"), "{text}");
 }

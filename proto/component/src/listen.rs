@@ -30,24 +30,24 @@ const BACKLOG: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Somebody else has it.
-    #[error("address {address} is taken ({source}); choose another with {flag}")]
+    #[error("address {address} is taken ({cause}); choose another with {flag}")]
     Taken {
         /// The address asked for.
         address: String,
         /// The flag that sets it.
         flag: String,
         /// The system's word.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Any other refusal.
-    #[error("cannot listen on {address}: {source}; change it with {flag}")]
+    #[error("cannot listen on {address}: {cause}; change it with {flag}")]
     Refused {
         /// The address asked for.
         address: String,
         /// The flag that sets it.
         flag: String,
         /// The system's word.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Not an address at all.
     #[error("{flag}: {reason}")]
@@ -115,19 +115,19 @@ impl Listener {
                 bind_unix(path).map(|listener| Socket::Unix(listener, path.clone()))
             }
         };
-        let socket = socket.map_err(|source| {
+        let socket = socket.map_err(|cause| {
             let (address, flag) = (address.to_string(), flag.to_owned());
-            if source.kind() == io::ErrorKind::AddrInUse {
+            if cause.kind() == io::ErrorKind::AddrInUse {
                 BindError::Taken {
                     address,
                     flag,
-                    source,
+                    cause,
                 }
             } else {
                 BindError::Refused {
                     address,
                     flag,
-                    source,
+                    cause,
                 }
             }
         })?;

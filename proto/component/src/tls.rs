@@ -46,13 +46,13 @@ pub enum TlsError {
         reason: String,
     },
     /// Certificate and key do not belong together, or the key's type is unknown.
-    #[error("certificate and key cannot be used: {0}")]
+    #[error("certificate and key cannot be used together")]
     Mismatch(#[source] rustls::Error),
     /// The trust anchors cannot be used.
     #[error("trust anchors cannot be used: {0}")]
     Roots(String),
     /// No configuration could be built from the parts.
-    #[error("TLS configuration: {0}")]
+    #[error("TLS configuration")]
     Config(#[source] rustls::Error),
 }
 
