@@ -170,15 +170,20 @@ impl Report {
         entries.sort_by(|a, b| a.0.cmp(b.0));
         for (key, value) in entries {
             self.at(&format!("{field}.{key}"), |report| {
-                check(report, key, value)
+                check(report, key, value);
             });
         }
     }
 
-    /// Turns a failed check of a value into an error about `field`.
-    pub(crate) fn require(&mut self, field: &str, result: Result<(), String>) {
+    /// Turns a failed check of the field the check is in into an error.
+    pub(crate) fn require(&mut self, result: Result<(), String>) {
         if let Err(message) = result {
-            self.error_at(field, message);
+            self.error(message);
         }
+    }
+
+    /// Turns a failed check of `field` into an error about it.
+    pub(crate) fn require_at(&mut self, field: &str, result: Result<(), String>) {
+        self.at(field, |report| report.require(result));
     }
 }

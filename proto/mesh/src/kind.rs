@@ -47,6 +47,10 @@ mod wasm_plugin;
 mod workload_entry;
 mod workload_group;
 
+pub(crate) use address::check_range;
+pub(crate) use duration::check as check_duration;
+pub(crate) use traffic_policy::check_locality;
+
 /// A message that is the content of a kind, with the kind's rules.
 pub trait Resource: Message + Name + Default + Clone {
     /// Everything in this message that is wrong or suspicious, `meta` being its name, namespace and annotations.
@@ -142,3 +146,6 @@ pub fn validate(kind: &Kind, meta: &Metadata, spec: &Any) -> Findings {
     }
     rules_of(message).map_or_else(Findings::default, |check| check(meta, &spec.value))
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,10 @@ use proto::json::{self, JsonError};
 use proto::yaml::{self, YamlError};
 use serde_json::{Map, Value};
 
+mod rules;
+
+pub use rules::{check, check_networks};
+
 /// A text that is no mesh configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidMeshConfig {

@@ -21,7 +21,7 @@ pub(super) fn is_ip(address: &str) -> bool {
 }
 
 /// Checks an IP address or a range such as `10.0.0.0/8`.
-pub(super) fn check_range(range: &str) -> Result<(), String> {
+pub(crate) fn check_range(range: &str) -> Result<(), String> {
     if range.contains('/') {
         return match range.parse::<IpNet>() {
             Ok(_) => Ok(()),

@@ -73,8 +73,8 @@ fn check_target(report: &mut Report, target: &TargetSelector) {
     }
     report.each("ports", &target.ports, |report, selected| {
         match &selected.port {
-            Some(Port::Number(number)) => report.require("number", port::check_number(*number)),
-            Some(Port::Name(name)) => report.require("name", port::check_name(name)),
+            Some(Port::Number(number)) => report.require_at("number", port::check_number(*number)),
+            Some(Port::Name(name)) => report.require_at("name", port::check_name(name)),
             None => report.error("the port is missing: give number or name"),
         }
     });
@@ -90,7 +90,7 @@ fn check_jwt(jwt: &Jwt, issuers: &mut HashSet<String>, report: &mut Report) {
         );
     }
     if !jwt.jwks_uri.is_empty() {
-        report.require("jwksUri", url::check_http(&jwt.jwks_uri));
+        report.require_at("jwksUri", url::check_http(&jwt.jwks_uri));
     }
     for (field, values) in [
         ("audiences", &jwt.audiences),
@@ -115,7 +115,7 @@ fn check_path(report: &mut Report, path: &StringMatch) {
         Some(MatchType::Prefix(text)) => ("prefix", text),
         Some(MatchType::Suffix(text)) => ("suffix", text),
         Some(MatchType::Regex(text)) => {
-            report.require("regex", crate::re2::check(text));
+            report.require_at("regex", crate::re2::check(text));
             return;
         }
         None => {

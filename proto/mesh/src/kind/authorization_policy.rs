@@ -97,7 +97,7 @@ fn check_action(spec: &AuthorizationPolicy, report: &mut Report) {
             );
         }
         None if action == Action::Custom => {
-            report.error_at("provider.name", "CUSTOM needs the name of a provider")
+            report.error_at("provider.name", "CUSTOM needs the name of a provider");
         }
         Some(provider) if provider.name.is_empty() => {
             report.error_at("provider.name", "CUSTOM needs the name of a provider");
@@ -137,9 +137,7 @@ fn check_source(source: &Source, report: &mut Report) {
             if value.is_empty() {
                 report.error("the value is empty");
             } else if is_range {
-                if let Err(message) = crate::kind::address::check_range(value) {
-                    report.error(message);
-                }
+                report.require(crate::kind::address::check_range(value));
             }
         });
     }
@@ -169,9 +167,7 @@ fn check_service_accounts(source: &Source, report: &mut Report) {
         }
         report.each(field, list, |report, value: &String| {
             if !value.is_empty() {
-                if let Err(message) = attribute::check_service_account(value) {
-                    report.error(message);
-                }
+                report.require(attribute::check_service_account(value));
             }
         });
     }
@@ -199,9 +195,7 @@ fn check_operation(operation: &Operation, report: &mut Report) {
                 "paths" | "notPaths" => attribute::check_path(value),
                 _ => Ok(()),
             };
-            if let Err(message) = result {
-                report.error(message);
-            }
+            report.require(result);
         });
     }
 }
@@ -215,15 +209,13 @@ fn check_condition(report: &mut Report, condition: &Condition) {
         report.error("the condition has no values: give values or notValues");
         return;
     }
-    report.require("key", attribute::check_key(&condition.key));
+    report.require_at("key", attribute::check_key(&condition.key));
     for (field, list) in [
         ("values", &condition.values),
         ("notValues", &condition.not_values),
     ] {
         report.each(field, list, |report, value: &String| {
-            if let Err(message) = attribute::check_value(&condition.key, value) {
-                report.error(message);
-            }
+            report.require(attribute::check_value(&condition.key, value));
         });
     }
 }

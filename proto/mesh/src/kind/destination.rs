@@ -11,13 +11,13 @@ pub(super) fn check(destination: &Destination, report: &mut Report) {
     if destination.host == host::ANY {
         report.error_at("host", "`*` is no destination: name a host");
     } else {
-        report.require("host", host::check(&destination.host));
+        report.require_at("host", host::check(&destination.host));
     }
     if !destination.subset.is_empty() {
-        report.require("subset", check_subset_name(&destination.subset));
+        report.require_at("subset", check_subset_name(&destination.subset));
     }
     if let Some(selector) = &destination.port {
-        report.require("port.number", port::check_number(selector.number));
+        report.require_at("port.number", port::check_number(selector.number));
     }
 }
 
@@ -41,7 +41,7 @@ pub(super) fn check_routes(routes: &[RouteDestination], report: &mut Report) {
             Some(destination) => report.at("destination", |report| check(destination, report)),
             None => report.error_at("destination", "the destination is missing"),
         }
-        report.require("weight", check_weight(route.weight));
+        report.require_at("weight", check_weight(route.weight));
     });
     check_total_weight(routes.iter().map(|route| route.weight), report);
 }

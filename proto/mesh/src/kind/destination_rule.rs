@@ -11,11 +11,11 @@ use crate::resource::Metadata;
 
 /// Reports what is wrong.
 pub(super) fn check(spec: &DestinationRule, meta: &Metadata, report: &mut Report) {
-    report.require("host", host::check(&spec.host));
+    report.require_at("host", host::check(&spec.host));
     traffic_policy::check(spec.traffic_policy.as_ref(), report);
     let mut names = HashSet::new();
     report.each("subsets", &spec.subsets, |report, subset| {
-        report.require("name", destination::check_subset_name(&subset.name));
+        report.require_at("name", destination::check_subset_name(&subset.name));
         if !names.insert(subset.name.clone()) {
             report.error_at("name", format!("there are two subsets {:?}", subset.name));
         }
@@ -26,7 +26,7 @@ pub(super) fn check(spec: &DestinationRule, meta: &Metadata, report: &mut Report
     if let Some(workloads) = &spec.workload_selector {
         check_is_private(spec, meta, report);
         report.at("workloadSelector", |report| {
-            selector::check_match_labels(workloads, report)
+            selector::check_match_labels(workloads, report);
         });
     }
 }
@@ -34,7 +34,12 @@ pub(super) fn check(spec: &DestinationRule, meta: &Metadata, report: &mut Report
 /// A rule for some client workloads works in its own namespace only.
 fn check_is_private(spec: &DestinationRule, meta: &Metadata, report: &mut Report) {
     let is_own = |entry: &String| entry == "." || *entry == meta.namespace;
-    if !spec.export_to.is_empty() && !(spec.export_to.len() == 1 && is_own(&spec.export_to[0])) {
+    let is_private = match spec.export_to.as_slice() {
+        [] => true,
+        [entry] => is_own(entry),
+        _ => false,
+    };
+    if !is_private {
         report.error_at(
             "exportTo",
             "with workloadSelector the rule cannot be exported: give `.` or leave exportTo out",

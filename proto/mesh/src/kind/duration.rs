@@ -3,7 +3,7 @@
 use prost_types::Duration;
 
 /// Checks a duration: at least a millisecond, and whole milliseconds.
-pub(super) fn check(duration: &Duration) -> Result<(), String> {
+pub(crate) fn check(duration: &Duration) -> Result<(), String> {
     let nanos = i128::from(duration.seconds) * 1_000_000_000 + i128::from(duration.nanos);
     if nanos < 1_000_000 {
         return Err("the duration must be at least 1ms".into());

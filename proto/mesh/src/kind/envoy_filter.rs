@@ -70,7 +70,7 @@ fn check_patch(report: &mut Report, patch: &EnvoyConfigObjectPatch) {
     }
     if let (Some(message), Some(value)) = (message_of(apply_to), &change.value) {
         report.at("patch.value", |report| {
-            patch_value::check(message, value, report)
+            patch_value::check(message, value, report);
         });
     }
 }
@@ -80,10 +80,9 @@ fn check_match(apply_to: ApplyTo, condition: &EnvoyConfigObjectMatch, report: &m
         .proxy
         .as_ref()
         .map(|proxy| proxy.proxy_version.as_str())
+        && !version.is_empty()
     {
-        if !version.is_empty() {
-            report.require("proxy.proxyVersion", re2::check(version));
-        }
+        report.require_at("proxy.proxyVersion", re2::check(version));
     }
     let Some(object) = &condition.object_types else {
         return;
@@ -108,16 +107,15 @@ fn check_match(apply_to: ApplyTo, condition: &EnvoyConfigObjectMatch, report: &m
         ));
         return;
     }
-    if let ObjectTypes::Listener(listener) = object {
-        if let Some(filter) = listener
+    if let ObjectTypes::Listener(listener) = object
+        && let Some(filter) = listener
             .filter_chain
             .as_ref()
             .and_then(|chain| chain.filter.as_ref())
-        {
-            report.at("listener.filterChain.filter", |report| {
-                check_filter(apply_to, filter, report)
-            });
-        }
+    {
+        report.at("listener.filterChain.filter", |report| {
+            check_filter(apply_to, filter, report);
+        });
     }
 }
 
@@ -153,7 +151,7 @@ fn check_filter(apply_to: ApplyTo, filter: &FilterMatch, report: &mut Report) {
         report.error_at("subFilter.name", "the inner filter's name is missing");
     } else {
         report.at("subFilter", |report| {
-            warn_of_old_name("name", &inner.name, report)
+            warn_of_old_name("name", &inner.name, report);
         });
     }
 }

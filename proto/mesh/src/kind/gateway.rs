@@ -32,16 +32,16 @@ pub(super) fn check(spec: &Gateway, meta: &Metadata, report: &mut Report) {
     let mut names = HashSet::new();
     report.each("servers", &spec.servers, |report, server| {
         check_server(server, is_converted, report);
-        if let Some(port) = &server.port {
-            if !names.insert(port.name.clone()) {
-                report.error_at(
-                    "port.name",
-                    format!(
-                        "there are two ports {:?}: each needs a name of its own",
-                        port.name
-                    ),
-                );
-            }
+        if let Some(port) = &server.port
+            && !names.insert(port.name.clone())
+        {
+            report.error_at(
+                "port.name",
+                format!(
+                    "there are two ports {:?}: each needs a name of its own",
+                    port.name
+                ),
+            );
         }
     });
 }
@@ -54,7 +54,7 @@ fn check_server(server: &Server, is_converted: bool, report: &mut Report) {
         );
     }
     report.each("hosts", &server.hosts, |report, host| {
-        check_host(host, is_converted, report)
+        check_host(host, is_converted, report);
     });
     let port_fits = check_port(server, report);
     check_bind(server, report);
@@ -93,9 +93,7 @@ pub(super) fn check_full_host(name: &str, report: &mut Report) {
         report.error(format!("{name:?} is a short name: give the full DNS name"));
     }
     for result in [host::check(name), host::check_whole_wildcard(name)] {
-        if let Err(message) = result {
-            report.error(message);
-        }
+        report.require(result);
     }
 }
 
@@ -118,11 +116,10 @@ fn check_port(server: &Server, report: &mut Report) -> bool {
                 format!("{protocol:?} is no protocol: give HTTP, HTTPS, HTTP2, GRPC, GRPC-WEB, MONGO, REDIS, MYSQL, TCP or TLS"),
             );
         }
-        if port.number > 0 || !server.bind.starts_with(address::UNIX) {
-            if let Err(message) = port::check_number(port.number) {
+        if (port.number > 0 || !server.bind.starts_with(address::UNIX))
+            && let Err(message) = port::check_number(port.number) {
                 error("number", message);
             }
-        }
         if target_port(port) > 0 {
             error("targetPort", "gateways have no target port: leave it out".into());
         }
@@ -140,12 +137,12 @@ fn target_port(port: &Port) -> u32 {
 
 fn check_bind(server: &Server, report: &mut Report) {
     if let Some(path) = server.bind.strip_prefix(address::UNIX) {
-        report.require("bind", check_unix_path(path));
+        report.require_at("bind", check_unix_path(path));
         if server.port.as_ref().is_some_and(|port| port.number != 0) {
             report.error_at("port.number", "a Unix socket has no port number: give 0");
         }
     } else if !server.bind.is_empty() {
-        report.require("bind", check_ip(&server.bind));
+        report.require_at("bind", check_ip(&server.bind));
     }
 }
 

@@ -123,12 +123,12 @@ pub(super) fn check_headers(headers: Option<&Headers>, report: &mut Report) {
     report.at("headers", |report| {
         if let Some(request) = &headers.request {
             report.at("request", |report| {
-                check_operations(request, Authority::Allowed, report)
+                check_operations(request, Authority::Allowed, report);
             });
         }
         if let Some(response) = &headers.response {
             report.at("response", |report| {
-                check_operations(response, Authority::Refused, report)
+                check_operations(response, Authority::Refused, report);
             });
         }
     });
@@ -138,16 +138,12 @@ fn check_operations(operations: &HeaderOperations, authority: Authority, report:
     for (field, map) in [("set", &operations.set), ("add", &operations.add)] {
         report.entries(field, map, |report, name, value| {
             for result in [check_operation_name(name, authority), check_value(value)] {
-                if let Err(message) = result {
-                    report.error(message);
-                }
+                report.require(result);
             }
         });
     }
     report.each("remove", &operations.remove, |report, name| {
-        if let Err(message) = check_operation_name(name, Authority::Refused) {
-            report.error(message);
-        }
+        report.require(check_operation_name(name, Authority::Refused));
     });
 }
 

@@ -50,7 +50,7 @@ fn check_pattern(report: &mut Report, pattern: &HttpapiSpecPattern) {
             report.error_at("uriTemplate", "the template is empty");
         }
         Some(Pattern::UriTemplate(_)) => {}
-        Some(Pattern::Regex(expression)) => report.require("regex", re2::check(expression)),
+        Some(Pattern::Regex(expression)) => report.require_at("regex", re2::check(expression)),
         None => report.error("the path is missing: give uriTemplate or regex"),
     }
 }

@@ -9,7 +9,7 @@ use crate::resource::Metadata;
 pub(super) fn check(spec: &Instance, _meta: &Metadata, report: &mut Report) {
     match (spec.compiled_template.is_empty(), spec.template.is_empty()) {
         (true, true) => {
-            report.warning("the instance is never made: give compiledTemplate or template")
+            report.warning("the instance is never made: give compiledTemplate or template");
         }
         (false, false) => report.warning_at(
             "template",

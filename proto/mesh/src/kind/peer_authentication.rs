@@ -23,9 +23,7 @@ pub(super) fn check(spec: &PeerAuthentication, _meta: &Metadata, report: &mut Re
         "portLevelMtls",
         &spec.port_level_mtls,
         |report, number, _| {
-            if let Err(message) = port::check_number(*number) {
-                report.error(message);
-            }
+            report.require(port::check_number(*number));
         },
     );
     selector::check(spec.selector.as_ref(), report);

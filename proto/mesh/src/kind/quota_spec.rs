@@ -29,7 +29,7 @@ fn check_rule(report: &mut Report, rule: &QuotaRule) {
                     "the text is empty: leave it out to ask for presence only",
                 );
             } else if field == "regex" {
-                report.require(field, crate::re2::check(text));
+                report.require_at(field, crate::re2::check(text));
             }
         });
     });

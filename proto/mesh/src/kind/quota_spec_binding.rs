@@ -33,7 +33,8 @@ fn check_service(report: &mut Report, service: &IstioService) {
         (false, false) => report.error("give either name or service, not both"),
         _ => {}
     }
-    if !service.service.is_empty() && !(service.namespace.is_empty() && service.domain.is_empty()) {
+    let has_parts = !service.namespace.is_empty() || !service.domain.is_empty();
+    if !service.service.is_empty() && has_parts {
         report.error_at(
             "service",
             "service is a full name: leave namespace and domain out",
@@ -47,7 +48,7 @@ fn check_service(report: &mut Report, service: &IstioService) {
     }
     check_namespace(&service.namespace, report);
     if !service.domain.is_empty() {
-        report.require("domain", host::check_name(&service.domain));
+        report.require_at("domain", host::check_name(&service.domain));
     }
     selector::check_assigned("labels", &service.labels, report);
 }

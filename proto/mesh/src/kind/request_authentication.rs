@@ -24,7 +24,7 @@ fn check_rule(report: &mut Report, rule: &JwtRule) {
     }
     refuse_empty("audiences", &rule.audiences, report);
     if !rule.jwks_uri.is_empty() {
-        report.require("jwksUri", url::check_http(&rule.jwks_uri));
+        report.require_at("jwksUri", url::check_http(&rule.jwks_uri));
     }
     if !rule.jwks.is_empty() {
         report.at("jwks", |report| check_keys(&rule.jwks, report));
@@ -44,12 +44,12 @@ fn check_rule(report: &mut Report, rule: &JwtRule) {
             if output.claim.is_empty() || output.header.is_empty() {
                 report.error("give both header and claim");
             } else {
-                report.require("header", header::check_name(&output.header));
+                report.require_at("header", header::check_name(&output.header));
             }
         },
     );
     if let Some(timeout) = &rule.timeout {
-        report.require("timeout", duration::check(timeout));
+        report.require_at("timeout", duration::check(timeout));
     }
 }
 

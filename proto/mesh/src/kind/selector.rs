@@ -92,7 +92,7 @@ pub(super) fn check_match_labels(selector: &WorkloadSelector, report: &mut Repor
 pub(super) fn check_workload(selector: Option<&networking::WorkloadSelector>, report: &mut Report) {
     if let Some(selector) = selector {
         report.at("workloadSelector", |report| {
-            check_labels("labels", &selector.labels, report)
+            check_labels("labels", &selector.labels, report);
         });
     }
 }
@@ -123,9 +123,7 @@ pub(super) fn check_assigned(field: &str, labels: &BTreeMap<String, String>, rep
             crate::labels::check_key(key),
             crate::labels::check_value(value),
         ] {
-            if let Err(message) = result {
-                report.error(message);
-            }
+            report.require(result);
         }
     });
 }

@@ -79,9 +79,7 @@ fn check_hosts(spec: &ServiceEntry, report: &mut Report) {
 fn check_addresses(spec: &ServiceEntry, report: &mut Report) {
     let allows_ranges = matches!(spec.resolution(), Resolution::None | Resolution::Static);
     report.each("addresses", &spec.addresses, |report, address| {
-        if let Err(message) = check_range(address) {
-            report.error(message);
-        }
+        report.require(check_range(address));
         if address.contains('/') && !allows_ranges {
             report.error("address ranges need the resolution NONE or STATIC");
         }
@@ -99,16 +97,16 @@ fn check_ports(spec: &ServiceEntry, meta: &Metadata, report: &mut Report) {
             report.error_at("number", format!("there are two ports {}", service_port.number));
         }
         if service_port.target_port != 0 {
-            report.require("targetPort", port::check_number(service_port.target_port));
+            report.require_at("targetPort", port::check_number(service_port.target_port));
         }
         if !has_address && ["", "TCP"].contains(&service_port.protocol.as_str()) {
             report.warning("a TCP port without addresses takes all traffic to that port number: give addresses");
         }
-        report.require("name", port::check_name(&service_port.name));
+        report.require_at("name", port::check_name(&service_port.name));
         if !service_port.protocol.is_empty() && Protocol::parse(&service_port.protocol).is_unsupported() {
             report.error_at("protocol", format!("{:?} is no protocol", service_port.protocol));
         }
-        report.require("number", port::check_number(service_port.number));
+        report.require_at("number", port::check_number(service_port.number));
     });
 }
 

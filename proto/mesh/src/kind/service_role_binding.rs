@@ -29,7 +29,8 @@ fn check_role(spec: &ServiceRoleBinding, report: &mut Report) {
         0 => report.error("the role is missing: give roleRef, role or actions"),
         1 => {}
         _ => {
-            report.error("the role is given in several ways: give one of roleRef, role and actions")
+            report
+                .error("the role is given in several ways: give one of roleRef, role and actions");
         }
     }
     if let Some(reference) = &spec.role_ref {

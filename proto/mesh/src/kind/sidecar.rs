@@ -34,20 +34,20 @@ pub(super) fn check(spec: &Sidecar, meta: &Metadata, report: &mut Report) {
     }
     let mut ports = HashSet::new();
     report.each("ingress", &spec.ingress, |report, listener| {
-        check_ingress(listener, &mut ports, report)
+        check_ingress(listener, &mut ports, report);
     });
     if let Some(pool) = &spec.inbound_connection_pool {
         report.at("inboundConnectionPool", |report| {
-            traffic_policy::check_connection_pool(pool, report)
+            traffic_policy::check_connection_pool(pool, report);
         });
     }
     check_egress_ports(&spec.egress, report);
     report.each("egress", &spec.egress, |report, listener| {
-        check_egress(listener, meta, report)
+        check_egress(listener, meta, report);
     });
     if let Some(policy) = &spec.outbound_traffic_policy {
         report.at("outboundTrafficPolicy", |report| {
-            check_outbound(policy, report)
+            check_outbound(policy, report);
         });
     }
 }
@@ -59,7 +59,7 @@ fn check_ingress(listener: &IstioIngressListener, ports: &mut HashSet<u32>, repo
     };
     report.at("port", |report| {
         check_port(sidecar_port, report);
-        report.require("number", port::check_number(sidecar_port.number));
+        report.require_at("number", port::check_number(sidecar_port.number));
         if !ports.insert(sidecar_port.number) {
             report.error_at(
                 "number",
@@ -68,10 +68,10 @@ fn check_ingress(listener: &IstioIngressListener, ports: &mut HashSet<u32>, repo
         }
     });
     if !listener.bind.is_empty() {
-        report.require("bind", check_ip(&listener.bind));
+        report.require_at("bind", check_ip(&listener.bind));
     }
     if !listener.default_endpoint.is_empty() {
-        report.require(
+        report.require_at(
             "defaultEndpoint",
             check_default_endpoint(&listener.default_endpoint),
         );
@@ -79,7 +79,7 @@ fn check_ingress(listener: &IstioIngressListener, ports: &mut HashSet<u32>, repo
     let protocol = Protocol::parse(&sidecar_port.protocol);
     if let Some(settings) = &listener.tls {
         report.at("tls", |report| {
-            check_ingress_tls(settings, protocol, report)
+            check_ingress_tls(settings, protocol, report);
         });
     }
     if let Some(pool) = &listener.connection_pool {
@@ -97,7 +97,7 @@ fn check_ingress(listener: &IstioIngressListener, ports: &mut HashSet<u32>, repo
 
 fn check_port(sidecar_port: &SidecarPort, report: &mut Report) {
     if !sidecar_port.name.is_empty() {
-        report.require("name", port::check_name(&sidecar_port.name));
+        report.require_at("name", port::check_name(&sidecar_port.name));
     }
     if !sidecar_port.protocol.is_empty() && Protocol::parse(&sidecar_port.protocol).is_unsupported()
     {
@@ -173,27 +173,19 @@ fn check_egress_ports(listeners: &[IstioEgressListener], report: &mut Report) {
     let (mut ports, mut sockets) = (HashSet::new(), HashSet::new());
     for (index, listener) in listeners.iter().enumerate() {
         let field = format!("egress[{index}].port");
-        match &listener.port {
-            None if index + 1 < listeners.len() => {
+        let Some(port) = &listener.port else {
+            if index + 1 < listeners.len() {
                 report.error_at(&field, "the listener without a port takes all that is left: it must be the last, and the only one");
             }
-            None => {}
-            Some(port) if port.number == 0 => {
-                if !sockets.insert(&listener.bind) {
-                    report.error_at(
-                        &field,
-                        format!("there are two listeners on {}", listener.bind),
-                    );
-                }
-            }
-            Some(port) => {
-                if !ports.insert(port.number) {
-                    report.error_at(
-                        &field,
-                        format!("there are two listeners on port {}", port.number),
-                    );
-                }
-            }
+            continue;
+        };
+        let (is_new, place) = if port.number == 0 {
+            (sockets.insert(&listener.bind), listener.bind.clone())
+        } else {
+            (ports.insert(port.number), format!("port {}", port.number))
+        };
+        if !is_new {
+            report.error_at(&field, format!("there are two listeners on {place}"));
         }
     }
 }
@@ -204,9 +196,9 @@ fn check_egress(listener: &IstioEgressListener, meta: &Metadata, report: &mut Re
         if sidecar_port.number == 0 {
             check_socket(listener, report);
         } else {
-            report.require("port.number", port::check_number(sidecar_port.number));
+            report.require_at("port.number", port::check_number(sidecar_port.number));
             if !listener.bind.is_empty() {
-                report.require("bind", check_ip(&listener.bind));
+                report.require_at("bind", check_ip(&listener.bind));
             }
         }
     }
@@ -217,14 +209,14 @@ fn check_egress(listener: &IstioEgressListener, meta: &Metadata, report: &mut Re
         );
     }
     report.each("hosts", &listener.hosts, |report, text| {
-        check_egress_host(text, report)
+        check_egress_host(text, report);
     });
     warn_of_repeated_hosts(&listener.hosts, &meta.namespace, report);
 }
 
 fn check_socket(listener: &IstioEgressListener, report: &mut Report) {
     match listener.bind.strip_prefix(address::UNIX) {
-        Some(path) => report.require("bind", check_unix_path(path)),
+        Some(path) => report.require_at("bind", check_unix_path(path)),
         None => report.error_at(
             "bind",
             "a listener with port 0 needs the address of a Unix socket",
@@ -247,12 +239,9 @@ fn check_egress_host(text: &str, report: &mut Report) {
         report.error(format!("{text:?} has no namespace: write namespace/host"));
         return;
     };
-    let plain = namespace.strip_prefix('~').unwrap_or(namespace);
-    let is_known = ["*", ".", "~"].contains(&namespace) || (plain != namespace && plain == ".");
-    if !is_known
-        && !(is_dns_label(plain) && plain == plain.to_ascii_lowercase())
-        && !is_dns_label(namespace)
-    {
+    let excluded = namespace.strip_prefix('~').unwrap_or(namespace);
+    let is_word = ["*", ".", "~", "~."].contains(&namespace);
+    if !is_word && !is_dns_label(excluded) {
         report.error(format!(
             "{namespace:?} is no namespace: give a name, `.` (this one), `*` (any) or `~` (none)"
         ));
@@ -283,7 +272,11 @@ fn warn_of_repeated_hosts(hosts: &[String], own: &str, report: &mut Report) {
         }
         seen.push((namespace, name));
     }
-    if seen.contains(&("*", "*")) && seen.iter().any(|(namespace, _)| *namespace != "*" && !namespace.starts_with('~')) {
+    if seen.contains(&("*", "*"))
+        && seen
+            .iter()
+            .any(|(namespace, _)| *namespace != "*" && !namespace.starts_with('~'))
+    {
         report.warning_at(
             "hosts",
             "`*/*` covers everything: the other hosts do nothing",
@@ -303,7 +296,7 @@ fn check_outbound(policy: &OutboundTrafficPolicy, report: &mut Report) {
             report.error("an egress proxy takes the traffic that ALLOW_ANY lets through: set mode to ALLOW_ANY");
             return;
         }
-        report.require("host", host::check_name(&proxy.host));
+        report.require_at("host", host::check_name(&proxy.host));
         if proxy.port.is_none() {
             report.error_at("port", "the port is missing");
         }

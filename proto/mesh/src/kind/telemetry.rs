@@ -61,10 +61,9 @@ fn check_override(report: &mut Report, change: &MetricsOverrides) {
         .r#match
         .as_ref()
         .and_then(|selector| selector.metric_match.as_ref())
+        && name.is_empty()
     {
-        if name.is_empty() {
-            report.error_at("match.customMetric", "the metric's name is missing");
-        }
+        report.error_at("match.customMetric", "the metric's name is missing");
     }
 }
 
@@ -73,13 +72,13 @@ fn check_tracing(report: &mut Report, tracing: &Tracing) {
         report.warning_at("providers", "only the first provider is used");
     }
     check_providers(&tracing.providers, report);
-    if let Some(percent) = tracing.random_sampling_percentage {
-        if !(0.0..=100.0).contains(&percent) {
-            report.error_at(
-                "randomSamplingPercentage",
-                format!("the percentage {percent} is not in 0..=100"),
-            );
-        }
+    if let Some(percent) = tracing.random_sampling_percentage
+        && !(0.0..=100.0).contains(&percent)
+    {
+        report.error_at(
+            "randomSamplingPercentage",
+            format!("the percentage {percent} is not in 0..=100"),
+        );
     }
     report.entries("customTags", &tracing.custom_tags, |report, name, tag| {
         if name.is_empty() {

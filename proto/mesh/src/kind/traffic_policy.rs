@@ -16,6 +16,8 @@ use crate::{host, port};
 
 mod load_balancer;
 
+pub(crate) use load_balancer::check_locality;
+
 /// How many ports may have a policy of their own.
 const MAX_PORTS: usize = 4096;
 
@@ -38,18 +40,18 @@ impl Groups<'_> {
     fn check(&self, report: &mut Report) {
         if let Some(outlier) = self.outlier_detection {
             report.at("outlierDetection", |report| {
-                check_outlier_detection(outlier, report)
+                check_outlier_detection(outlier, report);
             });
         }
         if let Some(pool) = self.connection_pool {
             report.at("connectionPool", |report| {
-                check_connection_pool(pool, report)
+                check_connection_pool(pool, report);
             });
         }
         if let Some(balancer) = self.load_balancer {
             let ejects = self.outlier_detection.is_some();
             report.at("loadBalancer", |report| {
-                load_balancer::check(balancer, ejects, report)
+                load_balancer::check(balancer, ejects, report);
             });
         }
         if let Some(settings) = self.tls {
@@ -113,10 +115,10 @@ fn check_policy(policy: &TrafficPolicy, report: &mut Report) {
     if let Some(tunnel) = &policy.tunnel {
         report.at("tunnel", |report| check_tunnel(tunnel, report));
     }
-    if let Some(version) = policy.proxy_protocol.map(|protocol| protocol.version) {
-        if !(0..=1).contains(&version) {
-            report.error_at("proxyProtocol.version", "the version is neither V1 nor V2");
-        }
+    if let Some(version) = policy.proxy_protocol.map(|protocol| protocol.version)
+        && !(0..=1).contains(&version)
+    {
+        report.error_at("proxyProtocol.version", "the version is neither V1 nor V2");
     }
     if let Some(budget) = &policy.retry_budget {
         report.at("retryBudget", |report| check_retry_budget(budget, report));
@@ -134,19 +136,19 @@ fn check_tunnel(tunnel: &TunnelSettings, report: &mut Report) {
         );
     }
     if !is_ip(&tunnel.target_host) {
-        report.require("targetHost", host::check_name(&tunnel.target_host));
+        report.require_at("targetHost", host::check_name(&tunnel.target_host));
     }
-    report.require("targetPort", port::check_number(tunnel.target_port));
+    report.require_at("targetPort", port::check_number(tunnel.target_port));
 }
 
 fn check_retry_budget(budget: &RetryBudget, report: &mut Report) {
-    if let Some(percent) = budget.percent {
-        if !(0.0..=100.0).contains(&percent) {
-            report.error_at(
-                "percent",
-                format!("the percentage {percent} is not in 0..=100"),
-            );
-        }
+    if let Some(percent) = budget.percent
+        && !(0.0..=100.0).contains(&percent)
+    {
+        report.error_at(
+            "percent",
+            format!("the percentage {percent} is not in 0..=100"),
+        );
     }
 }
 
@@ -261,6 +263,6 @@ fn refuse_negative(field: &str, count: i32, report: &mut Report) {
 
 fn require_duration(field: &str, value: Option<&Duration>, report: &mut Report) {
     if let Some(value) = value {
-        report.require(field, duration::check(value));
+        report.require_at(field, duration::check(value));
     }
 }

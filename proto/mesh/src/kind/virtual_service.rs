@@ -37,10 +37,10 @@ pub(super) fn check(spec: &VirtualService, meta: &Metadata, report: &mut Report)
         }
     });
     report.each("tls", &spec.tls, |report, route| {
-        check_tls_route(route, spec, report)
+        check_tls_route(route, spec, report);
     });
     report.each("tcp", &spec.tcp, |report, route| {
-        check_tcp_route(route, report)
+        check_tcp_route(route, report);
     });
     export_to::check(&spec.export_to, meta, false, report);
     unreachable::check(spec, report);
@@ -130,9 +130,7 @@ pub(super) fn check_gateway_names(gateways: &[String], report: &mut Report) {
                     "{gateway:?} is the old form of a gateway's name: write {namespace}/{name}"
                 ));
             }
-            if let Err(message) = host::check_name(gateway) {
-                report.error(message);
-            }
+            report.require(host::check_name(gateway));
             return;
         };
         if !is_dns_label(namespace) {
@@ -156,7 +154,7 @@ fn check_tls_route(route: &TlsRoute, spec: &VirtualService, report: &mut Report)
         );
     }
     report.each("match", &route.r#match, |report, tls| {
-        check_tls_match(tls, spec, report)
+        check_tls_match(tls, spec, report);
     });
     if route.route.is_empty() {
         report.error_at("route", "the route has no destination");
@@ -169,12 +167,12 @@ fn check_tls_match(tls: &TlsMatchAttributes, spec: &VirtualService, report: &mut
         report.error_at("sniHosts", "a TLS match needs at least one SNI host");
     }
     report.each("sniHosts", &tls.sni_hosts, |report, sni| {
-        check_sni_host(sni, spec, report)
+        check_sni_host(sni, spec, report);
     });
     report.each(
         "destinationSubnets",
         &tls.destination_subnets,
-        check_range_item,
+        |report, range: &String| report.require(check_range(range)),
     );
     check_match_port(tls.port, report);
     selector::check_assigned("sourceLabels", &tls.source_labels, report);
@@ -208,7 +206,7 @@ fn check_tcp_route(route: &TcpRoute, report: &mut Report) {
             report.each(
                 "destinationSubnets",
                 &tcp.destination_subnets,
-                check_range_item,
+                |report, range: &String| report.require(check_range(range)),
             );
             check_match_port(tcp.port, report);
             selector::check_assigned("sourceLabels", &tcp.source_labels, report);
@@ -221,15 +219,9 @@ fn check_tcp_route(route: &TcpRoute, report: &mut Report) {
     destination::check_routes(&route.route, report);
 }
 
-fn check_range_item(report: &mut Report, range: &String) {
-    if let Err(message) = check_range(range) {
-        report.error(message);
-    }
-}
-
 /// Port 0 is no condition.
 fn check_match_port(number: u32, report: &mut Report) {
     if number != 0 {
-        report.require("port", port::check_number(number));
+        report.require_at("port", port::check_number(number));
     }
 }

@@ -20,9 +20,9 @@ pub(super) fn check(spec: &WasmPlugin, _meta: &Metadata, report: &mut Report) {
         &spec.target_refs,
         report,
     );
-    report.require("url", check_url(&spec.url));
+    report.require_at("url", check_url(&spec.url));
     if !spec.sha256.is_empty() {
-        report.require("sha256", check_sha256(&spec.sha256));
+        report.require_at("sha256", check_sha256(&spec.sha256));
     }
     for (field, text, most) in [
         ("imagePullSecret", &spec.image_pull_secret, MAX_SECRET_NAME),
@@ -43,7 +43,7 @@ pub(super) fn check(spec: &WasmPlugin, _meta: &Metadata, report: &mut Report) {
     }
     report.each("match", &spec.r#match, |report, traffic| {
         report.each("ports", &traffic.ports, |report, selected| {
-            report.require("number", port::check_number(selected.number));
+            report.require_at("number", port::check_number(selected.number));
         });
     });
 }

@@ -46,7 +46,7 @@ pub(super) fn check_endpoint(
             ),
         );
     } else {
-        report.require("address", check_address(spec, ports, addresses));
+        report.require_at("address", check_address(spec, ports, addresses));
     }
     report.entries("ports", &spec.ports, |report, name, number| {
         if ports.is_some_and(|ports| !ports.contains(name.as_str())) {
@@ -55,9 +55,7 @@ pub(super) fn check_endpoint(
             ));
         }
         for result in [port::check_name(name), port::check_number(*number)] {
-            if let Err(message) = result {
-                report.error(message);
-            }
+            report.require(result);
         }
     });
     selector::check_assigned("labels", &spec.labels, report);

@@ -15,7 +15,7 @@ pub(super) fn check(spec: &WorkloadGroup, _meta: &Metadata, report: &mut Report)
     }
     if let Some(metadata) = &spec.metadata {
         report.at("metadata", |report| {
-            selector::check_assigned("labels", &metadata.labels, report)
+            selector::check_assigned("labels", &metadata.labels, report);
         });
     }
     if let Some(probe) = &spec.probe {
@@ -37,7 +37,7 @@ fn check_probe(probe: &ReadinessProbe, report: &mut Report) {
     }
     match &probe.health_check_method {
         Some(HealthCheckMethod::HttpGet(get)) => report.at("httpGet", |report| {
-            report.require("port", port::check_number(get.port));
+            report.require_at("port", port::check_number(get.port));
             if !["", "HTTP", "HTTPS"].contains(&get.scheme.as_str()) {
                 report.error_at(
                     "scheme",
@@ -45,11 +45,11 @@ fn check_probe(probe: &ReadinessProbe, report: &mut Report) {
                 );
             }
             report.each("httpHeaders", &get.http_headers, |report, field| {
-                report.require("name", header::check_name(&field.name));
+                report.require_at("name", header::check_name(&field.name));
             });
         }),
         Some(HealthCheckMethod::TcpSocket(socket)) => {
-            report.require("tcpSocket.port", port::check_number(socket.port));
+            report.require_at("tcpSocket.port", port::check_number(socket.port));
         }
         Some(HealthCheckMethod::Exec(exec)) => {
             if exec.command.is_empty() {
@@ -57,7 +57,7 @@ fn check_probe(probe: &ReadinessProbe, report: &mut Report) {
             }
         }
         Some(HealthCheckMethod::Grpc(grpc)) => {
-            report.require("grpc.port", port::check_number(grpc.port))
+            report.require_at("grpc.port", port::check_number(grpc.port));
         }
         None => report.error("the probe does nothing: give httpGet, tcpSocket, exec or grpc"),
     }

@@ -33,7 +33,7 @@ pub(super) fn check(settings: &LoadBalancerSettings, ejects: bool, report: &mut 
     }
     if let Some(locality) = &settings.locality_lb_setting {
         report.at("localityLbSetting", |report| {
-            check_locality(locality, ejects, report)
+            check_locality(locality, ejects, report);
         });
     }
     if let Some(zones) = &settings.zone_aware_lb_setting {
@@ -43,7 +43,7 @@ pub(super) fn check(settings: &LoadBalancerSettings, ejects: bool, report: &mut 
             ..Default::default()
         };
         report.at("zoneAwareLbSetting", |report| {
-            check_locality(&as_locality, ejects, report)
+            check_locality(&as_locality, ejects, report);
         });
     }
     check_old_warmup(settings, report);
@@ -66,13 +66,13 @@ fn check_warmup(warmup: &WarmupConfiguration, report: &mut Report) {
         report.error_at("duration", "the duration is missing");
     }
     require_duration("duration", warmup.duration.as_ref(), report);
-    if let Some(percent) = warmup.minimum_percent {
-        if !(0.0..=100.0).contains(&percent) {
-            report.error_at(
-                "minimumPercent",
-                format!("the percentage {percent} is not in 0..=100"),
-            );
-        }
+    if let Some(percent) = warmup.minimum_percent
+        && !(0.0..=100.0).contains(&percent)
+    {
+        report.error_at(
+            "minimumPercent",
+            format!("the percentage {percent} is not in 0..=100"),
+        );
     }
     if warmup
         .aggression
@@ -117,7 +117,7 @@ fn check_hash(hash: &ConsistentHashLb, report: &mut Report) {
         }
     }
     if let Some(HashAlgorithm::Maglev(maglev)) = &hash.hash_algorithm {
-        report.require("maglev.tableSize", check_table_size(maglev.table_size));
+        report.require_at("maglev.tableSize", check_table_size(maglev.table_size));
     }
 }
 
@@ -150,11 +150,15 @@ fn is_prime(number: u64) -> bool {
             && (3..)
                 .step_by(2)
                 .take_while(|factor| factor * factor <= number)
-                .all(|factor| number % factor != 0))
+                .all(|factor| !number.is_multiple_of(factor)))
 }
 
 /// Reports what is wrong with a setting about localities.
-fn check_locality(setting: &LocalityLoadBalancerSetting, ejects: bool, report: &mut Report) {
+pub(crate) fn check_locality(
+    setting: &LocalityLoadBalancerSetting,
+    ejects: bool,
+    report: &mut Report,
+) {
     if !setting.distribute.is_empty() && !setting.failover.is_empty() {
         report.error("give either distribute or failover, not both");
         return;
@@ -186,14 +190,14 @@ fn check_locality(setting: &LocalityLoadBalancerSetting, ejects: bool, report: &
         }
         let mut destinations: Vec<_> = distribute.to.keys().map(String::as_str).collect();
         destinations.sort_unstable();
-        report.require("to", check_places(&destinations));
+        report.require_at("to", check_places(&destinations));
     });
     let sources: Vec<_> = setting
         .distribute
         .iter()
         .map(|distribute| distribute.from.as_str())
         .collect();
-    report.require("distribute", check_places(&sources));
+    report.require_at("distribute", check_places(&sources));
     if (!setting.failover.is_empty() || !setting.failover_priority.is_empty()) && !ejects {
         report.warning(
             "nothing fails over without outlierDetection: nobody would notice that endpoints fail",

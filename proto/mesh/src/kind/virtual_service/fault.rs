@@ -46,7 +46,7 @@ fn check_abort(abort: &Abort, report: &mut Report) {
     check_percentage(abort.percentage.as_ref(), report);
     match &abort.error_type {
         Some(ErrorType::HttpStatus(status)) => {
-            report.require("httpStatus", check_status(i64::from(*status)))
+            report.require_at("httpStatus", check_status(i64::from(*status)));
         }
         Some(ErrorType::GrpcStatus(status)) if !GRPC_STATUSES.contains(&status.as_str()) => {
             report.error_at(
@@ -69,7 +69,7 @@ fn check_delay(delay: &Delay, report: &mut Report) {
     check_percentage(delay.percentage.as_ref(), report);
     match &delay.http_delay_type {
         Some(HttpDelayType::FixedDelay(fixed)) => {
-            report.require("fixedDelay", duration::check(fixed))
+            report.require_at("fixedDelay", duration::check(fixed));
         }
         Some(HttpDelayType::ExponentialDelay(_)) => {
             report.error_at(

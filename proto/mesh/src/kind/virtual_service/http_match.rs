@@ -31,7 +31,7 @@ pub(super) fn check(report: &mut Report, request: &HttpMatchRequest) {
         },
     );
     report.entries("queryParams", &request.query_params, |report, _, value| {
-        check_string(value, report)
+        check_string(value, report);
     });
     for (field, value) in [
         ("scheme", &request.scheme),
@@ -76,9 +76,7 @@ fn check_header_name(name: &str, report: &mut Report) {
     if is_claim(name) {
         return;
     }
-    if let Err(message) = header::check_matched_name(name) {
-        report.error(message);
-    }
+    report.require(header::check_matched_name(name));
 }
 
 /// True for `@request.auth.claims.name` and `@request.auth.claims[name][nested]`.
@@ -113,7 +111,7 @@ pub(super) fn check_string(condition: &StringMatch, report: &mut Report) {
 /// A condition whose expression must be one.
 pub(super) fn check_expression(condition: &StringMatch, report: &mut Report) {
     if let Some(MatchType::Regex(expression)) = &condition.match_type {
-        report.require("regex", re2::check(expression));
+        report.require_at("regex", re2::check(expression));
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) fn check(route: &HttpRoute, is_delegate: bool, report: &mut Report) {
     }
     if let Some(response) = &route.direct_response {
         report.at("directResponse", |report| {
-            check_direct_response(response, report)
+            check_direct_response(response, report);
         });
     }
     if let Some(retries) = &route.retries {
@@ -68,7 +68,7 @@ pub(super) fn check(route: &HttpRoute, is_delegate: bool, report: &mut Report) {
     check_authority_is_set_once(route, report);
     check_destinations(route, report);
     if let Some(timeout) = &route.timeout {
-        report.require("timeout", duration::check(timeout));
+        report.require_at("timeout", duration::check(timeout));
     }
 }
 
@@ -157,13 +157,11 @@ fn check_cors(policy: &CorsPolicy, report: &mut Report) {
         ("exposeHeaders", &policy.expose_headers),
     ] {
         report.each(field, names, |report, name| {
-            if let Err(message) = header::check_cors_name(name) {
-                report.error(message);
-            }
+            report.require(header::check_cors_name(name));
         });
     }
     if let Some(max_age) = &policy.max_age {
-        report.require("maxAge", duration::check(max_age));
+        report.require_at("maxAge", duration::check(max_age));
         if max_age.nanos > 0 {
             report.error_at("maxAge", "the age must be a whole number of seconds");
         }
@@ -189,7 +187,7 @@ fn check_mirrors(route: &HttpRoute, report: &mut Report) {
     report.each("mirrors", &route.mirrors, |report, mirror| {
         match &mirror.destination {
             Some(destination) => report.at("destination", |report| {
-                destination::check(destination, report)
+                destination::check(destination, report);
             }),
             None => report.error_at("destination", "the destination is missing"),
         }
@@ -203,10 +201,10 @@ fn mirror_percent(route: &HttpRoute) -> Option<u32> {
 }
 
 fn check_mirror_percentage(field: &str, percentage: Option<&Percent>, report: &mut Report) {
-    if let Some(Percent { value }) = percentage {
-        if !(0.0..=100.0).contains(value) {
-            report.error_at(field, format!("the percentage {value} is not in 0..=100"));
-        }
+    if let Some(Percent { value }) = percentage
+        && !(0.0..=100.0).contains(value)
+    {
+        report.error_at(field, format!("the percentage {value} is not in 0..=100"));
     }
 }
 
@@ -237,10 +235,10 @@ fn check_redirect(redirect: &HttpRedirect, report: &mut Report) {
             ),
         );
     }
-    if let Some(RedirectPort::Port(number)) = redirect.redirect_port {
-        if number > 0 {
-            report.require("port", port::check_number(number));
-        }
+    if let Some(RedirectPort::Port(number)) = redirect.redirect_port
+        && number > 0
+    {
+        report.require_at("port", port::check_number(number));
     }
 }
 
@@ -265,7 +263,7 @@ fn check_direct_response(response: &HttpDirectResponse, report: &mut Report) {
             format!("the body has {size} bytes; every proxy keeps a copy of it"),
         );
     }
-    report.require("status", fault::check_status(i64::from(response.status)));
+    report.require_at("status", fault::check_status(i64::from(response.status)));
 }
 
 fn check_retries(retries: &HttpRetry, report: &mut Report) {
@@ -290,7 +288,7 @@ fn check_retries(retries: &HttpRetry, report: &mut Report) {
         ("backoff", &retries.backoff),
     ] {
         if let Some(value) = value {
-            report.require(field, duration::check(value));
+            report.require_at(field, duration::check(value));
         }
     }
     if retries.retry_on.is_empty() {
@@ -332,7 +330,7 @@ fn check_rewrite(rewrite: &HttpRewrite, report: &mut Report) {
         if expression.r#match.is_empty() || expression.rewrite.is_empty() {
             report.error("give both match and rewrite");
         } else {
-            report.require("match", re2::check(&expression.r#match));
+            report.require_at("match", re2::check(&expression.r#match));
         }
     });
 }
@@ -363,12 +361,12 @@ fn check_destinations(route: &HttpRoute, report: &mut Report) {
     report.each("route", &route.route, |report, target| {
         match &target.destination {
             Some(destination) => report.at("destination", |report| {
-                destination::check(destination, report)
+                destination::check(destination, report);
             }),
             None => report.error_at("destination", "the destination is missing"),
         }
         header::check_headers(target.headers.as_ref(), report);
-        report.require("weight", destination::check_weight(target.weight));
+        report.require_at("weight", destination::check_weight(target.weight));
     });
     destination::check_total_weight(route.route.iter().map(|target| target.weight), report);
 }
