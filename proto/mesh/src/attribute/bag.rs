@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use proto::istio::mixer::v1 as wire;
 use prost_types::{Duration, Timestamp};
+use proto::istio::mixer::v1 as wire;
 
 use super::codec::Words;
 

@@ -245,8 +245,9 @@ mod tests {
             (any::<i64>(), 0..1_000_000_000i32).prop_map(|(seconds, nanos)| {
                 Value::Timestamp(prost_types::Timestamp { seconds, nanos })
             }),
-            (any::<i64>(), 0..1_000_000_000i32)
-                .prop_map(|(seconds, nanos)| Value::Duration(prost_types::Duration { seconds, nanos })),
+            (any::<i64>(), 0..1_000_000_000i32).prop_map(|(seconds, nanos)| Value::Duration(
+                prost_types::Duration { seconds, nanos }
+            )),
             proptest::collection::vec(any::<u8>(), 0..16).prop_map(Value::Bytes),
             proptest::collection::btree_map(any_word(), any_word(), 0..5).prop_map(|map| {
                 Value::StringMap(map.into_iter().map(|(k, v)| (Cow::Owned(k), v)).collect())
