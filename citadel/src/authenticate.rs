@@ -8,9 +8,8 @@ mod jwks;
 mod jwks_fetch;
 mod oidc;
 
+use proto_mesh::spiffe::SpiffeId;
 use rustls_pki_types::CertificateDer;
-
-use crate::authorize::Identity;
 
 pub use client_certificate::ClientCertificate;
 pub use jwks::{InvalidJwks, JwksSource, KeyRing, KeySet};
@@ -29,7 +28,7 @@ pub struct Credentials<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// Who it is.
-    pub identity: Identity,
+    pub identity: SpiffeId,
     /// Which authenticator says so.
     pub authenticator: &'static str,
 }
@@ -56,7 +55,7 @@ pub trait Authenticator: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// Recognises the caller, or says why not.
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Unauthenticated>;
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<SpiffeId, Unauthenticated>;
 }
 
 /// Tries `authenticators` in order. The error names what each of them missed.

@@ -388,7 +388,7 @@ fn spawn_probe(ca: &Arc<dyn CertificateAuthority>, args: &ServeArgs, process: &P
     let interval = interval.max(Duration::from_secs(1));
     let (ca, drain) = (ca.clone(), process.drain.clone());
     task::spawn("probe", async move {
-        probe::run(ca, &path, interval, drain).await
+        probe::run(ca, &path, interval, drain).await;
     });
 }
 

@@ -8,13 +8,14 @@ use std::time::Duration;
 use proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateService;
 use proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 use proto_component::listen::Peer;
+use proto_mesh::spiffe::SpiffeId;
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use crate::authenticate::{Authenticator, Credentials, authenticate};
-use crate::authorize::{Identity, authorize};
+use crate::authorize::authorize;
 use crate::ca::{CertificateAuthority, SignError, SignRequest, TtlRules};
 use crate::ledger::{Issued, Ledger};
 use crate::metrics::Metrics;
@@ -72,7 +73,7 @@ impl CertificateService {
     fn sign(
         &self,
         request: &IstioCertificateRequest,
-        identity: &Identity,
+        identity: &SpiffeId,
     ) -> Result<(Certificate, String), SignError> {
         let csr = SigningRequest::from_pem(&request.csr).map_err(SignError::Csr)?;
         let ttl = self.rules.ttl.resolve(request.validity_duration)?;

@@ -1,8 +1,10 @@
 //! A caller that already has a certificate of ours: its SPIFFE identity is the one in it. The TLS handshake has verified
 //! chain and validity before this stage.
 
+use proto_mesh::spiffe::SpiffeId;
+
 use super::{Authenticator, Credentials, Unauthenticated};
-use crate::authorize::Identity;
+use crate::authorize;
 use crate::pki::uri_sans;
 
 /// The authenticator of client certificates.
@@ -16,7 +18,7 @@ impl Authenticator for ClientCertificate {
         "ClientCertAuthenticator"
     }
 
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Unauthenticated> {
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<SpiffeId, Unauthenticated> {
         let certificate = credentials
             .certificate
             .ok_or(Unauthenticated::Missing(CREDENTIAL))?;
@@ -32,6 +34,6 @@ impl Authenticator for ClientCertificate {
                 uris.len()
             )));
         };
-        Identity::from_spiffe(uri).map_err(|error| refused(error.to_string()))
+        authorize::from_uri(uri).map_err(|error| refused(error.to_string()))
     }
 }

@@ -7,11 +7,12 @@
 use std::sync::Arc;
 
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
+use proto_mesh::spiffe::SpiffeId;
 use serde::Deserialize;
 
 use super::jwks::KeyRing;
 use super::{Authenticator, Credentials, Unauthenticated};
-use crate::authorize::Identity;
+use crate::authorize;
 
 const CREDENTIAL: &str = "bearer token";
 /// Seconds by which clocks may differ.
@@ -58,7 +59,7 @@ impl Oidc {
         Self { settings, keys }
     }
 
-    fn verify(&self, token: &str) -> Result<Identity, String> {
+    fn verify(&self, token: &str) -> Result<SpiffeId, String> {
         if token.len() > MAX_TOKEN {
             return Err(format!("longer than {MAX_TOKEN} bytes"));
         }
@@ -76,7 +77,7 @@ impl Oidc {
         for key in &keys {
             match decode::<Claims>(token, key, &validation) {
                 Ok(token) => {
-                    return Identity::from_subject(&self.settings.trust_domain, &token.claims.sub)
+                    return authorize::from_subject(&self.settings.trust_domain, &token.claims.sub)
                         .map_err(|error| error.to_string());
                 }
                 Err(error) => reason = describe(&error),
@@ -101,7 +102,7 @@ impl Authenticator for Oidc {
         "KubeJWTAuthenticator"
     }
 
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<Identity, Unauthenticated> {
+    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<SpiffeId, Unauthenticated> {
         let token = credentials
             .bearer
             .ok_or(Unauthenticated::Missing(CREDENTIAL))?;

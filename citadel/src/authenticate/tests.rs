@@ -61,7 +61,7 @@ fn bad_claims_are_refused_with_the_reason() {
         (
             "sub",
             json!("system:serviceaccount:a:b/../c"),
-            "not a valid name",
+            "is no SPIFFE id",
         ),
         ("sub", Value::Null, ""),
     ];

@@ -1,4 +1,6 @@
 //! Citadel as its peers see it: the CSR service in process, and the real binary killed and started again.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod binary;
 mod csr_service;

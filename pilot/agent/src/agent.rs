@@ -21,6 +21,7 @@ use crate::credentials;
 use crate::drain::Termination;
 use crate::in_process;
 use crate::node::{Node, Surroundings};
+use crate::offload;
 use crate::rotation::{self, Grace, Rotation};
 use crate::sds::{self, SecretDiscovery};
 use crate::secret_cache::SecretCache;
@@ -42,7 +43,7 @@ pub struct Agent {
 
 /// How the proxy is run.
 enum Runner {
-    InProcess(Box<Bootstrap>, PathBuf, u32),
+    InProcess(in_process::Source, u32),
     Program(Program),
 }
 
@@ -51,7 +52,7 @@ impl Agent {
     pub fn new(args: ProxyArgs, unknown_flags: Vec<String>) -> anyhow::Result<Self> {
         let surroundings = Surroundings::read(&args, std::env::vars_os());
         let node = Node::new(&args, &surroundings)?;
-        let settings = Settings::new(&args, node)?;
+        let settings = Settings::new(&args, offload::mesh(&args)?, node)?;
         Ok(Self {
             args,
             settings,
@@ -79,11 +80,9 @@ impl Agent {
         fs::create_dir_all(&settings.config_path)
             .with_context(|| format!("make --configPath {}", settings.config_path.display()))?;
         self.start_secrets(&process).await?;
-        let bootstrap = bootstrap::build(settings, &settings.sds_socket());
-        let file = self.write_bootstrap(&bootstrap)?;
         let admin = AdminClient::new(settings.admin_port);
         self.start_status(admin, &process).await?;
-        let runner = self.runner(bootstrap, file)?;
+        let runner = self.runner()?;
         let (stop, proxy_drain) = drain::channel();
         let proxy = task::spawn("proxy", async move { runner.run(proxy_drain).await });
         tokio::pin!(proxy);
@@ -175,34 +174,39 @@ impl Agent {
         Ok(())
     }
 
-    fn write_bootstrap(&self, bootstrap: &Bootstrap) -> anyhow::Result<PathBuf> {
-        if let Some(custom) = &self.args.custom_config_file {
-            anyhow::ensure!(
-                custom.exists(),
-                Usage(format!(
-                    "--customConfigFile {}: no such file",
-                    custom.display()
-                ))
-            );
-            return Ok(custom.clone());
+    fn runner(&self) -> anyhow::Result<Runner> {
+        let custom = self.args.custom_config_file.as_ref();
+        for (flag, path) in [
+            ("--customConfigFile", custom),
+            ("--binaryPath", self.args.binary_path.as_ref()),
+        ] {
+            if let Some(path) = path.filter(|path| !path.exists()) {
+                let text = format!("{flag} {}: no such file", path.display());
+                return Err(Usage(text).into());
+            }
         }
-        let path = self.settings.bootstrap_file();
-        let text = bootstrap::to_json(bootstrap)?;
-        replace(&path, &text).with_context(|| format!("write {}", path.display()))?;
-        Ok(path)
-    }
-
-    fn runner(&self, bootstrap: Bootstrap, file: PathBuf) -> anyhow::Result<Runner> {
-        let Some(path) = &self.args.binary_path else {
-            let concurrency = self.settings.concurrency;
-            return Ok(Runner::InProcess(Box::new(bootstrap), file, concurrency));
+        let bootstrap = bootstrap::build(&self.settings, &self.settings.sds_socket());
+        let concurrency = self.settings.concurrency;
+        let file = self.settings.bootstrap_file();
+        let Some(program) = &self.args.binary_path else {
+            if let Some(custom) = custom {
+                let source = in_process::Source::File(custom.clone());
+                return Ok(Runner::InProcess(source, concurrency));
+            }
+            // The proxy gets the message itself: the file is for people, it need not wait for it.
+            write_later(bootstrap.clone(), file);
+            let source = in_process::Source::Message(Box::new(bootstrap));
+            return Ok(Runner::InProcess(source, concurrency));
         };
-        if !path.exists() {
-            let text = format!("--binaryPath {}: no such file", path.display());
-            return Err(Usage(text).into());
-        }
+        let file = match custom {
+            Some(custom) => custom.clone(),
+            None => {
+                write_bootstrap(&bootstrap, &file)?;
+                file
+            }
+        };
         Ok(Runner::Program(Program::envoy(
-            path,
+            program,
             &file,
             &self.settings,
             &self.args.proxy_log_level,
@@ -214,12 +218,26 @@ impl Agent {
 impl Runner {
     async fn run(self, drain: Drain) -> anyhow::Result<()> {
         match self {
-            Self::InProcess(bootstrap, file, concurrency) => {
-                in_process::run(*bootstrap, &file, concurrency, drain).await
+            Self::InProcess(source, concurrency) => {
+                in_process::run(source, concurrency, drain).await
             }
             Self::Program(program) => program.run(&drain).await,
         }
     }
+}
+
+fn write_later(bootstrap: Bootstrap, file: PathBuf) {
+    task::spawn("bootstrap-file", async move {
+        let written = tokio::task::spawn_blocking(move || write_bootstrap(&bootstrap, &file)).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(error = format!("{error:#}"), "no bootstrap file");
+        }
+    });
+}
+
+fn write_bootstrap(bootstrap: &Bootstrap, file: &Path) -> anyhow::Result<()> {
+    let text = offload::bootstrap_json(bootstrap)?;
+    replace(file, &text).with_context(|| format!("write {}", file.display()))
 }
 
 /// Replaces a file in one step.

@@ -2,7 +2,6 @@
 //! as Istio's agent does, so that an injection template may be newer or older than the agent.
 
 use std::ffi::OsString;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,6 +36,28 @@ pub enum Action {
     Request(RequestArgs),
     /// Print the version.
     Version(VersionArgs),
+    /// Read the mesh's settings; see `offload`.
+    #[command(hide = true)]
+    ReadMesh(MeshArgs),
+    /// Write a bootstrap as JSON; see `offload`.
+    #[command(hide = true)]
+    WriteBootstrap,
+}
+
+/// Where settings beside the flags come from.
+#[derive(Debug, Clone, Args)]
+pub struct MeshArgs {
+    /// Mesh configuration, for its defaultConfig.
+    #[arg(long = "meshConfig", value_name = "FILE")]
+    pub mesh_config: Option<PathBuf>,
+    /// Settings of this proxy, YAML or JSON, laid over those of the mesh.
+    #[arg(
+        long = "env-proxy-config",
+        hide = true,
+        env = "PROXY_CONFIG",
+        default_value = ""
+    )]
+    pub proxy_config: String,
 }
 
 /// Flags of `request`.
@@ -69,8 +90,8 @@ pub struct ProxyArgs {
     #[arg(value_enum, default_value = "sidecar")]
     pub role: Role,
     /// The workload's address (default: the first of this machine).
-    #[arg(long, env = "INSTANCE_IP")]
-    pub ip: Option<IpAddr>,
+    #[arg(long, env = "INSTANCE_IP", default_value = "")]
+    pub ip: String,
     /// The proxy's name (default: POD_NAME.POD_NAMESPACE).
     #[arg(long)]
     pub id: Option<String>,
@@ -158,9 +179,9 @@ pub struct ProxyArgs {
     /// Worker threads (default 2; 0: one for each processor).
     #[arg(long)]
     pub concurrency: Option<u32>,
-    /// Mesh configuration, for its defaultConfig.
-    #[arg(long = "meshConfig", value_name = "FILE")]
-    pub mesh_config: Option<PathBuf>,
+    /// Settings of the mesh and of this proxy.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
     /// Folder with one folder for each gateway credential (tls.crt, tls.key, ca.crt).
     #[arg(
         long = "credentialsPath",

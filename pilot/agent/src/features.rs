@@ -41,14 +41,6 @@ pub struct Features {
         default_value = "istio-system"
     )]
     pub istio_namespace: String,
-    /// Settings of this proxy, YAML or JSON, laid over those of the mesh.
-    #[arg(
-        long = "env-proxy-config",
-        hide = true,
-        env = "PROXY_CONFIG",
-        default_value = ""
-    )]
-    pub proxy_config: String,
     /// Probes of the application that the injector has redirected here, JSON.
     #[arg(
         long = "env-app-probers",

@@ -17,6 +17,7 @@ pub mod drain;
 pub mod features;
 mod in_process;
 pub mod node;
+pub mod offload;
 pub mod request;
 pub mod rotation;
 pub mod sds;

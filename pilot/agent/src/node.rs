@@ -65,10 +65,7 @@ impl Node {
     /// Puts the node together.
     pub fn new(args: &ProxyArgs, surroundings: &Surroundings) -> Result<Self, Usage> {
         let features = &args.features;
-        let address = args
-            .ip
-            .or_else(|| surroundings.addresses.first().copied())
-            .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let address = address(args, surroundings)?;
         let namespace = &features.pod_namespace;
         let id = match &args.id {
             Some(id) => id.clone(),
@@ -101,6 +98,16 @@ impl Node {
             metadata,
         })
     }
+}
+
+/// The flag (or INSTANCE_IP), else the machine's first address.
+fn address(args: &ProxyArgs, surroundings: &Surroundings) -> Result<IpAddr, Usage> {
+    if !args.ip.is_empty() {
+        let invalid = |_| Usage(format!("--ip {}: not an IP address", args.ip));
+        return args.ip.parse().map_err(invalid);
+    }
+    let first = surroundings.addresses.first().copied();
+    Ok(first.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)))
 }
 
 fn metadata(

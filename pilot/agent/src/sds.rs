@@ -94,10 +94,10 @@ impl SecretDiscovery {
         let address = Address::Unix(socket.to_owned());
         let listener = Listener::bind(&address, "--configPath").await?;
         let closed = fs::set_permissions(socket, fs::Permissions::from_mode(SOCKET_MODE));
-        closed.map_err(|source| BindError::Refused {
+        closed.map_err(|cause| BindError::Refused {
             address: address.to_string(),
             flag: "--configPath".to_owned(),
-            source,
+            cause,
         })?;
         let drain = self.drain.clone();
         let incoming = listener.plaintext(&drain);

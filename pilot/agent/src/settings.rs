@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use proto::istio::mesh::v1alpha1::{AuthenticationPolicy, ProxyConfig, proxy_config};
+use proto::istio::mesh::v1alpha1::{AuthenticationPolicy, MeshConfig, ProxyConfig, proxy_config};
 use proto_component::process::Usage;
 use proto_mesh::mesh_config;
 use proto_mesh::spiffe::{DEFAULT_TRUST_DOMAIN, SpiffeId};
 
-use crate::args::ProxyArgs;
+use crate::args::{MeshArgs, ProxyArgs};
 use crate::node::Node;
 
 /// The control plane's service account, as the identity in its certificate.
@@ -69,10 +69,9 @@ pub struct StatsInclusion {
 }
 
 impl Settings {
-    /// Decides everything from the command line, the environment and the mesh configuration.
-    pub fn new(args: &ProxyArgs, mut node: Node) -> anyhow::Result<Self> {
-        let mesh = read_mesh(args)?;
-        let config = mesh.config;
+    /// Decides everything from the command line, the environment and the mesh's settings.
+    pub fn new(args: &ProxyArgs, mesh: MeshConfig, mut node: Node) -> anyhow::Result<Self> {
+        let config = mesh.default_config.unwrap_or_default();
         if let Some(proxy_config::ClusterName::ServiceCluster(name)) = &config.cluster_name {
             node.cluster.clone_from(name);
         }
@@ -158,25 +157,24 @@ impl From<proxy_config::ProxyStatsMatcher> for StatsInclusion {
     }
 }
 
-struct Mesh {
-    config: ProxyConfig,
-    trust_domain: String,
+/// The settings when nothing is said.
+pub fn default_mesh() -> MeshConfig {
+    MeshConfig {
+        default_config: Some(mesh_config::default_proxy_config()),
+        ..MeshConfig::default()
+    }
 }
 
-fn read_mesh(args: &ProxyArgs) -> anyhow::Result<Mesh> {
-    let mut mesh = Mesh {
-        config: mesh_config::default_proxy_config(),
-        trust_domain: String::new(),
-    };
+/// The mesh's file, and this proxy's own settings over its `defaultConfig`.
+pub fn read_mesh(args: &MeshArgs) -> anyhow::Result<MeshConfig> {
+    let mut mesh = default_mesh();
     if let Some(path) = &args.mesh_config {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("read --meshConfig {}", path.display()))?;
-        let read = mesh_config::from_yaml(&text)
+        mesh = mesh_config::from_yaml(&text)
             .map_err(|error| Usage(format!("--meshConfig {}: {error}", path.display())))?;
-        mesh.config = read.default_config.unwrap_or(mesh.config);
-        mesh.trust_domain = read.trust_domain;
     }
-    let own = args.features.proxy_config.trim();
+    let own = args.proxy_config.trim();
     if !own.is_empty() {
         let wrong = |error: &dyn std::fmt::Display| Usage(format!("PROXY_CONFIG: {error}"));
         let document = proto::yaml::parse_documents(own)
@@ -184,8 +182,9 @@ fn read_mesh(args: &ProxyArgs) -> anyhow::Result<Mesh> {
             .transpose()
             .map_err(|error| wrong(&error))?;
         if let Some(document) = document {
-            mesh.config = mesh_config::overlay_proxy_config(&mesh.config, &document.value)
-                .map_err(|error| wrong(&error))?;
+            let base = mesh.default_config.unwrap_or_default();
+            let laid = mesh_config::overlay_proxy_config(&base, &document.value);
+            mesh.default_config = Some(laid.map_err(|error| wrong(&error))?);
         }
     }
     Ok(mesh)

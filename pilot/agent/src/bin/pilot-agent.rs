@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use pilot_agent::agent::Agent;
 use pilot_agent::args::{self, Action};
-use pilot_agent::request;
+use pilot_agent::{offload, request};
 use proto_component::process::{self, Shape};
 
 const NAME: &str = "pilot-agent";
@@ -16,6 +16,8 @@ fn main() -> ExitCode {
         Action::Request(args) => process::run_command(NAME, async move {
             request::run(&args).await.map(|()| ExitCode::SUCCESS)
         }),
+        Action::ReadMesh(args) => process::exit_code(NAME, offload::read_mesh(&args)),
+        Action::WriteBootstrap => process::exit_code(NAME, offload::write_bootstrap()),
         Action::Proxy(args) => {
             let agent = match Agent::new(*args, unknown) {
                 Ok(agent) => agent,

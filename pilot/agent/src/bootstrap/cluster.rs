@@ -8,7 +8,7 @@ use std::time::Duration;
 use proto::envoy::config::cluster::v3::{
     CircuitBreakers, Cluster, UpstreamConnectionOptions,
     circuit_breakers::Thresholds,
-    cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily},
+    cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, RefreshRate},
 };
 use proto::envoy::config::core::v3::ApiVersion;
 use proto::envoy::config::core::v3::{
@@ -40,6 +40,8 @@ const MAX_CONNECTIONS: u32 = 100_000;
 const KEEPALIVE: u32 = 300;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+const DNS_RETRY: Duration = Duration::from_millis(250);
+const DNS_RETRY_CAP: Duration = Duration::from_secs(5);
 const LOCAL_CONNECT: Duration = Duration::from_millis(250);
 
 /// The proxy's own admin port.
@@ -99,6 +101,7 @@ pub(super) fn discovery(settings: &Settings) -> Cluster {
         dns_lookup_family: DnsLookupFamily::V4Preferred.into(),
         dns_refresh_rate: is_dns.then(|| duration(settings.dns_refresh_rate)),
         respect_dns_ttl: is_dns,
+        dns_failure_refresh_rate: is_dns.then(dns_retry),
         circuit_breakers: Some(CircuitBreakers {
             thresholds: vec![
                 thresholds(RoutingPriority::Default),
@@ -137,8 +140,17 @@ pub(super) fn zipkin(settings: &Settings) -> Option<Cluster> {
         dns_lookup_family: DnsLookupFamily::V4Preferred.into(),
         dns_refresh_rate: is_dns.then(|| duration(settings.dns_refresh_rate)),
         respect_dns_ttl: is_dns,
+        dns_failure_refresh_rate: is_dns.then(dns_retry),
         ..fixed("zipkin", discovery, tcp_address(&host, port))
     })
+}
+
+/// A name that does not resolve (yet) is tried again soon, not after the refresh interval.
+fn dns_retry() -> RefreshRate {
+    RefreshRate {
+        base_interval: Some(duration(DNS_RETRY)),
+        max_interval: Some(duration(DNS_RETRY_CAP)),
+    }
 }
 
 fn fixed(name: &str, discovery: DiscoveryType, address: Address) -> Cluster {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::args::{self, Action};
 use crate::node::{Node, Surroundings};
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 
 /// What a case is made of.
 #[derive(Deserialize)]
@@ -45,15 +45,16 @@ fn built(input: &Input) -> String {
     args.features.pod_name = variable("POD_NAME");
     args.features.pod_namespace = variable("POD_NAMESPACE");
     args.features.service_account = variable("SERVICE_ACCOUNT");
-    args.features.proxy_config = variable("PROXY_CONFIG");
-    args.ip = variable("INSTANCE_IP").parse().ok();
+    args.mesh.proxy_config = variable("PROXY_CONFIG");
+    args.ip = variable("INSTANCE_IP");
     let surroundings = Surroundings {
         variables: input.environment.clone(),
         labels: input.labels.clone(),
         addresses: input.addresses.clone(),
     };
     let node = Node::new(&args, &surroundings).unwrap();
-    let settings = Settings::new(&args, node).unwrap();
+    let mesh = settings::read_mesh(&args.mesh).unwrap();
+    let settings = Settings::new(&args, mesh, node).unwrap();
     super::to_json(&super::build(&settings, &settings.sds_socket())).unwrap()
 }
 
@@ -99,8 +100,7 @@ fn a_proxy_without_a_name_and_broken_settings_are_refused() {
         error.to_string().starts_with("ISTIO_METAJSON_ANNOTATIONS"),
         "{error}"
     );
-    let node = Node::new(&args, &Surroundings::default()).unwrap();
-    args.features.proxy_config = "concurency: 2".to_owned();
-    let error = Settings::new(&args, node).unwrap_err();
+    args.mesh.proxy_config = "concurency: 2".to_owned();
+    let error = settings::read_mesh(&args.mesh).unwrap_err();
     assert!(format!("{error:#}").contains("concurency"), "{error:#}");
 }

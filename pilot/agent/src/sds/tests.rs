@@ -55,8 +55,9 @@ impl Server {
 
     async fn stream(&self) -> (Sender<DiscoveryRequest>, Streaming<DiscoveryResponse>) {
         let (sender, receiver) = mpsc::channel(4);
-        let answers = self.client().stream_secrets(ReceiverStream::new(receiver));
-        (sender, answers.await.unwrap().into_inner())
+        let mut client = self.client();
+        let answers = client.stream_secrets(ReceiverStream::new(receiver)).await;
+        (sender, answers.unwrap().into_inner())
     }
 }
 
@@ -208,7 +209,8 @@ async fn delta_streams_subscribe_and_unsubscribe() {
     let root = new_root();
     server.cache.set_workload(workload(Some(&root)));
     let (sender, receiver) = mpsc::channel(4);
-    let answers = server.client().delta_secrets(ReceiverStream::new(receiver));
+    let mut client = server.client();
+    let answers = client.delta_secrets(ReceiverStream::new(receiver));
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     let request = DeltaDiscoveryRequest {
         type_url: proto::type_url::SECRET.to_owned(),
@@ -220,12 +222,14 @@ async fn delta_streams_subscribe_and_unsubscribe() {
     let first = next(&mut answers).await;
     assert_eq!(first.resources.len(), 2);
     let leave = DeltaDiscoveryRequest {
-        resource_names_subscribe: Vec::new(),
+        // Asked for again: sent again, which shows that the request was taken in.
+        resource_names_subscribe: names(&["default"]),
         resource_names_unsubscribe: names(&["ROOTCA"]),
         response_nonce: first.nonce.clone(),
         ..request.clone()
     };
     sender.send(leave).await.unwrap();
+    assert_eq!(next(&mut answers).await.resources.len(), 1);
     server.cache.set_workload(workload(None));
     let second = next(&mut answers).await;
     let sent: Vec<&str> = second
@@ -238,7 +242,8 @@ async fn delta_streams_subscribe_and_unsubscribe() {
     // A proxy that comes back with the version that it has is not sent it again, but the other one.
     let version = second.resources[0].version.clone();
     let (sender, receiver) = mpsc::channel(4);
-    let answers = server.client().delta_secrets(ReceiverStream::new(receiver));
+    let mut client = server.client();
+    let answers = client.delta_secrets(ReceiverStream::new(receiver));
     let mut again = request;
     again
         .initial_resource_versions

@@ -40,10 +40,16 @@ pub struct InvalidProbers(#[from] serde_json::Error);
 
 /// One probe, in 1.4's form (the HTTP action itself) or today's (with the action inside).
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Prober {
-    Wrapped(WrappedProber),
-    Bare(HttpGet),
+#[serde(try_from = "serde_json::Value")]
+struct Prober {
+    action: Action,
+    timeout: Duration,
+}
+
+#[derive(Debug)]
+enum Action {
+    Http(HttpGet),
+    Tcp(Port),
 }
 
 #[derive(Debug, Deserialize)]
@@ -101,15 +107,31 @@ impl TryFrom<serde_json::Value> for Port {
     }
 }
 
-impl Prober {
-    fn timeout(&self) -> Duration {
-        match self {
-            Self::Wrapped(wrapped) => wrapped
-                .timeout_seconds
-                .filter(|seconds| *seconds > 0)
-                .map_or(DEFAULT_TIMEOUT, Duration::from_secs),
-            Self::Bare(_) => DEFAULT_TIMEOUT,
+impl TryFrom<serde_json::Value> for Prober {
+    type Error = serde_json::Error;
+
+    fn try_from(value: serde_json::Value) -> Result<Self, Self::Error> {
+        if value.get("port").is_some() {
+            return Ok(Self {
+                action: Action::Http(serde_json::from_value(value)?),
+                timeout: DEFAULT_TIMEOUT,
+            });
         }
+        let wrapped: WrappedProber = serde_json::from_value(value)?;
+        let action = match (wrapped.http_get, wrapped.tcp_socket) {
+            (Some(get), _) => Action::Http(get),
+            (None, Some(tcp)) => Action::Tcp(tcp.port),
+            (None, None) => {
+                return Err(serde::de::Error::custom(
+                    "a probe needs httpGet or tcpSocket",
+                ));
+            }
+        };
+        let seconds = wrapped.timeout_seconds.filter(|seconds| *seconds > 0);
+        Ok(Self {
+            action,
+            timeout: seconds.map_or(DEFAULT_TIMEOUT, Duration::from_secs),
+        })
     }
 }
 
@@ -128,20 +150,12 @@ impl AppProbers {
             return StatusCode::BAD_REQUEST;
         };
         let attempt = async {
-            match prober {
-                Prober::Bare(get) => http_get(get, headers).await,
-                Prober::Wrapped(WrappedProber {
-                    http_get: Some(get),
-                    ..
-                }) => http_get(get, headers).await,
-                Prober::Wrapped(WrappedProber {
-                    tcp_socket: Some(tcp),
-                    ..
-                }) => connect(tcp.port.0).await.map(|_| StatusCode::OK),
-                Prober::Wrapped(_) => Err("the probe has no action".into()),
+            match &prober.action {
+                Action::Http(get) => http_get(get, headers).await,
+                Action::Tcp(port) => connect(port.0).await.map(|_| StatusCode::OK),
             }
         };
-        match tokio::time::timeout(prober.timeout(), attempt).await {
+        match tokio::time::timeout(prober.timeout, attempt).await {
             Ok(Ok(status)) => status,
             Ok(Err(error)) => {
                 tracing::debug!(target: "status", path, %error, "application probe failed");
