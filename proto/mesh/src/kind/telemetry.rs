@@ -11,6 +11,8 @@ use crate::finding::Report;
 use crate::kind::selector;
 use crate::resource::Metadata;
 
+mod expression;
+
 /// Reports what is wrong.
 pub(super) fn check(spec: &Telemetry, _meta: &Metadata, report: &mut Report) {
     selector::check_target(
@@ -25,6 +27,9 @@ pub(super) fn check(spec: &Telemetry, _meta: &Metadata, report: &mut Report) {
     }
     report.each("tracing", &spec.tracing, check_tracing);
     report.each("accessLogging", &spec.access_logging, |report, logging| {
+        if let Some(filter) = &logging.filter {
+            report.require_at("filter.expression", expression::check(&filter.expression));
+        }
         check_providers(&logging.providers, report);
     });
 }

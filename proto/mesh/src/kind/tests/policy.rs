@@ -162,6 +162,14 @@ fn telemetry() {
         &[
             ("{accessLogging: [{providers: [{name: envoy}]}]}", &[]),
             (
+                "{accessLogging: [{filter: {expression: 'response.code >= 500'}}]}",
+                &[],
+            ),
+            (
+                "{accessLogging: [{filter: {expression: 'response.code >='}}]}",
+                &["error accessLogging[0].filter.expression"],
+            ),
+            (
                 "{metrics: [{providers: [{}], overrides: [{match: {customMetric: ''}, tagOverrides: {a: {}, b: {operation: REMOVE, value: x}}}]}]}",
                 &[
                     "error metrics[0].providers[0].name",
