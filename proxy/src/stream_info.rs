@@ -2,6 +2,8 @@
 //! header formatters, RBAC and statistics.
 
 mod response_flag;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::borrow::Cow;
 use std::net::SocketAddr;

@@ -440,7 +440,7 @@ fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> Response<ResponseBody
         let StreamState { stream, request, .. } = state;
         stream.info.set_details(reply.details.clone());
         if let Some(flag) = reply.flag {
-            stream.info.flags.insert(flag);
+            stream.info.flags.set(flag);
         }
         stream.info.response_code = Some(reply.status.as_u16());
         let closes = reply.closes && stream.info.protocol != Some(Version::HTTP_2);
@@ -551,7 +551,7 @@ impl StreamState {
         info.end = Some(Instant::now());
         if !self.is_complete {
             stats.downstream_rq_rx_reset.inc();
-            info.flags.insert(ResponseFlag::DownstreamConnectionTermination);
+            info.flags.set(ResponseFlag::DownstreamConnectionTermination);
             info.set_details("downstream_remote_disconnect");
             if self.response.is_none() {
                 info.response_code = None;

@@ -87,7 +87,7 @@ pub(crate) fn tunnel(
                     _ = futures::future::join(to_upstream, to_downstream) => {}
                     () = idle_expired(&cell, idle) => {
                         stats.downstream_rq_idle_timeout.inc();
-                        cell.with(|state| state.stream.info.flags.insert(ResponseFlag::StreamIdleTimeout));
+                        cell.with(|state| state.stream.info.flags.set(ResponseFlag::StreamIdleTimeout));
                     }
                 }
             }

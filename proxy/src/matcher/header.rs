@@ -196,8 +196,8 @@ mod tests {
             start: -10,
             end: 0,
         });
-        assert!(matcher(Some(range), false).matches(&headers(&["-1"])));
-        assert!(!matcher(Some(range), false).matches(&headers(&["0"])));
+        assert!(matcher(Some(range.clone()), false).matches(&headers(&["-1"])));
+        assert!(!matcher(Some(range.clone()), false).matches(&headers(&["0"])));
         assert!(!matcher(Some(range), false).matches(&headers(&["x"])));
     }
 

@@ -58,6 +58,7 @@ pub(super) struct DomainIndex {
 }
 
 impl VirtualHost {
+    #[allow(deprecated, reason = "control planes still send the virtual host's own CORS policy")]
     pub(super) fn try_new(host: &wire::VirtualHost, body_limit: usize) -> Result<Self, Invalid> {
         if host.matcher.is_some() {
             return Err(Invalid::unsupported("a route matcher tree").at("matcher"));
@@ -88,7 +89,6 @@ impl VirtualHost {
             counts_attempts: host.include_request_attempt_count,
             counts_attempts_in_response: host.include_attempt_count_in_response,
             marks_timeout_retry: host.include_is_timeout_retry_header,
-            #[allow(deprecated, reason = "control planes still send the older field")]
             buffer_limit: host
                 .request_body_buffer_limit
                 .or(host.per_request_buffer_limit_bytes.map(u64::from))

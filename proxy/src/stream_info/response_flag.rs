@@ -109,7 +109,7 @@ impl ResponseFlag {
 
 impl ResponseFlags {
     /// Adds a flag.
-    pub(crate) fn insert(&mut self, flag: ResponseFlag) {
+    pub(crate) fn set(&mut self, flag: ResponseFlag) {
         self.0 |= 1 << flag as u8;
     }
 
@@ -143,8 +143,8 @@ mod tests {
     #[test]
     fn flags_are_written_in_order() {
         let mut flags = ResponseFlags::default();
-        flags.insert(ResponseFlag::UpstreamRetryLimitExceeded);
-        flags.insert(ResponseFlag::UpstreamConnectionFailure);
+        flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
+        flags.set(ResponseFlag::UpstreamConnectionFailure);
         let mut out = String::new();
         flags.write(false, &mut out);
         assert_eq!(out, "UF,URX");

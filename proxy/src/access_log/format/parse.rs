@@ -39,7 +39,7 @@ fn split_token(text: &str) -> Option<(&str, &str)> {
     let percent = text.find('%')?;
     let end = match text.find('(') {
         Some(open) if open < percent => {
-            let close = open + text[open..].find(")%").or_else(|| text[open..].find("):"))?;
+            let close = open + text[open..].find(')')?;
             close + text[close..].find('%')?
         }
         _ => percent,

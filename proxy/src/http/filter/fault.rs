@@ -240,7 +240,7 @@ impl HttpFilter for Fault {
         let abort = self.config.draw_abort(headers).filter(|_| self.take());
         if delay.is_some() {
             self.stats.delays_injected.inc();
-            stream.info.flags.insert(ResponseFlag::DelayInjected);
+            stream.info.flags.set(ResponseFlag::DelayInjected);
         }
         if abort.is_some() {
             self.stats.aborts_injected.inc();

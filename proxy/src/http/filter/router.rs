@@ -244,7 +244,7 @@ impl Plan {
             RetryDecision::No => return None,
             RetryDecision::LimitExceeded => {
                 stats.upstream_rq_retry_limit_exceeded.inc();
-                cell.with(|state| state.stream.info.flags.insert(ResponseFlag::UpstreamRetryLimitExceeded));
+                cell.with(|state| state.stream.info.flags.set(ResponseFlag::UpstreamRetryLimitExceeded));
                 return None;
             }
             RetryDecision::After(wait) => wait,
@@ -256,7 +256,7 @@ impl Plan {
         self.retry_guard = None;
         let Some(guard) = self.cluster.breakers.retry(self.priority) else {
             stats.upstream_rq_retry_overflow.inc();
-            cell.with(|state| state.stream.info.flags.insert(ResponseFlag::UpstreamOverflow));
+            cell.with(|state| state.stream.info.flags.set(ResponseFlag::UpstreamOverflow));
             return None;
         };
         self.retry_guard = Some(guard);

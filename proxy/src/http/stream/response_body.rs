@@ -183,7 +183,7 @@ impl ResponseBody {
                 (None, ResponseBodyError::Upstream(source)) => upstream_failure(source),
                 (None, ResponseBodyError::Timeout) => (ResponseFlag::LocalReset, "local_reset"),
             };
-            info.flags.insert(flag);
+            info.flags.set(flag);
             info.response_code_details = Some(details.into());
             let stats = &state.stream.connection.manager.stats;
             stats.rq_reset_after_downstream_response_started.inc();
