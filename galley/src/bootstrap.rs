@@ -248,7 +248,7 @@ fn push_to_sink(args: &ServerArgs, source: &Source) -> anyhow::Result<()> {
     }
     let source = source.clone();
     task::spawn("mcp-push", async move {
-        source.push_to(channel, &metadata).await
+        source.push_to(channel, &metadata).await;
     });
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Debug pages on the monitoring port: what is served, what is left out and why, who is subscribed.
 
-use crate::processor::View;
+use crate::{event::Origin, processor::View};
 use arc_swap::ArcSwap;
 use axum::{
     Json,
@@ -84,13 +84,13 @@ fn snapshot(view: &View, which: &Which) -> Response {
         .filter(|(resource, _)| which.name.as_ref().is_none_or(|wanted| wanted == *resource))
         .map(|(resource_name, resource)| {
             let key = (name.clone(), resource_name.clone());
-            let origin = view.kept.origins.get(&key).map(ToString::to_string);
+            let origin = view.kept.origins.get(&key);
             describe(resource, origin)
         });
     Json(resources.collect::<Vec<Value>>()).into_response()
 }
 
-fn describe(resource: &Resource, origin: Option<String>) -> Value {
+fn describe(resource: &Resource, origin: Option<&Origin>) -> Value {
     let metadata = resource.metadata.clone().unwrap_or_default();
     let spec = resource.body.as_ref().map(|body| {
         proto::json::any_to_value(body, FieldNames::Json)
@@ -99,7 +99,7 @@ fn describe(resource: &Resource, origin: Option<String>) -> Value {
     json!({
         "name": metadata.name,
         "version": metadata.version,
-        "origin": origin,
+        "origin": origin.map(ToString::to_string),
         "labels": metadata.labels,
         "annotations": metadata.annotations,
         "spec": spec,

@@ -31,6 +31,8 @@ pub struct RuntimeMetrics {
     pub rejected: IntGauge,
     /// Whether what is served is the last good snapshot, because the source cannot be read.
     pub is_from_store: IntGauge,
+    /// Snapshots written to the store.
+    pub kept: IntCounter,
     /// Writes of the last good snapshot that failed.
     pub store_errors: IntCounter,
 }
@@ -124,6 +126,10 @@ impl RuntimeMetrics {
                 "runtime_serves_last_good_snapshot",
                 "1 while the source cannot be read and the last good snapshot is served",
             )?,
+            kept: counter(
+                "runtime_store_saves_total",
+                "Snapshots written to the store of the last good snapshot",
+            )?,
             store_errors: counter(
                 "runtime_store_errors_total",
                 "Writes of the last good snapshot that failed",
@@ -136,6 +142,7 @@ impl RuntimeMetrics {
         registry.register(Box::new(metrics.instances.clone()))?;
         registry.register(Box::new(metrics.rejected.clone()))?;
         registry.register(Box::new(metrics.is_from_store.clone()))?;
+        registry.register(Box::new(metrics.kept.clone()))?;
         registry.register(Box::new(metrics.store_errors.clone()))?;
         Ok(metrics)
     }

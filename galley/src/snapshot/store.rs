@@ -11,7 +11,7 @@ use proto_component::{drain::Drain, task};
 use proto_mcp::snapshot::{Collection, Snapshot};
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -19,6 +19,10 @@ use tokio::sync::watch;
 
 /// Set in the store once it holds a whole snapshot.
 const COMPLETE: &[u8] = b"\0complete";
+/// Folder of the store, of the one that will take its place, and of one that has lost it.
+const CURRENT: &str = "snapshot";
+const NEXT: &str = "snapshot.next";
+const OLD: &str = "snapshot.old";
 
 /// A snapshot with the places its resources come from.
 #[derive(Clone, Debug, Default)]
@@ -29,27 +33,28 @@ pub struct Kept {
     pub origins: Arc<BTreeMap<(String, String), Origin>>,
 }
 
+/// Size of the store on disk at which it is written anew (it only grows otherwise).
+const REWRITE_AT: u64 = 128 << 20;
+/// How often the size is looked at, in saves.
+const LOOK_EVERY: u64 = 1000;
+
 /// The open store.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Store {
     database: sled::Db,
+    folder: PathBuf,
 }
 
 impl Store {
     /// Opens the store in `folder`. One that cannot be read is put aside, and a new one begun.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
-        let path = folder.join("snapshot");
+        let path = folder.join(CURRENT);
         std::fs::create_dir_all(folder)
             .with_context(|| format!("create --data-dir {}", folder.display()))?;
-        let open = || {
-            sled::Config::new()
-                .path(&path)
-                .cache_capacity(16 << 20)
-                .flush_every_ms(None)
-                .open()
-        };
-        match open() {
-            Ok(database) => Ok(Self { database }),
+        finish_rewrite(folder).context("finish writing the snapshot store anew")?;
+        let folder = folder.to_owned();
+        match open(&path) {
+            Ok(database) => Ok(Self { database, folder }),
             Err(sled::Error::Io(error)) => Err(error).with_context(|| {
                 format!(
                     "open --data-dir {} (is another galley using it?)",
@@ -63,9 +68,8 @@ impl Store {
                 let aside = folder.join(format!("snapshot.unreadable-{seconds}"));
                 tracing::error!(target: "snapshot", %error, aside = %aside.display(), "the last good snapshot cannot be read; put aside");
                 std::fs::rename(&path, &aside).context("put an unreadable snapshot aside")?;
-                Ok(Self {
-                    database: open().context("open a new snapshot store")?,
-                })
+                let database = open(&path).context("open a new snapshot store")?;
+                Ok(Self { database, folder })
             }
         }
     }
@@ -122,7 +126,7 @@ impl Store {
                 let is_same = old
                     .resources
                     .get(resource_name)
-                    .is_some_and(|old| Arc::ptr_eq(old, resource));
+                    .is_some_and(|old| Arc::ptr_eq(old, resource) || old == resource);
                 let key = (name.clone(), resource_name.clone());
                 let origin = kept.origins.get(&key);
                 let has_moved = earlier.is_some_and(|earlier| earlier.origins.get(&key) != origin);
@@ -142,9 +146,62 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Writes the store anew where it has become too large.
+    async fn rewrite_if_large(self, kept: &Kept) -> anyhow::Result<Self> {
+        if self.database.size_on_disk()? < REWRITE_AT {
+            return Ok(self);
+        }
+        self.rewrite(kept).await
+    }
+
+    /// A new store with this snapshot only, beside the old one until it is whole.
+    async fn rewrite(self, kept: &Kept) -> anyhow::Result<Self> {
+        let Self { database, folder } = self;
+        let next = folder.join(NEXT);
+        if next.exists() {
+            std::fs::remove_dir_all(&next)?;
+        }
+        let new = Self {
+            database: open(&next)?,
+            folder: folder.clone(),
+        };
+        new.save(None, kept).await?;
+        // Both are closed before their folders change places.
+        drop((new, database));
+        std::fs::rename(folder.join(CURRENT), folder.join(OLD))?;
+        finish_rewrite(&folder)?;
+        Self::open(&folder)
+    }
+}
+
+fn open(path: &Path) -> sled::Result<sled::Db> {
+    sled::Config::new()
+        .path(path)
+        .cache_capacity(16 << 20)
+        .flush_every_ms(None)
+        .open()
+}
+
+/// The current store gives up its name only when the next one is whole; from that alone a start after a kill can tell.
+fn finish_rewrite(folder: &Path) -> std::io::Result<()> {
+    let (current, next, old) = (folder.join(CURRENT), folder.join(NEXT), folder.join(OLD));
+    if next.exists() {
+        if current.exists() {
+            std::fs::remove_dir_all(next)?;
+        } else {
+            std::fs::rename(next, current)?;
+        }
+    }
+    if old.exists() {
+        std::fs::remove_dir_all(old)?;
+    }
+    Ok(())
+}
+
 /// Saves each snapshot that comes, until the drain; those that are overtaken while one is written are skipped.
 pub fn keep(
-    store: Store,
+    mut store: Store,
     loaded: Option<Kept>,
     mut latest: watch::Receiver<Option<Kept>>,
     metrics: RuntimeMetrics,
@@ -157,7 +214,17 @@ pub fn keep(
             if let Some(next) = next {
                 match store.save(saved.as_ref(), &next).await {
                     Ok(()) => {
-                        tracing::debug!(target: "snapshot", "snapshot kept");
+                        metrics.kept.inc();
+                        if metrics.kept.get() % LOOK_EVERY == 1 {
+                            match store.rewrite_if_large(&next).await {
+                                Ok(same) => store = same,
+                                Err(error) => {
+                                    let error = format!("{error:#}");
+                                    tracing::error!(target: "snapshot", error, "the store cannot be written anew; snapshots are kept no longer");
+                                    return;
+                                }
+                            }
+                        }
                         saved = Some(next);
                     }
                     Err(error) => {
@@ -259,5 +326,25 @@ mod tests {
         let loaded = Store::open(dir.path()).unwrap().load().unwrap().unwrap();
         assert_eq!(loaded.snapshot.get(GATEWAYS), second.snapshot.get(GATEWAYS));
         assert_eq!(loaded.origins, second.origins);
+    }
+
+    #[tokio::test]
+    async fn a_store_written_anew_holds_the_same_also_after_a_kill_on_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = kept(&[("a/x", "1"), ("a/y", "1")]);
+        let store = Store::open(dir.path()).unwrap();
+        store.save(None, &first).await.unwrap();
+        drop(store.rewrite(&first).await.unwrap());
+        let names = || std::fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(names(), 1);
+        // Killed while the next one was not whole, and after the current one had given up its name.
+        std::fs::create_dir(dir.path().join(NEXT)).unwrap();
+        drop(Store::open(dir.path()).unwrap());
+        assert_eq!(names(), 1);
+        std::fs::rename(dir.path().join(CURRENT), dir.path().join(NEXT)).unwrap();
+        std::fs::create_dir(dir.path().join(OLD)).unwrap();
+        let loaded = Store::open(dir.path()).unwrap().load().unwrap().unwrap();
+        assert_eq!(loaded.origins, first.origins);
+        assert_eq!(names(), 1);
     }
 }

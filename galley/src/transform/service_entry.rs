@@ -141,6 +141,11 @@ fn build_entry(
         }],
         None => found.endpoints.clone(),
     };
+    let names: BTreeSet<String> = ports.iter().map(port_name).collect();
+    let endpoints = endpoints.into_iter().map(|mut endpoint| {
+        endpoint.ports.retain(|name, _| names.contains(name));
+        endpoint
+    });
     ServiceEntry {
         hosts: vec![format!("{name}.{namespace}.svc.{}", settings.domain)],
         addresses,
@@ -149,7 +154,7 @@ fn build_entry(
         resolution: resolution as i32,
         subject_alt_names: accounts(&service.metadata, found, namespace, settings),
         export_to: list(annotation(&service.metadata, EXPORT_TO)),
-        endpoints,
+        endpoints: endpoints.collect(),
         ..ServiceEntry::default()
     }
 }

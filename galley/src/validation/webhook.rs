@@ -142,7 +142,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn ask(operation: &str, object: Value) -> Value {
+    fn ask(operation: &str, object: &Value) -> Value {
         let review = json!({
             "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
             "request": {
@@ -161,7 +161,7 @@ mod tests {
         review(value.to_string().as_bytes(), metrics)
     }
 
-    fn route(spec: Value) -> Value {
+    fn route(spec: &Value) -> Value {
         json!({
             "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
             "metadata": {"name": "x"}, "spec": spec,
@@ -171,8 +171,8 @@ mod tests {
     #[test]
     fn a_good_object_is_admitted_with_the_reviews_uid() {
         let good =
-            route(json!({"hosts": ["a"], "http": [{"route": [{"destination": {"host": "a"}}]}]}));
-        let answer = ask("CREATE", good);
+            route(&json!({"hosts": ["a"], "http": [{"route": [{"destination": {"host": "a"}}]}]}));
+        let answer = ask("CREATE", &good);
         assert_eq!(
             (&answer["allowed"], &answer["uid"]),
             (&json!(true), &json!("7"))
@@ -181,14 +181,14 @@ mod tests {
 
     #[test]
     fn a_bad_object_is_refused_with_path_reason_and_hint() {
-        let bad = route(json!({"hosts": ["a"], "http": [{"rout": []}]}));
-        let answer = ask("UPDATE", bad.clone());
+        let bad = route(&json!({"hosts": ["a"], "http": [{"rout": []}]}));
+        let answer = ask("UPDATE", &bad);
         assert_eq!(answer["allowed"], false);
         assert_eq!(
             answer["status"]["message"],
             "spec.http[0].rout: unknown field; did you mean route?"
         );
-        assert_eq!(ask("DELETE", bad)["allowed"], true);
+        assert_eq!(ask("DELETE", &bad)["allowed"], true);
     }
 
     #[test]

@@ -1,4 +1,9 @@
 //! Galley as a process: files in, MCP, webhook and debug pages out.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails where it cannot go on"
+)]
 
 mod server;
 mod validate;
@@ -217,16 +222,18 @@ impl Running {
         self.child.wait().unwrap();
     }
 
-    pub(crate) fn terminate(mut self) -> ExitStatus {
+    pub(crate) async fn terminate(mut self) -> ExitStatus {
         let id = self.child.id().to_string();
         Command::new("kill").args(["-TERM", &id]).status().unwrap();
         let end = Instant::now() + SOON;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
+                let took = SOON - end.duration_since(Instant::now());
+                assert!(took < Duration::from_secs(5), "took {took:?} to end");
                 return status;
             }
             assert!(Instant::now() < end, "does not end");
-            std::thread::sleep(Duration::from_millis(10));
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }

@@ -126,7 +126,7 @@ impl Sink {
         let sink = Self::listen(options, metrics, drain);
         let shared = sink.shared.clone();
         task::spawn("mcp-sink", async move {
-            stay_connected(&shared, &channel).await
+            stay_connected(&shared, &channel).await;
         });
         sink
     }

@@ -24,9 +24,12 @@ fn built(yaml: &str) -> Arc<Collection> {
     build_collection(&objects(yaml), &settings, None)
 }
 
+/// The entry; as Pilot does, it must find nothing wrong with it.
 fn entry(collection: &Collection, name: &str) -> ServiceEntry {
-    let body = collection.resources[name].body.as_ref().unwrap();
-    proto::any::unpack(body).unwrap()
+    let resource = &collection.resources[name];
+    let meta = proto_mesh::Metadata::from(resource.metadata.as_ref().unwrap());
+    let entry = proto::any::unpack(resource.body.as_ref().unwrap()).unwrap();
+    proto_mesh::Checked::new(meta, entry).unwrap().0.spec
 }
 
 const REVIEWS: &str = r"
