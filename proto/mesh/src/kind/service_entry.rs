@@ -17,6 +17,9 @@ const MAX_HOSTS: usize = 256;
 const MAX_ADDRESSES: usize = 256;
 const MAX_ENDPOINTS: usize = 4096;
 
+/// On every entry that Galley makes of a Kubernetes service.
+const SYNTHETIC: &str = "networking.alpha.istio.io/serviceVersion";
+
 /// Label that keeps automatic addresses away from an entry.
 const NO_AUTOMATIC_ADDRESS: &str = "networking.istio.io/enable-autoallocate-ip";
 
@@ -37,7 +40,7 @@ pub(super) fn check(spec: &ServiceEntry, meta: &Metadata, report: &mut Report) {
         ("addresses", spec.addresses.len(), MAX_ADDRESSES),
         ("endpoints", spec.endpoints.len(), MAX_ENDPOINTS),
     ] {
-        if count > most {
+        if count > most && !is_synthetic(meta) {
             report.error_at(
                 field,
                 format!("there are {count} {field}; at most {most} are allowed"),
@@ -48,6 +51,7 @@ pub(super) fn check(spec: &ServiceEntry, meta: &Metadata, report: &mut Report) {
     check_addresses(spec, report);
     check_ports(spec, meta, report);
     match spec.resolution() {
+        Resolution::None if is_synthetic(meta) => check_endpoints(spec, Addresses::Static, report),
         Resolution::None => check_unresolved(spec, report),
         Resolution::Static => check_endpoints(spec, Addresses::Static, report),
         Resolution::Dns | Resolution::DnsRoundRobin => check_dns(spec, report),
@@ -118,6 +122,11 @@ fn gets_address(spec: &ServiceEntry, meta: &Metadata) -> bool {
             .labels
             .get(NO_AUTOMATIC_ADDRESS)
             .is_none_or(|value| value != "false")
+}
+
+/// Galley makes entries of Kubernetes services, of any size, and lists the endpoints of headless ones.
+fn is_synthetic(meta: &Metadata) -> bool {
+    meta.annotations.contains_key(SYNTHETIC)
 }
 
 fn check_unresolved(spec: &ServiceEntry, report: &mut Report) {
