@@ -266,7 +266,12 @@ mod tests {
         assert_eq!(args.shed.average_latency, Duration::from_millis(100));
         assert_eq!(
             args.ignored.given(),
-            ["--profile", "--useAdapterCRDs", "--useTemplateCRDs", "--trace_zipkin_url"]
+            [
+                "--profile",
+                "--useAdapterCRDs",
+                "--useTemplateCRDs",
+                "--trace_zipkin_url"
+            ]
         );
     }
 }

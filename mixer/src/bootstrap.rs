@@ -123,7 +123,10 @@ impl Server {
 /// Says so when no configuration has come in time: the server answers, but every request is let through.
 fn warn_without_configuration(readiness: Readiness, patience: Duration) {
     task::spawn("config-wait", async move {
-        if tokio::time::timeout(patience, readiness.wait()).await.is_err() {
+        if tokio::time::timeout(patience, readiness.wait())
+            .await
+            .is_err()
+        {
             tracing::error!(waited = ?patience, missing = readiness.missing().join(", "), "no configuration has come yet");
         }
     });

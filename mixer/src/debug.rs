@@ -13,7 +13,11 @@ use crate::routing::{Rule, Table};
 use crate::store::Status;
 
 /// Adds the pages.
-pub(crate) fn pages(monitoring: Monitoring, table: Arc<ArcSwap<Table>>, status: Status) -> Monitoring {
+pub(crate) fn pages(
+    monitoring: Monitoring,
+    table: Arc<ArcSwap<Table>>,
+    status: Status,
+) -> Monitoring {
     let page = |render: fn(&Table) -> Value| {
         let table = table.clone();
         get(move || async move { Json(render(&table.load())) })
@@ -30,9 +34,17 @@ pub(crate) fn pages(monitoring: Monitoring, table: Arc<ArcSwap<Table>>, status: 
         }))
     });
     monitoring
-        .debug("/debug/config", "the configuration in force and what was left out of it", config)
+        .debug(
+            "/debug/config",
+            "the configuration in force and what was left out of it",
+            config,
+        )
         .debug("/debug/handlers", "handlers at work", handlers)
-        .debug("/debug/rules", "rules by namespace, in the order of evaluation", rules)
+        .debug(
+            "/debug/rules",
+            "rules by namespace, in the order of evaluation",
+            rules,
+        )
 }
 
 fn handlers(table: &Table) -> Value {

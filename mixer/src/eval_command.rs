@@ -131,11 +131,7 @@ fn value_json(value: &Val<'_>) -> Json {
         Val::Ip(address) => ("IP_ADDRESS", json!(address.to_string())),
         Val::StringMap(map) => (
             "STRING_MAP",
-            Json::Object(
-                map.iter()
-                    .map(|(k, v)| (k.to_owned(), json!(v)))
-                    .collect(),
-            ),
+            Json::Object(map.iter().map(|(k, v)| (k.to_owned(), json!(v))).collect()),
         ),
     };
     json!({"t": kind, "v": json})

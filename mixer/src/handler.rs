@@ -61,7 +61,9 @@ pub(crate) fn build(
     }
     let mut handlers = Handlers::new();
     for (label, (config, mut signature)) in wanted {
-        signature.instances.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+        signature
+            .instances
+            .sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
         signature.instances.dedup();
         if let Some(same) = old.get(label).filter(|known| known.signature == signature) {
             metrics.handlers.reused.inc();

@@ -114,8 +114,7 @@ impl State {
         if limits.requests_per_second > 0.0 {
             let since = now.saturating_duration_since(self.refilled).as_secs_f64();
             self.refilled = now;
-            self.tokens =
-                (self.tokens + since * limits.requests_per_second).min(limits.burst());
+            self.tokens = (self.tokens + since * limits.requests_per_second).min(limits.burst());
             if self.tokens < 1.0 {
                 return true;
             }
@@ -181,7 +180,10 @@ mod tests {
             shedder.observe(Duration::from_millis(1));
         }
         assert!(!shedder.throttles());
-        let off = LoadShedder::new(Limits { mode: Mode::Disabled, ..limits() });
+        let off = LoadShedder::new(Limits {
+            mode: Mode::Disabled,
+            ..limits()
+        });
         assert!(!off.throttles());
     }
 }

@@ -11,9 +11,7 @@ use crate::template::Variety;
 const DURATIONS: [f64; 13] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0,
 ];
-const COUNTS: [f64; 11] = [
-    0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0,
-];
+const COUNTS: [f64; 11] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
 
 /// All of them.
 #[derive(Clone, Debug)]
@@ -239,7 +237,11 @@ impl ConfigMetrics {
 impl HandlerMetrics {
     fn register(registry: &Registry) -> prometheus::Result<Self> {
         // What dashboards expect of handlers that have workers of their own; ours have none.
-        for name in ["handler_close_failures_total", "workers_total", "daemons_total"] {
+        for name in [
+            "handler_close_failures_total",
+            "workers_total",
+            "daemons_total",
+        ] {
             counter(
                 registry,
                 &format!("mixer_handler_{name}"),

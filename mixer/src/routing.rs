@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::attributes::{Bag, Record, Slot, Vocabulary};
-use crate::config::snapshot::{Counts, HeaderTemplate, Snapshot};
 use crate::config::ItemError;
+use crate::config::snapshot::{Counts, HeaderTemplate, Snapshot};
 use crate::handler::{Handler, Handlers};
 use crate::lang::Expression;
 use crate::metrics::{DispatchMetrics, Metrics};
@@ -173,9 +173,10 @@ impl Table {
         template: Template,
         metrics: &Metrics,
     ) -> usize {
-        let known = self.destinations.iter().position(|known| {
-            Arc::ptr_eq(&known.handler, handler) && known.template == template
-        });
+        let known = self
+            .destinations
+            .iter()
+            .position(|known| Arc::ptr_eq(&known.handler, handler) && known.template == template);
         known.unwrap_or_else(|| {
             self.destinations.push(Destination {
                 metrics: metrics.dispatch(template.name(), &handler.label, handler.adapter_name),

@@ -75,7 +75,12 @@ impl Runtime {
     }
 
     /// Follows the store until the drain.
-    pub(crate) async fn run(self: Arc<Self>, mut source: Configurations, ready: Condition, drain: Drain) {
+    pub(crate) async fn run(
+        self: Arc<Self>,
+        mut source: Configurations,
+        ready: Condition,
+        drain: Drain,
+    ) {
         loop {
             let latest = source.borrow_and_update().clone();
             if let Some(resources) = latest {

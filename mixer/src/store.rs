@@ -32,7 +32,8 @@ pub(crate) fn start(
         let view = mcp::start(target, secured.is_some().then_some(tls), process, sender)?;
         return Ok((receiver, Status::Mcp(view)));
     }
-    let problem = format!("--configStoreURL {url}: use mcp://HOST:PORT, mcps://HOST:PORT or fs://FOLDER");
+    let problem =
+        format!("--configStoreURL {url}: use mcp://HOST:PORT, mcps://HOST:PORT or fs://FOLDER");
     Err(Usage(problem).into())
 }
 

@@ -27,7 +27,10 @@ impl AdapterConfig for Noop {
 
 impl Adapter for Noop {
     fn check(&self, _: &Values<'_>) -> Result<CheckResult, AdapterError> {
-        Ok(CheckResult::ok(Duration::from_secs(1_000_000_000), 1_000_000_000))
+        Ok(CheckResult::ok(
+            Duration::from_secs(1_000_000_000),
+            1_000_000_000,
+        ))
     }
 
     fn report(&self, _: &[Values<'_>]) -> Result<(), AdapterError> {

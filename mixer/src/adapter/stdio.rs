@@ -130,7 +130,10 @@ pub(super) fn configure(json: &Json) -> Result<Box<dyn AdapterConfig>, String> {
 
 fn default_severities() -> BTreeMap<String, Level> {
     let names: [(Level, &[&str]); 3] = [
-        (Level::Info, &["INFORMATIONAL", "informational", "INFO", "info"]),
+        (
+            Level::Info,
+            &["INFORMATIONAL", "informational", "INFO", "info"],
+        ),
         (Level::Warning, &["WARNING", "warning", "WARN", "warn"]),
         (
             Level::Error,
@@ -366,7 +369,10 @@ mod tests {
                     ("d", Val::Duration(1_500_000)),
                     ("ip", Val::Ip([10, 0, 0, 1].into())),
                 ],
-                timestamp: Some(Timestamp { seconds: 0, nanos: 1_000 }),
+                timestamp: Some(Timestamp {
+                    seconds: 0,
+                    nanos: 1_000,
+                }),
                 severity: severity.into(),
             },
         }

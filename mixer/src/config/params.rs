@@ -59,7 +59,9 @@ pub(crate) fn duration<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, 
     time_text::parse_duration(&text)
         .and_then(|nanos| u64::try_from(nanos).ok())
         .map(Duration::from_nanos)
-        .ok_or_else(|| D::Error::custom(format!("{text:?} is not a duration; write e.g. 10m or 30s")))
+        .ok_or_else(|| {
+            D::Error::custom(format!("{text:?} is not a duration; write e.g. 10m or 30s"))
+        })
 }
 
 /// A duration that may be left out.

@@ -196,7 +196,12 @@ fn instance(
             return error("template", problem);
         }
         (compiled, "") => compiled,
-        _ => return error("template", "give either compiledTemplate or template".into()),
+        _ => {
+            return error(
+                "template",
+                "give either compiledTemplate or template".into(),
+            );
+        }
     };
     let Some(template) = Template::by_name(template) else {
         return error("compiledTemplate", format!("unknown template {template}"));

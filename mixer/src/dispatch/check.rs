@@ -102,7 +102,8 @@ impl<'a> Session<'a> {
                 }
             }
         }
-        self.metrics.count_request(Variety::Check, destinations, instances);
+        self.metrics
+            .count_request(Variety::Check, destinations, instances);
         if !errors.is_empty() {
             return Err(DispatchError(errors.join("; ")));
         }
@@ -213,13 +214,17 @@ impl<'a> Session<'a> {
                         // QUIRK: a failure reads as "nothing granted", and the next handler is asked.
                         Default::default()
                     });
-                    if found.as_ref().is_none_or(|known| *known == Default::default()) {
+                    if found
+                        .as_ref()
+                        .is_none_or(|known| *known == Default::default())
+                    {
                         found = Some(result);
                     }
                 }
             }
         }
-        self.metrics.count_request(Variety::Quota, destinations, instances);
+        self.metrics
+            .count_request(Variety::Quota, destinations, instances);
         let (granted, valid_duration, status) = match found {
             Some(result) => (result.granted, result.valid_duration, result.status),
             None => (request.amount, UNKNOWN_QUOTA_DURATION, Status::default()),

@@ -170,7 +170,11 @@ mod tests {
             .collect();
         assert_eq!(
             operations,
-            [("Set-Cookie", "a=1", 2), ("Set-Cookie", "b=2", 2), ("location", "/x", 0)]
+            [
+                ("Set-Cookie", "a=1", 2),
+                ("Set-Cookie", "b=2", 2),
+                ("location", "/x", 0)
+            ]
         );
     }
 }

@@ -38,10 +38,7 @@ pub(crate) enum EvalError {
     Missing(String),
     /// An attribute has another type than its manifest says.
     #[error("error converting value of {attribute} to {want}")]
-    WrongType {
-        attribute: String,
-        want: ValueType,
-    },
+    WrongType { attribute: String, want: ValueType },
     /// A function cannot take what it was given.
     #[error("{0}")]
     Convert(String),
@@ -115,9 +112,7 @@ impl<'a, R: Record> Eval<'_, 'a, R> {
                 Some(value) => value,
                 None => self.value(&operands[1])?,
             },
-            Node::Both(operands) => {
-                Val::Bool(self.bool(&operands[0])? && self.bool(&operands[1])?)
-            }
+            Node::Both(operands) => Val::Bool(self.bool(&operands[0])? && self.bool(&operands[1])?),
             Node::Either(operands) => {
                 Val::Bool(self.bool(&operands[0])? || self.bool(&operands[1])?)
             }
@@ -320,7 +315,9 @@ fn is_in_order(order: Order, left: &Val<'_>, right: &Val<'_>) -> bool {
 
 fn add<'a>(left: Val<'a>, right: &Val<'_>) -> Result<Val<'a>, EvalError> {
     Ok(match (left, right) {
-        (Val::String(left), Val::String(right)) => Val::String(Cow::Owned(left.into_owned() + right)),
+        (Val::String(left), Val::String(right)) => {
+            Val::String(Cow::Owned(left.into_owned() + right))
+        }
         // Go's integers wrap.
         (Val::Int64(left), Val::Int64(right)) => Val::Int64(left.wrapping_add(*right)),
         (Val::Double(left), Val::Double(right)) => Val::Double(left + right),

@@ -37,9 +37,31 @@ pub(crate) struct LexError {
 }
 
 const KEYWORDS: &[&str] = &[
-    "break", "case", "chan", "const", "continue", "default", "defer", "else", "fallthrough", "for",
-    "func", "go", "goto", "if", "import", "interface", "map", "package", "range", "return",
-    "select", "struct", "switch", "type", "var",
+    "break",
+    "case",
+    "chan",
+    "const",
+    "continue",
+    "default",
+    "defer",
+    "else",
+    "fallthrough",
+    "for",
+    "func",
+    "go",
+    "goto",
+    "if",
+    "import",
+    "interface",
+    "map",
+    "package",
+    "range",
+    "return",
+    "select",
+    "struct",
+    "switch",
+    "type",
+    "var",
 ];
 
 /// Longest first, so that the first that fits is the right one.
@@ -93,7 +115,10 @@ impl Lexer<'_> {
                 true
             }
             TokenKind::Keyword(word) => {
-                matches!(word.as_str(), "break" | "continue" | "fallthrough" | "return")
+                matches!(
+                    word.as_str(),
+                    "break" | "continue" | "fallthrough" | "return"
+                )
             }
             TokenKind::Op(op) => matches!(*op, ")" | "]" | "}" | "++" | "--"),
             TokenKind::Newline | TokenKind::End => false,

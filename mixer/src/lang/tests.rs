@@ -77,19 +77,61 @@ fn operators_bind_as_in_go() {
         ("1\n", "1"),
         ("1 +\n2", "3"),
     ] {
-        assert_eq!(eval(text, &[]).map(|(value, _)| value), Ok(want.into()), "{text}");
+        assert_eq!(
+            eval(text, &[]).map(|(value, _)| value),
+            Ok(want.into()),
+            "{text}"
+        );
     }
 }
 
 #[test]
 fn what_cannot_be_compiled_is_refused() {
     for text in [
-        "", "a", "as =", "as = bs", "@", "as bs", "as\n== bs", "-1", "!ab", "as % 5", "ai * 2",
-        "1 + `a`", "am == am", "adur == adur", "ab < ab", "adur < adur", "as.b", "match(as)",
-        "matches(as)", "as.match(bs)", "as.size()", "conditional(1, 2, 3)", "f(as)", "as[bs]",
-        "am[1]", "am.foo[`x`]", "func", "as.type", "9223372036854775808", "1e999", "0x10", "'ab'",
-        "\"a", "`a", "\"\\q\"", "(as", "as)", "am[as", "match(as, bs, as)", "ai | `x`", "1.",
-        "size(`0s`)", "/* ", "(as).b",
+        "",
+        "a",
+        "as =",
+        "as = bs",
+        "@",
+        "as bs",
+        "as\n== bs",
+        "-1",
+        "!ab",
+        "as % 5",
+        "ai * 2",
+        "1 + `a`",
+        "am == am",
+        "adur == adur",
+        "ab < ab",
+        "adur < adur",
+        "as.b",
+        "match(as)",
+        "matches(as)",
+        "as.match(bs)",
+        "as.size()",
+        "conditional(1, 2, 3)",
+        "f(as)",
+        "as[bs]",
+        "am[1]",
+        "am.foo[`x`]",
+        "func",
+        "as.type",
+        "9223372036854775808",
+        "1e999",
+        "0x10",
+        "'ab'",
+        "\"a",
+        "`a",
+        "\"\\q\"",
+        "(as",
+        "as)",
+        "am[as",
+        "match(as, bs, as)",
+        "ai | `x`",
+        "1.",
+        "size(`0s`)",
+        "/* ",
+        "(as).b",
     ] {
         // "1." is a double in Go; everything else must fail.
         let outcome = eval(text, &[]);
@@ -97,7 +139,9 @@ fn what_cannot_be_compiled_is_refused() {
             assert_eq!(outcome.map(|(value, _)| value), Ok("1".into()));
         } else {
             assert!(
-                outcome.as_ref().is_err_and(|error| error.starts_with("compile: ")),
+                outcome
+                    .as_ref()
+                    .is_err_and(|error| error.starts_with("compile: ")),
                 "{text}: {outcome:?}"
             );
         }
@@ -111,10 +155,22 @@ fn absence_is_an_error_except_before_a_bar() {
         ("as", &[], "lookup failed: 'as' [-as]"),
         ("as | bs", &[], "lookup failed: 'bs' [-as -bs]"),
         ("am[`k`]", &[], "lookup failed: 'am' [-am]"),
-        ("am[as]", &[("am", map(&[]))], "lookup failed: 'as' [-as am]"),
+        (
+            "am[as]",
+            &[("am", map(&[]))],
+            "lookup failed: 'as' [-as am]",
+        ),
         ("ip(as) | ip(bs)", &[], "lookup failed: 'as' [-as]"),
-        ("am[toLower(as)] | `x`", &[("am", map(&[]))], "lookup failed: 'as' [-as am]"),
-        ("as", &[("as", Value::Int64(1))], "error converting value of as to STRING [as]"),
+        (
+            "am[toLower(as)] | `x`",
+            &[("am", map(&[]))],
+            "lookup failed: 'as' [-as am]",
+        ),
+        (
+            "as",
+            &[("as", Value::Int64(1))],
+            "error converting value of as to STRING [as]",
+        ),
         ("ip(as)", &[a()], "could not convert x to IP_ADDRESS [as]"),
     ];
     for (text, input, want) in cases {
@@ -126,12 +182,32 @@ fn absence_is_an_error_except_before_a_bar() {
         ("as | (bs | `d`)", &[a()], "x", "as"),
         ("am[`k`]", &[("am", map(&[]))], "", "-am[k] am"),
         ("am[`k`] | `d`", &[("am", map(&[]))], "d", "-am[k] am"),
-        ("am[as] | `d`", &[("am", map(&[("x", "v")])), a()], "v", "am am[x] as"),
-        ("(am | bm)[`k`]", &[("bm", map(&[("k", "v")]))], "v", "-am bm bm[k]"),
+        (
+            "am[as] | `d`",
+            &[("am", map(&[("x", "v")])), a()],
+            "v",
+            "am am[x] as",
+        ),
+        (
+            "(am | bm)[`k`]",
+            &[("bm", map(&[("k", "v")]))],
+            "v",
+            "-am bm bm[k]",
+        ),
         ("am | emptyStringMap()", &[], "map[]", "-am"),
         ("ab | as.startsWith(`x`) | true", &[a()], "true", "-ab as"),
-        ("conditional(ab, as, bs)", &[("ab", Value::Bool(true)), a()], "x", "ab as"),
-        ("source.workload.name | `unknown`", &[], "unknown", "-source.workload.name"),
+        (
+            "conditional(ab, as, bs)",
+            &[("ab", Value::Bool(true)), a()],
+            "x",
+            "ab as",
+        ),
+        (
+            "source.workload.name | `unknown`",
+            &[],
+            "unknown",
+            "-source.workload.name",
+        ),
     ];
     for (text, input, value, referenced) in cases {
         let want = ((*value).to_owned(), (*referenced).to_owned());
@@ -153,15 +229,28 @@ fn functions_do_what_they_did() {
         ("toLower(`ÀB`)", "àb"),
         ("ip(`::ffff:10.0.0.1`) == ip(`10.0.0.1`)", "true"),
         ("ip(`010.0.0.1`)", "10.0.0.1"),
-        ("timestamp(`2020-01-02T03:04:05+01:00`)", "2020-01-02T02:04:05Z"),
-        ("timestamp(`2020-01-02T03:04:05Z`) < timestamp(`2020-01-02T03:04:05.1Z`)", "true"),
+        (
+            "timestamp(`2020-01-02T03:04:05+01:00`)",
+            "2020-01-02T02:04:05Z",
+        ),
+        (
+            "timestamp(`2020-01-02T03:04:05Z`) < timestamp(`2020-01-02T03:04:05.1Z`)",
+            "true",
+        ),
         ("dnsName(`A.b.`) == dnsName(`a.B`)", "true"),
         ("email(`a@B.c`) == email(`\"a\"@b.c`)", "true"),
         ("uri(`http://A:80/`) == uri(`HTTP://a:80/`)", "true"),
     ] {
-        assert_eq!(eval(text, &[]).map(|(value, _)| value), Ok(want.into()), "{text}");
+        assert_eq!(
+            eval(text, &[]).map(|(value, _)| value),
+            Ok(want.into()),
+            "{text}"
+        );
     }
-    let address = ("aip", Value::Bytes([vec![0; 10], vec![255, 255, 1, 2, 3, 4]].concat()));
+    let address = (
+        "aip",
+        Value::Bytes([vec![0; 10], vec![255, 255, 1, 2, 3, 4]].concat()),
+    );
     assert_eq!(eval("aip == ip(`1.2.3.4`)", &[address]).unwrap().0, "true");
     assert!(eval("`(`.matches(as)", &[("as", Value::from("x"))]).is_err());
 }
@@ -193,7 +282,16 @@ fn nesting_has_a_limit() {
 
 #[test]
 fn durations_are_written_as_in_go() {
-    for text in ["0s", "1ns", "1.5µs", "20ms", "1.5s", "1m0s", "1h30m0s", "-2h0m0.000000001s"] {
+    for text in [
+        "0s",
+        "1ns",
+        "1.5µs",
+        "20ms",
+        "1.5s",
+        "1m0s",
+        "1h30m0s",
+        "-2h0m0.000000001s",
+    ] {
         let nanos = time_text::parse_duration(text).unwrap();
         assert_eq!(time_text::format_duration(nanos), text);
     }

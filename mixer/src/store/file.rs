@@ -155,7 +155,7 @@ fn encode(kind: Kind, spec: &Json) -> Result<Vec<u8>, (String, String)> {
     proto::json::any_from_value(&kind.message(), &spec)
         .map(|any| any.value.to_vec())
         .map_err(|error| {
-        let path = error.path().unwrap_or_default().to_owned();
-        (path, error.problem())
-    })
+            let path = error.path().unwrap_or_default().to_owned();
+            (path, error.problem())
+        })
 }

@@ -121,7 +121,12 @@ impl Fields {
                         ValueType::Timestamp,
                         vocabulary,
                     )?,
-                    severity: optional("severity", &params.severity, ValueType::String, vocabulary)?,
+                    severity: optional(
+                        "severity",
+                        &params.severity,
+                        ValueType::String,
+                        vocabulary,
+                    )?,
                     resource: resource(
                         &params.monitored_resource_type,
                         params.monitored_resource_dimensions,
@@ -277,7 +282,9 @@ fn eval_named<'a, R: Record>(
     let mut values = Vec::with_capacity(expressions.len());
     for (name, expression) in expressions {
         let name: &'a str = name;
-        let value = expression.eval(bag, record).map_err(|error| (name, error))?;
+        let value = expression
+            .eval(bag, record)
+            .map_err(|error| (name, error))?;
         values.push((name, value));
     }
     Ok(values)

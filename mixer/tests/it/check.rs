@@ -5,7 +5,9 @@ use proto::istio::mixer::v1::check_request::QuotaParams;
 use proto_mesh::attribute::{Attributes, Value};
 use tonic::Code;
 
-use crate::server::{MANIFEST, TestServer, attributes, eventually, referenced, referenced_text, request};
+use crate::server::{
+    MANIFEST, TestServer, attributes, eventually, referenced, referenced_text, request,
+};
 
 const POLICY: &str = r#"
 apiVersion: config.istio.io/v1alpha2
@@ -86,7 +88,10 @@ async fn a_verdict_tells_what_it_depended_on() {
     let mut server = TestServer::start(&policy()).await;
     let evil = attributes([
         ("source.name", "evil".into()),
-        ("request.headers", headers(&[("x-user", "eve"), ("x-other", "1")])),
+        (
+            "request.headers",
+            headers(&[("x-user", "eve"), ("x-other", "1")]),
+        ),
     ]);
     let response = server.check(request(&evil)).await;
     let precondition = response.precondition.clone().unwrap();
@@ -97,7 +102,12 @@ async fn a_verdict_tells_what_it_depended_on() {
     assert_eq!(precondition.valid_use_count, 3);
     assert_eq!(
         referenced(&response),
-        ["-context.reporter.kind", "-destination.namespace", "request.headers[x-user]", "source.name"]
+        [
+            "-context.reporter.kind",
+            "-destination.namespace",
+            "request.headers[x-user]",
+            "source.name"
+        ]
     );
     let good = attributes([("source.name", "good".into())]);
     let response = server.check(request(&good)).await;
@@ -107,7 +117,11 @@ async fn a_verdict_tells_what_it_depended_on() {
     assert_eq!(precondition.valid_use_count, 10_000);
     assert_eq!(
         referenced(&response),
-        ["-context.reporter.kind", "-destination.namespace", "source.name"]
+        [
+            "-context.reporter.kind",
+            "-destination.namespace",
+            "source.name"
+        ]
     );
     // A client of the base dictionary gets the rest spelled out.
     let old = CheckRequest {
@@ -115,7 +129,12 @@ async fn a_verdict_tells_what_it_depended_on() {
         ..request(&good)
     };
     let response = server.check(old).await;
-    let words = response.precondition.unwrap().referenced_attributes.unwrap().words;
+    let words = response
+        .precondition
+        .unwrap()
+        .referenced_attributes
+        .unwrap()
+        .words;
     assert_eq!(words, ["context.reporter.kind", "destination.namespace"]);
 }
 
@@ -133,14 +152,22 @@ async fn a_namespace_has_rules_of_its_own() {
     };
     for (attributes, want) in [
         (with("inbound", "shop", [10, 0, 0, 1]), 0),
-        (with("inbound", "shop", [11, 0, 0, 1]), Code::PermissionDenied as i32),
+        (
+            with("inbound", "shop", [11, 0, 0, 1]),
+            Code::PermissionDenied as i32,
+        ),
         (with("inbound", "other", [11, 0, 0, 1]), 0),
-        (with("outbound", "other", [11, 0, 0, 1]), Code::PermissionDenied as i32),
+        (
+            with("outbound", "other", [11, 0, 0, 1]),
+            Code::PermissionDenied as i32,
+        ),
     ] {
         let response = server.check(request(&attributes)).await;
         assert_eq!(response.precondition.unwrap().status.unwrap().code, want);
     }
-    let response = server.check(request(&with("inbound", "shop", [10, 0, 0, 1]))).await;
+    let response = server
+        .check(request(&with("inbound", "shop", [10, 0, 0, 1])))
+        .await;
     let directive = response.precondition.unwrap().route_directive.unwrap();
     let operations: Vec<_> = directive
         .request_header_operations
@@ -149,7 +176,11 @@ async fn a_namespace_has_rules_of_its_own() {
         .collect();
     assert_eq!(
         operations,
-        [("x-source", "nobody", 2), ("x-source", "mine", 2), ("x-secret", "", 1)]
+        [
+            ("x-source", "nobody", 2),
+            ("x-source", "mine", 2),
+            ("x-secret", "", 1)
+        ]
     );
     // An instance that cannot be made has no verdict.
     let nothing = attributes([("destination.namespace", "shop".into())]);
@@ -163,7 +194,10 @@ async fn quotas_are_granted_once_a_call() {
     let mut ask = async |id: &str, name: &str, amount: i64| {
         let mut request = request(&attributes([("source.name", "a".into())]));
         request.deduplication_id = id.into();
-        let params = QuotaParams { amount, best_effort: true };
+        let params = QuotaParams {
+            amount,
+            best_effort: true,
+        };
         request.quotas.insert(name.into(), params);
         server.check(request).await.quotas.remove(name).unwrap()
     };
@@ -172,7 +206,11 @@ async fn quotas_are_granted_once_a_call() {
     assert_eq!(first.valid_duration.unwrap().seconds, 60);
     assert_eq!(
         referenced_text(first.referenced_attributes.as_ref().unwrap()),
-        ["-context.reporter.kind", "-destination.namespace", "source.name"]
+        [
+            "-context.reporter.kind",
+            "-destination.namespace",
+            "source.name"
+        ]
     );
     assert_eq!(ask("1", "RequestCount", 7).await.granted_amount, 7);
     assert_eq!(ask("2", "requestcount", 7).await.granted_amount, 3);
@@ -183,7 +221,10 @@ async fn quotas_are_granted_once_a_call() {
         ("source.name", "evil".into()),
         ("request.headers", headers(&[])),
     ]));
-    let params = QuotaParams { amount: 1, best_effort: false };
+    let params = QuotaParams {
+        amount: 1,
+        best_effort: false,
+    };
     request.quotas.insert("requestcount".into(), params);
     assert!(server.check(request).await.quotas.is_empty());
 }
@@ -226,14 +267,26 @@ spec: {compiledAdapter: denier, oops: 1}
         }
     })
     .await;
-    let page: serde_json::Value = serde_json::from_str(&server.page("/debug/config").await).unwrap();
+    let page: serde_json::Value =
+        serde_json::from_str(&server.page("/debug/config").await).unwrap();
     let errors: Vec<String> = page["errors"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|error| format!("{} {}", error["name"].as_str().unwrap(), error["field"].as_str().unwrap()))
+        .map(|error| {
+            format!(
+                "{} {}",
+                error["name"].as_str().unwrap(),
+                error["field"].as_str().unwrap()
+            )
+        })
         .collect();
-    assert!(errors.iter().any(|e| e.starts_with("bad.handler.istio-system (") && e.ends_with("spec.oops")), "{errors:?}");
+    assert!(
+        errors
+            .iter()
+            .any(|e| e.starts_with("bad.handler.istio-system (") && e.ends_with("spec.oops")),
+        "{errors:?}"
+    );
     for want in [
         "bad.instance.istio-system params",
         "bad-match.rule.istio-system match",
@@ -250,7 +303,12 @@ spec: {compiledAdapter: denier, oops: 1}
     ] {
         assert!(metrics.contains(want), "{want} in {metrics}");
     }
-    assert!(server.page("/debug/rules").await.contains("deny.rule.istio-system"));
+    assert!(
+        server
+            .page("/debug/rules")
+            .await
+            .contains("deny.rule.istio-system")
+    );
     assert!(server.page("/debug/handlers").await.contains("denier"));
     // And away with all of it.
     server.write("");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use proto::istio::mcp::v1alpha1::{Metadata, Resource};
-use proto::istio::policy::v1beta1::Rule;
+use proto::istio::policy::v1beta1::Handler;
 use proto_component::Process;
 use proto_component::grpc::{ServerOptions, serve};
 use proto_component::listen::Listener;
@@ -33,7 +33,11 @@ async fn configuration_comes_over_mcp_and_a_bad_resource_does_no_harm() {
     let mut snapshot = Snapshot::new();
     let mut names = Vec::new();
     for (kind, plural, message) in [
-        ("attributemanifest", "attributemanifests", "AttributeManifest"),
+        (
+            "attributemanifest",
+            "attributemanifests",
+            "AttributeManifest",
+        ),
         ("handler", "handlers", "Handler"),
         ("instance", "instances", "Instance"),
         ("rule", "rules", "Rule"),
@@ -47,6 +51,10 @@ async fn configuration_comes_over_mcp_and_a_bad_resource_does_no_harm() {
             .map(|document| resource(&document, &message))
             .collect();
         if kind == "handler" {
+            let wrong = Handler {
+                compiled_adapter: "nothing".into(),
+                ..Handler::default()
+            };
             let metadata = Metadata {
                 name: "istio-system/wrong".into(),
                 version: "1".into(),
@@ -54,14 +62,19 @@ async fn configuration_comes_over_mcp_and_a_bad_resource_does_no_harm() {
             };
             resources.push(Arc::new(Resource {
                 metadata: Some(metadata),
-                body: Some(proto::any::pack(&Rule::default())),
+                body: Some(proto::any::pack(&wrong)),
             }));
         }
         let name = format!("istio/policy/v1beta1/{plural}");
         snapshot.insert(name.clone(), Arc::new(Collection::new(resources)));
         names.push(name);
     }
-    let source = Source::new(names, McpMetrics::unregistered("test"), Arc::new(|_| Ok(())), process.drain.clone());
+    let source = Source::new(
+        names,
+        McpMetrics::unregistered("test"),
+        Arc::new(|_| Ok(())),
+        process.drain.clone(),
+    );
     source.publish(Arc::new(snapshot));
     let listener = Listener::bind_text("127.0.0.1:0", "test").await.unwrap();
     let port = listener.port().unwrap();
@@ -73,10 +86,11 @@ async fn configuration_comes_over_mcp_and_a_bad_resource_does_no_harm() {
     });
     let folder = tempfile::tempdir().unwrap();
     let server = TestServer::start_with(&format!("mcp://127.0.0.1:{port}"), folder).await;
-    let page: serde_json::Value = serde_json::from_str(&server.page("/debug/config").await).unwrap();
+    let page: serde_json::Value =
+        serde_json::from_str(&server.page("/debug/config").await).unwrap();
     assert_eq!(page["counts"]["rules"], 4);
     assert_eq!(page["counts"]["instances"], 8);
     assert_eq!(page["errors"].as_array().unwrap().len(), 1);
-    assert_eq!(page["errors"][0]["name"], "istio-system/wrong");
+    assert_eq!(page["errors"][0]["name"], "wrong.handler.istio-system");
     assert_eq!(page["source"]["mcp"]["is_connected"], true);
 }

@@ -54,28 +54,45 @@ async fn the_process_serves_until_it_is_told_to_end() {
         let digits: String = text.chars().filter(char::is_ascii_digit).collect();
         digits.parse().unwrap()
     };
-    let (grpc, monitoring, scraped) = (number("grpc_port"), number("monitoring"), number("prometheus"));
-    crate::server::eventually("it is ready", || async move { get(monitoring, "/ready").await == "ready\n" }).await;
+    let (grpc, monitoring, scraped) = (
+        number("grpc_port"),
+        number("monitoring"),
+        number("prometheus"),
+    );
+    crate::server::eventually("it is ready", || async move {
+        get(monitoring, "/ready").await == "ready\n"
+    })
+    .await;
     crate::server::eventually("the probe file is there", || {
         let probe = mixs(&["probe", "--probe-path", &ready.display().to_string()]).output();
         async move { probe.unwrap().status.success() }
     })
     .await;
-    let mut client = MixerClient::connect(format!("http://127.0.0.1:{grpc}")).await.unwrap();
+    let mut client = MixerClient::connect(format!("http://127.0.0.1:{grpc}"))
+        .await
+        .unwrap();
     client.check(request(&Attributes::new())).await.unwrap();
     assert_eq!(get(scraped, "/metrics").await, "");
     let id = running.0.id().to_string();
     assert!(Command::new("kill").arg(&id).status().unwrap().success());
-    assert_eq!(running.0.wait().unwrap().code(), Some(0));
+    // Our connection takes part in its end, so we must not block.
+    let status = tokio::task::spawn_blocking(move || running.0.wait()).await;
+    assert_eq!(status.unwrap().unwrap().code(), Some(0));
     assert!(!ready.exists());
 }
 
 #[test]
 fn what_cannot_work_is_said_in_one_line() {
     for (arguments, want) in [
-        (vec!["server", "--configStoreURL=nowhere"], "--configStoreURL nowhere"),
+        (
+            vec!["server", "--configStoreURL=nowhere"],
+            "--configStoreURL nowhere",
+        ),
         (vec!["server"], "--configStoreURL"),
-        (vec!["server", "--configStoreURL=fs:///x", "--address=nowhere:x"], "--address"),
+        (
+            vec!["server", "--configStoreURL=fs:///x", "--address=nowhere:x"],
+            "--address",
+        ),
     ] {
         let output = mixs(&arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -92,7 +109,8 @@ fn expressions_are_evaluated_line_by_line() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let case = r#"{"id": "1", "expr": "as | \"x\"", "attribute_types": {"as": "STRING"}, "input": {}}"#;
+    let case =
+        r#"{"id": "1", "expr": "as | \"x\"", "attribute_types": {"as": "STRING"}, "input": {}}"#;
     writeln!(child.stdin.take().unwrap(), "{case}").unwrap();
     let output = child.wait_with_output().unwrap();
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

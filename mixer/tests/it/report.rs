@@ -29,15 +29,33 @@ fn http(code: i64) -> Attributes {
         ("connection.mtls", Value::Bool(true)),
         ("source.workload.name", "productpage-v1".into()),
         ("source.namespace", "default".into()),
-        ("source.principal", "cluster.local/ns/default/sa/productpage".into()),
+        (
+            "source.principal",
+            "cluster.local/ns/default/sa/productpage".into(),
+        ),
         ("destination.workload.name", "reviews-v2".into()),
         ("destination.namespace", "default".into()),
-        ("destination.labels", Value::StringMap(vec![("app".into(), "reviews".into()), ("version".into(), "v2".into())])),
-        ("destination.service.host", "reviews.default.svc.cluster.local".into()),
+        (
+            "destination.labels",
+            Value::StringMap(vec![
+                ("app".into(), "reviews".into()),
+                ("version".into(), "v2".into()),
+            ]),
+        ),
+        (
+            "destination.service.host",
+            "reviews.default.svc.cluster.local".into(),
+        ),
         ("destination.service.name", "reviews".into()),
         ("destination.service.namespace", "default".into()),
         ("response.code", Value::Int64(code)),
-        ("response.duration", Value::Duration(prost_types::Duration { seconds: 0, nanos: 20_000_000 })),
+        (
+            "response.duration",
+            Value::Duration(prost_types::Duration {
+                seconds: 0,
+                nanos: 20_000_000,
+            }),
+        ),
         ("request.size", Value::Int64(0)),
         ("response.size", Value::Int64(375)),
     ])
@@ -46,7 +64,8 @@ fn http(code: i64) -> Attributes {
 #[tokio::test]
 async fn the_default_configuration_counts_requests() {
     let mut server = TestServer::start(&default_config()).await;
-    let page: serde_json::Value = serde_json::from_str(&server.page("/debug/config").await).unwrap();
+    let page: serde_json::Value =
+        serde_json::from_str(&server.page("/debug/config").await).unwrap();
     assert_eq!(page["errors"], serde_json::json!([]));
     let mut probe = http(200);
     probe.set("request.useragent", "kube-probe/1.30");
@@ -95,7 +114,10 @@ async fn delta_encoded_sets_build_on_each_other() {
         ("connection.sent.bytes", Value::Int64(5)),
     ]);
     let close = attributes([("connection.event", "close".into())]);
-    let request = encode(&[tcp, next, close], RepeatedAttributesSemantics::DeltaEncoding);
+    let request = encode(
+        &[tcp, next, close],
+        RepeatedAttributesSemantics::DeltaEncoding,
+    );
     server.client.report(request).await.unwrap();
     let text = server.scrape().await;
     let value = |name: &str| {
@@ -126,5 +148,9 @@ async fn a_report_that_cannot_be_read_is_an_error() {
     };
     let error = server.client.report(too_many).await.unwrap_err();
     assert_eq!(error.code(), Code::Internal);
-    server.client.report(ReportRequest::default()).await.unwrap();
+    server
+        .client
+        .report(ReportRequest::default())
+        .await
+        .unwrap();
 }

@@ -50,8 +50,16 @@ impl TestServer {
 
     pub(crate) async fn start_with(url: &str, folder: TempDir) -> Self {
         let arguments = [
-            "mixs", "server", "--address", "tcp://127.0.0.1:0", "--monitoringPort", "0",
-            "--prometheusPort", "0", "--configStoreURL", url,
+            "mixs",
+            "server",
+            "--address",
+            "tcp://127.0.0.1:0",
+            "--monitoringPort",
+            "0",
+            "--prometheusPort",
+            "0",
+            "--configStoreURL",
+            url,
         ];
         let Action::Server(args) = Command::parse_from(arguments).action else {
             panic!("not a server");
@@ -116,7 +124,10 @@ pub(crate) async fn get(port: u16, path: &str) -> String {
 }
 
 /// Asks again until `condition` holds; the configuration takes a moment.
-pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub(crate) async fn eventually<F: Future<Output = bool>>(
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) {
     for _ in 0..500 {
         if condition().await {
             return;
@@ -149,7 +160,9 @@ pub(crate) fn referenced(response: &CheckResponse) -> Vec<String> {
     referenced_text(referenced)
 }
 
-pub(crate) fn referenced_text(referenced: &proto::istio::mixer::v1::ReferencedAttributes) -> Vec<String> {
+pub(crate) fn referenced_text(
+    referenced: &proto::istio::mixer::v1::ReferencedAttributes,
+) -> Vec<String> {
     let words = codec::Words::new(&referenced.words);
     let mut text: Vec<_> = referenced
         .attribute_matches

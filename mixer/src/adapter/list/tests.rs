@@ -33,20 +33,52 @@ fn values_are_listed_or_not() {
     let cases = [
         (json!({"overrides": ["a", "b"]}), text("a"), 0),
         (json!({"overrides": ["a"]}), text("A"), DENIED),
-        (json!({"overrides": ["a"], "blacklist": true}), text("a"), DENIED),
+        (
+            json!({"overrides": ["a"], "blacklist": true}),
+            text("a"),
+            DENIED,
+        ),
         (json!({"overrides": ["a"], "blacklist": true}), text("b"), 0),
-        (json!({"overrides": ["aB"], "entryType": "CASE_INSENSITIVE_STRINGS"}), text("Ab"), 0),
-        (json!({"overrides": ["10.0.0.0/8"], "entryType": "IP_ADDRESSES"}), text("10.1.2.3"), 0),
-        (json!({"overrides": ["10.0.0.1"], "entryType": "IP_ADDRESSES"}), text("10.0.0.2"), DENIED),
-        (json!({"overrides": ["10.0.0.1"], "entryType": "IP_ADDRESSES"}), text("x"), INVALID),
+        (
+            json!({"overrides": ["aB"], "entryType": "CASE_INSENSITIVE_STRINGS"}),
+            text("Ab"),
+            0,
+        ),
+        (
+            json!({"overrides": ["10.0.0.0/8"], "entryType": "IP_ADDRESSES"}),
+            text("10.1.2.3"),
+            0,
+        ),
+        (
+            json!({"overrides": ["10.0.0.1"], "entryType": "IP_ADDRESSES"}),
+            text("10.0.0.2"),
+            DENIED,
+        ),
+        (
+            json!({"overrides": ["10.0.0.1"], "entryType": "IP_ADDRESSES"}),
+            text("x"),
+            INVALID,
+        ),
         (
             json!({"overrides": ["10.0.0.1"], "entry_type": "IP_ADDRESSES"}),
             Val::Ip("::ffff:10.0.0.1".parse().unwrap()),
             0,
         ),
-        (json!({"overrides": ["2001:db8::1"], "entryType": "IP_ADDRESSES"}), text("2001:db8::9"), 0),
-        (json!({"overrides": ["^a+$"], "entryType": "REGEX"}), text("aaa"), 0),
-        (json!({"overrides": ["^a+$"], "entryType": "REGEX"}), text("ab"), DENIED),
+        (
+            json!({"overrides": ["2001:db8::1"], "entryType": "IP_ADDRESSES"}),
+            text("2001:db8::9"),
+            0,
+        ),
+        (
+            json!({"overrides": ["^a+$"], "entryType": "REGEX"}),
+            text("aaa"),
+            0,
+        ),
+        (
+            json!({"overrides": ["^a+$"], "entryType": "REGEX"}),
+            text("ab"),
+            DENIED,
+        ),
         (json!({}), Val::Int64(1), INVALID),
     ];
     for (json, value, want) in cases {

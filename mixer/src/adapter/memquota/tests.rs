@@ -21,7 +21,13 @@ fn limited(max: i64, duration: &str) -> Arc<dyn Adapter> {
     }]}))
 }
 
-fn ask(adapter: &dyn Adapter, source: &'static str, amount: i64, best_effort: bool, id: &str) -> QuotaResult {
+fn ask(
+    adapter: &dyn Adapter,
+    source: &'static str,
+    amount: i64,
+    best_effort: bool,
+    id: &str,
+) -> QuotaResult {
     let instance = Values {
         name: NAME,
         payload: Payload::Quota {
@@ -59,9 +65,15 @@ async fn dimensions_have_cells_and_overrides() {
     let adapter = limited(1, "5s");
     assert_eq!(ask(&*adapter, "a", 1, false, "").granted, 1);
     assert_eq!(ask(&*adapter, "a", 1, false, "").granted, 0);
-    assert_eq!(ask(&*adapter, "b", 1, false, "").valid_duration, Duration::from_secs(5));
+    assert_eq!(
+        ask(&*adapter, "b", 1, false, "").valid_duration,
+        Duration::from_secs(5)
+    );
     let vip = ask(&*adapter, "vip", 50, false, "");
-    assert_eq!((vip.granted, vip.valid_duration), (50, Duration::from_secs(1)));
+    assert_eq!(
+        (vip.granted, vip.valid_duration),
+        (50, Duration::from_secs(1))
+    );
 }
 
 #[tokio::test(start_paused = true)]

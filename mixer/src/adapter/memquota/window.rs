@@ -11,7 +11,10 @@ const MAX_SLOTS: u64 = 864_000;
 #[derive(Debug)]
 pub(super) enum Cell {
     /// Never comes back by itself.
-    Permanent { max: i64, available: i64 },
+    Permanent {
+        max: i64,
+        available: i64,
+    },
     Window(Box<Window>),
 }
 
@@ -103,9 +106,7 @@ impl Window {
 
     /// Scrolls to `tick`; what scrolls out is available again.
     fn roll(&mut self, tick: u64) {
-        let steps = tick
-            .saturating_sub(self.tick)
-            .min(self.slots.len() as u64);
+        let steps = tick.saturating_sub(self.tick).min(self.slots.len() as u64);
         self.tick = self.tick.max(tick);
         for step in 0..steps {
             let position = (self.tick - step) % self.slots.len() as u64;

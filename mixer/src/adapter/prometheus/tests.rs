@@ -25,14 +25,14 @@ fn metric<'a>(name: &'a str, value: Val<'a>, dimensions: &[(&'a str, &'a str)]) 
 
 fn params() -> Json {
     json!({
-        "metricsExpirationPolicy": {"metricsExpiryDuration": "10m"},
-        "metrics": [
-            {"name": "requests_total", "instance_name": "count.instance.ns", "kind": "COUNTER",
-             "label_names": ["b", "a"]},
-            {"name": "/sec.onds-x", "namespace": "my", "instanceName": "seconds.instance.ns", "kind": "DISTRIBUTION",
-             "buckets": {"explicit_buckets": {"bounds": [0.1, 1]}}},
-            {"name": "level", "instanceName": "level.instance.ns", "kind": "GAUGE", "description": "How\nhigh."},
-        ]})
+    "metricsExpirationPolicy": {"metricsExpiryDuration": "10m"},
+    "metrics": [
+        {"name": "requests_total", "instance_name": "count.instance.ns", "kind": "COUNTER",
+         "label_names": ["b", "a"]},
+        {"name": "/sec.onds-x", "namespace": "my", "instanceName": "seconds.instance.ns", "kind": "DISTRIBUTION",
+         "buckets": {"explicit_buckets": {"bounds": [0.1, 1]}}},
+        {"name": "level", "instanceName": "level.instance.ns", "kind": "GAUGE", "description": "How\nhigh."},
+    ]})
 }
 
 #[tokio::test(start_paused = true)]
@@ -65,7 +65,10 @@ async fn metrics_are_counted_exposed_and_expire() {
         .unwrap();
     tokio::time::sleep(Duration::from_secs(400)).await;
     let left = context.prometheus.expose();
-    assert!(left.contains("istio_level 8") && !left.contains("requests_total"), "{left}");
+    assert!(
+        left.contains("istio_level 8") && !left.contains("requests_total"),
+        "{left}"
+    );
 }
 
 #[tokio::test]
@@ -73,7 +76,11 @@ async fn what_does_not_fit_is_an_error() {
     let handler = configure(&params()).unwrap().build(&context()).unwrap();
     for bad in [
         metric("count.instance.ns", Val::Int64(1), &[("a", "x")]),
-        metric("count.instance.ns", Val::Int64(1), &[("a", "x"), ("c", "y")]),
+        metric(
+            "count.instance.ns",
+            Val::Int64(1),
+            &[("a", "x"), ("c", "y")],
+        ),
         metric("other.instance.ns", Val::Int64(1), &[]),
         metric("level.instance.ns", Val::Bool(true), &[]),
     ] {
@@ -108,9 +115,12 @@ fn bucket_definitions_are_as_documented() {
         bounds(json!({"linearBuckets": {"numFiniteBuckets": 3, "width": 2, "offset": 1}})),
         Ok(vec![1.0, 3.0, 5.0, 7.0])
     );
-    let exponential = json!({"exponential_buckets": {"num_finite_buckets": 8, "scale": 1, "growth_factor": 10}});
+    let exponential =
+        json!({"exponential_buckets": {"num_finite_buckets": 8, "scale": 1, "growth_factor": 10}});
     assert_eq!(bounds(exponential).unwrap().last(), Some(&1e8));
     assert!(bounds(json!({"explicitBuckets": {"bounds": [1, 1]}})).is_err());
     assert!(configure(&json!({"metrics": [{"name": "n", "instanceName": "i"}]})).is_err());
-    assert!(configure(&json!({"metricsExpirationPolicy": {"metricsExpiryDuration": "0s"}})).is_err());
+    assert!(
+        configure(&json!({"metricsExpirationPolicy": {"metricsExpiryDuration": "0s"}})).is_err()
+    );
 }
