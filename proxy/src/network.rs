@@ -11,15 +11,17 @@ mod sni_cluster;
 mod tcp_proxy;
 
 use crate::{
+    access_log::{AccessLogs, FormatContext},
     config::{RouteSlot, RouteSlots},
     invalid::Invalid,
     listener::{Connection, Direction},
     server::ServerContext,
     stats::Scope,
+    stream_info::StreamInfo,
 };
 use futures::future::LocalBoxFuture;
 use prost_types::Any;
-use std::sync::Arc;
+use std::{cell::RefCell, sync::Arc};
 
 /// A checked filter configuration, shared by every connection of its chain.
 #[derive(Clone)]
@@ -57,6 +59,8 @@ pub(crate) struct FactoryContext<'a> {
     pub(crate) server: &'a Arc<ServerContext>,
     /// Route configurations by name (RDS).
     pub(crate) routes: &'a RouteSlots,
+    /// Filled with the slots that are used, for the listener to wait for.
+    pub(crate) used_routes: &'a RefCell<Vec<Arc<RouteSlot>>>,
     /// The statistics' root for filters (`http.<stat_prefix>.`, `tcp.<stat_prefix>.`).
     pub(crate) stats: &'a Scope,
     /// The listener's own scope (`listener.<address>.`).
@@ -68,7 +72,9 @@ pub(crate) struct FactoryContext<'a> {
 impl FactoryContext<'_> {
     /// The slot of the route configuration `name`, subscribed to from now on.
     pub(crate) fn rds(&self, name: &str) -> Arc<RouteSlot> {
-        self.routes.subscribe(name)
+        let slot = self.routes.subscribe(name);
+        self.used_routes.borrow_mut().push(slot.clone());
+        slot
     }
 }
 
@@ -96,4 +102,9 @@ pub(crate) fn build(name: &str, config: Option<&Any>, context: &FactoryContext<'
         return Err(Invalid::new(format!("no network filter for {name:?} ({message:?})")));
     };
     factory(config, context)
+}
+
+/// Writes the line of a connection that is over.
+pub(crate) fn log_connection(logs: &AccessLogs, info: &StreamInfo) {
+    logs.log(&FormatContext { info, request: None, response: None, trailers: None, local_reply_body: "" });
 }

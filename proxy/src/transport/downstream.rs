@@ -146,6 +146,18 @@ impl DownstreamStream {
         self.meter.clone()
     }
 
+    /// Takes what was read ahead of a plain connection.
+    pub(crate) fn take_ahead(&mut self) -> Bytes {
+        match &mut self.io {
+            Io::Raw(raw) => {
+                let ahead = std::mem::take(&mut raw.ahead);
+                self.meter.add(ahead.len() as u64, 0);
+                ahead
+            }
+            Io::Tls(_) => Bytes::new(),
+        }
+    }
+
     /// The plain TCP socket, when nothing stands between: no TLS, nothing read ahead.
     pub(crate) fn plain_tcp(&self) -> Option<&TcpStream> {
         match &self.io {

@@ -1,7 +1,7 @@
 //! Every cluster by name: an immutable map behind one atomic pointer.
 
 use super::Cluster;
-use crate::{stat_group, stats::{Counter, Gauge, Scope}};
+use crate::{stat_group, stats::Scope};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::{collections::HashMap, sync::Arc};

@@ -4,7 +4,7 @@
 //! `base × number of ejections`, capped, and a host that behaves for a sweep has one ejection forgiven.
 
 use super::{Cluster, ClusterManager, Host, host::HealthFlag, stats::OutlierStats};
-use crate::{invalid::{At as _, Invalid}, stats::Counter, wire::duration_or};
+use crate::{invalid::Invalid, stats::Counter, wire::duration_or};
 use proto::envoy::config::cluster::v3::OutlierDetection as Wire;
 use std::{sync::{Arc, atomic::{AtomicU64, Ordering::Relaxed}}, time::Duration};
 use tokio::time::Instant;

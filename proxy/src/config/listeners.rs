@@ -1,0 +1,178 @@
+//! Listeners and their routes: checked, warmed, put in force.
+
+use super::{ConfigStore, Entry, Kind, RouteSlot, Update, store::{Failures, INITIAL_FETCH_TIMEOUT}};
+use crate::{
+    listener::{ListenerConfig, ListenerContext},
+    transport::SecretSlot,
+};
+use prost_types::Any;
+use proto::envoy::config::{listener::v3::Listener as Wire, route::v3::RouteConfiguration};
+use proto_component::task;
+use std::{cell::RefCell, collections::HashSet, sync::Arc};
+
+impl ConfigStore {
+    /// Builds a listener of the bootstrap; it serves once it is warm.
+    pub(crate) fn add_static_listener(self: &Arc<Self>, wire: Wire) -> Result<(), String> {
+        let any = proto::any::pack(&wire);
+        self.apply_listener(wire, &any, "", true)
+    }
+
+    pub(super) fn apply_listeners(self: &Arc<Self>, update: Update) -> Result<(), String> {
+        let mut failures = Failures::default();
+        let mut seen = HashSet::new();
+        let mut wires = Vec::new();
+        for resource in update.resources {
+            match proto::any::unpack::<Wire>(&resource.any) {
+                Ok(wire) if !seen.insert(wire.name.clone()) => failures.add(&wire.name, "duplicate listener"),
+                Ok(wire) => wires.push((wire, resource)),
+                Err(error) => failures.add("?", error),
+            }
+        }
+        // What goes, goes first: a new listener may want the address of an old one.
+        let gone: Vec<String> = {
+            let state = self.state.lock();
+            let dynamic = state.listeners.iter().filter(|(_, entry)| !entry.is_static).map(|(name, _)| name);
+            dynamic.filter(|name| update.removed.contains(name) || (update.is_full && !seen.contains(*name))).cloned().collect()
+        };
+        for name in &gone {
+            self.state.lock().listeners.remove(name);
+            self.listeners.remove(name);
+        }
+        for (wire, resource) in wires {
+            let name = wire.name.clone();
+            if let Err(error) = self.apply_listener(wire, &resource.any, &resource.version, false) {
+                tracing::warn!(target: "config", listener = %name, %error, "listener refused");
+                if let Some(entry) = self.state.lock().listeners.get_mut(&name) {
+                    entry.error = Some((error.clone(), std::time::SystemTime::now()));
+                }
+                failures.add(&name, error);
+            }
+        }
+        failures.into_result(Kind::Listener)
+    }
+
+    fn apply_listener(self: &Arc<Self>, wire: Wire, any: &Any, version: &str, is_static: bool) -> Result<(), String> {
+        let before = {
+            let mut state = self.state.lock();
+            match state.listeners.get_mut(&wire.name) {
+                Some(entry) if entry.is_static != is_static => return Err("a static listener of that name exists".into()),
+                Some(entry) => {
+                    let newest = entry.warming.as_ref().or(entry.active.as_ref());
+                    if newest.is_some_and(|config| config.wire == wire) {
+                        version.clone_into(&mut entry.version);
+                        entry.error = None;
+                        return Ok(());
+                    }
+                    entry.active.clone()
+                }
+                None => None,
+            }
+        };
+        let used = RefCell::new(Vec::new());
+        let context = ListenerContext { server: &self.server, routes: &self.routes, used_routes: &used, secrets: &self.secrets };
+        let config = ListenerConfig::new(wire, before.as_deref(), &context).map_err(|error| error.to_string())?;
+        let config = Arc::new(config);
+        let slots = config.slots();
+        let used: Vec<Arc<RouteSlot>> = used.into_inner();
+        {
+            let mut state = self.state.lock();
+            let old = state.listeners.remove(&*config.name);
+            let mut entry = Entry::new(any.clone(), version, is_static);
+            entry.active = old.and_then(|old| old.active);
+            entry.warming = Some(config.clone());
+            state.listeners.insert(config.name.to_string(), entry);
+        }
+        if is_warm(&slots, &used) {
+            return self.activate_listener(&config);
+        }
+        self.listeners.stats.total_listeners_warming.inc();
+        let store = self.clone();
+        task::spawn("warm-listener", async move {
+            if tokio::time::timeout(INITIAL_FETCH_TIMEOUT, warm(&slots, &used)).await.is_err() {
+                tracing::warn!(target: "config", listener = %config.name, "initial fetch timed out");
+            }
+            store.listeners.stats.total_listeners_warming.dec();
+            if let Err(error) = store.activate_listener(&config) {
+                tracing::warn!(target: "config", listener = %config.name, %error, "listener not in force");
+            }
+        });
+        Ok(())
+    }
+
+    fn activate_listener(&self, config: &Arc<ListenerConfig>) -> Result<(), String> {
+        let mut state = self.state.lock();
+        let Some(entry) = state.listeners.get_mut(&*config.name) else { return Ok(()) };
+        if !entry.warming.as_ref().is_some_and(|warming| Arc::ptr_eq(warming, config)) {
+            // A newer version has taken its place meanwhile.
+            return Ok(());
+        }
+        let outcome = self.listeners.set(config.clone());
+        entry.warming = None;
+        match outcome {
+            Ok(()) => {
+                entry.active = Some(config.clone());
+                Ok(())
+            }
+            Err(error) => {
+                let text = error.to_string();
+                entry.error = Some((text.clone(), std::time::SystemTime::now()));
+                if entry.active.is_none() {
+                    state.listeners.remove(&*config.name);
+                }
+                Err(text)
+            }
+        }
+    }
+
+    pub(super) fn apply_routes(&self, update: Update) -> Result<(), String> {
+        let mut failures = Failures::default();
+        for resource in update.resources {
+            let wire = match proto::any::unpack::<RouteConfiguration>(&resource.any) {
+                Ok(wire) => wire,
+                Err(error) => {
+                    failures.add("?", error);
+                    continue;
+                }
+            };
+            let name = wire.name.clone();
+            let Some(slot) = self.routes.get(&name) else { continue };
+            if slot.source().is_some_and(|source| source.any == resource.any) {
+                continue;
+            }
+            if let Err(error) = slot.store(wire, resource.any, resource.version) {
+                tracing::warn!(target: "config", route = %name, %error, "route configuration refused");
+                failures.add(&name, error);
+            }
+        }
+        for name in update.removed {
+            if let Some(slot) = self.routes.get(&name) {
+                slot.set_missing();
+            }
+        }
+        failures.into_result(Kind::Route)
+    }
+
+    /// Waits until no listener is warming any more.
+    pub(crate) async fn listeners_ready(&self) {
+        loop {
+            let is_warming = self.with_state(|state| state.listeners.values().any(|entry| entry.warming.is_some()));
+            if !is_warming {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+}
+
+fn is_warm(slots: &[Arc<SecretSlot>], routes: &[Arc<RouteSlot>]) -> bool {
+    slots.iter().all(|slot| slot.load().is_some()) && routes.iter().all(|slot| slot.load().is_some())
+}
+
+async fn warm(slots: &[Arc<SecretSlot>], routes: &[Arc<RouteSlot>]) {
+    for slot in slots {
+        slot.ready().await;
+    }
+    for route in routes {
+        route.ready().await;
+    }
+}

@@ -1,0 +1,169 @@
+//! A listener as configured: the checked form of `envoy.config.listener.v3.Listener`.
+
+use super::Direction;
+use crate::{
+    access_log::AccessLogs,
+    config::{RouteSlot, RouteSlots},
+    filter_chain::{FilterChain, matcher::FilterChains},
+    invalid::{At as _, Invalid, try_all},
+    listener_filter::{self, ListenerFilter},
+    network::FactoryContext,
+    server::ServerContext,
+    stats::Scope,
+    transport::{SecretSlot, SecretSlots},
+    wire::{AnyAddress, duration_or},
+};
+use proto::envoy::config::{
+    core::v3::{SocketOption, TcpKeepalive, TrafficDirection, socket_option::{SocketState, Value}},
+    listener::v3::Listener as Wire,
+};
+use std::{cell::RefCell, sync::Arc, time::Duration};
+
+/// A checked listener.
+pub(crate) struct ListenerConfig {
+    /// The message it came from.
+    pub(crate) wire: Wire,
+    /// Its name.
+    pub(crate) name: Arc<str>,
+    /// Where it listens.
+    pub(crate) address: AnyAddress,
+    /// Whether it has sockets of its own; if not, connections come from a listener with `use_original_dst`.
+    pub(crate) is_bound: bool,
+    /// Whether connections go on to the listener of their original destination.
+    pub(crate) hands_over: bool,
+    /// Which way its traffic goes.
+    pub(crate) direction: Direction,
+    /// What looks at the first bytes.
+    pub(crate) filters: Vec<ListenerFilter>,
+    /// Patience for that; zero for ever.
+    pub(crate) filters_timeout: Duration,
+    /// Whether a connection goes on when that patience ends.
+    pub(crate) continues_on_timeout: bool,
+    /// Its chains.
+    pub(crate) chains: FilterChains,
+    /// Log of connections.
+    pub(crate) access_logs: AccessLogs,
+    /// Where its statistics are.
+    pub(crate) scope: Scope,
+    /// Socket settings.
+    pub(crate) socket: SocketOptions,
+}
+
+/// Settings of the listening sockets.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct SocketOptions {
+    pub(crate) backlog: i32,
+    pub(crate) is_transparent: bool,
+    pub(crate) is_freebind: bool,
+    pub(crate) is_v4_compatible: bool,
+    pub(crate) keepalive: Option<TcpKeepalive>,
+    pub(crate) mode: u32,
+}
+
+/// What is needed to build listeners.
+pub(crate) struct ListenerContext<'a> {
+    pub(crate) server: &'a Arc<ServerContext>,
+    pub(crate) routes: &'a RouteSlots,
+    /// Filled with the slots that the listener's filters use.
+    pub(crate) used_routes: &'a RefCell<Vec<Arc<RouteSlot>>>,
+    pub(crate) secrets: &'a SecretSlots,
+}
+
+impl ListenerConfig {
+    /// Checks `wire`; chains that `before` has in the same form are taken over, so that their connections stay.
+    pub(crate) fn new(wire: Wire, before: Option<&ListenerConfig>, context: &ListenerContext<'_>) -> Result<Self, Invalid> {
+        refuse(&wire)?;
+        let address = wire.address.as_ref().ok_or_else(|| Invalid::new("an address is needed").at("address"))?;
+        let mut socket = SocketOptions { backlog: 1024, ..SocketOptions::default() };
+        use proto::envoy::config::core::v3::address::Address as Kind;
+        match &address.address {
+            Some(Kind::SocketAddress(address)) => socket.is_v4_compatible = address.ipv4_compat,
+            Some(Kind::Pipe(pipe)) => socket.mode = pipe.mode,
+            _ => {}
+        }
+        let address = AnyAddress::try_from(address).at("address")?;
+        if let AnyAddress::Name(name, _) = &address {
+            return Err(Invalid::new(format!("malformed IP address: {name}")).at("address.socket_address.address"));
+        }
+        socket.backlog = wire.tcp_backlog_size.map_or(1024, |size| i32::try_from(size).unwrap_or(i32::MAX));
+        socket.is_transparent = wire.transparent.unwrap_or(false);
+        socket.is_freebind = wire.freebind.unwrap_or(false);
+        socket.keepalive.clone_from(&wire.tcp_keepalive);
+        try_all("socket_options", &wire.socket_options, socket_option)?;
+        let scope = stat_scope(&wire, &address, &context.server.stats);
+        let direction = match wire.traffic_direction() {
+            TrafficDirection::Unspecified => Direction::Unspecified,
+            TrafficDirection::Inbound => Direction::Inbound,
+            TrafficDirection::Outbound => Direction::Outbound,
+        };
+        let factory = FactoryContext {
+            server: context.server,
+            routes: context.routes,
+            used_routes: context.used_routes,
+            stats: &context.server.stats,
+            listener_stats: &scope,
+            direction,
+        };
+        let chain = |wire: &proto::envoy::config::listener::v3::FilterChain| -> Result<Arc<FilterChain>, Invalid> {
+            let kept = before.and_then(|before| before.chains.iter().find(|chain| chain.wire == *wire && before.direction == direction));
+            kept.map_or_else(|| FilterChain::new(wire, context.secrets, &factory).map(Arc::new), |chain| Ok(chain.clone()))
+        };
+        let chains = try_all("filter_chains", &wire.filter_chains, chain)?;
+        let default = wire.default_filter_chain.as_ref().map(chain).transpose().at("default_filter_chain")?;
+        if chains.is_empty() && default.is_none() {
+            return Err(Invalid::new("no filter chains specified").at("filter_chains"));
+        }
+        let name = if wire.name.is_empty() { address.to_string() } else { wire.name.clone() };
+        let is_bound = wire.bind_to_port.unwrap_or(true) && wire.deprecated_v1.as_ref().and_then(|v1| v1.bind_to_port).unwrap_or(true);
+        let hands_over = wire.use_original_dst.unwrap_or(false);
+        let mut filters = try_all("listener_filters", &wire.listener_filters, listener_filter::build)?;
+        if hands_over && !filters.iter().any(ListenerFilter::is_original_dst) {
+            filters.insert(0, ListenerFilter::original_dst());
+        }
+        Ok(Self {
+            name: name.into(),
+            filters,
+            filters_timeout: duration_or(wire.listener_filters_timeout.as_ref(), Duration::from_secs(15), "listener_filters_timeout")?,
+            continues_on_timeout: wire.continue_on_listener_filters_timeout,
+            chains: FilterChains::new(chains, default)?,
+            access_logs: AccessLogs::try_new(&wire.access_log, &context.server.sinks).at("access_log")?,
+            address, is_bound, hands_over, direction, scope, socket, wire,
+        })
+    }
+
+    /// The secrets it waits for.
+    pub(crate) fn slots(&self) -> Vec<Arc<SecretSlot>> {
+        self.chains.iter().flat_map(|chain| chain.slots()).collect()
+    }
+}
+
+fn refuse(wire: &Wire) -> Result<(), Invalid> {
+    for (is_set, field) in [
+        (wire.udp_listener_config.is_some(), "udp_listener_config"),
+        (wire.api_listener.is_some(), "api_listener"),
+        (wire.listener_specifier.is_some(), "internal_listener"),
+        (wire.filter_chain_matcher.is_some(), "filter_chain_matcher"),
+        (wire.fcds_config.is_some(), "fcds_config"),
+        (!wire.additional_addresses.is_empty(), "additional_addresses"),
+        (wire.enable_mptcp, "enable_mptcp"),
+        (wire.tcp_fast_open_queue_length.is_some(), "tcp_fast_open_queue_length"),
+    ] {
+        if is_set {
+            return Err(Invalid::new("not supported").at(field));
+        }
+    }
+    Ok(())
+}
+
+/// Raw socket options: those that we set anyway or that do no harm without are let pass.
+fn socket_option(option: &SocketOption) -> Result<(), Invalid> {
+    // Keepalive (SOL_SOCKET 9; TCP 4, 5, 6) is what Istio sets on its listeners; the accepted sockets have it on already.
+    let is_known = matches!((option.level, option.name), (1, 9) | (6, 4..=6));
+    let is_harmless = matches!(option.value, Some(Value::IntValue(_))) && option.state() == SocketState::StatePrebind;
+    if is_known && is_harmless { Ok(()) } else { Err(Invalid::unsupported("this socket option")) }
+}
+
+fn stat_scope(wire: &Wire, address: &AnyAddress, root: &Scope) -> Scope {
+    let name = if wire.stat_prefix.is_empty() { address.to_string() } else { wire.stat_prefix.clone() };
+    root.tagged("listener", "envoy.listener_address", &name)
+}

@@ -1,0 +1,226 @@
+//! The listeners of the process: added, updated in place, removed; the workers follow.
+
+use super::{ListenerConfig, socket::{self, BoundSocket}};
+use crate::{server::ServerContext, stat_group, wire::AnyAddress};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use std::{collections::{BTreeMap, HashMap}, net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr}, sync::Arc, time::Duration};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+stat_group! {
+    /// `listener.<address>.…`
+    pub(crate) struct ListenerStats {
+        connections_accepted_per_socket_event: Histogram, downstream_cx_active: Gauge, downstream_cx_destroy: Counter,
+        downstream_cx_length_ms: Histogram, downstream_cx_overflow: Counter, downstream_cx_overload_reject: Counter,
+        downstream_cx_total: Counter, downstream_cx_transport_socket_connect_timeout: Counter,
+        downstream_global_cx_overflow: Counter, downstream_listener_filter_error: Counter,
+        downstream_listener_filter_remote_close: Counter, downstream_pre_cx_active: Gauge, downstream_pre_cx_timeout: Counter,
+        no_filter_chain_match: Counter,
+    }
+}
+
+stat_group! {
+    /// `listener.<address>.ssl.…`
+    pub(crate) struct SslStats {
+        connection_error: Counter, fail_verify_error: Counter, fail_verify_no_cert: Counter, fail_verify_san: Counter,
+        handshake: Counter, no_certificate: Counter, session_reused: Counter,
+    }
+}
+
+stat_group! {
+    /// `listener_manager.…`
+    pub(crate) struct ListenerManagerStats {
+        listener_added: Counter, listener_create_failure: Counter, listener_create_success: Counter,
+        listener_in_place_updated: Counter, listener_modified: Counter, listener_removed: Counter, listener_stopped: Counter,
+        total_filter_chains_draining: Gauge, total_listeners_active: Gauge, total_listeners_draining: Gauge,
+        total_listeners_warming: Gauge, workers_started: Gauge,
+    }
+}
+
+/// A listener at work.
+pub(crate) struct Listener {
+    /// Its name.
+    pub(crate) name: Arc<str>,
+    /// The configuration in force.
+    pub(crate) config: ArcSwap<ListenerConfig>,
+    /// Where it really listens (port 0 resolved).
+    pub(crate) local_address: AnyAddress,
+    /// What it counts.
+    pub(crate) stats: Arc<ListenerStats>,
+    /// What its TLS counts.
+    pub(crate) ssl: Arc<SslStats>,
+    /// Cancelled when it stops accepting.
+    pub(crate) closed: CancellationToken,
+    sockets: Mutex<Vec<Option<BoundSocket>>>,
+}
+
+/// Listeners, frozen.
+#[derive(Default)]
+pub(crate) struct ListenerMap {
+    /// By name.
+    pub(crate) by_name: BTreeMap<Arc<str>, Arc<Listener>>,
+    by_address: HashMap<SocketAddr, Arc<Listener>>,
+}
+
+/// All listeners.
+pub(crate) struct Listeners {
+    map: ArcSwap<ListenerMap>,
+    writer: Mutex<()>,
+    changed: watch::Sender<u64>,
+    /// What the manager counts.
+    pub(crate) stats: Arc<ListenerManagerStats>,
+    server: Arc<ServerContext>,
+}
+
+/// A listener that could not be put in force.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot bind '{address}': {source}")]
+pub(crate) struct BindError {
+    address: String,
+    source: std::io::Error,
+}
+
+impl Listener {
+    /// The socket of worker `index`; taken once.
+    pub(crate) fn take_socket(&self, index: usize) -> Option<BoundSocket> {
+        self.sockets.lock().get_mut(index)?.take()
+    }
+}
+
+impl ListenerMap {
+    /// The listener for a connection to `address` that is no socket's own: exact address first, then any address with its port.
+    pub(crate) fn for_destination(&self, address: SocketAddr) -> Option<&Arc<Listener>> {
+        let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        self.by_address.get(&address)
+            .or_else(|| self.by_address.get(&SocketAddr::new(any, address.port())))
+            .or_else(|| self.by_address.get(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port())))
+    }
+
+    fn index(by_name: BTreeMap<Arc<str>, Arc<Listener>>) -> Self {
+        let by_address = by_name.values().filter_map(|listener| match listener.local_address {
+            AnyAddress::Socket(address) => Some((address, listener.clone())),
+            AnyAddress::Name(..) | AnyAddress::Pipe(_) => None,
+        }).collect();
+        Self { by_name, by_address }
+    }
+}
+
+impl Listeners {
+    /// None yet.
+    pub(crate) fn new(server: Arc<ServerContext>) -> Self {
+        let stats = server.stats.scope("listener_manager").group();
+        Self { map: ArcSwap::default(), writer: Mutex::new(()), changed: watch::channel(0).0, stats, server }
+    }
+
+    /// The listeners of the moment.
+    pub(crate) fn map(&self) -> Arc<ListenerMap> {
+        self.map.load_full()
+    }
+
+    /// Told after every change.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Puts a listener in force: a new one, or in place of the one of that name.
+    pub(crate) fn set(&self, config: Arc<ListenerConfig>) -> Result<(), BindError> {
+        let _writer = self.writer.lock();
+        let mut by_name = self.map.load().by_name.clone();
+        let before = by_name.get(&config.name).cloned();
+        if let Some(before) = &before
+            && is_same_socket(&before.config.load(), &config)
+        {
+            let old = before.config.swap(config);
+            self.drain_chains(&old, Some(&before.config.load()));
+            self.stats.listener_in_place_updated.inc();
+            self.changed.send_modify(|version| *version += 1);
+            return Ok(());
+        }
+        // Both hold the port for a moment (SO_REUSEPORT), so that no connection is refused in between.
+        let listener = self.open(config)?;
+        by_name.insert(listener.name.clone(), listener);
+        match &before {
+            Some(before) => {
+                before.closed.cancel();
+                self.stats.listener_modified.inc();
+                self.drain_chains(&before.config.load(), None);
+            }
+            None => self.stats.listener_added.inc(),
+        }
+        self.publish(by_name);
+        Ok(())
+    }
+
+    fn open(&self, config: Arc<ListenerConfig>) -> Result<Arc<Listener>, BindError> {
+        let sockets = if config.is_bound {
+            socket::bind(&config, self.server.concurrency).map_err(|source| {
+                self.stats.listener_create_failure.inc();
+                BindError { address: config.address.to_string(), source }
+            })?
+        } else {
+            Vec::new()
+        };
+        self.stats.listener_create_success.add(self.server.concurrency as u64);
+        let local_address = sockets.first().and_then(BoundSocket::local_address).map_or_else(|| config.address.clone(), AnyAddress::Socket);
+        tracing::info!(target: "config", listener = %config.name, address = %local_address, bound = config.is_bound, "listener added");
+        Ok(Arc::new(Listener {
+            name: config.name.clone(),
+            stats: config.scope.group(),
+            ssl: config.scope.scope("ssl").group(),
+            local_address,
+            closed: CancellationToken::new(),
+            sockets: Mutex::new(sockets.into_iter().map(Some).collect()),
+            config: ArcSwap::new(config),
+        }))
+    }
+
+    /// Takes a listener out; its connections are drained.
+    pub(crate) fn remove(&self, name: &str) {
+        let _writer = self.writer.lock();
+        let mut by_name = self.map.load().by_name.clone();
+        let Some(gone) = by_name.remove(name) else { return };
+        gone.closed.cancel();
+        self.drain_chains(&gone.config.load(), None);
+        self.stats.listener_removed.inc();
+        tracing::info!(target: "config", listener = name, "listener removed");
+        self.publish(by_name);
+    }
+
+    /// Stops accepting on all listeners (or the inbound ones) and drains their connections within `patience`.
+    pub(crate) fn stop(&self, inbound_only: bool, patience: Duration) {
+        for listener in self.map().by_name.values() {
+            let config = listener.config.load();
+            if inbound_only && config.direction != super::Direction::Inbound {
+                continue;
+            }
+            if !listener.closed.is_cancelled() {
+                listener.closed.cancel();
+                self.stats.listener_stopped.inc();
+            }
+            for chain in config.chains.iter() {
+                chain.start_drain(patience);
+            }
+        }
+    }
+
+    /// Drains the connections of `old`'s chains that `new` does not have.
+    fn drain_chains(&self, old: &ListenerConfig, new: Option<&ListenerConfig>) {
+        for chain in old.chains.iter() {
+            let is_kept = new.is_some_and(|new| new.chains.iter().any(|other| Arc::ptr_eq(other, chain)));
+            if !is_kept {
+                chain.start_drain(self.server.drain_time);
+            }
+        }
+    }
+
+    fn publish(&self, by_name: BTreeMap<Arc<str>, Arc<Listener>>) {
+        self.stats.total_listeners_active.set(by_name.len() as u64);
+        self.map.store(Arc::new(ListenerMap::index(by_name)));
+        self.changed.send_modify(|version| *version += 1);
+    }
+}
+
+fn is_same_socket(old: &ListenerConfig, new: &ListenerConfig) -> bool {
+    old.address == new.address && old.is_bound == new.is_bound && old.socket == new.socket
+}

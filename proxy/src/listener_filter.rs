@@ -1,0 +1,183 @@
+//! Listener filters: what is learnt about a connection before its filter chain is chosen.
+//!
+//! The bytes they look at are kept and read first by the transport. A filter is a row of [`build`].
+
+mod http_inspector;
+mod original_dst;
+mod proxy_protocol;
+mod tls_inspector;
+
+use crate::{invalid::{At as _, Invalid}, listener::ConnectionInfo};
+use bytes::{Bytes, BytesMut};
+use prost_types::Any;
+use proto::envoy::{
+    config::listener::v3::{ListenerFilter as Wire, ListenerFilterChainMatchPredicate as Predicate, listener_filter::ConfigType, listener_filter_chain_match_predicate::Rule},
+    extensions::filters::listener::{
+        http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
+    },
+};
+use std::{io, ops::Range};
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
+
+/// The most that is read ahead.
+const MOST_AHEAD: usize = 64 << 10;
+
+/// A checked listener filter.
+pub(crate) struct ListenerFilter {
+    kind: Kind,
+    disabled: Option<Disabled>,
+}
+
+enum Kind {
+    OriginalDst,
+    TlsInspector,
+    HttpInspector,
+    ProxyProtocol(proxy_protocol::Options),
+}
+
+/// For which connections a filter is off.
+enum Disabled {
+    Any,
+    DestinationPort(Range<u32>),
+    Not(Box<Disabled>),
+    AnyOf(Vec<Disabled>),
+    AllOf(Vec<Disabled>),
+}
+
+/// A connection whose first bytes are looked at.
+pub(crate) struct Accepted {
+    /// The socket.
+    pub(crate) stream: TcpStream,
+    /// What was read and is yet to be served.
+    pub(crate) ahead: BytesMut,
+}
+
+/// What a parser wants after a look at the bytes.
+enum Look<T> {
+    /// More bytes.
+    More,
+    /// It knows.
+    Done(T),
+}
+
+impl Accepted {
+    /// A connection of which nothing has been read.
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self { stream, ahead: BytesMut::new() }
+    }
+
+    /// The socket and the bytes read ahead.
+    pub(crate) fn into_parts(self) -> (TcpStream, Bytes) {
+        (self.stream, self.ahead.freeze())
+    }
+
+    /// Lets `parse` look at the first bytes until it knows; `None` if the client says no more before that.
+    async fn look<T>(&mut self, mut parse: impl FnMut(&[u8]) -> Look<T>) -> io::Result<Option<T>> {
+        loop {
+            if !self.ahead.is_empty()
+                && let Look::Done(found) = parse(&self.ahead)
+            {
+                return Ok(Some(found));
+            }
+            if self.ahead.len() >= MOST_AHEAD || self.stream.read_buf(&mut self.ahead).await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+impl ListenerFilter {
+    /// The filter that restores the original destination.
+    pub(crate) fn original_dst() -> Self {
+        Self { kind: Kind::OriginalDst, disabled: None }
+    }
+
+    /// Whether it is that filter.
+    pub(crate) fn is_original_dst(&self) -> bool {
+        matches!(self.kind, Kind::OriginalDst)
+    }
+
+    /// Learns what it can about `accepted` into `info`; an error closes the connection.
+    pub(crate) async fn inspect(&self, accepted: &mut Accepted, info: &mut ConnectionInfo) -> io::Result<()> {
+        if self.disabled.as_ref().is_some_and(|disabled| disabled.matches(info)) {
+            return Ok(());
+        }
+        match &self.kind {
+            Kind::OriginalDst => {
+                original_dst::restore(&accepted.stream, info);
+                Ok(())
+            }
+            Kind::TlsInspector => tls_inspector::inspect(accepted, info).await,
+            Kind::HttpInspector => http_inspector::inspect(accepted, info).await,
+            Kind::ProxyProtocol(options) => proxy_protocol::inspect(options, accepted, info).await,
+        }
+    }
+}
+
+impl Disabled {
+    fn matches(&self, info: &ConnectionInfo) -> bool {
+        match self {
+            Self::Any => true,
+            Self::DestinationPort(range) => range.contains(&u32::from(info.local_address.port())),
+            Self::Not(inner) => !inner.matches(info),
+            Self::AnyOf(all) => all.iter().any(|one| one.matches(info)),
+            Self::AllOf(all) => all.iter().all(|one| one.matches(info)),
+        }
+    }
+}
+
+impl TryFrom<&Predicate> for Disabled {
+    type Error = Invalid;
+
+    fn try_from(wire: &Predicate) -> Result<Self, Invalid> {
+        Ok(match wire.rule.as_ref().ok_or_else(|| Invalid::new("a rule is needed"))? {
+            Rule::AnyMatch(_) => Self::Any,
+            Rule::DestinationPortRange(range) => {
+                let port = |value: i32| u32::try_from(value).unwrap_or(0);
+                Self::DestinationPort(port(range.start)..port(range.end))
+            }
+            Rule::NotMatch(inner) => Self::Not(Box::new(Self::try_from(inner.as_ref()).at("not_match")?)),
+            Rule::OrMatch(set) => Self::AnyOf(set.rules.iter().map(Self::try_from).collect::<Result<_, _>>().at("or_match")?),
+            Rule::AndMatch(set) => Self::AllOf(set.rules.iter().map(Self::try_from).collect::<Result<_, _>>().at("and_match")?),
+        })
+    }
+}
+
+/// Checks a listener filter.
+pub(crate) fn build(wire: &Wire) -> Result<ListenerFilter, Invalid> {
+    let empty = Any::default();
+    let any = match &wire.config_type {
+        Some(ConfigType::TypedConfig(any)) => any,
+        Some(ConfigType::ConfigDiscovery(_)) => return Err(Invalid::unsupported("config_discovery")),
+        None => &empty,
+    };
+    let disabled = wire.filter_disabled.as_ref().map(Disabled::try_from).transpose().at("filter_disabled")?;
+    let message = proto::type_url::message_name(&any.type_url);
+    let is = |name: &str, kind: &str| if message.is_empty() { wire.name == name } else { message == kind };
+    let kind = if is("envoy.filters.listener.original_dst", "envoy.extensions.filters.listener.original_dst.v3.OriginalDst") {
+        check::<OriginalDst>(any)?;
+        Kind::OriginalDst
+    } else if is("envoy.filters.listener.tls_inspector", "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector") {
+        let options = check::<TlsInspector>(any)?;
+        if options.enable_ja3_fingerprinting == Some(true) || options.enable_ja4_fingerprinting == Some(true) {
+            return Err(Invalid::unsupported("JA3 and JA4"));
+        }
+        Kind::TlsInspector
+    } else if is("envoy.filters.listener.http_inspector", "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector") {
+        check::<HttpInspector>(any)?;
+        Kind::HttpInspector
+    } else if is("envoy.filters.listener.proxy_protocol", "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol") {
+        let options = check::<ProxyProtocol>(any)?;
+        Kind::ProxyProtocol(proxy_protocol::Options::try_from(&options).at("typed_config")?)
+    } else {
+        return Err(Invalid::new(format!("no listener filter for {:?} ({message:?})", wire.name)));
+    };
+    Ok(ListenerFilter { kind, disabled })
+}
+
+fn check<T: prost::Message + prost::Name + Default>(any: &Any) -> Result<T, Invalid> {
+    if any.type_url.is_empty() {
+        return Ok(T::default());
+    }
+    proto::any::unpack(any).at("typed_config")
+}

@@ -1,0 +1,116 @@
+//! Build, then run: bootstrap → stores → workers → xDS → serve → drain.
+
+use crate::{
+    admin::{self, Admin},
+    args::Options,
+    bootstrap::Bootstrap,
+    config::ConfigStore,
+    drain as shutdown,
+    listener::run_listeners,
+    server::{ServerContext, ServerParts, ServerState},
+    upstream::run_outlier_sweep,
+    worker::Worker,
+    xds,
+};
+use anyhow::Context as _;
+use proto_component::{drain::{self, Drain, Trigger}, task, tls};
+use std::{rc::Rc, sync::Arc, thread::JoinHandle, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// Stack of a worker's thread: futures live on the heap, so that a quarter of the usual size is plenty.
+const WORKER_STACK: usize = 512 << 10;
+/// How long static clusters are waited for before listeners begin to serve.
+const INITIAL_WAIT: Duration = Duration::from_secs(15);
+
+/// Runs a proxy until `drain` is over, or until it is told to quit by its admin interface.
+///
+/// # Errors
+/// When the bootstrap is not good, or an address cannot be had.
+pub async fn run(options: Options, drain: Drain) -> anyhow::Result<()> {
+    tls::install_provider();
+    let bootstrap = Bootstrap::load(&options)?;
+    let concurrency = options.concurrency.filter(|count| *count > 0).unwrap_or_else(cores);
+    let (quit, own) = drain::channel();
+    task::spawn("drain", pass_on(drain, quit.clone()));
+    let server = ServerContext::new(ServerParts { node: bootstrap.node.clone(), drain_time: options.drain_time, drain: own, quit, concurrency });
+    let store = ConfigStore::new(server.clone());
+    bootstrap.apply_static(&store)?;
+    if options.validate_only {
+        bootstrap.apply_listeners(&store)?;
+        tracing::info!(target: "main", "configuration OK");
+        return Ok(());
+    }
+    let bootstrap = Arc::new(bootstrap);
+    if let Some(address) = &bootstrap.admin {
+        let admin = Arc::new(Admin::new(store.clone(), bootstrap.clone(), &options));
+        admin::start(admin, address, options.admin_address_path.as_deref()).await.context("start the admin interface")?;
+    }
+    let stop = CancellationToken::new();
+    let workers = start_workers(&server, &store, &stop)?;
+    task::spawn("outlier-sweep", run_outlier_sweep(server.clusters.clone()));
+    *server.state.lock() = ServerState::Initializing;
+    task::spawn("secrets", xds::run_secrets(store.clone()));
+    bootstrap.apply_listeners(&store)?;
+    let ready = xds::start(&store, &bootstrap);
+    task::spawn("initialize", initialize(server.clone(), store.clone(), ready));
+    shutdown::run_shutdown(server, store).await;
+    stop.cancel();
+    join(workers).await;
+    Ok(())
+}
+
+/// The process's drain is ours too; ours can also begin without it.
+async fn pass_on(outer: Drain, own: Trigger) {
+    outer.signaled().await;
+    own.drain(outer.remaining().unwrap_or_default());
+}
+
+/// Live once the first configuration is in force.
+async fn initialize(server: Arc<ServerContext>, store: Arc<ConfigStore>, ready: xds::Ready) {
+    let first = async {
+        ready.wait().await;
+        store.clusters_ready().await;
+        store.listeners_ready().await;
+    };
+    // A cluster whose names do not resolve must not keep the rest from serving.
+    let _ = tokio::time::timeout(INITIAL_WAIT * 2, first).await;
+    *server.state.lock() = ServerState::Live;
+    tracing::info!(target: "main", "all dependencies initialized, serving");
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn start_workers(server: &Arc<ServerContext>, store: &Arc<ConfigStore>, stop: &CancellationToken) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    (0..server.concurrency).map(|index| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("make a worker's runtime")?;
+        let (server, listeners, stop) = (server.clone(), store.listeners.clone(), stop.clone());
+        let work = move || {
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, async move {
+                let worker = Rc::new(Worker::new(index, server));
+                let sweep = worker.clone();
+                tokio::task::spawn_local(async move { sweep.pools.run_sweep().await });
+                tokio::select! {
+                    () = run_listeners(worker.clone(), listeners) => {}
+                    () = stop.cancelled() => {}
+                }
+                worker.pools.clear();
+            });
+        };
+        std::thread::Builder::new().name(format!("wrk:{index}")).stack_size(WORKER_STACK).spawn(work).context("start a worker")
+    }).collect()
+}
+
+async fn join(workers: Vec<JoinHandle<()>>) {
+    let all = tokio::task::spawn_blocking(move || {
+        for worker in workers {
+            // A worker that panicked has said so in the log.
+            let _ = worker.join();
+        }
+    });
+    if tokio::time::timeout(Duration::from_secs(2), all).await.is_err() {
+        tracing::warn!(target: "main", "workers did not end in time");
+    }
+}

@@ -1,0 +1,172 @@
+//! Connection pools of one worker: HTTP/1.1, HTTP/2 and plain TCP. Nothing here is shared between threads.
+//!
+//! A pool is for one host, protocol, priority and server name. Getting a connection and sending the request are two steps, so
+//! that a failed connection never eats the request.
+
+mod body;
+mod http;
+mod http_connection;
+
+pub(crate) use body::UpstreamBody;
+pub(crate) use http_connection::HttpConnection;
+
+use self::http::HttpPool;
+use super::{Cluster, ConnectError, Host, Priority, UpstreamProtocol, connect};
+use crate::transport::{AlpnFallback, UpstreamStream};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
+
+/// What a connection is wanted for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PoolRequest<'a> {
+    /// The route's priority.
+    pub(crate) priority: Priority,
+    /// What the downstream speaks.
+    pub(crate) downstream_protocol: ::http::Version,
+    /// The server name, where it follows the request (`auto_sni`).
+    pub(crate) sni: Option<&'a str>,
+}
+
+/// Why a connection could not be had, or a request failed on it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{kind:?}: {text}")]
+pub(crate) struct PoolError {
+    /// What kind of failure.
+    pub(crate) kind: PoolErrorKind,
+    /// The transport's word for it; may be empty.
+    pub(crate) text: String,
+}
+
+/// What kind of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PoolErrorKind {
+    /// The host could not be reached.
+    ConnectFailure,
+    /// It could not be reached in time.
+    ConnectTimeout,
+    /// A circuit breaker is open.
+    Overflow,
+    /// The host refused the stream before working on it.
+    RefusedStream,
+    /// The host reset the stream.
+    Reset,
+    /// The connection ended.
+    ConnectionTermination,
+    /// What came back is not HTTP.
+    Protocol,
+    /// We reset the stream.
+    LocalReset,
+}
+
+/// A TCP connection to a host.
+pub(crate) struct TcpConnection {
+    /// Its bytes.
+    pub(crate) stream: UpstreamStream,
+    /// The host.
+    pub(crate) host: Arc<Host>,
+}
+
+/// All pools of a worker.
+#[derive(Default)]
+pub(crate) struct Pools {
+    http: RefCell<HashMap<Key, Rc<HttpPool>>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    host: u64,
+    protocol: Wanted,
+    priority: Priority,
+    sni: Option<Box<str>>,
+}
+
+/// Which HTTP a pool speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Wanted {
+    Http1,
+    Http2,
+    Auto,
+}
+
+impl PoolError {
+    fn new(kind: PoolErrorKind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+}
+
+impl From<ConnectError> for PoolError {
+    fn from(error: ConnectError) -> Self {
+        let kind = if matches!(error, ConnectError::Timeout) { PoolErrorKind::ConnectTimeout } else { PoolErrorKind::ConnectFailure };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl Wanted {
+    fn of(cluster: &Cluster, downstream: ::http::Version) -> Self {
+        match cluster.config.http.protocol {
+            UpstreamProtocol::Http1 => Self::Http1,
+            UpstreamProtocol::Http2 => Self::Http2,
+            UpstreamProtocol::UseDownstream if downstream == ::http::Version::HTTP_2 => Self::Http2,
+            UpstreamProtocol::UseDownstream => Self::Http1,
+            UpstreamProtocol::Auto => Self::Auto,
+        }
+    }
+
+    fn alpn(self) -> AlpnFallback {
+        match self {
+            Self::Http1 => AlpnFallback::Http1,
+            Self::Http2 => AlpnFallback::Http2,
+            Self::Auto => AlpnFallback::Auto,
+        }
+    }
+}
+
+impl Pools {
+    /// A connection for one HTTP request to `host`. Waits while the cluster has as many connections as it may; the caller's
+    /// deadline applies.
+    pub(crate) async fn http(&self, cluster: &Arc<Cluster>, host: &Arc<Host>, request: &PoolRequest<'_>) -> Result<HttpConnection, PoolError> {
+        let key = Key {
+            host: host.id,
+            protocol: Wanted::of(cluster, request.downstream_protocol),
+            priority: request.priority,
+            sni: request.sni.map(Into::into),
+        };
+        let known = self.http.borrow().get(&key).cloned();
+        let pool = known.unwrap_or_else(|| {
+            let pool = Rc::new(HttpPool::new(cluster.clone(), host.clone(), &key));
+            self.http.borrow_mut().insert(key, pool.clone());
+            pool
+        });
+        pool.acquire().await
+    }
+
+    /// A TCP connection to `host`.
+    pub(crate) async fn tcp(&self, cluster: &Arc<Cluster>, host: &Arc<Host>, priority: Priority) -> Result<TcpConnection, PoolError> {
+        let stats = &cluster.stats;
+        stats.upstream_rq_pending_total.inc();
+        let Some(_pending) = cluster.breakers.pending(priority) else {
+            stats.upstream_rq_pending_overflow.inc();
+            return Err(PoolError::new(PoolErrorKind::Overflow, "overflow"));
+        };
+        let Some(room) = cluster.breakers.connection(priority) else {
+            stats.upstream_cx_overflow.inc();
+            return Err(PoolError::new(PoolErrorKind::Overflow, "overflow"));
+        };
+        let stream = connect(cluster, host, room, AlpnFallback::None, None).await?;
+        Ok(TcpConnection { stream, host: host.clone() })
+    }
+
+    /// Lets go of connections that have been idle too long, or whose host has left, for ever. Runs on the worker.
+    pub(crate) async fn run_sweep(&self) {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            tick.tick().await;
+            self.http.borrow_mut().retain(|_, pool| pool.sweep());
+        }
+    }
+
+    /// Lets go of every idle connection.
+    pub(crate) fn clear(&self) {
+        self.http.borrow_mut().clear();
+    }
+}
