@@ -14,4 +14,8 @@ pub(crate) mod headers;
 pub(crate) mod local_reply;
 pub(crate) mod stats;
 pub(crate) mod stream;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub(crate) mod upgrade;

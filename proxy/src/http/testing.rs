@@ -1,0 +1,253 @@
+//! A connection manager on a real socket for tests: static clusters, upstreams that follow a script, raw clients.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use proto::envoy::config::cluster::v3::Cluster as WireCluster;
+use proto::envoy::config::core::v3::Node;
+use proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use proto_component::drain::{Drain, Trigger};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use crate::config::RouteSlots;
+use crate::listener::{ConnectionInfo, Direction};
+use crate::network::FactoryContext;
+use crate::server::{ServerContext, ServerParts};
+use crate::stream_info::testing::connection;
+use crate::transport::{DownstreamTransport, RawStream, SecretSlots};
+use crate::upstream::{Cluster, ClusterConfig};
+use crate::worker::Worker;
+
+use super::config::ConnectionManager;
+use super::codec;
+use super::stream::DownstreamConnection;
+
+/// No test waits longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A connection manager that serves.
+pub(crate) struct Proxy {
+    /// Where clients connect.
+    pub(crate) address: SocketAddr,
+    /// The process's shared parts.
+    pub(crate) server: Arc<ServerContext>,
+    /// Starts the drain.
+    pub(crate) trigger: Trigger,
+}
+
+/// An upstream: every request it gets (its head and what body came with it) is told, every answer is scripted.
+pub(crate) struct Upstream {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    requests: mpsc::UnboundedReceiver<String>,
+}
+
+impl Upstream {
+    /// Answers each request with the next of `answers` (the last one again and again). An empty answer closes.
+    pub(crate) async fn start(answers: &[&str]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, requests) = mpsc::unbounded_channel();
+        let answers: Rc<[String]> = answers.iter().map(ToString::to_string).collect();
+        let turn = Rc::new(std::cell::Cell::new(0));
+        tokio::task::spawn_local(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::task::spawn_local(answer(stream, answers.clone(), turn.clone(), sender.clone()));
+            }
+        });
+        Upstream { address, requests }
+    }
+
+    /// The next request, as its bytes came.
+    pub(crate) async fn request(&mut self) -> String {
+        tokio::time::timeout(PATIENCE, self.requests.recv()).await.unwrap().unwrap()
+    }
+
+    /// A static cluster of this upstream alone.
+    pub(crate) fn cluster(&self, name: &str) -> Value {
+        cluster(name, self.address)
+    }
+}
+
+/// A static cluster of one address.
+pub(crate) fn cluster(name: &str, address: SocketAddr) -> Value {
+    json!({"name": name, "type": "STATIC", "connect_timeout": "1s", "load_assignment": {"cluster_name": name,
+        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {
+            "address": address.ip().to_string(), "port_value": address.port()}}}}]}]}})
+}
+
+async fn answer(
+    mut stream: TcpStream,
+    answers: Rc<[String]>,
+    turn: Rc<std::cell::Cell<usize>>,
+    requests: mpsc::UnboundedSender<String>,
+) {
+    while let Some(request) = read_message(&mut stream, false).await {
+        let _ = requests.send(request);
+        let index = turn.replace(turn.get() + 1).min(answers.len() - 1);
+        if answers[index] == "(silence)" {
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+            return;
+        }
+        if answers[index].is_empty() || stream.write_all(answers[index].as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads one HTTP/1 message: its head, and its body by length, by chunks or (responses) to the end.
+pub(crate) async fn read_message(stream: &mut TcpStream, is_response: bool) -> Option<String> {
+    let mut bytes = Vec::new();
+    loop {
+        if let Some(end) = bytes.windows(4).position(|part| part == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
+            if head.starts_with("http/1.1 100") {
+                bytes.drain(..end + 4);
+                continue;
+            }
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "))
+                .and_then(|text| text.parse::<usize>().ok());
+            let is_chunked = head.contains("transfer-encoding: chunked");
+            let is_over = match length {
+                Some(length) => bytes.len() >= end + 4 + length,
+                None if is_chunked => bytes.ends_with(b"0\r\n\r\n"),
+                None => !is_response || head.contains(" 101 ") || head.contains(" 204 ") || head.contains(" 304 "),
+            };
+            if is_over {
+                return Some(String::from_utf8_lossy(&bytes).into_owned());
+            }
+        }
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned());
+        }
+    }
+}
+
+impl Proxy {
+    /// Serves `routes` (the routes of one virtual host for all domains) with only the router filter.
+    pub(crate) async fn with_routes(routes: Value, clusters: &[Value]) -> Self {
+        Proxy::start(manager(routes), clusters).await
+    }
+
+    /// Serves a connection manager's configuration.
+    pub(crate) async fn start(config: Value, clusters: &[Value]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (trigger, drain) = proto_component::drain::channel();
+        let server = server(clusters, &trigger, &drain);
+        let config: HttpConnectionManager = proto::json::from_value(&config).unwrap();
+        let routes = RouteSlots::default();
+        let used_routes = Default::default();
+        let context = FactoryContext {
+            server: &server,
+            routes: &routes,
+            stats: &server.stats,
+            listener_stats: &server.stats,
+            direction: Direction::Unspecified,
+            used_routes: &used_routes,
+        };
+        let manager = Arc::new(ConnectionManager::try_new(&config, &context).unwrap());
+        let worker = Rc::new(Worker::new(0, server.clone()));
+        tokio::task::spawn_local(async move {
+            while let Ok((stream, remote)) = listener.accept().await {
+                let raw = RawStream::tcp(stream, Bytes::new());
+                let (stream, tls) = DownstreamTransport::Raw.accept(raw).await.unwrap();
+                let info = ConnectionInfo {
+                    remote_address: remote,
+                    direct_remote_address: remote,
+                    local_address: address,
+                    tls,
+                    ..connection()
+                };
+                let downstream = DownstreamConnection::new(manager.clone(), Rc::new(info), worker.clone());
+                tokio::task::spawn_local(codec::serve(stream, downstream, drain.clone()));
+            }
+        });
+        Proxy { address, server, trigger }
+    }
+
+    /// Sends raw bytes and reads one response.
+    pub(crate) async fn send(&self, request: &str) -> String {
+        let mut stream = self.connect().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        self.receive(&mut stream).await
+    }
+
+    /// Reads one response.
+    pub(crate) async fn receive(&self, stream: &mut TcpStream) -> String {
+        tokio::time::timeout(PATIENCE, read_message(stream, true)).await.unwrap().unwrap_or_default()
+    }
+
+    /// A connection.
+    pub(crate) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// GET of a path, with more header lines.
+    pub(crate) async fn get(&self, path: &str, headers: &str) -> String {
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: test\r\n{headers}\r\n")).await
+    }
+
+    /// A counter's or gauge's value; 0 when there is none.
+    pub(crate) fn stat(&self, name: &str) -> u64 {
+        let reading = self.server.store.read().into_iter().find(|reading| reading.name == name);
+        match reading.map(|reading| reading.value) {
+            Some(crate::stats::Value::Counter(value) | crate::stats::Value::Gauge(value)) => value,
+            _ => 0,
+        }
+    }
+}
+
+/// A connection manager with routes for all domains and only the router filter.
+pub(crate) fn manager(routes: Value) -> Value {
+    json!({"stat_prefix": "test", "codec_type": "AUTO",
+        "route_config": {"name": "r", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+        "http_filters": [router()]})
+}
+
+/// The router filter.
+pub(crate) fn router() -> Value {
+    json!({"name": "envoy.filters.http.router", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}})
+}
+
+/// Puts filters before the router.
+pub(crate) fn with_filters(mut config: Value, filters: &[Value]) -> Value {
+    let mut all = filters.to_vec();
+    all.push(router());
+    config["http_filters"] = Value::Array(all);
+    config
+}
+
+fn server(clusters: &[Value], trigger: &Trigger, drain: &Drain) -> Arc<ServerContext> {
+    let server = ServerContext::new(ServerParts {
+        node: Node { id: "node".into(), cluster: "cluster".into(), ..Node::default() },
+        drain_time: PATIENCE,
+        drain: drain.clone(),
+        quit: trigger.clone(),
+        concurrency: 1,
+    });
+    let secrets = SecretSlots::default();
+    let built = clusters.iter().map(|wire| {
+        let wire: WireCluster = proto::json::from_value(wire).unwrap();
+        Cluster::new(ClusterConfig::new(wire, &secrets).unwrap(), &server.stats).unwrap()
+    });
+    let built: Vec<_> = built.collect();
+    server.clusters.update(built, &[]);
+    server
+}
+
+/// Runs a test on a worker's kind of runtime.
+pub(crate) fn on_worker(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, test);
+}
