@@ -8,10 +8,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use proto::istio::networking::v1alpha3::ServiceEntry;
+use proto_mesh::Metadata;
 
 pub mod service_entry;
 
-use crate::config::Config;
 use crate::model::{Endpoint, Registry, Resolution, Service, ServiceKey};
 use crate::push_context::endpoints::Endpoints;
 
@@ -69,17 +69,17 @@ impl ServiceRegistry {
         &mut self,
         registry: Registry,
         key: &str,
-        config: Option<&Config<ServiceEntry>>,
+        entry: Option<(&Metadata, &ServiceEntry)>,
         settings: &service_entry::Settings<'_>,
     ) -> RegistryChange {
         let entries = match registry {
             Registry::Kubernetes => &mut self.kubernetes,
             Registry::ServiceEntry => &mut self.users,
         };
-        let Some(config) = config else {
+        let Some((meta, spec)) = entry else {
             return entries.remove(key).map_or_else(RegistryChange::default, |old| change(Some(&old), None));
         };
-        let converted = service_entry::convert(config, registry, settings);
+        let converted = service_entry::convert(meta, spec, registry, settings);
         let old = entries.get(key);
         let new = Entry {
             services: converted.services.into_iter().map(Arc::new).collect(),

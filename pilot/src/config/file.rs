@@ -9,7 +9,7 @@ use proto_mesh::kind::Resource;
 use proto_mesh::{Checked, Metadata};
 use serde_json::Value;
 
-use super::Config;
+use super::{Config, Synthetic};
 use super::store::{Change, Update};
 
 /// Annotation by which a ServiceEntry in a file counts as one of the platform's services.
@@ -68,13 +68,17 @@ macro_rules! reader {
         #[derive(Default)]
         struct Reader {
             $($field: Vec<Config<$message>>,)*
-            synthetic: Vec<Config<ServiceEntry>>,
+            synthetic: Vec<Arc<Synthetic<ServiceEntry>>>,
             problems: Vec<InvalidObject>,
         }
 
         impl Reader {
             fn read(&mut self, file: &str, document: &Document) {
                 match document.value.get("kind").and_then(Value::as_str).unwrap_or_default() {
+                    "ServiceEntry" if is_synthetic(document) => match decode(document) {
+                        Ok((meta, spec)) => self.synthetic.push(Arc::new(Synthetic { meta, spec })),
+                        Err((path, problem)) => self.problem(file, document.line_of(&path), &problem),
+                    },
                     $($kind => match check(document) {
                         Ok(config) => self.$field.push(config),
                         Err((path, problem)) => self.problem(file, document.line_of(&path), &problem),
@@ -83,11 +87,7 @@ macro_rules! reader {
                 }
             }
 
-            fn finish(mut self) -> Loaded {
-                let is_synthetic = |config: &Config<ServiceEntry>| config.meta.annotations.contains_key(SYNTHETIC_ANNOTATION);
-                let (synthetic, users) = std::mem::take(&mut self.service_entries).into_iter().partition(is_synthetic);
-                self.synthetic = synthetic;
-                self.service_entries = users;
+            fn finish(self) -> Loaded {
                 let updates = vec![
                     $(Update::$variant(Change { is_full: true, set: self.$field, removed: Vec::new() }),)*
                     Update::SyntheticServiceEntries(Change { is_full: true, set: self.synthetic, removed: Vec::new() }),
@@ -115,12 +115,21 @@ impl Reader {
     }
 }
 
-fn check<T: Resource>(document: &Document) -> Result<Config<T>, (String, String)> {
+fn is_synthetic(document: &Document) -> bool {
+    let annotations = document.value.get("metadata").and_then(|meta| meta.get("annotations"));
+    annotations.is_some_and(|annotations| annotations.get(SYNTHETIC_ANNOTATION).is_some())
+}
+
+fn decode<T: Resource>(document: &Document) -> Result<(Metadata, T), (String, String)> {
     let empty = Value::Object(serde_json::Map::new());
     let spec = document.value.get("spec").unwrap_or(&empty);
     let spec: T = proto::json::from_value(spec)
         .map_err(|error| (format!("spec.{}", error.path().unwrap_or_default()), error.to_string()))?;
-    let meta = metadata(document.value.get("metadata").unwrap_or(&empty));
+    Ok((metadata(document.value.get("metadata").unwrap_or(&empty)), spec))
+}
+
+fn check<T: Resource>(document: &Document) -> Result<Config<T>, (String, String)> {
+    let (meta, spec) = decode(document)?;
     let (checked, _) = Checked::new(meta, spec).map_err(|invalid| {
         let path = invalid.findings.errors().next().map(|finding| finding.path.clone()).unwrap_or_default();
         (format!("spec.{path}"), invalid.to_string())

@@ -18,7 +18,7 @@ use proto_mesh::kind::Resource;
 use proto_mesh::{Checked, Metadata};
 use tokio::sync::mpsc;
 
-use super::Config;
+use super::Synthetic;
 use super::store::{Change, Update};
 
 const VIRTUAL_SERVICES: &str = "istio/networking/v1alpha3/virtualservices";
@@ -45,25 +45,28 @@ pub fn subscriptions() -> Vec<Subscription> {
 /// Everything decoded so far, so that only what changed is decoded again.
 #[derive(Default)]
 pub struct Decoder {
-    virtual_services: Decoded<VirtualService>,
-    destination_rules: Decoded<DestinationRule>,
-    gateways: Decoded<Gateway>,
-    sidecars: Decoded<Sidecar>,
-    service_entries: Decoded<ServiceEntry>,
-    synthetic_service_entries: Decoded<ServiceEntry>,
-    peer_authentications: Decoded<PeerAuthentication>,
-    request_authentications: Decoded<RequestAuthentication>,
-    authorization_policies: Decoded<AuthorizationPolicy>,
+    virtual_services: Decoded<Checked<VirtualService>>,
+    destination_rules: Decoded<Checked<DestinationRule>>,
+    gateways: Decoded<Checked<Gateway>>,
+    sidecars: Decoded<Checked<Sidecar>>,
+    service_entries: Decoded<Checked<ServiceEntry>>,
+    synthetic_service_entries: Decoded<Synthetic<ServiceEntry>>,
+    peer_authentications: Decoded<Checked<PeerAuthentication>>,
+    request_authentications: Decoded<Checked<RequestAuthentication>>,
+    authorization_policies: Decoded<Checked<AuthorizationPolicy>>,
 }
 
-type Decoded<T> = BTreeMap<String, (Arc<WireResource>, Option<Config<T>>)>;
+type Decoded<O> = BTreeMap<String, (Arc<WireResource>, Option<Arc<O>>)>;
 
 impl Decoder {
     /// The state of a collection, and what had to be refused, by name.
     pub fn decode(&mut self, collection: &str, state: &Collection) -> Option<(Update, Vec<String>)> {
         macro_rules! decode {
-            ($field:ident, $variant:ident) => {{
-                let (change, refused) = decode_all(&mut self.$field, state);
+            ($field:ident, $variant:ident) => {
+                decode!($field, $variant, check)
+            };
+            ($field:ident, $variant:ident, $check:ident) => {{
+                let (change, refused) = decode_all(&mut self.$field, state, $check);
                 (Update::$variant(change), refused)
             }};
         }
@@ -73,7 +76,7 @@ impl Decoder {
             GATEWAYS => decode!(gateways, Gateways),
             SIDECARS => decode!(sidecars, Sidecars),
             SERVICE_ENTRIES => decode!(service_entries, ServiceEntries),
-            SYNTHETIC_SERVICE_ENTRIES => decode!(synthetic_service_entries, SyntheticServiceEntries),
+            SYNTHETIC_SERVICE_ENTRIES => decode!(synthetic_service_entries, SyntheticServiceEntries, trust),
             PEER_AUTHENTICATIONS => decode!(peer_authentications, PeerAuthentications),
             REQUEST_AUTHENTICATIONS => decode!(request_authentications, RequestAuthentications),
             AUTHORIZATION_POLICIES => decode!(authorization_policies, AuthorizationPolicies),
@@ -82,7 +85,11 @@ impl Decoder {
     }
 }
 
-fn decode_all<T: Resource>(known: &mut Decoded<T>, state: &Collection) -> (Change<T>, Vec<String>) {
+fn decode_all<T: Message + Name + Default, O>(
+    known: &mut Decoded<O>,
+    state: &Collection,
+    check: impl Fn(Metadata, T) -> Result<O, String>,
+) -> (Change<O>, Vec<String>) {
     let mut refused = Vec::new();
     known.retain(|name, _| state.resources.contains_key(name));
     for (name, resource) in &state.resources {
@@ -90,8 +97,8 @@ fn decode_all<T: Resource>(known: &mut Decoded<T>, state: &Collection) -> (Chang
             continue;
         }
         let last_good = known.get(name).and_then(|(_, config)| config.clone());
-        let config = match decode_one::<T>(resource) {
-            Ok(config) => Some(config),
+        let config = match decode_one(resource).and_then(|(meta, spec)| check(meta, spec)) {
+            Ok(config) => Some(Arc::new(config)),
             Err(reason) => {
                 refused.push(format!("{name}: {reason}"));
                 last_good
@@ -103,12 +110,22 @@ fn decode_all<T: Resource>(known: &mut Decoded<T>, state: &Collection) -> (Chang
     (Change { is_full: true, set, removed: Vec::new() }, refused)
 }
 
-fn decode_one<T: Message + Name + Default + Resource>(resource: &WireResource) -> Result<Config<T>, String> {
+fn decode_one<T: Message + Name + Default>(resource: &WireResource) -> Result<(Metadata, T), String> {
     let meta = resource.metadata.as_ref().map(Metadata::from).unwrap_or_default();
     let body = resource.body.as_ref().ok_or("the resource has no body")?;
     let spec: T = proto::any::unpack(body).map_err(|error| error.to_string())?;
-    let (checked, _) = Checked::new(meta, spec).map_err(|invalid| invalid.to_string())?;
-    Ok(Arc::new(checked))
+    Ok((meta, spec))
+}
+
+/// The rules for what users write.
+fn check<T: Resource>(meta: Metadata, spec: T) -> Result<Checked<T>, String> {
+    Checked::new(meta, spec).map(|(checked, _)| checked).map_err(|invalid| invalid.to_string())
+}
+
+/// What Galley made from the platform's objects is taken as it is.
+#[allow(clippy::unnecessary_wraps, reason = "stands beside `check`")]
+fn trust<T>(meta: Metadata, spec: T) -> Result<Synthetic<T>, String> {
+    Ok(Synthetic { meta, spec })
 }
 
 /// Receives until the process drains.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use proto::istio::networking::v1alpha3::{DestinationRule, Gateway, ServiceEntry, Sidecar, VirtualService};
 use proto::istio::security::v1beta1::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 
-use proto_mesh::kind::Resource;
+use prost::{Message, Name};
+use proto_mesh::{Checked, Metadata};
 
-use super::Config;
+use super::{Object, Synthetic};
 use crate::model::Mesh;
 
 /// Kinds of things whose change makes Pilot push.
@@ -98,15 +99,15 @@ impl KindSet {
 }
 
 /// Resources of one kind by `namespace/name`.
-pub type Collection<T> = BTreeMap<String, Config<T>>;
+pub type Collection<O> = BTreeMap<String, Arc<O>>;
 
 /// A change to the resources of one kind.
 #[derive(Clone, Debug)]
-pub struct Change<T> {
+pub struct Change<O> {
     /// True when `set` is everything there is: what is not in it is gone.
     pub is_full: bool,
     /// Added or replaced.
-    pub set: Vec<Config<T>>,
+    pub set: Vec<Arc<O>>,
     /// Gone, as `namespace/name`.
     pub removed: Vec<String>,
 }
@@ -115,23 +116,23 @@ pub struct Change<T> {
 #[derive(Clone, Debug)]
 pub enum Update {
     /// VirtualServices.
-    VirtualServices(Change<VirtualService>),
+    VirtualServices(Change<Checked<VirtualService>>),
     /// DestinationRules.
-    DestinationRules(Change<DestinationRule>),
+    DestinationRules(Change<Checked<DestinationRule>>),
     /// Gateways.
-    Gateways(Change<Gateway>),
+    Gateways(Change<Checked<Gateway>>),
     /// Sidecars.
-    Sidecars(Change<Sidecar>),
+    Sidecars(Change<Checked<Sidecar>>),
     /// ServiceEntries written by users.
-    ServiceEntries(Change<ServiceEntry>),
+    ServiceEntries(Change<Checked<ServiceEntry>>),
     /// ServiceEntries made from the platform's services.
-    SyntheticServiceEntries(Change<ServiceEntry>),
+    SyntheticServiceEntries(Change<Synthetic<ServiceEntry>>),
     /// PeerAuthentications.
-    PeerAuthentications(Change<PeerAuthentication>),
+    PeerAuthentications(Change<Checked<PeerAuthentication>>),
     /// RequestAuthentications.
-    RequestAuthentications(Change<RequestAuthentication>),
+    RequestAuthentications(Change<Checked<RequestAuthentication>>),
     /// AuthorizationPolicies.
-    AuthorizationPolicies(Change<AuthorizationPolicy>),
+    AuthorizationPolicies(Change<Checked<AuthorizationPolicy>>),
     /// The mesh's settings.
     Mesh(Arc<Mesh>),
 }
@@ -140,38 +141,38 @@ pub enum Update {
 #[derive(Debug, Default)]
 pub struct ConfigStore {
     /// By name.
-    pub virtual_services: Collection<VirtualService>,
+    pub virtual_services: Collection<Checked<VirtualService>>,
     /// By name.
-    pub destination_rules: Collection<DestinationRule>,
+    pub destination_rules: Collection<Checked<DestinationRule>>,
     /// By name.
-    pub gateways: Collection<Gateway>,
+    pub gateways: Collection<Checked<Gateway>>,
     /// By name.
-    pub sidecars: Collection<Sidecar>,
+    pub sidecars: Collection<Checked<Sidecar>>,
     /// By name.
-    pub service_entries: Collection<ServiceEntry>,
+    pub service_entries: Collection<Checked<ServiceEntry>>,
     /// By name.
-    pub synthetic_service_entries: Collection<ServiceEntry>,
+    pub synthetic_service_entries: Collection<Synthetic<ServiceEntry>>,
     /// By name.
-    pub peer_authentications: Collection<PeerAuthentication>,
+    pub peer_authentications: Collection<Checked<PeerAuthentication>>,
     /// By name.
-    pub request_authentications: Collection<RequestAuthentication>,
+    pub request_authentications: Collection<Checked<RequestAuthentication>>,
     /// By name.
-    pub authorization_policies: Collection<AuthorizationPolicy>,
+    pub authorization_policies: Collection<Checked<AuthorizationPolicy>>,
 }
 
 /// `namespace/name`, the key in every collection.
 #[must_use]
-pub fn key<T>(config: &Config<T>) -> String {
-    format!("{}/{}", config.meta.namespace, config.meta.name)
+pub fn key(meta: &Metadata) -> String {
+    format!("{}/{}", meta.namespace, meta.name)
 }
 
 /// Applies `change` to `collection`; the keys of what is different now.
-pub fn apply<T: PartialEq>(collection: &mut Collection<T>, change: Change<T>) -> BTreeSet<String> {
+pub fn apply<O: Object>(collection: &mut Collection<O>, change: Change<O>) -> BTreeSet<String> {
     let mut touched = BTreeSet::new();
     let mut seen = BTreeSet::new();
     for config in change.set {
-        let key = key(&config);
-        let is_same = collection.get(&key).is_some_and(|old| old.spec == config.spec && old.meta == config.meta);
+        let key = key(config.meta());
+        let is_same = collection.get(&key).is_some_and(|old| Arc::ptr_eq(old, &config) || *old == config);
         if !is_same {
             touched.insert(key.clone());
             collection.insert(key.clone(), config);
@@ -199,7 +200,7 @@ impl ConfigStore {
         macro_rules! add {
             ($($field:ident $kind:literal;)*) => { $(
                 for (key, config) in &self.$field {
-                    all.insert(format!("{}/{key}", $kind), describe($kind, config));
+                    all.insert(format!("{}/{key}", $kind), describe($kind, &config.meta, &config.spec));
                 }
             )* };
         }
@@ -219,9 +220,8 @@ impl ConfigStore {
 }
 
 /// A resource as its owner would write it.
-fn describe<T: Resource>(kind: &str, config: &Config<T>) -> serde_json::Value {
-    let spec = proto::json::to_value(&config.spec).unwrap_or_else(|error| serde_json::Value::String(error.to_string()));
-    let meta = &config.meta;
+fn describe<T: Message + Name>(kind: &str, meta: &Metadata, spec: &T) -> serde_json::Value {
+    let spec = proto::json::to_value(spec).unwrap_or_else(|error| serde_json::Value::String(error.to_string()));
     serde_json::json!({
         "kind": kind,
         "metadata": {

@@ -6,10 +6,11 @@
 use std::collections::BTreeSet;
 
 use proto::istio::networking::v1alpha3::{ServiceEntry, service_entry::{Location, Resolution as WireResolution}};
+use proto_mesh::Metadata;
 use proto_mesh::visibility::Visibility;
 
 use super::Converted;
-use crate::config::{Config, created};
+use crate::config::created;
 use crate::model::{Endpoint, Protocol, Registry, Resolution, Service, ServicePort};
 
 /// Galley lists endpoints (`ip:port`) here that exist but must not get traffic.
@@ -26,8 +27,7 @@ pub struct Settings<'a> {
 
 /// Converts one entry.
 #[must_use]
-pub fn convert(config: &Config<ServiceEntry>, registry: Registry, settings: &Settings<'_>) -> Converted {
-    let (meta, spec) = (&config.meta, &config.spec);
+pub fn convert(meta: &Metadata, spec: &ServiceEntry, registry: Registry, settings: &Settings<'_>) -> Converted {
     let resolution = match spec.resolution() {
         WireResolution::None | WireResolution::DynamicDns => Resolution::Passthrough,
         WireResolution::Static => Resolution::Static,
@@ -58,13 +58,13 @@ pub fn convert(config: &Config<ServiceEntry>, registry: Registry, settings: &Set
             resolution,
             is_external: spec.location() == Location::MeshExternal,
             visibility: Visibility::new(&spec.export_to, settings.export_to, &meta.namespace),
-            created: created(config),
+            created: created(meta),
             labels: meta.labels.clone(),
             registry,
             subject_alt_names: spec.subject_alt_names.clone(),
         })
         .collect();
-    Converted { services, endpoints: endpoints(config, resolution, &ports, settings) }
+    Converted { services, endpoints: endpoints(meta, spec, resolution, &ports, settings) }
 }
 
 /// The protocol field says it; "TCP" from a platform's service is refined by the port's name, as in Kubernetes.
@@ -77,12 +77,12 @@ fn protocol(declared: &str, name: &str, number: u32, registry: Registry) -> Prot
 }
 
 fn endpoints(
-    config: &Config<ServiceEntry>,
+    meta: &Metadata,
+    spec: &ServiceEntry,
     resolution: Resolution,
     ports: &[ServicePort],
     settings: &Settings<'_>,
 ) -> Vec<Endpoint> {
-    let (meta, spec) = (&config.meta, &config.spec);
     if spec.endpoints.is_empty() {
         if !matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin) {
             return Vec::new();

@@ -238,14 +238,14 @@ impl Task {
 
     fn apply_services(&mut self, registry: Registry, keys: std::collections::BTreeSet<String>) {
         let store = self.discovery.store.lock();
-        let entries = match registry {
-            Registry::Kubernetes => &store.synthetic_service_entries,
-            Registry::ServiceEntry => &store.service_entries,
+        let find = |key: &str| match registry {
+            Registry::Kubernetes => store.synthetic_service_entries.get(key).map(|entry| (&entry.meta, &entry.spec)),
+            Registry::ServiceEntry => store.service_entries.get(key).map(|entry| (&entry.meta, &entry.spec)),
         };
         let settings =
             service_entry::Settings { trust_domain: &self.mesh.trust_domain, export_to: &self.mesh.service_export_to };
         for key in keys {
-            let change = self.registry.apply(registry, &key, entries.get(&key), &settings);
+            let change = self.registry.apply(registry, &key, find(&key), &settings);
             self.pending.add_registry(change);
         }
     }

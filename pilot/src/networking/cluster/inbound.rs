@@ -12,7 +12,7 @@ use proto::envoy::config::endpoint::v3::{
 };
 
 use super::{TrafficPolicy, protocol_options};
-use crate::model::{ClusterName, Protocol, Service};
+use crate::model::{Protocol, Service};
 use crate::networking::View;
 use crate::networking::listener::inbound::{Target, targets};
 use crate::networking::wire::{address, string_value};
@@ -86,9 +86,4 @@ pub(super) fn service_metadata(services: &[(&Service, u32)]) -> Metadata {
     let services = Value { kind: Some(Kind::ListValue(ListValue { values: list })) };
     let istio = Struct { fields: BTreeMap::from([("services".to_owned(), services)]) };
     Metadata { filter_metadata: BTreeMap::from([("istio".to_owned(), istio)]), ..Metadata::default() }
-}
-
-/// The name of the cluster of a workload port that belongs to a service.
-pub(in crate::networking) fn cluster_name(host: &str, port: u32, port_name: &str) -> ClusterName {
-    ClusterName::inbound(port, port_name, host)
 }

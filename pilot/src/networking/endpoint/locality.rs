@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::envoy::config::core::v3::{Locality, address};
-use proto::envoy::config::endpoint::v3::{LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier};
+use proto::envoy::config::core::v3::Locality;
+use proto::envoy::config::endpoint::v3::LocalityLbEndpoints;
 use proto::istio::networking::v1alpha3::LocalityLoadBalancerSetting;
 
 use crate::model::endpoint::split_locality;
@@ -96,21 +96,4 @@ fn matches(place: &str, pattern: &str) -> bool {
         }
     }
     parts.all(|part| part.is_empty() || !pattern.contains('/') || pattern.split('/').count() < 3)
-}
-
-/// An endpoint's address as text, for people.
-#[must_use]
-pub fn describe(endpoint: &LbEndpoint) -> String {
-    let Some(HostIdentifier::Endpoint(endpoint)) = &endpoint.host_identifier else { return String::new() };
-    match endpoint.address.as_ref().and_then(|address| address.address.as_ref()) {
-        Some(address::Address::SocketAddress(socket)) => {
-            use proto::envoy::config::core::v3::socket_address::PortSpecifier;
-            match &socket.port_specifier {
-                Some(PortSpecifier::PortValue(port)) => format!("{}:{port}", socket.address),
-                _ => socket.address.clone(),
-            }
-        }
-        Some(address::Address::Pipe(pipe)) => format!("unix://{}", pipe.path),
-        _ => String::new(),
-    }
 }

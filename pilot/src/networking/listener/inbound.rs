@@ -40,7 +40,7 @@ pub struct Target {
 
 /// Every port of the workload: those of a Sidecar's ingress listeners if there are any, else those of its services.
 #[must_use]
-pub fn targets(view: &View<'_>) -> Vec<Target> {
+pub(in crate::networking) fn targets(view: &View<'_>) -> Vec<Target> {
     let ingress = view.scope.sidecar.as_ref().map_or(&[][..], |sidecar| &sidecar.spec.ingress);
     if !ingress.is_empty() {
         return ingress.iter().filter_map(|listener| from_ingress(view, listener)).collect();

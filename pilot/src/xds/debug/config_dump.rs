@@ -1,7 +1,5 @@
 //! A proxy's configuration in the shape of Envoy's `/config_dump`, made anew from the newest push context.
 
-use std::collections::BTreeSet;
-
 use prost_types::Any;
 use proto::envoy::admin::v3::{
     BootstrapConfigDump, ClustersConfigDump, ConfigDump, EndpointsConfigDump, ListenersConfigDump, RoutesConfigDump,
@@ -85,25 +83,4 @@ fn endpoint(resource: Generated) -> DynamicEndpointConfig {
         endpoint_config: Some((*resource.any).clone()),
         ..DynamicEndpointConfig::default()
     }
-}
-
-/// The names of the route configurations that listeners refer to.
-#[must_use]
-pub fn route_names(listeners: &[proto::envoy::config::listener::v3::Listener]) -> BTreeSet<String> {
-    use proto::envoy::config::listener::v3::filter::ConfigType;
-    use proto::envoy::extensions::filters::network::http_connection_manager::v3::{
-        HttpConnectionManager, http_connection_manager::RouteSpecifier,
-    };
-    let chains = listeners.iter().flat_map(|listener| listener.filter_chains.iter().chain(&listener.default_filter_chain));
-    chains
-        .flat_map(|chain| &chain.filters)
-        .filter_map(|filter| match &filter.config_type {
-            Some(ConfigType::TypedConfig(any)) => proto::any::unpack::<HttpConnectionManager>(any).ok(),
-            _ => None,
-        })
-        .filter_map(|manager| match manager.route_specifier {
-            Some(RouteSpecifier::Rds(rds)) => Some(rds.route_config_name),
-            _ => None,
-        })
-        .collect()
 }
