@@ -7,7 +7,10 @@ use crate::{
     event::{Content, Event, Key, Object, Objects, Origin, ParsedFile},
     metrics::RuntimeMetrics,
     snapshot::store::Kept,
-    transform::{direct, mesh_config, service_entry},
+    transform::{
+        direct, mesh_config,
+        service_entry::{self, Dirty},
+    },
     validation::{Problem, Verdict},
 };
 use arc_swap::ArcSwap;
@@ -127,10 +130,10 @@ impl Processor {
     pub fn handle(&mut self, event: Event) {
         let begun = Instant::now();
         self.outputs.metrics.events.inc();
-        let mut kube_changed = false;
+        let mut dirty = Dirty::none();
         match event {
             Event::Inventory(files) => {
-                kube_changed = self.take_inventory(&files);
+                dirty = self.take_inventory(&files);
                 if let Some(reason) = self.unreadable.take() {
                     tracing::info!(target: "processor", reason, "the source can be read again");
                 }
@@ -152,13 +155,13 @@ impl Processor {
                     .get_or_insert_with(|| Box::new(proto_mesh::mesh_config::defaults()));
             }
         }
-        self.publish(kube_changed);
+        self.publish(&dirty);
         let millis = begun.elapsed().as_secs_f64() * 1000.0;
         self.outputs.metrics.event_span.observe(millis);
     }
 
-    /// Takes the source's whole state; whether a Kubernetes object changed.
-    fn take_inventory(&mut self, files: &[Arc<ParsedFile>]) -> bool {
+    /// Takes the source's whole state; the services that it touches.
+    fn take_inventory(&mut self, files: &[Arc<ParsedFile>]) -> Dirty {
         let mut next = Objects::new();
         let mut rejected = Vec::new();
         let mut refused: Vec<(Key, usize)> = Vec::new();
@@ -202,9 +205,9 @@ impl Processor {
         self.stored = None;
         self.report(&rejected);
         self.rejected = rejected;
-        let changed = kube_differs(&self.objects, &next);
+        let dirty = Dirty::between(&self.objects, &next);
         self.objects = next;
-        changed
+        dirty
     }
 
     /// What was in force before: of this process, or (mesh objects only) of the one before it.
@@ -246,9 +249,9 @@ impl Processor {
         self.told = told;
     }
 
-    fn publish(&mut self, kube_changed: bool) {
+    fn publish(&mut self, dirty: &Dirty) {
         self.outputs.metrics.on_change.inc();
-        let Some(kept) = self.build(kube_changed) else {
+        let Some(kept) = self.build(dirty) else {
             return;
         };
         let is_new = !same_snapshot(&self.last, &kept.snapshot);
@@ -290,7 +293,7 @@ impl Processor {
     }
 
     /// The next snapshot; none while neither source nor store has said anything.
-    fn build(&mut self, kube_changed: bool) -> Option<Kept> {
+    fn build(&mut self, dirty: &Dirty) -> Option<Kept> {
         let mesh = self.mesh.as_ref()?;
         if !self.has_inventory {
             // Only a source that cannot be read lets the stored snapshot speak.
@@ -314,12 +317,18 @@ impl Processor {
             trust_domain: trust_domain(mesh, &self.domain),
         };
         let entries = self.last.get(SYNTHETIC_SERVICE_ENTRIES);
+        let has_same_settings = self.last_settings.as_ref() == Some(&settings);
         let entries = match entries {
             _ if !self.makes_service_entries => Arc::default(),
-            Some(entries) if !kube_changed && self.last_settings.as_ref() == Some(&settings) => {
-                entries.clone()
+            Some(entries) if has_same_settings && *dirty == Dirty::none() => entries.clone(),
+            entries => {
+                let dirty = if has_same_settings {
+                    dirty
+                } else {
+                    &Dirty::All
+                };
+                service_entry::build_collection(&self.objects, &settings, dirty, entries)
             }
-            entries => service_entry::build_collection(&self.objects, &settings, entries),
         };
         self.last_settings = Some(settings);
         snapshot.insert(SYNTHETIC_SERVICE_ENTRIES, entries);
@@ -361,16 +370,6 @@ fn duplicate(verdict: &Verdict, first: &Origin) -> Rejected {
         in_force: Some(first.to_string()),
         verdict,
     }
-}
-
-fn kube_differs(old: &Objects, new: &Objects) -> bool {
-    let kube = |objects: &Objects| -> Vec<*const Object> {
-        let of = objects
-            .values()
-            .filter(|object| object.resource().is_none());
-        of.map(Arc::as_ptr).collect()
-    };
-    kube(old) != kube(new)
 }
 
 fn same_snapshot(old: &Snapshot, new: &Snapshot) -> bool {

@@ -12,6 +12,7 @@ use crate::{
     validation::Kube,
 };
 use endpoints::{Backends, Found};
+
 use k8s_openapi::{
     api::core::v1::{Service, ServicePort as KubePort},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -31,9 +32,12 @@ use std::{
     time::SystemTime,
 };
 
+mod dirty;
 mod endpoints;
 #[cfg(test)]
 mod tests;
+
+pub use dirty::Dirty;
 
 const EXPORT_TO: &str = "networking.istio.io/exportTo";
 const CANONICAL_ACCOUNTS: &str = "alpha.istio.io/canonical-serviceaccounts";
@@ -53,24 +57,28 @@ pub struct Settings {
     pub trust_domain: String,
 }
 
-/// A service entry for each service; those that did not change are `last`'s own.
+/// A service entry for each service; those that are not dirty, or come out the same, are `last`'s own.
 pub fn build_collection(
     objects: &Objects,
     settings: &Settings,
+    dirty: &Dirty,
     last: Option<&Arc<Collection>>,
 ) -> Arc<Collection> {
     let backends = Backends::new(objects);
-    let resources = objects.values().filter_map(|object| {
+    let resources = objects.iter().filter_map(|(key, object)| {
         let Content::Kube(Kube::Service(service)) = &object.content else {
             return None;
         };
+        let same = last.and_then(|last| last.resources.get(&key.name));
+        if let Some(same) = same
+            && !dirty.has(&key.name)
+        {
+            return Some(same.clone());
+        }
         let resource = build_resource(service, &backends, settings)?;
         // Unchanged ones keep their place in memory, so that they are known by it.
-        let name = &resource.metadata.as_ref()?.name;
-        let same = last
-            .and_then(|last| last.resources.get(name))
-            .filter(|old| ***old == resource);
-        Some(same.map_or_else(|| Arc::new(resource.clone()), Arc::clone))
+        let same = same.filter(|same| ***same == resource).cloned();
+        Some(same.unwrap_or_else(|| Arc::new(resource)))
     });
     let mut resources: Vec<Arc<Resource>> = resources.collect();
     resources.sort_by(|a, b| proto_mcp::snapshot::name_of(a).cmp(proto_mcp::snapshot::name_of(b)));

@@ -85,8 +85,7 @@ impl<'a> Backends<'a> {
                     all.services.insert(named, service);
                 }
                 Kube::EndpointSlice(slice) => {
-                    let labels = slice.metadata.labels.as_ref();
-                    if let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME)) {
+                    if let Some(service) = service_label(slice) {
                         let slices = all.slices.entry((named.0, service)).or_default();
                         slices.push(slice);
                     }
@@ -305,6 +304,17 @@ impl<'a> Backends<'a> {
             locality.to_string()
         }
     }
+}
+
+/// The service (`namespace/name`) that a slice of that name belongs to.
+pub(super) fn service_of(slice: &EndpointSlice, name: &str) -> Option<String> {
+    let namespace = name.split_once('/').map_or("", |(namespace, _)| namespace);
+    Some(format!("{namespace}/{}", service_label(slice)?))
+}
+
+fn service_label(slice: &EndpointSlice) -> Option<&str> {
+    let labels = slice.metadata.labels.as_ref()?;
+    labels.get(SERVICE_NAME).map(String::as_str)
 }
 
 fn account_of(pod: &Pod) -> (String, String) {

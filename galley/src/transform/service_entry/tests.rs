@@ -21,7 +21,7 @@ fn built(yaml: &str) -> Arc<Collection> {
         domain: "cluster.local".into(),
         trust_domain: "td".into(),
     };
-    build_collection(&objects(yaml), &settings, None)
+    build_collection(&objects(yaml), &settings, &Dirty::All, None)
 }
 
 /// The entry; as Pilot does, it must find nothing wrong with it.
@@ -112,7 +112,7 @@ fn the_same_objects_give_the_same_collection() {
         domain: "cluster.local".into(),
         trust_domain: "td".into(),
     };
-    let again = build_collection(&objects(REVIEWS), &settings, Some(&first));
+    let again = build_collection(&objects(REVIEWS), &settings, &Dirty::All, Some(&first));
     assert!(Arc::ptr_eq(&first, &again));
 }
 
@@ -147,4 +147,36 @@ spec: {type: ExternalName, externalName: far.example.com, ports: [{name: https, 
         (Resolution::Dns, Location::MeshExternal)
     );
     assert_eq!(far.endpoints[0].address, "far.example.com");
+}
+
+#[test]
+fn a_change_touches_the_services_that_it_concerns_only() {
+    let old = objects(&format!(
+        "{REVIEWS}---\n{}",
+        REVIEWS.replace("shop", "other")
+    ));
+    let touched = |kind: &str, name: &str| {
+        let mut new = old.clone();
+        let key = Key {
+            collection: kind.into(),
+            name: name.into(),
+        };
+        assert!(new.remove(&key).is_some());
+        match (Dirty::between(&old, &new), Dirty::between(&new, &old)) {
+            (Dirty::Services(names), other) => {
+                assert_eq!(other, Dirty::Services(names.clone()));
+                names.into_iter().collect::<Vec<_>>().join(" ")
+            }
+            (Dirty::All, _) => "all".to_owned(),
+        }
+    };
+    assert_eq!(touched("Service", "shop/reviews"), "shop/reviews");
+    assert_eq!(touched("EndpointSlice", "shop/reviews-2"), "shop/reviews");
+    // Its address is in the slices of both.
+    assert_eq!(
+        touched("Pod", "shop/reviews-v1"),
+        "other/reviews shop/reviews"
+    );
+    assert_eq!(touched("Node", "n1"), "all");
+    assert_eq!(Dirty::between(&old, &old.clone()), Dirty::none());
 }

@@ -1,0 +1,116 @@
+//! Which services a change touches: only their entries are made anew.
+
+use super::endpoints::service_of;
+use crate::{
+    event::{Content, Key, Object, Objects},
+    validation::Kube,
+};
+use k8s_openapi::api::core::v1::Pod;
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
+
+/// Services to make anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dirty {
+    /// Every one.
+    All,
+    /// Those with these names (`namespace/name`).
+    Services(BTreeSet<String>),
+}
+
+impl Dirty {
+    /// No service.
+    pub fn none() -> Self {
+        Self::Services(BTreeSet::new())
+    }
+
+    /// Whether the service of that name has to be made anew.
+    pub(super) fn has(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Services(names) => names.contains(name),
+        }
+    }
+
+    /// What the step from `old` to `new` touches; objects are the same if they are in the same place in memory.
+    pub fn between(old: &Objects, new: &Objects) -> Self {
+        let mut names = BTreeSet::new();
+        let mut pods = HashSet::new();
+        for (key, object) in changed(old, new).chain(changed(new, old)) {
+            let Content::Kube(kube) = &object.content else {
+                continue;
+            };
+            match kube {
+                Kube::Service(_) | Kube::Endpoints(_) => {
+                    names.insert(key.name.clone());
+                }
+                Kube::EndpointSlice(slice) => names.extend(service_of(slice, &key.name)),
+                Kube::Pod(pod) => {
+                    pods.insert(key.name.clone());
+                    pods.extend(ip_of(pod));
+                }
+                Kube::Node(_) => return Self::All,
+                Kube::Namespace(_) | Kube::ServiceAccount(_) => {}
+            }
+        }
+        if !pods.is_empty() {
+            for (key, object) in old.iter().chain(new) {
+                names.extend(service_with_pod(key, object, &pods));
+            }
+        }
+        Self::Services(names)
+    }
+}
+
+/// Objects of `these` that `others` do not have.
+fn changed<'a>(
+    these: &'a Objects,
+    others: &'a Objects,
+) -> impl Iterator<Item = (&'a Key, &'a Arc<Object>)> {
+    these.iter().filter(|(key, object)| {
+        others
+            .get(*key)
+            .is_none_or(|other| !Arc::ptr_eq(object, other))
+    })
+}
+
+fn ip_of(pod: &Pod) -> Option<String> {
+    pod.status.as_ref()?.pod_ip.clone()
+}
+
+/// The service that one of these pods (by name or address) is an endpoint of, as far as this object tells.
+fn service_with_pod(key: &Key, object: &Object, pods: &HashSet<String>) -> Option<String> {
+    let namespace = key
+        .name
+        .split_once('/')
+        .map_or("", |(namespace, _)| namespace);
+    let is_named = |target: Option<&k8s_openapi::api::core::v1::ObjectReference>| {
+        let name = target.and_then(|target| {
+            let namespace = target.namespace.as_deref().unwrap_or(namespace);
+            Some(format!("{namespace}/{}", target.name.as_deref()?))
+        });
+        name.is_some_and(|name| pods.contains(&name))
+    };
+    match &object.content {
+        Content::Kube(Kube::EndpointSlice(slice)) => {
+            let has_pod = slice.endpoints.iter().any(|endpoint| {
+                is_named(endpoint.target_ref.as_ref())
+                    || endpoint.addresses.iter().any(|ip| pods.contains(ip))
+            });
+            service_of(slice, &key.name).filter(|_| has_pod)
+        }
+        Content::Kube(Kube::Endpoints(endpoints)) => {
+            let subsets = endpoints.subsets.iter().flatten();
+            let mut addresses = subsets.flat_map(|subset| {
+                let not_ready = subset.not_ready_addresses.iter().flatten();
+                subset.addresses.iter().flatten().chain(not_ready)
+            });
+            addresses
+                .any(|address| is_named(address.target_ref.as_ref()) || pods.contains(&address.ip))
+                .then(|| key.name.clone())
+        }
+        Content::Kube(_) | Content::Mesh(_) => None,
+    }
+}
