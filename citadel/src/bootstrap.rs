@@ -36,7 +36,7 @@ use crate::metrics::Metrics;
 use crate::pki::Validity;
 use crate::probe;
 use crate::root_file;
-use crate::server::{CertificateService, MAX_MESSAGE, OwnCertificate, Rules};
+use crate::server::{CertificateService, MAX_MESSAGE, OwnCertificate, Rules, with_deadline};
 
 /// Memory that the store may use as a cache.
 const STORE_CACHE: u64 = 4 << 20;
@@ -190,7 +190,7 @@ async fn serve(
         connection_window: 256 << 10,
         ..ServerOptions::default()
     };
-    let routes = tonic::service::Routes::new(service);
+    let routes = with_deadline(tonic::service::Routes::new(service));
     let metrics = GrpcMetrics::register(&process.registry, &[])?;
     grpc::serve(
         incoming,

@@ -1,5 +1,6 @@
 //! The CSR service (`istio.v1.auth.IstioCertificateService`): authenticate, authorize, sign, enter into the ledger, answer.
 
+mod deadline;
 mod own_certificate;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::ledger::{Issued, Ledger};
 use crate::metrics::Metrics;
 use crate::pki::{Bundle, Certificate, San, SigningRequest, to_pem};
 
+pub use deadline::with_deadline;
 pub use own_certificate::{OwnCertificate, OwnCertificateError};
 
 /// A request is a key and a few names: anything bigger is no request.

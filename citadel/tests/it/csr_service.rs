@@ -10,7 +10,7 @@ use citadel::ca::{CertificateAuthority, SelfSigned, SelfSignedSettings, TtlRules
 use citadel::ledger::Ledger;
 use citadel::metrics::Metrics;
 use citadel::pki::{Bundle, PrivateKey, Validity, certificates_from_pem, uri_sans, verify_chain};
-use citadel::server::{CertificateService, MAX_MESSAGE, OwnCertificate, Rules};
+use citadel::server::{CertificateService, MAX_MESSAGE, OwnCertificate, Rules, with_deadline};
 use citadel::testing::{ISSUER, TokenIssuer};
 use proto::istio::v1::auth::IstioCertificateRequest;
 use proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -80,7 +80,7 @@ async fn mesh() -> Mesh {
     let incoming = listener.tls(own.tls(), &drain);
     let service =
         IstioCertificateServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE);
-    let routes = tonic::service::Routes::new(service);
+    let routes = with_deadline(tonic::service::Routes::new(service));
     task::spawn("csr-server", async move {
         grpc::serve(incoming, routes, &ServerOptions::default(), None, drain).await
     });

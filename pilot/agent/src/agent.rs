@@ -43,7 +43,7 @@ pub struct Agent {
 
 /// How the proxy is run.
 enum Runner {
-    InProcess(in_process::Source, u32),
+    InProcess(Box<proxy::Options>, Process),
     Program(Program),
 }
 
@@ -82,7 +82,7 @@ impl Agent {
         self.start_secrets(&process).await?;
         let admin = AdminClient::new(settings.admin_port);
         self.start_status(admin, &process).await?;
-        let runner = self.runner()?;
+        let runner = self.runner(&process)?;
         let (stop, proxy_drain) = drain::channel();
         let proxy = task::spawn("proxy", async move { runner.run(proxy_drain).await });
         tokio::pin!(proxy);
@@ -174,7 +174,7 @@ impl Agent {
         Ok(())
     }
 
-    fn runner(&self) -> anyhow::Result<Runner> {
+    fn runner(&self, process: &Process) -> anyhow::Result<Runner> {
         let custom = self.args.custom_config_file.as_ref();
         for (flag, path) in [
             ("--customConfigFile", custom),
@@ -186,17 +186,18 @@ impl Agent {
             }
         }
         let bootstrap = bootstrap::build(&self.settings, &self.settings.sds_socket());
-        let concurrency = self.settings.concurrency;
         let file = self.settings.bootstrap_file();
         let Some(program) = &self.args.binary_path else {
-            if let Some(custom) = custom {
-                let source = in_process::Source::File(custom.clone());
-                return Ok(Runner::InProcess(source, concurrency));
-            }
-            // The proxy gets the message itself: the file is for people, it need not wait for it.
-            write_later(bootstrap.clone(), file);
-            let source = in_process::Source::Message(Box::new(bootstrap));
-            return Ok(Runner::InProcess(source, concurrency));
+            let source = match custom {
+                Some(custom) => in_process::Source::File(custom.clone()),
+                None => {
+                    // The proxy gets the message itself: the file is for people, it need not wait for it.
+                    write_later(bootstrap.clone(), file);
+                    in_process::Source::Message(Box::new(bootstrap))
+                }
+            };
+            let options = in_process::options(source, &self.settings, process);
+            return Ok(Runner::InProcess(Box::new(options), process.clone()));
         };
         let file = match custom {
             Some(custom) => custom.clone(),
@@ -218,9 +219,7 @@ impl Agent {
 impl Runner {
     async fn run(self, drain: Drain) -> anyhow::Result<()> {
         match self {
-            Self::InProcess(source, concurrency) => {
-                in_process::run(source, concurrency, drain).await
-            }
+            Self::InProcess(options, process) => in_process::run(*options, drain, process).await,
             Self::Program(program) => program.run(&drain).await,
         }
     }

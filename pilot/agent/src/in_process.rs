@@ -1,9 +1,14 @@
-//! The proxy inside this process: the library `proxy`, with its own worker threads.
+//! The proxy inside this process: the library `proxy`, with its own worker threads. Its admin port, xDS and the rest of its
+//! control side run on the agent's thread.
 
 use std::path::PathBuf;
 
 use proto::envoy::config::bootstrap::v3::Bootstrap;
 use proto_component::drain::Drain;
+use proto_component::process::Process;
+use proxy::{BootstrapSource, Options};
+
+use crate::settings::Settings;
 
 /// Where the proxy's bootstrap comes from.
 pub(crate) enum Source {
@@ -13,8 +18,24 @@ pub(crate) enum Source {
     File(PathBuf),
 }
 
-/// Runs the proxy until the drain, or until it fails.
-pub(crate) async fn run(_source: Source, _concurrency: u32, drain: Drain) -> anyhow::Result<()> {
-    drain.signaled().await;
-    Ok(())
+/// How the proxy is to run, from the agent's settings.
+pub(crate) fn options(source: Source, settings: &Settings, process: &Process) -> Options {
+    let source = match source {
+        Source::Message(bootstrap) => BootstrapSource::Message(bootstrap),
+        Source::File(path) => BootstrapSource::File(path),
+    };
+    Options {
+        // None means as many as there are processors.
+        concurrency: usize::try_from(settings.concurrency)
+            .ok()
+            .filter(|count| *count > 0),
+        drain_time: settings.drain_duration,
+        logging: Some(process.logging.clone()),
+        ..Options::new(source)
+    }
+}
+
+/// Runs the proxy until the drain, or until it fails. Its `/quitquitquit` ends the agent too.
+pub(crate) async fn run(options: Options, drain: Drain, process: Process) -> anyhow::Result<()> {
+    proxy::run(options, drain, process.trigger).await
 }

@@ -4,4 +4,5 @@
 
 mod binary;
 mod citadel;
+mod envoy;
 mod rotation;
