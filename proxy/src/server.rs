@@ -4,8 +4,17 @@ use crate::{stats::{Scope, Store}, upstream::ClusterManager};
 use parking_lot::Mutex;
 use proto::envoy::config::core::v3::Node;
 use proto_component::drain::{Drain, Trigger};
-use std::{sync::Arc, sync::atomic::{AtomicU64, Ordering::Relaxed}, time::Duration};
+use std::{sync::Arc, sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed}, time::{Duration, SystemTime}};
 use tokio::time::Instant;
+
+crate::stat_group! {
+    /// `server.…`
+    pub(crate) struct ServerStats {
+        concurrency: Gauge, days_until_first_cert_expiring: Gauge, hot_restart_epoch: Gauge, initialization_time_ms: Histogram,
+        live: Gauge, memory_allocated: Gauge, memory_heap_size: Gauge, memory_physical_size: Gauge, parent_connections: Gauge,
+        state: Gauge, stats_recent_lookups: Gauge, total_connections: Gauge, uptime: Gauge, version: Gauge,
+    }
+}
 
 /// The shared parts, passed as `Arc<ServerContext>`.
 pub(crate) struct ServerContext {
@@ -17,12 +26,18 @@ pub(crate) struct ServerContext {
     pub(crate) store: Arc<Store>,
     /// The root of all names.
     pub(crate) stats: Scope,
+    /// `server.…`
+    pub(crate) server_stats: Arc<ServerStats>,
+    /// When the process began, by the clock on the wall.
+    pub(crate) started_at: SystemTime,
     /// When the process began.
     pub(crate) started: Instant,
     /// How long connections may linger when their listener or chain goes away.
     pub(crate) drain_time: Duration,
     /// Signalled when the process shuts down.
     pub(crate) drain: Drain,
+    /// Open access-log files.
+    pub(crate) sinks: crate::access_log::Sinks,
     /// Starts the shutdown from inside.
     pub(crate) quit: Trigger,
     /// How many workers there are.
@@ -30,6 +45,7 @@ pub(crate) struct ServerContext {
     /// Text of the access log files that is yet to be written and other things to be done at the very end.
     pub(crate) state: Mutex<ServerState>,
     next_connection: AtomicU64,
+    fails_health_checks: AtomicBool,
 }
 
 /// Where the process is in its life, as `/server_info` and `/ready` tell.
@@ -67,21 +83,35 @@ impl ServerContext {
         Arc::new(Self {
             node: parts.node,
             clusters: Arc::new(ClusterManager::new(&stats)),
-            stats,
             store,
+            server_stats: stats.scope("server").group(),
+            started_at: SystemTime::now(),
             started: Instant::now(),
             drain_time: parts.drain_time,
             drain: parts.drain,
+            sinks: crate::access_log::Sinks::default(),
             quit: parts.quit,
             concurrency: parts.concurrency,
             state: Mutex::new(ServerState::PreInitializing),
             next_connection: AtomicU64::new(0),
+            fails_health_checks: AtomicBool::new(false),
+            stats,
         })
     }
 
     /// A number for a new connection, unique in the process.
     pub(crate) fn next_connection_id(&self) -> u64 {
         self.next_connection.fetch_add(1, Relaxed)
+    }
+
+    /// Whether health checks are to fail (`/healthcheck/fail`).
+    pub(crate) fn fails_health_checks(&self) -> bool {
+        self.fails_health_checks.load(Relaxed)
+    }
+
+    /// Lets health checks fail, or not any more.
+    pub(crate) fn fail_health_checks(&self, fails: bool) {
+        self.fails_health_checks.store(fails, Relaxed);
     }
 
     /// Where the process is in its life.

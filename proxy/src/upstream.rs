@@ -23,11 +23,11 @@ pub(crate) use circuit_breaker::{CircuitBreakers, Priority, RequestGuard, RetryG
 pub(crate) use cluster::{Cluster, NoHost};
 pub(crate) use cluster_config::{ClusterConfig, Discovery};
 pub(crate) use cluster_manager::ClusterManager;
-pub(crate) use connect::{ConnectError, connect};
+pub(crate) use connect::{ConnectError, ConnectionGuard, connect};
 pub(crate) use dns::run_dns;
 pub(crate) use grpc_channel::GrpcChannel;
 pub(crate) use health_check::run_health_checks;
-pub(crate) use host::{Host, HostAddress, Locality};
+pub(crate) use host::{HealthFlag, Host, HostAddress, Locality};
 pub(crate) use host_set::{HostSets, LocalityEndpoints};
 pub(crate) use load_balancer::LoadBalancerContext;
 pub(crate) use outlier::{Outcome, run_outlier_sweep};

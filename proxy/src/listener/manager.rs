@@ -204,6 +204,16 @@ impl Listeners {
         }
     }
 
+    /// Tells connections to find their end within `patience`; new ones are still accepted.
+    pub(crate) fn start_graceful_drain(&self, inbound_only: bool, patience: Duration) {
+        for listener in self.map().by_name.values() {
+            let config = listener.config.load();
+            if !inbound_only || config.direction == super::Direction::Inbound {
+                config.chains.iter().for_each(|chain| chain.start_drain(patience));
+            }
+        }
+    }
+
     /// Drains the connections of `old`'s chains that `new` does not have.
     fn drain_chains(&self, old: &ListenerConfig, new: Option<&ListenerConfig>) {
         for chain in old.chains.iter() {

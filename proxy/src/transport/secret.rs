@@ -3,6 +3,7 @@
 use super::certificate;
 use crate::{invalid::{At as _, Invalid}, wire::data_source};
 use arc_swap::ArcSwapOption;
+use base64::Engine as _;
 use parking_lot::Mutex;
 use proto::envoy::config::core::v3::ConfigSource;
 use proto::envoy::extensions::transport_sockets::tls::v3::{
@@ -10,7 +11,7 @@ use proto::envoy::extensions::transport_sockets::tls::v3::{
 };
 use rustls::{RootCertStore, sign::CertifiedKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 use tokio::sync::watch;
 
 /// A certificate chain with its key.
@@ -47,6 +48,7 @@ pub(crate) struct SecretSlot {
     /// Where it comes from; none for the bootstrap's own.
     pub(crate) source: Option<ConfigSource>,
     value: ArcSwapOption<Secret>,
+    updated: Mutex<SystemTime>,
     changed: watch::Sender<u64>,
 }
 
@@ -95,6 +97,17 @@ impl KeyPair {
         }
         Ok(Self { key: Arc::new(key), details })
     }
+
+    /// The chain as PEM in base64, as `inline_bytes` is shown.
+    pub(crate) fn chain_base64(&self) -> String {
+        let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+        let pem: String = self.key.cert.iter().map(|certificate| {
+            let body = encode(certificate);
+            let lines: Vec<&str> = body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap_or_default()).collect();
+            format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+        }).collect();
+        encode(pem.as_bytes())
+    }
 }
 
 impl Validation {
@@ -140,7 +153,13 @@ impl SecretSlot {
     /// Puts a new value in force.
     pub(crate) fn store(&self, secret: Secret) {
         self.value.store(Some(Arc::new(secret)));
+        *self.updated.lock() = SystemTime::now();
         self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// When the value came.
+    pub(crate) fn updated(&self) -> SystemTime {
+        *self.updated.lock()
     }
 
     /// Waits until there is a value.
@@ -172,6 +191,7 @@ impl SecretSlots {
             name: config.name.clone(),
             source: config.sds_config.clone(),
             value: ArcSwapOption::empty(),
+            updated: Mutex::new(SystemTime::now()),
             changed: watch::channel(0).0,
         });
         named.push(slot.clone());
@@ -182,7 +202,7 @@ impl SecretSlots {
 
     /// Puts a secret of the bootstrap in.
     pub(crate) fn add_static(&self, name: &str, secret: Secret) {
-        let slot = SecretSlot { name: name.to_owned(), source: None, value: ArcSwapOption::empty(), changed: watch::channel(0).0 };
+        let slot = SecretSlot { name: name.to_owned(), source: None, value: ArcSwapOption::empty(), updated: Mutex::new(SystemTime::now()), changed: watch::channel(0).0 };
         slot.store(secret);
         self.slots.lock().entry(name.to_owned()).or_default().push(Arc::new(slot));
     }

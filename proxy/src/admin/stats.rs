@@ -1,0 +1,125 @@
+//! `/stats`: text, JSON, Prometheus.
+
+use super::{control::{resident_bytes, state_name}, server::{Admin, Answer, Query}};
+use crate::{server::ServerState, stats::{QUANTILES, Reading, Summary, Value, write_prometheus}};
+use http::StatusCode;
+use regex::Regex;
+use serde_json::json;
+use std::fmt::Write as _;
+
+pub(super) fn stats(admin: &Admin, query: &Query) -> Answer {
+    if query.get("format") == Some("prometheus") {
+        return prometheus(admin, query);
+    }
+    let readings = match select(admin, query) {
+        Ok(readings) => readings,
+        Err(answer) => return answer,
+    };
+    if query.get("format") == Some("json") { json_form(&readings) } else { text_form(&readings) }
+}
+
+pub(super) fn prometheus(admin: &Admin, query: &Query) -> Answer {
+    match select(admin, query) {
+        Ok(readings) => Answer::Text(write_prometheus(&readings)),
+        Err(answer) => answer,
+    }
+}
+
+fn select(admin: &Admin, query: &Query) -> Result<Vec<Reading>, Answer> {
+    refresh_server_stats(admin);
+    let filter = query.get("filter").filter(|filter| !filter.is_empty()).map(Regex::new).transpose()
+        .map_err(|error| Answer::Status(StatusCode::BAD_REQUEST, format!("Invalid re2 regex: {error}\n")))?;
+    let is_used_only = query.has("usedonly");
+    let kind = query.get("type").unwrap_or("All");
+    let mut readings = admin.store.server.store.read();
+    readings.retain(|reading| {
+        filter.as_ref().is_none_or(|filter| filter.is_match(&reading.name))
+            && (!is_used_only || is_used(reading))
+            && match reading.value {
+                Value::Counter(_) => matches!(kind, "All" | "Counters"),
+                Value::Gauge(_) => matches!(kind, "All" | "Gauges"),
+                Value::Histogram(_) => matches!(kind, "All" | "Histograms"),
+            }
+    });
+    Ok(readings)
+}
+
+fn is_used(reading: &Reading) -> bool {
+    match &reading.value {
+        Value::Counter(value) | Value::Gauge(value) => *value != 0,
+        Value::Histogram(summary) => summary.is_some(),
+    }
+}
+
+/// What is only looked at when somebody asks.
+fn refresh_server_stats(admin: &Admin) {
+    let server = &admin.store.server;
+    let stats = &server.server_stats;
+    stats.uptime.set(server.started.elapsed().as_secs());
+    stats.concurrency.set(server.concurrency as u64);
+    let state = server.state();
+    stats.live.set(u64::from(state == ServerState::Live));
+    stats.state.set(match state_name(state) {
+        "LIVE" => 0,
+        "DRAINING" => 1,
+        "PRE_INITIALIZING" => 2,
+        _ => 3,
+    });
+    let resident = resident_bytes().unwrap_or(0);
+    stats.memory_allocated.set(resident);
+    stats.memory_heap_size.set(resident);
+    stats.memory_physical_size.set(resident);
+    let connections = admin.store.listeners.map().by_name.values().map(|listener| listener.stats.downstream_cx_active.value()).sum();
+    stats.total_connections.set(connections);
+    let days = admin.store.secrets.all().iter().filter_map(|slot| super::certs::days_left(slot)).min();
+    stats.days_until_first_cert_expiring.set(days.unwrap_or(u64::from(u32::MAX)));
+}
+
+fn text_form(readings: &[Reading]) -> Answer {
+    let mut text = String::new();
+    // Envoy lists counters and gauges first, then histograms; writing to a String cannot fail.
+    for reading in readings {
+        if let Value::Counter(value) | Value::Gauge(value) = &reading.value {
+            let _ = writeln!(text, "{}: {value}", reading.name);
+        }
+    }
+    for reading in readings {
+        if let Value::Histogram(summary) = &reading.value {
+            let _ = writeln!(text, "{}: {}", reading.name, histogram_text(summary.as_ref()));
+        }
+    }
+    Answer::Text(text)
+}
+
+fn histogram_text(summary: Option<&Summary>) -> String {
+    let Some(summary) = summary else { return "No recorded values".to_owned() };
+    let quantiles = QUANTILES.map(|quantile| {
+        let value = number(summary.quantile(quantile));
+        format!("P{}(nan,{value})", number(quantile))
+    });
+    quantiles.join(" ")
+}
+
+fn number(value: f64) -> String {
+    let text = format!("{value:.4}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+fn json_form(readings: &[Reading]) -> Answer {
+    let mut stats: Vec<serde_json::Value> = readings.iter().filter_map(|reading| match &reading.value {
+        Value::Counter(value) | Value::Gauge(value) => Some(json!({ "name": reading.name, "value": value })),
+        Value::Histogram(_) => None,
+    }).collect();
+    let computed: Vec<serde_json::Value> = readings.iter().filter_map(|reading| {
+        let Value::Histogram(summary) = &reading.value else { return None };
+        let values: Vec<serde_json::Value> = QUANTILES.iter().map(|quantile| {
+            let cumulative = summary.as_ref().map(|summary| summary.quantile(*quantile));
+            json!({ "interval": null, "cumulative": cumulative })
+        }).collect();
+        Some(json!({ "name": reading.name, "values": values }))
+    }).collect();
+    if !computed.is_empty() {
+        stats.push(json!({ "histograms": { "supported_quantiles": QUANTILES, "computed_quantiles": computed } }));
+    }
+    Answer::Json(json!({ "stats": stats }))
+}
