@@ -1,6 +1,9 @@
 //! Debug pages on the monitoring port: what is served, what is left out and why, who is subscribed.
 
-use crate::{event::Origin, processor::View};
+use crate::{
+    event::{Key, Origin},
+    processor::View,
+};
 use arc_swap::ArcSwap;
 use axum::{
     Json,
@@ -83,7 +86,7 @@ fn snapshot(view: &View, which: &Which) -> Response {
         .iter()
         .filter(|(resource, _)| which.name.as_ref().is_none_or(|wanted| wanted == *resource))
         .map(|(resource_name, resource)| {
-            let key = (name.clone(), resource_name.clone());
+            let key = Key::new(name, resource_name);
             let origin = view.kept.origins.get(&key);
             describe(resource, origin)
         });

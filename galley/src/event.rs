@@ -39,9 +39,9 @@ pub struct Parsed {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     /// The collection of a mesh object, the kind of a Kubernetes one.
-    pub collection: String,
+    pub collection: Arc<str>,
     /// `namespace/name`, or the bare name of what belongs to the cluster.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 /// A good object, with the place of its text.
@@ -66,13 +66,23 @@ pub enum Content {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Origin {
     /// The file.
-    pub file: String,
+    pub file: Arc<str>,
     /// The line of the object's first field.
     pub line: usize,
 }
 
 /// Objects by what they are called.
 pub type Objects = BTreeMap<Key, Arc<Object>>;
+
+impl Key {
+    /// A key of these two parts.
+    pub fn new(collection: &str, name: &str) -> Self {
+        Self {
+            collection: collection.into(),
+            name: name.into(),
+        }
+    }
+}
 
 impl Object {
     /// The resource to serve, if it is an object of the mesh.

@@ -178,7 +178,7 @@ impl Processor {
                 match &document.key {
                     Some(key) => refused.push((key.clone(), rejected.len())),
                     None => {
-                        broken_files.insert(verdict.file.clone());
+                        broken_files.insert(verdict.file.as_str());
                     }
                 }
                 rejected.push(Rejected {
@@ -187,7 +187,12 @@ impl Processor {
                 });
             }
         }
-        let before = self.before();
+        // Most of the time nothing is refused, and what was in force before does not matter.
+        let before = if rejected.is_empty() {
+            Objects::new()
+        } else {
+            self.before()
+        };
         for (key, index) in refused {
             if let Some(old) = before.get(&key)
                 && !next.contains_key(&key)
@@ -198,7 +203,7 @@ impl Processor {
         }
         // A document that cannot be read at all may be any object that its file had.
         for (key, old) in before {
-            if broken_files.contains(&old.origin.file) && !next.contains_key(&key) {
+            if broken_files.contains(old.origin.file.as_ref()) && !next.contains_key(&key) {
                 next.insert(key, old);
             }
         }
@@ -218,17 +223,14 @@ impl Processor {
         stored
             .origins
             .iter()
-            .filter_map(|((collection, name), origin)| {
-                let resource = stored.snapshot.get(collection)?.resources.get(name)?;
-                let key = Key {
-                    collection: collection.clone(),
-                    name: name.clone(),
-                };
+            .filter_map(|(key, origin)| {
+                let collection = stored.snapshot.get(&key.collection)?;
+                let resource = collection.resources.get(key.name.as_ref())?;
                 let object = Object {
                     origin: origin.clone(),
                     content: Content::Mesh(resource.clone()),
                 };
-                Some((key, Arc::new(object)))
+                Some((key.clone(), Arc::new(object)))
             })
             .collect()
     }
@@ -336,12 +338,7 @@ impl Processor {
             .objects
             .iter()
             .filter(|(_, object)| object.resource().is_some())
-            .map(|(key, object)| {
-                (
-                    (key.collection.clone(), key.name.clone()),
-                    object.origin.clone(),
-                )
-            })
+            .map(|(key, object)| (key.clone(), object.origin.clone()))
             .collect();
         Some(Kept {
             snapshot: Arc::new(snapshot),

@@ -3,7 +3,10 @@
 //! One tree; a key is `collection NUL name`, a value the origin and the encoded resource. Only differences are written, in
 //! one atomic batch, so that after a kill the store holds one whole snapshot: this one or the one before.
 
-use crate::{event::Origin, metrics::RuntimeMetrics};
+use crate::{
+    event::{Key, Origin},
+    metrics::RuntimeMetrics,
+};
 use anyhow::Context as _;
 use prost::Message as _;
 use proto::istio::mcp::v1alpha1::Resource;
@@ -30,7 +33,7 @@ pub struct Kept {
     /// The snapshot.
     pub snapshot: Arc<Snapshot>,
     /// Origin of a resource, by collection and name; synthetic ones have none.
-    pub origins: Arc<BTreeMap<(String, String), Origin>>,
+    pub origins: Arc<BTreeMap<Key, Origin>>,
 }
 
 /// Size of the store on disk at which it is written anew (it only grows otherwise).
@@ -89,7 +92,7 @@ impl Store {
             let (origin, resource) = decode(&value)
                 .with_context(|| format!("read {collection} {name} from the store"))?;
             if let Some(origin) = origin {
-                origins.insert((collection.to_owned(), name.to_owned()), origin);
+                origins.insert(Key::new(collection, name), origin);
             }
             let resources = collections.entry(collection.to_owned()).or_default();
             resources.push(Arc::new(resource));
@@ -127,7 +130,7 @@ impl Store {
                     .resources
                     .get(resource_name)
                     .is_some_and(|old| Arc::ptr_eq(old, resource) || old == resource);
-                let key = (name.clone(), resource_name.clone());
+                let key = Key::new(name, resource_name);
                 let origin = kept.origins.get(&key);
                 let has_moved = earlier.is_some_and(|earlier| earlier.origins.get(&key) != origin);
                 if !is_same || has_moved {
@@ -272,7 +275,7 @@ fn decode(bytes: &[u8]) -> anyhow::Result<(Option<Origin>, Resource)> {
     let origin = std::str::from_utf8(origin)?;
     let origin = origin.rsplit_once(':').and_then(|(file, line)| {
         Some(Origin {
-            file: file.to_owned(),
+            file: file.into(),
             line: line.parse().ok()?,
         })
     });
@@ -302,7 +305,7 @@ mod tests {
                 file: "/c/a.yaml".into(),
                 line,
             };
-            ((GATEWAYS.to_owned(), (*name).to_owned()), origin)
+            (Key::new(GATEWAYS, name), origin)
         });
         Kept {
             origins: Arc::new(origins.collect()),

@@ -149,17 +149,14 @@ pub fn parse(path: &Path, text: &str) -> ParsedFile {
 fn parsed(read: Read) -> Parsed {
     let (verdict, outcome) = (read.verdict, read.outcome);
     let origin = Origin {
-        file: verdict.file.clone(),
+        file: verdict.file.as_str().into(),
         line: verdict.line,
     };
     let full_name = match verdict.namespace.as_str() {
         "" => verdict.name.clone(),
         namespace => format!("{namespace}/{}", verdict.name),
     };
-    let named = |collection: &str| Key {
-        collection: collection.to_owned(),
-        name: full_name.clone(),
-    };
+    let named = |collection: &str| Key::new(collection, &full_name);
     let (key, content) = match outcome.subject {
         Some(Subject::Mesh(object)) => {
             let key = named(&object.served.collection);

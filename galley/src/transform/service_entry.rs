@@ -69,7 +69,7 @@ pub fn build_collection(
         let Content::Kube(Kube::Service(service)) = &object.content else {
             return None;
         };
-        let same = last.and_then(|last| last.resources.get(&key.name));
+        let same = last.and_then(|last| last.resources.get(key.name.as_ref()));
         if let Some(same) = same
             && !dirty.has(&key.name)
         {

@@ -44,11 +44,11 @@ impl Dirty {
             };
             match kube {
                 Kube::Service(_) | Kube::Endpoints(_) => {
-                    names.insert(key.name.clone());
+                    names.insert(key.name.to_string());
                 }
                 Kube::EndpointSlice(slice) => names.extend(service_of(slice, &key.name)),
                 Kube::Pod(pod) => {
-                    pods.insert(key.name.clone());
+                    pods.insert(key.name.to_string());
                     pods.extend(ip_of(pod));
                 }
                 Kube::Node(_) => return Self::All,
@@ -109,7 +109,7 @@ fn service_with_pod(key: &Key, object: &Object, pods: &HashSet<String>) -> Optio
             });
             addresses
                 .any(|address| is_named(address.target_ref.as_ref()) || pods.contains(&address.ip))
-                .then(|| key.name.clone())
+                .then(|| key.name.to_string())
         }
         Content::Kube(_) | Content::Mesh(_) => None,
     }
