@@ -83,7 +83,7 @@ impl ItemError {
     pub(crate) fn new(
         name: &impl ToString,
         field: impl Into<String>,
-        problem: impl ToString,
+        problem: impl std::fmt::Display,
     ) -> Self {
         Self {
             name: name.to_string(),

@@ -24,8 +24,8 @@ pub(crate) fn check(ast: &Ast, vocabulary: &Vocabulary) -> Result<ValueType, Com
             let Some(signature) = functions::signature(name) else {
                 return Err(CompileError::UnknownFunction(name.clone()));
             };
-            check_target(ast, &signature, target.as_deref(), vocabulary)?;
-            check_arguments(ast, &signature, arguments, vocabulary)
+            check_target(ast, signature, target.as_deref(), vocabulary)?;
+            check_arguments(ast, signature, arguments, vocabulary)
         }
     }
 }

@@ -30,6 +30,9 @@ fn vocabulary() -> Vocabulary {
     Vocabulary::new(&declared)
 }
 
+/// Attributes of a request.
+type Input<'a> = &'a [(&'a str, Value)];
+
 /// Value and references, or the error's text.
 fn eval(text: &str, input: &[(&str, Value)]) -> Result<(String, String), String> {
     let vocabulary = vocabulary();
@@ -151,7 +154,7 @@ fn what_cannot_be_compiled_is_refused() {
 #[test]
 fn absence_is_an_error_except_before_a_bar() {
     let a = || ("as", Value::from("x"));
-    let cases: &[(&str, &[(&str, Value)], &str)] = &[
+    let cases: &[(&str, Input<'_>, &str)] = &[
         ("as", &[], "lookup failed: 'as' [-as]"),
         ("as | bs", &[], "lookup failed: 'bs' [-as -bs]"),
         ("am[`k`]", &[], "lookup failed: 'am' [-am]"),
@@ -176,7 +179,7 @@ fn absence_is_an_error_except_before_a_bar() {
     for (text, input, want) in cases {
         assert_eq!(eval(text, input), Err((*want).into()), "{text}");
     }
-    let cases: &[(&str, &[(&str, Value)], &str, &str)] = &[
+    let cases: &[(&str, Input<'_>, &str, &str)] = &[
         ("as | `d`", &[], "d", "-as"),
         ("as | `d`", &[("as", Value::from(""))], "", "as"),
         ("as | (bs | `d`)", &[a()], "x", "as"),

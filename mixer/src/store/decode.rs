@@ -55,21 +55,21 @@ pub(super) fn add(
     resources: &mut Resources,
     kind: Kind,
     as_kind: &str,
-    meta: Metadata,
+    meta: &Metadata,
     bytes: &[u8],
 ) {
     let name = FullName::new(&meta.name, as_kind, &meta.namespace);
     let added = match kind {
-        Kind::Manifest => read(&meta, bytes).map(|spec| {
+        Kind::Manifest => read(meta, bytes).map(|spec| {
             resources.manifests.insert(name.clone(), spec);
         }),
-        Kind::Handler => read(&meta, bytes).map(|spec| {
+        Kind::Handler => read(meta, bytes).map(|spec| {
             resources.handlers.insert(name.clone(), spec);
         }),
-        Kind::Instance => read(&meta, bytes).map(|spec| {
+        Kind::Instance => read(meta, bytes).map(|spec| {
             resources.instances.insert(name.clone(), spec);
         }),
-        Kind::Rule => read(&meta, bytes).map(|spec| {
+        Kind::Rule => read(meta, bytes).map(|spec| {
             resources.rules.insert(name.clone(), spec);
         }),
     };

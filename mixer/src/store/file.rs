@@ -130,7 +130,7 @@ fn read_document(resources: &mut Resources, file: &str, document: &Document) {
         None => return,
     };
     match encode(kind, &spec) {
-        Ok(bytes) => decode::add(resources, kind, kind_name, meta, &bytes),
+        Ok(bytes) => decode::add(resources, kind, kind_name, &meta, &bytes),
         Err((path, problem)) => {
             let path = format!("spec.{path}");
             let place = format!("{file}:{}", document.line_of(&path));

@@ -89,5 +89,5 @@ fn add(resources: &mut Resources, kind: Kind, resource: &wire::Resource) {
         return;
     }
     let bytes = body.map_or(&[][..], |body| &body.value);
-    decode::add(resources, kind, kind.name(), meta, bytes);
+    decode::add(resources, kind, kind.name(), &meta, bytes);
 }

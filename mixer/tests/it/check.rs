@@ -74,6 +74,29 @@ spec:
   - {handler: quota, instances: [requestcount]}
 "#;
 
+/// Wrong in every way, and beside it what is right.
+const BROKEN: &str = r#"
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {name: bad-match, namespace: istio-system}
+spec: {match: nowhere == 1, actions: [{handler: deny, instances: [nothing]}]}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {name: bad-handler, namespace: istio-system}
+spec: {actions: [{handler: gone, instances: [nothing]}]}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: {name: bad, namespace: istio-system}
+spec: {compiledTemplate: metric, params: {value: "1", nonsense: 2}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: {name: bad, namespace: istio-system}
+spec: {compiledAdapter: denier, oops: 1}
+"#;
+
 fn policy() -> String {
     format!("{MANIFEST}---\n{POLICY}")
 }
@@ -231,29 +254,8 @@ async fn quotas_are_granted_once_a_call() {
 
 #[tokio::test]
 async fn what_is_wrong_is_left_out_and_the_rest_works() {
-    let mut server = TestServer::start(MANIFEST).await;
-    let broken = r#"
-apiVersion: config.istio.io/v1alpha2
-kind: rule
-metadata: {name: bad-match, namespace: istio-system}
-spec: {match: nowhere == 1, actions: [{handler: deny, instances: [nothing]}]}
----
-apiVersion: config.istio.io/v1alpha2
-kind: rule
-metadata: {name: bad-handler, namespace: istio-system}
-spec: {actions: [{handler: gone, instances: [nothing]}]}
----
-apiVersion: config.istio.io/v1alpha2
-kind: instance
-metadata: {name: bad, namespace: istio-system}
-spec: {compiledTemplate: metric, params: {value: "1", nonsense: 2}}
----
-apiVersion: config.istio.io/v1alpha2
-kind: handler
-metadata: {name: bad, namespace: istio-system}
-spec: {compiledAdapter: denier, oops: 1}
-"#;
-    server.write(&format!("{}---{broken}", policy()));
+    let server = TestServer::start(MANIFEST).await;
+    server.write(&format!("{}---{BROKEN}", policy()));
     let evil = attributes([
         ("source.name", "evil".into()),
         ("request.headers", headers(&[])),

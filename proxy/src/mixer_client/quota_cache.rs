@@ -1,0 +1,271 @@
+//! Quotas at hand: an amount is fetched ahead, as much as the last second needed, and requests are charged against it.
+//!
+//! Until the first answer requests pass on credit. When Mixer grants less than was asked, nothing is asked for a while.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::istio::mixer::v1::ReferencedAttributes;
+use proto_mesh::attribute::Attributes;
+use tokio::time::Instant;
+
+use super::quota_spec::Requirement;
+use super::referenced::{Referenced, Signature};
+
+const CAPACITY: usize = 10_000;
+const MAX_SHAPES: usize = 64;
+/// What the last window needed is what the next will.
+const WINDOW: Duration = Duration::from_millis(1000);
+const SLOTS: u64 = 20;
+const MIN_PREFETCH: i64 = 10;
+/// After an answer that granted less than was asked.
+const CLOSE_WAIT: Duration = Duration::from_millis(500);
+const MAX_GRANT_LIFE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_secs(600);
+
+/// The cache.
+#[derive(Debug, Default)]
+pub(super) struct QuotaCache {
+    by_name: HashMap<Arc<str>, Quota>,
+    next_id: u64,
+    swept: Option<Instant>,
+}
+
+/// A charge's outcome.
+#[derive(Debug)]
+pub(super) struct Decision {
+    pub(super) is_granted: bool,
+    pub(super) prefetch: Option<Prefetch>,
+}
+
+/// An amount to ask Mixer for.
+#[derive(Clone, Debug)]
+pub(super) struct Prefetch {
+    pub(super) name: Arc<str>,
+    pub(super) amount: i64,
+    /// The cell that asks.
+    cell: u64,
+}
+
+/// What Mixer answered to a prefetch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Granted {
+    pub(super) amount: i64,
+    pub(super) valid: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Quota {
+    shapes: Vec<Referenced>,
+    /// By id.
+    cells: HashMap<u64, Cell>,
+    by_signature: HashMap<Signature, u64>,
+    /// Serves everybody until the first answer tells what the quota depends on.
+    pending: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Cell {
+    grants: VecDeque<Grant>,
+    /// Before the first answer.
+    is_on_credit: bool,
+    /// The last answer granted less than was asked.
+    is_closed: bool,
+    in_flight: u32,
+    asked: Option<Instant>,
+    used: Instant,
+    /// Passed in each slot of the window.
+    passed: [i64; SLOTS as usize],
+    slot: u64,
+    begun: Instant,
+}
+
+#[derive(Debug)]
+struct Grant {
+    amount: i64,
+    expires: Instant,
+}
+
+impl QuotaCache {
+    /// Charges a request for a quota.
+    pub(super) fn charge(&mut self, requirement: &Requirement, attributes: &Attributes, now: Instant) -> Decision {
+        self.sweep(now);
+        let quota = self.by_name.entry(requirement.name.clone()).or_default();
+        let id = quota.find(attributes, &requirement.name).unwrap_or_else(|| {
+            self.next_id += 1;
+            quota.add(self.next_id, attributes, &requirement.name, now);
+            self.next_id
+        });
+        let Some(cell) = quota.cells.get_mut(&id) else {
+            // The id was just found or added.
+            return Decision { is_granted: true, prefetch: None };
+        };
+        let prefetch = cell.wanted(requirement.amount, now);
+        let is_granted = cell.take(requirement.amount, now);
+        let prefetch = prefetch.map(|amount| Prefetch { name: requirement.name.clone(), amount, cell: id });
+        Decision { is_granted, prefetch }
+    }
+
+    /// Takes an answer to a prefetch; `None` when Mixer could not be asked: then everything asked for is granted.
+    pub(super) fn answered(
+        &mut self,
+        prefetch: &Prefetch,
+        granted: Option<Granted>,
+        referenced: Option<&ReferencedAttributes>,
+        attributes: &Attributes,
+        now: Instant,
+    ) {
+        let Some(quota) = self.by_name.get_mut(&prefetch.name) else {
+            return;
+        };
+        if let Some(shape) = referenced.and_then(|message| Referenced::decode(message, attributes)) {
+            quota.learn(shape, prefetch, attributes);
+        }
+        if let Some(cell) = quota.cells.get_mut(&prefetch.cell) {
+            cell.answered(prefetch.amount, granted, now);
+        }
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        let cells: usize = self.by_name.values().map(|quota| quota.cells.len()).sum();
+        let is_due = self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= IDLE / 10);
+        if !is_due && cells < CAPACITY {
+            return;
+        }
+        self.swept = Some(now);
+        for quota in self.by_name.values_mut() {
+            // Too many: half of them must go, whoever was used last stays.
+            let patience = if cells >= CAPACITY { WINDOW } else { IDLE };
+            quota.cells.retain(|_, cell| now.saturating_duration_since(cell.used) < patience);
+            let cells = &quota.cells;
+            quota.by_signature.retain(|_, id| cells.contains_key(id));
+            quota.pending = quota.pending.filter(|id| cells.contains_key(id));
+        }
+        self.by_name.retain(|_, quota| !quota.cells.is_empty());
+    }
+}
+
+impl Quota {
+    fn find(&self, attributes: &Attributes, name: &str) -> Option<u64> {
+        let known = self.shapes.iter().find_map(|shape| {
+            let signature = shape.signature(attributes, name)?;
+            self.by_signature.get(&signature).copied()
+        });
+        known.or(if self.shapes.is_empty() { self.pending } else { None })
+    }
+
+    fn add(&mut self, id: u64, attributes: &Attributes, name: &str, now: Instant) {
+        self.cells.insert(id, Cell::new(now));
+        let fitting = self.shapes.iter().find_map(|shape| shape.signature(attributes, name));
+        match fitting {
+            Some(signature) => {
+                self.by_signature.insert(signature, id);
+            }
+            None => self.pending = Some(id),
+        }
+    }
+
+    /// The cell that asked is the one for requests like the one it asked for.
+    fn learn(&mut self, shape: Referenced, prefetch: &Prefetch, attributes: &Attributes) {
+        let Some(signature) = shape.signature(attributes, &prefetch.name) else {
+            return;
+        };
+        if !self.shapes.contains(&shape) {
+            if self.shapes.len() >= MAX_SHAPES {
+                self.shapes.clear();
+                self.by_signature.clear();
+            }
+            self.shapes.push(shape);
+        }
+        self.by_signature.entry(signature).or_insert(prefetch.cell);
+        self.pending = self.pending.filter(|id| *id != prefetch.cell);
+    }
+}
+
+impl Cell {
+    fn new(now: Instant) -> Self {
+        Self {
+            grants: VecDeque::new(),
+            is_on_credit: true,
+            is_closed: false,
+            in_flight: 0,
+            asked: None,
+            used: now,
+            passed: [0; SLOTS as usize],
+            slot: 0,
+            begun: now,
+        }
+    }
+
+    fn available(&mut self, now: Instant) -> i64 {
+        self.grants.retain(|grant| grant.expires > now && grant.amount > 0);
+        self.grants.iter().map(|grant| grant.amount).sum()
+    }
+
+    /// What is worth asking for now.
+    fn wanted(&mut self, amount: i64, now: Instant) -> Option<i64> {
+        if self.is_closed {
+            let waits = self.asked.is_some_and(|asked| now.saturating_duration_since(asked) < CLOSE_WAIT);
+            if waits || self.in_flight > 0 {
+                return None;
+            }
+        }
+        let available = self.available(now);
+        let desired = self.passed_lately(now).max(MIN_PREFETCH);
+        let is_low = available < desired / 2 && self.in_flight == 0;
+        let is_short = available < amount && !self.is_on_credit;
+        if !is_low && !is_short || self.in_flight >= 10 {
+            return None;
+        }
+        self.in_flight += 1;
+        self.asked = Some(now);
+        Some(desired.max(amount))
+    }
+
+    fn take(&mut self, amount: i64, now: Instant) -> bool {
+        self.used = now;
+        self.passed_lately(now);
+        let slot = usize::try_from(self.slot % SLOTS).unwrap_or(0);
+        self.passed[slot] = self.passed[slot].saturating_add(amount);
+        if self.is_on_credit {
+            return true;
+        }
+        if self.available(now) < amount {
+            return false;
+        }
+        let mut left = amount;
+        for grant in &mut self.grants {
+            let taken = grant.amount.min(left);
+            grant.amount -= taken;
+            left -= taken;
+        }
+        true
+    }
+
+    /// What was asked for in the window that ends now.
+    fn passed_lately(&mut self, now: Instant) -> i64 {
+        let slot_length = WINDOW / 20;
+        let since = now.saturating_duration_since(self.begun);
+        let current = u64::try_from(since.as_millis() / slot_length.as_millis()).unwrap_or(u64::MAX);
+        let steps = current.saturating_sub(self.slot).min(SLOTS);
+        for step in 0..steps {
+            let gone = usize::try_from((current - step) % SLOTS).unwrap_or(0);
+            self.passed[gone] = 0;
+        }
+        self.slot = self.slot.max(current);
+        self.passed.iter().sum()
+    }
+
+    fn answered(&mut self, asked: i64, granted: Option<Granted>, now: Instant) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.is_on_credit = false;
+        // Mixer's absence must not stop traffic.
+        let granted = granted.unwrap_or(Granted { amount: asked, valid: WINDOW });
+        self.is_closed = granted.amount < asked;
+        if granted.amount > 0 {
+            let life = granted.valid.min(MAX_GRANT_LIFE);
+            self.grants.push_back(Grant { amount: granted.amount, expires: now + life });
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Which quotas a request costs: the rules of the route's quota specs, on string attributes only.
+
+use std::sync::Arc;
+
+use proto::istio::mixer::v1::config::client as wire;
+use proto_mesh::attribute::{Attributes, Value};
+use regex::Regex;
+
+use crate::invalid::{Invalid, try_all};
+
+/// Memory that a compiled pattern may take.
+const PATTERN_LIMIT: usize = 1 << 20;
+
+/// A quota that a request costs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Requirement {
+    pub(crate) name: Arc<str>,
+    pub(crate) amount: i64,
+}
+
+/// A checked spec.
+#[derive(Debug)]
+pub(crate) struct QuotaSpec {
+    rules: Vec<Rule>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    /// One must hold; none means always.
+    matches: Vec<Vec<Clause>>,
+    quotas: Vec<Requirement>,
+}
+
+/// One attribute's condition.
+#[derive(Debug)]
+struct Clause {
+    attribute: String,
+    text: TextMatch,
+}
+
+#[derive(Debug)]
+enum TextMatch {
+    /// It is there.
+    Present,
+    Exact(String),
+    Prefix(String),
+    /// The whole value.
+    Pattern(Box<Regex>),
+}
+
+impl TryFrom<&wire::QuotaSpec> for QuotaSpec {
+    type Error = Invalid;
+
+    fn try_from(spec: &wire::QuotaSpec) -> Result<Self, Invalid> {
+        let rules = try_all("rules", &spec.rules, |rule| {
+            Ok(Rule {
+                matches: try_all("match", &rule.r#match, clauses)?,
+                quotas: rule
+                    .quotas
+                    .iter()
+                    .map(|quota| Requirement { name: quota.quota.as_str().into(), amount: quota.charge })
+                    .collect(),
+            })
+        })?;
+        Ok(QuotaSpec { rules })
+    }
+}
+
+fn clauses(attribute_match: &wire::AttributeMatch) -> Result<Vec<Clause>, Invalid> {
+    use wire::string_match::MatchType;
+    attribute_match
+        .clause
+        .iter()
+        .map(|(attribute, text)| {
+            let text = match &text.match_type {
+                None => TextMatch::Present,
+                Some(MatchType::Exact(text)) => TextMatch::Exact(text.clone()),
+                Some(MatchType::Prefix(text)) => TextMatch::Prefix(text.clone()),
+                Some(MatchType::Regex(text)) => {
+                    let whole = format!("^(?:{text})$");
+                    let pattern = regex::RegexBuilder::new(&whole).size_limit(PATTERN_LIMIT).build();
+                    let problem = |error: regex::Error| {
+                        Invalid::new(error.to_string()).at(format_args!("clause[{attribute}].regex"))
+                    };
+                    TextMatch::Pattern(Box::new(pattern.map_err(problem)?))
+                }
+            };
+            Ok(Clause { attribute: attribute.clone(), text })
+        })
+        .collect()
+}
+
+impl QuotaSpec {
+    /// What a request with these attributes costs.
+    pub(crate) fn requirements<'a>(&'a self, attributes: &'a Attributes) -> impl Iterator<Item = Requirement> + 'a {
+        let applies = |rule: &&Rule| {
+            rule.matches.is_empty()
+                || rule.matches.iter().any(|clauses| clauses.iter().all(|clause| clause.holds(attributes)))
+        };
+        self.rules.iter().filter(applies).flat_map(|rule| rule.quotas.iter().cloned())
+    }
+}
+
+impl Clause {
+    fn holds(&self, attributes: &Attributes) -> bool {
+        let Some(Value::String(value)) = attributes.get(&self.attribute) else {
+            return false;
+        };
+        match &self.text {
+            TextMatch::Present => true,
+            TextMatch::Exact(text) => value == text,
+            TextMatch::Prefix(text) => value.starts_with(text.as_str()),
+            TextMatch::Pattern(pattern) => pattern.is_match(value),
+        }
+    }
+}
