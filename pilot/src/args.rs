@@ -64,10 +64,19 @@ pub struct Discovery {
     #[arg(long = "meshConfig", default_value = "/etc/istio/config/mesh")]
     pub mesh_config: PathBuf,
     /// File with the mesh's networks.
-    #[arg(long = "networksConfig", default_value = "/etc/istio/config/meshNetworks", hide = true)]
+    #[arg(
+        long = "networksConfig",
+        default_value = "/etc/istio/config/meshNetworks",
+        hide = true
+    )]
     pub networks_config: PathBuf,
     /// Namespace of this process.
-    #[arg(short = 'n', long, env = "POD_NAMESPACE", default_value = "istio-system")]
+    #[arg(
+        short = 'n',
+        long,
+        env = "POD_NAMESPACE",
+        default_value = "istio-system"
+    )]
     pub namespace: String,
     /// DNS suffix of services.
     #[arg(long, default_value = "cluster.local")]
@@ -76,7 +85,12 @@ pub struct Discovery {
     #[arg(long = "trust-domain", default_value = "")]
     pub trust_domain: String,
     /// Plugins in the order of their filters.
-    #[arg(long, value_delimiter = ',', default_value = "authn,authz,health,mixer", hide = true)]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "authn,authz,health,mixer",
+        hide = true
+    )]
     pub plugins: Vec<String>,
     /// Folder of YAML files to take configuration from; followed.
     #[arg(long = "configDir")]

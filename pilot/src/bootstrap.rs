@@ -33,7 +33,8 @@ use crate::xds::{Discovery, debug};
 /// When a flag does not fit, a file cannot be read, or a port is taken.
 pub async fn run(args: Args, process: Process) -> anyhow::Result<()> {
     if args.registries.contains(&RegistryKind::Kubernetes) {
-        let text = "--registries Kubernetes: services come over MCP (from galley); use --registries MCP";
+        let text =
+            "--registries Kubernetes: services come over MCP (from galley); use --registries MCP";
         return Err(Usage(text.to_owned()).into());
     }
     let mesh_config = read_mesh(&args)?;
@@ -45,7 +46,9 @@ pub async fn run(args: Args, process: Process) -> anyhow::Result<()> {
     let plaintext = Listener::bind_text(&args.grpc_address, "--grpcAddr").await?;
     let secure = bind_secure(&args).await?;
     let http = Listener::bind_text(&args.http_address, "--httpAddr").await?;
-    let monitoring = debug::pages(Monitoring::new(&process), &discovery).bind(&args.monitoring_address, "--monitoringAddr").await?;
+    let monitoring = debug::pages(Monitoring::new(&process), &discovery)
+        .bind(&args.monitoring_address, "--monitoringAddr")
+        .await?;
 
     let (updates, received) = mpsc::channel(UPDATES);
     let config_ready = process.readiness.condition("config");
@@ -53,33 +56,66 @@ pub async fn run(args: Args, process: Process) -> anyhow::Result<()> {
     watch_mesh(&args, updates);
 
     monitoring.start(&process);
-    let http_pages = debug::pages(Monitoring::new(&process), &discovery).router();
-    tracing::info!(address = %http.address(), "http");
-    let http_drain = process.drain.clone();
-    let incoming = http.plaintext(&Drain::never());
-    task::spawn("http", async move { serve_http(incoming, http_pages, async move { http_drain.expired().await }).await });
+    start_http(http, &discovery, &process);
 
-    let limits = StreamLimits { drain: process.drain.clone(), max_age: args.keepalive.max_server_connection_age };
-    let options = ServerOptions { max_concurrent_streams: args.features.grpc_max_streams, ..ServerOptions::default() }
-        .with_keepalive(&args.keepalive);
+    let limits = StreamLimits {
+        drain: process.drain.clone(),
+        max_age: args.keepalive.max_server_connection_age,
+    };
+    let options = ServerOptions {
+        max_concurrent_streams: args.features.grpc_max_streams,
+        ..ServerOptions::default()
+    }
+    .with_keepalive(&args.keepalive);
     let grpc_metrics = GrpcMetrics::register(&process.registry, &[]).ok();
     let server = Server::new(Arc::clone(&discovery), limits);
     tracing::info!(address = %plaintext.address(), "xds");
-    let mut serving = vec![serve(plaintext.plaintext(&process.drain), &server, &options, grpc_metrics.clone(), &process)];
+    let mut serving = vec![serve(
+        plaintext.plaintext(&process.drain),
+        &server,
+        &options,
+        grpc_metrics.clone(),
+        &process,
+    )];
     if let Some((listener, tls)) = secure {
         tracing::info!(address = %listener.address(), "xds with tls");
-        serving.push(serve(listener.tls(tls, &process.drain), &server, &options, grpc_metrics, &process));
+        serving.push(serve(
+            listener.tls(tls, &process.drain),
+            &server,
+            &options,
+            grpc_metrics,
+            &process,
+        ));
     }
     let ready = Arc::clone(&discovery);
     task::spawn("ready", async move {
         ready.ready().await;
         config_ready.set();
     });
-    discovery::run(discovery, args.domain.clone(), mesh, received, sources.synced(), process.drain.clone()).await;
+    discovery::run(
+        discovery,
+        args.domain.clone(),
+        mesh,
+        received,
+        sources.synced(),
+        process.drain.clone(),
+    )
+    .await;
     for server in serving {
         server.await.context("xds server")??;
     }
     Ok(())
+}
+
+/// The pages of the monitoring port, on the port where Istio's tools look for them.
+fn start_http(listener: Listener, discovery: &Arc<Discovery>, process: &Process) {
+    let pages = debug::pages(Monitoring::new(process), discovery).router();
+    tracing::info!(address = %listener.address(), "http");
+    let drain = process.drain.clone();
+    let incoming = listener.plaintext(&Drain::never());
+    task::spawn("http", async move {
+        serve_http(incoming, pages, async move { drain.expired().await }).await;
+    });
 }
 
 fn serve(
@@ -90,18 +126,25 @@ fn serve(
     process: &Process,
 ) -> tokio::task::JoinHandle<anyhow::Result<()>> {
     let (routes, options, drain) = (server.routes(), options.clone(), process.drain.clone());
-    task::spawn("xds", async move { grpc::serve(incoming, routes, &options, metrics, drain).await })
+    task::spawn("xds", async move {
+        grpc::serve(incoming, routes, &options, metrics, drain).await
+    })
 }
 
 /// The port with TLS, if there is a certificate.
 async fn bind_secure(args: &Args) -> anyhow::Result<Option<(Listener, ServerTls)>> {
     let folder = &args.features.cert_dir;
-    let files = PemFiles::new(folder.join("cert-chain.pem"), folder.join("key.pem"), Some(folder.join("root-cert.pem")));
+    let files = PemFiles::new(
+        folder.join("cert-chain.pem"),
+        folder.join("key.pem"),
+        Some(folder.join("root-cert.pem")),
+    );
     if args.secure_grpc_address.is_empty() || !folder.join("cert-chain.pem").exists() {
         tracing::info!(folder = %folder.display(), "no certificate: xds is served without tls only");
         return Ok(None);
     }
-    let tls = ServerTls::from_files(files, ClientAuth::Optional, &["h2"]).map_err(|error| Usage(error.to_string()))?;
+    let tls = ServerTls::from_files(files, ClientAuth::Optional, &["h2"])
+        .map_err(|error| Usage(error.to_string()))?;
     let listener = Listener::bind_text(&args.secure_grpc_address, "--secureGrpcAddr").await?;
     Ok(Some((listener, tls)))
 }
@@ -114,10 +157,22 @@ fn read_mesh(args: &Args) -> anyhow::Result<MeshConfig> {
             tracing::warn!(file = %args.mesh_config.display(), "no mesh settings: the defaults hold");
             String::new()
         }
-        Err(error) => return Err(Usage(format!("--meshConfig {}: {error}", args.mesh_config.display())).into()),
+        Err(error) => {
+            return Err(Usage(format!(
+                "--meshConfig {}: {error}",
+                args.mesh_config.display()
+            ))
+            .into());
+        }
     };
     let parsed = parse_mesh(&text, &args.trust_domain);
-    parsed.map_err(|error| Usage(format!("--meshConfig {}: {error}", args.mesh_config.display())).into())
+    parsed.map_err(|error| {
+        Usage(format!(
+            "--meshConfig {}: {error}",
+            args.mesh_config.display()
+        ))
+        .into()
+    })
 }
 
 fn parse_mesh(text: &str, trust_domain: &str) -> Result<MeshConfig, String> {
@@ -145,11 +200,17 @@ fn watch_mesh(args: &Args, updates: mpsc::Sender<Update>) {
             match parse_mesh(&text, &trust_domain) {
                 Ok(mesh) => {
                     tracing::info!(file = %path.display(), "mesh settings read again");
-                    if updates.send(Update::Mesh(Arc::new(Mesh::from(&mesh)))).await.is_err() {
+                    if updates
+                        .send(Update::Mesh(Arc::new(Mesh::from(&mesh))))
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
-                Err(error) => tracing::error!(file = %path.display(), error, "mesh settings are wrong; the last good ones hold"),
+                Err(error) => {
+                    tracing::error!(file = %path.display(), error, "mesh settings are wrong; the last good ones hold");
+                }
             }
         }
     });
@@ -189,15 +250,23 @@ fn start_sources(
             tracing::warn!("--configDir is given: the mesh's configSources are not asked");
         }
         let (loaded, first) = tokio::sync::oneshot::channel();
-        task::spawn("config-files", follow_folder(folder.clone(), updates.clone(), loaded));
+        task::spawn(
+            "config-files",
+            follow_folder(folder.clone(), updates.clone(), loaded),
+        );
         return Ok(Sources::Folder(first));
     }
     let Some(address) = addresses.first() else {
-        tracing::warn!("no source of configuration: neither configSources in the mesh's settings nor --configDir");
+        tracing::warn!(
+            "no source of configuration: neither configSources in the mesh's settings nor --configDir"
+        );
         return Ok(Sources::None);
     };
     if addresses.len() > 1 {
-        tracing::warn!(used = address, "several configSources: only the first is asked");
+        tracing::warn!(
+            used = address,
+            "several configSources: only the first is asked"
+        );
     }
     let channel = grpc::channel(address, None, &ClientOptions::default())
         .map_err(|error| Usage(format!("configSources: {error}")))?;
@@ -215,8 +284,16 @@ fn start_sources(
     Ok(Sources::Mcp(view))
 }
 
-async fn follow_folder(folder: PathBuf, updates: mpsc::Sender<Update>, loaded: tokio::sync::oneshot::Sender<()>) {
-    let debounce = Debounce { quiet: Duration::from_millis(20), cap: Duration::from_millis(200), ..Debounce::default() };
+async fn follow_folder(
+    folder: PathBuf,
+    updates: mpsc::Sender<Update>,
+    loaded: tokio::sync::oneshot::Sender<()>,
+) {
+    let debounce = Debounce {
+        quiet: Duration::from_millis(20),
+        cap: Duration::from_millis(200),
+        ..Debounce::default()
+    };
     let mut watcher = FileWatcher::folders([&folder], debounce);
     let mut loaded = Some(loaded);
     loop {
@@ -231,7 +308,10 @@ async fn follow_folder(folder: PathBuf, updates: mpsc::Sender<Update>, loaded: t
     }
 }
 
-async fn load_folder(folder: &Path, updates: &mpsc::Sender<Update>) -> Result<(), mpsc::error::SendError<Update>> {
+async fn load_folder(
+    folder: &Path,
+    updates: &mpsc::Sender<Update>,
+) -> Result<(), mpsc::error::SendError<Update>> {
     match file::load_folder(folder) {
         Ok(found) => {
             for problem in &found.problems {
@@ -241,7 +321,9 @@ async fn load_folder(folder: &Path, updates: &mpsc::Sender<Update>) -> Result<()
                 updates.send(update).await?;
             }
         }
-        Err(error) => tracing::warn!(target: "config", folder = %folder.display(), %error, "cannot be read; what is known holds"),
+        Err(error) => {
+            tracing::warn!(target: "config", folder = %folder.display(), %error, "cannot be read; what is known holds");
+        }
     }
     Ok(())
 }

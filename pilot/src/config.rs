@@ -47,8 +47,12 @@ impl<T: PartialEq> Object for Synthetic<T> {
 /// Seconds since 1970 at which a resource was made; 0 if unknown.
 #[must_use]
 pub fn created(meta: &Metadata) -> i64 {
-    let since_epoch = meta.creation_time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    since_epoch.map_or(0, |duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX))
+    let since_epoch = meta
+        .creation_time
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    since_epoch.map_or(0, |duration| {
+        i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+    })
 }
 
 /// Oldest first: where two resources want the same thing, the older has it.

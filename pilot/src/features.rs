@@ -19,12 +19,22 @@ pub struct Features {
     #[arg(long, env = "PILOT_DEBOUNCE_MAX", default_value = "100ms", value_parser = parse_duration, hide = true)]
     pub debounce_max: Duration,
     /// Streams on one connection. The name is Istio's.
-    #[arg(long, env = "ISTIO_GPRC_MAXSTREAMS", default_value_t = 100_000, hide = true)]
+    #[arg(
+        long,
+        env = "ISTIO_GPRC_MAXSTREAMS",
+        default_value_t = 100_000,
+        hide = true
+    )]
     pub grpc_max_streams: u32,
     /// How long a proxy may take to read a push.
     #[arg(long, env = "PILOT_XDS_SEND_TIMEOUT", default_value = "5s", value_parser = parse_duration, hide = true)]
     pub send_timeout: Duration,
     /// Folder with `cert-chain.pem`, `key.pem` and `root-cert.pem` for the ports with TLS.
-    #[arg(long, env = "PILOT_CERT_DIR", default_value = "/etc/certs", hide = true)]
+    #[arg(
+        long,
+        env = "PILOT_CERT_DIR",
+        default_value = "/etc/certs",
+        hide = true
+    )]
     pub cert_dir: std::path::PathBuf,
 }

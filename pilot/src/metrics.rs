@@ -1,7 +1,8 @@
 //! Pilot's metrics, under Istio's names.
 
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
 };
 
 use crate::push_context::status::{Metric, PushStatus};
@@ -48,38 +49,82 @@ impl Metrics {
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let gauge = |name: &str, help: &str| IntGauge::new(name, help);
         let counter = |name: &str, help: &str| IntCounter::new(name, help);
-        let counters = |name: &str, help: &str, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            IntCounterVec::new(Opts::new(name, help), labels)
+        };
         let times = vec![0.001, 0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0];
         let histogram = |name: &str, help: &str| {
             Histogram::with_opts(HistogramOpts::new(name, help).buckets(times.clone()))
         };
         let reject = |name: &str| {
-            IntGaugeVec::new(Opts::new(format!("pilot_xds_{name}_reject"), "Proxies that refuse what they were sent."), &["node", "err"])
+            IntGaugeVec::new(
+                Opts::new(
+                    format!("pilot_xds_{name}_reject"),
+                    "Proxies that refuse what they were sent.",
+                ),
+                &["node", "err"],
+            )
         };
         let metrics = Metrics {
             xds: gauge("pilot_xds", "Connected proxies.")?,
-            pushes: counters("pilot_xds_pushes", "Responses and failures by type.", &["type"])?,
-            push_time: HistogramVec::new(
-                HistogramOpts::new("pilot_xds_push_time", "Seconds to make and send a type's resources.").buckets(times.clone()),
+            pushes: counters(
+                "pilot_xds_pushes",
+                "Responses and failures by type.",
                 &["type"],
             )?,
-            queue_time: histogram("pilot_proxy_queue_time", "Seconds from a change to the beginning of a proxy's push.")?,
-            convergence_time: histogram("pilot_proxy_convergence_time", "Seconds from a change to the end of a proxy's push.")?,
-            rejects: [reject("cds")?, reject("eds")?, reject("lds")?, reject("rds")?],
+            push_time: HistogramVec::new(
+                HistogramOpts::new(
+                    "pilot_xds_push_time",
+                    "Seconds to make and send a type's resources.",
+                )
+                .buckets(times.clone()),
+                &["type"],
+            )?,
+            queue_time: histogram(
+                "pilot_proxy_queue_time",
+                "Seconds from a change to the beginning of a proxy's push.",
+            )?,
+            convergence_time: histogram(
+                "pilot_proxy_convergence_time",
+                "Seconds from a change to the end of a proxy's push.",
+            )?,
+            rejects: [
+                reject("cds")?,
+                reject("eds")?,
+                reject("lds")?,
+                reject("rds")?,
+            ],
             total_rejects: counter("pilot_total_xds_rejects", "Refused responses.")?,
-            expired_nonce: counter("pilot_rds_expired_nonce", "RDS requests that answered an old response.")?,
-            write_timeout: counter("pilot_xds_write_timeout", "Pushes that were not read in time.")?,
-            internal_errors: counter("pilot_total_xds_internal_errors", "Failures of Pilot itself.")?,
-            inbound_updates: counters("pilot_inbound_updates", "Changes that came in, by type.", &["type"])?,
+            expired_nonce: counter(
+                "pilot_rds_expired_nonce",
+                "RDS requests that answered an old response.",
+            )?,
+            write_timeout: counter(
+                "pilot_xds_write_timeout",
+                "Pushes that were not read in time.",
+            )?,
+            internal_errors: counter(
+                "pilot_total_xds_internal_errors",
+                "Failures of Pilot itself.",
+            )?,
+            inbound_updates: counters(
+                "pilot_inbound_updates",
+                "Changes that came in, by type.",
+                &["type"],
+            )?,
             services: gauge("pilot_services", "Services known.")?,
             virtual_services: gauge("pilot_virt_services", "Virtual services known.")?,
-            push_context_time: histogram("pilot_push_context_init_seconds", "Seconds to make a push context.")?,
-            status: IntGaugeVec::new(Opts::new("pilot_push_status", "Resources with trouble, by kind."), &["kind"])?,
+            push_context_time: histogram(
+                "pilot_push_context_init_seconds",
+                "Seconds to make a push context.",
+            )?,
+            status: IntGaugeVec::new(
+                Opts::new("pilot_push_status", "Resources with trouble, by kind."),
+                &["kind"],
+            )?,
         };
         metrics.add_to(registry)?;
-        let info = GaugeVec::new(Opts::new("pilot_info", "Pilot's version."), &["version"])?;
-        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1.0);
-        registry.register(Box::new(info))?;
+        register_info(registry)?;
         Ok(metrics)
     }
 
@@ -116,4 +161,12 @@ impl Metrics {
             self.status.with_label_values(&[metric.name()]).set(count);
         }
     }
+}
+
+/// The version, as a label.
+fn register_info(registry: &Registry) -> prometheus::Result<()> {
+    let info = GaugeVec::new(Opts::new("pilot_info", "Pilot's version."), &["version"])?;
+    info.with_label_values(&[env!("CARGO_PKG_VERSION")])
+        .set(1.0);
+    registry.register(Box::new(info))
 }

@@ -19,11 +19,16 @@ pub mod status;
 pub mod virtual_services;
 
 use self::{
-    destination_rules::DestinationRuleIndex, endpoints::EndpointIndex, gateways::GatewayIndex, policies::PolicyIndex,
-    services::ServiceIndex, sidecar_scope::{SidecarIndex, SidecarScope}, status::{Metric, PushStatus},
+    destination_rules::DestinationRuleIndex,
+    endpoints::EndpointIndex,
+    gateways::GatewayIndex,
+    policies::PolicyIndex,
+    services::ServiceIndex,
+    sidecar_scope::{SidecarIndex, SidecarScope},
+    status::{Metric, PushStatus},
     virtual_services::VirtualServiceIndex,
 };
-use crate::config::store::{ConfigStore, KindSet, Kind};
+use crate::config::store::{ConfigStore, Kind, KindSet};
 use crate::model::{Mesh, Proxy};
 use crate::registry::ServiceRegistry;
 
@@ -72,22 +77,51 @@ impl PushContext {
         let mesh_changed = changed.has(Kind::MeshConfig);
         let root = mesh.root_namespace.as_str();
         let has = |kind| mesh_changed || changed.has(kind);
-        let policies_changed = has(Kind::PeerAuthentication) || has(Kind::RequestAuthentication) || has(Kind::AuthorizationPolicy);
+        let policies_changed = has(Kind::PeerAuthentication)
+            || has(Kind::RequestAuthentication)
+            || has(Kind::AuthorizationPolicy);
         let status = Arc::new(PushStatus::default());
         let mut next = PushContext {
             version: previous.version + 1,
             domain: domain.to_owned(),
             mesh: Arc::clone(mesh),
-            services: share(&previous.services, has(Kind::Service), || ServiceIndex::new(registry.services())),
-            endpoints: share(&previous.endpoints, has(Kind::Service) || has(Kind::Endpoint), || EndpointIndex::new(registry.endpoints())),
-            virtual_services: share(&previous.virtual_services, has(Kind::VirtualService), || {
-                VirtualServiceIndex::new(store.virtual_services.values(), domain, &mesh.virtual_service_export_to)
+            services: share(&previous.services, has(Kind::Service), || {
+                ServiceIndex::new(registry.services())
             }),
-            destination_rules: share(&previous.destination_rules, has(Kind::DestinationRule), || {
-                DestinationRuleIndex::new(store.destination_rules.values(), root, domain, &mesh.destination_rule_export_to)
+            endpoints: share(
+                &previous.endpoints,
+                has(Kind::Service) || has(Kind::Endpoint),
+                || EndpointIndex::new(registry.endpoints()),
+            ),
+            virtual_services: share(
+                &previous.virtual_services,
+                has(Kind::VirtualService),
+                || {
+                    VirtualServiceIndex::new(
+                        store.virtual_services.values(),
+                        domain,
+                        &mesh.virtual_service_export_to,
+                    )
+                },
+            ),
+            destination_rules: share(
+                &previous.destination_rules,
+                has(Kind::DestinationRule),
+                || {
+                    DestinationRuleIndex::new(
+                        store.destination_rules.values(),
+                        root,
+                        domain,
+                        &mesh.destination_rule_export_to,
+                    )
+                },
+            ),
+            gateways: share(&previous.gateways, has(Kind::Gateway), || {
+                GatewayIndex::new(store.gateways.values())
             }),
-            gateways: share(&previous.gateways, has(Kind::Gateway), || GatewayIndex::new(store.gateways.values())),
-            sidecars: share(&previous.sidecars, has(Kind::Sidecar), || SidecarIndex::new(store.sidecars.values(), root)),
+            sidecars: share(&previous.sidecars, has(Kind::Sidecar), || {
+                SidecarIndex::new(store.sidecars.values(), root)
+            }),
             policies: share(&previous.policies, policies_changed, || {
                 PolicyIndex::new(
                     store.peer_authentications.values(),
@@ -102,7 +136,12 @@ impl PushContext {
         if !changed.is_only(Kind::Endpoint) {
             next.scopes = Arc::default();
             for subset in &next.destination_rules.duplicate_subsets {
-                status.record(Metric::DuplicateSubset, subset, "", "declared twice for one host; the older one counts");
+                status.record(
+                    Metric::DuplicateSubset,
+                    subset,
+                    "",
+                    "declared twice for one host; the older one counts",
+                );
             }
             next.status = status;
         }
@@ -127,5 +166,9 @@ impl PushContext {
 }
 
 fn share<T>(previous: &Arc<T>, is_stale: bool, build: impl FnOnce() -> T) -> Arc<T> {
-    if is_stale { Arc::new(build()) } else { Arc::clone(previous) }
+    if is_stale {
+        Arc::new(build())
+    } else {
+        Arc::clone(previous)
+    }
 }

@@ -77,7 +77,9 @@ impl ServiceRegistry {
             Registry::ServiceEntry => &mut self.users,
         };
         let Some((meta, spec)) = entry else {
-            return entries.remove(key).map_or_else(RegistryChange::default, |old| change(Some(&old), None));
+            return entries
+                .remove(key)
+                .map_or_else(RegistryChange::default, |old| change(Some(&old), None));
         };
         let converted = service_entry::convert(meta, spec, registry, settings);
         let old = entries.get(key);
@@ -93,7 +95,11 @@ impl ServiceRegistry {
     /// All services.
     #[must_use]
     pub fn services(&self) -> Vec<Arc<Service>> {
-        self.kubernetes.values().chain(self.users.values()).flat_map(|entry| entry.services.iter().cloned()).collect()
+        self.kubernetes
+            .values()
+            .chain(self.users.values())
+            .flat_map(|entry| entry.services.iter().cloned())
+            .collect()
     }
 
     /// All endpoints by service. Several entries for one host in one namespace are united.
@@ -103,7 +109,9 @@ impl ServiceRegistry {
         for entry in self.kubernetes.values().chain(self.users.values()) {
             for service in &entry.services {
                 all.entry(service.key())
-                    .and_modify(|endpoints| Arc::make_mut(endpoints).extend(entry.endpoints.iter().cloned()))
+                    .and_modify(|endpoints| {
+                        Arc::make_mut(endpoints).extend(entry.endpoints.iter().cloned());
+                    })
                     .or_insert_with(|| Arc::clone(&entry.endpoints));
             }
         }
@@ -114,7 +122,14 @@ impl ServiceRegistry {
 /// Keeps the old values of endpoints that are as they were.
 fn share_endpoints(old: Option<&Entry>, new: Vec<Endpoint>) -> Endpoints {
     match old {
-        Some(old) if old.endpoints.len() == new.len() && old.endpoints.iter().zip(&new).all(|(old, new)| **old == *new) => {
+        Some(old)
+            if old.endpoints.len() == new.len()
+                && old
+                    .endpoints
+                    .iter()
+                    .zip(&new)
+                    .all(|(old, new)| **old == *new) =>
+        {
             Arc::clone(&old.endpoints)
         }
         _ => Arc::new(new.into_iter().map(Arc::new).collect()),
@@ -126,8 +141,14 @@ fn change(old: Option<&Entry>, new: Option<&Entry>) -> RegistryChange {
         let entry = old.or(new);
         return RegistryChange {
             is_full: entry.is_some(),
-            endpoints: entry.into_iter().flat_map(|entry| entry.services.iter().map(|service| service.key())).collect(),
-            addresses: entry.into_iter().flat_map(|entry| addresses(&entry.endpoints)).collect(),
+            endpoints: entry
+                .into_iter()
+                .flat_map(|entry| entry.services.iter().map(|service| service.key()))
+                .collect(),
+            addresses: entry
+                .into_iter()
+                .flat_map(|entry| addresses(&entry.endpoints))
+                .collect(),
         };
     };
     let services_differ = old.services != new.services;
@@ -138,18 +159,31 @@ fn change(old: Option<&Entry>, new: Option<&Entry>) -> RegistryChange {
     let of_new: HashSet<&Endpoint> = new.endpoints.iter().map(AsRef::as_ref).collect();
     let different = of_old.symmetric_difference(&of_new);
     // Names in clusters and listeners of headless services come from endpoints; so do the identities that clients expect.
-    let has_other_shape = new.services.iter().any(|service| service.resolution != Resolution::Static);
+    let has_other_shape = new
+        .services
+        .iter()
+        .any(|service| service.resolution != Resolution::Static);
     RegistryChange {
-        is_full: services_differ || has_other_shape || identities(&old.endpoints) != identities(&new.endpoints),
+        is_full: services_differ
+            || has_other_shape
+            || identities(&old.endpoints) != identities(&new.endpoints),
         endpoints: new.services.iter().map(|service| service.key()).collect(),
-        addresses: different.filter_map(|endpoint| endpoint.address.parse().ok()).collect(),
+        addresses: different
+            .filter_map(|endpoint| endpoint.address.parse().ok())
+            .collect(),
     }
 }
 
 fn addresses(endpoints: &Endpoints) -> Vec<IpAddr> {
-    endpoints.iter().filter_map(|endpoint| endpoint.address.parse().ok()).collect()
+    endpoints
+        .iter()
+        .filter_map(|endpoint| endpoint.address.parse().ok())
+        .collect()
 }
 
 fn identities(endpoints: &Endpoints) -> BTreeSet<&str> {
-    endpoints.iter().map(|endpoint| endpoint.identity.as_str()).collect()
+    endpoints
+        .iter()
+        .map(|endpoint| endpoint.identity.as_str())
+        .collect()
 }

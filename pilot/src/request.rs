@@ -20,16 +20,26 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// # Errors
 /// When nobody answers, or what comes is not HTTP.
 pub async fn run(request: &Request) -> anyhow::Result<ExitCode> {
-    let answer = tokio::time::timeout(TIMEOUT, ask(request)).await.context("no answer in time")??;
+    let answer = tokio::time::timeout(TIMEOUT, ask(request))
+        .await
+        .context("no answer in time")??;
     let text = String::from_utf8_lossy(&answer);
-    let Some((head, body)) = text.split_once("\r\n\r\n") else { bail!("{ADDRESS} does not speak HTTP") };
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        bail!("{ADDRESS} does not speak HTTP")
+    };
     let status = head.split(' ').nth(1).unwrap_or_default();
     std::io::stdout().write_all(body.as_bytes())?;
-    Ok(if status.starts_with('2') { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if status.starts_with('2') {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 async fn ask(request: &Request) -> anyhow::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(ADDRESS).await.with_context(|| format!("connect to {ADDRESS}"))?;
+    let mut stream = TcpStream::connect(ADDRESS)
+        .await
+        .with_context(|| format!("connect to {ADDRESS}"))?;
     let body = request.body.as_deref().unwrap_or_default();
     // HTTP/1.0, so that the answer ends with the connection and is not chunked.
     let text = format!(

@@ -11,9 +11,13 @@ fn main() -> ExitCode {
     match Command::parse().action {
         Action::Discovery(args) => {
             let log = args.log.clone();
-            process::run("pilot-discovery", &log, |process| bootstrap::run(*args, process))
+            process::run("pilot-discovery", &log, |process| {
+                bootstrap::run(*args, process)
+            })
         }
-        Action::Request(args) => process::run_command("pilot-discovery", async move { request::run(&args).await }),
+        Action::Request(args) => {
+            process::run_command("pilot-discovery", async move { request::run(&args).await })
+        }
         Action::Version(args) => process::exit_code("pilot-discovery", args.run()),
     }
 }

@@ -9,8 +9,8 @@ use proto_mesh::kind::Resource;
 use proto_mesh::{Checked, Metadata};
 use serde_json::Value;
 
-use super::{Config, Synthetic};
 use super::store::{Change, Update};
+use super::{Config, Synthetic};
 
 /// Annotation by which a ServiceEntry in a file counts as one of the platform's services.
 const SYNTHETIC_ANNOTATION: &str = "networking.alpha.istio.io/serviceVersion";
@@ -39,14 +39,23 @@ pub struct Loaded {
 /// # Errors
 /// When the folder cannot be read.
 pub fn load_folder(folder: &Path) -> std::io::Result<Loaded> {
-    let mut files: Vec<_> = std::fs::read_dir(folder)?.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml"));
+    let mut files: Vec<_> = std::fs::read_dir(folder)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .collect();
+    files.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml")
+    });
     files.sort();
     let mut texts = Vec::new();
     for file in files {
         texts.push((file.display().to_string(), std::fs::read_to_string(&file)?));
     }
-    Ok(load(texts.iter().map(|(name, text)| (name.as_str(), text.as_str()))))
+    Ok(load(
+        texts
+            .iter()
+            .map(|(name, text)| (name.as_str(), text.as_str())),
+    ))
 }
 
 /// Reads resources from texts with the names of their files.
@@ -111,47 +120,84 @@ reader! {
 
 impl Reader {
     fn problem(&mut self, file: &str, line: usize, problem: &str) {
-        self.problems.push(InvalidObject { place: format!("{file}:{line}"), problem: problem.to_owned() });
+        self.problems.push(InvalidObject {
+            place: format!("{file}:{line}"),
+            problem: problem.to_owned(),
+        });
     }
 }
 
 fn is_synthetic(document: &Document) -> bool {
-    let annotations = document.value.get("metadata").and_then(|meta| meta.get("annotations"));
+    let annotations = document
+        .value
+        .get("metadata")
+        .and_then(|meta| meta.get("annotations"));
     annotations.is_some_and(|annotations| annotations.get(SYNTHETIC_ANNOTATION).is_some())
 }
 
 fn decode<T: Resource>(document: &Document) -> Result<(Metadata, T), (String, String)> {
     let empty = Value::Object(serde_json::Map::new());
     let spec = document.value.get("spec").unwrap_or(&empty);
-    let spec: T = proto::json::from_value(spec)
-        .map_err(|error| (format!("spec.{}", error.path().unwrap_or_default()), error.to_string()))?;
-    Ok((metadata(document.value.get("metadata").unwrap_or(&empty)), spec))
+    let spec: T = proto::json::from_value(spec).map_err(|error| {
+        (
+            format!("spec.{}", error.path().unwrap_or_default()),
+            error.to_string(),
+        )
+    })?;
+    Ok((
+        metadata(document.value.get("metadata").unwrap_or(&empty)),
+        spec,
+    ))
 }
 
 fn check<T: Resource>(document: &Document) -> Result<Config<T>, (String, String)> {
     let (meta, spec) = decode(document)?;
     let (checked, _) = Checked::new(meta, spec).map_err(|invalid| {
-        let path = invalid.findings.errors().next().map(|finding| finding.path.clone()).unwrap_or_default();
+        let path = invalid
+            .findings
+            .errors()
+            .next()
+            .map(|finding| finding.path.clone())
+            .unwrap_or_default();
         (format!("spec.{path}"), invalid.to_string())
     })?;
     Ok(Arc::new(checked))
 }
 
 fn metadata(value: &Value) -> Metadata {
-    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text = |key: &str| {
+        value
+            .get(key)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
     let map = |key: &str| {
-        let entries = value.get(key).and_then(Value::as_object).into_iter().flatten();
-        entries.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+        let entries = value
+            .get(key)
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten();
+        entries
+            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+            .collect()
     };
     let namespace = text("namespace");
     Metadata {
         name: text("name"),
-        namespace: if namespace.is_empty() { "default".to_owned() } else { namespace },
+        namespace: if namespace.is_empty() {
+            "default".to_owned()
+        } else {
+            namespace
+        },
         labels: map("labels"),
         annotations: map("annotations"),
-        creation_time: time::OffsetDateTime::parse(&text("creationTimestamp"), &time::format_description::well_known::Rfc3339)
-            .ok()
-            .map(Into::into),
+        creation_time: time::OffsetDateTime::parse(
+            &text("creationTimestamp"),
+            &time::format_description::well_known::Rfc3339,
+        )
+        .ok()
+        .map(Into::into),
         resource_version: text("resourceVersion"),
         origin: None,
     }

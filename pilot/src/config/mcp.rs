@@ -9,8 +9,12 @@ use std::sync::Arc;
 use prost::{Message, Name};
 use proto::istio::mcp::v1alpha1::Resource as WireResource;
 use proto::istio::mesh::v1alpha1::MeshConfig;
-use proto::istio::networking::v1alpha3::{DestinationRule, Gateway, ServiceEntry, Sidecar, VirtualService};
-use proto::istio::security::v1beta1::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
+use proto::istio::networking::v1alpha3::{
+    DestinationRule, Gateway, ServiceEntry, Sidecar, VirtualService,
+};
+use proto::istio::security::v1beta1::{
+    AuthorizationPolicy, PeerAuthentication, RequestAuthentication,
+};
 use proto::kind::SYNTHETIC_SERVICE_ENTRIES;
 use proto_mcp::sink::{Sink, Subscription};
 use proto_mcp::snapshot::Collection;
@@ -34,12 +38,19 @@ const AUTHORIZATION_POLICIES: &str = "istio/security/v1beta1/authorizationpolici
 #[must_use]
 pub fn subscriptions() -> Vec<Subscription> {
     let required = [
-        VIRTUAL_SERVICES, DESTINATION_RULES, GATEWAYS, SIDECARS, SERVICE_ENTRIES, SYNTHETIC_SERVICE_ENTRIES,
+        VIRTUAL_SERVICES,
+        DESTINATION_RULES,
+        GATEWAYS,
+        SIDECARS,
+        SERVICE_ENTRIES,
+        SYNTHETIC_SERVICE_ENTRIES,
         AUTHORIZATION_POLICIES,
     ];
     let optional = [PEER_AUTHENTICATIONS, REQUEST_AUTHENTICATIONS];
     let required = required.into_iter().map(Subscription::required);
-    required.chain(optional.into_iter().map(Subscription::optional)).collect()
+    required
+        .chain(optional.into_iter().map(Subscription::optional))
+        .collect()
 }
 
 /// Everything decoded so far, so that only what changed is decoded again.
@@ -60,7 +71,11 @@ type Decoded<O> = BTreeMap<String, (Arc<WireResource>, Option<Arc<O>>)>;
 
 impl Decoder {
     /// The state of a collection, and what had to be refused, by name.
-    pub fn decode(&mut self, collection: &str, state: &Collection) -> Option<(Update, Vec<String>)> {
+    pub fn decode(
+        &mut self,
+        collection: &str,
+        state: &Collection,
+    ) -> Option<(Update, Vec<String>)> {
         macro_rules! decode {
             ($field:ident, $variant:ident) => {
                 decode!($field, $variant, check)
@@ -76,7 +91,9 @@ impl Decoder {
             GATEWAYS => decode!(gateways, Gateways),
             SIDECARS => decode!(sidecars, Sidecars),
             SERVICE_ENTRIES => decode!(service_entries, ServiceEntries),
-            SYNTHETIC_SERVICE_ENTRIES => decode!(synthetic_service_entries, SyntheticServiceEntries, trust),
+            SYNTHETIC_SERVICE_ENTRIES => {
+                decode!(synthetic_service_entries, SyntheticServiceEntries, trust)
+            }
             PEER_AUTHENTICATIONS => decode!(peer_authentications, PeerAuthentications),
             REQUEST_AUTHENTICATIONS => decode!(request_authentications, RequestAuthentications),
             AUTHORIZATION_POLICIES => decode!(authorization_policies, AuthorizationPolicies),
@@ -93,7 +110,10 @@ fn decode_all<T: Message + Name + Default, O>(
     let mut refused = Vec::new();
     known.retain(|name, _| state.resources.contains_key(name));
     for (name, resource) in &state.resources {
-        if known.get(name).is_some_and(|(old, _)| Arc::ptr_eq(old, resource)) {
+        if known
+            .get(name)
+            .is_some_and(|(old, _)| Arc::ptr_eq(old, resource))
+        {
             continue;
         }
         let last_good = known.get(name).and_then(|(_, config)| config.clone());
@@ -106,12 +126,28 @@ fn decode_all<T: Message + Name + Default, O>(
         };
         known.insert(name.clone(), (Arc::clone(resource), config));
     }
-    let set = known.values().filter_map(|(_, config)| config.clone()).collect();
-    (Change { is_full: true, set, removed: Vec::new() }, refused)
+    let set = known
+        .values()
+        .filter_map(|(_, config)| config.clone())
+        .collect();
+    (
+        Change {
+            is_full: true,
+            set,
+            removed: Vec::new(),
+        },
+        refused,
+    )
 }
 
-fn decode_one<T: Message + Name + Default>(resource: &WireResource) -> Result<(Metadata, T), String> {
-    let meta = resource.metadata.as_ref().map(Metadata::from).unwrap_or_default();
+fn decode_one<T: Message + Name + Default>(
+    resource: &WireResource,
+) -> Result<(Metadata, T), String> {
+    let meta = resource
+        .metadata
+        .as_ref()
+        .map(Metadata::from)
+        .unwrap_or_default();
     let body = resource.body.as_ref().ok_or("the resource has no body")?;
     let spec: T = proto::any::unpack(body).map_err(|error| error.to_string())?;
     Ok((meta, spec))
@@ -119,7 +155,9 @@ fn decode_one<T: Message + Name + Default>(resource: &WireResource) -> Result<(M
 
 /// The rules for what users write.
 fn check<T: Resource>(meta: Metadata, spec: T) -> Result<Checked<T>, String> {
-    Checked::new(meta, spec).map(|(checked, _)| checked).map_err(|invalid| invalid.to_string())
+    Checked::new(meta, spec)
+        .map(|(checked, _)| checked)
+        .map_err(|invalid| invalid.to_string())
 }
 
 /// What Galley made from the platform's objects is taken as it is.
@@ -152,5 +190,9 @@ pub async fn run(sink: Sink, updates: mpsc::Sender<Update>) {
 /// Addresses of the sources that the mesh's settings name.
 #[must_use]
 pub fn sources(mesh: &MeshConfig) -> Vec<String> {
-    mesh.config_sources.iter().map(|source| source.address.clone()).filter(|address| !address.is_empty()).collect()
+    mesh.config_sources
+        .iter()
+        .map(|source| source.address.clone())
+        .filter(|address| !address.is_empty())
+        .collect()
 }

@@ -3,8 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use proto::istio::networking::v1alpha3::{DestinationRule, Gateway, ServiceEntry, Sidecar, VirtualService};
-use proto::istio::security::v1beta1::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
+use proto::istio::networking::v1alpha3::{
+    DestinationRule, Gateway, ServiceEntry, Sidecar, VirtualService,
+};
+use proto::istio::security::v1beta1::{
+    AuthorizationPolicy, PeerAuthentication, RequestAuthentication,
+};
 
 use prost::{Message, Name};
 use proto_mesh::{Checked, Metadata};
@@ -47,8 +51,16 @@ impl KindSet {
     pub fn all() -> Self {
         use Kind::*;
         KindSet(BTreeSet::from([
-            MeshConfig, Service, Endpoint, VirtualService, DestinationRule, Gateway, Sidecar, PeerAuthentication,
-            RequestAuthentication, AuthorizationPolicy,
+            MeshConfig,
+            Service,
+            Endpoint,
+            VirtualService,
+            DestinationRule,
+            Gateway,
+            Sidecar,
+            PeerAuthentication,
+            RequestAuthentication,
+            AuthorizationPolicy,
         ]))
     }
 
@@ -172,7 +184,9 @@ pub fn apply<O: Object>(collection: &mut Collection<O>, change: Change<O>) -> BT
     let mut seen = BTreeSet::new();
     for config in change.set {
         let key = key(config.meta());
-        let is_same = collection.get(&key).is_some_and(|old| Arc::ptr_eq(old, &config) || *old == config);
+        let is_same = collection
+            .get(&key)
+            .is_some_and(|old| Arc::ptr_eq(old, &config) || *old == config);
         if !is_same {
             touched.insert(key.clone());
             collection.insert(key.clone(), config);
@@ -180,7 +194,11 @@ pub fn apply<O: Object>(collection: &mut Collection<O>, change: Change<O>) -> BT
         seen.insert(key);
     }
     let gone: Vec<String> = if change.is_full {
-        collection.keys().filter(|key| !seen.contains(*key)).cloned().collect()
+        collection
+            .keys()
+            .filter(|key| !seen.contains(*key))
+            .cloned()
+            .collect()
     } else {
         change.removed
     };
@@ -221,7 +239,8 @@ impl ConfigStore {
 
 /// A resource as its owner would write it.
 fn describe<T: Message + Name>(kind: &str, meta: &Metadata, spec: &T) -> serde_json::Value {
-    let spec = proto::json::to_value(spec).unwrap_or_else(|error| serde_json::Value::String(error.to_string()));
+    let spec = proto::json::to_value(spec)
+        .unwrap_or_else(|error| serde_json::Value::String(error.to_string()));
     serde_json::json!({
         "kind": kind,
         "metadata": {

@@ -34,19 +34,30 @@ impl Endpoint {
     /// The port that serves `port` here.
     #[must_use]
     pub fn port_for(&self, port: &ServicePort) -> u32 {
-        self.ports.get(&port.name).copied().unwrap_or(if port.target_port > 0 { port.target_port } else { port.number })
+        self.ports
+            .get(&port.name)
+            .copied()
+            .unwrap_or(if port.target_port > 0 {
+                port.target_port
+            } else {
+                port.number
+            })
     }
 
     /// True when the proxy beside the workload terminates mesh mTLS.
     #[must_use]
     pub fn is_mtls(&self) -> bool {
-        self.labels.get(TLS_MODE_LABEL).is_some_and(|mode| mode == "istio")
+        self.labels
+            .get(TLS_MODE_LABEL)
+            .is_some_and(|mode| mode == "istio")
     }
 
     /// True when every label of `wanted` is there with the same value.
     #[must_use]
     pub fn matches(&self, wanted: &BTreeMap<String, String>) -> bool {
-        wanted.iter().all(|(key, value)| self.labels.get(key) == Some(value))
+        wanted
+            .iter()
+            .all(|(key, value)| self.labels.get(key) == Some(value))
     }
 
     /// Region, zone and subzone.
@@ -60,5 +71,9 @@ impl Endpoint {
 #[must_use]
 pub fn split_locality(locality: &str) -> (&str, &str, &str) {
     let mut parts = locality.splitn(3, '/');
-    (parts.next().unwrap_or_default(), parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
+    (
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default(),
+    )
 }

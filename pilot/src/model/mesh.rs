@@ -3,7 +3,10 @@
 use prost_types::Duration;
 use proto::istio::mesh::v1alpha1::{
     MeshConfig,
-    mesh_config::{AccessLogEncoding, H2UpgradePolicy, outbound_traffic_policy, proxy_path_normalization::NormalizationType},
+    mesh_config::{
+        AccessLogEncoding, H2UpgradePolicy, outbound_traffic_policy,
+        proxy_path_normalization::NormalizationType,
+    },
 };
 use proto::istio::networking::v1alpha3::{
     HttpRetry, LocalityLoadBalancerSetting, connection_pool_settings::tcp_settings::TcpKeepalive,
@@ -108,16 +111,33 @@ impl Default for Mesh {
 
 impl From<&MeshConfig> for Mesh {
     fn from(config: &MeshConfig) -> Self {
-        let port = |value: i32, default: u32| u32::try_from(value).ok().filter(|port| *port > 0).unwrap_or(default);
+        let port = |value: i32, default: u32| {
+            u32::try_from(value)
+                .ok()
+                .filter(|port| *port > 0)
+                .unwrap_or(default)
+        };
         let proxy = config.default_config.clone().unwrap_or_default();
         let is_positive = |duration: &Duration| duration.seconds > 0 || duration.nanos > 0;
         let list = |values: &[String]| values.to_vec();
-        let or = |value: &str, default: &str| if value.is_empty() { default.to_owned() } else { value.to_owned() };
+        let or = |value: &str, default: &str| {
+            if value.is_empty() {
+                default.to_owned()
+            } else {
+                value.to_owned()
+            }
+        };
         Mesh {
             outbound_port: port(config.proxy_listen_port, 15001),
             inbound_port: port(config.proxy_inbound_listen_port, 15006),
             http_proxy_port: u32::try_from(config.proxy_http_port).unwrap_or(0),
-            connect_timeout: config.connect_timeout.filter(is_positive).unwrap_or(Duration { seconds: 10, nanos: 0 }),
+            connect_timeout: config
+                .connect_timeout
+                .filter(is_positive)
+                .unwrap_or(Duration {
+                    seconds: 10,
+                    nanos: 0,
+                }),
             detection_timeout: config.protocol_detection_timeout.filter(is_positive),
             access_log: AccessLogSettings {
                 file: config.access_log_file.clone(),
@@ -125,7 +145,10 @@ impl From<&MeshConfig> for Mesh {
                 is_json: config.access_log_encoding() == AccessLogEncoding::Json,
             },
             is_tracing: config.enable_tracing,
-            trace_sampling: proxy.tracing.as_ref().map_or(1.0, |tracing| tracing.sampling),
+            trace_sampling: proxy
+                .tracing
+                .as_ref()
+                .map_or(1.0, |tracing| tracing.sampling),
             is_any_outbound_allowed: config
                 .outbound_traffic_policy
                 .as_ref()
@@ -138,14 +161,20 @@ impl From<&MeshConfig> for Mesh {
             service_export_to: list(&config.default_service_export_to),
             virtual_service_export_to: list(&config.default_virtual_service_export_to),
             destination_rule_export_to: list(&config.default_destination_rule_export_to),
-            dns_refresh_rate: config.dns_refresh_rate.filter(is_positive).unwrap_or(Duration { seconds: 60, nanos: 0 }),
+            dns_refresh_rate: config
+                .dns_refresh_rate
+                .filter(is_positive)
+                .unwrap_or(Duration {
+                    seconds: 60,
+                    nanos: 0,
+                }),
             tcp_keepalive: config.tcp_keepalive,
             locality_lb: config.locality_lb_setting.clone(),
             default_retry: config.default_http_retry_policy.clone(),
-            path_normalization: config
-                .path_normalization
-                .as_ref()
-                .map_or(NormalizationType::Default, |normalization| normalization.normalization()),
+            path_normalization: config.path_normalization.as_ref().map_or(
+                NormalizationType::Default,
+                proto::istio::mesh::v1alpha1::mesh_config::ProxyPathNormalization::normalization,
+            ),
             mixer: MixerSettings {
                 check_server: config.mixer_check_server.clone(),
                 report_server: config.mixer_report_server.clone(),
@@ -167,7 +196,12 @@ impl From<&MeshConfig> for Mesh {
 impl Mesh {
     /// The name of an outbound cluster in statistics, empty: its own name.
     #[must_use]
-    pub fn outbound_stat_name(&self, service: &Service, port: &ServicePort, subset: &str) -> String {
+    pub fn outbound_stat_name(
+        &self,
+        service: &Service,
+        port: &ServicePort,
+        subset: &str,
+    ) -> String {
         stat_name(&self.outbound_stat_pattern, service, port, subset)
     }
 
@@ -179,7 +213,8 @@ impl Mesh {
 
     /// The trust domain and its aliases.
     pub fn trust_domains(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(self.trust_domain.as_str()).chain(self.trust_domain_aliases.iter().map(String::as_str))
+        std::iter::once(self.trust_domain.as_str())
+            .chain(self.trust_domain_aliases.iter().map(String::as_str))
     }
 }
 

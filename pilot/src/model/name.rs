@@ -53,13 +53,23 @@ impl ClusterName {
     /// The name of an outbound cluster.
     #[must_use]
     pub fn outbound(port: u32, subset: &str, host: &str) -> Self {
-        ClusterName { direction: Direction::Outbound, port, subset: subset.to_owned(), host: host.to_owned() }
+        ClusterName {
+            direction: Direction::Outbound,
+            port,
+            subset: subset.to_owned(),
+            host: host.to_owned(),
+        }
     }
 
     /// The name of an inbound cluster.
     #[must_use]
     pub fn inbound(port: u32, port_name: &str, host: &str) -> Self {
-        ClusterName { direction: Direction::Inbound, port, subset: port_name.to_owned(), host: host.to_owned() }
+        ClusterName {
+            direction: Direction::Inbound,
+            port,
+            subset: port_name.to_owned(),
+            host: host.to_owned(),
+        }
     }
 
     /// Reads `direction|port|subset|host`, or the SNI form with `_.` between the parts.
@@ -75,19 +85,37 @@ impl ClusterName {
         let port = parts.next()?.parse().ok()?;
         let subset = parts.next()?.to_owned();
         let host = parts.next()?.to_owned();
-        Some(ClusterName { direction, port, subset, host })
+        Some(ClusterName {
+            direction,
+            port,
+            subset,
+            host,
+        })
     }
 
     /// The server name that clients of this cluster ask for.
     #[must_use]
     pub fn sni(&self) -> String {
-        format!("{}_.{}_.{}_.{}", self.direction.as_str(), self.port, self.subset, self.host)
+        format!(
+            "{}_.{}_.{}_.{}",
+            self.direction.as_str(),
+            self.port,
+            self.subset,
+            self.host
+        )
     }
 }
 
 impl fmt::Display for ClusterName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}|{}|{}|{}", self.direction.as_str(), self.port, self.subset, self.host)
+        write!(
+            formatter,
+            "{}|{}|{}|{}",
+            self.direction.as_str(),
+            self.port,
+            self.subset,
+            self.host
+        )
     }
 }
 
@@ -98,11 +126,20 @@ mod tests {
     #[test]
     fn cluster_names_round_trip_in_both_forms() {
         let name = ClusterName::outbound(9080, "v1", "reviews.default.svc.cluster.local");
-        assert_eq!(name.to_string(), "outbound|9080|v1|reviews.default.svc.cluster.local");
-        assert_eq!(name.sni(), "outbound_.9080_.v1_.reviews.default.svc.cluster.local");
+        assert_eq!(
+            name.to_string(),
+            "outbound|9080|v1|reviews.default.svc.cluster.local"
+        );
+        assert_eq!(
+            name.sni(),
+            "outbound_.9080_.v1_.reviews.default.svc.cluster.local"
+        );
         assert_eq!(ClusterName::parse(&name.to_string()), Some(name.clone()));
         assert_eq!(ClusterName::parse(&name.sni()), Some(name));
-        assert_eq!(ClusterName::outbound(80, "", "a.b").sni(), "outbound_.80_._.a.b");
+        assert_eq!(
+            ClusterName::outbound(80, "", "a.b").sni(),
+            "outbound_.80_._.a.b"
+        );
         assert_eq!(ClusterName::parse("BlackHoleCluster"), None);
     }
 }

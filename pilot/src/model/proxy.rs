@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use proto::envoy::config::core::v3::Node;
 use prost_types::{Struct, Value, value::Kind};
+use proto::envoy::config::core::v3::Node;
 
 /// Name under which a proxy announces that it has the Mixer filter.
 const MIXER_EXTENSION: &str = "mixer";
@@ -105,7 +105,9 @@ impl Proxy {
     /// True when `selector` is not empty and chooses this workload.
     #[must_use]
     pub fn is_selected_by(&self, selector: &BTreeMap<String, String>) -> bool {
-        selector.iter().all(|(key, value)| self.labels.get(key) == Some(value))
+        selector
+            .iter()
+            .all(|(key, value)| self.labels.get(key) == Some(value))
     }
 }
 
@@ -123,8 +125,11 @@ impl TryFrom<&Node> for Proxy {
             other => return Err(InvalidNode::Kind(other.to_owned())),
         };
         let metadata = node.metadata.clone().unwrap_or_default();
-        let mut ips: Vec<IpAddr> =
-            text(&metadata, "INSTANCE_IPS").unwrap_or_default().split(',').filter_map(|ip| ip.trim().parse().ok()).collect();
+        let mut ips: Vec<IpAddr> = text(&metadata, "INSTANCE_IPS")
+            .unwrap_or_default()
+            .split(',')
+            .filter_map(|ip| ip.trim().parse().ok())
+            .collect();
         if ips.is_empty() {
             ips.extend(ip.parse::<IpAddr>().ok());
         }
@@ -152,7 +157,10 @@ impl TryFrom<&Node> for Proxy {
             labels: labels(&metadata),
             locality: locality(node, &metadata),
             interception,
-            has_mixer: node.extensions.iter().any(|extension| extension.name == MIXER_EXTENSION),
+            has_mixer: node
+                .extensions
+                .iter()
+                .any(|extension| extension.name == MIXER_EXTENSION),
             cluster: node.cluster.clone(),
             version: version(node),
             metadata,
@@ -168,7 +176,10 @@ fn text<'a>(metadata: &'a Struct, key: &str) -> Option<&'a str> {
 }
 
 fn labels(metadata: &Struct) -> BTreeMap<String, String> {
-    let Some(Value { kind: Some(Kind::StructValue(labels)) }) = metadata.fields.get("LABELS") else {
+    let Some(Value {
+        kind: Some(Kind::StructValue(labels)),
+    }) = metadata.fields.get("LABELS")
+    else {
         return BTreeMap::new();
     };
     labels
@@ -188,7 +199,9 @@ fn locality(node: &Node, metadata: &Struct) -> String {
     });
     match from_node {
         Some(locality) if !locality.is_empty() => locality,
-        _ => text(metadata, "istio-locality").unwrap_or_default().replace('.', "/"),
+        _ => text(metadata, "istio-locality")
+            .unwrap_or_default()
+            .replace('.', "/"),
     }
 }
 
@@ -199,7 +212,12 @@ fn version(node: &Node) -> String {
         Some(UserAgentVersionType::UserAgentBuildVersion(build)) => build
             .version
             .as_ref()
-            .map(|version| format!("{}.{}.{}", version.major_number, version.minor_number, version.patch))
+            .map(|version| {
+                format!(
+                    "{}.{}.{}",
+                    version.major_number, version.minor_number, version.patch
+                )
+            })
             .unwrap_or_default(),
         None => String::new(),
     }
@@ -210,12 +228,16 @@ mod tests {
     use super::*;
 
     fn node(id: &str) -> Node {
-        Node { id: id.to_owned(), ..Node::default() }
+        Node {
+            id: id.to_owned(),
+            ..Node::default()
+        }
     }
 
     #[test]
     fn node_id_gives_kind_address_and_namespace() {
-        let proxy = Proxy::try_from(&node("sidecar~10.0.0.1~web-1.shop~shop.svc.cluster.local")).unwrap();
+        let proxy =
+            Proxy::try_from(&node("sidecar~10.0.0.1~web-1.shop~shop.svc.cluster.local")).unwrap();
         assert_eq!(proxy.kind, ProxyKind::Sidecar);
         assert_eq!(proxy.ip().to_string(), "10.0.0.1");
         assert_eq!(proxy.namespace, "shop");
@@ -224,8 +246,17 @@ mod tests {
 
     #[test]
     fn bad_node_ids_are_refused() {
-        assert!(matches!(Proxy::try_from(&node("web-1")), Err(InvalidNode::Id(_))));
-        assert!(matches!(Proxy::try_from(&node("cache~10.0.0.1~a.b~c")), Err(InvalidNode::Kind(_))));
-        assert!(matches!(Proxy::try_from(&node("sidecar~nowhere~a.b~c")), Err(InvalidNode::Address(_))));
+        assert!(matches!(
+            Proxy::try_from(&node("web-1")),
+            Err(InvalidNode::Id(_))
+        ));
+        assert!(matches!(
+            Proxy::try_from(&node("cache~10.0.0.1~a.b~c")),
+            Err(InvalidNode::Kind(_))
+        ));
+        assert!(matches!(
+            Proxy::try_from(&node("sidecar~nowhere~a.b~c")),
+            Err(InvalidNode::Address(_))
+        ));
     }
 }

@@ -82,7 +82,10 @@ impl Service {
     /// The service's identity.
     #[must_use]
     pub fn key(&self) -> ServiceKey {
-        ServiceKey { host: self.host.clone(), namespace: self.namespace.clone() }
+        ServiceKey {
+            host: self.host.clone(),
+            namespace: self.namespace.clone(),
+        }
     }
 
     /// The port with this number.
@@ -99,7 +102,9 @@ impl Service {
 
     /// Virtual addresses that are one IP each.
     pub fn ips(&self) -> impl Iterator<Item = &str> {
-        self.addresses.iter().filter_map(|address| single_ip(address))
+        self.addresses
+            .iter()
+            .filter_map(|address| single_ip(address))
     }
 }
 

@@ -5,7 +5,8 @@ use proto::envoy::config::accesslog::v3::{
     AccessLog, AccessLogFilter, ResponseFlagFilter, access_log, access_log_filter::FilterSpecifier,
 };
 use proto::envoy::config::core::v3::{
-    DataSource, SubstitutionFormatString, data_source::Specifier, substitution_format_string::Format,
+    DataSource, SubstitutionFormatString, data_source::Specifier,
+    substitution_format_string::Format,
 };
 use proto::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log};
 
@@ -31,7 +32,10 @@ const JSON_FORMAT: &[(&str, &str)] = &[
     ("bytes_received", "%BYTES_RECEIVED%"),
     ("bytes_sent", "%BYTES_SENT%"),
     ("duration", "%DURATION%"),
-    ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
+    (
+        "upstream_service_time",
+        "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%",
+    ),
     ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
     ("user_agent", "%REQ(USER-AGENT)%"),
     ("request_id", "%REQ(X-REQUEST-ID)%"),
@@ -42,8 +46,14 @@ const JSON_FORMAT: &[(&str, &str)] = &[
     ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
     ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
     ("requested_server_name", "%REQUESTED_SERVER_NAME%"),
-    ("istio_policy_status", "%DYNAMIC_METADATA(istio.mixer:status)%"),
-    ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
+    (
+        "istio_policy_status",
+        "%DYNAMIC_METADATA(istio.mixer:status)%",
+    ),
+    (
+        "upstream_transport_failure_reason",
+        "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
+    ),
 ];
 
 /// The access logs of HTTP connection managers and TCP proxies.
@@ -54,10 +64,16 @@ pub fn build(mesh: &Mesh) -> Vec<AccessLog> {
         return Vec::new();
     }
     let format = if settings.is_json {
-        let fields = serde_json::from_str(&settings.format).ok().and_then(json_fields);
+        let fields = serde_json::from_str(&settings.format)
+            .ok()
+            .and_then(json_fields);
         Format::JsonFormat(fields.unwrap_or_else(|| strings(JSON_FORMAT.iter().copied())))
     } else {
-        let text = if settings.format.is_empty() { TEXT_FORMAT } else { &settings.format };
+        let text = if settings.format.is_empty() {
+            TEXT_FORMAT
+        } else {
+            &settings.format
+        };
         Format::TextFormatSource(DataSource {
             specifier: Some(Specifier::InlineString(text.to_owned())),
             ..DataSource::default()
@@ -65,10 +81,12 @@ pub fn build(mesh: &Mesh) -> Vec<AccessLog> {
     };
     let log = FileAccessLog {
         path: settings.file.clone(),
-        access_log_format: Some(file_access_log::AccessLogFormat::LogFormat(SubstitutionFormatString {
-            format: Some(format),
-            ..SubstitutionFormatString::default()
-        })),
+        access_log_format: Some(file_access_log::AccessLogFormat::LogFormat(
+            SubstitutionFormatString {
+                format: Some(format),
+                ..SubstitutionFormatString::default()
+            },
+        )),
     };
     vec![AccessLog {
         name: "envoy.access_loggers.file".to_owned(),
@@ -82,14 +100,22 @@ pub fn build(mesh: &Mesh) -> Vec<AccessLog> {
 pub fn build_for_listener(mesh: &Mesh) -> Vec<AccessLog> {
     let mut logs = build(mesh);
     for log in &mut logs {
-        let flags = ResponseFlagFilter { flags: vec!["NR".to_owned()] };
-        log.filter = Some(AccessLogFilter { filter_specifier: Some(FilterSpecifier::ResponseFlagFilter(flags)) });
+        let flags = ResponseFlagFilter {
+            flags: vec!["NR".to_owned()],
+        };
+        log.filter = Some(AccessLogFilter {
+            filter_specifier: Some(FilterSpecifier::ResponseFlagFilter(flags)),
+        });
     }
     logs
 }
 
 fn json_fields(value: serde_json::Value) -> Option<Struct> {
-    let serde_json::Value::Object(fields) = value else { return None };
-    let texts = fields.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
+    let serde_json::Value::Object(fields) = value else {
+        return None;
+    };
+    let texts = fields
+        .iter()
+        .filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
     Some(strings(texts))
 }

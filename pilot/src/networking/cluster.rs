@@ -3,7 +3,9 @@
 
 use prost_types::Duration;
 use proto::envoy::config::cluster::v3::{
-    CircuitBreakers, Cluster, circuit_breakers::Thresholds, cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy},
+    CircuitBreakers, Cluster,
+    circuit_breakers::Thresholds,
+    cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy},
 };
 use proto::envoy::config::core::v3::{BindConfig, Http2ProtocolOptions};
 
@@ -29,7 +31,11 @@ pub fn build(view: &View<'_>) -> Vec<Cluster> {
     let mut clusters = outbound::build(view);
     if !view.proxy.is_router() {
         clusters.extend(inbound::build(view));
-        clusters.push(original_destination(view, INBOUND_PASSTHROUGH, Some(INBOUND_SOURCE)));
+        clusters.push(original_destination(
+            view,
+            INBOUND_PASSTHROUGH,
+            Some(INBOUND_SOURCE),
+        ));
     }
     clusters.push(black_hole(view));
     clusters.push(original_destination(view, PASSTHROUGH, None));
@@ -37,7 +43,11 @@ pub fn build(view: &View<'_>) -> Vec<Cluster> {
     clusters.dedup_by(|later, earlier| {
         let is_duplicate = later.name == earlier.name;
         if is_duplicate {
-            view.record(Metric::DuplicateCluster, &later.name, "two clusters have this name; the first counts");
+            view.record(
+                Metric::DuplicateCluster,
+                &later.name,
+                "two clusters have this name; the first counts",
+            );
         }
         is_duplicate
     });
@@ -59,10 +69,14 @@ fn original_destination(view: &View<'_>, name: &str, source: Option<&str>) -> Cl
         name: name.to_owned(),
         connect_timeout: Some(view.push.mesh.connect_timeout),
         lb_policy: LbPolicy::ClusterProvided as i32,
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32)),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(
+            DiscoveryType::OriginalDst as i32,
+        )),
         circuit_breakers: Some(unlimited()),
-        upstream_bind_config: source
-            .map(|source| BindConfig { source_address: Some(socket(source, 0)), ..BindConfig::default() }),
+        upstream_bind_config: source.map(|source| BindConfig {
+            source_address: Some(socket(source, 0)),
+            ..BindConfig::default()
+        }),
         typed_extension_protocol_options: protocol_options::downstream(None),
         ..Cluster::default()
     }
@@ -84,10 +98,15 @@ fn unlimited() -> CircuitBreakers {
 }
 
 fn http2() -> Http2ProtocolOptions {
-    Http2ProtocolOptions { max_concurrent_streams: Some(1_073_741_824), ..Http2ProtocolOptions::default() }
+    Http2ProtocolOptions {
+        max_concurrent_streams: Some(1_073_741_824),
+        ..Http2ProtocolOptions::default()
+    }
 }
 
 /// A duration that is there and not zero.
 fn positive(duration: Option<&Duration>) -> Option<Duration> {
-    duration.copied().filter(|duration| duration.seconds > 0 || duration.nanos > 0)
+    duration
+        .copied()
+        .filter(|duration| duration.seconds > 0 || duration.nanos > 0)
 }

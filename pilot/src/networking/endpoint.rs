@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use proto::envoy::config::core::v3::{Locality, Metadata};
 use proto::envoy::config::endpoint::v3::{
-    ClusterLoadAssignment, Endpoint as WireEndpoint, LbEndpoint, LocalityLbEndpoints, cluster_load_assignment,
-    lb_endpoint::HostIdentifier,
+    ClusterLoadAssignment, Endpoint as WireEndpoint, LbEndpoint, LocalityLbEndpoints,
+    cluster_load_assignment, lb_endpoint::HostIdentifier,
 };
 
 mod locality;
@@ -20,15 +20,30 @@ use crate::model::{ClusterName, Endpoint, Service, ServicePort};
 /// The endpoints of the cluster `name`; empty when nothing is known of it.
 #[must_use]
 pub fn build(view: &View<'_>, name: &str) -> ClusterLoadAssignment {
-    let empty = || ClusterLoadAssignment { cluster_name: name.to_owned(), ..ClusterLoadAssignment::default() };
-    let Some(parsed) = ClusterName::parse(name) else { return empty() };
-    let Some(service) = view.service(&parsed.host) else { return empty() };
-    let Some(port) = service.port(parsed.port) else { return empty() };
+    let empty = || ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        ..ClusterLoadAssignment::default()
+    };
+    let Some(parsed) = ClusterName::parse(name) else {
+        return empty();
+    };
+    let Some(service) = view.service(&parsed.host) else {
+        return empty();
+    };
+    let Some(port) = service.port(parsed.port) else {
+        return empty();
+    };
     let rule = view.destination_rule(service);
-    let mut policy = TrafficPolicy::default().merge(rule.and_then(|rule| rule.traffic_policy.as_ref()), port.number);
+    let mut policy = TrafficPolicy::default().merge(
+        rule.and_then(|rule| rule.traffic_policy.as_ref()),
+        port.number,
+    );
     if !parsed.subset.is_empty() {
         let subset = rule.and_then(|rule| rule.subset(&parsed.subset));
-        policy = policy.merge(subset.and_then(|subset| subset.traffic_policy.as_ref()), port.number);
+        policy = policy.merge(
+            subset.and_then(|subset| subset.traffic_policy.as_ref()),
+            port.number,
+        );
     }
     let mut assignment = build_for(view, service, port, &parsed, &policy);
     name.clone_into(&mut assignment.cluster_name);
@@ -48,24 +63,42 @@ pub fn build_for(
     let mut by_locality: BTreeMap<&str, Vec<&Arc<Endpoint>>> = BTreeMap::new();
     if let Some(labels) = labels {
         let endpoints = view.push.endpoints.of(&service.key()).iter();
-        for endpoint in endpoints.filter(|endpoint| endpoint.is_ready && endpoint.matches(&labels)) {
-            by_locality.entry(&endpoint.locality).or_default().push(endpoint);
+        for endpoint in endpoints.filter(|endpoint| endpoint.is_ready && endpoint.matches(&labels))
+        {
+            by_locality
+                .entry(&endpoint.locality)
+                .or_default()
+                .push(endpoint);
         }
     }
     let mut localities: Vec<LocalityLbEndpoints> = by_locality
         .into_iter()
         .map(|(place, endpoints)| {
-            let lb_endpoints: Vec<LbEndpoint> = endpoints.iter().map(|endpoint| lb_endpoint(endpoint, port)).collect();
+            let lb_endpoints: Vec<LbEndpoint> = endpoints
+                .iter()
+                .map(|endpoint| lb_endpoint(endpoint, port))
+                .collect();
             LocalityLbEndpoints {
                 locality: Some(wire_locality(place)),
-                load_balancing_weight: Some(lb_endpoints.iter().filter_map(|endpoint| endpoint.load_balancing_weight).sum()),
+                load_balancing_weight: Some(
+                    lb_endpoints
+                        .iter()
+                        .filter_map(|endpoint| endpoint.load_balancing_weight)
+                        .sum(),
+                ),
                 lb_endpoints,
                 ..LocalityLbEndpoints::default()
             }
         })
         .collect();
     if let Some(setting) = policy.locality(&view.push.mesh) {
-        locality::apply(&mut localities, setting, &view.proxy.locality, &view.proxy.labels, policy.outlier_detection.is_some());
+        locality::apply(
+            &mut localities,
+            setting,
+            &view.proxy.locality,
+            &view.proxy.labels,
+            policy.outlier_detection.is_some(),
+        );
     }
     ClusterLoadAssignment {
         cluster_name: name.to_string(),
@@ -76,7 +109,11 @@ pub fn build_for(
 }
 
 /// The labels of a subset; `None` when there is no such subset.
-fn subset_labels(view: &View<'_>, service: &Service, subset: &str) -> Option<BTreeMap<String, String>> {
+fn subset_labels(
+    view: &View<'_>,
+    service: &Service,
+    subset: &str,
+) -> Option<BTreeMap<String, String>> {
     if subset.is_empty() {
         return Some(BTreeMap::new());
     }
@@ -87,12 +124,21 @@ fn subset_labels(view: &View<'_>, service: &Service, subset: &str) -> Option<BTr
 fn lb_endpoint(endpoint: &Endpoint, port: &ServicePort) -> LbEndpoint {
     let mut filter_metadata = BTreeMap::new();
     if endpoint.is_mtls() {
-        filter_metadata.insert("envoy.transport_socket_match".to_owned(), strings([("tlsMode", "istio")]));
+        filter_metadata.insert(
+            "envoy.transport_socket_match".to_owned(),
+            strings([("tlsMode", "istio")]),
+        );
     }
     if !endpoint.uid.is_empty() {
-        filter_metadata.insert("istio".to_owned(), strings([("uid", endpoint.uid.as_str())]));
+        filter_metadata.insert(
+            "istio".to_owned(),
+            strings([("uid", endpoint.uid.as_str())]),
+        );
     }
-    let metadata = (!filter_metadata.is_empty()).then(|| Metadata { filter_metadata, ..Metadata::default() });
+    let metadata = (!filter_metadata.is_empty()).then(|| Metadata {
+        filter_metadata,
+        ..Metadata::default()
+    });
     LbEndpoint {
         metadata,
         load_balancing_weight: Some(endpoint.weight.max(1)),
@@ -106,5 +152,9 @@ fn lb_endpoint(endpoint: &Endpoint, port: &ServicePort) -> LbEndpoint {
 
 fn wire_locality(place: &str) -> Locality {
     let (region, zone, sub_zone) = split_locality(place);
-    Locality { region: region.to_owned(), zone: zone.to_owned(), sub_zone: sub_zone.to_owned() }
+    Locality {
+        region: region.to_owned(),
+        zone: zone.to_owned(),
+        sub_zone: sub_zone.to_owned(),
+    }
 }

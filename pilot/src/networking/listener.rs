@@ -3,7 +3,8 @@
 
 use proto::envoy::config::listener::v3::{Listener, ListenerFilter};
 use proto::envoy::extensions::filters::listener::{
-    http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, tls_inspector::v3::TlsInspector,
+    http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
+    tls_inspector::v3::TlsInspector,
 };
 
 mod filter_chain;
@@ -38,7 +39,11 @@ pub fn build(view: &View<'_>) -> Vec<Listener> {
     listeners.dedup_by(|later, earlier| {
         let is_duplicate = later.name == earlier.name;
         if is_duplicate {
-            view.record(Metric::InvalidListener, &later.name, "two listeners have this name; the first counts");
+            view.record(
+                Metric::InvalidListener,
+                &later.name,
+                "two listeners have this name; the first counts",
+            );
         }
         is_duplicate
     });
@@ -46,15 +51,24 @@ pub fn build(view: &View<'_>) -> Vec<Listener> {
 }
 
 fn original_dst() -> ListenerFilter {
-    listener_filter("envoy.filters.listener.original_dst", &OriginalDst::default())
+    listener_filter(
+        "envoy.filters.listener.original_dst",
+        &OriginalDst::default(),
+    )
 }
 
 fn tls_inspector() -> ListenerFilter {
-    listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default())
+    listener_filter(
+        "envoy.filters.listener.tls_inspector",
+        &TlsInspector::default(),
+    )
 }
 
 fn http_inspector() -> ListenerFilter {
-    listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default())
+    listener_filter(
+        "envoy.filters.listener.http_inspector",
+        &HttpInspector::default(),
+    )
 }
 
 fn owned(texts: &[&str]) -> Vec<String> {

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use proto::envoy::config::route::v3::{
-    DirectResponseAction, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route::Action,
-    route_action::ClusterSpecifier, route_match::PathSpecifier,
+    DirectResponseAction, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+    route::Action, route_action::ClusterSpecifier, route_match::PathSpecifier,
 };
 
 mod gateway;
@@ -22,7 +22,11 @@ use super::wire::seconds;
 /// The route configuration `name`, as RDS serves it. Names that mean nothing get one without hosts: 404 for all.
 #[must_use]
 pub fn build(view: &View<'_>, name: &str) -> RouteConfiguration {
-    let virtual_hosts = if view.proxy.is_router() { gateway::build(view, name) } else { sidecar::build(view, name) };
+    let virtual_hosts = if view.proxy.is_router() {
+        gateway::build(view, name)
+    } else {
+        sidecar::build(view, name)
+    };
     RouteConfiguration {
         name: name.to_owned(),
         virtual_hosts: virtual_host::deduplicate(view, virtual_hosts),
@@ -36,16 +40,24 @@ pub fn build(view: &View<'_>, name: &str) -> RouteConfiguration {
 #[must_use]
 pub fn inbound(view: &View<'_>, target: &Target) -> RouteConfiguration {
     let cluster = target.cluster.to_string();
-    let service = target.instance.as_ref().map(|instance| instance.service.as_ref());
+    let service = target
+        .instance
+        .as_ref()
+        .map(|instance| instance.service.as_ref());
     let route = Route {
         name: "default".to_owned(),
-        r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..RouteMatch::default() }),
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+            ..RouteMatch::default()
+        }),
         action: Some(Action::Route(RouteAction {
             cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.clone())),
             timeout: Some(seconds(0)),
             ..RouteAction::default()
         })),
-        typed_per_filter_config: plugin::mixer::inbound_route(view, service).into_iter().collect::<BTreeMap<_, _>>(),
+        typed_per_filter_config: plugin::mixer::inbound_route(view, service)
+            .into_iter()
+            .collect::<BTreeMap<_, _>>(),
         ..Route::default()
     };
     RouteConfiguration {
@@ -63,7 +75,10 @@ pub fn inbound(view: &View<'_>, target: &Target) -> RouteConfiguration {
 
 /// Matches every path.
 fn any_path() -> RouteMatch {
-    RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..RouteMatch::default() }
+    RouteMatch {
+        path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+        ..RouteMatch::default()
+    }
 }
 
 /// A virtual host that answers everything with a status.
@@ -74,7 +89,10 @@ fn answering(name: &str, domain: &str, status: u32) -> VirtualHost {
         routes: vec![Route {
             name: name.to_owned(),
             r#match: Some(any_path()),
-            action: Some(Action::DirectResponse(DirectResponseAction { status, ..DirectResponseAction::default() })),
+            action: Some(Action::DirectResponse(DirectResponseAction {
+                status,
+                ..DirectResponseAction::default()
+            })),
             ..Route::default()
         }],
         ..VirtualHost::default()

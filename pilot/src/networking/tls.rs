@@ -2,13 +2,13 @@
 //! unless a resource names files.
 
 use proto::envoy::config::core::v3::{
-    ApiConfigSource, ApiVersion, ConfigSource, DataSource, GrpcService, TransportSocket, api_config_source::ApiType,
-    config_source::ConfigSourceSpecifier, data_source, grpc_service,
+    ApiConfigSource, ApiVersion, ConfigSource, DataSource, GrpcService, TransportSocket,
+    api_config_source::ApiType, config_source::ConfigSourceSpecifier, data_source, grpc_service,
 };
 use proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use proto::envoy::extensions::transport_sockets::tls::v3::{
-    self as tls, CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
-    SubjectAltNameMatcher, UpstreamTlsContext,
+    self as tls, CertificateValidationContext, CommonTlsContext, DownstreamTlsContext,
+    SdsSecretConfig, SubjectAltNameMatcher, UpstreamTlsContext,
     common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
     subject_alt_name_matcher::SanType,
 };
@@ -33,10 +33,12 @@ const TLS_SOCKET: &str = "envoy.transport_sockets.tls";
 #[must_use]
 pub fn secret(name: &str) -> SdsSecretConfig {
     let service = GrpcService {
-        target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(grpc_service::EnvoyGrpc {
-            cluster_name: SDS_CLUSTER.to_owned(),
-            ..grpc_service::EnvoyGrpc::default()
-        })),
+        target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(
+            grpc_service::EnvoyGrpc {
+                cluster_name: SDS_CLUSTER.to_owned(),
+                ..grpc_service::EnvoyGrpc::default()
+            },
+        )),
         ..GrpcService::default()
     };
     SdsSecretConfig {
@@ -45,13 +47,15 @@ pub fn secret(name: &str) -> SdsSecretConfig {
             resource_api_version: ApiVersion::V3 as i32,
             // Wait for as long as it takes: a listener without its certificate could only refuse.
             initial_fetch_timeout: Some(seconds(0)),
-            config_source_specifier: Some(ConfigSourceSpecifier::ApiConfigSource(ApiConfigSource {
-                api_type: ApiType::Grpc as i32,
-                transport_api_version: ApiVersion::V3 as i32,
-                grpc_services: vec![service],
-                set_node_on_first_message_only: true,
-                ..ApiConfigSource::default()
-            })),
+            config_source_specifier: Some(ConfigSourceSpecifier::ApiConfigSource(
+                ApiConfigSource {
+                    api_type: ApiType::Grpc as i32,
+                    transport_api_version: ApiVersion::V3 as i32,
+                    grpc_services: vec![service],
+                    set_node_on_first_message_only: true,
+                    ..ApiConfigSource::default()
+                },
+            )),
             ..ConfigSource::default()
         }),
     }
@@ -79,9 +83,15 @@ pub fn san_matchers<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<Subject
             if name.contains("://") {
                 vec![san(SanType::Uri, exact(name))]
             } else if let Some(suffix) = name.strip_prefix('*') {
-                vec![san(SanType::Dns, pattern(MatchPattern::Suffix(suffix.to_owned())))]
+                vec![san(
+                    SanType::Dns,
+                    pattern(MatchPattern::Suffix(suffix.to_owned())),
+                )]
             } else {
-                vec![san(SanType::Dns, exact(name)), san(SanType::IpAddress, exact(name))]
+                vec![
+                    san(SanType::Dns, exact(name)),
+                    san(SanType::IpAddress, exact(name)),
+                ]
             }
         })
         .collect()
@@ -89,19 +99,31 @@ pub fn san_matchers<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<Subject
 
 /// URI SAN prefixes of the trust domains whose certificates are accepted.
 #[must_use]
-pub fn trust_domain_matchers<'a>(domains: impl IntoIterator<Item = &'a str>) -> Vec<SubjectAltNameMatcher> {
+pub fn trust_domain_matchers<'a>(
+    domains: impl IntoIterator<Item = &'a str>,
+) -> Vec<SubjectAltNameMatcher> {
     let prefix = |domain| pattern(MatchPattern::Prefix(format!("spiffe://{domain}/")));
-    domains.into_iter().map(|domain| san(SanType::Uri, prefix(domain))).collect()
+    domains
+        .into_iter()
+        .map(|domain| san(SanType::Uri, prefix(domain)))
+        .collect()
 }
 
 fn san(kind: SanType, matcher: StringMatcher) -> SubjectAltNameMatcher {
-    SubjectAltNameMatcher { san_type: kind as i32, matcher: Some(matcher), oid: String::new() }
+    SubjectAltNameMatcher {
+        san_type: kind as i32,
+        matcher: Some(matcher),
+        oid: String::new(),
+    }
 }
 
 /// A file's content.
 #[must_use]
 pub fn file(path: &str) -> DataSource {
-    DataSource { specifier: Some(data_source::Specifier::Filename(path.to_owned())), ..DataSource::default() }
+    DataSource {
+        specifier: Some(data_source::Specifier::Filename(path.to_owned())),
+        ..DataSource::default()
+    }
 }
 
 /// Mesh mTLS towards `names`.
@@ -116,7 +138,10 @@ pub fn mesh_client(names: &[String], sni: &str, is_http2: bool) -> TransportSock
             alpn_protocols: alpn,
             tls_params: Some(minimum_version()),
             tls_certificate_sds_secret_configs: vec![secret(WORKLOAD_SECRET)],
-            validation_context_type: Some(validation(ROOT_SECRET, san_matchers(names.iter().map(String::as_str)))),
+            validation_context_type: Some(validation(
+                ROOT_SECRET,
+                san_matchers(names.iter().map(String::as_str)),
+            )),
             ..CommonTlsContext::default()
         }),
         sni: sni.to_owned(),
@@ -126,7 +151,10 @@ pub fn mesh_client(names: &[String], sni: &str, is_http2: bool) -> TransportSock
 
 /// Mesh mTLS at the workload: a certificate of an accepted trust domain is demanded.
 #[must_use]
-pub fn mesh_server<'a>(domains: impl IntoIterator<Item = &'a str>, alpn: &[&str]) -> TransportSocket {
+pub fn mesh_server<'a>(
+    domains: impl IntoIterator<Item = &'a str>,
+    alpn: &[&str],
+) -> TransportSocket {
     server(&DownstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
             alpn_protocols: alpn.iter().map(ToString::to_string).collect(),

@@ -51,8 +51,11 @@ impl<'a> View<'a> {
     /// Works it out.
     #[must_use]
     pub fn new(proxy: &'a Proxy, push: &'a PushContext) -> Self {
-        let gateway =
-            if proxy.is_router() { push.gateways.merge_for(proxy, &push.status) } else { MergedGateway::default() };
+        let gateway = if proxy.is_router() {
+            push.gateways.merge_for(proxy, &push.status)
+        } else {
+            MergedGateway::default()
+        };
         View {
             scope: push.scope_of(proxy),
             instances: instances(proxy, push),
@@ -72,12 +75,19 @@ impl<'a> View<'a> {
     /// The destination rule that this proxy follows for `service`.
     #[must_use]
     pub fn destination_rule(&self, service: &Service) -> Option<&Arc<DestinationRule>> {
-        self.push.destination_rules.select(&self.proxy.namespace, &self.proxy.labels, &service.host, &service.namespace)
+        self.push.destination_rules.select(
+            &self.proxy.namespace,
+            &self.proxy.labels,
+            &service.host,
+            &service.namespace,
+        )
     }
 
     /// Notes trouble with `what`.
     pub fn record(&self, metric: Metric, what: &str, message: &str) {
-        self.push.status.record(metric, what, &self.proxy.id, message);
+        self.push
+            .status
+            .record(metric, what, &self.proxy.id, message);
     }
 }
 
@@ -88,7 +98,11 @@ fn instances(proxy: &Proxy, push: &PushContext) -> Vec<Instance> {
         if key.namespace != proxy.namespace {
             continue;
         }
-        let Some(service) = push.services.lookup(&key.host, &key.namespace).filter(|service| service.namespace == key.namespace) else {
+        let Some(service) = push
+            .services
+            .lookup(&key.host, &key.namespace)
+            .filter(|service| service.namespace == key.namespace)
+        else {
             continue;
         };
         found.extend(service.ports.iter().map(|port| Instance {
@@ -98,7 +112,13 @@ fn instances(proxy: &Proxy, push: &PushContext) -> Vec<Instance> {
         }));
     }
     found.sort_by(|a, b| {
-        let order = |instance: &Instance| (instance.service.created, instance.service.host.clone(), instance.port.number);
+        let order = |instance: &Instance| {
+            (
+                instance.service.created,
+                instance.service.host.clone(),
+                instance.port.number,
+            )
+        };
         order(a).cmp(&order(b))
     });
     let mut by_port: BTreeMap<u32, Instance> = BTreeMap::new();
@@ -106,8 +126,16 @@ fn instances(proxy: &Proxy, push: &PushContext) -> Vec<Instance> {
         let port = instance.target_port();
         if let Some(older) = by_port.get(&port) {
             if older.service.host != instance.service.host && !proxy.is_router() {
-                let message = format!("workload port {port} is already served for {}", older.service.host);
-                push.status.record(Metric::InboundConflict, &instance.service.host, &proxy.id, &message);
+                let message = format!(
+                    "workload port {port} is already served for {}",
+                    older.service.host
+                );
+                push.status.record(
+                    Metric::InboundConflict,
+                    &instance.service.host,
+                    &proxy.id,
+                    &message,
+                );
             }
         } else {
             by_port.insert(port, instance);

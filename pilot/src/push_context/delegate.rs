@@ -10,20 +10,27 @@ use proto::istio::networking::v1alpha3::{self as wire, string_match::MatchType};
 use super::virtual_services::VirtualService;
 
 /// The routes of `root` with the delegates' routes in place.
-pub(super) fn merge(root: &VirtualService, delegates: &BTreeMap<(String, String), VirtualService>) -> Vec<wire::HttpRoute> {
+pub(super) fn merge(
+    root: &VirtualService,
+    delegates: &BTreeMap<(String, String), VirtualService>,
+) -> Vec<wire::HttpRoute> {
     let mut routes = Vec::with_capacity(root.http.len());
     for route in &root.http {
         let Some(reference) = &route.delegate else {
             routes.push(route.clone());
             continue;
         };
-        let Some(delegate) = delegates.get(&(reference.namespace.clone(), reference.name.clone())) else {
+        let Some(delegate) = delegates.get(&(reference.namespace.clone(), reference.name.clone()))
+        else {
             tracing::debug!(target: "model", name = root.name, namespace = root.namespace, delegate = reference.name, "delegate not found");
             continue;
         };
         if delegate.is_visible_to(&root.namespace) {
             // A delegate may not delegate again.
-            let children = delegate.http.iter().filter(|child| child.delegate.is_none());
+            let children = delegate
+                .http
+                .iter()
+                .filter(|child| child.delegate.is_none());
             routes.extend(children.filter_map(|child| merge_route(route, child)));
         }
     }
@@ -38,21 +45,41 @@ fn merge_route(root: &wire::HttpRoute, child: &wire::HttpRoute) -> Option<wire::
     macro_rules! inherit {
         ($($field:ident),*) => { $( if merged.$field.is_none() { merged.$field.clone_from(&root.$field); } )* };
     }
-    inherit!(rewrite, timeout, retries, fault, mirror, mirror_percentage, cors_policy);
+    inherit!(
+        rewrite,
+        timeout,
+        retries,
+        fault,
+        mirror,
+        mirror_percentage,
+        cors_policy
+    );
     merged.headers = merge_headers(root.headers.as_ref(), child.headers.as_ref());
     Some(merged)
 }
 
-fn merge_conditions(root: &[wire::HttpMatchRequest], child: &[wire::HttpMatchRequest]) -> Option<Vec<wire::HttpMatchRequest>> {
+fn merge_conditions(
+    root: &[wire::HttpMatchRequest],
+    child: &[wire::HttpMatchRequest],
+) -> Option<Vec<wire::HttpMatchRequest>> {
     if root.is_empty() || child.is_empty() {
-        return Some(if root.is_empty() { child.to_vec() } else { root.to_vec() });
+        return Some(if root.is_empty() {
+            child.to_vec()
+        } else {
+            root.to_vec()
+        });
     }
-    let merged: Vec<_> =
-        child.iter().flat_map(|child| root.iter().filter_map(|root| merge_condition(root, child))).collect();
+    let merged: Vec<_> = child
+        .iter()
+        .flat_map(|child| root.iter().filter_map(|root| merge_condition(root, child)))
+        .collect();
     (!merged.is_empty()).then_some(merged)
 }
 
-fn merge_condition(root: &wire::HttpMatchRequest, child: &wire::HttpMatchRequest) -> Option<wire::HttpMatchRequest> {
+fn merge_condition(
+    root: &wire::HttpMatchRequest,
+    child: &wire::HttpMatchRequest,
+) -> Option<wire::HttpMatchRequest> {
     let mut merged = child.clone();
     merged.name = join(&root.name, &child.name);
     merged.uri = narrower(root.uri.as_ref(), child.uri.as_ref())?;
@@ -68,7 +95,11 @@ fn merge_condition(root: &wire::HttpMatchRequest, child: &wire::HttpMatchRequest
         return None;
     }
     for (key, value) in &root.source_labels {
-        if merged.source_labels.insert(key.clone(), value.clone()).is_some_and(|own| own != *value) {
+        if merged
+            .source_labels
+            .insert(key.clone(), value.clone())
+            .is_some_and(|own| own != *value)
+        {
             return None;
         }
     }
@@ -97,22 +128,34 @@ fn unite(
 }
 
 /// The narrower of two conditions, or `None` when the child's is not within the root's.
-#[allow(clippy::option_option, reason = "outer: contradiction; inner: no condition at all")]
-fn narrower(root: Option<&wire::StringMatch>, child: Option<&wire::StringMatch>) -> Option<Option<wire::StringMatch>> {
+#[allow(
+    clippy::option_option,
+    reason = "outer: contradiction; inner: no condition at all"
+)]
+fn narrower(
+    root: Option<&wire::StringMatch>,
+    child: Option<&wire::StringMatch>,
+) -> Option<Option<wire::StringMatch>> {
     let (Some(root), Some(child)) = (root, child) else {
         return Some(child.or(root).cloned());
     };
     let is_within = match (&root.match_type, &child.match_type) {
         (None, _) => true,
         (Some(MatchType::Exact(root)), Some(MatchType::Exact(child))) => root == child,
-        (Some(MatchType::Prefix(root)), Some(MatchType::Exact(child) | MatchType::Prefix(child))) => child.starts_with(root),
+        (
+            Some(MatchType::Prefix(root)),
+            Some(MatchType::Exact(child) | MatchType::Prefix(child)),
+        ) => child.starts_with(root),
         (Some(MatchType::Regex(root)), Some(MatchType::Regex(child))) => root == child,
         _ => false,
     };
     is_within.then(|| Some(child.clone()))
 }
 
-fn merge_headers(root: Option<&wire::Headers>, child: Option<&wire::Headers>) -> Option<wire::Headers> {
+fn merge_headers(
+    root: Option<&wire::Headers>,
+    child: Option<&wire::Headers>,
+) -> Option<wire::Headers> {
     let (Some(root), Some(child)) = (root, child) else {
         return child.or(root).cloned();
     };
@@ -132,10 +175,20 @@ fn merge_operations(
     let mut merged = root.clone();
     merged.set.extend(child.set.clone());
     merged.add.extend(child.add.clone());
-    merged.remove.extend(child.remove.iter().filter(|name| !root.remove.contains(name)).cloned());
+    merged.remove.extend(
+        child
+            .remove
+            .iter()
+            .filter(|name| !root.remove.contains(name))
+            .cloned(),
+    );
     Some(merged)
 }
 
 fn join(root: &str, child: &str) -> String {
-    if root.is_empty() || child.is_empty() { format!("{root}{child}") } else { format!("{root}-{child}") }
+    if root.is_empty() || child.is_empty() {
+        format!("{root}{child}")
+    } else {
+        format!("{root}-{child}")
+    }
 }

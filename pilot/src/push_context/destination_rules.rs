@@ -56,7 +56,10 @@ impl DestinationRuleIndex {
         domain: &str,
         default: &[String],
     ) -> Self {
-        let mut index = DestinationRuleIndex { root: root.to_owned(), ..Self::default() };
+        let mut index = DestinationRuleIndex {
+            root: root.to_owned(),
+            ..Self::default()
+        };
         for config in by_age(configs) {
             index.add(config, domain, default);
         }
@@ -67,8 +70,11 @@ impl DestinationRuleIndex {
         let (meta, spec) = (&config.meta, &config.spec);
         let visibility = Visibility::new(&spec.export_to, default, &meta.namespace);
         let host = host::resolve(&spec.host, &meta.namespace, domain);
-        let selector: BTreeMap<String, String> =
-            spec.workload_selector.iter().flat_map(|selector| selector.match_labels.clone()).collect();
+        let selector: BTreeMap<String, String> = spec
+            .workload_selector
+            .iter()
+            .flat_map(|selector| selector.match_labels.clone())
+            .collect();
         let rules = self.by_namespace.entry(meta.namespace.clone()).or_default();
         let existing = rules.iter_mut().find(|rule| {
             rule.host == host && rule.selector == selector && rule.visibility == visibility
@@ -92,7 +98,8 @@ impl DestinationRuleIndex {
         }
         for subset in &spec.subsets {
             if rule.subset(&subset.name).is_some() {
-                self.duplicate_subsets.push(format!("{}/{} {}", meta.namespace, meta.name, subset.name));
+                self.duplicate_subsets
+                    .push(format!("{}/{} {}", meta.namespace, meta.name, subset.name));
             } else {
                 rule.subsets.push(subset.clone());
             }
@@ -108,7 +115,9 @@ impl DestinationRuleIndex {
         service_host: &str,
         service: &str,
     ) -> Option<&Arc<DestinationRule>> {
-        let own = (client != self.root).then(|| self.most_specific(client, client, labels, service_host)).flatten();
+        let own = (client != self.root)
+            .then(|| self.most_specific(client, client, labels, service_host))
+            .flatten();
         own.or_else(|| self.most_specific(service, client, labels, service_host))
             .or_else(|| self.most_specific(&self.root, client, labels, service_host))
     }
@@ -121,7 +130,11 @@ impl DestinationRuleIndex {
         service_host: &str,
     ) -> Option<&Arc<DestinationRule>> {
         let matches = |rule: &&Arc<DestinationRule>| {
-            let is_selected = namespace == client && rule.selector.iter().all(|(key, value)| labels.get(key) == Some(value));
+            let is_selected = namespace == client
+                && rule
+                    .selector
+                    .iter()
+                    .all(|(key, value)| labels.get(key) == Some(value));
             (rule.selector.is_empty() || is_selected)
                 && (namespace == client || rule.visibility.is_visible_to(client))
                 && host::is_subset(service_host, &rule.host)
@@ -130,7 +143,9 @@ impl DestinationRuleIndex {
         // With equal hosts a rule for this very workload goes first; the list is oldest first and the first best is kept.
         rules.iter().filter(matches).reduce(|best, rule| {
             let better = host::compare_specificity(&rule.host, &best.host) == Ordering::Less
-                || (rule.host == best.host && best.selector.is_empty() && !rule.selector.is_empty());
+                || (rule.host == best.host
+                    && best.selector.is_empty()
+                    && !rule.selector.is_empty());
             if better { rule } else { best }
         })
     }

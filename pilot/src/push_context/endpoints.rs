@@ -24,17 +24,25 @@ impl EndpointIndex {
         for (key, endpoints) in &by_service {
             for endpoint in endpoints.iter() {
                 if let Ok(address) = endpoint.address.parse() {
-                    by_address.entry(address).or_default().push((key.clone(), Arc::clone(endpoint)));
+                    by_address
+                        .entry(address)
+                        .or_default()
+                        .push((key.clone(), Arc::clone(endpoint)));
                 }
             }
         }
-        EndpointIndex { by_service, by_address }
+        EndpointIndex {
+            by_service,
+            by_address,
+        }
     }
 
     /// A service's endpoints.
     #[must_use]
     pub fn of(&self, key: &ServiceKey) -> &[Arc<Endpoint>] {
-        self.by_service.get(key).map_or(&[], |endpoints| endpoints.as_slice())
+        self.by_service
+            .get(key)
+            .map_or(&[], |endpoints| endpoints.as_slice())
     }
 
     /// The services that have an endpoint at `address`, by service.
@@ -46,7 +54,11 @@ impl EndpointIndex {
     /// The identities of a service's endpoints, sorted.
     #[must_use]
     pub fn identities(&self, key: &ServiceKey) -> BTreeSet<&str> {
-        self.of(key).iter().map(|endpoint| endpoint.identity.as_str()).filter(|identity| !identity.is_empty()).collect()
+        self.of(key)
+            .iter()
+            .map(|endpoint| endpoint.identity.as_str())
+            .filter(|identity| !identity.is_empty())
+            .collect()
     }
 
     /// Every service with its endpoints.

@@ -55,7 +55,14 @@ impl GatewayServer {
     /// The protocol of the port.
     #[must_use]
     pub fn protocol(&self) -> Protocol {
-        Protocol::parse(&self.server.port.as_ref().map(|port| port.protocol.clone()).unwrap_or_default())
+        Protocol::parse(
+            &self
+                .server
+                .port
+                .as_ref()
+                .map(|port| port.protocol.clone())
+                .unwrap_or_default(),
+        )
     }
 
     /// The port's number.
@@ -80,19 +87,30 @@ impl GatewayServer {
     /// True when TLS ends at the gateway.
     #[must_use]
     pub fn is_terminating(&self) -> bool {
-        self.tls_mode().is_some_and(|mode| !matches!(mode, TlSmode::Passthrough | TlSmode::AutoPassthrough))
+        self.tls_mode()
+            .is_some_and(|mode| !matches!(mode, TlSmode::Passthrough | TlSmode::AutoPassthrough))
     }
 
     /// `namespace/host` entries without the namespace part.
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
-        self.server.hosts.iter().map(|entry| entry.split_once('/').map_or(entry.as_str(), |(_, name)| name))
+        self.server.hosts.iter().map(|entry| {
+            entry
+                .split_once('/')
+                .map_or(entry.as_str(), |(_, name)| name)
+        })
     }
 
     /// Name of the route configuration, if HTTP is spoken.
     #[must_use]
     pub fn route_name(&self) -> String {
         if self.is_terminating() {
-            format!("https.{}.{}.{}.{}", self.port(), self.port_name(), self.name, self.namespace)
+            format!(
+                "https.{}.{}.{}.{}",
+                self.port(),
+                self.port_name(),
+                self.name,
+                self.namespace
+            )
         } else {
             format!("http.{}", self.port())
         }
@@ -102,7 +120,9 @@ impl GatewayServer {
 impl GatewayIndex {
     /// Builds the index.
     pub fn new<'a>(configs: impl Iterator<Item = &'a Config<wire::Gateway>>) -> Self {
-        GatewayIndex { all: by_age(configs).into_iter().cloned().collect() }
+        GatewayIndex {
+            all: by_age(configs).into_iter().cloned().collect(),
+        }
     }
 
     /// Everything that `proxy` has to serve.
@@ -110,7 +130,11 @@ impl GatewayIndex {
     pub fn merge_for(&self, proxy: &Proxy, status: &PushStatus) -> MergedGateway {
         let mut merged = MergedGateway::default();
         let mut server_names: HashMap<u32, HashSet<String>> = HashMap::new();
-        for config in self.all.iter().filter(|config| proxy.is_selected_by(&config.spec.selector)) {
+        for config in self
+            .all
+            .iter()
+            .filter(|config| proxy.is_selected_by(&config.spec.selector))
+        {
             for server in &config.spec.servers {
                 let server = GatewayServer {
                     gateway: format!("{}/{}", config.meta.namespace, config.meta.name),
@@ -119,7 +143,12 @@ impl GatewayIndex {
                     server: server.clone(),
                 };
                 if let Err(reason) = merged.add(server, &mut server_names) {
-                    status.record(Metric::RejectedGateway, &format!("{}/{}", config.meta.namespace, config.meta.name), &proxy.id, &reason);
+                    status.record(
+                        Metric::RejectedGateway,
+                        &format!("{}/{}", config.meta.namespace, config.meta.name),
+                        &proxy.id,
+                        &reason,
+                    );
                 }
             }
         }
@@ -134,7 +163,11 @@ impl GatewayIndex {
 }
 
 impl MergedGateway {
-    fn add(&mut self, server: GatewayServer, server_names: &mut HashMap<u32, HashSet<String>>) -> Result<(), String> {
+    fn add(
+        &mut self,
+        server: GatewayServer,
+        server_names: &mut HashMap<u32, HashSet<String>>,
+    ) -> Result<(), String> {
         let number = server.port();
         let port = self.ports.entry(number).or_default();
         let protocol = server.protocol();
@@ -143,13 +176,16 @@ impl MergedGateway {
             port.bind.clone_from(&server.server.bind);
         }
         if protocol.is_tls() {
-            let has_plain = !port.http.is_empty() || port.tcp.iter().any(|other| !other.protocol().is_tls());
+            let has_plain =
+                !port.http.is_empty() || port.tcp.iter().any(|other| !other.protocol().is_tls());
             if has_plain {
                 return Err(format!("port {number} already speaks without TLS"));
             }
             let taken = server_names.entry(number).or_default();
             if let Some(name) = server.hosts().find(|name| taken.contains(*name)) {
-                return Err(format!("host {name} on port {number} belongs to an older gateway"));
+                return Err(format!(
+                    "host {name} on port {number} belongs to an older gateway"
+                ));
             }
             taken.extend(server.hosts().map(str::to_owned));
             if server.is_terminating() && protocol == Protocol::Https {
@@ -174,14 +210,20 @@ impl MergedGateway {
     /// The servers behind a route configuration.
     #[must_use]
     pub fn servers_of_route(&self, route: &str) -> Vec<&GatewayServer> {
-        let all = self.ports.values().flat_map(|port| port.http.iter().chain(&port.https));
+        let all = self
+            .ports
+            .values()
+            .flat_map(|port| port.http.iter().chain(&port.https));
         all.filter(|server| server.route_name() == route).collect()
     }
 
     /// The names of all gateways that take part.
     #[must_use]
     pub fn gateway_names(&self) -> HashSet<&str> {
-        let servers = self.ports.values().flat_map(|port| port.http.iter().chain(&port.https).chain(&port.tcp));
+        let servers = self
+            .ports
+            .values()
+            .flat_map(|port| port.http.iter().chain(&port.https).chain(&port.tcp));
         servers.map(|server| server.gateway.as_str()).collect()
     }
 }

@@ -67,20 +67,33 @@ impl PolicyIndex {
     /// What holds for the connections to `proxy`'s workload.
     #[must_use]
     pub fn peer_policy(&self, proxy: &Proxy) -> PeerPolicy {
-        let mut policy = PeerPolicy { mode: self.namespace_mode(&proxy.namespace), by_port: BTreeMap::new() };
+        let mut policy = PeerPolicy {
+            mode: self.namespace_mode(&proxy.namespace),
+            by_port: BTreeMap::new(),
+        };
         // A policy with a selector in the root namespace is ignored.
         if proxy.namespace == self.root {
             return policy;
         }
         let selected = list(&self.peer, &proxy.namespace).iter().find(|config| {
-            selector_labels(config.spec.selector.as_ref()).is_some_and(|labels| proxy.is_selected_by(labels))
+            selector_labels(config.spec.selector.as_ref())
+                .is_some_and(|labels| proxy.is_selected_by(labels))
         });
-        let Some(config) = selected else { return policy };
-        if let Some(mode) = config.spec.mtls.as_ref().and_then(|mtls| to_mode(mtls.mode())) {
+        let Some(config) = selected else {
+            return policy;
+        };
+        if let Some(mode) = config
+            .spec
+            .mtls
+            .as_ref()
+            .and_then(|mtls| to_mode(mtls.mode()))
+        {
             policy.mode = mode;
         }
         for (port, mtls) in &config.spec.port_level_mtls {
-            policy.by_port.insert(*port, to_mode(mtls.mode()).unwrap_or(policy.mode));
+            policy
+                .by_port
+                .insert(*port, to_mode(mtls.mode()).unwrap_or(policy.mode));
         }
         policy
     }
@@ -91,22 +104,39 @@ impl PolicyIndex {
         [namespace, self.root.as_str()]
             .into_iter()
             .filter_map(|place| {
-                list(&self.peer, place).iter().find(|config| selector_labels(config.spec.selector.as_ref()).is_none())
+                list(&self.peer, place)
+                    .iter()
+                    .find(|config| selector_labels(config.spec.selector.as_ref()).is_none())
             })
-            .find_map(|config| config.spec.mtls.as_ref().and_then(|mtls| to_mode(mtls.mode())))
+            .find_map(|config| {
+                config
+                    .spec
+                    .mtls
+                    .as_ref()
+                    .and_then(|mtls| to_mode(mtls.mode()))
+            })
             .unwrap_or(MtlsMode::Permissive)
     }
 
     /// The token rules for `proxy`'s workload: the root namespace's first.
     #[must_use]
-    pub fn request_authentications(&self, proxy: &Proxy) -> Vec<&Config<wire::RequestAuthentication>> {
+    pub fn request_authentications(
+        &self,
+        proxy: &Proxy,
+    ) -> Vec<&Config<wire::RequestAuthentication>> {
         self.applicable(&self.request, proxy, |config| config.spec.selector.as_ref())
     }
 
     /// The authorization policies with `action` for `proxy`'s workload: the root namespace's first.
     #[must_use]
-    pub fn authorization_policies(&self, proxy: &Proxy, action: Action) -> Vec<&Config<wire::AuthorizationPolicy>> {
-        let mut policies = self.applicable(&self.authorization, proxy, |config| config.spec.selector.as_ref());
+    pub fn authorization_policies(
+        &self,
+        proxy: &Proxy,
+        action: Action,
+    ) -> Vec<&Config<wire::AuthorizationPolicy>> {
+        let mut policies = self.applicable(&self.authorization, proxy, |config| {
+            config.spec.selector.as_ref()
+        });
         policies.retain(|config| config.spec.action() == action);
         policies
     }
@@ -130,15 +160,21 @@ impl PolicyIndex {
         places
             .into_iter()
             .flat_map(|place| list(all, place))
-            .filter(|config| selector_labels(selector(config)).is_none_or(|labels| proxy.is_selected_by(labels)))
+            .filter(|config| {
+                selector_labels(selector(config)).is_none_or(|labels| proxy.is_selected_by(labels))
+            })
             .collect()
     }
 }
 
-fn by_namespace<'a, T: 'a>(configs: impl Iterator<Item = &'a Config<T>>) -> HashMap<String, Vec<Config<T>>> {
+fn by_namespace<'a, T: 'a>(
+    configs: impl Iterator<Item = &'a Config<T>>,
+) -> HashMap<String, Vec<Config<T>>> {
     let mut all: HashMap<String, Vec<Config<T>>> = HashMap::new();
     for config in by_age(configs) {
-        all.entry(config.meta.namespace.clone()).or_default().push(Arc::clone(config));
+        all.entry(config.meta.namespace.clone())
+            .or_default()
+            .push(Arc::clone(config));
     }
     all
 }
@@ -149,7 +185,9 @@ fn list<'a, T>(all: &'a HashMap<String, Vec<Config<T>>>, namespace: &str) -> &'a
 
 /// The labels of a selector that selects something in particular.
 fn selector_labels(selector: Option<&WorkloadSelector>) -> Option<&BTreeMap<String, String>> {
-    selector.map(|selector| &selector.match_labels).filter(|labels| !labels.is_empty())
+    selector
+        .map(|selector| &selector.match_labels)
+        .filter(|labels| !labels.is_empty())
 }
 
 fn to_mode(mode: Mode) -> Option<MtlsMode> {

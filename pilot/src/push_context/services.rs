@@ -16,10 +16,15 @@ impl ServiceIndex {
     /// Builds the index.
     #[must_use]
     pub fn new(mut all: Vec<Arc<Service>>) -> Self {
-        all.sort_by(|a, b| (a.created, &a.host, &a.namespace).cmp(&(b.created, &b.host, &b.namespace)));
+        all.sort_by(|a, b| {
+            (a.created, &a.host, &a.namespace).cmp(&(b.created, &b.host, &b.namespace))
+        });
         let mut by_host: HashMap<String, Vec<Arc<Service>>> = HashMap::new();
         for service in &all {
-            by_host.entry(service.host.clone()).or_default().push(Arc::clone(service));
+            by_host
+                .entry(service.host.clone())
+                .or_default()
+                .push(Arc::clone(service));
         }
         ServiceIndex { all, by_host }
     }
@@ -37,7 +42,12 @@ impl ServiceIndex {
         candidates
             .iter()
             .filter(|service| service.visibility.is_visible_to(namespace))
-            .min_by_key(|service| (service.namespace != namespace, service.registry != Registry::Kubernetes))
+            .min_by_key(|service| {
+                (
+                    service.namespace != namespace,
+                    service.registry != Registry::Kubernetes,
+                )
+            })
     }
 
     /// One service a host, as a client in `namespace` sees them, oldest first.
@@ -45,7 +55,10 @@ impl ServiceIndex {
     pub fn visible_to(&self, namespace: &str) -> Vec<Arc<Service>> {
         self.all
             .iter()
-            .filter(|service| self.lookup(&service.host, namespace).is_some_and(|chosen| Arc::ptr_eq(chosen, service)))
+            .filter(|service| {
+                self.lookup(&service.host, namespace)
+                    .is_some_and(|chosen| Arc::ptr_eq(chosen, service))
+            })
             .cloned()
             .collect()
     }

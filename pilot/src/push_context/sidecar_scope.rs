@@ -6,7 +6,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use proto::istio::networking::v1alpha3::{self as wire, CaptureMode, outbound_traffic_policy::Mode};
+use proto::istio::networking::v1alpha3::{
+    self as wire, CaptureMode, outbound_traffic_policy::Mode,
+};
 use proto_mesh::host;
 
 use super::virtual_services::{MESH, VirtualService, VirtualServiceIndex};
@@ -59,9 +61,15 @@ impl SidecarIndex {
     pub fn new<'a>(configs: impl Iterator<Item = &'a Config<wire::Sidecar>>, root: &str) -> Self {
         let mut by_namespace: HashMap<String, Vec<Config<wire::Sidecar>>> = HashMap::new();
         for config in by_age(configs) {
-            by_namespace.entry(config.meta.namespace.clone()).or_default().push(Arc::clone(config));
+            by_namespace
+                .entry(config.meta.namespace.clone())
+                .or_default()
+                .push(Arc::clone(config));
         }
-        SidecarIndex { by_namespace, root: root.to_owned() }
+        SidecarIndex {
+            by_namespace,
+            root: root.to_owned(),
+        }
     }
 
     /// The resource that `proxy` follows: one that selects it, its namespace's, the root namespace's.
@@ -70,50 +78,92 @@ impl SidecarIndex {
         if proxy.is_router() {
             return None;
         }
-        let own = self.by_namespace.get(&proxy.namespace).map_or(&[][..], Vec::as_slice);
+        let own = self
+            .by_namespace
+            .get(&proxy.namespace)
+            .map_or(&[][..], Vec::as_slice);
         let selecting = own.iter().find(|config| {
             let selector = config.spec.workload_selector.as_ref();
-            selector.is_some_and(|selector| !selector.labels.is_empty() && proxy.is_selected_by(&selector.labels))
+            selector.is_some_and(|selector| {
+                !selector.labels.is_empty() && proxy.is_selected_by(&selector.labels)
+            })
         });
-        selecting.or_else(|| default_of(own)).or_else(|| self.by_namespace.get(&self.root).and_then(|list| default_of(list)))
+        selecting.or_else(|| default_of(own)).or_else(|| {
+            self.by_namespace
+                .get(&self.root)
+                .and_then(|list| default_of(list))
+        })
     }
 }
 
 fn default_of(configs: &[Config<wire::Sidecar>]) -> Option<&Config<wire::Sidecar>> {
-    configs.iter().find(|config| config.spec.workload_selector.as_ref().is_none_or(|selector| selector.labels.is_empty()))
+    configs.iter().find(|config| {
+        config
+            .spec
+            .workload_selector
+            .as_ref()
+            .is_none_or(|selector| selector.labels.is_empty())
+    })
 }
 
 impl SidecarScope {
     /// Works the scope out.
     #[must_use]
-    pub fn new(namespace: &str, sidecar: Option<Config<wire::Sidecar>>, push: &PushContext) -> Self {
+    pub fn new(
+        namespace: &str,
+        sidecar: Option<Config<wire::Sidecar>>,
+        push: &PushContext,
+    ) -> Self {
         let visible = push.services.visible_to(namespace);
         let egress: Vec<EgressListener> = match &sidecar {
             Some(config) if !config.spec.egress.is_empty() => config
                 .spec
                 .egress
                 .iter()
-                .map(|listener| egress_listener(listener, namespace, &visible, &push.virtual_services, &push.services))
+                .map(|listener| {
+                    egress_listener(
+                        listener,
+                        namespace,
+                        &visible,
+                        &push.virtual_services,
+                        &push.services,
+                    )
+                })
                 .collect(),
             _ => vec![EgressListener {
                 port: None,
                 bind: String::new(),
                 capture_mode: CaptureMode::Default,
-                virtual_services: mesh_virtual_services(&push.virtual_services, namespace).cloned().collect(),
+                virtual_services: mesh_virtual_services(&push.virtual_services, namespace)
+                    .cloned()
+                    .collect(),
                 services: visible.clone(),
             }],
         };
-        let wanted: HashSet<&str> =
-            egress.iter().flat_map(|listener| &listener.services).map(|service| service.host.as_str()).collect();
-        let services: Vec<_> = visible.into_iter().filter(|service| wanted.contains(service.host.as_str())).collect();
-        let by_host = services.iter().map(|service| (service.host.clone(), Arc::clone(service))).collect();
-        let policy = sidecar.as_ref().and_then(|config| config.spec.outbound_traffic_policy.as_ref());
+        let wanted: HashSet<&str> = egress
+            .iter()
+            .flat_map(|listener| &listener.services)
+            .map(|service| service.host.as_str())
+            .collect();
+        let services: Vec<_> = visible
+            .into_iter()
+            .filter(|service| wanted.contains(service.host.as_str()))
+            .collect();
+        let by_host = services
+            .iter()
+            .map(|service| (service.host.clone(), Arc::clone(service)))
+            .collect();
+        let policy = sidecar
+            .as_ref()
+            .and_then(|config| config.spec.outbound_traffic_policy.as_ref());
         SidecarScope {
             namespace: namespace.to_owned(),
             egress,
             services,
             by_host,
-            is_any_allowed: policy.map_or(push.mesh.is_any_outbound_allowed, |policy| policy.mode() != Mode::RegistryOnly),
+            is_any_allowed: policy.map_or(push.mesh.is_any_outbound_allowed, |policy| {
+                policy.mode() != Mode::RegistryOnly
+            }),
             egress_proxy: policy.and_then(|policy| policy.egress_proxy.clone()),
             sidecar,
         }
@@ -130,7 +180,10 @@ fn mesh_virtual_services<'a>(
     index: &'a VirtualServiceIndex,
     namespace: &'a str,
 ) -> impl Iterator<Item = &'a Arc<VirtualService>> {
-    index.bound_to(MESH).iter().filter(move |service| service.is_visible_to(namespace))
+    index
+        .bound_to(MESH)
+        .iter()
+        .filter(move |service| service.is_visible_to(namespace))
 }
 
 fn egress_listener(
@@ -142,7 +195,12 @@ fn egress_listener(
 ) -> EgressListener {
     let hosts = EgressHosts::parse(&listener.hosts, namespace);
     let virtual_services: Vec<_> = mesh_virtual_services(virtual_services, namespace)
-        .filter(|service| service.hosts.iter().any(|name| hosts.import(&service.namespace, name)))
+        .filter(|service| {
+            service
+                .hosts
+                .iter()
+                .any(|name| hosts.import(&service.namespace, name))
+        })
         .cloned()
         .collect();
     let port = listener.port.as_ref().filter(|port| port.number > 0);
@@ -153,8 +211,14 @@ fn egress_listener(
         .cloned()
         .collect();
     // A virtual service brings its destinations along, wherever they are.
-    let mut known: HashSet<String> = services.iter().map(|service| service.host.clone()).collect();
-    for name in virtual_services.iter().flat_map(|service| destination_hosts(service)) {
+    let mut known: HashSet<String> = services
+        .iter()
+        .map(|service| service.host.clone())
+        .collect();
+    for name in virtual_services
+        .iter()
+        .flat_map(|service| destination_hosts(service))
+    {
         if let Some(service) = all.lookup(name, namespace)
             && known.insert(service.host.clone())
         {
@@ -173,13 +237,23 @@ fn egress_listener(
 
 fn destination_hosts(service: &VirtualService) -> impl Iterator<Item = &str> {
     let http = service.http.iter().flat_map(|route| {
-        let routes = route.route.iter().filter_map(|weighted| weighted.destination.as_ref());
-        let mirrors = route.mirrors.iter().filter_map(|mirror| mirror.destination.as_ref());
+        let routes = route
+            .route
+            .iter()
+            .filter_map(|weighted| weighted.destination.as_ref());
+        let mirrors = route
+            .mirrors
+            .iter()
+            .filter_map(|mirror| mirror.destination.as_ref());
         routes.chain(mirrors).chain(route.mirror.as_ref())
     });
     let tcp = service.tcp.iter().flat_map(|route| &route.route);
     let tls = service.tls.iter().flat_map(|route| &route.route);
-    http.chain(tcp.chain(tls).filter_map(|weighted| weighted.destination.as_ref())).map(|destination| destination.host.as_str())
+    http.chain(
+        tcp.chain(tls)
+            .filter_map(|weighted| weighted.destination.as_ref()),
+    )
+    .map(|destination| destination.host.as_str())
 }
 
 /// `namespace/host` patterns.
@@ -190,9 +264,14 @@ struct EgressHosts<'a> {
 
 impl<'a> EgressHosts<'a> {
     fn parse(hosts: &'a [String], namespace: &'a str) -> Self {
-        let mut parsed = EgressHosts { wanted: Vec::new(), excluded: Vec::new() };
+        let mut parsed = EgressHosts {
+            wanted: Vec::new(),
+            excluded: Vec::new(),
+        };
         for entry in hosts {
-            let Some((place, name)) = entry.split_once('/') else { continue };
+            let Some((place, name)) = entry.split_once('/') else {
+                continue;
+            };
             match place {
                 "~" => {}
                 "." => parsed.wanted.push((namespace, name)),
@@ -207,6 +286,8 @@ impl<'a> EgressHosts<'a> {
 
     fn import(&self, namespace: &str, name: &str) -> bool {
         !self.excluded.contains(&namespace)
-            && self.wanted.iter().any(|(place, pattern)| (*place == "*" || *place == namespace) && host::matches(pattern, name))
+            && self.wanted.iter().any(|(place, pattern)| {
+                (*place == "*" || *place == namespace) && host::matches(pattern, name)
+            })
     }
 }

@@ -104,7 +104,13 @@ impl PushStatus {
         let of_kind = events.entry(metric).or_default();
         if of_kind.len() < LIMIT && !of_kind.contains_key(what) {
             tracing::debug!(target: "model", metric = metric.name(), resource = what, proxy, reason = message, "trouble in configuration");
-            of_kind.insert(what.to_owned(), Event { proxy: proxy.to_owned(), message: message.to_owned() });
+            of_kind.insert(
+                what.to_owned(),
+                Event {
+                    proxy: proxy.to_owned(),
+                    message: message.to_owned(),
+                },
+            );
         }
     }
 
@@ -117,6 +123,10 @@ impl PushStatus {
     /// By metric name, then by resource.
     #[must_use]
     pub fn snapshot(&self) -> BTreeMap<&'static str, BTreeMap<String, Event>> {
-        self.events.lock().iter().map(|(metric, events)| (metric.name(), events.clone())).collect()
+        self.events
+            .lock()
+            .iter()
+            .map(|(metric, events)| (metric.name(), events.clone()))
+            .collect()
     }
 }

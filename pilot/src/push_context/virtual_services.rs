@@ -7,8 +7,8 @@ use proto::istio::networking::v1alpha3 as wire;
 use proto_mesh::host;
 use proto_mesh::visibility::Visibility;
 
-use crate::config::{Config, by_age};
 use super::delegate;
+use crate::config::{Config, by_age};
 
 /// The gateway name that means "all sidecars".
 pub const MESH: &str = "mesh";
@@ -61,9 +61,13 @@ impl VirtualServiceIndex {
         domain: &str,
         default: &[String],
     ) -> Self {
-        let resolved: Vec<VirtualService> =
-            by_age(configs).into_iter().map(|config| resolve(config, domain, default)).collect();
-        let (roots, delegates): (Vec<_>, Vec<_>) = resolved.into_iter().partition(|service| !service.hosts.is_empty());
+        let resolved: Vec<VirtualService> = by_age(configs)
+            .into_iter()
+            .map(|config| resolve(config, domain, default))
+            .collect();
+        let (roots, delegates): (Vec<_>, Vec<_>) = resolved
+            .into_iter()
+            .partition(|service| !service.hosts.is_empty());
         let delegates: BTreeMap<(String, String), VirtualService> = delegates
             .into_iter()
             .map(|service| ((service.namespace.clone(), service.name.clone()), service))
@@ -73,7 +77,11 @@ impl VirtualServiceIndex {
             service.http = delegate::merge(&service, &delegates);
             let service = Arc::new(service);
             for gateway in &service.gateways {
-                index.by_gateway.entry(gateway.clone()).or_default().push(Arc::clone(&service));
+                index
+                    .by_gateway
+                    .entry(gateway.clone())
+                    .or_default()
+                    .push(Arc::clone(&service));
             }
             index.all.push(service);
         }
@@ -93,34 +101,61 @@ impl VirtualServiceIndex {
     }
 }
 
-fn resolve(config: &Config<wire::VirtualService>, domain: &str, default: &[String]) -> VirtualService {
+fn resolve(
+    config: &Config<wire::VirtualService>,
+    domain: &str,
+    default: &[String],
+) -> VirtualService {
     let (meta, mut spec) = (&config.meta, config.spec.clone());
     let namespace = &meta.namespace;
     for destination in destinations(&mut spec) {
         destination.host = host::resolve(&destination.host, namespace, domain);
     }
     for route in &mut spec.http {
-        for gateway in route.r#match.iter_mut().flat_map(|condition| &mut condition.gateways) {
+        for gateway in route
+            .r#match
+            .iter_mut()
+            .flat_map(|condition| &mut condition.gateways)
+        {
             *gateway = resolve_gateway(gateway, namespace);
         }
-        if let Some(delegate) = route.delegate.as_mut().filter(|delegate| delegate.namespace.is_empty()) {
+        if let Some(delegate) = route
+            .delegate
+            .as_mut()
+            .filter(|delegate| delegate.namespace.is_empty())
+        {
             delegate.namespace.clone_from(namespace);
         }
     }
-    let tcp = spec.tcp.iter_mut().flat_map(|route| &mut route.r#match).map(|condition| &mut condition.gateways);
-    let tls = spec.tls.iter_mut().flat_map(|route| &mut route.r#match).map(|condition| &mut condition.gateways);
+    let tcp = spec
+        .tcp
+        .iter_mut()
+        .flat_map(|route| &mut route.r#match)
+        .map(|condition| &mut condition.gateways);
+    let tls = spec
+        .tls
+        .iter_mut()
+        .flat_map(|route| &mut route.r#match)
+        .map(|condition| &mut condition.gateways);
     for gateway in tcp.chain(tls).flatten() {
         *gateway = resolve_gateway(gateway, namespace);
     }
     let gateways = if spec.gateways.is_empty() {
         vec![MESH.to_owned()]
     } else {
-        spec.gateways.iter().map(|gateway| resolve_gateway(gateway, namespace)).collect()
+        spec.gateways
+            .iter()
+            .map(|gateway| resolve_gateway(gateway, namespace))
+            .collect()
     };
     VirtualService {
         name: meta.name.clone(),
         namespace: namespace.clone(),
-        hosts: spec.hosts.iter().map(|name| host::resolve(name, namespace, domain)).collect(),
+        hosts: spec
+            .hosts
+            .iter()
+            .map(|name| host::resolve(name, namespace, domain))
+            .collect(),
         gateways,
         visibility: Visibility::new(&spec.export_to, default, namespace),
         http: spec.http,
@@ -143,11 +178,20 @@ fn resolve_gateway(gateway: &str, namespace: &str) -> String {
 
 fn destinations(spec: &mut wire::VirtualService) -> impl Iterator<Item = &mut wire::Destination> {
     let http = spec.http.iter_mut().flat_map(|route| {
-        let routes = route.route.iter_mut().filter_map(|weighted| weighted.destination.as_mut());
-        let mirrors = route.mirrors.iter_mut().filter_map(|mirror| mirror.destination.as_mut());
+        let routes = route
+            .route
+            .iter_mut()
+            .filter_map(|weighted| weighted.destination.as_mut());
+        let mirrors = route
+            .mirrors
+            .iter_mut()
+            .filter_map(|mirror| mirror.destination.as_mut());
         routes.chain(mirrors).chain(route.mirror.as_mut())
     });
     let tcp = spec.tcp.iter_mut().flat_map(|route| &mut route.route);
     let tls = spec.tls.iter_mut().flat_map(|route| &mut route.route);
-    http.chain(tcp.chain(tls).filter_map(|weighted| weighted.destination.as_mut()))
+    http.chain(
+        tcp.chain(tls)
+            .filter_map(|weighted| weighted.destination.as_mut()),
+    )
 }

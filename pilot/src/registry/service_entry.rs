@@ -5,7 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use proto::istio::networking::v1alpha3::{ServiceEntry, service_entry::{Location, Resolution as WireResolution}};
+use proto::istio::networking::v1alpha3::{
+    ServiceEntry,
+    service_entry::{Location, Resolution as WireResolution},
+};
 use proto_mesh::Metadata;
 use proto_mesh::visibility::Visibility;
 
@@ -27,7 +30,12 @@ pub struct Settings<'a> {
 
 /// Converts one entry.
 #[must_use]
-pub fn convert(meta: &Metadata, spec: &ServiceEntry, registry: Registry, settings: &Settings<'_>) -> Converted {
+pub fn convert(
+    meta: &Metadata,
+    spec: &ServiceEntry,
+    registry: Registry,
+    settings: &Settings<'_>,
+) -> Converted {
     let resolution = match spec.resolution() {
         WireResolution::None | WireResolution::DynamicDns => Resolution::Passthrough,
         WireResolution::Static => Resolution::Static,
@@ -53,7 +61,12 @@ pub fn convert(meta: &Metadata, spec: &ServiceEntry, registry: Registry, setting
             host: host.clone(),
             namespace: meta.namespace.clone(),
             name: meta.name.clone(),
-            addresses: spec.addresses.iter().filter(|address| *address != "0.0.0.0").cloned().collect(),
+            addresses: spec
+                .addresses
+                .iter()
+                .filter(|address| *address != "0.0.0.0")
+                .cloned()
+                .collect(),
             ports: ports.clone(),
             resolution,
             is_external: spec.location() == Location::MeshExternal,
@@ -64,7 +77,10 @@ pub fn convert(meta: &Metadata, spec: &ServiceEntry, registry: Registry, setting
             subject_alt_names: spec.subject_alt_names.clone(),
         })
         .collect();
-    Converted { services, endpoints: endpoints(meta, spec, resolution, &ports, settings) }
+    Converted {
+        services,
+        endpoints: endpoints(meta, spec, resolution, &ports, settings),
+    }
 }
 
 /// The protocol field says it; "TCP" from a platform's service is refined by the port's name, as in Kubernetes.
@@ -88,10 +104,19 @@ fn endpoints(
             return Vec::new();
         }
         let hosts = spec.hosts.iter().filter(|host| !host.starts_with('*'));
-        return hosts.map(|host| Endpoint { address: host.clone(), is_ready: true, ..Endpoint::default() }).collect();
+        return hosts
+            .map(|host| Endpoint {
+                address: host.clone(),
+                is_ready: true,
+                ..Endpoint::default()
+            })
+            .collect();
     }
-    let not_ready: BTreeSet<&str> =
-        meta.annotations.get(NOT_READY_ANNOTATION).map(|list| list.split(',').map(str::trim).collect()).unwrap_or_default();
+    let not_ready: BTreeSet<&str> = meta
+        .annotations
+        .get(NOT_READY_ANNOTATION)
+        .map(|list| list.split(',').map(str::trim).collect())
+        .unwrap_or_default();
     let mut converted: Vec<Endpoint> = spec
         .endpoints
         .iter()
@@ -100,14 +125,21 @@ fn endpoints(
                 address: entry.address.clone(),
                 ports: entry.ports.clone(),
                 labels: entry.labels.clone(),
-                identity: identity(&entry.service_account, &meta.namespace, settings.trust_domain),
+                identity: identity(
+                    &entry.service_account,
+                    &meta.namespace,
+                    settings.trust_domain,
+                ),
                 locality: entry.locality.clone(),
                 weight: entry.weight,
                 network: entry.network.clone(),
                 is_ready: true,
                 uid: entry.labels.get(UID_LABEL).cloned().unwrap_or_default(),
             };
-            let is_listed = |port: &ServicePort| not_ready.contains(format!("{}:{}", endpoint.address, endpoint.port_for(port)).as_str());
+            let is_listed = |port: &ServicePort| {
+                not_ready
+                    .contains(format!("{}:{}", endpoint.address, endpoint.port_for(port)).as_str())
+            };
             endpoint.is_ready = not_ready.is_empty() || !ports.iter().any(is_listed);
             endpoint
         })

@@ -6,9 +6,9 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::ResourceType;
 use super::push::PushRequest;
 use super::watch::Watched;
-use super::ResourceType;
 use crate::model::Proxy;
 
 /// One stream's proxy.

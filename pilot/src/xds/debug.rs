@@ -56,25 +56,49 @@ pub fn pages(monitoring: Monitoring, discovery: &Arc<Discovery>) -> Monitoring {
         .debug(
             "/debug/endpointz",
             "the endpoints of each service port",
-            get(move |Query(query): Query<PushQuery>| async move { Json(show_endpoints(&endpointz, query.brief.is_some())) }),
+            get(move |Query(query): Query<PushQuery>| async move {
+                Json(show_endpoints(&endpointz, query.brief.is_some()))
+            }),
         )
-        .debug("/debug/endpointShardz", "endpoints by host, namespace and registry", page(endpoint_shardz))
+        .debug(
+            "/debug/endpointShardz",
+            "endpoints by host, namespace and registry",
+            page(endpoint_shardz),
+        )
         .debug("/debug/configz", "all configuration", page(configz))
-        .debug("/debug/edsz", "the endpoints that proxies follow; ?push=1 sends everything again", with_push(edsz))
-        .debug("/debug/adsz", "connections; ?push=1 sends everything again", with_push(adsz))
+        .debug(
+            "/debug/edsz",
+            "the endpoints that proxies follow; ?push=1 sends everything again",
+            with_push(edsz),
+        )
+        .debug(
+            "/debug/adsz",
+            "connections; ?push=1 sends everything again",
+            with_push(adsz),
+        )
         .debug("/debug/cdsz", "the clusters of each connection", page(cdsz))
-        .debug("/debug/push_status", "trouble found while configuration was made", page(push_status))
+        .debug(
+            "/debug/push_status",
+            "trouble found while configuration was made",
+            page(push_status),
+        )
         .debug("/debug/mesh", "the mesh's settings in force", page(mesh))
         .debug(
             "/debug/config_dump",
             "what a proxy (?proxyID=pod.namespace) would be sent",
-            get(move |Query(query): Query<ProxyQuery>| async move { show_config_dump(&dump, query.proxy_id.as_deref()) }),
+            get(move |Query(query): Query<ProxyQuery>| async move {
+                show_config_dump(&dump, query.proxy_id.as_deref())
+            }),
         )
 }
 
 fn show_config_dump(discovery: &Discovery, proxy_id: Option<&str>) -> Response {
     let Some(proxy_id) = proxy_id else {
-        return (StatusCode::BAD_REQUEST, "proxyID is missing: ?proxyID=pod.namespace\n").into_response();
+        return (
+            StatusCode::BAD_REQUEST,
+            "proxyID is missing: ?proxyID=pod.namespace\n",
+        )
+            .into_response();
     };
     let Some(connection) = find(discovery, proxy_id) else {
         let text = format!("proxy {proxy_id} is not connected to this Pilot\n");
@@ -89,7 +113,9 @@ fn show_config_dump(discovery: &Discovery, proxy_id: Option<&str>) -> Response {
 /// The newest connection of a proxy, by `pod.namespace` or by its whole id.
 fn find(discovery: &Discovery, proxy_id: &str) -> Option<Arc<Connection>> {
     let matches = |connection: &Arc<Connection>| {
-        connection.proxy.id == proxy_id || connection.proxy.node_id == proxy_id || connection.id == proxy_id
+        connection.proxy.id == proxy_id
+            || connection.proxy.node_id == proxy_id
+            || connection.id == proxy_id
     };
     discovery.connections().into_iter().rev().find(matches)
 }
@@ -125,8 +151,14 @@ fn syncz(discovery: &Discovery) -> Value {
 
 /// How many of the clusters' endpoints the proxy has.
 fn endpoint_percent(connection: &Connection) -> usize {
-    let watched = connection.watched(ResourceType::Endpoint).unwrap_or_default();
-    if watched.names.is_empty() { 0 } else { watched.sent.len().min(watched.names.len()) * 100 / watched.names.len() }
+    let watched = connection
+        .watched(ResourceType::Endpoint)
+        .unwrap_or_default();
+    if watched.names.is_empty() {
+        0
+    } else {
+        watched.sent.len().min(watched.names.len()) * 100 / watched.names.len()
+    }
 }
 
 fn describe_service(service: &Service) -> Value {
@@ -146,7 +178,16 @@ fn describe_service(service: &Service) -> Value {
 }
 
 fn registryz(discovery: &Discovery) -> Value {
-    Value::Array(discovery.current().push.services.all().iter().map(|service| describe_service(service)).collect())
+    Value::Array(
+        discovery
+            .current()
+            .push
+            .services
+            .all()
+            .iter()
+            .map(|service| describe_service(service))
+            .collect(),
+    )
 }
 
 fn describe_endpoint(endpoint: &Endpoint) -> Value {
@@ -173,7 +214,11 @@ fn show_endpoints(discovery: &Discovery, is_brief: bool) -> Value {
                 .iter()
                 .map(|endpoint| {
                     let place = format!("{}:{}", endpoint.address, endpoint.port_for(port));
-                    if is_brief { json!(place) } else { json!({ "endpoint": place, "details": describe_endpoint(endpoint) }) }
+                    if is_brief {
+                        json!(place)
+                    } else {
+                        json!({ "endpoint": place, "details": describe_endpoint(endpoint) })
+                    }
                 })
                 .collect();
             rows.push(json!({ "svc": format!("{}:{}", service.host, port.name), "port": port.number, "ep": found }));
@@ -186,8 +231,14 @@ fn endpoint_shardz(discovery: &Discovery) -> Value {
     let current = discovery.current();
     let mut shards: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
     for (key, endpoints) in current.push.endpoints.iter() {
-        let described: Vec<Value> = endpoints.iter().map(|endpoint| describe_endpoint(endpoint)).collect();
-        shards.entry(key.host.clone()).or_default().insert(key.namespace.clone(), json!({ "Shards": { "MCP": described } }));
+        let described: Vec<Value> = endpoints
+            .iter()
+            .map(|endpoint| describe_endpoint(endpoint))
+            .collect();
+        shards.entry(key.host.clone()).or_default().insert(
+            key.namespace.clone(),
+            json!({ "Shards": { "MCP": described } }),
+        );
     }
     json!(shards)
 }
@@ -226,7 +277,12 @@ fn adsz(discovery: &Discovery) -> Value {
         .map(|connection| {
             let watches: BTreeMap<&str, Value> = ResourceType::ALL
                 .into_iter()
-                .filter_map(|kind| Some((kind.short_name(), describe_watch(&connection.watched(kind)?))))
+                .filter_map(|kind| {
+                    Some((
+                        kind.short_name(),
+                        describe_watch(&connection.watched(kind)?),
+                    ))
+                })
                 .collect();
             let since = connection.since.elapsed().map_or(0, |age| age.as_secs());
             json!({
@@ -244,7 +300,12 @@ fn adsz(discovery: &Discovery) -> Value {
 fn names_by_connection(discovery: &Discovery, kind: ResourceType) -> Value {
     let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for connection in discovery.connections() {
-        let mut names: Vec<String> = connection.watched(kind).unwrap_or_default().sent.into_keys().collect();
+        let mut names: Vec<String> = connection
+            .watched(kind)
+            .unwrap_or_default()
+            .sent
+            .into_keys()
+            .collect();
         names.sort();
         all.insert(connection.id.clone(), names);
     }

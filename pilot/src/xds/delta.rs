@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
+};
 use tokio_stream::StreamExt as _;
 use tonic::{Status, Streaming};
 
@@ -11,7 +13,8 @@ use super::discovery::Registered;
 use super::generate::{Generated, generate};
 use super::push::PushRequest;
 use super::stream::{
-    FIRST_REQUEST, Gone, Outgoing, StreamLimits, control_plane, deliver, end_of, forget_endpoints, names_to_push, note, refuse,
+    FIRST_REQUEST, Gone, Outgoing, StreamLimits, control_plane, deliver, end_of, forget_endpoints,
+    names_to_push, note, refuse,
 };
 use super::watch::Decision;
 use super::{Discovery, ResourceType};
@@ -32,7 +35,12 @@ pub(super) async fn serve(
         Ok(_) => return,
         Err(_) => return refuse(&outgoing, Status::deadline_exceeded("no request came")).await,
     };
-    let proxy = match first.node.as_ref().ok_or(crate::model::proxy::InvalidNode::Missing).and_then(Proxy::try_from) {
+    let proxy = match first
+        .node
+        .as_ref()
+        .ok_or(crate::model::proxy::InvalidNode::Missing)
+        .and_then(Proxy::try_from)
+    {
         Ok(proxy) => proxy,
         Err(error) => {
             tracing::warn!(target: "ads", %error, "stream refused");
@@ -40,7 +48,13 @@ pub(super) async fn serve(
         }
     };
     let registered = discovery.register(proxy, true);
-    let stream = Stream { discovery, registered, outgoing, only, responses: 0 };
+    let stream = Stream {
+        discovery,
+        registered,
+        outgoing,
+        only,
+        responses: 0,
+    };
     stream.run(first, requests, limits).await;
 }
 
@@ -59,7 +73,12 @@ struct Increment {
 }
 
 impl Stream {
-    async fn run(mut self, first: DeltaDiscoveryRequest, mut requests: Streaming<DeltaDiscoveryRequest>, limits: StreamLimits) {
+    async fn run(
+        mut self,
+        first: DeltaDiscoveryRequest,
+        mut requests: Streaming<DeltaDiscoveryRequest>,
+        limits: StreamLimits,
+    ) {
         let connection = Arc::clone(&self.registered.connection);
         tracing::info!(target: "ads", connection = connection.id, version = connection.proxy.version, "proxy connected (delta)");
         let end = end_of(limits);
@@ -108,9 +127,17 @@ impl Stream {
             let mut watches = connection.watches.lock();
             let slot = &mut watches[kind.index()];
             let is_first = slot.is_none();
-            slot.get_or_insert_default().on_delta_request(kind, request, is_first)
+            slot.get_or_insert_default()
+                .on_delta_request(kind, request, is_first)
         };
-        note(&self.discovery, &connection, kind, &decision, request.error_detail.as_ref(), &request.response_nonce);
+        note(
+            &self.discovery,
+            &connection,
+            kind,
+            &decision,
+            request.error_detail.as_ref(),
+            &request.response_nonce,
+        );
         match decision {
             Decision::Nothing | Decision::Stale | Decision::Rejected => Ok(()),
             Decision::Respond => {
@@ -129,21 +156,41 @@ impl Stream {
         let connection = &self.registered.connection;
         let current = self.discovery.current();
         let Some(watched) = connection.watched(kind) else {
-            return Increment { resources: Vec::new(), removed: Vec::new() };
+            return Increment {
+                resources: Vec::new(),
+                removed: Vec::new(),
+            };
         };
         let view = View::new(&connection.proxy, &current.push);
-        let mut resources = generate(&view, kind, names.unwrap_or(&watched.names), &current.endpoint_cache);
+        let mut resources = generate(
+            &view,
+            kind,
+            names.unwrap_or(&watched.names),
+            &current.endpoint_cache,
+        );
         resources.retain(|resource| watched.wants(&resource.name));
         let removed = match names {
             // A name that was asked for and does not exist is answered too, so that nobody waits for it.
             Some(names) if kind.is_wildcard() => {
                 resources.retain(|resource| names.contains(&resource.name));
-                names.iter().filter(|name| resources.iter().all(|resource| resource.name != **name)).cloned().collect()
+                names
+                    .iter()
+                    .filter(|name| resources.iter().all(|resource| resource.name != **name))
+                    .cloned()
+                    .collect()
             }
             None if kind.is_wildcard() => {
-                let present: BTreeSet<&String> = resources.iter().map(|resource| &resource.name).collect();
-                watched.sent.keys().chain(&watched.names).filter(|name| !present.contains(name)).cloned().collect::<BTreeSet<_>>()
-                    .into_iter().collect()
+                let present: BTreeSet<&String> =
+                    resources.iter().map(|resource| &resource.name).collect();
+                watched
+                    .sent
+                    .keys()
+                    .chain(&watched.names)
+                    .filter(|name| !present.contains(name))
+                    .cloned()
+                    .collect::<BTreeSet<_>>()
+                    .into_iter()
+                    .collect()
             }
             _ => Vec::new(),
         };
@@ -155,18 +202,33 @@ impl Stream {
         let discovery = Arc::clone(&self.discovery);
         let connection = Arc::clone(&self.registered.connection);
         let _permit = discovery.throttle.acquire().await;
-        discovery.metrics.queue_time.observe(request.since.elapsed().as_secs_f64());
+        discovery
+            .metrics
+            .queue_time
+            .observe(request.since.elapsed().as_secs_f64());
         let root = discovery.current().push.mesh.root_namespace.clone();
         for kind in request.affected_types(&connection.proxy, &root) {
-            let Some(watched) = connection.watched(kind) else { continue };
+            let Some(watched) = connection.watched(kind) else {
+                continue;
+            };
             let names = names_to_push(&watched, kind, request);
-            let increment = if kind.is_wildcard() { self.increment(kind, None) } else { self.increment(kind, Some(&names)) };
-            let removed_known = increment.removed.iter().any(|name| watched.sent.contains_key(name));
+            let increment = if kind.is_wildcard() {
+                self.increment(kind, None)
+            } else {
+                self.increment(kind, Some(&names))
+            };
+            let removed_known = increment
+                .removed
+                .iter()
+                .any(|name| watched.sent.contains_key(name));
             if !increment.resources.is_empty() || removed_known {
                 self.send(kind, increment).await?;
             }
         }
-        discovery.metrics.convergence_time.observe(request.since.elapsed().as_secs_f64());
+        discovery
+            .metrics
+            .convergence_time
+            .observe(request.since.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -181,10 +243,19 @@ impl Stream {
             for name in &increment.removed {
                 watched.sent.remove(name);
             }
-            watched.sent.extend(increment.resources.iter().map(|resource| (resource.name.clone(), resource.hash)));
+            watched.sent.extend(
+                increment
+                    .resources
+                    .iter()
+                    .map(|resource| (resource.name.clone(), resource.hash)),
+            );
             watched.on_sent(&version, &nonce);
             if kind == ResourceType::Cluster {
-                let changed: Vec<String> = increment.resources.iter().map(|resource| resource.name.clone()).collect();
+                let changed: Vec<String> = increment
+                    .resources
+                    .iter()
+                    .map(|resource| resource.name.clone())
+                    .collect();
                 forget_endpoints(&mut watches, &changed);
             }
         }

@@ -97,9 +97,15 @@ impl Discovery {
     pub fn register(self: &Arc<Self>, proxy: crate::model::Proxy, is_delta: bool) -> Registered {
         let number = self.next_connection.fetch_add(1, Ordering::Relaxed);
         let connection = Connection::new(format!("{}-{number}", proxy.node_id), proxy, is_delta);
-        self.connections.lock().insert(number, Arc::clone(&connection));
+        self.connections
+            .lock()
+            .insert(number, Arc::clone(&connection));
         self.metrics.xds.inc();
-        Registered { connection, number, discovery: Arc::clone(self) }
+        Registered {
+            connection,
+            number,
+            discovery: Arc::clone(self),
+        }
     }
 }
 
@@ -144,7 +150,10 @@ pub async fn run(
     synced: impl Future<Output = ()>,
     drain: Drain,
 ) {
-    let (quiet, cap) = (discovery.features.debounce_after, discovery.features.debounce_max);
+    let (quiet, cap) = (
+        discovery.features.debounce_after,
+        discovery.features.debounce_max,
+    );
     let mut task = Task {
         discovery,
         domain,
@@ -157,7 +166,8 @@ pub async fn run(
     let mut is_synced = false;
     let mut last_event = Instant::now();
     loop {
-        let due = (is_synced && !task.pending.is_empty()).then(|| deadline(&task.pending, last_event, quiet, cap));
+        let due = (is_synced && !task.pending.is_empty())
+            .then(|| deadline(&task.pending, last_event, quiet, cap));
         tokio::select! {
             // Updates go first: what has come in before the sources were synced belongs into the first push.
             biased;
@@ -202,19 +212,37 @@ impl Task {
             }};
         }
         match update {
-            Update::VirtualServices(change) => config!(virtual_services, VirtualService, change),
-            Update::DestinationRules(change) => config!(destination_rules, DestinationRule, change),
-            Update::Gateways(change) => config!(gateways, Gateway, change),
-            Update::Sidecars(change) => config!(sidecars, Sidecar, change),
-            Update::PeerAuthentications(change) => config!(peer_authentications, PeerAuthentication, change),
-            Update::RequestAuthentications(change) => config!(request_authentications, RequestAuthentication, change),
-            Update::AuthorizationPolicies(change) => config!(authorization_policies, AuthorizationPolicy, change),
+            Update::VirtualServices(change) => {
+                config!(virtual_services, VirtualService, change);
+            }
+            Update::DestinationRules(change) => {
+                config!(destination_rules, DestinationRule, change);
+            }
+            Update::Gateways(change) => {
+                config!(gateways, Gateway, change);
+            }
+            Update::Sidecars(change) => {
+                config!(sidecars, Sidecar, change);
+            }
+            Update::PeerAuthentications(change) => {
+                config!(peer_authentications, PeerAuthentication, change);
+            }
+            Update::RequestAuthentications(change) => {
+                config!(request_authentications, RequestAuthentication, change);
+            }
+            Update::AuthorizationPolicies(change) => {
+                config!(authorization_policies, AuthorizationPolicy, change);
+            }
             Update::ServiceEntries(change) => {
-                let touched = store::apply(&mut self.discovery.store.lock().service_entries, change);
+                let touched =
+                    store::apply(&mut self.discovery.store.lock().service_entries, change);
                 self.apply_services(Registry::ServiceEntry, touched);
             }
             Update::SyntheticServiceEntries(change) => {
-                let touched = store::apply(&mut self.discovery.store.lock().synthetic_service_entries, change);
+                let touched = store::apply(
+                    &mut self.discovery.store.lock().synthetic_service_entries,
+                    change,
+                );
                 self.apply_services(Registry::Kubernetes, touched);
             }
             Update::Mesh(mesh) => self.apply_mesh(mesh),
@@ -226,11 +254,18 @@ impl Task {
             return;
         }
         self.mesh = mesh;
-        self.pending.kinds.entry(Kind::MeshConfig).or_default().clear();
+        self.pending
+            .kinds
+            .entry(Kind::MeshConfig)
+            .or_default()
+            .clear();
         // Identities and visibility of services depend on the mesh's settings.
         let (synthetic, users) = {
             let store = self.discovery.store.lock();
-            (store.synthetic_service_entries.keys().cloned().collect(), store.service_entries.keys().cloned().collect())
+            (
+                store.synthetic_service_entries.keys().cloned().collect(),
+                store.service_entries.keys().cloned().collect(),
+            )
         };
         self.apply_services(Registry::Kubernetes, synthetic);
         self.apply_services(Registry::ServiceEntry, users);
@@ -239,11 +274,19 @@ impl Task {
     fn apply_services(&mut self, registry: Registry, keys: std::collections::BTreeSet<String>) {
         let store = self.discovery.store.lock();
         let find = |key: &str| match registry {
-            Registry::Kubernetes => store.synthetic_service_entries.get(key).map(|entry| (&entry.meta, &entry.spec)),
-            Registry::ServiceEntry => store.service_entries.get(key).map(|entry| (&entry.meta, &entry.spec)),
+            Registry::Kubernetes => store
+                .synthetic_service_entries
+                .get(key)
+                .map(|entry| (&entry.meta, &entry.spec)),
+            Registry::ServiceEntry => store
+                .service_entries
+                .get(key)
+                .map(|entry| (&entry.meta, &entry.spec)),
         };
-        let settings =
-            service_entry::Settings { trust_domain: &self.mesh.trust_domain, export_to: &self.mesh.service_export_to };
+        let settings = service_entry::Settings {
+            trust_domain: &self.mesh.trust_domain,
+            export_to: &self.mesh.service_export_to,
+        };
         for key in keys {
             let change = self.registry.apply(registry, &key, find(&key), &settings);
             self.pending.add_registry(change);
@@ -265,10 +308,17 @@ impl Task {
         );
         timer.observe_duration();
         metrics.publish(&previous.push.status);
-        metrics.services.set(i64::try_from(push.services.all().len()).unwrap_or(i64::MAX));
-        metrics.virtual_services.set(i64::try_from(push.virtual_services.all().len()).unwrap_or(i64::MAX));
+        metrics
+            .services
+            .set(i64::try_from(push.services.all().len()).unwrap_or(i64::MAX));
+        metrics
+            .virtual_services
+            .set(i64::try_from(push.virtual_services.all().len()).unwrap_or(i64::MAX));
         let version = push.version;
-        self.discovery.current.store(Arc::new(Current { push, endpoint_cache: EndpointCache::default() }));
+        self.discovery.current.store(Arc::new(Current {
+            push,
+            endpoint_cache: EndpointCache::default(),
+        }));
         let connections = self.discovery.connections();
         tracing::debug!(target: "ads", version, kinds = ?request.kinds.keys().collect::<Vec<_>>(), connections = connections.len(), waited = ?request.since.elapsed(), "push");
         for connection in connections {

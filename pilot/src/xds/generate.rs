@@ -23,7 +23,11 @@ pub struct Generated {
 
 impl Generated {
     fn new(name: String, any: Any) -> Self {
-        Generated { name, hash: xxh64(&any.value, 0), any: Arc::new(any) }
+        Generated {
+            name,
+            hash: xxh64(&any.value, 0),
+            any: Arc::new(any),
+        }
     }
 
     /// The version on the wire.
@@ -50,11 +54,17 @@ pub struct EndpointCache {
 
 /// All resources of the types that are not asked for by name; those in `names` of the others.
 #[must_use]
-pub fn generate(view: &View<'_>, kind: ResourceType, names: &BTreeSet<String>, cache: &EndpointCache) -> Vec<Generated> {
+pub fn generate(
+    view: &View<'_>,
+    kind: ResourceType,
+    names: &BTreeSet<String>,
+    cache: &EndpointCache,
+) -> Vec<Generated> {
     match kind {
-        ResourceType::Cluster => {
-            cluster::build(view).iter().map(|cluster| Generated::new(cluster.name.clone(), proto::any::pack(cluster))).collect()
-        }
+        ResourceType::Cluster => cluster::build(view)
+            .iter()
+            .map(|cluster| Generated::new(cluster.name.clone(), proto::any::pack(cluster)))
+            .collect(),
         ResourceType::Listener => listener::build(view)
             .iter()
             .map(|listener| Generated::new(listener.name.clone(), proto::any::pack(listener)))
@@ -69,12 +79,22 @@ pub fn generate(view: &View<'_>, kind: ResourceType, names: &BTreeSet<String>, c
 
 impl EndpointCache {
     fn get(&self, view: &View<'_>, name: &str) -> Generated {
-        let build = || Generated::new(name.to_owned(), proto::any::pack(&endpoint::build(view, name)));
+        let build = || {
+            Generated::new(
+                name.to_owned(),
+                proto::any::pack(&endpoint::build(view, name)),
+            )
+        };
         if view.push.destination_rules.has_selectors() {
             // Which rule holds depends on the workload's labels.
             return build();
         }
-        let sidecar = view.scope.sidecar.as_ref().map(|sidecar| sidecar.meta.name.clone()).unwrap_or_default();
+        let sidecar = view
+            .scope
+            .sidecar
+            .as_ref()
+            .map(|sidecar| sidecar.meta.name.clone())
+            .unwrap_or_default();
         let key = (
             name.to_owned(),
             view.scope.namespace.clone(),

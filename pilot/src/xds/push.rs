@@ -27,7 +27,12 @@ impl PushRequest {
     /// Nothing yet.
     #[must_use]
     pub fn new(since: Instant) -> Self {
-        PushRequest { kinds: BTreeMap::new(), hosts: BTreeSet::new(), addresses: HashSet::new(), since }
+        PushRequest {
+            kinds: BTreeMap::new(),
+            hosts: BTreeSet::new(),
+            addresses: HashSet::new(),
+            since,
+        }
     }
 
     /// Everything.
@@ -51,7 +56,11 @@ impl PushRequest {
         if keys.is_empty() {
             return;
         }
-        let namespaces = keys.iter().map(|key| key.split_once('/').map_or("", |(namespace, _)| namespace).to_owned());
+        let namespaces = keys.iter().map(|key| {
+            key.split_once('/')
+                .map_or("", |(namespace, _)| namespace)
+                .to_owned()
+        });
         self.kinds.entry(kind).or_default().extend(namespaces);
     }
 
@@ -60,16 +69,27 @@ impl PushRequest {
         if change.is_empty() {
             return;
         }
-        let kind = if change.is_full { Kind::Service } else { Kind::Endpoint };
-        self.kinds.entry(kind).or_default().extend(change.endpoints.iter().map(|key| key.namespace.clone()));
-        self.hosts.extend(change.endpoints.into_iter().map(|key| key.host));
+        let kind = if change.is_full {
+            Kind::Service
+        } else {
+            Kind::Endpoint
+        };
+        self.kinds
+            .entry(kind)
+            .or_default()
+            .extend(change.endpoints.iter().map(|key| key.namespace.clone()));
+        self.hosts
+            .extend(change.endpoints.into_iter().map(|key| key.host));
         self.addresses.extend(change.addresses);
     }
 
     /// Adds another request; the older start counts.
     pub fn merge(&mut self, other: &PushRequest) {
         for (kind, namespaces) in &other.kinds {
-            self.kinds.entry(*kind).or_default().extend(namespaces.iter().cloned());
+            self.kinds
+                .entry(*kind)
+                .or_default()
+                .extend(namespaces.iter().cloned());
         }
         self.hosts.extend(other.hosts.iter().cloned());
         self.addresses.extend(other.addresses.iter().copied());
@@ -105,18 +125,23 @@ impl PushRequest {
     ) -> &'static [ResourceType] {
         use ResourceType::{Cluster, Endpoint, Listener};
         // An empty set means everywhere.
-        let is_about_workload =
-            namespaces.is_empty() || namespaces.contains(root_namespace) || namespaces.contains(&proxy.namespace);
+        let is_about_workload = namespaces.is_empty()
+            || namespaces.contains(root_namespace)
+            || namespaces.contains(&proxy.namespace);
         match kind {
             Kind::MeshConfig | Kind::Service | Kind::Sidecar => &ResourceType::ALL,
-            Kind::Endpoint if proxy.ips.iter().any(|ip| self.addresses.contains(ip)) => &ResourceType::ALL,
+            Kind::Endpoint if proxy.ips.iter().any(|ip| self.addresses.contains(ip)) => {
+                &ResourceType::ALL
+            }
             Kind::Endpoint => &[Endpoint],
             // Virtual services bring their destinations into a Sidecar's scope.
             Kind::VirtualService | Kind::DestinationRule => &ResourceType::ALL,
             Kind::Gateway if proxy.is_router() => &ResourceType::ALL,
             Kind::Gateway => &[],
             Kind::PeerAuthentication => &[Cluster, Endpoint, Listener],
-            Kind::RequestAuthentication | Kind::AuthorizationPolicy if is_about_workload => &[Listener],
+            Kind::RequestAuthentication | Kind::AuthorizationPolicy if is_about_workload => {
+                &[Listener]
+            }
             Kind::RequestAuthentication | Kind::AuthorizationPolicy => &[],
         }
     }

@@ -17,8 +17,12 @@ pub enum ResourceType {
 
 impl ResourceType {
     /// All of them, in push order: what is referred to comes first.
-    pub const ALL: [ResourceType; 4] =
-        [ResourceType::Cluster, ResourceType::Endpoint, ResourceType::Listener, ResourceType::Route];
+    pub const ALL: [ResourceType; 4] = [
+        ResourceType::Cluster,
+        ResourceType::Endpoint,
+        ResourceType::Listener,
+        ResourceType::Route,
+    ];
 
     /// The type with this URL.
     #[must_use]

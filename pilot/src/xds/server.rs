@@ -64,7 +64,10 @@ impl Server {
     ) -> Outgoing<DiscoveryResponse> {
         let (outgoing, responses) = mpsc::channel(OUTGOING);
         let (discovery, limits) = (Arc::clone(&self.discovery), self.limits.clone());
-        task::spawn("xds-stream", stream::serve(discovery, requests, outgoing, only, limits));
+        task::spawn(
+            "xds-stream",
+            stream::serve(discovery, requests, outgoing, only, limits),
+        );
         Box::pin(ReceiverStream::new(responses))
     }
 
@@ -75,7 +78,10 @@ impl Server {
     ) -> Outgoing<DeltaDiscoveryResponse> {
         let (outgoing, responses) = mpsc::channel(OUTGOING);
         let (discovery, limits) = (Arc::clone(&self.discovery), self.limits.clone());
-        task::spawn("xds-stream", delta::serve(discovery, requests, outgoing, only, limits));
+        task::spawn(
+            "xds-stream",
+            delta::serve(discovery, requests, outgoing, only, limits),
+        );
         Box::pin(ReceiverStream::new(responses))
     }
 }
@@ -89,7 +95,9 @@ impl AggregatedDiscoveryService for Server {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Ok(Response::new(self.state_of_the_world(request.into_inner(), None)))
+        Ok(Response::new(
+            self.state_of_the_world(request.into_inner(), None),
+        ))
     }
 
     async fn delta_aggregated_resources(
@@ -112,18 +120,28 @@ macro_rules! single_type {
                 &self,
                 request: Request<Streaming<DiscoveryRequest>>,
             ) -> Result<Response<Self::$stream_type>, Status> {
-                Ok(Response::new(self.state_of_the_world(request.into_inner(), Some(ResourceType::$kind))))
+                Ok(Response::new(self.state_of_the_world(
+                    request.into_inner(),
+                    Some(ResourceType::$kind),
+                )))
             }
 
             async fn $delta(
                 &self,
                 request: Request<Streaming<DeltaDiscoveryRequest>>,
             ) -> Result<Response<Self::$delta_type>, Status> {
-                Ok(Response::new(self.delta(request.into_inner(), Some(ResourceType::$kind))))
+                Ok(Response::new(
+                    self.delta(request.into_inner(), Some(ResourceType::$kind)),
+                ))
             }
 
-            async fn $fetch(&self, _: Request<DiscoveryRequest>) -> Result<Response<DiscoveryResponse>, Status> {
-                Err(Status::unimplemented("polling is not offered; open a stream"))
+            async fn $fetch(
+                &self,
+                _: Request<DiscoveryRequest>,
+            ) -> Result<Response<DiscoveryResponse>, Status> {
+                Err(Status::unimplemented(
+                    "polling is not offered; open a stream",
+                ))
             }
         }
     };

@@ -51,7 +51,12 @@ pub(super) async fn serve(
         Ok(_) => return,
         Err(_) => return refuse(&outgoing, Status::deadline_exceeded("no request came")).await,
     };
-    let proxy = match first.node.as_ref().ok_or(crate::model::proxy::InvalidNode::Missing).and_then(Proxy::try_from) {
+    let proxy = match first
+        .node
+        .as_ref()
+        .ok_or(crate::model::proxy::InvalidNode::Missing)
+        .and_then(Proxy::try_from)
+    {
         Ok(proxy) => proxy,
         Err(error) => {
             tracing::warn!(target: "ads", %error, "stream refused");
@@ -59,7 +64,13 @@ pub(super) async fn serve(
         }
     };
     let registered = discovery.register(proxy, false);
-    let stream = Stream { discovery, registered, outgoing, only, responses: 0 };
+    let stream = Stream {
+        discovery,
+        registered,
+        outgoing,
+        only,
+        responses: 0,
+    };
     stream.run(first, requests, limits).await;
 }
 
@@ -91,7 +102,12 @@ struct Stream {
 pub(super) struct Gone;
 
 impl Stream {
-    async fn run(mut self, first: DiscoveryRequest, mut requests: Streaming<DiscoveryRequest>, limits: StreamLimits) {
+    async fn run(
+        mut self,
+        first: DiscoveryRequest,
+        mut requests: Streaming<DiscoveryRequest>,
+        limits: StreamLimits,
+    ) {
         let connection = Arc::clone(&self.registered.connection);
         tracing::info!(target: "ads", connection = connection.id, version = connection.proxy.version, "proxy connected");
         let end = end_of(limits);
@@ -142,9 +158,18 @@ impl Stream {
         };
         let decision = {
             let mut watches = connection.watches.lock();
-            watches[kind.index()].get_or_insert_default().on_request(kind, request)
+            watches[kind.index()]
+                .get_or_insert_default()
+                .on_request(kind, request)
         };
-        note(&self.discovery, &connection, kind, &decision, request.error_detail.as_ref(), &request.response_nonce);
+        note(
+            &self.discovery,
+            &connection,
+            kind,
+            &decision,
+            request.error_detail.as_ref(),
+            &request.response_nonce,
+        );
         match decision {
             Decision::Nothing | Decision::Stale | Decision::Rejected => Ok(()),
             Decision::Respond => self.respond(kind, None).await,
@@ -153,10 +178,17 @@ impl Stream {
     }
 
     /// Answers a request: everything that is asked for, or what has been added to it.
-    async fn respond(&mut self, kind: ResourceType, added: Option<&BTreeSet<String>>) -> Result<(), Gone> {
+    async fn respond(
+        &mut self,
+        kind: ResourceType,
+        added: Option<&BTreeSet<String>>,
+    ) -> Result<(), Gone> {
         let connection = Arc::clone(&self.registered.connection);
         let current = self.discovery.current();
-        let names = added.cloned().or_else(|| connection.watched(kind).map(|watched| watched.names)).unwrap_or_default();
+        let names = added
+            .cloned()
+            .or_else(|| connection.watched(kind).map(|watched| watched.names))
+            .unwrap_or_default();
         let resources = {
             let view = View::new(&connection.proxy, &current.push);
             let mut resources = generate(&view, kind, &names, &current.endpoint_cache);
@@ -171,13 +203,19 @@ impl Stream {
         let discovery = Arc::clone(&self.discovery);
         let connection = Arc::clone(&self.registered.connection);
         let _permit = discovery.throttle.acquire().await;
-        discovery.metrics.queue_time.observe(request.since.elapsed().as_secs_f64());
+        discovery
+            .metrics
+            .queue_time
+            .observe(request.since.elapsed().as_secs_f64());
         let current = discovery.current();
         let kinds = request.affected_types(&connection.proxy, &current.push.mesh.root_namespace);
         for (kind, resources) in plan(&connection, &current, request, &kinds) {
             self.send(kind, resources).await?;
         }
-        discovery.metrics.convergence_time.observe(request.since.elapsed().as_secs_f64());
+        discovery
+            .metrics
+            .convergence_time
+            .observe(request.since.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -200,14 +238,21 @@ impl Stream {
         let count = resources.len();
         let response = DiscoveryResponse {
             version_info: version.clone(),
-            resources: resources.into_iter().map(|resource| (*resource.any).clone()).collect(),
+            resources: resources
+                .into_iter()
+                .map(|resource| (*resource.any).clone())
+                .collect(),
             type_url: kind.url().to_owned(),
             nonce,
             control_plane: Some(control_plane()),
             ..DiscoveryResponse::default()
         };
         deliver(&self.discovery, &self.outgoing, kind, response).await?;
-        self.discovery.metrics.push_time.with_label_values(&[kind.short_name()]).observe(begun.elapsed().as_secs_f64());
+        self.discovery
+            .metrics
+            .push_time
+            .with_label_values(&[kind.short_name()])
+            .observe(begun.elapsed().as_secs_f64());
         tracing::debug!(target: "ads", connection = connection.id, kind = kind.short_name(), version, resources = count, "pushed");
         Ok(())
     }
@@ -227,12 +272,18 @@ pub(super) async fn deliver<T>(
             Ok(())
         }
         Ok(Err(_)) => {
-            metrics.pushes.with_label_values(&[kind.send_error_name()]).inc();
+            metrics
+                .pushes
+                .with_label_values(&[kind.send_error_name()])
+                .inc();
             Err(Gone)
         }
         Err(_) => {
             metrics.write_timeout.inc();
-            metrics.pushes.with_label_values(&[kind.send_error_name()]).inc();
+            metrics
+                .pushes
+                .with_label_values(&[kind.send_error_name()])
+                .inc();
             tracing::warn!(target: "ads", kind = kind.short_name(), "a proxy did not read its push in time; closing its stream");
             Err(Gone)
         }
@@ -241,7 +292,9 @@ pub(super) async fn deliver<T>(
 
 /// Who answers.
 pub(super) fn control_plane() -> proto::envoy::config::core::v3::ControlPlane {
-    proto::envoy::config::core::v3::ControlPlane { identifier: concat!("pilot-", env!("CARGO_PKG_VERSION")).to_owned() }
+    proto::envoy::config::core::v3::ControlPlane {
+        identifier: concat!("pilot-", env!("CARGO_PKG_VERSION")).to_owned(),
+    }
 }
 
 /// Logs and counts what a request says of the last response.
@@ -258,7 +311,9 @@ pub(super) fn note(
     match (decision, error) {
         (Decision::Rejected, Some(error)) => {
             metrics.total_rejects.inc();
-            reject.with_label_values(&[&connection.proxy.id, &error.code.to_string()]).set(1);
+            reject
+                .with_label_values(&[&connection.proxy.id, &error.code.to_string()])
+                .set(1);
             let code = Code::from_i32(error.code);
             tracing::warn!(target: "ads", connection = connection.id, kind = kind.short_name(), nonce, ?code, error = error.message, "proxy refuses what it was sent");
         }
@@ -279,7 +334,11 @@ pub(super) fn note(
 }
 
 /// A wildcard type that is asked for by name.
-pub(super) fn keep_wanted(connection: &Connection, kind: ResourceType, resources: &mut Vec<Generated>) {
+pub(super) fn keep_wanted(
+    connection: &Connection,
+    kind: ResourceType,
+    resources: &mut Vec<Generated>,
+) {
     if let Some(watched) = connection.watched(kind) {
         resources.retain(|resource| watched.wants(&resource.name));
     }
@@ -297,21 +356,32 @@ fn plan(
     // Clusters that change are warmed anew, and wait for their endpoints even if those are the same.
     let mut warming: BTreeSet<String> = BTreeSet::new();
     for kind in kinds {
-        let Some(watched) = connection.watched(*kind) else { continue };
+        let Some(watched) = connection.watched(*kind) else {
+            continue;
+        };
         let names = names_to_push(&watched, *kind, request);
         let mut resources = generate(&view, *kind, &names, &current.endpoint_cache);
         resources.retain(|resource| watched.wants(&resource.name));
-        let is_changed = |resource: &Generated| watched.sent.get(&resource.name) != Some(&resource.hash);
+        let is_changed =
+            |resource: &Generated| watched.sent.get(&resource.name) != Some(&resource.hash);
         if kind.is_wildcard() {
-            let is_same = resources.len() == watched.sent.len() && !resources.iter().any(is_changed);
+            let is_same =
+                resources.len() == watched.sent.len() && !resources.iter().any(is_changed);
             if is_same {
                 continue;
             }
             if *kind == ResourceType::Cluster {
-                warming.extend(resources.iter().filter(|resource| is_changed(resource)).map(|resource| resource.name.clone()));
+                warming.extend(
+                    resources
+                        .iter()
+                        .filter(|resource| is_changed(resource))
+                        .map(|resource| resource.name.clone()),
+                );
             }
         } else {
-            let is_warming = |resource: &Generated| *kind == ResourceType::Endpoint && warming.contains(&resource.name);
+            let is_warming = |resource: &Generated| {
+                *kind == ResourceType::Endpoint && warming.contains(&resource.name)
+            };
             resources.retain(|resource| is_changed(resource) || is_warming(resource));
             if resources.is_empty() {
                 continue;
@@ -323,11 +393,17 @@ fn plan(
 }
 
 /// The names of a type whose resources may have changed.
-pub(super) fn names_to_push(watched: &Watched, kind: ResourceType, request: &PushRequest) -> BTreeSet<String> {
+pub(super) fn names_to_push(
+    watched: &Watched,
+    kind: ResourceType,
+    request: &PushRequest,
+) -> BTreeSet<String> {
     if kind != ResourceType::Endpoint || !request.is_endpoints_only() {
         return watched.names.clone();
     }
-    let is_touched = |name: &&String| ClusterName::parse(name).is_some_and(|name| request.hosts.contains(&name.host));
+    let is_touched = |name: &&String| {
+        ClusterName::parse(name).is_some_and(|name| request.hosts.contains(&name.host))
+    };
     watched.names.iter().filter(is_touched).cloned().collect()
 }
 
@@ -341,7 +417,11 @@ fn remember(watched: &mut Watched, kind: ResourceType, resources: &[Generated]) 
     if kind.is_wildcard() {
         watched.sent.clear();
     }
-    watched.sent.extend(resources.iter().map(|resource| (resource.name.clone(), resource.hash)));
+    watched.sent.extend(
+        resources
+            .iter()
+            .map(|resource| (resource.name.clone(), resource.hash)),
+    );
     changed
 }
 

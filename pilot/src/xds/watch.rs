@@ -47,7 +47,12 @@ pub enum Decision {
 impl Watched {
     /// Takes a state-of-the-world request in.
     pub fn on_request(&mut self, kind: ResourceType, request: &DiscoveryRequest) -> Decision {
-        let names: BTreeSet<String> = request.resource_names.iter().filter(|name| *name != "*").cloned().collect();
+        let names: BTreeSet<String> = request
+            .resource_names
+            .iter()
+            .filter(|name| *name != "*")
+            .cloned()
+            .collect();
         let is_first = request.response_nonce.is_empty() || self.nonce_sent.is_empty();
         if request.error_detail.is_none() && is_first {
             // The first request of the stream; a nonce can only be of an earlier stream.
@@ -65,13 +70,23 @@ impl Watched {
         }
         self.accept(&request.response_nonce);
         let added: BTreeSet<String> = names.difference(&self.names).cloned().collect();
-        self.sent.retain(|name, _| self.is_wildcard || names.contains(name));
+        self.sent
+            .retain(|name, _| self.is_wildcard || names.contains(name));
         self.names = names;
-        if self.is_wildcard || added.is_empty() { Decision::Nothing } else { Decision::RespondWith(added) }
+        if self.is_wildcard || added.is_empty() {
+            Decision::Nothing
+        } else {
+            Decision::RespondWith(added)
+        }
     }
 
     /// Takes a delta request in.
-    pub fn on_delta_request(&mut self, kind: ResourceType, request: &DeltaDiscoveryRequest, is_first: bool) -> Decision {
+    pub fn on_delta_request(
+        &mut self,
+        kind: ResourceType,
+        request: &DeltaDiscoveryRequest,
+        is_first: bool,
+    ) -> Decision {
         let mut decision = Decision::Nothing;
         if !request.response_nonce.is_empty() && !is_first {
             if request.response_nonce != self.nonce_sent {
@@ -90,7 +105,9 @@ impl Watched {
             self.sent = request
                 .initial_resource_versions
                 .iter()
-                .map(|(name, version)| (name.clone(), u64::from_str_radix(version, 16).unwrap_or(0)))
+                .map(|(name, version)| {
+                    (name.clone(), u64::from_str_radix(version, 16).unwrap_or(0))
+                })
                 .collect();
         }
         for name in &request.resource_names_unsubscribe {
@@ -102,9 +119,16 @@ impl Watched {
                 self.sent.remove(name);
             }
         }
-        let subscribed: BTreeSet<String> =
-            request.resource_names_subscribe.iter().filter(|name| *name != "*").cloned().collect();
-        let wants_all = request.resource_names_subscribe.iter().any(|name| name == "*");
+        let subscribed: BTreeSet<String> = request
+            .resource_names_subscribe
+            .iter()
+            .filter(|name| *name != "*")
+            .cloned()
+            .collect();
+        let wants_all = request
+            .resource_names_subscribe
+            .iter()
+            .any(|name| name == "*");
         if is_first {
             self.subscribe(kind, subscribed, &request.resource_names_subscribe);
             return Decision::Respond;
@@ -125,7 +149,8 @@ impl Watched {
     }
 
     fn subscribe(&mut self, kind: ResourceType, names: BTreeSet<String>, given: &[String]) {
-        self.is_wildcard = kind.is_wildcard() && (given.is_empty() || given.iter().any(|name| name == "*"));
+        self.is_wildcard =
+            kind.is_wildcard() && (given.is_empty() || given.iter().any(|name| name == "*"));
         self.names = names;
     }
 
@@ -168,9 +193,15 @@ mod tests {
     #[test]
     fn first_request_is_answered_and_acks_are_not() {
         let mut watched = Watched::default();
-        assert_eq!(watched.on_request(ResourceType::Endpoint, &request("", &["a"])), Decision::Respond);
+        assert_eq!(
+            watched.on_request(ResourceType::Endpoint, &request("", &["a"])),
+            Decision::Respond
+        );
         watched.on_sent("v1", "n1");
-        assert_eq!(watched.on_request(ResourceType::Endpoint, &request("n1", &["a"])), Decision::Nothing);
+        assert_eq!(
+            watched.on_request(ResourceType::Endpoint, &request("n1", &["a"])),
+            Decision::Nothing
+        );
         assert_eq!(watched.version_acked, "v1");
     }
 
@@ -182,7 +213,10 @@ mod tests {
         let added = watched.on_request(ResourceType::Endpoint, &request("n1", &["a", "b"]));
         assert_eq!(added, Decision::RespondWith(set(&["b"])));
         watched.on_sent("v2", "n2");
-        assert_eq!(watched.on_request(ResourceType::Endpoint, &request("n1", &["a", "c"])), Decision::Stale);
+        assert_eq!(
+            watched.on_request(ResourceType::Endpoint, &request("n1", &["a", "c"])),
+            Decision::Stale
+        );
         assert_eq!(watched.names, set(&["a", "b"]));
     }
 
@@ -192,9 +226,18 @@ mod tests {
         watched.on_request(ResourceType::Cluster, &request("", &[]));
         watched.on_sent("v1", "n1");
         let mut refusal = request("n1", &[]);
-        refusal.error_detail = Some(proto::google::rpc::Status { message: "bad".to_owned(), ..Default::default() });
-        assert_eq!(watched.on_request(ResourceType::Cluster, &refusal), Decision::Rejected);
-        assert_eq!((watched.nonce_rejected.as_str(), watched.error.as_str()), ("n1", "bad"));
+        refusal.error_detail = Some(proto::google::rpc::Status {
+            message: "bad".to_owned(),
+            ..Default::default()
+        });
+        assert_eq!(
+            watched.on_request(ResourceType::Cluster, &refusal),
+            Decision::Rejected
+        );
+        assert_eq!(
+            (watched.nonce_rejected.as_str(), watched.error.as_str()),
+            ("n1", "bad")
+        );
         watched.on_sent("v2", "n2");
         watched.on_request(ResourceType::Cluster, &request("n2", &[]));
         assert!(watched.nonce_rejected.is_empty());
@@ -203,12 +246,30 @@ mod tests {
     #[test]
     fn delta_subscriptions_add_up() {
         let mut watched = Watched::default();
-        let first = DeltaDiscoveryRequest { resource_names_subscribe: vec!["a".into()], ..Default::default() };
-        assert_eq!(watched.on_delta_request(ResourceType::Route, &first, true), Decision::Respond);
-        let more = DeltaDiscoveryRequest { resource_names_subscribe: vec!["b".into()], ..Default::default() };
-        assert_eq!(watched.on_delta_request(ResourceType::Route, &more, false), Decision::RespondWith(set(&["b"])));
-        let less = DeltaDiscoveryRequest { resource_names_unsubscribe: vec!["a".into()], ..Default::default() };
-        assert_eq!(watched.on_delta_request(ResourceType::Route, &less, false), Decision::Nothing);
+        let first = DeltaDiscoveryRequest {
+            resource_names_subscribe: vec!["a".into()],
+            ..Default::default()
+        };
+        assert_eq!(
+            watched.on_delta_request(ResourceType::Route, &first, true),
+            Decision::Respond
+        );
+        let more = DeltaDiscoveryRequest {
+            resource_names_subscribe: vec!["b".into()],
+            ..Default::default()
+        };
+        assert_eq!(
+            watched.on_delta_request(ResourceType::Route, &more, false),
+            Decision::RespondWith(set(&["b"]))
+        );
+        let less = DeltaDiscoveryRequest {
+            resource_names_unsubscribe: vec!["a".into()],
+            ..Default::default()
+        };
+        assert_eq!(
+            watched.on_delta_request(ResourceType::Route, &less, false),
+            Decision::Nothing
+        );
         assert_eq!(watched.names, set(&["b"]));
     }
 }

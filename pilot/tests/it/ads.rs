@@ -25,7 +25,9 @@ const RATINGS: &str = "outbound|9080||ratings.default.svc.cluster.local";
 fn service(name: &str, namespace: &str, addresses: &[&str]) -> String {
     let endpoints: String = addresses
         .iter()
-        .map(|address| format!("  - {{address: {address}, ports: {{http: 9080}}, labels: {{app: {name}}}}}\n"))
+        .map(|address| {
+            format!("  - {{address: {address}, ports: {{http: 9080}}, labels: {{app: {name}}}}}\n")
+        })
         .collect();
     format!(
         "---\napiVersion: networking.istio.io/v1alpha3\nkind: ServiceEntry\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  \
@@ -48,7 +50,10 @@ fn base() -> String {
 }
 
 fn node(name: &str, ip: &str) -> Node {
-    Node { id: format!("sidecar~{ip}~{name}.default~default.svc.cluster.local"), ..Node::default() }
+    Node {
+        id: format!("sidecar~{ip}~{name}.default~default.svc.cluster.local"),
+        ..Node::default()
+    }
 }
 
 struct Client {
@@ -60,8 +65,15 @@ impl Client {
     async fn connect(pilot: &Pilot) -> Self {
         let (requests, outgoing) = mpsc::channel(16);
         let mut client = AggregatedDiscoveryServiceClient::new(pilot.channel.clone());
-        let responses = client.stream_aggregated_resources(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
-        Client { requests, responses }
+        let responses = client
+            .stream_aggregated_resources(ReceiverStream::new(outgoing))
+            .await
+            .unwrap()
+            .into_inner();
+        Client {
+            requests,
+            responses,
+        }
     }
 
     async fn ask(&self, type_url: &str, names: &[&str], nonce: &str, error: Option<&str>) {
@@ -70,14 +82,22 @@ impl Client {
             type_url: type_url.to_owned(),
             resource_names: names.iter().map(ToString::to_string).collect(),
             response_nonce: nonce.to_owned(),
-            error_detail: error.map(|message| proto::google::rpc::Status { code: 13, message: message.to_owned(), details: vec![] }),
+            error_detail: error.map(|message| proto::google::rpc::Status {
+                code: 13,
+                message: message.to_owned(),
+                details: vec![],
+            }),
             ..DiscoveryRequest::default()
         };
         self.requests.send(request).await.unwrap();
     }
 
     async fn next(&mut self) -> DiscoveryResponse {
-        tokio::time::timeout(PATIENCE, self.responses.next()).await.expect("a response in time").unwrap().unwrap()
+        tokio::time::timeout(PATIENCE, self.responses.next())
+            .await
+            .expect("a response in time")
+            .unwrap()
+            .unwrap()
     }
 
     /// Asks, takes the answer and accepts it.
@@ -91,7 +111,11 @@ impl Client {
 }
 
 fn assignments(response: &DiscoveryResponse) -> Vec<ClusterLoadAssignment> {
-    response.resources.iter().map(|any| proto::any::unpack(any).unwrap()).collect()
+    response
+        .resources
+        .iter()
+        .map(|any| proto::any::unpack(any).unwrap())
+        .collect()
 }
 
 #[tokio::test]
@@ -99,9 +123,16 @@ async fn each_type_is_answered_and_an_ack_is_not() {
     let pilot = Pilot::start(&base()).await;
     let mut client = Client::connect(&pilot).await;
     let clusters = client.subscribe(CLUSTER, &[]).await;
-    assert!(clusters.resources.len() >= 5, "{}", clusters.resources.len());
+    assert!(
+        clusters.resources.len() >= 5,
+        "{}",
+        clusters.resources.len()
+    );
     let endpoints = client.subscribe(ENDPOINT, &[REVIEWS]).await;
-    assert_eq!(assignments(&endpoints)[0].endpoints[0].lb_endpoints.len(), 1);
+    assert_eq!(
+        assignments(&endpoints)[0].endpoints[0].lb_endpoints.len(),
+        1
+    );
     client.subscribe(LISTENER, &[]).await;
     // Had an ACK been answered, this would be it instead.
     let routes = client.subscribe(ROUTE, &["9080"]).await;
@@ -116,13 +147,19 @@ async fn endpoint_changes_send_only_the_endpoints_that_changed() {
     client.subscribe(ENDPOINT, &[REVIEWS, RATINGS]).await;
     client.subscribe(LISTENER, &[]).await;
     client.subscribe(ROUTE, &["9080"]).await;
-    let changed = service("reviews", "default", &["10.1.0.1", "10.1.0.3"]) + &service("ratings", "default", &["10.1.0.2"]);
+    let changed = service("reviews", "default", &["10.1.0.1", "10.1.0.3"])
+        + &service("ratings", "default", &["10.1.0.2"]);
     pilot.apply(&changed).await;
     let push = client.next().await;
     assert_eq!(push.type_url, ENDPOINT);
-    let names: Vec<String> = assignments(&push).into_iter().map(|assignment| assignment.cluster_name).collect();
+    let names: Vec<String> = assignments(&push)
+        .into_iter()
+        .map(|assignment| assignment.cluster_name)
+        .collect();
     assert_eq!(names, [REVIEWS]);
-    client.ask(ENDPOINT, &[REVIEWS, RATINGS], &push.nonce, None).await;
+    client
+        .ask(ENDPOINT, &[REVIEWS, RATINGS], &push.nonce, None)
+        .await;
     // Nothing else has been sent: the next response is for the next change.
     pilot.apply(&(changed + &route_rule("1s"))).await;
     assert_eq!(client.next().await.type_url, ROUTE);
@@ -134,12 +171,19 @@ async fn refused_responses_are_shown_and_old_nonces_ignored() {
     let mut client = Client::connect(&pilot).await;
     client.ask(ROUTE, &["9080"], "", None).await;
     let first = client.next().await;
-    client.ask(ROUTE, &["9080"], &first.nonce, Some("no such thing")).await;
+    client
+        .ask(ROUTE, &["9080"], &first.nonce, Some("no such thing"))
+        .await;
     pilot.apply(&(base() + &route_rule("2s"))).await;
     let second = client.next().await;
     assert_ne!(second.version_info, first.version_info);
-    let watched = pilot.discovery.connections()[0].watched(pilot::xds::ResourceType::Route).unwrap();
-    assert_eq!((watched.nonce_rejected.as_str(), watched.error.as_str()), (first.nonce.as_str(), "no such thing"));
+    let watched = pilot.discovery.connections()[0]
+        .watched(pilot::xds::ResourceType::Route)
+        .unwrap();
+    assert_eq!(
+        (watched.nonce_rejected.as_str(), watched.error.as_str()),
+        (first.nonce.as_str(), "no such thing")
+    );
     // An answer to the first response comes too late and must not be answered with everything again.
     client.ask(ROUTE, &["9080", "80"], &first.nonce, None).await;
     client.ask(ROUTE, &["9080"], &second.nonce, None).await;
@@ -161,7 +205,9 @@ async fn a_proxy_that_is_not_affected_is_left_alone() {
     // A service that the Sidecar hides changes its shape; then one that it shows changes its routes.
     let hidden = other.replace("number: 9080", "number: 9999");
     pilot.apply(&(base() + &hidden + scoped)).await;
-    pilot.apply(&(base() + &hidden + scoped + &route_rule("4s"))).await;
+    pilot
+        .apply(&(base() + &hidden + scoped + &route_rule("4s")))
+        .await;
     let push = client.next().await;
     assert_eq!(push.type_url, ROUTE);
 }
@@ -170,8 +216,19 @@ async fn a_proxy_that_is_not_affected_is_left_alone() {
 async fn the_first_request_must_say_who_asks() {
     let pilot = Pilot::start(&base()).await;
     let mut client = Client::connect(&pilot).await;
-    client.requests.send(DiscoveryRequest { type_url: CLUSTER.to_owned(), ..DiscoveryRequest::default() }).await.unwrap();
-    let status = tokio::time::timeout(PATIENCE, client.responses.next()).await.unwrap().unwrap().unwrap_err();
+    client
+        .requests
+        .send(DiscoveryRequest {
+            type_url: CLUSTER.to_owned(),
+            ..DiscoveryRequest::default()
+        })
+        .await
+        .unwrap();
+    let status = tokio::time::timeout(PATIENCE, client.responses.next())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
 }
 
@@ -184,16 +241,33 @@ impl DeltaClient {
     async fn connect(pilot: &Pilot) -> Self {
         let (requests, outgoing) = mpsc::channel(16);
         let mut client = AggregatedDiscoveryServiceClient::new(pilot.channel.clone());
-        let responses = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
-        DeltaClient { requests, responses }
+        let responses = client
+            .delta_aggregated_resources(ReceiverStream::new(outgoing))
+            .await
+            .unwrap()
+            .into_inner();
+        DeltaClient {
+            requests,
+            responses,
+        }
     }
 
     async fn send(&self, request: DeltaDiscoveryRequest) {
-        self.requests.send(DeltaDiscoveryRequest { node: Some(node("web", "10.1.9.9")), ..request }).await.unwrap();
+        self.requests
+            .send(DeltaDiscoveryRequest {
+                node: Some(node("web", "10.1.9.9")),
+                ..request
+            })
+            .await
+            .unwrap();
     }
 
     async fn next(&mut self) -> DeltaDiscoveryResponse {
-        let response = tokio::time::timeout(PATIENCE, self.responses.next()).await.expect("a response in time").unwrap().unwrap();
+        let response = tokio::time::timeout(PATIENCE, self.responses.next())
+            .await
+            .expect("a response in time")
+            .unwrap()
+            .unwrap();
         let ack = DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
@@ -218,8 +292,15 @@ async fn delta_sends_what_is_new_and_what_is_gone() {
     let mut client = DeltaClient::connect(&pilot).await;
     client.send(subscribe(CLUSTER, &[])).await;
     let first = client.next().await;
-    assert!(first.resources.iter().any(|resource| resource.name == RATINGS));
-    pilot.apply(&service("reviews", "default", &["10.1.0.1"])).await;
+    assert!(
+        first
+            .resources
+            .iter()
+            .any(|resource| resource.name == RATINGS)
+    );
+    pilot
+        .apply(&service("reviews", "default", &["10.1.0.1"]))
+        .await;
     let gone = client.next().await;
     assert_eq!(gone.removed_resources, [RATINGS]);
     assert!(gone.resources.is_empty(), "{:?}", gone.resources);
@@ -231,12 +312,26 @@ async fn delta_clients_that_come_back_are_sent_the_rest_only() {
     let mut client = DeltaClient::connect(&pilot).await;
     client.send(subscribe(CLUSTER, &[])).await;
     let first = client.next().await;
-    let versions = first.resources.iter().filter(|resource| resource.name != REVIEWS);
-    let known = versions.map(|resource| (resource.name.clone(), resource.version.clone())).collect();
+    let versions = first
+        .resources
+        .iter()
+        .filter(|resource| resource.name != REVIEWS);
+    let known = versions
+        .map(|resource| (resource.name.clone(), resource.version.clone()))
+        .collect();
     let mut again = DeltaClient::connect(&pilot).await;
-    again.send(DeltaDiscoveryRequest { initial_resource_versions: known, ..subscribe(CLUSTER, &[]) }).await;
+    again
+        .send(DeltaDiscoveryRequest {
+            initial_resource_versions: known,
+            ..subscribe(CLUSTER, &[])
+        })
+        .await;
     let rest = again.next().await;
-    let names: Vec<&str> = rest.resources.iter().map(|resource| resource.name.as_str()).collect();
+    let names: Vec<&str> = rest
+        .resources
+        .iter()
+        .map(|resource| resource.name.as_str())
+        .collect();
     assert_eq!(names, [REVIEWS]);
 }
 
@@ -248,7 +343,10 @@ async fn delta_subscriptions_are_answered_by_name() {
     assert_eq!(client.next().await.resources[0].name, REVIEWS);
     client.send(subscribe(ENDPOINT, &[RATINGS])).await;
     let second = client.next().await;
-    assert_eq!((second.resources.len(), second.resources[0].name.as_str()), (1, RATINGS));
+    assert_eq!(
+        (second.resources.len(), second.resources[0].name.as_str()),
+        (1, RATINGS)
+    );
     client
         .send(DeltaDiscoveryRequest {
             type_url: ENDPOINT.to_owned(),
@@ -256,9 +354,14 @@ async fn delta_subscriptions_are_answered_by_name() {
             ..DeltaDiscoveryRequest::default()
         })
         .await;
-    let changed = service("reviews", "default", &["10.1.0.7"]) + &service("ratings", "default", &["10.1.0.8"]);
+    let changed = service("reviews", "default", &["10.1.0.7"])
+        + &service("ratings", "default", &["10.1.0.8"]);
     pilot.apply(&changed).await;
     let push = client.next().await;
-    let names: Vec<&str> = push.resources.iter().map(|resource| resource.name.as_str()).collect();
+    let names: Vec<&str> = push
+        .resources
+        .iter()
+        .map(|resource| resource.name.as_str())
+        .collect();
     assert_eq!(names, [REVIEWS]);
 }

@@ -23,15 +23,24 @@ use serde_json::{Value, json};
 
 struct Case {
     nodes: Vec<Node>,
-    mesh: Mesh,
     push: PushContext,
 }
 
 fn read(text: &str) -> Case {
-    let mut documents = proto::yaml::parse_documents(text).into_iter().map(Result::unwrap);
+    let mut documents = proto::yaml::parse_documents(text)
+        .into_iter()
+        .map(Result::unwrap);
     let head = documents.next().unwrap().value;
-    assert_eq!(head["kind"], "Proxies", "the first document names the proxies");
-    let nodes = head["nodes"].as_array().unwrap().iter().map(|node| proto::json::from_value(node).unwrap()).collect();
+    assert_eq!(
+        head["kind"], "Proxies",
+        "the first document names the proxies"
+    );
+    let nodes = head["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|node| proto::json::from_value(node).unwrap())
+        .collect();
     let mesh_config = proto_mesh::mesh_config::overlay(
         &proto_mesh::mesh_config::defaults(),
         head.get("mesh").unwrap_or(&json!({})),
@@ -41,47 +50,86 @@ fn read(text: &str) -> Case {
     let loaded = file::load([("input.yaml", body)].into_iter());
     assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
     let push = push_context(&mesh, loaded.updates);
-    Case { nodes, mesh, push }
+    Case { nodes, push }
 }
 
 fn push_context(mesh: &Mesh, updates: Vec<Update>) -> PushContext {
     let (mut configs, mut registry) = (ConfigStore::default(), ServiceRegistry::default());
-    let settings = service_entry::Settings { trust_domain: &mesh.trust_domain, export_to: &mesh.service_export_to };
+    let settings = service_entry::Settings {
+        trust_domain: &mesh.trust_domain,
+        export_to: &mesh.service_export_to,
+    };
     for update in updates {
         match update {
-            Update::VirtualServices(change) => drop(store::apply(&mut configs.virtual_services, change)),
-            Update::DestinationRules(change) => drop(store::apply(&mut configs.destination_rules, change)),
+            Update::VirtualServices(change) => {
+                drop(store::apply(&mut configs.virtual_services, change))
+            }
+            Update::DestinationRules(change) => {
+                drop(store::apply(&mut configs.destination_rules, change))
+            }
             Update::Gateways(change) => drop(store::apply(&mut configs.gateways, change)),
             Update::Sidecars(change) => drop(store::apply(&mut configs.sidecars, change)),
-            Update::PeerAuthentications(change) => drop(store::apply(&mut configs.peer_authentications, change)),
-            Update::RequestAuthentications(change) => drop(store::apply(&mut configs.request_authentications, change)),
-            Update::AuthorizationPolicies(change) => drop(store::apply(&mut configs.authorization_policies, change)),
+            Update::PeerAuthentications(change) => {
+                drop(store::apply(&mut configs.peer_authentications, change))
+            }
+            Update::RequestAuthentications(change) => {
+                drop(store::apply(&mut configs.request_authentications, change))
+            }
+            Update::AuthorizationPolicies(change) => {
+                drop(store::apply(&mut configs.authorization_policies, change))
+            }
             Update::ServiceEntries(change) => {
                 for entry in change.set {
                     let key = store::key(&entry.meta);
-                    registry.apply(Registry::ServiceEntry, &key, Some((&entry.meta, &entry.spec)), &settings);
+                    registry.apply(
+                        Registry::ServiceEntry,
+                        &key,
+                        Some((&entry.meta, &entry.spec)),
+                        &settings,
+                    );
                 }
             }
             Update::SyntheticServiceEntries(change) => {
                 for entry in change.set {
                     let key = store::key(&entry.meta);
-                    registry.apply(Registry::Kubernetes, &key, Some((&entry.meta, &entry.spec)), &settings);
+                    registry.apply(
+                        Registry::Kubernetes,
+                        &key,
+                        Some((&entry.meta, &entry.spec)),
+                        &settings,
+                    );
                 }
             }
             Update::Mesh(_) => unreachable!("files hold no mesh settings"),
         }
     }
     let mesh = Arc::new(mesh.clone());
-    PushContext::next(&PushContext::default(), "cluster.local", &mesh, &configs, &registry, &KindSet::all())
+    PushContext::next(
+        &PushContext::default(),
+        "cluster.local",
+        &mesh,
+        &configs,
+        &registry,
+        &KindSet::all(),
+    )
 }
 
 /// The names of the route configurations that listeners refer to.
 fn route_names(listeners: &[Listener]) -> BTreeSet<String> {
-    let chains = listeners.iter().flat_map(|listener| listener.filter_chains.iter().chain(&listener.default_filter_chain));
-    let managers = chains.flat_map(|chain| &chain.filters).filter_map(|filter| match &filter.config_type {
-        Some(ConfigType::TypedConfig(any)) => proto::any::unpack::<HttpConnectionManager>(any).ok(),
-        _ => None,
+    let chains = listeners.iter().flat_map(|listener| {
+        listener
+            .filter_chains
+            .iter()
+            .chain(&listener.default_filter_chain)
     });
+    let managers = chains
+        .flat_map(|chain| &chain.filters)
+        .filter_map(|filter| match &filter.config_type {
+            Some(ConfigType::TypedConfig(any)) => {
+                proto::any::unpack::<HttpConnectionManager>(any).ok()
+            }
+            _ => None,
+        });
     managers
         .filter_map(|manager| match manager.route_specifier {
             Some(RouteSpecifier::Rds(rds)) => Some(rds.route_config_name),
@@ -96,10 +144,12 @@ fn generate(case: &Case) -> Value {
         let proxy = Proxy::try_from(node).unwrap();
         let view = View::new(&proxy, &case.push);
         let (clusters, listeners) = (cluster::build(&view), listener::build(&view));
-        let eds: Vec<String> =
-            clusters.iter().filter(|cluster| cluster.eds_cluster_config.is_some()).map(|cluster| cluster.name.clone()).collect();
-        let json = |name: FieldNames| name;
-        let names = json(FieldNames::Proto);
+        let eds: Vec<String> = clusters
+            .iter()
+            .filter(|cluster| cluster.eds_cluster_config.is_some())
+            .map(|cluster| cluster.name.clone())
+            .collect();
+        let names = FieldNames::Proto;
         all.insert(
             proxy.id.clone(),
             json!({
@@ -110,8 +160,22 @@ fn generate(case: &Case) -> Value {
             }),
         );
     }
-    assert!(case.mesh.connect_timeout.seconds > 0);
-    json!({ "proxies": all, "status": case.push.status.snapshot() })
+    sorted(json!({ "proxies": all, "status": case.push.status.snapshot() }))
+}
+
+/// The same with the keys of every object in order.
+fn sorted(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields: BTreeMap<String, Value> = fields
+                .into_iter()
+                .map(|(key, value)| (key, sorted(value)))
+                .collect();
+            Value::Object(fields.into_iter().collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(sorted).collect()),
+        other => other,
+    }
 }
 
 fn compare(folder: &Path) {
@@ -120,17 +184,33 @@ fn compare(folder: &Path) {
     let again = proto::yaml::to_string(&generate(&read(&input))).unwrap();
     assert_eq!(got, again, "generation is not deterministic");
     let want = folder.join("want.yaml");
-    #[allow(clippy::disallowed_methods, reason = "the switch that rewrites golden files")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the switch that rewrites golden files"
+    )]
     if std::env::var("REFRESH_GOLDEN").is_ok() {
         std::fs::write(&want, got).unwrap();
         return;
     }
     let expected = std::fs::read_to_string(&want).unwrap_or_default();
-    let difference = got.lines().zip(expected.lines()).enumerate().find(|(_, (got, want))| got != want);
+    let difference = got
+        .lines()
+        .zip(expected.lines())
+        .enumerate()
+        .find(|(_, (got, want))| got != want);
     if let Some((line, (got, want))) = difference {
-        panic!("{}:{}: got {got:?}, want {want:?} (REFRESH_GOLDEN=1 rewrites it)", want_name(folder), line + 1);
+        panic!(
+            "{}:{}: got {got:?}, want {want:?} (REFRESH_GOLDEN=1 rewrites it)",
+            want_name(folder),
+            line + 1
+        );
     }
-    assert_eq!(got.lines().count(), expected.lines().count(), "{}: another length", want_name(folder));
+    assert_eq!(
+        got.lines().count(),
+        expected.lines().count(),
+        "{}: another length",
+        want_name(folder)
+    );
 }
 
 fn want_name(folder: &Path) -> String {
@@ -140,7 +220,10 @@ fn want_name(folder: &Path) -> String {
 #[test]
 fn generated_resources_are_as_reviewed() {
     let testdata = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata");
-    let mut cases: Vec<PathBuf> = std::fs::read_dir(testdata).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut cases: Vec<PathBuf> = std::fs::read_dir(testdata)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     cases.sort();
     assert!(!cases.is_empty());
     for case in cases {

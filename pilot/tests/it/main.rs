@@ -1,5 +1,7 @@
 //! Pilot as its clients see it: what is generated (golden), and what streams are sent.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod ads;
 mod golden;
 mod mesh;

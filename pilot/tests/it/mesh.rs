@@ -39,27 +39,59 @@ impl Pilot {
     /// Starts one with this configuration.
     pub(crate) async fn start(yaml: &str) -> Self {
         proto_component::tls::install_provider();
-        let features = Features { debounce_after: Duration::from_millis(1), ..features() };
+        let features = Features {
+            debounce_after: Duration::from_millis(1),
+            ..features()
+        };
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let discovery = Discovery::new(features, metrics);
         let (trigger, drain): (Trigger, Drain) = drain::channel();
         let (updates, received) = mpsc::channel(UPDATES);
-        let listener = Listener::bind_text("127.0.0.1:0", "--grpcAddr").await.unwrap();
+        let listener = Listener::bind_text("127.0.0.1:0", "--grpcAddr")
+            .await
+            .unwrap();
         let port = listener.port().unwrap();
-        let limits = StreamLimits { drain: drain.clone(), max_age: None };
+        let limits = StreamLimits {
+            drain: drain.clone(),
+            max_age: None,
+        };
         let server = Server::new(Arc::clone(&discovery), limits);
         let incoming = listener.plaintext(&drain);
         let serving = drain.clone();
         task::spawn("xds", async move {
-            grpc::serve(incoming, server.routes(), &ServerOptions::default(), None, serving).await
+            grpc::serve(
+                incoming,
+                server.routes(),
+                &ServerOptions::default(),
+                None,
+                serving,
+            )
+            .await
         });
         let mesh = Arc::new(Mesh::default());
         task::spawn(
             "discovery",
-            discovery::run(Arc::clone(&discovery), "cluster.local".to_owned(), mesh, received, async {}, drain),
+            discovery::run(
+                Arc::clone(&discovery),
+                "cluster.local".to_owned(),
+                mesh,
+                received,
+                async {},
+                drain,
+            ),
         );
-        let channel = grpc::channel(&format!("127.0.0.1:{port}"), None, &grpc::ClientOptions::default()).unwrap();
-        let pilot = Pilot { discovery, channel, updates, _trigger: trigger };
+        let channel = grpc::channel(
+            &format!("127.0.0.1:{port}"),
+            None,
+            &grpc::ClientOptions::default(),
+        )
+        .unwrap();
+        let pilot = Pilot {
+            discovery,
+            channel,
+            updates,
+            _trigger: trigger,
+        };
         pilot.apply(yaml).await;
         pilot
     }

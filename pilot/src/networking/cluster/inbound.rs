@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use proto::envoy::config::cluster::v3::{
-    Cluster, cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy},
+    Cluster,
+    cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy},
 };
 use proto::envoy::config::core::v3::Metadata;
 use proto::envoy::config::endpoint::v3::{
@@ -19,14 +20,23 @@ use crate::networking::wire::{address, string_value};
 
 /// All inbound clusters.
 pub(super) fn build(view: &View<'_>) -> Vec<Cluster> {
-    targets(view).iter().map(|target| build_one(view, target)).collect()
+    targets(view)
+        .iter()
+        .map(|target| build_one(view, target))
+        .collect()
 }
 
 fn build_one(view: &View<'_>, target: &Target) -> Cluster {
     let mesh = &view.push.mesh;
-    let service = target.instance.as_ref().map(|instance| instance.service.as_ref());
+    let service = target
+        .instance
+        .as_ref()
+        .map(|instance| instance.service.as_ref());
     let rule = service.and_then(|service| view.destination_rule(service));
-    let rule_policy = TrafficPolicy::default().merge(rule.and_then(|rule| rule.traffic_policy.as_ref()), target.service_port);
+    let rule_policy = TrafficPolicy::default().merge(
+        rule.and_then(|rule| rule.traffic_policy.as_ref()),
+        target.service_port,
+    );
     let sidecar = view.scope.sidecar.as_ref();
     // Only the pool counts at this end; the Sidecar resource's goes before the destination rule's.
     let policy = TrafficPolicy {
@@ -63,12 +73,20 @@ fn build_one(view: &View<'_>, target: &Target) -> Cluster {
 }
 
 fn load_assignment(name: &str, target: &Target) -> ClusterLoadAssignment {
-    let endpoint = Endpoint { address: Some(address(&target.address, target.upstream_port())), ..Endpoint::default() };
-    let endpoint =
-        LbEndpoint { host_identifier: Some(HostIdentifier::Endpoint(endpoint)), ..LbEndpoint::default() };
+    let endpoint = Endpoint {
+        address: Some(address(&target.address, target.upstream_port())),
+        ..Endpoint::default()
+    };
+    let endpoint = LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(endpoint)),
+        ..LbEndpoint::default()
+    };
     ClusterLoadAssignment {
         cluster_name: name.to_owned(),
-        endpoints: vec![LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..LocalityLbEndpoints::default() }],
+        endpoints: vec![LocalityLbEndpoints {
+            lb_endpoints: vec![endpoint],
+            ..LocalityLbEndpoints::default()
+        }],
         ..ClusterLoadAssignment::default()
     }
 }
@@ -78,12 +96,28 @@ pub(super) fn service_metadata(services: &[(&Service, u32)]) -> Metadata {
     let list = services
         .iter()
         .map(|(service, _)| {
-            let fields = [("host", &service.host), ("name", &service.name), ("namespace", &service.namespace)];
-            let fields = fields.into_iter().map(|(key, value)| (key.to_owned(), string_value(value))).collect();
-            Value { kind: Some(Kind::StructValue(Struct { fields })) }
+            let fields = [
+                ("host", &service.host),
+                ("name", &service.name),
+                ("namespace", &service.namespace),
+            ];
+            let fields = fields
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), string_value(value)))
+                .collect();
+            Value {
+                kind: Some(Kind::StructValue(Struct { fields })),
+            }
         })
         .collect();
-    let services = Value { kind: Some(Kind::ListValue(ListValue { values: list })) };
-    let istio = Struct { fields: BTreeMap::from([("services".to_owned(), services)]) };
-    Metadata { filter_metadata: BTreeMap::from([("istio".to_owned(), istio)]), ..Metadata::default() }
+    let services = Value {
+        kind: Some(Kind::ListValue(ListValue { values: list })),
+    };
+    let istio = Struct {
+        fields: BTreeMap::from([("services".to_owned(), services)]),
+    };
+    Metadata {
+        filter_metadata: BTreeMap::from([("istio".to_owned(), istio)]),
+        ..Metadata::default()
+    }
 }

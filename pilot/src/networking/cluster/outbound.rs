@@ -1,10 +1,12 @@
 //! Clusters of the services that the proxy can reach.
 
 use proto::envoy::config::cluster::v3::{
-    Cluster, cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbPolicy},
+    Cluster,
+    cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbPolicy},
 };
 use proto::istio::networking::v1alpha3::{
-    connection_pool_settings::http_settings::H2UpgradePolicy, server_tls_settings::TlSmode,
+    connection_pool_settings::{HttpSettings, http_settings::H2UpgradePolicy},
+    server_tls_settings::TlSmode,
 };
 
 use super::{TrafficPolicy, protocol_options, upstream_tls};
@@ -20,8 +22,10 @@ pub(super) fn build(view: &View<'_>) -> Vec<Cluster> {
     for service in &view.scope.services {
         let rule = view.destination_rule(service);
         for port in &service.ports {
-            let host_policy =
-                TrafficPolicy::default().merge(rule.and_then(|rule| rule.traffic_policy.as_ref()), port.number);
+            let host_policy = TrafficPolicy::default().merge(
+                rule.and_then(|rule| rule.traffic_policy.as_ref()),
+                port.number,
+            );
             let name = ClusterName::outbound(port.number, "", &service.host);
             clusters.push(build_one(view, service, port, &name, &host_policy));
             for subset in rule.iter().flat_map(|rule| &rule.subsets) {
@@ -41,7 +45,9 @@ pub(super) fn build(view: &View<'_>) -> Vec<Cluster> {
 /// True when a server of the gateway passes connections on by the cluster in the server name.
 fn is_auto_passthrough(view: &View<'_>) -> bool {
     let servers = view.gateway.ports.values().flat_map(|port| &port.tcp);
-    servers.into_iter().any(|server| server.tls_mode() == Some(TlSmode::AutoPassthrough))
+    servers
+        .into_iter()
+        .any(|server| server.tls_mode() == Some(TlSmode::AutoPassthrough))
 }
 
 /// The same cluster under the name that clients put into the SNI; TLS is already spoken end to end.
@@ -53,7 +59,10 @@ fn sni_cluster(cluster: &Cluster) -> Option<Cluster> {
         transport_socket: None,
         transport_socket_matches: Vec::new(),
         typed_extension_protocol_options: protocol_options::Options::new(),
-        eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(ads()), service_name: name.sni() }),
+        eds_cluster_config: Some(EdsClusterConfig {
+            eds_config: Some(ads()),
+            service_name: name.sni(),
+        }),
         ..cluster.clone()
     })
 }
@@ -69,7 +78,10 @@ fn build_one(
     let mut cluster = Cluster {
         name: name.to_string(),
         alt_stat_name: mesh.outbound_stat_name(service, port, &name.subset),
-        metadata: Some(super::inbound::service_metadata(std::slice::from_ref(&(service, port.number)))),
+        metadata: Some(super::inbound::service_metadata(std::slice::from_ref(&(
+            service,
+            port.number,
+        )))),
         ..Cluster::default()
     };
     policy.apply_load_balancer(&mut cluster, mesh);
@@ -89,7 +101,11 @@ fn apply_discovery(
     policy: &TrafficPolicy<'_>,
     cluster: &mut Cluster,
 ) {
-    let resolution = if policy.is_passthrough() { Resolution::Passthrough } else { service.resolution };
+    let resolution = if policy.is_passthrough() {
+        Resolution::Passthrough
+    } else {
+        service.resolution
+    };
     let discovery = match resolution {
         Resolution::Static => DiscoveryType::Eds,
         Resolution::Dns => DiscoveryType::StrictDns,
@@ -101,8 +117,10 @@ fn apply_discovery(
     cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(discovery as i32));
     match discovery {
         DiscoveryType::Eds => {
-            cluster.eds_cluster_config =
-                Some(EdsClusterConfig { eds_config: Some(ads()), service_name: cluster.name.clone() });
+            cluster.eds_cluster_config = Some(EdsClusterConfig {
+                eds_config: Some(ads()),
+                service_name: cluster.name.clone(),
+            });
             if cluster.lb_policy == LbPolicy::ClusterProvided as i32 {
                 cluster.lb_policy = LbPolicy::LeastRequest as i32;
             }
@@ -121,17 +139,25 @@ fn apply_discovery(
             if discovery == DiscoveryType::LogicalDns {
                 keep_first_endpoint(&mut assignment);
             }
-            if assignment.endpoints.iter().all(|locality| locality.lb_endpoints.is_empty()) {
+            if assignment
+                .endpoints
+                .iter()
+                .all(|locality| locality.lb_endpoints.is_empty())
+            {
                 view.record(Metric::NoInstances, &cluster.name, "no endpoint");
                 // Envoy refuses a logical DNS cluster that has nothing to resolve.
-                cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32));
+                cluster.cluster_discovery_type =
+                    Some(ClusterDiscoveryType::Type(DiscoveryType::Static as i32));
             }
             cluster.load_assignment = Some(assignment);
         }
     }
 }
 
-#[allow(deprecated, reason = "Envoy still reads these fields, and its successor for them is not understood by older ones")]
+#[allow(
+    deprecated,
+    reason = "Envoy still reads these fields, and its successor for them is not understood by older ones"
+)]
 fn resolve_names(view: &View<'_>, cluster: &mut Cluster) {
     cluster.dns_refresh_rate = Some(view.push.mesh.dns_refresh_rate);
     cluster.respect_dns_ttl = true;
@@ -145,21 +171,30 @@ fn keep_first_endpoint(assignment: &mut proto::envoy::config::endpoint::v3::Clus
 }
 
 /// Chooses the HTTP version; true for HTTP/2.
-fn apply_protocol(view: &View<'_>, port: &ServicePort, policy: &TrafficPolicy<'_>, cluster: &mut Cluster) -> bool {
+fn apply_protocol(
+    view: &View<'_>,
+    port: &ServicePort,
+    policy: &TrafficPolicy<'_>,
+    cluster: &mut Cluster,
+) -> bool {
     let http = policy.connection_pool.and_then(|pool| pool.http.as_ref());
     let common = policy.common_http_options();
-    let upgrade = match http.map(|http| http.h2_upgrade_policy()) {
+    let upgrade = match http.map(HttpSettings::h2_upgrade_policy) {
         Some(H2UpgradePolicy::Upgrade) => true,
         Some(H2UpgradePolicy::DoNotUpgrade) => false,
         Some(H2UpgradePolicy::Default) | None => view.push.mesh.is_h2_upgraded,
     };
     let is_http1 = port.protocol == Protocol::Http;
     let is_http2 = port.protocol.is_http2() || (is_http1 && upgrade);
-    cluster.typed_extension_protocol_options = if http.is_some_and(|http| http.use_client_protocol) {
+    cluster.typed_extension_protocol_options = if http.is_some_and(|http| http.use_client_protocol)
+    {
         protocol_options::downstream(common)
     } else if is_http2 {
         let mut options = super::http2();
-        if let Some(streams) = http.and_then(|http| u32::try_from(http.max_concurrent_streams).ok()).filter(|max| *max > 0) {
+        if let Some(streams) = http
+            .and_then(|http| u32::try_from(http.max_concurrent_streams).ok())
+            .filter(|max| *max > 0)
+        {
             options.max_concurrent_streams = Some(streams);
         }
         protocol_options::http2(common, options)

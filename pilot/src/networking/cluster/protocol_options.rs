@@ -7,7 +7,8 @@ use proto::envoy::config::core::v3::{self as core, Http1ProtocolOptions, Http2Pr
 use proto::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions,
     http_protocol_options::{
-        ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig, explicit_http_config::ProtocolConfig,
+        ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+        explicit_http_config::ProtocolConfig,
     },
 };
 
@@ -19,7 +20,10 @@ const KEY: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 pub(super) type Options = BTreeMap<String, Any>;
 
 /// HTTP/2, whatever the client speaks.
-pub(super) fn http2(common: Option<core::HttpProtocolOptions>, http2: Http2ProtocolOptions) -> Options {
+pub(super) fn http2(
+    common: Option<core::HttpProtocolOptions>,
+    http2: Http2ProtocolOptions,
+) -> Options {
     explicit(common, ProtocolConfig::Http2ProtocolOptions(http2))
 }
 
@@ -28,7 +32,10 @@ pub(super) fn http1(common: Option<core::HttpProtocolOptions>) -> Options {
     if common.is_none() {
         return Options::new();
     }
-    explicit(common, ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default()))
+    explicit(
+        common,
+        ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default()),
+    )
 }
 
 /// What the client speaks.
@@ -42,7 +49,9 @@ pub(super) fn downstream(common: Option<core::HttpProtocolOptions>) -> Options {
 }
 
 fn explicit(common: Option<core::HttpProtocolOptions>, config: ProtocolConfig) -> Options {
-    let config = ExplicitHttpConfig { protocol_config: Some(config) };
+    let config = ExplicitHttpConfig {
+        protocol_config: Some(config),
+    };
     pack(common, UpstreamProtocolOptions::ExplicitHttpConfig(config))
 }
 

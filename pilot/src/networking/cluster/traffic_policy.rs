@@ -6,16 +6,19 @@ use prost_types::Duration;
 use proto::envoy::config::cluster::v3::{
     Cluster, OutlierDetection, UpstreamConnectionOptions,
     cluster::{
-        CommonLbConfig, LbConfig, LbPolicy, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig, RoundRobinLbConfig,
-        SlowStartConfig,
-        common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig}, ring_hash_lb_config::HashFunction,
+        CommonLbConfig, LbConfig, LbPolicy, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig,
+        RoundRobinLbConfig, SlowStartConfig,
+        common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig},
+        ring_hash_lb_config::HashFunction,
     },
 };
 use proto::envoy::config::core::v3::{HttpProtocolOptions, RuntimeDouble, TcpKeepalive};
 use proto::envoy::r#type::v3::Percent;
 use proto::istio::networking::v1alpha3::{
     self as wire, ClientTlsSettings, ConnectionPoolSettings, LoadBalancerSettings,
-    load_balancer_settings::{ConsistentHashLb, LbPolicy as WirePolicy, SimpleLb, consistent_hash_lb::HashAlgorithm},
+    load_balancer_settings::{
+        ConsistentHashLb, LbPolicy as WirePolicy, SimpleLb, consistent_hash_lb::HashAlgorithm,
+    },
 };
 
 use super::{positive, unlimited};
@@ -38,11 +41,15 @@ impl<'a> TrafficPolicy<'a> {
     /// `policy` on top of what holds already, for `port`.
     #[must_use]
     pub fn merge(&self, policy: Option<&'a wire::TrafficPolicy>, port: u32) -> Self {
-        let Some(policy) = policy else { return self.clone() };
-        let of_port = policy
-            .port_level_settings
-            .iter()
-            .find(|entry| entry.port.as_ref().is_some_and(|selector| selector.number == port));
+        let Some(policy) = policy else {
+            return self.clone();
+        };
+        let of_port = policy.port_level_settings.iter().find(|entry| {
+            entry
+                .port
+                .as_ref()
+                .is_some_and(|selector| selector.number == port)
+        });
         if let Some(entry) = of_port {
             return TrafficPolicy {
                 load_balancer: entry.load_balancer.as_ref(),
@@ -71,7 +78,9 @@ impl<'a> TrafficPolicy<'a> {
     /// True when connections go to their original destination.
     #[must_use]
     pub fn is_passthrough(&self) -> bool {
-        let policy = self.load_balancer.and_then(|balancer| balancer.lb_policy.as_ref());
+        let policy = self
+            .load_balancer
+            .and_then(|balancer| balancer.lb_policy.as_ref());
         matches!(policy, Some(WirePolicy::Simple(simple)) if *simple == SimpleLb::Passthrough as i32)
     }
 
@@ -81,36 +90,55 @@ impl<'a> TrafficPolicy<'a> {
     where
         'a: 'm,
     {
-        let own = self.load_balancer.and_then(|balancer| balancer.locality_lb_setting.as_ref());
+        let own = self
+            .load_balancer
+            .and_then(|balancer| balancer.locality_lb_setting.as_ref());
         let setting = own.or(mesh.locality_lb.as_ref())?;
-        let mesh_enabled = mesh.locality_lb.as_ref().and_then(|setting| setting.enabled);
-        setting.enabled.or(mesh_enabled).unwrap_or(true).then_some(setting)
+        let mesh_enabled = mesh
+            .locality_lb
+            .as_ref()
+            .and_then(|setting| setting.enabled);
+        setting
+            .enabled
+            .or(mesh_enabled)
+            .unwrap_or(true)
+            .then_some(setting)
     }
 
     pub(super) fn apply_load_balancer(&self, cluster: &mut Cluster, mesh: &Mesh) {
-        match self.load_balancer.and_then(|balancer| balancer.lb_policy.as_ref()) {
-            Some(WirePolicy::Simple(simple)) => match SimpleLb::try_from(*simple).unwrap_or(SimpleLb::Unspecified) {
-                SimpleLb::Random => cluster.lb_policy = LbPolicy::Random as i32,
-                SimpleLb::RoundRobin => cluster.lb_policy = LbPolicy::RoundRobin as i32,
-                // Callers turn the whole cluster into one that keeps the destination.
-                SimpleLb::Passthrough => cluster.lb_policy = LbPolicy::ClusterProvided as i32,
-                SimpleLb::Unspecified | SimpleLb::LeastConn | SimpleLb::LeastRequest => {
-                    cluster.lb_policy = LbPolicy::LeastRequest as i32;
+        match self
+            .load_balancer
+            .and_then(|balancer| balancer.lb_policy.as_ref())
+        {
+            Some(WirePolicy::Simple(simple)) => {
+                match SimpleLb::try_from(*simple).unwrap_or(SimpleLb::Unspecified) {
+                    SimpleLb::Random => cluster.lb_policy = LbPolicy::Random as i32,
+                    SimpleLb::RoundRobin => cluster.lb_policy = LbPolicy::RoundRobin as i32,
+                    // Callers turn the whole cluster into one that keeps the destination.
+                    SimpleLb::Passthrough => cluster.lb_policy = LbPolicy::ClusterProvided as i32,
+                    SimpleLb::Unspecified | SimpleLb::LeastConn | SimpleLb::LeastRequest => {
+                        cluster.lb_policy = LbPolicy::LeastRequest as i32;
+                    }
                 }
-            },
+            }
             Some(WirePolicy::ConsistentHash(hash)) => apply_hash(cluster, hash),
             None => cluster.lb_policy = LbPolicy::LeastRequest as i32,
         }
         self.apply_warmup(cluster);
-        let has_weights = self.locality(mesh).is_some_and(|setting| !setting.distribute.is_empty());
+        let has_weights = self
+            .locality(mesh)
+            .is_some_and(|setting| !setting.distribute.is_empty());
         if has_weights || self.outlier_detection.is_some() {
-            common_lb(cluster).locality_config_specifier =
-                Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {}));
+            common_lb(cluster).locality_config_specifier = Some(
+                LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {}),
+            );
         }
     }
 
     fn apply_warmup(&self, cluster: &mut Cluster) {
-        let Some(balancer) = self.load_balancer else { return };
+        let Some(balancer) = self.load_balancer else {
+            return;
+        };
         let warmup = balancer.warmup.as_ref();
         #[allow(deprecated, reason = "the old field is still in use")]
         let old = balancer.warmup_duration_secs.as_ref();
@@ -118,17 +146,26 @@ impl<'a> TrafficPolicy<'a> {
         let Some(window) = window else { return };
         let slow_start = SlowStartConfig {
             slow_start_window: Some(window),
-            aggression: warmup.and_then(|warmup| warmup.aggression).map(|value| RuntimeDouble {
-                default_value: value,
-                runtime_key: format!("{}_slow_start_aggression", cluster.name),
-            }),
-            min_weight_percent: warmup.and_then(|warmup| warmup.minimum_percent).map(|value| Percent { value }),
+            aggression: warmup
+                .and_then(|warmup| warmup.aggression)
+                .map(|value| RuntimeDouble {
+                    default_value: value,
+                    runtime_key: format!("{}_slow_start_aggression", cluster.name),
+                }),
+            min_weight_percent: warmup
+                .and_then(|warmup| warmup.minimum_percent)
+                .map(|value| Percent { value }),
         };
         let slow_start_config = Some(slow_start);
         if cluster.lb_policy == LbPolicy::RoundRobin as i32 {
-            cluster.lb_config = Some(LbConfig::RoundRobinLbConfig(RoundRobinLbConfig { slow_start_config }));
+            cluster.lb_config = Some(LbConfig::RoundRobinLbConfig(RoundRobinLbConfig {
+                slow_start_config,
+            }));
         } else if cluster.lb_policy == LbPolicy::LeastRequest as i32 {
-            let config = LeastRequestLbConfig { slow_start_config, ..LeastRequestLbConfig::default() };
+            let config = LeastRequestLbConfig {
+                slow_start_config,
+                ..LeastRequestLbConfig::default()
+            };
             cluster.lb_config = Some(LbConfig::LeastRequestLbConfig(config));
         }
     }
@@ -136,17 +173,28 @@ impl<'a> TrafficPolicy<'a> {
     pub(super) fn apply_connection_pool(&self, cluster: &mut Cluster, mesh: &Mesh) {
         let tcp = self.connection_pool.and_then(|pool| pool.tcp.as_ref());
         let http = self.connection_pool.and_then(|pool| pool.http.as_ref());
-        cluster.connect_timeout =
-            Some(positive(tcp.and_then(|tcp| tcp.connect_timeout.as_ref())).unwrap_or(mesh.connect_timeout));
+        cluster.connect_timeout = Some(
+            positive(tcp.and_then(|tcp| tcp.connect_timeout.as_ref()))
+                .unwrap_or(mesh.connect_timeout),
+        );
         let mut breakers = unlimited();
         let threshold = &mut breakers.thresholds[0];
-        let limit = |value: Option<i32>| value.and_then(|value| u32::try_from(value).ok()).filter(|value| *value > 0);
-        threshold.max_connections = limit(tcp.map(|tcp| tcp.max_connections)).or(threshold.max_connections);
-        threshold.max_pending_requests = limit(http.map(|http| http.http1_max_pending_requests)).or(threshold.max_pending_requests);
-        threshold.max_requests = limit(http.map(|http| http.http2_max_requests)).or(threshold.max_requests);
+        let limit = |value: Option<i32>| {
+            value
+                .and_then(|value| u32::try_from(value).ok())
+                .filter(|value| *value > 0)
+        };
+        threshold.max_connections =
+            limit(tcp.map(|tcp| tcp.max_connections)).or(threshold.max_connections);
+        threshold.max_pending_requests = limit(http.map(|http| http.http1_max_pending_requests))
+            .or(threshold.max_pending_requests);
+        threshold.max_requests =
+            limit(http.map(|http| http.http2_max_requests)).or(threshold.max_requests);
         threshold.max_retries = limit(http.map(|http| http.max_retries)).or(threshold.max_retries);
         cluster.circuit_breakers = Some(breakers);
-        let keepalive = tcp.and_then(|tcp| tcp.tcp_keepalive.as_ref()).or(mesh.tcp_keepalive.as_ref());
+        let keepalive = tcp
+            .and_then(|tcp| tcp.tcp_keepalive.as_ref())
+            .or(mesh.tcp_keepalive.as_ref());
         if let Some(keepalive) = keepalive {
             cluster.upstream_connection_options = Some(UpstreamConnectionOptions {
                 tcp_keepalive: Some(tcp_keepalive(keepalive)),
@@ -160,8 +208,14 @@ impl<'a> TrafficPolicy<'a> {
         let pool = self.connection_pool?;
         let http = pool.http.as_ref();
         let idle_timeout = positive(http.and_then(|http| http.idle_timeout.as_ref()));
-        let max_requests = http.and_then(|http| u32::try_from(http.max_requests_per_connection).ok()).filter(|max| *max > 0);
-        let max_duration = positive(pool.tcp.as_ref().and_then(|tcp| tcp.max_connection_duration.as_ref()));
+        let max_requests = http
+            .and_then(|http| u32::try_from(http.max_requests_per_connection).ok())
+            .filter(|max| *max > 0);
+        let max_duration = positive(
+            pool.tcp
+                .as_ref()
+                .and_then(|tcp| tcp.max_connection_duration.as_ref()),
+        );
         if idle_timeout.is_none() && max_requests.is_none() && max_duration.is_none() {
             return None;
         }
@@ -174,11 +228,15 @@ impl<'a> TrafficPolicy<'a> {
     }
 
     pub(super) fn apply_outlier_detection(&self, cluster: &mut Cluster) {
-        let Some(settings) = self.outlier_detection else { return };
+        let Some(settings) = self.outlier_detection else {
+            return;
+        };
         let mut detection = OutlierDetection {
             interval: positive(settings.interval.as_ref()),
             base_ejection_time: positive(settings.base_ejection_time.as_ref()),
-            max_ejection_percent: u32::try_from(settings.max_ejection_percent).ok().filter(|percent| *percent > 0),
+            max_ejection_percent: u32::try_from(settings.max_ejection_percent)
+                .ok()
+                .filter(|percent| *percent > 0),
             // Success rates are never used.
             enforcing_success_rate: Some(0),
             ..OutlierDetection::default()
@@ -188,10 +246,13 @@ impl<'a> TrafficPolicy<'a> {
             detection.enforcing_consecutive_5xx = Some(if errors > 0 { 100 } else { 0 });
         }
         #[allow(deprecated, reason = "the old field is still in use")]
-        let old = u32::try_from(settings.consecutive_errors).ok().filter(|errors| *errors > 0);
+        let old = u32::try_from(settings.consecutive_errors)
+            .ok()
+            .filter(|errors| *errors > 0);
         if let Some(errors) = settings.consecutive_gateway_errors.or(old) {
             detection.consecutive_gateway_failure = Some(errors);
-            detection.enforcing_consecutive_gateway_failure = Some(if errors > 0 { 100 } else { 0 });
+            detection.enforcing_consecutive_gateway_failure =
+                Some(if errors > 0 { 100 } else { 0 });
             if settings.consecutive_5xx_errors.is_none() && old.is_some() {
                 // The old field counted gateway errors only.
                 detection.enforcing_consecutive_5xx = Some(0);
@@ -222,11 +283,13 @@ fn apply_hash(cluster: &mut Cluster, hash: &ConsistentHashLb) {
         Some(HashAlgorithm::Maglev(maglev)) => {
             cluster.lb_policy = LbPolicy::Maglev as i32;
             let table_size = (maglev.table_size > 0).then_some(maglev.table_size);
-            cluster.lb_config = Some(LbConfig::MaglevLbConfig(MaglevLbConfig { table_size, ..MaglevLbConfig::default() }));
+            cluster.lb_config = Some(LbConfig::MaglevLbConfig(MaglevLbConfig { table_size }));
         }
         other => {
             let size = match other {
-                Some(HashAlgorithm::RingHash(ring)) if ring.minimum_ring_size > 0 => ring.minimum_ring_size,
+                Some(HashAlgorithm::RingHash(ring)) if ring.minimum_ring_size > 0 => {
+                    ring.minimum_ring_size
+                }
                 _ if old_size > 0 => old_size,
                 _ => 1024,
             };
@@ -240,8 +303,14 @@ fn apply_hash(cluster: &mut Cluster, hash: &ConsistentHashLb) {
     }
 }
 
-fn tcp_keepalive(settings: &wire::connection_pool_settings::tcp_settings::TcpKeepalive) -> TcpKeepalive {
-    let whole = |duration: Option<&Duration>| duration.and_then(|duration| u32::try_from(duration.seconds).ok()).filter(|value| *value > 0);
+fn tcp_keepalive(
+    settings: &wire::connection_pool_settings::tcp_settings::TcpKeepalive,
+) -> TcpKeepalive {
+    let whole = |duration: Option<&Duration>| {
+        duration
+            .and_then(|duration| u32::try_from(duration.seconds).ok())
+            .filter(|value| *value > 0)
+    };
     TcpKeepalive {
         keepalive_probes: (settings.probes > 0).then_some(settings.probes),
         keepalive_time: whole(settings.time.as_ref()),

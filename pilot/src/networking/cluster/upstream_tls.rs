@@ -42,8 +42,16 @@ fn explicit(
     match settings.mode() {
         TlSmode::Disable => {}
         TlSmode::IstioMutual => {
-            let names = if settings.subject_alt_names.is_empty() { accounts(view, service) } else { settings.subject_alt_names.clone() };
-            let sni = if settings.sni.is_empty() { name.sni() } else { settings.sni.clone() };
+            let names = if settings.subject_alt_names.is_empty() {
+                accounts(view, service)
+            } else {
+                settings.subject_alt_names.clone()
+            };
+            let sni = if settings.sni.is_empty() {
+                name.sni()
+            } else {
+                settings.sni.clone()
+            };
             cluster.transport_socket = Some(tls::mesh_client(&names, &sni, is_http2));
         }
         TlSmode::Simple | TlSmode::Mutual => match origination(settings, service, is_http2) {
@@ -51,26 +59,41 @@ fn explicit(
             Err(reason) => {
                 // Without what it needs the connection must fail rather than go out in the clear.
                 view.record(Metric::InvalidCluster, &cluster.name, &reason);
-                cluster.transport_socket = Some(tls::mesh_client(&[format!("spiffe://invalid/{reason}")], &name.sni(), is_http2));
+                cluster.transport_socket = Some(tls::mesh_client(
+                    &[format!("spiffe://invalid/{reason}")],
+                    &name.sni(),
+                    is_http2,
+                ));
             }
         },
     }
 }
 
 /// TLS to a server outside of the mesh.
-fn origination(settings: &ClientTlsSettings, service: &Service, is_http2: bool) -> Result<UpstreamTlsContext, String> {
+fn origination(
+    settings: &ClientTlsSettings,
+    service: &Service,
+    is_http2: bool,
+) -> Result<UpstreamTlsContext, String> {
     let mut common = CommonTlsContext::default();
     if is_http2 {
         common.alpn_protocols = vec!["h2".to_owned()];
     }
-    let names = if settings.subject_alt_names.is_empty() { &service.subject_alt_names } else { &settings.subject_alt_names };
+    let names = if settings.subject_alt_names.is_empty() {
+        &service.subject_alt_names
+    } else {
+        &settings.subject_alt_names
+    };
     let matchers = tls::san_matchers(names.iter().map(String::as_str));
     let skip_verify = settings.insecure_skip_verify.unwrap_or(false);
     if settings.mode() == TlSmode::Mutual {
         if !settings.credential_name.is_empty() {
-            common.tls_certificate_sds_secret_configs = vec![tls::secret(&settings.credential_name)];
+            common.tls_certificate_sds_secret_configs =
+                vec![tls::secret(&settings.credential_name)];
         } else if settings.client_certificate.is_empty() || settings.private_key.is_empty() {
-            return Err("mode MUTUAL needs clientCertificate and privateKey, or credentialName".to_owned());
+            return Err(
+                "mode MUTUAL needs clientCertificate and privateKey, or credentialName".to_owned(),
+            );
         } else {
             common.tls_certificates = vec![TlsCertificate {
                 certificate_chain: Some(tls::file(&settings.client_certificate)),
@@ -82,33 +105,54 @@ fn origination(settings: &ClientTlsSettings, service: &Service, is_http2: bool) 
     common.validation_context_type = if skip_verify {
         None
     } else if !settings.credential_name.is_empty() {
-        Some(tls::validation(&format!("{}-cacert", settings.credential_name), matchers))
+        Some(tls::validation(
+            &format!("{}-cacert", settings.credential_name),
+            matchers,
+        ))
     } else if !settings.ca_certificates.is_empty() {
-        Some(ValidationContextType::ValidationContext(CertificateValidationContext {
-            trusted_ca: Some(tls::file(&settings.ca_certificates)),
-            match_typed_subject_alt_names: matchers,
-            crl: (!settings.ca_crl.is_empty()).then(|| tls::file(&settings.ca_crl)),
-            ..CertificateValidationContext::default()
-        }))
+        Some(ValidationContextType::ValidationContext(
+            CertificateValidationContext {
+                trusted_ca: Some(tls::file(&settings.ca_certificates)),
+                match_typed_subject_alt_names: matchers,
+                crl: (!settings.ca_crl.is_empty()).then(|| tls::file(&settings.ca_crl)),
+                ..CertificateValidationContext::default()
+            },
+        ))
     } else {
         use proto::envoy::extensions::transport_sockets::tls::v3::certificate_validation_context::SystemRootCerts;
-        Some(ValidationContextType::ValidationContext(CertificateValidationContext {
-            system_root_certs: Some(SystemRootCerts {}),
-            match_typed_subject_alt_names: matchers,
-            ..CertificateValidationContext::default()
-        }))
+        Some(ValidationContextType::ValidationContext(
+            CertificateValidationContext {
+                system_root_certs: Some(SystemRootCerts {}),
+                match_typed_subject_alt_names: matchers,
+                ..CertificateValidationContext::default()
+            },
+        ))
     };
-    let host = (!service.host.starts_with('*')).then(|| service.host.clone()).unwrap_or_default();
+    let host = if service.host.starts_with('*') {
+        String::new()
+    } else {
+        service.host.clone()
+    };
     Ok(UpstreamTlsContext {
         common_tls_context: Some(common),
-        sni: if settings.sni.is_empty() { host } else { settings.sni.clone() },
+        sni: if settings.sni.is_empty() {
+            host
+        } else {
+            settings.sni.clone()
+        },
         auto_sni_san_validation: false,
         ..UpstreamTlsContext::default()
     })
 }
 
 /// mTLS to the endpoints that can, plaintext to the others.
-fn automatic(view: &View<'_>, cluster: &mut Cluster, service: &Service, name: &ClusterName, is_http2: bool) {
+fn automatic(
+    view: &View<'_>,
+    cluster: &mut Cluster,
+    service: &Service,
+    name: &ClusterName,
+    is_http2: bool,
+) {
     let is_off = !view.push.mesh.is_auto_mtls
         || service.is_external
         || view.push.policies.namespace_mode(&service.namespace) == MtlsMode::Disable;
@@ -140,14 +184,23 @@ fn automatic(view: &View<'_>, cluster: &mut Cluster, service: &Service, name: &C
 
 /// The identities that may answer for a service, sorted; local trust domain and its aliases are all accepted.
 fn accounts(view: &View<'_>, service: &Service) -> Vec<String> {
-    let mut accounts: BTreeSet<String> =
-        view.push.endpoints.identities(&service.key()).into_iter().map(str::to_owned).collect();
+    let mut accounts: BTreeSet<String> = view
+        .push
+        .endpoints
+        .identities(&service.key())
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
     let mesh = &view.push.mesh;
     for alias in &mesh.trust_domain_aliases {
         let local = format!("spiffe://{}/", mesh.trust_domain);
         let aliased: Vec<String> = accounts
             .iter()
-            .filter_map(|account| account.strip_prefix(&local).map(|rest| format!("spiffe://{alias}/{rest}")))
+            .filter_map(|account| {
+                account
+                    .strip_prefix(&local)
+                    .map(|rest| format!("spiffe://{alias}/{rest}"))
+            })
             .collect();
         accounts.extend(aliased);
     }

@@ -28,18 +28,37 @@ pub(super) fn apply(
     }
 }
 
-fn distribute(localities: &mut Vec<LocalityLbEndpoints>, setting: &LocalityLoadBalancerSetting, own: &str) {
-    let Some(shares) = setting.distribute.iter().find(|entry| matches(own, &entry.from)) else { return };
+fn distribute(
+    localities: &mut Vec<LocalityLbEndpoints>,
+    setting: &LocalityLoadBalancerSetting,
+    own: &str,
+) {
+    let Some(shares) = setting
+        .distribute
+        .iter()
+        .find(|entry| matches(own, &entry.from))
+    else {
+        return;
+    };
     let mut is_named = vec![false; localities.len()];
     for (pattern, share) in &shares.to {
         let members: Vec<usize> = (0..localities.len())
-            .filter(|index| !is_named[*index] && matches(&text(localities[*index].locality.as_ref()), pattern))
+            .filter(|index| {
+                !is_named[*index] && matches(&text(localities[*index].locality.as_ref()), pattern)
+            })
             .collect();
-        let total: u64 = members.iter().map(|index| u64::from(weight(&localities[*index]))).sum();
+        let total: u64 = members
+            .iter()
+            .map(|index| u64::from(weight(&localities[*index])))
+            .sum();
         for index in members {
             is_named[index] = true;
             let old = u64::from(weight(&localities[index]));
-            let new = if total == 0 { 0 } else { (old * u64::from(*share)).div_ceil(total) };
+            let new = if total == 0 {
+                0
+            } else {
+                (old * u64::from(*share)).div_ceil(total)
+            };
             localities[index].load_balancing_weight = u32::try_from(new).ok();
         }
     }
@@ -51,14 +70,26 @@ fn distribute(localities: &mut Vec<LocalityLbEndpoints>, setting: &LocalityLoadB
     });
 }
 
-fn fail_over(localities: &mut [LocalityLbEndpoints], setting: &LocalityLoadBalancerSetting, own: &str) {
+fn fail_over(
+    localities: &mut [LocalityLbEndpoints],
+    setting: &LocalityLoadBalancerSetting,
+    own: &str,
+) {
     let (region, zone, subzone) = split_locality(own);
-    let target = setting.failover.iter().find(|entry| entry.from == region).map(|entry| entry.to.as_str());
+    let target = setting
+        .failover
+        .iter()
+        .find(|entry| entry.from == region)
+        .map(|entry| entry.to.as_str());
     for locality in localities.iter_mut() {
         let empty = Locality::default();
         let place = locality.locality.as_ref().unwrap_or(&empty);
         locality.priority = if place.region != region {
-            if target.is_some_and(|target| target != place.region) { 4 } else { 3 }
+            if target.is_some_and(|target| target != place.region) {
+                4
+            } else {
+                3
+            }
         } else if place.zone != zone {
             2
         } else if place.sub_zone != subzone {
@@ -68,9 +99,15 @@ fn fail_over(localities: &mut [LocalityLbEndpoints], setting: &LocalityLoadBalan
         };
     }
     // Priorities must be without gaps.
-    let levels: BTreeSet<u32> = localities.iter().map(|locality| locality.priority).collect();
+    let levels: BTreeSet<u32> = localities
+        .iter()
+        .map(|locality| locality.priority)
+        .collect();
     for locality in localities.iter_mut() {
-        let rank = levels.iter().position(|level| *level == locality.priority).unwrap_or(0);
+        let rank = levels
+            .iter()
+            .position(|level| *level == locality.priority)
+            .unwrap_or(0);
         locality.priority = u32::try_from(rank).unwrap_or(u32::MAX);
     }
     localities.sort_by_key(|locality| locality.priority);
@@ -81,7 +118,9 @@ fn weight(locality: &LocalityLbEndpoints) -> u32 {
 }
 
 fn text(locality: Option<&Locality>) -> String {
-    locality.map(|place| format!("{}/{}/{}", place.region, place.zone, place.sub_zone)).unwrap_or_default()
+    locality
+        .map(|place| format!("{}/{}/{}", place.region, place.zone, place.sub_zone))
+        .unwrap_or_default()
 }
 
 /// `region/*`, `region/zone/*`, `*` or an exact place.

@@ -14,13 +14,26 @@ use crate::networking::{View, access_log};
 use crate::push_context::status::Metric;
 
 /// A chain without a transport socket.
-pub(super) fn chain(name: &str, matching: Option<FilterChainMatch>, filters: Vec<Filter>) -> FilterChain {
-    FilterChain { name: name.to_owned(), filter_chain_match: matching, filters, ..FilterChain::default() }
+pub(super) fn chain(
+    name: &str,
+    matching: Option<FilterChainMatch>,
+    filters: Vec<Filter>,
+) -> FilterChain {
+    FilterChain {
+        name: name.to_owned(),
+        filter_chain_match: matching,
+        filters,
+        ..FilterChain::default()
+    }
 }
 
 /// Passes bytes on to one cluster.
 pub(super) fn tcp_proxy(view: &View<'_>, stat_prefix: &str, cluster: &str) -> Filter {
-    weighted_tcp_proxy(view, stat_prefix, ClusterSpecifier::Cluster(cluster.to_owned()))
+    weighted_tcp_proxy(
+        view,
+        stat_prefix,
+        ClusterSpecifier::Cluster(cluster.to_owned()),
+    )
 }
 
 fn weighted_tcp_proxy(view: &View<'_>, stat_prefix: &str, cluster: ClusterSpecifier) -> Filter {
@@ -38,7 +51,11 @@ pub(super) fn routed_tcp_proxy(view: &View<'_>, routes: &[RouteDestination], por
     let clusters: Vec<(String, u32)> = routes
         .iter()
         .filter_map(|route| {
-            let weight = if routes.len() == 1 { 100 } else { u32::try_from(route.weight).unwrap_or(0) };
+            let weight = if routes.len() == 1 {
+                100
+            } else {
+                u32::try_from(route.weight).unwrap_or(0)
+            };
             let destination = route.destination.as_ref()?;
             (weight > 0).then(|| (cluster_of(view, destination, port), weight))
         })
@@ -50,17 +67,33 @@ pub(super) fn routed_tcp_proxy(view: &View<'_>, routes: &[RouteDestination], por
             let prefix = first.clone();
             let clusters = clusters
                 .into_iter()
-                .map(|(name, weight)| ClusterWeight { name, weight, ..ClusterWeight::default() })
+                .map(|(name, weight)| ClusterWeight {
+                    name,
+                    weight,
+                    ..ClusterWeight::default()
+                })
                 .collect();
-            weighted_tcp_proxy(view, &prefix, ClusterSpecifier::WeightedClusters(WeightedCluster { clusters }))
+            weighted_tcp_proxy(
+                view,
+                &prefix,
+                ClusterSpecifier::WeightedClusters(WeightedCluster { clusters }),
+            )
         }
     }
 }
 
 /// The name of the cluster behind a destination. The port is the one given, the service's only one, or the listener's.
-pub(in crate::networking) fn cluster_of(view: &View<'_>, destination: &Destination, listener_port: u32) -> String {
+pub(in crate::networking) fn cluster_of(
+    view: &View<'_>,
+    destination: &Destination,
+    listener_port: u32,
+) -> String {
     let Some(service) = view.service(&destination.host) else {
-        view.record(Metric::InvalidRoute, &destination.host, "the destination is not known here");
+        view.record(
+            Metric::InvalidRoute,
+            &destination.host,
+            "the destination is not known here",
+        );
         return BLACK_HOLE.to_owned();
     };
     let port = match (&destination.port, &service.ports[..]) {
@@ -68,15 +101,25 @@ pub(in crate::networking) fn cluster_of(view: &View<'_>, destination: &Destinati
         (None, [only]) => only.number,
         (None, _) => listener_port,
     };
-    let has_subset =
-        || view.destination_rule(service).is_some_and(|rule| rule.subset(&destination.subset).is_some());
+    let has_subset = || {
+        view.destination_rule(service)
+            .is_some_and(|rule| rule.subset(&destination.subset).is_some())
+    };
     if service.port(port).is_none() {
-        view.record(Metric::InvalidRoute, &format!("{}:{port}", destination.host), "the destination has no such port");
+        view.record(
+            Metric::InvalidRoute,
+            &format!("{}:{port}", destination.host),
+            "the destination has no such port",
+        );
         return BLACK_HOLE.to_owned();
     }
     if !destination.subset.is_empty() && !has_subset() {
         let what = format!("{}/{}", destination.host, destination.subset);
-        view.record(Metric::InvalidRoute, &what, "no destination rule declares this subset");
+        view.record(
+            Metric::InvalidRoute,
+            &what,
+            "no destination rule declares this subset",
+        );
     }
     ClusterName::outbound(port, &destination.subset, &service.host).to_string()
 }

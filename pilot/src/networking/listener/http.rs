@@ -9,8 +9,8 @@ use proto::envoy::extensions::filters::http::{
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds,
     http_connection_manager::{
-        ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier, SetCurrentClientCertDetails, Tracing,
-        UpgradeConfig,
+        ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
+        SetCurrentClientCertDetails, Tracing, UpgradeConfig,
     },
 };
 use proto::envoy::r#type::v3::Percent;
@@ -45,11 +45,15 @@ pub(super) enum RouteSource<'a> {
 /// The connection manager as a network filter.
 pub(super) fn connection_manager(view: &View<'_>, place: Place<'_>, stat_prefix: &str) -> Filter {
     let mesh = &view.push.mesh;
-    let (Place::Inbound(_, routes) | Place::Outbound(routes) | Place::HttpProxy(routes) | Place::Gateway(routes)) = place;
+    let (Place::Inbound(_, routes)
+    | Place::Outbound(routes)
+    | Place::HttpProxy(routes)
+    | Place::Gateway(routes)) = place;
     let route_specifier = match routes {
-        RouteSource::Rds(name) => {
-            RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name: name.to_owned() })
-        }
+        RouteSource::Rds(name) => RouteSpecifier::Rds(Rds {
+            config_source: Some(ads()),
+            route_config_name: name.to_owned(),
+        }),
         RouteSource::Inline(config) => RouteSpecifier::RouteConfig(config.clone()),
     };
     let mut manager = HttpConnectionManager {
@@ -60,11 +64,16 @@ pub(super) fn connection_manager(view: &View<'_>, place: Place<'_>, stat_prefix:
         use_remote_address: Some(matches!(place, Place::Gateway(_))),
         generate_request_id: Some(true),
         stream_idle_timeout: Some(seconds(0)),
-        upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".to_owned(), ..UpgradeConfig::default() }],
+        upgrade_configs: vec![UpgradeConfig {
+            upgrade_type: "websocket".to_owned(),
+            ..UpgradeConfig::default()
+        }],
         normalize_path: Some(mesh.path_normalization != NormalizationType::None),
         tracing: mesh.is_tracing.then(|| Tracing {
             client_sampling: Some(Percent { value: 100.0 }),
-            random_sampling: Some(Percent { value: mesh.trace_sampling }),
+            random_sampling: Some(Percent {
+                value: mesh.trace_sampling,
+            }),
             overall_sampling: Some(Percent { value: 100.0 }),
             ..Tracing::default()
         }),
@@ -74,7 +83,8 @@ pub(super) fn connection_manager(view: &View<'_>, place: Place<'_>, stat_prefix:
         NormalizationType::MergeSlashes => manager.merge_slashes = true,
         NormalizationType::DecodeAndMergeSlashes => {
             manager.merge_slashes = true;
-            manager.path_with_escaped_slashes_action = PathWithEscapedSlashesAction::UnescapeAndForward as i32;
+            manager.path_with_escaped_slashes_action =
+                PathWithEscapedSlashesAction::UnescapeAndForward as i32;
         }
         NormalizationType::Default | NormalizationType::None | NormalizationType::Base => {}
     }
@@ -125,10 +135,15 @@ fn filters(view: &View<'_>, place: Place<'_>) -> Vec<HttpFilter> {
             filters.extend(plugin::authz::http_filters(view));
             filters.extend(plugin::mixer::http_outbound(view));
         }
-        Place::Outbound(_) | Place::HttpProxy(_) => filters.extend(plugin::mixer::http_outbound(view)),
+        Place::Outbound(_) | Place::HttpProxy(_) => {
+            filters.extend(plugin::mixer::http_outbound(view));
+        }
     }
     filters.push(http_filter("envoy.filters.http.cors", &Cors {}));
-    filters.push(http_filter("envoy.filters.http.fault", &HttpFault::default()));
+    filters.push(http_filter(
+        "envoy.filters.http.fault",
+        &HttpFault::default(),
+    ));
     filters.push(http_filter("envoy.filters.http.router", &Router::default()));
     filters
 }

@@ -5,7 +5,9 @@
 
 use proto::envoy::config::core::v3::TrafficDirection;
 use proto::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch, Listener};
-use proto::istio::networking::v1alpha3::{CaptureMode, ConnectionPoolSettings, IstioIngressListener};
+use proto::istio::networking::v1alpha3::{
+    CaptureMode, ConnectionPoolSettings, IstioIngressListener,
+};
 
 use super::filter_chain::{chain, tcp_proxy};
 use super::http::{Place, RouteSource, connection_manager};
@@ -41,9 +43,16 @@ pub struct Target {
 /// Every port of the workload: those of a Sidecar's ingress listeners if there are any, else those of its services.
 #[must_use]
 pub(in crate::networking) fn targets(view: &View<'_>) -> Vec<Target> {
-    let ingress = view.scope.sidecar.as_ref().map_or(&[][..], |sidecar| &sidecar.spec.ingress);
+    let ingress = view
+        .scope
+        .sidecar
+        .as_ref()
+        .map_or(&[][..], |sidecar| &sidecar.spec.ingress);
     if !ingress.is_empty() {
-        return ingress.iter().filter_map(|listener| from_ingress(view, listener)).collect();
+        return ingress
+            .iter()
+            .filter_map(|listener| from_ingress(view, listener))
+            .collect();
     }
     if view.proxy.interception == InterceptionMode::None {
         return Vec::new();
@@ -52,7 +61,11 @@ pub(in crate::networking) fn targets(view: &View<'_>) -> Vec<Target> {
         port: instance.target_port(),
         target_port: instance.target_port(),
         protocol: instance.port.protocol,
-        cluster: ClusterName::inbound(instance.port.number, &instance.port.name, &instance.service.host),
+        cluster: ClusterName::inbound(
+            instance.port.number,
+            &instance.port.name,
+            &instance.service.host,
+        ),
         address: "127.0.0.1".to_owned(),
         instance: Some(instance.clone()),
         service_port: instance.port.number,
@@ -65,9 +78,12 @@ pub(in crate::networking) fn targets(view: &View<'_>) -> Vec<Target> {
 fn from_ingress(view: &View<'_>, listener: &IstioIngressListener) -> Option<Target> {
     let port = listener.port.as_ref()?;
     let sidecar = view.scope.sidecar.as_ref()?;
-    let instance = view.instances.iter().find(|instance| instance.target_port() == port.number || instance.port.number == port.number);
+    let instance = view.instances.iter().find(|instance| {
+        instance.target_port() == port.number || instance.port.number == port.number
+    });
     let (address, target_port) = default_endpoint(view, &listener.default_endpoint, port.number)?;
-    let is_bound = listener.capture_mode() == CaptureMode::None || view.proxy.interception == InterceptionMode::None;
+    let is_bound = listener.capture_mode() == CaptureMode::None
+        || view.proxy.interception == InterceptionMode::None;
     let host = instance.map_or_else(
         || format!("{}.{}", sidecar.meta.name, sidecar.meta.namespace),
         |instance| instance.service.host.clone(),
@@ -80,9 +96,13 @@ fn from_ingress(view: &View<'_>, listener: &IstioIngressListener) -> Option<Targ
         address,
         instance: instance.cloned(),
         service_port: instance.map_or(port.number, |instance| instance.port.number),
-        connection_pool: listener.connection_pool.clone(),
+        connection_pool: listener.connection_pool,
         bind: is_bound.then(|| {
-            if listener.bind.is_empty() { view.proxy.ip().to_string() } else { listener.bind.clone() }
+            if listener.bind.is_empty() {
+                view.proxy.ip().to_string()
+            } else {
+                listener.bind.clone()
+            }
         }),
     })
 }
@@ -115,8 +135,13 @@ impl Target {
 /// `virtualInbound`, and a listener of its own for each port that is not captured.
 pub(super) fn build(view: &View<'_>) -> Vec<Listener> {
     let targets = targets(view);
-    let (bound, captured): (Vec<_>, Vec<_>) = targets.into_iter().partition(|target| target.bind.is_some());
-    let mut listeners: Vec<Listener> = bound.iter().map(|target| bound_listener(view, target)).collect();
+    let (bound, captured): (Vec<_>, Vec<_>) = targets
+        .into_iter()
+        .partition(|target| target.bind.is_some());
+    let mut listeners: Vec<Listener> = bound
+        .iter()
+        .map(|target| bound_listener(view, target))
+        .collect();
     if view.proxy.interception != InterceptionMode::None {
         listeners.push(virtual_inbound(view, &captured));
     }
@@ -125,21 +150,37 @@ pub(super) fn build(view: &View<'_>) -> Vec<Listener> {
 
 fn virtual_inbound(view: &View<'_>, targets: &[Target]) -> Listener {
     let mesh = &view.push.mesh;
-    let black_hole = FilterChainMatch { destination_port: Some(mesh.inbound_port), ..FilterChainMatch::default() };
-    let mut chains =
-        vec![chain("virtualInbound-blackhole", Some(black_hole), vec![tcp_proxy(view, BLACK_HOLE, BLACK_HOLE)])];
+    let black_hole = FilterChainMatch {
+        destination_port: Some(mesh.inbound_port),
+        ..FilterChainMatch::default()
+    };
+    let mut chains = vec![chain(
+        "virtualInbound-blackhole",
+        Some(black_hole),
+        vec![tcp_proxy(view, BLACK_HOLE, BLACK_HOLE)],
+    )];
     for target in targets {
-        let on_port = FilterChainMatch { destination_port: Some(target.port), ..FilterChainMatch::default() };
+        let on_port = FilterChainMatch {
+            destination_port: Some(target.port),
+            ..FilterChainMatch::default()
+        };
         chains.extend(target_chains(view, target, &on_port));
     }
     // Ports without a service that have a mode of their own.
     for (port, mode) in &view.peer_policy.by_port {
         if targets.iter().all(|target| target.port != *port) {
-            let on_port = FilterChainMatch { destination_port: Some(*port), ..FilterChainMatch::default() };
+            let on_port = FilterChainMatch {
+                destination_port: Some(*port),
+                ..FilterChainMatch::default()
+            };
             chains.extend(passthrough_chains(view, *mode, &on_port));
         }
     }
-    chains.extend(passthrough_chains(view, view.peer_policy.mode, &FilterChainMatch::default()));
+    chains.extend(passthrough_chains(
+        view,
+        view.peer_policy.mode,
+        &FilterChainMatch::default(),
+    ));
     let mut listener = listener(view, VIRTUAL_INBOUND, "0.0.0.0", mesh.inbound_port, chains);
     listener.listener_filters.insert(0, original_dst());
     listener.access_log = access_log::build_for_listener(mesh);
@@ -150,17 +191,38 @@ fn virtual_inbound(view: &View<'_>, targets: &[Target]) -> Listener {
 fn bound_listener(view: &View<'_>, target: &Target) -> Listener {
     let bind = target.bind.clone().unwrap_or_default();
     let chains = target_chains(view, target, &FilterChainMatch::default());
-    listener(view, &format!("{bind}_{}", target.port), &bind, target.port, chains)
+    listener(
+        view,
+        &format!("{bind}_{}", target.port),
+        &bind,
+        target.port,
+        chains,
+    )
 }
 
 /// A listener with the inspectors that its chains need.
-fn listener(_view: &View<'_>, name: &str, bind: &str, port: u32, filter_chains: Vec<FilterChain>) -> Listener {
-    let matches = || filter_chains.iter().filter_map(|chain| chain.filter_chain_match.as_ref());
+fn listener(
+    _view: &View<'_>,
+    name: &str,
+    bind: &str,
+    port: u32,
+    filter_chains: Vec<FilterChain>,
+) -> Listener {
+    let matches = || {
+        filter_chains
+            .iter()
+            .filter_map(|chain| chain.filter_chain_match.as_ref())
+    };
     let mut listener_filters = Vec::new();
     if matches().any(|matching| !matching.transport_protocol.is_empty()) {
         listener_filters.push(tls_inspector());
     }
-    if matches().any(|matching| matching.application_protocols.iter().any(|name| PLAIN_HTTP.contains(&name.as_str()))) {
+    if matches().any(|matching| {
+        matching
+            .application_protocols
+            .iter()
+            .any(|name| PLAIN_HTTP.contains(&name.as_str()))
+    }) {
         listener_filters.push(http_inspector());
     }
     let needs_bytes = !listener_filters.is_empty();
@@ -185,20 +247,48 @@ enum Application {
 }
 
 fn target_chains(view: &View<'_>, target: &Target, base: &FilterChainMatch) -> Vec<FilterChain> {
-    let name = format!("{}_{}", target.bind.as_deref().unwrap_or("0.0.0.0"), target.port);
+    let name = format!(
+        "{}_{}",
+        target.bind.as_deref().unwrap_or("0.0.0.0"),
+        target.port
+    );
     let filters = |application| match application {
         Application::Http => http_filters(view, target, &name),
         Application::Tcp => tcp_filters(view, target.port, &target.cluster.to_string()),
     };
-    let declared = if target.protocol.is_http() { Application::Http } else { Application::Tcp };
+    let declared = if target.protocol.is_http() {
+        Application::Http
+    } else {
+        Application::Tcp
+    };
     let is_unknown = target.protocol == Protocol::Unsupported;
-    mode_chains(view, &name, view.peer_policy.mode_of(target.port), base, declared, is_unknown, filters)
+    mode_chains(
+        view,
+        &name,
+        view.peer_policy.mode_of(target.port),
+        base,
+        declared,
+        is_unknown,
+        filters,
+    )
 }
 
-fn passthrough_chains(view: &View<'_>, mode: MtlsMode, base: &FilterChainMatch) -> Vec<FilterChain> {
+fn passthrough_chains(
+    view: &View<'_>,
+    mode: MtlsMode,
+    base: &FilterChainMatch,
+) -> Vec<FilterChain> {
     let port = base.destination_port.unwrap_or(0);
     let filters = |_| tcp_filters(view, port, INBOUND_PASSTHROUGH);
-    mode_chains(view, VIRTUAL_INBOUND, mode, base, Application::Tcp, false, filters)
+    mode_chains(
+        view,
+        VIRTUAL_INBOUND,
+        mode,
+        base,
+        Application::Tcp,
+        false,
+        filters,
+    )
 }
 
 /// The chains of one port. Envoy does not go back once a criterion has matched, so every transport has its own catch-all.
@@ -218,31 +308,53 @@ fn mode_chains(
     };
     let mut chains = Vec::new();
     if mode != MtlsMode::Disable {
-        let alpn: &[&str] =
-            if mode == MtlsMode::Permissive { &[tls::ALPN_PEER_EXCHANGE, tls::ALPN_ISTIO] } else { &[] };
+        let alpn: &[&str] = if mode == MtlsMode::Permissive {
+            &[tls::ALPN_PEER_EXCHANGE, tls::ALPN_ISTIO]
+        } else {
+            &[]
+        };
         let server_alpn: &[&str] = match declared {
             Application::Http => &["h2", "http/1.1", tls::ALPN_ISTIO],
             Application::Tcp => &[tls::ALPN_ISTIO, "h2", "http/1.1"],
         };
         let mut terminating = chain(name, Some(with("tls", alpn)), filters(declared));
-        terminating.transport_socket = Some(tls::mesh_server(view.push.mesh.trust_domains(), server_alpn));
+        terminating.transport_socket = Some(tls::mesh_server(
+            view.push.mesh.trust_domains(),
+            server_alpn,
+        ));
         chains.push(terminating);
     }
     if mode == MtlsMode::Strict {
         return chains;
     }
     if is_unknown {
-        chains.push(chain(name, Some(with("raw_buffer", &PLAIN_HTTP)), filters(Application::Http)));
+        chains.push(chain(
+            name,
+            Some(with("raw_buffer", &PLAIN_HTTP)),
+            filters(Application::Http),
+        ));
     }
     match (mode, declared, is_unknown) {
         (MtlsMode::Disable, _, false) => {
             let matching = (*base != FilterChainMatch::default()).then(|| base.clone());
             chains.push(chain(name, matching, filters(declared)));
         }
-        (_, Application::Http, false) => chains.push(chain(name, Some(with("raw_buffer", &[])), filters(declared))),
+        (_, Application::Http, false) => chains.push(chain(
+            name,
+            Some(with("raw_buffer", &[])),
+            filters(declared),
+        )),
         _ => {
-            chains.push(chain(name, Some(with("raw_buffer", &[])), filters(Application::Tcp)));
-            chains.push(chain(name, Some(with("tls", &[])), filters(Application::Tcp)));
+            chains.push(chain(
+                name,
+                Some(with("raw_buffer", &[])),
+                filters(Application::Tcp),
+            ));
+            chains.push(chain(
+                name,
+                Some(with("tls", &[])),
+                filters(Application::Tcp),
+            ));
         }
     }
     chains
@@ -251,7 +363,11 @@ fn mode_chains(
 fn http_filters(view: &View<'_>, target: &Target, name: &str) -> Vec<Filter> {
     let routes = route::inbound(view, target);
     let prefix = format!("inbound_{name}");
-    vec![connection_manager(view, Place::Inbound(target, RouteSource::Inline(&routes)), &prefix)]
+    vec![connection_manager(
+        view,
+        Place::Inbound(target, RouteSource::Inline(&routes)),
+        &prefix,
+    )]
 }
 
 fn tcp_filters(view: &View<'_>, port: u32, cluster: &str) -> Vec<Filter> {

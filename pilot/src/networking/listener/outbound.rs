@@ -45,15 +45,30 @@ type Drafts = BTreeMap<(String, u32), Draft>;
 /// All outbound listeners of a sidecar.
 pub(super) fn build(view: &View<'_>) -> Vec<Listener> {
     let mut drafts = Drafts::new();
-    let locked: HashSet<u32> =
-        view.scope.egress.iter().filter_map(|egress| egress.port.as_ref()).map(|port| port.number).collect();
+    let locked: HashSet<u32> = view
+        .scope
+        .egress
+        .iter()
+        .filter_map(|egress| egress.port.as_ref())
+        .map(|port| port.number)
+        .collect();
     let is_captured = view.proxy.interception != InterceptionMode::None;
     for egress in &view.scope.egress {
         match &egress.port {
-            Some(port) => add_port(view, egress, port.number, Protocol::parse(&port.protocol), &mut drafts),
+            Some(port) => add_port(
+                view,
+                egress,
+                port.number,
+                Protocol::parse(&port.protocol),
+                &mut drafts,
+            ),
             None if is_captured && egress.capture_mode != CaptureMode::None => {
                 for service in &egress.services {
-                    for port in service.ports.iter().filter(|port| !locked.contains(&port.number)) {
+                    for port in service
+                        .ports
+                        .iter()
+                        .filter(|port| !locked.contains(&port.number))
+                    {
                         add_service(view, egress, service, port, &mut drafts);
                     }
                 }
@@ -62,12 +77,22 @@ pub(super) fn build(view: &View<'_>) -> Vec<Listener> {
             None => {}
         }
     }
-    drafts.into_iter().map(|((bind, port), draft)| finish(view, &bind, port, draft)).collect()
+    drafts
+        .into_iter()
+        .map(|((bind, port), draft)| finish(view, &bind, port, draft))
+        .collect()
 }
 
 /// A Sidecar's egress listener with a port of its own.
-fn add_port(view: &View<'_>, egress: &EgressListener, port: u32, protocol: Protocol, drafts: &mut Drafts) {
-    let is_bound = egress.capture_mode == CaptureMode::None || view.proxy.interception == InterceptionMode::None;
+fn add_port(
+    view: &View<'_>,
+    egress: &EgressListener,
+    port: u32,
+    protocol: Protocol,
+    drafts: &mut Drafts,
+) {
+    let is_bound = egress.capture_mode == CaptureMode::None
+        || view.proxy.interception == InterceptionMode::None;
     let bind = match (egress.bind.as_str(), is_bound) {
         ("", true) if view.proxy.ip().is_loopback() => view.proxy.ip().to_string(),
         ("", true) => "127.0.0.1".to_owned(),
@@ -75,14 +100,20 @@ fn add_port(view: &View<'_>, egress: &EgressListener, port: u32, protocol: Proto
         (bind, _) => bind.to_owned(),
     };
     if protocol.is_http() {
-        let name = if bind.starts_with("unix://") || bind.starts_with('/') { bind.clone() } else { port.to_string() };
+        let name = if bind.starts_with("unix://") || bind.starts_with('/') {
+            bind.clone()
+        } else {
+            port.to_string()
+        };
         let draft = drafts.entry((bind, port)).or_default();
         draft.is_bound = is_bound;
         draft.routes.get_or_insert(name);
         return;
     }
     for service in &egress.services {
-        let Some(service_port) = service.port(port) else { continue };
+        let Some(service_port) = service.port(port) else {
+            continue;
+        };
         let chains = tcp_chains(view, egress, service, service_port, None);
         add_chains(view, drafts, (bind.clone(), port), service, chains);
     }
@@ -91,13 +122,26 @@ fn add_port(view: &View<'_>, egress: &EgressListener, port: u32, protocol: Proto
     }
 }
 
-fn add_service(view: &View<'_>, egress: &EgressListener, service: &Arc<Service>, port: &ServicePort, drafts: &mut Drafts) {
+fn add_service(
+    view: &View<'_>,
+    egress: &EgressListener,
+    service: &Arc<Service>,
+    port: &ServicePort,
+    drafts: &mut Drafts,
+) {
     if port.protocol.is_http() {
         if port.number == 443 {
-            view.record(Metric::HttpOverHttps, &service.host, "plain HTTP on port 443 is not captured");
+            view.record(
+                Metric::HttpOverHttps,
+                &service.host,
+                "plain HTTP on port 443 is not captured",
+            );
             return;
         }
-        drafts.entry((ANY_ADDRESS.to_owned(), port.number)).or_default().routes = Some(port.number.to_string());
+        drafts
+            .entry((ANY_ADDRESS.to_owned(), port.number))
+            .or_default()
+            .routes = Some(port.number.to_string());
         return;
     }
     let is_unknown = port.protocol == Protocol::Unsupported;
@@ -106,17 +150,27 @@ fn add_service(view: &View<'_>, egress: &EgressListener, service: &Arc<Service>,
         let key = ((*ip).to_owned(), port.number);
         if is_unknown {
             let draft = drafts.entry(key.clone()).or_default();
-            draft.routes.get_or_insert_with(|| format!("{}:{}", service.host, port.number));
+            draft
+                .routes
+                .get_or_insert_with(|| format!("{}:{}", service.host, port.number));
             draft.is_sniffing = true;
         }
-        add_chains(view, drafts, key, service, tcp_chains(view, egress, service, port, None));
+        add_chains(
+            view,
+            drafts,
+            key,
+            service,
+            tcp_chains(view, egress, service, port, None),
+        );
     }
     if !ips.is_empty() {
         return;
     }
     if service.is_headless() && !is_unknown {
         for endpoint in view.push.endpoints.of(&service.key()) {
-            let Some(ip) = single_ip(&endpoint.address) else { continue };
+            let Some(ip) = single_ip(&endpoint.address) else {
+                continue;
+            };
             let is_own = view.proxy.ips.iter().any(|own| own.to_string() == ip);
             if !is_own {
                 let chains = tcp_chains(view, egress, service, port, None);
@@ -134,10 +188,20 @@ fn add_service(view: &View<'_>, egress: &EgressListener, service: &Arc<Service>,
     // Without an address of its own a service is told apart by its ranges, else by its server name.
     if service.addresses.is_empty() {
         let sni = port.protocol.is_tls().then_some(service.host.as_str());
-        add_chains(view, drafts, key, service, tcp_chains(view, egress, service, port, sni));
+        add_chains(
+            view,
+            drafts,
+            key,
+            service,
+            tcp_chains(view, egress, service, port, sni),
+        );
     } else {
         let mut chains = tcp_chains(view, egress, service, port, None);
-        let ranges: Vec<_> = service.addresses.iter().filter_map(|address| parse_cidr(address)).collect();
+        let ranges: Vec<_> = service
+            .addresses
+            .iter()
+            .filter_map(|address| parse_cidr(address))
+            .collect();
         for chain in &mut chains {
             let matching = chain.filter_chain_match.get_or_insert_default();
             if matching.prefix_ranges.is_empty() {
@@ -148,18 +212,40 @@ fn add_service(view: &View<'_>, egress: &EgressListener, service: &Arc<Service>,
     }
 }
 
-fn add_chains(view: &View<'_>, drafts: &mut Drafts, key: (String, u32), service: &Service, chains: Vec<FilterChain>) {
+fn add_chains(
+    view: &View<'_>,
+    drafts: &mut Drafts,
+    key: (String, u32),
+    service: &Service,
+    chains: Vec<FilterChain>,
+) {
     let draft = drafts.entry(key).or_default();
     for chain in chains {
         if chain.filter_chain_match.is_none() {
             if let Some(older) = &draft.catch_all {
-                let metric = if draft.routes.is_some() { Metric::TcpOverHttp } else { Metric::TcpOverTcp };
-                view.record(metric, &service.host, &format!("the listener belongs to {older}"));
+                let metric = if draft.routes.is_some() {
+                    Metric::TcpOverHttp
+                } else {
+                    Metric::TcpOverTcp
+                };
+                view.record(
+                    metric,
+                    &service.host,
+                    &format!("the listener belongs to {older}"),
+                );
                 continue;
             }
             draft.catch_all = Some(service.host.clone());
-        } else if let Some(same) = draft.tcp.iter().find(|other| other.filter_chain_match == chain.filter_chain_match) {
-            view.record(Metric::TcpOverTcp, &service.host, &format!("{} has the same filter chain match", same.name));
+        } else if let Some(same) = draft
+            .tcp
+            .iter()
+            .find(|other| other.filter_chain_match == chain.filter_chain_match)
+        {
+            view.record(
+                Metric::TcpOverTcp,
+                &service.host,
+                &format!("{} has the same filter chain match", same.name),
+            );
             continue;
         }
         draft.tcp.push(chain);
@@ -171,7 +257,12 @@ pub(in crate::networking) fn virtual_services_for<'a>(
     egress: &'a EgressListener,
     name: &'a str,
 ) -> impl Iterator<Item = &'a Arc<VirtualService>> {
-    egress.virtual_services.iter().filter(move |service| service.hosts.iter().any(|pattern| host::is_subset(name, pattern)))
+    egress.virtual_services.iter().filter(move |service| {
+        service
+            .hosts
+            .iter()
+            .any(|pattern| host::is_subset(name, pattern))
+    })
 }
 
 /// The chains of one port of one service: those of TLS routes, those of TCP routes, and the service itself.
@@ -187,13 +278,27 @@ fn tcp_chains(
     for steering in virtual_services_for(egress, &service.host) {
         if is_tls {
             for route in &steering.tls {
-                for condition in route.r#match.iter().filter(|condition| tls_applies(view, condition, port.number)) {
+                for condition in route
+                    .r#match
+                    .iter()
+                    .filter(|condition| tls_applies(view, condition, port.number))
+                {
                     let matching = FilterChainMatch {
                         server_names: condition.sni_hosts.clone(),
-                        prefix_ranges: condition.destination_subnets.iter().filter_map(|net| parse_cidr(net)).collect(),
+                        prefix_ranges: condition
+                            .destination_subnets
+                            .iter()
+                            .filter_map(|net| parse_cidr(net))
+                            .collect(),
                         ..FilterChainMatch::default()
                     };
-                    chains.push(routed_chain(view, service, port, Some(matching), &route.route));
+                    chains.push(routed_chain(
+                        view,
+                        service,
+                        port,
+                        Some(matching),
+                        &route.route,
+                    ));
                 }
             }
         }
@@ -203,11 +308,25 @@ fn tcp_chains(
                 chains.push(routed_chain(view, service, port, matching, &route.route));
                 return chains;
             }
-            for condition in route.r#match.iter().filter(|condition| tcp_applies(view, condition, port.number)) {
+            for condition in route
+                .r#match
+                .iter()
+                .filter(|condition| tcp_applies(view, condition, port.number))
+            {
                 let mut matching = sni.map(server_name).unwrap_or_default();
-                matching.prefix_ranges = condition.destination_subnets.iter().filter_map(|net| parse_cidr(net)).collect();
+                matching.prefix_ranges = condition
+                    .destination_subnets
+                    .iter()
+                    .filter_map(|net| parse_cidr(net))
+                    .collect();
                 let is_catch_all = matching == FilterChainMatch::default();
-                chains.push(routed_chain(view, service, port, (!is_catch_all).then_some(matching), &route.route));
+                chains.push(routed_chain(
+                    view,
+                    service,
+                    port,
+                    (!is_catch_all).then_some(matching),
+                    &route.route,
+                ));
                 if is_catch_all {
                     return chains;
                 }
@@ -215,14 +334,19 @@ fn tcp_chains(
         }
     }
     let cluster = ClusterName::outbound(port.number, "", &service.host).to_string();
-    let mut filters: Vec<_> = plugin::mixer::tcp_outbound(view, Some(service), &cluster).into_iter().collect();
+    let mut filters: Vec<_> = plugin::mixer::tcp_outbound(view, Some(service), &cluster)
+        .into_iter()
+        .collect();
     filters.push(tcp_proxy(view, &cluster, &cluster));
     chains.push(chain(&cluster, sni.map(server_name), filters));
     chains
 }
 
 fn server_name(name: &str) -> FilterChainMatch {
-    FilterChainMatch { server_names: vec![name.to_owned()], ..FilterChainMatch::default() }
+    FilterChainMatch {
+        server_names: vec![name.to_owned()],
+        ..FilterChainMatch::default()
+    }
 }
 
 fn routed_chain(
@@ -233,23 +357,40 @@ fn routed_chain(
     routes: &[proto::istio::networking::v1alpha3::RouteDestination],
 ) -> FilterChain {
     let cluster = ClusterName::outbound(port.number, "", &service.host).to_string();
-    let mut filters: Vec<_> = plugin::mixer::tcp_outbound(view, Some(service), &cluster).into_iter().collect();
+    let mut filters: Vec<_> = plugin::mixer::tcp_outbound(view, Some(service), &cluster)
+        .into_iter()
+        .collect();
     filters.push(routed_tcp_proxy(view, routes, port.number));
     chain(&cluster, matching, filters)
 }
 
 fn tls_applies(view: &View<'_>, condition: &TlsMatchAttributes, port: u32) -> bool {
     (condition.port == 0 || condition.port == port)
-        && source_applies(view, &condition.gateways, &condition.source_labels, &condition.source_namespace)
+        && source_applies(
+            view,
+            &condition.gateways,
+            &condition.source_labels,
+            &condition.source_namespace,
+        )
 }
 
 fn tcp_applies(view: &View<'_>, condition: &L4MatchAttributes, port: u32) -> bool {
     (condition.port == 0 || condition.port == port)
-        && source_applies(view, &condition.gateways, &condition.source_labels, &condition.source_namespace)
+        && source_applies(
+            view,
+            &condition.gateways,
+            &condition.source_labels,
+            &condition.source_namespace,
+        )
 }
 
 /// True when a route with these conditions is meant for this sidecar.
-fn source_applies(view: &View<'_>, gateways: &[String], labels: &BTreeMap<String, String>, namespace: &str) -> bool {
+fn source_applies(
+    view: &View<'_>,
+    gateways: &[String],
+    labels: &BTreeMap<String, String>,
+    namespace: &str,
+) -> bool {
     (gateways.is_empty() || gateways.iter().any(|gateway| gateway == MESH))
         && view.proxy.is_selected_by(labels)
         && (namespace.is_empty() || namespace == view.proxy.namespace)
@@ -266,16 +407,25 @@ fn finish(view: &View<'_>, bind: &str, port: u32, draft: Draft) -> Listener {
     };
     let is_mixed = draft.routes.is_some() && !draft.tcp.is_empty();
     let has_server_names = draft.tcp.iter().any(|chain| {
-        chain.filter_chain_match.as_ref().is_some_and(|matching| !matching.server_names.is_empty())
+        chain
+            .filter_chain_match
+            .as_ref()
+            .is_some_and(|matching| !matching.server_names.is_empty())
     });
     if let Some(routes) = &draft.routes {
-        let manager = connection_manager(view, Place::Outbound(RouteSource::Rds(routes)), &format!("outbound_{name}"));
+        let manager = connection_manager(
+            view,
+            Place::Outbound(RouteSource::Rds(routes)),
+            &format!("outbound_{name}"),
+        );
         let matching = (is_mixed || draft.is_sniffing).then(|| FilterChainMatch {
             transport_protocol: "raw_buffer".to_owned(),
             application_protocols: owned(&PLAIN_HTTP),
             ..FilterChainMatch::default()
         });
-        listener.filter_chains.push(chain("", matching, vec![manager]));
+        listener
+            .filter_chains
+            .push(chain("", matching, vec![manager]));
     }
     if is_mixed || draft.is_sniffing {
         listener.listener_filters = vec![tls_inspector(), http_inspector()];
@@ -288,13 +438,18 @@ fn finish(view: &View<'_>, bind: &str, port: u32, draft: Draft) -> Listener {
     }
     // The chain that matches everything is the default one: Envoy does not go back from a transport that it has matched.
     for tcp in draft.tcp {
-        if tcp.filter_chain_match.is_none() && !listener.filter_chains.is_empty() || (tcp.filter_chain_match.is_none() && has_server_names) {
+        if tcp.filter_chain_match.is_none() && !listener.filter_chains.is_empty()
+            || (tcp.filter_chain_match.is_none() && has_server_names)
+        {
             listener.default_filter_chain = Some(tcp);
         } else {
             listener.filter_chains.push(tcp);
         }
     }
-    let needs_fallthrough = listener.filter_chains.iter().all(|chain| chain.filter_chain_match.is_some());
+    let needs_fallthrough = listener
+        .filter_chains
+        .iter()
+        .all(|chain| chain.filter_chain_match.is_some());
     if needs_fallthrough && listener.default_filter_chain.is_none() && !draft.is_bound {
         let cluster = fallthrough_cluster(view);
         let filters = vec![tcp_proxy(view, &cluster, &cluster)];
@@ -310,9 +465,23 @@ fn block_own_addresses(view: &View<'_>, bind: &str, listener: &mut Listener) {
     if bind != ANY_ADDRESS || is_pure_http {
         return;
     }
-    let prefix_ranges =
-        view.proxy.ips.iter().map(|ip| cidr(&ip.to_string(), if ip.is_ipv4() { 32 } else { 128 })).collect();
-    let own = FilterChainMatch { prefix_ranges, ..FilterChainMatch::default() };
+    let prefix_ranges = view
+        .proxy
+        .ips
+        .iter()
+        .map(|ip| cidr(&ip.to_string(), if ip.is_ipv4() { 32 } else { 128 }))
+        .collect();
+    let own = FilterChainMatch {
+        prefix_ranges,
+        ..FilterChainMatch::default()
+    };
     let black_hole = crate::model::name::BLACK_HOLE;
-    listener.filter_chains.insert(0, chain("trap-loop", Some(own), vec![tcp_proxy(view, black_hole, black_hole)]));
+    listener.filter_chains.insert(
+        0,
+        chain(
+            "trap-loop",
+            Some(own),
+            vec![tcp_proxy(view, black_hole, black_hole)],
+        ),
+    );
 }

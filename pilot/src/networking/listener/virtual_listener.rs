@@ -34,12 +34,24 @@ pub(super) fn build(view: &View<'_>) -> Vec<Listener> {
 fn virtual_outbound(view: &View<'_>) -> Listener {
     let mesh = &view.push.mesh;
     let black_hole = || vec![tcp_proxy(view, BLACK_HOLE, BLACK_HOLE)];
-    let itself = FilterChainMatch { destination_port: Some(mesh.outbound_port), ..FilterChainMatch::default() };
-    let prefix_ranges =
-        view.proxy.ips.iter().map(|ip| cidr(&ip.to_string(), if ip.is_ipv4() { 32 } else { 128 })).collect();
-    let own_addresses = FilterChainMatch { prefix_ranges, ..FilterChainMatch::default() };
+    let itself = FilterChainMatch {
+        destination_port: Some(mesh.outbound_port),
+        ..FilterChainMatch::default()
+    };
+    let prefix_ranges = view
+        .proxy
+        .ips
+        .iter()
+        .map(|ip| cidr(&ip.to_string(), if ip.is_ipv4() { 32 } else { 128 }))
+        .collect();
+    let own_addresses = FilterChainMatch {
+        prefix_ranges,
+        ..FilterChainMatch::default()
+    };
     let cluster = fallthrough_cluster(view);
-    let mut filters: Vec<_> = plugin::mixer::tcp_outbound(view, None, &cluster).into_iter().collect();
+    let mut filters: Vec<_> = plugin::mixer::tcp_outbound(view, None, &cluster)
+        .into_iter()
+        .collect();
     filters.push(tcp_proxy(view, &cluster, &cluster));
     Listener {
         name: VIRTUAL_OUTBOUND.to_owned(),
@@ -50,7 +62,11 @@ fn virtual_outbound(view: &View<'_>) -> Listener {
         filter_chains: vec![
             // A connection to the listener itself, or to the pod itself, would come back for ever.
             chain("virtualOutbound-blackhole", Some(itself), black_hole()),
-            chain("virtualOutbound-trap-loop", Some(own_addresses), black_hole()),
+            chain(
+                "virtualOutbound-trap-loop",
+                Some(own_addresses),
+                black_hole(),
+            ),
             chain("virtualOutbound-catchall-tcp", None, filters),
         ],
         access_log: access_log::build_for_listener(mesh),
@@ -61,7 +77,11 @@ fn virtual_outbound(view: &View<'_>) -> Listener {
 fn http_proxy(view: &View<'_>, port: u32) -> Listener {
     // Where pods share one network, each has a loopback address of its own.
     let ip = view.proxy.ip();
-    let bind = if ip.is_loopback() { ip.to_string() } else { "127.0.0.1".to_owned() };
+    let bind = if ip.is_loopback() {
+        ip.to_string()
+    } else {
+        "127.0.0.1".to_owned()
+    };
     let place = Place::HttpProxy(RouteSource::Rds(HTTP_PROXY));
     let manager = connection_manager(view, place, HTTP_PROXY);
     Listener {

@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 use proto::envoy::config::core::v3::{DataSource, HttpUri, data_source, http_uri};
 use proto::envoy::config::route::v3::{RouteMatch, route_match::PathSpecifier};
 use proto::envoy::extensions::filters::http::jwt_authn::v3::{
-    JwtAuthentication, JwtClaimToHeader, JwtHeader, JwtProvider, JwtRequirement, JwtRequirementAndList, JwtRequirementOrList,
-    RemoteJwks, RequirementRule,
-    jwt_provider::{JwksSourceSpecifier, NormalizePayload}, jwt_requirement::RequiresType, requirement_rule::RequirementType,
+    JwtAuthentication, JwtClaimToHeader, JwtHeader, JwtProvider, JwtRequirement,
+    JwtRequirementAndList, JwtRequirementOrList, RemoteJwks, RequirementRule,
+    jwt_provider::{JwksSourceSpecifier, NormalizePayload},
+    jwt_requirement::RequiresType,
+    requirement_rule::RequirementType,
 };
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
 use proto::istio::security::v1beta1::JwtRule;
@@ -32,13 +34,19 @@ const NO_KEYS: &str = "{\"keys\":[]}";
 #[must_use]
 pub fn filter(view: &View<'_>) -> Option<HttpFilter> {
     let policies = view.push.policies.request_authentications(view.proxy);
-    let mut rules: Vec<&JwtRule> = policies.iter().flat_map(|policy| &policy.spec.jwt_rules).collect();
+    let mut rules: Vec<&JwtRule> = policies
+        .iter()
+        .flat_map(|policy| &policy.spec.jwt_rules)
+        .collect();
     if rules.is_empty() {
         return None;
     }
     rules.sort_by(|a, b| a.issuer.cmp(&b.issuer));
-    let providers: BTreeMap<String, JwtProvider> =
-        rules.iter().enumerate().map(|(index, rule)| (provider_name(index), provider(view, rule))).collect();
+    let providers: BTreeMap<String, JwtProvider> = rules
+        .iter()
+        .enumerate()
+        .map(|(index, rule)| (provider_name(index), provider(view, rule)))
+        .collect();
     let requirement = RequirementRule {
         r#match: Some(RouteMatch {
             path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
@@ -48,7 +56,12 @@ pub fn filter(view: &View<'_>) -> Option<HttpFilter> {
     };
     Some(http_filter(
         NAME,
-        &JwtAuthentication { providers, rules: vec![requirement], bypass_cors_preflight: true, ..JwtAuthentication::default() },
+        &JwtAuthentication {
+            providers,
+            rules: vec![requirement],
+            bypass_cors_preflight: true,
+            ..JwtAuthentication::default()
+        },
     ))
 }
 
@@ -57,10 +70,16 @@ fn provider_name(index: usize) -> String {
 }
 
 fn requirement(count: usize) -> JwtRequirement {
-    let missing = || JwtRequirement { requires_type: Some(RequiresType::AllowMissing(())) };
-    let named = |index| JwtRequirement { requires_type: Some(RequiresType::ProviderName(provider_name(index))) };
+    let missing = || JwtRequirement {
+        requires_type: Some(RequiresType::AllowMissing(())),
+    };
+    let named = |index| JwtRequirement {
+        requires_type: Some(RequiresType::ProviderName(provider_name(index))),
+    };
     let any_of = |requirements| JwtRequirement {
-        requires_type: Some(RequiresType::RequiresAny(JwtRequirementOrList { requirements })),
+        requires_type: Some(RequiresType::RequiresAny(JwtRequirementOrList {
+            requirements,
+        })),
     };
     let optional = |index| any_of(vec![named(index), missing()]);
     if count == 1 {
@@ -69,7 +88,9 @@ fn requirement(count: usize) -> JwtRequirement {
     let all = (0..count).map(optional).collect();
     let mut alternatives: Vec<JwtRequirement> = (0..count).map(named).collect();
     alternatives.push(JwtRequirement {
-        requires_type: Some(RequiresType::RequiresAll(JwtRequirementAndList { requirements: all })),
+        requires_type: Some(RequiresType::RequiresAll(JwtRequirementAndList {
+            requirements: all,
+        })),
     });
     any_of(alternatives)
 }
@@ -83,11 +104,16 @@ fn provider(view: &View<'_>, rule: &JwtRule) -> JwtProvider {
         forward: rule.forward_original_token,
         forward_payload_header: rule.output_payload_to_header.clone(),
         payload_in_metadata: PAYLOAD.to_owned(),
-        normalize_payload_in_metadata: Some(NormalizePayload { space_delimited_claims: space_delimited }),
+        normalize_payload_in_metadata: Some(NormalizePayload {
+            space_delimited_claims: space_delimited,
+        }),
         from_headers: rule
             .from_headers
             .iter()
-            .map(|header| JwtHeader { name: header.name.clone(), value_prefix: header.prefix.clone() })
+            .map(|header| JwtHeader {
+                name: header.name.clone(),
+                value_prefix: header.prefix.clone(),
+            })
             .collect(),
         from_params: rule.from_params.clone(),
         from_cookies: rule.from_cookies.clone(),
@@ -116,16 +142,32 @@ fn keys(view: &View<'_>, rule: &JwtRule) -> JwksSourceSpecifier {
         return inline(&rule.jwks);
     }
     let target = rule.jwks_uri.parse::<http::Uri>().ok().and_then(|uri| {
-        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+        let port = uri
+            .port_u16()
+            .unwrap_or(if uri.scheme_str() == Some("https") {
+                443
+            } else {
+                80
+            });
         Some((uri.host()?.to_owned(), u32::from(port)))
     });
     let cluster = target.and_then(|(host, port)| {
-        let host = if host.ends_with(".svc") { format!("{host}.{}", view.push.domain) } else { host };
+        let host = if host.ends_with(".svc") {
+            format!("{host}.{}", view.push.domain)
+        } else {
+            host
+        };
         let service = view.service(&host)?;
-        service.port(port).map(|_| ClusterName::outbound(port, "", &service.host).to_string())
+        service
+            .port(port)
+            .map(|_| ClusterName::outbound(port, "", &service.host).to_string())
     });
     let Some(cluster) = cluster else {
-        view.record(Metric::InvalidPolicy, &rule.issuer, "no keys: jwks is empty and jwksUri is not a service of the mesh");
+        view.record(
+            Metric::InvalidPolicy,
+            &rule.issuer,
+            "no keys: jwks is empty and jwksUri is not a service of the mesh",
+        );
         return inline(NO_KEYS);
     };
     JwksSourceSpecifier::RemoteJwks(RemoteJwks {

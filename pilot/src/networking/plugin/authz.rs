@@ -83,14 +83,22 @@ fn shadow_prefix(action: Action, rules: &Rules) -> String {
 
 /// The rules for this workload by action, in the order of the filters.
 fn rules(view: &View<'_>, layer: Layer) -> Vec<(Action, Rules)> {
-    let policies = |action| view.push.policies.authorization_policies(view.proxy, action);
+    let policies = |action| {
+        view.push
+            .policies
+            .authorization_policies(view.proxy, action)
+    };
     let custom = policies(Action::Custom);
     let mut all = Vec::new();
     if !custom.is_empty() {
         // No provider can be asked yet: what would have been asked about is refused.
         for policy in &custom {
             let what = format!("{}/{}", policy.meta.namespace, policy.meta.name);
-            view.record(Metric::InvalidPolicy, &what, "CUSTOM: no provider can be asked, so its requests are denied");
+            view.record(
+                Metric::InvalidPolicy,
+                &what,
+                "CUSTOM: no provider can be asked, so its requests are denied",
+            );
         }
         all.push((Action::Deny, build(view, &custom, Action::Deny, layer)));
     }
@@ -104,20 +112,38 @@ fn rules(view: &View<'_>, layer: Layer) -> Vec<(Action, Rules)> {
     all
 }
 
-fn build(view: &View<'_>, policies: &[&Config<AuthorizationPolicy>], action: Action, layer: Layer) -> Rules {
+fn build(
+    view: &View<'_>,
+    policies: &[&Config<AuthorizationPolicy>],
+    action: Action,
+    layer: Layer,
+) -> Rules {
     let wire_action = match action {
         Action::Allow => WireAction::Allow,
         Action::Deny | Action::Custom => WireAction::Deny,
         Action::Audit => WireAction::Log,
     };
-    let rbac = || Rbac { action: wire_action as i32, ..Rbac::default() };
+    let rbac = || Rbac {
+        action: wire_action as i32,
+        ..Rbac::default()
+    };
     let mut rules = Rules::default();
     for policy in policies {
-        let is_dry_run = policy.meta.annotations.get(DRY_RUN).is_some_and(|value| value == "true");
-        let target = if is_dry_run { &mut rules.shadow } else { &mut rules.enforced };
+        let is_dry_run = policy
+            .meta
+            .annotations
+            .get(DRY_RUN)
+            .is_some_and(|value| value == "true");
+        let target = if is_dry_run {
+            &mut rules.shadow
+        } else {
+            &mut rules.enforced
+        };
         // An ALLOW policy without rules allows nothing, so the filter must be there even when it is empty.
         let target = target.get_or_insert_with(rbac);
-        target.policies.extend(policies_of(view, policy, action, layer));
+        target
+            .policies
+            .extend(policies_of(view, policy, action, layer));
     }
     rules
 }
@@ -145,7 +171,11 @@ fn policies_of(
                 Err(reason) => {
                     // HTTP rules have nothing to say about the TCP ports that every workload also has.
                     if layer == Layer::Http {
-                        view.record(Metric::InvalidPolicy, &format!("{}/{}", meta.namespace, meta.name), &reason);
+                        view.record(
+                            Metric::InvalidPolicy,
+                            &format!("{}/{}", meta.namespace, meta.name),
+                            &reason,
+                        );
                     }
                     // An ALLOW rule that cannot be said allows nothing; a DENY rule that cannot be said denies everything.
                     (!context.is_allow && layer == Layer::Http).then(|| (name, rule::everything()))

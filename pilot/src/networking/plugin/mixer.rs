@@ -5,9 +5,13 @@ use std::collections::BTreeMap;
 use prost_types::Any;
 use proto::envoy::config::listener::v3::Filter;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
-use proto::istio::mixer::v1::{Attributes, attributes::{AttributeValue, attribute_value::Value}};
 use proto::istio::mixer::v1::config::client::{
-    HttpClientConfig, NetworkFailPolicy, ServiceConfig, TcpClientConfig, TransportConfig, network_fail_policy::FailPolicy,
+    HttpClientConfig, NetworkFailPolicy, ServiceConfig, TcpClientConfig, TransportConfig,
+    network_fail_policy::FailPolicy,
+};
+use proto::istio::mixer::v1::{
+    Attributes,
+    attributes::{AttributeValue, attribute_value::Value},
 };
 
 use crate::model::name::{BLACK_HOLE, PASSTHROUGH};
@@ -43,7 +47,9 @@ pub fn http_inbound(view: &View<'_>, port: u32) -> Option<HttpFilter> {
 #[must_use]
 pub fn http_outbound(view: &View<'_>) -> Option<HttpFilter> {
     let attributes = outbound_attributes(view);
-    let forward = Attributes { attributes: BTreeMap::from([text("source.uid", view.proxy.uid())]) };
+    let forward = Attributes {
+        attributes: BTreeMap::from([text("source.uid", view.proxy.uid())]),
+    };
     let service = ServiceConfig {
         disable_check_calls: !is_checked(view, Side::Client),
         disable_report_calls: view.push.mesh.mixer.is_http_report_disabled,
@@ -55,7 +61,11 @@ pub fn http_outbound(view: &View<'_>) -> Option<HttpFilter> {
 /// Connections to the proxy's own workload.
 #[must_use]
 pub fn tcp_inbound(view: &View<'_>, port: u32) -> Option<Filter> {
-    tcp(view, inbound_attributes(view, port), !is_checked(view, Side::Server))
+    tcp(
+        view,
+        inbound_attributes(view, port),
+        !is_checked(view, Side::Server),
+    )
 }
 
 /// Connections to `service`, or to something that nobody declared.
@@ -72,7 +82,11 @@ pub fn tcp_outbound(view: &View<'_>, service: Option<&Service>, cluster: &str) -
 /// What an inbound route adds: its service.
 #[must_use]
 pub fn inbound_route(view: &View<'_>, service: Option<&Service>) -> Option<(String, Any)> {
-    route(view, service.map(destination).unwrap_or_default(), Side::Server)
+    route(
+        view,
+        service.map(destination).unwrap_or_default(),
+        Side::Server,
+    )
 }
 
 /// What an outbound route adds: its service, which is also told to the server's side.
@@ -118,11 +132,18 @@ fn is_checked(view: &View<'_>, side: Side) -> bool {
         CheckMode::Disable => false,
         CheckMode::Enable | CheckMode::AllowOnError => true,
         CheckMode::ByMesh if mixer.is_check_disabled => false,
-        CheckMode::ByMesh => side == Side::Server || view.proxy.is_router() || mixer.is_client_check_enabled,
+        CheckMode::ByMesh => {
+            side == Side::Server || view.proxy.is_router() || mixer.is_client_check_enabled
+        }
     }
 }
 
-fn http(view: &View<'_>, attributes: Attributes, forward: Option<Attributes>, service: ServiceConfig) -> Option<HttpFilter> {
+fn http(
+    view: &View<'_>,
+    attributes: Attributes,
+    forward: Option<Attributes>,
+    service: ServiceConfig,
+) -> Option<HttpFilter> {
     is_enabled(view).then(|| {
         let config = HttpClientConfig {
             transport: Some(transport(view)),
@@ -170,7 +191,11 @@ fn transport(view: &View<'_>) -> TransportConfig {
     let mixer = &view.push.mesh.mixer;
     let metadata = |key| view.proxy.metadata_text(key);
     let is_open = mixer.is_fail_open || check_mode(view) == CheckMode::AllowOnError;
-    let policy = if is_open { FailPolicy::FailOpen } else { FailPolicy::FailClose };
+    let policy = if is_open {
+        FailPolicy::FailOpen
+    } else {
+        FailPolicy::FailClose
+    };
     TransportConfig {
         check_cluster: cluster(&mixer.check_server, &view.push.domain),
         report_cluster: cluster(&mixer.report_server, &view.push.domain),
@@ -179,11 +204,15 @@ fn transport(view: &View<'_>) -> TransportConfig {
         report_batch_max_time: mixer.batch_time,
         network_fail_policy: Some(NetworkFailPolicy {
             policy: policy as i32,
-            max_retry: metadata("policy.istio.io/checkRetries").and_then(|text| text.parse().ok()).unwrap_or(0),
+            max_retry: metadata("policy.istio.io/checkRetries")
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(0),
             base_retry_wait: metadata("policy.istio.io/checkBaseRetryWaitTime")
                 .and_then(duration)
                 .or(Some(crate::networking::wire::millis(80))),
-            max_retry_wait: metadata("policy.istio.io/checkMaxRetryWaitTime").and_then(duration).or(Some(seconds(1))),
+            max_retry_wait: metadata("policy.istio.io/checkMaxRetryWaitTime")
+                .and_then(duration)
+                .or(Some(seconds(1))),
         }),
         ..TransportConfig::default()
     }
@@ -193,7 +222,11 @@ fn transport(view: &View<'_>) -> TransportConfig {
 fn cluster(server: &str, domain: &str) -> String {
     let (host, port) = server.rsplit_once(':').unwrap_or((server, "9091"));
     // `istio-policy.istio-system.svc` is the short form that charts write.
-    let host = if host.ends_with(".svc") { format!("{host}.{domain}") } else { host.to_owned() };
+    let host = if host.ends_with(".svc") {
+        format!("{host}.{domain}")
+    } else {
+        host.to_owned()
+    };
     match port.parse() {
         Ok(port) if !host.is_empty() => ClusterName::outbound(port, "", &host).to_string(),
         _ => String::new(),
@@ -206,8 +239,14 @@ fn duration(text: &str) -> Option<prost_types::Duration> {
         Some(number) => (number, 1.0),
         None => (text.strip_suffix('s')?, 1000.0),
     };
-    let value = number.parse::<f64>().ok().filter(|value| value.is_finite() && (0.0..1e9).contains(value))?;
-    #[allow(clippy::cast_possible_truncation, reason = "checked to be below 10⁹ seconds")]
+    let value = number
+        .parse::<f64>()
+        .ok()
+        .filter(|value| value.is_finite() && (0.0..1e9).contains(value))?;
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "checked to be below 10⁹ seconds"
+    )]
     Some(crate::networking::wire::millis((value * factor) as i64))
 }
 
@@ -263,7 +302,11 @@ fn destination(service: &Service) -> Map {
 }
 
 fn unknown(cluster: &str) -> Map {
-    let name = if cluster == BLACK_HOLE { BLACK_HOLE } else { PASSTHROUGH };
+    let name = if cluster == BLACK_HOLE {
+        BLACK_HOLE
+    } else {
+        PASSTHROUGH
+    };
     Map::from([text("destination.service.name", name.to_owned())])
 }
 

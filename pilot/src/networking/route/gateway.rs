@@ -12,17 +12,25 @@ use crate::push_context::gateways::GatewayServer;
 
 pub(super) fn build(view: &View<'_>, name: &str) -> Vec<VirtualHost> {
     let servers = view.gateway.servers_of_route(name);
-    let port = servers.first().map_or_else(|| port_of(name), |server| server.port());
+    let port = servers
+        .first()
+        .map_or_else(|| port_of(name), |server| server.port());
     let mut hosts: BTreeMap<String, VirtualHost> = BTreeMap::new();
     for server in servers {
-        let redirects = server.server.tls.as_ref().is_some_and(|tls| tls.https_redirect);
+        let redirects = server
+            .server
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.https_redirect);
         for service in view.push.virtual_services.bound_to(&server.gateway) {
             if !service.is_visible_to(&view.proxy.namespace) || service.http.is_empty() {
                 continue;
             }
             for domain in domains(server, &service.namespace, &service.hosts) {
                 let found = routes(view, service, port, &[&server.gateway]);
-                let entry = hosts.entry(domain.clone()).or_insert_with(|| virtual_host(&domain, port));
+                let entry = hosts
+                    .entry(domain.clone())
+                    .or_insert_with(|| virtual_host(&domain, port));
                 if redirects {
                     entry.require_tls = TlsRequirementType::All as i32;
                 }
@@ -37,7 +45,9 @@ pub(super) fn build(view: &View<'_>, name: &str) -> Vec<VirtualHost> {
         if redirects {
             // Redirects need no routes: hosts without any still answer.
             for domain in server.hosts() {
-                let entry = hosts.entry(domain.to_owned()).or_insert_with(|| virtual_host(domain, port));
+                let entry = hosts
+                    .entry(domain.to_owned())
+                    .or_insert_with(|| virtual_host(domain, port));
                 entry.require_tls = TlsRequirementType::All as i32;
             }
         }
@@ -49,7 +59,10 @@ pub(super) fn build(view: &View<'_>, name: &str) -> Vec<VirtualHost> {
 }
 
 fn port_of(name: &str) -> u32 {
-    name.split('.').nth(1).and_then(|port| port.parse().ok()).unwrap_or(0)
+    name.split('.')
+        .nth(1)
+        .and_then(|port| port.parse().ok())
+        .unwrap_or(0)
 }
 
 fn virtual_host(domain: &str, port: u32) -> VirtualHost {
@@ -61,7 +74,9 @@ fn virtual_host(domain: &str, port: u32) -> VirtualHost {
     };
     VirtualHost {
         name: format!("{domain}:{port}"),
-        domains: std::iter::once(domain.to_owned()).chain(with_port).collect(),
+        domains: std::iter::once(domain.to_owned())
+            .chain(with_port)
+            .collect(),
         include_request_attempt_count: true,
         ..VirtualHost::default()
     }
@@ -69,10 +84,18 @@ fn virtual_host(domain: &str, port: u32) -> VirtualHost {
 
 /// What a server's hosts and a virtual service's hosts have in common: of each pair the narrower one.
 fn domains(server: &GatewayServer, namespace: &str, hosts: &[String]) -> Vec<String> {
-    let allowed: Vec<NamespacedHost> = server.server.hosts.iter().map(|text| NamespacedHost::parse(text)).collect();
+    let allowed: Vec<NamespacedHost> = server
+        .server
+        .hosts
+        .iter()
+        .map(|text| NamespacedHost::parse(text))
+        .collect();
     let mut common = Vec::new();
     for name in hosts {
-        for entry in allowed.iter().filter(|entry| entry.allows_namespace(namespace, &server.namespace)) {
+        for entry in allowed
+            .iter()
+            .filter(|entry| entry.allows_namespace(namespace, &server.namespace))
+        {
             let domain = if host::is_subset(name, &entry.host) {
                 name
             } else if host::is_subset(&entry.host, name) {

@@ -16,7 +16,9 @@ use proto::envoy::config::route::v3::{
 };
 use proto::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use proto::istio::networking::v1alpha3::{
-    Destination, HttpRedirect, HttpRoute, HttpRouteDestination, headers::HeaderOperations, http_body,
+    Destination, HttpRedirect, HttpRoute, HttpRouteDestination,
+    headers::HeaderOperations,
+    http_body,
     http_redirect::{RedirectPort, RedirectPortSelection},
     load_balancer_settings::{ConsistentHashLb, consistent_hash_lb::HashKey},
 };
@@ -34,15 +36,31 @@ use crate::push_context::status::Metric;
 use crate::push_context::virtual_services::VirtualService;
 
 /// The routes of a virtual service for one port of one of `gateways`, up to the first that takes everything.
-pub(super) fn routes(view: &View<'_>, service: &VirtualService, port: u32, gateways: &[&str]) -> Vec<Route> {
+pub(super) fn routes(
+    view: &View<'_>,
+    service: &VirtualService,
+    port: u32,
+    gateways: &[&str],
+) -> Vec<Route> {
     let mut built = Vec::new();
     for http in &service.http {
         if http.r#match.is_empty() {
             built.push(route(view, service, http, "", any_path(), port));
             break;
         }
-        for condition in http.r#match.iter().filter(|condition| route_match::applies(view, condition, port, gateways)) {
-            let mut matched = route(view, service, http, &condition.name, route_match::build(condition), port);
+        for condition in http
+            .r#match
+            .iter()
+            .filter(|condition| route_match::applies(view, condition, port, gateways))
+        {
+            let mut matched = route(
+                view,
+                service,
+                http,
+                &condition.name,
+                route_match::build(condition),
+                port,
+            );
             matched.stat_prefix.clone_from(&condition.stat_prefix);
             built.push(matched);
             if route_match::is_catch_all(condition) {
@@ -57,9 +75,15 @@ pub(super) fn routes(view: &View<'_>, service: &VirtualService, port: u32, gatew
 pub(super) fn default_route(view: &View<'_>, service: &Service, port: &ServicePort) -> Route {
     let hash_policy = hash_policies(view, service, port.number, "");
     let action = RouteAction {
-        cluster_specifier: Some(ClusterSpecifier::Cluster(ClusterName::outbound(port.number, "", &service.host).to_string())),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(
+            ClusterName::outbound(port.number, "", &service.host).to_string(),
+        )),
         timeout: Some(seconds(0)),
-        retry_policy: retry::build(None, view.push.mesh.default_retry.as_ref(), !hash_policy.is_empty()),
+        retry_policy: retry::build(
+            None,
+            view.push.mesh.default_retry.as_ref(),
+            !hash_policy.is_empty(),
+        ),
         hash_policy,
         ..RouteAction::default()
     };
@@ -67,12 +91,21 @@ pub(super) fn default_route(view: &View<'_>, service: &Service, port: &ServicePo
         name: "default".to_owned(),
         r#match: Some(any_path()),
         action: Some(Action::Route(action)),
-        typed_per_filter_config: plugin::mixer::outbound_route(view, Some(service)).into_iter().collect(),
+        typed_per_filter_config: plugin::mixer::outbound_route(view, Some(service))
+            .into_iter()
+            .collect(),
         ..Route::default()
     }
 }
 
-fn route(view: &View<'_>, service: &VirtualService, http: &HttpRoute, condition: &str, matching: RouteMatch, port: u32) -> Route {
+fn route(
+    view: &View<'_>,
+    service: &VirtualService,
+    http: &HttpRoute,
+    condition: &str,
+    matching: RouteMatch,
+    port: u32,
+) -> Route {
     let name = match (http.name.as_str(), condition) {
         (name, "") => name.to_owned(),
         ("", condition) => condition.to_owned(),
@@ -80,28 +113,57 @@ fn route(view: &View<'_>, service: &VirtualService, http: &HttpRoute, condition:
     };
     let mut route = Route {
         name,
-        metadata: Some(origin("virtual-service", "networking.istio.io/v1alpha3", &service.namespace, &service.name)),
+        metadata: Some(origin(
+            "virtual-service",
+            "networking.istio.io/v1alpha3",
+            &service.namespace,
+            &service.name,
+        )),
         typed_per_filter_config: filter_config::build(http),
         ..Route::default()
     };
     let operations = http.headers.as_ref();
     let request = operations.and_then(|headers| headers.request.as_ref());
     let changes = HeaderChanges::new(request);
-    (route.request_headers_to_add, route.request_headers_to_remove) = (changes.add, changes.remove);
+    (
+        route.request_headers_to_add,
+        route.request_headers_to_remove,
+    ) = (changes.add, changes.remove);
     let response = HeaderChanges::new(operations.and_then(|headers| headers.response.as_ref()));
-    (route.response_headers_to_add, route.response_headers_to_remove) = (response.add, response.remove);
+    (
+        route.response_headers_to_add,
+        route.response_headers_to_remove,
+    ) = (response.add, response.remove);
     route.action = Some(if let Some(redirect) = &http.redirect {
         Action::Redirect(redirect_action(redirect))
     } else if let Some(answer) = &http.direct_response {
-        let specifier = answer.body.as_ref().and_then(|body| body.specifier.clone()).map(|body| match body {
-            http_body::Specifier::String(text) => data_source::Specifier::InlineString(text),
-            http_body::Specifier::Bytes(bytes) => data_source::Specifier::InlineBytes(bytes),
+        let specifier = answer
+            .body
+            .as_ref()
+            .and_then(|body| body.specifier.clone())
+            .map(|body| match body {
+                http_body::Specifier::String(text) => data_source::Specifier::InlineString(text),
+                http_body::Specifier::Bytes(bytes) => data_source::Specifier::InlineBytes(bytes),
+            });
+        let body = specifier.map(|body| DataSource {
+            specifier: Some(body),
+            ..DataSource::default()
         });
-        let body = specifier.map(|body| DataSource { specifier: Some(body), ..DataSource::default() });
-        Action::DirectResponse(DirectResponseAction { status: answer.status, body, ..DirectResponseAction::default() })
+        Action::DirectResponse(DirectResponseAction {
+            status: answer.status,
+            body,
+            ..DirectResponseAction::default()
+        })
     } else {
         let mut per_filter = BTreeMap::new();
-        let action = forward_action(view, service, http, changes.authority, port, &mut per_filter);
+        let action = forward_action(
+            view,
+            service,
+            http,
+            changes.authority,
+            port,
+            &mut per_filter,
+        );
         route.typed_per_filter_config.extend(per_filter);
         action
     });
@@ -118,7 +180,9 @@ fn forward_action(
     per_filter: &mut BTreeMap<String, Any>,
 ) -> Action {
     let destinations = weighted(&http.route);
-    let first = destinations.first().and_then(|(destination, _)| destination.destination.as_ref());
+    let first = destinations
+        .first()
+        .and_then(|(destination, _)| destination.destination.as_ref());
     let first_service = first.and_then(|destination| view.service(&destination.host));
     let hash_policy = match (first, first_service) {
         (Some(destination), Some(target)) => {
@@ -129,7 +193,11 @@ fn forward_action(
     };
     let mut action = RouteAction {
         timeout: Some(http.timeout.unwrap_or(seconds(0))),
-        retry_policy: retry::build(http.retries.as_ref(), view.push.mesh.default_retry.as_ref(), !hash_policy.is_empty()),
+        retry_policy: retry::build(
+            http.retries.as_ref(),
+            view.push.mesh.default_retry.as_ref(),
+            !hash_policy.is_empty(),
+        ),
         hash_policy,
         request_mirror_policies: mirrors(view, http, port),
         ..RouteAction::default()
@@ -139,15 +207,28 @@ fn forward_action(
         [] => {
             // Nowhere to go: refuse rather than guess.
             let what = format!("{}/{}", service.namespace, service.name);
-            view.record(Metric::InvalidRoute, &what, "a route has no destination with a weight");
-            return Action::DirectResponse(DirectResponseAction { status: 503, ..DirectResponseAction::default() });
+            view.record(
+                Metric::InvalidRoute,
+                &what,
+                "a route has no destination with a weight",
+            );
+            return Action::DirectResponse(DirectResponseAction {
+                status: 503,
+                ..DirectResponseAction::default()
+            });
         }
         [(only, _)] if only.headers.is_none() => {
-            per_filter.extend(plugin::mixer::outbound_route(view, first_service.map(AsRef::as_ref)));
+            per_filter.extend(plugin::mixer::outbound_route(
+                view,
+                first_service.map(AsRef::as_ref),
+            ));
             ClusterSpecifier::Cluster(destination_cluster(view, only, port))
         }
         all => ClusterSpecifier::WeightedClusters(WeightedCluster {
-            clusters: all.iter().map(|(destination, weight)| cluster_weight(view, destination, *weight, port)).collect(),
+            clusters: all
+                .iter()
+                .map(|(destination, weight)| cluster_weight(view, destination, *weight, port))
+                .collect(),
             ..WeightedCluster::default()
         }),
     });
@@ -159,18 +240,43 @@ fn weighted(routes: &[HttpRouteDestination]) -> Vec<(&HttpRouteDestination, u32)
     if let [only] = routes {
         return vec![(only, 100)];
     }
-    routes.iter().filter_map(|route| Some((route, u32::try_from(route.weight).ok().filter(|weight| *weight > 0)?))).collect()
+    routes
+        .iter()
+        .filter_map(|route| {
+            Some((
+                route,
+                u32::try_from(route.weight)
+                    .ok()
+                    .filter(|weight| *weight > 0)?,
+            ))
+        })
+        .collect()
 }
 
 fn destination_cluster(view: &View<'_>, route: &HttpRouteDestination, port: u32) -> String {
-    cluster_of(view, route.destination.as_ref().unwrap_or(&Destination::default()), port)
+    cluster_of(
+        view,
+        route
+            .destination
+            .as_ref()
+            .unwrap_or(&Destination::default()),
+        port,
+    )
 }
 
-fn cluster_weight(view: &View<'_>, route: &HttpRouteDestination, weight: u32, port: u32) -> ClusterWeight {
+fn cluster_weight(
+    view: &View<'_>,
+    route: &HttpRouteDestination,
+    weight: u32,
+    port: u32,
+) -> ClusterWeight {
     let headers = route.headers.as_ref();
     let request = HeaderChanges::new(headers.and_then(|headers| headers.request.as_ref()));
     let response = HeaderChanges::new(headers.and_then(|headers| headers.response.as_ref()));
-    let service = route.destination.as_ref().and_then(|destination| view.service(&destination.host));
+    let service = route
+        .destination
+        .as_ref()
+        .and_then(|destination| view.service(&destination.host));
     ClusterWeight {
         name: destination_cluster(view, route, port),
         weight: Some(weight),
@@ -178,8 +284,12 @@ fn cluster_weight(view: &View<'_>, route: &HttpRouteDestination, weight: u32, po
         request_headers_to_remove: request.remove,
         response_headers_to_add: response.add,
         response_headers_to_remove: response.remove,
-        host_rewrite_specifier: request.authority.map(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral),
-        typed_per_filter_config: plugin::mixer::outbound_route(view, service.map(AsRef::as_ref)).into_iter().collect(),
+        host_rewrite_specifier: request
+            .authority
+            .map(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral),
+        typed_per_filter_config: plugin::mixer::outbound_route(view, service.map(AsRef::as_ref))
+            .into_iter()
+            .collect(),
         ..ClusterWeight::default()
     }
 }
@@ -194,7 +304,13 @@ fn apply_rewrite(http: &HttpRoute, authority: Option<String>, action: &mut Route
     } else if !rewrite.uri.is_empty() {
         let is_regex = http.r#match.iter().any(|condition| {
             use proto::istio::networking::v1alpha3::string_match::MatchType;
-            matches!(condition.uri.as_ref().and_then(|uri| uri.match_type.as_ref()), Some(MatchType::Regex(_)))
+            matches!(
+                condition
+                    .uri
+                    .as_ref()
+                    .and_then(|uri| uri.match_type.as_ref()),
+                Some(MatchType::Regex(_))
+            )
         });
         if is_regex {
             // There is no prefix to replace: the whole path is.
@@ -206,7 +322,9 @@ fn apply_rewrite(http: &HttpRoute, authority: Option<String>, action: &mut Route
             action.prefix_rewrite = rewrite.uri;
         }
     }
-    let host = (!rewrite.authority.is_empty()).then_some(rewrite.authority).or(authority);
+    let host = (!rewrite.authority.is_empty())
+        .then_some(rewrite.authority)
+        .or(authority);
     action.host_rewrite_specifier = host.map(HostRewriteSpecifier::HostRewriteLiteral);
 }
 
@@ -214,11 +332,21 @@ fn mirrors(view: &View<'_>, http: &HttpRoute, port: u32) -> Vec<RequestMirrorPol
     #[allow(deprecated, reason = "the old field is still in use")]
     let old_percent = http.mirror_percent.map(f64::from);
     let single = http.mirror.as_ref().map(|destination| {
-        let percent = http.mirror_percentage.as_ref().map(|percent| percent.value).or(old_percent);
+        let percent = http
+            .mirror_percentage
+            .as_ref()
+            .map(|percent| percent.value)
+            .or(old_percent);
         (destination, percent.unwrap_or(100.0))
     });
     let several = http.mirrors.iter().filter_map(|mirror| {
-        Some((mirror.destination.as_ref()?, mirror.percentage.as_ref().map_or(100.0, |percent| percent.value)))
+        Some((
+            mirror.destination.as_ref()?,
+            mirror
+                .percentage
+                .as_ref()
+                .map_or(100.0, |percent| percent.value),
+        ))
     });
     single
         .into_iter()
@@ -248,17 +376,23 @@ fn redirect_action(redirect: &HttpRedirect) -> RedirectAction {
         ..RedirectAction::default()
     };
     if !redirect.scheme.is_empty() {
-        action.scheme_rewrite_specifier = Some(SchemeRewriteSpecifier::SchemeRedirect(redirect.scheme.clone()));
+        action.scheme_rewrite_specifier = Some(SchemeRewriteSpecifier::SchemeRedirect(
+            redirect.scheme.clone(),
+        ));
     }
     match redirect.redirect_port {
         Some(RedirectPort::Port(port)) => action.port_redirect = port,
-        Some(RedirectPort::DerivePort(selection)) if selection == RedirectPortSelection::FromProtocolDefault as i32 => {
+        Some(RedirectPort::DerivePort(selection))
+            if selection == RedirectPortSelection::FromProtocolDefault as i32 =>
+        {
             action.port_redirect = if redirect.scheme == "https" { 443 } else { 80 };
         }
         _ => {}
     }
     action.path_rewrite_specifier = if !redirect.prefix_rewrite.is_empty() {
-        Some(PathRewriteSpecifier::PrefixRewrite(redirect.prefix_rewrite.clone()))
+        Some(PathRewriteSpecifier::PrefixRewrite(
+            redirect.prefix_rewrite.clone(),
+        ))
     } else {
         (!redirect.uri.is_empty()).then(|| PathRewriteSpecifier::PathRedirect(redirect.uri.clone()))
     };
@@ -275,9 +409,16 @@ struct HeaderChanges {
 
 impl HeaderChanges {
     fn new(operations: Option<&HeaderOperations>) -> Self {
-        let Some(operations) = operations else { return HeaderChanges::default() };
-        let is_authority = |name: &str| name.eq_ignore_ascii_case(":authority") || name.eq_ignore_ascii_case("host");
-        let mut changes = HeaderChanges { remove: operations.remove.clone(), ..HeaderChanges::default() };
+        let Some(operations) = operations else {
+            return HeaderChanges::default();
+        };
+        let is_authority = |name: &str| {
+            name.eq_ignore_ascii_case(":authority") || name.eq_ignore_ascii_case("host")
+        };
+        let mut changes = HeaderChanges {
+            remove: operations.remove.clone(),
+            ..HeaderChanges::default()
+        };
         for (name, value) in &operations.set {
             if is_authority(name) {
                 changes.authority = Some(value.clone());
@@ -285,25 +426,41 @@ impl HeaderChanges {
                 changes.add.push(header_option(name, value, false));
             }
         }
-        let added = operations.add.iter().filter(|(name, _)| !is_authority(name));
-        changes.add.extend(added.map(|(name, value)| header_option(name, value, true)));
+        let added = operations
+            .add
+            .iter()
+            .filter(|(name, _)| !is_authority(name));
+        changes
+            .add
+            .extend(added.map(|(name, value)| header_option(name, value, true)));
         changes
     }
 }
 
 /// How requests to a service are spread, if they are spread by a key.
 fn hash_policies(view: &View<'_>, service: &Service, port: u32, subset: &str) -> Vec<HashPolicy> {
-    let Some(rule) = view.destination_rule(service) else { return Vec::new() };
+    let Some(rule) = view.destination_rule(service) else {
+        return Vec::new();
+    };
     let mut policy = TrafficPolicy::default().merge(rule.traffic_policy.as_ref(), port);
-    policy = policy.merge(rule.subset(subset).and_then(|subset| subset.traffic_policy.as_ref()), port);
-    policy.consistent_hash().and_then(hash_policy).into_iter().collect()
+    policy = policy.merge(
+        rule.subset(subset)
+            .and_then(|subset| subset.traffic_policy.as_ref()),
+        port,
+    );
+    policy
+        .consistent_hash()
+        .and_then(hash_policy)
+        .into_iter()
+        .collect()
 }
 
 fn hash_policy(hash: &ConsistentHashLb) -> Option<HashPolicy> {
     let specifier = match hash.hash_key.as_ref()? {
-        HashKey::HttpHeaderName(name) => {
-            PolicySpecifier::Header(hash_policy::Header { header_name: name.clone(), regex_rewrite: None })
-        }
+        HashKey::HttpHeaderName(name) => PolicySpecifier::Header(hash_policy::Header {
+            header_name: name.clone(),
+            regex_rewrite: None,
+        }),
         HashKey::HttpCookie(cookie) => PolicySpecifier::Cookie(hash_policy::Cookie {
             name: cookie.name.clone(),
             ttl: cookie.ttl,
@@ -311,16 +468,24 @@ fn hash_policy(hash: &ConsistentHashLb) -> Option<HashPolicy> {
             attributes: cookie
                 .attributes
                 .iter()
-                .map(|attribute| hash_policy::CookieAttribute { name: attribute.name.clone(), value: attribute.value.clone() })
+                .map(|attribute| hash_policy::CookieAttribute {
+                    name: attribute.name.clone(),
+                    value: attribute.value.clone(),
+                })
                 .collect(),
         }),
         HashKey::UseSourceIp(false) => return None,
         HashKey::UseSourceIp(true) => {
-            PolicySpecifier::ConnectionProperties(hash_policy::ConnectionProperties { source_ip: true })
+            PolicySpecifier::ConnectionProperties(hash_policy::ConnectionProperties {
+                source_ip: true,
+            })
         }
         HashKey::HttpQueryParameterName(name) => {
             PolicySpecifier::QueryParameter(hash_policy::QueryParameter { name: name.clone() })
         }
     };
-    Some(HashPolicy { terminal: false, policy_specifier: Some(specifier) })
+    Some(HashPolicy {
+        terminal: false,
+        policy_specifier: Some(specifier),
+    })
 }

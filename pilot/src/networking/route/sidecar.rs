@@ -4,7 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use proto::envoy::config::route::v3::{Route, RouteAction, VirtualHost, route::Action, route_action::ClusterSpecifier};
+use proto::envoy::config::route::v3::{
+    Route, RouteAction, VirtualHost, route::Action, route_action::ClusterSpecifier,
+};
 use proto_mesh::host;
 
 use super::route_action::{default_route, routes};
@@ -23,14 +25,22 @@ const DEFAULT_PORT: u32 = 80;
 
 pub(super) fn build(view: &View<'_>, name: &str) -> Vec<VirtualHost> {
     let mut hosts = if name == HTTP_PROXY {
-        let all = view.scope.egress.iter().filter(|egress| egress.port.is_none());
-        all.flat_map(|egress| of_listener(view, egress, None)).collect()
+        let all = view
+            .scope
+            .egress
+            .iter()
+            .filter(|egress| egress.port.is_none());
+        all.flat_map(|egress| of_listener(view, egress, None))
+            .collect()
     } else if let Ok(port) = name.parse::<u32>() {
-        listener_of(view, port).map(|egress| of_listener(view, egress, Some(port))).unwrap_or_default()
+        listener_of(view, port)
+            .map(|egress| of_listener(view, egress, Some(port)))
+            .unwrap_or_default()
     } else if let Some(egress) = view.scope.egress.iter().find(|egress| egress.bind == name) {
         of_listener(view, egress, egress.port.as_ref().map(|port| port.number))
     } else {
-        sniffed(view, name)
+        // Whatever is asked for there can only mean the one service.
+        return sniffed(view, name);
     };
     hosts.sort_by(|a, b| a.name.cmp(&b.name));
     hosts.push(fallthrough(view));
@@ -39,21 +49,33 @@ pub(super) fn build(view: &View<'_>, name: &str) -> Vec<VirtualHost> {
 
 /// The egress listener that has the port: its own, or the one for all.
 fn listener_of<'a>(view: &'a View<'_>, port: u32) -> Option<&'a EgressListener> {
-    let has_port = |egress: &&EgressListener| egress.port.as_ref().is_some_and(|own| own.number == port);
+    let has_port =
+        |egress: &&EgressListener| egress.port.as_ref().is_some_and(|own| own.number == port);
     let egress = &view.scope.egress;
-    egress.iter().find(has_port).or_else(|| egress.iter().find(|egress| egress.port.is_none()))
+    egress
+        .iter()
+        .find(has_port)
+        .or_else(|| egress.iter().find(|egress| egress.port.is_none()))
 }
 
 /// `host:port`: one service with an address of its own.
 fn sniffed(view: &View<'_>, name: &str) -> Vec<VirtualHost> {
-    let Some((host, port)) = name.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?))) else {
+    let Some((host, port)) = name
+        .rsplit_once(':')
+        .and_then(|(host, port)| Some((host, port.parse().ok()?)))
+    else {
         return Vec::new();
     };
-    let Some(egress) = listener_of(view, port) else { return Vec::new() };
-    let Some(service) = egress.services.iter().find(|service| service.host == host) else { return Vec::new() };
-    let Some(service_port) = service.port(port) else { return Vec::new() };
+    let Some(egress) = listener_of(view, port) else {
+        return Vec::new();
+    };
+    let Some(service) = egress.services.iter().find(|service| service.host == host) else {
+        return Vec::new();
+    };
+    let Some(service_port) = service.port(port) else {
+        return Vec::new();
+    };
     let mut virtual_host = of_service(view, egress, service, service_port, Ports::Optional);
-    // Whatever is asked for on this address can only mean this service.
     virtual_host.domains = vec!["*".to_owned()];
     vec![virtual_host]
 }
@@ -64,10 +86,15 @@ fn of_listener(view: &View<'_>, egress: &EgressListener, port: Option<u32>) -> V
     for service in &egress.services {
         for service_port in &service.ports {
             let is_wanted = port.is_none_or(|port| port == service_port.number);
-            let has_requests = service_port.protocol.is_http() || service_port.protocol == Protocol::Unsupported;
+            let has_requests =
+                service_port.protocol.is_http() || service_port.protocol == Protocol::Unsupported;
             if is_wanted && has_requests {
                 known.insert(&service.host);
-                let ports = if port.is_some() || service_port.number == DEFAULT_PORT { Ports::Optional } else { Ports::Required };
+                let ports = if port.is_some() || service_port.number == DEFAULT_PORT {
+                    Ports::Optional
+                } else {
+                    Ports::Required
+                };
                 hosts.push(of_service(view, egress, service, service_port, ports));
             }
         }
@@ -100,26 +127,46 @@ fn of_service(
 }
 
 /// Of the virtual services for a host the one with the most specific host; of those the oldest.
-fn best<'a>(candidates: impl Iterator<Item = &'a Arc<VirtualService>>, name: &str) -> Option<&'a VirtualService> {
+fn best<'a>(
+    candidates: impl Iterator<Item = &'a Arc<VirtualService>>,
+    name: &str,
+) -> Option<&'a VirtualService> {
     let closest = |service: &VirtualService| {
         let patterns = service.hosts.iter().map(String::as_str);
-        host::most_specific(name, patterns).map(str::to_owned).unwrap_or_default()
+        host::most_specific(name, patterns)
+            .map(str::to_owned)
+            .unwrap_or_default()
     };
     candidates
         .filter(|service| !service.http.is_empty())
         .map(|service| (closest(service), service))
         .reduce(|best, other| {
-            if host::compare_specificity(&other.0, &best.0) == std::cmp::Ordering::Less { other } else { best }
+            if host::compare_specificity(&other.0, &best.0) == std::cmp::Ordering::Less {
+                other
+            } else {
+                best
+            }
         })
         .map(|(_, service)| service.as_ref())
 }
 
 /// Hosts of virtual services that no service has.
-fn without_service(view: &View<'_>, egress: &EgressListener, known: &HashSet<&str>) -> Vec<VirtualHost> {
+fn without_service(
+    view: &View<'_>,
+    egress: &EgressListener,
+    known: &HashSet<&str>,
+) -> Vec<VirtualHost> {
     let mut hosts: HashMap<&str, VirtualHost> = HashMap::new();
-    for steering in egress.virtual_services.iter().filter(|service| !service.http.is_empty()) {
+    for steering in egress
+        .virtual_services
+        .iter()
+        .filter(|service| !service.http.is_empty())
+    {
         for name in &steering.hosts {
-            if known.contains(name.as_str()) || hosts.contains_key(name.as_str()) || view.service(name).is_some() {
+            if known.contains(name.as_str())
+                || hosts.contains_key(name.as_str())
+                || view.service(name).is_some()
+            {
                 continue;
             }
             hosts.insert(
@@ -134,7 +181,10 @@ fn without_service(view: &View<'_>, egress: &EgressListener, known: &HashSet<&st
             );
         }
     }
-    hosts.into_values().filter(|host| !host.routes.is_empty()).collect()
+    hosts
+        .into_values()
+        .filter(|host| !host.routes.is_empty())
+        .collect()
 }
 
 /// What happens to hosts that nobody declared.
@@ -154,7 +204,9 @@ fn fallthrough(view: &View<'_>) -> VirtualHost {
         routes: vec![Route {
             name: "allow_any".to_owned(),
             r#match: Some(any_path()),
-            typed_per_filter_config: plugin::mixer::unknown_route(view, &cluster).into_iter().collect(),
+            typed_per_filter_config: plugin::mixer::unknown_route(view, &cluster)
+                .into_iter()
+                .collect(),
             action: Some(Action::Route(RouteAction {
                 cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
                 timeout: Some(seconds(0)),

@@ -19,13 +19,24 @@ pub(super) enum Ports {
 }
 
 /// The domains under which `proxy` calls `service` on `port`: its name, short forms of it, its addresses.
-pub(super) fn service_domains(proxy: &Proxy, service: &Service, port: u32, ports: Ports) -> Vec<String> {
+pub(super) fn service_domains(
+    proxy: &Proxy,
+    service: &Service,
+    port: u32,
+    ports: Ports,
+) -> Vec<String> {
     let mut names = host_forms(proxy, &service.host);
     if service.is_headless() {
         let pods: Vec<String> = names.iter().map(|name| format!("*.{name}")).collect();
         names.extend(pods);
     }
-    names.extend(service.ips().map(|ip| if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() }));
+    names.extend(service.ips().map(|ip| {
+        if ip.contains(':') {
+            format!("[{ip}]")
+        } else {
+            ip.to_owned()
+        }
+    }));
     with_ports(&names, port, ports)
 }
 
@@ -53,8 +64,15 @@ fn with_ports(names: &[String], port: u32, ports: Ports) -> Vec<String> {
 fn host_forms(proxy: &Proxy, name: &str) -> Vec<String> {
     let mut forms = vec![name.to_owned()];
     // `default.svc.cluster.local` → `svc.cluster.local`
-    let Some((namespace, domain)) = proxy.dns_domain.split_once('.') else { return forms };
-    let Some(service) = name.strip_suffix(domain).and_then(|rest| rest.strip_suffix('.')) else { return forms };
+    let Some((namespace, domain)) = proxy.dns_domain.split_once('.') else {
+        return forms;
+    };
+    let Some(service) = name
+        .strip_suffix(domain)
+        .and_then(|rest| rest.strip_suffix('.'))
+    else {
+        return forms;
+    };
     if host::is_wildcard(name) {
         return forms;
     }
@@ -62,7 +80,9 @@ fn host_forms(proxy: &Proxy, name: &str) -> Vec<String> {
         forms.push(format!("{service}.svc"));
     }
     forms.push(service.to_owned());
-    if let Some(short) = service.strip_suffix(namespace).and_then(|rest| rest.strip_suffix('.'))
+    if let Some(short) = service
+        .strip_suffix(namespace)
+        .and_then(|rest| rest.strip_suffix('.'))
         && !short.contains('.')
     {
         forms.push(short.to_owned());
@@ -76,16 +96,25 @@ pub(super) fn deduplicate(view: &View<'_>, hosts: Vec<VirtualHost>) -> Vec<Virtu
     let mut kept = Vec::with_capacity(hosts.len());
     for mut host in hosts {
         if !names.insert(host.name.clone()) {
-            view.record(Metric::DuplicateDomain, &host.name, "two virtual hosts have this name; the first counts");
+            view.record(
+                Metric::DuplicateDomain,
+                &host.name,
+                "two virtual hosts have this name; the first counts",
+            );
             continue;
         }
         let before = host.domains.len();
-        host.domains.retain(|domain| domains.insert(domain.to_ascii_lowercase()));
+        host.domains
+            .retain(|domain| domains.insert(domain.to_ascii_lowercase()));
         if host.domains.len() < before {
             tracing::trace!(target: "model", virtual_host = host.name, "some domains belong to another virtual host");
         }
         if host.domains.is_empty() {
-            view.record(Metric::DuplicateDomain, &host.name, "all its domains belong to other virtual hosts");
+            view.record(
+                Metric::DuplicateDomain,
+                &host.name,
+                "all its domains belong to other virtual hosts",
+            );
         } else {
             kept.push(host);
         }
@@ -99,7 +128,10 @@ mod tests {
     use proto::envoy::config::core::v3::Node;
 
     fn proxy() -> Proxy {
-        let node = Node { id: "sidecar~10.0.0.1~web.default~default.svc.cluster.local".to_owned(), ..Node::default() };
+        let node = Node {
+            id: "sidecar~10.0.0.1~web.default~default.svc.cluster.local".to_owned(),
+            ..Node::default()
+        };
         Proxy::try_from(&node).unwrap()
     }
 
@@ -107,7 +139,12 @@ mod tests {
     fn services_of_the_own_namespace_have_the_shortest_names() {
         assert_eq!(
             host_forms(&proxy(), "reviews.default.svc.cluster.local"),
-            ["reviews.default.svc.cluster.local", "reviews.default.svc", "reviews.default", "reviews"]
+            [
+                "reviews.default.svc.cluster.local",
+                "reviews.default.svc",
+                "reviews.default",
+                "reviews"
+            ]
         );
         assert_eq!(
             host_forms(&proxy(), "db.prod.svc.cluster.local"),

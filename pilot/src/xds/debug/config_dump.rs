@@ -2,9 +2,12 @@
 
 use prost_types::Any;
 use proto::envoy::admin::v3::{
-    BootstrapConfigDump, ClustersConfigDump, ConfigDump, EndpointsConfigDump, ListenersConfigDump, RoutesConfigDump,
-    clusters_config_dump::DynamicCluster, endpoints_config_dump::DynamicEndpointConfig,
-    listeners_config_dump::{DynamicListener, DynamicListenerState}, routes_config_dump::DynamicRouteConfig,
+    BootstrapConfigDump, ClustersConfigDump, ConfigDump, EndpointsConfigDump, ListenersConfigDump,
+    RoutesConfigDump,
+    clusters_config_dump::DynamicCluster,
+    endpoints_config_dump::DynamicEndpointConfig,
+    listeners_config_dump::{DynamicListener, DynamicListenerState},
+    routes_config_dump::DynamicRouteConfig,
 };
 use proto::json::{FieldNames, JsonError};
 
@@ -13,30 +16,41 @@ use crate::xds::generate::{Generated, generate};
 use crate::xds::{Connection, Discovery, ResourceType};
 
 /// Builds the dump.
-pub(super) fn build(discovery: &Discovery, connection: &Connection) -> Result<serde_json::Value, JsonError> {
+pub(super) fn build(
+    discovery: &Discovery,
+    connection: &Connection,
+) -> Result<serde_json::Value, JsonError> {
     let current = discovery.current();
     let view = View::new(&connection.proxy, &current.push);
     let make = |kind: ResourceType| {
-        let names = connection.watched(kind).map(|watched| watched.names).unwrap_or_default();
+        let names = connection
+            .watched(kind)
+            .map(|watched| watched.names)
+            .unwrap_or_default();
         generate(&view, kind, &names, &current.endpoint_cache)
     };
-    let version = |kind: ResourceType| connection.watched(kind).map(|watched| watched.version_sent).unwrap_or_default();
+    let version = |kind: ResourceType| {
+        connection
+            .watched(kind)
+            .map(|watched| watched.version_sent)
+            .unwrap_or_default()
+    };
     let clusters = ClustersConfigDump {
         version_info: version(ResourceType::Cluster),
-        dynamic_active_clusters: make(ResourceType::Cluster).into_iter().map(cluster).collect(),
+        dynamic_active_clusters: make(ResourceType::Cluster).iter().map(cluster).collect(),
         ..ClustersConfigDump::default()
     };
     let listeners = ListenersConfigDump {
         version_info: version(ResourceType::Listener),
-        dynamic_listeners: make(ResourceType::Listener).into_iter().map(listener).collect(),
+        dynamic_listeners: make(ResourceType::Listener).iter().map(listener).collect(),
         ..ListenersConfigDump::default()
     };
     let routes = RoutesConfigDump {
-        dynamic_route_configs: make(ResourceType::Route).into_iter().map(route).collect(),
+        dynamic_route_configs: make(ResourceType::Route).iter().map(route).collect(),
         ..RoutesConfigDump::default()
     };
     let endpoints = EndpointsConfigDump {
-        dynamic_endpoint_configs: make(ResourceType::Endpoint).into_iter().map(endpoint).collect(),
+        dynamic_endpoint_configs: make(ResourceType::Endpoint).iter().map(endpoint).collect(),
         ..EndpointsConfigDump::default()
     };
     let configs: Vec<Any> = vec![
@@ -49,7 +63,7 @@ pub(super) fn build(discovery: &Discovery, connection: &Connection) -> Result<se
     proto::json::to_value_with(&ConfigDump { configs }, FieldNames::Proto)
 }
 
-fn cluster(resource: Generated) -> DynamicCluster {
+fn cluster(resource: &Generated) -> DynamicCluster {
     DynamicCluster {
         version_info: resource.version(),
         cluster: Some((*resource.any).clone()),
@@ -57,19 +71,19 @@ fn cluster(resource: Generated) -> DynamicCluster {
     }
 }
 
-fn listener(resource: Generated) -> DynamicListener {
+fn listener(resource: &Generated) -> DynamicListener {
     DynamicListener {
         active_state: Some(DynamicListenerState {
             version_info: resource.version(),
             listener: Some((*resource.any).clone()),
             ..DynamicListenerState::default()
         }),
-        name: resource.name,
+        name: resource.name.clone(),
         ..DynamicListener::default()
     }
 }
 
-fn route(resource: Generated) -> DynamicRouteConfig {
+fn route(resource: &Generated) -> DynamicRouteConfig {
     DynamicRouteConfig {
         version_info: resource.version(),
         route_config: Some((*resource.any).clone()),
@@ -77,7 +91,7 @@ fn route(resource: Generated) -> DynamicRouteConfig {
     }
 }
 
-fn endpoint(resource: Generated) -> DynamicEndpointConfig {
+fn endpoint(resource: &Generated) -> DynamicEndpointConfig {
     DynamicEndpointConfig {
         version_info: resource.version(),
         endpoint_config: Some((*resource.any).clone()),

@@ -2,12 +2,16 @@
 
 use proto::envoy::config::core::v3::CidrRange;
 use proto::envoy::config::rbac::v3::{
-    Permission, Principal, permission::{self, Rule}, principal::{self, Authenticated, Identifier},
+    Permission, Principal,
+    permission::{self, Rule},
+    principal::{self, Authenticated, Identifier},
 };
 use proto::envoy::config::route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier};
 use proto::envoy::r#type::matcher::v3::{
     ListMatcher, MetadataMatcher, PathMatcher, StringMatcher, ValueMatcher, list_matcher,
-    metadata_matcher::{PathSegment, path_segment::Segment}, path_matcher, string_matcher::MatchPattern,
+    metadata_matcher::{PathSegment, path_segment::Segment},
+    path_matcher,
+    string_matcher::MatchPattern,
     value_matcher,
 };
 
@@ -18,7 +22,9 @@ pub(super) fn permission(rule: Rule) -> Permission {
 }
 
 pub(super) fn principal(identifier: Identifier) -> Principal {
-    Principal { identifier: Some(identifier) }
+    Principal {
+        identifier: Some(identifier),
+    }
 }
 
 /// Any of `permissions`; a single one stands for itself.
@@ -73,7 +79,11 @@ pub(super) fn text_after(before: &str, value: &str) -> StringMatcher {
         return if before.is_empty() {
             pattern(MatchPattern::Suffix(suffix.to_owned()))
         } else {
-            pattern(MatchPattern::SafeRegex(regex(&format!("{}.*{}", ::regex::escape(before), ::regex::escape(suffix)))))
+            pattern(MatchPattern::SafeRegex(regex(&format!(
+                "{}.*{}",
+                ::regex::escape(before),
+                ::regex::escape(suffix)
+            ))))
         };
     }
     if let Some(prefix) = value.strip_suffix('*') {
@@ -91,7 +101,11 @@ pub(super) fn header(name: &str, value: &str, ignore_case: bool) -> HeaderMatche
         matcher.ignore_case = ignore_case;
         HeaderMatchSpecifier::StringMatch(matcher)
     };
-    HeaderMatcher { name: name.to_owned(), header_match_specifier: Some(specifier), ..HeaderMatcher::default() }
+    HeaderMatcher {
+        name: name.to_owned(),
+        header_match_specifier: Some(specifier),
+        ..HeaderMatcher::default()
+    }
 }
 
 /// The path without its query. With `{*}` or `{**}` in it, a template of segments.
@@ -101,7 +115,9 @@ pub(super) fn path(value: &str) -> PathMatcher {
     } else {
         text(value)
     };
-    PathMatcher { rule: Some(path_matcher::Rule::Path(matcher)) }
+    PathMatcher {
+        rule: Some(path_matcher::Rule::Path(matcher)),
+    }
 }
 
 /// `/a/{*}/b/{**}` as an expression: `{*}` is one segment, `{**}` any number of them.
@@ -124,11 +140,14 @@ fn template(value: &str) -> String {
 
 /// The peer's identity.
 pub(super) fn authenticated(matcher: StringMatcher) -> Principal {
-    principal(Identifier::Authenticated(Authenticated { principal_name: Some(matcher) }))
+    principal(Identifier::Authenticated(Authenticated {
+        principal_name: Some(matcher),
+    }))
 }
 
 pub(super) fn cidr(value: &str) -> Result<CidrRange, String> {
-    crate::networking::wire::parse_cidr(value).ok_or_else(|| format!("{value:?} is neither an address nor a CIDR range"))
+    crate::networking::wire::parse_cidr(value)
+        .ok_or_else(|| format!("{value:?} is neither an address nor a CIDR range"))
 }
 
 /// Something in dynamic metadata, as a principal.
@@ -145,21 +164,48 @@ pub(super) fn metadata_permission(matcher: MetadataMatcher) -> Permission {
 
 /// Text in dynamic metadata.
 pub(super) fn metadata(filter: &str, path: &[&str], matcher: StringMatcher) -> MetadataMatcher {
-    metadata_value(filter, path, value_matcher::MatchPattern::StringMatch(matcher))
+    metadata_value(
+        filter,
+        path,
+        value_matcher::MatchPattern::StringMatch(matcher),
+    )
 }
 
 /// A member of a list in dynamic metadata.
-pub(super) fn metadata_list(filter: &str, path: &[&str], matcher: StringMatcher) -> MetadataMatcher {
-    let member = ValueMatcher { match_pattern: Some(value_matcher::MatchPattern::StringMatch(matcher)) };
-    let list = ListMatcher { match_pattern: Some(list_matcher::MatchPattern::OneOf(Box::new(member))) };
-    metadata_value(filter, path, value_matcher::MatchPattern::ListMatch(Box::new(list)))
+pub(super) fn metadata_list(
+    filter: &str,
+    path: &[&str],
+    matcher: StringMatcher,
+) -> MetadataMatcher {
+    let member = ValueMatcher {
+        match_pattern: Some(value_matcher::MatchPattern::StringMatch(matcher)),
+    };
+    let list = ListMatcher {
+        match_pattern: Some(list_matcher::MatchPattern::OneOf(Box::new(member))),
+    };
+    metadata_value(
+        filter,
+        path,
+        value_matcher::MatchPattern::ListMatch(Box::new(list)),
+    )
 }
 
-fn metadata_value(filter: &str, path: &[&str], pattern: value_matcher::MatchPattern) -> MetadataMatcher {
+fn metadata_value(
+    filter: &str,
+    path: &[&str],
+    pattern: value_matcher::MatchPattern,
+) -> MetadataMatcher {
     MetadataMatcher {
         filter: filter.to_owned(),
-        path: path.iter().map(|key| PathSegment { segment: Some(Segment::Key((*key).to_owned())) }).collect(),
-        value: Some(ValueMatcher { match_pattern: Some(pattern) }),
+        path: path
+            .iter()
+            .map(|key| PathSegment {
+                segment: Some(Segment::Key((*key).to_owned())),
+            })
+            .collect(),
+        value: Some(ValueMatcher {
+            match_pattern: Some(pattern),
+        }),
         invert: false,
     }
 }
@@ -174,7 +220,9 @@ pub(super) fn namespace(value: &str) -> StringMatcher {
 pub(super) fn service_account(value: &str, own_namespace: &str) -> StringMatcher {
     let (namespace, account) = value.split_once('/').unwrap_or((own_namespace, value));
     let (namespace, account) = (::regex::escape(namespace), ::regex::escape(account));
-    pattern(MatchPattern::SafeRegex(regex(&format!("spiffe://.+/ns/{namespace}/(.+/|)sa/{account}(/.+)?"))))
+    pattern(MatchPattern::SafeRegex(regex(&format!(
+        "spiffe://.+/ns/{namespace}/(.+/|)sa/{account}(/.+)?"
+    ))))
 }
 
 /// SPIFFE ids of a trust domain; a star stands for anything but a slash.
@@ -184,7 +232,9 @@ pub(super) fn trust_domain(value: &str) -> StringMatcher {
     }
     if value.contains('*') {
         let value = ::regex::escape(value).replace("\\*", "[^/]*");
-        return pattern(MatchPattern::SafeRegex(regex(&format!("spiffe://{value}/.*"))));
+        return pattern(MatchPattern::SafeRegex(regex(&format!(
+            "spiffe://{value}/.*"
+        ))));
     }
     pattern(MatchPattern::Prefix(format!("spiffe://{value}/")))
 }

@@ -1,12 +1,15 @@
 //! One rule of an authorization policy as one RBAC policy.
 
-use proto::envoy::config::rbac::v3::{Permission, Policy, Principal, permission::Rule as Perm, principal::Identifier};
+use proto::envoy::config::rbac::v3::{
+    Permission, Policy, Principal, permission::Rule as Perm, principal::Identifier,
+};
 use proto::istio::security::v1beta1::{Condition, Operation, Rule, Source};
 
 use super::Layer;
 use super::matcher::{
-    all_permissions, all_principals, any_permission, any_principal, authenticated, cidr, header, metadata, metadata_list,
-    metadata_permission, metadata_principal,    namespace, not_permission, not_principal, path, permission, principal, service_account, text, text_after, trust_domain,
+    all_permissions, all_principals, any_permission, any_principal, authenticated, cidr, header,
+    metadata, metadata_list, metadata_permission, metadata_principal, namespace, not_permission,
+    not_principal, path, permission, principal, service_account, text, text_after, trust_domain,
 };
 use crate::networking::plugin::authn;
 use crate::networking::wire::exact;
@@ -56,7 +59,11 @@ pub(super) fn build(rule: &Rule, context: &Context<'_>) -> Result<Policy, String
     if rule.from.is_empty() {
         principals.push(all_principals(condition_principals));
     }
-    Ok(Policy { permissions, principals, ..Policy::default() })
+    Ok(Policy {
+        permissions,
+        principals,
+        ..Policy::default()
+    })
 }
 
 enum Matchers {
@@ -82,10 +89,20 @@ fn permissions_of<E>(
     build: impl Fn(&str) -> Result<Permission, E>,
 ) -> Result<(), E> {
     if !values.is_empty() {
-        into.push(any_permission(values.iter().map(|value| build(value)).collect::<Result<_, E>>()?));
+        into.push(any_permission(
+            values
+                .iter()
+                .map(|value| build(value))
+                .collect::<Result<_, E>>()?,
+        ));
     }
     if !not_values.is_empty() {
-        let any = any_permission(not_values.iter().map(|value| build(value)).collect::<Result<_, E>>()?);
+        let any = any_permission(
+            not_values
+                .iter()
+                .map(|value| build(value))
+                .collect::<Result<_, E>>()?,
+        );
         into.push(not_permission(any));
     }
     Ok(())
@@ -98,18 +115,31 @@ fn principals_of(
     build: impl Fn(&str) -> Result<Principal, String>,
 ) -> Result<(), String> {
     if !values.is_empty() {
-        into.push(any_principal(values.iter().map(|value| build(value)).collect::<Result<_, String>>()?));
+        into.push(any_principal(
+            values
+                .iter()
+                .map(|value| build(value))
+                .collect::<Result<_, String>>()?,
+        ));
     }
     if !not_values.is_empty() {
-        let any = any_principal(not_values.iter().map(|value| build(value)).collect::<Result<_, String>>()?);
+        let any = any_principal(
+            not_values
+                .iter()
+                .map(|value| build(value))
+                .collect::<Result<_, String>>()?,
+        );
         into.push(not_principal(any));
     }
     Ok(())
 }
 
-fn operation_permissions(operation: &Operation, context: &Context<'_>) -> Result<Vec<Permission>, String> {
+fn operation_permissions(
+    operation: &Operation,
+    context: &Context<'_>,
+) -> Result<Vec<Permission>, String> {
     let mut all = Vec::new();
-    permissions_of(&mut all, &operation.ports, &operation.not_ports, |value| port(value))?;
+    permissions_of(&mut all, &operation.ports, &operation.not_ports, port)?;
     let has_hosts = !operation.hosts.is_empty() || !operation.not_hosts.is_empty();
     if has_hosts && is_sayable(context, "hosts")? {
         permissions_of(&mut all, &operation.hosts, &operation.not_hosts, |value| {
@@ -118,9 +148,12 @@ fn operation_permissions(operation: &Operation, context: &Context<'_>) -> Result
     }
     let has_methods = !operation.methods.is_empty() || !operation.not_methods.is_empty();
     if has_methods && is_sayable(context, "methods")? {
-        permissions_of(&mut all, &operation.methods, &operation.not_methods, |value| {
-            Ok::<_, String>(permission(Perm::Header(header(":method", value, false))))
-        })?;
+        permissions_of(
+            &mut all,
+            &operation.methods,
+            &operation.not_methods,
+            |value| Ok::<_, String>(permission(Perm::Header(header(":method", value, false)))),
+        )?;
     }
     let has_paths = !operation.paths.is_empty() || !operation.not_paths.is_empty();
     if has_paths && is_sayable(context, "paths")? {
@@ -132,32 +165,60 @@ fn operation_permissions(operation: &Operation, context: &Context<'_>) -> Result
 }
 
 fn port(value: &str) -> Result<Permission, String> {
-    let port = value.parse::<u16>().map_err(|_| format!("{value:?} is not a port"))?;
+    let port = value
+        .parse::<u16>()
+        .map_err(|_| format!("{value:?} is not a port"))?;
     Ok(permission(Perm::DestinationPort(u32::from(port))))
 }
 
 fn source_principals(source: &Source, context: &Context<'_>) -> Result<Vec<Principal>, String> {
     let mut all = Vec::new();
     let own = context.namespace;
-    principals_of(&mut all, &source.principals, &source.not_principals, |value| peer(value, context))?;
-    principals_of(&mut all, &source.namespaces, &source.not_namespaces, |value| Ok(authenticated(namespace(value))))?;
-    principals_of(&mut all, &source.service_accounts, &source.not_service_accounts, |value| {
-        Ok(authenticated(service_account(value, own)))
-    })?;
-    principals_of(&mut all, &source.trust_domains, &source.not_trust_domains, |value| {
-        Ok(authenticated(trust_domain(value)))
-    })?;
-    principals_of(&mut all, &source.ip_blocks, &source.not_ip_blocks, |value| {
-        Ok(principal(Identifier::DirectRemoteIp(cidr(value)?)))
-    })?;
-    principals_of(&mut all, &source.remote_ip_blocks, &source.not_remote_ip_blocks, |value| {
-        Ok(principal(Identifier::RemoteIp(cidr(value)?)))
-    })?;
-    let has_request = !source.request_principals.is_empty() || !source.not_request_principals.is_empty();
+    principals_of(
+        &mut all,
+        &source.principals,
+        &source.not_principals,
+        |value| peer(value, context),
+    )?;
+    principals_of(
+        &mut all,
+        &source.namespaces,
+        &source.not_namespaces,
+        |value| Ok(authenticated(namespace(value))),
+    )?;
+    principals_of(
+        &mut all,
+        &source.service_accounts,
+        &source.not_service_accounts,
+        |value| Ok(authenticated(service_account(value, own))),
+    )?;
+    principals_of(
+        &mut all,
+        &source.trust_domains,
+        &source.not_trust_domains,
+        |value| Ok(authenticated(trust_domain(value))),
+    )?;
+    principals_of(
+        &mut all,
+        &source.ip_blocks,
+        &source.not_ip_blocks,
+        |value| Ok(principal(Identifier::DirectRemoteIp(cidr(value)?))),
+    )?;
+    principals_of(
+        &mut all,
+        &source.remote_ip_blocks,
+        &source.not_remote_ip_blocks,
+        |value| Ok(principal(Identifier::RemoteIp(cidr(value)?))),
+    )?;
+    let has_request =
+        !source.request_principals.is_empty() || !source.not_request_principals.is_empty();
     if has_request && is_sayable(context, "requestPrincipals")? {
-        principals_of(&mut all, &source.request_principals, &source.not_request_principals, |value| {
-            Ok(request_principal(value))
-        })?;
+        principals_of(
+            &mut all,
+            &source.request_principals,
+            &source.not_request_principals,
+            |value| Ok(request_principal(value)),
+        )?;
     }
     Ok(all)
 }
@@ -165,7 +226,10 @@ fn source_principals(source: &Source, context: &Context<'_>) -> Result<Vec<Princ
 /// The identity in the peer's certificate; the local trust domain and its aliases are one.
 fn peer(value: &str, context: &Context<'_>) -> Result<Principal, String> {
     let matcher = |value: &str| authenticated(text_after("spiffe://", value));
-    let Some((domain, rest)) = value.split_once('/').filter(|(domain, _)| !domain.contains('*')) else {
+    let Some((domain, rest)) = value
+        .split_once('/')
+        .filter(|(domain, _)| !domain.contains('*'))
+    else {
         return Ok(matcher(value));
     };
     let is_local = domain == context.trust_domain
@@ -174,8 +238,13 @@ fn peer(value: &str, context: &Context<'_>) -> Result<Principal, String> {
     if !is_local {
         return Ok(matcher(value));
     }
-    let domains = std::iter::once(context.trust_domain).chain(context.aliases.iter().map(String::as_str));
-    Ok(any_principal(domains.map(|domain| matcher(&format!("{domain}/{rest}"))).collect()))
+    let domains =
+        std::iter::once(context.trust_domain).chain(context.aliases.iter().map(String::as_str));
+    Ok(any_principal(
+        domains
+            .map(|domain| matcher(&format!("{domain}/{rest}")))
+            .collect(),
+    ))
 }
 
 /// `issuer/subject`, split at the last slash because issuers contain some.
@@ -218,8 +287,12 @@ fn condition_matchers(condition: &Condition, context: &Context<'_>) -> Result<Ma
         "remote.ip" => principals_of(&mut principals, values, not_values, |value| {
             Ok(principal(Identifier::RemoteIp(cidr(value)?)))
         })?,
-        "source.namespace" => principals_of(&mut principals, values, not_values, |value| Ok(authenticated(namespace(value))))?,
-        "source.principal" => principals_of(&mut principals, values, not_values, |value| peer(value, context))?,
+        "source.namespace" => principals_of(&mut principals, values, not_values, |value| {
+            Ok(authenticated(namespace(value)))
+        })?,
+        "source.principal" => principals_of(&mut principals, values, not_values, |value| {
+            peer(value, context)
+        })?,
         "source.serviceAccount" => principals_of(&mut principals, values, not_values, |value| {
             Ok(authenticated(service_account(value, context.namespace)))
         })?,
@@ -228,7 +301,9 @@ fn condition_matchers(condition: &Condition, context: &Context<'_>) -> Result<Ma
         })?,
         name if name.starts_with("experimental.envoy.filters.") => {
             let filter = name.trim_start_matches("experimental.");
-            permissions_of(&mut permissions, values, not_values, |value| Ok::<_, String>(filter_metadata(filter, argument, value)))?;
+            permissions_of(&mut permissions, values, not_values, |value| {
+                Ok::<_, String>(filter_metadata(filter, argument, value))
+            })?;
         }
         _ => {
             if is_sayable(context, &condition.key)? {
@@ -236,12 +311,19 @@ fn condition_matchers(condition: &Condition, context: &Context<'_>) -> Result<Ma
             }
         }
     }
-    Ok(if permissions.is_empty() { Matchers::Principals(principals) } else { Matchers::Permissions(permissions) })
+    Ok(if permissions.is_empty() {
+        Matchers::Principals(principals)
+    } else {
+        Matchers::Permissions(permissions)
+    })
 }
 
 /// `[v]` means that a list contains `v`.
 fn filter_metadata(filter: &str, key: &str, value: &str) -> Permission {
-    let matcher = match value.strip_prefix('[').and_then(|value| value.strip_suffix(']')) {
+    let matcher = match value
+        .strip_prefix('[')
+        .and_then(|value| value.strip_suffix(']'))
+    {
         Some(member) => metadata_list(filter, &[key], text(member)),
         None => metadata(filter, &[key], text(value)),
     };
@@ -249,10 +331,17 @@ fn filter_metadata(filter: &str, key: &str, value: &str) -> Permission {
 }
 
 /// Conditions about the request itself.
-fn request_condition(name: &str, argument: &str, values: &[String], not_values: &[String]) -> Result<Vec<Principal>, String> {
+fn request_condition(
+    name: &str,
+    argument: &str,
+    values: &[String],
+    not_values: &[String],
+) -> Result<Vec<Principal>, String> {
     let mut principals = Vec::new();
     let claim = |path: &[&str], value: &str| {
-        let full: Vec<&str> = std::iter::once(authn::PAYLOAD).chain(path.iter().copied()).collect();
+        let full: Vec<&str> = std::iter::once(authn::PAYLOAD)
+            .chain(path.iter().copied())
+            .collect();
         // A claim is text, or a list of which any member will do.
         let as_text = metadata_principal(metadata(authn::NAME, &full, text(value)));
         let as_list = metadata_principal(metadata_list(authn::NAME, &full, text(value)));
@@ -260,16 +349,26 @@ fn request_condition(name: &str, argument: &str, values: &[String], not_values: 
     };
     match name {
         "request.headers" => principals_of(&mut principals, values, not_values, |value| {
-            Ok(principal(Identifier::Header(header(argument, value, false))))
+            Ok(principal(Identifier::Header(header(
+                argument, value, false,
+            ))))
         })?,
         "request.auth.principal" => {
-            principals_of(&mut principals, values, not_values, |value| Ok(request_principal(value)))?;
+            principals_of(&mut principals, values, not_values, |value| {
+                Ok(request_principal(value))
+            })?;
         }
-        "request.auth.audiences" => principals_of(&mut principals, values, not_values, |value| Ok(claim(&["aud"], value)))?,
-        "request.auth.presenter" => principals_of(&mut principals, values, not_values, |value| Ok(claim(&["azp"], value)))?,
+        "request.auth.audiences" => principals_of(&mut principals, values, not_values, |value| {
+            Ok(claim(&["aud"], value))
+        })?,
+        "request.auth.presenter" => principals_of(&mut principals, values, not_values, |value| {
+            Ok(claim(&["azp"], value))
+        })?,
         "request.auth.claims" => {
             let path: Vec<&str> = argument.split("][").collect();
-            principals_of(&mut principals, values, not_values, |value| Ok(claim(&path, value)))?;
+            principals_of(&mut principals, values, not_values, |value| {
+                Ok(claim(&path, value))
+            })?;
         }
         other => return Err(format!("unknown condition {other:?}")),
     }
