@@ -1,6 +1,6 @@
 //! Sources: where objects come from. Each is a task that sends [`Event`](crate::event::Event)s to the processor.
 //!
-//! [`file`]: a folder of YAML files. [`mesh_file`]: the mesh's own settings.
+//! [`mod@file`]: a folder of YAML files. [`mesh_file`]: the mesh's own settings.
 
 pub mod file;
 pub mod mesh_file;
