@@ -30,6 +30,7 @@ mod invalid;
 mod listener;
 mod listener_filter;
 mod matcher;
+mod mixer_client;
 mod network;
 mod rbac;
 mod router;

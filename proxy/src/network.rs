@@ -6,6 +6,7 @@
 mod direct_response;
 mod echo;
 mod http_connection_manager;
+mod mixer;
 mod rbac;
 mod sni_cluster;
 mod tcp_proxy;
@@ -87,6 +88,7 @@ pub(crate) const FACTORIES: &[(&str, &str, Factory)] = &[
     ("envoy.filters.network.tcp_proxy", "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", tcp_proxy::build),
     ("envoy.filters.network.rbac", "envoy.extensions.filters.network.rbac.v3.RBAC", rbac::build),
     ("envoy.filters.network.sni_cluster", "envoy.extensions.filters.network.sni_cluster.v3.SniCluster", sni_cluster::build),
+    ("mixer", "istio.mixer.v1.config.client.TcpClientConfig", mixer::build),
     ("envoy.filters.network.direct_response", "envoy.extensions.filters.network.direct_response.v3.Config", direct_response::build),
     ("envoy.filters.network.echo", "envoy.extensions.filters.network.echo.v3.Echo", echo::build),
 ];

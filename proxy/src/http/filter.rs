@@ -8,6 +8,7 @@ pub(crate) mod fault;
 pub(crate) mod grpc_stats;
 pub(crate) mod grpc_web;
 pub(crate) mod health_check;
+pub(crate) mod mixer;
 mod per_route;
 pub(crate) mod rbac;
 pub(crate) mod router;
@@ -134,6 +135,7 @@ pub(crate) const FILTERS: &[FilterKind] = &[
     health_check::KIND,
     grpc_stats::KIND,
     grpc_web::KIND,
+    mixer::KIND,
 ];
 
 /// The filters of a connection manager; the router stands apart.
