@@ -62,21 +62,25 @@ fn push_context(mesh: &Mesh, updates: Vec<Update>) -> PushContext {
     for update in updates {
         match update {
             Update::VirtualServices(change) => {
-                drop(store::apply(&mut configs.virtual_services, change))
+                drop(store::apply(&mut configs.virtual_services, change));
             }
             Update::DestinationRules(change) => {
-                drop(store::apply(&mut configs.destination_rules, change))
+                drop(store::apply(&mut configs.destination_rules, change));
             }
-            Update::Gateways(change) => drop(store::apply(&mut configs.gateways, change)),
-            Update::Sidecars(change) => drop(store::apply(&mut configs.sidecars, change)),
+            Update::Gateways(change) => {
+                drop(store::apply(&mut configs.gateways, change));
+            }
+            Update::Sidecars(change) => {
+                drop(store::apply(&mut configs.sidecars, change));
+            }
             Update::PeerAuthentications(change) => {
-                drop(store::apply(&mut configs.peer_authentications, change))
+                drop(store::apply(&mut configs.peer_authentications, change));
             }
             Update::RequestAuthentications(change) => {
-                drop(store::apply(&mut configs.request_authentications, change))
+                drop(store::apply(&mut configs.request_authentications, change));
             }
             Update::AuthorizationPolicies(change) => {
-                drop(store::apply(&mut configs.authorization_policies, change))
+                drop(store::apply(&mut configs.authorization_policies, change));
             }
             Update::ServiceEntries(change) => {
                 for entry in change.set {
