@@ -1,5 +1,6 @@
 //! The connection manager's configuration, checked: everything that does not change from request to request.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,6 +127,8 @@ pub(crate) struct ClientDetection {
     pub(crate) internal: Vec<Cidr>,
     /// Send `x-forwarded-port`.
     pub(crate) appends_port: bool,
+    /// This machine's own address.
+    pub(crate) local_address: Option<IpAddr>,
 }
 
 /// How paths and hosts are cleaned.
@@ -288,8 +291,17 @@ impl ClientDetection {
             skips_append: config.skip_xff_append,
             internal: internal.unwrap_or_default(),
             appends_port: config.append_x_forwarded_port,
+            local_address: local_address(),
         })
     }
+}
+
+/// The first IPv4 address of this machine that is not the loopback.
+fn local_address() -> Option<IpAddr> {
+    let interfaces = nix::ifaddrs::getifaddrs().ok()?;
+    interfaces
+        .filter_map(|interface| Some(IpAddr::V4(interface.address?.as_sockaddr_in()?.ip())))
+        .find(|address| !address.is_loopback())
 }
 
 fn refuse_unsupported(config: &wire::HttpConnectionManager) -> Result<(), Invalid> {

@@ -30,7 +30,8 @@ pub(crate) fn validate(
     };
     if version < Version::HTTP_11 {
         if !manager.accepts_http_10 {
-            return refuse(StatusCode::UPGRADE_REQUIRED, "", "low_version");
+            let reply = LocalReply::new(StatusCode::UPGRADE_REQUIRED, "Upgrade Required", "low_version").closing();
+            return Err(Box::new(reply.flag(ResponseFlag::DownstreamProtocolError)));
         }
         if headers.authority.is_empty() && let Some(host) = &manager.default_host {
             headers.authority = host.clone();
@@ -52,7 +53,7 @@ pub(crate) fn validate(
     }
     if headers.method != Method::CONNECT && !headers.path.as_str().starts_with('/') {
         manager.stats.downstream_rq_non_relative_path.inc();
-        return refuse(StatusCode::NOT_FOUND, "", "absolute_path_rejected");
+        return Err(Box::new(LocalReply::new(StatusCode::NOT_FOUND, "", "absolute_path_rejected")));
     }
     Ok(())
 }
@@ -122,7 +123,9 @@ pub(crate) fn mutate_request(
             .flatten()
             .map(|(address, _)| SocketAddr::new(address, 0));
         if !client.skips_append {
-            append_forwarded_for(&mut headers.map, peer.ip());
+            // A client on this machine is named by the machine's address.
+            let ip = if peer.ip().is_loopback() { client.local_address.unwrap_or(peer.ip()) } else { peer.ip() };
+            append_forwarded_for(&mut headers.map, ip);
         }
         if client.trusted_hops == 0 || !headers.map.contains_key(&names::X_FORWARDED_PROTO) {
             set_forwarded_proto(&mut headers.map, is_tls);
@@ -205,9 +208,6 @@ pub(crate) fn mutate_response(
     }
     info.response_code = Some(response.status.as_u16());
 }
-
-/// The flag that a reply of a client which never finished its request gets.
-pub(crate) const IDLE_FLAG: ResponseFlag = ResponseFlag::StreamIdleTimeout;
 
 fn remove_hop_by_hop(headers: &mut RequestHeaders) {
     let map = &mut headers.map;

@@ -159,6 +159,8 @@ impl HeaderSource for RequestHeaders {
     fn field(&self, name: &FieldName) -> Option<Cow<'_, [u8]>> {
         match name {
             FieldName::Method => Some(Cow::Borrowed(self.method.as_str().as_bytes())),
+            // A CONNECT has no path.
+            FieldName::Path if self.method == Method::CONNECT && self.upgrade.is_none() => None,
             FieldName::Path => Some(Cow::Borrowed(self.path.as_str().as_bytes())),
             FieldName::Scheme => Some(Cow::Borrowed(self.scheme.as_str().as_bytes())),
             FieldName::Authority if self.authority.is_empty() => None,

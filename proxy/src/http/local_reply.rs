@@ -101,20 +101,23 @@ impl LocalReply {
         self
     }
 
-    /// Makes the response's head and body for a request.
+    /// The response's head without what follows from the body.
+    pub(crate) fn head(&self) -> ResponseHeaders {
+        let mut map = HeaderMap::with_capacity(4 + self.headers.len());
+        for (name, value) in &self.headers {
+            map.insert(name.clone(), value.clone());
+        }
+        ResponseHeaders { status: self.status, map }
+    }
+
+    /// Completes the response's head for a request, and makes its body.
     pub(crate) fn build(
-        mut self,
+        self,
+        mut head: ResponseHeaders,
         context: &FormatContext<'_>,
         request: Option<&RequestHeaders>,
         config: &LocalReplyConfig,
     ) -> (ResponseHeaders, Bytes) {
-        let mut head = ResponseHeaders {
-            status: self.status,
-            map: HeaderMap::with_capacity(4 + self.headers.len()),
-        };
-        for (name, value) in self.headers.drain(..) {
-            head.map.insert(name, value);
-        }
         let (body, content_type) = config.rewrite(context, self.body, &mut head);
         if request.is_some_and(|request| is_grpc(&request.map)) {
             return (grpc_reply(self.grpc_status, &body, head), Bytes::new());

@@ -145,7 +145,11 @@ impl Stream {
             return true;
         };
         match RouteTable::select(&table, headers, &self.info) {
-            Selection::Route(route) => self.info.route = Some(route),
+            Selection::Route(route) => {
+                let cluster = route.cluster().filter(|name| self.worker().clusters.get(name).is_some());
+                self.info.upstream.cluster = cluster.cloned();
+                self.info.route = Some(route);
+            }
             Selection::None => {}
             Selection::NeedsTls => return false,
         }
@@ -410,7 +414,6 @@ fn answer_locally(state: &mut StreamState) -> Option<Box<LocalReply>> {
         }
         RouteKind::Direct(direct) => {
             stats.rq_direct_response.inc();
-            stream.info.response_code = Some(direct.status.as_u16());
             let (body, content_type) = direct.body(&FormatContext {
                 info: &stream.info,
                 request: Some(request),
@@ -442,9 +445,16 @@ fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> Response<ResponseBody
         if let Some(flag) = reply.flag {
             stream.info.flags.set(flag);
         }
+        let is_http2 = stream.info.protocol == Some(Version::HTTP_2);
+        // What is left of the request would be taken for the next one.
+        let closes = !is_http2 && (reply.closes || stream.info.request_end.is_none());
+        // QUIRK: the route's formats do not know the status yet.
+        let route = stream.info.route.clone().filter(|_| reply.is_of_route);
+        let mut head = reply.head();
+        if let Some(route) = route {
+            route.finalize_response(&mut head, Some(request), &stream.info);
+        }
         stream.info.response_code = Some(reply.status.as_u16());
-        let closes = reply.closes && stream.info.protocol != Some(Version::HTTP_2);
-        let is_of_route = reply.is_of_route;
         let connection = stream.connection.clone();
         let context = FormatContext {
             info: &stream.info,
@@ -453,10 +463,7 @@ fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> Response<ResponseBody
             trailers: None,
             local_reply_body: "",
         };
-        let (mut head, body) = reply.build(&context, Some(request), &connection.manager.local_reply);
-        if is_of_route && let Some(route) = stream.info.route.clone() {
-            route.finalize_response(&mut head, Some(request), &stream.info);
-        }
+        let (head, body) = reply.build(head, &context, Some(request), &connection.manager.local_reply);
         (finish_head(state, head, closes), body)
     });
     let body = ResponseBody::full(cell.clone(), body);
@@ -478,7 +485,8 @@ fn finish_head(state: &mut StreamState, mut head: ResponseHeaders, closes: bool)
     }
     let connection = stream.connection.clone();
     conn_manager::mutate_response(&connection.manager, &mut head, Some(request), &mut stream.info);
-    if closes {
+    let is_old = stream.info.protocol == Some(Version::HTTP_10);
+    if closes || is_old {
         head.map.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     state.response = Some(head.clone());

@@ -58,7 +58,7 @@ pub(crate) fn check(
     }
     if kind == "CONNECT" && stream.route().is_none() {
         return Err(Box::new(
-            LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found").flag(ResponseFlag::NoRouteFound),
+            LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found").flag(ResponseFlag::NoRouteFound).closing(),
         ));
     }
     manager.stats.downstream_rq_ws_on_non_ws_route.inc();

@@ -316,9 +316,13 @@ impl ForwardAction {
     }
 
     fn note_forwarded_host(&self, headers: &mut RequestHeaders, before: HeaderValue) {
-        if self.append_x_forwarded_host && !before.is_empty() {
-            headers.map.append(names::X_FORWARDED_HOST.clone(), before);
+        if before.is_empty() || before == headers.authority {
+            return;
         }
+        if self.append_x_forwarded_host {
+            headers.map.append(names::X_FORWARDED_HOST.clone(), before.clone());
+        }
+        headers.map.insert(names::X_ENVOY_ORIGINAL_HOST.clone(), before);
     }
 
     pub(super) fn rewrite_path(&self, route: &RouteMatch, headers: &mut RequestHeaders, keep_original: bool) {

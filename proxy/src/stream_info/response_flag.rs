@@ -62,7 +62,7 @@ pub(crate) enum ResponseFlag {
 
 use ResponseFlag as F;
 
-/// Flag, short name, long name; in Envoy's order, which is the order of the log.
+/// Flag, short name, long name; the index is the flag's number.
 const FLAGS: &[(ResponseFlag, &str, &str)] = &[
     (F::FailedLocalHealthCheck, "LH", "FailedLocalHealthCheck"),
     (F::NoHealthyUpstream, "UH", "NoHealthyUpstream"),
@@ -93,9 +93,16 @@ const FLAGS: &[(ResponseFlag, &str, &str)] = &[
     (F::DownstreamRemoteReset, "DR", "DownstreamRemoteReset"),
 ];
 
-/// A set of flags.
+/// How many flags are remembered in their order; a stream has one or two.
+const REMEMBERED: usize = 6;
+
+/// A set of flags, in the order in which they were set, which is the order of the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct ResponseFlags(u32);
+pub(crate) struct ResponseFlags {
+    bits: u32,
+    order: [u8; REMEMBERED],
+    count: u8,
+}
 
 impl ResponseFlag {
     /// The flag of a short name.
@@ -110,28 +117,36 @@ impl ResponseFlag {
 impl ResponseFlags {
     /// Adds a flag.
     pub(crate) fn set(&mut self, flag: ResponseFlag) {
-        self.0 |= 1 << flag as u8;
+        if self.contains(flag) {
+            return;
+        }
+        self.bits |= 1 << flag as u8;
+        if let Some(place) = self.order.get_mut(usize::from(self.count)) {
+            *place = flag as u8;
+            self.count += 1;
+        }
     }
 
     /// True when the flag is set.
     pub(crate) fn contains(self, flag: ResponseFlag) -> bool {
-        self.0 & (1 << flag as u8) != 0
+        self.bits & (1 << flag as u8) != 0
     }
 
     /// True without any flag.
     pub(crate) fn is_empty(self) -> bool {
-        self.0 == 0
+        self.bits == 0
     }
 
     /// Appends the names, joined by commas.
     pub(crate) fn write(self, long: bool, out: &mut String) {
         let mut separator = "";
-        for (flag, short_name, long_name) in FLAGS {
-            if self.contains(*flag) {
-                out.push_str(separator);
-                out.push_str(if long { long_name } else { short_name });
-                separator = ",";
-            }
+        for index in &self.order[..usize::from(self.count)] {
+            let Some((_, short_name, long_name)) = FLAGS.get(usize::from(*index)) else {
+                continue;
+            };
+            out.push_str(separator);
+            out.push_str(if long { long_name } else { short_name });
+            separator = ",";
         }
     }
 }
@@ -147,7 +162,7 @@ mod tests {
         flags.set(ResponseFlag::UpstreamConnectionFailure);
         let mut out = String::new();
         flags.write(false, &mut out);
-        assert_eq!(out, "UF,URX");
+        assert_eq!(out, "URX,UF");
         assert_eq!(ResponseFlag::parse("UAEX"), Some(ResponseFlag::UnauthorizedExternalService));
         assert!(FLAGS.iter().enumerate().all(|(index, (flag, ..))| *flag as usize == index));
     }

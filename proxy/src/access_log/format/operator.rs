@@ -154,7 +154,11 @@ impl Operator {
             Operator::UpstreamHostName => {
                 put(info.upstream.host_name.as_deref().or(info.upstream.host.as_deref()), out)
             }
-            Operator::UpstreamTransportFailure => put(info.upstream.transport_failure.as_deref(), out),
+            Operator::UpstreamTransportFailure => {
+                // Spaces would break the log's fields.
+                let reason = info.upstream.transport_failure.as_deref();
+                reason.is_some_and(|reason| put(Some(&reason.replace(' ', "_")), out))
+            }
             Operator::RequestedServerName => put(info.connection.server_name.as_deref(), out),
             Operator::RouteName => put(
                 info.route.as_ref().map(|route| route.route().name.as_ref()).filter(|name| !name.is_empty()),

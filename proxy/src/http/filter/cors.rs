@@ -165,7 +165,9 @@ impl HttpFilter for Cors {
                 .map
                 .get("access-control-request-private-network")
                 .is_some_and(|value| value.as_bytes() == b"true");
-            return FilterStatus::reply(policy.preflight(origin, asks));
+            let reply = policy.preflight(origin.clone(), asks);
+            self.granted = Some((policy, origin));
+            return FilterStatus::reply(reply);
         }
         self.granted = Some((policy, origin));
         FilterStatus::Continue

@@ -47,7 +47,7 @@ fn use_remote_address_makes_an_edge_proxy() {
         let response = proxy.get("/", spoofed).await;
         assert!(response.contains("via: bireme\r\n"), "{response}");
         let request = upstream.request().await;
-        assert!(request.contains("x-forwarded-for: 1.2.3.4,127.0.0.1\r\n"), "{request}");
+        assert!(request.contains("x-forwarded-for: 1.2.3.4,"), "{request}");
         assert!(request.contains("x-forwarded-proto: http\r\n"), "{request}");
         assert!(request.contains("via: bireme\r\n"), "{request}");
         for text in ["x-request-id: mine", "x-envoy-internal", "x-envoy-max-retries", "x-forwarded-client-cert"] {
@@ -70,7 +70,7 @@ fn bodies_stream_both_ways() {
         let request = upstream.request().await;
         assert!(request.contains("transfer-encoding: chunked\r\n"), "{request}");
         assert!(request.ends_with("\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), "{request}");
-        assert!(!request.contains("expect"), "{request}");
+        assert!(!request.contains("\r\nexpect:"), "{request}");
 
         let response = proxy.send("POST /p HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello").await;
         assert!(response.contains("transfer-encoding: chunked\r\n"), "{response}");

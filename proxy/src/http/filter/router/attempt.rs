@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
 use hyper::upgrade::OnUpgrade;
 
 use crate::http::body::{Body, RequestSource};
-use crate::http::headers::{RequestHeaders, ResponseHeaders, is_grpc};
+use crate::http::headers::{RequestHeaders, ResponseHeaders, is_grpc, names};
 use crate::http::stream::{StreamCell, StreamState};
 use crate::router::virtual_host::strip_port;
 use crate::upstream::{Cluster, Host, HttpConnection, LoadBalancerContext, Outcome, PoolRequest, UpstreamBody};
@@ -150,8 +150,14 @@ fn build(plan: &Plan, state: &mut StreamState, host: &Host, protocol: Version) -
         }
         None => &state.request,
     };
+    let left = plan.time_left(&state.stream.info);
     let counts = plan.route.virtual_host().counts_attempts;
-    build_request(headers, protocol, counts.then_some(attempts)).ok_or_else(|| FailureKind::BadRequest.into())
+    let request = build_request(headers, protocol, counts.then_some(attempts));
+    let mut request = request.ok_or(FailureKind::BadRequest)?;
+    if attempts > 1 && let Some(left) = left {
+        request.headers_mut().insert(names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS.clone(), left);
+    }
+    Ok(request)
 }
 
 /// A request without its body; `None` when it cannot be written in `protocol`.

@@ -148,12 +148,10 @@ impl Failure {
             FailureKind::Protocol => ("protocol error", ResponseFlag::UpstreamProtocolError, StatusCode::BAD_GATEWAY),
         };
         let retried = if is_retried { "retried and the latest " } else { "" };
-        let mut body =
+        let body =
             format!("upstream connect error or disconnect/reset before headers. {retried}reset reason: {reason}");
         let mut details = format!("upstream_reset_before_response_started{{{reason}");
         if let Some(transport) = &self.transport {
-            body.push_str(", transport failure reason: ");
-            body.push_str(transport);
             details.push('|');
             details.push_str(transport);
         }

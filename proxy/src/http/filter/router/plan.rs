@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, StatusCode};
 
-use crate::http::headers::{RequestHeaders, names};
+use crate::http::headers::{RequestHeaders, names, number};
 use crate::http::local_reply::LocalReply;
 use crate::http::stream::{StreamCell, StreamState};
 use crate::router::{ForwardAction, HashPolicy, HashedCookie, RetryState, RouteKind, SelectedRoute, Timeouts};
-use crate::stream_info::ResponseFlag;
+use crate::stream_info::{ResponseFlag, StreamInfo};
 use crate::upstream::{Cluster, Host, Outcome, Priority, RetryGuard};
 
 use super::failure::Failure;
@@ -58,9 +58,7 @@ impl Plan {
         let RouteKind::Forward(action) = &route.route().kind else {
             return Err(not_found(StatusCode::NOT_FOUND, "route_not_found"));
         };
-        let name = route.cluster().cloned();
-        stream.info.upstream.cluster.clone_from(&name);
-        let cluster = name.as_deref().and_then(|name| connection.worker.clusters.get(name));
+        let cluster = route.cluster().and_then(|name| connection.worker.clusters.get(name));
         let Some(cluster) = cluster else {
             return Err(not_found(action.not_found, "cluster_not_found"));
         };
@@ -100,6 +98,15 @@ impl Plan {
             RouteKind::Forward(action) => Some(action),
             RouteKind::Redirect(_) | RouteKind::Direct(_) => None,
         }
+    }
+
+    /// What is left of the global timeout for another attempt, as the upstream is told.
+    pub(super) fn time_left(&self, info: &StreamInfo) -> Option<HeaderValue> {
+        if self.suppresses_headers || self.timeouts.per_try.is_some() {
+            return None;
+        }
+        let left = self.timeouts.global?.saturating_sub(info.request_end?.elapsed());
+        Some(number(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)))
     }
 
     /// Counts a response, ours or the upstream's.

@@ -75,9 +75,9 @@ impl UpstreamEnd {
             let time = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
             self.cluster.stats.upstream_rq_time.record(time);
             if self.is_internal {
-                self.cluster.stats.internal_upstream_rq_time.record(time);
+                self.cluster.internal_response_codes.time.record(time);
             } else {
-                self.cluster.stats.external_upstream_rq_time.record(time);
+                self.cluster.external_response_codes.time.record(time);
             }
         }
     }
