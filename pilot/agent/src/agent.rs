@@ -43,7 +43,7 @@ pub struct Agent {
 
 /// How the proxy is run.
 enum Runner {
-    InProcess(Box<proxy::Options>, Process),
+    InProcess(Box<proxy::Options>),
     Program(Program),
 }
 
@@ -89,7 +89,8 @@ impl Agent {
         tokio::select! {
             ended = &mut proxy => {
                 ended.context("run the proxy")??;
-                anyhow::ensure!(process.drain.is_draining(), "the proxy has ended by itself");
+                // Somebody asked it to, on its admin port.
+                tracing::info!("the proxy has quit");
                 return Ok(());
             }
             () = process.drain.signaled() => {}
@@ -197,7 +198,7 @@ impl Agent {
                 }
             };
             let options = in_process::options(source, &self.settings, process);
-            return Ok(Runner::InProcess(Box::new(options), process.clone()));
+            return Ok(Runner::InProcess(Box::new(options)));
         };
         let file = match custom {
             Some(custom) => custom.clone(),
@@ -219,7 +220,7 @@ impl Agent {
 impl Runner {
     async fn run(self, drain: Drain) -> anyhow::Result<()> {
         match self {
-            Self::InProcess(options, process) => in_process::run(*options, drain, process).await,
+            Self::InProcess(options) => in_process::run(*options, drain).await,
             Self::Program(program) => program.run(&drain).await,
         }
     }

@@ -35,7 +35,7 @@ pub(crate) fn options(source: Source, settings: &Settings, process: &Process) ->
     }
 }
 
-/// Runs the proxy until the drain, or until it fails. Its `/quitquitquit` ends the agent too.
-pub(crate) async fn run(options: Options, drain: Drain, process: Process) -> anyhow::Result<()> {
-    proxy::run(options, drain, process.trigger).await
+/// Runs the proxy until the drain, until it is told to quit on its admin port, or until it fails.
+pub(crate) async fn run(options: Options, drain: Drain) -> anyhow::Result<()> {
+    proxy::run(options, drain).await
 }
