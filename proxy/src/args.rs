@@ -5,7 +5,11 @@ use std::{path::PathBuf, time::Duration};
 
 /// `bireme-proxy`: an Envoy-shaped data plane.
 #[derive(Debug, clap::Parser)]
-#[command(name = "bireme-proxy", version, about = "The data plane: serves what an Envoy v3 bootstrap and xDS configure.")]
+#[command(
+    name = "bireme-proxy",
+    version,
+    about = "The data plane: serves what an Envoy v3 bootstrap and xDS configure."
+)]
 pub struct Args {
     /// Bootstrap file, YAML or JSON.
     #[arg(short = 'c', long = "config-path", value_name = "FILE")]
@@ -26,10 +30,19 @@ pub struct Args {
     #[arg(long = "service-zone", value_name = "ZONE")]
     pub service_zone: Option<String>,
     /// Log level: trace, debug, info, warning, error, critical, off.
-    #[arg(short = 'l', long = "log-level", value_name = "LEVEL", default_value = "info")]
+    #[arg(
+        short = 'l',
+        long = "log-level",
+        value_name = "LEVEL",
+        default_value = "info"
+    )]
     pub log_level: String,
     /// Levels by component: `pool:debug,ads:trace`.
-    #[arg(long = "component-log-level", value_name = "LEVELS", default_value = "")]
+    #[arg(
+        long = "component-log-level",
+        value_name = "LEVELS",
+        default_value = ""
+    )]
     pub component_log_level: String,
     /// Seconds that connections of a listener or chain that goes may last.
     #[arg(long = "drain-time-s", value_name = "SECONDS", default_value_t = 600)]
@@ -129,7 +142,9 @@ impl Args {
             (Some(file), Some(text)) => BootstrapSource::Merged(file, text),
             (Some(file), None) => BootstrapSource::File(file),
             (None, Some(text)) => BootstrapSource::Text(text),
-            (None, None) => return Err("a bootstrap is needed: -c FILE or --config-yaml YAML".into()),
+            (None, None) => {
+                return Err("a bootstrap is needed: -c FILE or --config-yaml YAML".into());
+            }
         };
         Ok(Options {
             concurrency: self.concurrency,
@@ -157,6 +172,9 @@ impl Args {
             let (scope, of) = part.split_once(':')?;
             Some(format!("{scope}:{}", level(of)))
         }));
-        LogArgs { output_level: levels.join(","), ..LogArgs::default() }
+        LogArgs {
+            output_level: levels.join(","),
+            ..LogArgs::default()
+        }
     }
 }

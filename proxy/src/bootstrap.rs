@@ -56,12 +56,17 @@ impl Bootstrap {
         let (text, place) = match &options.bootstrap {
             BootstrapSource::File(file) => (read(file)?, file.display().to_string()),
             BootstrapSource::Text(text) => (text.clone(), "--config-yaml".to_owned()),
-            BootstrapSource::Message(wire) => return Self::new((**wire).clone(), options).context("check the bootstrap"),
+            BootstrapSource::Message(wire) => {
+                return Self::new((**wire).clone(), options).context("check the bootstrap");
+            }
             BootstrapSource::Merged(file, over) => {
-                let mut base = value(&read(file)?).with_context(|| format!("read {}", file.display()))?;
+                let mut base =
+                    value(&read(file)?).with_context(|| format!("read {}", file.display()))?;
                 merge(&mut base, value(over).context("read --config-yaml")?);
-                let wire = proto::json::from_value(&base).with_context(|| format!("read {} with --config-yaml", file.display()))?;
-                return Self::new(wire, options).with_context(|| format!("check {}", file.display()));
+                let wire = proto::json::from_value(&base)
+                    .with_context(|| format!("read {} with --config-yaml", file.display()))?;
+                return Self::new(wire, options)
+                    .with_context(|| format!("check {}", file.display()));
             }
         };
         let wire: Wire = proto::yaml::from_str(&text).with_context(|| format!("read {place}"))?;
@@ -77,35 +82,56 @@ impl Bootstrap {
             Some(address) => Some(match AnyAddress::try_from(address).at("admin.address")? {
                 AnyAddress::Socket(address) => AdminAddress::Socket(address),
                 AnyAddress::Pipe(path) => AdminAddress::Pipe(path),
-                AnyAddress::Name(name, _) => return Err(Invalid::new(format!("malformed IP address: {name}")).at("admin.address")),
+                AnyAddress::Name(name, _) => {
+                    return Err(
+                        Invalid::new(format!("malformed IP address: {name}")).at("admin.address")
+                    );
+                }
             }),
         };
         let dynamic = dynamic(&wire).at("dynamic_resources")?;
         if node.id.is_empty() && dynamic.ads.is_some() {
             return Err(Invalid::new("xDS needs it; set node.id and node.cluster, or --service-node and --service-cluster").at("node.id"));
         }
-        Ok(Self { wire, node, admin, dynamic })
+        Ok(Self {
+            wire,
+            node,
+            admin,
+            dynamic,
+        })
     }
 
     /// Puts the static resources in force.
     pub(crate) fn apply_static(&self, store: &Arc<ConfigStore>) -> Result<(), Invalid> {
-        let Some(resources) = &self.wire.static_resources else { return Ok(()) };
+        let Some(resources) = &self.wire.static_resources else {
+            return Ok(());
+        };
         for (index, secret) in resources.secrets.iter().enumerate() {
-            let checked = Secret::new(secret).at(format_args!("static_resources.secrets[{index}]"))?;
+            let checked =
+                Secret::new(secret).at(format_args!("static_resources.secrets[{index}]"))?;
             store.secrets.add_static(&secret.name, checked);
         }
         for (index, cluster) in resources.clusters.iter().enumerate() {
-            store.add_static_cluster(cluster.clone()).at(format_args!("static_resources.clusters[{index}]"))?;
+            store
+                .add_static_cluster(cluster.clone())
+                .at(format_args!("static_resources.clusters[{index}]"))?;
         }
         Ok(())
     }
 
     /// Builds the static listeners; they serve when they are warm.
     pub(crate) fn apply_listeners(&self, store: &Arc<ConfigStore>) -> anyhow::Result<()> {
-        let Some(resources) = &self.wire.static_resources else { return Ok(()) };
+        let Some(resources) = &self.wire.static_resources else {
+            return Ok(());
+        };
         for (index, listener) in resources.listeners.iter().enumerate() {
             let outcome = store.add_static_listener(listener.clone());
-            outcome.map_err(|error| anyhow::anyhow!("static_resources.listeners[{index}] ({}): {error}", listener.name))?;
+            outcome.map_err(|error| {
+                anyhow::anyhow!(
+                    "static_resources.listeners[{index}] ({}): {error}",
+                    listener.name
+                )
+            })?;
         }
         Ok(())
     }
@@ -142,12 +168,27 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
         (!wire.header_prefix.is_empty(), "header_prefix"),
         (wire.use_tcp_for_dns_lookups, "use_tcp_for_dns_lookups"),
         (!wire.config_sources.is_empty(), "config_sources"),
-        (wire.default_config_source.is_some(), "default_config_source"),
-        (!wire.certificate_provider_instances.is_empty(), "certificate_provider_instances"),
+        (
+            wire.default_config_source.is_some(),
+            "default_config_source",
+        ),
+        (
+            !wire.certificate_provider_instances.is_empty(),
+            "certificate_provider_instances",
+        ),
         (!wire.inline_headers.is_empty(), "inline_headers"),
-        (wire.xds_delegate_extension.is_some(), "xds_delegate_extension"),
-        (wire.xds_config_tracker_extension.is_some(), "xds_config_tracker_extension"),
-        (!wire.bootstrap_extensions.is_empty(), "bootstrap_extensions"),
+        (
+            wire.xds_delegate_extension.is_some(),
+            "xds_delegate_extension",
+        ),
+        (
+            wire.xds_config_tracker_extension.is_some(),
+            "xds_config_tracker_extension",
+        ),
+        (
+            !wire.bootstrap_extensions.is_empty(),
+            "bootstrap_extensions",
+        ),
         (wire.listener_manager.is_some(), "listener_manager"),
     ] {
         if is_set {
@@ -158,24 +199,35 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
 }
 
 fn dynamic(wire: &Wire) -> Result<Dynamic, Invalid> {
-    let Some(dynamic) = &wire.dynamic_resources else { return Ok(Dynamic::default()) };
+    let Some(dynamic) = &wire.dynamic_resources else {
+        return Ok(Dynamic::default());
+    };
     let is_ads = |source: Option<&ConfigSource>, field: &str| match source {
         None => Ok(false),
         Some(source) if crate::xds::is_ads(source) => Ok(true),
         Some(source) => {
             let kind = match &source.config_source_specifier {
                 Some(ConfigSourceSpecifier::ApiConfigSource(_)) => "api_config_source",
-                Some(ConfigSourceSpecifier::PathConfigSource(_) | ConfigSourceSpecifier::Path(_)) => "path_config_source",
+                Some(
+                    ConfigSourceSpecifier::PathConfigSource(_) | ConfigSourceSpecifier::Path(_),
+                ) => "path_config_source",
                 _ => "this source",
             };
             Err(Invalid::new(format!("{kind} is not supported; use ads")).at(field))
         }
     };
-    let (has_cds, has_lds) = (is_ads(dynamic.cds_config.as_ref(), "cds_config")?, is_ads(dynamic.lds_config.as_ref(), "lds_config")?);
+    let (has_cds, has_lds) = (
+        is_ads(dynamic.cds_config.as_ref(), "cds_config")?,
+        is_ads(dynamic.lds_config.as_ref(), "lds_config")?,
+    );
     if let Some(ads) = &dynamic.ads_config {
         crate::xds::check_source(ads).at("ads_config")?;
     } else if has_cds || has_lds {
         return Err(Invalid::new("it is needed for ads").at("ads_config"));
     }
-    Ok(Dynamic { ads: dynamic.ads_config.clone(), has_cds, has_lds })
+    Ok(Dynamic {
+        ads: dynamic.ads_config.clone(),
+        has_cds,
+        has_lds,
+    })
 }

@@ -51,7 +51,13 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// All, in the order in which they are asked for.
-    pub(crate) const ALL: [Self; 5] = [Self::Cluster, Self::Endpoint, Self::Secret, Self::Listener, Self::Route];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Cluster,
+        Self::Endpoint,
+        Self::Secret,
+        Self::Listener,
+        Self::Route,
+    ];
 
     /// The type URL.
     pub(crate) fn type_url(self) -> &'static str {
@@ -66,6 +72,8 @@ impl Kind {
 
     /// The kind of a type URL.
     pub(crate) fn of(type_url: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.type_url() == type_url)
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.type_url() == type_url)
     }
 }

@@ -34,37 +34,58 @@ pub(crate) struct FilterChain {
 
 impl std::fmt::Debug for FilterChain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FilterChain").field("name", &self.wire.name).finish_non_exhaustive()
+        f.debug_struct("FilterChain")
+            .field("name", &self.wire.name)
+            .finish_non_exhaustive()
     }
 }
 
 impl FilterChain {
     /// Checks `wire` and builds its filters.
-    pub(crate) fn new(wire: &Wire, secrets: &SecretSlots, context: &FactoryContext<'_>) -> Result<Self, Invalid> {
+    pub(crate) fn new(
+        wire: &Wire,
+        secrets: &SecretSlots,
+        context: &FactoryContext<'_>,
+    ) -> Result<Self, Invalid> {
         if wire.use_proxy_proto == Some(true) {
-            return Err(Invalid::new("use the listener filter proxy_protocol").at("use_proxy_proto"));
+            return Err(
+                Invalid::new("use the listener filter proxy_protocol").at("use_proxy_proto")
+            );
         }
-        let filters = try_all("filters", &wire.filters, |filter| match &filter.config_type {
-            Some(ConfigType::ConfigDiscovery(_)) => Err(Invalid::unsupported("config_discovery")),
-            Some(ConfigType::TypedConfig(any)) => network::build(&filter.name, Some(any), context).at("typed_config"),
-            None => network::build(&filter.name, None, context),
+        let filters = try_all("filters", &wire.filters, |filter| {
+            match &filter.config_type {
+                Some(ConfigType::ConfigDiscovery(_)) => {
+                    Err(Invalid::unsupported("config_discovery"))
+                }
+                Some(ConfigType::TypedConfig(any)) => {
+                    network::build(&filter.name, Some(any), context).at("typed_config")
+                }
+                None => network::build(&filter.name, None, context),
+            }
         })?;
         let mut passing = Vec::new();
         let mut terminal = None;
         for (index, filter) in filters.into_iter().enumerate() {
             if terminal.is_some() {
-                return Err(Invalid::new("a terminal filter must be the last").at(format_args!("filters[{}]", index - 1)));
+                return Err(Invalid::new("a terminal filter must be the last")
+                    .at(format_args!("filters[{}]", index - 1)));
             }
             match filter {
                 Filter::Passing(filter) => passing.push(filter),
                 Filter::Terminal(filter) => terminal = Some(filter),
             }
         }
-        let terminal = terminal.ok_or_else(|| Invalid::new("the last filter must be a terminal one").at("filters"))?;
+        let terminal = terminal
+            .ok_or_else(|| Invalid::new("the last filter must be a terminal one").at("filters"))?;
         let (trigger, drain) = drain::channel();
         Ok(Self {
-            transport: DownstreamTransport::build(wire.transport_socket.as_ref(), secrets).at("transport_socket")?,
-            transport_timeout: duration_or(wire.transport_socket_connect_timeout.as_ref(), TRANSPORT_TIMEOUT, "transport_socket_connect_timeout")?,
+            transport: DownstreamTransport::build(wire.transport_socket.as_ref(), secrets)
+                .at("transport_socket")?,
+            transport_timeout: duration_or(
+                wire.transport_socket_connect_timeout.as_ref(),
+                TRANSPORT_TIMEOUT,
+                "transport_socket_connect_timeout",
+            )?,
             wire: wire.clone(),
             passing,
             terminal,

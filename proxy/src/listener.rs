@@ -11,5 +11,7 @@ mod socket;
 
 pub(crate) use accept::run_listeners;
 pub(crate) use config::{ListenerConfig, ListenerContext};
-pub(crate) use connection::{Connection, ConnectionInfo, Direction, PeerCertificate, TlsInfo, TransportProtocol};
+pub(crate) use connection::{
+    Connection, ConnectionInfo, Direction, PeerCertificate, TlsInfo, TransportProtocol,
+};
 pub(crate) use manager::{Listener, Listeners};

@@ -7,13 +7,20 @@ mod original_dst;
 mod proxy_protocol;
 mod tls_inspector;
 
-use crate::{invalid::{At as _, Invalid}, listener::ConnectionInfo};
+use crate::{
+    invalid::{At as _, Invalid},
+    listener::ConnectionInfo,
+};
 use bytes::{Bytes, BytesMut};
 use prost_types::Any;
 use proto::envoy::{
-    config::listener::v3::{ListenerFilter as Wire, ListenerFilterChainMatchPredicate as Predicate, listener_filter::ConfigType, listener_filter_chain_match_predicate::Rule},
+    config::listener::v3::{
+        ListenerFilter as Wire, ListenerFilterChainMatchPredicate as Predicate,
+        listener_filter::ConfigType, listener_filter_chain_match_predicate::Rule,
+    },
     extensions::filters::listener::{
-        http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
+        http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
+        proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
     },
 };
 use std::{io, ops::Range};
@@ -63,7 +70,10 @@ enum Look<T> {
 impl Accepted {
     /// A connection of which nothing has been read.
     pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream, ahead: BytesMut::new() }
+        Self {
+            stream,
+            ahead: BytesMut::new(),
+        }
     }
 
     /// The socket and the bytes read ahead.
@@ -89,7 +99,10 @@ impl Accepted {
 impl ListenerFilter {
     /// The filter that restores the original destination.
     pub(crate) fn original_dst() -> Self {
-        Self { kind: Kind::OriginalDst, disabled: None }
+        Self {
+            kind: Kind::OriginalDst,
+            disabled: None,
+        }
     }
 
     /// Whether it is that filter.
@@ -98,8 +111,16 @@ impl ListenerFilter {
     }
 
     /// Learns what it can about `accepted` into `info`; an error closes the connection.
-    pub(crate) async fn inspect(&self, accepted: &mut Accepted, info: &mut ConnectionInfo) -> io::Result<()> {
-        if self.disabled.as_ref().is_some_and(|disabled| disabled.matches(info)) {
+    pub(crate) async fn inspect(
+        &self,
+        accepted: &mut Accepted,
+        info: &mut ConnectionInfo,
+    ) -> io::Result<()> {
+        if self
+            .disabled
+            .as_ref()
+            .is_some_and(|disabled| disabled.matches(info))
+        {
             return Ok(());
         }
         match &self.kind {
@@ -130,16 +151,36 @@ impl TryFrom<&Predicate> for Disabled {
     type Error = Invalid;
 
     fn try_from(wire: &Predicate) -> Result<Self, Invalid> {
-        Ok(match wire.rule.as_ref().ok_or_else(|| Invalid::new("a rule is needed"))? {
-            Rule::AnyMatch(_) => Self::Any,
-            Rule::DestinationPortRange(range) => {
-                let port = |value: i32| u32::try_from(value).unwrap_or(0);
-                Self::DestinationPort(port(range.start)..port(range.end))
-            }
-            Rule::NotMatch(inner) => Self::Not(Box::new(Self::try_from(inner.as_ref()).at("not_match")?)),
-            Rule::OrMatch(set) => Self::AnyOf(set.rules.iter().map(Self::try_from).collect::<Result<_, _>>().at("or_match")?),
-            Rule::AndMatch(set) => Self::AllOf(set.rules.iter().map(Self::try_from).collect::<Result<_, _>>().at("and_match")?),
-        })
+        Ok(
+            match wire
+                .rule
+                .as_ref()
+                .ok_or_else(|| Invalid::new("a rule is needed"))?
+            {
+                Rule::AnyMatch(_) => Self::Any,
+                Rule::DestinationPortRange(range) => {
+                    let port = |value: i32| u32::try_from(value).unwrap_or(0);
+                    Self::DestinationPort(port(range.start)..port(range.end))
+                }
+                Rule::NotMatch(inner) => {
+                    Self::Not(Box::new(Self::try_from(inner.as_ref()).at("not_match")?))
+                }
+                Rule::OrMatch(set) => Self::AnyOf(
+                    set.rules
+                        .iter()
+                        .map(Self::try_from)
+                        .collect::<Result<_, _>>()
+                        .at("or_match")?,
+                ),
+                Rule::AndMatch(set) => Self::AllOf(
+                    set.rules
+                        .iter()
+                        .map(Self::try_from)
+                        .collect::<Result<_, _>>()
+                        .at("and_match")?,
+                ),
+            },
+        )
     }
 }
 
@@ -148,29 +189,59 @@ pub(crate) fn build(wire: &Wire) -> Result<ListenerFilter, Invalid> {
     let empty = Any::default();
     let any = match &wire.config_type {
         Some(ConfigType::TypedConfig(any)) => any,
-        Some(ConfigType::ConfigDiscovery(_)) => return Err(Invalid::unsupported("config_discovery")),
+        Some(ConfigType::ConfigDiscovery(_)) => {
+            return Err(Invalid::unsupported("config_discovery"));
+        }
         None => &empty,
     };
-    let disabled = wire.filter_disabled.as_ref().map(Disabled::try_from).transpose().at("filter_disabled")?;
+    let disabled = wire
+        .filter_disabled
+        .as_ref()
+        .map(Disabled::try_from)
+        .transpose()
+        .at("filter_disabled")?;
     let message = proto::type_url::message_name(&any.type_url);
-    let is = |name: &str, kind: &str| if message.is_empty() { wire.name == name } else { message == kind };
-    let kind = if is("envoy.filters.listener.original_dst", "envoy.extensions.filters.listener.original_dst.v3.OriginalDst") {
+    let is = |name: &str, kind: &str| {
+        if message.is_empty() {
+            wire.name == name
+        } else {
+            message == kind
+        }
+    };
+    let kind = if is(
+        "envoy.filters.listener.original_dst",
+        "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
+    ) {
         check::<OriginalDst>(any)?;
         Kind::OriginalDst
-    } else if is("envoy.filters.listener.tls_inspector", "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector") {
+    } else if is(
+        "envoy.filters.listener.tls_inspector",
+        "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+    ) {
         let options = check::<TlsInspector>(any)?;
-        if options.enable_ja3_fingerprinting == Some(true) || options.enable_ja4_fingerprinting == Some(true) {
+        if options.enable_ja3_fingerprinting == Some(true)
+            || options.enable_ja4_fingerprinting == Some(true)
+        {
             return Err(Invalid::unsupported("JA3 and JA4"));
         }
         Kind::TlsInspector
-    } else if is("envoy.filters.listener.http_inspector", "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector") {
+    } else if is(
+        "envoy.filters.listener.http_inspector",
+        "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",
+    ) {
         check::<HttpInspector>(any)?;
         Kind::HttpInspector
-    } else if is("envoy.filters.listener.proxy_protocol", "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol") {
+    } else if is(
+        "envoy.filters.listener.proxy_protocol",
+        "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",
+    ) {
         let options = check::<ProxyProtocol>(any)?;
         Kind::ProxyProtocol(proxy_protocol::Options::try_from(&options).at("typed_config")?)
     } else {
-        return Err(Invalid::new(format!("no listener filter for {:?} ({message:?})", wire.name)));
+        return Err(Invalid::new(format!(
+            "no listener filter for {:?} ({message:?})",
+            wire.name
+        )));
     };
     Ok(ListenerFilter { kind, disabled })
 }

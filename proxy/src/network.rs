@@ -45,7 +45,10 @@ pub(crate) enum Verdict {
 /// A filter that looks at a connection before the terminal filter has it.
 pub(crate) trait NetworkFilter: Send + Sync {
     /// Asked once, when the transport is up. It may leave metadata in `connection.info` and watchers in `connection`.
-    fn on_new_connection<'a>(&'a self, connection: &'a mut Connection) -> LocalBoxFuture<'a, Verdict>;
+    fn on_new_connection<'a>(
+        &'a self,
+        connection: &'a mut Connection,
+    ) -> LocalBoxFuture<'a, Verdict>;
 }
 
 /// A filter that serves a connection to its end.
@@ -84,29 +87,75 @@ pub(crate) type Factory = fn(&Any, &FactoryContext<'_>) -> Result<Filter, Invali
 
 /// Every network filter: Envoy's name, its message, its factory.
 pub(crate) const FACTORIES: &[(&str, &str, Factory)] = &[
-    ("envoy.filters.network.http_connection_manager", "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", http_connection_manager::build),
-    ("envoy.filters.network.tcp_proxy", "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", tcp_proxy::build),
-    ("envoy.filters.network.rbac", "envoy.extensions.filters.network.rbac.v3.RBAC", rbac::build),
-    ("envoy.filters.network.sni_cluster", "envoy.extensions.filters.network.sni_cluster.v3.SniCluster", sni_cluster::build),
-    ("mixer", "istio.mixer.v1.config.client.TcpClientConfig", mixer::build),
-    ("envoy.filters.network.direct_response", "envoy.extensions.filters.network.direct_response.v3.Config", direct_response::build),
-    ("envoy.filters.network.echo", "envoy.extensions.filters.network.echo.v3.Echo", echo::build),
+    (
+        "envoy.filters.network.http_connection_manager",
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        http_connection_manager::build,
+    ),
+    (
+        "envoy.filters.network.tcp_proxy",
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        tcp_proxy::build,
+    ),
+    (
+        "envoy.filters.network.rbac",
+        "envoy.extensions.filters.network.rbac.v3.RBAC",
+        rbac::build,
+    ),
+    (
+        "envoy.filters.network.sni_cluster",
+        "envoy.extensions.filters.network.sni_cluster.v3.SniCluster",
+        sni_cluster::build,
+    ),
+    (
+        "mixer",
+        "istio.mixer.v1.config.client.TcpClientConfig",
+        mixer::build,
+    ),
+    (
+        "envoy.filters.network.direct_response",
+        "envoy.extensions.filters.network.direct_response.v3.Config",
+        direct_response::build,
+    ),
+    (
+        "envoy.filters.network.echo",
+        "envoy.extensions.filters.network.echo.v3.Echo",
+        echo::build,
+    ),
 ];
 
 /// Builds the filter called `name` from its message; Envoy looks at the type first, then at the name.
-pub(crate) fn build(name: &str, config: Option<&Any>, context: &FactoryContext<'_>) -> Result<Filter, Invalid> {
+pub(crate) fn build(
+    name: &str,
+    config: Option<&Any>,
+    context: &FactoryContext<'_>,
+) -> Result<Filter, Invalid> {
     let empty = Any::default();
     let config = config.unwrap_or(&empty);
     let message = proto::type_url::message_name(&config.type_url);
-    let row = FACTORIES.iter().find(|(_, known, _)| *known == message)
-        .or_else(|| FACTORIES.iter().find(|(known, _, _)| config.type_url.is_empty() && *known == name));
+    let row = FACTORIES
+        .iter()
+        .find(|(_, known, _)| *known == message)
+        .or_else(|| {
+            FACTORIES
+                .iter()
+                .find(|(known, _, _)| config.type_url.is_empty() && *known == name)
+        });
     let Some((_, _, factory)) = row else {
-        return Err(Invalid::new(format!("no network filter for {name:?} ({message:?})")));
+        return Err(Invalid::new(format!(
+            "no network filter for {name:?} ({message:?})"
+        )));
     };
     factory(config, context)
 }
 
 /// Writes the line of a connection that is over.
 pub(crate) fn log_connection(logs: &AccessLogs, info: &StreamInfo) {
-    logs.log(&FormatContext { info, request: None, response: None, trailers: None, local_reply_body: "" });
+    logs.log(&FormatContext {
+        info,
+        request: None,
+        response: None,
+        trailers: None,
+        local_reply_body: "",
+    });
 }

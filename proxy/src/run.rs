@@ -13,7 +13,10 @@ use crate::{
     xds,
 };
 use anyhow::Context as _;
-use proto_component::{drain::{self, Drain, Trigger}, task, tls};
+use proto_component::{
+    drain::{self, Drain, Trigger},
+    task, tls,
+};
 use std::{rc::Rc, sync::Arc, thread::JoinHandle, time::Duration};
 use tokio_util::sync::CancellationToken;
 
@@ -29,10 +32,19 @@ const INITIAL_WAIT: Duration = Duration::from_secs(15);
 pub async fn run(options: Options, drain: Drain) -> anyhow::Result<()> {
     tls::install_provider();
     let bootstrap = Bootstrap::load(&options)?;
-    let concurrency = options.concurrency.filter(|count| *count > 0).unwrap_or_else(cores);
+    let concurrency = options
+        .concurrency
+        .filter(|count| *count > 0)
+        .unwrap_or_else(cores);
     let (quit, own) = drain::channel();
     task::spawn("drain", pass_on(drain, quit.clone()));
-    let server = ServerContext::new(ServerParts { node: bootstrap.node.clone(), drain_time: options.drain_time, drain: own, quit, concurrency });
+    let server = ServerContext::new(ServerParts {
+        node: bootstrap.node.clone(),
+        drain_time: options.drain_time,
+        drain: own,
+        quit,
+        concurrency,
+    });
     let store = ConfigStore::new(server.clone());
     bootstrap.apply_static(&store)?;
     if options.validate_only {
@@ -43,7 +55,9 @@ pub async fn run(options: Options, drain: Drain) -> anyhow::Result<()> {
     let bootstrap = Arc::new(bootstrap);
     if let Some(address) = &bootstrap.admin {
         let admin = Arc::new(Admin::new(store.clone(), bootstrap.clone(), &options));
-        admin::start(admin, address, options.admin_address_path.as_deref()).await.context("start the admin interface")?;
+        admin::start(admin, address, options.admin_address_path.as_deref())
+            .await
+            .context("start the admin interface")?;
     }
     let stop = CancellationToken::new();
     let workers = start_workers(&server, &store, &stop)?;
@@ -52,7 +66,10 @@ pub async fn run(options: Options, drain: Drain) -> anyhow::Result<()> {
     task::spawn("secrets", xds::run_secrets(store.clone()));
     bootstrap.apply_listeners(&store)?;
     let ready = xds::start(&store, &bootstrap);
-    task::spawn("initialize", initialize(server.clone(), store.clone(), ready));
+    task::spawn(
+        "initialize",
+        initialize(server.clone(), store.clone(), ready),
+    );
     shutdown::run_shutdown(server, store).await;
     stop.cancel();
     join(workers).await;
@@ -82,25 +99,38 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-fn start_workers(server: &Arc<ServerContext>, store: &Arc<ConfigStore>, stop: &CancellationToken) -> anyhow::Result<Vec<JoinHandle<()>>> {
-    (0..server.concurrency).map(|index| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("make a worker's runtime")?;
-        let (server, listeners, stop) = (server.clone(), store.listeners.clone(), stop.clone());
-        let work = move || {
-            let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime, async move {
-                let worker = Rc::new(Worker::new(index, server));
-                let sweep = worker.clone();
-                tokio::task::spawn_local(async move { sweep.pools.run_sweep().await });
-                tokio::select! {
-                    () = run_listeners(worker.clone(), listeners) => {}
-                    () = stop.cancelled() => {}
-                }
-                worker.pools.clear();
-            });
-        };
-        std::thread::Builder::new().name(format!("wrk:{index}")).stack_size(WORKER_STACK).spawn(work).context("start a worker")
-    }).collect()
+fn start_workers(
+    server: &Arc<ServerContext>,
+    store: &Arc<ConfigStore>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    (0..server.concurrency)
+        .map(|index| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("make a worker's runtime")?;
+            let (server, listeners, stop) = (server.clone(), store.listeners.clone(), stop.clone());
+            let work = move || {
+                let local = tokio::task::LocalSet::new();
+                local.block_on(&runtime, async move {
+                    let worker = Rc::new(Worker::new(index, server));
+                    let sweep = worker.clone();
+                    tokio::task::spawn_local(async move { sweep.pools.run_sweep().await });
+                    tokio::select! {
+                        () = run_listeners(worker.clone(), listeners) => {}
+                        () = stop.cancelled() => {}
+                    }
+                    worker.pools.clear();
+                });
+            };
+            std::thread::Builder::new()
+                .name(format!("wrk:{index}"))
+                .stack_size(WORKER_STACK)
+                .spawn(work)
+                .context("start a worker")
+        })
+        .collect()
 }
 
 async fn join(workers: Vec<JoinHandle<()>>) {
@@ -110,7 +140,10 @@ async fn join(workers: Vec<JoinHandle<()>>) {
             let _ = worker.join();
         }
     });
-    if tokio::time::timeout(Duration::from_secs(2), all).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(2), all)
+        .await
+        .is_err()
+    {
         tracing::warn!(target: "main", "workers did not end in time");
     }
 }

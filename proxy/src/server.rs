@@ -1,10 +1,17 @@
 //! What the whole process shares: identity, clusters, statistics, drain; made once by `run`, immutable afterwards.
 
-use crate::{stats::{Scope, Store}, upstream::ClusterManager};
+use crate::{
+    stats::{Scope, Store},
+    upstream::ClusterManager,
+};
 use parking_lot::Mutex;
 use proto::envoy::config::core::v3::Node;
 use proto_component::drain::{Drain, Trigger};
-use std::{sync::Arc, sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed}, time::{Duration, SystemTime}};
+use std::{
+    sync::Arc,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    time::{Duration, SystemTime},
+};
 use tokio::time::Instant;
 
 crate::stat_group! {
@@ -116,6 +123,10 @@ impl ServerContext {
 
     /// Where the process is in its life.
     pub(crate) fn state(&self) -> ServerState {
-        if self.drain.is_draining() { ServerState::Draining } else { *self.state.lock() }
+        if self.drain.is_draining() {
+            ServerState::Draining
+        } else {
+            *self.state.lock()
+        }
     }
 }

@@ -11,7 +11,9 @@ mod upstream;
 mod verify;
 
 pub(crate) use certificate::{CertificateDetails, details, peer_certificate};
-pub(crate) use downstream::{DownstreamStream, DownstreamTransport, HandshakeError, Meter, RawStream};
+pub(crate) use downstream::{
+    DownstreamStream, DownstreamTransport, HandshakeError, Meter, RawStream,
+};
 pub(crate) use secret::{KeyPair, Secret, SecretSlot, SecretSlots, Validation};
 pub(crate) use tls_context::{AlpnFallback, DownstreamTlsContext, TlsError, UpstreamTlsContext};
-pub(crate) use upstream::{UpstreamStream, UpstreamTransport};
+pub(crate) use upstream::{UpstreamSocket, UpstreamStream, UpstreamTransport};

@@ -31,6 +31,8 @@ pub(crate) use host::{HealthFlag, Host, HostAddress, Locality};
 pub(crate) use host_set::{HostSets, LocalityEndpoints};
 pub(crate) use load_balancer::LoadBalancerContext;
 pub(crate) use outlier::{Outcome, run_outlier_sweep};
-pub(crate) use pool::{HttpConnection, PoolError, PoolErrorKind, PoolRequest, Pools, TcpConnection, UpstreamBody};
+pub(crate) use pool::{
+    HttpConnection, PoolError, PoolErrorKind, PoolRequest, Pools, TcpConnection, UpstreamBody,
+};
 pub(crate) use protocol_options::{HttpProtocolOptions, UpstreamProtocol};
 pub(crate) use stats::{ClusterStats, ResponseCodes};

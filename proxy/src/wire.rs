@@ -2,9 +2,14 @@
 
 use crate::invalid::{At as _, Invalid};
 use proto::envoy::config::core::v3::{
-    Address, CidrRange, DataSource, SocketAddress, address::Address as AddressKind, data_source::Specifier, socket_address::PortSpecifier,
+    Address, CidrRange, DataSource, SocketAddress, address::Address as AddressKind,
+    data_source::Specifier, socket_address::PortSpecifier,
 };
-use std::{net::{IpAddr, SocketAddr}, path::{Path, PathBuf}, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// An address of a listener or an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -22,12 +27,16 @@ impl TryFrom<&Address> for AnyAddress {
 
     fn try_from(wire: &Address) -> Result<Self, Invalid> {
         match &wire.address {
-            Some(AddressKind::SocketAddress(address)) => Self::try_from(address).at("socket_address"),
+            Some(AddressKind::SocketAddress(address)) => {
+                Self::try_from(address).at("socket_address")
+            }
             Some(AddressKind::Pipe(pipe)) if pipe.path.starts_with('@') => {
                 Err(Invalid::unsupported("an abstract Unix socket").at("pipe.path"))
             }
             Some(AddressKind::Pipe(pipe)) => Ok(Self::Pipe(PathBuf::from(&pipe.path))),
-            Some(AddressKind::EnvoyInternalAddress(_)) => Err(Invalid::unsupported("envoy_internal_address")),
+            Some(AddressKind::EnvoyInternalAddress(_)) => {
+                Err(Invalid::unsupported("envoy_internal_address"))
+            }
             None => Err(Invalid::new("an address is needed")),
         }
     }
@@ -44,15 +53,16 @@ impl TryFrom<&SocketAddress> for AnyAddress {
             return Err(Invalid::unsupported("network_namespace_filepath"));
         }
         let port = match &wire.port_specifier {
-            Some(PortSpecifier::PortValue(port)) => {
-                u16::try_from(*port).map_err(|_| Invalid::new(format!("{port} is not a port")).at("port_value"))?
-            }
+            Some(PortSpecifier::PortValue(port)) => u16::try_from(*port)
+                .map_err(|_| Invalid::new(format!("{port} is not a port")).at("port_value"))?,
             Some(PortSpecifier::NamedPort(_)) => return Err(Invalid::unsupported("named_port")),
             None => 0,
         };
         match wire.address.parse::<IpAddr>() {
             Ok(ip) => Ok(Self::Socket(SocketAddr::new(ip, port))),
-            Err(_) if wire.address.is_empty() => Err(Invalid::new("an address is needed").at("address")),
+            Err(_) if wire.address.is_empty() => {
+                Err(Invalid::new("an address is needed").at("address"))
+            }
             Err(_) => Ok(Self::Name(wire.address.clone(), port)),
         }
     }
@@ -63,7 +73,9 @@ impl AnyAddress {
     pub(crate) fn socket(self) -> Result<SocketAddr, Invalid> {
         match self {
             Self::Socket(address) => Ok(address),
-            Self::Name(name, _) => Err(Invalid::new(format!("malformed IP address: {name}")).at("address")),
+            Self::Name(name, _) => {
+                Err(Invalid::new(format!("malformed IP address: {name}")).at("address"))
+            }
             Self::Pipe(_) => Err(Invalid::new("an IP address is needed, not a Unix socket")),
         }
     }
@@ -85,16 +97,22 @@ pub(crate) fn duration(wire: &prost_types::Duration) -> Result<Duration, Invalid
 }
 
 /// An optional duration, with the field's name in the error.
-pub(crate) fn duration_or(wire: Option<&prost_types::Duration>, default: Duration, field: &str) -> Result<Duration, Invalid> {
+pub(crate) fn duration_or(
+    wire: Option<&prost_types::Duration>,
+    default: Duration,
+    field: &str,
+) -> Result<Duration, Invalid> {
     wire.map_or(Ok(default), |wire| duration(wire).at(field))
 }
 
 /// A prefix; host bits are cleared as Envoy does.
 pub(crate) fn prefix(wire: &CidrRange) -> Result<ipnet::IpNet, Invalid> {
-    let ip: IpAddr = wire.address_prefix.parse()
-        .map_err(|_| Invalid::new(format!("{:?} is not an IP address", wire.address_prefix)).at("address_prefix"))?;
+    let ip: IpAddr = wire.address_prefix.parse().map_err(|_| {
+        Invalid::new(format!("{:?} is not an IP address", wire.address_prefix)).at("address_prefix")
+    })?;
     let len = u8::try_from(wire.prefix_len.unwrap_or(0)).unwrap_or(u8::MAX);
-    let net = ipnet::IpNet::new(ip, len).map_err(|_| Invalid::new(format!("{len} is too long for {ip}")).at("prefix_len"))?;
+    let net = ipnet::IpNet::new(ip, len)
+        .map_err(|_| Invalid::new(format!("{len} is too long for {ip}")).at("prefix_len"))?;
     Ok(net.trunc())
 }
 
@@ -105,7 +123,9 @@ pub(crate) fn data_source(wire: &DataSource) -> Result<Vec<u8>, Invalid> {
             .map_err(|error| Invalid::new(format!("{file}: {error}")).at("filename")),
         Some(Specifier::InlineBytes(bytes)) => Ok(bytes.clone()),
         Some(Specifier::InlineString(text)) => Ok(text.clone().into_bytes()),
-        Some(Specifier::EnvironmentVariable(_)) => Err(Invalid::unsupported("environment_variable")),
+        Some(Specifier::EnvironmentVariable(_)) => {
+            Err(Invalid::unsupported("environment_variable"))
+        }
         None => Ok(Vec::new()),
     }
 }

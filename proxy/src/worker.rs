@@ -2,9 +2,15 @@
 //!
 //! Nothing here is shared with other workers but what is immutable or counted.
 
-use crate::{server::ServerContext, upstream::{ClusterManager, Pools}};
+use crate::{
+    server::ServerContext,
+    upstream::{ClusterManager, Pools},
+};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
-use std::{cell::{Cell, RefCell}, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    sync::Arc,
+};
 
 /// What every connection on this worker shares; passed as `Rc<Worker>`.
 pub(crate) struct Worker {
@@ -25,7 +31,14 @@ impl Worker {
     pub(crate) fn new(index: usize, server: Arc<ServerContext>) -> Self {
         let clusters = server.clusters.clone();
         let random = RefCell::new(SmallRng::from_rng(&mut rand::rng()));
-        Self { index, server, clusters, pools: Pools::default(), random, connections: Cell::new(0) }
+        Self {
+            index,
+            server,
+            clusters,
+            pools: Pools::default(),
+            random,
+            connections: Cell::new(0),
+        }
     }
 
     /// A random number.
@@ -45,6 +58,7 @@ impl Worker {
 
     /// Counts one less.
     pub(crate) fn connection_ended(&self) {
-        self.connections.set(self.connections.get().saturating_sub(1));
+        self.connections
+            .set(self.connections.get().saturating_sub(1));
     }
 }

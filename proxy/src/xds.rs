@@ -17,13 +17,14 @@ use crate::{
     upstream::GrpcChannel,
 };
 use proto::envoy::config::core::v3::{
-    ApiConfigSource, ConfigSource, GrpcService, api_config_source::ApiType, config_source::ConfigSourceSpecifier, grpc_service::TargetSpecifier,
+    ApiConfigSource, ConfigSource, GrpcService, api_config_source::ApiType,
+    config_source::ConfigSourceSpecifier, grpc_service::TargetSpecifier,
 };
 use proto_component::{backoff::Backoff, task};
 use stats::XdsStats;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
-use tonic::metadata::{MetadataMap, MetadataKey};
+use tonic::metadata::{MetadataKey, MetadataMap};
 
 /// How long the first answer about clusters or listeners is waited for.
 const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
@@ -34,7 +35,10 @@ const GOOD_STREAM: Duration = Duration::from_secs(30);
 
 /// Whether a source means the ADS stream.
 pub(crate) fn is_ads(source: &ConfigSource) -> bool {
-    matches!(source.config_source_specifier, Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)))
+    matches!(
+        source.config_source_specifier,
+        Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_))
+    )
 }
 
 /// Checks that `source` is one that we can use.
@@ -52,7 +56,10 @@ pub(crate) fn check_source(source: &ApiConfigSource) -> Result<(), Invalid> {
 
 /// The gRPC service of a source.
 fn grpc_target(source: &ApiConfigSource) -> Result<&GrpcService, Invalid> {
-    let service = source.grpc_services.first().ok_or_else(|| Invalid::new("one is needed").at("grpc_services"))?;
+    let service = source
+        .grpc_services
+        .first()
+        .ok_or_else(|| Invalid::new("one is needed").at("grpc_services"))?;
     match &service.target_specifier {
         Some(TargetSpecifier::EnvoyGrpc(_)) => Ok(service),
         _ => Err(Invalid::new("only envoy_grpc is supported").at("grpc_services[0]")),
@@ -60,18 +67,32 @@ fn grpc_target(source: &ApiConfigSource) -> Result<&GrpcService, Invalid> {
 }
 
 /// A channel to the service of a source, and the metadata that goes with each call.
-fn channel(store: &ConfigStore, source: &ApiConfigSource) -> Result<(GrpcChannel, MetadataMap), Invalid> {
+fn channel(
+    store: &ConfigStore,
+    source: &ApiConfigSource,
+) -> Result<(GrpcChannel, MetadataMap), Invalid> {
     let service = grpc_target(source)?;
     let Some(TargetSpecifier::EnvoyGrpc(target)) = &service.target_specifier else {
         return Err(Invalid::new("only envoy_grpc is supported"));
     };
     let mut metadata = MetadataMap::new();
     for header in &service.initial_metadata {
-        let name = MetadataKey::from_bytes(header.key.as_bytes()).map_err(|error| Invalid::new(error.to_string()).at("initial_metadata"))?;
-        let value = header.value.parse().map_err(|_| Invalid::new("not a header's value").at("initial_metadata"))?;
+        let name = MetadataKey::from_bytes(header.key.as_bytes())
+            .map_err(|error| Invalid::new(error.to_string()).at("initial_metadata"))?;
+        let value = header
+            .value
+            .parse()
+            .map_err(|_| Invalid::new("not a header's value").at("initial_metadata"))?;
         metadata.insert(name, value);
     }
-    Ok((GrpcChannel::new(store.server.clusters.clone(), &target.cluster_name, &target.authority), metadata))
+    Ok((
+        GrpcChannel::new(
+            store.server.clusters.clone(),
+            &target.cluster_name,
+            &target.authority,
+        ),
+        metadata,
+    ))
 }
 
 /// Tells when the first configuration is there.
@@ -89,7 +110,9 @@ impl Ready {
     pub(crate) async fn wait(mut self) {
         if let Some(progress) = &mut self.0 {
             // The sender is gone only when the stream's task is: nothing more to wait for.
-            let _ = progress.wait_for(|progress| progress.clusters && progress.listeners).await;
+            let _ = progress
+                .wait_for(|progress| progress.clusters && progress.listeners)
+                .await;
         }
     }
 }
@@ -126,14 +149,28 @@ impl Client {
                 let (store, progress) = (self.store.clone(), self.progress.clone());
                 task::spawn("first-clusters", async move {
                     // Endpoints follow on the same stream.
-                    let _ = tokio::time::timeout(INITIAL_FETCH_TIMEOUT, store.clusters_ready()).await;
-                    progress.send_if_modified(|progress| !std::mem::replace(&mut progress.clusters, true));
+                    let _ =
+                        tokio::time::timeout(INITIAL_FETCH_TIMEOUT, store.clusters_ready()).await;
+                    progress.send_if_modified(|progress| {
+                        !std::mem::replace(&mut progress.clusters, true)
+                    });
                 });
             }
             Kind::Listener => {
-                self.progress.send_if_modified(|progress| !std::mem::replace(&mut progress.listeners, true));
+                self.progress
+                    .send_if_modified(|progress| !std::mem::replace(&mut progress.listeners, true));
             }
             _ => {}
+        }
+    }
+}
+
+impl Client {
+    /// Waits until the server's cluster knows its hosts, so that the first attempt is not in vain.
+    async fn reachable(&self) {
+        if let Some(cluster) = self.channel.cluster() {
+            // A name that does not resolve is the stream's error then.
+            let _ = tokio::time::timeout(RETRY.1, cluster.ready()).await;
         }
     }
 }
@@ -141,10 +178,17 @@ impl Client {
 /// Starts what the bootstrap's dynamic resources ask for.
 pub(crate) fn start(store: &Arc<ConfigStore>, bootstrap: &Bootstrap) -> Ready {
     let dynamic = &bootstrap.dynamic;
-    let Some(ads) = &dynamic.ads else { return Ready(None) };
+    let Some(ads) = &dynamic.ads else {
+        return Ready(None);
+    };
     // It was checked with the bootstrap.
-    let Ok((channel, metadata)) = channel(store, ads) else { return Ready(None) };
-    let (progress, told) = watch::channel(Progress { clusters: !dynamic.has_cds, listeners: !dynamic.has_lds });
+    let Ok((channel, metadata)) = channel(store, ads) else {
+        return Ready(None);
+    };
+    let (progress, told) = watch::channel(Progress {
+        clusters: !dynamic.has_cds,
+        listeners: !dynamic.has_lds,
+    });
     let client = Client {
         store: store.clone(),
         channel,

@@ -10,9 +10,14 @@ pub(super) fn certs(admin: &Admin, _: &Query) -> Answer {
     for slot in admin.store.secrets.all() {
         let path = format!("<sds: {}>", slot.name);
         match slot.load().as_deref() {
-            Some(Secret::KeyPair(pair)) => certificates.push(json!({ "ca_cert": [], "cert_chain": [certificate(&pair.details, &path)] })),
+            Some(Secret::KeyPair(pair)) => certificates
+                .push(json!({ "ca_cert": [], "cert_chain": [certificate(&pair.details, &path)] })),
             Some(Secret::Validation(validation)) => {
-                let roots: Vec<Value> = validation.details.iter().map(|root| certificate(root, &path)).collect();
+                let roots: Vec<Value> = validation
+                    .details
+                    .iter()
+                    .map(|root| certificate(root, &path))
+                    .collect();
                 certificates.push(json!({ "ca_cert": roots, "cert_chain": [] }));
             }
             None => {}
@@ -23,7 +28,11 @@ pub(super) fn certs(admin: &Admin, _: &Query) -> Answer {
             if let DownstreamTransport::Tls(context) = &chain.transport
                 && context.slots().is_empty()
             {
-                let pairs: Vec<Value> = context.pairs().iter().map(|pair| certificate(&pair.details, "<inline>")).collect();
+                let pairs: Vec<Value> = context
+                    .pairs()
+                    .iter()
+                    .map(|pair| certificate(&pair.details, "<inline>"))
+                    .collect();
                 certificates.push(json!({ "ca_cert": [], "cert_chain": pairs }));
             }
         }
@@ -32,9 +41,17 @@ pub(super) fn certs(admin: &Admin, _: &Query) -> Answer {
 }
 
 fn certificate(details: &CertificateDetails, path: &str) -> Value {
-    let names: Vec<Value> = details.dns_sans.iter().map(|name| json!({ "dns": name }))
+    let names: Vec<Value> = details
+        .dns_sans
+        .iter()
+        .map(|name| json!({ "dns": name }))
         .chain(details.uri_sans.iter().map(|name| json!({ "uri": name })))
-        .chain(details.ip_sans.iter().map(|name| json!({ "ip_address": name })))
+        .chain(
+            details
+                .ip_sans
+                .iter()
+                .map(|name| json!({ "ip_address": name })),
+        )
         .collect();
     json!({
         "path": path,
@@ -47,8 +64,14 @@ fn certificate(details: &CertificateDetails, path: &str) -> Value {
 }
 
 fn days(details: &CertificateDetails) -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    u64::try_from(details.not_after).unwrap_or(0).saturating_sub(now) / 86_400
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    u64::try_from(details.not_after)
+        .unwrap_or(0)
+        .saturating_sub(now)
+        / 86_400
 }
 
 /// Days until the certificate of a secret ends.
@@ -61,5 +84,7 @@ pub(super) fn days_left(slot: &SecretSlot) -> Option<u64> {
 
 /// RFC 3339 in UTC.
 fn timestamp(seconds: i64) -> String {
-    super::config_dump::timestamp(UNIX_EPOCH + std::time::Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+    super::config_dump::timestamp(
+        UNIX_EPOCH + std::time::Duration::from_secs(u64::try_from(seconds).unwrap_or(0)),
+    )
 }

@@ -1,17 +1,27 @@
 //! `/clusters`: every cluster with its hosts, as text or JSON.
 
 use super::server::{Admin, Answer, Query};
-use crate::upstream::{Cluster, Discovery, Host, HostAddress, Priority};
 use crate::upstream::HealthFlag;
+use crate::upstream::{Cluster, Discovery, Host, HostAddress, Priority};
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
 pub(super) fn clusters(admin: &Admin, query: &Query) -> Answer {
     let snapshot = admin.store.server.clusters.snapshot();
     let sorted: BTreeMap<&Arc<str>, &Arc<Cluster>> = snapshot.iter().collect();
-    let is_dynamic = |name: &str| admin.store.with_state(|state| state.clusters.get(name).is_some_and(|entry| !entry.is_static));
+    let is_dynamic = |name: &str| {
+        admin.store.with_state(|state| {
+            state
+                .clusters
+                .get(name)
+                .is_some_and(|entry| !entry.is_static)
+        })
+    };
     if query.get("format") == Some("json") {
-        let statuses: Vec<Value> = sorted.values().map(|cluster| cluster_json(cluster, is_dynamic(cluster.name()))).collect();
+        let statuses: Vec<Value> = sorted
+            .values()
+            .map(|cluster| cluster_json(cluster, is_dynamic(cluster.name())))
+            .collect();
         return Answer::Json(json!({ "cluster_statuses": statuses }));
     }
     let mut text = String::new();
@@ -24,18 +34,33 @@ pub(super) fn clusters(admin: &Admin, query: &Query) -> Answer {
 /// Every host with its priority.
 fn hosts(cluster: &Cluster) -> Vec<(u32, Arc<Host>)> {
     let sets = cluster.hosts();
-    let members = sets.localities.iter().flat_map(|one| one.hosts.iter().map(|host| (one.priority, host.clone())));
-    members.chain(cluster.original_hosts().into_iter().map(|host| (0, host))).collect()
+    let members = sets
+        .localities
+        .iter()
+        .flat_map(|one| one.hosts.iter().map(|host| (one.priority, host.clone())));
+    members
+        .chain(cluster.original_hosts().into_iter().map(|host| (0, host)))
+        .collect()
 }
 
 /// Writing to a String cannot fail.
 fn cluster_text(text: &mut String, cluster: &Cluster, is_dynamic: bool) {
     let name = cluster.name();
-    let _ = writeln!(text, "{name}::observability_name::{}", cluster.config.stat_name);
+    let _ = writeln!(
+        text,
+        "{name}::observability_name::{}",
+        cluster.config.stat_name
+    );
     for (label, priority) in [("default", Priority::Default), ("high", Priority::High)] {
         let [connections, pending, requests, retries] = cluster.breakers.limits(priority);
-        let _ = writeln!(text, "{name}::{label}_priority::max_connections::{connections}");
-        let _ = writeln!(text, "{name}::{label}_priority::max_pending_requests::{pending}");
+        let _ = writeln!(
+            text,
+            "{name}::{label}_priority::max_connections::{connections}"
+        );
+        let _ = writeln!(
+            text,
+            "{name}::{label}_priority::max_pending_requests::{pending}"
+        );
         let _ = writeln!(text, "{name}::{label}_priority::max_requests::{requests}");
         let _ = writeln!(text, "{name}::{label}_priority::max_retries::{retries}");
     }
@@ -76,7 +101,10 @@ fn host_stats(host: &Host) -> [(&'static str, u64); 8] {
 }
 
 fn cluster_json(cluster: &Cluster, is_dynamic: bool) -> Value {
-    let statuses: Vec<Value> = hosts(cluster).iter().map(|(priority, host)| host_json(*priority, host)).collect();
+    let statuses: Vec<Value> = hosts(cluster)
+        .iter()
+        .map(|(priority, host)| host_json(*priority, host))
+        .collect();
     let thresholds: Vec<Value> = [("DEFAULT", Priority::Default), ("HIGH", Priority::High)].iter().map(|(label, priority)| {
         let [connections, pending, requests, retries] = cluster.breakers.limits(*priority);
         json!({ "priority": label, "max_connections": connections, "max_pending_requests": pending, "max_requests": requests, "max_retries": retries })
@@ -89,8 +117,14 @@ fn cluster_json(cluster: &Cluster, is_dynamic: bool) -> Value {
     if !statuses.is_empty() {
         status.insert("host_statuses".into(), json!(statuses));
     }
-    status.insert("circuit_breakers".into(), json!({ "thresholds": thresholds }));
-    status.insert("observability_name".into(), json!(&*cluster.config.stat_name));
+    status.insert(
+        "circuit_breakers".into(),
+        json!({ "thresholds": thresholds }),
+    );
+    status.insert(
+        "observability_name".into(),
+        json!(&*cluster.config.stat_name),
+    );
     if let Discovery::Eds { service_name, .. } = &cluster.config.discovery {
         status.insert("eds_service_name".into(), json!(service_name));
     }
@@ -98,17 +132,20 @@ fn cluster_json(cluster: &Cluster, is_dynamic: bool) -> Value {
 }
 
 fn host_json(priority: u32, host: &Host) -> Value {
-    let stats: Vec<Value> = host_stats(host).iter().map(|(name, value)| {
-        let mut stat = Map::new();
-        if name.ends_with("active") {
-            stat.insert("type".into(), json!("GAUGE"));
-        }
-        if *value != 0 {
-            stat.insert("value".into(), json!(value.to_string()));
-        }
-        stat.insert("name".into(), json!(name));
-        Value::Object(stat)
-    }).collect();
+    let stats: Vec<Value> = host_stats(host)
+        .iter()
+        .map(|(name, value)| {
+            let mut stat = Map::new();
+            if name.ends_with("active") {
+                stat.insert("type".into(), json!("GAUGE"));
+            }
+            if *value != 0 {
+                stat.insert("value".into(), json!(value.to_string()));
+            }
+            stat.insert("name".into(), json!(name));
+            Value::Object(stat)
+        })
+        .collect();
     let eds = if host.has(HealthFlag::FAILED_EDS) {
         "UNHEALTHY"
     } else if host.has(HealthFlag::DRAINING_EDS) {
@@ -130,7 +167,9 @@ fn host_json(priority: u32, host: &Host) -> Value {
     }
     health.insert("eds_health_status".into(), json!(eds));
     let address = match &host.address {
-        HostAddress::Socket(address) => json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } }),
+        HostAddress::Socket(address) => {
+            json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
+        }
         HostAddress::Pipe(path) => json!({ "pipe": { "path": path.display().to_string() } }),
     };
     let mut status = Map::new();
@@ -145,7 +184,11 @@ fn host_json(priority: u32, host: &Host) -> Value {
         status.insert("priority".into(), json!(priority));
     }
     let mut locality = Map::new();
-    for (name, part) in [("region", &host.locality.region), ("zone", &host.locality.zone), ("sub_zone", &host.locality.sub_zone)] {
+    for (name, part) in [
+        ("region", &host.locality.region),
+        ("zone", &host.locality.zone),
+        ("sub_zone", &host.locality.sub_zone),
+    ] {
         if !part.is_empty() {
             locality.insert(name.into(), json!(part));
         }

@@ -1,7 +1,10 @@
 //! `/config_dump`: everything configured, in the shape of `envoy.admin.v3.ConfigDump`; keys and tokens are left out.
 
 use super::server::{Admin, Answer, Query};
-use crate::{config::{Entry, Kind}, transport::Secret};
+use crate::{
+    config::{Entry, Kind},
+    transport::Secret,
+};
 use http::StatusCode;
 use prost_types::Any;
 use proto::json::{FieldNames, any_to_value, to_value_with};
@@ -22,7 +25,10 @@ pub(super) fn config_dump(admin: &Admin, query: &Query) -> Answer {
         return resources(configs, resource, query.get("name_regex"));
     }
     if let Some(mask) = query.get("mask") {
-        let fields: Vec<&str> = mask.split(',').map(|path| path.split('.').next().unwrap_or(path)).collect();
+        let fields: Vec<&str> = mask
+            .split(',')
+            .map(|path| path.split('.').next().unwrap_or(path))
+            .collect();
         for config in &mut configs {
             if let Value::Object(config) = config {
                 config.retain(|name, _| name == "@type" || fields.contains(&name.as_str()));
@@ -35,30 +41,67 @@ pub(super) fn config_dump(admin: &Admin, query: &Query) -> Answer {
 
 /// `?resource=dynamic_listeners`: the entries of that list only.
 fn resources(configs: Vec<Value>, resource: &str, name_regex: Option<&str>) -> Answer {
-    let regex = match name_regex.map(|text| regex::Regex::new(&format!("^(?:{text})$"))).transpose() {
+    let regex = match name_regex
+        .map(|text| regex::Regex::new(&format!("^(?:{text})$")))
+        .transpose()
+    {
         Ok(regex) => regex,
-        Err(error) => return Answer::Status(StatusCode::BAD_REQUEST, format!("Error while parsing name_regex: {error}\n")),
+        Err(error) => {
+            return Answer::Status(
+                StatusCode::BAD_REQUEST,
+                format!("Error while parsing name_regex: {error}\n"),
+            );
+        }
     };
     for config in configs {
-        let Value::Object(mut config) = config else { continue };
+        let Value::Object(mut config) = config else {
+            continue;
+        };
         let kind = config.get("@type").cloned();
-        let Some(found) = config.remove(resource) else { continue };
-        let element = element_type(kind.as_ref().and_then(Value::as_str).unwrap_or_default(), resource);
+        let Some(found) = config.remove(resource) else {
+            continue;
+        };
+        let element = element_type(
+            kind.as_ref().and_then(Value::as_str).unwrap_or_default(),
+            resource,
+        );
         let items = match found {
             Value::Array(items) => items,
             one => vec![one],
         };
-        let items: Vec<Value> = items.into_iter()
-            .filter(|item| regex.as_ref().is_none_or(|regex| name_of(item).is_some_and(|name| regex.is_match(name))))
-            .map(|item| with_type(&element, item)).collect();
+        let items: Vec<Value> = items
+            .into_iter()
+            .filter(|item| {
+                regex
+                    .as_ref()
+                    .is_none_or(|regex| name_of(item).is_some_and(|name| regex.is_match(name)))
+            })
+            .map(|item| with_type(&element, item))
+            .collect();
         return Answer::Json(json!({ "configs": items }));
     }
-    Answer::Status(StatusCode::NOT_FOUND, format!("{resource} not found in config dump"))
+    Answer::Status(
+        StatusCode::NOT_FOUND,
+        format!("{resource} not found in config dump"),
+    )
 }
 
 fn name_of(item: &Value) -> Option<&str> {
-    let inner = ["name", "cluster", "listener", "route_config", "endpoint_config"].iter().find_map(|field| item.get(field))?;
-    inner.as_str().or_else(|| inner.get("name").or_else(|| inner.get("cluster_name")).and_then(Value::as_str))
+    let inner = [
+        "name",
+        "cluster",
+        "listener",
+        "route_config",
+        "endpoint_config",
+    ]
+    .iter()
+    .find_map(|field| item.get(field))?;
+    inner.as_str().or_else(|| {
+        inner
+            .get("name")
+            .or_else(|| inner.get("cluster_name"))
+            .and_then(Value::as_str)
+    })
 }
 
 fn element_type(kind: &str, resource: &str) -> String {
@@ -90,7 +133,8 @@ fn with_type(kind: &str, value: Value) -> Value {
 
 /// A message in an `Any`, as JSON with its type; keys in it are blotted out.
 fn message(any: &Any) -> Value {
-    let value = any_to_value(any, FieldNames::Proto).unwrap_or_else(|error| json!({ "error": error.to_string() }));
+    let value = any_to_value(any, FieldNames::Proto)
+        .unwrap_or_else(|error| json!({ "error": error.to_string() }));
     let mut value = with_type(&any.type_url, value);
     redact(&mut value);
     value
@@ -101,8 +145,10 @@ fn redact(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields.iter_mut() {
-                if matches!(name.as_str(), "private_key" | "password" | "session_ticket_keys")
-                    && let Value::Object(source) = value
+                if matches!(
+                    name.as_str(),
+                    "private_key" | "password" | "session_ticket_keys"
+                ) && let Value::Object(source) = value
                 {
                     for (kind, data) in source.iter_mut() {
                         if kind == "inline_string" || kind == "inline_bytes" {
@@ -133,11 +179,16 @@ fn bootstrap(admin: &Admin) -> Value {
 }
 
 fn error_state<T>(entry: &Entry<T>) -> Option<Value> {
-    entry.error.as_ref().map(|(details, at)| json!({ "details": details, "last_update_attempt": timestamp(*at) }))
+    entry
+        .error
+        .as_ref()
+        .map(|(details, at)| json!({ "details": details, "last_update_attempt": timestamp(*at) }))
 }
 
 fn version(admin: &Admin, kind: Kind) -> String {
-    admin.store.with_state(|state| state.versions.get(&kind).cloned().unwrap_or_default())
+    admin
+        .store
+        .with_state(|state| state.versions.get(&kind).cloned().unwrap_or_default())
 }
 
 fn clusters(admin: &Admin) -> Value {
@@ -161,7 +212,15 @@ fn clusters(admin: &Admin) -> Value {
             list.push(Value::Object(one));
         }
     });
-    dump("ClustersConfigDump", &version(admin, Kind::Cluster), [("static_clusters", fixed), ("dynamic_active_clusters", active), ("dynamic_warming_clusters", warming)])
+    dump(
+        "ClustersConfigDump",
+        &version(admin, Kind::Cluster),
+        [
+            ("static_clusters", fixed),
+            ("dynamic_active_clusters", active),
+            ("dynamic_warming_clusters", warming),
+        ],
+    )
 }
 
 fn listeners(admin: &Admin) -> Value {
@@ -187,7 +246,11 @@ fn listeners(admin: &Admin) -> Value {
             dynamic.push(Value::Object(one));
         }
     });
-    dump("ListenersConfigDump", &version(admin, Kind::Listener), [("static_listeners", fixed), ("dynamic_listeners", dynamic)])
+    dump(
+        "ListenersConfigDump",
+        &version(admin, Kind::Listener),
+        [("static_listeners", fixed), ("dynamic_listeners", dynamic)],
+    )
 }
 
 fn routes(admin: &Admin) -> Value {
@@ -204,17 +267,31 @@ fn routes(admin: &Admin) -> Value {
             }
         }
     }
-    dump("RoutesConfigDump", "", [("static_route_configs", fixed), ("dynamic_route_configs", dynamic)])
+    dump(
+        "RoutesConfigDump",
+        "",
+        [
+            ("static_route_configs", fixed),
+            ("dynamic_route_configs", dynamic),
+        ],
+    )
 }
 
 /// The route configuration that a connection manager has in place.
 fn inline_routes(filter: &proto::envoy::config::listener::v3::Filter) -> Option<Any> {
     use proto::envoy::{
         config::listener::v3::filter::ConfigType,
-        extensions::filters::network::http_connection_manager::v3::{HttpConnectionManager, http_connection_manager::RouteSpecifier},
+        extensions::filters::network::http_connection_manager::v3::{
+            HttpConnectionManager, http_connection_manager::RouteSpecifier,
+        },
     };
-    let Some(ConfigType::TypedConfig(any)) = &filter.config_type else { return None };
-    match proto::any::unpack::<HttpConnectionManager>(any).ok()?.route_specifier? {
+    let Some(ConfigType::TypedConfig(any)) = &filter.config_type else {
+        return None;
+    };
+    match proto::any::unpack::<HttpConnectionManager>(any)
+        .ok()?
+        .route_specifier?
+    {
         RouteSpecifier::RouteConfig(routes) => Some(proto::any::pack(&routes)),
         RouteSpecifier::Rds(_) | RouteSpecifier::ScopedRoutes(_) => None,
     }
@@ -232,14 +309,23 @@ fn endpoints(admin: &Admin) -> Value {
             }
         }
     });
-    dump("EndpointsConfigDump", "", [("static_endpoint_configs", fixed), ("dynamic_endpoint_configs", dynamic)])
+    dump(
+        "EndpointsConfigDump",
+        "",
+        [
+            ("static_endpoint_configs", fixed),
+            ("dynamic_endpoint_configs", dynamic),
+        ],
+    )
 }
 
 fn secrets(admin: &Admin) -> Value {
     let (mut fixed, mut active, mut warming) = (Vec::new(), Vec::new(), Vec::new());
     for slot in admin.store.secrets.all() {
         let value = slot.load();
-        let secret = value.as_deref().map(|secret| secret_json(&slot.name, secret));
+        let secret = value
+            .as_deref()
+            .map(|secret| secret_json(&slot.name, secret));
         let one = json!({ "name": slot.name, "version_info": "", "last_updated": timestamp(slot.updated()), "secret": secret });
         if slot.source.is_none() {
             fixed.push(one);
@@ -249,7 +335,15 @@ fn secrets(admin: &Admin) -> Value {
             warming.push(one);
         }
     }
-    dump("SecretsConfigDump", "", [("static_secrets", fixed), ("dynamic_active_secrets", active), ("dynamic_warming_secrets", warming)])
+    dump(
+        "SecretsConfigDump",
+        "",
+        [
+            ("static_secrets", fixed),
+            ("dynamic_active_secrets", active),
+            ("dynamic_warming_secrets", warming),
+        ],
+    )
 }
 
 fn secret_json(name: &str, secret: &Secret) -> Value {

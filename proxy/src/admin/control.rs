@@ -22,7 +22,11 @@ pub(super) fn state_name(state: ServerState) -> &'static str {
 pub(super) fn ready(admin: &Admin, _: &Query) -> Answer {
     let state = admin.store.server.state();
     let text = format!("{}\n", state_name(state));
-    if state == ServerState::Live { Answer::Text(text) } else { Answer::Status(StatusCode::SERVICE_UNAVAILABLE, text) }
+    if state == ServerState::Live {
+        Answer::Text(text)
+    } else {
+        Answer::Status(StatusCode::SERVICE_UNAVAILABLE, text)
+    }
 }
 
 pub(super) fn server_info(admin: &Admin, _: &Query) -> Answer {
@@ -49,13 +53,20 @@ pub(super) fn server_info(admin: &Admin, _: &Query) -> Answer {
 
 /// `<revision>/<version>/<state of the tree>/<kind of build>/<TLS library>`, as Envoy's.
 pub(super) fn version() -> String {
-    let build = if cfg!(debug_assertions) { "DEBUG" } else { "RELEASE" };
+    let build = if cfg!(debug_assertions) {
+        "DEBUG"
+    } else {
+        "RELEASE"
+    };
     format!("bireme/{}/Clean/{build}/rustls", env!("CARGO_PKG_VERSION"))
 }
 
 pub(super) fn logging(admin: &Admin, query: &Query) -> Answer {
     let Some(logging) = &admin.logging else {
-        return Answer::Status(StatusCode::NOT_IMPLEMENTED, "logging is the host process's matter\n".into());
+        return Answer::Status(
+            StatusCode::NOT_IMPLEMENTED,
+            "logging is the host process's matter\n".into(),
+        );
     };
     let level = |level: &str| match level {
         "warning" => "warn".to_owned(),
@@ -66,7 +77,16 @@ pub(super) fn logging(admin: &Admin, query: &Query) -> Answer {
     let wanted = match query.first() {
         None => None,
         Some(("level", value)) => Some(format!("all:{}", level(value))),
-        Some(("paths", value)) => Some(value.split(',').filter_map(|part| part.split_once(':').map(|(scope, of)| format!("{scope}:{}", level(of)))).collect::<Vec<_>>().join(",")),
+        Some(("paths", value)) => Some(
+            value
+                .split(',')
+                .filter_map(|part| {
+                    part.split_once(':')
+                        .map(|(scope, of)| format!("{scope}:{}", level(of)))
+                })
+                .collect::<Vec<_>>()
+                .join(","),
+        ),
         Some((scope, value)) => Some(format!("{scope}:{}", level(value))),
     };
     if let Some(Err(error)) = wanted.map(|wanted| logging.set(&wanted)) {
@@ -86,7 +106,10 @@ pub(super) fn drain_listeners(admin: &Admin, query: &Query) -> Answer {
     if query.has("graceful") {
         // Connections learn of it now and listeners stop once the drain time is over; new ones are still served meanwhile.
         let skips_exit = query.has("skip_exit");
-        admin.store.listeners.start_graceful_drain(is_inbound_only, patience);
+        admin
+            .store
+            .listeners
+            .start_graceful_drain(is_inbound_only, patience);
         if !skips_exit {
             let store = admin.store.clone();
             proto_component::task::spawn("graceful-drain", async move {

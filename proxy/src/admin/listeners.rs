@@ -24,8 +24,12 @@ pub(super) fn listeners(admin: &Admin, query: &Query) -> Answer {
 /// An address as Envoy's JSON has it.
 pub(super) fn address(address: &AnyAddress) -> Value {
     match address {
-        AnyAddress::Socket(address) => json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } }),
-        AnyAddress::Name(name, port) => json!({ "socket_address": { "address": name, "port_value": port } }),
+        AnyAddress::Socket(address) => {
+            json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
+        }
+        AnyAddress::Name(name, port) => {
+            json!({ "socket_address": { "address": name, "port_value": port } })
+        }
         AnyAddress::Pipe(path) => json!({ "pipe": { "path": path.display().to_string() } }),
     }
 }

@@ -1,7 +1,11 @@
 //! The admin interface's HTTP server and the table of its paths.
 
 use super::{certs, clusters, config_dump, control, listeners, stats};
-use crate::{args::Options, bootstrap::{AdminAddress, Bootstrap}, config::ConfigStore};
+use crate::{
+    args::Options,
+    bootstrap::{AdminAddress, Bootstrap},
+    config::ConfigStore,
+};
 use anyhow::Context as _;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -9,8 +13,18 @@ use http_body_util::Full;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use proto_component::{logging::Logging, task};
 use serde_json::Value;
-use std::{collections::BTreeMap, convert::Infallible, path::{Path, PathBuf}, sync::Arc, time::Duration};
-use tokio::{io::{AsyncRead, AsyncWrite}, net::{TcpListener, UnixListener}, sync::Semaphore};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::Semaphore,
+};
 
 /// Connections at once.
 const MOST_CONNECTIONS: usize = 64;
@@ -49,44 +63,124 @@ type Handler = fn(&Admin, &Query) -> Answer;
 /// Path, whether it changes something (POST only), what it does, handler.
 const PATHS: &[(&str, bool, &str, Handler)] = &[
     ("/certs", false, "print certs on machine", certs::certs),
-    ("/clusters", false, "upstream cluster status", clusters::clusters),
-    ("/config_dump", false, "dump current configs (experimental)", config_dump::config_dump),
-    ("/drain_listeners", true, "drain listeners", control::drain_listeners),
-    ("/healthcheck/fail", true, "cause the server to fail health checks", control::health_check_fail),
-    ("/healthcheck/ok", true, "cause the server to pass health checks", control::health_check_ok),
+    (
+        "/clusters",
+        false,
+        "upstream cluster status",
+        clusters::clusters,
+    ),
+    (
+        "/config_dump",
+        false,
+        "dump current configs (experimental)",
+        config_dump::config_dump,
+    ),
+    (
+        "/drain_listeners",
+        true,
+        "drain listeners",
+        control::drain_listeners,
+    ),
+    (
+        "/healthcheck/fail",
+        true,
+        "cause the server to fail health checks",
+        control::health_check_fail,
+    ),
+    (
+        "/healthcheck/ok",
+        true,
+        "cause the server to pass health checks",
+        control::health_check_ok,
+    ),
     ("/help", false, "print out list of admin commands", help),
-    ("/listeners", false, "print listener info", listeners::listeners),
-    ("/logging", true, "query/change logging levels", control::logging),
-    ("/memory", false, "print current allocation/heap usage", control::memory),
+    (
+        "/listeners",
+        false,
+        "print listener info",
+        listeners::listeners,
+    ),
+    (
+        "/logging",
+        true,
+        "query/change logging levels",
+        control::logging,
+    ),
+    (
+        "/memory",
+        false,
+        "print current allocation/heap usage",
+        control::memory,
+    ),
     ("/quitquitquit", true, "exit the server", control::quit),
-    ("/ready", false, "print server state, return 200 if LIVE, otherwise return 503", control::ready),
-    ("/reset_counters", true, "reset all counters to zero", control::reset_counters),
+    (
+        "/ready",
+        false,
+        "print server state, return 200 if LIVE, otherwise return 503",
+        control::ready,
+    ),
+    (
+        "/reset_counters",
+        true,
+        "reset all counters to zero",
+        control::reset_counters,
+    ),
     ("/runtime", false, "print runtime values", control::runtime),
-    ("/server_info", false, "print server version/status information", control::server_info),
+    (
+        "/server_info",
+        false,
+        "print server version/status information",
+        control::server_info,
+    ),
     ("/stats", false, "print server stats", stats::stats),
-    ("/stats/prometheus", false, "print server stats in prometheus format", stats::prometheus),
+    (
+        "/stats/prometheus",
+        false,
+        "print server stats in prometheus format",
+        stats::prometheus,
+    ),
 ];
 
 impl Admin {
     /// The handlers' view of the process.
-    pub(crate) fn new(store: Arc<ConfigStore>, bootstrap: Arc<Bootstrap>, options: &Options) -> Self {
+    pub(crate) fn new(
+        store: Arc<ConfigStore>,
+        bootstrap: Arc<Bootstrap>,
+        options: &Options,
+    ) -> Self {
         let config_path = match &options.bootstrap {
-            crate::args::BootstrapSource::File(file) | crate::args::BootstrapSource::Merged(file, _) => Some(file.clone()),
-            crate::args::BootstrapSource::Text(_) | crate::args::BootstrapSource::Message(_) => None,
+            crate::args::BootstrapSource::File(file)
+            | crate::args::BootstrapSource::Merged(file, _) => Some(file.clone()),
+            crate::args::BootstrapSource::Text(_) | crate::args::BootstrapSource::Message(_) => {
+                None
+            }
         };
-        Self { store, bootstrap, logging: options.logging.clone(), config_path }
+        Self {
+            store,
+            bootstrap,
+            logging: options.logging.clone(),
+            config_path,
+        }
     }
 
     fn answer(&self, method: &Method, path: &str, query: &Query) -> Answer {
         if path == "/" {
             return index();
         }
-        let path = if path.len() > 1 { path.trim_end_matches('/') } else { path };
+        let path = if path.len() > 1 {
+            path.trim_end_matches('/')
+        } else {
+            path
+        };
         match PATHS.iter().find(|(known, ..)| *known == path) {
-            None => Answer::Status(StatusCode::NOT_FOUND, format!("invalid path. {}", help_text())),
-            Some((_, true, ..)) if method != Method::POST => {
-                Answer::Status(StatusCode::METHOD_NOT_ALLOWED, format!("Method {method} not allowed, POST required."))
-            }
+            None => Answer::Status(
+                StatusCode::NOT_FOUND,
+                format!("invalid path. {}", help_text()),
+            ),
+            Some((_, true, ..)) if method != Method::POST => Answer::Status(
+                StatusCode::METHOD_NOT_ALLOWED,
+                format!("Method {method} not allowed, POST required."),
+            ),
             Some((.., handler)) => handler(self, query),
         }
     }
@@ -113,7 +207,10 @@ impl Query {
 
     /// The first parameter.
     pub(super) fn first(&self) -> Option<(&str, &str)> {
-        self.0.iter().next().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.0
+            .iter()
+            .next()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 }
 
@@ -121,7 +218,10 @@ fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {
-        let hex = after.get(..2).and_then(|pair| std::str::from_utf8(pair).ok()).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+        let hex = after
+            .get(..2)
+            .and_then(|pair| std::str::from_utf8(pair).ok())
+            .and_then(|pair| u8::from_str_radix(pair, 16).ok());
         match (first, hex) {
             (b'%', Some(byte)) => {
                 bytes.push(byte);
@@ -141,10 +241,16 @@ fn unescape(text: &str) -> String {
 }
 
 fn help_text() -> String {
-    let lines: Vec<String> = PATHS.iter().map(|(path, is_post, what, _)| {
-        format!("  {path}{}: {what}", if *is_post { " (POST)" } else { "" })
-    }).collect();
-    format!("admin commands are:\n  /: Admin home page\n{}\n", lines.join("\n"))
+    let lines: Vec<String> = PATHS
+        .iter()
+        .map(|(path, is_post, what, _)| {
+            format!("  {path}{}: {what}", if *is_post { " (POST)" } else { "" })
+        })
+        .collect();
+    format!(
+        "admin commands are:\n  /: Admin home page\n{}\n",
+        lines.join("\n")
+    )
 }
 
 fn help(_: &Admin, _: &Query) -> Answer {
@@ -152,14 +258,17 @@ fn help(_: &Admin, _: &Query) -> Answer {
 }
 
 fn index() -> Answer {
-    let rows: String = PATHS.iter().map(|(path, is_post, what, _)| {
-        let link = if *is_post {
-            format!("<form action=\"{path}\" method=\"post\"><button>{path}</button></form>")
-        } else {
-            format!("<a href=\"{path}\">{path}</a>")
-        };
-        format!("<tr><td>{link}</td><td>{what}</td></tr>\n")
-    }).collect();
+    let rows: String = PATHS
+        .iter()
+        .map(|(path, is_post, what, _)| {
+            let link = if *is_post {
+                format!("<form action=\"{path}\" method=\"post\"><button>{path}</button></form>")
+            } else {
+                format!("<a href=\"{path}\">{path}</a>")
+            };
+            format!("<tr><td>{link}</td><td>{what}</td></tr>\n")
+        })
+        .collect();
     let page = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>bireme-proxy admin</title>\
          <style>body{{font:15px/1.5 system-ui;margin:2rem auto;max-width:52rem}}td{{padding:.2rem .8rem;border-bottom:1px solid #ddd}}\
@@ -174,7 +283,11 @@ impl Answer {
             Self::Text(text) => (StatusCode::OK, "text/plain; charset=UTF-8", text),
             Self::Json(value) => {
                 // A value that was just made from strings and numbers can be written.
-                (StatusCode::OK, "application/json", serde_json::to_string_pretty(&value).unwrap_or_default())
+                (
+                    StatusCode::OK,
+                    "application/json",
+                    serde_json::to_string_pretty(&value).unwrap_or_default(),
+                )
             }
             Self::Typed(kind, text) => (StatusCode::OK, kind, text),
             Self::Status(status, text) => (status, "text/plain; charset=UTF-8", text),
@@ -183,22 +296,35 @@ impl Answer {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, max-age=0"));
-        headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+        headers.insert(
+            header::CACHE_CONTROL,
+            HeaderValue::from_static("no-cache, max-age=0"),
+        );
+        headers.insert(
+            "x-content-type-options",
+            HeaderValue::from_static("nosniff"),
+        );
         headers.insert(header::SERVER, HeaderValue::from_static("envoy"));
         response
     }
 }
 
 /// Takes the admin interface's socket and serves it; the address goes to `path` if one is given.
-pub(crate) async fn start(admin: Arc<Admin>, address: &AdminAddress, path: Option<&Path>) -> anyhow::Result<()> {
+pub(crate) async fn start(
+    admin: Arc<Admin>,
+    address: &AdminAddress,
+    path: Option<&Path>,
+) -> anyhow::Result<()> {
     match address {
         AdminAddress::Socket(address) => {
-            let listener = TcpListener::bind(address).await.with_context(|| format!("cannot bind '{address}'"))?;
+            let listener = TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot bind '{address}'"))?;
             let local = listener.local_addr()?;
             tracing::info!(target: "admin", address = %local, "admin interface");
             if let Some(path) = path {
-                std::fs::write(path, local.to_string()).with_context(|| format!("write {}", path.display()))?;
+                std::fs::write(path, local.to_string())
+                    .with_context(|| format!("write {}", path.display()))?;
             }
             task::spawn("admin", async move {
                 let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
@@ -213,7 +339,8 @@ pub(crate) async fn start(admin: Arc<Admin>, address: &AdminAddress, path: Optio
                 // A socket file outlives its process; there may be none.
                 let _ = std::fs::remove_file(file);
             }
-            let listener = UnixListener::bind(file).with_context(|| format!("cannot bind '{}'", file.display()))?;
+            let listener = UnixListener::bind(file)
+                .with_context(|| format!("cannot bind '{}'", file.display()))?;
             task::spawn("admin", async move {
                 let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
                 loop {
@@ -243,8 +370,13 @@ where
             async move { Ok::<_, Infallible>(answer.into_response()) }
         });
         let mut builder = hyper::server::conn::http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-        if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT);
+        if let Err(error) = builder
+            .serve_connection(TokioIo::new(stream), service)
+            .await
+        {
             tracing::debug!(target: "admin", %error, "connection ended");
         }
     });

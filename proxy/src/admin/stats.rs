@@ -1,7 +1,13 @@
 //! `/stats`: text, JSON, Prometheus.
 
-use super::{control::{resident_bytes, state_name}, server::{Admin, Answer, Query}};
-use crate::{server::ServerState, stats::{QUANTILES, Reading, Summary, Value, write_prometheus}};
+use super::{
+    control::{resident_bytes, state_name},
+    server::{Admin, Answer, Query},
+};
+use crate::{
+    server::ServerState,
+    stats::{QUANTILES, Reading, Summary, Value, write_prometheus},
+};
 use http::StatusCode;
 use regex::Regex;
 use serde_json::json;
@@ -15,7 +21,11 @@ pub(super) fn stats(admin: &Admin, query: &Query) -> Answer {
         Ok(readings) => readings,
         Err(answer) => return answer,
     };
-    if query.get("format") == Some("json") { json_form(&readings) } else { text_form(&readings) }
+    if query.get("format") == Some("json") {
+        json_form(&readings)
+    } else {
+        text_form(&readings)
+    }
 }
 
 pub(super) fn prometheus(admin: &Admin, query: &Query) -> Answer {
@@ -27,13 +37,24 @@ pub(super) fn prometheus(admin: &Admin, query: &Query) -> Answer {
 
 fn select(admin: &Admin, query: &Query) -> Result<Vec<Reading>, Answer> {
     refresh_server_stats(admin);
-    let filter = query.get("filter").filter(|filter| !filter.is_empty()).map(Regex::new).transpose()
-        .map_err(|error| Answer::Status(StatusCode::BAD_REQUEST, format!("Invalid re2 regex: {error}\n")))?;
+    let filter = query
+        .get("filter")
+        .filter(|filter| !filter.is_empty())
+        .map(Regex::new)
+        .transpose()
+        .map_err(|error| {
+            Answer::Status(
+                StatusCode::BAD_REQUEST,
+                format!("Invalid re2 regex: {error}\n"),
+            )
+        })?;
     let is_used_only = query.has("usedonly");
     let kind = query.get("type").unwrap_or("All");
     let mut readings = admin.store.server.store.read();
     readings.retain(|reading| {
-        filter.as_ref().is_none_or(|filter| filter.is_match(&reading.name))
+        filter
+            .as_ref()
+            .is_none_or(|filter| filter.is_match(&reading.name))
             && (!is_used_only || is_used(reading))
             && match reading.value {
                 Value::Counter(_) => matches!(kind, "All" | "Counters"),
@@ -69,10 +90,25 @@ fn refresh_server_stats(admin: &Admin) {
     stats.memory_allocated.set(resident);
     stats.memory_heap_size.set(resident);
     stats.memory_physical_size.set(resident);
-    let connections = admin.store.listeners.map().by_name.values().map(|listener| listener.stats.downstream_cx_active.value()).sum();
+    let connections = admin
+        .store
+        .listeners
+        .map()
+        .by_name
+        .values()
+        .map(|listener| listener.stats.downstream_cx_active.value())
+        .sum();
     stats.total_connections.set(connections);
-    let days = admin.store.secrets.all().iter().filter_map(|slot| super::certs::days_left(slot)).min();
-    stats.days_until_first_cert_expiring.set(days.unwrap_or(u64::from(u32::MAX)));
+    let days = admin
+        .store
+        .secrets
+        .all()
+        .iter()
+        .filter_map(|slot| super::certs::days_left(slot))
+        .min();
+    stats
+        .days_until_first_cert_expiring
+        .set(days.unwrap_or(u64::from(u32::MAX)));
 }
 
 fn text_form(readings: &[Reading]) -> Answer {
@@ -85,14 +121,21 @@ fn text_form(readings: &[Reading]) -> Answer {
     }
     for reading in readings {
         if let Value::Histogram(summary) = &reading.value {
-            let _ = writeln!(text, "{}: {}", reading.name, histogram_text(summary.as_ref()));
+            let _ = writeln!(
+                text,
+                "{}: {}",
+                reading.name,
+                histogram_text(summary.as_ref())
+            );
         }
     }
     Answer::Text(text)
 }
 
 fn histogram_text(summary: Option<&Summary>) -> String {
-    let Some(summary) = summary else { return "No recorded values".to_owned() };
+    let Some(summary) = summary else {
+        return "No recorded values".to_owned();
+    };
     let quantiles = QUANTILES.map(|quantile| {
         let value = number(summary.quantile(quantile));
         format!("P{}(nan,{value})", number(quantile))
@@ -106,18 +149,31 @@ fn number(value: f64) -> String {
 }
 
 fn json_form(readings: &[Reading]) -> Answer {
-    let mut stats: Vec<serde_json::Value> = readings.iter().filter_map(|reading| match &reading.value {
-        Value::Counter(value) | Value::Gauge(value) => Some(json!({ "name": reading.name, "value": value })),
-        Value::Histogram(_) => None,
-    }).collect();
-    let computed: Vec<serde_json::Value> = readings.iter().filter_map(|reading| {
-        let Value::Histogram(summary) = &reading.value else { return None };
-        let values: Vec<serde_json::Value> = QUANTILES.iter().map(|quantile| {
-            let cumulative = summary.as_ref().map(|summary| summary.quantile(*quantile));
-            json!({ "interval": null, "cumulative": cumulative })
-        }).collect();
-        Some(json!({ "name": reading.name, "values": values }))
-    }).collect();
+    let mut stats: Vec<serde_json::Value> = readings
+        .iter()
+        .filter_map(|reading| match &reading.value {
+            Value::Counter(value) | Value::Gauge(value) => {
+                Some(json!({ "name": reading.name, "value": value }))
+            }
+            Value::Histogram(_) => None,
+        })
+        .collect();
+    let computed: Vec<serde_json::Value> = readings
+        .iter()
+        .filter_map(|reading| {
+            let Value::Histogram(summary) = &reading.value else {
+                return None;
+            };
+            let values: Vec<serde_json::Value> = QUANTILES
+                .iter()
+                .map(|quantile| {
+                    let cumulative = summary.as_ref().map(|summary| summary.quantile(*quantile));
+                    json!({ "interval": null, "cumulative": cumulative })
+                })
+                .collect();
+            Some(json!({ "name": reading.name, "values": values }))
+        })
+        .collect();
     if !computed.is_empty() {
         stats.push(json!({ "histograms": { "supported_quantiles": QUANTILES, "computed_quantiles": computed } }));
     }

@@ -1,6 +1,9 @@
 //! Clusters and their endpoints: checked, warmed, published.
 
-use super::{ConfigStore, Entry, Kind, Update, store::{Failures, INITIAL_FETCH_TIMEOUT}};
+use super::{
+    ConfigStore, Entry, Kind, Update,
+    store::{Failures, INITIAL_FETCH_TIMEOUT},
+};
 use crate::{
     invalid::Invalid,
     upstream::{self, Cluster, ClusterConfig, Discovery},
@@ -41,8 +44,15 @@ impl ConfigStore {
                 task::spawn("original-dst", clean_original(cluster.clone(), *cleanup));
             }
             Discovery::Eds { service_name, .. } => {
-                let known = self.state.lock().assignments.get(service_name).map(|entry| entry.any.clone());
-                if let Some(known) = known.and_then(|any| proto::any::unpack::<ClusterLoadAssignment>(&any).ok()) {
+                let known = self
+                    .state
+                    .lock()
+                    .assignments
+                    .get(service_name)
+                    .map(|entry| entry.any.clone());
+                if let Some(known) =
+                    known.and_then(|any| proto::any::unpack::<ClusterLoadAssignment>(&any).ok())
+                {
                     // It was accepted before; hosts of the cluster before this one are known at once.
                     let _ = cluster.apply_assignment(&known);
                 }
@@ -77,14 +87,28 @@ impl ConfigStore {
         }
         let gone: Vec<String> = {
             let state = self.state.lock();
-            let dynamic = state.clusters.iter().filter(|(_, entry)| !entry.is_static).map(|(name, _)| name);
-            dynamic.filter(|name| update.removed.contains(name) || (update.is_full && !seen.contains(*name))).cloned().collect()
+            let dynamic = state
+                .clusters
+                .iter()
+                .filter(|(_, entry)| !entry.is_static)
+                .map(|(name, _)| name);
+            dynamic
+                .filter(|name| {
+                    update.removed.contains(name) || (update.is_full && !seen.contains(*name))
+                })
+                .cloned()
+                .collect()
         };
         self.remove_clusters(&gone);
         failures.into_result(Kind::Cluster)
     }
 
-    fn apply_cluster(self: &Arc<Self>, wire: Wire, any: &Any, version: &str) -> Result<(), Invalid> {
+    fn apply_cluster(
+        self: &Arc<Self>,
+        wire: Wire,
+        any: &Any,
+        version: &str,
+    ) -> Result<(), Invalid> {
         let name = wire.name.clone();
         {
             let mut state = self.state.lock();
@@ -133,8 +157,14 @@ impl ConfigStore {
 
     fn activate_cluster(&self, cluster: &Arc<Cluster>) {
         let mut state = self.state.lock();
-        let Some(entry) = state.clusters.get_mut(&**cluster.name()) else { return };
-        if !entry.warming.as_ref().is_some_and(|warming| Arc::ptr_eq(warming, cluster)) {
+        let Some(entry) = state.clusters.get_mut(&**cluster.name()) else {
+            return;
+        };
+        if !entry
+            .warming
+            .as_ref()
+            .is_some_and(|warming| Arc::ptr_eq(warming, cluster))
+        {
             // A newer version has taken its place meanwhile.
             return;
         }
@@ -181,19 +211,28 @@ impl ConfigStore {
                 // Nobody asked; not an error.
                 continue;
             }
-            if let Err(error) = clusters.iter().try_for_each(|cluster| cluster.apply_assignment(&wire)) {
+            if let Err(error) = clusters
+                .iter()
+                .try_for_each(|cluster| cluster.apply_assignment(&wire))
+            {
                 for cluster in &clusters {
                     cluster.stats.update_failure.inc();
                 }
                 failures.add(&name, error);
                 continue;
             }
-            self.state.lock().assignments.insert(name, Entry::new(resource.any, &resource.version, false));
+            self.state
+                .lock()
+                .assignments
+                .insert(name, Entry::new(resource.any, &resource.version, false));
         }
         for name in update.removed {
             // The endpoints are gone, the cluster is not: it has no hosts.
             self.state.lock().assignments.remove(&name);
-            let empty = ClusterLoadAssignment { cluster_name: name.clone(), ..ClusterLoadAssignment::default() };
+            let empty = ClusterLoadAssignment {
+                cluster_name: name.clone(),
+                ..ClusterLoadAssignment::default()
+            };
             for cluster in self.clusters_of_service(&name) {
                 // An empty assignment has nothing that could be refused.
                 let _ = cluster.apply_assignment(&empty);
@@ -207,12 +246,24 @@ impl ConfigStore {
         let state = self.state.lock();
         // Almost always the cluster has the service's name; only then is the whole map spared.
         if let Some(entry) = state.clusters.get(service) {
-            let found: Vec<_> = entry.active.iter().chain(&entry.warming).filter(is_of).cloned().collect();
+            let found: Vec<_> = entry
+                .active
+                .iter()
+                .chain(&entry.warming)
+                .filter(is_of)
+                .cloned()
+                .collect();
             if !found.is_empty() {
                 return found;
             }
         }
-        state.clusters.values().flat_map(|entry| entry.active.iter().chain(&entry.warming)).filter(is_of).cloned().collect()
+        state
+            .clusters
+            .values()
+            .flat_map(|entry| entry.active.iter().chain(&entry.warming))
+            .filter(is_of)
+            .cloned()
+            .collect()
     }
 
     /// Waits until no cluster is warming any more and every static one knows its hosts.
@@ -220,40 +271,50 @@ impl ConfigStore {
         loop {
             let next = {
                 let state = self.state.lock();
-                let mut newest = state.clusters.values().filter_map(|entry| entry.warming.as_ref().or(entry.active.as_ref()));
+                let mut newest = state
+                    .clusters
+                    .values()
+                    .filter_map(|entry| entry.warming.as_ref().or(entry.active.as_ref()));
                 newest.find(|cluster| !cluster.is_initialized()).cloned()
             };
             let Some(cluster) = next else { return };
             // Looked at again soon even if it never gets ready: it may have been replaced.
-            let _ = tokio::time::timeout(Duration::from_millis(200), initialized(&cluster)).await;
+            let _ = tokio::time::timeout(Duration::from_millis(200), cluster.ready()).await;
         }
     }
 }
 
 fn is_warm(cluster: &Cluster) -> bool {
-    cluster.is_initialized() && cluster.config.transport.all().flat_map(|transport| transport.slots()).all(|slot| slot.load().is_some())
+    cluster.is_initialized()
+        && cluster
+            .config
+            .transport
+            .all()
+            .flat_map(|transport| transport.slots())
+            .all(|slot| slot.load().is_some())
 }
 
 async fn warm(cluster: &Cluster) {
-    initialized(cluster).await;
-    for slot in cluster.config.transport.all().flat_map(|transport| transport.slots()) {
+    cluster.ready().await;
+    for slot in cluster
+        .config
+        .transport
+        .all()
+        .flat_map(|transport| transport.slots())
+    {
         slot.ready().await;
     }
 }
 
-async fn initialized(cluster: &Cluster) {
-    loop {
-        let told = cluster.initialized.notified();
-        if cluster.is_initialized() {
-            return;
-        }
-        told.await;
-    }
-}
-
 fn fetch_timeout(cluster: &Cluster) -> Duration {
-    let Discovery::Eds { source, .. } = &cluster.config.discovery else { return INITIAL_FETCH_TIMEOUT };
-    match source.initial_fetch_timeout.as_ref().and_then(|wire| crate::wire::duration(wire).ok()) {
+    let Discovery::Eds { source, .. } = &cluster.config.discovery else {
+        return INITIAL_FETCH_TIMEOUT;
+    };
+    match source
+        .initial_fetch_timeout
+        .as_ref()
+        .and_then(|wire| crate::wire::duration(wire).ok())
+    {
         // Zero means to wait for ever; a day is as good and has an end.
         Some(Duration::ZERO) => Duration::from_secs(86_400),
         Some(timeout) => timeout,

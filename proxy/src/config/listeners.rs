@@ -1,6 +1,9 @@
 //! Listeners and their routes: checked, warmed, put in force.
 
-use super::{ConfigStore, Entry, Kind, RouteSlot, Update, store::{Failures, INITIAL_FETCH_TIMEOUT}};
+use super::{
+    ConfigStore, Entry, Kind, RouteSlot, Update,
+    store::{Failures, INITIAL_FETCH_TIMEOUT},
+};
 use crate::{
     listener::{ListenerConfig, ListenerContext},
     transport::SecretSlot,
@@ -23,7 +26,9 @@ impl ConfigStore {
         let mut wires = Vec::new();
         for resource in update.resources {
             match proto::any::unpack::<Wire>(&resource.any) {
-                Ok(wire) if !seen.insert(wire.name.clone()) => failures.add(&wire.name, "duplicate listener"),
+                Ok(wire) if !seen.insert(wire.name.clone()) => {
+                    failures.add(&wire.name, "duplicate listener")
+                }
                 Ok(wire) => wires.push((wire, resource)),
                 Err(error) => failures.add("?", error),
             }
@@ -31,8 +36,17 @@ impl ConfigStore {
         // What goes, goes first: a new listener may want the address of an old one.
         let gone: Vec<String> = {
             let state = self.state.lock();
-            let dynamic = state.listeners.iter().filter(|(_, entry)| !entry.is_static).map(|(name, _)| name);
-            dynamic.filter(|name| update.removed.contains(name) || (update.is_full && !seen.contains(*name))).cloned().collect()
+            let dynamic = state
+                .listeners
+                .iter()
+                .filter(|(_, entry)| !entry.is_static)
+                .map(|(name, _)| name);
+            dynamic
+                .filter(|name| {
+                    update.removed.contains(name) || (update.is_full && !seen.contains(*name))
+                })
+                .cloned()
+                .collect()
         };
         for name in &gone {
             self.state.lock().listeners.remove(name);
@@ -51,11 +65,19 @@ impl ConfigStore {
         failures.into_result(Kind::Listener)
     }
 
-    fn apply_listener(self: &Arc<Self>, wire: Wire, any: &Any, version: &str, is_static: bool) -> Result<(), String> {
+    fn apply_listener(
+        self: &Arc<Self>,
+        wire: Wire,
+        any: &Any,
+        version: &str,
+        is_static: bool,
+    ) -> Result<(), String> {
         let before = {
             let mut state = self.state.lock();
             match state.listeners.get_mut(&wire.name) {
-                Some(entry) if entry.is_static != is_static => return Err("a static listener of that name exists".into()),
+                Some(entry) if entry.is_static != is_static => {
+                    return Err("a static listener of that name exists".into());
+                }
                 Some(entry) => {
                     let newest = entry.warming.as_ref().or(entry.active.as_ref());
                     if newest.is_some_and(|config| config.wire == wire) {
@@ -69,8 +91,14 @@ impl ConfigStore {
             }
         };
         let used = RefCell::new(Vec::new());
-        let context = ListenerContext { server: &self.server, routes: &self.routes, used_routes: &used, secrets: &self.secrets };
-        let config = ListenerConfig::new(wire, before.as_deref(), &context).map_err(|error| error.to_string())?;
+        let context = ListenerContext {
+            server: &self.server,
+            routes: &self.routes,
+            used_routes: &used,
+            secrets: &self.secrets,
+        };
+        let config = ListenerConfig::new(wire, before.as_deref(), &context)
+            .map_err(|error| error.to_string())?;
         let config = Arc::new(config);
         let slots = config.slots();
         let used: Vec<Arc<RouteSlot>> = used.into_inner();
@@ -88,7 +116,10 @@ impl ConfigStore {
         self.listeners.stats.total_listeners_warming.inc();
         let store = self.clone();
         task::spawn("warm-listener", async move {
-            if tokio::time::timeout(INITIAL_FETCH_TIMEOUT, warm(&slots, &used)).await.is_err() {
+            if tokio::time::timeout(INITIAL_FETCH_TIMEOUT, warm(&slots, &used))
+                .await
+                .is_err()
+            {
                 tracing::warn!(target: "config", listener = %config.name, "initial fetch timed out");
             }
             store.listeners.stats.total_listeners_warming.dec();
@@ -101,8 +132,14 @@ impl ConfigStore {
 
     fn activate_listener(&self, config: &Arc<ListenerConfig>) -> Result<(), String> {
         let mut state = self.state.lock();
-        let Some(entry) = state.listeners.get_mut(&*config.name) else { return Ok(()) };
-        if !entry.warming.as_ref().is_some_and(|warming| Arc::ptr_eq(warming, config)) {
+        let Some(entry) = state.listeners.get_mut(&*config.name) else {
+            return Ok(());
+        };
+        if !entry
+            .warming
+            .as_ref()
+            .is_some_and(|warming| Arc::ptr_eq(warming, config))
+        {
             // A newer version has taken its place meanwhile.
             return Ok(());
         }
@@ -135,8 +172,13 @@ impl ConfigStore {
                 }
             };
             let name = wire.name.clone();
-            let Some(slot) = self.routes.get(&name) else { continue };
-            if slot.source().is_some_and(|source| source.any == resource.any) {
+            let Some(slot) = self.routes.get(&name) else {
+                continue;
+            };
+            if slot
+                .source()
+                .is_some_and(|source| source.any == resource.any)
+            {
                 continue;
             }
             if let Err(error) = slot.store(wire, resource.any, resource.version) {
@@ -155,7 +197,12 @@ impl ConfigStore {
     /// Waits until no listener is warming any more.
     pub(crate) async fn listeners_ready(&self) {
         loop {
-            let is_warming = self.with_state(|state| state.listeners.values().any(|entry| entry.warming.is_some()));
+            let is_warming = self.with_state(|state| {
+                state
+                    .listeners
+                    .values()
+                    .any(|entry| entry.warming.is_some())
+            });
             if !is_warming {
                 return;
             }
@@ -165,7 +212,8 @@ impl ConfigStore {
 }
 
 fn is_warm(slots: &[Arc<SecretSlot>], routes: &[Arc<RouteSlot>]) -> bool {
-    slots.iter().all(|slot| slot.load().is_some()) && routes.iter().all(|slot| slot.load().is_some())
+    slots.iter().all(|slot| slot.load().is_some())
+        && routes.iter().all(|slot| slot.load().is_some())
 }
 
 async fn warm(slots: &[Arc<SecretSlot>], routes: &[Arc<RouteSlot>]) {

@@ -46,10 +46,19 @@ impl RouteSlot {
     }
 
     /// Puts a new table in force.
-    pub(crate) fn store(&self, wire: RouteConfiguration, any: Any, version: String) -> Result<(), Invalid> {
+    pub(crate) fn store(
+        &self,
+        wire: RouteConfiguration,
+        any: Any,
+        version: String,
+    ) -> Result<(), Invalid> {
         let table = RouteTable::try_from(wire)?;
         self.table.store(Some(Arc::new(table)));
-        *self.source.lock() = Some(RouteSource { any, version, updated: SystemTime::now() });
+        *self.source.lock() = Some(RouteSource {
+            any,
+            version,
+            updated: SystemTime::now(),
+        });
         self.changed.send_modify(|count| *count += 1);
         Ok(())
     }
@@ -71,9 +80,17 @@ impl RouteSlots {
     /// The slot of `name`, made if it is new.
     pub(crate) fn subscribe(&self, name: &str) -> Arc<RouteSlot> {
         let mut slots = self.slots.lock();
-        slots.entry(name.to_owned()).or_insert_with(|| {
-            Arc::new(RouteSlot { name: name.to_owned(), table: ArcSwapOption::empty(), source: Mutex::new(None), changed: watch::channel(0).0 })
-        }).clone()
+        slots
+            .entry(name.to_owned())
+            .or_insert_with(|| {
+                Arc::new(RouteSlot {
+                    name: name.to_owned(),
+                    table: ArcSwapOption::empty(),
+                    source: Mutex::new(None),
+                    changed: watch::channel(0).0,
+                })
+            })
+            .clone()
     }
 
     /// The slot of `name`, if anybody wants it.

@@ -11,7 +11,11 @@ use crate::{
 use parking_lot::Mutex;
 use prost_types::Any;
 use proto::envoy::extensions::transport_sockets::tls::v3::Secret as WireSecret;
-use std::{collections::BTreeMap, sync::Arc, time::{Duration, SystemTime}};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tokio::sync::watch;
 
 /// How long a resource is waited for before its holder goes on without it.
@@ -76,7 +80,15 @@ pub(crate) struct Wanted {
 impl<T> Entry<T> {
     /// A resource that has just come.
     pub(crate) fn new(any: Any, version: &str, is_static: bool) -> Self {
-        Self { is_static, version: version.to_owned(), updated: SystemTime::now(), active: None, warming: None, any, error: None }
+        Self {
+            is_static,
+            version: version.to_owned(),
+            updated: SystemTime::now(),
+            active: None,
+            warming: None,
+            any,
+            error: None,
+        }
     }
 }
 
@@ -95,7 +107,11 @@ impl Failures {
         if self.0.is_empty() {
             return Ok(());
         }
-        let lines: Vec<String> = self.0.into_iter().map(|(name, error)| format!("{name}: {error}")).collect();
+        let lines: Vec<String> = self
+            .0
+            .into_iter()
+            .map(|(name, error)| format!("{name}: {error}"))
+            .collect();
         let what = match kind {
             Kind::Cluster => "cluster(s)",
             Kind::Listener => "listener(s)",
@@ -149,11 +165,16 @@ impl ConfigStore {
     }
 
     pub(super) fn refresh_wanted(&self) {
-        let mut wanted = Wanted { routes: self.routes.prune(), ..Wanted::default() };
+        let mut wanted = Wanted {
+            routes: self.routes.prune(),
+            ..Wanted::default()
+        };
         let state = self.state.lock();
         for entry in state.clusters.values() {
             for cluster in entry.active.iter().chain(&entry.warming) {
-                if let crate::upstream::Discovery::Eds { service_name, .. } = &cluster.config.discovery {
+                if let crate::upstream::Discovery::Eds { service_name, .. } =
+                    &cluster.config.discovery
+                {
                     wanted.endpoints.push(service_name.clone());
                 }
             }
@@ -162,8 +183,16 @@ impl ConfigStore {
         wanted.endpoints.sort_unstable();
         wanted.endpoints.dedup();
         self.secrets.prune();
-        let over_ads = |slot: &Arc<crate::transport::SecretSlot>| slot.source.as_ref().is_some_and(crate::xds::is_ads);
-        wanted.secrets = self.secrets.all().into_iter().filter(over_ads).map(|slot| slot.name.clone()).collect();
+        let over_ads = |slot: &Arc<crate::transport::SecretSlot>| {
+            slot.source.as_ref().is_some_and(crate::xds::is_ads)
+        };
+        wanted.secrets = self
+            .secrets
+            .all()
+            .into_iter()
+            .filter(over_ads)
+            .map(|slot| slot.name.clone())
+            .collect();
         self.wanted.send_if_modified(|current| {
             let is_changed = *current != wanted;
             *current = wanted;
@@ -187,7 +216,11 @@ impl ConfigStore {
     }
 
     /// Puts a secret into every slot of its name whose source fits.
-    pub(crate) fn set_secret(&self, wire: &WireSecret, fits: impl Fn(&proto::envoy::config::core::v3::ConfigSource) -> bool) -> Result<(), Invalid> {
+    pub(crate) fn set_secret(
+        &self,
+        wire: &WireSecret,
+        fits: impl Fn(&proto::envoy::config::core::v3::ConfigSource) -> bool,
+    ) -> Result<(), Invalid> {
         let secret = Secret::new(wire)?;
         for slot in self.secrets.all() {
             if slot.name == wire.name && slot.source.as_ref().is_some_and(&fits) {

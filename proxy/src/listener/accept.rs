@@ -1,6 +1,9 @@
 //! Accepting on a worker: from socket through listener filters, chain and transport to the network filters.
 
-use super::{Connection, ConnectionInfo, Listener, ListenerConfig, Listeners, TransportProtocol, socket::BoundSocket};
+use super::{
+    Connection, ConnectionInfo, Listener, ListenerConfig, Listeners, TransportProtocol,
+    socket::BoundSocket,
+};
 use crate::{
     listener_filter::Accepted,
     network::Verdict,
@@ -8,8 +11,18 @@ use crate::{
     transport::RawStream,
     worker::Worker,
 };
-use std::{collections::HashSet, io, net::{Ipv4Addr, SocketAddr}, rc::Rc, sync::Arc, time::Duration};
-use tokio::{net::{TcpListener, TcpStream, UnixListener, UnixStream}, time::Instant};
+use std::{
+    collections::HashSet,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    time::Instant,
+};
 
 /// Follows the listeners of the process for ever: accepts on those that are new.
 pub(crate) async fn run_listeners(worker: Rc<Worker>, listeners: Arc<Listeners>) {
@@ -19,7 +32,11 @@ pub(crate) async fn run_listeners(worker: Rc<Worker>, listeners: Arc<Listeners>)
     loop {
         changed.mark_unchanged();
         let map = listeners.map();
-        let now: HashSet<usize> = map.by_name.values().map(|listener| Arc::as_ptr(listener) as usize).collect();
+        let now: HashSet<usize> = map
+            .by_name
+            .values()
+            .map(|listener| Arc::as_ptr(listener) as usize)
+            .collect();
         for listener in map.by_name.values() {
             if known.insert(Arc::as_ptr(listener) as usize)
                 && let Some(socket) = listener.take_socket(worker.index)
@@ -35,7 +52,12 @@ pub(crate) async fn run_listeners(worker: Rc<Worker>, listeners: Arc<Listeners>)
     }
 }
 
-fn start(worker: &Rc<Worker>, listeners: &Arc<Listeners>, listener: Arc<Listener>, socket: BoundSocket) {
+fn start(
+    worker: &Rc<Worker>,
+    listeners: &Arc<Listeners>,
+    listener: Arc<Listener>,
+    socket: BoundSocket,
+) {
     let (worker, listeners) = (worker.clone(), listeners.clone());
     tokio::task::spawn_local(async move {
         let name = listener.name.clone();
@@ -50,13 +72,20 @@ fn start(worker: &Rc<Worker>, listeners: &Arc<Listeners>, listener: Arc<Listener
     });
 }
 
-async fn accept(worker: Rc<Worker>, listeners: Arc<Listeners>, listener: Arc<Listener>, socket: BoundSocket) -> io::Result<()> {
+async fn accept(
+    worker: Rc<Worker>,
+    listeners: Arc<Listeners>,
+    listener: Arc<Listener>,
+    socket: BoundSocket,
+) -> io::Result<()> {
     match socket {
         BoundSocket::Tcp(socket) => {
             let socket = TcpListener::from_std(socket)?;
             loop {
                 match socket.accept().await {
-                    Ok((stream, remote)) => spawn_tcp(&worker, &listeners, &listener, stream, remote),
+                    Ok((stream, remote)) => {
+                        spawn_tcp(&worker, &listeners, &listener, stream, remote)
+                    }
                     Err(error) => pause(&listener, &error).await,
                 }
             }
@@ -82,7 +111,13 @@ async fn pause(listener: &Listener, error: &io::Error) {
     tokio::time::sleep(Duration::from_millis(20)).await;
 }
 
-fn spawn_tcp(worker: &Rc<Worker>, listeners: &Arc<Listeners>, listener: &Arc<Listener>, stream: TcpStream, remote: SocketAddr) {
+fn spawn_tcp(
+    worker: &Rc<Worker>,
+    listeners: &Arc<Listeners>,
+    listener: &Arc<Listener>,
+    stream: TcpStream,
+    remote: SocketAddr,
+) {
     let (worker, listeners, listener) = (worker.clone(), listeners.clone(), listener.clone());
     tokio::task::spawn_local(async move {
         // Latency matters more than packets here; failure is harmless.
@@ -110,12 +145,19 @@ impl Drop for Counted {
         let stats = &self.0.stats;
         stats.downstream_cx_active.dec();
         stats.downstream_cx_destroy.inc();
-        stats.downstream_cx_length_ms.record(u64::try_from(self.2.elapsed().as_millis()).unwrap_or(u64::MAX));
+        stats
+            .downstream_cx_length_ms
+            .record(u64::try_from(self.2.elapsed().as_millis()).unwrap_or(u64::MAX));
         self.1.connection_ended();
     }
 }
 
-fn new_info(worker: &Worker, config: &ListenerConfig, local: SocketAddr, remote: SocketAddr) -> ConnectionInfo {
+fn new_info(
+    worker: &Worker,
+    config: &ListenerConfig,
+    local: SocketAddr,
+    remote: SocketAddr,
+) -> ConnectionInfo {
     ConnectionInfo {
         id: worker.server.next_connection_id(),
         remote_address: remote,
@@ -135,7 +177,13 @@ fn new_info(worker: &Worker, config: &ListenerConfig, local: SocketAddr, remote:
     }
 }
 
-async fn serve_tcp(worker: Rc<Worker>, listeners: &Listeners, mut listener: Arc<Listener>, stream: TcpStream, remote: SocketAddr) -> io::Result<()> {
+async fn serve_tcp(
+    worker: Rc<Worker>,
+    listeners: &Listeners,
+    mut listener: Arc<Listener>,
+    stream: TcpStream,
+    remote: SocketAddr,
+) -> io::Result<()> {
     let mut config = listener.config.load_full();
     let local = canonical(stream.local_addr()?);
     let mut info = new_info(&worker, &config, local, canonical(remote));
@@ -158,7 +206,14 @@ async fn serve_tcp(worker: Rc<Worker>, listeners: &Listeners, mut listener: Arc<
         }
     }
     let (stream, ahead) = accepted.into_parts();
-    serve(worker, listener, config, RawStream::tcp(stream, ahead), info).await
+    serve(
+        worker,
+        listener,
+        config,
+        RawStream::tcp(stream, ahead),
+        info,
+    )
+    .await
 }
 
 async fn serve_unix(worker: Rc<Worker>, listener: Arc<Listener>, stream: UnixStream) {
@@ -172,7 +227,12 @@ async fn serve_unix(worker: Rc<Worker>, listener: Arc<Listener>, stream: UnixStr
 }
 
 /// Lets the listener filters look; `false` when the connection is to be closed.
-async fn inspect(listener: &Listener, config: &ListenerConfig, accepted: &mut Accepted, info: &mut ConnectionInfo) -> io::Result<bool> {
+async fn inspect(
+    listener: &Listener,
+    config: &ListenerConfig,
+    accepted: &mut Accepted,
+    info: &mut ConnectionInfo,
+) -> io::Result<bool> {
     if config.filters.is_empty() {
         return Ok(true);
     }
@@ -183,7 +243,11 @@ async fn inspect(listener: &Listener, config: &ListenerConfig, accepted: &mut Ac
         }
         Ok::<_, io::Error>(())
     };
-    let outcome = if config.filters_timeout.is_zero() { Ok(look.await) } else { tokio::time::timeout(config.filters_timeout, look).await };
+    let outcome = if config.filters_timeout.is_zero() {
+        Ok(look.await)
+    } else {
+        tokio::time::timeout(config.filters_timeout, look).await
+    };
     listener.stats.downstream_pre_cx_active.dec();
     match outcome {
         Ok(Ok(())) => Ok(true),
@@ -198,7 +262,13 @@ async fn inspect(listener: &Listener, config: &ListenerConfig, accepted: &mut Ac
     }
 }
 
-async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, config: Arc<ListenerConfig>, raw: RawStream, mut info: ConnectionInfo) -> io::Result<()> {
+async fn serve(
+    worker: Rc<Worker>,
+    listener: Arc<Listener>,
+    config: Arc<ListenerConfig>,
+    raw: RawStream,
+    mut info: ConnectionInfo,
+) -> io::Result<()> {
     let counted = Counted::new(listener.clone(), worker.clone());
     let Some(chain) = config.chains.find(&info).cloned() else {
         listener.stats.no_filter_chain_match.inc();
@@ -214,7 +284,10 @@ async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, config: Arc<Listener
             return Err(io::Error::other(error));
         }
         Err(_) => {
-            listener.stats.downstream_cx_transport_socket_connect_timeout.inc();
+            listener
+                .stats
+                .downstream_cx_transport_socket_connect_timeout
+                .inc();
             return Ok(());
         }
     };
@@ -231,9 +304,17 @@ async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, config: Arc<Listener
     }
     info.chain = Some(chain.clone());
     info.meter = stream.meter();
-    let mut connection = Connection { stream, info: Rc::new(info), worker, drain: chain.drain.clone(), watchers: vec![Box::new(counted)] };
+    let mut connection = Connection {
+        stream,
+        info: Rc::new(info),
+        worker,
+        drain: chain.drain.clone(),
+        watchers: vec![Box::new(counted)],
+    };
     if !config.access_logs.is_empty() {
-        connection.watchers.push(Box::new(ConnectionLog(config, connection.info.clone())));
+        connection
+            .watchers
+            .push(Box::new(ConnectionLog(config, connection.info.clone())));
     }
     for filter in &chain.passing {
         if filter.on_new_connection(&mut connection).await == Verdict::Close {
@@ -265,7 +346,8 @@ fn log_refused(config: &ListenerConfig, info: ConnectionInfo, details: &'static 
     info.set_details(details);
     info.end = Some(Instant::now());
     if details == "filter_chain_not_found" {
-        info.flags.set(crate::stream_info::ResponseFlag::NoRouteFound);
+        info.flags
+            .set(crate::stream_info::ResponseFlag::NoRouteFound);
     }
     crate::network::log_connection(&config.access_logs, &info);
 }

@@ -14,7 +14,10 @@ use crate::{
     wire::{AnyAddress, duration_or},
 };
 use proto::envoy::config::{
-    core::v3::{SocketOption, TcpKeepalive, TrafficDirection, socket_option::{SocketState, Value}},
+    core::v3::{
+        SocketOption, TcpKeepalive, TrafficDirection,
+        socket_option::{SocketState, Value},
+    },
     listener::v3::Listener as Wire,
 };
 use std::{cell::RefCell, sync::Arc, time::Duration};
@@ -71,10 +74,20 @@ pub(crate) struct ListenerContext<'a> {
 
 impl ListenerConfig {
     /// Checks `wire`; chains that `before` has in the same form are taken over, so that their connections stay.
-    pub(crate) fn new(wire: Wire, before: Option<&ListenerConfig>, context: &ListenerContext<'_>) -> Result<Self, Invalid> {
+    pub(crate) fn new(
+        wire: Wire,
+        before: Option<&ListenerConfig>,
+        context: &ListenerContext<'_>,
+    ) -> Result<Self, Invalid> {
         refuse(&wire)?;
-        let address = wire.address.as_ref().ok_or_else(|| Invalid::new("an address is needed").at("address"))?;
-        let mut socket = SocketOptions { backlog: 1024, ..SocketOptions::default() };
+        let address = wire
+            .address
+            .as_ref()
+            .ok_or_else(|| Invalid::new("an address is needed").at("address"))?;
+        let mut socket = SocketOptions {
+            backlog: 1024,
+            ..SocketOptions::default()
+        };
         use proto::envoy::config::core::v3::address::Address as Kind;
         match &address.address {
             Some(Kind::SocketAddress(address)) => socket.is_v4_compatible = address.ipv4_compat,
@@ -83,9 +96,12 @@ impl ListenerConfig {
         }
         let address = AnyAddress::try_from(address).at("address")?;
         if let AnyAddress::Name(name, _) = &address {
-            return Err(Invalid::new(format!("malformed IP address: {name}")).at("address.socket_address.address"));
+            return Err(Invalid::new(format!("malformed IP address: {name}"))
+                .at("address.socket_address.address"));
         }
-        socket.backlog = wire.tcp_backlog_size.map_or(1024, |size| i32::try_from(size).unwrap_or(i32::MAX));
+        socket.backlog = wire
+            .tcp_backlog_size
+            .map_or(1024, |size| i32::try_from(size).unwrap_or(i32::MAX));
         socket.is_transparent = wire.transparent.unwrap_or(false);
         socket.is_freebind = wire.freebind.unwrap_or(false);
         socket.keepalive.clone_from(&wire.tcp_keepalive);
@@ -109,25 +125,54 @@ impl ListenerConfig {
             kept.map_or_else(|| FilterChain::new(wire, context.secrets, &factory).map(Arc::new), |chain| Ok(chain.clone()))
         };
         let chains = try_all("filter_chains", &wire.filter_chains, chain)?;
-        let default = wire.default_filter_chain.as_ref().map(chain).transpose().at("default_filter_chain")?;
+        let default = wire
+            .default_filter_chain
+            .as_ref()
+            .map(chain)
+            .transpose()
+            .at("default_filter_chain")?;
         if chains.is_empty() && default.is_none() {
             return Err(Invalid::new("no filter chains specified").at("filter_chains"));
         }
-        let name = if wire.name.is_empty() { address.to_string() } else { wire.name.clone() };
-        let is_bound = wire.bind_to_port.unwrap_or(true) && wire.deprecated_v1.as_ref().and_then(|v1| v1.bind_to_port).unwrap_or(true);
+        let name = if wire.name.is_empty() {
+            address.to_string()
+        } else {
+            wire.name.clone()
+        };
+        let is_bound = wire.bind_to_port.unwrap_or(true)
+            && wire
+                .deprecated_v1
+                .as_ref()
+                .and_then(|v1| v1.bind_to_port)
+                .unwrap_or(true);
         let hands_over = wire.use_original_dst.unwrap_or(false);
-        let mut filters = try_all("listener_filters", &wire.listener_filters, listener_filter::build)?;
+        let mut filters = try_all(
+            "listener_filters",
+            &wire.listener_filters,
+            listener_filter::build,
+        )?;
         if hands_over && !filters.iter().any(ListenerFilter::is_original_dst) {
             filters.insert(0, ListenerFilter::original_dst());
         }
         Ok(Self {
             name: name.into(),
             filters,
-            filters_timeout: duration_or(wire.listener_filters_timeout.as_ref(), Duration::from_secs(15), "listener_filters_timeout")?,
+            filters_timeout: duration_or(
+                wire.listener_filters_timeout.as_ref(),
+                Duration::from_secs(15),
+                "listener_filters_timeout",
+            )?,
             continues_on_timeout: wire.continue_on_listener_filters_timeout,
             chains: FilterChains::new(chains, default)?,
-            access_logs: AccessLogs::try_new(&wire.access_log, &context.server.sinks).at("access_log")?,
-            address, is_bound, hands_over, direction, scope, socket, wire,
+            access_logs: AccessLogs::try_new(&wire.access_log, &context.server.sinks)
+                .at("access_log")?,
+            address,
+            is_bound,
+            hands_over,
+            direction,
+            scope,
+            socket,
+            wire,
         })
     }
 
@@ -144,9 +189,15 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
         (wire.listener_specifier.is_some(), "internal_listener"),
         (wire.filter_chain_matcher.is_some(), "filter_chain_matcher"),
         (wire.fcds_config.is_some(), "fcds_config"),
-        (!wire.additional_addresses.is_empty(), "additional_addresses"),
+        (
+            !wire.additional_addresses.is_empty(),
+            "additional_addresses",
+        ),
         (wire.enable_mptcp, "enable_mptcp"),
-        (wire.tcp_fast_open_queue_length.is_some(), "tcp_fast_open_queue_length"),
+        (
+            wire.tcp_fast_open_queue_length.is_some(),
+            "tcp_fast_open_queue_length",
+        ),
     ] {
         if is_set {
             return Err(Invalid::new("not supported").at(field));
@@ -159,11 +210,20 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
 fn socket_option(option: &SocketOption) -> Result<(), Invalid> {
     // Keepalive (SOL_SOCKET 9; TCP 4, 5, 6) is what Istio sets on its listeners; the accepted sockets have it on already.
     let is_known = matches!((option.level, option.name), (1, 9) | (6, 4..=6));
-    let is_harmless = matches!(option.value, Some(Value::IntValue(_))) && option.state() == SocketState::StatePrebind;
-    if is_known && is_harmless { Ok(()) } else { Err(Invalid::unsupported("this socket option")) }
+    let is_harmless = matches!(option.value, Some(Value::IntValue(_)))
+        && option.state() == SocketState::StatePrebind;
+    if is_known && is_harmless {
+        Ok(())
+    } else {
+        Err(Invalid::unsupported("this socket option"))
+    }
 }
 
 fn stat_scope(wire: &Wire, address: &AnyAddress, root: &Scope) -> Scope {
-    let name = if wire.stat_prefix.is_empty() { address.to_string() } else { wire.stat_prefix.clone() };
+    let name = if wire.stat_prefix.is_empty() {
+        address.to_string()
+    } else {
+        wire.stat_prefix.clone()
+    };
     root.tagged("listener", "envoy.listener_address", &name)
 }

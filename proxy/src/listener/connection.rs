@@ -1,6 +1,11 @@
 //! One downstream connection: its stream, what is known about it, and who wants to hear of its end.
 
-use crate::{filter_chain::FilterChain, stream_info::DynamicMetadata, transport::{DownstreamStream, Meter}, worker::Worker};
+use crate::{
+    filter_chain::FilterChain,
+    stream_info::DynamicMetadata,
+    transport::{DownstreamStream, Meter},
+    worker::Worker,
+};
 use proto_component::drain::Drain;
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 

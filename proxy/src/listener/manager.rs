@@ -1,10 +1,19 @@
 //! The listeners of the process: added, updated in place, removed; the workers follow.
 
-use super::{ListenerConfig, socket::{self, BoundSocket}};
+use super::{
+    ListenerConfig,
+    socket::{self, BoundSocket},
+};
+use crate::transport::DownstreamTransport;
 use crate::{server::ServerContext, stat_group, wire::AnyAddress};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use std::{collections::{BTreeMap, HashMap}, net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr}, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -91,18 +100,34 @@ impl Listener {
 impl ListenerMap {
     /// The listener for a connection to `address` that is no socket's own: exact address first, then any address with its port.
     pub(crate) fn for_destination(&self, address: SocketAddr) -> Option<&Arc<Listener>> {
-        let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        self.by_address.get(&address)
+        let any: IpAddr = if address.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        self.by_address
+            .get(&address)
             .or_else(|| self.by_address.get(&SocketAddr::new(any, address.port())))
-            .or_else(|| self.by_address.get(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port())))
+            .or_else(|| {
+                self.by_address.get(&SocketAddr::new(
+                    Ipv6Addr::UNSPECIFIED.into(),
+                    address.port(),
+                ))
+            })
     }
 
     fn index(by_name: BTreeMap<Arc<str>, Arc<Listener>>) -> Self {
-        let by_address = by_name.values().filter_map(|listener| match listener.local_address {
-            AnyAddress::Socket(address) => Some((address, listener.clone())),
-            AnyAddress::Name(..) | AnyAddress::Pipe(_) => None,
-        }).collect();
-        Self { by_name, by_address }
+        let by_address = by_name
+            .values()
+            .filter_map(|listener| match listener.local_address {
+                AnyAddress::Socket(address) => Some((address, listener.clone())),
+                AnyAddress::Name(..) | AnyAddress::Pipe(_) => None,
+            })
+            .collect();
+        Self {
+            by_name,
+            by_address,
+        }
     }
 }
 
@@ -110,7 +135,13 @@ impl Listeners {
     /// None yet.
     pub(crate) fn new(server: Arc<ServerContext>) -> Self {
         let stats = server.stats.scope("listener_manager").group();
-        Self { map: ArcSwap::default(), writer: Mutex::new(()), changed: watch::channel(0).0, stats, server }
+        Self {
+            map: ArcSwap::default(),
+            writer: Mutex::new(()),
+            changed: watch::channel(0).0,
+            stats,
+            server,
+        }
     }
 
     /// The listeners of the moment.
@@ -156,18 +187,27 @@ impl Listeners {
         let sockets = if config.is_bound {
             socket::bind(&config, self.server.concurrency).map_err(|source| {
                 self.stats.listener_create_failure.inc();
-                BindError { address: config.address.to_string(), source }
+                BindError {
+                    address: config.address.to_string(),
+                    source,
+                }
             })?
         } else {
             Vec::new()
         };
-        self.stats.listener_create_success.add(self.server.concurrency as u64);
-        let local_address = sockets.first().and_then(BoundSocket::local_address).map_or_else(|| config.address.clone(), AnyAddress::Socket);
+        self.stats
+            .listener_create_success
+            .add(self.server.concurrency as u64);
+        let local_address = sockets
+            .first()
+            .and_then(BoundSocket::local_address)
+            .map_or_else(|| config.address.clone(), AnyAddress::Socket);
         tracing::info!(target: "config", listener = %config.name, address = %local_address, bound = config.is_bound, "listener added");
         Ok(Arc::new(Listener {
             name: config.name.clone(),
             stats: config.scope.group(),
-            ssl: config.scope.scope("ssl").group(),
+            // Shown only where TLS is terminated.
+            ssl: if config.chains.iter().any(|chain| matches!(chain.transport, DownstreamTransport::Tls(_))) { config.scope.scope("ssl").group() } else { Arc::default() },
             local_address,
             closed: CancellationToken::new(),
             sockets: Mutex::new(sockets.into_iter().map(Some).collect()),
@@ -179,7 +219,9 @@ impl Listeners {
     pub(crate) fn remove(&self, name: &str) {
         let _writer = self.writer.lock();
         let mut by_name = self.map.load().by_name.clone();
-        let Some(gone) = by_name.remove(name) else { return };
+        let Some(gone) = by_name.remove(name) else {
+            return;
+        };
         gone.closed.cancel();
         self.drain_chains(&gone.config.load(), None);
         self.stats.listener_removed.inc();
@@ -209,7 +251,10 @@ impl Listeners {
         for listener in self.map().by_name.values() {
             let config = listener.config.load();
             if !inbound_only || config.direction == super::Direction::Inbound {
-                config.chains.iter().for_each(|chain| chain.start_drain(patience));
+                config
+                    .chains
+                    .iter()
+                    .for_each(|chain| chain.start_drain(patience));
             }
         }
     }
@@ -217,7 +262,8 @@ impl Listeners {
     /// Drains the connections of `old`'s chains that `new` does not have.
     fn drain_chains(&self, old: &ListenerConfig, new: Option<&ListenerConfig>) {
         for chain in old.chains.iter() {
-            let is_kept = new.is_some_and(|new| new.chains.iter().any(|other| Arc::ptr_eq(other, chain)));
+            let is_kept =
+                new.is_some_and(|new| new.chains.iter().any(|other| Arc::ptr_eq(other, chain)));
             if !is_kept {
                 chain.start_drain(self.server.drain_time);
             }

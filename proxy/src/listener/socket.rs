@@ -3,7 +3,13 @@
 use super::ListenerConfig;
 use crate::wire::AnyAddress;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
-use std::{io, net::SocketAddr, os::unix::fs::{FileTypeExt as _, PermissionsExt as _}, path::Path, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    path::Path,
+    time::Duration,
+};
 
 /// A bound socket before a runtime has it.
 pub(crate) enum BoundSocket {
@@ -27,23 +33,38 @@ pub(crate) fn bind(config: &ListenerConfig, count: usize) -> io::Result<Vec<Boun
             Ok(sockets)
         }
         AnyAddress::Pipe(path) => bind_unix(path, config.socket.mode, count),
-        AnyAddress::Name(name, _) => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is not an address"))),
+        AnyAddress::Name(name, _) => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{name} is not an address"),
+        )),
     }
 }
 
 fn bind_tcp(address: SocketAddr, config: &ListenerConfig) -> io::Result<std::net::TcpListener> {
     let options = &config.socket;
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(!options.is_v4_compatible)?;
     }
     if options.is_transparent {
-        if address.is_ipv4() { socket.set_ip_transparent_v4(true)? } else { socket.set_freebind_v6(true)? }
+        if address.is_ipv4() {
+            socket.set_ip_transparent_v4(true)?
+        } else {
+            socket.set_freebind_v6(true)?
+        }
     }
     if options.is_freebind {
-        if address.is_ipv4() { socket.set_freebind_v4(true)? } else { socket.set_freebind_v6(true)? }
+        if address.is_ipv4() {
+            socket.set_freebind_v4(true)?
+        } else {
+            socket.set_freebind_v6(true)?
+        }
     }
     if let Some(wire) = &options.keepalive {
         let seconds = |value: Option<u32>| value.map(|seconds| Duration::from_secs(seconds.into()));
@@ -75,7 +96,9 @@ fn bind_unix(path: &Path, mode: u32, count: usize) -> io::Result<Vec<BoundSocket
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     }
     // There is no SO_REUSEPORT for Unix sockets: the workers share one.
-    (0..count).map(|_| listener.try_clone().map(BoundSocket::Unix)).collect()
+    (0..count)
+        .map(|_| listener.try_clone().map(BoundSocket::Unix))
+        .collect()
 }
 
 impl BoundSocket {

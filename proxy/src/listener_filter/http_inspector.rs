@@ -7,10 +7,51 @@ use std::io;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Methods that begin a request line.
 const METHODS: &[&str] = &[
-    "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "ACL", "BASELINE-CONTROL", "BIND", "CHECKIN",
-    "CHECKOUT", "COPY", "LABEL", "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL", "MKREDIRECTREF", "MKWORKSPACE",
-    "MOVE", "ORDERPATCH", "PRI", "PROPFIND", "PROPPATCH", "REBIND", "REPORT", "SEARCH", "SOURCE", "UNBIND", "UNCHECKOUT",
-    "UNLINK", "UNLOCK", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL", "M-SEARCH", "NOTIFY", "PURGE", "SUBSCRIBE", "UNSUBSCRIBE",
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "CONNECT",
+    "OPTIONS",
+    "TRACE",
+    "PATCH",
+    "ACL",
+    "BASELINE-CONTROL",
+    "BIND",
+    "CHECKIN",
+    "CHECKOUT",
+    "COPY",
+    "LABEL",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MKREDIRECTREF",
+    "MKWORKSPACE",
+    "MOVE",
+    "ORDERPATCH",
+    "PRI",
+    "PROPFIND",
+    "PROPPATCH",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SOURCE",
+    "UNBIND",
+    "UNCHECKOUT",
+    "UNLINK",
+    "UNLOCK",
+    "UPDATE",
+    "UPDATEREDIRECTREF",
+    "VERSION-CONTROL",
+    "M-SEARCH",
+    "NOTIFY",
+    "PURGE",
+    "SUBSCRIBE",
+    "UNSUBSCRIBE",
 ];
 
 /// Looks at the first line of a connection that is not TLS.
@@ -32,17 +73,31 @@ fn parse(bytes: &[u8]) -> Look<Option<&'static str>> {
     if PREFACE.starts_with(bytes) {
         return Look::More;
     }
-    let Some(end) = bytes.iter().position(|byte| *byte == b'\r' || *byte == b'\n') else {
+    let Some(end) = bytes
+        .iter()
+        .position(|byte| *byte == b'\r' || *byte == b'\n')
+    else {
         // Not yet a line: go on only while it can still be a method.
         let is_possible = METHODS.iter().any(|method| {
             let method = method.as_bytes();
-            if bytes.len() <= method.len() { method.starts_with(bytes) } else { bytes.starts_with(method) && bytes[method.len()] == b' ' }
+            if bytes.len() <= method.len() {
+                method.starts_with(bytes)
+            } else {
+                bytes.starts_with(method) && bytes[method.len()] == b' '
+            }
         });
-        return if is_possible && bytes.len() < 8192 { Look::More } else { Look::Done(None) };
+        return if is_possible && bytes.len() < 8192 {
+            Look::More
+        } else {
+            Look::Done(None)
+        };
     };
-    let mut words = bytes[..end].split(|byte| *byte == b' ').filter(|word| !word.is_empty());
+    let mut words = bytes[..end]
+        .split(|byte| *byte == b' ')
+        .filter(|word| !word.is_empty());
     let (method, _target, version) = (words.next(), words.next(), words.next());
-    let is_method = method.is_some_and(|method| METHODS.iter().any(|known| known.as_bytes() == method));
+    let is_method =
+        method.is_some_and(|method| METHODS.iter().any(|known| known.as_bytes() == method));
     Look::Done(match version {
         Some(b"HTTP/1.1") if is_method => Some("http/1.1"),
         Some(b"HTTP/1.0") if is_method => Some("http/1.0"),
@@ -57,9 +112,15 @@ mod tests {
 
     #[test]
     fn protocols_are_told_apart() {
-        assert!(matches!(parse(b"GET / HTTP/1.1\r\n"), Look::Done(Some("http/1.1"))));
+        assert!(matches!(
+            parse(b"GET / HTTP/1.1\r\n"),
+            Look::Done(Some("http/1.1"))
+        ));
         assert!(matches!(parse(b"POST /a b HTTP/1.0\r\n"), Look::Done(None)));
-        assert!(matches!(parse(b"GET / HTTP/1.0\r\n"), Look::Done(Some("http/1.0"))));
+        assert!(matches!(
+            parse(b"GET / HTTP/1.0\r\n"),
+            Look::Done(Some("http/1.0"))
+        ));
         assert!(matches!(parse(PREFACE), Look::Done(Some("h2c"))));
         assert!(matches!(parse(b"PRI * HT"), Look::More));
         assert!(matches!(parse(b"GE"), Look::More));

@@ -1,7 +1,10 @@
 //! Original destination: where a redirected connection (`iptables REDIRECT`) was going.
 
 use crate::listener::ConnectionInfo;
-use nix::sys::socket::{getsockopt, sockopt::{Ip6tOriginalDst, OriginalDst}};
+use nix::sys::socket::{
+    getsockopt,
+    sockopt::{Ip6tOriginalDst, OriginalDst},
+};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::net::TcpStream;
 

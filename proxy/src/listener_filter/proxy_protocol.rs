@@ -4,7 +4,10 @@ use super::{Accepted, Look};
 use crate::{invalid::Invalid, listener::ConnectionInfo};
 use bytes::Buf as _;
 use proto::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol as Wire;
-use std::{io, net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr}};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
@@ -36,16 +39,27 @@ impl TryFrom<&Wire> for Options {
         if !wire.disallowed_versions.is_empty() {
             return Err(Invalid::new("not supported").at("disallowed_versions"));
         }
-        Ok(Self { is_optional: wire.allow_requests_without_proxy_protocol })
+        Ok(Self {
+            is_optional: wire.allow_requests_without_proxy_protocol,
+        })
     }
 }
 
 /// Reads the header and takes it off the connection.
-pub(super) async fn inspect(options: &Options, accepted: &mut Accepted, info: &mut ConnectionInfo) -> io::Result<()> {
+pub(super) async fn inspect(
+    options: &Options,
+    accepted: &mut Accepted,
+    info: &mut ConnectionInfo,
+) -> io::Result<()> {
     let header = accepted.look(parse).await?.unwrap_or(Header::Absent);
     match header {
         Header::Absent if options.is_optional => {}
-        Header::Absent | Header::Broken => return Err(io::Error::new(io::ErrorKind::InvalidData, "no valid PROXY protocol header")),
+        Header::Absent | Header::Broken => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "no valid PROXY protocol header",
+            ));
+        }
         Header::Local(length) => accepted.ahead.advance(length),
         Header::Proxied(length, source, destination) => {
             accepted.ahead.advance(length);
@@ -79,18 +93,29 @@ fn parse_v1(line: &[u8]) -> Option<Header> {
     let words: Vec<&str> = std::str::from_utf8(line).ok()?.split(' ').collect();
     match words.as_slice() {
         ["PROXY", "UNKNOWN", ..] => Some(Header::Local(length)),
-        ["PROXY", family @ ("TCP4" | "TCP6"), source, destination, source_port, destination_port] => {
+        [
+            "PROXY",
+            family @ ("TCP4" | "TCP6"),
+            source,
+            destination,
+            source_port,
+            destination_port,
+        ] => {
             let source = SocketAddr::new(source.parse().ok()?, source_port.parse().ok()?);
-            let destination = SocketAddr::new(destination.parse().ok()?, destination_port.parse().ok()?);
+            let destination =
+                SocketAddr::new(destination.parse().ok()?, destination_port.parse().ok()?);
             let is_v4 = *family == "TCP4";
-            (source.is_ipv4() == is_v4 && destination.is_ipv4() == is_v4).then_some(Header::Proxied(length, source, destination))
+            (source.is_ipv4() == is_v4 && destination.is_ipv4() == is_v4)
+                .then_some(Header::Proxied(length, source, destination))
         }
         _ => None,
     }
 }
 
 fn parse_v2(bytes: &[u8]) -> Look<Header> {
-    let Some(head) = bytes.get(12..16) else { return Look::More };
+    let Some(head) = bytes.get(12..16) else {
+        return Look::More;
+    };
     let length = 16 + usize::from(u16::from_be_bytes([head[2], head[3]]));
     if bytes.len() < length {
         return Look::More;
@@ -105,12 +130,27 @@ fn parse_v2(bytes: &[u8]) -> Look<Header> {
     })
 }
 
-fn v2_addresses<const N: usize>(body: &[u8], length: usize, ip: impl Fn([u8; N]) -> IpAddr) -> Header {
-    let address = |at: usize| body.get(at..at + N).and_then(|bytes| <[u8; N]>::try_from(bytes).ok()).map(&ip);
-    let port = |at: usize| body.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
+fn v2_addresses<const N: usize>(
+    body: &[u8],
+    length: usize,
+    ip: impl Fn([u8; N]) -> IpAddr,
+) -> Header {
+    let address = |at: usize| {
+        body.get(at..at + N)
+            .and_then(|bytes| <[u8; N]>::try_from(bytes).ok())
+            .map(&ip)
+    };
+    let port = |at: usize| {
+        body.get(at..at + 2)
+            .map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+    };
     match (address(0), address(N), port(2 * N), port(2 * N + 2)) {
         (Some(source), Some(destination), Some(source_port), Some(destination_port)) => {
-            Header::Proxied(length, SocketAddr::new(source, source_port), SocketAddr::new(destination, destination_port))
+            Header::Proxied(
+                length,
+                SocketAddr::new(source, source_port),
+                SocketAddr::new(destination, destination_port),
+            )
         }
         _ => Header::Broken,
     }
@@ -123,15 +163,41 @@ mod tests {
 
     #[test]
     fn both_versions_are_read() {
-        let Look::Done(found) = parse(b"PROXY TCP4 1.2.3.4 5.6.7.8 90 80\r\nGET /") else { panic!("not found") };
-        assert_eq!(found, Header::Proxied(34, "1.2.3.4:90".parse().unwrap(), "5.6.7.8:80".parse().unwrap()));
+        let Look::Done(found) = parse(b"PROXY TCP4 1.2.3.4 5.6.7.8 90 80\r\nGET /") else {
+            panic!("not found")
+        };
+        assert_eq!(
+            found,
+            Header::Proxied(
+                34,
+                "1.2.3.4:90".parse().unwrap(),
+                "5.6.7.8:80".parse().unwrap()
+            )
+        );
         let mut v2 = SIGNATURE.to_vec();
-        v2.extend([0x21, 0x11, 0, 12, 1, 2, 3, 4, 5, 6, 7, 8, 0, 90, 0, 80, b'x']);
+        v2.extend([
+            0x21, 0x11, 0, 12, 1, 2, 3, 4, 5, 6, 7, 8, 0, 90, 0, 80, b'x',
+        ]);
         assert!(matches!(parse(&v2[..20]), Look::More));
-        let Look::Done(found) = parse(&v2) else { panic!("not found") };
-        assert_eq!(found, Header::Proxied(28, "1.2.3.4:90".parse().unwrap(), "5.6.7.8:80".parse().unwrap()));
-        assert!(matches!(parse(b"GET / HTTP/1.1\r\n"), Look::Done(Header::Absent)));
-        assert!(matches!(parse(b"PROXY TCP4 x y\r\n"), Look::Done(Header::Broken)));
+        let Look::Done(found) = parse(&v2) else {
+            panic!("not found")
+        };
+        assert_eq!(
+            found,
+            Header::Proxied(
+                28,
+                "1.2.3.4:90".parse().unwrap(),
+                "5.6.7.8:80".parse().unwrap()
+            )
+        );
+        assert!(matches!(
+            parse(b"GET / HTTP/1.1\r\n"),
+            Look::Done(Header::Absent)
+        ));
+        assert!(matches!(
+            parse(b"PROXY TCP4 x y\r\n"),
+            Look::Done(Header::Broken)
+        ));
     }
 
     proptest! {

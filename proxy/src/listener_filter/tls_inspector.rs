@@ -13,9 +13,13 @@ pub(super) struct Hello {
 
 /// Looks at the first record.
 pub(super) async fn inspect(accepted: &mut Accepted, info: &mut ConnectionInfo) -> io::Result<()> {
-    let Some(Some(hello)) = accepted.look(parse).await? else { return Ok(()) };
+    let Some(Some(hello)) = accepted.look(parse).await? else {
+        return Ok(());
+    };
     info.transport_protocol = TransportProtocol::Tls;
-    info.server_name = hello.server_name.map(|name| name.to_ascii_lowercase().into());
+    info.server_name = hello
+        .server_name
+        .map(|name| name.to_ascii_lowercase().into());
     if !hello.alpn.is_empty() {
         info.application_protocols = hello.alpn;
     }
@@ -31,7 +35,9 @@ fn parse(bytes: &[u8]) -> Look<Option<Hello>> {
     let mut message = Vec::new();
     let mut rest = bytes;
     loop {
-        if let Some(length) = message.get(1..4).map(|length: &[u8]| usize::from(length[0]) << 16 | usize::from(length[1]) << 8 | usize::from(length[2])) {
+        if let Some(length) = message.get(1..4).map(|length: &[u8]| {
+            usize::from(length[0]) << 16 | usize::from(length[1]) << 8 | usize::from(length[2])
+        }) {
             if message[0] != 1 {
                 return Look::Done(None);
             }
@@ -40,12 +46,16 @@ fn parse(bytes: &[u8]) -> Look<Option<Hello>> {
                 return Look::Done(Some(hello(&message[4..4 + length]).unwrap_or_default()));
             }
         }
-        let Some((header, body)) = rest.split_at_checked(5) else { return Look::More };
+        let Some((header, body)) = rest.split_at_checked(5) else {
+            return Look::More;
+        };
         if header[0] != 22 || header[1] != 3 {
             return Look::Done(None);
         }
         let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
-        let Some((fragment, after)) = body.split_at_checked(length) else { return Look::More };
+        let Some((fragment, after)) = body.split_at_checked(length) else {
+            return Look::More;
+        };
         if length == 0 {
             return Look::Done(None);
         }
@@ -79,7 +89,9 @@ fn hello(body: &[u8]) -> Option<Hello> {
             16 => {
                 let mut names = Reader(data.vector16()?);
                 while !names.0.is_empty() {
-                    hello.alpn.push(String::from_utf8_lossy(names.vector8()?).into());
+                    hello
+                        .alpn
+                        .push(String::from_utf8_lossy(names.vector8()?).into());
                 }
             }
             _ => {}
@@ -98,7 +110,8 @@ impl<'a> Reader<'a> {
     }
 
     fn u16(&mut self) -> Option<usize> {
-        self.take(2).map(|bytes| usize::from(u16::from_be_bytes([bytes[0], bytes[1]])))
+        self.take(2)
+            .map(|bytes| usize::from(u16::from_be_bytes([bytes[0], bytes[1]])))
     }
 
     fn vector8(&mut self) -> Option<&'a [u8]> {
@@ -119,10 +132,15 @@ mod tests {
 
     fn client_hello() -> Vec<u8> {
         let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap()
-            .with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
         config.alpn_protocols = vec![b"istio".to_vec(), b"h2".to_vec()];
-        let mut client = rustls::ClientConnection::new(config.into(), "reviews.example.com".try_into().unwrap()).unwrap();
+        let mut client =
+            rustls::ClientConnection::new(config.into(), "reviews.example.com".try_into().unwrap())
+                .unwrap();
         let mut bytes = Vec::new();
         client.write_tls(&mut bytes).unwrap();
         bytes
@@ -132,7 +150,9 @@ mod tests {
     fn name_and_protocols_are_found_once_the_hello_is_whole() {
         let bytes = client_hello();
         assert!(matches!(parse(&bytes[..bytes.len() - 1]), Look::More));
-        let Look::Done(Some(hello)) = parse(&bytes) else { panic!("not found") };
+        let Look::Done(Some(hello)) = parse(&bytes) else {
+            panic!("not found")
+        };
         assert_eq!(hello.server_name.as_deref(), Some("reviews.example.com"));
         assert_eq!(hello.alpn, vec!["istio".into(), "h2".into()]);
         assert!(matches!(parse(b"GET / HTTP/1.1"), Look::Done(None)));

@@ -1,7 +1,11 @@
 //! Direct response: says one thing and closes.
 
 use super::{FactoryContext, Filter, TerminalFilter};
-use crate::{invalid::{At as _, Invalid}, listener::Connection, wire::data_source};
+use crate::{
+    invalid::{At as _, Invalid},
+    listener::Connection,
+    wire::data_source,
+};
 use futures::future::{FutureExt as _, LocalBoxFuture};
 use prost_types::Any;
 use proto::envoy::extensions::filters::network::direct_response::v3::Config;
@@ -16,7 +20,13 @@ struct DirectResponse(Vec<u8>);
 /// Builds the filter.
 pub(super) fn build(any: &Any, _: &FactoryContext<'_>) -> Result<Filter, Invalid> {
     let wire: Config = proto::any::unpack(any)?;
-    let response = wire.response.as_ref().map(data_source).transpose().at("response")?.unwrap_or_default();
+    let response = wire
+        .response
+        .as_ref()
+        .map(data_source)
+        .transpose()
+        .at("response")?
+        .unwrap_or_default();
     Ok(Filter::Terminal(Arc::new(DirectResponse(response))))
 }
 

@@ -32,16 +32,33 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
         return Err(Invalid::unsupported("matcher"));
     }
     let prefix = wire.stat_prefix.trim_end_matches('.');
-    let scope = if prefix.is_empty() { context.stats.clone() } else { context.stats.scope(prefix) };
+    let scope = if prefix.is_empty() {
+        context.stats.clone()
+    } else {
+        context.stats.scope(prefix)
+    };
     Ok(Filter::Passing(Arc::new(Rbac {
-        rules: wire.rules.as_ref().map(RbacEngine::try_from).transpose().at("rules")?,
-        shadow: wire.shadow_rules.as_ref().map(RbacEngine::try_from).transpose().at("shadow_rules")?,
+        rules: wire
+            .rules
+            .as_ref()
+            .map(RbacEngine::try_from)
+            .transpose()
+            .at("rules")?,
+        shadow: wire
+            .shadow_rules
+            .as_ref()
+            .map(RbacEngine::try_from)
+            .transpose()
+            .at("shadow_rules")?,
         stats: scope.scope("rbac").group(),
     })))
 }
 
 impl NetworkFilter for Rbac {
-    fn on_new_connection<'a>(&'a self, connection: &'a mut Connection) -> LocalBoxFuture<'a, Verdict> {
+    fn on_new_connection<'a>(
+        &'a self,
+        connection: &'a mut Connection,
+    ) -> LocalBoxFuture<'a, Verdict> {
         std::future::ready(self.decide(connection)).boxed_local()
     }
 }
@@ -49,11 +66,23 @@ impl NetworkFilter for Rbac {
 impl Rbac {
     fn decide(&self, connection: &Connection) -> Verdict {
         let info = &connection.info;
-        let context = RbacContext { connection: info, remote_ip: info.remote_address.ip(), headers: None, metadata: &info.metadata };
+        let context = RbacContext {
+            connection: info,
+            remote_ip: info.remote_address.ip(),
+            headers: None,
+            metadata: &info.metadata,
+        };
         if let Some(shadow) = &self.shadow {
-            if shadow.decide(&context).is_allowed { &self.stats.shadow_allowed } else { &self.stats.shadow_denied }.inc();
+            if shadow.decide(&context).is_allowed {
+                &self.stats.shadow_allowed
+            } else {
+                &self.stats.shadow_denied
+            }
+            .inc();
         }
-        let Some(rules) = &self.rules else { return Verdict::Continue };
+        let Some(rules) = &self.rules else {
+            return Verdict::Continue;
+        };
         let decision = rules.decide(&context);
         if decision.is_allowed {
             self.stats.allowed.inc();

@@ -14,7 +14,10 @@ pub(super) fn build(_: &Any, _: &FactoryContext<'_>) -> Result<Filter, Invalid> 
 }
 
 impl NetworkFilter for SniCluster {
-    fn on_new_connection<'a>(&'a self, connection: &'a mut Connection) -> LocalBoxFuture<'a, Verdict> {
+    fn on_new_connection<'a>(
+        &'a self,
+        connection: &'a mut Connection,
+    ) -> LocalBoxFuture<'a, Verdict> {
         if let Some(name) = connection.info.server_name.clone() {
             Rc::make_mut(&mut connection.info).cluster_override = Some(name);
         }

@@ -9,7 +9,9 @@ use crate::{
     listener::Connection,
     stat_group,
     stream_info::{ResponseFlag, StreamInfo},
-    upstream::{Cluster, LoadBalancerContext, NoHost, Outcome, PoolErrorKind, Priority, TcpConnection},
+    upstream::{
+        Cluster, LoadBalancerContext, NoHost, Outcome, PoolErrorKind, Priority, TcpConnection,
+    },
     wire::duration_or,
     worker::Worker,
 };
@@ -72,15 +74,27 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
         _ => return Err(Invalid::unsupported("anything but source_ip").at("hash_policy")),
     };
     let idle = duration_or(wire.idle_timeout.as_ref(), IDLE_TIMEOUT, "idle_timeout")?;
-    let longest = wire.max_downstream_connection_duration.as_ref().map(crate::wire::duration).transpose().at("max_downstream_connection_duration")?;
+    let longest = wire
+        .max_downstream_connection_duration
+        .as_ref()
+        .map(crate::wire::duration)
+        .transpose()
+        .at("max_downstream_connection_duration")?;
     Ok(Filter::Terminal(Arc::new(TcpProxy {
         clusters: clusters(&wire)?,
         metadata_match: wire.metadata_match.as_ref().and_then(lb_fields),
         is_hashed_by_source,
         max_connect_attempts: wire.max_connect_attempts.unwrap_or(1).max(1),
-        limits: Limits { idle: (!idle.is_zero()).then_some(idle), longest },
+        limits: Limits {
+            idle: (!idle.is_zero()).then_some(idle),
+            longest,
+        },
         logs: AccessLogs::try_new(&wire.access_log, &context.server.sinks).at("access_log")?,
-        stats: context.stats.scope("tcp").tagged("", "envoy.tcp_prefix", &wire.stat_prefix).group(),
+        stats: context
+            .stats
+            .scope("tcp")
+            .tagged("", "envoy.tcp_prefix", &wire.stat_prefix)
+            .group(),
     })))
 }
 
@@ -94,12 +108,22 @@ fn clusters(wire: &Wire) -> Result<Vec<(u64, Arc<str>, Option<Struct>)>, Invalid
         Some(ClusterSpecifier::Cluster(name)) => Ok(vec![(1, name.as_str().into(), None)]),
         Some(ClusterSpecifier::WeightedClusters(weighted)) => {
             let mut sum = 0;
-            let clusters: Vec<_> = weighted.clusters.iter().map(|one| {
-                sum += u64::from(one.weight);
-                (sum, Arc::from(one.name.as_str()), one.metadata_match.as_ref().and_then(lb_fields))
-            }).collect();
+            let clusters: Vec<_> = weighted
+                .clusters
+                .iter()
+                .map(|one| {
+                    sum += u64::from(one.weight);
+                    (
+                        sum,
+                        Arc::from(one.name.as_str()),
+                        one.metadata_match.as_ref().and_then(lb_fields),
+                    )
+                })
+                .collect();
             if sum == 0 {
-                return Err(Invalid::new("the weights must not all be zero").at("weighted_clusters"));
+                return Err(
+                    Invalid::new("the weights must not all be zero").at("weighted_clusters")
+                );
             }
             Ok(clusters)
         }
@@ -117,7 +141,9 @@ impl TerminalFilter for TcpProxy {
             info.bytes_received = meter.received();
             info.bytes_sent = meter.sent();
             info.end = Some(Instant::now());
-            self.stats.downstream_cx_rx_bytes_total.add(info.bytes_received);
+            self.stats
+                .downstream_cx_rx_bytes_total
+                .add(info.bytes_received);
             self.stats.downstream_cx_tx_bytes_total.add(info.bytes_sent);
             log_connection(&self.logs, &info);
         }
@@ -135,7 +161,12 @@ impl TcpProxy {
             info.flags.set(ResponseFlag::NoClusterFound);
             return;
         };
-        let Some(upstream) = self.connect(&worker, &cluster, metadata, &connection, info).await else { return };
+        let Some(upstream) = self
+            .connect(&worker, &cluster, metadata, &connection, info)
+            .await
+        else {
+            return;
+        };
         info.upstream.local_address = upstream.stream.local_address();
         let ended = copy::run(&mut connection, upstream.stream, self.limits).await;
         match ended {
@@ -145,7 +176,9 @@ impl TcpProxy {
                 info.flags.set(ResponseFlag::DurationTimeout);
             }
             Ended::UpstreamReset => info.flags.set(ResponseFlag::UpstreamConnectionTermination),
-            Ended::DownstreamReset => info.flags.set(ResponseFlag::DownstreamConnectionTermination),
+            Ended::DownstreamReset => info
+                .flags
+                .set(ResponseFlag::DownstreamConnectionTermination),
             Ended::Finished | Ended::Drained => {}
         }
     }
@@ -155,21 +188,36 @@ impl TcpProxy {
             return (name.clone(), self.metadata_match.as_ref());
         }
         let total = self.clusters.last().map_or(1, |(sum, _, _)| *sum);
-        let index = self.clusters.partition_point(|(sum, _, _)| *sum <= random % total);
+        let index = self
+            .clusters
+            .partition_point(|(sum, _, _)| *sum <= random % total);
         let (_, name, metadata) = &self.clusters[index];
-        (name.clone(), metadata.as_ref().or(self.metadata_match.as_ref()))
+        (
+            name.clone(),
+            metadata.as_ref().or(self.metadata_match.as_ref()),
+        )
     }
 
     async fn connect(
-        &self, worker: &Worker, cluster: &Arc<Cluster>, metadata: Option<&Struct>, connection: &Connection, info: &mut StreamInfo,
+        &self,
+        worker: &Worker,
+        cluster: &Arc<Cluster>,
+        metadata: Option<&Struct>,
+        connection: &Connection,
+        info: &mut StreamInfo,
     ) -> Option<TcpConnection> {
-        let hash = self.is_hashed_by_source.then(|| hash_ip(connection.info.remote_address));
+        let hash = self
+            .is_hashed_by_source
+            .then(|| hash_ip(connection.info.remote_address));
         for attempt in 1..=self.max_connect_attempts {
             let context = LoadBalancerContext {
                 random: worker.random(),
                 hash,
                 metadata_match: metadata,
-                original_destination: connection.info.is_local_restored.then_some(connection.info.local_address),
+                original_destination: connection
+                    .info
+                    .is_local_restored
+                    .then_some(connection.info.local_address),
                 ..LoadBalancerContext::default()
             };
             let host = match cluster.choose_host(&context) {
@@ -192,7 +240,11 @@ impl TcpProxy {
                     return None;
                 }
                 Err(error) => {
-                    let outcome = if error.kind == PoolErrorKind::ConnectTimeout { Outcome::Timeout } else { Outcome::LocalFailure };
+                    let outcome = if error.kind == PoolErrorKind::ConnectTimeout {
+                        Outcome::Timeout
+                    } else {
+                        Outcome::LocalFailure
+                    };
                     cluster.report(&host, outcome, worker.random());
                     info.upstream.transport_failure = Some(error.text);
                 }

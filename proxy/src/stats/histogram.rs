@@ -7,11 +7,29 @@ use std::sync::{
 
 /// Upper bounds of the buckets, in the statistic's unit (milliseconds for times, bytes for sizes).
 pub(crate) const BOUNDS: [f64; 19] = [
-    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10000.0, 30000.0,
-    60000.0, 300_000.0, 600_000.0, 1_800_000.0, 3_600_000.0,
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1000.0,
+    2500.0,
+    5000.0,
+    10000.0,
+    30000.0,
+    60000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
 ];
 /// The quantiles of Envoy's text form.
-pub(crate) const QUANTILES: [f64; 10] = [0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 100.0];
+pub(crate) const QUANTILES: [f64; 10] =
+    [0.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 100.0];
 
 /// How often which values were seen.
 #[derive(Debug, Default)]
@@ -38,7 +56,10 @@ impl Histogram {
     /// Records one value.
     pub(crate) fn record(&self, value: u64) {
         let buckets = self.0.get_or_init(Box::default);
-        #[expect(clippy::cast_precision_loss, reason = "only compared with coarse bounds")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "only compared with coarse bounds"
+        )]
         let index = BOUNDS.partition_point(|bound| *bound < value as f64);
         buckets.counts[index].fetch_add(1, Relaxed);
         buckets.sum.fetch_add(value, Relaxed);
@@ -71,12 +92,19 @@ impl Summary {
     pub(crate) fn quantile(&self, percent: f64) -> f64 {
         let wanted = self.count() as f64 * percent / 100.0;
         let mut seen = 0.0;
-        for (index, count) in self.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+        for (index, count) in self
+            .counts
+            .iter()
+            .enumerate()
+            .filter(|(_, count)| **count > 0)
+        {
             let count = *count as f64;
             if seen + count >= wanted {
                 let low = index.checked_sub(1).map_or(0.0, |below| BOUNDS[below]);
                 let largest = self.largest as f64;
-                let high = BOUNDS.get(index).map_or(largest, |bound| bound.min(largest));
+                let high = BOUNDS
+                    .get(index)
+                    .map_or(largest, |bound| bound.min(largest));
                 return low + (high - low).max(0.0) * ((wanted - seen) / count).clamp(0.0, 1.0);
             }
             seen += count;

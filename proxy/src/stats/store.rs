@@ -77,20 +77,31 @@ pub(crate) struct Reading {
 impl Store {
     /// The scope at the root of `store`.
     pub(crate) fn root(self: &Arc<Self>) -> Scope {
-        let names = Names { prefix: "".into(), family: "".into(), tags: Arc::new([]) };
-        Scope { store: self.clone(), names }
+        let names = Names {
+            prefix: "".into(),
+            family: "".into(),
+            tags: Arc::new([]),
+        };
+        Scope {
+            store: self.clone(),
+            names,
+        }
     }
 
     /// Reads everything, sorted by name; forgets what nobody holds any more.
     pub(crate) fn read(&self) -> Vec<Reading> {
         let mut readings = Vec::new();
         self.groups.lock().retain(|_, entry| {
-            let Some(group) = entry.group.upgrade() else { return false };
+            let Some(group) = entry.group.upgrade() else {
+                return false;
+            };
             group.visit(&mut |name, stat| readings.push(entry.scope.reading(name, stat)));
             true
         });
         self.singles.lock().retain(|name, entry| {
-            let Some(value) = entry.stat.read() else { return false };
+            let Some(value) = entry.stat.read() else {
+                return false;
+            };
             readings.push(Reading {
                 name: name.to_string(),
                 family: entry.family.to_string(),
@@ -144,20 +155,30 @@ impl Names {
         let (family, code) = response_code_family(name);
         let mut tags = self.tags.to_vec();
         tags.extend(code.map(|(tag, value)| (Arc::from(tag), Arc::from(value))));
-        Reading { name: format!("{}{name}", self.prefix), family: format!("{}{family}", self.family), tags, value }
+        Reading {
+            name: format!("{}{name}", self.prefix),
+            family: format!("{}{family}", self.family),
+            tags,
+            value,
+        }
     }
 }
 
 /// Envoy takes response codes out of names: `upstream_rq_200` is `upstream_rq` with `envoy.response_code=200`,
 /// `upstream_rq_2xx` is `upstream_rq_xx` with `envoy.response_code_class=2`.
 fn response_code_family(name: &str) -> (String, Option<(&'static str, &str)>) {
-    let Some((rest, last)) = name.rsplit_once('_') else { return (name.to_owned(), None) };
+    let Some((rest, last)) = name.rsplit_once('_') else {
+        return (name.to_owned(), None);
+    };
     let digits = last.as_bytes();
     if !rest.ends_with("_rq") || digits.len() != 3 || !digits[0].is_ascii_digit() {
         return (name.to_owned(), None);
     }
     if last.ends_with("xx") {
-        return (format!("{rest}_xx"), Some(("envoy.response_code_class", &last[..1])));
+        return (
+            format!("{rest}_xx"),
+            Some(("envoy.response_code_class", &last[..1])),
+        );
     }
     if digits.iter().all(u8::is_ascii_digit) {
         return (rest.to_owned(), Some(("envoy.response_code", last)));
@@ -173,7 +194,10 @@ impl Scope {
             family: format!("{}{part}.", self.names.family).into(),
             tags: self.names.tags.clone(),
         };
-        Scope { store: self.store.clone(), names }
+        Scope {
+            store: self.store.clone(),
+            names,
+        }
     }
 
     /// A scope below this one for one of many: `tagged("cluster", "envoy.cluster_name", "reviews")` → `cluster.reviews.…`
@@ -189,7 +213,10 @@ impl Scope {
             family: format!("{}{part}{dot}", self.names.family).into(),
             tags: tags.into(),
         };
-        Scope { store: self.store.clone(), names }
+        Scope {
+            store: self.store.clone(),
+            names,
+        }
     }
 
     /// The prefix of every name below this scope, ending in a dot.
@@ -209,35 +236,58 @@ impl Scope {
         }
         let group = Arc::new(G::default());
         let weak: Weak<G> = Arc::downgrade(&group);
-        groups.insert(key, GroupEntry { scope: self.names.clone(), group: weak });
+        groups.insert(
+            key,
+            GroupEntry {
+                scope: self.names.clone(),
+                group: weak,
+            },
+        );
         group
     }
 
     /// The counter of this name.
     pub(crate) fn counter(&self, name: &str) -> Arc<Counter> {
-        self.single(name, |stat| match stat {
-            Single::Counter(weak) => weak.upgrade(),
-            _ => None,
-        }, Single::Counter)
+        self.single(
+            name,
+            |stat| match stat {
+                Single::Counter(weak) => weak.upgrade(),
+                _ => None,
+            },
+            Single::Counter,
+        )
     }
 
     /// The gauge of this name.
     pub(crate) fn gauge(&self, name: &str) -> Arc<Gauge> {
-        self.single(name, |stat| match stat {
-            Single::Gauge(weak) => weak.upgrade(),
-            _ => None,
-        }, Single::Gauge)
+        self.single(
+            name,
+            |stat| match stat {
+                Single::Gauge(weak) => weak.upgrade(),
+                _ => None,
+            },
+            Single::Gauge,
+        )
     }
 
     /// The histogram of this name.
     pub(crate) fn histogram(&self, name: &str) -> Arc<Histogram> {
-        self.single(name, |stat| match stat {
-            Single::Histogram(weak) => weak.upgrade(),
-            _ => None,
-        }, Single::Histogram)
+        self.single(
+            name,
+            |stat| match stat {
+                Single::Histogram(weak) => weak.upgrade(),
+                _ => None,
+            },
+            Single::Histogram,
+        )
     }
 
-    fn single<T: Default>(&self, name: &str, living: fn(&Single) -> Option<Arc<T>>, wrap: fn(Weak<T>) -> Single) -> Arc<T> {
+    fn single<T: Default>(
+        &self,
+        name: &str,
+        living: fn(&Single) -> Option<Arc<T>>,
+        wrap: fn(Weak<T>) -> Single,
+    ) -> Arc<T> {
         let full: Arc<str> = format!("{}{name}", self.names.prefix).into();
         let mut singles = self.store.singles.lock();
         if let Some(stat) = singles.get(&full).and_then(|entry| living(&entry.stat)) {

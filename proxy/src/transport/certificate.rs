@@ -49,7 +49,10 @@ pub(crate) fn details(der: &[u8]) -> Option<CertificateDetails> {
 }
 
 /// What the peer's chain (leaf first) says.
-pub(crate) fn peer_certificate(chain: &[CertificateDer<'_>], is_validated: bool) -> Option<PeerCertificate> {
+pub(crate) fn peer_certificate(
+    chain: &[CertificateDer<'_>],
+    is_validated: bool,
+) -> Option<PeerCertificate> {
     let leaf = chain.first()?;
     let details = details(leaf)?;
     Some(PeerCertificate {
@@ -62,7 +65,10 @@ pub(crate) fn peer_certificate(chain: &[CertificateDer<'_>], is_validated: bool)
         serial: details.serial,
         not_before: details.not_before,
         not_after: details.not_after,
-        chain: chain.iter().map(|certificate| certificate.to_vec()).collect(),
+        chain: chain
+            .iter()
+            .map(|certificate| certificate.to_vec())
+            .collect(),
     })
 }
 
@@ -82,15 +88,20 @@ fn ip_text(bytes: &[u8]) -> Option<String> {
 }
 
 fn trim_zeros(bytes: &[u8]) -> &[u8] {
-    let start = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len().saturating_sub(1));
+    let start = bytes
+        .iter()
+        .position(|byte| *byte != 0)
+        .unwrap_or(bytes.len().saturating_sub(1));
     &bytes[start..]
 }
 
 /// Lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }

@@ -1,7 +1,10 @@
 //! Secrets: key pairs and validation contexts, inline, from the bootstrap, or by SDS. A slot holds the newest one.
 
 use super::certificate;
-use crate::{invalid::{At as _, Invalid}, wire::data_source};
+use crate::{
+    invalid::{At as _, Invalid},
+    wire::data_source,
+};
 use arc_swap::ArcSwapOption;
 use base64::Engine as _;
 use parking_lot::Mutex;
@@ -63,10 +66,12 @@ impl Secret {
     /// Checks a secret.
     pub(crate) fn new(wire: &Wire) -> Result<Self, Invalid> {
         match &wire.r#type {
-            Some(Type::TlsCertificate(pair)) => KeyPair::new(pair).at("tls_certificate").map(|pair| Self::KeyPair(Arc::new(pair))),
-            Some(Type::ValidationContext(context)) => {
-                Validation::new(context).at("validation_context").map(|context| Self::Validation(Arc::new(context)))
-            }
+            Some(Type::TlsCertificate(pair)) => KeyPair::new(pair)
+                .at("tls_certificate")
+                .map(|pair| Self::KeyPair(Arc::new(pair))),
+            Some(Type::ValidationContext(context)) => Validation::new(context)
+                .at("validation_context")
+                .map(|context| Self::Validation(Arc::new(context))),
             Some(Type::SessionTicketKeys(_)) => Err(Invalid::unsupported("session_ticket_keys")),
             Some(Type::GenericSecret(_)) => Err(Invalid::unsupported("generic_secret")),
             None => Err(Invalid::new("a secret needs a type")),
@@ -80,32 +85,64 @@ impl KeyPair {
         if wire.pkcs12.is_some() || wire.password.is_some() || wire.private_key_provider.is_some() {
             return Err(Invalid::unsupported("a key that is not plain PEM"));
         }
-        let chain = wire.certificate_chain.as_ref().map(data_source).transpose().at("certificate_chain")?.unwrap_or_default();
-        let key = wire.private_key.as_ref().map(data_source).transpose().at("private_key")?.unwrap_or_default();
+        let chain = wire
+            .certificate_chain
+            .as_ref()
+            .map(data_source)
+            .transpose()
+            .at("certificate_chain")?
+            .unwrap_or_default();
+        let key = wire
+            .private_key
+            .as_ref()
+            .map(data_source)
+            .transpose()
+            .at("private_key")?
+            .unwrap_or_default();
         let chain = certificates(&chain).at("certificate_chain")?;
         let Some(leaf) = chain.first() else {
             return Err(Invalid::new("no certificate in it").at("certificate_chain"));
         };
-        let details = certificate::details(leaf).ok_or_else(|| Invalid::new("not an X.509 certificate").at("certificate_chain"))?;
-        let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| Invalid::new(error.to_string()).at("private_key"))?;
-        let key = rustls::crypto::ring::sign::any_supported_type(&key).map_err(|error| Invalid::new(error.to_string()).at("private_key"))?;
+        let details = certificate::details(leaf)
+            .ok_or_else(|| Invalid::new("not an X.509 certificate").at("certificate_chain"))?;
+        let key = PrivateKeyDer::from_pem_slice(&key)
+            .map_err(|error| Invalid::new(error.to_string()).at("private_key"))?;
+        let key = rustls::crypto::ring::sign::any_supported_type(&key)
+            .map_err(|error| Invalid::new(error.to_string()).at("private_key"))?;
         let key = CertifiedKey::new(chain, key);
         match key.keys_match() {
             // A key that cannot tell is believed, as the handshake would show.
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
-            Err(_) => return Err(Invalid::new("it does not belong to the certificate").at("private_key")),
+            Err(_) => {
+                return Err(Invalid::new("it does not belong to the certificate").at("private_key"));
+            }
         }
-        Ok(Self { key: Arc::new(key), details })
+        Ok(Self {
+            key: Arc::new(key),
+            details,
+        })
     }
 
     /// The chain as PEM in base64, as `inline_bytes` is shown.
     pub(crate) fn chain_base64(&self) -> String {
         let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
-        let pem: String = self.key.cert.iter().map(|certificate| {
-            let body = encode(certificate);
-            let lines: Vec<&str> = body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap_or_default()).collect();
-            format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
-        }).collect();
+        let pem: String = self
+            .key
+            .cert
+            .iter()
+            .map(|certificate| {
+                let body = encode(certificate);
+                let lines: Vec<&str> = body
+                    .as_bytes()
+                    .chunks(64)
+                    .map(|line| std::str::from_utf8(line).unwrap_or_default())
+                    .collect();
+                format!(
+                    "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+                    lines.join("\n")
+                )
+            })
+            .collect();
         encode(pem.as_bytes())
     }
 }
@@ -114,34 +151,58 @@ impl Validation {
     /// Checks that the roots are readable.
     pub(crate) fn new(wire: &CertificateValidationContext) -> Result<Self, Invalid> {
         for (is_set, field) in [
-            (wire.custom_validator_config.is_some(), "custom_validator_config"),
+            (
+                wire.custom_validator_config.is_some(),
+                "custom_validator_config",
+            ),
             (wire.crl.is_some(), "crl"),
-            (wire.ca_certificate_provider_instance.is_some(), "ca_certificate_provider_instance"),
+            (
+                wire.ca_certificate_provider_instance.is_some(),
+                "ca_certificate_provider_instance",
+            ),
             (wire.system_root_certs.is_some(), "system_root_certs"),
-            (wire.require_signed_certificate_timestamp == Some(true), "require_signed_certificate_timestamp"),
+            (
+                wire.require_signed_certificate_timestamp == Some(true),
+                "require_signed_certificate_timestamp",
+            ),
         ] {
             if is_set {
                 return Err(Invalid::new("not supported").at(field));
             }
         }
         let Some(source) = &wire.trusted_ca else {
-            return Ok(Self { roots: None, details: Vec::new(), wire: wire.clone() });
+            return Ok(Self {
+                roots: None,
+                details: Vec::new(),
+                wire: wire.clone(),
+            });
         };
         let chain = certificates(&data_source(source).at("trusted_ca")?).at("trusted_ca")?;
         if chain.is_empty() {
             return Err(Invalid::new("no certificate in it").at("trusted_ca"));
         }
-        let details = chain.iter().filter_map(|root| certificate::details(root)).collect();
+        let details = chain
+            .iter()
+            .filter_map(|root| certificate::details(root))
+            .collect();
         let mut roots = RootCertStore::empty();
         for root in chain {
-            roots.add(root).map_err(|error| Invalid::new(error.to_string()).at("trusted_ca"))?;
+            roots
+                .add(root)
+                .map_err(|error| Invalid::new(error.to_string()).at("trusted_ca"))?;
         }
-        Ok(Self { roots: Some(Arc::new(roots)), details, wire: wire.clone() })
+        Ok(Self {
+            roots: Some(Arc::new(roots)),
+            details,
+            wire: wire.clone(),
+        })
     }
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Invalid> {
-    CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| Invalid::new(error.to_string()))
+    CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| Invalid::new(error.to_string()))
 }
 
 impl SecretSlot {
@@ -185,7 +246,10 @@ impl SecretSlots {
             return Ok(slot.clone());
         }
         if config.sds_config.is_none() {
-            return Err(Invalid::new(format!("unknown static secret {}", config.name)));
+            return Err(Invalid::new(format!(
+                "unknown static secret {}",
+                config.name
+            )));
         }
         let slot = Arc::new(SecretSlot {
             name: config.name.clone(),
@@ -202,9 +266,19 @@ impl SecretSlots {
 
     /// Puts a secret of the bootstrap in.
     pub(crate) fn add_static(&self, name: &str, secret: Secret) {
-        let slot = SecretSlot { name: name.to_owned(), source: None, value: ArcSwapOption::empty(), updated: Mutex::new(SystemTime::now()), changed: watch::channel(0).0 };
+        let slot = SecretSlot {
+            name: name.to_owned(),
+            source: None,
+            value: ArcSwapOption::empty(),
+            updated: Mutex::new(SystemTime::now()),
+            changed: watch::channel(0).0,
+        };
         slot.store(secret);
-        self.slots.lock().entry(name.to_owned()).or_default().push(Arc::new(slot));
+        self.slots
+            .lock()
+            .entry(name.to_owned())
+            .or_default()
+            .push(Arc::new(slot));
     }
 
     /// Every slot.

@@ -2,7 +2,10 @@
 //!
 //! A configuration is built from the newest secrets and kept until one of them changes.
 
-use super::{secret::{KeyPair, Secret, SecretSlot, SecretSlots, Validation}, verify::{ClientVerifier, NameChecks, ServerVerifier}};
+use super::{
+    secret::{KeyPair, Secret, SecretSlot, SecretSlots, Validation},
+    verify::{ClientVerifier, NameChecks, ServerVerifier},
+};
 use crate::invalid::{At as _, Invalid, try_all};
 use arc_swap::ArcSwap;
 use proto::envoy::extensions::transport_sockets::tls::v3::{
@@ -82,7 +85,12 @@ struct Sources(Vec<Arc<Secret>>);
 
 impl PartialEq for Sources {
     fn eq(&self, other: &Self) -> bool {
-        self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(|(left, right)| Arc::ptr_eq(left, right))
+        self.0.len() == other.0.len()
+            && self
+                .0
+                .iter()
+                .zip(&other.0)
+                .all(|(left, right)| Arc::ptr_eq(left, right))
     }
 }
 
@@ -90,43 +98,84 @@ impl Common {
     fn new(wire: &CommonTlsContext, secrets: &SecretSlots) -> Result<Self, Invalid> {
         for (is_set, field) in [
             (wire.custom_handshaker.is_some(), "custom_handshaker"),
-            (wire.tls_certificate_provider_instance.is_some(), "tls_certificate_provider_instance"),
-            (wire.custom_tls_certificate_selector.is_some(), "custom_tls_certificate_selector"),
+            (
+                wire.tls_certificate_provider_instance.is_some(),
+                "tls_certificate_provider_instance",
+            ),
+            (
+                wire.custom_tls_certificate_selector.is_some(),
+                "custom_tls_certificate_selector",
+            ),
             (wire.key_log.is_some(), "key_log"),
         ] {
             if is_set {
                 return Err(Invalid::new("not supported").at(field));
             }
         }
-        let mut pairs = try_all("tls_certificates", &wire.tls_certificates, |pair| Ok(PairSource::Inline(Arc::new(KeyPair::new(pair)?))))?;
-        pairs.extend(try_all("tls_certificate_sds_secret_configs", &wire.tls_certificate_sds_secret_configs, |config| {
-            secrets.slot(config).map(PairSource::Slot)
-        })?);
+        let mut pairs = try_all("tls_certificates", &wire.tls_certificates, |pair| {
+            Ok(PairSource::Inline(Arc::new(KeyPair::new(pair)?)))
+        })?;
+        pairs.extend(try_all(
+            "tls_certificate_sds_secret_configs",
+            &wire.tls_certificate_sds_secret_configs,
+            |config| secrets.slot(config).map(PairSource::Slot),
+        )?);
         let validation = match &wire.validation_context_type {
             None => None,
             Some(ValidationContextType::ValidationContext(context)) => {
                 let inline = Validation::new(context).at("validation_context")?;
-                Some(ValidationSource { inline: Some(Arc::new(inline)), slot: None })
+                Some(ValidationSource {
+                    inline: Some(Arc::new(inline)),
+                    slot: None,
+                })
             }
             Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => {
-                let slot = secrets.slot(config).at("validation_context_sds_secret_config")?;
-                Some(ValidationSource { inline: None, slot: Some(slot) })
+                let slot = secrets
+                    .slot(config)
+                    .at("validation_context_sds_secret_config")?;
+                Some(ValidationSource {
+                    inline: None,
+                    slot: Some(slot),
+                })
             }
             Some(ValidationContextType::CombinedValidationContext(combined)) => {
-                let inline = combined.default_validation_context.as_ref().map(Validation::new).transpose()
+                let inline = combined
+                    .default_validation_context
+                    .as_ref()
+                    .map(Validation::new)
+                    .transpose()
                     .at("combined_validation_context.default_validation_context")?;
-                let slot = combined.validation_context_sds_secret_config.as_ref().map(|config| secrets.slot(config)).transpose()
+                let slot = combined
+                    .validation_context_sds_secret_config
+                    .as_ref()
+                    .map(|config| secrets.slot(config))
+                    .transpose()
                     .at("combined_validation_context.validation_context_sds_secret_config")?;
-                Some(ValidationSource { inline: inline.map(Arc::new), slot })
+                Some(ValidationSource {
+                    inline: inline.map(Arc::new),
+                    slot,
+                })
             }
             Some(_) => return Err(Invalid::unsupported("this validation context")),
         };
-        if let Some(inline) = validation.as_ref().and_then(|validation| validation.inline.as_ref()) {
+        if let Some(inline) = validation
+            .as_ref()
+            .and_then(|validation| validation.inline.as_ref())
+        {
             // Checked here so that a bad matcher is refused with the resource, not at the first handshake.
             NameChecks::new(&inline.wire).at("validation_context")?;
         }
-        let alpn = wire.alpn_protocols.iter().map(|name| name.clone().into_bytes()).collect();
-        Ok(Self { pairs, validation, alpn, versions: versions(wire)? })
+        let alpn = wire
+            .alpn_protocols
+            .iter()
+            .map(|name| name.clone().into_bytes())
+            .collect();
+        Ok(Self {
+            pairs,
+            validation,
+            alpn,
+            versions: versions(wire)?,
+        })
     }
 
     fn slots(&self) -> Vec<Arc<SecretSlot>> {
@@ -134,56 +183,105 @@ impl Common {
             PairSource::Slot(slot) => Some(slot.clone()),
             PairSource::Inline(_) => None,
         });
-        pairs.chain(self.validation.iter().filter_map(|validation| validation.slot.clone())).collect()
+        pairs
+            .chain(
+                self.validation
+                    .iter()
+                    .filter_map(|validation| validation.slot.clone()),
+            )
+            .collect()
     }
 
     fn sources(&self) -> Result<Sources, TlsError> {
-        let load = |slot: Arc<SecretSlot>| slot.load().ok_or_else(|| TlsError::SecretMissing(slot.name.clone()));
-        self.slots().into_iter().map(load).collect::<Result<_, _>>().map(Sources)
+        let load = |slot: Arc<SecretSlot>| {
+            slot.load()
+                .ok_or_else(|| TlsError::SecretMissing(slot.name.clone()))
+        };
+        self.slots()
+            .into_iter()
+            .map(load)
+            .collect::<Result<_, _>>()
+            .map(Sources)
     }
 
     fn pairs(&self) -> Result<Vec<Arc<KeyPair>>, TlsError> {
-        self.pairs.iter().map(|pair| match pair {
-            PairSource::Inline(pair) => Ok(pair.clone()),
-            PairSource::Slot(slot) => match slot.load().as_deref() {
-                Some(Secret::KeyPair(pair)) => Ok(pair.clone()),
-                Some(Secret::Validation(_)) => Err(TlsError::Context(format!("secret {} is not a certificate", slot.name))),
-                None => Err(TlsError::SecretMissing(slot.name.clone())),
-            },
-        }).collect()
+        self.pairs
+            .iter()
+            .map(|pair| match pair {
+                PairSource::Inline(pair) => Ok(pair.clone()),
+                PairSource::Slot(slot) => match slot.load().as_deref() {
+                    Some(Secret::KeyPair(pair)) => Ok(pair.clone()),
+                    Some(Secret::Validation(_)) => Err(TlsError::Context(format!(
+                        "secret {} is not a certificate",
+                        slot.name
+                    ))),
+                    None => Err(TlsError::SecretMissing(slot.name.clone())),
+                },
+            })
+            .collect()
     }
 
     /// Roots and checks: SDS's merged over those in place.
     fn validation(&self) -> Result<(Option<Validation>, NameChecks), TlsError> {
-        let Some(source) = &self.validation else { return Ok((None, NameChecks::default())) };
-        let mut wire = source.inline.as_ref().map(|inline| inline.wire.clone()).unwrap_or_default();
-        let mut roots = source.inline.as_ref().and_then(|inline| inline.roots.clone());
+        let Some(source) = &self.validation else {
+            return Ok((None, NameChecks::default()));
+        };
+        let mut wire = source
+            .inline
+            .as_ref()
+            .map(|inline| inline.wire.clone())
+            .unwrap_or_default();
+        let mut roots = source
+            .inline
+            .as_ref()
+            .and_then(|inline| inline.roots.clone());
         if let Some(slot) = &source.slot {
             match slot.load().as_deref() {
                 Some(Secret::Validation(dynamic)) => {
                     roots = dynamic.roots.clone().or(roots);
-                    wire.match_typed_subject_alt_names.extend(dynamic.wire.match_typed_subject_alt_names.iter().cloned());
-                    wire.verify_certificate_spki.extend(dynamic.wire.verify_certificate_spki.iter().cloned());
-                    wire.verify_certificate_hash.extend(dynamic.wire.verify_certificate_hash.iter().cloned());
+                    wire.match_typed_subject_alt_names
+                        .extend(dynamic.wire.match_typed_subject_alt_names.iter().cloned());
+                    wire.verify_certificate_spki
+                        .extend(dynamic.wire.verify_certificate_spki.iter().cloned());
+                    wire.verify_certificate_hash
+                        .extend(dynamic.wire.verify_certificate_hash.iter().cloned());
                 }
-                Some(Secret::KeyPair(_)) => return Err(TlsError::Context(format!("secret {} is not a validation context", slot.name))),
+                Some(Secret::KeyPair(_)) => {
+                    return Err(TlsError::Context(format!(
+                        "secret {} is not a validation context",
+                        slot.name
+                    )));
+                }
                 None => return Err(TlsError::SecretMissing(slot.name.clone())),
             }
         }
-        let checks = NameChecks::new(&wire).map_err(|error| TlsError::Context(error.to_string()))?;
-        Ok((Some(Validation { roots, details: Vec::new(), wire }), checks))
+        let checks =
+            NameChecks::new(&wire).map_err(|error| TlsError::Context(error.to_string()))?;
+        Ok((
+            Some(Validation {
+                roots,
+                details: Vec::new(),
+                wire,
+            }),
+            checks,
+        ))
     }
 }
 
 fn versions(wire: &CommonTlsContext) -> Result<Vec<&'static SupportedProtocolVersion>, Invalid> {
-    let Some(parameters) = &wire.tls_params else { return Ok(rustls::ALL_VERSIONS.to_vec()) };
+    let Some(parameters) = &wire.tls_params else {
+        return Ok(rustls::ALL_VERSIONS.to_vec());
+    };
     let rank = |version: TlsProtocol, default: u8| match version {
         TlsProtocol::TlsAuto => default,
         TlsProtocol::TlSv10 | TlsProtocol::TlSv11 => 1,
         TlsProtocol::TlSv12 => 2,
         TlsProtocol::TlSv13 => 3,
     };
-    let (least, most) = (rank(parameters.tls_minimum_protocol_version(), 2), rank(parameters.tls_maximum_protocol_version(), 3));
+    let (least, most) = (
+        rank(parameters.tls_minimum_protocol_version(), 2),
+        rank(parameters.tls_maximum_protocol_version(), 3),
+    );
     let mut versions = Vec::new();
     if (least..=most).contains(&3) {
         versions.push(&rustls::version::TLS13);
@@ -201,14 +299,20 @@ impl DownstreamTlsContext {
     /// Checks `wire`.
     pub(crate) fn new(wire: &WireDownstream, secrets: &SecretSlots) -> Result<Self, Invalid> {
         let empty = CommonTlsContext::default();
-        let common = Common::new(wire.common_tls_context.as_ref().unwrap_or(&empty), secrets).at("common_tls_context")?;
+        let common = Common::new(wire.common_tls_context.as_ref().unwrap_or(&empty), secrets)
+            .at("common_tls_context")?;
         if common.pairs.is_empty() {
-            return Err(Invalid::new("No TLS certificates found for server context").at("common_tls_context"));
+            return Err(Invalid::new("No TLS certificates found for server context")
+                .at("common_tls_context"));
         }
         if wire.require_sni == Some(true) {
             return Err(Invalid::unsupported("require_sni"));
         }
-        Ok(Self { common, is_client_required: wire.require_client_certificate.unwrap_or(false), built: ArcSwap::default() })
+        Ok(Self {
+            common,
+            is_client_required: wire.require_client_certificate.unwrap_or(false),
+            built: ArcSwap::default(),
+        })
     }
 
     /// The secrets it waits for.
@@ -238,9 +342,13 @@ impl DownstreamTlsContext {
         let failed = |error: rustls::Error| TlsError::Context(error.to_string());
         let (validation, checks) = self.common.validation()?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&self.common.versions).map_err(failed)?;
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&self.common.versions)
+            .map_err(failed)?;
         let builder = if validation.is_some() || self.is_client_required {
-            let verifier = ClientVerifier::new(validation.as_ref(), checks, self.is_client_required).map_err(|error| TlsError::Context(error.to_string()))?;
+            let verifier =
+                ClientVerifier::new(validation.as_ref(), checks, self.is_client_required)
+                    .map_err(|error| TlsError::Context(error.to_string()))?;
             builder.with_client_cert_verifier(Arc::new(verifier))
         } else {
             builder.with_no_client_auth()
@@ -260,17 +368,30 @@ struct Certificates(Vec<Arc<KeyPair>>);
 
 impl std::fmt::Debug for KeyPair {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KeyPair").field("subject", &self.details.subject).finish_non_exhaustive()
+        f.debug_struct("KeyPair")
+            .field("subject", &self.details.subject)
+            .finish_non_exhaustive()
     }
 }
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let fits = |pair: &&Arc<KeyPair>| hello.server_name().is_some_and(|name| {
-            let parent = name.split_once('.').map(|(_, parent)| parent);
-            pair.details.dns_sans.iter().any(|san| san == name || san.strip_prefix("*.").is_some_and(|suffix| Some(suffix) == parent))
-        });
-        self.0.iter().find(fits).or_else(|| self.0.first()).map(|pair| pair.key.clone())
+        let fits = |pair: &&Arc<KeyPair>| {
+            hello.server_name().is_some_and(|name| {
+                let parent = name.split_once('.').map(|(_, parent)| parent);
+                pair.details.dns_sans.iter().any(|san| {
+                    san == name
+                        || san
+                            .strip_prefix("*.")
+                            .is_some_and(|suffix| Some(suffix) == parent)
+                })
+            })
+        };
+        self.0
+            .iter()
+            .find(fits)
+            .or_else(|| self.0.first())
+            .map(|pair| pair.key.clone())
     }
 }
 
@@ -292,12 +413,19 @@ impl UpstreamTlsContext {
     /// Checks `wire`.
     pub(crate) fn new(wire: &WireUpstream, secrets: &SecretSlots) -> Result<Self, Invalid> {
         let empty = CommonTlsContext::default();
-        let common = Common::new(wire.common_tls_context.as_ref().unwrap_or(&empty), secrets).at("common_tls_context")?;
+        let common = Common::new(wire.common_tls_context.as_ref().unwrap_or(&empty), secrets)
+            .at("common_tls_context")?;
         if wire.auto_host_sni || wire.auto_sni_san_validation {
-            return Err(Invalid::unsupported("auto_host_sni and auto_sni_san_validation"));
+            return Err(Invalid::unsupported(
+                "auto_host_sni and auto_sni_san_validation",
+            ));
         }
         let sni = (!wire.sni.is_empty()).then(|| wire.sni.as_str().into());
-        Ok(Self { common, sni, built: ArcSwap::default() })
+        Ok(Self {
+            common,
+            sni,
+            built: ArcSwap::default(),
+        })
     }
 
     /// The secrets it waits for.
@@ -306,15 +434,26 @@ impl UpstreamTlsContext {
     }
 
     /// The configuration for a new handshake.
-    pub(crate) fn config(&self, fallback: AlpnFallback, has_sni: bool) -> Result<Arc<ClientConfig>, TlsError> {
+    pub(crate) fn config(
+        &self,
+        fallback: AlpnFallback,
+        has_sni: bool,
+    ) -> Result<Arc<ClientConfig>, TlsError> {
         let sources = self.common.sources()?;
         let key = (fallback, has_sni);
         let built = self.built.load();
-        if let Some((_, _, config)) = built.iter().find(|(from, of, _)| *of == key && *from == sources) {
+        if let Some((_, _, config)) = built
+            .iter()
+            .find(|(from, of, _)| *of == key && *from == sources)
+        {
             return Ok(config.clone());
         }
         let config = Arc::new(self.build(fallback, has_sni)?);
-        let mut all: Vec<_> = built.iter().filter(|(from, _, _)| *from == sources).cloned().collect();
+        let mut all: Vec<_> = built
+            .iter()
+            .filter(|(from, _, _)| *from == sources)
+            .cloned()
+            .collect();
         all.push((sources, key, config.clone()));
         self.built.store(Arc::new(all));
         Ok(config)
@@ -323,17 +462,28 @@ impl UpstreamTlsContext {
     fn build(&self, fallback: AlpnFallback, has_sni: bool) -> Result<ClientConfig, TlsError> {
         let (validation, checks) = self.common.validation()?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&self.common.versions)
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&self.common.versions)
             .map_err(|error| TlsError::Context(error.to_string()))?
-            .dangerous().with_custom_certificate_verifier(Arc::new(ServerVerifier::new(validation.as_ref(), checks)));
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(
+                validation.as_ref(),
+                checks,
+            )));
         let mut config = match self.common.pairs()?.first() {
-            Some(pair) => builder.with_client_cert_resolver(Arc::new(ClientCertificate(pair.clone()))),
+            Some(pair) => {
+                builder.with_client_cert_resolver(Arc::new(ClientCertificate(pair.clone())))
+            }
             None => builder.with_no_client_auth(),
         };
         config.enable_sni = has_sni;
         // Envoy keeps one session a context; the default cache would cost a cluster a hundred KiB.
         config.resumption = Resumption::in_memory_sessions(4);
-        config.alpn_protocols = if self.common.alpn.is_empty() { fallback.protocols() } else { self.common.alpn.clone() };
+        config.alpn_protocols = if self.common.alpn.is_empty() {
+            fallback.protocols()
+        } else {
+            self.common.alpn.clone()
+        };
         Ok(config)
     }
 }

@@ -1,12 +1,29 @@
 //! The upstream side: a connection to a host, raw or TLS.
 
-use super::{AlpnFallback, SecretSlot, SecretSlots, tls_context::{TlsError, UpstreamTlsContext}};
-use crate::{invalid::{At as _, Invalid}, upstream::ConnectionGuard};
+use super::{
+    AlpnFallback, SecretSlot, SecretSlots,
+    tls_context::{TlsError, UpstreamTlsContext},
+};
+use crate::{
+    invalid::{At as _, Invalid},
+    upstream::ConnectionGuard,
+};
 use proto::envoy::config::core::v3::{TransportSocket, transport_socket::ConfigType};
-use proto::envoy::extensions::transport_sockets::{raw_buffer::v3::RawBuffer, tls::v3::UpstreamTlsContext as WireTls};
+use proto::envoy::extensions::transport_sockets::{
+    raw_buffer::v3::RawBuffer, tls::v3::UpstreamTlsContext as WireTls,
+};
 use rustls_pki_types::ServerName;
-use std::{io, net::SocketAddr, pin::Pin, sync::Arc, task::{Context, Poll, ready}};
-use tokio::{io::{AsyncRead, AsyncWrite, ReadBuf}, net::{TcpStream, UnixStream}};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
 use tokio_rustls::client::TlsStream;
 
 /// How connections to an endpoint are secured.
@@ -37,16 +54,27 @@ pub(crate) enum UpstreamSocket {
 
 impl UpstreamTransport {
     /// Checks a transport socket; none is raw.
-    pub(crate) fn build(wire: Option<&TransportSocket>, secrets: &SecretSlots) -> Result<Self, Invalid> {
-        let Some(wire) = wire else { return Ok(Self::Raw) };
+    pub(crate) fn build(
+        wire: Option<&TransportSocket>,
+        secrets: &SecretSlots,
+    ) -> Result<Self, Invalid> {
+        let Some(wire) = wire else {
+            return Ok(Self::Raw);
+        };
         let Some(ConfigType::TypedConfig(any)) = &wire.config_type else {
-            return if wire.name == "envoy.transport_sockets.raw_buffer" { Ok(Self::Raw) } else { Err(Invalid::new("a typed_config is needed").at("typed_config")) };
+            return if wire.name == "envoy.transport_sockets.raw_buffer" {
+                Ok(Self::Raw)
+            } else {
+                Err(Invalid::new("a typed_config is needed").at("typed_config"))
+            };
         };
         if proto::any::is::<RawBuffer>(any) {
             return Ok(Self::Raw);
         }
         let wire: WireTls = proto::any::unpack(any).at("typed_config")?;
-        Ok(Self::Tls(Box::new(UpstreamTlsContext::new(&wire, secrets).at("typed_config")?)))
+        Ok(Self::Tls(Box::new(
+            UpstreamTlsContext::new(&wire, secrets).at("typed_config")?,
+        )))
     }
 
     /// Whether it is TLS.
@@ -64,20 +92,35 @@ impl UpstreamTransport {
 
     /// Sets the transport up on a connected socket. `sni` replaces the context's.
     pub(crate) async fn connect(
-        &self, socket: UpstreamSocket, guard: ConnectionGuard, alpn: AlpnFallback, sni: Option<&str>, peer: Option<SocketAddr>,
+        &self,
+        socket: UpstreamSocket,
+        guard: ConnectionGuard,
+        alpn: AlpnFallback,
+        sni: Option<&str>,
+        peer: Option<SocketAddr>,
     ) -> Result<UpstreamStream, io::Error> {
         let io = match (self, socket) {
             (Self::Raw, UpstreamSocket::Tcp(stream)) => Io::Tcp(stream),
             (Self::Raw, UpstreamSocket::Unix(stream)) => Io::Unix(stream),
-            (Self::Tls(_), UpstreamSocket::Unix(_)) => return Err(io::Error::other("TLS over a Unix socket is not supported")),
+            (Self::Tls(_), UpstreamSocket::Unix(_)) => {
+                return Err(io::Error::other("TLS over a Unix socket is not supported"));
+            }
             (Self::Tls(context), UpstreamSocket::Tcp(stream)) => {
                 let sni = sni.or(context.sni.as_deref());
                 // rustls always wants a name; without SNI it is not sent and nothing compares it.
                 let name = sni.and_then(|sni| ServerName::try_from(sni.to_owned()).ok());
                 let has_sni = matches!(name, Some(ServerName::DnsName(_)));
-                let name = name.or_else(|| peer.map(|peer| ServerName::from(peer.ip()))).ok_or_else(|| io::Error::other("no server name"))?;
-                let config = context.config(alpn, has_sni).map_err(|error: TlsError| io::Error::other(error))?;
-                Io::Tls(Box::new(tokio_rustls::TlsConnector::from(config).connect(name, stream).await?))
+                let name = name
+                    .or_else(|| peer.map(|peer| ServerName::from(peer.ip())))
+                    .ok_or_else(|| io::Error::other("no server name"))?;
+                let config = context
+                    .config(alpn, has_sni)
+                    .map_err(|error: TlsError| io::Error::other(error))?;
+                Io::Tls(Box::new(
+                    tokio_rustls::TlsConnector::from(config)
+                        .connect(name, stream)
+                        .await?,
+                ))
             }
         };
         Ok(UpstreamStream { io, guard })
@@ -118,7 +161,11 @@ impl UpstreamStream {
 }
 
 impl AsyncRead for UpstreamStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(match &mut self.io {
             Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -135,7 +182,11 @@ impl AsyncRead for UpstreamStream {
 }
 
 impl AsyncWrite for UpstreamStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let count = ready!(match &mut self.io {
             Io::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Io::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
@@ -145,7 +196,11 @@ impl AsyncWrite for UpstreamStream {
         Poll::Ready(Ok(count))
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let count = ready!(match &mut self.io {
             Io::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Io::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),

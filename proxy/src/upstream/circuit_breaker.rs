@@ -2,11 +2,14 @@
 //!
 //! The counts are of the whole process (all workers), as Envoy's are.
 
-use super::stats::BreakerStats;
-use crate::stats::{Gauge, Scope};
+use super::stats::{BreakerStats, RemainingStats};
+use crate::stats::Scope;
 use proto::envoy::config::cluster::v3::{CircuitBreakers as Wire, circuit_breakers::Thresholds};
 use proto::envoy::config::core::v3::RoutingPriority;
-use std::sync::{Arc, atomic::{AtomicU64, Ordering::Relaxed}};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 use tokio::sync::Notify;
 
 /// A route's priority; each has thresholds of its own.
@@ -33,6 +36,7 @@ struct Level {
     requests: AtomicU64,
     retries: AtomicU64,
     stats: Arc<BreakerStats>,
+    remaining: Option<Arc<RemainingStats>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,7 +46,6 @@ struct Limits {
     requests: u64,
     retries: u64,
     budget: Option<(f64, u64)>,
-    track_remaining: bool,
 }
 
 /// One thing that a breaker counts; given back when dropped.
@@ -69,20 +72,31 @@ impl CircuitBreakers {
     /// Breakers with the configured thresholds; Envoy's defaults where there are none.
     pub(crate) fn new(wire: Option<&Wire>, scope: &Scope) -> Arc<Self> {
         let level = |priority: RoutingPriority, name: &str| {
-            let thresholds = wire.and_then(|wire| wire.thresholds.iter().find(|one| one.priority == priority as i32));
+            let thresholds = wire.and_then(|wire| {
+                wire.thresholds
+                    .iter()
+                    .find(|one| one.priority == priority as i32)
+            });
+            let scope = scope.scope("circuit_breakers").scope(name);
             let level = Level {
                 limits: Limits::of(thresholds),
                 connections: AtomicU64::new(0),
                 pending: AtomicU64::new(0),
                 requests: AtomicU64::new(0),
                 retries: AtomicU64::new(0),
-                stats: scope.scope("circuit_breakers").tagged("", "envoy.circuit_breaker_priority", name).group(),
+                stats: scope.group(),
+                remaining: thresholds
+                    .is_some_and(|thresholds| thresholds.track_remaining)
+                    .then(|| scope.group()),
             };
             level.show();
             level
         };
         Arc::new(Self {
-            levels: [level(RoutingPriority::Default, "default"), level(RoutingPriority::High, "high")],
+            levels: [
+                level(RoutingPriority::Default, "default"),
+                level(RoutingPriority::High, "high"),
+            ],
             connection_freed: Notify::new(),
         })
     }
@@ -96,7 +110,11 @@ impl CircuitBreakers {
     pub(crate) fn first_connection(self: &Arc<Self>, priority: Priority) -> Guard {
         self.level(priority).connections.fetch_add(1, Relaxed);
         self.level(priority).show();
-        Guard { breakers: self.clone(), priority, what: What::Connection }
+        Guard {
+            breakers: self.clone(),
+            priority,
+            what: What::Connection,
+        }
     }
 
     /// Room for a request that waits for a connection.
@@ -117,7 +135,12 @@ impl CircuitBreakers {
     /// The limits of a priority: connections, pending, requests, retries.
     pub(crate) fn limits(&self, priority: Priority) -> [u64; 4] {
         let limits = self.level(priority).limits;
-        [limits.connections, limits.pending, limits.requests, limits.retries]
+        [
+            limits.connections,
+            limits.pending,
+            limits.requests,
+            limits.retries,
+        ]
     }
 
     fn take(self: &Arc<Self>, priority: Priority, what: What) -> Option<Guard> {
@@ -129,7 +152,11 @@ impl CircuitBreakers {
             return None;
         }
         level.show_one(what);
-        Some(Guard { breakers: self.clone(), priority, what })
+        Some(Guard {
+            breakers: self.clone(),
+            priority,
+            what,
+        })
     }
 
     fn level(&self, priority: Priority) -> &Level {
@@ -140,11 +167,20 @@ impl CircuitBreakers {
 impl Limits {
     fn of(wire: Option<&Thresholds>) -> Self {
         let Some(wire) = wire else {
-            return Self { connections: 1024, pending: 1024, requests: 1024, retries: 3, budget: None, track_remaining: false };
+            return Self {
+                connections: 1024,
+                pending: 1024,
+                requests: 1024,
+                retries: 3,
+                budget: None,
+            };
         };
         let limit = |value: Option<u32>, default: u64| value.map_or(default, u64::from);
         let budget = wire.retry_budget.as_ref().map(|budget| {
-            let percent = budget.budget_percent.as_ref().map_or(20.0, |percent| percent.value);
+            let percent = budget
+                .budget_percent
+                .as_ref()
+                .map_or(20.0, |percent| percent.value);
             (percent / 100.0, limit(budget.min_retry_concurrency, 3))
         });
         Self {
@@ -153,7 +189,6 @@ impl Limits {
             requests: limit(wire.max_requests, 1024),
             retries: limit(wire.max_retries, 3),
             budget,
-            track_remaining: wire.track_remaining,
         }
     }
 }
@@ -176,7 +211,12 @@ impl Level {
             (What::Retry, None) => self.limits.retries,
             (What::Retry, Some((share, least))) => {
                 let active = self.requests.load(Relaxed) + self.pending.load(Relaxed);
-                #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a small count")]
+                #[expect(
+                    clippy::cast_precision_loss,
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a share of a small count"
+                )]
                 let allowed = (active as f64 * share) as u64;
                 allowed.max(least)
             }
@@ -190,16 +230,22 @@ impl Level {
     }
 
     fn show_one(&self, what: What) {
-        let (open, remaining): (&Gauge, &Gauge) = match what {
-            What::Connection => (&self.stats.cx_open, &self.stats.remaining_cx),
-            What::Pending => (&self.stats.rq_pending_open, &self.stats.remaining_pending),
-            What::Request => (&self.stats.rq_open, &self.stats.remaining_rq),
-            What::Retry => (&self.stats.rq_retry_open, &self.stats.remaining_retries),
-        };
         let (count, limit) = (self.count(what).load(Relaxed), self.limit(what));
+        let open = match what {
+            What::Connection => &self.stats.cx_open,
+            What::Pending => &self.stats.rq_pending_open,
+            What::Request => &self.stats.rq_open,
+            What::Retry => &self.stats.rq_retry_open,
+        };
         open.set(u64::from(count >= limit));
-        if self.limits.track_remaining {
-            remaining.set(limit.saturating_sub(count));
+        if let Some(remaining) = &self.remaining {
+            let gauge = match what {
+                What::Connection => &remaining.remaining_cx,
+                What::Pending => &remaining.remaining_pending,
+                What::Request => &remaining.remaining_rq,
+                What::Retry => &remaining.remaining_retries,
+            };
+            gauge.set(limit.saturating_sub(count));
         }
     }
 }
@@ -224,7 +270,10 @@ mod tests {
     fn a_full_breaker_refuses_until_something_is_given_back() {
         let scope = Arc::new(Store::default()).root();
         let wire = Wire {
-            thresholds: vec![Thresholds { max_requests: Some(1), ..Thresholds::default() }],
+            thresholds: vec![Thresholds {
+                max_requests: Some(1),
+                ..Thresholds::default()
+            }],
             ..Wire::default()
         };
         let breakers = CircuitBreakers::new(Some(&wire), &scope);

@@ -1,25 +1,35 @@
 //! A cluster at work: configuration, hosts of the moment, breakers, counters, and the choice of a host.
 
 use super::{
-    CircuitBreakers, ClusterConfig, Discovery, Host, HostAddress, HostSets, LoadBalancerContext, LocalityEndpoints, Outcome,
+    CircuitBreakers, ClusterConfig, Discovery, Host, HostAddress, HostSets, LoadBalancerContext,
+    LocalityEndpoints, Outcome,
     cluster_config::{SubsetFallback, has_all},
     host::{HealthFlag, HostParts, Locality},
     host_set::{BuildOptions, Pool},
     load_balancer::mix,
     outlier::OutlierDetector,
-    stats::{ClusterStats, HealthCheckStats, ResponseCodes},
+    stats::{ClusterStats, HealthCheckStats, OriginStats, ResponseCodes},
 };
-use crate::{invalid::{At as _, Invalid, try_all}, stats::Scope, wire::AnyAddress};
+use crate::{
+    invalid::{At as _, Invalid, try_all},
+    stats::Scope,
+    wire::AnyAddress,
+};
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use proto::envoy::config::{
     core::v3::HealthStatus,
-    endpoint::v3::{ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier},
+    endpoint::v3::{
+        ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
+    },
 };
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, atomic::{AtomicBool, AtomicU32, Ordering::Relaxed}},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
@@ -46,9 +56,9 @@ pub(crate) struct Cluster {
     /// Responses by status.
     pub(crate) response_codes: Arc<ResponseCodes>,
     /// Responses by status, of internal requests.
-    pub(crate) internal_response_codes: Arc<ResponseCodes>,
+    pub(crate) internal_response_codes: Arc<OriginStats>,
     /// Responses by status, of external requests.
-    pub(crate) external_response_codes: Arc<ResponseCodes>,
+    pub(crate) external_response_codes: Arc<OriginStats>,
     /// Active health checks' counters.
     pub(crate) health_stats: Arc<HealthCheckStats>,
     /// Where its statistics are.
@@ -75,14 +85,22 @@ impl Cluster {
     /// A cluster without hosts, or with those of its static assignment.
     pub(crate) fn new(config: ClusterConfig, root: &Scope) -> Result<Arc<Self>, Invalid> {
         let scope = root.tagged("cluster", "envoy.cluster_name", &config.stat_name);
-        let outlier = config.outlier.clone().map(|outlier| OutlierDetector::new(outlier, scope.scope("outlier_detection").group()));
+        let outlier = config
+            .outlier
+            .clone()
+            .map(|outlier| OutlierDetector::new(outlier, scope.scope("outlier_detection").group()));
         let cluster = Self {
             breakers: CircuitBreakers::new(config.wire.circuit_breakers.as_ref(), &scope),
             stats: scope.group(),
             response_codes: ResponseCodes::of(&scope),
-            internal_response_codes: ResponseCodes::of(&scope.scope("internal")),
-            external_response_codes: ResponseCodes::of(&scope.scope("external")),
-            health_stats: scope.scope("health_check").group(),
+            internal_response_codes: scope.scope("internal").group(),
+            external_response_codes: scope.scope("external").group(),
+            // Shown only where hosts are checked.
+            health_stats: if config.health_checks.is_empty() {
+                Arc::default()
+            } else {
+                scope.scope("health_check").group()
+            },
             outlier,
             sets: ArcSwap::default(),
             update: Mutex::new(()),
@@ -104,7 +122,9 @@ impl Cluster {
                 cluster.set_hosts(localities, assignment);
             }
             (Discovery::Static | Discovery::OriginalDst { .. }, None) => cluster.set_initialized(),
-            (Discovery::StrictDns(_) | Discovery::LogicalDns(_), None) => return Err(Invalid::new("a DNS cluster needs names").at("load_assignment")),
+            (Discovery::StrictDns(_) | Discovery::LogicalDns(_), None) => {
+                return Err(Invalid::new("a DNS cluster needs names").at("load_assignment"));
+            }
             _ => {}
         }
         Ok(Arc::new(cluster))
@@ -137,6 +157,17 @@ impl Cluster {
         }
     }
 
+    /// Waits until its hosts are known.
+    pub(crate) async fn ready(&self) {
+        loop {
+            let told = self.initialized.notified();
+            if self.is_initialized() {
+                return;
+            }
+            told.await;
+        }
+    }
+
     /// Takes note of how a request to `host` went; may eject it.
     pub(crate) fn report(&self, host: &Host, outcome: Outcome, random: u64) {
         if let Some(outlier) = &self.outlier
@@ -147,7 +178,10 @@ impl Cluster {
     }
 
     /// Chooses a host for a request.
-    pub(crate) fn choose_host(&self, context: &LoadBalancerContext<'_>) -> Result<Arc<Host>, NoHost> {
+    pub(crate) fn choose_host(
+        &self,
+        context: &LoadBalancerContext<'_>,
+    ) -> Result<Arc<Host>, NoHost> {
         if let Discovery::OriginalDst { port_override, .. } = self.config.discovery {
             let mut address = context.original_destination.ok_or(NoHost::NoDestination)?;
             if let Some(port) = port_override {
@@ -165,7 +199,10 @@ impl Cluster {
                 }
                 random = mix(random);
                 // A hash always leads to the same host: a retry elsewhere goes without it.
-                let context = LoadBalancerContext { hash: None, ..*context };
+                let context = LoadBalancerContext {
+                    hash: None,
+                    ..*context
+                };
                 chosen = self.choose_once(&sets, &context, random);
             }
         }
@@ -176,13 +213,21 @@ impl Cluster {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "a number below 100")]
-    fn choose_once(&self, sets: &HostSets, context: &LoadBalancerContext<'_>, random: u64) -> Option<Arc<Host>> {
+    fn choose_once(
+        &self,
+        sets: &HostSets,
+        context: &LoadBalancerContext<'_>,
+        random: u64,
+    ) -> Option<Arc<Host>> {
         // The priority is drawn from the hash too, so that equal requests stay on one host.
         let percent = (context.hash.unwrap_or(random) % 100) as u32;
         let mut priority = sets.priority_for(percent)?;
         if !context.excluded_priorities.is_empty() {
             priority = (0..sets.loads.len())
-                .find(|index| sets.loads[*index] > 0 && !context.excluded_priorities.contains(&(*index as u32)))
+                .find(|index| {
+                    sets.loads[*index] > 0
+                        && !context.excluded_priorities.contains(&(*index as u32))
+                })
                 .unwrap_or(priority);
         }
         let set = &sets.priorities[priority];
@@ -226,7 +271,10 @@ impl Cluster {
                 weight: 1,
                 health: 0,
             });
-            Arc::new(Original { host, used: Mutex::new(Instant::now()) })
+            Arc::new(Original {
+                host,
+                used: Mutex::new(Instant::now()),
+            })
         });
         let host = entry.host.clone();
         self.stats.membership_total.set(original.len() as u64);
@@ -238,7 +286,8 @@ impl Cluster {
     pub(crate) fn clean_original(&self, unused: Duration) {
         let mut original = self.original.write();
         original.retain(|_, known| {
-            let is_kept = known.host.stats.cx_active.value() > 0 || known.used.lock().elapsed() < unused;
+            let is_kept =
+                known.host.stats.cx_active.value() > 0 || known.used.lock().elapsed() < unused;
             known.host.set_removed(!is_kept);
             is_kept
         });
@@ -248,11 +297,18 @@ impl Cluster {
 
     /// The original destinations known now.
     pub(crate) fn original_hosts(&self) -> Vec<Arc<Host>> {
-        self.original.read().values().map(|known| known.host.clone()).collect()
+        self.original
+            .read()
+            .values()
+            .map(|known| known.host.clone())
+            .collect()
     }
 
     /// Takes over an assignment whose endpoints have addresses (EDS).
-    pub(crate) fn apply_assignment(&self, assignment: &ClusterLoadAssignment) -> Result<(), Invalid> {
+    pub(crate) fn apply_assignment(
+        &self,
+        assignment: &ClusterLoadAssignment,
+    ) -> Result<(), Invalid> {
         let localities = self.localities(assignment, &|address| match address {
             AnyAddress::Socket(address) => Ok(vec![HostAddress::Socket(*address)]),
             AnyAddress::Pipe(path) => Ok(vec![HostAddress::Pipe(Arc::new(path.clone()))]),
@@ -265,13 +321,19 @@ impl Cluster {
 
     /// The endpoints of `assignment`; `resolve` tells the addresses of each.
     pub(crate) fn localities(
-        &self, assignment: &ClusterLoadAssignment, resolve: &dyn Fn(&AnyAddress) -> Result<Vec<HostAddress>, Invalid>,
+        &self,
+        assignment: &ClusterLoadAssignment,
+        resolve: &dyn Fn(&AnyAddress) -> Result<Vec<HostAddress>, Invalid>,
     ) -> Result<Vec<LocalityEndpoints>, Invalid> {
-        try_all("endpoints", &assignment.endpoints, |wire| self.locality(wire, resolve))
+        try_all("endpoints", &assignment.endpoints, |wire| {
+            self.locality(wire, resolve)
+        })
     }
 
     fn locality(
-        &self, wire: &LocalityLbEndpoints, resolve: &dyn Fn(&AnyAddress) -> Result<Vec<HostAddress>, Invalid>,
+        &self,
+        wire: &LocalityLbEndpoints,
+        resolve: &dyn Fn(&AnyAddress) -> Result<Vec<HostAddress>, Invalid>,
     ) -> Result<LocalityEndpoints, Invalid> {
         if wire.priority > 128 {
             return Err(Invalid::new(format!("{} is above 128", wire.priority)).at("priority"));
@@ -280,69 +342,113 @@ impl Cluster {
             return Err(Invalid::new("not supported").at("lb_config"));
         }
         let locality = wire.locality.clone().unwrap_or_default();
-        let locality = Arc::new(Locality { region: locality.region, zone: locality.zone, sub_zone: locality.sub_zone });
-        let hosts = try_all("lb_endpoints", &wire.lb_endpoints, |endpoint| self.endpoint(endpoint, &locality, resolve))?;
-        Ok(LocalityEndpoints { locality, priority: wire.priority, weight: wire.load_balancing_weight, hosts: hosts.into_iter().flatten().collect() })
+        let locality = Arc::new(Locality {
+            region: locality.region,
+            zone: locality.zone,
+            sub_zone: locality.sub_zone,
+        });
+        let hosts = try_all("lb_endpoints", &wire.lb_endpoints, |endpoint| {
+            self.endpoint(endpoint, &locality, resolve)
+        })?;
+        Ok(LocalityEndpoints {
+            locality,
+            priority: wire.priority,
+            weight: wire.load_balancing_weight,
+            hosts: hosts.into_iter().flatten().collect(),
+        })
     }
 
     fn endpoint(
-        &self, wire: &LbEndpoint, locality: &Arc<Locality>, resolve: &dyn Fn(&AnyAddress) -> Result<Vec<HostAddress>, Invalid>,
+        &self,
+        wire: &LbEndpoint,
+        locality: &Arc<Locality>,
+        resolve: &dyn Fn(&AnyAddress) -> Result<Vec<HostAddress>, Invalid>,
     ) -> Result<Vec<Arc<Host>>, Invalid> {
         let Some(HostIdentifier::Endpoint(endpoint)) = &wire.host_identifier else {
             return Err(Invalid::new("an endpoint is needed").at("endpoint"));
         };
-        let address = endpoint.address.as_ref().ok_or_else(|| Invalid::new("an address is needed").at("endpoint.address"))?;
+        let address = endpoint
+            .address
+            .as_ref()
+            .ok_or_else(|| Invalid::new("an address is needed").at("endpoint.address"))?;
         let address = AnyAddress::try_from(address).at("endpoint.address")?;
         let hostname = match (&address, endpoint.hostname.as_str()) {
             (AnyAddress::Name(name, _), "") => name.as_str(),
             (_, hostname) => hostname,
         };
         let hostname: Arc<str> = hostname.into();
-        let health = match HealthStatus::try_from(wire.health_status).unwrap_or(HealthStatus::Unknown) {
-            HealthStatus::Unknown | HealthStatus::Healthy => 0,
-            HealthStatus::Unhealthy | HealthStatus::Timeout => HealthFlag::FAILED_EDS.0,
-            HealthStatus::Draining => HealthFlag::DRAINING_EDS.0,
-            HealthStatus::Degraded => HealthFlag::DEGRADED_EDS.0,
+        let health =
+            match HealthStatus::try_from(wire.health_status).unwrap_or(HealthStatus::Unknown) {
+                HealthStatus::Unknown | HealthStatus::Healthy => 0,
+                HealthStatus::Unhealthy | HealthStatus::Timeout => HealthFlag::FAILED_EDS.0,
+                HealthStatus::Draining => HealthFlag::DRAINING_EDS.0,
+                HealthStatus::Degraded => HealthFlag::DEGRADED_EDS.0,
+            };
+        let health = if self.config.health_checks.is_empty() {
+            health
+        } else {
+            health | HealthFlag::PENDING_ACTIVE.0 | HealthFlag::FAILED_ACTIVE.0
         };
-        let health = if self.config.health_checks.is_empty() { health } else { health | HealthFlag::PENDING_ACTIVE.0 | HealthFlag::FAILED_ACTIVE.0 };
-        let criteria = wire.metadata.as_ref().and_then(|metadata| metadata.filter_metadata.get("envoy.transport_socket_match"));
+        let criteria = wire
+            .metadata
+            .as_ref()
+            .and_then(|metadata| metadata.filter_metadata.get("envoy.transport_socket_match"));
         let transport = self.config.transport.of_endpoint(criteria);
         let check = endpoint.health_check_config.as_ref();
         let addresses = resolve(&address).at("endpoint.address")?;
-        Ok(addresses.into_iter().map(|address| {
-            let health_check_address = match (&address, check) {
-                (HostAddress::Socket(socket), Some(check)) if check.port_value > 0 => {
-                    u16::try_from(check.port_value).ok().map(|port| SocketAddr::new(socket.ip(), port))
-                }
-                _ => None,
-            };
-            Host::new(HostParts {
-                address,
-                hostname: hostname.clone(),
-                health_check_address,
-                locality: locality.clone(),
-                metadata: wire.metadata.clone().map(Arc::new),
-                transport: transport.clone(),
-                weight: wire.load_balancing_weight.unwrap_or(1),
-                health,
+        Ok(addresses
+            .into_iter()
+            .map(|address| {
+                let health_check_address = match (&address, check) {
+                    (HostAddress::Socket(socket), Some(check)) if check.port_value > 0 => {
+                        u16::try_from(check.port_value)
+                            .ok()
+                            .map(|port| SocketAddr::new(socket.ip(), port))
+                    }
+                    _ => None,
+                };
+                Host::new(HostParts {
+                    address,
+                    hostname: hostname.clone(),
+                    health_check_address,
+                    locality: locality.clone(),
+                    metadata: wire.metadata.clone().map(Arc::new),
+                    transport: transport.clone(),
+                    weight: wire.load_balancing_weight.unwrap_or(1),
+                    health,
+                })
             })
-        }).collect())
+            .collect())
     }
 
     /// Replaces the hosts; those that are there already stay the same objects, with their connections and health.
-    pub(crate) fn set_hosts(&self, mut localities: Vec<LocalityEndpoints>, assignment: &ClusterLoadAssignment) {
+    pub(crate) fn set_hosts(
+        &self,
+        mut localities: Vec<LocalityEndpoints>,
+        assignment: &ClusterLoadAssignment,
+    ) {
         let _writer = self.update.lock();
-        let overprovisioning = assignment.policy.as_ref().and_then(|policy| policy.overprovisioning_factor).unwrap_or(140);
+        let overprovisioning = assignment
+            .policy
+            .as_ref()
+            .and_then(|policy| policy.overprovisioning_factor)
+            .unwrap_or(140);
         self.overprovisioning.store(overprovisioning, Relaxed);
         let old = self.sets.load_full();
-        let mut known: HashMap<HostAddress, Arc<Host>> = old.hosts().map(|host| (host.address.clone(), host.clone())).collect();
+        let mut known: HashMap<HostAddress, Arc<Host>> = old
+            .hosts()
+            .map(|host| (host.address.clone(), host.clone()))
+            .collect();
         let mut has_changed = false;
         for host in localities.iter_mut().flat_map(|one| one.hosts.iter_mut()) {
             let Some(before) = known.remove(&host.address) else {
                 has_changed = true;
                 continue;
             };
-            if before.metadata == host.metadata && before.locality == host.locality && before.hostname == host.hostname {
+            if before.metadata == host.metadata
+                && before.locality == host.locality
+                && before.hostname == host.hostname
+            {
                 before.set_weight(host.weight());
                 before.set_eds_health(host_eds(host));
                 *host = before;
@@ -380,10 +486,20 @@ impl Cluster {
             overprovisioning: self.overprovisioning.load(Relaxed),
         };
         let sets = HostSets::build(localities, options);
-        let (total, healthy) = sets.priorities.iter().fold((0, 0), |(total, healthy), set| (total + set.hosts.len(), healthy + set.healthy));
+        let (total, healthy) = sets
+            .priorities
+            .iter()
+            .fold((0, 0), |(total, healthy), set| {
+                (total + set.hosts.len(), healthy + set.healthy)
+            });
         self.stats.membership_total.set(total as u64);
         self.stats.membership_healthy.set(healthy as u64);
-        self.stats.max_host_weight.set(sets.hosts().map(|host| u64::from(host.weight())).max().unwrap_or(0));
+        self.stats.max_host_weight.set(
+            sets.hosts()
+                .map(|host| u64::from(host.weight()))
+                .max()
+                .unwrap_or(0),
+        );
         self.sets.store(Arc::new(sets));
     }
 
@@ -400,12 +516,27 @@ impl Cluster {
 }
 
 fn host_eds(host: &Host) -> u8 {
-    [HealthFlag::FAILED_EDS, HealthFlag::DRAINING_EDS, HealthFlag::DEGRADED_EDS].iter().filter(|flag| host.has(**flag)).map(|flag| flag.0).sum()
+    [
+        HealthFlag::FAILED_EDS,
+        HealthFlag::DRAINING_EDS,
+        HealthFlag::DEGRADED_EDS,
+    ]
+    .iter()
+    .filter(|flag| host.has(**flag))
+    .map(|flag| flag.0)
+    .sum()
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the remainder is below a count of hosts")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the remainder is below a count of hosts"
+)]
 fn choose_matching(pool: &Pool, criteria: &prost_types::Struct, random: u64) -> Option<Arc<Host>> {
-    let matches = || pool.hosts.iter().filter(|host| has_all(host.metadata_of("envoy.lb"), criteria));
+    let matches = || {
+        pool.hosts
+            .iter()
+            .filter(|host| has_all(host.metadata_of("envoy.lb"), criteria))
+    };
     let count = matches().count() as u64;
     let index = random.checked_rem(count)?;
     matches().nth(index as usize).cloned()

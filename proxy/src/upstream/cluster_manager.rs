@@ -28,7 +28,11 @@ pub(crate) struct ClusterManager {
 impl ClusterManager {
     /// No clusters yet.
     pub(crate) fn new(root: &Scope) -> Self {
-        Self { clusters: ArcSwap::default(), writer: Mutex::new(()), stats: root.scope("cluster_manager").group() }
+        Self {
+            clusters: ArcSwap::default(),
+            writer: Mutex::new(()),
+            stats: root.scope("cluster_manager").group(),
+        }
     }
 
     /// The cluster called `name`.

@@ -4,7 +4,10 @@ use super::{Cluster, Host, HostAddress, circuit_breaker::Guard, cluster_config::
 use crate::transport::{AlpnFallback, UpstreamSocket, UpstreamStream};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::{io, net::SocketAddr, sync::Arc};
-use tokio::{net::{TcpSocket, TcpStream, UnixStream}, time::Instant};
+use tokio::{
+    net::{TcpSocket, TcpStream, UnixStream},
+    time::Instant,
+};
 
 /// Why a connection could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +25,10 @@ pub(crate) enum ConnectError {
 
 fn reason(error: &io::Error) -> String {
     let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
+    text.split(" (os error")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// Counts a connection for as long as it lives.
@@ -40,7 +46,13 @@ impl ConnectionGuard {
         cluster.stats.upstream_cx_active.inc();
         host.stats.cx_total.inc();
         host.stats.cx_active.inc();
-        Self { cluster, host, began: Instant::now(), is_remote_close: false, _breaker: breaker }
+        Self {
+            cluster,
+            host,
+            began: Instant::now(),
+            is_remote_close: false,
+            _breaker: breaker,
+        }
     }
 
     /// Bytes came in.
@@ -65,24 +77,45 @@ impl Drop for ConnectionGuard {
         stats.upstream_cx_active.dec();
         self.host.stats.cx_active.dec();
         stats.upstream_cx_destroy.inc();
-        if self.is_remote_close { &stats.upstream_cx_destroy_remote } else { &stats.upstream_cx_destroy_local }.inc();
-        stats.upstream_cx_length_ms.record(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
+        if self.is_remote_close {
+            &stats.upstream_cx_destroy_remote
+        } else {
+            &stats.upstream_cx_destroy_local
+        }
+        .inc();
+        stats
+            .upstream_cx_length_ms
+            .record(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
     }
 }
 
 /// Connects to `host`, transport included, within the cluster's connect timeout.
 pub(crate) async fn connect(
-    cluster: &Arc<Cluster>, host: &Arc<Host>, breaker: Guard, alpn: AlpnFallback, sni: Option<&str>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    breaker: Guard,
+    alpn: AlpnFallback,
+    sni: Option<&str>,
 ) -> Result<UpstreamStream, ConnectError> {
     let guard = ConnectionGuard::new(cluster.clone(), host.clone(), breaker);
     let began = guard.began;
     let attempt = async {
-        let socket = open(cluster, &host.address).await.map_err(ConnectError::Socket)?;
-        host.transport.connect(socket, guard, alpn, sni, host.socket_address()).await.map_err(ConnectError::Transport)
+        let socket = open(cluster, &host.address)
+            .await
+            .map_err(ConnectError::Socket)?;
+        host.transport
+            .connect(socket, guard, alpn, sni, host.socket_address())
+            .await
+            .map_err(ConnectError::Transport)
     };
-    let outcome = tokio::time::timeout(cluster.config.connect_timeout, attempt).await.unwrap_or(Err(ConnectError::Timeout));
+    let outcome = tokio::time::timeout(cluster.config.connect_timeout, attempt)
+        .await
+        .unwrap_or(Err(ConnectError::Timeout));
     match &outcome {
-        Ok(_) => cluster.stats.upstream_cx_connect_ms.record(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        Ok(_) => cluster
+            .stats
+            .upstream_cx_connect_ms
+            .record(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)),
         Err(error) => {
             if matches!(error, ConnectError::Timeout) {
                 cluster.stats.upstream_cx_connect_timeout.inc();
@@ -97,7 +130,11 @@ pub(crate) async fn connect(
 
 async fn open(cluster: &Cluster, address: &HostAddress) -> io::Result<UpstreamSocket> {
     let address = match address {
-        HostAddress::Pipe(path) => return UnixStream::connect(path.as_path()).await.map(UpstreamSocket::Unix),
+        HostAddress::Pipe(path) => {
+            return UnixStream::connect(path.as_path())
+                .await
+                .map(UpstreamSocket::Unix);
+        }
         HostAddress::Socket(address) => *address,
     };
     let socket = bound_socket(cluster, address)?;
@@ -111,14 +148,28 @@ async fn open(cluster: &Cluster, address: &HostAddress) -> io::Result<UpstreamSo
 }
 
 fn bound_socket(cluster: &Cluster, address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
     // A source of the other address family cannot be used; Envoy ignores it too.
-    if let Some(source) = cluster.config.bind.filter(|source| source.is_ipv4() == address.is_ipv4()) {
+    if let Some(source) = cluster
+        .config
+        .bind
+        .filter(|source| source.is_ipv4() == address.is_ipv4())
+    {
         if source.port() == 0 {
             // The port is chosen at connect, so that two destinations may share one.
-            let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
+            let _ = nix::sys::socket::setsockopt(
+                &socket,
+                nix::sys::socket::sockopt::IpBindAddressNoPort,
+                &true,
+            );
         }
-        socket.bind(&source.into()).inspect_err(|_| cluster.stats.bind_errors.inc())?;
+        socket
+            .bind(&source.into())
+            .inspect_err(|_| cluster.stats.bind_errors.inc())?;
     }
     Ok(TcpSocket::from_std_stream(socket.into()))
 }

@@ -1,6 +1,9 @@
 //! DNS clusters: names resolved again and again with the system's resolver; the last good answer stays.
 
-use super::{Cluster, Discovery, HostAddress, LocalityEndpoints, cluster_config::{DnsFamily, DnsOptions}};
+use super::{
+    Cluster, Discovery, HostAddress, LocalityEndpoints,
+    cluster_config::{DnsFamily, DnsOptions},
+};
 use crate::{invalid::Invalid, wire::AnyAddress};
 use proto::envoy::config::endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier};
 use proto_component::backoff::Backoff;
@@ -18,7 +21,9 @@ pub(crate) async fn run_dns(cluster: Arc<Cluster>) {
         Discovery::LogicalDns(options) => (options, true),
         _ => return,
     };
-    let Some(assignment) = cluster.config.assignment().cloned() else { return };
+    let Some(assignment) = cluster.config.assignment().cloned() else {
+        return;
+    };
     let names = names(&assignment);
     let mut answers = Answers::new();
     let (first, most) = options.failure_refresh;
@@ -29,7 +34,9 @@ pub(crate) async fn run_dns(cluster: Arc<Cluster>) {
         // Names that never had an answer have no hosts yet; the others keep their last.
         match endpoints(&cluster, &assignment, &answers, is_logical) {
             Ok(localities) => cluster.set_hosts(localities, &assignment),
-            Err(error) => tracing::warn!(target: "dns", cluster = %cluster.name(), %error, "assignment refused"),
+            Err(error) => {
+                tracing::warn!(target: "dns", cluster = %cluster.name(), %error, "assignment refused")
+            }
         }
         let pause = if is_good {
             backoff.reset();
@@ -45,20 +52,32 @@ pub(crate) async fn run_dns(cluster: Arc<Cluster>) {
 }
 
 fn names(assignment: &ClusterLoadAssignment) -> Vec<(String, u16)> {
-    let endpoints = assignment.endpoints.iter().flat_map(|locality| &locality.lb_endpoints);
-    let mut names: Vec<_> = endpoints.filter_map(|endpoint| {
-        let Some(HostIdentifier::Endpoint(endpoint)) = &endpoint.host_identifier else { return None };
-        match AnyAddress::try_from(endpoint.address.as_ref()?).ok()? {
-            AnyAddress::Name(name, port) => Some((name, port)),
-            AnyAddress::Socket(_) | AnyAddress::Pipe(_) => None,
-        }
-    }).collect();
+    let endpoints = assignment
+        .endpoints
+        .iter()
+        .flat_map(|locality| &locality.lb_endpoints);
+    let mut names: Vec<_> = endpoints
+        .filter_map(|endpoint| {
+            let Some(HostIdentifier::Endpoint(endpoint)) = &endpoint.host_identifier else {
+                return None;
+            };
+            match AnyAddress::try_from(endpoint.address.as_ref()?).ok()? {
+                AnyAddress::Name(name, port) => Some((name, port)),
+                AnyAddress::Socket(_) | AnyAddress::Pipe(_) => None,
+            }
+        })
+        .collect();
     names.sort_unstable();
     names.dedup();
     names
 }
 
-async fn resolve_all(cluster: &Cluster, names: &[(String, u16)], options: DnsOptions, answers: &mut Answers) -> bool {
+async fn resolve_all(
+    cluster: &Cluster,
+    names: &[(String, u16)],
+    options: DnsOptions,
+    answers: &mut Answers,
+) -> bool {
     let mut is_good = true;
     for (name, port) in names {
         match resolve(name, *port, options.family).await {
@@ -80,7 +99,8 @@ async fn resolve_all(cluster: &Cluster, names: &[(String, u16)], options: DnsOpt
 }
 
 async fn resolve(name: &str, port: u16, family: DnsFamily) -> io::Result<Vec<SocketAddr>> {
-    let found = tokio::time::timeout(TIMEOUT, tokio::net::lookup_host((name, port))).await
+    let found = tokio::time::timeout(TIMEOUT, tokio::net::lookup_host((name, port)))
+        .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the resolver does not answer"))??;
     let (mut v4, mut v6): (Vec<SocketAddr>, Vec<SocketAddr>) = found.partition(SocketAddr::is_ipv4);
     let mut chosen = match family {
@@ -100,15 +120,27 @@ async fn resolve(name: &str, port: u16, family: DnsFamily) -> io::Result<Vec<Soc
     Ok(chosen)
 }
 
-fn endpoints(cluster: &Cluster, assignment: &ClusterLoadAssignment, answers: &Answers, is_logical: bool) -> Result<Vec<LocalityEndpoints>, Invalid> {
+fn endpoints(
+    cluster: &Cluster,
+    assignment: &ClusterLoadAssignment,
+    answers: &Answers,
+    is_logical: bool,
+) -> Result<Vec<LocalityEndpoints>, Invalid> {
     cluster.localities(assignment, &|address| {
         let found = match address {
             AnyAddress::Socket(address) => vec![*address],
-            AnyAddress::Name(name, port) => answers.get(&(name.clone(), *port)).cloned().unwrap_or_default(),
+            AnyAddress::Name(name, port) => answers
+                .get(&(name.clone(), *port))
+                .cloned()
+                .unwrap_or_default(),
             AnyAddress::Pipe(path) => return Ok(vec![HostAddress::Pipe(Arc::new(path.clone()))]),
         };
         // A logical host is one host, whatever address it has now.
         let count = if is_logical { 1 } else { found.len() };
-        Ok(found.into_iter().take(count).map(HostAddress::Socket).collect())
+        Ok(found
+            .into_iter()
+            .take(count)
+            .map(HostAddress::Socket)
+            .collect())
     })
 }

@@ -1,11 +1,18 @@
 //! Active health checks, HTTP and TCP: each host of a cluster is asked at its interval; thresholds decide.
 
 use super::{Cluster, Host, circuit_breaker::Priority, connect, host::HealthFlag};
-use crate::{invalid::{At as _, Invalid, try_all}, transport::AlpnFallback, wire::duration_or};
+use crate::{
+    invalid::{At as _, Invalid, try_all},
+    transport::AlpnFallback,
+    wire::duration_or,
+};
 use bytes::Bytes;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
-use proto::envoy::config::core::v3::{HealthCheck as Wire, health_check::{HealthChecker, Payload, payload}};
+use proto::envoy::config::core::v3::{
+    HealthCheck as Wire,
+    health_check::{HealthChecker, Payload, payload},
+};
 use proto_component::task;
 use std::{collections::HashSet, ops::Range, sync::Arc, time::Duration};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -22,8 +29,15 @@ pub(crate) struct HealthCheckConfig {
 
 #[derive(Clone, Debug)]
 enum Probe {
-    Http { host: String, path: String, expected: Vec<Range<u16>> },
-    Tcp { send: Vec<u8>, receive: Vec<Vec<u8>> },
+    Http {
+        host: String,
+        path: String,
+        expected: Vec<Range<u16>>,
+    },
+    Tcp {
+        send: Vec<u8>,
+        receive: Vec<Vec<u8>>,
+    },
 }
 
 impl TryFrom<&Wire> for HealthCheckConfig {
@@ -33,20 +47,41 @@ impl TryFrom<&Wire> for HealthCheckConfig {
         let probe = match &wire.health_checker {
             Some(HealthChecker::HttpHealthCheck(http)) => {
                 if http.codec_client_type != 0 {
-                    return Err(Invalid::unsupported("HTTP/2").at("http_health_check.codec_client_type"));
+                    return Err(
+                        Invalid::unsupported("HTTP/2").at("http_health_check.codec_client_type")
+                    );
                 }
-                let expected = http.expected_statuses.iter().map(|range| status(range.start)..status(range.end)).collect::<Vec<_>>();
-                Probe::Http { host: http.host.clone(), path: http.path.clone(), expected: if expected.is_empty() { vec![200..201] } else { expected } }
+                let expected = http
+                    .expected_statuses
+                    .iter()
+                    .map(|range| status(range.start)..status(range.end))
+                    .collect::<Vec<_>>();
+                Probe::Http {
+                    host: http.host.clone(),
+                    path: http.path.clone(),
+                    expected: if expected.is_empty() {
+                        vec![200..201]
+                    } else {
+                        expected
+                    },
+                }
             }
             Some(HealthChecker::TcpHealthCheck(tcp)) => Probe::Tcp {
-                send: tcp.send.as_ref().map(payload).transpose().at("tcp_health_check.send")?.unwrap_or_default(),
+                send: tcp
+                    .send
+                    .as_ref()
+                    .map(payload)
+                    .transpose()
+                    .at("tcp_health_check.send")?
+                    .unwrap_or_default(),
                 receive: try_all("tcp_health_check.receive", &tcp.receive, payload)?,
             },
             _ => return Err(Invalid::unsupported("this health checker")),
         };
         Ok(Self {
             timeout: duration_or(wire.timeout.as_ref(), Duration::from_secs(1), "timeout")?,
-            interval: duration_or(wire.interval.as_ref(), Duration::from_secs(5), "interval")?.max(Duration::from_millis(10)),
+            interval: duration_or(wire.interval.as_ref(), Duration::from_secs(5), "interval")?
+                .max(Duration::from_millis(10)),
             unhealthy_threshold: wire.unhealthy_threshold.unwrap_or(1).max(1),
             healthy_threshold: wire.healthy_threshold.unwrap_or(1).max(1),
             probe,
@@ -62,8 +97,14 @@ fn payload(wire: &Payload) -> Result<Vec<u8>, Invalid> {
     match &wire.payload {
         Some(payload::Payload::Binary(bytes)) => Ok(bytes.clone()),
         Some(payload::Payload::Text(hex)) => {
-            let byte = |at: usize| hex.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
-            (0..hex.len()).step_by(2).map(|at| byte(at).ok_or_else(|| Invalid::new("not hexadecimal"))).collect()
+            let byte = |at: usize| {
+                hex.get(at..at + 2)
+                    .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+            };
+            (0..hex.len())
+                .step_by(2)
+                .map(|at| byte(at).ok_or_else(|| Invalid::new("not hexadecimal")))
+                .collect()
         }
         None => Ok(Vec::new()),
     }
@@ -71,13 +112,18 @@ fn payload(wire: &Payload) -> Result<Vec<u8>, Invalid> {
 
 /// Checks the hosts of `cluster` until it is closed.
 pub(crate) async fn run_health_checks(cluster: Arc<Cluster>) {
-    let Some(config) = cluster.config.health_checks.first().cloned() else { return };
+    let Some(config) = cluster.config.health_checks.first().cloned() else {
+        return;
+    };
     let mut known: HashSet<u64> = HashSet::new();
     loop {
         let hosts: Vec<Arc<Host>> = cluster.hosts().hosts().cloned().collect();
         for host in &hosts {
             if known.insert(host.id) {
-                task::spawn("health-check-host", check_host(cluster.clone(), host.clone(), config.clone()));
+                task::spawn(
+                    "health-check-host",
+                    check_host(cluster.clone(), host.clone(), config.clone()),
+                );
             }
         }
         known.retain(|id| hosts.iter().any(|host| host.id == *id));
@@ -94,7 +140,10 @@ async fn check_host(cluster: Arc<Cluster>, host: Arc<Host>, config: HealthCheckC
     while !host.is_removed() && !cluster.closed.is_cancelled() {
         let stats = &cluster.health_stats;
         stats.attempt.inc();
-        let is_good = matches!(tokio::time::timeout(config.timeout, probe(&cluster, &host, &config.probe)).await, Ok(Ok(true)));
+        let is_good = matches!(
+            tokio::time::timeout(config.timeout, probe(&cluster, &host, &config.probe)).await,
+            Ok(Ok(true))
+        );
         let mut has_changed = false;
         if is_good {
             stats.success.inc();
@@ -114,14 +163,22 @@ async fn check_host(cluster: Arc<Cluster>, host: Arc<Host>, config: HealthCheckC
         is_first = false;
         if has_changed {
             cluster.rebuild();
-            let healthy = cluster.hosts().hosts().filter(|host| !host.has(HealthFlag::FAILED_ACTIVE)).count();
+            let healthy = cluster
+                .hosts()
+                .hosts()
+                .filter(|host| !host.has(HealthFlag::FAILED_ACTIVE))
+                .count();
             stats.healthy.set(healthy as u64);
         }
         tokio::time::sleep(config.interval).await;
     }
 }
 
-async fn probe(cluster: &Arc<Cluster>, host: &Arc<Host>, probe: &Probe) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+async fn probe(
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    probe: &Probe,
+) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
     let room = cluster.breakers.first_connection(Priority::Default);
     let mut stream = connect(cluster, host, room, AlpnFallback::Http1, None).await?;
     match probe {
@@ -132,7 +189,10 @@ async fn probe(cluster: &Arc<Cluster>, host: &Arc<Host>, probe: &Probe) -> Resul
             let mut wanted = receive.iter();
             let mut next = wanted.next();
             while let Some(block) = next {
-                if let Some(at) = got.windows(block.len().max(1)).position(|part| part == block.as_slice()) {
+                if let Some(at) = got
+                    .windows(block.len().max(1))
+                    .position(|part| part == block.as_slice())
+                {
                     got.drain(..at + block.len());
                     next = wanted.next();
                     continue;
@@ -145,10 +205,22 @@ async fn probe(cluster: &Arc<Cluster>, host: &Arc<Host>, probe: &Probe) -> Resul
             }
             Ok(true)
         }
-        Probe::Http { host: name, path, expected } => {
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-            let authority = if name.is_empty() { cluster.name().to_string() } else { name.clone() };
-            let request = http::Request::get(path.as_str()).header("host", authority).header("user-agent", "Envoy/HC").body(Empty::<Bytes>::new())?;
+        Probe::Http {
+            host: name,
+            path,
+            expected,
+        } => {
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+            let authority = if name.is_empty() {
+                cluster.name().to_string()
+            } else {
+                name.clone()
+            };
+            let request = http::Request::get(path.as_str())
+                .header("host", authority)
+                .header("user-agent", "Envoy/HC")
+                .body(Empty::<Bytes>::new())?;
             let answer = async { sender.send_request(request).await };
             tokio::pin!(connection);
             let response = tokio::select! {
@@ -158,7 +230,9 @@ async fn probe(cluster: &Arc<Cluster>, host: &Arc<Host>, probe: &Probe) -> Resul
                     return Ok(false);
                 }
             };
-            Ok(expected.iter().any(|range| range.contains(&response.status().as_u16())))
+            Ok(expected
+                .iter()
+                .any(|range| range.contains(&response.status().as_u16())))
         }
     }
 }

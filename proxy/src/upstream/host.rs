@@ -1,11 +1,20 @@
 //! One endpoint of a cluster: its address, weight, locality, health and counters.
 
-use crate::{stats::{Counter, Gauge}, transport::UpstreamTransport};
+use crate::{
+    stats::{Counter, Gauge},
+    transport::UpstreamTransport,
+};
 use proto::envoy::config::core::v3::Metadata;
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::{AcqRel, Acquire, Relaxed}}},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU32, AtomicU64,
+            Ordering::{AcqRel, Acquire, Relaxed},
+        },
+    },
 };
 
 /// Where a host is reached.
@@ -203,7 +212,8 @@ impl Host {
 
     /// Takes over what the control plane says about its health.
     pub(crate) fn set_eds_health(&self, health: u8) {
-        let eds = HealthFlag::FAILED_EDS.0 | HealthFlag::DRAINING_EDS.0 | HealthFlag::DEGRADED_EDS.0;
+        let eds =
+            HealthFlag::FAILED_EDS.0 | HealthFlag::DRAINING_EDS.0 | HealthFlag::DEGRADED_EDS.0;
         // Nobody else touches these bits.
         self.health.fetch_and(!eds, AcqRel);
         self.health.fetch_or(health & eds, AcqRel);
@@ -211,11 +221,18 @@ impl Host {
 
     /// Takes over what was learnt about the host that this one replaces.
     pub(crate) fn inherit(&self, old: &Host) {
-        let kept = HealthFlag::FAILED_ACTIVE.0 | HealthFlag::FAILED_OUTLIER.0 | HealthFlag::PENDING_ACTIVE.0;
+        let kept = HealthFlag::FAILED_ACTIVE.0
+            | HealthFlag::FAILED_OUTLIER.0
+            | HealthFlag::PENDING_ACTIVE.0;
         self.health.fetch_and(!HealthFlag::PENDING_ACTIVE.0, AcqRel);
-        self.health.fetch_or(old.health.load(Acquire) & kept, AcqRel);
-        self.outlier.ejections.store(old.outlier.ejections.load(Relaxed), Relaxed);
-        self.outlier.ejected_at.store(old.outlier.ejected_at.load(Relaxed), Relaxed);
+        self.health
+            .fetch_or(old.health.load(Acquire) & kept, AcqRel);
+        self.outlier
+            .ejections
+            .store(old.outlier.ejections.load(Relaxed), Relaxed);
+        self.outlier
+            .ejected_at
+            .store(old.outlier.ejected_at.load(Relaxed), Relaxed);
     }
 
     /// It is no longer a member: pools let its idle connections go.
@@ -234,7 +251,11 @@ impl Host {
         if health == 0 {
             return "healthy".to_owned();
         }
-        HealthFlag::NAMES.iter().filter(|(flag, _)| health & flag.0 != 0).map(|(_, name)| *name).collect()
+        HealthFlag::NAMES
+            .iter()
+            .filter(|(flag, _)| health & flag.0 != 0)
+            .map(|(_, name)| *name)
+            .collect()
     }
 
     /// The fields of the metadata under `filter` (`envoy.lb`, `envoy.transport_socket_match`).
@@ -257,7 +278,11 @@ pub(crate) mod testing {
             metadata: None,
             transport: Arc::new(UpstreamTransport::Raw),
             weight: 1,
-            health: if is_healthy { 0 } else { HealthFlag::FAILED_EDS.0 },
+            health: if is_healthy {
+                0
+            } else {
+                HealthFlag::FAILED_EDS.0
+            },
         })
     }
 }

@@ -71,16 +71,30 @@ pub(crate) struct BuildOptions<'a> {
 impl HostSets {
     /// Freezes `localities`.
     pub(crate) fn build(localities: Vec<LocalityEndpoints>, options: BuildOptions<'_>) -> Self {
-        let count = localities.iter().map(|one| one.priority as usize + 1).max().unwrap_or(0);
+        let count = localities
+            .iter()
+            .map(|one| one.priority as usize + 1)
+            .max()
+            .unwrap_or(0);
         let mut members: Vec<Vec<&LocalityEndpoints>> = vec![Vec::new(); count];
         for one in &localities {
             members[one.priority as usize].push(one);
         }
-        let health: Vec<u32> = members.iter().map(|members| health(members, options.overprovisioning)).collect();
+        let health: Vec<u32> = members
+            .iter()
+            .map(|members| health(members, options.overprovisioning))
+            .collect();
         let total: u32 = health.iter().sum::<u32>().min(100);
-        let priorities: Vec<HostSet> = members.iter().map(|members| HostSet::build(members, total, options)).collect();
+        let priorities: Vec<HostSet> = members
+            .iter()
+            .map(|members| HostSet::build(members, total, options))
+            .collect();
         let loads = loads(&health, total, &priorities);
-        Self { localities, priorities, loads }
+        Self {
+            localities,
+            priorities,
+            loads,
+        }
     }
 
     /// Every host.
@@ -117,21 +131,30 @@ fn health(members: &[&LocalityEndpoints], overprovisioning: u32) -> u32 {
 fn loads(health: &[u32], total: u32, priorities: &[HostSet]) -> Vec<u32> {
     if total == 0 {
         // Nobody is healthy: everything goes to the first priority in panic, as Envoy spreads by host count.
-        let hosts: Vec<usize> = priorities.iter().map(|set| if set.is_panic { set.hosts.len() } else { 0 }).collect();
+        let hosts: Vec<usize> = priorities
+            .iter()
+            .map(|set| if set.is_panic { set.hosts.len() } else { 0 })
+            .collect();
         let sum: usize = hosts.iter().sum();
         if sum == 0 {
             return vec![0; priorities.len()];
         }
-        let mut loads: Vec<u32> = hosts.iter().map(|count| u32::try_from(count * 100 / sum).unwrap_or(0)).collect();
+        let mut loads: Vec<u32> = hosts
+            .iter()
+            .map(|count| u32::try_from(count * 100 / sum).unwrap_or(0))
+            .collect();
         round_up(&mut loads);
         return loads;
     }
     let mut left = 100;
-    let mut loads: Vec<u32> = health.iter().map(|health| {
-        let load = (health * 100 / total).min(left);
-        left -= load;
-        load
-    }).collect();
+    let mut loads: Vec<u32> = health
+        .iter()
+        .map(|health| {
+            let load = (health * 100 / total).min(left);
+            left -= load;
+            load
+        })
+        .collect();
     round_up(&mut loads);
     loads
 }
@@ -146,12 +169,22 @@ fn round_up(loads: &mut [u32]) {
 impl HostSet {
     #[expect(clippy::cast_precision_loss, reason = "host counts are small")]
     fn build(members: &[&LocalityEndpoints], total_health: u32, options: BuildOptions<'_>) -> Self {
-        let hosts: Vec<Arc<Host>> = members.iter().flat_map(|one| one.hosts.iter().cloned()).collect();
+        let hosts: Vec<Arc<Host>> = members
+            .iter()
+            .flat_map(|one| one.hosts.iter().cloned())
+            .collect();
         let healthy = hosts.iter().filter(|host| host.is_healthy()).count();
-        let share = if hosts.is_empty() { 100.0 } else { healthy as f64 * 100.0 / hosts.len() as f64 };
+        let share = if hosts.is_empty() {
+            100.0
+        } else {
+            healthy as f64 * 100.0 / hosts.len() as f64
+        };
         let is_panic = total_health < 100 && share < options.panic_threshold && !hosts.is_empty();
         let usable = |host: &&Arc<Host>| is_panic || host.is_healthy();
-        let pool = |hosts: Vec<Arc<Host>>| Pool { table: Table::build(options.policy, &hosts), hosts };
+        let pool = |hosts: Vec<Arc<Host>>| Pool {
+            table: Table::build(options.policy, &hosts),
+            hosts,
+        };
         let mut by_locality = Vec::new();
         if options.is_locality_weighted {
             let mut merged: BTreeMap<&Locality, (u32, Vec<&Arc<Host>>)> = BTreeMap::new();
@@ -162,9 +195,14 @@ impl HostSet {
             }
             let mut cumulative = 0;
             for (weight, members) in merged.into_values() {
-                let chosen: Vec<Arc<Host>> = members.iter().copied().filter(usable).cloned().collect();
+                let chosen: Vec<Arc<Host>> =
+                    members.iter().copied().filter(usable).cloned().collect();
                 // Effective weight: a locality with few healthy hosts gets less.
-                let available = if members.is_empty() { 0 } else { u64::from(options.overprovisioning) * chosen.len() as u64 / members.len() as u64 };
+                let available = if members.is_empty() {
+                    0
+                } else {
+                    u64::from(options.overprovisioning) * chosen.len() as u64 / members.len() as u64
+                };
                 let effective = u64::from(weight) * available.min(100);
                 if effective > 0 {
                     cumulative += effective;
@@ -173,7 +211,13 @@ impl HostSet {
             }
         }
         let usable = pool(hosts.iter().filter(usable).cloned().collect());
-        Self { hosts, healthy, is_panic, usable, by_locality }
+        Self {
+            hosts,
+            healthy,
+            is_panic,
+            usable,
+            by_locality,
+        }
     }
 }
 
@@ -183,11 +227,21 @@ mod tests {
     use crate::upstream::host::testing::host;
 
     fn locality(priority: u32, hosts: Vec<Arc<Host>>) -> LocalityEndpoints {
-        LocalityEndpoints { locality: Arc::default(), priority, weight: None, hosts }
+        LocalityEndpoints {
+            locality: Arc::default(),
+            priority,
+            weight: None,
+            hosts,
+        }
     }
 
     fn build(localities: Vec<LocalityEndpoints>) -> HostSets {
-        let options = BuildOptions { policy: &LbPolicy::RoundRobin, panic_threshold: 50.0, is_locality_weighted: false, overprovisioning: 140 };
+        let options = BuildOptions {
+            policy: &LbPolicy::RoundRobin,
+            panic_threshold: 50.0,
+            is_locality_weighted: false,
+            overprovisioning: 140,
+        };
         HostSets::build(localities, options)
     }
 
@@ -202,7 +256,10 @@ mod tests {
 
     #[test]
     fn all_hosts_are_used_when_too_few_are_healthy() {
-        let sets = build(vec![locality(0, vec![host(1, false), host(2, false), host(3, true)])]);
+        let sets = build(vec![locality(
+            0,
+            vec![host(1, false), host(2, false), host(3, true)],
+        )]);
         assert!(sets.priorities[0].is_panic);
         assert_eq!(sets.priorities[0].usable.hosts.len(), 3);
         assert_eq!(sets.loads, vec![100]);

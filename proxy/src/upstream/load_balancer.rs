@@ -6,7 +6,13 @@ mod ring_hash;
 mod weighted;
 
 use super::{Host, cluster_config::LbPolicy, host_set::Pool};
-use std::{net::SocketAddr, sync::{Arc, atomic::{AtomicUsize, Ordering::Relaxed}}};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 /// What a choice depends on.
 #[derive(Clone, Copy, Default)]
@@ -52,8 +58,12 @@ impl Table {
     pub(crate) fn build(policy: &LbPolicy, hosts: &[Arc<Host>]) -> Self {
         match policy {
             LbPolicy::RoundRobin => Self::Turns(weighted::turns(hosts), AtomicUsize::new(0)),
-            LbPolicy::LeastRequest { choices } => Self::LeastRequest(*choices, weighted::cumulative(hosts)),
-            LbPolicy::Random | LbPolicy::ClusterProvided => Self::Random(weighted::cumulative(hosts)),
+            LbPolicy::LeastRequest { choices } => {
+                Self::LeastRequest(*choices, weighted::cumulative(hosts))
+            }
+            LbPolicy::Random | LbPolicy::ClusterProvided => {
+                Self::Random(weighted::cumulative(hosts))
+            }
             LbPolicy::RingHash(options) => Self::Ring(ring_hash::build(hosts, options)),
             LbPolicy::Maglev { size } => Self::Maglev(maglev::build(hosts, *size)),
         }
@@ -75,7 +85,9 @@ impl Pool {
                 }
             }
             Table::Random(weights) => weighted::pick(weights.as_deref(), self.hosts.len(), random),
-            Table::LeastRequest(choices, weights) => return self.least_request(*choices, weights.as_deref(), random),
+            Table::LeastRequest(choices, weights) => {
+                return self.least_request(*choices, weights.as_deref(), random);
+            }
             Table::Ring(points) => ring_hash::pick(points, hash.unwrap_or(random))?,
             Table::Maglev(slots) => maglev::pick(slots, hash.unwrap_or(random))?,
         };
@@ -83,7 +95,12 @@ impl Pool {
     }
 
     /// Of some hosts drawn at random (by weight), the one with the fewest requests under way.
-    fn least_request(&self, choices: u32, weights: Option<&[u64]>, mut random: u64) -> Option<&Arc<Host>> {
+    fn least_request(
+        &self,
+        choices: u32,
+        weights: Option<&[u64]>,
+        mut random: u64,
+    ) -> Option<&Arc<Host>> {
         let mut best: Option<&Arc<Host>> = None;
         for _ in 0..choices {
             let host = &self.hosts[weighted::pick(weights, self.hosts.len(), random)];

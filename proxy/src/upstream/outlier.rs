@@ -6,7 +6,13 @@
 use super::{Cluster, ClusterManager, Host, host::HealthFlag, stats::OutlierStats};
 use crate::{invalid::Invalid, stats::Counter, wire::duration_or};
 use proto::envoy::config::cluster::v3::OutlierDetection as Wire;
-use std::{sync::{Arc, atomic::{AtomicU64, Ordering::Relaxed}}, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// How a request or connection to a host went.
@@ -54,22 +60,44 @@ impl TryFrom<&Wire> for OutlierConfig {
         if !wire.monitors.is_empty() {
             return Err(Invalid::new("not supported").at("monitors"));
         }
-        let percent = |value: Option<u32>, default: u32, field: &str| match value.unwrap_or(default) {
+        let percent = |value: Option<u32>, default: u32, field: &str| match value.unwrap_or(default)
+        {
             value @ 0..=100 => Ok(value),
             value => Err(Invalid::new(format!("{value} is not a percentage")).at(field)),
         };
-        let base = duration_or(wire.base_ejection_time.as_ref(), Duration::from_secs(30), "base_ejection_time")?;
+        let base = duration_or(
+            wire.base_ejection_time.as_ref(),
+            Duration::from_secs(30),
+            "base_ejection_time",
+        )?;
         Ok(Self {
             consecutive_5xx: wire.consecutive_5xx.unwrap_or(5),
             consecutive_gateway: wire.consecutive_gateway_failure.unwrap_or(5),
             consecutive_local: wire.consecutive_local_origin_failure.unwrap_or(5),
-            enforcing_5xx: percent(wire.enforcing_consecutive_5xx, 100, "enforcing_consecutive_5xx")?,
-            enforcing_gateway: percent(wire.enforcing_consecutive_gateway_failure, 0, "enforcing_consecutive_gateway_failure")?,
-            enforcing_local: percent(wire.enforcing_consecutive_local_origin_failure, 100, "enforcing_consecutive_local_origin_failure")?,
+            enforcing_5xx: percent(
+                wire.enforcing_consecutive_5xx,
+                100,
+                "enforcing_consecutive_5xx",
+            )?,
+            enforcing_gateway: percent(
+                wire.enforcing_consecutive_gateway_failure,
+                0,
+                "enforcing_consecutive_gateway_failure",
+            )?,
+            enforcing_local: percent(
+                wire.enforcing_consecutive_local_origin_failure,
+                100,
+                "enforcing_consecutive_local_origin_failure",
+            )?,
             split_local: wire.split_external_local_origin_errors,
-            interval: duration_or(wire.interval.as_ref(), Duration::from_secs(10), "interval")?.max(Duration::from_millis(10)),
+            interval: duration_or(wire.interval.as_ref(), Duration::from_secs(10), "interval")?
+                .max(Duration::from_millis(10)),
             base,
-            most: duration_or(wire.max_ejection_time.as_ref(), Duration::from_secs(300).max(base), "max_ejection_time")?,
+            most: duration_or(
+                wire.max_ejection_time.as_ref(),
+                Duration::from_secs(300).max(base),
+                "max_ejection_time",
+            )?,
             max_percent: percent(wire.max_ejection_percent, 10, "max_ejection_percent")?,
             always_one: wire.always_eject_one_host.unwrap_or(false),
         })
@@ -80,11 +108,22 @@ impl OutlierDetector {
     /// A detector that has seen nothing.
     pub(crate) fn new(config: OutlierConfig, stats: Arc<OutlierStats>) -> Self {
         let next_sweep = AtomicU64::new(millis(config.interval));
-        Self { config, stats, began: Instant::now(), next_sweep }
+        Self {
+            config,
+            stats,
+            began: Instant::now(),
+            next_sweep,
+        }
     }
 
     /// Takes note of `outcome`; `true` if `host` was ejected, so that the host sets must be built anew.
-    pub(crate) fn report(&self, cluster: &Cluster, host: &Host, outcome: Outcome, random: u64) -> bool {
+    pub(crate) fn report(
+        &self,
+        cluster: &Cluster,
+        host: &Host,
+        outcome: Outcome,
+        random: u64,
+    ) -> bool {
         let (config, state) = (&self.config, &host.outlier);
         let (status, is_local) = match outcome {
             Outcome::Status(status) => (status, false),
@@ -96,7 +135,14 @@ impl OutlierDetector {
             let count = bump(&state.consecutive_local, status >= 500);
             return count >= config.consecutive_local && config.consecutive_local > 0 && {
                 state.consecutive_local.store(0, Relaxed);
-                let counters = (&self.stats.ejections_detected_consecutive_local_origin_failure, &self.stats.ejections_enforced_consecutive_local_origin_failure);
+                let counters = (
+                    &self
+                        .stats
+                        .ejections_detected_consecutive_local_origin_failure,
+                    &self
+                        .stats
+                        .ejections_enforced_consecutive_local_origin_failure,
+                );
                 self.eject(cluster, host, config.enforcing_local, counters, random)
             };
         }
@@ -109,19 +155,32 @@ impl OutlierDetector {
         let mut is_ejected = false;
         if config.consecutive_gateway > 0 && gateway >= config.consecutive_gateway {
             state.consecutive_gateway.store(0, Relaxed);
-            let counters = (&self.stats.ejections_detected_consecutive_gateway_failure, &self.stats.ejections_enforced_consecutive_gateway_failure);
+            let counters = (
+                &self.stats.ejections_detected_consecutive_gateway_failure,
+                &self.stats.ejections_enforced_consecutive_gateway_failure,
+            );
             is_ejected |= self.eject(cluster, host, config.enforcing_gateway, counters, random);
         }
         if config.consecutive_5xx > 0 && failures >= config.consecutive_5xx {
             state.consecutive_5xx.store(0, Relaxed);
             self.stats.ejections_consecutive_5xx.inc();
-            let counters = (&self.stats.ejections_detected_consecutive_5xx, &self.stats.ejections_enforced_consecutive_5xx);
+            let counters = (
+                &self.stats.ejections_detected_consecutive_5xx,
+                &self.stats.ejections_enforced_consecutive_5xx,
+            );
             is_ejected |= self.eject(cluster, host, config.enforcing_5xx, counters, random);
         }
         is_ejected
     }
 
-    fn eject(&self, cluster: &Cluster, host: &Host, enforcing: u32, counters: (&Counter, &Counter), random: u64) -> bool {
+    fn eject(
+        &self,
+        cluster: &Cluster,
+        host: &Host,
+        enforcing: u32,
+        counters: (&Counter, &Counter),
+        random: u64,
+    ) -> bool {
         let (detected, enforced) = counters;
         detected.inc();
         if host.has(HealthFlag::FAILED_OUTLIER) || random % 100 >= u64::from(enforcing) {
@@ -129,10 +188,17 @@ impl OutlierDetector {
         }
         let sets = cluster.hosts();
         let total = sets.hosts().count() as u64;
-        let ejected = sets.hosts().filter(|host| host.has(HealthFlag::FAILED_OUTLIER)).count() as u64;
+        let ejected = sets
+            .hosts()
+            .filter(|host| host.has(HealthFlag::FAILED_OUTLIER))
+            .count() as u64;
         let is_first_allowed = ejected == 0 && self.config.always_one;
         // QUIRK: Envoy compares the share before this ejection, so a small cluster may still lose one host.
-        if !is_first_allowed && (total == 0 || ejected * 100 / total >= u64::from(self.config.max_percent) || self.config.max_percent == 0) {
+        if !is_first_allowed
+            && (total == 0
+                || ejected * 100 / total >= u64::from(self.config.max_percent)
+                || self.config.max_percent == 0)
+        {
             self.stats.ejections_overflow.inc();
             return false;
         }
@@ -155,7 +221,8 @@ impl OutlierDetector {
         if now < self.next_sweep.load(Relaxed) {
             return false;
         }
-        self.next_sweep.store(now + millis(self.config.interval), Relaxed);
+        self.next_sweep
+            .store(now + millis(self.config.interval), Relaxed);
         let mut changed = false;
         for host in cluster.hosts().hosts() {
             let state = &host.outlier;
@@ -166,8 +233,14 @@ impl OutlierDetector {
                 }
                 continue;
             }
-            let time = self.config.base.saturating_mul(ejections.max(1)).min(self.config.most.max(self.config.base));
-            if now.saturating_sub(state.ejected_at.load(Relaxed)) >= millis(time) && host.lower(HealthFlag::FAILED_OUTLIER) {
+            let time = self
+                .config
+                .base
+                .saturating_mul(ejections.max(1))
+                .min(self.config.most.max(self.config.base));
+            if now.saturating_sub(state.ejected_at.load(Relaxed)) >= millis(time)
+                && host.lower(HealthFlag::FAILED_OUTLIER)
+            {
                 state.ejected_at.store(0, Relaxed);
                 self.stats.ejections_active.dec();
                 changed = true;

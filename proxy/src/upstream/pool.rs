@@ -89,13 +89,20 @@ enum Wanted {
 
 impl PoolError {
     fn new(kind: PoolErrorKind, text: impl Into<String>) -> Self {
-        Self { kind, text: text.into() }
+        Self {
+            kind,
+            text: text.into(),
+        }
     }
 }
 
 impl From<ConnectError> for PoolError {
     fn from(error: ConnectError) -> Self {
-        let kind = if matches!(error, ConnectError::Timeout) { PoolErrorKind::ConnectTimeout } else { PoolErrorKind::ConnectFailure };
+        let kind = if matches!(error, ConnectError::Timeout) {
+            PoolErrorKind::ConnectTimeout
+        } else {
+            PoolErrorKind::ConnectFailure
+        };
         Self::new(kind, error.to_string())
     }
 }
@@ -123,7 +130,12 @@ impl Wanted {
 impl Pools {
     /// A connection for one HTTP request to `host`. Waits while the cluster has as many connections as it may; the caller's
     /// deadline applies.
-    pub(crate) async fn http(&self, cluster: &Arc<Cluster>, host: &Arc<Host>, request: &PoolRequest<'_>) -> Result<HttpConnection, PoolError> {
+    pub(crate) async fn http(
+        &self,
+        cluster: &Arc<Cluster>,
+        host: &Arc<Host>,
+        request: &PoolRequest<'_>,
+    ) -> Result<HttpConnection, PoolError> {
         let key = Key {
             host: host.id,
             protocol: Wanted::of(cluster, request.downstream_protocol),
@@ -140,7 +152,12 @@ impl Pools {
     }
 
     /// A TCP connection to `host`.
-    pub(crate) async fn tcp(&self, cluster: &Arc<Cluster>, host: &Arc<Host>, priority: Priority) -> Result<TcpConnection, PoolError> {
+    pub(crate) async fn tcp(
+        &self,
+        cluster: &Arc<Cluster>,
+        host: &Arc<Host>,
+        priority: Priority,
+    ) -> Result<TcpConnection, PoolError> {
         let stats = &cluster.stats;
         stats.upstream_rq_pending_total.inc();
         let Some(_pending) = cluster.breakers.pending(priority) else {
@@ -152,7 +169,10 @@ impl Pools {
             return Err(PoolError::new(PoolErrorKind::Overflow, "overflow"));
         };
         let stream = connect(cluster, host, room, AlpnFallback::None, None).await?;
-        Ok(TcpConnection { stream, host: host.clone() })
+        Ok(TcpConnection {
+            stream,
+            host: host.clone(),
+        })
     }
 
     /// Lets go of connections that have been idle too long, or whose host has left, for ever. Runs on the worker.

@@ -1,7 +1,13 @@
 //! `HttpProtocolOptions` of a cluster: which HTTP is spoken upstream, and its limits.
 
-use crate::{invalid::{At as _, Invalid}, wire::duration_or};
-use proto::envoy::config::{cluster::v3::Cluster as WireCluster, core::v3::{Http1ProtocolOptions, Http2ProtocolOptions}};
+use crate::{
+    invalid::{At as _, Invalid},
+    wire::duration_or,
+};
+use proto::envoy::config::{
+    cluster::v3::Cluster as WireCluster,
+    core::v3::{Http1ProtocolOptions, Http2ProtocolOptions},
+};
 use proto::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions as Wire,
     http_protocol_options::{UpstreamProtocolOptions, explicit_http_config::ProtocolConfig},
@@ -78,8 +84,12 @@ impl HttpProtocolOptions {
         let mut options = Self::default();
         options.max_requests_per_connection = cluster.max_requests_per_connection.unwrap_or(0);
         if let Some(any) = cluster.typed_extension_protocol_options.get(TYPED_KEY) {
-            let wire: Wire = proto::any::unpack(any).at(format_args!("typed_extension_protocol_options[{TYPED_KEY}]"))?;
-            return options.with(&wire).at(format_args!("typed_extension_protocol_options[{TYPED_KEY}]"));
+            let wire: Wire = proto::any::unpack(any).at(format_args!(
+                "typed_extension_protocol_options[{TYPED_KEY}]"
+            ))?;
+            return options.with(&wire).at(format_args!(
+                "typed_extension_protocol_options[{TYPED_KEY}]"
+            ));
         }
         let wire = Wire {
             common_http_protocol_options: cluster.common_http_protocol_options.clone(),
@@ -88,7 +98,11 @@ impl HttpProtocolOptions {
         };
         options = options.with(&wire)?;
         if let Some(http2) = &cluster.http2_protocol_options {
-            options.protocol = if cluster.protocol_selection == 1 { UpstreamProtocol::UseDownstream } else { UpstreamProtocol::Http2 };
+            options.protocol = if cluster.protocol_selection == 1 {
+                UpstreamProtocol::UseDownstream
+            } else {
+                UpstreamProtocol::Http2
+            };
             options.http2(http2).at("http2_protocol_options")?;
         } else if cluster.protocol_selection == 1 {
             options.protocol = UpstreamProtocol::UseDownstream;
@@ -98,10 +112,24 @@ impl HttpProtocolOptions {
 
     fn with(mut self, wire: &Wire) -> Result<Self, Invalid> {
         if let Some(common) = &wire.common_http_protocol_options {
-            self.idle_timeout = duration_or(common.idle_timeout.as_ref(), self.idle_timeout, "idle_timeout")?;
-            self.max_connection_duration = common.max_connection_duration.as_ref().map(crate::wire::duration).transpose()?;
-            self.max_stream_duration = common.max_stream_duration.as_ref().map(crate::wire::duration).transpose()?;
-            self.max_requests_per_connection = common.max_requests_per_connection.unwrap_or(self.max_requests_per_connection);
+            self.idle_timeout = duration_or(
+                common.idle_timeout.as_ref(),
+                self.idle_timeout,
+                "idle_timeout",
+            )?;
+            self.max_connection_duration = common
+                .max_connection_duration
+                .as_ref()
+                .map(crate::wire::duration)
+                .transpose()?;
+            self.max_stream_duration = common
+                .max_stream_duration
+                .as_ref()
+                .map(crate::wire::duration)
+                .transpose()?;
+            self.max_requests_per_connection = common
+                .max_requests_per_connection
+                .unwrap_or(self.max_requests_per_connection);
             self.max_headers_count = common.max_headers_count.unwrap_or(self.max_headers_count);
         }
         if let Some(upstream) = &wire.upstream_http_protocol_options {
@@ -109,47 +137,86 @@ impl HttpProtocolOptions {
             self.auto_san_validation = upstream.auto_san_validation;
         }
         // A filter chain on the upstream side may only hold the codec, which every upstream has.
-        if let Some(filter) = wire.http_filters.iter().find(|filter| filter.name != "envoy.filters.http.upstream_codec") {
-            return Err(Invalid::unsupported("an upstream HTTP filter").at(format_args!("http_filters[{}]", filter.name)));
+        if let Some(filter) = wire
+            .http_filters
+            .iter()
+            .find(|filter| filter.name != "envoy.filters.http.upstream_codec")
+        {
+            return Err(Invalid::unsupported("an upstream HTTP filter")
+                .at(format_args!("http_filters[{}]", filter.name)));
         }
         match &wire.upstream_protocol_options {
             None => {}
-            Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match &explicit.protocol_config {
-                None | Some(ProtocolConfig::HttpProtocolOptions(_)) => {}
-                Some(ProtocolConfig::Http2ProtocolOptions(http2)) => {
-                    self.protocol = UpstreamProtocol::Http2;
-                    self.http2(http2).at("explicit_http_config.http2_protocol_options")?;
+            Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
+                match &explicit.protocol_config {
+                    None | Some(ProtocolConfig::HttpProtocolOptions(_)) => {}
+                    Some(ProtocolConfig::Http2ProtocolOptions(http2)) => {
+                        self.protocol = UpstreamProtocol::Http2;
+                        self.http2(http2)
+                            .at("explicit_http_config.http2_protocol_options")?;
+                    }
+                    Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                        return Err(Invalid::unsupported("HTTP/3").at("explicit_http_config"));
+                    }
                 }
-                Some(ProtocolConfig::Http3ProtocolOptions(_)) => return Err(Invalid::unsupported("HTTP/3").at("explicit_http_config")),
-            },
+            }
             Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(both)) => {
                 self.protocol = UpstreamProtocol::UseDownstream;
-                self.both(both.http_protocol_options.as_ref(), both.http2_protocol_options.as_ref())?;
+                self.both(
+                    both.http_protocol_options.as_ref(),
+                    both.http2_protocol_options.as_ref(),
+                )?;
             }
             Some(UpstreamProtocolOptions::AutoConfig(auto)) => {
                 if auto.http3_protocol_options.is_some() {
-                    return Err(Invalid::unsupported("HTTP/3").at("auto_config.http3_protocol_options"));
+                    return Err(
+                        Invalid::unsupported("HTTP/3").at("auto_config.http3_protocol_options")
+                    );
                 }
                 self.protocol = UpstreamProtocol::Auto;
-                self.both(auto.http_protocol_options.as_ref(), auto.http2_protocol_options.as_ref())?;
+                self.both(
+                    auto.http_protocol_options.as_ref(),
+                    auto.http2_protocol_options.as_ref(),
+                )?;
             }
         }
         Ok(self)
     }
 
-    fn both(&mut self, _http1: Option<&Http1ProtocolOptions>, http2: Option<&Http2ProtocolOptions>) -> Result<(), Invalid> {
-        http2.map_or(Ok(()), |http2| self.http2(http2).at("http2_protocol_options"))
+    fn both(
+        &mut self,
+        _http1: Option<&Http1ProtocolOptions>,
+        http2: Option<&Http2ProtocolOptions>,
+    ) -> Result<(), Invalid> {
+        http2.map_or(Ok(()), |http2| {
+            self.http2(http2).at("http2_protocol_options")
+        })
     }
 
     fn http2(&mut self, wire: &Http2ProtocolOptions) -> Result<(), Invalid> {
-        self.max_concurrent_streams = wire.max_concurrent_streams.unwrap_or(self.max_concurrent_streams).max(1);
-        self.initial_stream_window = wire.initial_stream_window_size.unwrap_or(self.initial_stream_window);
-        self.initial_connection_window = wire.initial_connection_window_size.unwrap_or(self.initial_connection_window);
+        self.max_concurrent_streams = wire
+            .max_concurrent_streams
+            .unwrap_or(self.max_concurrent_streams)
+            .max(1);
+        self.initial_stream_window = wire
+            .initial_stream_window_size
+            .unwrap_or(self.initial_stream_window);
+        self.initial_connection_window = wire
+            .initial_connection_window_size
+            .unwrap_or(self.initial_connection_window);
         if let Some(keepalive) = &wire.connection_keepalive
             && keepalive.interval.is_some()
         {
-            let interval = duration_or(keepalive.interval.as_ref(), Duration::ZERO, "connection_keepalive.interval")?;
-            let timeout = duration_or(keepalive.timeout.as_ref(), Duration::from_secs(20), "connection_keepalive.timeout")?;
+            let interval = duration_or(
+                keepalive.interval.as_ref(),
+                Duration::ZERO,
+                "connection_keepalive.interval",
+            )?;
+            let timeout = duration_or(
+                keepalive.timeout.as_ref(),
+                Duration::from_secs(20),
+                "connection_keepalive.timeout",
+            )?;
             self.keepalive = Some((interval, timeout));
         }
         Ok(())

@@ -1,13 +1,16 @@
 //! What a cluster counts, in Envoy's names (`cluster.<name>.…`).
 
-use crate::{stat_group, stats::{Counter, Scope, Stat, StatGroup}};
+use crate::{
+    stat_group,
+    stats::{Counter, Histogram, Scope, Stat, StatGroup},
+};
 use std::sync::{Arc, OnceLock};
 
 stat_group! {
     /// The counters that every cluster has.
     pub(crate) struct ClusterStats {
         assignment_stale: Counter, assignment_timeout_received: Counter, bind_errors: Counter,
-        external_upstream_rq_time: Histogram, internal_upstream_rq_time: Histogram,
+        
         lb_healthy_panic: Counter, lb_recalculate_zone_structures: Counter, lb_subsets_active: Gauge,
         max_host_weight: Gauge, membership_change: Counter, membership_degraded: Gauge, membership_excluded: Gauge,
         membership_healthy: Gauge, membership_total: Gauge, original_dst_host_invalid: Counter,
@@ -57,8 +60,42 @@ stat_group! {
 stat_group! {
     /// `cluster.<name>.circuit_breakers.<priority>.…`
     pub(crate) struct BreakerStats {
-        cx_open: Gauge, cx_pool_open: Gauge, remaining_cx: Gauge, remaining_pending: Gauge, remaining_retries: Gauge,
-        remaining_rq: Gauge, rq_open: Gauge, rq_pending_open: Gauge, rq_retry_open: Gauge,
+        cx_open: Gauge, cx_pool_open: Gauge, rq_open: Gauge, rq_pending_open: Gauge, rq_retry_open: Gauge,
+    }
+}
+
+stat_group! {
+    /// `cluster.<name>.circuit_breakers.<priority>.remaining_…`, where `track_remaining` is set.
+    pub(crate) struct RemainingStats {
+        remaining_cx: Gauge, remaining_pending: Gauge, remaining_retries: Gauge, remaining_rq: Gauge,
+    }
+}
+
+/// What is counted of internal or external requests (`cluster.<name>.external.…`).
+#[derive(Debug, Default)]
+pub(crate) struct OriginStats {
+    codes: ResponseCodes,
+    completed: Counter,
+    /// `upstream_rq_time`
+    pub(crate) time: Histogram,
+}
+
+impl OriginStats {
+    /// Counts one response.
+    pub(crate) fn record(&self, status: u16) {
+        self.codes.record(status);
+        self.completed.inc();
+    }
+}
+
+impl StatGroup for OriginStats {
+    fn visit(&self, visitor: &mut dyn FnMut(&str, Stat<'_>)) {
+        if self.completed.value() == 0 {
+            return;
+        }
+        self.codes.visit(visitor);
+        visitor("upstream_rq_completed", Stat::Counter(&self.completed));
+        visitor("upstream_rq_time", Stat::Histogram(&self.time));
     }
 }
 
@@ -98,10 +135,23 @@ impl ResponseCodes {
 impl StatGroup for ResponseCodes {
     fn visit(&self, visitor: &mut dyn FnMut(&str, Stat<'_>)) {
         let Some(codes) = self.0.get() else { return };
-        for (index, class) in codes.classes.iter().enumerate().filter(|(_, class)| class.value() > 0) {
-            visitor(&format!("upstream_rq_{}xx", index + 1), Stat::Counter(class));
+        for (index, class) in codes
+            .classes
+            .iter()
+            .enumerate()
+            .filter(|(_, class)| class.value() > 0)
+        {
+            visitor(
+                &format!("upstream_rq_{}xx", index + 1),
+                Stat::Counter(class),
+            );
         }
-        for (index, code) in codes.codes.iter().enumerate().filter(|(_, code)| code.value() > 0) {
+        for (index, code) in codes
+            .codes
+            .iter()
+            .enumerate()
+            .filter(|(_, code)| code.value() > 0)
+        {
             visitor(&format!("upstream_rq_{}", index + 100), Stat::Counter(code));
         }
     }

@@ -30,6 +30,7 @@ struct Subscription {
 pub(super) async fn run(client: Client) {
     let mut versions = BTreeMap::new();
     let mut pause = Pause::new();
+    client.reachable().await;
     loop {
         let began = Instant::now();
         let outcome = stream(&client, &mut versions).await;
@@ -47,7 +48,10 @@ pub(super) async fn run(client: Client) {
     }
 }
 
-async fn stream(client: &Client, versions: &mut BTreeMap<Kind, String>) -> Result<(), tonic::Status> {
+async fn stream(
+    client: &Client,
+    versions: &mut BTreeMap<Kind, String>,
+) -> Result<(), tonic::Status> {
     let (sender, requests) = mpsc::channel(QUEUE);
     let mut wanted = client.store.wanted();
     let mut progress = client.progress.subscribe();
@@ -55,13 +59,24 @@ async fn stream(client: &Client, versions: &mut BTreeMap<Kind, String>) -> Resul
     let mut is_first = true;
     let now = wanted.borrow_and_update().clone();
     // Some servers answer the call only with the first response: the first requests are on their way before it.
-    ask(client, &now, &mut subscriptions, versions, &sender, &mut is_first).await;
+    ask(
+        client,
+        &now,
+        &mut subscriptions,
+        versions,
+        &sender,
+        &mut is_first,
+    )
+    .await;
     let mut request = tonic::Request::new(ReceiverStream::new(requests));
     *request.metadata_mut() = client.metadata.clone();
     let mut service = AggregatedDiscoveryServiceClient::new(client.channel.clone())
         .max_decoding_message_size(usize::MAX);
-    let opened = tokio::time::timeout(OPEN_TIMEOUT, service.stream_aggregated_resources(request)).await;
-    let mut responses = opened.map_err(|_| tonic::Status::deadline_exceeded("the server does not accept the stream"))??.into_inner();
+    let opened =
+        tokio::time::timeout(OPEN_TIMEOUT, service.stream_aggregated_resources(request)).await;
+    let mut responses = opened
+        .map_err(|_| tonic::Status::deadline_exceeded("the server does not accept the stream"))??
+        .into_inner();
     client.stats.control_plane.connected_state.set(1);
     tracing::info!(target: "ads", "connected");
     loop {
@@ -72,18 +87,32 @@ async fn stream(client: &Client, versions: &mut BTreeMap<Kind, String>) -> Resul
         };
         match response {
             Some(None) => return Ok(()),
-            Some(Some(response)) => answer(client, response, &mut subscriptions, versions, &sender).await,
+            Some(Some(response)) => {
+                answer(client, response, &mut subscriptions, versions, &sender).await
+            }
             None => {}
         }
         let now = wanted.borrow_and_update().clone();
-        ask(client, &now, &mut subscriptions, versions, &sender, &mut is_first).await;
+        ask(
+            client,
+            &now,
+            &mut subscriptions,
+            versions,
+            &sender,
+            &mut is_first,
+        )
+        .await;
     }
 }
 
 /// Sends a request for every type whose names have changed.
 async fn ask(
-    client: &Client, wanted: &Wanted, subscriptions: &mut BTreeMap<Kind, Subscription>, versions: &BTreeMap<Kind, String>,
-    sender: &mpsc::Sender<DiscoveryRequest>, is_first: &mut bool,
+    client: &Client,
+    wanted: &Wanted,
+    subscriptions: &mut BTreeMap<Kind, Subscription>,
+    versions: &BTreeMap<Kind, String>,
+    sender: &mpsc::Sender<DiscoveryRequest>,
+    is_first: &mut bool,
 ) {
     for kind in Kind::ALL {
         let names = client.names(kind, wanted);
@@ -108,8 +137,11 @@ async fn ask(
 }
 
 async fn answer(
-    client: &Client, response: DiscoveryResponse, subscriptions: &mut BTreeMap<Kind, Subscription>,
-    versions: &mut BTreeMap<Kind, String>, sender: &mpsc::Sender<DiscoveryRequest>,
+    client: &Client,
+    response: DiscoveryResponse,
+    subscriptions: &mut BTreeMap<Kind, Subscription>,
+    versions: &mut BTreeMap<Kind, String>,
+    sender: &mpsc::Sender<DiscoveryRequest>,
 ) {
     let Some(kind) = Kind::of(&response.type_url) else {
         tracing::warn!(target: "ads", type_url = response.type_url, "response of an unknown type");
@@ -122,15 +154,29 @@ async fn answer(
     let update = Update {
         is_full: matches!(kind, Kind::Cluster | Kind::Listener),
         version: response.version_info.clone(),
-        resources: response.resources.into_iter().map(|any| unwrap(any, &response.version_info)).collect(),
+        resources: response
+            .resources
+            .into_iter()
+            .map(|any| unwrap(any, &response.version_info))
+            .collect(),
         removed: Vec::new(),
     };
     let outcome = client.store.apply(kind, update);
-    client.stats.updated(kind, &response.version_info, outcome.is_ok());
-    client.stats.of(kind).update_duration.record(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+    client
+        .stats
+        .updated(kind, &response.version_info, outcome.is_ok());
+    client
+        .stats
+        .of(kind)
+        .update_duration
+        .record(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
     match &outcome {
-        Ok(()) => tracing::debug!(target: "ads", ?kind, version = response.version_info, count, "accepted"),
-        Err(error) => tracing::warn!(target: "ads", ?kind, version = response.version_info, %error, "rejected"),
+        Ok(()) => {
+            tracing::debug!(target: "ads", ?kind, version = response.version_info, count, "accepted")
+        }
+        Err(error) => {
+            tracing::warn!(target: "ads", ?kind, version = response.version_info, %error, "rejected")
+        }
     }
     if outcome.is_ok() {
         versions.insert(kind, response.version_info);
@@ -141,7 +187,11 @@ async fn answer(
         resource_names: known.names.clone().unwrap_or_default(),
         type_url: response.type_url,
         response_nonce: response.nonce,
-        error_detail: outcome.err().map(|message| Status { code: Code::InvalidArgument.into(), message, ..Status::default() }),
+        error_detail: outcome.err().map(|message| Status {
+            code: Code::InvalidArgument.into(),
+            message,
+            ..Status::default()
+        }),
         ..DiscoveryRequest::default()
     };
     let _ = sender.send(request).await;
@@ -150,7 +200,17 @@ async fn answer(
 /// A resource may come in an envelope that tells its own version.
 fn unwrap(any: Any, version: &str) -> Resource {
     match proto::any::unpack::<WireResource>(&any) {
-        Ok(WireResource { version, resource: Some(inner), .. }) => Resource { version, any: inner },
-        _ => Resource { version: version.to_owned(), any },
+        Ok(WireResource {
+            version,
+            resource: Some(inner),
+            ..
+        }) => Resource {
+            version,
+            any: inner,
+        },
+        _ => Resource {
+            version: version.to_owned(),
+            any,
+        },
     }
 }

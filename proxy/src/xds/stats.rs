@@ -35,13 +35,19 @@ impl XdsStats {
             };
             (kind, scope.group())
         };
-        Self { control_plane: root.scope("control_plane").group(), kinds: Kind::ALL.map(of) }
+        Self {
+            control_plane: root.scope("control_plane").group(),
+            kinds: Kind::ALL.map(of),
+        }
     }
 
     /// The statistics of a kind.
     pub(super) fn of(&self, kind: Kind) -> &SubscriptionStats {
         // Every kind is in the table.
-        self.kinds.iter().find(|(of, _)| *of == kind).map_or(&self.kinds[0].1, |(_, stats)| stats)
+        self.kinds
+            .iter()
+            .find(|(of, _)| *of == kind)
+            .map_or(&self.kinds[0].1, |(_, stats)| stats)
     }
 
     /// Notes how an update went.
@@ -53,10 +59,14 @@ impl XdsStats {
         }
         stats.update_success.inc();
         stats.config_reload.inc();
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         let millis = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         stats.update_time.set(millis);
         stats.config_reload_time_ms.set(millis);
-        stats.version.set(xxhash_rust::xxh64::xxh64(version.as_bytes(), 0));
+        stats
+            .version
+            .set(xxhash_rust::xxh64::xxh64(version.as_bytes(), 0));
     }
 }

@@ -6,7 +6,10 @@ mod splice;
 
 use crate::{listener::Connection, transport::UpstreamStream};
 use std::{cell::Cell, io, rc::Rc, time::Duration};
-use tokio::{io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _}, time::Instant};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::Instant,
+};
 
 const BUFFER: usize = 16 << 10;
 
@@ -51,7 +54,11 @@ impl Activity {
 }
 
 /// Copies until both directions are done, or something ends the connection.
-pub(super) async fn run(connection: &mut Connection, mut upstream: UpstreamStream, limits: Limits) -> Ended {
+pub(super) async fn run(
+    connection: &mut Connection,
+    mut upstream: UpstreamStream,
+    limits: Limits,
+) -> Ended {
     let activity = Activity(Rc::new(Cell::new(Instant::now())));
     let drain = connection.drain.clone();
     let watch = watch(activity.clone(), limits);
@@ -63,7 +70,13 @@ pub(super) async fn run(connection: &mut Connection, mut upstream: UpstreamStrea
             }
         }
         if connection.stream.plain_tcp().is_some() && upstream.plain_tcp().is_some() {
-            return splice::both(&connection.stream, &connection.info.meter, &upstream, &activity).await;
+            return splice::both(
+                &connection.stream,
+                &connection.info.meter,
+                &upstream,
+                &activity,
+            )
+            .await;
         }
         copy_both(&mut connection.stream, &mut upstream, &activity).await
     };
@@ -79,12 +92,17 @@ async fn watch(activity: Activity, limits: Limits) -> Ended {
     loop {
         let idle_at = limits.idle.map(|idle| activity.0.get() + idle);
         let end_at = limits.longest.map(|longest| began + longest);
-        let Some(next) = [idle_at, end_at].into_iter().flatten().min() else { return std::future::pending().await };
+        let Some(next) = [idle_at, end_at].into_iter().flatten().min() else {
+            return std::future::pending().await;
+        };
         tokio::time::sleep_until(next).await;
         if end_at.is_some_and(|end| end <= Instant::now()) {
             return Ended::TooLong;
         }
-        if limits.idle.is_some_and(|idle| activity.0.get() + idle <= Instant::now()) {
+        if limits
+            .idle
+            .is_some_and(|idle| activity.0.get() + idle <= Instant::now())
+        {
             return Ended::Idle;
         }
     }
@@ -103,16 +121,39 @@ where
 }
 
 /// Waits for both directions; the first that breaks ends it.
-async fn join(request: impl Future<Output = Result<(), Broken>>, response: impl Future<Output = Result<(), Broken>>) -> Ended {
+async fn join(
+    request: impl Future<Output = Result<(), Broken>>,
+    response: impl Future<Output = Result<(), Broken>>,
+) -> Ended {
     let outcome = futures::future::try_join(
-        async { request.await.map_err(|broken| if matches!(broken, Broken::Reader) { Ended::DownstreamReset } else { Ended::UpstreamReset }) },
-        async { response.await.map_err(|broken| if matches!(broken, Broken::Reader) { Ended::UpstreamReset } else { Ended::DownstreamReset }) },
+        async {
+            request.await.map_err(|broken| {
+                if matches!(broken, Broken::Reader) {
+                    Ended::DownstreamReset
+                } else {
+                    Ended::UpstreamReset
+                }
+            })
+        },
+        async {
+            response.await.map_err(|broken| {
+                if matches!(broken, Broken::Reader) {
+                    Ended::UpstreamReset
+                } else {
+                    Ended::DownstreamReset
+                }
+            })
+        },
     )
     .await;
     outcome.map_or_else(|ended| ended, |_| Ended::Finished)
 }
 
-async fn copy(reader: &mut (impl AsyncRead + Unpin), writer: &mut (impl AsyncWrite + Unpin), activity: &Activity) -> Result<(), Broken> {
+async fn copy(
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    activity: &Activity,
+) -> Result<(), Broken> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let count = match reader.read(&mut buffer).await {

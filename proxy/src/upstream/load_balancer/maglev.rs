@@ -13,20 +13,29 @@ struct Entry {
 }
 
 /// A host for each slot of the table.
-#[expect(clippy::cast_precision_loss, reason = "weights and the table's size are far below 2^52")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "weights and the table's size are far below 2^52"
+)]
 pub(super) fn build(hosts: &[Arc<Host>], size: u64) -> Box<[u32]> {
     const EMPTY: u32 = u32::MAX;
-    let heaviest = hosts.iter().map(|host| f64::from(host.weight())).fold(0.0, f64::max);
-    let mut entries: Vec<Entry> = hosts.iter().map(|host| {
-        let key = hash_key(host).as_bytes();
-        Entry {
-            offset: xxh64(key, 0) % size,
-            skip: xxh64(key, 1) % (size - 1) + 1,
-            next: 0,
-            weight: f64::from(host.weight()),
-            target: 0.0,
-        }
-    }).collect();
+    let heaviest = hosts
+        .iter()
+        .map(|host| f64::from(host.weight()))
+        .fold(0.0, f64::max);
+    let mut entries: Vec<Entry> = hosts
+        .iter()
+        .map(|host| {
+            let key = hash_key(host).as_bytes();
+            Entry {
+                offset: xxh64(key, 0) % size,
+                skip: xxh64(key, 1) % (size - 1) + 1,
+                next: 0,
+                weight: f64::from(host.weight()),
+                target: 0.0,
+            }
+        })
+        .collect();
     if entries.is_empty() {
         return Box::default();
     }
@@ -41,7 +50,8 @@ pub(super) fn build(hosts: &[Arc<Host>], size: u64) -> Box<[u32]> {
             }
             entry.target += heaviest;
             loop {
-                let slot = usize::try_from((entry.offset + entry.skip * entry.next) % size).unwrap_or(0);
+                let slot =
+                    usize::try_from((entry.offset + entry.skip * entry.next) % size).unwrap_or(0);
                 entry.next += 1;
                 if table[slot] == EMPTY {
                     table[slot] = u32::try_from(index).unwrap_or(0);
@@ -59,7 +69,9 @@ pub(super) fn build(hosts: &[Arc<Host>], size: u64) -> Box<[u32]> {
 /// The host of the slot of `hash`.
 pub(super) fn pick(table: &[u32], hash: u64) -> Option<usize> {
     let slot = hash.checked_rem(table.len() as u64)?;
-    table.get(usize::try_from(slot).ok()?).map(|host| *host as usize)
+    table
+        .get(usize::try_from(slot).ok()?)
+        .map(|host| *host as usize)
 }
 
 #[cfg(test)]

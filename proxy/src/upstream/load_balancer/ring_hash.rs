@@ -12,7 +12,10 @@ pub(super) fn build(hosts: &[Arc<Host>], options: &RingOptions) -> Box<[(u64, u3
     if hosts.is_empty() {
         return Box::default();
     }
-    let least = hosts.iter().map(|host| f64::from(host.weight()) / total).fold(1.0, f64::min);
+    let least = hosts
+        .iter()
+        .map(|host| f64::from(host.weight()) / total)
+        .fold(1.0, f64::min);
     // The lightest host gets whole points, unless the ring would be too large.
     let scale = ((least * options.minimum as f64).ceil() / least).min(options.maximum as f64);
     let mut points = Vec::new();
@@ -22,7 +25,10 @@ pub(super) fn build(hosts: &[Arc<Host>], options: &RingOptions) -> Box<[(u64, u3
         let mut number = 0_u64;
         while made < wanted {
             let key = format!("{}_{number}", hash_key(host));
-            points.push((options.hash(key.as_bytes()), u32::try_from(index).unwrap_or(0)));
+            points.push((
+                options.hash(key.as_bytes()),
+                u32::try_from(index).unwrap_or(0),
+            ));
             number += 1;
             made += 1.0;
         }
@@ -34,12 +40,19 @@ pub(super) fn build(hosts: &[Arc<Host>], options: &RingOptions) -> Box<[(u64, u3
 /// The host of the first point at or after `hash`.
 pub(super) fn pick(points: &[(u64, u32)], hash: u64) -> Option<usize> {
     let at = points.partition_point(|(point, _)| *point < hash);
-    points.get(at).or_else(|| points.first()).map(|(_, host)| *host as usize)
+    points
+        .get(at)
+        .or_else(|| points.first())
+        .map(|(_, host)| *host as usize)
 }
 
 impl RingOptions {
     fn hash(&self, key: &[u8]) -> u64 {
-        if self.is_murmur { murmur2(key, 0xc70f_6907) } else { xxh64(key, 0) }
+        if self.is_murmur {
+            murmur2(key, 0xc70f_6907)
+        } else {
+            xxh64(key, 0)
+        }
     }
 }
 
@@ -69,7 +82,11 @@ mod tests {
 
     #[test]
     fn a_removed_host_moves_only_its_own_keys() {
-        let options = RingOptions { minimum: 1024, maximum: 8 << 20, is_murmur: false };
+        let options = RingOptions {
+            minimum: 1024,
+            maximum: 8 << 20,
+            is_murmur: false,
+        };
         let hosts: Vec<_> = (1..=5).map(|last| host(last, true)).collect();
         let (all, fewer) = (build(&hosts, &options), build(&hosts[..4], &options));
         for hash in (0..1000_u64).map(|n| xxh64(&n.to_le_bytes(), 0)) {

@@ -1,11 +1,19 @@
 //! The HTTP pool of one host: idle HTTP/1.1 connections, shared HTTP/2 connections, and those who wait for one.
 
 use super::{HttpConnection, Key, PoolError, PoolErrorKind, Wanted};
-use crate::{http::body::Body, upstream::{Cluster, Host, Priority, circuit_breaker::Guard, connect}};
+use crate::{
+    http::body::Body,
+    upstream::{Cluster, Host, Priority, circuit_breaker::Guard, connect},
+};
 use ::http::Version;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::{cell::{Cell, RefCell}, net::SocketAddr, rc::{Rc, Weak}, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::{Rc, Weak},
+    sync::Arc,
+};
 use tokio::{sync::Notify, time::Instant};
 
 /// Connections to one host.
@@ -151,7 +159,9 @@ impl HttpPool {
     fn room(&self) -> Option<Guard> {
         let breakers = &self.cluster.breakers;
         // As in Envoy: a host without any connection may have one, whatever the limit, so that nobody waits for ever.
-        breakers.connection(self.priority).or_else(|| (self.open.get() == 0).then(|| breakers.first_connection(self.priority)))
+        breakers
+            .connection(self.priority)
+            .or_else(|| (self.open.get() == 0).then(|| breakers.first_connection(self.priority)))
     }
 
     fn reuse(self: &Rc<Self>) -> Option<HttpConnection> {
@@ -159,9 +169,16 @@ impl HttpPool {
         {
             let mut shared = self.shared.borrow_mut();
             shared.retain(|connection| !connection.sender.is_closed());
-            if let Some(connection) = shared.iter_mut().find(|one| one.streams.get() < limits.max_concurrent_streams) {
+            if let Some(connection) = shared
+                .iter_mut()
+                .find(|one| one.streams.get() < limits.max_concurrent_streams)
+            {
                 connection.life.requests += 1;
-                let (sender, life, streams) = (connection.sender.clone(), connection.life.clone(), connection.streams.clone());
+                let (sender, life, streams) = (
+                    connection.sender.clone(),
+                    connection.life.clone(),
+                    connection.streams.clone(),
+                );
                 if self.is_used_up(&life) {
                     // It takes no more requests; those under way end on their own senders.
                     shared.retain(|one| !Rc::ptr_eq(&one.streams, &streams));
@@ -172,20 +189,30 @@ impl HttpPool {
         }
         let mut idle = self.idle.borrow_mut();
         idle.retain(|connection| !connection.sender.is_closed());
-        let index = idle.iter().rposition(|connection| connection.sender.is_ready())?;
+        let index = idle
+            .iter()
+            .rposition(|connection| connection.sender.is_ready())?;
         let mut connection = idle.swap_remove(index);
         drop(idle);
         connection.life.requests += 1;
-        Some(self.lend(Sender::Http1(connection.sender), connection.life, None, true))
+        Some(self.lend(
+            Sender::Http1(connection.sender),
+            connection.life,
+            None,
+            true,
+        ))
     }
 
     fn is_used_up(&self, life: &Life) -> bool {
         let limits = &self.cluster.config.http;
-        let is_spent = limits.max_requests_per_connection > 0 && life.requests >= limits.max_requests_per_connection;
+        let is_spent = limits.max_requests_per_connection > 0
+            && life.requests >= limits.max_requests_per_connection;
         if is_spent {
             self.cluster.stats.upstream_cx_max_requests.inc();
         }
-        let is_old = limits.max_connection_duration.is_some_and(|most| life.born.elapsed() >= most);
+        let is_old = limits
+            .max_connection_duration
+            .is_some_and(|most| life.born.elapsed() >= most);
         is_spent || is_old || self.host.is_removed()
     }
 
@@ -194,21 +221,37 @@ impl HttpPool {
             self.is_connecting.set(true);
             Connecting(self)
         });
-        let stream = connect(&self.cluster, &self.host, room, self.wanted.alpn(), self.sni.as_deref()).await?;
+        let stream = connect(
+            &self.cluster,
+            &self.host,
+            room,
+            self.wanted.alpn(),
+            self.sni.as_deref(),
+        )
+        .await?;
         let is_http2 = match self.wanted {
             Wanted::Http1 => false,
             Wanted::Http2 => true,
             Wanted::Auto => stream.alpn() == Some(b"h2"),
         };
         let now = Instant::now();
-        let life = Life { local_address: stream.local_address(), born: now, idle_since: now, requests: 1 };
-        let failed = |error: hyper::Error| PoolError::new(PoolErrorKind::ConnectFailure, error.to_string());
+        let life = Life {
+            local_address: stream.local_address(),
+            born: now,
+            idle_since: now,
+            requests: 1,
+        };
+        let failed =
+            |error: hyper::Error| PoolError::new(PoolErrorKind::ConnectFailure, error.to_string());
         let limits = &self.cluster.config.http;
         self.open.set(self.open.get() + 1);
         let closed = Closed(self.open.clone(), Rc::downgrade(self));
         if !is_http2 {
-            let (sender, connection) = http1::Builder::new().max_headers(limits.max_headers_count as usize)
-                .handshake(TokioIo::new(stream)).await.map_err(failed)?;
+            let (sender, connection) = http1::Builder::new()
+                .max_headers(limits.max_headers_count as usize)
+                .handshake(TokioIo::new(stream))
+                .await
+                .map_err(failed)?;
             self.cluster.stats.upstream_cx_http1_total.inc();
             tokio::task::spawn_local(async move {
                 let _closed = closed;
@@ -219,13 +262,19 @@ impl HttpPool {
             return Ok(self.lend(Sender::Http1(sender), life, None, false));
         }
         let mut builder = http2::Builder::new(LocalExecutor);
-        builder.timer(TokioTimer::new())
+        builder
+            .timer(TokioTimer::new())
             .initial_stream_window_size(limits.initial_stream_window)
             .initial_connection_window_size(limits.initial_connection_window);
         if let Some((interval, timeout)) = limits.keepalive {
-            builder.keep_alive_interval(interval).keep_alive_timeout(timeout);
+            builder
+                .keep_alive_interval(interval)
+                .keep_alive_timeout(timeout);
         }
-        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(failed)?;
+        let (sender, connection) = builder
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(failed)?;
         self.cluster.stats.upstream_cx_http2_total.inc();
         tokio::task::spawn_local(async move {
             let _closed = closed;
@@ -235,24 +284,54 @@ impl HttpPool {
         });
         let streams = Rc::new(Cell::new(0));
         if !self.is_used_up(&life) {
-            self.shared.borrow_mut().push(Http2 { sender: sender.clone(), streams: streams.clone(), life: life.clone() });
+            self.shared.borrow_mut().push(Http2 {
+                sender: sender.clone(),
+                streams: streams.clone(),
+                life: life.clone(),
+            });
         }
         Ok(self.lend(Sender::Http2(sender), life, Some(streams), false))
     }
 
-    fn lend(self: &Rc<Self>, sender: Sender, life: Life, streams: Option<Rc<Cell<u32>>>, is_reused: bool) -> HttpConnection {
+    fn lend(
+        self: &Rc<Self>,
+        sender: Sender,
+        life: Life,
+        streams: Option<Rc<Cell<u32>>>,
+        is_reused: bool,
+    ) -> HttpConnection {
         if let Some(streams) = &streams {
             streams.set(streams.get() + 1);
         }
-        for active in [&self.cluster.stats.upstream_rq_active, &self.host.stats.rq_active] {
+        for active in [
+            &self.cluster.stats.upstream_rq_active,
+            &self.host.stats.rq_active,
+        ] {
             active.inc();
         }
         self.cluster.stats.upstream_rq_total.inc();
         self.host.stats.rq_total.inc();
-        let protocol = if streams.is_some() { Version::HTTP_2 } else { Version::HTTP_11 };
+        let protocol = if streams.is_some() {
+            Version::HTTP_2
+        } else {
+            Version::HTTP_11
+        };
         let local_address = life.local_address;
-        let lease = Lease { sender, life, count: Count { pool: self.clone(), streams } };
-        HttpConnection { local_address, protocol, pool: self.clone(), lease, is_reused }
+        let lease = Lease {
+            sender,
+            life,
+            count: Count {
+                pool: self.clone(),
+                streams,
+            },
+        };
+        HttpConnection {
+            local_address,
+            protocol,
+            pool: self.clone(),
+            lease,
+            is_reused,
+        }
     }
 
     /// Closes what has been idle too long; `false` when the pool itself can go.
@@ -292,8 +371,14 @@ impl Drop for Closed {
 impl Lease {
     /// The response has been read to its end: the connection may serve another request.
     pub(super) fn finish(self) {
-        let Self { sender, mut life, count } = self;
-        let Sender::Http1(sender) = sender else { return };
+        let Self {
+            sender,
+            mut life,
+            count,
+        } = self;
+        let Sender::Http1(sender) = sender else {
+            return;
+        };
         let pool = &count.pool;
         if pool.is_used_up(&life) {
             return;
@@ -311,7 +396,10 @@ impl Drop for Count {
         if let Some(streams) = &self.streams {
             streams.set(streams.get().saturating_sub(1));
             let mut shared = self.pool.shared.borrow_mut();
-            if let Some(one) = shared.iter_mut().find(|one| Rc::ptr_eq(&one.streams, streams)) {
+            if let Some(one) = shared
+                .iter_mut()
+                .find(|one| Rc::ptr_eq(&one.streams, streams))
+            {
                 one.life.idle_since = Instant::now();
             }
             self.pool.changed.notify_one();

@@ -1,6 +1,10 @@
 //! A connection lent for one request.
 
-use super::{PoolError, PoolErrorKind, body::UpstreamBody, http::{HttpPool, Lease, Sender}};
+use super::{
+    PoolError, PoolErrorKind,
+    body::UpstreamBody,
+    http::{HttpPool, Lease, Sender},
+};
 use crate::http::body::Body;
 use ::http::{Request, Response, Version};
 use std::{error::Error as _, net::SocketAddr, rc::Rc};
@@ -19,7 +23,10 @@ pub(crate) struct HttpConnection {
 impl HttpConnection {
     /// Sends the request and waits for the response's head. A request that an idle connection lost before it was written goes
     /// out once more on a new one.
-    pub(crate) async fn send(mut self, mut request: Request<Body>) -> Result<Response<UpstreamBody>, PoolError> {
+    pub(crate) async fn send(
+        mut self,
+        mut request: Request<Body>,
+    ) -> Result<Response<UpstreamBody>, PoolError> {
         loop {
             *request.version_mut() = self.protocol;
             let sent = match &mut self.lease.sender {

@@ -19,14 +19,24 @@ impl Pipe {
     fn new() -> io::Result<Self> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         // A larger pipe means fewer calls; the usual size does too.
-        let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(i32::try_from(CHUNK).unwrap_or(0)));
+        let _ = fcntl(
+            &write,
+            FcntlArg::F_SETPIPE_SZ(i32::try_from(CHUNK).unwrap_or(0)),
+        );
         Ok(Self { read, write })
     }
 }
 
 /// Joins two plain sockets until both directions are done.
-pub(super) async fn both(downstream: &DownstreamStream, meter: &Arc<Meter>, upstream: &UpstreamStream, activity: &Activity) -> Ended {
-    let (Some(client), Some(host)) = (downstream.plain_tcp(), upstream.plain_tcp()) else { return Ended::Finished };
+pub(super) async fn both(
+    downstream: &DownstreamStream,
+    meter: &Arc<Meter>,
+    upstream: &UpstreamStream,
+    activity: &Activity,
+) -> Ended {
+    let (Some(client), Some(host)) = (downstream.plain_tcp(), upstream.plain_tcp()) else {
+        return Ended::Finished;
+    };
     let request = one_way(client, host, |count| {
         activity.touch();
         meter.add(count, 0);
@@ -46,7 +56,11 @@ async fn one_way(from: &TcpStream, to: &TcpStream, moved: impl Fn(u64)) -> Resul
     let pipe = Pipe::new().map_err(|_| Broken::Reader)?;
     let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
     loop {
-        let count = from.async_io(Interest::READABLE, || splice(from, None, &pipe.write, None, CHUNK, flags).map_err(io::Error::from)).await;
+        let count = from
+            .async_io(Interest::READABLE, || {
+                splice(from, None, &pipe.write, None, CHUNK, flags).map_err(io::Error::from)
+            })
+            .await;
         let mut left = count.map_err(|_| Broken::Reader)?;
         if left == 0 {
             // The other side may be gone already.
@@ -55,7 +69,11 @@ async fn one_way(from: &TcpStream, to: &TcpStream, moved: impl Fn(u64)) -> Resul
         }
         moved(left as u64);
         while left > 0 {
-            let written = to.async_io(Interest::WRITABLE, || splice(&pipe.read, None, to, None, left, flags).map_err(io::Error::from)).await;
+            let written = to
+                .async_io(Interest::WRITABLE, || {
+                    splice(&pipe.read, None, to, None, left, flags).map_err(io::Error::from)
+                })
+                .await;
             left -= written.map_err(|_| Broken::Writer)?;
         }
     }
