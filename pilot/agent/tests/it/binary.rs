@@ -148,6 +148,88 @@ async fn it_serves_secrets_to_the_proxy_that_it_runs_and_ends_it() {
     assert!(!folder.path().join("proxy/SDS").exists());
 }
 
+/// A bootstrap whose one cluster wants the workload's certificate; without the statistics listener, whose port is fixed.
+fn custom_bootstrap(admin_port: u16, socket: &Path) -> String {
+    let secret = |name: &str| {
+        let service = serde_json::json!({"envoy_grpc": {"cluster_name": "sds-grpc"}});
+        serde_json::json!({"name": name, "sds_config": {"resource_api_version": "V3", "api_config_source": {
+            "api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [service]}}})
+    };
+    let endpoint = |name: &str, address: serde_json::Value| serde_json::json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]});
+    let http2 = serde_json::json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}}}});
+    let tls = serde_json::json!({"name": "envoy.transport_sockets.tls", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "common_tls_context": {"tls_certificate_sds_secret_configs": [secret("default")],
+            "validation_context_sds_secret_config": secret("ROOTCA")}}});
+    let clusters = serde_json::json!([
+        {"name": "sds-grpc", "type": "STATIC", "connect_timeout": "1s", "typed_extension_protocol_options": http2,
+            "load_assignment": endpoint("sds-grpc", serde_json::json!({"pipe": {"path": socket}}))},
+        {"name": "peer", "type": "STATIC", "connect_timeout": "1s", "transport_socket": tls,
+            "load_assignment": endpoint("peer", serde_json::json!({"socket_address": {"address": "127.0.0.1", "port_value": 1}}))},
+    ]);
+    serde_json::json!({
+        "node": {"id": "test", "cluster": "test"},
+        "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin_port}}},
+        "static_resources": {"clusters": clusters},
+    })
+    .to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_proxy_inside_gets_its_certificate_and_quits_with_the_agent() {
+    let folder = tempfile::tempdir().unwrap();
+    let citadel = Citadel::start(folder.path(), Duration::from_secs(3600)).await;
+    let (admin_port, status_port) = (free_port(), free_port());
+    let bootstrap = folder.path().join("bootstrap.json");
+    let socket = folder.path().join("proxy/SDS");
+    fs::write(&bootstrap, custom_bootstrap(admin_port, &socket)).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_pilot-agent"))
+        .args([
+            "proxy",
+            "sidecar",
+            "--concurrency",
+            "1",
+            "--caAddress",
+            &citadel.address,
+        ])
+        .args([
+            "--proxyAdminPort",
+            &admin_port.to_string(),
+            "--statusPort",
+            &status_port.to_string(),
+        ])
+        .arg("--configPath")
+        .arg(folder.path().join("proxy"))
+        .arg("--customConfigFile")
+        .arg(&bootstrap)
+        .arg("--caRootCert")
+        .arg(&citadel.root_file)
+        .arg("--tokenPath")
+        .arg(&citadel.token_file)
+        .envs([
+            ("POD_NAME", "web"),
+            ("POD_NAMESPACE", "shop"),
+            ("SERVICE_ACCOUNT", "web-account"),
+        ])
+        .env("TERMINATION_DRAIN_DURATION_SECONDS", "0")
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut running = Agent(child);
+    eventually("the proxy has the certificate", || {
+        get(admin_port, "/certs")
+            .is_some_and(|text| text.contains("spiffe://cluster.local/ns/shop/sa/web-account"))
+    })
+    .await;
+    let mut stream = TcpStream::connect(("127.0.0.1", status_port)).unwrap();
+    let request = "POST /quitquitquit HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    eventually("the agent ends", || running.0.try_wait().unwrap().is_some()).await;
+    assert_eq!(running.0.wait().unwrap().code(), Some(0));
+}
+
 fn fail(command: &mut Command) -> (Option<i32>, String) {
     let output = command.stderr(Stdio::piped()).output().unwrap();
     (
