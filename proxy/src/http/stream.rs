@@ -366,7 +366,9 @@ async fn run_filters(cell: &Rc<StreamCell>) -> Option<Box<LocalReply>> {
                 Resume::Continue => {}
                 Resume::LocalReply(reply) => return Some(reply),
                 Resume::Then(work) => {
-                    resumed = Some(cell.with(|state| work(&mut state.request, &mut state.stream)));
+                    let status = cell.with(|state| work(&mut state.request, &mut state.stream));
+                    // Going on leads through `next_status`, which selects a route that was cleared.
+                    resumed = Some(status).filter(|status| !matches!(status, FilterStatus::Continue));
                 }
             },
         }
