@@ -79,7 +79,11 @@ pub(crate) enum Check {
 
 impl Client {
     /// The worker's client for a transport configuration.
-    pub(crate) fn of(worker: &Rc<Worker>, transport: &Arc<Transport>, kind: FilterKind) -> Rc<Self> {
+    pub(crate) fn of(
+        worker: &Rc<Worker>,
+        transport: &Arc<Transport>,
+        kind: FilterKind,
+    ) -> Rc<Self> {
         CLIENTS.with_borrow_mut(|clients| {
             let known = clients.iter().find(|client| {
                 client.kind == kind
@@ -102,7 +106,12 @@ impl Client {
         })
     }
 
-    fn new(transport: Arc<Transport>, kind: FilterKind, remote: Rc<dyn call::Remote>, stats: Arc<Stats>) -> Rc<Self> {
+    fn new(
+        transport: Arc<Transport>,
+        kind: FilterKind,
+        remote: Rc<dyn call::Remote>,
+        stats: Arc<Stats>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             checks: RefCell::new(CheckCache::new(!transport.disable_check_cache)),
             quotas: RefCell::default(),
@@ -122,7 +131,12 @@ impl Client {
     }
 
     /// Whether a request with these attributes may pass. What it costs in quotas is charged.
-    pub(crate) fn check(self: &Rc<Self>, attributes: Arc<Attributes>, quotas: Vec<Requirement>, policy: &FailPolicy) -> Check {
+    pub(crate) fn check(
+        self: &Rc<Self>,
+        attributes: Arc<Attributes>,
+        quotas: Vec<Requirement>,
+        policy: &FailPolicy,
+    ) -> Check {
         let now = Instant::now();
         self.stats.total_check_calls.inc();
         let cached = self.checks.borrow_mut().get(&attributes, now);
@@ -130,7 +144,9 @@ impl Client {
             self.stats.total_check_cache_misses.inc();
             let client = self.clone();
             let policy = policy.clone();
-            return Check::Wait(Box::pin(async move { client.ask(attributes, quotas, &policy).await }));
+            return Check::Wait(Box::pin(async move {
+                client.ask(attributes, quotas, &policy).await
+            }));
         };
         self.stats.total_check_cache_hits.inc();
         let mut outcome = Outcome::new(&answer, true);
@@ -145,7 +161,9 @@ impl Client {
         if self.transport.disable_quota_cache {
             let client = self.clone();
             let policy = policy.clone();
-            return Check::Wait(Box::pin(async move { client.ask(attributes, quotas, &policy).await }));
+            return Check::Wait(Box::pin(async move {
+                client.ask(attributes, quotas, &policy).await
+            }));
         }
         outcome.quota_cache_hit = true;
         outcome.exhausted(&self.charge(&attributes, &quotas, now));
@@ -153,7 +171,12 @@ impl Client {
     }
 
     /// Charges quotas from the cache, and fetches more ahead; names of those that are exhausted.
-    fn charge(self: &Rc<Self>, attributes: &Arc<Attributes>, quotas: &[Requirement], now: Instant) -> Vec<String> {
+    fn charge(
+        self: &Rc<Self>,
+        attributes: &Arc<Attributes>,
+        quotas: &[Requirement],
+        now: Instant,
+    ) -> Vec<String> {
         let mut exhausted = Vec::new();
         for quota in quotas {
             self.stats.total_quota_calls.inc();

@@ -31,7 +31,11 @@ impl Batch {
     }
 
     fn for_words(words: usize) -> Self {
-        Self { encoder: Encoder::new(words), words, entries: Vec::new() }
+        Self {
+            encoder: Encoder::new(words),
+            words,
+            entries: Vec::new(),
+        }
     }
 
     /// Adds an entry for a server that knows `words`; how many there are now.
@@ -39,7 +43,11 @@ impl Batch {
         if self.entries.is_empty() && self.words != words {
             *self = Self::for_words(words);
         }
-        let entry = self.encoder.encode(attributes.iter().map(|(name, value)| (name, value.as_ref())));
+        let entry = self.encoder.encode(
+            attributes
+                .iter()
+                .map(|(name, value)| (name, value.as_ref())),
+        );
         self.entries.push(entry);
         self.entries.len()
     }
@@ -79,7 +87,11 @@ pub(super) fn start(client: &Rc<Client>, drain: &Drain) {
 
 /// Until the batch is full or old enough.
 async fn wait(client: &Client, drain: &Drain) {
-    let patience = if drain.is_draining() { LAST_TIME } else { client.transport.batch_time };
+    let patience = if drain.is_draining() {
+        LAST_TIME
+    } else {
+        client.transport.batch_time
+    };
     tokio::select! {
         () = tokio::time::sleep(patience) => {}
         () = client.full.notified() => {}
@@ -95,14 +107,18 @@ impl Client {
         };
         let in_flight = self.reports_in_flight.get();
         if in_flight >= MAX_IN_FLIGHT {
-            self.stats.total_report_dropped.add(request.attributes.len() as u64);
+            self.stats
+                .total_report_dropped
+                .add(request.attributes.len() as u64);
             return;
         }
         self.reports_in_flight.set(in_flight + 1);
         let client = self.clone();
         tokio::task::spawn_local(async move {
             client.send_report(&request).await;
-            client.reports_in_flight.set(client.reports_in_flight.get() - 1);
+            client
+                .reports_in_flight
+                .set(client.reports_in_flight.get() - 1);
         });
     }
 }

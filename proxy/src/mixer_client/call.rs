@@ -10,7 +10,9 @@ use http_body_util::{BodyExt as _, Limited};
 use tonic::Code;
 
 use crate::http::body::Body;
-use crate::upstream::{LoadBalancerContext, Outcome, PoolError, PoolErrorKind, PoolRequest, Priority};
+use crate::upstream::{
+    LoadBalancerContext, Outcome, PoolError, PoolErrorKind, PoolRequest, Priority,
+};
 use crate::worker::Worker;
 
 const AUTHORITY: &str = "mixer";
@@ -19,7 +21,12 @@ const MAX_ANSWER: usize = 4 << 20;
 /// Mixer, somewhere else.
 pub(super) trait Remote {
     /// Calls a method with an encoded message; the answer's message comes back. The caller sets the deadline.
-    fn call(&self, cluster: &str, method: &'static str, message: Vec<u8>) -> LocalBoxFuture<'static, Result<Bytes, CallError>>;
+    fn call(
+        &self,
+        cluster: &str,
+        method: &'static str,
+        message: Vec<u8>,
+    ) -> LocalBoxFuture<'static, Result<Bytes, CallError>>;
 
     /// A random number.
     fn random(&self) -> u64;
@@ -43,17 +50,27 @@ pub(super) struct WorkerRemote {
 
 impl WorkerRemote {
     pub(super) fn new(worker: &Rc<Worker>) -> Self {
-        Self { worker: Rc::downgrade(worker) }
+        Self {
+            worker: Rc::downgrade(worker),
+        }
     }
 }
 
 impl CallError {
     pub(super) fn transport(message: impl Into<String>) -> Self {
-        Self { code: Code::Unavailable, message: message.into(), is_transport: true }
+        Self {
+            code: Code::Unavailable,
+            message: message.into(),
+            is_transport: true,
+        }
     }
 
     pub(super) fn timeout(after: Duration) -> Self {
-        Self { code: Code::DeadlineExceeded, message: format!("no answer within {after:?}"), is_transport: true }
+        Self {
+            code: Code::DeadlineExceeded,
+            message: format!("no answer within {after:?}"),
+            is_transport: true,
+        }
     }
 }
 
@@ -64,7 +81,12 @@ impl From<PoolError> for CallError {
 }
 
 impl Remote for WorkerRemote {
-    fn call(&self, cluster: &str, method: &'static str, message: Vec<u8>) -> LocalBoxFuture<'static, Result<Bytes, CallError>> {
+    fn call(
+        &self,
+        cluster: &str,
+        method: &'static str,
+        message: Vec<u8>,
+    ) -> LocalBoxFuture<'static, Result<Bytes, CallError>> {
         let (worker, cluster) = (self.worker.upgrade(), cluster.to_owned());
         Box::pin(async move {
             let worker = worker.ok_or_else(|| CallError::transport("the worker has ended"))?;
@@ -77,12 +99,20 @@ impl Remote for WorkerRemote {
     }
 }
 
-async fn send(worker: &Rc<Worker>, name: &str, method: &'static str, message: Vec<u8>) -> Result<Bytes, CallError> {
+async fn send(
+    worker: &Rc<Worker>,
+    name: &str,
+    method: &'static str,
+    message: Vec<u8>,
+) -> Result<Bytes, CallError> {
     let cluster = worker
         .clusters
         .get(name)
         .ok_or_else(|| CallError::transport(format!("cluster {name} does not exist")))?;
-    let context = LoadBalancerContext { random: worker.random(), ..LoadBalancerContext::default() };
+    let context = LoadBalancerContext {
+        random: worker.random(),
+        ..LoadBalancerContext::default()
+    };
     let host = cluster
         .choose_host(&context)
         .map_err(|_| CallError::transport(format!("cluster {name} has no host")))?;
@@ -90,7 +120,11 @@ async fn send(worker: &Rc<Worker>, name: &str, method: &'static str, message: Ve
         .breakers
         .request(Priority::Default)
         .ok_or_else(|| CallError::transport(format!("cluster {name} has too many requests")))?;
-    let request = PoolRequest { priority: Priority::Default, downstream_protocol: Version::HTTP_2, sni: None };
+    let request = PoolRequest {
+        priority: Priority::Default,
+        downstream_protocol: Version::HTTP_2,
+        sni: None,
+    };
     let exchange = async {
         let connection = worker.pools.http(&cluster, &host, &request).await?;
         Ok::<_, PoolError>(connection.send(grpc_request(method, message)?).await?)
@@ -108,7 +142,10 @@ async fn send(worker: &Rc<Worker>, name: &str, method: &'static str, message: Ve
     // A refusal without a message has its status in the head.
     check_status(response.headers())?;
     let body = Limited::new(response.into_body(), MAX_ANSWER);
-    let body = body.collect().await.map_err(|error| CallError::transport(error.to_string()))?;
+    let body = body
+        .collect()
+        .await
+        .map_err(|error| CallError::transport(error.to_string()))?;
     let empty = ::http::HeaderMap::new();
     check_status(body.trailers().unwrap_or(&empty))?;
     unframe(&body.to_bytes())
@@ -119,7 +156,11 @@ fn grpc_request(method: &'static str, message: Vec<u8>) -> Result<Request<Body>,
     framed.put_u8(0);
     framed.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
     framed.put_slice(&message);
-    let uri = Uri::builder().scheme("http").authority(AUTHORITY).path_and_query(method).build();
+    let uri = Uri::builder()
+        .scheme("http")
+        .authority(AUTHORITY)
+        .path_and_query(method)
+        .build();
     let built = uri.and_then(|uri| {
         Request::builder()
             .method(Method::POST)
@@ -128,7 +169,10 @@ fn grpc_request(method: &'static str, message: Vec<u8>) -> Result<Request<Body>,
             .header(header::TE, "trailers")
             .body(Body::full(framed.freeze()))
     });
-    built.map_err(|error| PoolError { kind: PoolErrorKind::LocalReset, text: error.to_string() })
+    built.map_err(|error| PoolError {
+        kind: PoolErrorKind::LocalReset,
+        text: error.to_string(),
+    })
 }
 
 fn check_status(headers: &::http::HeaderMap) -> Result<(), CallError> {
@@ -139,8 +183,14 @@ fn check_status(headers: &::http::HeaderMap) -> Result<(), CallError> {
     if code == Code::Ok {
         return Ok(());
     }
-    let message = headers.get("grpc-message").map_or(&[][..], ::http::HeaderValue::as_bytes);
-    Err(CallError { code, message: percent_decode(message), is_transport: false })
+    let message = headers
+        .get("grpc-message")
+        .map_or(&[][..], ::http::HeaderValue::as_bytes);
+    Err(CallError {
+        code,
+        message: percent_decode(message),
+        is_transport: false,
+    })
 }
 
 fn percent_decode(text: &[u8]) -> String {
@@ -174,9 +224,18 @@ mod tests {
 
     #[test]
     fn an_answer_is_one_message() {
-        assert_eq!(unframe(&Bytes::from_static(b"\0\0\0\0\x02ab")).unwrap(), "ab");
+        assert_eq!(
+            unframe(&Bytes::from_static(b"\0\0\0\0\x02ab")).unwrap(),
+            "ab"
+        );
         assert_eq!(unframe(&Bytes::from_static(b"\0\0\0\0\0")).unwrap(), "");
-        for bad in [&b""[..], b"\0\0", b"\x01\0\0\0\0", b"\0\0\0\0\x02a", b"\0\0\0\0\0x"] {
+        for bad in [
+            &b""[..],
+            b"\0\0",
+            b"\x01\0\0\0\0",
+            b"\0\0\0\0\x02a",
+            b"\0\0\0\0\0x",
+        ] {
             assert!(unframe(&Bytes::copy_from_slice(bad)).is_err());
         }
     }

@@ -37,11 +37,21 @@ struct Entry {
 
 impl CheckCache {
     pub(super) fn new(is_enabled: bool) -> Self {
-        Self { is_enabled, shapes: Vec::new(), entries: HashMap::new(), uses: BTreeMap::new(), next_use: 0 }
+        Self {
+            is_enabled,
+            shapes: Vec::new(),
+            entries: HashMap::new(),
+            uses: BTreeMap::new(),
+            next_use: 0,
+        }
     }
 
     /// The answer for a request like this one.
-    pub(super) fn get(&mut self, attributes: &Attributes, now: Instant) -> Option<Rc<PreconditionResult>> {
+    pub(super) fn get(
+        &mut self,
+        attributes: &Attributes,
+        now: Instant,
+    ) -> Option<Rc<PreconditionResult>> {
         for position in 0..self.shapes.len() {
             let Some(signature) = self.shapes[position].signature(attributes, "") else {
                 continue;
@@ -69,7 +79,12 @@ impl CheckCache {
     }
 
     /// Keeps an answer, if it may be used again.
-    pub(super) fn put(&mut self, attributes: &Attributes, answer: &Rc<PreconditionResult>, now: Instant) {
+    pub(super) fn put(
+        &mut self,
+        attributes: &Attributes,
+        answer: &Rc<PreconditionResult>,
+        now: Instant,
+    ) {
         if !self.is_enabled {
             return;
         }
@@ -90,7 +105,9 @@ impl CheckCache {
             }
             self.shapes.push(shape);
         }
-        let valid = answer.valid_duration.map(|duration| Duration::try_from(duration).unwrap_or_default());
+        let valid = answer
+            .valid_duration
+            .map(|duration| Duration::try_from(duration).unwrap_or_default());
         let entry = Entry {
             answer: answer.clone(),
             expires: valid.and_then(|valid| now.checked_add(valid)),

@@ -61,7 +61,11 @@ impl TryFrom<&wire::TransportConfig> for Transport {
 
     fn try_from(config: &wire::TransportConfig) -> Result<Self, Invalid> {
         let cluster = |name: &str| {
-            let name = if name.is_empty() { DEFAULT_CLUSTER } else { name };
+            let name = if name.is_empty() {
+                DEFAULT_CLUSTER
+            } else {
+                name
+            };
             name.to_owned()
         };
         let entries = match config.report_batch_max_entries {
@@ -86,7 +90,12 @@ impl TryFrom<&wire::TransportConfig> for Transport {
 
 impl Default for FailPolicy {
     fn default() -> Self {
-        FailPolicy { is_open: true, retries: 0, base_wait: RETRY_WAIT, max_wait: MAX_RETRY_WAIT }
+        FailPolicy {
+            is_open: true,
+            retries: 0,
+            base_wait: RETRY_WAIT,
+            max_wait: MAX_RETRY_WAIT,
+        }
     }
 }
 
@@ -96,8 +105,10 @@ impl FailPolicy {
             return Ok(None);
         };
         let open = i32::from(wire::network_fail_policy::FailPolicy::FailOpen);
-        let base_wait = duration(policy.base_retry_wait.as_ref(), RETRY_WAIT).at("base_retry_wait")?;
-        let max_wait = duration(policy.max_retry_wait.as_ref(), MAX_RETRY_WAIT).at("max_retry_wait")?;
+        let base_wait =
+            duration(policy.base_retry_wait.as_ref(), RETRY_WAIT).at("base_retry_wait")?;
+        let max_wait =
+            duration(policy.max_retry_wait.as_ref(), MAX_RETRY_WAIT).at("max_retry_wait")?;
         Ok(Some(FailPolicy {
             is_open: policy.policy == open,
             retries: policy.max_retry.min(MAX_RETRIES),
@@ -108,7 +119,10 @@ impl FailPolicy {
 
     /// How long to wait before the try of this number (from 1), `random` being any number.
     pub(super) fn wait(&self, attempt: u32, random: u64) -> Duration {
-        let highest = self.base_wait.saturating_mul(1 << attempt.min(16)).min(self.max_wait);
+        let highest = self
+            .base_wait
+            .saturating_mul(1 << attempt.min(16))
+            .min(self.max_wait);
         let spread = highest.saturating_sub(self.base_wait);
         let spread = u64::try_from(spread.as_micros()).unwrap_or(u64::MAX);
         self.base_wait + Duration::from_micros(random % (spread + 1))
@@ -125,7 +139,8 @@ impl TryFrom<&wire::ServiceConfig> for ServiceConfig {
             attributes: attributes(config.mixer_attributes.as_ref()),
             forward: attributes(config.forward_attributes.as_ref()),
             quotas: try_all("quota_spec", &config.quota_spec, QuotaSpec::try_from)?,
-            fail_policy: FailPolicy::of(config.network_fail_policy.as_ref()).at("network_fail_policy")?,
+            fail_policy: FailPolicy::of(config.network_fail_policy.as_ref())
+                .at("network_fail_policy")?,
         })
     }
 }
@@ -133,7 +148,9 @@ impl TryFrom<&wire::ServiceConfig> for ServiceConfig {
 /// Checks the transport of a filter; absent is all default.
 pub(crate) fn transport(config: Option<&wire::TransportConfig>) -> Result<Arc<Transport>, Invalid> {
     let empty = wire::TransportConfig::default();
-    Transport::try_from(config.unwrap_or(&empty)).at("transport").map(Arc::new)
+    Transport::try_from(config.unwrap_or(&empty))
+        .at("transport")
+        .map(Arc::new)
 }
 
 /// Attributes of configuration; absent are none.
@@ -142,10 +159,17 @@ pub(crate) fn attributes(message: Option<&mixer::Attributes>) -> Attributes {
 }
 
 /// A duration above zero; absent or zero is the default.
-pub(crate) fn duration(wire: Option<&prost_types::Duration>, default: Duration) -> Result<Duration, Invalid> {
+pub(crate) fn duration(
+    wire: Option<&prost_types::Duration>,
+    default: Duration,
+) -> Result<Duration, Invalid> {
     let Some(wire) = wire else {
         return Ok(default);
     };
     let duration = Duration::try_from(*wire).map_err(|_| Invalid::new("must not be negative"))?;
-    Ok(if duration.is_zero() { default } else { duration })
+    Ok(if duration.is_zero() {
+        default
+    } else {
+        duration
+    })
 }

@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use http::StatusCode;
 use proto::google::rpc::Status;
-use proto::istio::mixer::v1::check_response::PreconditionResult;
 use proto::istio::mixer::v1::RouteDirective;
+use proto::istio::mixer::v1::check_response::PreconditionResult;
 use tonic::Code;
 
 /// The outcome of a check.
@@ -32,7 +32,12 @@ impl Outcome {
 
     /// Without an answer.
     pub(super) fn without(status: Status) -> Self {
-        Self { status, answer: None, check_cache_hit: false, quota_cache_hit: false }
+        Self {
+            status,
+            answer: None,
+            check_cache_hit: false,
+            quota_cache_hit: false,
+        }
     }
 
     /// Refuses for want of these quotas, if there are any.
@@ -68,7 +73,11 @@ impl Outcome {
 
 /// A status of a code and a text.
 pub(super) fn status(code: Code, message: impl Into<String>) -> Status {
-    Status { code: code.into(), message: message.into(), details: Vec::new() }
+    Status {
+        code: code.into(),
+        message: message.into(),
+        details: Vec::new(),
+    }
 }
 
 /// The HTTP status for a gRPC code, as the proxy sees it (Mixer itself differs for CANCELLED and FAILED_PRECONDITION).
@@ -77,7 +86,9 @@ fn http_status(code: i32) -> StatusCode {
         Code::Ok => StatusCode::OK,
         // No name of its own: the client has gone.
         Code::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
-        Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => StatusCode::BAD_REQUEST,
+        Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => {
+            StatusCode::BAD_REQUEST
+        }
         Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
         Code::NotFound => StatusCode::NOT_FOUND,
         Code::AlreadyExists | Code::Aborted => StatusCode::CONFLICT,

@@ -89,22 +89,39 @@ struct Grant {
 
 impl QuotaCache {
     /// Charges a request for a quota.
-    pub(super) fn charge(&mut self, requirement: &Requirement, attributes: &Attributes, now: Instant) -> Decision {
+    pub(super) fn charge(
+        &mut self,
+        requirement: &Requirement,
+        attributes: &Attributes,
+        now: Instant,
+    ) -> Decision {
         self.sweep(now);
         let quota = self.by_name.entry(requirement.name.clone()).or_default();
-        let id = quota.find(attributes, &requirement.name).unwrap_or_else(|| {
-            self.next_id += 1;
-            quota.add(self.next_id, attributes, &requirement.name, now);
-            self.next_id
-        });
+        let id = quota
+            .find(attributes, &requirement.name)
+            .unwrap_or_else(|| {
+                self.next_id += 1;
+                quota.add(self.next_id, attributes, &requirement.name, now);
+                self.next_id
+            });
         let Some(cell) = quota.cells.get_mut(&id) else {
             // The id was just found or added.
-            return Decision { is_granted: true, prefetch: None };
+            return Decision {
+                is_granted: true,
+                prefetch: None,
+            };
         };
         let prefetch = cell.wanted(requirement.amount, now);
         let is_granted = cell.take(requirement.amount, now);
-        let prefetch = prefetch.map(|amount| Prefetch { name: requirement.name.clone(), amount, cell: id });
-        Decision { is_granted, prefetch }
+        let prefetch = prefetch.map(|amount| Prefetch {
+            name: requirement.name.clone(),
+            amount,
+            cell: id,
+        });
+        Decision {
+            is_granted,
+            prefetch,
+        }
     }
 
     /// Takes an answer to a prefetch; `None` when Mixer could not be asked: then everything asked for is granted.
@@ -119,7 +136,8 @@ impl QuotaCache {
         let Some(quota) = self.by_name.get_mut(&prefetch.name) else {
             return;
         };
-        if let Some(shape) = referenced.and_then(|message| Referenced::decode(message, attributes)) {
+        if let Some(shape) = referenced.and_then(|message| Referenced::decode(message, attributes))
+        {
             quota.learn(shape, prefetch, attributes);
         }
         if let Some(cell) = quota.cells.get_mut(&prefetch.cell) {
@@ -129,7 +147,9 @@ impl QuotaCache {
 
     fn sweep(&mut self, now: Instant) {
         let cells: usize = self.by_name.values().map(|quota| quota.cells.len()).sum();
-        let is_due = self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= IDLE / 10);
+        let is_due = self
+            .swept
+            .is_none_or(|swept| now.saturating_duration_since(swept) >= IDLE / 10);
         if !is_due && cells < CAPACITY {
             return;
         }
@@ -137,7 +157,9 @@ impl QuotaCache {
         for quota in self.by_name.values_mut() {
             // Too many: half of them must go, whoever was used last stays.
             let patience = if cells >= CAPACITY { WINDOW } else { IDLE };
-            quota.cells.retain(|_, cell| now.saturating_duration_since(cell.used) < patience);
+            quota
+                .cells
+                .retain(|_, cell| now.saturating_duration_since(cell.used) < patience);
             let cells = &quota.cells;
             quota.by_signature.retain(|_, id| cells.contains_key(id));
             quota.pending = quota.pending.filter(|id| cells.contains_key(id));
@@ -152,12 +174,19 @@ impl Quota {
             let signature = shape.signature(attributes, name)?;
             self.by_signature.get(&signature).copied()
         });
-        known.or(if self.shapes.is_empty() { self.pending } else { None })
+        known.or(if self.shapes.is_empty() {
+            self.pending
+        } else {
+            None
+        })
     }
 
     fn add(&mut self, id: u64, attributes: &Attributes, name: &str, now: Instant) {
         self.cells.insert(id, Cell::new(now));
-        let fitting = self.shapes.iter().find_map(|shape| shape.signature(attributes, name));
+        let fitting = self
+            .shapes
+            .iter()
+            .find_map(|shape| shape.signature(attributes, name));
         match fitting {
             Some(signature) => {
                 self.by_signature.insert(signature, id);
@@ -199,14 +228,17 @@ impl Cell {
     }
 
     fn available(&mut self, now: Instant) -> i64 {
-        self.grants.retain(|grant| grant.expires > now && grant.amount > 0);
+        self.grants
+            .retain(|grant| grant.expires > now && grant.amount > 0);
         self.grants.iter().map(|grant| grant.amount).sum()
     }
 
     /// What is worth asking for now.
     fn wanted(&mut self, amount: i64, now: Instant) -> Option<i64> {
         if self.is_closed {
-            let waits = self.asked.is_some_and(|asked| now.saturating_duration_since(asked) < CLOSE_WAIT);
+            let waits = self
+                .asked
+                .is_some_and(|asked| now.saturating_duration_since(asked) < CLOSE_WAIT);
             if waits || self.in_flight > 0 {
                 return None;
             }
@@ -247,7 +279,8 @@ impl Cell {
     fn passed_lately(&mut self, now: Instant) -> i64 {
         let slot_length = WINDOW / 20;
         let since = now.saturating_duration_since(self.begun);
-        let current = u64::try_from(since.as_millis() / slot_length.as_millis()).unwrap_or(u64::MAX);
+        let current =
+            u64::try_from(since.as_millis() / slot_length.as_millis()).unwrap_or(u64::MAX);
         let steps = current.saturating_sub(self.slot).min(SLOTS);
         for step in 0..steps {
             let gone = usize::try_from((current - step) % SLOTS).unwrap_or(0);
@@ -261,11 +294,17 @@ impl Cell {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.is_on_credit = false;
         // Mixer's absence must not stop traffic.
-        let granted = granted.unwrap_or(Granted { amount: asked, valid: WINDOW });
+        let granted = granted.unwrap_or(Granted {
+            amount: asked,
+            valid: WINDOW,
+        });
         self.is_closed = granted.amount < asked;
         if granted.amount > 0 {
             let life = granted.valid.min(MAX_GRANT_LIFE);
-            self.grants.push_back(Grant { amount: granted.amount, expires: now + life });
+            self.grants.push_back(Grant {
+                amount: granted.amount,
+                expires: now + life,
+            });
         }
     }
 }

@@ -58,7 +58,10 @@ impl TryFrom<&wire::QuotaSpec> for QuotaSpec {
                 quotas: rule
                     .quotas
                     .iter()
-                    .map(|quota| Requirement { name: quota.quota.as_str().into(), amount: quota.charge })
+                    .map(|quota| Requirement {
+                        name: quota.quota.as_str().into(),
+                        amount: quota.charge,
+                    })
                     .collect(),
             })
         })?;
@@ -78,26 +81,41 @@ fn clauses(attribute_match: &wire::AttributeMatch) -> Result<Vec<Clause>, Invali
                 Some(MatchType::Prefix(text)) => TextMatch::Prefix(text.clone()),
                 Some(MatchType::Regex(text)) => {
                     let whole = format!("^(?:{text})$");
-                    let pattern = regex::RegexBuilder::new(&whole).size_limit(PATTERN_LIMIT).build();
+                    let pattern = regex::RegexBuilder::new(&whole)
+                        .size_limit(PATTERN_LIMIT)
+                        .build();
                     let problem = |error: regex::Error| {
-                        Invalid::new(error.to_string()).at(format_args!("clause[{attribute}].regex"))
+                        Invalid::new(error.to_string())
+                            .at(format_args!("clause[{attribute}].regex"))
                     };
                     TextMatch::Pattern(Box::new(pattern.map_err(problem)?))
                 }
             };
-            Ok(Clause { attribute: attribute.clone(), text })
+            Ok(Clause {
+                attribute: attribute.clone(),
+                text,
+            })
         })
         .collect()
 }
 
 impl QuotaSpec {
     /// What a request with these attributes costs.
-    pub(crate) fn requirements<'a>(&'a self, attributes: &'a Attributes) -> impl Iterator<Item = Requirement> + 'a {
+    pub(crate) fn requirements<'a>(
+        &'a self,
+        attributes: &'a Attributes,
+    ) -> impl Iterator<Item = Requirement> + 'a {
         let applies = |rule: &&Rule| {
             rule.matches.is_empty()
-                || rule.matches.iter().any(|clauses| clauses.iter().all(|clause| clause.holds(attributes)))
+                || rule
+                    .matches
+                    .iter()
+                    .any(|clauses| clauses.iter().all(|clause| clause.holds(attributes)))
         };
-        self.rules.iter().filter(applies).flat_map(|rule| rule.quotas.iter().cloned())
+        self.rules
+            .iter()
+            .filter(applies)
+            .flat_map(|rule| rule.quotas.iter().cloned())
     }
 }
 

@@ -55,7 +55,11 @@ impl Referenced {
 
     /// The request's key in this shape; `None` when it is of another shape.
     pub(super) fn signature(&self, attributes: &Attributes, extra: &str) -> Option<Signature> {
-        if self.absent.iter().any(|name| name.find(attributes).is_some()) {
+        if self
+            .absent
+            .iter()
+            .any(|name| name.find(attributes).is_some())
+        {
             return None;
         }
         let mut signature = Vec::with_capacity(256);

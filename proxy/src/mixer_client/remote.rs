@@ -12,12 +12,12 @@ use proto_mesh::attribute::{Attributes, codec, dictionary};
 use tokio::time::Instant;
 use tonic::Code;
 
+use super::Client;
 use super::call::CallError;
 use super::config::FailPolicy;
 use super::outcome::{Outcome, status};
 use super::quota_cache::{Granted, Prefetch};
 use super::quota_spec::Requirement;
-use super::Client;
 
 const TRY_TIMEOUT: Duration = Duration::from_secs(5);
 const CHECK: &str = "/istio.mixer.v1.Mixer/Check";
@@ -27,7 +27,12 @@ const OLD_SERVER: &str = "Request could not be processed due to invalid";
 
 impl Client {
     /// Asks whether the request may pass and for its quotas.
-    pub(super) async fn ask(self: Rc<Self>, attributes: Arc<Attributes>, quotas: Vec<Requirement>, policy: &FailPolicy) -> Outcome {
+    pub(super) async fn ask(
+        self: Rc<Self>,
+        attributes: Arc<Attributes>,
+        quotas: Vec<Requirement>,
+        policy: &FailPolicy,
+    ) -> Outcome {
         self.stats.total_remote_check_calls.inc();
         if !quotas.is_empty() {
             self.stats.total_quota_calls.add(quotas.len() as u64);
@@ -35,7 +40,10 @@ impl Client {
             self.stats.total_remote_quota_calls.add(quotas.len() as u64);
         }
         let params = quotas.iter().map(|quota| {
-            let params = QuotaParams { amount: quota.amount, best_effort: false };
+            let params = QuotaParams {
+                amount: quota.amount,
+                best_effort: false,
+            };
             (quota.name.to_string(), params)
         });
         let request = self.request(&attributes, params.collect());
@@ -69,7 +77,10 @@ impl Client {
         policy: &FailPolicy,
     ) -> Outcome {
         let Some(precondition) = response.precondition.take() else {
-            return Outcome::without(status(Code::InvalidArgument, "the answer has no precondition"));
+            return Outcome::without(status(
+                Code::InvalidArgument,
+                "the answer has no precondition",
+            ));
         };
         let mut answer = precondition;
         let code = answer.status.as_ref().map_or(0, |status| status.code);
@@ -77,13 +88,24 @@ impl Client {
             answer.status = Some(status(Code::Ok, ""));
         }
         let answer = Rc::new(answer);
-        self.checks.borrow_mut().put(attributes, &answer, Instant::now());
+        self.checks
+            .borrow_mut()
+            .put(attributes, &answer, Instant::now());
         let mut outcome = Outcome::new(&answer, false);
         if outcome.is_ok() {
-            let is_refused = |quota: &&Requirement| !is_granted(response.quotas.get(quota.name.as_ref()));
-            let exhausted: Vec<_> = quotas.iter().filter(is_refused).map(|quota| quota.name.to_string()).collect();
-            self.stats.total_remote_quota_denies.add(exhausted.len() as u64);
-            self.stats.total_remote_quota_accepts.add((quotas.len() - exhausted.len()) as u64);
+            let is_refused =
+                |quota: &&Requirement| !is_granted(response.quotas.get(quota.name.as_ref()));
+            let exhausted: Vec<_> = quotas
+                .iter()
+                .filter(is_refused)
+                .map(|quota| quota.name.to_string())
+                .collect();
+            self.stats
+                .total_remote_quota_denies
+                .add(exhausted.len() as u64);
+            self.stats
+                .total_remote_quota_accepts
+                .add((quotas.len() - exhausted.len()) as u64);
             outcome.exhausted(&exhausted);
         }
         outcome
@@ -92,7 +114,10 @@ impl Client {
     /// Fetches an amount ahead; nobody waits for it.
     pub(super) async fn prefetch(self: Rc<Self>, attributes: &Attributes, prefetch: Prefetch) {
         let name = prefetch.name.to_string();
-        let params = QuotaParams { amount: prefetch.amount, best_effort: true };
+        let params = QuotaParams {
+            amount: prefetch.amount,
+            best_effort: true,
+        };
         let request = self.request(attributes, [(name.clone(), params)].into());
         let result = match self.check_call(&request, &self.transport.fail_policy).await {
             Ok(mut response) => response.quotas.remove(&name),
@@ -103,13 +128,28 @@ impl Client {
         };
         let granted = result.as_ref().map(|result| Granted {
             amount: result.granted_amount,
-            valid: result.valid_duration.and_then(|valid| Duration::try_from(valid).ok()).unwrap_or_default(),
+            valid: result
+                .valid_duration
+                .and_then(|valid| Duration::try_from(valid).ok())
+                .unwrap_or_default(),
         });
-        let referenced = result.as_ref().and_then(|result| result.referenced_attributes.as_ref());
-        self.quotas.borrow_mut().answered(&prefetch, granted, referenced, attributes, Instant::now());
+        let referenced = result
+            .as_ref()
+            .and_then(|result| result.referenced_attributes.as_ref());
+        self.quotas.borrow_mut().answered(
+            &prefetch,
+            granted,
+            referenced,
+            attributes,
+            Instant::now(),
+        );
     }
 
-    fn request(&self, attributes: &Attributes, quotas: std::collections::BTreeMap<String, QuotaParams>) -> CheckRequest {
+    fn request(
+        &self,
+        attributes: &Attributes,
+        quotas: std::collections::BTreeMap<String, QuotaParams>,
+    ) -> CheckRequest {
         let words = self.words.get();
         CheckRequest {
             attributes: Some(codec::encode(attributes, words)),
@@ -120,17 +160,24 @@ impl Client {
         }
     }
 
-    async fn check_call(&self, request: &CheckRequest, policy: &FailPolicy) -> Result<CheckResponse, CallError> {
+    async fn check_call(
+        &self,
+        request: &CheckRequest,
+        policy: &FailPolicy,
+    ) -> Result<CheckResponse, CallError> {
         let message = request.encode_to_vec();
         let mut attempt = 0;
         loop {
             self.stats.total_remote_calls.inc();
-            let call = self.remote.call(&self.transport.check_cluster, CHECK, message.clone());
+            let call = self
+                .remote
+                .call(&self.transport.check_cluster, CHECK, message.clone());
             let answered = tokio::time::timeout(TRY_TIMEOUT, call).await;
             let error = match answered.unwrap_or_else(|_| Err(CallError::timeout(TRY_TIMEOUT))) {
                 Ok(bytes) => {
                     self.stats.total_remote_call_successes.inc();
-                    return CheckResponse::decode(bytes).map_err(|error| CallError::transport(error.to_string()));
+                    return CheckResponse::decode(bytes)
+                        .map_err(|error| CallError::transport(error.to_string()));
                 }
                 Err(error) => error,
             };
@@ -157,7 +204,11 @@ impl Client {
     /// Sends a batch, once.
     pub(super) async fn send_report(&self, request: &ReportRequest) {
         self.stats.total_remote_report_calls.inc();
-        let call = self.remote.call(&self.transport.report_cluster, REPORT, request.encode_to_vec());
+        let call = self.remote.call(
+            &self.transport.report_cluster,
+            REPORT,
+            request.encode_to_vec(),
+        );
         let answered = tokio::time::timeout(TRY_TIMEOUT, call).await;
         let error = match answered.unwrap_or_else(|_| Err(CallError::timeout(TRY_TIMEOUT))) {
             Ok(_) => {

@@ -8,7 +8,9 @@ use proto::google::rpc::Status;
 use proto::istio::mixer::v1::check_response::{PreconditionResult, QuotaResult};
 use proto::istio::mixer::v1::config::client as wire;
 use proto::istio::mixer::v1::referenced_attributes::{AttributeMatch, Condition};
-use proto::istio::mixer::v1::{CheckRequest, CheckResponse, ReferencedAttributes, ReportRequest, ReportResponse};
+use proto::istio::mixer::v1::{
+    CheckRequest, CheckResponse, ReferencedAttributes, ReportRequest, ReportResponse,
+};
 use proto_component::drain::Drain;
 use proto_mesh::attribute::Value;
 use proto_mesh::attribute::codec::{self, Encoder, Words};
@@ -26,16 +28,27 @@ struct FakeMixer {
 }
 
 impl Remote for FakeMixer {
-    fn call(&self, cluster: &str, method: &'static str, message: Vec<u8>) -> LocalBoxFuture<'static, Result<Bytes, CallError>> {
+    fn call(
+        &self,
+        cluster: &str,
+        method: &'static str,
+        message: Vec<u8>,
+    ) -> LocalBoxFuture<'static, Result<Bytes, CallError>> {
         let answer = if method.ends_with("Report") {
             assert_eq!(cluster, "reports");
-            self.reports.borrow_mut().push(ReportRequest::decode(message.as_slice()).unwrap());
+            self.reports
+                .borrow_mut()
+                .push(ReportRequest::decode(message.as_slice()).unwrap());
             Ok(ReportResponse {}.encode_to_vec())
         } else {
             assert_eq!(cluster, "mixer_server");
-            self.checks.borrow_mut().push(CheckRequest::decode(message.as_slice()).unwrap());
+            self.checks
+                .borrow_mut()
+                .push(CheckRequest::decode(message.as_slice()).unwrap());
             let answer = self.answers.borrow_mut().pop_front();
-            answer.unwrap_or_else(|| Err(CallError::transport("no answer"))).map(|answer| answer.encode_to_vec())
+            answer
+                .unwrap_or_else(|| Err(CallError::transport("no answer")))
+                .map(|answer| answer.encode_to_vec())
         };
         Box::pin(async move { answer.map(Bytes::from) })
     }
@@ -46,7 +59,10 @@ impl Remote for FakeMixer {
 }
 
 fn client(change: impl FnOnce(&mut wire::TransportConfig)) -> (Rc<Client>, Rc<FakeMixer>) {
-    let mut config = wire::TransportConfig { report_cluster: "reports".into(), ..Default::default() };
+    let mut config = wire::TransportConfig {
+        report_cluster: "reports".into(),
+        ..Default::default()
+    };
     change(&mut config);
     let transport = config::transport(Some(&config)).unwrap();
     let mixer = Rc::new(FakeMixer::default());
@@ -58,7 +74,10 @@ fn client(change: impl FnOnce(&mut wire::TransportConfig)) -> (Rc<Client>, Rc<Fa
 fn attributes(user: &'static str) -> Arc<Attributes> {
     let mut attributes = Attributes::new();
     attributes.set("source.user", user);
-    attributes.set("request.headers", Value::StringMap(vec![("x-a".into(), "1".into()), ("x-b".into(), "2".into())]));
+    attributes.set(
+        "request.headers",
+        Value::StringMap(vec![("x-a".into(), "1".into()), ("x-b".into(), "2".into())]),
+    );
     attributes.set("request.path", "/x");
     Arc::new(attributes)
 }
@@ -68,7 +87,11 @@ fn answer(code: Code, uses: i32) -> CheckResponse {
     let mut encoder = Encoder::new(222);
     let mut found = |name: &str, key: &str, condition: Condition| AttributeMatch {
         name: encoder.index(name),
-        map_key: if key.is_empty() { 0 } else { encoder.index(key) },
+        map_key: if key.is_empty() {
+            0
+        } else {
+            encoder.index(key)
+        },
         condition: condition.into(),
         regex: String::new(),
     };
@@ -80,17 +103,31 @@ fn answer(code: Code, uses: i32) -> CheckResponse {
     ];
     CheckResponse {
         precondition: Some(PreconditionResult {
-            status: Some(Status { code: code.into(), message: "why".into(), ..Default::default() }),
-            valid_duration: Some(prost_types::Duration { seconds: 10, nanos: 0 }),
+            status: Some(Status {
+                code: code.into(),
+                message: "why".into(),
+                ..Default::default()
+            }),
+            valid_duration: Some(prost_types::Duration {
+                seconds: 10,
+                nanos: 0,
+            }),
             valid_use_count: uses,
-            referenced_attributes: Some(ReferencedAttributes { words: encoder.into_words(), attribute_matches }),
+            referenced_attributes: Some(ReferencedAttributes {
+                words: encoder.into_words(),
+                attribute_matches,
+            }),
             route_directive: None,
         }),
         ..Default::default()
     }
 }
 
-async fn check(client: &Rc<Client>, attributes: Arc<Attributes>, quotas: Vec<Requirement>) -> Outcome {
+async fn check(
+    client: &Rc<Client>,
+    attributes: Arc<Attributes>,
+    quotas: Vec<Requirement>,
+) -> Outcome {
     let policy = client.transport.fail_policy.clone();
     match client.check(attributes, quotas, &policy) {
         Check::Done(outcome) => outcome,
@@ -99,7 +136,11 @@ async fn check(client: &Rc<Client>, attributes: Arc<Attributes>, quotas: Vec<Req
 }
 
 fn local<F: Future<Output = ()>>(test: F) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, test);
 }
 
@@ -114,24 +155,55 @@ fn an_answer_is_used_again_for_requests_that_agree() {
             Ok(answer(Code::Ok, -1)),
         ]);
         assert!(check(&client, attributes("a"), vec![]).await.is_ok());
-        assert!(check(&client, attributes("a"), vec![]).await.check_cache_hit);
+        assert!(
+            check(&client, attributes("a"), vec![])
+                .await
+                .check_cache_hit
+        );
         // Another path makes no difference, another header value or user does.
         let mut other = Attributes::clone(&attributes("a"));
         other.set("request.path", "/other");
-        assert!(check(&client, Arc::new(other.clone()), vec![]).await.check_cache_hit);
+        assert!(
+            check(&client, Arc::new(other.clone()), vec![])
+                .await
+                .check_cache_hit
+        );
         let denied = check(&client, attributes("b"), vec![]).await;
         assert_eq!(denied.body(), "PERMISSION_DENIED:why");
         assert_eq!(denied.http_status(), 403);
-        assert!(check(&client, attributes("b"), vec![]).await.check_cache_hit);
+        assert!(
+            check(&client, attributes("b"), vec![])
+                .await
+                .check_cache_hit
+        );
         // The two uses are up.
-        assert!(!check(&client, attributes("a"), vec![]).await.check_cache_hit);
-        assert!(check(&client, attributes("a"), vec![]).await.check_cache_hit);
+        assert!(
+            !check(&client, attributes("a"), vec![])
+                .await
+                .check_cache_hit
+        );
+        assert!(
+            check(&client, attributes("a"), vec![])
+                .await
+                .check_cache_hit
+        );
         // A header that was not there is now.
-        other.set("request.headers", Value::StringMap(vec![("x-a".into(), "1".into()), ("x-c".into(), "3".into())]));
-        assert!(!check(&client, Arc::new(other), vec![]).await.check_cache_hit);
+        other.set(
+            "request.headers",
+            Value::StringMap(vec![("x-a".into(), "1".into()), ("x-c".into(), "3".into())]),
+        );
+        assert!(
+            !check(&client, Arc::new(other), vec![])
+                .await
+                .check_cache_hit
+        );
         assert_eq!(mixer.checks.borrow().len(), 4);
         tokio::time::advance(Duration::from_secs(11)).await;
-        assert!(!check(&client, attributes("a"), vec![]).await.check_cache_hit);
+        assert!(
+            !check(&client, attributes("a"), vec![])
+                .await
+                .check_cache_hit
+        );
         assert_eq!(mixer.checks.borrow().len(), 5);
         assert_eq!(client.stats.total_check_calls.value(), 9);
         assert_eq!(client.stats.total_check_cache_hits.value(), 4);
@@ -144,10 +216,22 @@ fn an_answer_is_used_again_for_requests_that_agree() {
 fn without_a_cache_every_request_is_asked_about() {
     local(async {
         let (client, mixer) = client(|config| config.disable_check_cache = true);
-        mixer.answers.borrow_mut().extend([Ok(answer(Code::Ok, 100)), Ok(answer(Code::Ok, 100))]);
+        mixer
+            .answers
+            .borrow_mut()
+            .extend([Ok(answer(Code::Ok, 100)), Ok(answer(Code::Ok, 100))]);
         assert!(check(&client, attributes("a"), vec![]).await.is_ok());
-        assert!(!check(&client, attributes("a"), vec![]).await.check_cache_hit);
-        let ids: Vec<_> = mixer.checks.borrow().iter().map(|c| c.deduplication_id.clone()).collect();
+        assert!(
+            !check(&client, attributes("a"), vec![])
+                .await
+                .check_cache_hit
+        );
+        let ids: Vec<_> = mixer
+            .checks
+            .borrow()
+            .iter()
+            .map(|c| c.deduplication_id.clone())
+            .collect();
         assert_ne!(ids[0], ids[1]);
         let request = mixer.checks.borrow()[0].clone();
         let sent = request.attributes.unwrap();
@@ -163,22 +247,46 @@ fn without_mixer_the_policy_decides() {
         let (open, _) = client(|_| {});
         assert!(check(&open, attributes("a"), vec![]).await.is_ok());
         let (closed, mixer) = client(|config| {
-            let policy = wire::NetworkFailPolicy { policy: 1, max_retry: 2, ..Default::default() };
+            let policy = wire::NetworkFailPolicy {
+                policy: 1,
+                max_retry: 2,
+                ..Default::default()
+            };
             config.network_fail_policy = Some(policy);
         });
         let refused = check(&closed, attributes("a"), vec![]).await;
         assert_eq!(refused.http_status(), 503);
         assert_eq!(mixer.checks.borrow().len(), 3);
         assert_eq!(closed.stats.total_remote_call_retries.value(), 2);
-        let ids: Vec<_> = mixer.checks.borrow().iter().map(|c| c.deduplication_id.clone()).collect();
+        let ids: Vec<_> = mixer
+            .checks
+            .borrow()
+            .iter()
+            .map(|c| c.deduplication_id.clone())
+            .collect();
         assert!(ids.iter().all(|id| *id == ids[0]));
         // Mixer's own failure is not retried, and passes only where the network's would.
-        let internal = || Err(CallError { code: Code::Internal, message: "x".into(), is_transport: false });
+        let internal = || {
+            Err(CallError {
+                code: Code::Internal,
+                message: "x".into(),
+                is_transport: false,
+            })
+        };
         mixer.answers.borrow_mut().push_back(internal());
-        assert_eq!(check(&closed, attributes("a"), vec![]).await.http_status(), 500);
+        assert_eq!(
+            check(&closed, attributes("a"), vec![]).await.http_status(),
+            500
+        );
         assert_eq!(mixer.checks.borrow().len(), 4);
-        mixer.answers.borrow_mut().push_back(Ok(CheckResponse::default()));
-        assert_eq!(check(&closed, attributes("a"), vec![]).await.http_status(), 400);
+        mixer
+            .answers
+            .borrow_mut()
+            .push_back(Ok(CheckResponse::default()));
+        assert_eq!(
+            check(&closed, attributes("a"), vec![]).await.http_status(),
+            400
+        );
     });
 }
 
@@ -187,10 +295,19 @@ fn a_server_of_the_first_days_gets_the_base_words_only() {
     local(async {
         let (client, mixer) = client(|_| {});
         let message = "Request could not be processed due to invalid attributes".to_owned();
-        mixer.answers.borrow_mut().push_back(Err(CallError { code: Code::InvalidArgument, message, is_transport: false }));
+        mixer.answers.borrow_mut().push_back(Err(CallError {
+            code: Code::InvalidArgument,
+            message,
+            is_transport: false,
+        }));
         check(&client, attributes("a"), vec![]).await;
         check(&client, attributes("a"), vec![]).await;
-        let counts: Vec<_> = mixer.checks.borrow().iter().map(|c| c.global_word_count).collect();
+        let counts: Vec<_> = mixer
+            .checks
+            .borrow()
+            .iter()
+            .map(|c| c.global_word_count)
+            .collect();
         assert_eq!(counts, [222, 111]);
     });
 }
@@ -199,13 +316,26 @@ fn a_server_of_the_first_days_gets_the_base_words_only() {
 fn quotas_are_asked_for_then_fetched_ahead() {
     local(async {
         let (client, mixer) = client(|_| {});
-        let quota = || vec![Requirement { name: "rps".into(), amount: 1 }];
+        let quota = || {
+            vec![Requirement {
+                name: "rps".into(),
+                amount: 1,
+            }]
+        };
         let with = |granted: i64| {
             let mut answer = answer(Code::Ok, 1000);
             let result = QuotaResult {
                 granted_amount: granted,
-                valid_duration: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
-                referenced_attributes: answer.precondition.as_ref().unwrap().referenced_attributes.clone(),
+                valid_duration: Some(prost_types::Duration {
+                    seconds: 1,
+                    nanos: 0,
+                }),
+                referenced_attributes: answer
+                    .precondition
+                    .as_ref()
+                    .unwrap()
+                    .referenced_attributes
+                    .clone(),
                 ..Default::default()
             };
             answer.quotas.insert("rps".into(), result);
@@ -226,7 +356,10 @@ fn quotas_are_asked_for_then_fetched_ahead() {
         }
         let exhausted = check(&client, attributes("a"), quota()).await;
         assert_eq!(exhausted.http_status(), 429);
-        assert_eq!(exhausted.body(), "RESOURCE_EXHAUSTED:Quota is exhausted for: rps");
+        assert_eq!(
+            exhausted.body(),
+            "RESOURCE_EXHAUSTED:Quota is exhausted for: rps"
+        );
         assert_eq!(mixer.checks.borrow().len(), 2);
         // After a pause it is tried again, and Mixer's absence lets requests pass.
         tokio::time::advance(Duration::from_millis(600)).await;
@@ -244,8 +377,14 @@ fn a_quota_that_is_not_granted_refuses() {
         let mut refused = answer(Code::Ok, 1000);
         refused.quotas.insert("rps".into(), QuotaResult::default());
         mixer.answers.borrow_mut().push_back(Ok(refused));
-        let quota = vec![Requirement { name: "rps".into(), amount: 5 }];
-        assert_eq!(check(&client, attributes("a"), quota).await.http_status(), 429);
+        let quota = vec![Requirement {
+            name: "rps".into(),
+            amount: 5,
+        }];
+        assert_eq!(
+            check(&client, attributes("a"), quota).await.http_status(),
+            429
+        );
         assert_eq!(client.stats.total_remote_quota_denies.value(), 1);
     });
 }
@@ -289,20 +428,41 @@ fn without_batches_reports_are_sent_at_once() {
 #[test]
 fn quota_rules_look_at_text() {
     use quota_spec::QuotaSpec;
-    let clause = |attribute: &str, match_type: Option<wire::string_match::MatchType>| wire::AttributeMatch {
-        clause: [(attribute.to_owned(), wire::StringMatch { match_type })].into(),
-    };
+    let clause =
+        |attribute: &str, match_type: Option<wire::string_match::MatchType>| wire::AttributeMatch {
+            clause: [(attribute.to_owned(), wire::StringMatch { match_type })].into(),
+        };
     use wire::string_match::MatchType::{Exact, Prefix, Regex};
     let requires = |attribute_match: Vec<wire::AttributeMatch>| {
-        let quotas = vec![wire::Quota { quota: "q".into(), charge: 2 }];
-        let spec = wire::QuotaSpec { rules: vec![wire::QuotaRule { r#match: attribute_match, quotas }] };
+        let quotas = vec![wire::Quota {
+            quota: "q".into(),
+            charge: 2,
+        }];
+        let spec = wire::QuotaSpec {
+            rules: vec![wire::QuotaRule {
+                r#match: attribute_match,
+                quotas,
+            }],
+        };
         QuotaSpec::try_from(&spec).map(|spec| spec.requirements(&attributes("alice")).count())
     };
     assert_eq!(requires(vec![]), Ok(1));
-    assert_eq!(requires(vec![clause("source.user", Some(Exact("alice".into())))]), Ok(1));
-    assert_eq!(requires(vec![clause("source.user", Some(Prefix("bob".into())))]), Ok(0));
-    assert_eq!(requires(vec![clause("source.user", Some(Regex("al".into())))]), Ok(0));
-    assert_eq!(requires(vec![clause("source.user", Some(Regex("al.*".into())))]), Ok(1));
+    assert_eq!(
+        requires(vec![clause("source.user", Some(Exact("alice".into())))]),
+        Ok(1)
+    );
+    assert_eq!(
+        requires(vec![clause("source.user", Some(Prefix("bob".into())))]),
+        Ok(0)
+    );
+    assert_eq!(
+        requires(vec![clause("source.user", Some(Regex("al".into())))]),
+        Ok(0)
+    );
+    assert_eq!(
+        requires(vec![clause("source.user", Some(Regex("al.*".into())))]),
+        Ok(1)
+    );
     assert_eq!(requires(vec![clause("source.user", None)]), Ok(1));
     assert_eq!(requires(vec![clause("request.headers", None)]), Ok(0));
     let either = vec![clause("nothing", None), clause("source.user", None)];

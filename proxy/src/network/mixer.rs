@@ -56,8 +56,12 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
     let config: wire::TcpClientConfig = crate::http::filter::unpack(any)?;
     let attributes = config::attributes(config.mixer_attributes.as_ref());
     let is_outbound = attributes.get_string("context.reporter.kind") == Some("outbound");
-    let quotas = config.connection_quota_spec.as_ref().map(QuotaSpec::try_from);
-    let interval = config::duration(config.report_interval.as_ref(), REPORT_INTERVAL).at("report_interval")?;
+    let quotas = config
+        .connection_quota_spec
+        .as_ref()
+        .map(QuotaSpec::try_from);
+    let interval =
+        config::duration(config.report_interval.as_ref(), REPORT_INTERVAL).at("report_interval")?;
     Ok(Filter::Passing(Arc::new(MixerConfig {
         transport: config::transport(config.transport.as_ref())?,
         own: mixer::own_attributes(&context.server.node, is_outbound),
@@ -71,7 +75,10 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
 }
 
 impl NetworkFilter for MixerConfig {
-    fn on_new_connection<'a>(&'a self, connection: &'a mut Connection) -> LocalBoxFuture<'a, Verdict> {
+    fn on_new_connection<'a>(
+        &'a self,
+        connection: &'a mut Connection,
+    ) -> LocalBoxFuture<'a, Verdict> {
         Box::pin(async move {
             let client = Client::of(&connection.worker, &self.transport, FilterKind::Tcp);
             let mut reports = Reports {
@@ -106,8 +113,15 @@ impl NetworkFilter for MixerConfig {
 impl MixerConfig {
     async fn check(&self, reports: &Reports) -> Outcome {
         let attributes = reports.attributes.clone();
-        let quotas = self.quotas.iter().flat_map(|spec| spec.requirements(&attributes)).collect();
-        match reports.client.check(attributes.clone(), quotas, &self.transport.fail_policy) {
+        let quotas = self
+            .quotas
+            .iter()
+            .flat_map(|spec| spec.requirements(&attributes))
+            .collect();
+        match reports
+            .client
+            .check(attributes.clone(), quotas, &self.transport.fail_policy)
+        {
             Check::Done(outcome) => outcome,
             Check::Wait(answer) => answer.await,
         }
@@ -145,7 +159,10 @@ impl Reports {
 
     fn close(&self) {
         self.report("close", |reports, attributes| {
-            attributes.set("connection.duration", mixer::duration(reports.begun.elapsed()));
+            attributes.set(
+                "connection.duration",
+                mixer::duration(reports.begun.elapsed()),
+            );
             mixer::add_outcome(attributes, reports.outcome.as_ref());
         });
     }
@@ -155,9 +172,15 @@ impl Reports {
         let (received, sent) = (self.info.meter.received(), self.info.meter.sent());
         attributes.set("context.time", now());
         attributes.set("connection.event", event);
-        attributes.set("connection.received.bytes", count(received.saturating_sub(self.base.0)));
+        attributes.set(
+            "connection.received.bytes",
+            count(received.saturating_sub(self.base.0)),
+        );
         attributes.set("connection.received.bytes_total", count(received));
-        attributes.set("connection.sent.bytes", count(sent.saturating_sub(self.base.1)));
+        attributes.set(
+            "connection.sent.bytes",
+            count(sent.saturating_sub(self.base.1)),
+        );
         attributes.set("connection.sent.bytes_total", count(sent));
         if self.info.is_local_restored {
             mixer::add_destination(&mut attributes, self.info.local_address);

@@ -30,7 +30,8 @@ use crate::mixer_client::{Check, Client, FilterKind as ClientKind, Outcome};
 use crate::stream_info::ResponseFlag;
 
 use super::{
-    FilterContext, FilterFactory, FilterKind, FilterStatus, HttpFilter, Resume, RouteValue, StreamEnd,
+    FilterContext, FilterFactory, FilterKind, FilterStatus, HttpFilter, Resume, RouteValue,
+    StreamEnd,
 };
 
 /// The filter's name, also on routes.
@@ -107,7 +108,10 @@ fn route(any: &Any) -> Result<RouteValue, Invalid> {
 
 impl FilterFactory for Factory {
     fn create(&self) -> Option<Box<dyn HttpFilter>> {
-        Some(Box::new(Mixer { config: self.0.clone(), request: None }))
+        Some(Box::new(Mixer {
+            config: self.0.clone(),
+            request: None,
+        }))
     }
 }
 
@@ -121,19 +125,25 @@ impl MixerConfig {
 
     fn own_attributes(&self, stream: &Stream) -> &Attributes {
         self.own.get_or_init(|| {
-            let is_outbound = self.attributes.get_string("context.reporter.kind") == Some("outbound");
+            let is_outbound =
+                self.attributes.get_string("context.reporter.kind") == Some("outbound");
             request::own_attributes(&stream.worker().server.node, is_outbound)
         })
     }
 }
 
 impl HttpFilter for Mixer {
-    fn decode_headers(&mut self, headers: &mut RequestHeaders, stream: &mut Stream) -> FilterStatus {
+    fn decode_headers(
+        &mut self,
+        headers: &mut RequestHeaders,
+        stream: &mut Stream,
+    ) -> FilterStatus {
         // Attributes are never passed on as they came.
         let forwarded = headers.map.remove(&FORWARDED);
         let service = self.config.service(stream);
         set_forward(headers, &self.config.forward, service.as_deref());
-        let Some(service) = service.filter(|service| service.is_checked || service.is_reported) else {
+        let Some(service) = service.filter(|service| service.is_checked || service.is_reported)
+        else {
             return FilterStatus::Continue;
         };
         let forwarded = forwarded.filter(|_| !self.config.ignores_forwarded);
@@ -152,13 +162,22 @@ impl HttpFilter for Mixer {
         if !service.is_checked {
             return FilterStatus::Continue;
         }
-        let quotas = service.quotas.iter().flat_map(|spec| spec.requirements(&attributes)).collect();
-        let policy = service.fail_policy.as_ref().unwrap_or(&self.config.transport.fail_policy);
+        let quotas = service
+            .quotas
+            .iter()
+            .flat_map(|spec| spec.requirements(&attributes))
+            .collect();
+        let policy = service
+            .fail_policy
+            .as_ref()
+            .unwrap_or(&self.config.transport.fail_policy);
         match client.check(attributes.clone(), quotas, policy) {
             Check::Done(done) => settle(done, &outcome, headers, stream),
             Check::Wait(answer) => FilterStatus::Wait(Box::pin(async move {
                 let done = answer.await;
-                Resume::Then(Box::new(move |headers, stream| settle(done, &outcome, headers, stream)))
+                Resume::Then(Box::new(move |headers, stream| {
+                    settle(done, &outcome, headers, stream)
+                }))
             })),
         }
     }
@@ -220,7 +239,9 @@ fn decide(done: &Outcome, headers: &mut RequestHeaders, stream: &mut Stream) -> 
         reply.grpc_status = u32::try_from(done.status.code).ok();
         return FilterStatus::reply(reply);
     }
-    if let Some(directive) = directive.filter(|directive| !directive.request_header_operations.is_empty()) {
+    if let Some(directive) =
+        directive.filter(|directive| !directive.request_header_operations.is_empty())
+    {
         change_request(headers, &directive.request_header_operations);
         // Routes may match on what has changed.
         stream.clear_route();
@@ -230,13 +251,19 @@ fn decide(done: &Outcome, headers: &mut RequestHeaders, stream: &mut Stream) -> 
 
 /// Leaves the verdict for access logs and later filters.
 fn note(stream: &mut Stream, done: &Outcome) {
-    let code = Value { kind: Some(Kind::NumberValue(f64::from(done.status.code))) };
+    let code = Value {
+        kind: Some(Kind::NumberValue(f64::from(done.status.code))),
+    };
     let fields = [("status".to_owned(), code)].into();
     stream.info.metadata.merge(METADATA, Struct { fields });
 }
 
 /// Tells the next proxy who we are.
-fn set_forward(headers: &mut RequestHeaders, forward: &Attributes, service: Option<&ServiceConfig>) {
+fn set_forward(
+    headers: &mut RequestHeaders,
+    forward: &Attributes,
+    service: Option<&ServiceConfig>,
+) {
     let mut forward = forward.clone();
     if let Some(service) = service {
         forward.merge(&service.forward);

@@ -51,7 +51,10 @@ pub(super) fn attributes(
         attributes.merge(layer);
     }
     add_head(&mut attributes, headers);
-    attributes.set("request.time", Value::Timestamp(Timestamp::from(SystemTime::now())));
+    attributes.set(
+        "request.time",
+        Value::Timestamp(Timestamp::from(SystemTime::now())),
+    );
     add_connection(&mut attributes, &stream.info.connection);
     let remote = stream.info.remote_address.ip();
     attributes.set("origin.ip", Value::Bytes(ip_bytes(remote)));
@@ -110,7 +113,10 @@ pub(crate) fn add_connection(attributes: &mut Attributes, connection: &Connectio
     if let Some(name) = &connection.server_name {
         attributes.set("connection.requested_server_name", name.to_string());
     }
-    let local = connection.tls.as_ref().and_then(|tls| tls.local_uri_sans.first());
+    let local = connection
+        .tls
+        .as_ref()
+        .and_then(|tls| tls.local_uri_sans.first());
     if let Some(local) = local {
         attributes.set("destination.principal", without_scheme(local).to_owned());
     }
@@ -149,7 +155,9 @@ pub(crate) fn own_attributes(node: &Node, is_outbound: bool) -> Attributes {
             attributes.set(format!("{side}.{attribute}"), text.to_owned());
         }
     }
-    if let Some(Kind::StructValue(labels)) = metadata.fields.get("LABELS").and_then(|v| v.kind.as_ref()) {
+    if let Some(Kind::StructValue(labels)) =
+        metadata.fields.get("LABELS").and_then(|v| v.kind.as_ref())
+    {
         let labels = struct_map(labels);
         attributes.set(format!("{side}.labels"), Value::StringMap(labels));
     }
@@ -203,11 +211,18 @@ fn add_authentication(attributes: &mut Attributes, found: &Struct) {
             attributes.set(name, text.to_owned());
         }
     }
-    let namespace = attributes.get_string("source.principal").and_then(namespace_of).map(str::to_owned);
+    let namespace = attributes
+        .get_string("source.principal")
+        .and_then(namespace_of)
+        .map(str::to_owned);
     if let Some(namespace) = namespace {
         attributes.set("source.namespace", namespace);
     }
-    if let Some(Kind::StructValue(claims)) = found.fields.get("request.auth.claims").and_then(|v| v.kind.as_ref()) {
+    if let Some(Kind::StructValue(claims)) = found
+        .fields
+        .get("request.auth.claims")
+        .and_then(|v| v.kind.as_ref())
+    {
         attributes.set("request.auth.claims", Value::StringMap(struct_map(claims)));
     }
 }
@@ -245,7 +260,9 @@ fn without_scheme(uri: &str) -> &str {
 /// The namespace in `trust-domain/ns/NAMESPACE/sa/ACCOUNT`.
 fn namespace_of(principal: &str) -> Option<&str> {
     let (_, rest) = principal.split_once("/ns/")?;
-    rest.split('/').next().filter(|namespace| !namespace.is_empty())
+    rest.split('/')
+        .next()
+        .filter(|namespace| !namespace.is_empty())
 }
 
 #[cfg(test)]
@@ -261,7 +278,10 @@ mod tests {
         let mut attributes = Attributes::new();
         attributes.set("source.uid", "old");
         add_forwarded(&mut attributes, &header);
-        assert_eq!(attributes.get_string("source.uid"), Some("kubernetes://a.ns"));
+        assert_eq!(
+            attributes.get_string("source.uid"),
+            Some("kubernetes://a.ns")
+        );
         assert_eq!(attributes.get("source.principal"), None);
         add_forwarded(&mut attributes, &HeaderValue::from_static("not base64!"));
         assert_eq!(attributes.len(), 1);
@@ -276,19 +296,33 @@ mod tests {
 
     #[test]
     fn the_node_tells_of_its_own_side() {
-        let string = |text: &str| prost_types::Value { kind: Some(Kind::StringValue(text.into())) };
-        let labels = Struct { fields: [("app".to_owned(), string("web"))].into() };
-        let labels = prost_types::Value { kind: Some(Kind::StructValue(labels)) };
+        let string = |text: &str| prost_types::Value {
+            kind: Some(Kind::StringValue(text.into())),
+        };
+        let labels = Struct {
+            fields: [("app".to_owned(), string("web"))].into(),
+        };
+        let labels = prost_types::Value {
+            kind: Some(Kind::StructValue(labels)),
+        };
         let fields = [
             ("WORKLOAD_NAME".to_owned(), string("web-v1")),
             ("NAMESPACE".to_owned(), string("shop")),
             ("LABELS".to_owned(), labels),
         ];
-        let node = Node { metadata: Some(Struct { fields: fields.into() }), ..Node::default() };
+        let node = Node {
+            metadata: Some(Struct {
+                fields: fields.into(),
+            }),
+            ..Node::default()
+        };
         let own = own_attributes(&node, true);
         assert_eq!(own.get_string("source.workload.name"), Some("web-v1"));
         assert_eq!(own.get_string("source.workload.namespace"), Some("shop"));
-        assert_eq!(own.get("source.labels"), Some(&Value::StringMap(vec![("app".into(), "web".into())])));
+        assert_eq!(
+            own.get("source.labels"),
+            Some(&Value::StringMap(vec![("app".into(), "web".into())]))
+        );
         let own = own_attributes(&node, false);
         assert_eq!(own.get_string("destination.workload.name"), Some("web-v1"));
     }

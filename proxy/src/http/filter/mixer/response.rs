@@ -24,13 +24,24 @@ pub(super) fn attributes(
     outcome: Option<&Outcome>,
 ) -> Attributes {
     let info = &end.stream.info;
-    if let Some(host) = info.upstream.host.as_ref().and_then(|host| host.parse().ok()) {
+    if let Some(host) = info
+        .upstream
+        .host
+        .as_ref()
+        .and_then(|host| host.parse().ok())
+    {
         add_destination(&mut attributes, host);
     }
-    let request_head = head_size(&end.request.map) + end.request.path.as_str().len() + end.request.authority.len();
+    let request_head =
+        head_size(&end.request.map) + end.request.path.as_str().len() + end.request.authority.len();
     let mut response_head = 0;
     let mut headers = Vec::new();
-    for map in end.response.map(|response| &response.map).into_iter().chain(end.trailers) {
+    for map in end
+        .response
+        .map(|response| &response.map)
+        .into_iter()
+        .chain(end.trailers)
+    {
         response_head += head_size(map);
         headers.extend(map_of(map));
     }
@@ -38,13 +49,25 @@ pub(super) fn attributes(
         headers.push((":status".into(), response.status.as_str().to_owned()));
     }
     attributes.set("response.headers", Value::StringMap(headers));
-    attributes.set("response.time", Value::Timestamp(Timestamp::from(SystemTime::now())));
+    attributes.set(
+        "response.time",
+        Value::Timestamp(Timestamp::from(SystemTime::now())),
+    );
     attributes.set("response.duration", duration(info.duration()));
     attributes.set("request.size", count(info.bytes_received));
     attributes.set("response.size", count(info.bytes_sent));
-    attributes.set("request.total_size", count(info.bytes_received + request_head as u64));
-    attributes.set("response.total_size", count(info.bytes_sent + response_head as u64));
-    attributes.set("response.code", i64::from(info.response_code.unwrap_or(500)));
+    attributes.set(
+        "request.total_size",
+        count(info.bytes_received + request_head as u64),
+    );
+    attributes.set(
+        "response.total_size",
+        count(info.bytes_sent + response_head as u64),
+    );
+    attributes.set(
+        "response.code",
+        i64::from(info.response_code.unwrap_or(500)),
+    );
     let flags = if info.flags.is_empty() {
         "-".to_owned()
     } else {
@@ -111,7 +134,10 @@ fn add_grpc(attributes: &mut Attributes, end: &StreamEnd<'_>) {
         ("response.grpc_status", &names::GRPC_STATUS),
         ("response.grpc_message", &names::GRPC_MESSAGE),
     ] {
-        let value = end.trailers.and_then(|trailers| trailers.get(name)).or_else(|| response.map.get(name));
+        let value = end
+            .trailers
+            .and_then(|trailers| trailers.get(name))
+            .or_else(|| response.map.get(name));
         if let Some(value) = value.and_then(|value| value.to_str().ok()) {
             attributes.set(attribute, value.to_owned());
         }
@@ -134,5 +160,8 @@ fn add_shadow(attributes: &mut Attributes, shadow: &Struct) {
 
 /// Names and values, as they count towards the total size.
 fn head_size(headers: &HeaderMap) -> usize {
-    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+    headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum()
 }
