@@ -38,7 +38,7 @@ pub(crate) use redirect::Redirect;
 pub(crate) use retry::{Outcome, RetryDecision, RetryPolicy, RetryState};
 pub(crate) use route::{DirectResponse, Route, RouteKind};
 pub(crate) use route_action::{ForwardAction, UpgradeRule};
-pub(crate) use route_match::RouteMatch;
+pub(crate) use route_match::{RouteMatch, cookie};
 pub(crate) use selected::SelectedRoute;
 pub(crate) use timeout::Timeouts;
 pub(crate) use virtual_host::{RequireTls, VirtualHost};
@@ -59,6 +59,7 @@ pub(crate) struct RouteTable {
     pub(crate) internal_only_headers: Vec<HeaderName>,
     mirrors: Vec<MirrorPolicy>,
     filters: RouteConfigs,
+    matches_metadata: bool,
 }
 
 /// Header changes of one level: of requests and of responses.
@@ -99,7 +100,12 @@ impl TryFrom<wire::RouteConfiguration> for RouteTable {
             .then(|| header_name(&config.vhost_header))
             .transpose()
             .at("vhost_header")?;
+        let matches_metadata = virtual_hosts
+            .iter()
+            .flat_map(|host| &host.routes)
+            .any(|route| route.route_match.matches_metadata());
         Ok(RouteTable {
+            matches_metadata,
             name: config.name.as_str().into(),
             virtual_hosts,
             domains,
@@ -152,6 +158,11 @@ impl RouteTable {
             Some(route) => Selection::Route(SelectedRoute::new(table.clone(), index, route, headers)),
             None => Selection::None,
         }
+    }
+
+    /// Whether any route matches on dynamic metadata, so that filters which leave some must have routes selected again.
+    pub(crate) fn matches_metadata(&self) -> bool {
+        self.matches_metadata
     }
 
     /// How many virtual hosts there are.

@@ -8,6 +8,7 @@ pub(crate) mod fault;
 pub(crate) mod grpc_stats;
 pub(crate) mod grpc_web;
 pub(crate) mod health_check;
+pub(crate) mod jwt_authn;
 pub(crate) mod mixer;
 mod per_route;
 pub(crate) mod rbac;
@@ -135,6 +136,7 @@ pub(crate) const FILTERS: &[FilterKind] = &[
     health_check::KIND,
     grpc_stats::KIND,
     grpc_web::KIND,
+    jwt_authn::KIND,
     mixer::KIND,
 ];
 

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use crate::config::RouteSlots;
-use crate::listener::{ConnectionInfo, Direction};
+use crate::listener::ConnectionInfo;
 use crate::network::FactoryContext;
 use crate::server::{ServerContext, ServerParts};
 use crate::stream_info::testing::connection;
@@ -151,8 +151,6 @@ impl Proxy {
             server: &server,
             routes: &routes,
             stats: &server.stats,
-            listener_stats: &server.stats,
-            direction: Direction::Unspecified,
             used_routes: &used_routes,
         };
         let manager = Arc::new(ConnectionManager::try_new(&config, &context).unwrap());

@@ -159,6 +159,11 @@ impl RouteMatch {
             && self.fraction.is_none_or(Fraction::draw)
     }
 
+    /// True when it looks at dynamic metadata.
+    pub(crate) fn matches_metadata(&self) -> bool {
+        !self.metadata.is_empty()
+    }
+
     fn matches_path(&self, path: &str, headers: &RequestHeaders) -> bool {
         if headers.method == Method::CONNECT && headers.upgrade.is_none() {
             return matches!(self.path, PathMatch::Connect);

@@ -1,0 +1,374 @@
+//! Providers: an issuer, its keys, and what becomes of a good token.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
+use http::{HeaderName, HeaderValue, Request, Uri, Version};
+use http_body_util::{BodyExt as _, Limited};
+use parking_lot::Mutex;
+use prost_types::value::Kind;
+use prost_types::{ListValue, Struct, Value as ProstValue};
+use proto::envoy::config::core::v3::http_uri::HttpUpstreamType;
+use proto::envoy::extensions::filters::http::jwt_authn::v3 as wire;
+use serde_json::Value;
+use tokio::time::Instant;
+use wire::jwt_provider::JwksSourceSpecifier;
+
+use crate::http::body::Body;
+use crate::http::headers::RequestHeaders;
+use crate::http::local_reply::data_source;
+use crate::invalid::{At as _, Invalid, try_all};
+use crate::matcher::StringMatcher;
+use crate::router::header_name;
+use crate::router::timeout::duration;
+use crate::stream_info::StreamInfo;
+use crate::upstream::{LoadBalancerContext, PoolRequest, Priority};
+use crate::worker::Worker;
+
+use super::NAME;
+use super::extract::{Locations, Place};
+use super::jwks::KeySet;
+use super::token::{Failure, Token};
+
+/// Envoy's tolerance for clocks.
+const CLOCK_SKEW: u32 = 60;
+/// A key set larger than this is not believed.
+const JWKS_LIMIT: usize = 1 << 20;
+/// After a failed fetch the next one waits so long.
+const FAILED_PAUSE: Duration = Duration::from_secs(1);
+
+/// A checked provider.
+pub(super) struct Provider {
+    issuer: String,
+    audiences: Vec<String>,
+    subjects: Option<StringMatcher>,
+    requires_expiration: bool,
+    max_lifetime: Option<Duration>,
+    skew: u64,
+    locations: Locations,
+    keys: Keys,
+    forwards: bool,
+    payload_header: Option<(HeaderName, bool)>,
+    claim_headers: Vec<(HeaderName, Vec<String>)>,
+    payload_key: Option<String>,
+    header_key: Option<String>,
+    space_delimited: Vec<String>,
+    /// Good tokens change which route matches.
+    pub(super) clears_route: bool,
+}
+
+enum Keys {
+    Local(Arc<KeySet>),
+    Remote(Remote),
+}
+
+struct Remote {
+    cluster: String,
+    uri: Uri,
+    timeout: Duration,
+    lifetime: Duration,
+    fetched: Mutex<Option<(Option<Arc<KeySet>>, Instant)>>,
+}
+
+/// A token that was verified.
+pub(super) struct VerifiedToken {
+    header: serde_json::Map<String, Value>,
+    claims: serde_json::Map<String, Value>,
+    payload: String,
+    place: Place,
+}
+
+impl Provider {
+    pub(super) fn try_new(provider: &wire::JwtProvider) -> Result<Self, Invalid> {
+        let source = provider
+            .jwks_source_specifier
+            .as_ref()
+            .ok_or_else(|| Invalid::new("remote_jwks or local_jwks is needed"))?;
+        let optional = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let payload_header = match provider.forward_payload_header.as_str() {
+            "" => None,
+            name => Some((header_name(name).at("forward_payload_header")?, provider.pad_forward_payload_header)),
+        };
+        Ok(Provider {
+            issuer: provider.issuer.clone(),
+            audiences: provider.audiences.iter().map(|audience| audience_key(audience).to_owned()).collect(),
+            subjects: provider.subjects.as_ref().map(StringMatcher::try_from).transpose().at("subjects")?,
+            requires_expiration: provider.require_expiration,
+            max_lifetime: duration(provider.max_lifetime.as_ref()).at("max_lifetime")?,
+            skew: u64::from(if provider.clock_skew_seconds == 0 { CLOCK_SKEW } else { provider.clock_skew_seconds }),
+            locations: Locations::try_new(provider)?,
+            keys: Keys::try_new(source)?,
+            forwards: provider.forward,
+            payload_header,
+            claim_headers: try_all("claim_to_headers", &provider.claim_to_headers, |claim| {
+                let path = if claim.claim_path.is_empty() {
+                    claim.claim_name.split('.').map(ToOwned::to_owned).collect()
+                } else {
+                    claim.claim_path.iter().map(|segment| segment.key.clone()).collect()
+                };
+                Ok((header_name(&claim.header_name).at("header_name")?, path))
+            })?,
+            payload_key: optional(&provider.payload_in_metadata),
+            header_key: optional(&provider.header_in_metadata),
+            space_delimited: provider
+                .normalize_payload_in_metadata
+                .as_ref()
+                .map(|normalize| normalize.space_delimited_claims.clone())
+                .unwrap_or_default(),
+            clears_route: provider.clear_route_cache,
+        })
+    }
+
+    /// The first good token at this provider's places; the error is the last bad one's.
+    pub(super) fn verify(&self, request: &RequestHeaders, audiences: Option<&[String]>) -> Result<VerifiedToken, Failure> {
+        let tokens = self.locations.tokens(request);
+        if tokens.is_empty() {
+            return Err(Failure::Missing);
+        }
+        let mut failure = Failure::Missing;
+        for (text, place) in tokens {
+            match self.verify_one(text, place, audiences) {
+                Ok(token) => return Ok(token),
+                Err(worse) => failure = failure.max(worse),
+            }
+        }
+        Err(failure)
+    }
+
+    fn verify_one(&self, text: &str, place: Place, audiences: Option<&[String]>) -> Result<VerifiedToken, Failure> {
+        let token = Token::parse(text)?;
+        if !self.issuer.is_empty() && token.issuer() != self.issuer {
+            return Err(Failure::UnknownIssuer);
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        token.check_times(now, self.skew)?;
+        self.check_lifetime(&token)?;
+        if let Some(subjects) = &self.subjects {
+            let subject = token.claims.get("sub").and_then(Value::as_str).unwrap_or_default();
+            if !subjects.matches(subject) {
+                return Err(Failure::SubjectNotAllowed);
+            }
+        }
+        let wanted = audiences.unwrap_or(&self.audiences);
+        let is_wanted = |audience: &&str| wanted.iter().any(|want| audience_key(want) == audience_key(audience));
+        if !wanted.is_empty() && !token.audiences().iter().any(is_wanted) {
+            return Err(Failure::AudienceNotAllowed);
+        }
+        self.keys.current().ok_or(Failure::NoKeys)?.verify(&token)?;
+        Ok(VerifiedToken { payload: token.payload.to_owned(), header: token.header, claims: token.claims, place })
+    }
+
+    fn check_lifetime(&self, token: &Token<'_>) -> Result<(), Failure> {
+        let time = |name: &str| token.claims.get(name).and_then(Value::as_f64);
+        let Some(expires) = time("exp") else {
+            return if self.requires_expiration { Err(Failure::LivesTooLong) } else { Ok(()) };
+        };
+        let issued = time("iat").or_else(|| time("nbf"));
+        match (self.max_lifetime, issued) {
+            (Some(limit), Some(issued)) if expires - issued > limit.as_secs_f64() => Err(Failure::LivesTooLong),
+            _ => Ok(()),
+        }
+    }
+
+    /// Headers that only a verified token may fill.
+    pub(super) fn remove_headers(&self, request: &mut RequestHeaders) {
+        if let Some((name, _)) = &self.payload_header {
+            request.map.remove(name);
+        }
+        for (name, _) in &self.claim_headers {
+            request.map.remove(name);
+        }
+    }
+
+    /// Tells the rest of the chain and the upstream what a good token says.
+    pub(super) fn apply(&self, token: &VerifiedToken, request: &mut RequestHeaders, info: &mut StreamInfo) {
+        if let Some((name, is_padded)) = &self.payload_header {
+            let payload = if *is_padded {
+                URL_SAFE_NO_PAD.decode(&token.payload).map(|bytes| URL_SAFE.encode(bytes)).unwrap_or_default()
+            } else {
+                token.payload.clone()
+            };
+            if let Ok(value) = HeaderValue::try_from(payload) {
+                request.map.insert(name.clone(), value);
+            }
+        }
+        for (name, path) in &self.claim_headers {
+            if let Some(value) = claim_at(&token.claims, path).and_then(claim_header) {
+                request.map.insert(name.clone(), value);
+            }
+        }
+        if !self.forwards && let Place::Header(name) = &token.place {
+            request.map.remove(name);
+        }
+        let mut fields = Struct::default();
+        if let Some(key) = &self.payload_key {
+            let mut claims = to_struct(&token.claims);
+            for name in &self.space_delimited {
+                if let Some(value) = claims.fields.get_mut(name) {
+                    split_at_spaces(value);
+                }
+            }
+            fields.fields.insert(key.clone(), ProstValue { kind: Some(Kind::StructValue(claims)) });
+        }
+        if let Some(key) = &self.header_key {
+            let header = to_struct(&token.header);
+            fields.fields.insert(key.clone(), ProstValue { kind: Some(Kind::StructValue(header)) });
+        }
+        if !fields.fields.is_empty() {
+            info.metadata.merge(NAME, fields);
+        }
+    }
+
+    /// True when keys must be fetched before a token can be verified.
+    pub(super) fn needs_keys(&self) -> bool {
+        matches!(&self.keys, Keys::Remote(remote) if remote.is_stale())
+    }
+
+    /// Fetches keys if they are needed.
+    pub(super) async fn fetch_keys(&self, worker: &Rc<Worker>) -> Option<Result<(), String>> {
+        match &self.keys {
+            Keys::Remote(remote) if remote.is_stale() => Some(remote.fetch(worker).await),
+            _ => None,
+        }
+    }
+}
+
+impl Keys {
+    fn try_new(source: &JwksSourceSpecifier) -> Result<Self, Invalid> {
+        match source {
+            JwksSourceSpecifier::LocalJwks(source) => {
+                let text = data_source(source).at("local_jwks")?;
+                let keys = KeySet::parse(&text)
+                    .map_err(|error| Invalid::new(format!("invalid key set: {error}")).at("local_jwks"))?;
+                Ok(Keys::Local(Arc::new(keys)))
+            }
+            JwksSourceSpecifier::RemoteJwks(remote) => {
+                let uri = remote.http_uri.as_ref().ok_or_else(|| Invalid::new("http_uri is needed"))?;
+                let Some(HttpUpstreamType::Cluster(cluster)) = &uri.http_upstream_type else {
+                    return Err(Invalid::new("a cluster is needed").at("remote_jwks.http_uri"));
+                };
+                Ok(Keys::Remote(Remote {
+                    cluster: cluster.clone(),
+                    uri: uri.uri.parse().map_err(|_| Invalid::new("not a URI").at("remote_jwks.http_uri.uri"))?,
+                    timeout: duration(uri.timeout.as_ref())?.unwrap_or(Duration::from_secs(5)),
+                    lifetime: duration(remote.cache_duration.as_ref())?.unwrap_or(Duration::from_secs(600)),
+                    fetched: Mutex::new(None),
+                }))
+            }
+        }
+    }
+
+    fn current(&self) -> Option<Arc<KeySet>> {
+        match self {
+            Keys::Local(keys) => Some(keys.clone()),
+            Keys::Remote(remote) => remote.fetched.lock().as_ref().and_then(|(keys, _)| keys.clone()),
+        }
+    }
+}
+
+impl Remote {
+    fn is_stale(&self) -> bool {
+        match &*self.fetched.lock() {
+            None => true,
+            Some((_, until)) => *until <= Instant::now(),
+        }
+    }
+
+    async fn fetch(&self, worker: &Rc<Worker>) -> Result<(), String> {
+        let result = match tokio::time::timeout(self.timeout, self.get(worker)).await {
+            Ok(result) => result,
+            Err(_) => Err(format!("{}: no answer in {:?}", self.uri, self.timeout)),
+        };
+        let mut fetched = self.fetched.lock();
+        match result {
+            Ok(keys) => {
+                *fetched = Some((Some(Arc::new(keys)), Instant::now() + self.lifetime));
+                Ok(())
+            }
+            Err(error) => {
+                // Old keys are better than none.
+                let old = fetched.take().and_then(|(keys, _)| keys);
+                *fetched = Some((old, Instant::now() + FAILED_PAUSE));
+                Err(error)
+            }
+        }
+    }
+
+    async fn get(&self, worker: &Rc<Worker>) -> Result<KeySet, String> {
+        let fail = |error: &dyn std::fmt::Display| format!("{}: {error}", self.uri);
+        let cluster = worker.clusters.get(&self.cluster).ok_or_else(|| fail(&"no such cluster"))?;
+        let context = LoadBalancerContext { random: worker.random(), ..LoadBalancerContext::default() };
+        let host = cluster.choose_host(&context).map_err(|error| fail(&error))?;
+        let authority = self.uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
+        let request = PoolRequest {
+            priority: Priority::Default,
+            downstream_protocol: Version::HTTP_11,
+            sni: cluster.config.http.auto_sni.then(|| self.uri.host().unwrap_or_default()),
+        };
+        let connection = worker.pools.http(&cluster, &host, &request).await.map_err(|error| fail(&error))?;
+        let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
+        let uri = if connection.protocol == Version::HTTP_2 { self.uri.to_string() } else { path.to_owned() };
+        let mut builder = Request::get(uri);
+        if connection.protocol != Version::HTTP_2 {
+            builder = builder.header(http::header::HOST, authority);
+        }
+        let request = builder.body(Body::empty()).map_err(|error| fail(&error))?;
+        let response = connection.send(request).await.map_err(|error| fail(&error))?;
+        if !response.status().is_success() {
+            return Err(fail(&response.status()));
+        }
+        let body = Limited::new(response.into_body(), JWKS_LIMIT).collect().await.map_err(|error| fail(&error))?;
+        KeySet::parse(&body.to_bytes()).map_err(|error| fail(&error))
+    }
+}
+
+/// Envoy compares audiences without their scheme and trailing slash.
+fn audience_key(audience: &str) -> &str {
+    let rest = audience.strip_prefix("https://").or_else(|| audience.strip_prefix("http://")).unwrap_or(audience);
+    rest.strip_suffix('/').unwrap_or(rest)
+}
+
+fn claim_at<'a>(claims: &'a serde_json::Map<String, Value>, path: &[String]) -> Option<&'a Value> {
+    let (first, rest) = path.split_first()?;
+    rest.iter().try_fold(claims.get(first)?, |value, key| value.get(key))
+}
+
+fn claim_header(claim: &Value) -> Option<HeaderValue> {
+    let text = match claim {
+        Value::Null => return None,
+        Value::Bool(flag) => flag.to_string(),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => text.clone(),
+        Value::Array(_) | Value::Object(_) => URL_SAFE.encode(claim.to_string()),
+    };
+    HeaderValue::try_from(text).ok()
+}
+
+fn to_struct(map: &serde_json::Map<String, Value>) -> Struct {
+    Struct { fields: map.iter().map(|(key, value)| (key.clone(), to_value(value))).collect() }
+}
+
+fn to_value(value: &Value) -> ProstValue {
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(flag) => Kind::BoolValue(*flag),
+        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
+        Value::String(text) => Kind::StringValue(text.clone()),
+        Value::Array(items) => Kind::ListValue(ListValue { values: items.iter().map(to_value).collect() }),
+        Value::Object(map) => Kind::StructValue(to_struct(map)),
+    };
+    ProstValue { kind: Some(kind) }
+}
+
+fn split_at_spaces(value: &mut ProstValue) {
+    if let Some(Kind::StringValue(text)) = &value.kind {
+        let values = text
+            .split_whitespace()
+            .map(|word| ProstValue { kind: Some(Kind::StringValue(word.to_owned())) })
+            .collect();
+        value.kind = Some(Kind::ListValue(ListValue { values }));
+    }
+}

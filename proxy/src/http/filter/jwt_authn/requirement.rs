@@ -1,0 +1,140 @@
+//! Requirements: which providers' tokens a request must carry.
+
+use std::collections::HashMap;
+
+use proto::envoy::extensions::filters::http::jwt_authn::v3 as wire;
+use wire::jwt_requirement::RequiresType;
+
+use crate::http::headers::RequestHeaders;
+use crate::invalid::{At as _, Invalid, try_all};
+
+use super::provider::{Provider, VerifiedToken};
+use super::token::Failure;
+
+/// A checked requirement; providers by index.
+#[derive(Debug, Clone)]
+pub(super) enum Requirement {
+    Provider(usize, Option<Vec<String>>),
+    /// One of these; the flags are "or no token", "or a bad one".
+    Any(Vec<Requirement>, bool, bool),
+    All(Vec<Requirement>),
+}
+
+/// One request's tokens, each looked at once a provider.
+pub(super) struct Evaluation<'p, 'h> {
+    providers: &'p [Provider],
+    headers: &'h RequestHeaders,
+    results: HashMap<usize, Result<VerifiedToken, Failure>>,
+}
+
+impl Requirement {
+    pub(super) fn try_new(requirement: &wire::JwtRequirement, names: &[&String]) -> Result<Self, Invalid> {
+        let index = |name: &String| {
+            names
+                .binary_search(&name)
+                .map_err(|_| Invalid::new(format!("no provider is called '{name}'")))
+        };
+        let requires = requirement
+            .requires_type
+            .as_ref()
+            .ok_or_else(|| Invalid::new("an empty requirement"))?;
+        Ok(match requires {
+            RequiresType::ProviderName(name) => Requirement::Provider(index(name)?, None),
+            RequiresType::ProviderAndAudiences(provider) => {
+                Requirement::Provider(index(&provider.provider_name)?, Some(provider.audiences.clone()))
+            }
+            RequiresType::RequiresAny(any) => Requirement::any(&any.requirements, names).at("requires_any")?,
+            RequiresType::RequiresAll(all) => Requirement::All(
+                try_all("requirements", &all.requirements, |one| Requirement::try_new(one, names)).at("requires_all")?,
+            ),
+            RequiresType::AllowMissing(()) => Requirement::Any(Vec::new(), true, false),
+            RequiresType::AllowMissingOrFailed(()) => Requirement::Any(Vec::new(), true, true),
+            RequiresType::ExtractOnlyWithoutValidation(_) => {
+                return Err(Invalid::unsupported("extract_only_without_validation"));
+            }
+        })
+    }
+
+    /// `allow_missing` inside a list speaks of the whole list.
+    fn any(requirements: &[wire::JwtRequirement], names: &[&String]) -> Result<Self, Invalid> {
+        let (mut missing, mut failed) = (false, false);
+        let mut children = Vec::new();
+        for (index, one) in requirements.iter().enumerate() {
+            match one.requires_type {
+                Some(RequiresType::AllowMissing(())) => missing = true,
+                Some(RequiresType::AllowMissingOrFailed(())) => failed = true,
+                _ => children
+                    .push(Requirement::try_new(one, names).at(format_args!("requirements[{index}]"))?),
+            }
+        }
+        Ok(Requirement::Any(children, missing, failed))
+    }
+
+    /// `allow_missing` alone: there is a token nobody asked for, or none; both are fine.
+    pub(super) fn simplified(self) -> Self {
+        match self {
+            Requirement::Any(children, true, _) if children.is_empty() => Requirement::All(Vec::new()),
+            other => other,
+        }
+    }
+
+    /// The providers it names.
+    pub(super) fn providers(&self) -> Vec<usize> {
+        match self {
+            Requirement::Provider(index, _) => vec![*index],
+            Requirement::Any(children, ..) | Requirement::All(children) => {
+                let mut all: Vec<usize> = children.iter().flat_map(Requirement::providers).collect();
+                all.sort_unstable();
+                all.dedup();
+                all
+            }
+        }
+    }
+
+    pub(super) fn evaluate(&self, evaluation: &mut Evaluation<'_, '_>) -> Result<(), Failure> {
+        match self {
+            Requirement::Provider(index, audiences) => evaluation.verify(*index, audiences.as_deref()),
+            Requirement::All(children) => children.iter().try_for_each(|child| child.evaluate(evaluation)),
+            Requirement::Any(children, missing, failed) => {
+                let mut worst: Option<Failure> = None;
+                for child in children {
+                    match child.evaluate(evaluation) {
+                        Ok(()) => return Ok(()),
+                        // A token that is wrong says more than one that is not there, or is another's.
+                        Err(failure) => worst = Some(worst.map_or(failure, |worst| worst.max(failure))),
+                    }
+                }
+                match worst {
+                    None => Ok(()),
+                    Some(_) if *failed => Ok(()),
+                    Some(Failure::Missing) if *missing => Ok(()),
+                    Some(failure) => Err(failure),
+                }
+            }
+        }
+    }
+}
+
+impl<'p, 'h> Evaluation<'p, 'h> {
+    pub(super) fn new(providers: &'p [Provider], headers: &'h RequestHeaders) -> Self {
+        Evaluation { providers, headers, results: HashMap::new() }
+    }
+
+    fn verify(&mut self, index: usize, audiences: Option<&[String]>) -> Result<(), Failure> {
+        let provider = &self.providers[index];
+        let result = self
+            .results
+            .entry(index)
+            .or_insert_with(|| provider.verify(self.headers, audiences));
+        result.as_ref().map(|_| ()).map_err(|failure| *failure)
+    }
+
+    /// The good tokens, with their providers.
+    pub(super) fn into_verified(self) -> Vec<(&'p Provider, VerifiedToken)> {
+        let providers = self.providers;
+        let mut verified: Vec<(usize, VerifiedToken)> =
+            self.results.into_iter().filter_map(|(index, result)| Some((index, result.ok()?))).collect();
+        verified.sort_by_key(|(index, _)| *index);
+        verified.into_iter().map(|(index, token)| (&providers[index], token)).collect()
+    }
+}
