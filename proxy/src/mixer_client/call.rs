@@ -127,7 +127,7 @@ async fn send(
     };
     let exchange = async {
         let connection = worker.pools.http(&cluster, &host, &request).await?;
-        Ok::<_, PoolError>(connection.send(grpc_request(method, message)?).await?)
+        connection.send(grpc_request(method, &message)?).await
     };
     let response = exchange.await.inspect_err(|_| {
         cluster.report(&host, Outcome::LocalFailure, worker.random());
@@ -151,11 +151,11 @@ async fn send(
     unframe(&body.to_bytes())
 }
 
-fn grpc_request(method: &'static str, message: Vec<u8>) -> Result<Request<Body>, PoolError> {
+fn grpc_request(method: &'static str, message: &[u8]) -> Result<Request<Body>, PoolError> {
     let mut framed = BytesMut::with_capacity(message.len() + 5);
     framed.put_u8(0);
     framed.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
-    framed.put_slice(&message);
+    framed.put_slice(message);
     let uri = Uri::builder()
         .scheme("http")
         .authority(AUTHORITY)

@@ -210,12 +210,10 @@ impl Client {
             request.encode_to_vec(),
         );
         let answered = tokio::time::timeout(TRY_TIMEOUT, call).await;
-        let error = match answered.unwrap_or_else(|_| Err(CallError::timeout(TRY_TIMEOUT))) {
-            Ok(_) => {
-                self.stats.total_remote_report_successes.inc();
-                return;
-            }
-            Err(error) => error,
+        let answered = answered.unwrap_or_else(|_| Err(CallError::timeout(TRY_TIMEOUT)));
+        let Err(error) = answered else {
+            self.stats.total_remote_report_successes.inc();
+            return;
         };
         tracing::debug!(target: "mixer", %error, entries = request.attributes.len(), "a report was lost");
         match (error.is_transport, error.code) {
