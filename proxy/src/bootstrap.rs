@@ -1,4 +1,5 @@
 //! The bootstrap: an Envoy v3 `Bootstrap` in YAML or JSON. What we do not support is refused with its path.
+#![allow(deprecated, reason = "control planes still send the fields that Envoy has deprecated")]
 
 mod node;
 

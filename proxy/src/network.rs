@@ -15,7 +15,7 @@ use crate::{
     access_log::{AccessLogs, FormatContext},
     config::{RouteSlot, RouteSlots},
     invalid::Invalid,
-    listener::{Connection, Direction},
+    listener::Connection,
     server::ServerContext,
     stats::Scope,
     stream_info::StreamInfo,
@@ -67,10 +67,6 @@ pub(crate) struct FactoryContext<'a> {
     pub(crate) used_routes: &'a RefCell<Vec<Arc<RouteSlot>>>,
     /// The statistics' root for filters (`http.<stat_prefix>.`, `tcp.<stat_prefix>.`).
     pub(crate) stats: &'a Scope,
-    /// The listener's own scope (`listener.<address>.`).
-    pub(crate) listener_stats: &'a Scope,
-    /// Which way the listener's traffic goes.
-    pub(crate) direction: Direction,
 }
 
 impl FactoryContext<'_> {

@@ -123,7 +123,7 @@ impl ServerContext {
 
     /// Where the process is in its life.
     pub(crate) fn state(&self) -> ServerState {
-        if self.drain.is_draining() {
+        if self.drain.is_draining() || self.fails_health_checks() {
             ServerState::Draining
         } else {
             *self.state.lock()

@@ -5,15 +5,14 @@
 
 mod certificate;
 mod downstream;
+mod resolver;
 mod secret;
 mod tls_context;
 mod upstream;
 mod verify;
 
-pub(crate) use certificate::{CertificateDetails, details, peer_certificate};
-pub(crate) use downstream::{
-    DownstreamStream, DownstreamTransport, HandshakeError, Meter, RawStream,
-};
-pub(crate) use secret::{KeyPair, Secret, SecretSlot, SecretSlots, Validation};
-pub(crate) use tls_context::{AlpnFallback, DownstreamTlsContext, TlsError, UpstreamTlsContext};
+pub(crate) use certificate::CertificateDetails;
+pub(crate) use downstream::{DownstreamStream, DownstreamTransport, Meter, RawStream};
+pub(crate) use secret::{Secret, SecretSlot, SecretSlots};
+pub(crate) use tls_context::AlpnFallback;
 pub(crate) use upstream::{UpstreamSocket, UpstreamStream, UpstreamTransport};

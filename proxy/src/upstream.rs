@@ -9,6 +9,7 @@ mod cluster_config;
 mod cluster_manager;
 mod connect;
 mod dns;
+mod endpoints;
 mod grpc_channel;
 mod health_check;
 mod host;
@@ -35,4 +36,3 @@ pub(crate) use pool::{
     HttpConnection, PoolError, PoolErrorKind, PoolRequest, Pools, TcpConnection, UpstreamBody,
 };
 pub(crate) use protocol_options::{HttpProtocolOptions, UpstreamProtocol};
-pub(crate) use stats::{ClusterStats, ResponseCodes};

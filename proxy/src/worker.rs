@@ -7,10 +7,7 @@ use crate::{
     upstream::{ClusterManager, Pools},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
-use std::{
-    cell::{Cell, RefCell},
-    sync::Arc,
-};
+use std::{cell::RefCell, sync::Arc};
 
 /// What every connection on this worker shares; passed as `Rc<Worker>`.
 pub(crate) struct Worker {
@@ -23,7 +20,6 @@ pub(crate) struct Worker {
     /// Upstream connections of this worker.
     pub(crate) pools: Pools,
     random: RefCell<SmallRng>,
-    connections: Cell<usize>,
 }
 
 impl Worker {
@@ -37,28 +33,11 @@ impl Worker {
             clusters,
             pools: Pools::default(),
             random,
-            connections: Cell::new(0),
         }
     }
 
     /// A random number.
     pub(crate) fn random(&self) -> u64 {
         self.random.borrow_mut().random()
-    }
-
-    /// Downstream connections on this worker.
-    pub(crate) fn connections(&self) -> usize {
-        self.connections.get()
-    }
-
-    /// Counts one more downstream connection.
-    pub(crate) fn connection_began(&self) {
-        self.connections.set(self.connections.get() + 1);
-    }
-
-    /// Counts one less.
-    pub(crate) fn connection_ended(&self) {
-        self.connections
-            .set(self.connections.get().saturating_sub(1));
     }
 }

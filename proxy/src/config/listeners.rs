@@ -27,7 +27,7 @@ impl ConfigStore {
         for resource in update.resources {
             match proto::any::unpack::<Wire>(&resource.any) {
                 Ok(wire) if !seen.insert(wire.name.clone()) => {
-                    failures.add(&wire.name, "duplicate listener")
+                    failures.add(&wire.name, "duplicate listener");
                 }
                 Ok(wire) => wires.push((wire, resource)),
                 Err(error) => failures.add("?", error),

@@ -10,8 +10,6 @@ use tokio::sync::watch;
 
 /// The newest value of a route configuration.
 pub(crate) struct RouteSlot {
-    /// Its name.
-    pub(crate) name: String,
     table: ArcSwapOption<RouteTable>,
     source: Mutex<Option<RouteSource>>,
     changed: watch::Sender<u64>,
@@ -84,7 +82,6 @@ impl RouteSlots {
             .entry(name.to_owned())
             .or_insert_with(|| {
                 Arc::new(RouteSlot {
-                    name: name.to_owned(),
                     table: ArcSwapOption::empty(),
                     source: Mutex::new(None),
                     changed: watch::channel(0).0,

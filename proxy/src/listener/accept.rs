@@ -84,7 +84,7 @@ async fn accept(
             loop {
                 match socket.accept().await {
                     Ok((stream, remote)) => {
-                        spawn_tcp(&worker, &listeners, &listener, stream, remote)
+                        spawn_tcp(&worker, &listeners, &listener, stream, remote);
                     }
                     Err(error) => pause(&listener, &error).await,
                 }
@@ -129,14 +129,13 @@ fn spawn_tcp(
 }
 
 /// Counts a connection while it lives.
-struct Counted(Arc<Listener>, Rc<Worker>, Instant);
+struct Counted(Arc<Listener>, Instant);
 
 impl Counted {
-    fn new(listener: Arc<Listener>, worker: Rc<Worker>) -> Self {
+    fn new(listener: Arc<Listener>) -> Self {
         listener.stats.downstream_cx_total.inc();
         listener.stats.downstream_cx_active.inc();
-        worker.connection_began();
-        Self(listener, worker, Instant::now())
+        Self(listener, Instant::now())
     }
 }
 
@@ -147,8 +146,7 @@ impl Drop for Counted {
         stats.downstream_cx_destroy.inc();
         stats
             .downstream_cx_length_ms
-            .record(u64::try_from(self.2.elapsed().as_millis()).unwrap_or(u64::MAX));
-        self.1.connection_ended();
+            .record(u64::try_from(self.1.elapsed().as_millis()).unwrap_or(u64::MAX));
     }
 }
 
@@ -269,7 +267,7 @@ async fn serve(
     raw: RawStream,
     mut info: ConnectionInfo,
 ) -> io::Result<()> {
-    let counted = Counted::new(listener.clone(), worker.clone());
+    let counted = Counted::new(listener.clone());
     let Some(chain) = config.chains.find(&info).cloned() else {
         listener.stats.no_filter_chain_match.inc();
         log_refused(&config, info, "filter_chain_not_found");

@@ -1,4 +1,8 @@
 //! A listener as configured: the checked form of `envoy.config.listener.v3.Listener`.
+#![allow(
+    deprecated,
+    reason = "control planes still send the fields that Envoy has deprecated"
+)]
 
 use super::Direction;
 use crate::{
@@ -16,9 +20,10 @@ use crate::{
 use proto::envoy::config::{
     core::v3::{
         SocketOption, TcpKeepalive, TrafficDirection,
+        address::Address as AddressKind,
         socket_option::{SocketState, Value},
     },
-    listener::v3::Listener as Wire,
+    listener::v3::{FilterChain as WireChain, Listener as Wire},
 };
 use std::{cell::RefCell, sync::Arc, time::Duration};
 
@@ -80,71 +85,18 @@ impl ListenerConfig {
         context: &ListenerContext<'_>,
     ) -> Result<Self, Invalid> {
         refuse(&wire)?;
-        let address = wire
-            .address
-            .as_ref()
-            .ok_or_else(|| Invalid::new("an address is needed").at("address"))?;
-        let mut socket = SocketOptions {
-            backlog: 1024,
-            ..SocketOptions::default()
-        };
-        use proto::envoy::config::core::v3::address::Address as Kind;
-        match &address.address {
-            Some(Kind::SocketAddress(address)) => socket.is_v4_compatible = address.ipv4_compat,
-            Some(Kind::Pipe(pipe)) => socket.mode = pipe.mode,
-            _ => {}
-        }
-        let address = AnyAddress::try_from(address).at("address")?;
-        if let AnyAddress::Name(name, _) = &address {
-            return Err(Invalid::new(format!("malformed IP address: {name}"))
-                .at("address.socket_address.address"));
-        }
-        socket.backlog = wire
-            .tcp_backlog_size
-            .map_or(1024, |size| i32::try_from(size).unwrap_or(i32::MAX));
-        socket.is_transparent = wire.transparent.unwrap_or(false);
-        socket.is_freebind = wire.freebind.unwrap_or(false);
-        socket.keepalive.clone_from(&wire.tcp_keepalive);
-        try_all("socket_options", &wire.socket_options, socket_option)?;
-        let scope = stat_scope(&wire, &address, &context.server.stats);
+        let (address, socket) = address_and_socket(&wire)?;
         let direction = match wire.traffic_direction() {
             TrafficDirection::Unspecified => Direction::Unspecified,
             TrafficDirection::Inbound => Direction::Inbound,
             TrafficDirection::Outbound => Direction::Outbound,
         };
-        let factory = FactoryContext {
-            server: context.server,
-            routes: context.routes,
-            used_routes: context.used_routes,
-            stats: &context.server.stats,
-            listener_stats: &scope,
-            direction,
-        };
-        let chain = |wire: &proto::envoy::config::listener::v3::FilterChain| -> Result<Arc<FilterChain>, Invalid> {
-            let kept = before.and_then(|before| before.chains.iter().find(|chain| chain.wire == *wire && before.direction == direction));
-            kept.map_or_else(|| FilterChain::new(wire, context.secrets, &factory).map(Arc::new), |chain| Ok(chain.clone()))
-        };
-        let chains = try_all("filter_chains", &wire.filter_chains, chain)?;
-        let default = wire
-            .default_filter_chain
-            .as_ref()
-            .map(chain)
-            .transpose()
-            .at("default_filter_chain")?;
-        if chains.is_empty() && default.is_none() {
-            return Err(Invalid::new("no filter chains specified").at("filter_chains"));
-        }
         let name = if wire.name.is_empty() {
             address.to_string()
         } else {
             wire.name.clone()
         };
-        let is_bound = wire.bind_to_port.unwrap_or(true)
-            && wire
-                .deprecated_v1
-                .as_ref()
-                .and_then(|v1| v1.bind_to_port)
-                .unwrap_or(true);
+        let v1 = wire.deprecated_v1.as_ref();
         let hands_over = wire.use_original_dst.unwrap_or(false);
         let mut filters = try_all(
             "listener_filters",
@@ -156,6 +108,9 @@ impl ListenerConfig {
         }
         Ok(Self {
             name: name.into(),
+            scope: stat_scope(&wire, &address, &context.server.stats),
+            is_bound: wire.bind_to_port.unwrap_or(true)
+                && v1.and_then(|v1| v1.bind_to_port).unwrap_or(true),
             filters,
             filters_timeout: duration_or(
                 wire.listener_filters_timeout.as_ref(),
@@ -163,14 +118,12 @@ impl ListenerConfig {
                 "listener_filters_timeout",
             )?,
             continues_on_timeout: wire.continue_on_listener_filters_timeout,
-            chains: FilterChains::new(chains, default)?,
+            chains: chains(&wire, before, context)?,
             access_logs: AccessLogs::try_new(&wire.access_log, &context.server.sinks)
                 .at("access_log")?,
             address,
-            is_bound,
             hands_over,
             direction,
-            scope,
             socket,
             wire,
         })
@@ -180,6 +133,59 @@ impl ListenerConfig {
     pub(crate) fn slots(&self) -> Vec<Arc<SecretSlot>> {
         self.chains.iter().flat_map(|chain| chain.slots()).collect()
     }
+}
+
+fn address_and_socket(wire: &Wire) -> Result<(AnyAddress, SocketOptions), Invalid> {
+    let address = wire.address.as_ref();
+    let address = address.ok_or_else(|| Invalid::new("an address is needed").at("address"))?;
+    try_all("socket_options", &wire.socket_options, socket_option)?;
+    let mut socket = SocketOptions {
+        backlog: wire
+            .tcp_backlog_size
+            .map_or(1024, |size| i32::try_from(size).unwrap_or(i32::MAX)),
+        is_transparent: wire.transparent.unwrap_or(false),
+        is_freebind: wire.freebind.unwrap_or(false),
+        keepalive: wire.tcp_keepalive,
+        ..SocketOptions::default()
+    };
+    match &address.address {
+        Some(AddressKind::SocketAddress(address)) => socket.is_v4_compatible = address.ipv4_compat,
+        Some(AddressKind::Pipe(pipe)) => socket.mode = pipe.mode,
+        _ => {}
+    }
+    match AnyAddress::try_from(address).at("address")? {
+        AnyAddress::Name(name, _) => Err(Invalid::new(format!("malformed IP address: {name}"))
+            .at("address.socket_address.address")),
+        address => Ok((address, socket)),
+    }
+}
+
+fn chains(
+    wire: &Wire,
+    before: Option<&ListenerConfig>,
+    context: &ListenerContext<'_>,
+) -> Result<FilterChains, Invalid> {
+    let factory = FactoryContext {
+        server: context.server,
+        routes: context.routes,
+        used_routes: context.used_routes,
+        stats: &context.server.stats,
+    };
+    let kept = |wire: &WireChain| {
+        let same = |chain: &&Arc<FilterChain>| chain.wire == *wire;
+        before.and_then(|before| before.chains.iter().find(same).cloned())
+    };
+    let chain = |wire: &WireChain| match kept(wire) {
+        Some(chain) => Ok(chain),
+        None => FilterChain::new(wire, context.secrets, &factory).map(Arc::new),
+    };
+    let chains = try_all("filter_chains", &wire.filter_chains, chain)?;
+    let default = wire.default_filter_chain.as_ref().map(chain).transpose();
+    let default = default.at("default_filter_chain")?;
+    if chains.is_empty() && default.is_none() {
+        return Err(Invalid::new("no filter chains specified").at("filter_chains"));
+    }
+    FilterChains::new(chains, default)
 }
 
 fn refuse(wire: &Wire) -> Result<(), Invalid> {

@@ -132,9 +132,4 @@ impl ConnectionInfo {
         let peer = self.tls.as_ref()?.peer.as_ref()?;
         peer.uri_sans.first().map(String::as_str)
     }
-
-    /// The chain's name, if it has one.
-    pub(crate) fn chain_name(&self) -> Option<&str> {
-        self.chain.as_ref().map(|chain| chain.name())
-    }
 }

@@ -207,7 +207,15 @@ impl Listeners {
             name: config.name.clone(),
             stats: config.scope.group(),
             // Shown only where TLS is terminated.
-            ssl: if config.chains.iter().any(|chain| matches!(chain.transport, DownstreamTransport::Tls(_))) { config.scope.scope("ssl").group() } else { Arc::default() },
+            ssl: if config
+                .chains
+                .iter()
+                .any(|chain| matches!(chain.transport, DownstreamTransport::Tls(_)))
+            {
+                config.scope.scope("ssl").group()
+            } else {
+                Arc::default()
+            },
             local_address,
             closed: CancellationToken::new(),
             sockets: Mutex::new(sockets.into_iter().map(Some).collect()),

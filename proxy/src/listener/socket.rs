@@ -54,16 +54,16 @@ fn bind_tcp(address: SocketAddr, config: &ListenerConfig) -> io::Result<std::net
     }
     if options.is_transparent {
         if address.is_ipv4() {
-            socket.set_ip_transparent_v4(true)?
+            socket.set_ip_transparent_v4(true)?;
         } else {
-            socket.set_freebind_v6(true)?
+            socket.set_freebind_v6(true)?;
         }
     }
     if options.is_freebind {
         if address.is_ipv4() {
-            socket.set_freebind_v4(true)?
+            socket.set_freebind_v4(true)?;
         } else {
-            socket.set_freebind_v6(true)?
+            socket.set_freebind_v6(true)?;
         }
     }
     if let Some(wire) = &options.keepalive {

@@ -40,9 +40,12 @@ stat_group! {
     }
 }
 
+/// Cumulative weight, name, metadata that its hosts must have.
+type WeightedCluster = (u64, Arc<str>, Option<Struct>);
+
 /// A checked configuration.
 struct TcpProxy {
-    clusters: Vec<(u64, Arc<str>, Option<Struct>)>,
+    clusters: Vec<WeightedCluster>,
     metadata_match: Option<Struct>,
     is_hashed_by_source: bool,
     max_connect_attempts: u32,
@@ -103,7 +106,7 @@ fn lb_fields(metadata: &Metadata) -> Option<Struct> {
 }
 
 /// Clusters with cumulative weights.
-fn clusters(wire: &Wire) -> Result<Vec<(u64, Arc<str>, Option<Struct>)>, Invalid> {
+fn clusters(wire: &Wire) -> Result<Vec<WeightedCluster>, Invalid> {
     match &wire.cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => Ok(vec![(1, name.as_str().into(), None)]),
         Some(ClusterSpecifier::WeightedClusters(weighted)) => {

@@ -1,6 +1,6 @@
 //! The store of all statistics and the scopes that name them.
 
-use super::{Counter, Gauge, Histogram, Stat, StatGroup, Summary};
+use super::{Counter, Stat, StatGroup, Summary};
 use parking_lot::Mutex;
 use std::{
     any::{Any, TypeId},
@@ -23,13 +23,7 @@ struct GroupEntry {
 struct SingleEntry {
     family: Arc<str>,
     tags: Tags,
-    stat: Single,
-}
-
-enum Single {
-    Counter(Weak<Counter>),
-    Gauge(Weak<Gauge>),
-    Histogram(Weak<Histogram>),
+    stat: Weak<Counter>,
 }
 
 type Tags = Arc<[(Arc<str>, Arc<str>)]>;
@@ -99,14 +93,14 @@ impl Store {
             true
         });
         self.singles.lock().retain(|name, entry| {
-            let Some(value) = entry.stat.read() else {
+            let Some(counter) = entry.stat.upgrade() else {
                 return false;
             };
             readings.push(Reading {
                 name: name.to_string(),
                 family: entry.family.to_string(),
                 tags: entry.tags.to_vec(),
-                value,
+                value: Value::Counter(counter.value()),
             });
             true
         });
@@ -126,22 +120,10 @@ impl Store {
             }
         }
         for entry in self.singles.lock().values() {
-            if let Single::Counter(counter) = &entry.stat
-                && let Some(counter) = counter.upgrade()
-            {
+            if let Some(counter) = entry.stat.upgrade() {
                 counter.reset();
             }
         }
-    }
-}
-
-impl Single {
-    fn read(&self) -> Option<Value> {
-        Some(match self {
-            Self::Counter(counter) => Value::Counter(counter.upgrade()?.value()),
-            Self::Gauge(gauge) => Value::Gauge(gauge.upgrade()?.value()),
-            Self::Histogram(histogram) => Value::Histogram(histogram.upgrade()?.summary()),
-        })
     }
 }
 
@@ -219,11 +201,6 @@ impl Scope {
         }
     }
 
-    /// The prefix of every name below this scope, ending in a dot.
-    pub(crate) fn prefix(&self) -> &str {
-        &self.names.prefix
-    }
-
     /// The group `G` of this scope: the living one if somebody has it already (an updated cluster goes on counting), else new.
     pub(crate) fn group<G: StatGroup + Default>(&self) -> Arc<G> {
         let mut groups = self.store.groups.lock();
@@ -248,62 +225,22 @@ impl Scope {
 
     /// The counter of this name.
     pub(crate) fn counter(&self, name: &str) -> Arc<Counter> {
-        self.single(
-            name,
-            |stat| match stat {
-                Single::Counter(weak) => weak.upgrade(),
-                _ => None,
-            },
-            Single::Counter,
-        )
-    }
-
-    /// The gauge of this name.
-    pub(crate) fn gauge(&self, name: &str) -> Arc<Gauge> {
-        self.single(
-            name,
-            |stat| match stat {
-                Single::Gauge(weak) => weak.upgrade(),
-                _ => None,
-            },
-            Single::Gauge,
-        )
-    }
-
-    /// The histogram of this name.
-    pub(crate) fn histogram(&self, name: &str) -> Arc<Histogram> {
-        self.single(
-            name,
-            |stat| match stat {
-                Single::Histogram(weak) => weak.upgrade(),
-                _ => None,
-            },
-            Single::Histogram,
-        )
-    }
-
-    fn single<T: Default>(
-        &self,
-        name: &str,
-        living: fn(&Single) -> Option<Arc<T>>,
-        wrap: fn(Weak<T>) -> Single,
-    ) -> Arc<T> {
         let full: Arc<str> = format!("{}{name}", self.names.prefix).into();
         let mut singles = self.store.singles.lock();
-        if let Some(stat) = singles.get(&full).and_then(|entry| living(&entry.stat)) {
-            return stat;
+        if let Some(living) = singles.get(&full).and_then(|entry| entry.stat.upgrade()) {
+            return living;
         }
-        let stat = Arc::new(T::default());
+        let counter = Arc::new(Counter::default());
         let (family, code) = response_code_family(name);
         let mut tags = self.names.tags.to_vec();
         tags.extend(code.map(|(tag, value)| (Arc::from(tag), Arc::from(value))));
         let entry = SingleEntry {
             family: format!("{}{family}", self.names.family).into(),
             tags: tags.into(),
-            stat: wrap(Arc::downgrade(&stat)),
+            stat: Arc::downgrade(&counter),
         };
         singles.insert(full, entry);
-        stat
+        counter
     }
 }
 

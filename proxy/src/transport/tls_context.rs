@@ -3,6 +3,7 @@
 //! A configuration is built from the newest secrets and kept until one of them changes.
 
 use super::{
+    resolver::{Certificates, ClientCertificate},
     secret::{KeyPair, Secret, SecretSlot, SecretSlots, Validation},
     verify::{ClientVerifier, NameChecks, ServerVerifier},
 };
@@ -13,10 +14,8 @@ use proto::envoy::extensions::transport_sockets::tls::v3::{
     common_tls_context::ValidationContextType, tls_parameters::TlsProtocol,
 };
 use rustls::{
-    ClientConfig, ServerConfig, SupportedProtocolVersion,
-    client::{ResolvesClientCert, Resumption},
-    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
-    sign::CertifiedKey,
+    ClientConfig, ServerConfig, SupportedProtocolVersion, client::Resumption,
+    server::NoServerSessionStorage,
 };
 use std::sync::Arc;
 
@@ -359,53 +358,6 @@ impl DownstreamTlsContext {
         config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(failed)?;
         config.send_tls13_tickets = 1;
         Ok(config)
-    }
-}
-
-/// Chooses among a server's certificates by the name asked for; the first if none fits.
-#[derive(Debug)]
-struct Certificates(Vec<Arc<KeyPair>>);
-
-impl std::fmt::Debug for KeyPair {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KeyPair")
-            .field("subject", &self.details.subject)
-            .finish_non_exhaustive()
-    }
-}
-
-impl ResolvesServerCert for Certificates {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let fits = |pair: &&Arc<KeyPair>| {
-            hello.server_name().is_some_and(|name| {
-                let parent = name.split_once('.').map(|(_, parent)| parent);
-                pair.details.dns_sans.iter().any(|san| {
-                    san == name
-                        || san
-                            .strip_prefix("*.")
-                            .is_some_and(|suffix| Some(suffix) == parent)
-                })
-            })
-        };
-        self.0
-            .iter()
-            .find(fits)
-            .or_else(|| self.0.first())
-            .map(|pair| pair.key.clone())
-    }
-}
-
-/// Shows the client's certificate to whoever asks.
-#[derive(Debug)]
-struct ClientCertificate(Arc<KeyPair>);
-
-impl ResolvesClientCert for ClientCertificate {
-    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.key.clone())
-    }
-
-    fn has_certs(&self) -> bool {
-        true
     }
 }
 

@@ -77,11 +77,6 @@ impl UpstreamTransport {
         )))
     }
 
-    /// Whether it is TLS.
-    pub(crate) fn is_tls(&self) -> bool {
-        matches!(self, Self::Tls(_))
-    }
-
     /// The secrets it waits for.
     pub(crate) fn slots(&self) -> Vec<Arc<SecretSlot>> {
         match self {

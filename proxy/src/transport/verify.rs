@@ -1,6 +1,10 @@
 //! Checks of a peer's certificate: chain to the roots, then names and pins, as Envoy's default validator does.
 //!
 //! Names are checked by matchers only; the server name asked for is not compared, as in Envoy.
+#![allow(
+    deprecated,
+    reason = "control planes still send the fields that Envoy has deprecated"
+)]
 
 use super::{
     certificate::{self, CertificateDetails},
@@ -111,7 +115,8 @@ impl NameChecks {
                 .hashes
                 .iter()
                 .any(|hash| hash.as_slice() == Sha256::digest(leaf).as_slice());
-        if !is_pinned && !(self.spki.is_empty() && self.hashes.is_empty()) {
+        let is_pinning = !self.spki.is_empty() || !self.hashes.is_empty();
+        if is_pinning && !is_pinned {
             return Err(Error::InvalidCertificate(
                 CertificateError::ApplicationVerificationFailure,
             ));

@@ -4,25 +4,20 @@ use super::{
     CircuitBreakers, ClusterConfig, Discovery, Host, HostAddress, HostSets, LoadBalancerContext,
     LocalityEndpoints, Outcome,
     cluster_config::{SubsetFallback, has_all},
-    host::{HealthFlag, HostParts, Locality},
+    host::{HealthFlag, HostParts},
     host_set::{BuildOptions, Pool},
     load_balancer::mix,
     outlier::OutlierDetector,
     stats::{ClusterStats, HealthCheckStats, OriginStats, ResponseCodes},
 };
 use crate::{
-    invalid::{At as _, Invalid, try_all},
+    invalid::{At as _, Invalid},
     stats::Scope,
     wire::AnyAddress,
 };
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
-use proto::envoy::config::{
-    core::v3::HealthStatus,
-    endpoint::v3::{
-        ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
-    },
-};
+use proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -317,108 +312,6 @@ impl Cluster {
         self.stats.update_success.inc();
         self.set_hosts(localities, assignment);
         Ok(())
-    }
-
-    /// The endpoints of `assignment`; `resolve` tells the addresses of each.
-    pub(crate) fn localities(
-        &self,
-        assignment: &ClusterLoadAssignment,
-        resolve: &dyn Fn(&AnyAddress) -> Result<Vec<HostAddress>, Invalid>,
-    ) -> Result<Vec<LocalityEndpoints>, Invalid> {
-        try_all("endpoints", &assignment.endpoints, |wire| {
-            self.locality(wire, resolve)
-        })
-    }
-
-    fn locality(
-        &self,
-        wire: &LocalityLbEndpoints,
-        resolve: &dyn Fn(&AnyAddress) -> Result<Vec<HostAddress>, Invalid>,
-    ) -> Result<LocalityEndpoints, Invalid> {
-        if wire.priority > 128 {
-            return Err(Invalid::new(format!("{} is above 128", wire.priority)).at("priority"));
-        }
-        if wire.lb_config.is_some() {
-            return Err(Invalid::new("not supported").at("lb_config"));
-        }
-        let locality = wire.locality.clone().unwrap_or_default();
-        let locality = Arc::new(Locality {
-            region: locality.region,
-            zone: locality.zone,
-            sub_zone: locality.sub_zone,
-        });
-        let hosts = try_all("lb_endpoints", &wire.lb_endpoints, |endpoint| {
-            self.endpoint(endpoint, &locality, resolve)
-        })?;
-        Ok(LocalityEndpoints {
-            locality,
-            priority: wire.priority,
-            weight: wire.load_balancing_weight,
-            hosts: hosts.into_iter().flatten().collect(),
-        })
-    }
-
-    fn endpoint(
-        &self,
-        wire: &LbEndpoint,
-        locality: &Arc<Locality>,
-        resolve: &dyn Fn(&AnyAddress) -> Result<Vec<HostAddress>, Invalid>,
-    ) -> Result<Vec<Arc<Host>>, Invalid> {
-        let Some(HostIdentifier::Endpoint(endpoint)) = &wire.host_identifier else {
-            return Err(Invalid::new("an endpoint is needed").at("endpoint"));
-        };
-        let address = endpoint
-            .address
-            .as_ref()
-            .ok_or_else(|| Invalid::new("an address is needed").at("endpoint.address"))?;
-        let address = AnyAddress::try_from(address).at("endpoint.address")?;
-        let hostname = match (&address, endpoint.hostname.as_str()) {
-            (AnyAddress::Name(name, _), "") => name.as_str(),
-            (_, hostname) => hostname,
-        };
-        let hostname: Arc<str> = hostname.into();
-        let health =
-            match HealthStatus::try_from(wire.health_status).unwrap_or(HealthStatus::Unknown) {
-                HealthStatus::Unknown | HealthStatus::Healthy => 0,
-                HealthStatus::Unhealthy | HealthStatus::Timeout => HealthFlag::FAILED_EDS.0,
-                HealthStatus::Draining => HealthFlag::DRAINING_EDS.0,
-                HealthStatus::Degraded => HealthFlag::DEGRADED_EDS.0,
-            };
-        let health = if self.config.health_checks.is_empty() {
-            health
-        } else {
-            health | HealthFlag::PENDING_ACTIVE.0 | HealthFlag::FAILED_ACTIVE.0
-        };
-        let criteria = wire
-            .metadata
-            .as_ref()
-            .and_then(|metadata| metadata.filter_metadata.get("envoy.transport_socket_match"));
-        let transport = self.config.transport.of_endpoint(criteria);
-        let check = endpoint.health_check_config.as_ref();
-        let addresses = resolve(&address).at("endpoint.address")?;
-        Ok(addresses
-            .into_iter()
-            .map(|address| {
-                let health_check_address = match (&address, check) {
-                    (HostAddress::Socket(socket), Some(check)) if check.port_value > 0 => {
-                        u16::try_from(check.port_value)
-                            .ok()
-                            .map(|port| SocketAddr::new(socket.ip(), port))
-                    }
-                    _ => None,
-                };
-                Host::new(HostParts {
-                    address,
-                    hostname: hostname.clone(),
-                    health_check_address,
-                    locality: locality.clone(),
-                    metadata: wire.metadata.clone().map(Arc::new),
-                    transport: transport.clone(),
-                    weight: wire.load_balancing_weight.unwrap_or(1),
-                    health,
-                })
-            })
-            .collect())
     }
 
     /// Replaces the hosts; those that are there already stay the same objects, with their connections and health.

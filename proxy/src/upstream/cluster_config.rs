@@ -1,4 +1,8 @@
 //! A cluster as configured: the checked form of `envoy.config.cluster.v3.Cluster`.
+#![allow(
+    deprecated,
+    reason = "control planes still send the fields that Envoy has deprecated"
+)]
 
 use super::{HttpProtocolOptions, health_check::HealthCheckConfig, outlier::OutlierConfig};
 use crate::{

@@ -89,6 +89,18 @@ impl Drop for ConnectionGuard {
     }
 }
 
+/// Connects to where `host` wants its health checked.
+pub(crate) async fn connect_for_health_check(
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    breaker: Guard,
+) -> Result<UpstreamStream, ConnectError> {
+    let address = host
+        .health_check_address
+        .map_or_else(|| host.address.clone(), HostAddress::Socket);
+    connect_to(cluster, host, &address, breaker, AlpnFallback::Http1, None).await
+}
+
 /// Connects to `host`, transport included, within the cluster's connect timeout.
 pub(crate) async fn connect(
     cluster: &Arc<Cluster>,
@@ -97,12 +109,21 @@ pub(crate) async fn connect(
     alpn: AlpnFallback,
     sni: Option<&str>,
 ) -> Result<UpstreamStream, ConnectError> {
+    connect_to(cluster, host, &host.address, breaker, alpn, sni).await
+}
+
+async fn connect_to(
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    address: &HostAddress,
+    breaker: Guard,
+    alpn: AlpnFallback,
+    sni: Option<&str>,
+) -> Result<UpstreamStream, ConnectError> {
     let guard = ConnectionGuard::new(cluster.clone(), host.clone(), breaker);
     let began = guard.began;
     let attempt = async {
-        let socket = open(cluster, &host.address)
-            .await
-            .map_err(ConnectError::Socket)?;
+        let socket = open(cluster, address).await.map_err(ConnectError::Socket)?;
         host.transport
             .connect(socket, guard, alpn, sni, host.socket_address())
             .await

@@ -35,7 +35,7 @@ pub(crate) async fn run_dns(cluster: Arc<Cluster>) {
         match endpoints(&cluster, &assignment, &answers, is_logical) {
             Ok(localities) => cluster.set_hosts(localities, &assignment),
             Err(error) => {
-                tracing::warn!(target: "dns", cluster = %cluster.name(), %error, "assignment refused")
+                tracing::warn!(target: "dns", cluster = %cluster.name(), %error, "assignment refused");
             }
         }
         let pause = if is_good {

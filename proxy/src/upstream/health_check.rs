@@ -1,9 +1,10 @@
 //! Active health checks, HTTP and TCP: each host of a cluster is asked at its interval; thresholds decide.
 
-use super::{Cluster, Host, circuit_breaker::Priority, connect, host::HealthFlag};
+use super::{
+    Cluster, Host, circuit_breaker::Priority, connect::connect_for_health_check, host::HealthFlag,
+};
 use crate::{
     invalid::{At as _, Invalid, try_all},
-    transport::AlpnFallback,
     wire::duration_or,
 };
 use bytes::Bytes;
@@ -60,7 +61,7 @@ impl TryFrom<&Wire> for HealthCheckConfig {
                     host: http.host.clone(),
                     path: http.path.clone(),
                     expected: if expected.is_empty() {
-                        vec![200..201]
+                        std::iter::once(200..201).collect()
                     } else {
                         expected
                     },
@@ -180,7 +181,7 @@ async fn probe(
     probe: &Probe,
 ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
     let room = cluster.breakers.first_connection(Priority::Default);
-    let mut stream = connect(cluster, host, room, AlpnFallback::Http1, None).await?;
+    let mut stream = connect_for_health_check(cluster, host, room).await?;
     match probe {
         Probe::Tcp { send, receive } => {
             stream.write_all(send).await?;

@@ -61,8 +61,6 @@ pub(crate) enum PoolErrorKind {
 pub(crate) struct TcpConnection {
     /// Its bytes.
     pub(crate) stream: UpstreamStream,
-    /// The host.
-    pub(crate) host: Arc<Host>,
 }
 
 /// All pools of a worker.
@@ -169,10 +167,7 @@ impl Pools {
             return Err(PoolError::new(PoolErrorKind::Overflow, "overflow"));
         };
         let stream = connect(cluster, host, room, AlpnFallback::None, None).await?;
-        Ok(TcpConnection {
-            stream,
-            host: host.clone(),
-        })
+        Ok(TcpConnection { stream })
     }
 
     /// Lets go of connections that have been idle too long, or whose host has left, for ever. Runs on the worker.

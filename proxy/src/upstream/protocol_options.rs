@@ -1,4 +1,8 @@
 //! `HttpProtocolOptions` of a cluster: which HTTP is spoken upstream, and its limits.
+#![allow(
+    deprecated,
+    reason = "control planes still send the fields that Envoy has deprecated"
+)]
 
 use crate::{
     invalid::{At as _, Invalid},
@@ -81,8 +85,10 @@ impl Default for HttpProtocolOptions {
 impl HttpProtocolOptions {
     /// The options of a cluster: the typed ones, or the deprecated fields.
     pub(crate) fn of(cluster: &WireCluster) -> Result<Self, Invalid> {
-        let mut options = Self::default();
-        options.max_requests_per_connection = cluster.max_requests_per_connection.unwrap_or(0);
+        let mut options = Self {
+            max_requests_per_connection: cluster.max_requests_per_connection.unwrap_or(0),
+            ..Self::default()
+        };
         if let Some(any) = cluster.typed_extension_protocol_options.get(TYPED_KEY) {
             let wire: Wire = proto::any::unpack(any).at(format_args!(
                 "typed_extension_protocol_options[{TYPED_KEY}]"
@@ -92,7 +98,7 @@ impl HttpProtocolOptions {
             ));
         }
         let wire = Wire {
-            common_http_protocol_options: cluster.common_http_protocol_options.clone(),
+            common_http_protocol_options: cluster.common_http_protocol_options,
             upstream_http_protocol_options: cluster.upstream_http_protocol_options.clone(),
             ..Wire::default()
         };

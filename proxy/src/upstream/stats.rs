@@ -10,7 +10,7 @@ stat_group! {
     /// The counters that every cluster has.
     pub(crate) struct ClusterStats {
         assignment_stale: Counter, assignment_timeout_received: Counter, bind_errors: Counter,
-        
+
         lb_healthy_panic: Counter, lb_recalculate_zone_structures: Counter, lb_subsets_active: Gauge,
         max_host_weight: Gauge, membership_change: Counter, membership_degraded: Gauge, membership_excluded: Gauge,
         membership_healthy: Gauge, membership_total: Gauge, original_dst_host_invalid: Counter,

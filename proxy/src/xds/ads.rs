@@ -88,7 +88,7 @@ async fn stream(
         match response {
             Some(None) => return Ok(()),
             Some(Some(response)) => {
-                answer(client, response, &mut subscriptions, versions, &sender).await
+                answer(client, response, &mut subscriptions, versions, &sender).await;
             }
             None => {}
         }
@@ -172,10 +172,10 @@ async fn answer(
         .record(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
     match &outcome {
         Ok(()) => {
-            tracing::debug!(target: "ads", ?kind, version = response.version_info, count, "accepted")
+            tracing::debug!(target: "ads", ?kind, version = response.version_info, count, "accepted");
         }
         Err(error) => {
-            tracing::warn!(target: "ads", ?kind, version = response.version_info, %error, "rejected")
+            tracing::warn!(target: "ads", ?kind, version = response.version_info, %error, "rejected");
         }
     }
     if outcome.is_ok() {

@@ -170,7 +170,7 @@ async fn answer(
             have.extend(fresh);
         }
         Err(error) => {
-            tracing::warn!(target: "ads", ?kind, version = response.system_version_info, %error, "rejected")
+            tracing::warn!(target: "ads", ?kind, version = response.system_version_info, %error, "rejected");
         }
     }
     client.answered(kind);

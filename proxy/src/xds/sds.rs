@@ -1,4 +1,8 @@
 //! SDS: one stream a secret, as Envoy has it, usually to the agent's Unix socket. Files are read and read again.
+#![allow(
+    deprecated,
+    reason = "control planes still send the fields that Envoy has deprecated"
+)]
 
 use super::{Pause, channel, is_ads};
 use crate::{config::ConfigStore, transport::SecretSlot};
@@ -69,13 +73,13 @@ async fn follow(
 ) {
     match &source.config_source_specifier {
         Some(ConfigSourceSpecifier::ApiConfigSource(api)) => {
-            follow_grpc(&store, &slot, &name, &source, api).await
+            follow_grpc(&store, &slot, &name, &source, api).await;
         }
         Some(ConfigSourceSpecifier::PathConfigSource(path)) => {
-            follow_file(&store, &slot, &name, &source, &path.path).await
+            follow_file(&store, &slot, &name, &source, &path.path).await;
         }
         Some(ConfigSourceSpecifier::Path(path)) => {
-            follow_file(&store, &slot, &name, &source, path).await
+            follow_file(&store, &slot, &name, &source, path).await;
         }
         _ => tracing::error!(target: "secret", name, "this source of secrets is not supported"),
     }

@@ -1,0 +1,12 @@
+//! The proxy as a whole, in this process: real sockets on ports of the system's choice, a control plane of our own.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test's own tasks end with it"
+)]
+
+mod control_plane;
+mod running;
+mod statics;
+mod xds;

@@ -1,0 +1,182 @@
+//! Static resources: what the bootstrap alone brings.
+
+use crate::running::{Running, greeter, static_cluster, tcp_listener};
+use proto_component::drain::Drain;
+use proxy::{BootstrapSource, Options};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+fn bootstrap(listeners: &[String], clusters: &[String]) -> String {
+    let (listeners, clusters) = (listeners.join(", "), clusters.join(", "));
+    format!("static_resources: {{listeners: [{listeners}], clusters: [{clusters}]}}")
+}
+
+#[tokio::test]
+async fn tcp_goes_both_ways_and_half_close_is_passed_on() {
+    let upstream = greeter("hello ").await;
+    let bootstrap = bootstrap(
+        &[tcp_listener("tcp", "local")],
+        &[static_cluster("local", upstream)],
+    );
+    let proxy = Running::start(&bootstrap).await;
+    let mut client = TcpStream::connect(proxy.address("tcp").await)
+        .await
+        .unwrap();
+    let big = vec![b'x'; 1 << 20];
+    let (mut read, mut write) = client.split();
+    let mut answer = Vec::new();
+    let send = async {
+        write.write_all(&big).await.unwrap();
+        write.shutdown().await.unwrap();
+    };
+    let (_, count) = tokio::join!(send, read.read_to_end(&mut answer));
+    assert_eq!(count.unwrap(), big.len() + 6);
+    assert!(answer.starts_with(b"hello xxx"));
+    crate::running::eventually("the connection's end", || async {
+        (proxy.stat("cluster.local.upstream_cx_destroy").await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(proxy.stat("cluster.local.upstream_cx_total").await, 1);
+    assert_eq!(
+        proxy.stat("tcp.tcp.downstream_cx_rx_bytes_total").await,
+        1 << 20
+    );
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn an_unreachable_host_closes_the_connection_and_is_counted() {
+    let nobody = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let bootstrap = bootstrap(
+        &[tcp_listener("tcp", "local")],
+        &[static_cluster("local", nobody)],
+    );
+    let proxy = Running::start(&bootstrap).await;
+    let mut client = TcpStream::connect(proxy.address("tcp").await)
+        .await
+        .unwrap();
+    // Closed without a word; some systems say "reset".
+    assert_eq!(client.read(&mut [0; 8]).await.unwrap_or(0), 0);
+    assert_eq!(
+        proxy.stat("cluster.local.upstream_cx_connect_fail").await,
+        1
+    );
+    let (_, clusters) = proxy.get("/clusters").await;
+    assert!(
+        clusters.contains(&format!("local::{nobody}::cx_connect_fail::1")),
+        "{clusters}"
+    );
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn admin_speaks_envoys_forms() {
+    let upstream = greeter("").await;
+    let bootstrap = bootstrap(
+        &[tcp_listener("tcp", "local")],
+        &[static_cluster("local", upstream)],
+    );
+    let proxy = Running::start(&bootstrap).await;
+    let (status, text) = proxy.get("/server_info").await;
+    assert_eq!(status, 200);
+    assert!(text.contains(r#""state": "LIVE""#), "{text}");
+    let (_, dump) = proxy.get("/config_dump").await;
+    let dump: serde_json::Value = serde_json::from_str(&dump).unwrap();
+    let types: Vec<&str> = dump["configs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|config| {
+            config["@type"]
+                .as_str()
+                .unwrap()
+                .rsplit('.')
+                .next()
+                .unwrap()
+        })
+        .collect();
+    assert_eq!(
+        types,
+        [
+            "BootstrapConfigDump",
+            "ClustersConfigDump",
+            "ListenersConfigDump",
+            "RoutesConfigDump",
+            "SecretsConfigDump"
+        ]
+    );
+    let (_, one) = proxy
+        .get("/config_dump?resource=static_listeners&name_regex=t.*")
+        .await;
+    assert!(
+        one.contains("envoy.admin.v3.ListenersConfigDump.StaticListener"),
+        "{one}"
+    );
+    let (_, metrics) = proxy.get("/stats/prometheus").await;
+    assert!(
+        metrics.contains("envoy_cluster_membership_total{envoy_cluster_name=\"local\"} 1\n"),
+        "{metrics}"
+    );
+    assert_eq!(proxy.get("/nothing").await.0, 404);
+    assert_eq!(proxy.get("/quitquitquit").await.0, 405);
+    assert_eq!(proxy.post("/healthcheck/fail").await.0, 200);
+    assert_eq!(proxy.get("/ready").await.0, 503);
+    assert_eq!(proxy.post("/healthcheck/ok").await.0, 200);
+    assert_eq!(proxy.get("/ready").await.0, 200);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn drain_listeners_stops_accepting_and_lets_connections_end() {
+    let upstream = greeter("hi").await;
+    let bootstrap = bootstrap(
+        &[tcp_listener("tcp", "local")],
+        &[static_cluster("local", upstream)],
+    );
+    let proxy = Running::start(&bootstrap).await;
+    let address = proxy.address("tcp").await;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let mut hi = [0; 2];
+    client.read_exact(&mut hi).await.unwrap();
+    assert_eq!(proxy.post("/drain_listeners").await.0, 200);
+    crate::running::eventually("refusal", || async {
+        TcpStream::connect(address).await.err()
+    })
+    .await;
+    client.write_all(b"still").await.unwrap();
+    let mut still = [0; 5];
+    client.read_exact(&mut still).await.unwrap();
+    // The drain time of the test is one second; then the connection is cut.
+    assert_eq!(client.read(&mut still).await.unwrap_or(0), 0);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_not_supported_is_refused_with_its_path() {
+    let run = |text: &str| {
+        let options = Options::new(BootstrapSource::Text(text.to_owned()));
+        proxy::run(options, Drain::never())
+    };
+    let error = run("static_resources: {clusters: [{name: a, upstream_config: {name: x}}]}")
+        .await
+        .unwrap_err();
+    let text = format!("{error:#}");
+    assert!(
+        text.contains("static_resources.clusters[0].upstream_config: not supported"),
+        "{text}"
+    );
+    let error = run("static_resources:\n  clusters:\n  - name: a\n    connect_timeuot: 1s\n")
+        .await
+        .unwrap_err();
+    let text = format!("{error:#}");
+    assert!(
+        text.contains("line 4") && text.contains("connect_timeuot"),
+        "{text}"
+    );
+}

@@ -1,0 +1,127 @@
+//! Configuration over ADS: updates, refusals, removals, drains.
+
+use crate::{
+    control_plane::ControlPlane,
+    running::{Running, eventually, greeter, static_cluster, tcp_listener},
+};
+use proto::envoy::config::{
+    cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
+};
+use std::net::SocketAddr;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+async fn greeting(from: SocketAddr, length: usize) -> Option<String> {
+    let mut stream = TcpStream::connect(from).await.ok()?;
+    let mut text = vec![0; length];
+    stream.read_exact(&mut text).await.ok()?;
+    String::from_utf8(text).ok()
+}
+
+fn eds_cluster(name: &str) -> String {
+    format!(
+        "{{name: {name}, type: EDS, connect_timeout: 1s, eds_cluster_config: {{eds_config: {{ads: {{}}}}}}}}"
+    )
+}
+
+fn assignment(name: &str, host: SocketAddr) -> String {
+    let (ip, port) = (host.ip(), host.port());
+    format!(
+        "{{cluster_name: {name}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {ip}, port_value: {port}}}}}}}}}]}}]}}"
+    )
+}
+
+#[tokio::test]
+async fn listeners_wait_for_their_clusters_endpoints_and_follow_them() {
+    let (one, two) = (greeter("one").await, greeter("two").await);
+    let plane = ControlPlane::start().await;
+    plane.set::<Cluster>(&[eds_cluster("eds")]);
+    plane.set::<Listener>(&[tcp_listener("tcp", "eds")]);
+    plane.set::<ClusterLoadAssignment>(&[assignment("eds", one)]);
+    let proxy = Running::start(&plane.bootstrap()).await;
+    let address = proxy.address("tcp").await;
+    assert_eq!(greeting(address, 3).await.as_deref(), Some("one"));
+    plane.set::<ClusterLoadAssignment>(&[assignment("eds", two)]);
+    eventually("the new endpoint", || async {
+        greeting(address, 3).await.filter(|text| text == "two")
+    })
+    .await;
+    let node = plane.node().unwrap();
+    assert_eq!(
+        (node.id.as_str(), node.user_agent_name.as_str()),
+        ("test", "bireme")
+    );
+    assert!(
+        node.extensions
+            .iter()
+            .any(|extension| extension.name == "mixer")
+    );
+    assert!(plane.nacks().is_empty(), "{:?}", plane.nacks());
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_bad_resource_is_refused_while_good_ones_apply() {
+    let one = greeter("one").await;
+    let plane = ControlPlane::start().await;
+    plane.set::<Cluster>(&[static_cluster("a", one)]);
+    plane.set::<Listener>(&[tcp_listener("tcp", "a")]);
+    let proxy = Running::start(&plane.bootstrap()).await;
+    let address = proxy.address("tcp").await;
+    let bad = format!(
+        "{{name: a, lb_policy: MAGLEV, maglev_lb_config: {{table_size: 4}}, {}",
+        &static_cluster("a", one)[9..]
+    );
+    plane.set::<Cluster>(&[bad, static_cluster("b", one)]);
+    let nacks = eventually("the NACK", || async {
+        let nacks = plane.nacks();
+        (!nacks.is_empty()).then_some(nacks)
+    })
+    .await;
+    assert!(
+        nacks[0].contains("a: maglev_lb_config.table_size: 4 is not a prime"),
+        "{nacks:?}"
+    );
+    // The last good version of the bad one serves on, and the good one has come.
+    assert_eq!(greeting(address, 3).await.as_deref(), Some("one"));
+    let (_, clusters) = proxy.get("/clusters").await;
+    assert!(clusters.contains("b::added_via_api::true"), "{clusters}");
+    assert_eq!(proxy.stat("cluster_manager.cds.update_rejected").await, 1);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn an_update_drains_only_the_chains_it_touches() {
+    let one = greeter("one").await;
+    let plane = ControlPlane::start().await;
+    plane.set::<Cluster>(&[static_cluster("a", one), static_cluster("b", one)]);
+    plane.set::<Listener>(&[tcp_listener("stays", "a"), tcp_listener("goes", "a")]);
+    let proxy = Running::start(&plane.bootstrap()).await;
+    let mut stays = TcpStream::connect(proxy.address("stays").await)
+        .await
+        .unwrap();
+    let mut goes = TcpStream::connect(proxy.address("goes").await)
+        .await
+        .unwrap();
+    let mut text = [0; 3];
+    stays.read_exact(&mut text).await.unwrap();
+    goes.read_exact(&mut text).await.unwrap();
+    plane.set::<Listener>(&[tcp_listener("stays", "a"), tcp_listener("goes", "b")]);
+    // The drain time of the test is one second.
+    assert_eq!(goes.read(&mut text).await.unwrap_or(0), 0);
+    stays.write_all(b"yes").await.unwrap();
+    stays.read_exact(&mut text).await.unwrap();
+    assert_eq!(&text, b"yes");
+    assert_eq!(
+        proxy
+            .stat("listener_manager.listener_in_place_updated")
+            .await,
+        1
+    );
+    plane.set::<Listener>(&[tcp_listener("goes", "b")]);
+    assert_eq!(stays.read(&mut text).await.unwrap_or(0), 0);
+    assert_eq!(proxy.stat("listener_manager.listener_removed").await, 1);
+    proxy.stop().await;
+}
