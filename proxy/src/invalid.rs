@@ -4,14 +4,14 @@ use std::fmt;
 
 /// A refused configuration: the path of the offending field and the problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Invalid {
+pub(crate) struct Invalid {
     path: String,
     problem: String,
 }
 
 impl Invalid {
     /// A problem of the message at hand.
-    pub fn new(problem: impl Into<String>) -> Self {
+    pub(crate) fn new(problem: impl Into<String>) -> Self {
         Invalid {
             path: String::new(),
             problem: problem.into(),
@@ -19,13 +19,13 @@ impl Invalid {
     }
 
     /// A feature that is known and not supported.
-    pub fn unsupported(what: &str) -> Self {
+    pub(crate) fn unsupported(what: &str) -> Self {
         Invalid::new(format!("{what} is not supported"))
     }
 
     /// The same problem seen from the message that holds the offending one in `field`.
     #[must_use]
-    pub fn at(mut self, field: impl fmt::Display) -> Self {
+    pub(crate) fn at(mut self, field: impl fmt::Display) -> Self {
         self.path = match self.path.as_str() {
             "" => field.to_string(),
             rest if rest.starts_with('[') => format!("{field}{rest}"),

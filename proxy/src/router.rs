@@ -36,18 +36,16 @@ pub(crate) use header_mutation::HeaderMutations;
 pub(crate) use mirror::MirrorPolicy;
 pub(crate) use redirect::Redirect;
 pub(crate) use retry::{Outcome, RetryDecision, RetryPolicy, RetryState};
-pub(crate) use route::{DirectResponse, Route, RouteKind};
-pub(crate) use route_action::{ForwardAction, UpgradeRule};
+pub(crate) use route::{Route, RouteKind};
+pub(crate) use route_action::ForwardAction;
 pub(crate) use route_match::{RouteMatch, cookie};
 pub(crate) use selected::SelectedRoute;
 pub(crate) use timeout::Timeouts;
-pub(crate) use virtual_host::{RequireTls, VirtualHost};
+pub(crate) use virtual_host::VirtualHost;
 
 /// A compiled `RouteConfiguration`.
 #[derive(Debug)]
 pub(crate) struct RouteTable {
-    /// Its name.
-    pub(crate) name: Box<str>,
     virtual_hosts: Vec<VirtualHost>,
     domains: DomainIndex,
     ignore_port: bool,
@@ -106,7 +104,6 @@ impl TryFrom<wire::RouteConfiguration> for RouteTable {
             .any(|route| route.route_match.matches_metadata());
         Ok(RouteTable {
             matches_metadata,
-            name: config.name.as_str().into(),
             virtual_hosts,
             domains,
             ignore_port: config.ignore_port_in_host_matching,
@@ -163,11 +160,6 @@ impl RouteTable {
     /// Whether any route matches on dynamic metadata, so that filters which leave some must have routes selected again.
     pub(crate) fn matches_metadata(&self) -> bool {
         self.matches_metadata
-    }
-
-    /// How many virtual hosts there are.
-    pub(crate) fn len(&self) -> usize {
-        self.virtual_hosts.len()
     }
 }
 

@@ -18,7 +18,6 @@ pub(crate) mod names {
         };
     }
     names! {
-        CONNECTION = "connection";
         KEEP_ALIVE = "keep-alive";
         PROXY_CONNECTION = "proxy-connection";
         GRPC_STATUS = "grpc-status";
@@ -32,7 +31,6 @@ pub(crate) mod names {
         X_REQUEST_ID = "x-request-id";
         X_B3_TRACE_ID = "x-b3-traceid";
         X_B3_SPAN_ID = "x-b3-spanid";
-        X_B3_PARENT_SPAN_ID = "x-b3-parentspanid";
         X_B3_SAMPLED = "x-b3-sampled";
         B3 = "b3";
         TRACEPARENT = "traceparent";
@@ -47,8 +45,6 @@ pub(crate) mod names {
         X_ENVOY_FAULT_ABORT_PERCENTAGE = "x-envoy-fault-abort-request-percentage";
         X_ENVOY_FAULT_DELAY = "x-envoy-fault-delay-request";
         X_ENVOY_FAULT_DELAY_PERCENTAGE = "x-envoy-fault-delay-request-percentage";
-        X_ENVOY_FAULT_THROUGHPUT = "x-envoy-fault-throughput-response";
-        X_ENVOY_FAULT_THROUGHPUT_PERCENTAGE = "x-envoy-fault-throughput-response-percentage";
         X_ENVOY_FORCE_TRACE = "x-envoy-force-trace";
         X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT = "x-envoy-hedge-on-per-try-timeout";
         X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL = "x-envoy-immediate-health-check-fail";
@@ -66,7 +62,6 @@ pub(crate) mod names {
         X_ENVOY_RETRY_GRPC_ON = "x-envoy-retry-grpc-on";
         X_ENVOY_RETRY_ON = "x-envoy-retry-on";
         X_ENVOY_UPSTREAM_ALT_STAT_NAME = "x-envoy-upstream-alt-stat-name";
-        X_ENVOY_UPSTREAM_CANARY = "x-envoy-upstream-canary";
         X_ENVOY_UPSTREAM_HEALTH_CHECKED_CLUSTER = "x-envoy-upstream-healthchecked-cluster";
         X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS = "x-envoy-upstream-rq-per-try-timeout-ms";
         X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE = "x-envoy-upstream-rq-timeout-alt-response";

@@ -7,6 +7,7 @@
 mod response_body;
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,11 +76,6 @@ pub(crate) struct StreamState {
     pub(crate) sees_data: bool,
     is_complete: bool,
 }
-
-/// The stream cannot be answered; its connection is closed or the stream reset.
-#[derive(Debug, thiserror::Error)]
-#[error("stream aborted")]
-pub(crate) struct Aborted;
 
 impl DownstreamConnection {
     /// A connection that begins now.
@@ -277,7 +273,7 @@ pub(crate) fn idle_timeout(stream: &Stream) -> Option<Duration> {
 pub(crate) async fn serve(
     connection: Rc<DownstreamConnection>,
     mut request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Aborted> {
+) -> Result<Response<ResponseBody>, Infallible> {
     let downstream_upgrade = upgrade::wanted(&mut request);
     let version = request.version();
     let (parts, incoming) = request.into_parts();
@@ -302,14 +298,12 @@ pub(crate) async fn serve(
     match reply {
         Outcome::Reply(reply) => Ok(reply_with(&cell, *reply)),
         Outcome::Response(response) => Ok(*response),
-        Outcome::Abort => Err(Aborted),
     }
 }
 
 enum Outcome {
     Reply(Box<LocalReply>),
     Response(Box<Response<ResponseBody>>),
-    Abort,
 }
 
 async fn run(cell: &Rc<StreamCell>, source: &Rc<RequestSource>, downstream_upgrade: Option<OnUpgrade>) -> Outcome {
@@ -327,7 +321,6 @@ async fn run(cell: &Rc<StreamCell>, source: &Rc<RequestSource>, downstream_upgra
     match router::forward(cell, source, downstream_upgrade).await {
         Forwarded::Reply(reply) => Outcome::Reply(reply),
         Forwarded::Response(head, body) => Outcome::Response(Box::new(respond(cell, head, body))),
-        Forwarded::Abort => Outcome::Abort,
     }
 }
 

@@ -66,12 +66,12 @@ pub(crate) fn check(
 }
 
 /// Joins both sides until one ends, or nothing moves for the idle time.
-pub(crate) fn tunnel(
+pub(crate) fn tunnel<U: AsyncRead + AsyncWrite + Unpin + 'static>(
     cell: Rc<StreamCell>,
     downstream: OnUpgrade,
-    upstream: OnUpgrade,
+    upstream: impl Future<Output = hyper::Result<U>> + 'static,
     idle: Option<Duration>,
-    mut end: UpstreamEnd,
+    mut end: Option<UpstreamEnd>,
 ) {
     tokio::task::spawn_local(async move {
         let stats = cell.with(|state| state.stream.connection.manager.stats.clone());
@@ -80,7 +80,7 @@ pub(crate) fn tunnel(
         match tokio::try_join!(downstream, upstream) {
             Ok((downstream, upstream)) => {
                 let (client_read, client_write) = tokio::io::split(TokioIo::new(downstream));
-                let (server_read, server_write) = tokio::io::split(TokioIo::new(upstream));
+                let (server_read, server_write) = tokio::io::split(upstream);
                 let to_upstream = copy(client_read, server_write, &cell, Way::Up);
                 let to_downstream = copy(server_read, client_write, &cell, Way::Down);
                 tokio::select! {
@@ -94,7 +94,9 @@ pub(crate) fn tunnel(
             Err(error) => tracing::debug!(%error, "upgrade failed"),
         }
         stats.downstream_cx_upgrades_active.dec();
-        cell.with(|state| end.finish(&mut state.stream.info, None));
+        if let Some(end) = &mut end {
+            cell.with(|state| end.finish(&mut state.stream.info, None));
+        }
         cell.complete();
     });
 }

@@ -23,8 +23,6 @@ pub(crate) struct Route {
     pub(crate) kind: RouteKind,
     /// Free metadata; Mixer and the access log read it.
     pub(crate) metadata: Option<Metadata>,
-    /// The operation's name for tracing.
-    pub(crate) decorator: Option<Box<str>>,
     pub(super) mutations: Mutations,
     pub(super) filters: RouteConfigs,
     pub(super) buffer_limit: Option<usize>,
@@ -80,7 +78,6 @@ impl Route {
             route_match: RouteMatch::try_from(route_match).at("match")?,
             kind,
             metadata: route.metadata.clone(),
-            decorator: route.decorator.as_ref().map(|decorator| decorator.operation.as_str().into()),
             mutations: Mutations::try_new(
                 &route.request_headers_to_add,
                 &route.request_headers_to_remove,

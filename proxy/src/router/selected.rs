@@ -1,6 +1,5 @@
 //! A route selected for one request, with the cluster drawn for it.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::http::filter::RouteConfig;
@@ -56,11 +55,6 @@ impl SelectedRoute {
     /// The cluster's name; none when the route does not forward, or its cluster header is missing.
     pub(crate) fn cluster(&self) -> Option<&Arc<str>> {
         self.cluster.as_ref()
-    }
-
-    /// Sends the request to another cluster than the route says.
-    pub(crate) fn set_cluster(&mut self, cluster: Arc<str>) {
-        self.cluster = Some(cluster);
     }
 
     /// The drawn weighted cluster.
@@ -145,10 +139,5 @@ impl SelectedRoute {
         for mutations in self.mutations() {
             mutations.response.apply_to_response(response, request, info);
         }
-    }
-
-    /// True when both came out of the same table.
-    pub(crate) fn is_of(&self, table: &WorkerTable) -> bool {
-        Rc::ptr_eq(&self.table, table)
     }
 }

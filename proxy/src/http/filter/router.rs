@@ -4,6 +4,7 @@
 //! client went away, a limit was reached) drops the attempt, which resets it upstream.
 
 mod attempt;
+mod connect;
 mod failure;
 mod mirror;
 mod plan;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use http::{StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use prost_types::Any;
 use proto::envoy::extensions::filters::http::router::v3::Router;
 use tokio::time::Instant;
@@ -51,8 +53,6 @@ pub(crate) enum Forwarded {
     Reply(Box<LocalReply>),
     /// The upstream's response.
     Response(ResponseHeaders, ResponseBody),
-    /// The downstream stream is to be cut.
-    Abort,
 }
 
 /// A limit that ends the whole exchange.
@@ -80,12 +80,16 @@ impl RouterConfig {
 pub(crate) async fn forward(
     cell: &Rc<StreamCell>,
     source: &Rc<RequestSource>,
-    downstream_upgrade: Option<OnUpgrade>,
+    mut downstream_upgrade: Option<OnUpgrade>,
 ) -> Forwarded {
     let mut plan = match cell.with(|state| Plan::new(state)) {
         Ok(plan) => plan,
         Err(reply) => return Forwarded::Reply(reply),
     };
+    let terminates = plan.terminates_connect();
+    if let Some(downstream) = downstream_upgrade.take_if(|_| terminates) {
+        return connect::terminate(&mut plan, cell, downstream).await;
+    }
     mirror::start(&plan, cell, source);
     if plan.retry.is_some() {
         source.keep(plan.buffer_limit);
@@ -228,7 +232,8 @@ fn finish(
             head.status = StatusCode::OK;
         }
         end.is_tunnel = true;
-        upgrade::tunnel(cell.clone(), downstream, upstream, deadlines.idle, end);
+        let upstream = async { upstream.await.map(TokioIo::new) };
+        upgrade::tunnel(cell.clone(), downstream, upstream, deadlines.idle, Some(end));
         drop(body);
         return Forwarded::Response(head, ResponseBody::full(cell.clone(), bytes::Bytes::new()));
     }

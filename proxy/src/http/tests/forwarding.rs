@@ -128,3 +128,28 @@ fn websockets_become_tunnels_where_allowed() {
         assert!(response.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{response}");
     });
 }
+
+#[test]
+fn connect_can_end_here_and_go_on_as_tcp() {
+    on_worker(async {
+        let mut upstream = Upstream::start(&["pong"]).await;
+        let mut config = manager(json!([{"match": {"connect_matcher": {}}, "route": {"cluster": "c",
+            "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}]}}]));
+        config["upgrade_configs"] = json!([{"upgrade_type": "CONNECT"}]);
+        let proxy = Proxy::start(config, &[upstream.cluster("c")]).await;
+        let mut stream = proxy.connect().await;
+        stream.write_all(b"CONNECT h:80 HTTP/1.1\r\nhost: h:80\r\n\r\n").await.unwrap();
+        let mut head = [0; 15];
+        stream.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200 OK");
+        while !head.ends_with(b"\r\n\r\n") {
+            head.rotate_left(1);
+            stream.read_exact(&mut head[14..]).await.unwrap();
+        }
+        stream.write_all(b"ping\r\n\r\n").await.unwrap();
+        assert_eq!(upstream.request().await, "ping\r\n\r\n");
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"pong");
+    });
+}

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use hyper::upgrade::OnUpgrade;
 
 use crate::http::body::{Body, RequestSource};
@@ -100,7 +100,7 @@ fn server_name(cluster: &Cluster, cell: &Rc<StreamCell>) -> Option<String> {
     cluster.config.http.auto_sni.then(|| cell.with(|state| strip_port(state.request.host()).to_owned()))
 }
 
-fn choose(plan: &mut Plan, state: &mut StreamState) -> Result<Arc<Host>, Failure> {
+pub(super) fn choose(plan: &mut Plan, state: &mut StreamState) -> Result<Arc<Host>, Failure> {
     let info = &mut state.stream.info;
     info.upstream.attempts += 1;
     let policy = plan.retry.as_ref().and_then(|retry| retry.policy());
@@ -154,6 +154,10 @@ fn build(plan: &Plan, state: &mut StreamState, host: &Host, protocol: Version) -
     let counts = plan.route.virtual_host().counts_attempts;
     let request = build_request(headers, protocol, counts.then_some(attempts));
     let mut request = request.ok_or(FailureKind::BadRequest)?;
+    if attempts > 1 && plan.route.virtual_host().marks_timeout_retry {
+        let value = HeaderValue::from_static(if plan.was_timeout { "true" } else { "false" });
+        request.headers_mut().insert(names::X_ENVOY_IS_TIMEOUT_RETRY.clone(), value);
+    }
     if attempts > 1 && let Some(left) = left {
         request.headers_mut().insert(names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS.clone(), left);
     }
@@ -179,7 +183,11 @@ pub(super) fn build_request(headers: &RequestHeaders, protocol: Version, attempt
             // An extended CONNECT becomes the upgrade that it stands for.
             *request.method_mut() = Method::GET;
         }
-        *request.uri_mut() = Uri::from(headers.path.clone());
+        *request.uri_mut() = if *request.method() == Method::CONNECT {
+            Uri::builder().authority(headers.authority.as_bytes()).build().ok()?
+        } else {
+            Uri::from(headers.path.clone())
+        };
         map = headers_for_http1(headers);
     }
     if let Some(attempt) = attempt {
@@ -192,6 +200,7 @@ pub(super) fn build_request(headers: &RequestHeaders, protocol: Version, attempt
 /// Counts a failed attempt and tells outlier detection whose fault it was.
 fn blame(plan: &mut Plan, cell: &Rc<StreamCell>, failure: &Failure) {
     plan.abandon();
+    plan.was_timeout = failure.is_timeout();
     if failure.is_remote_reset() {
         plan.cluster.stats.upstream_rq_rx_reset.inc();
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use crate::http::headers::{RequestHeaders, names, number};
 use crate::http::local_reply::LocalReply;
@@ -34,6 +34,9 @@ pub(super) struct Plan {
     pub(super) suppresses_headers: bool,
     pub(super) is_internal: bool,
     pub(super) is_upgrade: bool,
+    pub(super) is_connect: bool,
+    /// The last attempt ran out of time.
+    pub(super) was_timeout: bool,
     /// Hosts that were tried.
     pub(super) tried: Vec<u64>,
     /// The host of the running attempt.
@@ -85,6 +88,8 @@ impl Plan {
             suppresses_headers,
             is_internal: stream.info.is_internal,
             is_upgrade: request.upgrade.is_some(),
+            is_connect: request.method == Method::CONNECT && request.upgrade.is_none(),
+            was_timeout: false,
             tried: Vec::new(),
             host: None,
             attempt_end: None,
@@ -98,6 +103,12 @@ impl Plan {
             RouteKind::Forward(action) => Some(action),
             RouteKind::Redirect(_) | RouteKind::Direct(_) => None,
         }
+    }
+
+    /// A CONNECT that ends here and goes on as TCP.
+    pub(super) fn terminates_connect(&self) -> bool {
+        let rules = self.action().map(|action| action.upgrades.as_slice()).unwrap_or_default();
+        self.is_connect && rules.iter().any(|rule| rule.kind.as_ref() == "CONNECT" && rule.terminates_connect)
     }
 
     /// What is left of the global timeout for another attempt, as the upstream is told.

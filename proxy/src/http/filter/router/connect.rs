@@ -1,0 +1,43 @@
+//! CONNECT that ends here: its payload goes on to the cluster as plain TCP.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use hyper::upgrade::OnUpgrade;
+
+use crate::http::headers::ResponseHeaders;
+use crate::http::stream::{ResponseBody, StreamCell, idle_timeout};
+use crate::http::upgrade;
+use crate::upstream::Outcome;
+
+use super::Forwarded;
+use super::attempt::choose;
+use super::failure::Failure;
+use super::plan::Plan;
+
+/// Connects, answers 200 and joins both sides.
+pub(super) async fn terminate(plan: &mut Plan, cell: &Rc<StreamCell>, downstream: OnUpgrade) -> Forwarded {
+    let host = match cell.with(|state| choose(plan, state)) {
+        Ok(host) => host,
+        Err(failure) => return Forwarded::Reply(plan.failure_reply(cell, failure)),
+    };
+    let worker = cell.with(|state| state.stream.worker().clone());
+    match worker.pools.tcp(&plan.cluster, &host, plan.priority).await {
+        Ok(connection) => {
+            plan.cluster.report(&host, Outcome::Connected, worker.random());
+            plan.charge(StatusCode::OK);
+            let idle = cell.with(|state| {
+                state.stream.info.set_details("via_upstream");
+                idle_timeout(&state.stream)
+            });
+            upgrade::tunnel(cell.clone(), downstream, async { Ok(connection.stream) }, idle, None);
+            let head = ResponseHeaders { status: StatusCode::OK, map: HeaderMap::new() };
+            Forwarded::Response(head, ResponseBody::full(cell.clone(), Bytes::new()))
+        }
+        Err(error) => {
+            plan.cluster.report(&host, Outcome::LocalFailure, worker.random());
+            Forwarded::Reply(plan.failure_reply(cell, Failure::from(error)))
+        }
+    }
+}
