@@ -77,6 +77,9 @@ pub enum Mode {
     Serve,
     /// Check the bootstrap and end.
     Validate,
+    /// Write the bootstrap, encoded, to standard output and end.
+    #[value(hide = true)]
+    Compile,
 }
 
 /// What a proxy is started with.
@@ -96,6 +99,8 @@ pub struct Options {
     pub drain_time: Duration,
     /// Where the admin interface's address is written.
     pub admin_address_path: Option<PathBuf>,
+    /// The bootstrap's file, to be shown, when `bootstrap` is the message read from it.
+    pub config_path: Option<PathBuf>,
     /// Log levels, for `/logging`.
     pub logging: Option<proto_component::logging::Logging>,
     /// Check the bootstrap and end.
@@ -126,8 +131,19 @@ impl Options {
             service_zone: None,
             drain_time: Duration::from_secs(600),
             admin_address_path: None,
+            config_path: None,
             logging: None,
             validate_only: false,
+        }
+    }
+}
+
+impl Options {
+    /// The bootstrap's file, if it came from one.
+    pub(crate) fn config_path(&self) -> Option<PathBuf> {
+        match &self.bootstrap {
+            BootstrapSource::File(file) | BootstrapSource::Merged(file, _) => Some(file.clone()),
+            BootstrapSource::Text(_) | BootstrapSource::Message(_) => self.config_path.clone(),
         }
     }
 }

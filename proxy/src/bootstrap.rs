@@ -1,7 +1,13 @@
 //! The bootstrap: an Envoy v3 `Bootstrap` in YAML or JSON. What we do not support is refused with its path.
-#![allow(deprecated, reason = "control planes still send the fields that Envoy has deprecated")]
+#![allow(
+    deprecated,
+    reason = "control planes still send the fields that Envoy has deprecated"
+)]
 
+mod compile;
 mod node;
+
+pub use compile::{compile, precompiled};
 
 use crate::{
     args::{BootstrapSource, Options},
@@ -54,23 +60,7 @@ pub(crate) struct Dynamic {
 impl Bootstrap {
     /// Reads and checks the bootstrap.
     pub(crate) fn load(options: &Options) -> anyhow::Result<Self> {
-        let (text, place) = match &options.bootstrap {
-            BootstrapSource::File(file) => (read(file)?, file.display().to_string()),
-            BootstrapSource::Text(text) => (text.clone(), "--config-yaml".to_owned()),
-            BootstrapSource::Message(wire) => {
-                return Self::new((**wire).clone(), options).context("check the bootstrap");
-            }
-            BootstrapSource::Merged(file, over) => {
-                let mut base =
-                    value(&read(file)?).with_context(|| format!("read {}", file.display()))?;
-                merge(&mut base, value(over).context("read --config-yaml")?);
-                let wire = proto::json::from_value(&base)
-                    .with_context(|| format!("read {} with --config-yaml", file.display()))?;
-                return Self::new(wire, options)
-                    .with_context(|| format!("check {}", file.display()));
-            }
-        };
-        let wire: Wire = proto::yaml::from_str(&text).with_context(|| format!("read {place}"))?;
+        let (wire, place) = read(&options.bootstrap)?;
         Self::new(wire, options).with_context(|| format!("check {place}"))
     }
 
@@ -138,7 +128,32 @@ impl Bootstrap {
     }
 }
 
-fn read(file: &std::path::Path) -> anyhow::Result<String> {
+/// Reads the message; where it came from goes with it.
+pub(crate) fn read(source: &BootstrapSource) -> anyhow::Result<(Wire, String)> {
+    match source {
+        BootstrapSource::Message(wire) => Ok(((**wire).clone(), "the bootstrap".to_owned())),
+        BootstrapSource::Text(text) => {
+            let place = "--config-yaml";
+            let wire = proto::yaml::from_str(text).with_context(|| format!("read {place}"))?;
+            Ok((wire, place.to_owned()))
+        }
+        BootstrapSource::File(file) => {
+            let place = file.display().to_string();
+            let text = read_file(file)?;
+            let wire = proto::yaml::from_str(&text).with_context(|| format!("read {place}"))?;
+            Ok((wire, place))
+        }
+        BootstrapSource::Merged(file, over) => {
+            let place = format!("{} with --config-yaml", file.display());
+            let mut base = value(&read_file(file)?).with_context(|| format!("read {place}"))?;
+            merge(&mut base, value(over).context("read --config-yaml")?);
+            let wire = proto::json::from_value(&base).with_context(|| format!("read {place}"))?;
+            Ok((wire, place))
+        }
+    }
+}
+
+fn read_file(file: &std::path::Path) -> anyhow::Result<String> {
     std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))
 }
 

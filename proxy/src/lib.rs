@@ -44,5 +44,6 @@ mod wire;
 mod worker;
 mod xds;
 
-pub use args::{Args, BootstrapSource, Options};
+pub use args::{Args, BootstrapSource, Mode, Options};
+pub use bootstrap::{compile, precompiled};
 pub use run::run;

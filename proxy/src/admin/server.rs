@@ -148,18 +148,11 @@ impl Admin {
         bootstrap: Arc<Bootstrap>,
         options: &Options,
     ) -> Self {
-        let config_path = match &options.bootstrap {
-            crate::args::BootstrapSource::File(file)
-            | crate::args::BootstrapSource::Merged(file, _) => Some(file.clone()),
-            crate::args::BootstrapSource::Text(_) | crate::args::BootstrapSource::Message(_) => {
-                None
-            }
-        };
         Self {
             store,
             bootstrap,
             logging: options.logging.clone(),
-            config_path,
+            config_path: options.config_path(),
         }
     }
 

@@ -1,2 +1,28 @@
-//! Entry point.
-fn main() {}
+//! `bireme-proxy`: flags → options → [`proxy::run`].
+
+use clap::Parser as _;
+use proto_component::process::{self, Usage};
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let args = proxy::Args::parse();
+    let (log, mode) = (args.log(), args.mode);
+    let options = match args.options() {
+        Ok(options) => options,
+        Err(error) => return process::exit_code("bireme-proxy", Err(Usage(error).into())),
+    };
+    if mode == proxy::Mode::Compile {
+        return process::exit_code("bireme-proxy", proxy::compile(&options));
+    }
+    let options = proxy::precompiled(options);
+    process::run("bireme-proxy", &log, |process| async move {
+        let options = proxy::Options {
+            logging: Some(process.logging.clone()),
+            ..options
+        };
+        proxy::run(options, process.drain.clone()).await
+    })
+}

