@@ -1,9 +1,10 @@
 //! `biremectl proxy-config`: what a proxy is configured with, in istioctl's columns. It is read from the proxy's own admin
 //! interface, so it works for our proxy and for an Envoy alike. Each subcommand is a pure function from an admin page to
-//! rows; fetching the page is [`crate::local`]'s.
+//! rows; fetching the page is [`command`]'s.
 
 pub mod bootstrap;
 pub mod cluster;
+pub mod command;
 pub mod endpoint;
 pub mod listener;
 pub mod route;

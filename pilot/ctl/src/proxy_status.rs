@@ -1,8 +1,31 @@
 //! `biremectl proxy-status`: how far each proxy's configuration is in step with Pilot, from Pilot's `/debug/syncz`.
 
+use std::process::ExitCode;
+
+use anyhow::Context as _;
 use serde_json::Value;
 
-use crate::table::Table;
+use crate::{
+    args::ProxyStatusArgs,
+    local::{NAMESPACE, PodRequest, commands},
+    table::Table,
+};
+
+/// Asks Pilot, and prints.
+pub(crate) async fn run(args: ProxyStatusArgs) -> anyhow::Result<ExitCode> {
+    let client = commands::client(&args.mesh)?;
+    let request = PodRequest {
+        namespace: NAMESPACE.into(),
+        pod: "deploy/istio-pilot".into(),
+        port: 8080,
+        path: "/debug/syncz".into(),
+        method: "GET".into(),
+    };
+    let body = client.ask_pod(&request).await.context("ask Pilot")?;
+    let syncz: Value = serde_json::from_slice(&body).context("read Pilot's /debug/syncz")?;
+    rows(&syncz, "istio-pilot").print(args.format.output)?;
+    Ok(ExitCode::SUCCESS)
+}
 
 /// A row for each proxy that is connected to Pilot; `pilot` is the name of the instance that was asked.
 pub fn rows(syncz: &Value, pilot: &str) -> Table {

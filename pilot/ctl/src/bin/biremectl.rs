@@ -1,2 +1,5 @@
-//! Entry point.
-fn main() {}
+//! The program; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    pilot_ctl::run()
+}

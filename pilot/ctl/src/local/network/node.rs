@@ -111,6 +111,22 @@ impl Node {
             .context("the node's thread is gone")?
     }
 
+    /// Runs a program of the system in the node's namespace, off the node's own thread.
+    pub(crate) async fn run_program(
+        &self,
+        program: &'static str,
+        args: &'static [&'static str],
+        input: String,
+    ) -> anyhow::Result<()> {
+        self.run("node-program", async move {
+            // Started from the node's thread, so the helper thread is in the node's namespace as well.
+            tokio::task::spawn_blocking(move || run_with_input(program, args, &input))
+                .await
+                .context("the helper thread ended")?
+        })
+        .await
+    }
+
     /// Hooks a pod up; the namespace returned keeps the link alive.
     pub(crate) async fn add_pod(&self, link: String, address: Ipv4Addr) -> anyhow::Result<Namespace> {
         let node = self.namespace().context("pods share the host's network")?;
@@ -119,11 +135,8 @@ impl Node {
             tokio::task::spawn_blocking(move || Namespace::for_pod(&node, &name, address))
                 .await
                 .context("make the pod's network")??;
-        self.run("pod-link", async move {
-            let batch = Namespace::node_side(&link, address, ADDRESS);
-            run_with_input("ip", &["-batch", "-"], &batch)
-        })
-        .await?;
+        let batch = Namespace::node_side(&link, address, ADDRESS);
+        self.run_program("ip", &["-batch", "-"], batch).await?;
         Ok(namespace)
     }
 }

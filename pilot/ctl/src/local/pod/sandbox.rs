@@ -77,8 +77,21 @@ pub fn exec(spec: &Path) -> anyhow::Error {
     }
 }
 
+/// `pod-enter`: as [`enter`], with the environment of the container's process.
+pub(crate) fn enter_container(args: &crate::args::PodEnterArgs) -> anyhow::Error {
+    let environment = match fs::read(format!("/proc/{}/environ", args.pid)) {
+        Ok(bytes) => bytes,
+        Err(error) => return anyhow::Error::new(error).context("the container does not run any more"),
+    };
+    let variables = environment.split(|byte| *byte == 0).filter_map(|variable| {
+        let text = String::from_utf8_lossy(variable).into_owned();
+        text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
+    });
+    enter(args.pid, User { uid: args.uid, gid: args.gid }, variables.collect(), &args.command)
+}
+
 /// Joins a running container (its namespaces and root) and becomes `command` there. Returns only on failure.
-pub(crate) fn enter(pid: i32, user: User, environment: Vec<(String, String)>, command: &[String]) -> anyhow::Error {
+fn enter(pid: i32, user: User, environment: Vec<(String, String)>, command: &[String]) -> anyhow::Error {
     match join(pid, user, environment, command) {
         Ok(mut command) => {
             let program = command.get_program().to_owned();

@@ -1,0 +1,116 @@
+//! The command line, and the way from it to the commands.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+use proto_component::{args::LogArgs, process};
+
+use crate::{
+    analyze::AnalyzeArgs,
+    kube_inject::KubeInjectArgs,
+    local::{self, FormatArgs, LocalArgs, MeshArgs, pod::sandbox},
+    proxy_config::command::ProxyConfigArgs,
+    version::VersionArgs,
+};
+
+/// Bireme, a service mesh: run it on this machine, look into it, check its configuration
+#[derive(Debug, Parser)]
+#[command(name = "biremectl", version, propagate_version = false, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The mesh on this machine
+    Local(LocalArgs),
+    /// How far each proxy's configuration is in step with Pilot
+    #[command(visible_alias = "ps")]
+    ProxyStatus(ProxyStatusArgs),
+    /// What a proxy is configured with
+    #[command(visible_alias = "pc")]
+    ProxyConfig(ProxyConfigArgs),
+    /// Find mistakes in configuration: of the mesh on this machine, or of files
+    Analyze(AnalyzeArgs),
+    /// Add the proxy to the pods of a manifest
+    KubeInject(KubeInjectArgs),
+    /// Versions of this program and of the mesh
+    Version(VersionArgs),
+    /// Print a shell's completion script
+    Completion {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Becomes a container's program (started by the platform)
+    #[command(hide = true)]
+    PodExec {
+        /// What the container looks like.
+        spec: PathBuf,
+    },
+    /// Joins a container (started by `local exec`)
+    #[command(hide = true)]
+    PodEnter(PodEnterArgs),
+}
+
+/// `proxy-status`.
+#[derive(Debug, clap::Args)]
+pub struct ProxyStatusArgs {
+    /// Which mesh.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub format: FormatArgs,
+}
+
+/// `pod-enter`.
+#[derive(Debug, clap::Args)]
+pub struct PodEnterArgs {
+    /// A process of the container.
+    pub pid: i32,
+    /// User to become.
+    #[arg(long)]
+    pub uid: Option<u32>,
+    /// Group to become.
+    #[arg(long)]
+    pub gid: Option<u32>,
+    /// Command and arguments.
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+/// Reads the command line and does what it says.
+pub fn run() -> ExitCode {
+    match Cli::parse().command {
+        // Namespaces are entered by thread: no runtime may have been started.
+        Command::PodExec { spec } => process::exit_code("biremectl", Err(sandbox::exec(&spec))),
+        Command::PodEnter(args) => process::exit_code("biremectl", Err(sandbox::enter_container(&args))),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "biremectl", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+        Command::Local(args) => run_local(args),
+        Command::ProxyStatus(args) => process::run_command("biremectl", crate::proxy_status::run(args)),
+        Command::ProxyConfig(args) => process::run_command("biremectl", crate::proxy_config::command::run(args)),
+        Command::Analyze(args) => process::run_command("biremectl", crate::analyze::run(args)),
+        Command::KubeInject(args) => process::run_command("biremectl", crate::kube_inject::run(args)),
+        Command::Version(args) => process::run_command("biremectl", crate::version::run(args)),
+    }
+}
+
+fn run_local(args: LocalArgs) -> ExitCode {
+    let local::Command::Up(up) = args.command else {
+        return process::run_command("biremectl", local::commands::run(args));
+    };
+    let state = match local::commands::state_dir(&args.mesh) {
+        Ok(state) => state,
+        Err(error) => return process::exit_code("biremectl", Err(error)),
+    };
+    let log = local::log_file(&state);
+    let log = LogArgs { target: vec![log], ..LogArgs::default() };
+    process::run("biremectl", &log, |process| local::run_up(process, *up, state))
+}

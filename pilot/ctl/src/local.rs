@@ -1,0 +1,206 @@
+//! `biremectl local`: the mesh on one machine, a small platform with Kubernetes' vocabulary.
+//!
+//! Flow: [`up`] (values, control plane, application) → [`apply`] (manifests → [`admission`] → [`store`]) → [`platform`]
+//! (the loop) → [`workloads`] → [`pod`] (processes in namespaces), [`services`] → [`network`], [`mirror`] → Galley.
+//! Beside it [`api`] and [`client`] (the control socket), [`commands`] (everything but `up`), [`state`] (what must be found
+//! again), [`identity`] (tokens, serving certificates).
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+mod admission;
+mod api;
+mod apply;
+pub(crate) mod client;
+pub(crate) mod commands;
+mod control_plane;
+mod http_client;
+mod identity;
+mod kinds;
+mod mirror;
+mod network;
+mod platform;
+pub(crate) mod pod;
+mod progress;
+mod services;
+mod state;
+mod store;
+mod up;
+mod values;
+mod workloads;
+
+pub(crate) use api::PodRequest;
+pub(crate) use control_plane::NAMESPACE;
+pub use up::UpArgs;
+
+use crate::table::Format;
+
+/// Where `local up` logs to: nothing but the table goes to the terminal.
+pub(crate) fn log_file(state: &state::StateDir) -> String {
+    // The directory is made before the log is opened.
+    if state::create_private(&state.path("")).is_err() {
+        return "stderr".into();
+    }
+    state.path("biremectl.log").to_string_lossy().into_owned()
+}
+
+/// Runs `local up`.
+pub(crate) async fn run_up(
+    process: proto_component::Process,
+    args: UpArgs,
+    state: state::StateDir,
+) -> anyhow::Result<()> {
+    up::run(process, args, state).await
+}
+
+/// Which mesh of this machine.
+#[derive(Clone, Debug, Args)]
+pub struct MeshArgs {
+    /// Name of the mesh on this machine.
+    #[arg(long, default_value = "default", global = true)]
+    pub name: String,
+    /// Where state lies when not run as root.
+    #[arg(long, env = "XDG_RUNTIME_DIR", hide = true, hide_env_values = true, global = true)]
+    pub runtime_dir: Option<String>,
+}
+
+/// `biremectl local …`.
+#[derive(Clone, Debug, Args)]
+pub struct LocalArgs {
+    /// Which mesh.
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do with the mesh on this machine.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Start a mesh and stay with it until Ctrl-C
+    Up(Box<UpArgs>),
+    /// End a mesh, whatever is left of it
+    Down,
+    /// Create or change the objects of a manifest
+    Apply(ManifestArgs),
+    /// Delete the objects of a manifest, or one object
+    Delete(DeleteArgs),
+    /// Show objects
+    Get(GetArgs),
+    /// Show a container's output
+    Logs(LogsArgs),
+    /// Run a command in a container
+    Exec(ExecArgs),
+    /// Set the number of a deployment's pods
+    Scale(ScaleArgs),
+    /// Start a deployment's pods anew, or delete a pod
+    Restart(TargetArgs),
+    /// Kill the process of a component or pod (SIGKILL), to see what happens
+    Kill(TargetArgs),
+    /// Show the components: readiness, restarts, processes, memory, ports
+    Status(FormatArgs),
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct FormatArgs {
+    /// How to print.
+    #[arg(short = 'o', long = "output", value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+}
+
+/// A manifest.
+#[derive(Clone, Debug, Args)]
+pub struct ManifestArgs {
+    /// A file, a folder, or `-` for standard input; may be repeated.
+    #[arg(short = 'f', long = "filename", value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Namespace of objects that name none.
+    #[arg(short = 'n', long, default_value = "default")]
+    pub namespace: String,
+}
+
+/// What to delete.
+#[derive(Clone, Debug, Args)]
+pub struct DeleteArgs {
+    /// A file, a folder, or `-` for standard input; may be repeated.
+    #[arg(short = 'f', long = "filename", value_name = "FILE", conflicts_with = "object")]
+    pub files: Vec<PathBuf>,
+    /// KIND NAME…, or KIND/NAME….
+    #[arg(required_unless_present = "files")]
+    pub object: Vec<String>,
+    /// Namespace.
+    #[arg(short = 'n', long, default_value = "default")]
+    pub namespace: String,
+}
+
+/// What to show.
+#[derive(Clone, Debug, Args)]
+pub struct GetArgs {
+    /// Kind (`pods`, `vs`, `deployments`, …) or KIND/NAME; pods if not given.
+    #[arg(default_value = "pods")]
+    pub kind: String,
+    /// Name.
+    pub name: Option<String>,
+    /// Namespace.
+    #[arg(short = 'n', long, default_value = "default")]
+    pub namespace: String,
+    /// All namespaces.
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub format: FormatArgs,
+}
+
+/// A pod, a deployment (`deploy/NAME` or just its name), or a component of the control plane.
+#[derive(Clone, Debug, Args)]
+pub struct TargetArgs {
+    /// Pod or deployment; NAME.NAMESPACE works too.
+    pub target: String,
+    /// Container.
+    #[arg(short = 'c', long)]
+    pub container: Option<String>,
+    /// Namespace.
+    #[arg(short = 'n', long)]
+    pub namespace: Option<String>,
+}
+
+/// Whose output.
+#[derive(Clone, Debug, Args)]
+pub struct LogsArgs {
+    /// The container.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Go on as it grows.
+    #[arg(short = 'f', long)]
+    pub follow: bool,
+    /// Only the last lines.
+    #[arg(long, value_name = "LINES")]
+    pub tail: Option<usize>,
+}
+
+/// What to run where.
+#[derive(Clone, Debug, Args)]
+pub struct ExecArgs {
+    /// The container.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Command and arguments, after `--`.
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+/// How many of what.
+#[derive(Clone, Debug, Args)]
+pub struct ScaleArgs {
+    /// Deployment.
+    pub deployment: String,
+    /// Number of pods.
+    pub replicas: u64,
+    /// Namespace.
+    #[arg(short = 'n', long)]
+    pub namespace: Option<String>,
+}

@@ -1,0 +1,181 @@
+//! The control plane's manifests: templates (in `manifests/`) filled in from the values. A component that is switched off
+//! has no manifests, and nothing in the mesh configuration speaks of it.
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use serde_json::{Value, json};
+
+use super::{identity::{ISSUER, Identity}, values::is_on};
+
+/// The namespace of the control plane.
+pub(crate) const NAMESPACE: &str = "istio-system";
+
+/// Mixer's attributes and default metrics.
+const MIXER_CONFIG: &str = include_str!("../../../../mixer/default/config.yaml");
+
+/// A manifest with its name for messages.
+pub(crate) struct Manifest {
+    /// `galley.yaml`.
+    pub name: &'static str,
+    /// YAML.
+    pub text: String,
+}
+
+/// All manifests of the control plane, in the order in which they are applied.
+pub(crate) fn manifests(values: &Value, identity: &Identity, state: &str) -> anyhow::Result<Vec<Manifest>> {
+    let mesh = proto::yaml::to_string(&mesh_config(values)).context("write the mesh configuration")?;
+    let base = json!({
+        "values": values,
+        "namespace": NAMESPACE,
+        "state": state,
+        "mesh": mesh,
+        "issuer": ISSUER,
+        "jwks": identity.jwks().to_string(),
+        "ca_bundle": base64::engine::general_purpose::STANDARD.encode(identity.ca_certificate()),
+    });
+    let with = |more: Value| {
+        let mut context = base.clone();
+        if let (Some(context), Value::Object(more)) = (context.as_object_mut(), more) {
+            context.extend(more);
+        }
+        context
+    };
+    let certificate = |service: &str| {
+        let names = [format!("{service}.{NAMESPACE}.svc"), format!("{service}.{NAMESPACE}.svc.cluster.local")];
+        let serving = identity.serving_certificate(names.to_vec())?;
+        anyhow::Ok(json!({"certificate": serving.certificate, "key": serving.key}))
+    };
+    let mut manifests = Vec::new();
+    let mut add = |name, template, context: Value| {
+        manifests.push(Manifest { name, text: render(name, template, &context)? });
+        anyhow::Ok(())
+    };
+    add("base.yaml", include_str!("manifests/base.yaml"), with(json!({})))?;
+    if is_on(values, "security.enabled") {
+        add("citadel.yaml", include_str!("manifests/citadel.yaml"), with(json!({})))?;
+    }
+    if is_on(values, "galley.enabled") {
+        add("galley.yaml", include_str!("manifests/galley.yaml"), with(certificate("istio-galley")?))?;
+    }
+    if is_on(values, "sidecarInjectorWebhook.enabled") {
+        add("injector.yaml", include_str!("manifests/injector.yaml"), with(certificate("istio-sidecar-injector")?))?;
+    }
+    if is_on(values, "pilot.enabled") {
+        add("pilot.yaml", include_str!("manifests/pilot.yaml"), with(json!({})))?;
+    }
+    for role in ["policy", "telemetry"] {
+        if is_on(values, &format!("mixer.{role}.enabled")) {
+            add("mixer.yaml", include_str!("manifests/mixer.yaml"), with(json!({"role": role})))?;
+        }
+    }
+    for (name, label) in [("istio-ingressgateway", "ingressgateway"), ("istio-egressgateway", "egressgateway")] {
+        if is_on(values, "gateways.enabled") && is_on(values, &format!("gateways.{name}.enabled")) {
+            let ports = if label == "ingressgateway" { values["local"]["hostPorts"].clone() } else { json!({}) };
+            let context = with(json!({"name": name, "label": label, "host_ports": ports}));
+            add("gateway.yaml", include_str!("manifests/gateway.yaml"), context)?;
+        }
+    }
+    Ok(manifests)
+}
+
+/// Configuration that the control plane itself wants in force, once Galley is there.
+pub(crate) fn default_configuration(values: &Value) -> Option<Manifest> {
+    let has_mixer = is_on(values, "mixer.policy.enabled") || is_on(values, "mixer.telemetry.enabled");
+    has_mixer.then(|| Manifest { name: "mixer/default/config.yaml", text: MIXER_CONFIG.to_owned() })
+}
+
+fn render(name: &'static str, template: &str, context: &Value) -> anyhow::Result<String> {
+    let mut environment = minijinja::Environment::new();
+    environment.set_undefined_behavior(minijinja::UndefinedBehavior::Chainable);
+    // Plain text: nothing is escaped, manifests quote for themselves.
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.render_str(template, context).with_context(|| format!("fill in {name}"))
+}
+
+/// The mesh configuration (ConfigMap `istio`, key `mesh`).
+pub(crate) fn mesh_config(values: &Value) -> Value {
+    let global = &values["global"];
+    let proxy = &global["proxy"];
+    let has_policy = is_on(values, "mixer.policy.enabled");
+    let mut mesh = json!({
+        "disablePolicyChecks": !has_policy || global["disablePolicyChecks"] == true,
+        "policyCheckFailOpen": global["policyCheckFailOpen"],
+        "enableTracing": global["enableTracing"],
+        "accessLogFile": proxy["accessLogFile"],
+        "accessLogFormat": proxy["accessLogFormat"],
+        "accessLogEncoding": proxy["accessLogEncoding"],
+        "connectTimeout": "10s",
+        "protocolDetectionTimeout": proxy["protocolDetectionTimeout"],
+        "dnsRefreshRate": proxy["dnsRefreshRate"],
+        "trustDomain": global["trustDomain"],
+        "enableAutoMtls": global["mtls"]["auto"],
+        "outboundTrafficPolicy": global["outboundTrafficPolicy"],
+        "rootNamespace": NAMESPACE,
+        "defaultConfig": {
+            "configPath": "/etc/istio/proxy",
+            "serviceCluster": "istio-proxy",
+            "drainDuration": "45s",
+            "parentShutdownDuration": "60s",
+            "proxyAdminPort": 15000,
+            "concurrency": proxy["concurrency"],
+            "discoveryAddress": format!("istio-pilot.{NAMESPACE}.svc:15010"),
+        },
+    });
+    if has_policy {
+        mesh["mixerCheckServer"] = json!(format!("istio-policy.{NAMESPACE}.svc.cluster.local:9091"));
+    }
+    if is_on(values, "mixer.telemetry.enabled") {
+        let telemetry = &values["mixer"]["telemetry"];
+        mesh["mixerReportServer"] = json!(format!("istio-telemetry.{NAMESPACE}.svc.cluster.local:9091"));
+        mesh["reportBatchMaxEntries"] = telemetry["reportBatchMaxEntries"].clone();
+        mesh["reportBatchMaxTime"] = telemetry["reportBatchMaxTime"].clone();
+    }
+    if is_on(values, "galley.enabled") && is_on(values, "global.useMCP") {
+        mesh["configSources"] = json!([{"address": format!("istio-galley.{NAMESPACE}.svc:9901")}]);
+    }
+    if is_on(values, "gateways.enabled") && is_on(values, "gateways.istio-ingressgateway.enabled") {
+        mesh["ingressService"] = json!("istio-ingressgateway");
+    }
+    if global["localityLbSetting"].as_object().is_some_and(|setting| !setting.is_empty()) {
+        mesh["localityLbSetting"] = global["localityLbSetting"].clone();
+    }
+    for (field, value) in values["meshConfig"].as_object().into_iter().flatten() {
+        mesh[field] = value.clone();
+    }
+    mesh
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::{kinds, values};
+
+    #[test]
+    fn every_manifest_is_of_known_kinds() {
+        let values = values::load(&[], &["global.mtls.enabled=true".into()]).unwrap();
+        let identity = Identity::generate().unwrap();
+        let manifests = manifests(&values, &identity, "/state").unwrap();
+        assert_eq!(manifests.len(), 9);
+        for manifest in manifests {
+            for document in proto::yaml::parse_documents(&manifest.text) {
+                let value = document.unwrap_or_else(|error| panic!("{}: {error}\n{}", manifest.name, manifest.text)).value;
+                let (api_version, kind) = (value["apiVersion"].as_str().unwrap(), value["kind"].as_str().unwrap());
+                assert!(kinds::by_api_version_kind(api_version, kind).is_some(), "{}: {api_version} {kind}", manifest.name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_mesh_configuration_is_one() {
+        type MeshConfig = proto::istio::mesh::v1alpha1::MeshConfig;
+        let values = values::load(&[], &[]).unwrap();
+        let mesh = mesh_config(&values);
+        let read: MeshConfig = proto::json::from_value(&mesh).unwrap();
+        assert_eq!(read.config_sources.len(), 1);
+        let without = values::load(&[], &["mixer.policy.enabled=false,mixer.telemetry.enabled=false,galley.enabled=false".into()]).unwrap();
+        let mesh = mesh_config(&without);
+        assert!(mesh.get("mixerCheckServer").is_none() && mesh.get("mixerReportServer").is_none());
+        assert!(mesh.get("configSources").is_none());
+        assert_eq!(mesh["disablePolicyChecks"], true);
+    }
+}

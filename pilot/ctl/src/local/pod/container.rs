@@ -1,0 +1,394 @@
+//! One container: started in its sandbox, watched by its probes, started again with back-off when it ends.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Container;
+use nix::{
+    sys::signal::{Signal, kill, killpg},
+    unistd::Pid,
+};
+use proto_component::backoff::Backoff;
+use tokio::{process::Child, time::Instant};
+
+use super::{
+    environment::{build_environment, expand},
+    lifecycle::PodContext,
+    probe::Probes,
+    sandbox::{Bind, Sandbox, User},
+    status::ContainerState,
+};
+use crate::local::{state::MARK, store::now};
+
+/// After running this long a container's next failure counts as its first.
+const STABLE: Duration = Duration::from_secs(60);
+
+/// How a container came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// With this exit code, and stays so.
+    Finished(i32),
+    /// The pod was told to go.
+    Stopped,
+}
+
+/// A container within its pod.
+pub(crate) struct Run<'a> {
+    /// The pod.
+    pub pod: &'a Arc<PodContext>,
+    /// Position among the init containers first, then the others.
+    pub index: usize,
+    /// Its specification.
+    pub container: &'a Container,
+    /// The pod's volumes on the host.
+    pub volumes: &'a BTreeMap<String, PathBuf>,
+    /// Whether it must come to an end by itself.
+    pub is_init: bool,
+}
+
+impl Run<'_> {
+    /// Keeps the container running (or runs it to its end, if that is what it is for).
+    pub(crate) async fn supervise(&self) -> End {
+        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30));
+        loop {
+            let started = Instant::now();
+            let outcome = match self.start().await {
+                Ok(child) => match self.watch(child).await {
+                    Some(outcome) => outcome,
+                    None => return End::Stopped,
+                },
+                Err(error) => Outcome { code: 128, message: format!("{error:#}") },
+            };
+            if outcome.code == 0 && (self.is_init || !self.pod.restarts_always()) {
+                self.pod.set_state(self.index, ContainerState::Terminated { code: 0 });
+                return End::Finished(0);
+            }
+            if self.pod.restarts_never() {
+                self.pod.set_state(self.index, ContainerState::Terminated { code: outcome.code });
+                return End::Finished(outcome.code);
+            }
+            if started.elapsed() > STABLE {
+                backoff.reset();
+            }
+            let delay = backoff.next_delay();
+            let reason = if backoff.attempts() > 2 { "CrashLoopBackOff" } else { "Error" };
+            self.pod.set_state(self.index, ContainerState::Waiting { reason, message: outcome.message });
+            let mut stop = self.pod.stop.clone();
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                _ = stop.wait_for(Option::is_some) => return End::Stopped,
+            }
+            self.pod.count_restart(self.index);
+        }
+    }
+
+    async fn start(&self) -> anyhow::Result<Child> {
+        let sandbox = self.sandbox()?;
+        let platform = &self.pod.platform;
+        let directory = self.pod.directory.join("containers").join(&self.container.name);
+        fs::create_dir_all(directory.join("root")).context("make the container's directory")?;
+        let spec = directory.join("spec.json");
+        fs::write(&spec, serde_json::to_vec(&sandbox)?).context("write the container's specification")?;
+        let log_path = self.pod.log_path(&self.container.name);
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log_path)
+            .with_context(|| format!("open {}", log_path.display()))?;
+        if let Some(uid) = sandbox.user.uid {
+            // Programs open /dev/stdout anew, which asks for the file's permissions.
+            std::os::unix::fs::fchown(&log, Some(uid), None).context("give the log to the container's user")?;
+        }
+        let mut command = tokio::process::Command::new(&platform.programs.own);
+        command
+            .arg("pod-exec")
+            .arg(&spec)
+            .env_clear()
+            .env(MARK, &platform.mesh_id)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("use the log")?)
+            .stderr(log)
+            .kill_on_drop(true);
+        let child = command.spawn().context("start a process")?;
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).context("the process ended at once")?;
+        platform.state.record(pid).context("record the process")?;
+        self.pod.set_state(self.index, ContainerState::Running { pid, started: now() });
+        Ok(child)
+    }
+
+    /// Waits for the end; none when the pod was told to go (the container is gone then).
+    async fn watch(&self, mut child: Child) -> Option<Outcome> {
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+        let mut probes = Probes::start(self.pod, self.index, self.container);
+        let mut stop = self.pod.stop.clone();
+        let outcome = tokio::select! {
+            status = child.wait() => Some(Outcome::of(status)),
+            Some(reason) = probes.failed.recv() => {
+                end(&mut child, pid, Duration::from_secs(2)).await;
+                Some(Outcome { code: 137, message: reason.to_owned() })
+            }
+            grace = async { stop.wait_for(Option::is_some).await.map_or(Duration::ZERO, |grace| grace.unwrap_or_default()) } => {
+                self.pod.set_ready(self.index, false);
+                end(&mut child, pid, grace).await;
+                None
+            }
+        };
+        drop(probes);
+        if let Some(pid) = pid {
+            // What it left behind in its session goes with it.
+            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+            self.pod.platform.state.forget(pid);
+        }
+        outcome
+    }
+
+    fn sandbox(&self) -> anyhow::Result<Sandbox> {
+        let (pod, container) = (self.pod, self.container);
+        let platform = &pod.platform;
+        let fields = pod.fields();
+        let mut environment = build_environment(container, &fields, &platform.store)?;
+        environment.push((MARK.to_owned(), platform.mesh_id.clone()));
+        let mut command = match &container.command {
+            Some(command) if !command.is_empty() => command.clone(),
+            _ => platform.programs.command_of_image(container.image.as_deref().unwrap_or_default())?,
+        };
+        command.extend(container.args.iter().flatten().cloned());
+        command.extend(platform.programs.extra_args(container));
+        let command = command.iter().map(|argument| expand(argument, &environment)).collect();
+        let isolated = platform.mode.is_isolated();
+        let mut sandbox = Sandbox {
+            network: pod.network_path(),
+            root: isolated.then(|| pod.directory.join("containers").join(&container.name).join("root")),
+            binds: self.binds()?,
+            resolv_conf: platform.resolv_conf(pod.namespace()),
+            hosts: format!("127.0.0.1 localhost\n::1 localhost\n{} {}\n", pod.ip(), pod.name()),
+            user: user(pod, container),
+            directory: container.working_dir.as_deref().map_or_else(|| PathBuf::from("/"), PathBuf::from),
+            command,
+            environment,
+        };
+        if !isolated {
+            platform.programs.among_host_files(&mut sandbox);
+        }
+        Ok(sandbox)
+    }
+
+    fn binds(&self) -> anyhow::Result<Vec<Bind>> {
+        let mut binds = self.pod.platform.programs.binds();
+        for mount in self.container.volume_mounts.iter().flatten() {
+            let volume = self
+                .volumes
+                .get(&mount.name)
+                .with_context(|| format!("there is no volume {} for {}", mount.name, mount.mount_path))?;
+            let source = match mount.sub_path.as_deref() {
+                Some(inside) if !inside.is_empty() => volume.join(inside),
+                _ => volume.clone(),
+            };
+            let target = PathBuf::from(&mount.mount_path);
+            binds.push(Bind { source, target, read_only: mount.read_only.unwrap_or(false) });
+        }
+        // A mount inside another one comes after it.
+        binds.sort_by_key(|bind| bind.target.components().count());
+        Ok(binds)
+    }
+}
+
+/// How a process ended.
+struct Outcome {
+    code: i32,
+    message: String,
+}
+
+impl Outcome {
+    fn of(status: std::io::Result<std::process::ExitStatus>) -> Self {
+        use std::os::unix::process::ExitStatusExt as _;
+        match status {
+            Ok(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => Self { code, message: format!("exit code {code}") },
+                (None, signal) => {
+                    let signal = signal.unwrap_or_default();
+                    Self { code: 128 + signal, message: format!("killed by signal {signal}") }
+                }
+            },
+            Err(error) => Self { code: 128, message: error.to_string() },
+        }
+    }
+}
+
+/// Asks the process to end, and makes it after `grace`.
+async fn end(child: &mut Child, pid: Option<i32>, grace: Duration) {
+    if let Some(pid) = pid {
+        // It may have ended already.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    }
+    if tokio::time::timeout(grace, child.wait()).await.is_err() {
+        let _ = child.kill().await;
+    }
+}
+
+/// Whom the container runs as: its own wish, the pod's, or the platform's user.
+pub(crate) fn user(pod: &PodContext, container: &Container) -> User {
+    let own = container.security_context.as_ref();
+    let shared = pod.pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let number = |own: Option<i64>, shared: Option<i64>| own.or(shared).and_then(|id| u32::try_from(id).ok());
+    if !pod.platform.mode.is_isolated() && !nix::unistd::geteuid().is_root() {
+        return User::default();
+    }
+    User {
+        uid: number(own.and_then(|context| context.run_as_user), shared.and_then(|context| context.run_as_user)),
+        gid: number(own.and_then(|context| context.run_as_group), shared.and_then(|context| context.run_as_group)),
+    }
+}
+
+/// Bireme's programs, and what stands in for them.
+#[derive(Clone, Debug)]
+pub(crate) struct Programs {
+    /// This program.
+    pub own: PathBuf,
+    /// Programs by the last segment of an image's name.
+    images: BTreeMap<String, PathBuf>,
+    /// A proxy to run in the place of the one inside the agent.
+    proxy: Option<PathBuf>,
+}
+
+/// Image (last segment), program, and the component's name for `--replace`.
+const IMAGES: &[(&str, &str, &str)] = &[
+    ("pilot", "pilot-discovery", "pilot"),
+    ("galley", "galley", "galley"),
+    ("citadel", "istio_ca", "citadel"),
+    ("mixer", "mixs", "mixer"),
+    ("sidecar_injector", "sidecar-injector", "injector"),
+    ("proxyv2", "pilot-agent", "agent"),
+    ("proxy_init", "istio-iptables", "capture"),
+    ("bookinfo", "bookinfo", "bookinfo"),
+];
+
+impl Programs {
+    /// Programs lie beside this one; `replacements` are `COMPONENT=PATH`.
+    pub(crate) fn find(replacements: &[String]) -> anyhow::Result<Self> {
+        let own = std::env::current_exe().context("find this program's file")?;
+        let directory = own.parent().unwrap_or(Path::new("/")).to_owned();
+        let mut programs = Self { own, images: BTreeMap::new(), proxy: None };
+        for (image, program, _) in IMAGES {
+            programs.images.insert((*image).to_owned(), directory.join(program));
+        }
+        for replacement in replacements {
+            programs.replace(replacement)?;
+        }
+        Ok(programs)
+    }
+
+    fn replace(&mut self, replacement: &str) -> anyhow::Result<()> {
+        let known: Vec<&str> = IMAGES.iter().map(|(_, _, component)| *component).chain(["proxy"]).collect();
+        let usage = |problem: String| anyhow::Error::from(proto_component::process::Usage(problem));
+        let (component, path) = replacement
+            .split_once('=')
+            .ok_or_else(|| usage(format!("--replace {replacement:?}: write COMPONENT=PATH")))?;
+        let path = fs::canonicalize(path).map_err(|error| usage(format!("--replace {component}: {path}: {error}")))?;
+        if component == "proxy" {
+            self.proxy = Some(path);
+            return Ok(());
+        }
+        let Some((image, _, _)) = IMAGES.iter().find(|(_, _, name)| *name == component) else {
+            return Err(usage(format!("--replace: there is no component {component:?}; there are {}", known.join(", "))));
+        };
+        self.images.insert((*image).to_owned(), path);
+        Ok(())
+    }
+
+    /// Programs that are missing, of those that the images name.
+    pub(crate) fn missing(&self) -> Vec<&Path> {
+        self.images.values().filter(|path| !path.exists()).map(PathBuf::as_path).collect()
+    }
+
+    fn command_of_image(&self, image: &str) -> anyhow::Result<Vec<String>> {
+        let name = image_name(image);
+        let file = self.images.get(name).with_context(|| {
+            let known: Vec<&String> = self.images.keys().collect();
+            format!("image {image:?} is none of Bireme's ({known:?}); give the container a `command` of this machine")
+        })?;
+        anyhow::ensure!(file.exists(), "{} does not exist: build it (`cargo build --release`)", file.display());
+        Ok(vec![program_name(name).to_owned()])
+    }
+
+    /// Programs as they appear in `/usr/local/bin`.
+    fn binds(&self) -> Vec<Bind> {
+        let bin = Path::new("/usr/local/bin");
+        let existing = self.images.iter().filter(|(_, path)| path.exists());
+        let mut binds: Vec<Bind> = existing
+            .map(|(image, path)| Bind { source: path.clone(), target: bin.join(program_name(image)), read_only: true })
+            .collect();
+        if let Some(proxy) = &self.proxy {
+            binds.push(Bind { source: proxy.clone(), target: bin.join("envoy"), read_only: true });
+        }
+        binds
+    }
+
+    /// Arguments that the platform adds: the replaced proxy's path.
+    fn extra_args(&self, container: &Container) -> Vec<String> {
+        let is_agent = image_name(container.image.as_deref().unwrap_or_default()) == "proxyv2"
+            && container.args.as_ref().is_some_and(|args| args.first().is_some_and(|first| first == "proxy"));
+        if self.proxy.is_some() && is_agent { vec!["--binaryPath=/usr/local/bin/envoy".into()] } else { Vec::new() }
+    }
+
+    /// Rewrites a sandbox for running among the host's files: mount paths become the paths of what would be mounted.
+    fn among_host_files(&self, sandbox: &mut Sandbox) {
+        let mut binds = std::mem::take(&mut sandbox.binds);
+        // The deepest mount path first, so that a path is replaced by the mount that holds it.
+        binds.sort_by_key(|bind| std::cmp::Reverse(bind.target.components().count()));
+        let rewrite = |text: &str| {
+            binds.iter().fold(text.to_owned(), |text, bind| {
+                text.replace(&*bind.target.to_string_lossy(), &bind.source.to_string_lossy())
+            })
+        };
+        if let Some(name) = sandbox.command.first_mut()
+            && let Some((image, _, _)) = IMAGES.iter().find(|(_, program, _)| program == name)
+            && let Some(file) = self.images.get(*image)
+        {
+            *name = file.to_string_lossy().into_owned();
+        }
+        sandbox.command = sandbox.command.iter().map(|argument| rewrite(argument)).collect();
+        for (name, value) in &mut sandbox.environment {
+            if name != "PATH" {
+                *value = rewrite(value);
+            }
+        }
+    }
+}
+
+fn image_name(image: &str) -> &str {
+    let last = image.rsplit('/').next().unwrap_or(image);
+    last.split([':', '@']).next().unwrap_or(last)
+}
+
+fn program_name(image: &str) -> &str {
+    IMAGES.iter().find(|(name, _, _)| *name == image).map_or(image, |(_, program, _)| program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_stands_for_the_program_of_its_last_segment() {
+        assert_eq!(image_name("bireme/proxyv2:latest"), "proxyv2");
+        assert_eq!(image_name("docker.io/istio/pilot@sha256:00"), "pilot");
+        assert_eq!(program_name("pilot"), "pilot-discovery");
+    }
+
+    #[test]
+    fn a_component_is_replaced_by_name() {
+        let programs = Programs::find(&["proxy=/bin/sh".into(), "pilot=/bin/sh".into()]).unwrap();
+        assert!(programs.proxy.is_some());
+        assert!(programs.images["pilot"].exists());
+        assert!(Programs::find(&["rudder=/bin/sh".into()]).unwrap_err().to_string().contains("there is no component"));
+        assert!(Programs::find(&["pilot".into()]).is_err());
+    }
+}
