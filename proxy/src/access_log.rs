@@ -64,7 +64,11 @@ impl AccessLogs {
     /// Writes the line of a stream that is over to every log whose filter lets it through.
     pub(crate) fn log(&self, context: &FormatContext<'_>) {
         for log in &self.0 {
-            if log.filter.as_ref().is_none_or(|filter| filter.matches(context)) {
+            if log
+                .filter
+                .as_ref()
+                .is_none_or(|filter| filter.matches(context))
+            {
                 LINE.with_borrow_mut(|line| {
                     line.clear();
                     log.line.write(context, line);
@@ -82,7 +86,12 @@ impl AccessLogs {
 
 impl AccessLog {
     fn try_new(log: &wire::AccessLog, sinks: &Sinks) -> Result<Self, Invalid> {
-        let filter = log.filter.as_ref().map(LogFilter::try_from).transpose().at("filter")?;
+        let filter = log
+            .filter
+            .as_ref()
+            .map(LogFilter::try_from)
+            .transpose()
+            .at("filter")?;
         let Some(wire::access_log::ConfigType::TypedConfig(any)) = &log.config_type else {
             return Err(Invalid::new("typed_config is needed"));
         };
@@ -97,14 +106,20 @@ impl AccessLog {
                 let format = config.access_log_format.map(|format| match format {
                     stream::stdout_access_log::AccessLogFormat::LogFormat(format) => format,
                 });
-                (stream_format(format.as_ref())?, sinks.file("/dev/stdout").at("stdout")?)
+                (
+                    stream_format(format.as_ref())?,
+                    sinks.file("/dev/stdout").at("stdout")?,
+                )
             }
             "envoy.extensions.access_loggers.stream.v3.StderrAccessLog" => {
                 let config: stream::StderrAccessLog = proto::any::unpack(any)?;
                 let format = config.access_log_format.map(|format| match format {
                     stream::stderr_access_log::AccessLogFormat::LogFormat(format) => format,
                 });
-                (stream_format(format.as_ref())?, sinks.file("/dev/stderr").at("stderr")?)
+                (
+                    stream_format(format.as_ref())?,
+                    sinks.file("/dev/stderr").at("stderr")?,
+                )
             }
             other => return Err(Invalid::unsupported(&format!("access logger {other}"))),
         };
@@ -118,16 +133,24 @@ impl LineFormat {
         use core::substitution_format_string::Format as Wire;
         match &format.format {
             #[allow(deprecated, reason = "control planes still send text_format")]
-            Some(Wire::TextFormat(text)) => {
-                Ok(LineFormat::Text(Format::parse(text).at("text_format")?, format.omit_empty_values))
-            }
+            Some(Wire::TextFormat(text)) => Ok(LineFormat::Text(
+                Format::parse(text).at("text_format")?,
+                format.omit_empty_values,
+            )),
             Some(Wire::TextFormatSource(source)) => {
-                let text = crate::http::local_reply::data_source(source).at("text_format_source")?;
-                let text = String::from_utf8(text.to_vec()).map_err(|_| Invalid::new("the format is not UTF-8"))?;
-                Ok(LineFormat::Text(Format::parse(&text)?, format.omit_empty_values))
+                let text =
+                    crate::http::local_reply::data_source(source).at("text_format_source")?;
+                let text = String::from_utf8(text.to_vec())
+                    .map_err(|_| Invalid::new("the format is not UTF-8"))?;
+                Ok(LineFormat::Text(
+                    Format::parse(&text)?,
+                    format.omit_empty_values,
+                ))
             }
             Some(Wire::JsonFormat(fields)) => {
-                JsonFormat::try_new(fields, format.omit_empty_values, true).map(LineFormat::Json).at("json_format")
+                JsonFormat::try_new(fields, format.omit_empty_values, true)
+                    .map(LineFormat::Json)
+                    .at("json_format")
             }
             None => Err(Invalid::new("a format is needed")),
         }
@@ -153,22 +176,29 @@ impl LineFormat {
 }
 
 fn stream_format(format: Option<&core::SubstitutionFormatString>) -> Result<LineFormat, Invalid> {
-    format.map_or_else(default_format, |format| LineFormat::try_new(format).at("log_format"))
+    format.map_or_else(default_format, |format| {
+        LineFormat::try_new(format).at("log_format")
+    })
 }
 
-#[allow(deprecated, reason = "older control planes send the file logger's own format fields")]
-fn file_format(format: Option<&file::file_access_log::AccessLogFormat>) -> Result<LineFormat, Invalid> {
+#[allow(
+    deprecated,
+    reason = "older control planes send the file logger's own format fields"
+)]
+fn file_format(
+    format: Option<&file::file_access_log::AccessLogFormat>,
+) -> Result<LineFormat, Invalid> {
     use file::file_access_log::AccessLogFormat as Wire;
     match format {
         None => default_format(),
         Some(Wire::Format(text)) if text.is_empty() => default_format(),
         Some(Wire::Format(text)) => Ok(LineFormat::Text(Format::parse(text).at("format")?, false)),
-        Some(Wire::JsonFormat(fields)) => {
-            JsonFormat::try_new(fields, false, false).map(LineFormat::Json).at("json_format")
-        }
-        Some(Wire::TypedJsonFormat(fields)) => {
-            JsonFormat::try_new(fields, false, true).map(LineFormat::Json).at("typed_json_format")
-        }
+        Some(Wire::JsonFormat(fields)) => JsonFormat::try_new(fields, false, false)
+            .map(LineFormat::Json)
+            .at("json_format"),
+        Some(Wire::TypedJsonFormat(fields)) => JsonFormat::try_new(fields, false, true)
+            .map(LineFormat::Json)
+            .at("typed_json_format"),
         Some(Wire::LogFormat(format)) => LineFormat::try_new(format).at("log_format"),
     }
 }

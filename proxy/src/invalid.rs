@@ -83,7 +83,10 @@ mod tests {
 
     #[test]
     fn path_is_built_from_the_inside_out() {
-        let error = Invalid::new("no").at("[2]").at("routes").at("virtual_hosts[1]");
+        let error = Invalid::new("no")
+            .at("[2]")
+            .at("routes")
+            .at("virtual_hosts[1]");
         assert_eq!(error.to_string(), "virtual_hosts[1].routes[2]: no");
     }
 }

@@ -11,8 +11,8 @@ use proto::envoy::config::rbac::v3 as wire;
 
 use crate::http::headers::RequestHeaders;
 use crate::invalid::{At as _, Invalid, try_all};
-use crate::stream_info::DynamicMetadata;
 use crate::listener::ConnectionInfo;
+use crate::stream_info::DynamicMetadata;
 
 use permission::Permission;
 use principal::Principal;
@@ -63,9 +63,14 @@ impl TryFrom<&wire::Rbac> for RbacEngine {
         let policies = rules
             .policies
             .iter()
-            .map(|(name, policy)| Policy::try_new(name, policy).at(format_args!("policies[{name}]")))
+            .map(|(name, policy)| {
+                Policy::try_new(name, policy).at(format_args!("policies[{name}]"))
+            })
             .collect::<Result<_, _>>()?;
-        Ok(RbacEngine { action: rules.action(), policies })
+        Ok(RbacEngine {
+            action: rules.action(),
+            policies,
+        })
     }
 }
 
@@ -92,7 +97,9 @@ impl Policy {
             return Err(Invalid::unsupported("a CEL condition").at("condition"));
         }
         if policy.permissions.is_empty() || policy.principals.is_empty() {
-            return Err(Invalid::new("at least one permission and one principal are needed"));
+            return Err(Invalid::new(
+                "at least one permission and one principal are needed",
+            ));
         }
         Ok(Policy {
             name: name.into(),
@@ -102,7 +109,12 @@ impl Policy {
     }
 
     fn matches(&self, context: &RbacContext<'_>) -> bool {
-        self.permissions.iter().any(|permission| permission.matches(context))
-            && self.principals.iter().any(|principal| principal.matches(context))
+        self.permissions
+            .iter()
+            .any(|permission| permission.matches(context))
+            && self
+                .principals
+                .iter()
+                .any(|principal| principal.matches(context))
     }
 }

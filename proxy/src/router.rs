@@ -87,7 +87,9 @@ impl TryFrom<wire::RouteConfiguration> for RouteTable {
             return Err(Invalid::unsupported("VHDS").at("vhds"));
         }
         if !config.cluster_specifier_plugins.is_empty() {
-            return Err(Invalid::unsupported("a cluster specifier plugin").at("cluster_specifier_plugins"));
+            return Err(
+                Invalid::unsupported("a cluster specifier plugin").at("cluster_specifier_plugins")
+            );
         }
         let body_limit = config.max_direct_response_body_size_bytes.unwrap_or(4096) as usize;
         let virtual_hosts = try_all("virtual_hosts", &config.virtual_hosts, |host| {
@@ -129,7 +131,11 @@ impl TryFrom<wire::RouteConfiguration> for RouteTable {
 
 impl RouteTable {
     /// Finds the virtual host and the first route that matches.
-    pub(crate) fn select(table: &WorkerTable, headers: &RequestHeaders, info: &StreamInfo) -> Selection {
+    pub(crate) fn select(
+        table: &WorkerTable,
+        headers: &RequestHeaders,
+        info: &StreamInfo,
+    ) -> Selection {
         let host = match &table.vhost_header {
             Some(name) => headers.text(name).unwrap_or_default(),
             None => headers.host(),
@@ -152,7 +158,9 @@ impl RouteTable {
             .iter()
             .position(|route| route.route_match.matches(path, headers, info))
         {
-            Some(route) => Selection::Route(SelectedRoute::new(table.clone(), index, route, headers)),
+            Some(route) => {
+                Selection::Route(SelectedRoute::new(table.clone(), index, route, headers))
+            }
             None => Selection::None,
         }
     }
@@ -173,7 +181,8 @@ impl Mutations {
     ) -> Result<Self, Invalid> {
         Ok(Mutations {
             request: HeaderMutations::try_new(request_add, request_remove).at("request_headers")?,
-            response: HeaderMutations::try_new(response_add, response_remove).at("response_headers")?,
+            response: HeaderMutations::try_new(response_add, response_remove)
+                .at("response_headers")?,
         })
     }
 }

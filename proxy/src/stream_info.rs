@@ -149,8 +149,6 @@ impl DynamicMetadata {
 
     /// Everything, by filter.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Struct)> {
-        self.0
-            .iter()
-            .map(|(name, fields)| (name.as_ref(), fields))
+        self.0.iter().map(|(name, fields)| (name.as_ref(), fields))
     }
 }

@@ -54,49 +54,76 @@ impl TryFrom<&wire::AccessLogFilter> for LogFilter {
             .as_ref()
             .ok_or_else(|| Invalid::new("an access log filter needs a specifier"))?;
         Ok(match specifier {
-            FilterSpecifier::StatusCodeFilter(filter) => {
-                LogFilter::StatusCode(Comparison::try_from(filter.comparison.as_ref()).at("status_code_filter")?)
-            }
-            FilterSpecifier::DurationFilter(filter) => {
-                LogFilter::Duration(Comparison::try_from(filter.comparison.as_ref()).at("duration_filter")?)
-            }
+            FilterSpecifier::StatusCodeFilter(filter) => LogFilter::StatusCode(
+                Comparison::try_from(filter.comparison.as_ref()).at("status_code_filter")?,
+            ),
+            FilterSpecifier::DurationFilter(filter) => LogFilter::Duration(
+                Comparison::try_from(filter.comparison.as_ref()).at("duration_filter")?,
+            ),
             FilterSpecifier::NotHealthCheckFilter(_) => LogFilter::NotHealthCheck,
-            FilterSpecifier::RuntimeFilter(filter) => {
-                LogFilter::Sample(filter.percent_sampled.as_ref().map_or(Fraction::NEVER, Fraction::from))
-            }
-            FilterSpecifier::AndFilter(filter) => {
-                LogFilter::And(try_all("and_filter.filters", &filter.filters, LogFilter::try_from)?)
-            }
-            FilterSpecifier::OrFilter(filter) => {
-                LogFilter::Or(try_all("or_filter.filters", &filter.filters, LogFilter::try_from)?)
-            }
+            FilterSpecifier::RuntimeFilter(filter) => LogFilter::Sample(
+                filter
+                    .percent_sampled
+                    .as_ref()
+                    .map_or(Fraction::NEVER, Fraction::from),
+            ),
+            FilterSpecifier::AndFilter(filter) => LogFilter::And(try_all(
+                "and_filter.filters",
+                &filter.filters,
+                LogFilter::try_from,
+            )?),
+            FilterSpecifier::OrFilter(filter) => LogFilter::Or(try_all(
+                "or_filter.filters",
+                &filter.filters,
+                LogFilter::try_from,
+            )?),
             FilterSpecifier::HeaderFilter(filter) => {
-                let header = filter.header.as_ref().ok_or_else(|| Invalid::new("header_filter needs a header"))?;
+                let header = filter
+                    .header
+                    .as_ref()
+                    .ok_or_else(|| Invalid::new("header_filter needs a header"))?;
                 LogFilter::Header(HeaderMatcher::try_from(header).at("header_filter.header")?)
             }
-            FilterSpecifier::ResponseFlagFilter(filter) => {
-                LogFilter::Flags(try_all("response_flag_filter.flags", &filter.flags, |flag| {
-                    ResponseFlag::parse(flag).ok_or_else(|| Invalid::new(format!("unknown response flag '{flag}'")))
-                })?)
-            }
+            FilterSpecifier::ResponseFlagFilter(filter) => LogFilter::Flags(try_all(
+                "response_flag_filter.flags",
+                &filter.flags,
+                |flag| {
+                    ResponseFlag::parse(flag)
+                        .ok_or_else(|| Invalid::new(format!("unknown response flag '{flag}'")))
+                },
+            )?),
             FilterSpecifier::GrpcStatusFilter(filter) => LogFilter::GrpcStatus(
-                filter.statuses.iter().filter_map(|status| u32::try_from(*status).ok()).collect(),
+                filter
+                    .statuses
+                    .iter()
+                    .filter_map(|status| u32::try_from(*status).ok())
+                    .collect(),
                 filter.exclude,
             ),
             FilterSpecifier::MetadataFilter(filter) => LogFilter::Metadata(
-                filter.matcher.as_ref().map(MetadataMatcher::try_from).transpose().at("metadata_filter.matcher")?,
+                filter
+                    .matcher
+                    .as_ref()
+                    .map(MetadataMatcher::try_from)
+                    .transpose()
+                    .at("metadata_filter.matcher")?,
                 filter.match_if_key_not_found.unwrap_or(true),
             ),
             // Every line is a `DownstreamEnd` one.
             FilterSpecifier::LogTypeFilter(filter) => {
-                let names_it = filter
-                    .types()
-                    .any(|kind| kind == proto::envoy::data::accesslog::v3::AccessLogType::DownstreamEnd);
+                let names_it = filter.types().any(|kind| {
+                    kind == proto::envoy::data::accesslog::v3::AccessLogType::DownstreamEnd
+                });
                 LogFilter::Fixed(names_it != filter.exclude)
             }
-            FilterSpecifier::TraceableFilter(_) => return Err(Invalid::unsupported("traceable_filter")),
+            FilterSpecifier::TraceableFilter(_) => {
+                return Err(Invalid::unsupported("traceable_filter"));
+            }
             FilterSpecifier::ExtensionFilter(filter) => {
-                return Err(Invalid::unsupported(&format!("access log filter extension '{}'", filter.name)));
+                return Err(Invalid::unsupported(&format!(
+                    "access log filter extension '{}'",
+                    filter.name
+                )));
             }
         })
     }
@@ -107,7 +134,10 @@ impl Comparison {
         let filter = filter.ok_or_else(|| Invalid::new("a comparison is needed"))?;
         Ok(Comparison {
             op: filter.op(),
-            value: filter.value.as_ref().map_or(0, |value| u64::from(value.default_value)),
+            value: filter
+                .value
+                .as_ref()
+                .map_or(0, |value| u64::from(value.default_value)),
         })
     }
 
@@ -126,7 +156,9 @@ impl LogFilter {
     pub(crate) fn matches(&self, context: &FormatContext<'_>) -> bool {
         let info = context.info;
         match self {
-            LogFilter::StatusCode(comparison) => comparison.holds(u64::from(info.response_code.unwrap_or(0))),
+            LogFilter::StatusCode(comparison) => {
+                comparison.holds(u64::from(info.response_code.unwrap_or(0)))
+            }
             LogFilter::Duration(comparison) => {
                 comparison.holds(u64::try_from(info.duration().as_millis()).unwrap_or(u64::MAX))
             }
@@ -134,10 +166,14 @@ impl LogFilter {
             LogFilter::Sample(fraction) => fraction.draw(),
             LogFilter::And(filters) => filters.iter().all(|filter| filter.matches(context)),
             LogFilter::Or(filters) => filters.iter().any(|filter| filter.matches(context)),
-            LogFilter::Header(header) => context.request.is_some_and(|request| header.matches(request)),
+            LogFilter::Header(header) => context
+                .request
+                .is_some_and(|request| header.matches(request)),
             LogFilter::Flags(flags) if flags.is_empty() => !info.flags.is_empty(),
             LogFilter::Flags(flags) => flags.iter().any(|flag| info.flags.contains(*flag)),
-            LogFilter::GrpcStatus(statuses, exclude) => statuses.contains(&grpc_status(context)) != *exclude,
+            LogFilter::GrpcStatus(statuses, exclude) => {
+                statuses.contains(&grpc_status(context)) != *exclude
+            }
             LogFilter::Metadata(matcher, if_missing) => match matcher {
                 None => true,
                 Some(matcher) => match info.metadata.get(matcher.filter()) {
@@ -155,8 +191,14 @@ fn grpc_status(context: &FormatContext<'_>) -> u32 {
     let sent = context
         .trailers
         .and_then(|map| map.get(&names::GRPC_STATUS))
-        .or_else(|| context.response.and_then(|head| head.map.get(&names::GRPC_STATUS)))
+        .or_else(|| {
+            context
+                .response
+                .and_then(|head| head.map.get(&names::GRPC_STATUS))
+        })
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.parse().ok());
-    sent.unwrap_or_else(|| crate::http::local_reply::grpc_status_of(context.info.response_code.unwrap_or(0)))
+    sent.unwrap_or_else(|| {
+        crate::http::local_reply::grpc_status_of(context.info.response_code.unwrap_or(0))
+    })
 }

@@ -82,7 +82,12 @@ impl Format {
 
     /// Writes the text; an operator without a value writes `missing`. Returns whether any operator had a value (or there
     /// is none).
-    pub(crate) fn write(&self, context: &FormatContext<'_>, missing: &str, out: &mut String) -> bool {
+    pub(crate) fn write(
+        &self,
+        context: &FormatContext<'_>,
+        missing: &str,
+        out: &mut String,
+    ) -> bool {
         let mut has_operator = false;
         let mut has_value = false;
         for part in &self.parts {

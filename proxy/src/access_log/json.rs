@@ -120,7 +120,10 @@ fn object(fields: &Struct) -> Result<Vec<Field>, Invalid> {
             let mut text = String::new();
             write_json_text(key, &mut text);
             text.push(':');
-            Ok(Field { key: text.into(), node: node(value).at(key)? })
+            Ok(Field {
+                key: text.into(),
+                node: node(value).at(key)?,
+            })
         })
         .collect()
 }
@@ -149,7 +152,10 @@ fn node(value: &Value) -> Result<Node, Invalid> {
 /// Ends the string that began with the quote at `start`, escaping what was written since if it needs it.
 fn close_text(out: &mut String, start: usize) {
     let text = &out[start + 1..];
-    if text.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+    if text
+        .bytes()
+        .any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\')
+    {
         let text = text.to_owned();
         out.truncate(start);
         write_json_text(&text, out);

@@ -72,7 +72,8 @@ impl Sink {
         if path.is_empty() {
             return Err(Invalid::new("a path is needed"));
         }
-        let file = open(path).map_err(|error| Invalid::new(format!("unable to open file '{path}': {error}")))?;
+        let file = open(path)
+            .map_err(|error| Invalid::new(format!("unable to open file '{path}': {error}")))?;
         let shared = Arc::new(Shared {
             path: path.to_owned(),
             state: Mutex::default(),
@@ -84,7 +85,9 @@ impl Sink {
             .name("access-log".to_owned())
             .stack_size(128 << 10)
             .spawn(move || writer.run(file))
-            .map_err(|error| Invalid::new(format!("cannot start the writer of '{path}': {error}")))?;
+            .map_err(|error| {
+                Invalid::new(format!("cannot start the writer of '{path}': {error}"))
+            })?;
         Ok(Sink { shared })
     }
 
@@ -137,7 +140,9 @@ impl Shared {
             if must_reopen {
                 match open(&self.path) {
                     Ok(opened) => file = opened,
-                    Err(error) => tracing::warn!(path = %self.path, %error, "cannot reopen access log"),
+                    Err(error) => {
+                        tracing::warn!(path = %self.path, %error, "cannot reopen access log")
+                    }
                 }
             }
             if is_closed && self.state.lock().waiting.is_empty() {
@@ -148,14 +153,18 @@ impl Shared {
 }
 
 fn open(path: &str) -> std::io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path).or_else(|error| {
-        // A pipe or socket behind /dev/stdout cannot always be opened again: use the descriptor that is there.
-        use std::os::fd::AsFd as _;
-        let owned = match path {
-            "/dev/stdout" => std::io::stdout().as_fd().try_clone_to_owned(),
-            "/dev/stderr" => std::io::stderr().as_fd().try_clone_to_owned(),
-            _ => return Err(error),
-        };
-        owned.map(File::from)
-    })
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .or_else(|error| {
+            // A pipe or socket behind /dev/stdout cannot always be opened again: use the descriptor that is there.
+            use std::os::fd::AsFd as _;
+            let owned = match path {
+                "/dev/stdout" => std::io::stdout().as_fd().try_clone_to_owned(),
+                "/dev/stderr" => std::io::stderr().as_fd().try_clone_to_owned(),
+                _ => return Err(error),
+            };
+            owned.map(File::from)
+        })
 }

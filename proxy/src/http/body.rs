@@ -23,7 +23,11 @@ pub(crate) struct Body(Kind);
 enum Kind {
     Empty,
     Full(Option<Bytes>),
-    Attempt { source: Rc<RequestSource>, position: usize, generation: u32 },
+    Attempt {
+        source: Rc<RequestSource>,
+        position: usize,
+        generation: u32,
+    },
     Mirror(Rc<MirrorQueue>),
 }
 
@@ -87,7 +91,11 @@ impl Body {
     /// A body that is all there.
     pub(crate) fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        Body(if bytes.is_empty() { Kind::Empty } else { Kind::Full(Some(bytes)) })
+        Body(if bytes.is_empty() {
+            Kind::Empty
+        } else {
+            Kind::Full(Some(bytes))
+        })
     }
 
     /// The downstream request's body from its beginning.
@@ -97,7 +105,11 @@ impl Body {
         }
         let generation = source.generation.get() + 1;
         source.generation.set(generation);
-        Body(Kind::Attempt { source: source.clone(), position: 0, generation })
+        Body(Kind::Attempt {
+            source: source.clone(),
+            position: 0,
+            generation,
+        })
     }
 
     /// A copy of the downstream request's body; must be made before anything is read.
@@ -150,7 +162,8 @@ impl RequestSource {
     /// True when everything read so far can be given to another attempt.
     pub(crate) fn is_replayable(&self) -> bool {
         let source = self.source.borrow();
-        source.limit.is_some() || source.incoming.is_none() && source.is_end && source.kept.is_empty()
+        source.limit.is_some()
+            || source.incoming.is_none() && source.is_end && source.kept.is_empty()
     }
 
     /// No retry will come: what was kept is let go once it is sent.
@@ -184,7 +197,11 @@ impl RequestSource {
         }
     }
 
-    fn poll_piece(&self, position: &mut usize, context: &mut Context<'_>) -> Poll<Option<Result<Piece, BodyError>>> {
+    fn poll_piece(
+        &self,
+        position: &mut usize,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Piece, BodyError>>> {
         let mut source = self.source.borrow_mut();
         if let Some(piece) = source.kept.get(*position) {
             *position += 1;
@@ -333,11 +350,17 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let piece = match &mut self.0 {
             Kind::Empty => return Poll::Ready(None),
-            Kind::Full(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Kind::Attempt { source, generation, .. } if source.generation.get() != *generation => {
+            Kind::Full(bytes) => {
+                return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))));
+            }
+            Kind::Attempt {
+                source, generation, ..
+            } if source.generation.get() != *generation => {
                 return Poll::Ready(Some(Err(SourceError::Superseded.into())));
             }
-            Kind::Attempt { source, position, .. } => ready!(source.poll_piece(position, context)),
+            Kind::Attempt {
+                source, position, ..
+            } => ready!(source.poll_piece(position, context)),
             Kind::Mirror(queue) => ready!(queue.poll_piece(context)),
         };
         Poll::Ready(piece.map(|piece| {
@@ -352,7 +375,9 @@ impl HttpBody for Body {
         match &self.0 {
             Kind::Empty => true,
             Kind::Full(bytes) => bytes.is_none(),
-            Kind::Attempt { source, position, .. } => {
+            Kind::Attempt {
+                source, position, ..
+            } => {
                 let source = source.source.borrow();
                 source.is_end && *position >= source.kept.len()
             }
@@ -366,7 +391,9 @@ impl HttpBody for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Kind::Empty => SizeHint::with_exact(0),
-            Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Kind::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
             Kind::Attempt { .. } | Kind::Mirror(_) => SizeHint::default(),
         }
     }

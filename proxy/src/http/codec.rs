@@ -19,9 +19,17 @@ use super::stream::DownstreamConnection;
 use detect::Prefixed;
 
 /// Serves a connection with the codec that is configured, negotiated or recognised by the first bytes.
-pub(crate) async fn serve(stream: DownstreamStream, connection: Rc<DownstreamConnection>, drain: Drain) {
+pub(crate) async fn serve(
+    stream: DownstreamStream,
+    connection: Rc<DownstreamConnection>,
+    drain: Drain,
+) {
     let stats = connection.manager.stats.clone();
-    let alpn = connection.info.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
+    let alpn = connection
+        .info
+        .tls
+        .as_ref()
+        .and_then(|tls| tls.alpn.as_deref());
     let is_http2 = match (connection.manager.codec, alpn) {
         (CodecType::Http1, _) => Some(false),
         (CodecType::Http2 | CodecType::Http3, _) | (CodecType::Auto, Some("h2")) => Some(true),
@@ -32,7 +40,11 @@ pub(crate) async fn serve(stream: DownstreamStream, connection: Rc<DownstreamCon
     let (stream, is_http2) = match is_http2 {
         Some(is_http2) => (stream, is_http2),
         None => {
-            let wait = connection.manager.timeouts.idle.unwrap_or(Duration::from_secs(3600));
+            let wait = connection
+                .manager
+                .timeouts
+                .idle
+                .unwrap_or(Duration::from_secs(3600));
             let detected = tokio::select! {
                 detected = tokio::time::timeout(wait, stream.detect()) => detected,
                 () = drain.signaled() => return,
@@ -86,7 +98,11 @@ async fn ending(connection: &DownstreamConnection, drain: &Drain, start: Instant
         };
         loop {
             let is_idle = connection.active.get() == 0;
-            let at = if is_idle { connection.idle_since.get() + limit } else { Instant::now() + limit };
+            let at = if is_idle {
+                connection.idle_since.get() + limit
+            } else {
+                Instant::now() + limit
+            };
             if is_idle && at <= Instant::now() {
                 return;
             }

@@ -170,10 +170,20 @@ pub(crate) struct ClientCertRules {
 
 impl ConnectionManager {
     /// Checks a connection manager's configuration.
-    pub(crate) fn try_new(config: &wire::HttpConnectionManager, context: &FactoryContext<'_>) -> Result<Self, Invalid> {
+    pub(crate) fn try_new(
+        config: &wire::HttpConnectionManager,
+        context: &FactoryContext<'_>,
+    ) -> Result<Self, Invalid> {
         refuse_unsupported(config)?;
-        let scope = context.stats.tagged("http", "envoy.http_conn_manager_prefix", &config.stat_prefix);
-        let common = config.common_http_protocol_options.clone().unwrap_or_default();
+        let scope = context.stats.tagged(
+            "http",
+            "envoy.http_conn_manager_prefix",
+            &config.stat_prefix,
+        );
+        let common = config
+            .common_http_protocol_options
+            .clone()
+            .unwrap_or_default();
         let http1 = config.http_protocol_options.clone().unwrap_or_default();
         let access_logs = AccessLogs::try_new(&config.access_log, &context.server.sinks)?;
         Ok(ConnectionManager {
@@ -183,16 +193,24 @@ impl ConnectionManager {
             upgrades: config
                 .upgrade_configs
                 .iter()
-                .map(|upgrade| (upgrade.upgrade_type.as_str().into(), upgrade.enabled.unwrap_or(true)))
+                .map(|upgrade| {
+                    (
+                        upgrade.upgrade_type.as_str().into(),
+                        upgrade.enabled.unwrap_or(true),
+                    )
+                })
                 .collect(),
             server_name: header_value("server_name", or(&config.server_name, "envoy"))?,
             server_header: config.server_header_transformation(),
             via: optional_value("via", &config.via)?,
             timeouts: ConnectionTimeouts::try_new(config, &common)?,
             limits: Limits {
-                headers_bytes: config.max_request_headers_kb.unwrap_or(MAX_HEADERS_KB) as usize * 1024,
+                headers_bytes: config.max_request_headers_kb.unwrap_or(MAX_HEADERS_KB) as usize
+                    * 1024,
                 headers_count: common.max_headers_count.unwrap_or(MAX_HEADERS_COUNT) as usize,
-                requests: common.max_requests_per_connection.filter(|requests| *requests > 0),
+                requests: common
+                    .max_requests_per_connection
+                    .filter(|requests| *requests > 0),
             },
             client: ClientDetection::try_new(config)?,
             paths: PathRules {
@@ -200,7 +218,10 @@ impl ConnectionManager {
                 merges_slashes: config.merge_slashes,
                 escaped_slashes: config.path_with_escaped_slashes_action(),
                 strips_matching_port: config.strip_matching_host_port,
-                strips_any_port: matches!(config.strip_port_mode, Some(hcm::StripPortMode::StripAnyHostPort(true))),
+                strips_any_port: matches!(
+                    config.strip_port_mode,
+                    Some(hcm::StripPortMode::StripAnyHostPort(true))
+                ),
                 strips_trailing_dot: config.strip_trailing_host_dot,
             },
             request_id: RequestIdRules {
@@ -215,14 +236,20 @@ impl ConnectionManager {
             underscores: common.headers_with_underscores_action(),
             scheme_override: scheme_override(config)?,
             tracing: config.tracing.as_ref().map(|tracing| {
-                tracing.random_sampling.as_ref().map_or(Fraction::ALWAYS, Fraction::from)
+                tracing
+                    .random_sampling
+                    .as_ref()
+                    .map_or(Fraction::ALWAYS, Fraction::from)
             }),
             user_agent: match config.add_user_agent {
                 Some(true) => optional_value("node.cluster", &context.server.node.cluster)?,
                 _ => None,
             },
             accepts_http_10: http1.accept_http_10,
-            default_host: optional_value("default_host_for_http_10", &http1.default_host_for_http_10)?,
+            default_host: optional_value(
+                "default_host_for_http_10",
+                &http1.default_host_for_http_10,
+            )?,
             http2: config.http2_protocol_options.clone().unwrap_or_default(),
             access_logs,
             local_reply: config
@@ -246,20 +273,30 @@ impl ConnectionManager {
 }
 
 impl Routes {
-    fn try_new(config: &wire::HttpConnectionManager, context: &FactoryContext<'_>) -> Result<Self, Invalid> {
+    fn try_new(
+        config: &wire::HttpConnectionManager,
+        context: &FactoryContext<'_>,
+    ) -> Result<Self, Invalid> {
         match &config.route_specifier {
-            Some(hcm::RouteSpecifier::Rds(rds)) => Ok(Routes::Slot(context.rds(&rds.route_config_name))),
-            Some(hcm::RouteSpecifier::RouteConfig(routes)) => {
-                Ok(Routes::Inline(Arc::new(RouteTable::try_from(routes.clone()).at("route_config")?)))
+            Some(hcm::RouteSpecifier::Rds(rds)) => {
+                Ok(Routes::Slot(context.rds(&rds.route_config_name)))
             }
-            Some(hcm::RouteSpecifier::ScopedRoutes(_)) => Err(Invalid::unsupported("scoped_routes")),
+            Some(hcm::RouteSpecifier::RouteConfig(routes)) => Ok(Routes::Inline(Arc::new(
+                RouteTable::try_from(routes.clone()).at("route_config")?,
+            ))),
+            Some(hcm::RouteSpecifier::ScopedRoutes(_)) => {
+                Err(Invalid::unsupported("scoped_routes"))
+            }
             None => Err(Invalid::new("a route specifier is needed")),
         }
     }
 }
 
 impl ConnectionTimeouts {
-    fn try_new(config: &wire::HttpConnectionManager, common: &core::HttpProtocolOptions) -> Result<Self, Invalid> {
+    fn try_new(
+        config: &wire::HttpConnectionManager,
+        common: &core::HttpProtocolOptions,
+    ) -> Result<Self, Invalid> {
         let limit = |value: Option<&prost_types::Duration>, name: &str| duration(value).at(name);
         Ok(ConnectionTimeouts {
             stream_idle: non_zero(
@@ -267,13 +304,24 @@ impl ConnectionTimeouts {
                     .unwrap_or(Duration::from_secs(300)),
             ),
             request: limit(config.request_timeout.as_ref(), "request_timeout")?.and_then(non_zero),
-            request_headers: limit(config.request_headers_timeout.as_ref(), "request_headers_timeout")?
+            request_headers: limit(
+                config.request_headers_timeout.as_ref(),
+                "request_headers_timeout",
+            )?
+            .and_then(non_zero),
+            max_stream: limit(common.max_stream_duration.as_ref(), "max_stream_duration")?
                 .and_then(non_zero),
-            max_stream: limit(common.max_stream_duration.as_ref(), "max_stream_duration")?.and_then(non_zero),
-            idle: non_zero(limit(common.idle_timeout.as_ref(), "idle_timeout")?.unwrap_or(Duration::from_secs(3600))),
-            max_connection: limit(common.max_connection_duration.as_ref(), "max_connection_duration")?
-                .and_then(non_zero),
-            drain: limit(config.drain_timeout.as_ref(), "drain_timeout")?.unwrap_or(Duration::from_secs(5)),
+            idle: non_zero(
+                limit(common.idle_timeout.as_ref(), "idle_timeout")?
+                    .unwrap_or(Duration::from_secs(3600)),
+            ),
+            max_connection: limit(
+                common.max_connection_duration.as_ref(),
+                "max_connection_duration",
+            )?
+            .and_then(non_zero),
+            drain: limit(config.drain_timeout.as_ref(), "drain_timeout")?
+                .unwrap_or(Duration::from_secs(5)),
         })
     }
 }
@@ -283,7 +331,13 @@ impl ClientDetection {
         let internal = config
             .internal_address_config
             .as_ref()
-            .map(|internal| try_all("internal_address_config.cidr_ranges", &internal.cidr_ranges, Cidr::try_from))
+            .map(|internal| {
+                try_all(
+                    "internal_address_config.cidr_ranges",
+                    &internal.cidr_ranges,
+                    Cidr::try_from,
+                )
+            })
             .transpose()?;
         Ok(ClientDetection {
             uses_remote_address: config.use_remote_address.unwrap_or(false),
@@ -305,24 +359,58 @@ fn local_address() -> Option<IpAddr> {
 }
 
 fn refuse_unsupported(config: &wire::HttpConnectionManager) -> Result<(), Invalid> {
-    let refuse = |is_set: bool, field: &str| if is_set { Err(Invalid::unsupported(field)) } else { Ok(()) };
-    refuse(config.codec_type() == hcm::CodecType::Http3, "codec_type HTTP3")?;
-    refuse(!config.original_ip_detection_extensions.is_empty(), "original_ip_detection_extensions")?;
-    refuse(!config.early_header_mutation_extensions.is_empty(), "early_header_mutation_extensions")?;
-    refuse(config.typed_header_validation_config.is_some(), "typed_header_validation_config")?;
-    refuse(config.forward_client_cert_matcher.is_some(), "forward_client_cert_matcher")?;
-    refuse(config.upgrade_configs.iter().any(|upgrade| !upgrade.filters.is_empty()), "upgrade_configs.filters")
+    let refuse = |is_set: bool, field: &str| {
+        if is_set {
+            Err(Invalid::unsupported(field))
+        } else {
+            Ok(())
+        }
+    };
+    refuse(
+        config.codec_type() == hcm::CodecType::Http3,
+        "codec_type HTTP3",
+    )?;
+    refuse(
+        !config.original_ip_detection_extensions.is_empty(),
+        "original_ip_detection_extensions",
+    )?;
+    refuse(
+        !config.early_header_mutation_extensions.is_empty(),
+        "early_header_mutation_extensions",
+    )?;
+    refuse(
+        config.typed_header_validation_config.is_some(),
+        "typed_header_validation_config",
+    )?;
+    refuse(
+        config.forward_client_cert_matcher.is_some(),
+        "forward_client_cert_matcher",
+    )?;
+    refuse(
+        config
+            .upgrade_configs
+            .iter()
+            .any(|upgrade| !upgrade.filters.is_empty()),
+        "upgrade_configs.filters",
+    )
 }
 
-fn scheme_override(config: &wire::HttpConnectionManager) -> Result<Option<super::headers::Scheme>, Invalid> {
+fn scheme_override(
+    config: &wire::HttpConnectionManager,
+) -> Result<Option<super::headers::Scheme>, Invalid> {
     use core::scheme_header_transformation::Transformation;
-    let transformation = config.scheme_header_transformation.as_ref().and_then(|t| t.transformation.as_ref());
+    let transformation = config
+        .scheme_header_transformation
+        .as_ref()
+        .and_then(|t| t.transformation.as_ref());
     match transformation {
         None => Ok(None),
         Some(Transformation::SchemeToOverwrite(scheme)) => match scheme.as_str() {
             "http" => Ok(Some(super::headers::Scheme::Http)),
             "https" => Ok(Some(super::headers::Scheme::Https)),
-            other => Err(Invalid::new(format!("scheme '{other}' is neither http nor https"))),
+            other => Err(Invalid::new(format!(
+                "scheme '{other}' is neither http nor https"
+            ))),
         },
     }
 }
@@ -332,14 +420,19 @@ fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
 }
 
 fn header_value(field: &str, text: &str) -> Result<HeaderValue, Invalid> {
-    HeaderValue::from_str(text).map_err(|_| Invalid::new(format!("'{text}' is not a header value")).at(field))
+    HeaderValue::from_str(text)
+        .map_err(|_| Invalid::new(format!("'{text}' is not a header value")).at(field))
 }
 
 fn optional_value(field: &str, text: &str) -> Result<Option<HeaderValue>, Invalid> {
-    (!text.is_empty()).then(|| header_value(field, text)).transpose()
+    (!text.is_empty())
+        .then(|| header_value(field, text))
+        .transpose()
 }
 
 /// The headers that only internal requests may carry, by the table of now.
 pub(crate) fn internal_only(table: Option<&Arc<RouteTable>>) -> &[HeaderName] {
-    table.map(|table| table.internal_only_headers.as_slice()).unwrap_or_default()
+    table
+        .map(|table| table.internal_only_headers.as_slice())
+        .unwrap_or_default()
 }

@@ -30,15 +30,26 @@ pub(crate) fn validate(
     };
     if version < Version::HTTP_11 {
         if !manager.accepts_http_10 {
-            let reply = LocalReply::new(StatusCode::UPGRADE_REQUIRED, "Upgrade Required", "low_version").closing();
+            let reply = LocalReply::new(
+                StatusCode::UPGRADE_REQUIRED,
+                "Upgrade Required",
+                "low_version",
+            )
+            .closing();
             return Err(Box::new(reply.flag(ResponseFlag::DownstreamProtocolError)));
         }
-        if headers.authority.is_empty() && let Some(host) = &manager.default_host {
+        if headers.authority.is_empty()
+            && let Some(host) = &manager.default_host
+        {
             headers.authority = host.clone();
         }
     }
     if headers.map.len() > manager.limits.headers_count {
-        return refuse(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "", "too_many_headers");
+        return refuse(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "",
+            "too_many_headers",
+        );
     }
     match manager.underscores {
         HeadersWithUnderscoresAction::Allow => {}
@@ -53,7 +64,11 @@ pub(crate) fn validate(
     }
     if headers.method != Method::CONNECT && !headers.path.as_str().starts_with('/') {
         manager.stats.downstream_rq_non_relative_path.inc();
-        return Err(Box::new(LocalReply::new(StatusCode::NOT_FOUND, "", "absolute_path_rejected")));
+        return Err(Box::new(LocalReply::new(
+            StatusCode::NOT_FOUND,
+            "",
+            "absolute_path_rejected",
+        )));
     }
     Ok(())
 }
@@ -70,16 +85,28 @@ pub(crate) fn normalize(
             path::Normalized::Same => {}
             path::Normalized::Changed(path) if headers.set_path(&path).is_some() => {}
             path::Normalized::Redirect(path) => {
-                manager.stats.downstream_rq_redirected_with_normalized_path.inc();
-                let location = HeaderValue::from_str(&path).unwrap_or(HeaderValue::from_static("/"));
+                manager
+                    .stats
+                    .downstream_rq_redirected_with_normalized_path
+                    .inc();
+                let location =
+                    HeaderValue::from_str(&path).unwrap_or(HeaderValue::from_static("/"));
                 return Err(Box::new(
-                    LocalReply::new(StatusCode::TEMPORARY_REDIRECT, "", "path_normalization_redirect")
-                        .header(&header::LOCATION, location),
+                    LocalReply::new(
+                        StatusCode::TEMPORARY_REDIRECT,
+                        "",
+                        "path_normalization_redirect",
+                    )
+                    .header(&header::LOCATION, location),
                 ));
             }
             path::Normalized::Changed(_) | path::Normalized::Reject => {
                 manager.stats.downstream_rq_failed_path_normalization.inc();
-                return Err(Box::new(LocalReply::new(StatusCode::BAD_REQUEST, "", "path_normalization_failed")));
+                return Err(Box::new(LocalReply::new(
+                    StatusCode::BAD_REQUEST,
+                    "",
+                    "path_normalization_failed",
+                )));
             }
         }
     }
@@ -87,7 +114,9 @@ pub(crate) fn normalize(
         let host = headers.host();
         let mut name = host;
         let bare = strip_port(host);
-        let port = host[bare.len()..].strip_prefix(':').and_then(|port| port.parse::<u16>().ok());
+        let port = host[bare.len()..]
+            .strip_prefix(':')
+            .and_then(|port| port.parse::<u16>().ok());
         if bare.len() < host.len()
             && (rules.strips_any_port
                 || rules.strips_matching_port && port == Some(info.connection.local_address.port()))
@@ -124,15 +153,23 @@ pub(crate) fn mutate_request(
             .map(|(address, _)| SocketAddr::new(address, 0));
         if !client.skips_append {
             // A client on this machine is named by the machine's address.
-            let ip = if peer.ip().is_loopback() { client.local_address.unwrap_or(peer.ip()) } else { peer.ip() };
+            let ip = if peer.ip().is_loopback() {
+                client.local_address.unwrap_or(peer.ip())
+            } else {
+                peer.ip()
+            };
             append_forwarded_for(&mut headers.map, ip);
         }
         if client.trusted_hops == 0 || !headers.map.contains_key(&names::X_FORWARDED_PROTO) {
             set_forwarded_proto(&mut headers.map, is_tls);
         }
-        if client.appends_port && (client.trusted_hops == 0 || !headers.map.contains_key(&names::X_FORWARDED_PORT)) {
+        if client.appends_port
+            && (client.trusted_hops == 0 || !headers.map.contains_key(&names::X_FORWARDED_PORT))
+        {
             let port = info.connection.local_address.port();
-            headers.map.insert(names::X_FORWARDED_PORT.clone(), HeaderValue::from(port));
+            headers
+                .map
+                .insert(names::X_FORWARDED_PORT.clone(), HeaderValue::from(port));
         }
         (Some(trusted.unwrap_or(peer)), is_single)
     } else {
@@ -145,24 +182,40 @@ pub(crate) fn mutate_request(
         set_forwarded_proto(&mut headers.map, is_tls);
     }
     set_scheme(manager, headers, is_tls);
-    info.is_internal =
-        is_single && found.is_some_and(|address| client.internal.iter().any(|range| range.contains(address.ip())));
+    info.is_internal = is_single
+        && found.is_some_and(|address| {
+            client
+                .internal
+                .iter()
+                .any(|range| range.contains(address.ip()))
+        });
     info.remote_address = found.unwrap_or(peer);
     let is_edge = client.uses_remote_address && !info.is_internal;
     if info.is_internal {
-        headers.map.insert(names::X_ENVOY_INTERNAL.clone(), HeaderValue::from_static("true"));
+        headers.map.insert(
+            names::X_ENVOY_INTERNAL.clone(),
+            HeaderValue::from_static("true"),
+        );
     } else {
         clean_internal_headers(&mut headers.map, is_edge, internal_only);
     }
     if is_edge && !headers.map.contains_key(&names::X_ENVOY_EXTERNAL_ADDRESS) {
         let address = info.remote_address.ip().to_string();
         if let Ok(address) = HeaderValue::from_str(&address) {
-            headers.map.insert(names::X_ENVOY_EXTERNAL_ADDRESS.clone(), address);
+            headers
+                .map
+                .insert(names::X_ENVOY_EXTERNAL_ADDRESS.clone(), address);
         }
     }
     if let Some(cluster) = &manager.user_agent {
-        headers.map.insert(names::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER.clone(), cluster.clone());
-        headers.map.entry(header::USER_AGENT).or_insert_with(|| cluster.clone());
+        headers.map.insert(
+            names::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER.clone(),
+            cluster.clone(),
+        );
+        headers
+            .map
+            .entry(header::USER_AGENT)
+            .or_insert_with(|| cluster.clone());
     }
     request_id::set(&manager.request_id, headers, is_edge);
     if let Some(share) = manager.tracing {
@@ -202,7 +255,8 @@ pub(crate) fn mutate_response(
             map.insert(header::SERVER, manager.server_name.clone());
         }
         hcm::ServerHeaderTransformation::AppendIfAbsent => {
-            map.entry(header::SERVER).or_insert_with(|| manager.server_name.clone());
+            map.entry(header::SERVER)
+                .or_insert_with(|| manager.server_name.clone());
         }
         hcm::ServerHeaderTransformation::PassThrough => {}
     }
@@ -230,7 +284,10 @@ fn remove_hop_by_hop(headers: &mut RequestHeaders) {
     map.remove(&names::KEEP_ALIVE);
     map.remove(&names::PROXY_CONNECTION);
     map.remove(header::TRANSFER_ENCODING);
-    if map.get(header::TE).is_some_and(|te| !te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+    if map
+        .get(header::TE)
+        .is_some_and(|te| !te.as_bytes().eq_ignore_ascii_case(b"trailers"))
+    {
         map.remove(header::TE);
     }
 }
@@ -249,7 +306,10 @@ fn is_protected(name: &HeaderName) -> bool {
 
 fn set_forwarded_proto(map: &mut HeaderMap, is_tls: bool) {
     let scheme = if is_tls { "https" } else { "http" };
-    map.insert(names::X_FORWARDED_PROTO.clone(), HeaderValue::from_static(scheme));
+    map.insert(
+        names::X_FORWARDED_PROTO.clone(),
+        HeaderValue::from_static(scheme),
+    );
 }
 
 fn set_scheme(manager: &ConnectionManager, headers: &mut RequestHeaders, is_tls: bool) {
@@ -274,7 +334,10 @@ fn last_forwarded(map: &HeaderMap, skip: usize) -> Option<(IpAddr, bool)> {
         .map(str::trim)
         .collect();
     let entry = values.iter().rev().nth(skip)?;
-    let address = entry.parse().ok().or_else(|| entry.parse::<SocketAddr>().ok().map(|address| address.ip()))?;
+    let address = entry
+        .parse()
+        .ok()
+        .or_else(|| entry.parse::<SocketAddr>().ok().map(|address| address.ip()))?;
     Some((address, values.len() == 1))
 }
 
@@ -333,7 +396,11 @@ fn has_underscore(map: &HeaderMap) -> bool {
 }
 
 fn drop_underscores(map: &mut HeaderMap) {
-    let names: Vec<HeaderName> = map.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    let names: Vec<HeaderName> = map
+        .keys()
+        .filter(|name| name.as_str().contains('_'))
+        .cloned()
+        .collect();
     for name in names {
         map.remove(name);
     }

@@ -35,7 +35,11 @@ pub(crate) use per_route::{RouteConfig, RouteConfigs};
 /// One filter of one stream. Requests pass the chain in order, responses in reverse.
 pub(crate) trait HttpFilter {
     /// The request's head.
-    fn decode_headers(&mut self, _headers: &mut RequestHeaders, _stream: &mut Stream) -> FilterStatus {
+    fn decode_headers(
+        &mut self,
+        _headers: &mut RequestHeaders,
+        _stream: &mut Stream,
+    ) -> FilterStatus {
         FilterStatus::Continue
     }
 
@@ -161,10 +165,15 @@ impl FilterStatus {
     }
 
     /// Waits for `future`, then answers with `reply`, or goes on.
-    pub(crate) fn wait(future: impl Future<Output = ()> + 'static, reply: Option<LocalReply>) -> Self {
+    pub(crate) fn wait(
+        future: impl Future<Output = ()> + 'static,
+        reply: Option<LocalReply>,
+    ) -> Self {
         FilterStatus::Wait(Box::pin(async move {
             future.await;
-            reply.map_or(Resume::Continue, |reply| Resume::LocalReply(Box::new(reply)))
+            reply.map_or(Resume::Continue, |reply| {
+                Resume::LocalReply(Box::new(reply))
+            })
         }))
     }
 }
@@ -182,14 +191,22 @@ impl FilterChain {
         let place = format!("http_filters[{}]", others.len());
         let router = typed_config(last)
             .and_then(|any| {
-                let is_router = any.is_none_or(|any| proto::type_url::message_name(&any.type_url) == router::MESSAGE);
+                let is_router = any.is_none_or(|any| {
+                    proto::type_url::message_name(&any.type_url) == router::MESSAGE
+                });
                 if !is_router || any.is_none() && last.name != router::NAME {
-                    return Err(Invalid::new(format!("'{}': the last filter must be the router", last.name)));
+                    return Err(Invalid::new(format!(
+                        "'{}': the last filter must be the router",
+                        last.name
+                    )));
                 }
                 router::RouterConfig::try_new(any)
             })
             .at(place)?;
-        Ok(FilterChain { filters: chain.into_iter().flatten().collect(), router })
+        Ok(FilterChain {
+            filters: chain.into_iter().flatten().collect(),
+            router,
+        })
     }
 
     /// The filters of one stream.
@@ -197,7 +214,9 @@ impl FilterChain {
         let route = stream.info.route.as_ref();
         let is_on = |entry: &ChainEntry| {
             let config = route.and_then(|route| {
-                route.filter_config(&entry.name).or_else(|| route.filter_config(entry.canonical))
+                route
+                    .filter_config(&entry.name)
+                    .or_else(|| route.filter_config(entry.canonical))
             });
             match config {
                 Some(RouteConfig::Disabled) => false,
@@ -228,15 +247,23 @@ impl ChainEntry {
             if filter.is_optional {
                 return Ok(None);
             }
-            return Err(Invalid::unsupported(&format!("filter '{}' ({})", filter.name, message.unwrap_or("no type"))));
+            return Err(Invalid::unsupported(&format!(
+                "filter '{}' ({})",
+                filter.name,
+                message.unwrap_or("no type")
+            )));
         };
-        let context = FilterContext { name: &filter.name, scope };
+        let context = FilterContext {
+            name: &filter.name,
+            scope,
+        };
         let empty = Any::default();
         Ok(Some(ChainEntry {
             name: filter.name.as_str().into(),
             canonical: kind.name,
             is_disabled: filter.disabled,
-            factory: (kind.build)(any.unwrap_or(&empty), &context).at(format_args!("'{}'", filter.name))?,
+            factory: (kind.build)(any.unwrap_or(&empty), &context)
+                .at(format_args!("'{}'", filter.name))?,
         }))
     }
 }
@@ -244,7 +271,9 @@ impl ChainEntry {
 fn typed_config(filter: &wire::HttpFilter) -> Result<Option<&Any>, Invalid> {
     match &filter.config_type {
         Some(wire::http_filter::ConfigType::TypedConfig(any)) => Ok(Some(any)),
-        Some(wire::http_filter::ConfigType::ConfigDiscovery(_)) => Err(Invalid::unsupported("extension config discovery")),
+        Some(wire::http_filter::ConfigType::ConfigDiscovery(_)) => {
+            Err(Invalid::unsupported("extension config discovery"))
+        }
         None => Ok(None),
     }
 }

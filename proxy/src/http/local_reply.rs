@@ -107,7 +107,10 @@ impl LocalReply {
         for (name, value) in &self.headers {
             map.insert(name.clone(), value.clone());
         }
-        ResponseHeaders { status: self.status, map }
+        ResponseHeaders {
+            status: self.status,
+            map,
+        }
     }
 
     /// Completes the response's head for a request, and makes its body.
@@ -139,7 +142,12 @@ impl LocalReplyConfig {
     pub(crate) fn try_new(config: &wire::LocalReplyConfig) -> Result<Self, Invalid> {
         Ok(LocalReplyConfig {
             mappers: try_all("mappers", &config.mappers, Mapper::try_new)?,
-            format: config.body_format.as_ref().map(body_format).transpose().at("body_format")?,
+            format: config
+                .body_format
+                .as_ref()
+                .map(body_format)
+                .transpose()
+                .at("body_format")?,
         })
     }
 
@@ -150,17 +158,26 @@ impl LocalReplyConfig {
         head: &mut ResponseHeaders,
     ) -> (Bytes, HeaderValue) {
         let mut format = self.format.as_ref();
-        if let Some(mapper) = self.mappers.iter().find(|mapper| mapper.filter.matches(context)) {
+        if let Some(mapper) = self
+            .mappers
+            .iter()
+            .find(|mapper| mapper.filter.matches(context))
+        {
             head.status = mapper.status.unwrap_or(head.status);
             body = mapper.body.clone().unwrap_or(body);
             format = mapper.format.as_ref().or(format);
-            mapper.headers.apply_to_response(head, context.request, context.info);
+            mapper
+                .headers
+                .apply_to_response(head, context.request, context.info);
         }
         let Some((format, content_type)) = format else {
             return (body, HeaderValue::from_static("text/plain"));
         };
         let text = String::from_utf8_lossy(&body).into_owned();
-        let context = FormatContext { local_reply_body: &text, ..*context };
+        let context = FormatContext {
+            local_reply_body: &text,
+            ..*context
+        };
         let mut out = String::new();
         format.write(&context, &mut out);
         (Bytes::from(out), content_type.clone())
@@ -169,7 +186,10 @@ impl LocalReplyConfig {
 
 impl Mapper {
     fn try_new(mapper: &wire::ResponseMapper) -> Result<Self, Invalid> {
-        let filter = mapper.filter.as_ref().ok_or_else(|| Invalid::new("a mapper needs a filter"))?;
+        let filter = mapper
+            .filter
+            .as_ref()
+            .ok_or_else(|| Invalid::new("a mapper needs a filter"))?;
         let status = mapper
             .status_code
             .map(|code| status_code(code).at("status_code"))
@@ -177,7 +197,12 @@ impl Mapper {
         Ok(Mapper {
             filter: LogFilter::try_from(filter).at("filter")?,
             status,
-            body: mapper.body.as_ref().map(data_source).transpose().at("body")?,
+            body: mapper
+                .body
+                .as_ref()
+                .map(data_source)
+                .transpose()
+                .at("body")?,
             format: mapper
                 .body_format_override
                 .as_ref()
@@ -230,12 +255,15 @@ pub(crate) fn grpc_status_of(status: u16) -> u32 {
 }
 
 /// A body format with its content type.
-pub(crate) fn body_format(format: &core::SubstitutionFormatString) -> Result<(LineFormat, HeaderValue), Invalid> {
+pub(crate) fn body_format(
+    format: &core::SubstitutionFormatString,
+) -> Result<(LineFormat, HeaderValue), Invalid> {
     let line = LineFormat::try_new(format)?;
     let content_type = match format.content_type.as_str() {
         "" if line.is_json() => HeaderValue::from_static("application/json"),
         "" => HeaderValue::from_static("text/plain"),
-        text => HeaderValue::from_str(text).map_err(|_| Invalid::new("content_type is not a header value"))?,
+        text => HeaderValue::from_str(text)
+            .map_err(|_| Invalid::new("content_type is not a header value"))?,
     };
     Ok((line, content_type))
 }
@@ -250,7 +278,10 @@ fn grpc_reply(grpc_status: Option<u32>, body: &[u8], head: ResponseHeaders) -> R
     {
         map.insert(names::GRPC_MESSAGE.clone(), message);
     }
-    ResponseHeaders { status: StatusCode::OK, map }
+    ResponseHeaders {
+        status: StatusCode::OK,
+        map,
+    }
 }
 
 /// gRPC's message encoding: what is not printable ASCII, and `%`, as `%XX`.

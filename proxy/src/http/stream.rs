@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::access_log::FormatContext;
 use crate::listener::ConnectionInfo;
-use crate::router::{RouteKind, RouteTable, Selection, SelectedRoute, WorkerTable};
+use crate::router::{RouteKind, RouteTable, SelectedRoute, Selection, WorkerTable};
 use crate::stream_info::{ResponseFlag, StreamInfo};
 use crate::worker::Worker;
 
@@ -79,7 +79,11 @@ pub(crate) struct StreamState {
 
 impl DownstreamConnection {
     /// A connection that begins now.
-    pub(crate) fn new(manager: Arc<ConnectionManager>, info: Rc<ConnectionInfo>, worker: Rc<Worker>) -> Rc<Self> {
+    pub(crate) fn new(
+        manager: Arc<ConnectionManager>,
+        info: Rc<ConnectionInfo>,
+        worker: Rc<Worker>,
+    ) -> Rc<Self> {
         Rc::new(DownstreamConnection {
             manager,
             info,
@@ -95,7 +99,10 @@ impl DownstreamConnection {
     fn route_table(&self) -> Option<WorkerTable> {
         let current = self.manager.route_table()?;
         let mut cached = self.table.borrow_mut();
-        match cached.as_ref().filter(|cached| Arc::ptr_eq(cached, &current)) {
+        match cached
+            .as_ref()
+            .filter(|cached| Arc::ptr_eq(cached, &current))
+        {
             Some(cached) => Some(cached.clone()),
             None => {
                 let table = Rc::new(current);
@@ -142,7 +149,9 @@ impl Stream {
         };
         match RouteTable::select(&table, headers, &self.info) {
             Selection::Route(route) => {
-                let cluster = route.cluster().filter(|name| self.worker().clusters.get(name).is_some());
+                let cluster = route
+                    .cluster()
+                    .filter(|name| self.worker().clusters.get(name).is_some());
                 self.info.upstream.cluster = cluster.cloned();
                 self.info.route = Some(route);
             }
@@ -154,7 +163,11 @@ impl Stream {
 }
 
 impl StreamCell {
-    fn new(connection: &Rc<DownstreamConnection>, request: RequestHeaders, version: Version) -> Rc<Self> {
+    fn new(
+        connection: &Rc<DownstreamConnection>,
+        request: RequestHeaders,
+        version: Version,
+    ) -> Rc<Self> {
         let stats = &connection.manager.stats;
         stats.downstream_rq_total.inc();
         stats.downstream_rq_active.inc();
@@ -170,7 +183,11 @@ impl StreamCell {
         let start = info.start;
         Rc::new(StreamCell {
             state: RefCell::new(StreamState {
-                stream: Stream { info, connection: connection.clone(), is_route_known: false },
+                stream: Stream {
+                    info,
+                    connection: connection.clone(),
+                    is_route_known: false,
+                },
                 request,
                 response: None,
                 trailers: None,
@@ -201,7 +218,9 @@ impl StreamCell {
     pub(crate) fn received(&self, mut data: Bytes, sees_data: bool) -> Bytes {
         self.touch();
         let mut state = self.state.borrow_mut();
-        let StreamState { stream, filters, .. } = &mut *state;
+        let StreamState {
+            stream, filters, ..
+        } = &mut *state;
         stream.info.bytes_received += data.len() as u64;
         if sees_data {
             for filter in filters.iter_mut().filter(|filter| filter.sees_data()) {
@@ -225,12 +244,19 @@ impl StreamCell {
 
     /// Resolves with the reply to give when one of the connection manager's limits is reached before the response.
     async fn expired(&self, source: &RequestSource) -> LocalReply {
-        let (timeouts, start) =
-            self.with(|state| (state.stream.connection.manager.timeouts, state.stream.info.start));
+        let (timeouts, start) = self.with(|state| {
+            (
+                state.stream.connection.manager.timeouts,
+                state.stream.info.start,
+            )
+        });
         loop {
             // The route may change while filters run.
             let idle_limit = self.with(|state| idle_timeout(&state.stream));
-            let request = timeouts.request.filter(|_| !source.is_read()).map(|limit| start + limit);
+            let request = timeouts
+                .request
+                .filter(|_| !source.is_read())
+                .map(|limit| start + limit);
             let whole = timeouts.max_stream.map(|limit| start + limit);
             let idle = idle_limit.map(|limit| self.last_activity() + limit);
             let Some(next) = [request, whole, idle].into_iter().flatten().min() else {
@@ -241,16 +267,29 @@ impl StreamCell {
             let stats = self.with(|state| state.stream.connection.manager.stats.clone());
             if whole.is_some_and(|at| at <= now) {
                 stats.downstream_rq_max_duration_reached.inc();
-                return LocalReply::new(StatusCode::REQUEST_TIMEOUT, "downstream duration timeout", "max_duration_timeout")
-                    .flag(ResponseFlag::DurationTimeout);
+                return LocalReply::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "downstream duration timeout",
+                    "max_duration_timeout",
+                )
+                .flag(ResponseFlag::DurationTimeout);
             }
             if request.is_some_and(|at| at <= now) && !source.is_read() {
                 stats.downstream_rq_timeout.inc();
-                return LocalReply::new(StatusCode::REQUEST_TIMEOUT, "request timeout", "request_overall_timeout").closing();
+                return LocalReply::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "request timeout",
+                    "request_overall_timeout",
+                )
+                .closing();
             }
             if idle_limit.is_some_and(|limit| self.last_activity() + limit <= now) {
                 stats.downstream_rq_idle_timeout.inc();
-                let reply = LocalReply::new(StatusCode::REQUEST_TIMEOUT, "stream timeout", "stream_idle_timeout");
+                let reply = LocalReply::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "stream timeout",
+                    "stream_idle_timeout",
+                );
                 return reply.flag(ResponseFlag::StreamIdleTimeout).closing();
             }
         }
@@ -306,7 +345,11 @@ enum Outcome {
     Response(Box<Response<ResponseBody>>),
 }
 
-async fn run(cell: &Rc<StreamCell>, source: &Rc<RequestSource>, downstream_upgrade: Option<OnUpgrade>) -> Outcome {
+async fn run(
+    cell: &Rc<StreamCell>,
+    source: &Rc<RequestSource>,
+    downstream_upgrade: Option<OnUpgrade>,
+) -> Outcome {
     if let Err(reply) = cell.with(begin) {
         return Outcome::Reply(reply);
     }
@@ -326,7 +369,9 @@ async fn run(cell: &Rc<StreamCell>, source: &Rc<RequestSource>, downstream_upgra
 
 /// Head: validation, normalisation, headers, route, filters.
 fn begin(state: &mut StreamState) -> Result<(), Box<LocalReply>> {
-    let StreamState { stream, request, .. } = state;
+    let StreamState {
+        stream, request, ..
+    } = state;
     let connection = stream.connection.clone();
     let manager = &connection.manager;
     let version = stream.info.protocol.unwrap_or(Version::HTTP_11);
@@ -352,7 +397,9 @@ async fn run_filters(cell: &Rc<StreamCell>) -> Option<Box<LocalReply>> {
             None => cell.with(|state| next_status(state, &mut index)),
         };
         match status {
-            FilterStatus::Continue if cell.with(|state| index >= state.filters.len()) => return None,
+            FilterStatus::Continue if cell.with(|state| index >= state.filters.len()) => {
+                return None;
+            }
             FilterStatus::Continue => {}
             FilterStatus::LocalReply(reply) => return Some(reply),
             FilterStatus::Wait(future) => match future.await {
@@ -361,7 +408,8 @@ async fn run_filters(cell: &Rc<StreamCell>) -> Option<Box<LocalReply>> {
                 Resume::Then(work) => {
                     let status = cell.with(|state| work(&mut state.request, &mut state.stream));
                     // Going on leads through `next_status`, which selects a route that was cleared.
-                    resumed = Some(status).filter(|status| !matches!(status, FilterStatus::Continue));
+                    resumed =
+                        Some(status).filter(|status| !matches!(status, FilterStatus::Continue));
                 }
             },
         }
@@ -370,7 +418,12 @@ async fn run_filters(cell: &Rc<StreamCell>) -> Option<Box<LocalReply>> {
 
 /// Runs filters until one does not simply continue.
 fn next_status(state: &mut StreamState, index: &mut usize) -> FilterStatus {
-    let StreamState { stream, request, filters, .. } = state;
+    let StreamState {
+        stream,
+        request,
+        filters,
+        ..
+    } = state;
     while let Some(filter) = filters.get_mut(*index) {
         if !stream.select_route(request) {
             return FilterStatus::reply(redirect_to_https(request));
@@ -390,22 +443,26 @@ fn next_status(state: &mut StreamState, index: &mut usize) -> FilterStatus {
 
 /// The replies that need no upstream: no route, redirect, direct response.
 fn answer_locally(state: &mut StreamState) -> Option<Box<LocalReply>> {
-    let StreamState { stream, request, .. } = state;
+    let StreamState {
+        stream, request, ..
+    } = state;
     let stats = &stream.connection.manager.stats;
     stats.rq_total.inc();
     let Some(route) = stream.info.route.clone() else {
         stats.no_route.inc();
         return Some(Box::new(
-            LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found").flag(ResponseFlag::NoRouteFound),
+            LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found")
+                .flag(ResponseFlag::NoRouteFound),
         ));
     };
     let reply = match &route.route().kind {
         RouteKind::Forward(_) => return None,
         RouteKind::Redirect(redirect) => {
-            stats.rq_redirect.inc();
+            stats.rq_direct_response.inc();
             let location = redirect.location(route.route_match(), request);
             let location = HeaderValue::try_from(location).unwrap_or(HeaderValue::from_static("/"));
-            LocalReply::new(redirect.status, "", "direct_response").header(&header::LOCATION, location)
+            LocalReply::new(redirect.status, "", "direct_response")
+                .header(&header::LOCATION, location)
         }
         RouteKind::Direct(direct) => {
             stats.rq_direct_response.inc();
@@ -429,19 +486,30 @@ fn answer_locally(state: &mut StreamState) -> Option<Box<LocalReply>> {
 fn redirect_to_https(request: &RequestHeaders) -> LocalReply {
     let location = format!("https://{}{}", request.host(), request.path.as_str());
     let location = HeaderValue::try_from(location).unwrap_or(HeaderValue::from_static("/"));
-    LocalReply::new(StatusCode::MOVED_PERMANENTLY, "", "direct_response").header(&header::LOCATION, location)
+    LocalReply::new(StatusCode::MOVED_PERMANENTLY, "", "direct_response")
+        .header(&header::LOCATION, location)
 }
 
 /// Turns a local reply into the response.
 fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> Response<ResponseBody> {
     let (head, body) = cell.with(|state| {
-        let StreamState { stream, request, .. } = state;
+        let StreamState {
+            stream, request, ..
+        } = state;
         stream.info.set_details(reply.details.clone());
         if let Some(flag) = reply.flag {
             stream.info.flags.set(flag);
         }
         let is_http2 = stream.info.protocol == Some(Version::HTTP_2);
         // What is left of the request would be taken for the next one.
+        if stream.info.request_end.is_none() {
+            stream
+                .connection
+                .manager
+                .stats
+                .downstream_rq_response_before_rq_complete
+                .inc();
+        }
         let closes = !is_http2 && (reply.closes || stream.info.request_end.is_none());
         // QUIRK: the route's formats do not know the status yet.
         let route = stream.info.route.clone().filter(|_| reply.is_of_route);
@@ -458,7 +526,12 @@ fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> Response<ResponseBody
             trailers: None,
             local_reply_body: "",
         };
-        let (head, body) = reply.build(head, &context, Some(request), &connection.manager.local_reply);
+        let (head, body) = reply.build(
+            head,
+            &context,
+            Some(request),
+            &connection.manager.local_reply,
+        );
         (finish_head(state, head, closes), body)
     });
     let body = ResponseBody::full(cell.clone(), body);
@@ -466,23 +539,42 @@ fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> Response<ResponseBody
 }
 
 /// Turns an upstream response into the downstream one.
-fn respond(cell: &Rc<StreamCell>, head: ResponseHeaders, body: ResponseBody) -> Response<ResponseBody> {
+fn respond(
+    cell: &Rc<StreamCell>,
+    head: ResponseHeaders,
+    body: ResponseBody,
+) -> Response<ResponseBody> {
     let head = cell.with(|state| finish_head(state, head, false));
     into_response(head, body)
 }
 
 /// The response's head through the filters and the connection manager; a copy stays for the log.
-fn finish_head(state: &mut StreamState, mut head: ResponseHeaders, closes: bool) -> ResponseHeaders {
+fn finish_head(
+    state: &mut StreamState,
+    mut head: ResponseHeaders,
+    closes: bool,
+) -> ResponseHeaders {
     state.update_sees_data();
-    let StreamState { stream, request, filters, .. } = state;
+    let StreamState {
+        stream,
+        request,
+        filters,
+        ..
+    } = state;
     for filter in filters.iter_mut().rev() {
         filter.encode_headers(&mut head, stream);
     }
     let connection = stream.connection.clone();
-    conn_manager::mutate_response(&connection.manager, &mut head, Some(request), &mut stream.info);
+    conn_manager::mutate_response(
+        &connection.manager,
+        &mut head,
+        Some(request),
+        &mut stream.info,
+    );
     let is_old = stream.info.protocol == Some(Version::HTTP_10);
     if closes || is_old {
-        head.map.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        head.map
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     state.response = Some(head.clone());
     head
@@ -522,7 +614,9 @@ fn request_headers(parts: http::request::Parts, is_tls: bool) -> Result<RequestH
         method: parts.method,
         scheme: if is_tls { Scheme::Https } else { Scheme::Http },
         authority: authority.unwrap_or_else(|| HeaderValue::from_static("")),
-        path: uri.path_and_query.unwrap_or_else(|| http::uri::PathAndQuery::from_static("/")),
+        path: uri
+            .path_and_query
+            .unwrap_or_else(|| http::uri::PathAndQuery::from_static("/")),
         upgrade,
         map,
     };
@@ -554,7 +648,8 @@ impl StreamState {
         info.end = Some(Instant::now());
         if !self.is_complete {
             stats.downstream_rq_rx_reset.inc();
-            info.flags.set(ResponseFlag::DownstreamConnectionTermination);
+            info.flags
+                .set(ResponseFlag::DownstreamConnectionTermination);
             info.set_details("downstream_remote_disconnect");
             if self.response.is_none() {
                 info.response_code = None;
@@ -565,9 +660,13 @@ impl StreamState {
             if let Some(code) = info.response_code {
                 stats.count_status(code);
             }
-            stats.downstream_rq_time.record(u64::try_from(info.duration().as_millis()).unwrap_or(u64::MAX));
+            stats
+                .downstream_rq_time
+                .record(u64::try_from(info.duration().as_millis()).unwrap_or(u64::MAX));
         }
-        connection.active.set(connection.active.get().saturating_sub(1));
+        connection
+            .active
+            .set(connection.active.get().saturating_sub(1));
         connection.idle_since.set(Instant::now());
         let mut filters = std::mem::take(&mut self.filters);
         let end = StreamEnd {

@@ -24,8 +24,8 @@ use crate::transport::{DownstreamTransport, RawStream, SecretSlots};
 use crate::upstream::{Cluster, ClusterConfig};
 use crate::worker::Worker;
 
-use super::config::ConnectionManager;
 use super::codec;
+use super::config::ConnectionManager;
 use super::stream::DownstreamConnection;
 
 /// No test waits longer.
@@ -58,7 +58,12 @@ impl Upstream {
         let turn = Rc::new(std::cell::Cell::new(0));
         tokio::task::spawn_local(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::task::spawn_local(answer(stream, answers.clone(), turn.clone(), sender.clone()));
+                tokio::task::spawn_local(answer(
+                    stream,
+                    answers.clone(),
+                    turn.clone(),
+                    sender.clone(),
+                ));
             }
         });
         Upstream { address, requests }
@@ -66,7 +71,10 @@ impl Upstream {
 
     /// The next request, as its bytes came.
     pub(crate) async fn request(&mut self) -> String {
-        tokio::time::timeout(PATIENCE, self.requests.recv()).await.unwrap().unwrap()
+        tokio::time::timeout(PATIENCE, self.requests.recv())
+            .await
+            .unwrap()
+            .unwrap()
     }
 
     /// A static cluster of this upstream alone.
@@ -120,7 +128,12 @@ pub(crate) async fn read_message(stream: &mut TcpStream, is_response: bool) -> O
             let is_over = match length {
                 Some(length) => bytes.len() >= end + 4 + length,
                 None if is_chunked => bytes.ends_with(b"0\r\n\r\n"),
-                None => !is_response || head.contains(" 101 ") || head.contains(" 204 ") || head.contains(" 304 "),
+                None => {
+                    !is_response
+                        || head.contains(" 101 ")
+                        || head.contains(" 204 ")
+                        || head.contains(" 304 ")
+                }
             };
             if is_over {
                 return Some(String::from_utf8_lossy(&bytes).into_owned());
@@ -166,11 +179,16 @@ impl Proxy {
                     tls,
                     ..connection()
                 };
-                let downstream = DownstreamConnection::new(manager.clone(), Rc::new(info), worker.clone());
+                let downstream =
+                    DownstreamConnection::new(manager.clone(), Rc::new(info), worker.clone());
                 tokio::task::spawn_local(codec::serve(stream, downstream, drain.clone()));
             }
         });
-        Proxy { address, server, trigger }
+        Proxy {
+            address,
+            server,
+            trigger,
+        }
     }
 
     /// Sends raw bytes and reads one response.
@@ -182,7 +200,10 @@ impl Proxy {
 
     /// Reads one response.
     pub(crate) async fn receive(&self, stream: &mut TcpStream) -> String {
-        tokio::time::timeout(PATIENCE, read_message(stream, true)).await.unwrap().unwrap_or_default()
+        tokio::time::timeout(PATIENCE, read_message(stream, true))
+            .await
+            .unwrap()
+            .unwrap_or_default()
     }
 
     /// A connection.
@@ -192,12 +213,20 @@ impl Proxy {
 
     /// GET of a path, with more header lines.
     pub(crate) async fn get(&self, path: &str, headers: &str) -> String {
-        self.send(&format!("GET {path} HTTP/1.1\r\nhost: test\r\n{headers}\r\n")).await
+        self.send(&format!(
+            "GET {path} HTTP/1.1\r\nhost: test\r\n{headers}\r\n"
+        ))
+        .await
     }
 
     /// A counter's or gauge's value; 0 when there is none.
     pub(crate) fn stat(&self, name: &str) -> u64 {
-        let reading = self.server.store.read().into_iter().find(|reading| reading.name == name);
+        let reading = self
+            .server
+            .store
+            .read()
+            .into_iter()
+            .find(|reading| reading.name == name);
         match reading.map(|reading| reading.value) {
             Some(crate::stats::Value::Counter(value) | crate::stats::Value::Gauge(value)) => value,
             _ => 0,
@@ -228,7 +257,11 @@ pub(crate) fn with_filters(mut config: Value, filters: &[Value]) -> Value {
 
 fn server(clusters: &[Value], trigger: &Trigger, drain: &Drain) -> Arc<ServerContext> {
     let server = ServerContext::new(ServerParts {
-        node: Node { id: "node".into(), cluster: "cluster".into(), ..Node::default() },
+        node: Node {
+            id: "node".into(),
+            cluster: "cluster".into(),
+            ..Node::default()
+        },
         drain_time: PATIENCE,
         drain: drain.clone(),
         quit: trigger.clone(),
@@ -246,6 +279,9 @@ fn server(clusters: &[Value], trigger: &Trigger, drain: &Drain) -> Arc<ServerCon
 
 /// Runs a test on a worker's kind of runtime.
 pub(crate) fn on_worker(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, test);
 }

@@ -24,7 +24,8 @@ const PIECE: usize = 16 << 10;
 
 /// The connection's bytes after an upgrade, if the request asks for one.
 pub(crate) fn wanted(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
-    let is_asking = request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
+    let is_asking =
+        request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
     is_asking.then(|| hyper::upgrade::on(request))
 }
 
@@ -40,11 +41,19 @@ pub(crate) fn check(
         None => return Ok(()),
     };
     let of_route = stream.route().and_then(|route| match &route.route().kind {
-        RouteKind::Forward(action) => action.upgrades.iter().find(|rule| rule.kind.eq_ignore_ascii_case(&kind)),
+        RouteKind::Forward(action) => action
+            .upgrades
+            .iter()
+            .find(|rule| rule.kind.eq_ignore_ascii_case(&kind)),
         RouteKind::Redirect(_) | RouteKind::Direct(_) => None,
     });
-    let of_manager = manager.upgrades.iter().find(|(name, _)| name.eq_ignore_ascii_case(&kind));
-    let is_allowed = of_route.map(|rule| rule.is_enabled).or(of_manager.map(|(_, enabled)| *enabled));
+    let of_manager = manager
+        .upgrades
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(&kind));
+    let is_allowed = of_route
+        .map(|rule| rule.is_enabled)
+        .or(of_manager.map(|(_, enabled)| *enabled));
     if is_allowed == Some(true) && (kind != "CONNECT" || stream.route().is_some()) {
         return Ok(());
     }
@@ -57,12 +66,17 @@ pub(crate) fn check(
         return Ok(());
     }
     if kind == "CONNECT" && stream.route().is_none() {
+        manager.stats.no_route.inc();
         return Err(Box::new(
-            LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found").flag(ResponseFlag::NoRouteFound).closing(),
+            LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found")
+                .flag(ResponseFlag::NoRouteFound)
+                .closing(),
         ));
     }
     manager.stats.downstream_rq_ws_on_non_ws_route.inc();
-    Err(Box::new(LocalReply::new(StatusCode::FORBIDDEN, "", "upgrade_failed").closing()))
+    Err(Box::new(
+        LocalReply::new(StatusCode::FORBIDDEN, "", "upgrade_failed").closing(),
+    ))
 }
 
 /// Joins both sides until one ends, or nothing moves for the idle time.

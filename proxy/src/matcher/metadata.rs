@@ -74,9 +74,9 @@ impl TryFrom<&wire::ValueMatcher> for ValueMatcher {
             MatchPattern::BoolMatch(want) => ValueMatcher::Bool(*want),
             MatchPattern::PresentMatch(want) => ValueMatcher::Present(*want),
             MatchPattern::ListMatch(list) => match &list.match_pattern {
-                Some(wire::list_matcher::MatchPattern::OneOf(one)) => ValueMatcher::OneOf(Box::new(
-                    ValueMatcher::try_from(one.as_ref()).at("list_match.one_of")?,
-                )),
+                Some(wire::list_matcher::MatchPattern::OneOf(one)) => ValueMatcher::OneOf(
+                    Box::new(ValueMatcher::try_from(one.as_ref()).at("list_match.one_of")?),
+                ),
                 None => return Err(Invalid::new("a list matcher needs a pattern")),
             },
             MatchPattern::OrMatch(or) => ValueMatcher::Or(try_all(
@@ -157,10 +157,8 @@ mod tests {
     }
 
     fn matcher(json: serde_json::Value) -> MetadataMatcher {
-        MetadataMatcher::try_from(
-            &proto::json::from_value::<wire::MetadataMatcher>(&json).unwrap(),
-        )
-        .unwrap()
+        MetadataMatcher::try_from(&proto::json::from_value::<wire::MetadataMatcher>(&json).unwrap())
+            .unwrap()
     }
 
     #[test]
@@ -172,13 +170,25 @@ mod tests {
             }))
             .matches(Some(&data))
         };
-        assert!(at("b", serde_json::json!({"list_match": {"one_of": {"string_match": {"exact": "y"}}}})));
-        assert!(!at("b", serde_json::json!({"string_match": {"exact": "y"}})));
-        assert!(at("n", serde_json::json!({"double_match": {"range": {"start": 1, "end": 4}}})));
+        assert!(at(
+            "b",
+            serde_json::json!({"list_match": {"one_of": {"string_match": {"exact": "y"}}}})
+        ));
+        assert!(!at(
+            "b",
+            serde_json::json!({"string_match": {"exact": "y"}})
+        ));
+        assert!(at(
+            "n",
+            serde_json::json!({"double_match": {"range": {"start": 1, "end": 4}}})
+        ));
         assert!(at("t", serde_json::json!({"bool_match": true})));
         assert!(at("t", serde_json::json!({"present_match": true})));
         assert!(!at("z", serde_json::json!({"present_match": true})));
-        assert!(at("z", serde_json::json!({"or_match": {"value_matchers": [
-            {"present_match": false}, {"null_match": {}}]}})));
+        assert!(at(
+            "z",
+            serde_json::json!({"or_match": {"value_matchers": [
+            {"present_match": false}, {"null_match": {}}]}})
+        ));
     }
 }

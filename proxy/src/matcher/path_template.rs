@@ -44,8 +44,7 @@ impl TryFrom<&TypedExtensionConfig> for PathTemplate {
 impl PathTemplate {
     /// Compiles a template.
     pub(crate) fn parse(template: &str) -> Result<Self, Invalid> {
-        let refuse =
-            |why: &str| Invalid::new(format!("invalid path template '{template}': {why}"));
+        let refuse = |why: &str| Invalid::new(format!("invalid path template '{template}': {why}"));
         let rest = template
             .strip_prefix('/')
             .ok_or_else(|| refuse("it must start with '/'"))?;

@@ -20,13 +20,21 @@ struct HttpFilterChain(Arc<ConnectionManager>);
 pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, Invalid> {
     let config: HttpConnectionManager = proto::any::unpack(any)?;
     let manager = ConnectionManager::try_new(&config, context)?;
-    Ok(Filter::Terminal(Arc::new(HttpFilterChain(Arc::new(manager)))))
+    Ok(Filter::Terminal(Arc::new(HttpFilterChain(Arc::new(
+        manager,
+    )))))
 }
 
 impl TerminalFilter for HttpFilterChain {
     fn serve(self: Arc<Self>, connection: Connection) -> LocalBoxFuture<'static, ()> {
         async move {
-            let Connection { stream, info, worker, drain, watchers } = connection;
+            let Connection {
+                stream,
+                info,
+                worker,
+                drain,
+                watchers,
+            } = connection;
             let stats = self.0.stats.clone();
             let is_tls = info.tls.is_some();
             stats.downstream_cx_total.inc();
@@ -44,7 +52,9 @@ impl TerminalFilter for HttpFilterChain {
                 stats.downstream_cx_ssl_active.dec();
             }
             stats.downstream_cx_destroy.inc();
-            stats.downstream_cx_length_ms.record(u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX));
+            stats
+                .downstream_cx_length_ms
+                .record(u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX));
         }
         .boxed_local()
     }

@@ -30,15 +30,26 @@ pub(super) enum Principal {
 impl TryFrom<&wire::Principal> for Principal {
     type Error = Invalid;
 
-    #[allow(deprecated, reason = "control planes still send source_ip and metadata")]
+    #[allow(
+        deprecated,
+        reason = "control planes still send source_ip and metadata"
+    )]
     fn try_from(principal: &wire::Principal) -> Result<Self, Invalid> {
-        let identifier =
-            principal.identifier.as_ref().ok_or_else(|| Invalid::new("a principal needs an identifier"))?;
+        let identifier = principal
+            .identifier
+            .as_ref()
+            .ok_or_else(|| Invalid::new("a principal needs an identifier"))?;
         Ok(match identifier {
             Identifier::Any(any) => Principal::Any(*any),
-            Identifier::AndIds(set) => Principal::And(try_all("and_ids.ids", &set.ids, Principal::try_from)?),
-            Identifier::OrIds(set) => Principal::Or(try_all("or_ids.ids", &set.ids, Principal::try_from)?),
-            Identifier::NotId(id) => Principal::Not(Box::new(Principal::try_from(id.as_ref()).at("not_id")?)),
+            Identifier::AndIds(set) => {
+                Principal::And(try_all("and_ids.ids", &set.ids, Principal::try_from)?)
+            }
+            Identifier::OrIds(set) => {
+                Principal::Or(try_all("or_ids.ids", &set.ids, Principal::try_from)?)
+            }
+            Identifier::NotId(id) => {
+                Principal::Not(Box::new(Principal::try_from(id.as_ref()).at("not_id")?))
+            }
             Identifier::Authenticated(authenticated) => Principal::Authenticated(
                 authenticated
                     .principal_name
@@ -47,18 +58,31 @@ impl TryFrom<&wire::Principal> for Principal {
                     .transpose()
                     .at("authenticated.principal_name")?,
             ),
-            Identifier::SourceIp(range) => Principal::SourceIp(Cidr::try_from(range).at("source_ip")?),
+            Identifier::SourceIp(range) => {
+                Principal::SourceIp(Cidr::try_from(range).at("source_ip")?)
+            }
             Identifier::DirectRemoteIp(range) => {
                 Principal::DirectRemoteIp(Cidr::try_from(range).at("direct_remote_ip")?)
             }
-            Identifier::RemoteIp(range) => Principal::RemoteIp(Cidr::try_from(range).at("remote_ip")?),
-            Identifier::Header(header) => Principal::Header(HeaderMatcher::try_from(header).at("header")?),
+            Identifier::RemoteIp(range) => {
+                Principal::RemoteIp(Cidr::try_from(range).at("remote_ip")?)
+            }
+            Identifier::Header(header) => {
+                Principal::Header(HeaderMatcher::try_from(header).at("header")?)
+            }
             Identifier::UrlPath(matcher) => Principal::Path(path(matcher).at("url_path")?),
-            Identifier::Metadata(metadata) => Principal::Metadata(MetadataMatcher::try_from(metadata).at("metadata")?),
-            Identifier::SourcedMetadata(metadata) => Principal::Metadata(sourced(metadata).at("sourced_metadata")?),
+            Identifier::Metadata(metadata) => {
+                Principal::Metadata(MetadataMatcher::try_from(metadata).at("metadata")?)
+            }
+            Identifier::SourcedMetadata(metadata) => {
+                Principal::Metadata(sourced(metadata).at("sourced_metadata")?)
+            }
             Identifier::FilterState(state) => principal_of_filter_state(state)?,
             Identifier::Custom(custom) => {
-                return Err(Invalid::unsupported(&format!("principal extension '{}'", custom.name)));
+                return Err(Invalid::unsupported(&format!(
+                    "principal extension '{}'",
+                    custom.name
+                )));
             }
         })
     }
@@ -71,7 +95,9 @@ fn principal_of_filter_state(
     use proto::envoy::r#type::matcher::v3::filter_state_matcher::Matcher;
     match (&state.key[..], &state.matcher) {
         ("io.istio.peer_principal", Some(Matcher::StringMatch(text))) => {
-            Ok(Principal::Authenticated(Some(StringMatcher::try_from(text).at("filter_state.string_match")?)))
+            Ok(Principal::Authenticated(Some(
+                StringMatcher::try_from(text).at("filter_state.string_match")?,
+            )))
         }
         (key, _) => Err(Invalid::unsupported(&format!("filter state '{key}'")).at("filter_state")),
     }
@@ -90,8 +116,10 @@ pub(super) fn sourced(metadata: &wire::SourcedMetadata) -> Result<MetadataMatche
     if metadata.metadata_source() != wire::MetadataSource::Dynamic {
         return Err(Invalid::unsupported("route metadata"));
     }
-    let matcher =
-        metadata.metadata_matcher.as_ref().ok_or_else(|| Invalid::new("a metadata matcher is needed"))?;
+    let matcher = metadata
+        .metadata_matcher
+        .as_ref()
+        .ok_or_else(|| Invalid::new("a metadata matcher is needed"))?;
     MetadataMatcher::try_from(matcher)
 }
 
@@ -106,11 +134,19 @@ impl Principal {
             Principal::Not(principal) => !principal.matches(context),
             Principal::Authenticated(name) => is_authenticated(context, name.as_ref()),
             Principal::SourceIp(range) => range.contains(connection.remote_address.ip()),
-            Principal::DirectRemoteIp(range) => range.contains(connection.direct_remote_address.ip()),
+            Principal::DirectRemoteIp(range) => {
+                range.contains(connection.direct_remote_address.ip())
+            }
             Principal::RemoteIp(range) => range.contains(context.remote_ip),
-            Principal::Header(header) => context.headers.is_some_and(|headers| header.matches(headers)),
-            Principal::Path(path) => context.headers.is_some_and(|headers| path.matches(headers.path.path())),
-            Principal::Metadata(metadata) => metadata.matches(context.metadata.get(metadata.filter())),
+            Principal::Header(header) => context
+                .headers
+                .is_some_and(|headers| header.matches(headers)),
+            Principal::Path(path) => context
+                .headers
+                .is_some_and(|headers| path.matches(headers.path.path())),
+            Principal::Metadata(metadata) => {
+                metadata.matches(context.metadata.get(metadata.filter()))
+            }
         }
     }
 }

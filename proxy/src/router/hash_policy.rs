@@ -26,7 +26,12 @@ pub(crate) struct HashPolicy {
 #[derive(Debug)]
 enum Source {
     Header(HeaderName, Option<RegexSubstitution>),
-    Cookie { name: Box<str>, ttl: Option<Duration>, path: Box<str>, attributes: Box<str> },
+    Cookie {
+        name: Box<str>,
+        ttl: Option<Duration>,
+        path: Box<str>,
+        attributes: Box<str>,
+    },
     SourceIp,
     Query(Box<str>),
 }
@@ -39,7 +44,10 @@ impl TryFrom<&wire::route_action::HashPolicy> for HashPolicy {
     type Error = Invalid;
 
     fn try_from(policy: &wire::route_action::HashPolicy) -> Result<Self, Invalid> {
-        let specifier = policy.policy_specifier.as_ref().ok_or_else(|| Invalid::new("a policy specifier is needed"))?;
+        let specifier = policy
+            .policy_specifier
+            .as_ref()
+            .ok_or_else(|| Invalid::new("a policy specifier is needed"))?;
         let source = match specifier {
             PolicySpecifier::Header(header) => Source::Header(
                 header_name(&header.header_name).at("header.header_name")?,
@@ -67,12 +75,23 @@ impl TryFrom<&wire::route_action::HashPolicy> for HashPolicy {
                     attributes: attributes.into(),
                 }
             }
-            PolicySpecifier::ConnectionProperties(properties) if properties.source_ip => Source::SourceIp,
-            PolicySpecifier::ConnectionProperties(_) => return Err(Invalid::new("source_ip must be true")),
-            PolicySpecifier::QueryParameter(parameter) => Source::Query(parameter.name.as_str().into()),
-            PolicySpecifier::FilterState(_) => return Err(Invalid::unsupported("hashing filter state")),
+            PolicySpecifier::ConnectionProperties(properties) if properties.source_ip => {
+                Source::SourceIp
+            }
+            PolicySpecifier::ConnectionProperties(_) => {
+                return Err(Invalid::new("source_ip must be true"));
+            }
+            PolicySpecifier::QueryParameter(parameter) => {
+                Source::Query(parameter.name.as_str().into())
+            }
+            PolicySpecifier::FilterState(_) => {
+                return Err(Invalid::unsupported("hashing filter state"));
+            }
         };
-        Ok(HashPolicy { source, is_terminal: policy.terminal })
+        Ok(HashPolicy {
+            source,
+            is_terminal: policy.terminal,
+        })
     }
 }
 
@@ -98,7 +117,12 @@ impl HashPolicy {
         (hash, made)
     }
 
-    fn part(&self, headers: &RequestHeaders, source: IpAddr, made: &mut Option<HashedCookie>) -> Option<u64> {
+    fn part(
+        &self,
+        headers: &RequestHeaders,
+        source: IpAddr,
+        made: &mut Option<HashedCookie>,
+    ) -> Option<u64> {
         match &self.source {
             Source::Header(name, rewrite) => {
                 let value = headers.field(&FieldName::Header(name.clone()))?;
@@ -108,8 +132,15 @@ impl HashPolicy {
                 })
             }
             Source::SourceIp => Some(xxh64(source.to_string().as_bytes(), 0)),
-            Source::Query(name) => query_value(headers.path.query(), name).map(|value| xxh64(&value, 0)),
-            Source::Cookie { name, ttl, path, attributes } => {
+            Source::Query(name) => {
+                query_value(headers.path.query(), name).map(|value| xxh64(&value, 0))
+            }
+            Source::Cookie {
+                name,
+                ttl,
+                path,
+                attributes,
+            } => {
                 if let Some(value) = cookie(headers, name).filter(|value| !value.is_empty()) {
                     return Some(xxh64(value.as_bytes(), 0));
                 }

@@ -35,7 +35,10 @@ enum Value {
 
 impl HeaderMutations {
     /// Checks both lists.
-    pub(crate) fn try_new(add: &[wire::HeaderValueOption], remove: &[String]) -> Result<Self, Invalid> {
+    pub(crate) fn try_new(
+        add: &[wire::HeaderValueOption],
+        remove: &[String],
+    ) -> Result<Self, Invalid> {
         Ok(HeaderMutations {
             add: try_all("add", add, Addition::try_from)?,
             remove: try_all("remove", remove, |name| changeable(name))?,
@@ -88,7 +91,10 @@ impl TryFrom<&wire::HeaderValueOption> for Addition {
     type Error = Invalid;
 
     fn try_from(option: &wire::HeaderValueOption) -> Result<Self, Invalid> {
-        let header = option.header.as_ref().ok_or_else(|| Invalid::new("a header is needed"))?;
+        let header = option
+            .header
+            .as_ref()
+            .ok_or_else(|| Invalid::new("a header is needed"))?;
         #[allow(deprecated, reason = "control planes still send `append`")]
         let action = match option.append {
             Some(true) => HeaderAppendAction::AppendIfExistsOrAdd,
@@ -98,7 +104,8 @@ impl TryFrom<&wire::HeaderValueOption> for Addition {
         let format = Format::parse(&header.value).at("header.value")?;
         let value = match format.literal() {
             Some(text) => Value::Literal(
-                HeaderValue::from_str(text).map_err(|_| Invalid::new("not a header value").at("header.value"))?,
+                HeaderValue::from_str(text)
+                    .map_err(|_| Invalid::new("not a header value").at("header.value"))?,
             ),
             None => Value::Format(format),
         };
@@ -147,7 +154,9 @@ impl Addition {
 /// A header that may be changed: no pseudo header, and not `host`.
 fn changeable(name: &str) -> Result<HeaderName, Invalid> {
     if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
-        return Err(Invalid::new(format!(":-prefixed or host headers may not be modified ('{name}')")));
+        return Err(Invalid::new(format!(
+            ":-prefixed or host headers may not be modified ('{name}')"
+        )));
     }
     header_name(name)
 }

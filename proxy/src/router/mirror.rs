@@ -47,11 +47,17 @@ impl TryFrom<&wire::route_action::RequestMirrorPolicy> for MirrorPolicy {
         };
         let host = match policy.host_rewrite_literal.as_str() {
             "" => None,
-            text => Some(HeaderValue::from_str(text).map_err(|_| Invalid::new("not a host").at("host_rewrite_literal"))?),
+            text => Some(
+                HeaderValue::from_str(text)
+                    .map_err(|_| Invalid::new("not a host").at("host_rewrite_literal"))?,
+            ),
         };
         Ok(MirrorPolicy {
             cluster,
-            fraction: policy.runtime_fraction.as_ref().map_or(Fraction::ALWAYS, Fraction::from),
+            fraction: policy
+                .runtime_fraction
+                .as_ref()
+                .map_or(Fraction::ALWAYS, Fraction::from),
             appends_suffix: !policy.disable_shadow_host_suffix_append,
             host,
         })
@@ -68,7 +74,10 @@ impl MirrorPolicy {
             Target::Name(name) => Some(name.clone()),
             Target::Header(name) => {
                 let value = headers.field(name)?;
-                std::str::from_utf8(&value).ok().filter(|name| !name.is_empty()).map(Into::into)
+                std::str::from_utf8(&value)
+                    .ok()
+                    .filter(|name| !name.is_empty())
+                    .map(Into::into)
             }
         }
     }

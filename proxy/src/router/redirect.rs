@@ -43,16 +43,24 @@ impl TryFrom<&wire::RedirectAction> for Redirect {
         };
         let path = match &redirect.path_rewrite_specifier {
             None => PathChange::Keep,
-            Some(PathRewriteSpecifier::PathRedirect(path)) => PathChange::Path(path.as_str().into()),
-            Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => PathChange::Prefix(prefix.as_str().into()),
+            Some(PathRewriteSpecifier::PathRedirect(path)) => {
+                PathChange::Path(path.as_str().into())
+            }
+            Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
+                PathChange::Prefix(prefix.as_str().into())
+            }
             Some(PathRewriteSpecifier::RegexRewrite(regex)) => {
                 PathChange::Regex(RegexSubstitution::try_from(regex).at("regex_rewrite")?)
             }
-            Some(PathRewriteSpecifier::PathRewrite(_)) => return Err(Invalid::unsupported("path_rewrite")),
+            Some(PathRewriteSpecifier::PathRewrite(_)) => {
+                return Err(Invalid::unsupported("path_rewrite"));
+            }
         };
         let port = match redirect.port_redirect {
             0 => None,
-            port => Some(u16::try_from(port).map_err(|_| Invalid::new("not a port").at("port_redirect"))?),
+            port => Some(
+                u16::try_from(port).map_err(|_| Invalid::new("not a port").at("port_redirect"))?,
+            ),
         };
         Ok(Redirect {
             status: match redirect.response_code() {
@@ -63,7 +71,8 @@ impl TryFrom<&wire::RedirectAction> for Redirect {
                 RedirectResponseCode::PermanentRedirect => StatusCode::PERMANENT_REDIRECT,
             },
             scheme,
-            host: (!redirect.host_redirect.is_empty()).then(|| redirect.host_redirect.as_str().into()),
+            host: (!redirect.host_redirect.is_empty())
+                .then(|| redirect.host_redirect.as_str().into()),
             port,
             path,
             strips_query: redirect.strip_query,
@@ -89,11 +98,18 @@ impl Redirect {
         let rewritten;
         let path = match &self.path {
             PathChange::Keep => path,
-            PathChange::Path(path) if path.contains('?') || self.strips_query || query.is_none() => {
+            PathChange::Path(path)
+                if path.contains('?') || self.strips_query || query.is_none() =>
+            {
                 return build(scheme, host, self.port, path);
             }
             PathChange::Path(path) => {
-                return build(scheme, host, self.port, &format!("{path}?{}", query.unwrap_or_default()));
+                return build(
+                    scheme,
+                    host,
+                    self.port,
+                    &format!("{path}?{}", query.unwrap_or_default()),
+                );
             }
             PathChange::Prefix(prefix) => {
                 rewritten = replace_prefix(route, path, prefix);

@@ -59,7 +59,11 @@ impl RetryOn {
             "reset-before-request" => RetryOn::RESET_BEFORE_REQUEST,
             _ => RetryOn::default(),
         };
-        RetryOn(text.split(',').map(|text| word(text).0).fold(0, |all, bits| all | bits))
+        RetryOn(
+            text.split(',')
+                .map(|text| word(text).0)
+                .fold(0, |all, bits| all | bits),
+        )
     }
 
     fn has(self, other: RetryOn) -> bool {
@@ -143,7 +147,9 @@ impl TryFrom<&wire::RetryPolicy> for RetryPolicy {
             if known.contains("previous_hosts") {
                 avoids_previous_hosts = true;
             } else if !known.contains("omit_canary_hosts") {
-                return Err(Invalid::unsupported(known).at(format_args!("retry_host_predicate[{index}]")));
+                return Err(
+                    Invalid::unsupported(known).at(format_args!("retry_host_predicate[{index}]"))
+                );
             }
         }
         let back_off = policy.retry_back_off.as_ref();
@@ -155,19 +161,34 @@ impl TryFrom<&wire::RetryPolicy> for RetryPolicy {
             .at("retry_back_off.max_interval")?
             .unwrap_or(base * 10);
         if max < base {
-            return Err(Invalid::new("max_interval must not be less than base_interval").at("retry_back_off"));
+            return Err(
+                Invalid::new("max_interval must not be less than base_interval")
+                    .at("retry_back_off"),
+            );
         }
         let limited = policy.rate_limited_retry_back_off.as_ref();
-        let reset_headers = limited.map(|limited| limited.reset_headers.as_slice()).unwrap_or_default();
+        let reset_headers = limited
+            .map(|limited| limited.reset_headers.as_slice())
+            .unwrap_or_default();
         Ok(RetryPolicy {
             retry_on: RetryOn::parse(&policy.retry_on),
             retries: policy.num_retries.unwrap_or(1),
-            per_try_timeout: duration(policy.per_try_timeout.as_ref()).at("per_try_timeout")?.and_then(non_zero),
+            per_try_timeout: duration(policy.per_try_timeout.as_ref())
+                .at("per_try_timeout")?
+                .and_then(non_zero),
             per_try_idle_timeout: duration(policy.per_try_idle_timeout.as_ref())
                 .at("per_try_idle_timeout")?
                 .and_then(non_zero),
-            status_codes: policy.retriable_status_codes.iter().filter_map(|code| u16::try_from(*code).ok()).collect(),
-            headers: try_all("retriable_headers", &policy.retriable_headers, HeaderMatcher::try_from)?,
+            status_codes: policy
+                .retriable_status_codes
+                .iter()
+                .filter_map(|code| u16::try_from(*code).ok())
+                .collect(),
+            headers: try_all(
+                "retriable_headers",
+                &policy.retriable_headers,
+                HeaderMatcher::try_from,
+            )?,
             request_headers: try_all(
                 "retriable_request_headers",
                 &policy.retriable_request_headers,
@@ -182,7 +203,8 @@ impl TryFrom<&wire::RetryPolicy> for RetryPolicy {
                 .at("rate_limited_retry_back_off.max_interval")?
                 .unwrap_or(RATE_LIMITED_MAX),
             avoids_previous_hosts,
-            host_selection_attempts: u32::try_from(policy.host_selection_retry_max_attempts).unwrap_or(0),
+            host_selection_attempts: u32::try_from(policy.host_selection_retry_max_attempts)
+                .unwrap_or(0),
         })
     }
 }
@@ -191,18 +213,27 @@ impl RetryState {
     /// The retries of a request by its route's policy and its own headers, which are taken away. `None` without any.
     pub(crate) fn new(policy: Option<&RetryPolicy>, headers: &mut RequestHeaders) -> Option<Self> {
         let map = &mut headers.map;
-        let asked = [names::X_ENVOY_RETRY_ON.clone(), names::X_ENVOY_RETRY_GRPC_ON.clone()]
-            .into_iter()
-            .filter_map(|name| map.remove(name))
-            .filter_map(|value| value.to_str().ok().map(RetryOn::parse))
-            .fold(RetryOn::default(), |all, on| RetryOn(all.0 | on.0));
-        let retries = map.remove(&names::X_ENVOY_MAX_RETRIES).and_then(|value| value.to_str().ok()?.parse().ok());
+        let asked = [
+            names::X_ENVOY_RETRY_ON.clone(),
+            names::X_ENVOY_RETRY_GRPC_ON.clone(),
+        ]
+        .into_iter()
+        .filter_map(|name| map.remove(name))
+        .filter_map(|value| value.to_str().ok().map(RetryOn::parse))
+        .fold(RetryOn::default(), |all, on| RetryOn(all.0 | on.0));
+        let retries = map
+            .remove(&names::X_ENVOY_MAX_RETRIES)
+            .and_then(|value| value.to_str().ok()?.parse().ok());
         let status_codes = list(map.remove(&names::X_ENVOY_RETRIABLE_STATUS_CODES));
         let header_names = list(map.remove(&names::X_ENVOY_RETRIABLE_HEADER_NAMES));
         map.remove(&names::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT);
 
         let applies = |policy: &&RetryPolicy| {
-            policy.request_headers.is_empty() || policy.request_headers.iter().any(|header| header.matches(headers))
+            policy.request_headers.is_empty()
+                || policy
+                    .request_headers
+                    .iter()
+                    .any(|header| header.matches(headers))
         };
         let policy = policy.filter(applies);
         let retry_on = RetryOn(policy.map_or(0, |policy| policy.retry_on.0) | asked.0);
@@ -255,9 +286,13 @@ impl RetryState {
                     || on.has(RetryOn::RESET_BEFORE_REQUEST)
                     || on.has(RetryOn::CONNECT_FAILURE)
             }
-            Outcome::RefusedStream => counts_as_5xx || on.has(RetryOn::RESET) || on.has(RetryOn::REFUSED_STREAM),
+            Outcome::RefusedStream => {
+                counts_as_5xx || on.has(RetryOn::RESET) || on.has(RetryOn::REFUSED_STREAM)
+            }
             Outcome::Reset { request_sent } => {
-                counts_as_5xx || on.has(RetryOn::RESET) || (!request_sent && on.has(RetryOn::RESET_BEFORE_REQUEST))
+                counts_as_5xx
+                    || on.has(RetryOn::RESET)
+                    || (!request_sent && on.has(RetryOn::RESET_BEFORE_REQUEST))
             }
         }
     }
@@ -282,7 +317,8 @@ impl RetryState {
         }
         if on.has(RetryOn::RETRIABLE_HEADERS)
             && (self.header_names.iter().any(|name| map.contains_key(name))
-                || policy.is_some_and(|policy| policy.headers.iter().any(|header| header.matches(map))))
+                || policy
+                    .is_some_and(|policy| policy.headers.iter().any(|header| header.matches(map))))
         {
             return true;
         }
@@ -302,9 +338,13 @@ impl RetryState {
         let (base, max) = self
             .policy
             .as_ref()
-            .map_or((BASE_INTERVAL, BASE_INTERVAL * 10), |policy| (policy.base_interval, policy.max_interval));
+            .map_or((BASE_INTERVAL, BASE_INTERVAL * 10), |policy| {
+                (policy.base_interval, policy.max_interval)
+            });
         let ceiling = base.saturating_mul(1 << self.attempt.min(20)).min(max);
-        let milliseconds = u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX).max(1);
+        let milliseconds = u64::try_from(ceiling.as_millis())
+            .unwrap_or(u64::MAX)
+            .max(1);
         Duration::from_millis(rand::rng().random_range(0..milliseconds))
     }
 
@@ -316,7 +356,9 @@ impl RetryState {
             let wait = match format {
                 ResetHeaderFormat::Seconds => Duration::from_secs(number),
                 ResetHeaderFormat::UnixTimestamp => {
-                    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                    let now = SystemTime::now()
+                        .duration_since(UNIX_EPOCH)
+                        .unwrap_or_default();
                     Duration::from_secs(number).checked_sub(now)?
                 }
             };
@@ -329,6 +371,10 @@ fn list<T: std::str::FromStr>(value: Option<HeaderValue>) -> Vec<T> {
     value
         .as_ref()
         .and_then(|value| value.to_str().ok())
-        .map(|text| text.split(',').filter_map(|item| item.trim().parse().ok()).collect())
+        .map(|text| {
+            text.split(',')
+                .filter_map(|item| item.trim().parse().ok())
+                .collect()
+        })
         .unwrap_or_default()
 }

@@ -56,22 +56,35 @@ impl Route {
         virtual_host_cors: Option<&wire::CorsPolicy>,
         body_limit: usize,
     ) -> Result<Self, Invalid> {
-        let route_match = route.r#match.as_ref().ok_or_else(|| Invalid::new("a match is needed"))?;
-        let action = route.action.as_ref().ok_or_else(|| Invalid::new("an action is needed"))?;
+        let route_match = route
+            .r#match
+            .as_ref()
+            .ok_or_else(|| Invalid::new("a match is needed"))?;
+        let action = route
+            .action
+            .as_ref()
+            .ok_or_else(|| Invalid::new("an action is needed"))?;
         let mut filters = RouteConfigs::try_new(&route.typed_per_filter_config)?;
         let kind = match action {
             Action::Route(action) => {
-                #[allow(deprecated, reason = "control planes still send the route's own CORS policy")]
+                #[allow(
+                    deprecated,
+                    reason = "control planes still send the route's own CORS policy"
+                )]
                 let cors = action.cors.as_ref().or(virtual_host_cors);
                 filters = filters.with_cors(cors).at("route.cors")?;
                 RouteKind::Forward(Box::new(ForwardAction::try_from(action).at("route")?))
             }
-            Action::Redirect(redirect) => RouteKind::Redirect(Box::new(Redirect::try_from(redirect).at("redirect")?)),
-            Action::DirectResponse(direct) => {
-                RouteKind::Direct(DirectResponse::try_new(direct, body_limit).at("direct_response")?)
+            Action::Redirect(redirect) => {
+                RouteKind::Redirect(Box::new(Redirect::try_from(redirect).at("redirect")?))
             }
+            Action::DirectResponse(direct) => RouteKind::Direct(
+                DirectResponse::try_new(direct, body_limit).at("direct_response")?,
+            ),
             Action::FilterAction(_) => return Err(Invalid::unsupported("filter_action")),
-            Action::NonForwardingAction(_) => return Err(Invalid::unsupported("non_forwarding_action")),
+            Action::NonForwardingAction(_) => {
+                return Err(Invalid::unsupported("non_forwarding_action"));
+            }
         };
         Ok(Route {
             name: route.name.as_str().into(),
@@ -101,18 +114,34 @@ impl DirectResponse {
             return (self.body.clone(), None);
         };
         let text = String::from_utf8_lossy(&self.body);
-        let context = FormatContext { local_reply_body: &text, ..*context };
+        let context = FormatContext {
+            local_reply_body: &text,
+            ..*context
+        };
         let mut out = String::new();
         format.write(&context, &mut out);
         (Bytes::from(out), Some(content_type.clone()))
     }
 
     fn try_new(direct: &wire::DirectResponseAction, body_limit: usize) -> Result<Self, Invalid> {
-        let body = direct.body.as_ref().map(data_source).transpose().at("body")?.unwrap_or_default();
+        let body = direct
+            .body
+            .as_ref()
+            .map(data_source)
+            .transpose()
+            .at("body")?
+            .unwrap_or_default();
         if body.len() > body_limit {
-            return Err(Invalid::new(format!("response body size is {} bytes; maximum is {body_limit}", body.len())));
+            return Err(Invalid::new(format!(
+                "response body size is {} bytes; maximum is {body_limit}",
+                body.len()
+            )));
         }
-        let format = direct.body_format.as_ref().map(crate::http::local_reply::body_format).transpose();
+        let format = direct
+            .body_format
+            .as_ref()
+            .map(crate::http::local_reply::body_format)
+            .transpose();
         Ok(DirectResponse {
             status: status_code(direct.status).at("status")?,
             body,

@@ -57,7 +57,11 @@ pub(crate) struct UpgradeRule {
 enum ClusterSpec {
     Name(Arc<str>),
     Header(FieldName),
-    Weighted { clusters: Vec<WeightedCluster>, total: u64, header: Option<HeaderName> },
+    Weighted {
+        clusters: Vec<WeightedCluster>,
+        total: u64,
+        header: Option<HeaderName>,
+    },
 }
 
 /// One of several clusters, with its share.
@@ -104,9 +108,13 @@ impl TryFrom<&wire::RouteAction> for ForwardAction {
             .ok_or_else(|| Invalid::new("a cluster specifier is needed"))?;
         let path_rewrite = match (&action.regex_rewrite, action.prefix_rewrite.as_str()) {
             (Some(_), prefix) if !prefix.is_empty() => {
-                return Err(Invalid::new("specify only one of prefix_rewrite, regex_rewrite"));
+                return Err(Invalid::new(
+                    "specify only one of prefix_rewrite, regex_rewrite",
+                ));
             }
-            (Some(regex), _) => Some(PathRewrite::Regex(RegexSubstitution::try_from(regex).at("regex_rewrite")?)),
+            (Some(regex), _) => Some(PathRewrite::Regex(
+                RegexSubstitution::try_from(regex).at("regex_rewrite")?,
+            )),
             (None, "") => None,
             (None, prefix) => Some(PathRewrite::Prefix(prefix.into())),
         };
@@ -120,17 +128,34 @@ impl TryFrom<&wire::RouteAction> for ForwardAction {
             not_found: match action.cluster_not_found_response_code() {
                 ClusterNotFoundResponseCode::ServiceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
                 ClusterNotFoundResponseCode::NotFound => StatusCode::NOT_FOUND,
-                ClusterNotFoundResponseCode::InternalServerError => StatusCode::INTERNAL_SERVER_ERROR,
+                ClusterNotFoundResponseCode::InternalServerError => {
+                    StatusCode::INTERNAL_SERVER_ERROR
+                }
             },
             path_rewrite,
-            host_rewrite: action.host_rewrite_specifier.as_ref().map(HostRewrite::try_new).transpose()?.flatten(),
+            host_rewrite: action
+                .host_rewrite_specifier
+                .as_ref()
+                .map(HostRewrite::try_new)
+                .transpose()?
+                .flatten(),
             append_x_forwarded_host: action.append_x_forwarded_host,
             timeouts: RouteTimeouts::try_from(action)?,
-            retry: action.retry_policy.as_ref().map(RetryPolicy::try_from).transpose().at("retry_policy")?,
+            retry: action
+                .retry_policy
+                .as_ref()
+                .map(RetryPolicy::try_from)
+                .transpose()
+                .at("retry_policy")?,
             mirrors: mirror::try_all_policies(&action.request_mirror_policies)?,
             hash: try_all("hash_policy", &action.hash_policy, HashPolicy::try_from)?,
-            upgrades: action.upgrade_configs.iter().map(UpgradeRule::from).collect(),
-            is_high_priority: action.priority() == proto::envoy::config::core::v3::RoutingPriority::High,
+            upgrades: action
+                .upgrade_configs
+                .iter()
+                .map(UpgradeRule::from)
+                .collect(),
+            is_high_priority: action.priority()
+                == proto::envoy::config::core::v3::RoutingPriority::High,
             metadata_match,
         })
     }
@@ -138,14 +163,27 @@ impl TryFrom<&wire::RouteAction> for ForwardAction {
 
 fn refuse_unsupported(action: &wire::RouteAction) -> Result<(), Invalid> {
     let refuse = |is_set: bool, field: &str| {
-        if is_set { Err(Invalid::unsupported(field)) } else { Ok(()) }
+        if is_set {
+            Err(Invalid::unsupported(field))
+        } else {
+            Ok(())
+        }
     };
-    refuse(action.internal_redirect_policy.is_some(), "internal_redirect_policy")?;
+    refuse(
+        action.internal_redirect_policy.is_some(),
+        "internal_redirect_policy",
+    )?;
     refuse(action.path_rewrite_policy.is_some(), "path_rewrite_policy")?;
     refuse(!action.path_rewrite.is_empty(), "path_rewrite")?;
-    refuse(action.retry_policy_typed_config.is_some(), "retry_policy_typed_config")?;
     refuse(
-        action.hedge_policy.as_ref().is_some_and(|policy| policy.hedge_on_per_try_timeout),
+        action.retry_policy_typed_config.is_some(),
+        "retry_policy_typed_config",
+    )?;
+    refuse(
+        action
+            .hedge_policy
+            .as_ref()
+            .is_some_and(|policy| policy.hedge_on_per_try_timeout),
         "hedge_policy.hedge_on_per_try_timeout",
     )
 }
@@ -164,17 +202,20 @@ impl HostRewrite {
     fn try_new(rewrite: &HostRewriteSpecifier) -> Result<Option<Self>, Invalid> {
         Ok(Some(match rewrite {
             HostRewriteSpecifier::HostRewriteLiteral(text) => HostRewrite::Literal(
-                HeaderValue::from_str(text).map_err(|_| Invalid::new("not a host").at("host_rewrite_literal"))?,
+                HeaderValue::from_str(text)
+                    .map_err(|_| Invalid::new("not a host").at("host_rewrite_literal"))?,
             ),
             HostRewriteSpecifier::AutoHostRewrite(true) => HostRewrite::Auto,
             HostRewriteSpecifier::AutoHostRewrite(false) => return Ok(None),
             HostRewriteSpecifier::HostRewriteHeader(name) => {
                 HostRewrite::Header(FieldName::parse(name).at("host_rewrite_header")?)
             }
-            HostRewriteSpecifier::HostRewritePathRegex(regex) => {
-                HostRewrite::PathRegex(RegexSubstitution::try_from(regex).at("host_rewrite_path_regex")?)
+            HostRewriteSpecifier::HostRewritePathRegex(regex) => HostRewrite::PathRegex(
+                RegexSubstitution::try_from(regex).at("host_rewrite_path_regex")?,
+            ),
+            HostRewriteSpecifier::HostRewrite(_) => {
+                return Err(Invalid::unsupported("host_rewrite"));
             }
-            HostRewriteSpecifier::HostRewrite(_) => return Err(Invalid::unsupported("host_rewrite")),
         }))
     }
 }
@@ -184,13 +225,18 @@ impl TryFrom<&ClusterSpecifier> for ClusterSpec {
 
     fn try_from(specifier: &ClusterSpecifier) -> Result<Self, Invalid> {
         Ok(match specifier {
-            ClusterSpecifier::Cluster(name) if name.is_empty() => return Err(Invalid::new("cluster is empty")),
+            ClusterSpecifier::Cluster(name) if name.is_empty() => {
+                return Err(Invalid::new("cluster is empty"));
+            }
             ClusterSpecifier::Cluster(name) => ClusterSpec::Name(name.as_str().into()),
             ClusterSpecifier::ClusterHeader(name) => {
                 ClusterSpec::Header(FieldName::parse(name).at("cluster_header")?)
             }
-            ClusterSpecifier::WeightedClusters(weighted) => ClusterSpec::weighted(weighted).at("weighted_clusters")?,
-            ClusterSpecifier::ClusterSpecifierPlugin(_) | ClusterSpecifier::InlineClusterSpecifierPlugin(_) => {
+            ClusterSpecifier::WeightedClusters(weighted) => {
+                ClusterSpec::weighted(weighted).at("weighted_clusters")?
+            }
+            ClusterSpecifier::ClusterSpecifierPlugin(_)
+            | ClusterSpecifier::InlineClusterSpecifierPlugin(_) => {
                 return Err(Invalid::unsupported("a cluster specifier plugin"));
             }
         })
@@ -205,16 +251,25 @@ impl ClusterSpec {
             return Err(Invalid::new("the sum of the weights must not be 0"));
         }
         if total > u64::from(u32::MAX) {
-            return Err(Invalid::new(format!("the sum of the weights must not exceed {}", u32::MAX)));
+            return Err(Invalid::new(format!(
+                "the sum of the weights must not exceed {}",
+                u32::MAX
+            )));
         }
         let header = match &weighted.random_value_specifier {
-            Some(wire::weighted_cluster::RandomValueSpecifier::HeaderName(name)) => Some(header_name(name)?),
+            Some(wire::weighted_cluster::RandomValueSpecifier::HeaderName(name)) => {
+                Some(header_name(name)?)
+            }
             Some(wire::weighted_cluster::RandomValueSpecifier::UseHashPolicy(true)) => {
                 return Err(Invalid::unsupported("use_hash_policy"));
             }
             _ => None,
         };
-        Ok(ClusterSpec::Weighted { clusters, total, header })
+        Ok(ClusterSpec::Weighted {
+            clusters,
+            total,
+            header,
+        })
     }
 }
 
@@ -226,11 +281,20 @@ impl TryFrom<&wire::weighted_cluster::ClusterWeight> for WeightedCluster {
             ("", "") => return Err(Invalid::new("name or cluster_header is needed")),
             ("", header) => Some(FieldName::parse(header).at("cluster_header")?),
             (_, "") => None,
-            _ => return Err(Invalid::new("only one of name, cluster_header can be specified")),
+            _ => {
+                return Err(Invalid::new(
+                    "only one of name, cluster_header can be specified",
+                ));
+            }
         };
         let host_rewrite = match &cluster.host_rewrite_specifier {
-            Some(wire::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(text)) => Some(
-                HeaderValue::from_str(text).map_err(|_| Invalid::new("not a host").at("host_rewrite_literal"))?,
+            Some(
+                wire::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(
+                    text,
+                ),
+            ) => Some(
+                HeaderValue::from_str(text)
+                    .map_err(|_| Invalid::new("not a host").at("host_rewrite_literal"))?,
             ),
             None => None,
         };
@@ -254,9 +318,19 @@ impl ForwardAction {
     /// Draws the cluster of a request.
     pub(super) fn choose_cluster(&self, headers: &RequestHeaders) -> ClusterChoice {
         match &self.cluster {
-            ClusterSpec::Name(name) => ClusterChoice { cluster: Some(name.clone()), weighted: None },
-            ClusterSpec::Header(name) => ClusterChoice { cluster: cluster_in(headers, name), weighted: None },
-            ClusterSpec::Weighted { clusters, total, header } => {
+            ClusterSpec::Name(name) => ClusterChoice {
+                cluster: Some(name.clone()),
+                weighted: None,
+            },
+            ClusterSpec::Header(name) => ClusterChoice {
+                cluster: cluster_in(headers, name),
+                weighted: None,
+            },
+            ClusterSpec::Weighted {
+                clusters,
+                total,
+                header,
+            } => {
                 let drawn = header
                     .as_ref()
                     .and_then(|name| headers.text(name))
@@ -268,11 +342,17 @@ impl ForwardAction {
                     below += cluster.weight;
                     drawn < below
                 });
-                let cluster = index.map(|index| &clusters[index]).and_then(|cluster| match &cluster.cluster_header {
-                    Some(name) => cluster_in(headers, name),
-                    None => Some(cluster.name.clone()),
-                });
-                ClusterChoice { cluster, weighted: index }
+                let cluster =
+                    index.map(|index| &clusters[index]).and_then(|cluster| {
+                        match &cluster.cluster_header {
+                            Some(name) => cluster_in(headers, name),
+                            None => Some(cluster.name.clone()),
+                        }
+                    });
+                ClusterChoice {
+                    cluster,
+                    weighted: index,
+                }
             }
         }
     }
@@ -298,13 +378,17 @@ impl ForwardAction {
         }
     }
 
-    pub(super) fn rewrite_host(&self, headers: &mut RequestHeaders, weighted: Option<&HeaderValue>) {
+    pub(super) fn rewrite_host(
+        &self,
+        headers: &mut RequestHeaders,
+        weighted: Option<&HeaderValue>,
+    ) {
         let host = match (weighted, &self.host_rewrite) {
             (Some(host), _) | (None, Some(HostRewrite::Literal(host))) => Some(host.clone()),
             (None, None | Some(HostRewrite::Auto)) => None,
-            (None, Some(HostRewrite::Header(name))) => {
-                headers.field(name).and_then(|value| HeaderValue::from_bytes(&value).ok())
-            }
+            (None, Some(HostRewrite::Header(name))) => headers
+                .field(name)
+                .and_then(|value| HeaderValue::from_bytes(&value).ok()),
             (None, Some(HostRewrite::PathRegex(regex))) => {
                 HeaderValue::from_bytes(&regex.apply(headers.path.path().as_bytes())).ok()
             }
@@ -320,24 +404,37 @@ impl ForwardAction {
             return;
         }
         if self.append_x_forwarded_host {
-            headers.map.append(names::X_FORWARDED_HOST.clone(), before.clone());
+            headers
+                .map
+                .append(names::X_FORWARDED_HOST.clone(), before.clone());
         }
-        headers.map.insert(names::X_ENVOY_ORIGINAL_HOST.clone(), before);
+        headers
+            .map
+            .insert(names::X_ENVOY_ORIGINAL_HOST.clone(), before);
     }
 
-    pub(super) fn rewrite_path(&self, route: &RouteMatch, headers: &mut RequestHeaders, keep_original: bool) {
+    pub(super) fn rewrite_path(
+        &self,
+        route: &RouteMatch,
+        headers: &mut RequestHeaders,
+        keep_original: bool,
+    ) {
         let Some(rewrite) = &self.path_rewrite else {
             return;
         };
         let rewritten = match rewrite {
             PathRewrite::Prefix(prefix) => replace_prefix(route, headers.path.as_str(), prefix),
-            PathRewrite::Regex(regex) => regex_path(regex, headers.path.path(), headers.path.query()),
+            PathRewrite::Regex(regex) => {
+                regex_path(regex, headers.path.path(), headers.path.query())
+            }
         };
         if rewritten == headers.path.as_str().as_bytes() {
             return;
         }
         if keep_original && let Ok(original) = HeaderValue::from_str(headers.path.as_str()) {
-            headers.map.insert(names::X_ENVOY_ORIGINAL_PATH.clone(), original);
+            headers
+                .map
+                .insert(names::X_ENVOY_ORIGINAL_PATH.clone(), original);
         }
         headers.set_path(rewritten);
     }

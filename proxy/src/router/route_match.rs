@@ -10,7 +10,9 @@ use wire::route_match::PathSpecifier;
 
 use crate::http::headers::RequestHeaders;
 use crate::invalid::{At as _, Invalid, try_all};
-use crate::matcher::{Fraction, HeaderMatcher, MetadataMatcher, PathTemplate, StringMatcher, full_regex};
+use crate::matcher::{
+    Fraction, HeaderMatcher, MetadataMatcher, PathTemplate, StringMatcher, full_regex,
+};
 use crate::stream_info::StreamInfo;
 
 /// A compiled `RouteMatch`.
@@ -79,12 +81,23 @@ impl TryFrom<&wire::RouteMatch> for RouteMatch {
             path: PathMatch::try_from(specifier)?,
             ignore_case: !route.case_sensitive.unwrap_or(true),
             headers: try_all("headers", &route.headers, HeaderMatcher::try_from)?,
-            query: try_all("query_parameters", &route.query_parameters, QueryMatcher::try_from)?,
+            query: try_all(
+                "query_parameters",
+                &route.query_parameters,
+                QueryMatcher::try_from,
+            )?,
             cookies: try_all("cookies", &route.cookies, CookieMatcher::try_from)?,
-            metadata: try_all("dynamic_metadata", &route.dynamic_metadata, MetadataMatcher::try_from)?,
+            metadata: try_all(
+                "dynamic_metadata",
+                &route.dynamic_metadata,
+                MetadataMatcher::try_from,
+            )?,
             fraction: route.runtime_fraction.as_ref().map(Fraction::from),
             is_grpc: route.grpc.is_some(),
-            tls: route.tls_context.as_ref().map(|tls| (tls.presented, tls.validated)),
+            tls: route
+                .tls_context
+                .as_ref()
+                .map(|tls| (tls.presented, tls.validated)),
         })
     }
 }
@@ -96,9 +109,12 @@ impl TryFrom<&PathSpecifier> for PathMatch {
         Ok(match specifier {
             PathSpecifier::Prefix(prefix) => PathMatch::Prefix(prefix.as_str().into()),
             PathSpecifier::Path(path) => PathMatch::Exact(path.as_str().into()),
-            PathSpecifier::SafeRegex(regex) => PathMatch::Regex(full_regex(&regex.regex).at("safe_regex")?),
+            PathSpecifier::SafeRegex(regex) => {
+                PathMatch::Regex(full_regex(&regex.regex).at("safe_regex")?)
+            }
             PathSpecifier::PathSeparatedPrefix(prefix) => {
-                if !prefix.starts_with('/') || prefix.ends_with('/') || prefix.contains(['?', '#']) {
+                if !prefix.starts_with('/') || prefix.ends_with('/') || prefix.contains(['?', '#'])
+                {
                     return Err(Invalid::new(
                         "path_separated_prefix must begin with '/', not end with it, and have no '?' or '#'",
                     ));
@@ -121,7 +137,9 @@ impl TryFrom<&wire::QueryParameterMatcher> for QueryMatcher {
             name: matcher.name.as_str().into(),
             condition: match &matcher.query_parameter_match_specifier {
                 None => QueryCondition::Present(true),
-                Some(QueryParameterMatchSpecifier::PresentMatch(want)) => QueryCondition::Present(*want),
+                Some(QueryParameterMatchSpecifier::PresentMatch(want)) => {
+                    QueryCondition::Present(*want)
+                }
                 Some(QueryParameterMatchSpecifier::StringMatch(text)) => {
                     QueryCondition::Text(StringMatcher::try_from(text).at("string_match")?)
                 }
@@ -154,7 +172,10 @@ impl RouteMatch {
             && HeaderMatcher::all(&self.headers, headers)
             && (self.query.is_empty() || self.matches_query(headers))
             && self.cookies.iter().all(|cookie| cookie.matches(headers))
-            && self.metadata.iter().all(|matcher| matcher.matches(info.metadata.get(matcher.filter())))
+            && self
+                .metadata
+                .iter()
+                .all(|matcher| matcher.matches(info.metadata.get(matcher.filter())))
             && self.matches_tls(info)
             && self.fraction.is_none_or(Fraction::draw)
     }
@@ -188,7 +209,9 @@ impl RouteMatch {
             let value = query_value(query, &matcher.name);
             match &matcher.condition {
                 QueryCondition::Present(want) => value.is_some() == *want,
-                QueryCondition::Text(text) => value.is_some_and(|value| text.matches(value.as_ref())),
+                QueryCondition::Text(text) => {
+                    value.is_some_and(|value| text.matches(value.as_ref()))
+                }
             }
         })
     }
@@ -197,9 +220,14 @@ impl RouteMatch {
         let Some((presented, validated)) = self.tls else {
             return true;
         };
-        let peer = info.connection.tls.as_ref().and_then(|tls| tls.peer.as_ref());
+        let peer = info
+            .connection
+            .tls
+            .as_ref()
+            .and_then(|tls| tls.peer.as_ref());
         // A peer certificate that does not validate never gets here: the handshake fails.
-        presented.is_none_or(|want| peer.is_some() == want) && validated.is_none_or(|want| peer.is_some() == want)
+        presented.is_none_or(|want| peer.is_some() == want)
+            && validated.is_none_or(|want| peer.is_some() == want)
     }
 }
 
@@ -213,10 +241,13 @@ impl CookieMatcher {
 /// The value of a cookie.
 pub(crate) fn cookie<'a>(headers: &'a RequestHeaders, name: &str) -> Option<&'a str> {
     headers.map.get_all(header::COOKIE).iter().find_map(|line| {
-        std::str::from_utf8(line.as_bytes()).ok()?.split(';').find_map(|pair| {
-            let (key, value) = pair.trim().split_once('=')?;
-            (key == name).then(|| value.trim_matches('"'))
-        })
+        std::str::from_utf8(line.as_bytes())
+            .ok()?
+            .split(';')
+            .find_map(|pair| {
+                let (key, value) = pair.trim().split_once('=')?;
+                (key == name).then(|| value.trim_matches('"'))
+            })
     })
 }
 
@@ -258,7 +289,9 @@ fn percent_decode(text: &str) -> Cow<'_, [u8]> {
 
 fn starts_with(path: &str, prefix: &str, ignore_case: bool) -> bool {
     if ignore_case {
-        path.as_bytes().get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
+        path.as_bytes()
+            .get(..prefix.len())
+            .is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
     } else {
         path.starts_with(prefix)
     }

@@ -8,7 +8,10 @@ use crate::stream_info::StreamInfo;
 
 use super::mirror::MirrorPolicy;
 use super::route_action::{ClusterChoice, WeightedCluster};
-use super::{ForwardAction, Mutations, RetryPolicy, Route, RouteKind, RouteMatch, RouteTable, VirtualHost, WorkerTable};
+use super::{
+    ForwardAction, Mutations, RetryPolicy, Route, RouteKind, RouteMatch, RouteTable, VirtualHost,
+    WorkerTable,
+};
 
 /// A selected route; cheap to clone.
 #[derive(Debug, Clone)]
@@ -21,8 +24,19 @@ pub(crate) struct SelectedRoute {
 }
 
 impl SelectedRoute {
-    pub(super) fn new(table: WorkerTable, virtual_host: usize, route: usize, headers: &RequestHeaders) -> Self {
-        let mut selected = SelectedRoute { table, virtual_host, route, weighted: None, cluster: None };
+    pub(super) fn new(
+        table: WorkerTable,
+        virtual_host: usize,
+        route: usize,
+        headers: &RequestHeaders,
+    ) -> Self {
+        let mut selected = SelectedRoute {
+            table,
+            virtual_host,
+            route,
+            weighted: None,
+            cluster: None,
+        };
         let choice = match &selected.route().kind {
             RouteKind::Forward(action) => action.choose_cluster(headers),
             RouteKind::Redirect(_) | RouteKind::Direct(_) => ClusterChoice::default(),
@@ -68,7 +82,9 @@ impl SelectedRoute {
     /// The retry policy: the route's, else the virtual host's.
     pub(crate) fn retry_policy(&self) -> Option<&RetryPolicy> {
         match &self.route().kind {
-            RouteKind::Forward(action) => action.retry.as_ref().or(self.virtual_host().retry.as_ref()),
+            RouteKind::Forward(action) => {
+                action.retry.as_ref().or(self.virtual_host().retry.as_ref())
+            }
             RouteKind::Redirect(_) | RouteKind::Direct(_) => None,
         }
     }
@@ -87,7 +103,9 @@ impl SelectedRoute {
 
     /// How much of the request's body is kept for a retry; `None` when no level says.
     pub(crate) fn buffer_limit(&self) -> Option<usize> {
-        self.route().buffer_limit.or(self.virtual_host().buffer_limit)
+        self.route()
+            .buffer_limit
+            .or(self.virtual_host().buffer_limit)
     }
 
     /// The most specific configuration of a filter: weighted cluster, route, virtual host, table.
@@ -109,7 +127,13 @@ impl SelectedRoute {
         ];
         let is_reversed = self.table.most_specific_wins;
         (0..levels.len())
-            .map(move |index| levels[if is_reversed { levels.len() - 1 - index } else { index }])
+            .map(move |index| {
+                levels[if is_reversed {
+                    levels.len() - 1 - index
+                } else {
+                    index
+                }]
+            })
             .flatten()
     }
 
@@ -124,7 +148,9 @@ impl SelectedRoute {
         for mutations in self.mutations() {
             mutations.request.apply_to_request(headers, info);
         }
-        let host = self.weighted().and_then(|weighted| weighted.host_rewrite.as_ref());
+        let host = self
+            .weighted()
+            .and_then(|weighted| weighted.host_rewrite.as_ref());
         action.rewrite_host(headers, host);
         action.rewrite_path(&self.route().route_match, headers, keep_original_path);
     }
@@ -137,7 +163,9 @@ impl SelectedRoute {
         info: &StreamInfo,
     ) {
         for mutations in self.mutations() {
-            mutations.response.apply_to_response(response, request, info);
+            mutations
+                .response
+                .apply_to_response(response, request, info);
         }
     }
 }

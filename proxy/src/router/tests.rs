@@ -23,7 +23,9 @@ fn try_table(config: Value) -> Result<RouteTable, Invalid> {
 
 /// A table of one virtual host for every domain.
 fn routes(routes: Value) -> WorkerTable {
-    table(json!({"name": "r", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]}))
+    table(
+        json!({"name": "r", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]}),
+    )
 }
 
 fn select(table: &WorkerTable, headers: &RequestHeaders) -> Option<SelectedRoute> {
@@ -53,9 +55,7 @@ fn finalized(table: &WorkerTable, mut headers: RequestHeaders) -> RequestHeaders
 
 #[test]
 fn domains_match_by_precedence() {
-    let host = |name: &str, domains: &[&str]| {
-        json!({"name": name, "domains": domains, "routes": [{"match": {"prefix": "/"}, "route": {"cluster": name}}]})
-    };
+    let host = |name: &str, domains: &[&str]| json!({"name": name, "domains": domains, "routes": [{"match": {"prefix": "/"}, "route": {"cluster": name}}]});
     let table = table(json!({"name": "r", "virtual_hosts": [
         host("any", &["*"]),
         host("exact", &["www.example.com", "www.example.com:8080"]),
@@ -100,7 +100,11 @@ fn paths_match_as_configured() {
     let cases = [
         (json!({"prefix": "/a"}), "/ab?x", true),
         (json!({"prefix": "/a"}), "/b", false),
-        (json!({"prefix": "/A", "case_sensitive": false}), "/ab", true),
+        (
+            json!({"prefix": "/A", "case_sensitive": false}),
+            "/ab",
+            true,
+        ),
         (json!({"path": "/a"}), "/a?x=1", true),
         (json!({"path": "/a"}), "/a/", false),
         (json!({"path": "/A", "case_sensitive": false}), "/a", true),
@@ -110,15 +114,35 @@ fn paths_match_as_configured() {
         (json!({"path_separated_prefix": "/api"}), "/api/v1", true),
         (json!({"path_separated_prefix": "/api"}), "/apiary", false),
         (json!({"connect_matcher": {}}), "/", false),
-        (json!({"prefix": "/", "query_parameters": [{"name": "k", "string_match": {"exact": "a b"}}]}), "/?k=a%20b", true),
-        (json!({"prefix": "/", "query_parameters": [{"name": "k"}]}), "/?x&k", true),
-        (json!({"prefix": "/", "query_parameters": [{"name": "k", "present_match": false}]}), "/?k=1", false),
+        (
+            json!({"prefix": "/", "query_parameters": [{"name": "k", "string_match": {"exact": "a b"}}]}),
+            "/?k=a%20b",
+            true,
+        ),
+        (
+            json!({"prefix": "/", "query_parameters": [{"name": "k"}]}),
+            "/?x&k",
+            true,
+        ),
+        (
+            json!({"prefix": "/", "query_parameters": [{"name": "k", "present_match": false}]}),
+            "/?k=1",
+            false,
+        ),
         (json!({"prefix": "/", "grpc": {}}), "/", false),
-        (json!({"prefix": "/", "runtime_fraction": {"default_value": {"numerator": 0}}}), "/", false),
+        (
+            json!({"prefix": "/", "runtime_fraction": {"default_value": {"numerator": 0}}}),
+            "/",
+            false,
+        ),
     ];
     for (route_match, path, want) in cases {
         let table = routes(json!([{"match": route_match, "route": {"cluster": "c"}}]));
-        assert_eq!(cluster(&table, &request("h", path, &[])) == "c", want, "{route_match} {path}");
+        assert_eq!(
+            cluster(&table, &request("h", path, &[])) == "c",
+            want,
+            "{route_match} {path}"
+        );
     }
 }
 
@@ -133,8 +157,14 @@ fn headers_and_cookies_select_routes() {
          "route": {"cluster": "post"}},
         {"match": {"prefix": "/"}, "route": {"cluster": "v1"}},
     ]));
-    assert_eq!(cluster(&table, &request("h", "/", &[("end-user", "jason")])), "v2");
-    assert_eq!(cluster(&table, &request("h", "/", &[("cookie", "a=b; user=joe")])), "cookie");
+    assert_eq!(
+        cluster(&table, &request("h", "/", &[("end-user", "jason")])),
+        "v2"
+    );
+    assert_eq!(
+        cluster(&table, &request("h", "/", &[("cookie", "a=b; user=joe")])),
+        "cookie"
+    );
     let mut post = request("h", "/", &[]);
     post.method = http::Method::POST;
     assert_eq!(cluster(&table, &post), "post");
@@ -143,11 +173,15 @@ fn headers_and_cookies_select_routes() {
 
 #[test]
 fn weighted_route_splits_by_cluster_weight() {
-    let table = routes(json!([{"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": [
-        {"name": "a", "weight": 75}, {"name": "b", "weight": 25}, {"name": "never", "weight": 0}]}}}]));
+    let table = routes(
+        json!([{"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": [
+        {"name": "a", "weight": 75}, {"name": "b", "weight": 25}, {"name": "never", "weight": 0}]}}}]),
+    );
     let mut counts = HashMap::<String, u32>::new();
     for _ in 0..4000 {
-        *counts.entry(cluster(&table, &request("h", "/", &[]))).or_default() += 1;
+        *counts
+            .entry(cluster(&table, &request("h", "/", &[])))
+            .or_default() += 1;
     }
     assert!((2800..3200).contains(&counts["a"]), "{counts:?}");
     assert_eq!(counts["a"] + counts["b"], 4000);
@@ -163,10 +197,30 @@ fn cluster_header_names_the_cluster() {
 #[test]
 fn paths_and_hosts_are_rewritten() {
     let cases = [
-        (json!({"prefix": "/api"}), json!({"prefix_rewrite": "/v1"}), "/api/x?y=1", "/v1/x?y=1"),
-        (json!({"prefix": "/api/"}), json!({"prefix_rewrite": "/"}), "/api/x", "/x"),
-        (json!({"path": "/a"}), json!({"prefix_rewrite": "/b"}), "/a?q", "/b?q"),
-        (json!({"path_separated_prefix": "/api"}), json!({"prefix_rewrite": "/v1"}), "/api", "/v1"),
+        (
+            json!({"prefix": "/api"}),
+            json!({"prefix_rewrite": "/v1"}),
+            "/api/x?y=1",
+            "/v1/x?y=1",
+        ),
+        (
+            json!({"prefix": "/api/"}),
+            json!({"prefix_rewrite": "/"}),
+            "/api/x",
+            "/x",
+        ),
+        (
+            json!({"path": "/a"}),
+            json!({"prefix_rewrite": "/b"}),
+            "/a?q",
+            "/b?q",
+        ),
+        (
+            json!({"path_separated_prefix": "/api"}),
+            json!({"prefix_rewrite": "/v1"}),
+            "/api",
+            "/v1",
+        ),
         (
             json!({"prefix": "/"}),
             json!({"regex_rewrite": {"pattern": {"regex": "^/service/([^/]+)(/.*)$"}, "substitution": "\\2/instance/\\1"}}),
@@ -176,7 +230,10 @@ fn paths_and_hosts_are_rewritten() {
     ];
     for (route_match, rewrite, path, want) in cases {
         let mut action = json!({"cluster": "c"});
-        action.as_object_mut().unwrap().extend(rewrite.as_object().unwrap().clone());
+        action
+            .as_object_mut()
+            .unwrap()
+            .extend(rewrite.as_object().unwrap().clone());
         let table = routes(json!([{"match": route_match, "route": action}]));
         let headers = finalized(&table, request("h", path, &[]));
         assert_eq!(headers.path.as_str(), want);
@@ -191,9 +248,7 @@ fn paths_and_hosts_are_rewritten() {
 
 #[test]
 fn header_changes_apply_from_the_most_specific_level_outwards() {
-    let add = |value: &str, action: &str| {
-        json!([{"header": {"key": "x-level", "value": value}, "append_action": action}])
-    };
+    let add = |value: &str, action: &str| json!([{"header": {"key": "x-level", "value": value}, "append_action": action}]);
     let config = |reversed: bool| {
         json!({"name": "r", "most_specific_header_mutations_wins": reversed,
             "request_headers_to_add": add("table", "OVERWRITE_IF_EXISTS_OR_ADD"),
@@ -207,7 +262,10 @@ fn header_changes_apply_from_the_most_specific_level_outwards() {
                     "request_headers_to_add": add("route", "OVERWRITE_IF_EXISTS_OR_ADD"),
                     "response_headers_to_add": add("route", "ADD_IF_ABSENT")}]}]})
     };
-    let headers = finalized(&table(config(false)), request("h", "/a", &[("x-gone", "1")]));
+    let headers = finalized(
+        &table(config(false)),
+        request("h", "/a", &[("x-gone", "1")]),
+    );
     assert_eq!(headers.map["x-level"], "table");
     assert_eq!(headers.map["x-path"], "/a HTTP/1.1");
     assert!(!headers.map.contains_key("x-none") && !headers.map.contains_key("x-gone"));
@@ -217,7 +275,10 @@ fn header_changes_apply_from_the_most_specific_level_outwards() {
 
     let table = table(config(false));
     let route = select(&table, &request("h", "/", &[])).unwrap();
-    let mut response = ResponseHeaders { status: StatusCode::OK, map: http::HeaderMap::new() };
+    let mut response = ResponseHeaders {
+        status: StatusCode::OK,
+        map: http::HeaderMap::new(),
+    };
     route.finalize_response(&mut response, None, &info());
     assert_eq!(response.map["x-level"], "route");
 }
@@ -225,15 +286,78 @@ fn header_changes_apply_from_the_most_specific_level_outwards() {
 #[test]
 fn redirects_build_the_location() {
     let cases = [
-        (json!({"prefix": "/"}), json!({"https_redirect": true}), "h:80", "/a?b", "https://h/a?b", 301),
-        (json!({"prefix": "/"}), json!({"https_redirect": true}), "h:8080", "/", "https://h:8080/", 301),
-        (json!({"prefix": "/"}), json!({"host_redirect": "x", "response_code": "FOUND"}), "h", "/a?b", "http://x/a?b", 302),
-        (json!({"prefix": "/"}), json!({"path_redirect": "/n", "response_code": "SEE_OTHER"}), "h", "/a?b", "http://h/n?b", 303),
-        (json!({"prefix": "/"}), json!({"path_redirect": "/n?c"}), "h", "/a?b", "http://h/n?c", 301),
-        (json!({"prefix": "/"}), json!({"path_redirect": "/n", "strip_query": true}), "h", "/a?b", "http://h/n", 301),
-        (json!({"prefix": "/a"}), json!({"prefix_rewrite": "/b", "response_code": "PERMANENT_REDIRECT"}), "h", "/a/c?d", "http://h/b/c?d", 308),
-        (json!({"prefix": "/"}), json!({"port_redirect": 8443, "scheme_redirect": "https"}), "h:80", "/", "https://h:8443/", 301),
-        (json!({"prefix": "/"}), json!({"strip_query": true, "response_code": "TEMPORARY_REDIRECT"}), "h", "/a?b", "http://h/a", 307),
+        (
+            json!({"prefix": "/"}),
+            json!({"https_redirect": true}),
+            "h:80",
+            "/a?b",
+            "https://h/a?b",
+            301,
+        ),
+        (
+            json!({"prefix": "/"}),
+            json!({"https_redirect": true}),
+            "h:8080",
+            "/",
+            "https://h:8080/",
+            301,
+        ),
+        (
+            json!({"prefix": "/"}),
+            json!({"host_redirect": "x", "response_code": "FOUND"}),
+            "h",
+            "/a?b",
+            "http://x/a?b",
+            302,
+        ),
+        (
+            json!({"prefix": "/"}),
+            json!({"path_redirect": "/n", "response_code": "SEE_OTHER"}),
+            "h",
+            "/a?b",
+            "http://h/n?b",
+            303,
+        ),
+        (
+            json!({"prefix": "/"}),
+            json!({"path_redirect": "/n?c"}),
+            "h",
+            "/a?b",
+            "http://h/n?c",
+            301,
+        ),
+        (
+            json!({"prefix": "/"}),
+            json!({"path_redirect": "/n", "strip_query": true}),
+            "h",
+            "/a?b",
+            "http://h/n",
+            301,
+        ),
+        (
+            json!({"prefix": "/a"}),
+            json!({"prefix_rewrite": "/b", "response_code": "PERMANENT_REDIRECT"}),
+            "h",
+            "/a/c?d",
+            "http://h/b/c?d",
+            308,
+        ),
+        (
+            json!({"prefix": "/"}),
+            json!({"port_redirect": 8443, "scheme_redirect": "https"}),
+            "h:80",
+            "/",
+            "https://h:8443/",
+            301,
+        ),
+        (
+            json!({"prefix": "/"}),
+            json!({"strip_query": true, "response_code": "TEMPORARY_REDIRECT"}),
+            "h",
+            "/a?b",
+            "http://h/a",
+            307,
+        ),
     ];
     for (route_match, redirect, host, path, want, status) in cases {
         let table = routes(json!([{"match": route_match, "redirect": redirect}]));
@@ -262,19 +386,38 @@ fn timeouts_follow_route_and_headers() {
         let RouteKind::Forward(action) = &route.route().kind else {
             panic!("not a forwarding route");
         };
-        let timeouts = action.timeouts.of_request(&mut headers, route.retry_policy(), true);
-        let expected = headers.map.get("x-envoy-expected-rq-timeout-ms").map(|v| v.to_str().unwrap().to_owned());
+        let timeouts = action
+            .timeouts
+            .of_request(&mut headers, route.retry_policy(), true);
+        let expected = headers
+            .map
+            .get("x-envoy-expected-rq-timeout-ms")
+            .map(|v| v.to_str().unwrap().to_owned());
         let millis = |limit: Option<std::time::Duration>| limit.map(|limit| limit.as_millis());
-        (millis(timeouts.global), millis(timeouts.per_try), millis(timeouts.max_stream_duration), expected)
+        (
+            millis(timeouts.global),
+            millis(timeouts.per_try),
+            millis(timeouts.max_stream_duration),
+            expected,
+        )
     };
     let text = |text: &str| Some(text.to_owned());
-    assert_eq!(of("/default", &[]), (Some(15_000), None, None, text("15000")));
+    assert_eq!(
+        of("/default", &[]),
+        (Some(15_000), None, None, text("15000"))
+    );
     assert_eq!(of("/none", &[]), (None, None, None, None));
     assert_eq!(of("/try", &[]), (Some(2000), Some(500), None, text("500")));
     let headers = [("x-envoy-upstream-rq-timeout-ms", "400")];
     assert_eq!(of("/try", &headers), (Some(400), None, None, text("400")));
-    let headers = [("content-type", "application/grpc"), ("grpc-timeout", "10S")];
-    assert_eq!(of("/grpc", &headers), (Some(15_000), None, Some(3000), text("15000")));
+    let headers = [
+        ("content-type", "application/grpc"),
+        ("grpc-timeout", "10S"),
+    ];
+    assert_eq!(
+        of("/grpc", &headers),
+        (Some(15_000), None, Some(3000), text("15000"))
+    );
     let headers = [("content-type", "application/grpc"), ("grpc-timeout", "1S")];
     assert_eq!(of("/grpc", &headers).2, Some(1000));
 }
@@ -282,7 +425,8 @@ fn timeouts_follow_route_and_headers() {
 #[test]
 fn retries_follow_their_conditions() {
     let policy = |value: Value| {
-        RetryPolicy::try_from(&proto::json::from_value::<wire::RetryPolicy>(&value).unwrap()).unwrap()
+        RetryPolicy::try_from(&proto::json::from_value::<wire::RetryPolicy>(&value).unwrap())
+            .unwrap()
     };
     let map = http::HeaderMap::new();
     let mut grpc = http::HeaderMap::new();
@@ -295,10 +439,24 @@ fn retries_follow_their_conditions() {
         ("gateway-error", status(502), true),
         ("gateway-error", status(500), false),
         ("connect-failure", Outcome::ConnectFailure, true),
-        ("connect-failure", Outcome::Reset { request_sent: true }, false),
+        (
+            "connect-failure",
+            Outcome::Reset { request_sent: true },
+            false,
+        ),
         ("reset", Outcome::Reset { request_sent: true }, true),
-        ("reset-before-request", Outcome::Reset { request_sent: true }, false),
-        ("reset-before-request", Outcome::Reset { request_sent: false }, true),
+        (
+            "reset-before-request",
+            Outcome::Reset { request_sent: true },
+            false,
+        ),
+        (
+            "reset-before-request",
+            Outcome::Reset {
+                request_sent: false,
+            },
+            true,
+        ),
         ("refused-stream", Outcome::RefusedStream, true),
         ("refused-stream", Outcome::ConnectFailure, false),
         ("retriable-4xx", status(409), true),
@@ -306,7 +464,11 @@ fn retries_follow_their_conditions() {
         ("retriable-status-codes", status(418), true),
         ("retriable-status-codes", status(419), false),
         ("unavailable", Outcome::Headers(StatusCode::OK, &grpc), true),
-        ("cancelled,internal", Outcome::Headers(StatusCode::OK, &grpc), false),
+        (
+            "cancelled,internal",
+            Outcome::Headers(StatusCode::OK, &grpc),
+            false,
+        ),
         ("5xx,reset", Outcome::Overflow, false),
         ("5xx", Outcome::PerTryTimeout, true),
         ("connect-failure", Outcome::PerTryTimeout, false),
@@ -317,10 +479,18 @@ fn retries_follow_their_conditions() {
         let decision = state.decide(outcome);
         assert_eq!(decision != RetryDecision::No, want, "{on} {outcome:?}");
         if want {
-            assert_eq!(state.decide(outcome), RetryDecision::LimitExceeded, "one retry by default");
+            assert_eq!(
+                state.decide(outcome),
+                RetryDecision::LimitExceeded,
+                "one retry by default"
+            );
         }
     }
-    let mut headers = request("h", "/", &[("x-envoy-retry-on", "5xx"), ("x-envoy-max-retries", "2")]);
+    let mut headers = request(
+        "h",
+        "/",
+        &[("x-envoy-retry-on", "5xx"), ("x-envoy-max-retries", "2")],
+    );
     let mut state = RetryState::new(None, &mut headers).unwrap();
     assert!(headers.map.is_empty(), "the headers are for us alone");
     let mut most = std::time::Duration::ZERO;
@@ -337,9 +507,11 @@ fn retries_follow_their_conditions() {
 
 #[test]
 fn hashes_come_from_their_sources() {
-    let table = routes(json!([{"match": {"prefix": "/"}, "route": {"cluster": "c", "hash_policy": [
+    let table = routes(
+        json!([{"match": {"prefix": "/"}, "route": {"cluster": "c", "hash_policy": [
         {"header": {"header_name": "x-user"}, "terminal": true},
-        {"cookie": {"name": "session", "ttl": "60s", "path": "/p"}}]}}]));
+        {"cookie": {"name": "session", "ttl": "60s", "path": "/p"}}]}}]),
+    );
     let hash = |headers: &RequestHeaders| {
         let route = select(&table, headers).unwrap();
         let RouteKind::Forward(action) = &route.route().kind else {
@@ -347,7 +519,11 @@ fn hashes_come_from_their_sources() {
         };
         HashPolicy::hash(&action.hash, headers, "10.0.0.1".parse().unwrap())
     };
-    let (by_user, cookie) = hash(&request("h", "/", &[("x-user", "a"), ("cookie", "session=1")]));
+    let (by_user, cookie) = hash(&request(
+        "h",
+        "/",
+        &[("x-user", "a"), ("cookie", "session=1")],
+    ));
     assert_eq!(by_user, Some(xxhash_rust::xxh64::xxh64(b"a", 0)));
     assert!(cookie.is_none(), "a terminal policy ends the search");
     let (by_cookie, cookie) = hash(&request("h", "/", &[("cookie", "session=\"1\"")]));
@@ -355,13 +531,20 @@ fn hashes_come_from_their_sources() {
     assert!(cookie.is_none());
     let (made, cookie) = hash(&request("h", "/", &[]));
     let line = cookie.unwrap().0;
-    assert!(made.is_some() && line.starts_with("session=\"") && line.ends_with("; Max-Age=60; Path=/p; HttpOnly"), "{line}");
+    assert!(
+        made.is_some()
+            && line.starts_with("session=\"")
+            && line.ends_with("; Max-Age=60; Path=/p; HttpOnly"),
+        "{line}"
+    );
 }
 
 #[test]
 fn mirrors_mark_the_host() {
-    let table = routes(json!([{"match": {"prefix": "/"}, "route": {"cluster": "c", "request_mirror_policies": [
-        {"cluster": "shadow", "runtime_fraction": {"default_value": {"numerator": 100}}}]}}]));
+    let table = routes(
+        json!([{"match": {"prefix": "/"}, "route": {"cluster": "c", "request_mirror_policies": [
+        {"cluster": "shadow", "runtime_fraction": {"default_value": {"numerator": 100}}}]}}]),
+    );
     let mut headers = request("h:8080", "/", &[]);
     let route = select(&table, &headers).unwrap();
     let policy = &route.mirrors()[0];
@@ -372,29 +555,71 @@ fn mirrors_mark_the_host() {
 
 #[test]
 fn tls_can_be_required() {
-    let table = table(json!({"name": "r", "virtual_hosts": [{"name": "all", "domains": ["*"], "require_tls": "ALL",
-        "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "c"}}]}]}));
+    let table = table(
+        json!({"name": "r", "virtual_hosts": [{"name": "all", "domains": ["*"], "require_tls": "ALL",
+        "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "c"}}]}]}),
+    );
     let plain = RouteTable::select(&table, &request("h", "/", &[]), &info());
     assert!(matches!(plain, Selection::NeedsTls));
-    assert_eq!(cluster(&table, &request("h", "/", &[("x-forwarded-proto", "https")])), "c");
+    assert_eq!(
+        cluster(
+            &table,
+            &request("h", "/", &[("x-forwarded-proto", "https")])
+        ),
+        "c"
+    );
 }
 
 #[test]
 fn what_is_wrong_is_refused_with_its_path() {
     let one = |route: Value| json!({"name": "r", "virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [route]}]});
     let cases = [
-        (one(json!({"match": {}, "route": {"cluster": "c"}})), "virtual_hosts[0].routes[0].match: a path specifier is needed"),
-        (one(json!({"match": {"safe_regex": {"regex": "("}}, "route": {"cluster": "c"}})), "virtual_hosts[0].routes[0].match.safe_regex: invalid regex"),
-        (one(json!({"match": {"prefix": "/"}})), "virtual_hosts[0].routes[0]: an action is needed"),
-        (one(json!({"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": [{"name": "a"}]}}})), "virtual_hosts[0].routes[0].route.weighted_clusters: the sum of the weights"),
-        (one(json!({"match": {"prefix": "/"}, "filter_action": {}})), "virtual_hosts[0].routes[0]: filter_action is not supported"),
-        (one(json!({"match": {"prefix": "/"}, "route": {"cluster": "c"}, "request_headers_to_add": [{"header": {"key": ":path", "value": "x"}}]})), "virtual_hosts[0].routes[0].request_headers.add[0].header.key: :-prefixed"),
-        (one(json!({"match": {"prefix": "/"}, "direct_response": {"status": 20}})), "virtual_hosts[0].routes[0].direct_response.status: status 20"),
-        (json!({"name": "r", "virtual_hosts": [
-            {"name": "a", "domains": ["x"], "routes": []}, {"name": "b", "domains": ["X"], "routes": []}]}), "virtual_hosts[1].domains[0]: only unique values for domains are permitted; duplicate entry of domain x in route r"),
-        (json!({"name": "r", "virtual_hosts": [
-            {"name": "a", "domains": ["*"], "routes": []}, {"name": "b", "domains": ["*"], "routes": []}]}), "virtual_hosts[1].domains[0]: only a single wildcard domain is permitted"),
-        (json!({"name": "r", "vhds": {}}), "vhds: VHDS is not supported"),
+        (
+            one(json!({"match": {}, "route": {"cluster": "c"}})),
+            "virtual_hosts[0].routes[0].match: a path specifier is needed",
+        ),
+        (
+            one(json!({"match": {"safe_regex": {"regex": "("}}, "route": {"cluster": "c"}})),
+            "virtual_hosts[0].routes[0].match.safe_regex: invalid regex",
+        ),
+        (
+            one(json!({"match": {"prefix": "/"}})),
+            "virtual_hosts[0].routes[0]: an action is needed",
+        ),
+        (
+            one(
+                json!({"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": [{"name": "a"}]}}}),
+            ),
+            "virtual_hosts[0].routes[0].route.weighted_clusters: the sum of the weights",
+        ),
+        (
+            one(json!({"match": {"prefix": "/"}, "filter_action": {}})),
+            "virtual_hosts[0].routes[0]: filter_action is not supported",
+        ),
+        (
+            one(
+                json!({"match": {"prefix": "/"}, "route": {"cluster": "c"}, "request_headers_to_add": [{"header": {"key": ":path", "value": "x"}}]}),
+            ),
+            "virtual_hosts[0].routes[0].request_headers.add[0].header.key: :-prefixed",
+        ),
+        (
+            one(json!({"match": {"prefix": "/"}, "direct_response": {"status": 20}})),
+            "virtual_hosts[0].routes[0].direct_response.status: status 20",
+        ),
+        (
+            json!({"name": "r", "virtual_hosts": [
+            {"name": "a", "domains": ["x"], "routes": []}, {"name": "b", "domains": ["X"], "routes": []}]}),
+            "virtual_hosts[1].domains[0]: only unique values for domains are permitted; duplicate entry of domain x in route r",
+        ),
+        (
+            json!({"name": "r", "virtual_hosts": [
+            {"name": "a", "domains": ["*"], "routes": []}, {"name": "b", "domains": ["*"], "routes": []}]}),
+            "virtual_hosts[1].domains[0]: only a single wildcard domain is permitted",
+        ),
+        (
+            json!({"name": "r", "vhds": {}}),
+            "vhds: VHDS is not supported",
+        ),
     ];
     for (config, want) in cases {
         let error = try_table(config).unwrap_err().to_string();

@@ -55,11 +55,16 @@ impl TryFrom<&wire::RouteAction> for RouteTimeouts {
                 Some(limit) => non_zero(limit),
             },
             idle: duration(action.idle_timeout.as_ref()).at("idle_timeout")?,
-            max_stream_duration: duration(stream.and_then(|stream| stream.max_stream_duration.as_ref()))
-                .at("max_stream_duration")?
-                .and_then(non_zero),
-            grpc_header_max: duration(from_stream.or(action.max_grpc_timeout.as_ref())).at("max_grpc_timeout")?,
-            grpc_header_offset: duration(offset).at("grpc_timeout_offset")?.unwrap_or_default(),
+            max_stream_duration: duration(
+                stream.and_then(|stream| stream.max_stream_duration.as_ref()),
+            )
+            .at("max_stream_duration")?
+            .and_then(non_zero),
+            grpc_header_max: duration(from_stream.or(action.max_grpc_timeout.as_ref()))
+                .at("max_grpc_timeout")?,
+            grpc_header_offset: duration(offset)
+                .at("grpc_timeout_offset")?
+                .unwrap_or_default(),
             grpc_limits_stream: from_stream.is_some(),
         })
     }
@@ -83,7 +88,9 @@ impl RouteTimeouts {
         if let Some(limit) = take_milliseconds(headers, &names::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS) {
             timeouts.global = non_zero(limit);
         }
-        if let Some(limit) = take_milliseconds(headers, &names::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS) {
+        if let Some(limit) =
+            take_milliseconds(headers, &names::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS)
+        {
             timeouts.per_try = non_zero(limit);
         }
         if let (Some(per_try), Some(global)) = (timeouts.per_try, timeouts.global)
@@ -93,7 +100,10 @@ impl RouteTimeouts {
         }
         if sets_headers && let Some(expected) = timeouts.per_try.or(timeouts.global) {
             let milliseconds = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
-            headers.map.insert(names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS.clone(), number(milliseconds));
+            headers.map.insert(
+                names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS.clone(),
+                number(milliseconds),
+            );
         }
         timeouts
     }
@@ -106,7 +116,9 @@ impl RouteTimeouts {
             return;
         }
         // Without the header the call has no deadline of its own: only the limit counts.
-        let asked = headers.text(&names::GRPC_TIMEOUT).and_then(parse_grpc_timeout);
+        let asked = headers
+            .text(&names::GRPC_TIMEOUT)
+            .and_then(parse_grpc_timeout);
         let mut effective = asked.unwrap_or_default();
         if !limit.is_zero() && (effective.is_zero() || effective > limit) {
             effective = limit;
@@ -142,8 +154,10 @@ fn parse_grpc_timeout(text: &str) -> Option<Duration> {
 
 /// A duration that must not be negative.
 pub(crate) fn duration(wire: Option<&prost_types::Duration>) -> Result<Option<Duration>, Invalid> {
-    wire.map(|wire| Duration::try_from(*wire).map_err(|_| Invalid::new("a duration must not be negative")))
-        .transpose()
+    wire.map(|wire| {
+        Duration::try_from(*wire).map_err(|_| Invalid::new("a duration must not be negative"))
+    })
+    .transpose()
 }
 
 /// `None` for zero, which means no limit.

@@ -58,15 +58,24 @@ pub(super) struct DomainIndex {
 }
 
 impl VirtualHost {
-    #[allow(deprecated, reason = "control planes still send the virtual host's own CORS policy")]
+    #[allow(
+        deprecated,
+        reason = "control planes still send the virtual host's own CORS policy"
+    )]
     pub(super) fn try_new(host: &wire::VirtualHost, body_limit: usize) -> Result<Self, Invalid> {
         if host.matcher.is_some() {
             return Err(Invalid::unsupported("a route matcher tree").at("matcher"));
         }
         if host.retry_policy_typed_config.is_some() {
-            return Err(Invalid::unsupported("a retry policy extension").at("retry_policy_typed_config"));
+            return Err(
+                Invalid::unsupported("a retry policy extension").at("retry_policy_typed_config")
+            );
         }
-        if host.hedge_policy.as_ref().is_some_and(|policy| policy.hedge_on_per_try_timeout) {
+        if host
+            .hedge_policy
+            .as_ref()
+            .is_some_and(|policy| policy.hedge_on_per_try_timeout)
+        {
             return Err(Invalid::unsupported("hedging").at("hedge_policy"));
         }
         Ok(VirtualHost {
@@ -85,7 +94,12 @@ impl VirtualHost {
                 &host.response_headers_to_add,
                 &host.response_headers_to_remove,
             )?,
-            retry: host.retry_policy.as_ref().map(RetryPolicy::try_from).transpose().at("retry_policy")?,
+            retry: host
+                .retry_policy
+                .as_ref()
+                .map(RetryPolicy::try_from)
+                .transpose()
+                .at("retry_policy")?,
             counts_attempts: host.include_request_attempt_count,
             counts_attempts_in_response: host.include_attempt_count_in_response,
             marks_timeout_retry: host.include_is_timeout_retry_header,
@@ -94,7 +108,8 @@ impl VirtualHost {
                 .or(host.per_request_buffer_limit_bytes.map(u64::from))
                 .map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
             mirrors: mirror::try_all_policies(&host.request_mirror_policies)?,
-            filters: RouteConfigs::try_new(&host.typed_per_filter_config)?.with_cors(host.cors.as_ref())?,
+            filters: RouteConfigs::try_new(&host.typed_per_filter_config)?
+                .with_cors(host.cors.as_ref())?,
         })
     }
 
@@ -108,7 +123,9 @@ impl VirtualHost {
         applies
             && headers
                 .text(&names::X_FORWARDED_PROTO)
-                .map_or(headers.scheme != Scheme::Https, |proto| !proto.eq_ignore_ascii_case("https"))
+                .map_or(headers.scheme != Scheme::Https, |proto| {
+                    !proto.eq_ignore_ascii_case("https")
+                })
     }
 }
 
@@ -117,7 +134,8 @@ impl DomainIndex {
         let mut index = DomainIndex::default();
         for (number, host) in hosts.iter().enumerate() {
             if host.domains.is_empty() {
-                return Err(Invalid::new("at least one domain is needed").at(format_args!("virtual_hosts[{number}].domains")));
+                return Err(Invalid::new("at least one domain is needed")
+                    .at(format_args!("virtual_hosts[{number}].domains")));
             }
             for (place, domain) in host.domains.iter().enumerate() {
                 index
@@ -137,7 +155,9 @@ impl DomainIndex {
     fn insert(&mut self, domain: &str, host: usize) -> Result<(), String> {
         let domain = domain.to_ascii_lowercase();
         let duplicate = || {
-            format!("only unique values for domains are permitted; duplicate entry of domain {domain}")
+            format!(
+                "only unique values for domains are permitted; duplicate entry of domain {domain}"
+            )
         };
         if domain == "*" {
             if self.any.replace(host).is_some() {
@@ -173,7 +193,9 @@ impl DomainIndex {
         // A wildcard stands for at least one character.
         for (length, map) in &self.suffixes {
             if host.len() > *length
-                && let Some(found) = host.get(host.len() - length..).and_then(|tail| map.get(tail))
+                && let Some(found) = host
+                    .get(host.len() - length..)
+                    .and_then(|tail| map.get(tail))
             {
                 return Some(*found);
             }

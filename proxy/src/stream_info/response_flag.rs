@@ -69,21 +69,49 @@ const FLAGS: &[(ResponseFlag, &str, &str)] = &[
     (F::UpstreamRequestTimeout, "UT", "UpstreamRequestTimeout"),
     (F::LocalReset, "LR", "LocalReset"),
     (F::UpstreamRemoteReset, "UR", "UpstreamRemoteReset"),
-    (F::UpstreamConnectionFailure, "UF", "UpstreamConnectionFailure"),
-    (F::UpstreamConnectionTermination, "UC", "UpstreamConnectionTermination"),
+    (
+        F::UpstreamConnectionFailure,
+        "UF",
+        "UpstreamConnectionFailure",
+    ),
+    (
+        F::UpstreamConnectionTermination,
+        "UC",
+        "UpstreamConnectionTermination",
+    ),
     (F::UpstreamOverflow, "UO", "UpstreamOverflow"),
     (F::NoRouteFound, "NR", "NoRouteFound"),
     (F::DelayInjected, "DI", "DelayInjected"),
     (F::FaultInjected, "FI", "FaultInjected"),
     (F::RateLimited, "RL", "RateLimited"),
-    (F::UnauthorizedExternalService, "UAEX", "UnauthorizedExternalService"),
+    (
+        F::UnauthorizedExternalService,
+        "UAEX",
+        "UnauthorizedExternalService",
+    ),
     (F::RateLimitServiceError, "RLSE", "RateLimitServiceError"),
-    (F::DownstreamConnectionTermination, "DC", "DownstreamConnectionTermination"),
-    (F::UpstreamRetryLimitExceeded, "URX", "UpstreamRetryLimitExceeded"),
+    (
+        F::DownstreamConnectionTermination,
+        "DC",
+        "DownstreamConnectionTermination",
+    ),
+    (
+        F::UpstreamRetryLimitExceeded,
+        "URX",
+        "UpstreamRetryLimitExceeded",
+    ),
     (F::StreamIdleTimeout, "SI", "StreamIdleTimeout"),
-    (F::InvalidEnvoyRequestHeaders, "IH", "InvalidEnvoyRequestHeaders"),
+    (
+        F::InvalidEnvoyRequestHeaders,
+        "IH",
+        "InvalidEnvoyRequestHeaders",
+    ),
     (F::DownstreamProtocolError, "DPE", "DownstreamProtocolError"),
-    (F::UpstreamMaxStreamDurationReached, "UMSDR", "UpstreamMaxStreamDurationReached"),
+    (
+        F::UpstreamMaxStreamDurationReached,
+        "UMSDR",
+        "UpstreamMaxStreamDurationReached",
+    ),
     (F::NoFilterConfigFound, "NFCF", "NoFilterConfigFound"),
     (F::DurationTimeout, "DT", "DurationTimeout"),
     (F::UpstreamProtocolError, "UPE", "UpstreamProtocolError"),
@@ -163,7 +191,15 @@ mod tests {
         let mut out = String::new();
         flags.write(false, &mut out);
         assert_eq!(out, "URX,UF");
-        assert_eq!(ResponseFlag::parse("UAEX"), Some(ResponseFlag::UnauthorizedExternalService));
-        assert!(FLAGS.iter().enumerate().all(|(index, (flag, ..))| *flag as usize == index));
+        assert_eq!(
+            ResponseFlag::parse("UAEX"),
+            Some(ResponseFlag::UnauthorizedExternalService)
+        );
+        assert!(
+            FLAGS
+                .iter()
+                .enumerate()
+                .all(|(index, (flag, ..))| *flag as usize == index)
+        );
     }
 }

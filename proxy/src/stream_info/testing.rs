@@ -41,8 +41,16 @@ pub(crate) fn mtls(uri: &str) -> ConnectionInfo {
         sha256: "ab12".into(),
         ..PeerCertificate::default()
     };
-    let tls = TlsInfo { peer: Some(Arc::new(peer)), version: "TLSv1.3", ..TlsInfo::default() };
-    ConnectionInfo { tls: Some(Arc::new(tls)), server_name: Some("inner.example".into()), ..connection() }
+    let tls = TlsInfo {
+        peer: Some(Arc::new(peer)),
+        version: "TLSv1.3",
+        ..TlsInfo::default()
+    };
+    ConnectionInfo {
+        tls: Some(Arc::new(tls)),
+        server_name: Some("inner.example".into()),
+        ..connection()
+    }
 }
 
 /// A stream on a plain connection.
@@ -54,7 +62,10 @@ pub(crate) fn info() -> StreamInfo {
 pub(crate) fn request(host: &str, path: &str, headers: &[(&str, &str)]) -> RequestHeaders {
     let mut map = HeaderMap::new();
     for (name, value) in headers {
-        map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
+        map.append(
+            HeaderName::try_from(*name).unwrap(),
+            HeaderValue::from_str(value).unwrap(),
+        );
     }
     RequestHeaders {
         method: Method::GET,

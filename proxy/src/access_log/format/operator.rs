@@ -92,9 +92,23 @@ pub(super) enum TimePoint {
 
 /// Camel-case names of gRPC status codes, by number.
 const GRPC_STATUS: [&str; 17] = [
-    "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
-    "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable",
-    "DataLoss", "Unauthenticated",
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
 ];
 
 impl Operator {
@@ -132,13 +146,21 @@ impl Operator {
                 format.write(time, out);
                 true
             }
-            Operator::Header(map, name, other) => write_header(context, *map, name, other.as_ref(), out),
+            Operator::Header(map, name, other) => {
+                write_header(context, *map, name, other.as_ref(), out)
+            }
             Operator::ResponseCode => number(u64::from(info.response_code.unwrap_or(0)), out),
             Operator::ResponseCodeDetails => put(info.response_code_details.as_deref(), out),
-            Operator::ConnectionTerminationDetails => put(info.connection_termination_details.as_deref(), out),
+            Operator::ConnectionTerminationDetails => {
+                put(info.connection_termination_details.as_deref(), out)
+            }
             Operator::ResponseFlags(long) => {
+                // QUIRK: without flags the value is a dash, not nothing; in JSON too.
+                if info.flags.is_empty() {
+                    out.push('-');
+                }
                 info.flags.write(*long, out);
-                !info.flags.is_empty()
+                true
             }
             Operator::BytesReceived => number(info.bytes_received, out),
             Operator::BytesSent => number(info.bytes_sent, out),
@@ -151,9 +173,13 @@ impl Operator {
             | Operator::ResponseDuration
             | Operator::ResponseTxDuration => self.write_duration(context, out),
             Operator::UpstreamCluster => put(info.upstream.cluster.as_deref(), out),
-            Operator::UpstreamHostName => {
-                put(info.upstream.host_name.as_deref().or(info.upstream.host.as_deref()), out)
-            }
+            Operator::UpstreamHostName => put(
+                info.upstream
+                    .host_name
+                    .as_deref()
+                    .or(info.upstream.host.as_deref()),
+                out,
+            ),
             Operator::UpstreamTransportFailure => {
                 // Spaces would break the log's fields.
                 let reason = info.upstream.transport_failure.as_deref();
@@ -161,39 +187,66 @@ impl Operator {
             }
             Operator::RequestedServerName => put(info.connection.server_name.as_deref(), out),
             Operator::RouteName => put(
-                info.route.as_ref().map(|route| route.route().name.as_ref()).filter(|name| !name.is_empty()),
+                info.route
+                    .as_ref()
+                    .map(|route| route.route().name.as_ref())
+                    .filter(|name| !name.is_empty()),
                 out,
             ),
-            Operator::VirtualHostName => {
-                put(info.route.as_ref().map(|route| route.virtual_host().name.as_ref()), out)
-            }
+            Operator::VirtualHostName => put(
+                info.route
+                    .as_ref()
+                    .map(|route| route.virtual_host().name.as_ref()),
+                out,
+            ),
             Operator::ConnectionId => number(info.connection.id, out),
             Operator::LocalReplyBody => put(Some(context.local_reply_body), out),
-            Operator::Address(_) | Operator::AddressWithoutPort(_) | Operator::Port(_) => self.write_address(context, out),
-            Operator::DynamicMetadata(filter, path) => write_metadata(info.metadata.get(filter), path, out),
-            Operator::RouteMetadata(filter, path) => {
-                let metadata = info.route.as_ref().and_then(|route| route.route().metadata.as_ref());
-                write_metadata(metadata.and_then(|all| all.filter_metadata.get(filter.as_ref())), path, out)
+            Operator::Address(_) | Operator::AddressWithoutPort(_) | Operator::Port(_) => {
+                self.write_address(context, out)
             }
-            Operator::GrpcStatus(_) | Operator::GrpcStatusSnake => self.write_grpc_status(context, out),
+            Operator::DynamicMetadata(filter, path) => {
+                write_metadata(info.metadata.get(filter), path, out)
+            }
+            Operator::RouteMetadata(filter, path) => {
+                let metadata = info
+                    .route
+                    .as_ref()
+                    .and_then(|route| route.route().metadata.as_ref());
+                write_metadata(
+                    metadata.and_then(|all| all.filter_metadata.get(filter.as_ref())),
+                    path,
+                    out,
+                )
+            }
+            Operator::GrpcStatus(_) | Operator::GrpcStatusSnake => {
+                self.write_grpc_status(context, out)
+            }
             Operator::Path { .. }
             | Operator::WithoutQuery(..)
             | Operator::QueryParameter(_)
             | Operator::QueryParameters
             | Operator::StreamId
             | Operator::TraceId => self.write_request(context, out),
-            _ => info.connection.tls.as_ref().is_some_and(|tls| self.write_tls(tls, out)),
+            _ => info
+                .connection
+                .tls
+                .as_ref()
+                .is_some_and(|tls| self.write_tls(tls, out)),
         }
     }
 
     fn write_duration(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
         let info = context.info;
-        let since_start = |point: Option<Instant>| point.map(|point| point.saturating_duration_since(info.start));
+        let since_start =
+            |point: Option<Instant>| point.map(|point| point.saturating_duration_since(info.start));
         let duration = match self {
             Operator::RequestDuration => since_start(info.request_end),
             Operator::RequestTxDuration => since_start(info.request_sent.or(info.request_end)),
             Operator::ResponseDuration => since_start(info.response_start),
-            Operator::ResponseTxDuration => info.response_start.zip(info.end).map(|(start, end)| end.saturating_duration_since(start)),
+            Operator::ResponseTxDuration => info
+                .response_start
+                .zip(info.end)
+                .map(|(start, end)| end.saturating_duration_since(start)),
             _ => Some(info.duration()),
         };
         duration.is_some_and(|duration| number(milliseconds(duration), out))
@@ -201,7 +254,9 @@ impl Operator {
 
     fn write_address(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
         let info = context.info;
-        let (Operator::Address(side) | Operator::AddressWithoutPort(side) | Operator::Port(side)) = self else {
+        let (Operator::Address(side) | Operator::AddressWithoutPort(side) | Operator::Port(side)) =
+            self
+        else {
             return false;
         };
         let address: Option<SocketAddr> = match side {
@@ -217,7 +272,10 @@ impl Operator {
                 return match self {
                     Operator::Address(_) => put(Some(host), out),
                     Operator::Port(_) => put(parts.map(|(_, port)| port), out),
-                    _ => put(Some(parts.map_or(host, |(ip, _)| ip.trim_matches(['[', ']']))), out),
+                    _ => put(
+                        Some(parts.map_or(host, |(ip, _)| ip.trim_matches(['[', ']']))),
+                        out,
+                    ),
                 };
             }
         };
@@ -243,7 +301,10 @@ impl Operator {
             Operator::QueryParameters => put(request.path.query(), out),
             Operator::QueryParameter(name) => put(query_value(request.path.query(), name), out),
             Operator::StreamId => put(request.text(&names::X_REQUEST_ID), out),
-            Operator::TraceId => match request.text(&names::TRACEPARENT).and_then(|value| value.split('-').nth(1)) {
+            Operator::TraceId => match request
+                .text(&names::TRACEPARENT)
+                .and_then(|value| value.split('-').nth(1))
+            {
                 Some(id) => put(Some(id), out),
                 None => put(request.text(&names::X_B3_TRACE_ID), out),
             },
@@ -268,7 +329,10 @@ impl Operator {
         let Some(value) = value.and_then(|value| value.to_str().ok()) else {
             return false;
         };
-        let known = value.parse::<usize>().ok().and_then(|code| GRPC_STATUS.get(code));
+        let known = value
+            .parse::<usize>()
+            .ok()
+            .and_then(|code| GRPC_STATUS.get(code));
         match (self, known) {
             (Operator::GrpcStatus(true), Some(name)) => out.push_str(name),
             (Operator::GrpcStatusSnake, Some(name)) => {
@@ -294,7 +358,10 @@ impl Operator {
             Operator::PeerSerial => put(peer.map(|peer| peer.serial.as_str()), out),
             Operator::PeerIssuer => put(peer.map(|peer| peer.issuer.as_str()), out),
             Operator::LocalDnsSan => join(&tls.local_dns_sans, out),
-            Operator::LocalSubject => put(Some(tls.local_subject.as_ref()).filter(|text| !text.is_empty()), out),
+            Operator::LocalSubject => put(
+                Some(tls.local_subject.as_ref()).filter(|text| !text.is_empty()),
+                out,
+            ),
             Operator::LocalUriSan => join(&tls.local_uri_sans, out),
             Operator::TlsVersion => put(Some(tls.version), out),
             Operator::TlsCipher => put(Some(tls.cipher.as_str()), out),
@@ -311,7 +378,13 @@ pub(crate) fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a 
     })
 }
 
-fn write_header(context: &FormatContext<'_>, map: Map, name: &FieldName, other: Option<&FieldName>, out: &mut String) -> bool {
+fn write_header(
+    context: &FormatContext<'_>,
+    map: Map,
+    name: &FieldName,
+    other: Option<&FieldName>,
+    out: &mut String,
+) -> bool {
     let found = match map {
         Map::Request => context.request.and_then(|head| either(head, name, other)),
         Map::Response => context.response.and_then(|head| either(head, name, other)),
@@ -324,7 +397,11 @@ fn write_header(context: &FormatContext<'_>, map: Map, name: &FieldName, other: 
     true
 }
 
-fn either<'a>(source: &'a impl HeaderSource, name: &FieldName, other: Option<&FieldName>) -> Option<std::borrow::Cow<'a, [u8]>> {
+fn either<'a>(
+    source: &'a impl HeaderSource,
+    name: &FieldName,
+    other: Option<&FieldName>,
+) -> Option<std::borrow::Cow<'a, [u8]>> {
     // Only the first of several values is written; it is what `field` gives for the usual single one.
     source.field(name).or_else(|| source.field(other?))
 }

@@ -56,7 +56,13 @@ fn command(token: &str) -> Result<Part, Invalid> {
                 .ok_or_else(|| Invalid::new("the parenthesis is not closed"))?;
             let argument = &token[open + 1..close];
             let limit = &token[close + 1..];
-            (&token[..open], Some(argument), limit.strip_prefix(':').or((!limit.is_empty()).then_some(limit)))
+            (
+                &token[..open],
+                Some(argument),
+                limit
+                    .strip_prefix(':')
+                    .or((!limit.is_empty()).then_some(limit)),
+            )
         }
         None => match token.split_once(':') {
             Some((name, limit)) => (name, None, Some(limit)),
@@ -89,7 +95,9 @@ fn operator(name: &str, argument: Option<&str>) -> Result<Operator, Invalid> {
             other => other,
         },
         "QUERY_PARAM" => Operator::QueryParameter(needed()?.into()),
-        "PATH" => Operator::Path { with_query: argument.is_none_or(|a| !a.starts_with("NQ")) },
+        "PATH" => Operator::Path {
+            with_query: argument.is_none_or(|a| !a.starts_with("NQ")),
+        },
         "DYNAMIC_METADATA" => metadata(needed()?)?,
         "METADATA" => match needed()?.split_once(':') {
             Some(("DYNAMIC", path)) => metadata(path)?,
@@ -108,35 +116,85 @@ fn operator(name: &str, argument: Option<&str>) -> Result<Operator, Invalid> {
             None | Some("CAMEL_STRING" | "") => Operator::GrpcStatus(true),
             Some("SNAKE_STRING") => Operator::GrpcStatusSnake,
             Some("NUMBER") => Operator::GrpcStatus(false),
-            Some(_) => return Err(Invalid::new("GRPC_STATUS takes CAMEL_STRING, SNAKE_STRING or NUMBER")),
+            Some(_) => {
+                return Err(Invalid::new(
+                    "GRPC_STATUS takes CAMEL_STRING, SNAKE_STRING or NUMBER",
+                ));
+            }
         },
         "COMMON_DURATION" => duration_between(needed()?)?,
-        "FILTER_STATE" | "UPSTREAM_FILTER_STATE" | "CLUSTER_METADATA" | "UPSTREAM_METADATA" | "CEL" => {
+        "FILTER_STATE"
+        | "UPSTREAM_FILTER_STATE"
+        | "CLUSTER_METADATA"
+        | "UPSTREAM_METADATA"
+        | "CEL" => {
             needed()?;
             Operator::Absent
         }
         _ if KNOWN_ABSENT.contains(&name) => Operator::Absent,
-        _ => return Err(Invalid::new(format!("not supported field in StreamInfo: {name}"))),
+        _ => {
+            return Err(Invalid::new(format!(
+                "not supported field in StreamInfo: {name}"
+            )));
+        }
     })
 }
 
 /// Operators of Envoy's that never have a value here.
 const KNOWN_ABSENT: &[&str] = &[
-    "BYTES_RETRANSMITTED", "PACKETS_RETRANSMITTED", "DOWNSTREAM_HANDSHAKE_DURATION", "ROUNDTRIP_DURATION",
-    "UPSTREAM_CONNECTION_ID", "VIRTUAL_CLUSTER_NAME", "CUSTOM_FLAGS", "TLS_JA3_FINGERPRINT", "TLS_JA4_FINGERPRINT",
-    "DOWNSTREAM_TRANSPORT_FAILURE_REASON", "DOWNSTREAM_DETECTED_CLOSE_TYPE", "DOWNSTREAM_LOCAL_CLOSE_REASON",
-    "DOWNSTREAM_TLS_SESSION_ID", "DOWNSTREAM_PEER_CERT_V_START", "DOWNSTREAM_PEER_CERT_V_END",
-    "DOWNSTREAM_PEER_FINGERPRINT_1", "DOWNSTREAM_PEER_EMAIL_SAN", "DOWNSTREAM_PEER_IP_SAN",
-    "DOWNSTREAM_PEER_OTHERNAME_SAN", "DOWNSTREAM_PEER_CERT", "DOWNSTREAM_LOCAL_IP_SAN", "DOWNSTREAM_LOCAL_EMAIL_SAN",
-    "UPSTREAM_PEER_SUBJECT", "UPSTREAM_PEER_ISSUER", "UPSTREAM_PEER_CERT", "UPSTREAM_PEER_URI_SAN",
-    "UPSTREAM_PEER_DNS_SAN", "UPSTREAM_PEER_IP_SAN", "UPSTREAM_LOCAL_SUBJECT", "UPSTREAM_LOCAL_URI_SAN",
-    "UPSTREAM_TLS_CIPHER", "UPSTREAM_TLS_VERSION", "UPSTREAM_TLS_SESSION_ID", "UPSTREAM_CONNECTION_POOL_READY_DURATION",
-    "UPSTREAM_DETECTED_CLOSE_TYPE", "UPSTREAM_LOCAL_CLOSE_REASON", "FILTER_CHAIN_NAME",
-    "REQUEST_HEADERS_BYTES", "RESPONSE_HEADERS_BYTES", "RESPONSE_TRAILERS_BYTES", "UPSTREAM_HEADER_BYTES_SENT",
-    "UPSTREAM_HEADER_BYTES_RECEIVED", "UPSTREAM_WIRE_BYTES_SENT", "UPSTREAM_WIRE_BYTES_RECEIVED",
-    "DOWNSTREAM_HEADER_BYTES_SENT", "DOWNSTREAM_HEADER_BYTES_RECEIVED", "DOWNSTREAM_WIRE_BYTES_SENT",
-    "DOWNSTREAM_WIRE_BYTES_RECEIVED", "UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT", "SPAN_ID",
-    "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED", "UPSTREAM_CLUSTER_LOCALITY", "DOWNSTREAM_DIRECT_LOCAL_ADDRESS",
+    "BYTES_RETRANSMITTED",
+    "PACKETS_RETRANSMITTED",
+    "DOWNSTREAM_HANDSHAKE_DURATION",
+    "ROUNDTRIP_DURATION",
+    "UPSTREAM_CONNECTION_ID",
+    "VIRTUAL_CLUSTER_NAME",
+    "CUSTOM_FLAGS",
+    "TLS_JA3_FINGERPRINT",
+    "TLS_JA4_FINGERPRINT",
+    "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
+    "DOWNSTREAM_DETECTED_CLOSE_TYPE",
+    "DOWNSTREAM_LOCAL_CLOSE_REASON",
+    "DOWNSTREAM_TLS_SESSION_ID",
+    "DOWNSTREAM_PEER_CERT_V_START",
+    "DOWNSTREAM_PEER_CERT_V_END",
+    "DOWNSTREAM_PEER_FINGERPRINT_1",
+    "DOWNSTREAM_PEER_EMAIL_SAN",
+    "DOWNSTREAM_PEER_IP_SAN",
+    "DOWNSTREAM_PEER_OTHERNAME_SAN",
+    "DOWNSTREAM_PEER_CERT",
+    "DOWNSTREAM_LOCAL_IP_SAN",
+    "DOWNSTREAM_LOCAL_EMAIL_SAN",
+    "UPSTREAM_PEER_SUBJECT",
+    "UPSTREAM_PEER_ISSUER",
+    "UPSTREAM_PEER_CERT",
+    "UPSTREAM_PEER_URI_SAN",
+    "UPSTREAM_PEER_DNS_SAN",
+    "UPSTREAM_PEER_IP_SAN",
+    "UPSTREAM_LOCAL_SUBJECT",
+    "UPSTREAM_LOCAL_URI_SAN",
+    "UPSTREAM_TLS_CIPHER",
+    "UPSTREAM_TLS_VERSION",
+    "UPSTREAM_TLS_SESSION_ID",
+    "UPSTREAM_CONNECTION_POOL_READY_DURATION",
+    "UPSTREAM_DETECTED_CLOSE_TYPE",
+    "UPSTREAM_LOCAL_CLOSE_REASON",
+    "FILTER_CHAIN_NAME",
+    "REQUEST_HEADERS_BYTES",
+    "RESPONSE_HEADERS_BYTES",
+    "RESPONSE_TRAILERS_BYTES",
+    "UPSTREAM_HEADER_BYTES_SENT",
+    "UPSTREAM_HEADER_BYTES_RECEIVED",
+    "UPSTREAM_WIRE_BYTES_SENT",
+    "UPSTREAM_WIRE_BYTES_RECEIVED",
+    "DOWNSTREAM_HEADER_BYTES_SENT",
+    "DOWNSTREAM_HEADER_BYTES_RECEIVED",
+    "DOWNSTREAM_WIRE_BYTES_SENT",
+    "DOWNSTREAM_WIRE_BYTES_RECEIVED",
+    "UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT",
+    "SPAN_ID",
+    "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED",
+    "UPSTREAM_CLUSTER_LOCALITY",
+    "DOWNSTREAM_DIRECT_LOCAL_ADDRESS",
 ];
 
 fn plain(name: &str) -> Option<Operator> {
@@ -195,7 +253,9 @@ fn address(name: &str) -> Option<Operator> {
     };
     let side = match base {
         "DOWNSTREAM_REMOTE_ADDRESS" | "DOWNSTREAM_REMOTE" => Address::DownstreamRemote,
-        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" | "DOWNSTREAM_DIRECT_REMOTE" => Address::DownstreamDirectRemote,
+        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" | "DOWNSTREAM_DIRECT_REMOTE" => {
+            Address::DownstreamDirectRemote
+        }
         "DOWNSTREAM_LOCAL_ADDRESS" | "DOWNSTREAM_LOCAL" => Address::DownstreamLocal,
         "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" | "UPSTREAM_REMOTE" => Address::UpstreamHost,
         "UPSTREAM_LOCAL_ADDRESS" | "UPSTREAM_LOCAL" => Address::UpstreamLocal,
@@ -230,7 +290,10 @@ fn metadata(argument: &str) -> Result<Operator, Invalid> {
         .next()
         .filter(|filter| !filter.is_empty())
         .ok_or_else(|| Invalid::new("a metadata namespace is needed"))?;
-    Ok(Operator::DynamicMetadata(filter.into(), keys.map(Into::into).collect()))
+    Ok(Operator::DynamicMetadata(
+        filter.into(),
+        keys.map(Into::into).collect(),
+    ))
 }
 
 fn time_format(argument: Option<&str>) -> Result<TimeFormat, Invalid> {

@@ -14,7 +14,10 @@ use super::super::LineFormat;
 use super::*;
 
 fn stream() -> StreamInfo {
-    let mut info = StreamInfo::new(Rc::new(mtls("spiffe://td/ns/a/sa/b")), Some(http::Version::HTTP_11));
+    let mut info = StreamInfo::new(
+        Rc::new(mtls("spiffe://td/ns/a/sa/b")),
+        Some(http::Version::HTTP_11),
+    );
     info.start_time = UNIX_EPOCH + Duration::from_millis(1_577_934_245_678);
     info.end = Some(info.start + Duration::from_millis(12));
     info.response_start = Some(info.start + Duration::from_millis(5));
@@ -37,10 +40,20 @@ fn stream() -> StreamInfo {
 
 fn with_context<T>(work: impl FnOnce(&FormatContext<'_>) -> T) -> T {
     let info = stream();
-    let request = request("h:80", "/p?q=1&r=2", &[("x-a", "one"), ("user-agent", "curl \"x\"")]);
+    let request = request(
+        "h:80",
+        "/p?q=1&r=2",
+        &[("x-a", "one"), ("user-agent", "curl \"x\"")],
+    );
     let mut map = HeaderMap::new();
-    map.insert("x-envoy-upstream-service-time", HeaderValue::from_static("9"));
-    let response = ResponseHeaders { status: StatusCode::SERVICE_UNAVAILABLE, map };
+    map.insert(
+        "x-envoy-upstream-service-time",
+        HeaderValue::from_static("9"),
+    );
+    let response = ResponseHeaders {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        map,
+    };
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("14"));
     work(&FormatContext {
@@ -61,29 +74,77 @@ fn text(format: &str) -> String {
 fn operators_write_their_values() {
     let cases = [
         ("100%%", "100%"),
-        ("%REQ(:METHOD)% %REQ(X-NONE?:PATH)% %PROTOCOL%", "GET /p?q=1&r=2 HTTP/1.1"),
+        (
+            "%REQ(:METHOD)% %REQ(X-NONE?:PATH)% %PROTOCOL%",
+            "GET /p?q=1&r=2 HTTP/1.1",
+        ),
         ("%REQ(X-A):2%|%REQ(x-none)%", "on|-"),
         ("%REQUEST_HEADER(:AUTHORITY)%", "h:80"),
-        ("%REQ_WITHOUT_QUERY(:PATH)% %PATH(NQ)% %PATH%", "/p /p /p?q=1&r=2"),
+        (
+            "%REQ_WITHOUT_QUERY(:PATH)% %PATH(NQ)% %PATH%",
+            "/p /p /p?q=1&r=2",
+        ),
         ("%QUERY_PARAM(r)% %QUERY_PARAMS%", "2 q=1&r=2"),
         ("%RESP(x-envoy-upstream-service-time)%", "9"),
-        ("%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_FLAGS_LONG%", "503 UF UpstreamConnectionFailure"),
-        ("%RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS%", "via_upstream -"),
-        ("%BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESPONSE_DURATION% %RESPONSE_TX_DURATION%", "3 4096 12 5 7"),
+        (
+            "%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_FLAGS_LONG%",
+            "503 UF UpstreamConnectionFailure",
+        ),
+        (
+            "%RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS%",
+            "via_upstream -",
+        ),
+        (
+            "%BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESPONSE_DURATION% %RESPONSE_TX_DURATION%",
+            "3 4096 12 5 7",
+        ),
         ("%START_TIME%", "2020-01-02T03:04:05.678Z"),
-        ("%START_TIME(%Y/%m/%d %H:%M:%S.%3f)%", "2020/01/02 03:04:05.678"),
+        (
+            "%START_TIME(%Y/%m/%d %H:%M:%S.%3f)%",
+            "2020/01/02 03:04:05.678",
+        ),
         ("%START_TIME(%s)%", "1577934245"),
-        ("%UPSTREAM_HOST% %UPSTREAM_CLUSTER% %UPSTREAM_LOCAL_ADDRESS%", "10.1.1.1:80 outbound|80||a.b -"),
-        ("%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %UPSTREAM_REMOTE_PORT%", "10.1.1.1 80"),
-        ("%UPSTREAM_REQUEST_ATTEMPT_COUNT% %UPSTREAM_TRANSPORT_FAILURE_REASON%", "2 -"),
-        ("%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "10.0.0.1:4000 10.0.0.1"),
-        ("%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_PORT%", "10.0.0.2:9080 9080"),
+        (
+            "%UPSTREAM_HOST% %UPSTREAM_CLUSTER% %UPSTREAM_LOCAL_ADDRESS%",
+            "10.1.1.1:80 outbound|80||a.b -",
+        ),
+        (
+            "%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %UPSTREAM_REMOTE_PORT%",
+            "10.1.1.1 80",
+        ),
+        (
+            "%UPSTREAM_REQUEST_ATTEMPT_COUNT% %UPSTREAM_TRANSPORT_FAILURE_REASON%",
+            "2 -",
+        ),
+        (
+            "%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+            "10.0.0.1:4000 10.0.0.1",
+        ),
+        (
+            "%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_PORT%",
+            "10.0.0.2:9080 9080",
+        ),
         ("%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%", "10.0.0.1:4000"),
-        ("%REQUESTED_SERVER_NAME% %ROUTE_NAME% %CONNECTION_ID%", "inner.example - 7"),
-        ("%DOWNSTREAM_PEER_URI_SAN% %DOWNSTREAM_TLS_VERSION%", "spiffe://td/ns/a/sa/b TLSv1.3"),
-        ("%DOWNSTREAM_PEER_FINGERPRINT_256% %DOWNSTREAM_PEER_SUBJECT%", "ab12 CN=peer"),
-        ("%GRPC_STATUS% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS_NUMBER% %TRAILER(grpc-status)%", "Unavailable UNAVAILABLE 14 14"),
-        ("%DYNAMIC_METADATA(f:k)% %DYNAMIC_METADATA(f:o:n)% %DYNAMIC_METADATA(f:z)%", "\"v\" 1 -"),
+        (
+            "%REQUESTED_SERVER_NAME% %ROUTE_NAME% %CONNECTION_ID%",
+            "inner.example - 7",
+        ),
+        (
+            "%DOWNSTREAM_PEER_URI_SAN% %DOWNSTREAM_TLS_VERSION%",
+            "spiffe://td/ns/a/sa/b TLSv1.3",
+        ),
+        (
+            "%DOWNSTREAM_PEER_FINGERPRINT_256% %DOWNSTREAM_PEER_SUBJECT%",
+            "ab12 CN=peer",
+        ),
+        (
+            "%GRPC_STATUS% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS_NUMBER% %TRAILER(grpc-status)%",
+            "Unavailable UNAVAILABLE 14 14",
+        ),
+        (
+            "%DYNAMIC_METADATA(f:k)% %DYNAMIC_METADATA(f:o:n)% %DYNAMIC_METADATA(f:z)%",
+            "\"v\" 1 -",
+        ),
         ("%DYNAMIC_METADATA(f:o)%", r#"{"l":[true,null],"n":1}"#),
         ("%FILTER_STATE(x:PLAIN)% %LOCAL_REPLY_BODY%", "- body"),
         ("%UPSTREAM_WIRE_BYTES_SENT%", "-"),
@@ -130,7 +191,9 @@ fn json_lines_keep_types() {
             + "\n"
     );
     assert_eq!(
-        line(json!({"json_format": {"a": "%REQ(none)%", "b": "%REQ(x-a)%"}, "omit_empty_values": true})),
+        line(
+            json!({"json_format": {"a": "%REQ(none)%", "b": "%REQ(x-a)%"}, "omit_empty_values": true})
+        ),
         "{\"b\":\"one\"}\n"
     );
 }
@@ -147,9 +210,15 @@ fn text_lines_can_leave_out_what_is_missing() {
 #[test]
 fn a_stream_that_just_began_can_be_written() {
     let info = info();
-    let context =
-        FormatContext { info: &info, request: None, response: None, trailers: None, local_reply_body: "" };
-    let format = Format::parse("%RESPONSE_CODE% %REQ(:PATH)% %RESPONSE_DURATION% %UPSTREAM_HOST%").unwrap();
+    let context = FormatContext {
+        info: &info,
+        request: None,
+        response: None,
+        trailers: None,
+        local_reply_body: "",
+    };
+    let format =
+        Format::parse("%RESPONSE_CODE% %REQ(:PATH)% %RESPONSE_DURATION% %UPSTREAM_HOST%").unwrap();
     assert_eq!(format.text(&context, "-"), "0 - - -");
 }
 

@@ -55,7 +55,9 @@ impl TimeFormat {
                 continue;
             }
             let is_extended = chars.next_if_eq(&'E').is_some();
-            let digit = chars.next_if(char::is_ascii_digit).and_then(|c| c.to_digit(10));
+            let digit = chars
+                .next_if(char::is_ascii_digit)
+                .and_then(|c| c.to_digit(10));
             let conversion = chars.next();
             let digits = digit.and_then(|digit| usize::try_from(digit).ok());
             let part = match (conversion, digits) {
@@ -64,10 +66,16 @@ impl TimeFormat {
                     continue;
                 }
                 (Some('f'), digits) => Part::Fraction(digits.unwrap_or(9).clamp(1, 9), false),
-                (Some('S'), Some(digits)) if is_extended => Part::Fraction(digits.clamp(1, 9), true),
+                (Some('S'), Some(digits)) if is_extended => {
+                    Part::Fraction(digits.clamp(1, 9), true)
+                }
                 (Some(c), None) if "YmdHMSsFTDRyjaAbBehIpZzuwCn".contains(c) => Part::Field(c),
-                (Some('E'), _) | (None, _) => return Err(Invalid::new("the time format ends in the middle")),
-                (Some(c), _) => return Err(Invalid::new(format!("unknown time conversion '%{c}'"))),
+                (Some('E'), _) | (None, _) => {
+                    return Err(Invalid::new("the time format ends in the middle"));
+                }
+                (Some(c), _) => {
+                    return Err(Invalid::new(format!("unknown time conversion '%{c}'")));
+                }
             };
             if !literal.is_empty() {
                 parts.push(Part::Literal(std::mem::take(&mut literal).into()));
@@ -92,7 +100,12 @@ impl TimeFormat {
                         let _ = write!(out, "{:02}.", moment.second());
                     }
                     let scale = 10_u32.pow(9 - u32::try_from(*digits).unwrap_or(9));
-                    let _ = write!(out, "{:0width$}", moment.nanosecond() / scale, width = digits);
+                    let _ = write!(
+                        out,
+                        "{:0width$}",
+                        moment.nanosecond() / scale,
+                        width = digits
+                    );
                 }
             }
         }
@@ -118,7 +131,13 @@ fn write_field(conversion: char, moment: OffsetDateTime, time: SystemTime, out: 
         'p' => write!(out, "{}", if hour < 12 { "AM" } else { "PM" }),
         'M' => write!(out, "{minute:02}"),
         'S' => write!(out, "{second:02}"),
-        's' => write!(out, "{}", time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()),
+        's' => write!(
+            out,
+            "{}",
+            time.duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs()
+        ),
         'F' => write!(out, "{year}-{month:02}-{day:02}"),
         'D' => write!(out, "{month:02}/{day:02}/{:02}", year % 100),
         'T' => write!(out, "{hour:02}:{minute:02}:{second:02}"),
@@ -152,7 +171,10 @@ mod tests {
         };
         assert_eq!(text(""), "2018-04-03T23:06:09.123Z");
         assert_eq!(text("%Y/%m/%dT%H:%M:%S%z"), "2018/04/03T23:06:09+0000");
-        assert_eq!(text("%s.%3f %6f %9f %f"), "1522796769.123 123456 123456789 123456789");
+        assert_eq!(
+            text("%s.%3f %6f %9f %f"),
+            "1522796769.123 123456 123456789 123456789"
+        );
         assert_eq!(text("%E3S|%a %b %e %p %I %%"), "09.123|Tue Apr  3 PM 11 %");
         assert!(TimeFormat::parse("%Q").is_err());
         assert!(TimeFormat::parse("%").is_err());

@@ -32,7 +32,9 @@ pub(super) async fn serve(io: Prefixed, connection: Rc<DownstreamConnection>, dr
     }
     let for_requests = connection.clone();
     let service = service_fn(move |request| stream::serve(for_requests.clone(), request));
-    let serving = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
+    let serving = builder
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
     tokio::pin!(serving);
     let end = tokio::select! {
         result = &mut serving => {
@@ -63,7 +65,11 @@ async fn too_many(connection: &DownstreamConnection) {
     };
     std::future::poll_fn(|_| {
         // Polled with the connection itself, so every new request is seen.
-        if connection.total.get() >= limit { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        if connection.total.get() >= limit {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
     })
     .await;
 }

@@ -44,16 +44,24 @@ pub(super) async fn serve(io: Prefixed, connection: Rc<DownstreamConnection>, dr
         .timer(TokioTimer::new())
         .max_concurrent_streams(options.max_concurrent_streams.unwrap_or(MAX_STREAMS))
         .initial_stream_window_size(options.initial_stream_window_size.unwrap_or(STREAM_WINDOW))
-        .initial_connection_window_size(options.initial_connection_window_size.unwrap_or(CONNECTION_WINDOW))
+        .initial_connection_window_size(
+            options
+                .initial_connection_window_size
+                .unwrap_or(CONNECTION_WINDOW),
+        )
         .max_header_list_size(u32::try_from(manager.limits.headers_bytes).unwrap_or(u32::MAX));
     if options.allow_connect {
         builder.enable_connect_protocol();
     }
     if let Some(keepalive) = &options.connection_keepalive {
-        let duration = |wire: &Option<prost_types::Duration>| wire.and_then(|wire| Duration::try_from(wire).ok());
+        let duration = |wire: &Option<prost_types::Duration>| {
+            wire.and_then(|wire| Duration::try_from(wire).ok())
+        };
         if let Some(interval) = duration(&keepalive.interval) {
             builder.keep_alive_interval(interval);
-            builder.keep_alive_timeout(duration(&keepalive.timeout).unwrap_or(Duration::from_secs(20)));
+            builder.keep_alive_timeout(
+                duration(&keepalive.timeout).unwrap_or(Duration::from_secs(20)),
+            );
         }
     }
     let for_requests = connection.clone();
@@ -69,7 +77,11 @@ pub(super) async fn serve(io: Prefixed, connection: Rc<DownstreamConnection>, dr
     };
     count_ending(&connection, end);
     serving.as_mut().graceful_shutdown();
-    let patience = if end == Ending::Drain { None } else { Some(manager.timeouts.drain) };
+    let patience = if end == Ending::Drain {
+        None
+    } else {
+        Some(manager.timeouts.drain)
+    };
     tokio::select! {
         result = &mut serving => note(&connection, result),
         () = drain.expired() => {}

@@ -9,7 +9,11 @@ use crate::http::headers::{RequestHeaders, names};
 use crate::listener::{ConnectionInfo, PeerCertificate, TlsInfo};
 
 /// Removes, keeps, extends or replaces the header.
-pub(super) fn set(rules: &ClientCertRules, headers: &mut RequestHeaders, connection: &ConnectionInfo) {
+pub(super) fn set(
+    rules: &ClientCertRules,
+    headers: &mut RequestHeaders,
+    connection: &ConnectionInfo,
+) {
     use hcm::ForwardClientCertDetails as Mode;
     if rules.mode == Mode::AlwaysForwardOnly {
         return;
@@ -35,13 +39,20 @@ pub(super) fn set(rules: &ClientCertRules, headers: &mut RequestHeaders, connect
             }
             describe(&rules.details, tls, peer, &mut text);
             if let Ok(value) = HeaderValue::try_from(text) {
-                headers.map.insert(names::X_FORWARDED_CLIENT_CERT.clone(), value);
+                headers
+                    .map
+                    .insert(names::X_FORWARDED_CLIENT_CERT.clone(), value);
             }
         }
     }
 }
 
-fn describe(details: &hcm::SetCurrentClientCertDetails, tls: &TlsInfo, peer: &PeerCertificate, out: &mut String) {
+fn describe(
+    details: &hcm::SetCurrentClientCertDetails,
+    tls: &TlsInfo,
+    peer: &PeerCertificate,
+    out: &mut String,
+) {
     let mut separator = "";
     let mut put = |key: &str, value: &str| {
         for text in [separator, key, "=", value] {
@@ -58,13 +69,19 @@ fn describe(details: &hcm::SetCurrentClientCertDetails, tls: &TlsInfo, peer: &Pe
     if details.cert
         && let Some(leaf) = peer.chain.first()
     {
-        put("Cert", &format!("\"{}\"", url_encoded_pem(std::slice::from_ref(leaf))));
+        put(
+            "Cert",
+            &format!("\"{}\"", url_encoded_pem(std::slice::from_ref(leaf))),
+        );
     }
     if details.chain {
         put("Chain", &format!("\"{}\"", url_encoded_pem(&peer.chain)));
     }
     if details.subject == Some(true) {
-        put("Subject", &format!("\"{}\"", peer.subject.replace('"', "\\\"")));
+        put(
+            "Subject",
+            &format!("\"{}\"", peer.subject.replace('"', "\\\"")),
+        );
     }
     if details.uri {
         for uri in &peer.uri_sans {

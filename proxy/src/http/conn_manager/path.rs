@@ -27,13 +27,17 @@ pub(super) fn normalize(rules: &PathRules, full: &str) -> Normalized {
     };
     let mut path = std::borrow::Cow::Borrowed(path);
     let mut must_redirect = false;
-    if !matches!(rules.escaped_slashes, Action::ImplementationSpecificDefault | Action::KeepUnchanged)
-        && let Some(unescaped) = unescape_slashes(&path)
+    if !matches!(
+        rules.escaped_slashes,
+        Action::ImplementationSpecificDefault | Action::KeepUnchanged
+    ) && let Some(unescaped) = unescape_slashes(&path)
     {
         match rules.escaped_slashes {
             Action::RejectRequest => return Normalized::Reject,
             Action::UnescapeAndRedirect => must_redirect = true,
-            Action::UnescapeAndForward | Action::ImplementationSpecificDefault | Action::KeepUnchanged => {}
+            Action::UnescapeAndForward
+            | Action::ImplementationSpecificDefault
+            | Action::KeepUnchanged => {}
         }
         path = unescaped.into();
     }
@@ -105,11 +109,15 @@ fn escape(segment: &str) -> Option<String> {
         let byte = bytes[index];
         if byte == b'%' {
             let decoded = bytes.get(index + 1..index + 3).and_then(|digits| {
-                u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok().filter(|_| digits[0] != b'+')
+                u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16)
+                    .ok()
+                    .filter(|_| digits[0] != b'+')
             });
             match decoded {
                 Some(0) => return None,
-                Some(plain) if plain.is_ascii_alphanumeric() || b"-_.~".contains(&plain) => out.push(plain),
+                Some(plain) if plain.is_ascii_alphanumeric() || b"-_.~".contains(&plain) => {
+                    out.push(plain)
+                }
                 Some(_) => out.extend_from_slice(&bytes[index..index + 3]),
                 None => {
                     out.push(b'%');
@@ -203,7 +211,9 @@ mod tests {
             ("/a?x=//y", None),
         ];
         for (path, want) in cases {
-            let want = want.map_or(Normalized::Same, |want| Normalized::Changed(want.to_owned()));
+            let want = want.map_or(Normalized::Same, |want| {
+                Normalized::Changed(want.to_owned())
+            });
             assert_eq!(normalize(&rules, path), want, "{path}");
         }
         assert_eq!(normalize(&rules, "/a%00b"), Normalized::Reject);
@@ -213,11 +223,23 @@ mod tests {
     fn escaped_slashes_follow_the_action() {
         use hcm::PathWithEscapedSlashesAction as Action;
         let path = "/a%2Fb%5c..%2f?x=%2F";
-        assert_eq!(normalize(&rules(Action::RejectRequest), path), Normalized::Reject);
+        assert_eq!(
+            normalize(&rules(Action::RejectRequest), path),
+            Normalized::Reject
+        );
         let want = "/a/?x=%2F".to_owned();
-        assert_eq!(normalize(&rules(Action::UnescapeAndForward), path), Normalized::Changed(want.clone()));
-        assert_eq!(normalize(&rules(Action::UnescapeAndRedirect), path), Normalized::Redirect(want));
-        assert_eq!(normalize(&rules(Action::RejectRequest), "/a"), Normalized::Same);
+        assert_eq!(
+            normalize(&rules(Action::UnescapeAndForward), path),
+            Normalized::Changed(want.clone())
+        );
+        assert_eq!(
+            normalize(&rules(Action::UnescapeAndRedirect), path),
+            Normalized::Redirect(want)
+        );
+        assert_eq!(
+            normalize(&rules(Action::RejectRequest), "/a"),
+            Normalized::Same
+        );
     }
 
     proptest! {

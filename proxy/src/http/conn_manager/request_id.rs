@@ -22,14 +22,20 @@ pub(super) fn set(rules: &RequestIdRules, headers: &mut RequestHeaders, is_edge:
 /// Starts a trace when the request is not part of one.
 pub(super) fn set_trace(headers: &mut RequestHeaders, share: Fraction) {
     let map = &mut headers.map;
-    if map.contains_key(&names::X_B3_TRACE_ID) || map.contains_key(&names::B3) || map.contains_key(&names::TRACEPARENT) {
+    if map.contains_key(&names::X_B3_TRACE_ID)
+        || map.contains_key(&names::B3)
+        || map.contains_key(&names::TRACEPARENT)
+    {
         return;
     }
     let trace = hex(&rand::random::<[u8; 16]>());
     let sampled = if share.draw() { "1" } else { "0" };
     map.insert(names::X_B3_SPAN_ID.clone(), trace_value(&trace[16..]));
     map.insert(names::X_B3_TRACE_ID.clone(), trace_value(&trace));
-    map.insert(names::X_B3_SAMPLED.clone(), HeaderValue::from_static(sampled));
+    map.insert(
+        names::X_B3_SAMPLED.clone(),
+        HeaderValue::from_static(sampled),
+    );
 }
 
 fn trace_value(text: &[u8]) -> HeaderValue {

@@ -61,7 +61,10 @@ struct Cors {
 
 fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory>, Invalid> {
     let _: wire::Cors = super::unpack(any)?;
-    Ok(Arc::new(Factory { name: context.name.into(), stats: context.scope.scope("cors").group() }))
+    Ok(Arc::new(Factory {
+        name: context.name.into(),
+        stats: context.scope.scope("cors").group(),
+    }))
 }
 
 fn route(any: &Any) -> Result<RouteValue, Invalid> {
@@ -71,9 +74,12 @@ fn route(any: &Any) -> Result<RouteValue, Invalid> {
 
 /// The policy that a route or virtual host carries in its own (older) field.
 pub(crate) fn from_route(policy: &route_wire::CorsPolicy) -> Result<RouteValue, Invalid> {
-    let enabled = policy.enabled_specifier.clone().map(|enabled| match enabled {
-        route_wire::cors_policy::EnabledSpecifier::FilterEnabled(fraction) => fraction,
-    });
+    let enabled = policy
+        .enabled_specifier
+        .clone()
+        .map(|enabled| match enabled {
+            route_wire::cors_policy::EnabledSpecifier::FilterEnabled(fraction) => fraction,
+        });
     let policy = wire::CorsPolicy {
         allow_origin_string_match: policy.allow_origin_string_match.clone(),
         allow_methods: policy.allow_methods.clone(),
@@ -104,7 +110,10 @@ impl Policy {
             allows_credentials: policy.allow_credentials.unwrap_or(false),
             allows_private_network: policy.allow_private_network_access.unwrap_or(false),
             forwards_unmatched_preflight: policy.forward_not_matching_preflights.unwrap_or(true),
-            enabled: policy.filter_enabled.as_ref().map_or(Fraction::ALWAYS, Fraction::from),
+            enabled: policy
+                .filter_enabled
+                .as_ref()
+                .map_or(Fraction::ALWAYS, Fraction::from),
         })
     }
 
@@ -122,7 +131,10 @@ impl Policy {
             }
         }
         if self.allows_credentials {
-            reply = reply.header(&header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+            reply = reply.header(
+                &header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+                HeaderValue::from_static("true"),
+            );
         }
         if asks_private_network && self.allows_private_network {
             let name = HeaderName::from_static("access-control-allow-private-network");
@@ -134,25 +146,47 @@ impl Policy {
 
 impl FilterFactory for Factory {
     fn create(&self) -> Option<Box<dyn HttpFilter>> {
-        Some(Box::new(Cors { name: self.name.clone(), stats: self.stats.clone(), granted: None }))
+        Some(Box::new(Cors {
+            name: self.name.clone(),
+            stats: self.stats.clone(),
+            granted: None,
+        }))
     }
 }
 
 impl HttpFilter for Cors {
-    fn decode_headers(&mut self, headers: &mut RequestHeaders, stream: &mut Stream) -> FilterStatus {
-        let policy = stream.route_config::<Arc<Policy>>(&self.name).or_else(|| stream.route_config(NAME));
+    fn decode_headers(
+        &mut self,
+        headers: &mut RequestHeaders,
+        stream: &mut Stream,
+    ) -> FilterStatus {
+        let policy = stream
+            .route_config::<Arc<Policy>>(&self.name)
+            .or_else(|| stream.route_config(NAME));
         let Some(policy) = policy.cloned() else {
             return FilterStatus::Continue;
         };
-        let Some(origin) = headers.map.get(header::ORIGIN).filter(|origin| !origin.is_empty()).cloned() else {
+        let Some(origin) = headers
+            .map
+            .get(header::ORIGIN)
+            .filter(|origin| !origin.is_empty())
+            .cloned()
+        else {
             return FilterStatus::Continue;
         };
         if !policy.enabled.draw() {
             return FilterStatus::Continue;
         }
         let is_preflight = headers.method == Method::OPTIONS
-            && headers.map.get(header::ACCESS_CONTROL_REQUEST_METHOD).is_some_and(|method| !method.is_empty());
-        if !policy.origins.iter().any(|matcher| matcher.matches(origin.as_bytes())) {
+            && headers
+                .map
+                .get(header::ACCESS_CONTROL_REQUEST_METHOD)
+                .is_some_and(|method| !method.is_empty());
+        if !policy
+            .origins
+            .iter()
+            .any(|matcher| matcher.matches(origin.as_bytes()))
+        {
             self.stats.origin_invalid.inc();
             if is_preflight && !policy.forwards_unmatched_preflight {
                 return FilterStatus::reply(LocalReply::new(StatusCode::OK, "", "cors_response"));
@@ -177,12 +211,19 @@ impl HttpFilter for Cors {
         let Some((policy, origin)) = self.granted.take() else {
             return;
         };
-        headers.map.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers
+            .map
+            .insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         if policy.allows_credentials {
-            headers.map.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+            headers.map.insert(
+                header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+                HeaderValue::from_static("true"),
+            );
         }
         if let Some(exposed) = &policy.exposed {
-            headers.map.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed.clone());
+            headers
+                .map
+                .insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed.clone());
         }
     }
 }
@@ -191,5 +232,7 @@ fn value(text: &str) -> Result<Option<HeaderValue>, Invalid> {
     if text.is_empty() {
         return Ok(None);
     }
-    HeaderValue::from_str(text).map(Some).map_err(|_| Invalid::new("not a header value"))
+    HeaderValue::from_str(text)
+        .map(Some)
+        .map_err(|_| Invalid::new("not a header value"))
 }

@@ -106,15 +106,28 @@ impl TryFrom<&wire::HttpFault> for FaultConfig {
         if fault.response_rate_limit.is_some() {
             return Err(Invalid::unsupported("response_rate_limit"));
         }
-        let body = fault.abort.as_ref().map(|abort| abort.response_body.clone()).unwrap_or_default();
-        let body = if body.is_empty() { Bytes::from_static(b"fault filter abort") } else { Bytes::from(body) };
+        let body = fault
+            .abort
+            .as_ref()
+            .map(|abort| abort.response_body.clone())
+            .unwrap_or_default();
+        let body = if body.is_empty() {
+            Bytes::from_static(b"fault filter abort")
+        } else {
+            Bytes::from(body)
+        };
         Ok(FaultConfig {
             delay: fault.delay.as_ref().map(delay).transpose().at("delay")?,
             abort: fault.abort.as_ref().map(abort).transpose().at("abort")?,
             body,
-            upstream_cluster: (!fault.upstream_cluster.is_empty()).then(|| fault.upstream_cluster.as_str().into()),
+            upstream_cluster: (!fault.upstream_cluster.is_empty())
+                .then(|| fault.upstream_cluster.as_str().into()),
             headers: try_all("headers", &fault.headers, HeaderMatcher::try_from)?,
-            nodes: fault.downstream_nodes.iter().map(|node| node.as_str().into()).collect(),
+            nodes: fault
+                .downstream_nodes
+                .iter()
+                .map(|node| node.as_str().into())
+                .collect(),
             max_active: fault.max_active_faults.map(u64::from),
         })
     }
@@ -129,7 +142,13 @@ fn delay(delay: &common::FaultDelay) -> Result<(Delay, Fraction), Invalid> {
         Some(FaultDelaySecifier::HeaderDelay(_)) => Delay::Header,
         None => return Err(Invalid::new("fixed_delay or header_delay is needed")),
     };
-    Ok((kind, delay.percentage.as_ref().map_or(Fraction::NEVER, Fraction::from)))
+    Ok((
+        kind,
+        delay
+            .percentage
+            .as_ref()
+            .map_or(Fraction::NEVER, Fraction::from),
+    ))
 }
 
 fn abort(abort: &wire::FaultAbort) -> Result<(Abort, Fraction), Invalid> {
@@ -138,9 +157,19 @@ fn abort(abort: &wire::FaultAbort) -> Result<(Abort, Fraction), Invalid> {
         Some(ErrorType::HttpStatus(code)) => Abort::Http(status_code(*code).at("http_status")?),
         Some(ErrorType::GrpcStatus(code)) => Abort::Grpc(*code),
         Some(ErrorType::HeaderAbort(_)) => Abort::Header,
-        None => return Err(Invalid::new("http_status, grpc_status or header_abort is needed")),
+        None => {
+            return Err(Invalid::new(
+                "http_status, grpc_status or header_abort is needed",
+            ));
+        }
     };
-    Ok((kind, abort.percentage.as_ref().map_or(Fraction::NEVER, Fraction::from)))
+    Ok((
+        kind,
+        abort
+            .percentage
+            .as_ref()
+            .map_or(Fraction::NEVER, Fraction::from),
+    ))
 }
 
 impl FaultConfig {
@@ -153,7 +182,9 @@ impl FaultConfig {
             return false;
         }
         if !self.nodes.is_empty() {
-            let node = headers.text(&names::X_ENVOY_DOWNSTREAM_SERVICE_NODE).unwrap_or_default();
+            let node = headers
+                .text(&names::X_ENVOY_DOWNSTREAM_SERVICE_NODE)
+                .unwrap_or_default();
             if !self.nodes.iter().any(|known| known.as_ref() == node) {
                 return false;
             }
@@ -168,7 +199,9 @@ impl FaultConfig {
             Delay::Header => {
                 let delay = number(headers, &names::X_ENVOY_FAULT_DELAY)?;
                 let share = lowered(share, headers, &names::X_ENVOY_FAULT_DELAY_PERCENTAGE);
-                share.draw().then(|| Duration::from_millis(u64::from(delay)))
+                share
+                    .draw()
+                    .then(|| Duration::from_millis(u64::from(delay)))
             }
         }
         .filter(|delay| !delay.is_zero())
@@ -181,7 +214,10 @@ impl FaultConfig {
             Abort::Grpc(code) => (StatusCode::OK, Some(code)),
             Abort::Header => match number(headers, &names::X_ENVOY_FAULT_ABORT) {
                 Some(code) => (status_code(code).ok()?, None),
-                None => (StatusCode::OK, Some(number(headers, &names::X_ENVOY_FAULT_ABORT_GRPC)?)),
+                None => (
+                    StatusCode::OK,
+                    Some(number(headers, &names::X_ENVOY_FAULT_ABORT_GRPC)?),
+                ),
             },
         };
         let share = match kind {
@@ -189,8 +225,8 @@ impl FaultConfig {
             Abort::Http(_) | Abort::Grpc(_) => share,
         };
         share.draw().then(|| {
-            let mut reply =
-                LocalReply::new(status, self.body.clone(), "fault_filter_abort").flag(ResponseFlag::FaultInjected);
+            let mut reply = LocalReply::new(status, self.body.clone(), "fault_filter_abort")
+                .flag(ResponseFlag::FaultInjected);
             reply.grpc_status = grpc;
             reply
         })
@@ -228,8 +264,15 @@ impl Fault {
 }
 
 impl HttpFilter for Fault {
-    fn decode_headers(&mut self, headers: &mut RequestHeaders, stream: &mut Stream) -> FilterStatus {
-        if let Some(config) = stream.route_config::<Arc<FaultConfig>>(&self.name).or_else(|| stream.route_config(NAME)) {
+    fn decode_headers(
+        &mut self,
+        headers: &mut RequestHeaders,
+        stream: &mut Stream,
+    ) -> FilterStatus {
+        if let Some(config) = stream
+            .route_config::<Arc<FaultConfig>>(&self.name)
+            .or_else(|| stream.route_config(NAME))
+        {
             self.config = config.clone();
         }
         if !self.config.applies(headers, stream) {

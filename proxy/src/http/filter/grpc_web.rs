@@ -58,7 +58,11 @@ impl GrpcWeb {
             return Bytes::copy_from_slice(data);
         }
         self.unencoded.extend_from_slice(data);
-        let whole = if is_last { self.unencoded.len() } else { self.unencoded.len() / 3 * 3 };
+        let whole = if is_last {
+            self.unencoded.len()
+        } else {
+            self.unencoded.len() / 3 * 3
+        };
         let rest = self.unencoded.split_off(whole);
         let encoded = STANDARD.encode(&self.unencoded);
         self.unencoded = rest;
@@ -67,7 +71,11 @@ impl GrpcWeb {
 }
 
 impl HttpFilter for GrpcWeb {
-    fn decode_headers(&mut self, headers: &mut RequestHeaders, _stream: &mut Stream) -> FilterStatus {
+    fn decode_headers(
+        &mut self,
+        headers: &mut RequestHeaders,
+        _stream: &mut Stream,
+    ) -> FilterStatus {
         let content_type = headers.text(&header::CONTENT_TYPE).unwrap_or_default();
         let is_text = content_type.starts_with("application/grpc-web-text");
         if !content_type.starts_with("application/grpc-web") || headers.method != Method::POST {
@@ -76,9 +84,15 @@ impl HttpFilter for GrpcWeb {
         self.is_active = true;
         self.is_text_request = is_text;
         let accept = headers.text(&header::ACCEPT).unwrap_or_default();
-        self.is_text_response = accept.contains("application/grpc-web-text") || accept.is_empty() && is_text;
-        headers.map.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.map.insert(header::TE, HeaderValue::from_static("trailers"));
+        self.is_text_response =
+            accept.contains("application/grpc-web-text") || accept.is_empty() && is_text;
+        headers.map.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/grpc"),
+        );
+        headers
+            .map
+            .insert(header::TE, HeaderValue::from_static("trailers"));
         headers.map.insert(
             header::HeaderName::from_static("grpc-accept-encoding"),
             HeaderValue::from_static("identity,deflate,gzip"),
@@ -111,13 +125,23 @@ impl HttpFilter for GrpcWeb {
         if !self.is_grpc_response || headers.status != StatusCode::OK {
             return;
         }
-        let kind = if self.is_text_response { "application/grpc-web-text+proto" } else { "application/grpc-web+proto" };
-        headers.map.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        let kind = if self.is_text_response {
+            "application/grpc-web-text+proto"
+        } else {
+            "application/grpc-web+proto"
+        };
+        headers
+            .map
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.map.remove(header::CONTENT_LENGTH);
     }
 
     fn encode_data(&mut self, data: Bytes, _stream: &mut Stream) -> Bytes {
-        if self.is_active && self.is_grpc_response { self.encode(&data, false) } else { data }
+        if self.is_active && self.is_grpc_response {
+            self.encode(&data, false)
+        } else {
+            data
+        }
     }
 
     fn encode_end(&mut self, trailers: &mut HeaderMap, _stream: &mut Stream) -> Option<Bytes> {

@@ -42,10 +42,13 @@ fn build(any: &Any, _context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactor
     if config.cache_time.is_some() {
         return Err(Invalid::unsupported("cache_time"));
     }
-    let passes_through =
-        config.pass_through_mode.ok_or_else(|| Invalid::new("pass_through_mode is needed"))?;
+    let passes_through = config
+        .pass_through_mode
+        .ok_or_else(|| Invalid::new("pass_through_mode is needed"))?;
     if passes_through && !config.cluster_min_healthy_percentages.is_empty() {
-        return Err(Invalid::new("cluster_min_healthy_percentages must not be set in pass-through mode"));
+        return Err(Invalid::new(
+            "cluster_min_healthy_percentages must not be set in pass-through mode",
+        ));
     }
     Ok(Arc::new(Factory(Arc::new(Config {
         passes_through,
@@ -60,12 +63,19 @@ fn build(any: &Any, _context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactor
 
 impl FilterFactory for Factory {
     fn create(&self) -> Option<Box<dyn HttpFilter>> {
-        Some(Box::new(HealthCheck { config: self.0.clone(), is_probe: false }))
+        Some(Box::new(HealthCheck {
+            config: self.0.clone(),
+            is_probe: false,
+        }))
     }
 }
 
 impl HttpFilter for HealthCheck {
-    fn decode_headers(&mut self, headers: &mut RequestHeaders, stream: &mut Stream) -> FilterStatus {
+    fn decode_headers(
+        &mut self,
+        headers: &mut RequestHeaders,
+        stream: &mut Stream,
+    ) -> FilterStatus {
         if !HeaderMatcher::all(&self.config.headers, headers) {
             return FilterStatus::Continue;
         }
@@ -77,10 +87,18 @@ impl HttpFilter for HealthCheck {
         let is_draining = stream.worker().server.state() == ServerState::Draining;
         let (status, details) = if is_draining {
             (StatusCode::SERVICE_UNAVAILABLE, "health_check_failed")
-        } else if self.config.clusters.iter().all(|(name, percent)| is_healthy(stream, name, *percent)) {
+        } else if self
+            .config
+            .clusters
+            .iter()
+            .all(|(name, percent)| is_healthy(stream, name, *percent))
+        {
             (StatusCode::OK, "health_check_ok")
         } else {
-            (StatusCode::SERVICE_UNAVAILABLE, "health_check_failed_cluster_unhealthy")
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "health_check_failed_cluster_unhealthy",
+            )
         };
         FilterStatus::reply(LocalReply::new(status, "", details))
     }
@@ -91,10 +109,16 @@ impl HttpFilter for HealthCheck {
             if let Ok(value) = HeaderValue::from_str(cluster)
                 && !value.is_empty()
             {
-                headers.map.insert(names::X_ENVOY_UPSTREAM_HEALTH_CHECKED_CLUSTER.clone(), value);
+                headers.map.insert(
+                    names::X_ENVOY_UPSTREAM_HEALTH_CHECKED_CLUSTER.clone(),
+                    value,
+                );
             }
         } else if stream.worker().server.state() == ServerState::Draining {
-            headers.map.insert(names::X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL.clone(), HeaderValue::from_static("true"));
+            headers.map.insert(
+                names::X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL.clone(),
+                HeaderValue::from_static("true"),
+            );
         }
     }
 }
@@ -107,6 +131,10 @@ fn is_healthy(stream: &Stream, cluster: &str, percent: f64) -> bool {
     let total = cluster.stats.membership_total.value();
     let healthy = cluster.stats.membership_healthy.value();
     #[allow(clippy::cast_precision_loss, reason = "host counts are small")]
-    let share = if total == 0 { 0.0 } else { 100.0 * healthy as f64 / total as f64 };
+    let share = if total == 0 {
+        0.0
+    } else {
+        100.0 * healthy as f64 / total as f64
+    };
     share >= percent
 }

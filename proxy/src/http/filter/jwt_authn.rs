@@ -26,7 +26,9 @@ use crate::invalid::{At as _, Invalid, try_all};
 use crate::router::RouteMatch;
 use crate::stat_group;
 
-use super::{FilterContext, FilterFactory, FilterKind, FilterStatus, HttpFilter, Resume, RouteValue};
+use super::{
+    FilterContext, FilterFactory, FilterKind, FilterStatus, HttpFilter, Resume, RouteValue,
+};
 use provider::Provider;
 use requirement::{Evaluation, Requirement};
 use token::Failure;
@@ -39,7 +41,10 @@ pub(crate) const KIND: FilterKind = FilterKind {
     message: "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
     name: NAME,
     build,
-    routes: &[("envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig", route)],
+    routes: &[(
+        "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig",
+        route,
+    )],
 };
 
 stat_group! {
@@ -81,16 +86,23 @@ fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory
         return Err(Invalid::unsupported("filter_state_rules"));
     }
     let names: Vec<&String> = config.providers.keys().collect();
-    let requirement =
-        |wire: &wire::JwtRequirement| Requirement::try_new(wire, &names).map(Requirement::simplified);
+    let requirement = |wire: &wire::JwtRequirement| {
+        Requirement::try_new(wire, &names).map(Requirement::simplified)
+    };
     let rules = try_all("rules", &config.rules, |rule| {
-        let route = rule.r#match.as_ref().ok_or_else(|| Invalid::new("a match is needed"))?;
+        let route = rule
+            .r#match
+            .as_ref()
+            .ok_or_else(|| Invalid::new("a match is needed"))?;
         let requirement = match &rule.requirement_type {
             None => None,
-            Some(wire::requirement_rule::RequirementType::Requires(wire)) => Some(requirement(wire).at("requires")?),
+            Some(wire::requirement_rule::RequirementType::Requires(wire)) => {
+                Some(requirement(wire).at("requires")?)
+            }
             Some(wire::requirement_rule::RequirementType::RequirementName(name)) => {
                 let wire = config.requirement_map.get(name);
-                let wire = wire.ok_or_else(|| Invalid::new(format!("no requirement is called '{name}'")))?;
+                let wire =
+                    wire.ok_or_else(|| Invalid::new(format!("no requirement is called '{name}'")))?;
                 Some(requirement(wire)?)
             }
         };
@@ -99,7 +111,12 @@ fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory
     let named = config
         .requirement_map
         .iter()
-        .map(|(name, wire)| Ok((name.clone(), requirement(wire).at(format_args!("requirement_map[{name}]"))?)))
+        .map(|(name, wire)| {
+            Ok((
+                name.clone(),
+                requirement(wire).at(format_args!("requirement_map[{name}]"))?,
+            ))
+        })
         .collect::<Result<_, Invalid>>()?;
     let providers = config
         .providers
@@ -123,33 +140,56 @@ fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory
 fn route(any: &Any) -> Result<RouteValue, Invalid> {
     let config: wire::PerRouteConfig = super::unpack(any)?;
     match config.requirement_specifier {
-        Some(wire::per_route_config::RequirementSpecifier::Disabled(true)) => Ok(Arc::new(PerRoute::Disabled)),
-        Some(wire::per_route_config::RequirementSpecifier::RequirementName(name)) => Ok(Arc::new(PerRoute::Named(name))),
+        Some(wire::per_route_config::RequirementSpecifier::Disabled(true)) => {
+            Ok(Arc::new(PerRoute::Disabled))
+        }
+        Some(wire::per_route_config::RequirementSpecifier::RequirementName(name)) => {
+            Ok(Arc::new(PerRoute::Named(name)))
+        }
         _ => Err(Invalid::new("disabled or requirement_name is needed")),
     }
 }
 
 impl FilterFactory for Factory {
     fn create(&self) -> Option<Box<dyn HttpFilter>> {
-        Some(Box::new(JwtAuthn { name: self.name.clone(), config: self.config.clone() }))
+        Some(Box::new(JwtAuthn {
+            name: self.name.clone(),
+            config: self.config.clone(),
+        }))
     }
 }
 
 impl Config {
     /// The requirement of a request; the error is a route that names none.
-    fn requirement(&self, filter: &str, headers: &RequestHeaders, stream: &Stream) -> Result<Option<&Requirement>, ()> {
-        match stream.route_config::<PerRoute>(filter).or_else(|| stream.route_config(NAME)) {
+    fn requirement(
+        &self,
+        filter: &str,
+        headers: &RequestHeaders,
+        stream: &Stream,
+    ) -> Result<Option<&Requirement>, ()> {
+        match stream
+            .route_config::<PerRoute>(filter)
+            .or_else(|| stream.route_config(NAME))
+        {
             Some(PerRoute::Disabled) => return Ok(None),
             Some(PerRoute::Named(name)) => return self.named.get(name).map(Some).ok_or(()),
             None => {}
         }
         let path = headers.path.path();
-        let rule = self.rules.iter().find(|(route, _)| route.matches(path, headers, &stream.info));
+        let rule = self
+            .rules
+            .iter()
+            .find(|(route, _)| route.matches(path, headers, &stream.info));
         Ok(rule.and_then(|(_, requirement)| requirement.as_ref()))
     }
 
     /// Verifies, applies what good tokens say, and answers if they do not suffice.
-    fn verify(&self, filter: &str, headers: &mut RequestHeaders, stream: &mut Stream) -> FilterStatus {
+    fn verify(
+        &self,
+        filter: &str,
+        headers: &mut RequestHeaders,
+        stream: &mut Stream,
+    ) -> FilterStatus {
         let requirement = match self.requirement(filter, headers, stream) {
             Ok(Some(requirement)) => requirement,
             Ok(None) => {
@@ -159,7 +199,11 @@ impl Config {
             Err(()) => {
                 self.stats.denied.inc();
                 let details = "jwt_authn_access_denied{Wrong_requirement_name}";
-                return FilterStatus::reply(LocalReply::new(StatusCode::FORBIDDEN, "Failed JWT authentication", details));
+                return FilterStatus::reply(LocalReply::new(
+                    StatusCode::FORBIDDEN,
+                    "Failed JWT authentication",
+                    details,
+                ));
             }
         };
         for provider in &self.providers {
@@ -191,11 +235,17 @@ impl Config {
 
     /// Routes may match on claims; there is no other way to know but to select again.
     fn has_metadata_routes(&self, stream: &Stream) -> bool {
-        stream.route().is_none_or(|route| route.table().matches_metadata())
+        stream
+            .route()
+            .is_none_or(|route| route.table().matches_metadata())
     }
 
     fn denial(&self, failure: Failure, headers: &RequestHeaders) -> LocalReply {
-        let status = if failure == Failure::AudienceNotAllowed { StatusCode::FORBIDDEN } else { StatusCode::UNAUTHORIZED };
+        let status = if failure == Failure::AudienceNotAllowed {
+            StatusCode::FORBIDDEN
+        } else {
+            StatusCode::UNAUTHORIZED
+        };
         let text = failure.text();
         let details = format!("jwt_authn_access_denied{{{}}}", text.replace(' ', "_"));
         let body = if self.strips_failure { "" } else { text };
@@ -220,11 +270,17 @@ impl Config {
 }
 
 impl HttpFilter for JwtAuthn {
-    fn decode_headers(&mut self, headers: &mut RequestHeaders, stream: &mut Stream) -> FilterStatus {
+    fn decode_headers(
+        &mut self,
+        headers: &mut RequestHeaders,
+        stream: &mut Stream,
+    ) -> FilterStatus {
         let config = self.config.clone();
         let is_preflight = headers.method == Method::OPTIONS
             && headers.map.contains_key(header::ORIGIN)
-            && headers.map.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+            && headers
+                .map
+                .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
         if config.bypasses_preflight && is_preflight {
             config.stats.cors_preflight_bypassed.inc();
             return FilterStatus::Continue;
@@ -233,7 +289,9 @@ impl HttpFilter for JwtAuthn {
             Ok(Some(requirement)) => requirement.providers(),
             Ok(None) | Err(()) => Vec::new(),
         };
-        let stale = needed.iter().any(|index| config.providers[*index].needs_keys());
+        let stale = needed
+            .iter()
+            .any(|index| config.providers[*index].needs_keys());
         if !stale {
             return config.verify(&self.name, headers, stream);
         }
@@ -254,7 +312,9 @@ impl HttpFilter for JwtAuthn {
                     }
                 }
             }
-            Resume::Then(Box::new(move |headers, stream| config.verify(&name, headers, stream)))
+            Resume::Then(Box::new(move |headers, stream| {
+                config.verify(&name, headers, stream)
+            }))
         }))
     }
 }

@@ -41,14 +41,20 @@ impl RouteConfigs {
         if let Some(policy) = policy
             && self.get(cors::NAME).is_none()
         {
-            self.0.push((cors::NAME.into(), RouteConfig::Value(cors::from_route(policy)?)));
+            self.0.push((
+                cors::NAME.into(),
+                RouteConfig::Value(cors::from_route(policy)?),
+            ));
         }
         Ok(self)
     }
 
     /// The configuration of a filter.
     pub(crate) fn get(&self, filter: &str) -> Option<&RouteConfig> {
-        self.0.iter().find(|(name, _)| name.as_ref() == filter).map(|(_, config)| config)
+        self.0
+            .iter()
+            .find(|(name, _)| name.as_ref() == filter)
+            .map(|(_, config)| config)
     }
 }
 

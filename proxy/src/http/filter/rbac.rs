@@ -73,7 +73,13 @@ fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory
 fn route(any: &Any) -> Result<RouteValue, Invalid> {
     let config: wire::RbacPerRoute = super::unpack(any)?;
     // Without rules the route lets everything pass.
-    let rules = config.rbac.as_ref().map(Rules::try_from).transpose().at("rbac")?.unwrap_or_default();
+    let rules = config
+        .rbac
+        .as_ref()
+        .map(Rules::try_from)
+        .transpose()
+        .at("rbac")?
+        .unwrap_or_default();
     Ok(Arc::new(Arc::new(rules)))
 }
 
@@ -85,8 +91,18 @@ impl TryFrom<&wire::Rbac> for Rules {
             return Err(Invalid::unsupported("a matcher tree").at("matcher"));
         }
         Ok(Rules {
-            enforced: config.rules.as_ref().map(RbacEngine::try_from).transpose().at("rules")?,
-            shadow: config.shadow_rules.as_ref().map(RbacEngine::try_from).transpose().at("shadow_rules")?,
+            enforced: config
+                .rules
+                .as_ref()
+                .map(RbacEngine::try_from)
+                .transpose()
+                .at("rules")?,
+            shadow: config
+                .shadow_rules
+                .as_ref()
+                .map(RbacEngine::try_from)
+                .transpose()
+                .at("shadow_rules")?,
             shadow_prefix: config.shadow_rules_stat_prefix.clone(),
         })
     }
@@ -108,13 +124,24 @@ impl Stats {
 
 impl FilterFactory for Factory {
     fn create(&self) -> Option<Box<dyn HttpFilter>> {
-        Some(Box::new(Rbac { name: self.name.clone(), rules: self.rules.clone(), stats: self.stats.clone() }))
+        Some(Box::new(Rbac {
+            name: self.name.clone(),
+            rules: self.rules.clone(),
+            stats: self.stats.clone(),
+        }))
     }
 }
 
 impl HttpFilter for Rbac {
-    fn decode_headers(&mut self, headers: &mut RequestHeaders, stream: &mut Stream) -> FilterStatus {
-        if let Some(rules) = stream.route_config::<Arc<Rules>>(&self.name).or_else(|| stream.route_config(NAME)) {
+    fn decode_headers(
+        &mut self,
+        headers: &mut RequestHeaders,
+        stream: &mut Stream,
+    ) -> FilterStatus {
+        if let Some(rules) = stream
+            .route_config::<Arc<Rules>>(&self.name)
+            .or_else(|| stream.route_config(NAME))
+        {
             self.rules = rules.clone();
         }
         let info = &stream.info;
@@ -131,11 +158,21 @@ impl HttpFilter for Rbac {
             } else {
                 self.stats.shadow_denied.inc();
             }
-            shadow_metadata(&self.rules.shadow_prefix, decision.is_allowed, decision.policy)
+            shadow_metadata(
+                &self.rules.shadow_prefix,
+                decision.is_allowed,
+                decision.policy,
+            )
         });
-        let enforced = self.rules.enforced.as_ref().map(|enforced| enforced.decide(&context));
+        let enforced = self
+            .rules
+            .enforced
+            .as_ref()
+            .map(|enforced| enforced.decide(&context));
         let hint = enforced.and_then(|decision| decision.log_hint);
-        let denial = enforced.filter(|decision| !decision.is_allowed).map(|decision| denial(decision.policy));
+        let denial = enforced
+            .filter(|decision| !decision.is_allowed)
+            .map(|decision| denial(decision.policy));
         if enforced.is_some() {
             if denial.is_some() {
                 self.stats.denied.inc();
@@ -147,9 +184,16 @@ impl HttpFilter for Rbac {
             stream.info.metadata.merge(NAME, fields);
         }
         if let Some(hint) = hint {
-            let count = if hint { &self.stats.log.logged } else { &self.stats.log.not_logged };
+            let count = if hint {
+                &self.stats.log.logged
+            } else {
+                &self.stats.log.not_logged
+            };
             count.inc();
-            stream.info.metadata.merge("envoy.common", fields([("access_log_hint".to_owned(), Kind::BoolValue(hint))]));
+            stream.info.metadata.merge(
+                "envoy.common",
+                fields([("access_log_hint".to_owned(), Kind::BoolValue(hint))]),
+            );
         }
         denial.map_or(FilterStatus::Continue, FilterStatus::reply)
     }
@@ -164,12 +208,24 @@ fn denial(policy: Option<&str>) -> LocalReply {
 
 fn shadow_metadata(prefix: &str, is_allowed: bool, policy: Option<&str>) -> Struct {
     let result = if is_allowed { "allowed" } else { "denied" };
-    let result = (format!("{prefix}shadow_engine_result"), Kind::StringValue(result.to_owned()));
-    let policy = policy
-        .map(|policy| (format!("{prefix}shadow_effective_policy_id"), Kind::StringValue(policy.to_owned())));
+    let result = (
+        format!("{prefix}shadow_engine_result"),
+        Kind::StringValue(result.to_owned()),
+    );
+    let policy = policy.map(|policy| {
+        (
+            format!("{prefix}shadow_effective_policy_id"),
+            Kind::StringValue(policy.to_owned()),
+        )
+    });
     fields([result].into_iter().chain(policy))
 }
 
 fn fields(items: impl IntoIterator<Item = (String, Kind)>) -> Struct {
-    Struct { fields: items.into_iter().map(|(key, kind)| (key, Value { kind: Some(kind) })).collect() }
+    Struct {
+        fields: items
+            .into_iter()
+            .map(|(key, kind)| (key, Value { kind: Some(kind) }))
+            .collect(),
+    }
 }

@@ -69,10 +69,19 @@ impl RouterConfig {
         if !config.upstream_log.is_empty() {
             return Err(Invalid::unsupported("an upstream access log").at("upstream_log"));
         }
-        if let Some(filter) = config.upstream_http_filters.iter().find(|f| f.name != "envoy.filters.http.upstream_codec") {
-            return Err(Invalid::unsupported(&format!("upstream HTTP filter '{}'", filter.name)));
+        if let Some(filter) = config
+            .upstream_http_filters
+            .iter()
+            .find(|f| f.name != "envoy.filters.http.upstream_codec")
+        {
+            return Err(Invalid::unsupported(&format!(
+                "upstream HTTP filter '{}'",
+                filter.name
+            )));
         }
-        Ok(RouterConfig { suppresses_headers: config.suppress_envoy_headers })
+        Ok(RouterConfig {
+            suppresses_headers: config.suppress_envoy_headers,
+        })
     }
 }
 
@@ -128,7 +137,9 @@ async fn limits(timeouts: Timeouts, cell: &Rc<StreamCell>, source: &Rc<RequestSo
             return std::future::pending().await;
         };
         source.ended().await;
-        let end = cell.with(|state| state.stream.info.request_end).unwrap_or_else(Instant::now);
+        let end = cell
+            .with(|state| state.stream.info.request_end)
+            .unwrap_or_else(Instant::now);
         tokio::time::sleep_until(end + limit).await;
     };
     let Some(stream) = stream else {
@@ -149,16 +160,24 @@ fn limit_reply(plan: &mut Plan, cell: &Rc<StreamCell>, limit: &Limit) -> Box<Loc
             plan.report_timeout(cell);
             plan.charge(StatusCode::GATEWAY_TIMEOUT);
             Box::new(
-                LocalReply::new(StatusCode::GATEWAY_TIMEOUT, "upstream request timeout", "response_timeout")
-                    .flag(ResponseFlag::UpstreamRequestTimeout),
+                LocalReply::new(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    "upstream request timeout",
+                    "response_timeout",
+                )
+                .flag(ResponseFlag::UpstreamRequestTimeout),
             )
         }
         Limit::Stream => {
             let stats = cell.with(|state| state.stream.connection.manager.stats.clone());
             stats.downstream_rq_max_duration_reached.inc();
             Box::new(
-                LocalReply::new(StatusCode::REQUEST_TIMEOUT, "downstream duration timeout", "max_duration_timeout")
-                    .flag(ResponseFlag::DurationTimeout),
+                LocalReply::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "downstream duration timeout",
+                    "max_duration_timeout",
+                )
+                .flag(ResponseFlag::DurationTimeout),
             )
         }
     }
@@ -172,7 +191,11 @@ fn after_answer(
     answer: &Answer,
 ) -> Option<Duration> {
     let had_retries = plan.retries_made > 0;
-    let wait = plan.retry(cell, source, RetryOutcome::Headers(answer.head.status, &answer.head.map));
+    let wait = plan.retry(
+        cell,
+        source,
+        RetryOutcome::Headers(answer.head.status, &answer.head.map),
+    );
     if wait.is_none() {
         if had_retries && !answer.head.status.is_server_error() {
             plan.cluster.stats.upstream_rq_retry_success.inc();
@@ -198,20 +221,32 @@ fn finish(
     answer: Answer,
     downstream_upgrade: Option<OnUpgrade>,
 ) -> Forwarded {
-    let Answer { mut head, body, upgrade, mut end } = answer;
+    let Answer {
+        mut head,
+        body,
+        upgrade,
+        mut end,
+    } = answer;
     plan.charge(head.status);
     let deadlines = cell.with(|state| {
         let info = &mut state.stream.info;
         if !plan.suppresses_headers && info.request_end.is_some() {
             let since = info.request_end.unwrap_or(info.start).elapsed();
             let milliseconds = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-            head.map.insert(names::X_ENVOY_UPSTREAM_SERVICE_TIME.clone(), number(milliseconds));
+            head.map.insert(
+                names::X_ENVOY_UPSTREAM_SERVICE_TIME.clone(),
+                number(milliseconds),
+            );
         }
         if plan.route.virtual_host().counts_attempts_in_response {
-            head.map.insert(names::X_ENVOY_ATTEMPT_COUNT.clone(), number(u64::from(info.upstream.attempts)));
+            head.map.insert(
+                names::X_ENVOY_ATTEMPT_COUNT.clone(),
+                number(u64::from(info.upstream.attempts)),
+            );
         }
         info.set_details("via_upstream");
-        plan.route.finalize_response(&mut head, Some(&state.request), info);
+        plan.route
+            .finalize_response(&mut head, Some(&state.request), info);
         if let Some(cookie) = &plan.cookie
             && let Ok(line) = http::HeaderValue::from_str(&cookie.0)
         {
@@ -220,7 +255,10 @@ fn finish(
         let manager = &state.stream.connection.manager.timeouts;
         let stream = plan.timeouts.max_stream_duration.or(manager.max_stream);
         Deadlines {
-            response: info.request_end.zip(plan.timeouts.global).map(|(end, limit)| end + limit),
+            response: info
+                .request_end
+                .zip(plan.timeouts.global)
+                .map(|(end, limit)| end + limit),
             stream: stream.map(|limit| info.start + limit),
             idle: crate::http::stream::idle_timeout(&state.stream),
         }
@@ -233,23 +271,43 @@ fn finish(
         }
         end.is_tunnel = true;
         let upstream = async { upstream.await.map(TokioIo::new) };
-        upgrade::tunnel(cell.clone(), downstream, upstream, deadlines.idle, Some(end));
+        upgrade::tunnel(
+            cell.clone(),
+            downstream,
+            upstream,
+            deadlines.idle,
+            Some(end),
+        );
         drop(body);
         return Forwarded::Response(head, ResponseBody::full(cell.clone(), bytes::Bytes::new()));
     }
-    Forwarded::Response(head, ResponseBody::upstream(cell.clone(), body, deadlines, end))
+    Forwarded::Response(
+        head,
+        ResponseBody::upstream(cell.clone(), body, deadlines, end),
+    )
 }
 
 impl Plan {
     /// Whether and when to try again; uses up a retry.
-    fn retry(&mut self, cell: &Rc<StreamCell>, source: &Rc<RequestSource>, outcome: RetryOutcome<'_>) -> Option<Duration> {
+    fn retry(
+        &mut self,
+        cell: &Rc<StreamCell>,
+        source: &Rc<RequestSource>,
+        outcome: RetryOutcome<'_>,
+    ) -> Option<Duration> {
         let stats = self.cluster.stats.clone();
         let retry = self.retry.as_mut()?;
         let wait = match retry.decide(outcome) {
             RetryDecision::No => return None,
             RetryDecision::LimitExceeded => {
                 stats.upstream_rq_retry_limit_exceeded.inc();
-                cell.with(|state| state.stream.info.flags.set(ResponseFlag::UpstreamRetryLimitExceeded));
+                cell.with(|state| {
+                    state
+                        .stream
+                        .info
+                        .flags
+                        .set(ResponseFlag::UpstreamRetryLimitExceeded)
+                });
                 return None;
             }
             RetryDecision::After(wait) => wait,

@@ -72,7 +72,12 @@ impl ResponseBody {
     }
 
     /// An upstream's body.
-    pub(crate) fn upstream(cell: Rc<StreamCell>, body: UpstreamBody, deadlines: Deadlines, end: UpstreamEnd) -> Self {
+    pub(crate) fn upstream(
+        cell: Rc<StreamCell>,
+        body: UpstreamBody,
+        deadlines: Deadlines,
+        end: UpstreamEnd,
+    ) -> Self {
         let sees_data = cell.with(|state| state.sees_data);
         ResponseBody {
             is_ended: body.is_end_stream() && !sees_data,
@@ -86,12 +91,15 @@ impl ResponseBody {
         }
     }
 
-    fn poll_inner(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+    fn poll_inner(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         match &mut self.kind {
             Kind::Full(body) => Poll::Ready(body.take().map(|body| Ok(Frame::data(body)))),
-            Kind::Upstream(body) => {
-                Pin::new(body).poll_frame(context).map(|frame| frame.map(|frame| frame.map_err(ResponseBodyError::Upstream)))
-            }
+            Kind::Upstream(body) => Pin::new(body)
+                .poll_frame(context)
+                .map(|frame| frame.map(|frame| frame.map_err(ResponseBodyError::Upstream))),
         }
     }
 
@@ -105,17 +113,28 @@ impl ResponseBody {
     /// A limit that is reached now; otherwise the task is woken at the next one.
     fn poll_deadline(&mut self, context: &mut Context<'_>) -> Option<ResponseFlag> {
         loop {
-            let idle = self.deadlines.idle.map(|limit| self.cell.last_activity() + limit);
+            let idle = self
+                .deadlines
+                .idle
+                .map(|limit| self.cell.last_activity() + limit);
             let limits = [
-                (self.deadlines.response, ResponseFlag::UpstreamRequestTimeout),
+                (
+                    self.deadlines.response,
+                    ResponseFlag::UpstreamRequestTimeout,
+                ),
                 (self.deadlines.stream, ResponseFlag::DurationTimeout),
                 (idle, ResponseFlag::StreamIdleTimeout),
             ];
-            let (next, flag) = limits.into_iter().filter_map(|(at, flag)| at.map(|at| (at, flag))).min_by_key(|(at, _)| *at)?;
+            let (next, flag) = limits
+                .into_iter()
+                .filter_map(|(at, flag)| at.map(|at| (at, flag)))
+                .min_by_key(|(at, _)| *at)?;
             if next <= Instant::now() {
                 return Some(flag);
             }
-            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next)));
+            let timer = self
+                .timer
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next)));
             if timer.deadline() != next {
                 timer.as_mut().reset(next);
             }
@@ -129,7 +148,9 @@ impl ResponseBody {
         self.cell.touch();
         let sees_data = self.sees_data;
         self.cell.with(|state| {
-            let StreamState { stream, filters, .. } = state;
+            let StreamState {
+                stream, filters, ..
+            } = state;
             if sees_data {
                 for filter in filters.iter_mut().rev().filter(|filter| filter.sees_data()) {
                     data = filter.encode_data(std::mem::take(&mut data), stream);
@@ -145,7 +166,9 @@ impl ResponseBody {
         self.is_ended = true;
         let sees_data = self.sees_data;
         let extra = self.cell.with(|state| {
-            let StreamState { stream, filters, .. } = &mut *state;
+            let StreamState {
+                stream, filters, ..
+            } = &mut *state;
             let mut extra = None;
             if sees_data {
                 for filter in filters.iter_mut().rev() {
@@ -159,7 +182,8 @@ impl ResponseBody {
             extra
         });
         if let Some(end) = &mut self.upstream {
-            self.cell.with(|state| end.finish(&mut state.stream.info, Some(&trailers)));
+            self.cell
+                .with(|state| end.finish(&mut state.stream.info, Some(&trailers)));
         }
         match extra {
             Some(extra) => {
@@ -177,8 +201,12 @@ impl ResponseBody {
         self.cell.with(|state| {
             let info = &mut state.stream.info;
             let (flag, details) = match (flag, &error) {
-                (Some(ResponseFlag::UpstreamRequestTimeout), _) => (ResponseFlag::UpstreamRequestTimeout, "response_timeout"),
-                (Some(ResponseFlag::StreamIdleTimeout), _) => (ResponseFlag::StreamIdleTimeout, "stream_idle_timeout"),
+                (Some(ResponseFlag::UpstreamRequestTimeout), _) => {
+                    (ResponseFlag::UpstreamRequestTimeout, "response_timeout")
+                }
+                (Some(ResponseFlag::StreamIdleTimeout), _) => {
+                    (ResponseFlag::StreamIdleTimeout, "stream_idle_timeout")
+                }
                 (Some(flag), _) => (flag, "max_duration_timeout"),
                 (None, ResponseBodyError::Upstream(source)) => upstream_failure(source),
                 (None, ResponseBodyError::Timeout) => (ResponseFlag::LocalReset, "local_reset"),
@@ -203,11 +231,20 @@ fn upstream_failure(error: &hyper::Error) -> (ResponseFlag, &'static str) {
         .and_then(|source| source.downcast_ref::<h2::Error>())
         .is_some_and(|error| error.is_reset() && error.is_remote());
     if is_stream_reset {
-        (ResponseFlag::UpstreamRemoteReset, "upstream_reset_after_response_started{remote_reset}")
+        (
+            ResponseFlag::UpstreamRemoteReset,
+            "upstream_reset_after_response_started{remote_reset}",
+        )
     } else if error.is_parse() {
-        (ResponseFlag::UpstreamProtocolError, "upstream_reset_after_response_started{protocol_error}")
+        (
+            ResponseFlag::UpstreamProtocolError,
+            "upstream_reset_after_response_started{protocol_error}",
+        )
     } else {
-        (ResponseFlag::UpstreamConnectionTermination, "upstream_reset_after_response_started{connection_termination}")
+        (
+            ResponseFlag::UpstreamConnectionTermination,
+            "upstream_reset_after_response_started{connection_termination}",
+        )
     }
 }
 
@@ -221,11 +258,17 @@ impl HttpBody for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         let this = self.get_mut();
         if this.is_ended {
-            return Poll::Ready(this.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
+            return Poll::Ready(
+                this.trailers
+                    .take()
+                    .map(|trailers| Ok(Frame::trailers(trailers))),
+            );
         }
         match this.poll_inner(context) {
             Poll::Pending => match this.poll_deadline(context) {
-                Some(flag) => Poll::Ready(Some(Err(this.fail(Some(flag), ResponseBodyError::Timeout)))),
+                Some(flag) => {
+                    Poll::Ready(Some(Err(this.fail(Some(flag), ResponseBodyError::Timeout))))
+                }
                 None => Poll::Pending,
             },
             Poll::Ready(None) => Poll::Ready(this.end(HeaderMap::new()).map(Ok)),
@@ -238,7 +281,13 @@ impl HttpBody for ResponseBody {
                     }
                     Poll::Ready(Some(Ok(Frame::data(data))))
                 }
-                Err(frame) => Poll::Ready(frame.into_trailers().ok().and_then(|trailers| this.end(trailers)).map(Ok)),
+                Err(frame) => Poll::Ready(
+                    frame
+                        .into_trailers()
+                        .ok()
+                        .and_then(|trailers| this.end(trailers))
+                        .map(Ok),
+                ),
             },
         }
     }
@@ -250,7 +299,9 @@ impl HttpBody for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             _ if self.sees_data => SizeHint::default(),
-            Kind::Full(body) => SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64)),
+            Kind::Full(body) => {
+                SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64))
+            }
             Kind::Upstream(body) => body.size_hint(),
         }
     }

@@ -13,18 +13,43 @@ fn a_request_is_forwarded_with_envoys_headers() {
         let mut upstream = Upstream::start(&[OK]).await;
         let routes = json!([{"match": {"prefix": "/"}, "route": {"cluster": "c"}}]);
         let proxy = Proxy::with_routes(routes, &[upstream.cluster("c")]).await;
-        let response = proxy.get("/a?b=c", "x-client: 1\r\nconnection: x-hop\r\nx-hop: 1\r\nkeep-alive: 5\r\n").await;
+        let response = proxy
+            .get(
+                "/a?b=c",
+                "x-client: 1\r\nconnection: x-hop\r\nx-hop: 1\r\nkeep-alive: 5\r\n",
+            )
+            .await;
         assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
-        for line in ["x-up: 1\r\n", "server: envoy\r\n", "x-envoy-upstream-service-time: ", "content-length: 2\r\n", "date: "] {
+        for line in [
+            "x-up: 1\r\n",
+            "server: envoy\r\n",
+            "x-envoy-upstream-service-time: ",
+            "content-length: 2\r\n",
+            "date: ",
+        ] {
             assert!(response.contains(line), "{line} in {response}");
         }
         assert!(response.ends_with("\r\n\r\nhi"));
         let request = upstream.request().await;
-        assert!(request.starts_with("GET /a?b=c HTTP/1.1\r\nhost: test\r\n"), "{request}");
-        for line in ["x-client: 1\r\n", "x-forwarded-proto: http\r\n", "x-request-id: ", "x-envoy-expected-rq-timeout-ms: 15000\r\n"] {
+        assert!(
+            request.starts_with("GET /a?b=c HTTP/1.1\r\nhost: test\r\n"),
+            "{request}"
+        );
+        for line in [
+            "x-client: 1\r\n",
+            "x-forwarded-proto: http\r\n",
+            "x-request-id: ",
+            "x-envoy-expected-rq-timeout-ms: 15000\r\n",
+        ] {
             assert!(request.contains(line), "{line} in {request}");
         }
-        for name in ["x-hop", "keep-alive", "connection", "x-forwarded-for", "transfer-encoding"] {
+        for name in [
+            "x-hop",
+            "keep-alive",
+            "connection",
+            "x-forwarded-for",
+            "transfer-encoding",
+        ] {
             assert!(!request.contains(name), "{name} in {request}");
         }
         assert_eq!(proxy.stat("http.test.downstream_rq_2xx"), 1);
@@ -50,7 +75,12 @@ fn use_remote_address_makes_an_edge_proxy() {
         assert!(request.contains("x-forwarded-for: 1.2.3.4,"), "{request}");
         assert!(request.contains("x-forwarded-proto: http\r\n"), "{request}");
         assert!(request.contains("via: bireme\r\n"), "{request}");
-        for text in ["x-request-id: mine", "x-envoy-internal", "x-envoy-max-retries", "x-forwarded-client-cert"] {
+        for text in [
+            "x-request-id: mine",
+            "x-envoy-internal",
+            "x-envoy-max-retries",
+            "x-forwarded-client-cert",
+        ] {
             assert!(!request.contains(text), "{text} in {request}");
         }
     });
@@ -68,14 +98,28 @@ fn bodies_stream_both_ways() {
             .await;
         assert!(response.starts_with("HTTP/1.1 200 OK"), "{response}");
         let request = upstream.request().await;
-        assert!(request.contains("transfer-encoding: chunked\r\n"), "{request}");
-        assert!(request.ends_with("\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), "{request}");
+        assert!(
+            request.contains("transfer-encoding: chunked\r\n"),
+            "{request}"
+        );
+        assert!(
+            request.ends_with("\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+            "{request}"
+        );
         assert!(!request.contains("\r\nexpect:"), "{request}");
 
-        let response = proxy.send("POST /p HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello").await;
-        assert!(response.contains("transfer-encoding: chunked\r\n"), "{response}");
+        let response = proxy
+            .send("POST /p HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello")
+            .await;
+        assert!(
+            response.contains("transfer-encoding: chunked\r\n"),
+            "{response}"
+        );
         let request = upstream.request().await;
-        assert!(request.contains("content-length: 5\r\n") && request.ends_with("hello"), "{request}");
+        assert!(
+            request.contains("content-length: 5\r\n") && request.ends_with("hello"),
+            "{request}"
+        );
     });
 }
 
@@ -87,7 +131,10 @@ fn connections_are_kept_on_both_sides() {
         let proxy = Proxy::with_routes(routes, &[upstream.cluster("c")]).await;
         let mut stream = proxy.connect().await;
         for _ in 0..3 {
-            stream.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+                .await
+                .unwrap();
             let response = proxy.receive(&mut stream).await;
             assert!(response.ends_with("hi"), "{response}");
             upstream.request().await;
@@ -103,7 +150,8 @@ fn connections_are_kept_on_both_sides() {
 #[test]
 fn websockets_become_tunnels_where_allowed() {
     on_worker(async {
-        let switch = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+        let switch =
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
         let mut upstream = Upstream::start(&[switch, "pong"]).await;
         let mut config = manager(json!([
             {"match": {"prefix": "/no"}, "route": {"cluster": "c", "upgrade_configs": [{"upgrade_type": "websocket", "enabled": false}]}},
@@ -111,21 +159,34 @@ fn websockets_become_tunnels_where_allowed() {
         config["upgrade_configs"] = json!([{"upgrade_type": "websocket"}]);
         let proxy = Proxy::start(config, &[upstream.cluster("c")]).await;
         let mut stream = proxy.connect().await;
-        let upgrade = "GET / HTTP/1.1\r\nhost: h\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+        let upgrade =
+            "GET / HTTP/1.1\r\nhost: h\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
         stream.write_all(upgrade.as_bytes()).await.unwrap();
         let response = proxy.receive(&mut stream).await;
-        assert!(response.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{response}");
+        assert!(
+            response.starts_with("HTTP/1.1 101 Switching Protocols\r\n"),
+            "{response}"
+        );
         assert!(response.contains("upgrade: websocket\r\n"), "{response}");
         let request = upstream.request().await;
-        assert!(request.contains("connection: upgrade\r\n") && request.contains("upgrade: websocket\r\n"), "{request}");
+        assert!(
+            request.contains("connection: upgrade\r\n")
+                && request.contains("upgrade: websocket\r\n"),
+            "{request}"
+        );
         stream.write_all(b"ping\r\n\r\n").await.unwrap();
         assert_eq!(upstream.request().await, "ping\r\n\r\n");
         let mut answer = [0; 4];
         stream.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"pong");
 
-        let response = proxy.get("/no", "connection: upgrade\r\nupgrade: websocket\r\n").await;
-        assert!(response.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{response}");
+        let response = proxy
+            .get("/no", "connection: upgrade\r\nupgrade: websocket\r\n")
+            .await;
+        assert!(
+            response.starts_with("HTTP/1.1 403 Forbidden\r\n"),
+            "{response}"
+        );
     });
 }
 
@@ -133,12 +194,17 @@ fn websockets_become_tunnels_where_allowed() {
 fn connect_can_end_here_and_go_on_as_tcp() {
     on_worker(async {
         let mut upstream = Upstream::start(&["pong"]).await;
-        let mut config = manager(json!([{"match": {"connect_matcher": {}}, "route": {"cluster": "c",
-            "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}]}}]));
+        let mut config = manager(
+            json!([{"match": {"connect_matcher": {}}, "route": {"cluster": "c",
+            "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}]}}]),
+        );
         config["upgrade_configs"] = json!([{"upgrade_type": "CONNECT"}]);
         let proxy = Proxy::start(config, &[upstream.cluster("c")]).await;
         let mut stream = proxy.connect().await;
-        stream.write_all(b"CONNECT h:80 HTTP/1.1\r\nhost: h:80\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"CONNECT h:80 HTTP/1.1\r\nhost: h:80\r\n\r\n")
+            .await
+            .unwrap();
         let mut head = [0; 15];
         stream.read_exact(&mut head).await.unwrap();
         assert_eq!(&head, b"HTTP/1.1 200 OK");

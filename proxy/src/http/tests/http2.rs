@@ -32,23 +32,39 @@ async fn client(proxy: &Proxy) -> http2::SendRequest<Full<Bytes>> {
 #[test]
 fn streams_are_forwarded_to_http1() {
     on_worker(async {
-        let mut upstream = Upstream::start(&["HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: keep-alive\r\n\r\nhi"]).await;
+        let mut upstream = Upstream::start(&[
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: keep-alive\r\n\r\nhi",
+        ])
+        .await;
         let routes = json!([{"match": {"prefix": "/"}, "route": {"cluster": "c"}}]);
         let proxy = Proxy::with_routes(routes, &[upstream.cluster("c")]).await;
         let mut sender = client(&proxy).await;
         let request = || {
-            let request = Request::post("http://example/p?q").header("cookie", "a=1").header("cookie", "b=2");
-            request.body(Full::new(Bytes::from_static(b"hello"))).unwrap()
+            let request = Request::post("http://example/p?q")
+                .header("cookie", "a=1")
+                .header("cookie", "b=2");
+            request
+                .body(Full::new(Bytes::from_static(b"hello")))
+                .unwrap()
         };
-        let (one, two) = tokio::join!(sender.send_request(request()), sender.clone().send_request(request()));
+        let (one, two) = tokio::join!(
+            sender.send_request(request()),
+            sender.clone().send_request(request())
+        );
         for response in [one.unwrap(), two.unwrap()] {
             assert_eq!(response.status(), 200);
             assert!(!response.headers().contains_key("connection"));
-            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hi");
+            assert_eq!(
+                response.into_body().collect().await.unwrap().to_bytes(),
+                "hi"
+            );
         }
         for _ in 0..2 {
             let request = upstream.request().await;
-            assert!(request.starts_with("POST /p?q HTTP/1.1\r\nhost: example\r\n"), "{request}");
+            assert!(
+                request.starts_with("POST /p?q HTTP/1.1\r\nhost: example\r\n"),
+                "{request}"
+            );
             assert!(request.contains("cookie: a=1; b=2\r\n"), "{request}");
         }
         assert_eq!(proxy.stat("http.test.downstream_rq_http2_total"), 2);
@@ -61,8 +77,12 @@ fn local_grpc_replies_are_trailers_only() {
     on_worker(async {
         let proxy = Proxy::with_routes(json!([]), &[]).await;
         let mut sender = client(&proxy).await;
-        let request = Request::post("http://example/pkg.S/M").header("content-type", "application/grpc");
-        let response = sender.send_request(request.body(Full::default()).unwrap()).await.unwrap();
+        let request =
+            Request::post("http://example/pkg.S/M").header("content-type", "application/grpc");
+        let response = sender
+            .send_request(request.body(Full::default()).unwrap())
+            .await
+            .unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["grpc-status"], "12");
     });

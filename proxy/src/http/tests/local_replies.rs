@@ -29,7 +29,10 @@ async fn logged(folder: &tempfile::TempDir) -> String {
 /// What a route answers, and what is logged.
 async fn reply(route: Value, clusters: &[Value], headers: &str) -> (String, String) {
     let mut with_match = json!({"match": {"prefix": "/a"}});
-    with_match.as_object_mut().unwrap().extend(route.as_object().unwrap().clone());
+    with_match
+        .as_object_mut()
+        .unwrap()
+        .extend(route.as_object().unwrap().clone());
     let (config, folder) = logging(manager(json!([with_match])));
     let proxy = Proxy::start(config, clusters).await;
     let response = proxy.get("/a?q", headers).await;
@@ -42,8 +45,14 @@ fn without_a_route_404() {
         let (config, folder) = logging(manager(json!([])));
         let proxy = Proxy::start(config, &[]).await;
         let response = proxy.get("/", "").await;
-        assert!(response.starts_with("HTTP/1.1 404 Not Found\r\n"), "{response}");
-        assert!(response.contains("content-length: 0\r\n") && response.contains("server: envoy\r\n"), "{response}");
+        assert!(
+            response.starts_with("HTTP/1.1 404 Not Found\r\n"),
+            "{response}"
+        );
+        assert!(
+            response.contains("content-length: 0\r\n") && response.contains("server: envoy\r\n"),
+            "{response}"
+        );
         assert_eq!(logged(&folder).await, "404 NR route_not_found 0\n");
         assert_eq!(proxy.stat("http.test.no_route"), 1);
     });
@@ -53,7 +62,10 @@ fn without_a_route_404() {
 fn without_a_cluster_503() {
     on_worker(async {
         let (response, log) = reply(json!({"route": {"cluster": "nope"}}), &[], "").await;
-        assert!(response.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{response}");
+        assert!(
+            response.starts_with("HTTP/1.1 503 Service Unavailable\r\n"),
+            "{response}"
+        );
         assert_eq!(log, "503 NC cluster_not_found 0\n");
     });
 }
@@ -61,11 +73,21 @@ fn without_a_cluster_503() {
 #[test]
 fn without_a_host_503() {
     on_worker(async {
-        let empty = json!({"name": "c", "type": "STATIC", "load_assignment": {"cluster_name": "c"}});
+        let empty =
+            json!({"name": "c", "type": "STATIC", "load_assignment": {"cluster_name": "c"}});
         let (response, log) = reply(json!({"route": {"cluster": "c"}}), &[empty], "").await;
-        assert!(response.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{response}");
-        assert!(response.contains("content-type: text/plain\r\n"), "{response}");
-        assert!(response.ends_with("\r\n\r\nno healthy upstream"), "{response}");
+        assert!(
+            response.starts_with("HTTP/1.1 503 Service Unavailable\r\n"),
+            "{response}"
+        );
+        assert!(
+            response.contains("content-type: text/plain\r\n"),
+            "{response}"
+        );
+        assert!(
+            response.ends_with("\r\n\r\nno healthy upstream"),
+            "{response}"
+        );
         assert_eq!(log, "503 UH no_healthy_upstream 19\n");
     });
 }
@@ -76,8 +98,16 @@ fn a_refused_connection_is_told_in_envoys_words() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let (response, log) = reply(json!({"route": {"cluster": "c"}}), &[cluster("c", address)], "").await;
-        assert!(response.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{response}");
+        let (response, log) = reply(
+            json!({"route": {"cluster": "c"}}),
+            &[cluster("c", address)],
+            "",
+        )
+        .await;
+        assert!(
+            response.starts_with("HTTP/1.1 503 Service Unavailable\r\n"),
+            "{response}"
+        );
         let body = "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure";
         assert!(response.ends_with(body), "{response}");
         assert!(log.starts_with("503 UF upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_"), "{log}");
@@ -88,9 +118,21 @@ fn a_refused_connection_is_told_in_envoys_words() {
 fn an_upstream_that_closes_is_a_503() {
     on_worker(async {
         let upstream = Upstream::start(&[""]).await;
-        let (response, log) = reply(json!({"route": {"cluster": "c"}}), &[upstream.cluster("c")], "").await;
-        assert!(response.ends_with("disconnect/reset before headers. reset reason: connection termination"), "{response}");
-        assert_eq!(log, "503 UC upstream_reset_before_response_started{connection_termination} 95\n");
+        let (response, log) = reply(
+            json!({"route": {"cluster": "c"}}),
+            &[upstream.cluster("c")],
+            "",
+        )
+        .await;
+        assert!(
+            response
+                .ends_with("disconnect/reset before headers. reset reason: connection termination"),
+            "{response}"
+        );
+        assert_eq!(
+            log,
+            "503 UC upstream_reset_before_response_started{connection_termination} 95\n"
+        );
     });
 }
 
@@ -100,8 +142,14 @@ fn an_upstream_that_is_silent_is_a_504() {
         let upstream = Upstream::start(&["(silence)"]).await;
         let route = json!({"route": {"cluster": "c", "timeout": "0.05s"}});
         let (response, log) = reply(route, &[upstream.cluster("c")], "").await;
-        assert!(response.starts_with("HTTP/1.1 504 Gateway Timeout\r\n"), "{response}");
-        assert!(response.ends_with("\r\n\r\nupstream request timeout"), "{response}");
+        assert!(
+            response.starts_with("HTTP/1.1 504 Gateway Timeout\r\n"),
+            "{response}"
+        );
+        assert!(
+            response.ends_with("\r\n\r\nupstream request timeout"),
+            "{response}"
+        );
         assert_eq!(log, "504 UT response_timeout 24\n");
     });
 }
@@ -109,11 +157,16 @@ fn an_upstream_that_is_silent_is_a_504() {
 #[test]
 fn grpc_requests_get_grpc_statuses() {
     on_worker(async {
-        let empty = json!({"name": "c", "type": "STATIC", "load_assignment": {"cluster_name": "c"}});
+        let empty =
+            json!({"name": "c", "type": "STATIC", "load_assignment": {"cluster_name": "c"}});
         let grpc = "content-type: application/grpc\r\n";
         let (response, _) = reply(json!({"route": {"cluster": "c"}}), &[empty], grpc).await;
         assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
-        for line in ["content-type: application/grpc\r\n", "grpc-status: 14\r\n", "grpc-message: no healthy upstream\r\n"] {
+        for line in [
+            "content-type: application/grpc\r\n",
+            "grpc-status: 14\r\n",
+            "grpc-message: no healthy upstream\r\n",
+        ] {
             assert!(response.contains(line), "{response}");
         }
     });
@@ -125,12 +178,24 @@ fn routes_answer_themselves() {
         let direct = json!({"direct_response": {"status": 418, "body": {"inline_string": "tea"}},
             "response_headers_to_add": [{"header": {"key": "x-pot", "value": "%RESPONSE_CODE%"}}]});
         let (response, log) = reply(direct, &[], "").await;
-        assert!(response.starts_with("HTTP/1.1 418 I'm a teapot\r\n"), "{response}");
-        assert!(response.contains("x-pot: 0\r\n") && response.ends_with("\r\n\r\ntea"), "{response}");
+        assert!(
+            response.starts_with("HTTP/1.1 418 I'm a teapot\r\n"),
+            "{response}"
+        );
+        assert!(
+            response.contains("x-pot: 0\r\n") && response.ends_with("\r\n\r\ntea"),
+            "{response}"
+        );
         assert_eq!(log, "418 - direct_response 3\n");
         let (response, _) = reply(json!({"redirect": {"https_redirect": true}}), &[], "").await;
-        assert!(response.starts_with("HTTP/1.1 301 Moved Permanently\r\n"), "{response}");
-        assert!(response.contains("location: https://test/a?q\r\n"), "{response}");
+        assert!(
+            response.starts_with("HTTP/1.1 301 Moved Permanently\r\n"),
+            "{response}"
+        );
+        assert!(
+            response.contains("location: https://test/a?q\r\n"),
+            "{response}"
+        );
     });
 }
 
@@ -146,18 +211,27 @@ fn local_replies_can_be_mapped() {
         let proxy = Proxy::start(config, &[]).await;
         let response = proxy.get("/x", "").await;
         assert!(response.starts_with("HTTP/1.1 410 Gone\r\n"), "{response}");
-        assert!(response.contains("content-type: application/json\r\n") && response.contains("x-m: /x\r\n"), "{response}");
-        assert!(response.ends_with("{\"m\":\"gone\",\"p\":\"/x\"}\n"), "{response}");
+        assert!(
+            response.contains("content-type: application/json\r\n")
+                && response.contains("x-m: /x\r\n"),
+            "{response}"
+        );
+        assert!(
+            response.ends_with("{\"m\":\"gone\",\"p\":\"/x\"}\n"),
+            "{response}"
+        );
     });
 }
 
 #[test]
 fn bad_requests_are_refused() {
     on_worker(async {
-        let mut config = manager(json!([{"match": {"prefix": "/"}, "direct_response": {"status": 200}}]));
+        let mut config =
+            manager(json!([{"match": {"prefix": "/"}, "direct_response": {"status": 200}}]));
         config["normalize_path"] = json!(true);
         config["path_with_escaped_slashes_action"] = json!("REJECT_REQUEST");
-        config["common_http_protocol_options"] = json!({"headers_with_underscores_action": "REJECT_REQUEST"});
+        config["common_http_protocol_options"] =
+            json!({"headers_with_underscores_action": "REJECT_REQUEST"});
         let proxy = Proxy::start(config, &[]).await;
         for (request, want) in [
             ("GET / HTTP/1.0\r\nhost: h\r\n\r\n", "426"),
@@ -170,7 +244,10 @@ fn bad_requests_are_refused() {
             ("nonsense\r\n\r\n", "400"),
         ] {
             let response = proxy.send(request).await;
-            assert!(response.split(' ').nth(1) == Some(want), "{request:?}: {response}");
+            assert!(
+                response.split(' ').nth(1) == Some(want),
+                "{request:?}: {response}"
+            );
         }
     });
 }

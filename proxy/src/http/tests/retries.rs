@@ -15,9 +15,13 @@ fn route(retry: Value) -> Value {
 fn a_bad_answer_is_retried_with_the_body() {
     on_worker(async {
         let mut upstream = Upstream::start(&[BAD, "", OK]).await;
-        let routes = route(json!({"retry_on": "5xx", "num_retries": 2, "retry_back_off": {"base_interval": "0.001s"}}));
+        let routes = route(
+            json!({"retry_on": "5xx", "num_retries": 2, "retry_back_off": {"base_interval": "0.001s"}}),
+        );
         let proxy = Proxy::with_routes(routes, &[upstream.cluster("c")]).await;
-        let response = proxy.send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello").await;
+        let response = proxy
+            .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello")
+            .await;
         assert!(response.ends_with("\r\n\r\nok"), "{response}");
         for _ in 0..3 {
             let request = upstream.request().await;
@@ -32,10 +36,15 @@ fn a_bad_answer_is_retried_with_the_body() {
 fn the_last_answer_is_kept_when_retries_are_used_up() {
     on_worker(async {
         let upstream = Upstream::start(&[BAD]).await;
-        let routes = route(json!({"retry_on": "5xx", "num_retries": 1, "retry_back_off": {"base_interval": "0.001s"}}));
+        let routes = route(
+            json!({"retry_on": "5xx", "num_retries": 1, "retry_back_off": {"base_interval": "0.001s"}}),
+        );
         let proxy = Proxy::with_routes(routes, &[upstream.cluster("c")]).await;
         let response = proxy.get("/", "").await;
-        assert!(response.starts_with("HTTP/1.1 503") && response.ends_with("bad"), "{response}");
+        assert!(
+            response.starts_with("HTTP/1.1 503") && response.ends_with("bad"),
+            "{response}"
+        );
         assert_eq!(proxy.stat("cluster.c.upstream_rq_retry"), 1);
         assert_eq!(proxy.stat("cluster.c.upstream_rq_retry_limit_exceeded"), 1);
     });
@@ -45,7 +54,9 @@ fn the_last_answer_is_kept_when_retries_are_used_up() {
 fn a_silent_attempt_is_given_up_and_retried() {
     on_worker(async {
         let upstream = Upstream::start(&["(silence)", OK]).await;
-        let routes = route(json!({"retry_on": "5xx", "per_try_timeout": "0.05s", "retry_back_off": {"base_interval": "0.001s"}}));
+        let routes = route(
+            json!({"retry_on": "5xx", "per_try_timeout": "0.05s", "retry_back_off": {"base_interval": "0.001s"}}),
+        );
         let proxy = Proxy::with_routes(routes, &[upstream.cluster("c")]).await;
         let response = proxy.get("/", "").await;
         assert!(response.ends_with("ok"), "{response}");
@@ -60,10 +71,15 @@ fn requests_are_mirrored_with_their_bodies() {
         let mut mirror = Upstream::start(&[BAD]).await;
         let routes = json!([{"match": {"prefix": "/"}, "route": {"cluster": "c", "request_mirror_policies": [{"cluster": "m"}]}}]);
         let proxy = Proxy::with_routes(routes, &[upstream.cluster("c"), mirror.cluster("m")]).await;
-        let response = proxy.send("POST /m HTTP/1.1\r\nhost: h:80\r\ncontent-length: 5\r\n\r\nhello").await;
+        let response = proxy
+            .send("POST /m HTTP/1.1\r\nhost: h:80\r\ncontent-length: 5\r\n\r\nhello")
+            .await;
         assert!(response.ends_with("ok"), "{response}");
         let request = mirror.request().await;
-        assert!(request.starts_with("POST /m HTTP/1.1\r\nhost: h-shadow:80\r\n"), "{request}");
+        assert!(
+            request.starts_with("POST /m HTTP/1.1\r\nhost: h-shadow:80\r\n"),
+            "{request}"
+        );
         assert!(request.ends_with("hello"), "{request}");
     });
 }

@@ -26,8 +26,9 @@ pub(super) enum Place {
 impl Locations {
     /// Those configured; without any, `Authorization: Bearer` and the parameter `access_token`.
     pub(super) fn try_new(provider: &wire::JwtProvider) -> Result<Self, Invalid> {
-        let is_default =
-            provider.from_headers.is_empty() && provider.from_params.is_empty() && provider.from_cookies.is_empty();
+        let is_default = provider.from_headers.is_empty()
+            && provider.from_params.is_empty()
+            && provider.from_cookies.is_empty();
         if is_default {
             return Ok(Locations {
                 headers: vec![(header::AUTHORIZATION, "Bearer ".into())],
@@ -38,7 +39,10 @@ impl Locations {
         let boxed = |names: &[String]| names.iter().map(|name| name.as_str().into()).collect();
         Ok(Locations {
             headers: try_all("from_headers", &provider.from_headers, |header| {
-                Ok((header_name(&header.name).at("name")?, header.value_prefix.as_str().into()))
+                Ok((
+                    header_name(&header.name).at("name")?,
+                    header.value_prefix.as_str().into(),
+                ))
             })?,
             parameters: boxed(&provider.from_params),
             cookies: boxed(&provider.from_cookies),
@@ -61,7 +65,9 @@ impl Locations {
             }
         }
         for name in &self.parameters {
-            tokens.extend(query_value(request.path.query(), name).map(|token| (token, Place::Elsewhere)));
+            tokens.extend(
+                query_value(request.path.query(), name).map(|token| (token, Place::Elsewhere)),
+            );
         }
         for name in &self.cookies {
             tokens.extend(cookie(request, name).map(|token| (token, Place::Elsewhere)));

@@ -58,7 +58,10 @@ impl KeySet {
         let (family, wanted) = algorithm(&token.algorithm).ok_or(Failure::BadAlgorithm)?;
         let fits = |key: &&Key| {
             let id = key.id.is_none() || token.key_id.is_none() || key.id == token.key_id;
-            let named = key.algorithm.as_ref().is_none_or(|name| *name == token.algorithm);
+            let named = key
+                .algorithm
+                .as_ref()
+                .is_none_or(|name| *name == token.algorithm);
             id && named && key.family == family
         };
         let mut has_key = false;
@@ -68,24 +71,44 @@ impl KeySet {
                 return Ok(());
             }
         }
-        Err(if has_key { Failure::BadSignature } else { Failure::NoMatchingKey })
+        Err(if has_key {
+            Failure::BadSignature
+        } else {
+            Failure::NoMatchingKey
+        })
     }
 }
 
 impl Key {
     fn new(wire: WireKey) -> Option<Self> {
-        let decode = |text: &Option<String>| URL_SAFE_NO_PAD.decode(text.as_ref()?.trim_end_matches('=')).ok();
+        let decode = |text: &Option<String>| {
+            URL_SAFE_NO_PAD
+                .decode(text.as_ref()?.trim_end_matches('='))
+                .ok()
+        };
         let (family, public) = match (wire.kty.as_deref()?, wire.crv.as_deref()) {
-            ("RSA", _) => (Family::Rsa, rsa_public_key(&decode(&wire.n)?, &decode(&wire.e)?)),
+            ("RSA", _) => (
+                Family::Rsa,
+                rsa_public_key(&decode(&wire.n)?, &decode(&wire.e)?),
+            ),
             ("EC", Some(curve @ ("P-256" | "P-384"))) => {
                 let (x, y) = (decode(&wire.x)?, decode(&wire.y)?);
-                let family = if curve == "P-256" { Family::P256 } else { Family::P384 };
+                let family = if curve == "P-256" {
+                    Family::P256
+                } else {
+                    Family::P384
+                };
                 (family, [&[4][..], &x, &y].concat())
             }
             ("OKP", Some("Ed25519")) => (Family::Ed25519, decode(&wire.x)?),
             _ => return None,
         };
-        Some(Key { id: wire.kid, algorithm: wire.alg, family, public })
+        Some(Key {
+            id: wire.kid,
+            algorithm: wire.alg,
+            family,
+            public,
+        })
     }
 
     fn verify(&self, token: &Token<'_>, wanted: AlgorithmIdentifier) -> bool {
@@ -99,13 +122,19 @@ impl Key {
         verifiers()
             .iter()
             .filter(|verifier| verifier.signature_alg_id() == wanted)
-            .any(|verifier| verifier.verify_signature(&self.public, token.signed.as_bytes(), &signature).is_ok())
+            .any(|verifier| {
+                verifier
+                    .verify_signature(&self.public, token.signed.as_bytes(), &signature)
+                    .is_ok()
+            })
     }
 }
 
 /// rustls' verifiers, so that the proxy has one cryptography.
 fn verifiers() -> &'static [&'static dyn SignatureVerificationAlgorithm] {
-    rustls::crypto::ring::default_provider().signature_verification_algorithms.all
+    rustls::crypto::ring::default_provider()
+        .signature_verification_algorithms
+        .all
 }
 
 fn algorithm(name: &str) -> Option<(Family, AlgorithmIdentifier)> {
@@ -140,7 +169,10 @@ fn ecdsa_to_der(raw: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn der_integer(bytes: &[u8]) -> Vec<u8> {
-    let start = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len().saturating_sub(1));
+    let start = bytes
+        .iter()
+        .position(|byte| *byte != 0)
+        .unwrap_or(bytes.len().saturating_sub(1));
     let bytes = &bytes[start.min(bytes.len())..];
     // A leading one bit would make it negative.
     let pad = bytes.first().is_none_or(|byte| byte & 0x80 != 0);
@@ -158,7 +190,11 @@ fn der_header(tag: u8, length: usize) -> Vec<u8> {
     match u8::try_from(length) {
         Ok(short) if short < 0x80 => out.push(short),
         _ => {
-            let bytes: Vec<u8> = length.to_be_bytes().into_iter().skip_while(|byte| *byte == 0).collect();
+            let bytes: Vec<u8> = length
+                .to_be_bytes()
+                .into_iter()
+                .skip_while(|byte| *byte == 0)
+                .collect();
             out.push(0x80 | u8::try_from(bytes.len()).unwrap_or(8));
             out.extend_from_slice(&bytes);
         }

@@ -90,15 +90,31 @@ impl Provider {
         let optional = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let payload_header = match provider.forward_payload_header.as_str() {
             "" => None,
-            name => Some((header_name(name).at("forward_payload_header")?, provider.pad_forward_payload_header)),
+            name => Some((
+                header_name(name).at("forward_payload_header")?,
+                provider.pad_forward_payload_header,
+            )),
         };
         Ok(Provider {
             issuer: provider.issuer.clone(),
-            audiences: provider.audiences.iter().map(|audience| audience_key(audience).to_owned()).collect(),
-            subjects: provider.subjects.as_ref().map(StringMatcher::try_from).transpose().at("subjects")?,
+            audiences: provider
+                .audiences
+                .iter()
+                .map(|audience| audience_key(audience).to_owned())
+                .collect(),
+            subjects: provider
+                .subjects
+                .as_ref()
+                .map(StringMatcher::try_from)
+                .transpose()
+                .at("subjects")?,
             requires_expiration: provider.require_expiration,
             max_lifetime: duration(provider.max_lifetime.as_ref()).at("max_lifetime")?,
-            skew: u64::from(if provider.clock_skew_seconds == 0 { CLOCK_SKEW } else { provider.clock_skew_seconds }),
+            skew: u64::from(if provider.clock_skew_seconds == 0 {
+                CLOCK_SKEW
+            } else {
+                provider.clock_skew_seconds
+            }),
             locations: Locations::try_new(provider)?,
             keys: Keys::try_new(source)?,
             forwards: provider.forward,
@@ -107,7 +123,11 @@ impl Provider {
                 let path = if claim.claim_path.is_empty() {
                     claim.claim_name.split('.').map(ToOwned::to_owned).collect()
                 } else {
-                    claim.claim_path.iter().map(|segment| segment.key.clone()).collect()
+                    claim
+                        .claim_path
+                        .iter()
+                        .map(|segment| segment.key.clone())
+                        .collect()
                 };
                 Ok((header_name(&claim.header_name).at("header_name")?, path))
             })?,
@@ -123,7 +143,11 @@ impl Provider {
     }
 
     /// The first good token at this provider's places; the error is the last bad one's.
-    pub(super) fn verify(&self, request: &RequestHeaders, audiences: Option<&[String]>) -> Result<VerifiedToken, Failure> {
+    pub(super) fn verify(
+        &self,
+        request: &RequestHeaders,
+        audiences: Option<&[String]>,
+    ) -> Result<VerifiedToken, Failure> {
         let tokens = self.locations.tokens(request);
         if tokens.is_empty() {
             return Err(Failure::Missing);
@@ -138,37 +162,64 @@ impl Provider {
         Err(failure)
     }
 
-    fn verify_one(&self, text: &str, place: Place, audiences: Option<&[String]>) -> Result<VerifiedToken, Failure> {
+    fn verify_one(
+        &self,
+        text: &str,
+        place: Place,
+        audiences: Option<&[String]>,
+    ) -> Result<VerifiedToken, Failure> {
         let token = Token::parse(text)?;
         if !self.issuer.is_empty() && token.issuer() != self.issuer {
             return Err(Failure::UnknownIssuer);
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         token.check_times(now, self.skew)?;
         self.check_lifetime(&token)?;
         if let Some(subjects) = &self.subjects {
-            let subject = token.claims.get("sub").and_then(Value::as_str).unwrap_or_default();
+            let subject = token
+                .claims
+                .get("sub")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
             if !subjects.matches(subject) {
                 return Err(Failure::SubjectNotAllowed);
             }
         }
         let wanted = audiences.unwrap_or(&self.audiences);
-        let is_wanted = |audience: &&str| wanted.iter().any(|want| audience_key(want) == audience_key(audience));
+        let is_wanted = |audience: &&str| {
+            wanted
+                .iter()
+                .any(|want| audience_key(want) == audience_key(audience))
+        };
         if !wanted.is_empty() && !token.audiences().iter().any(is_wanted) {
             return Err(Failure::AudienceNotAllowed);
         }
         self.keys.current().ok_or(Failure::NoKeys)?.verify(&token)?;
-        Ok(VerifiedToken { payload: token.payload.to_owned(), header: token.header, claims: token.claims, place })
+        Ok(VerifiedToken {
+            payload: token.payload.to_owned(),
+            header: token.header,
+            claims: token.claims,
+            place,
+        })
     }
 
     fn check_lifetime(&self, token: &Token<'_>) -> Result<(), Failure> {
         let time = |name: &str| token.claims.get(name).and_then(Value::as_f64);
         let Some(expires) = time("exp") else {
-            return if self.requires_expiration { Err(Failure::LivesTooLong) } else { Ok(()) };
+            return if self.requires_expiration {
+                Err(Failure::LivesTooLong)
+            } else {
+                Ok(())
+            };
         };
         let issued = time("iat").or_else(|| time("nbf"));
         match (self.max_lifetime, issued) {
-            (Some(limit), Some(issued)) if expires - issued > limit.as_secs_f64() => Err(Failure::LivesTooLong),
+            (Some(limit), Some(issued)) if expires - issued > limit.as_secs_f64() => {
+                Err(Failure::LivesTooLong)
+            }
             _ => Ok(()),
         }
     }
@@ -184,10 +235,18 @@ impl Provider {
     }
 
     /// Tells the rest of the chain and the upstream what a good token says.
-    pub(super) fn apply(&self, token: &VerifiedToken, request: &mut RequestHeaders, info: &mut StreamInfo) {
+    pub(super) fn apply(
+        &self,
+        token: &VerifiedToken,
+        request: &mut RequestHeaders,
+        info: &mut StreamInfo,
+    ) {
         if let Some((name, is_padded)) = &self.payload_header {
             let payload = if *is_padded {
-                URL_SAFE_NO_PAD.decode(&token.payload).map(|bytes| URL_SAFE.encode(bytes)).unwrap_or_default()
+                URL_SAFE_NO_PAD
+                    .decode(&token.payload)
+                    .map(|bytes| URL_SAFE.encode(bytes))
+                    .unwrap_or_default()
             } else {
                 token.payload.clone()
             };
@@ -200,7 +259,9 @@ impl Provider {
                 request.map.insert(name.clone(), value);
             }
         }
-        if !self.forwards && let Place::Header(name) = &token.place {
+        if !self.forwards
+            && let Place::Header(name) = &token.place
+        {
             request.map.remove(name);
         }
         let mut fields = Struct::default();
@@ -211,11 +272,21 @@ impl Provider {
                     split_at_spaces(value);
                 }
             }
-            fields.fields.insert(key.clone(), ProstValue { kind: Some(Kind::StructValue(claims)) });
+            fields.fields.insert(
+                key.clone(),
+                ProstValue {
+                    kind: Some(Kind::StructValue(claims)),
+                },
+            );
         }
         if let Some(key) = &self.header_key {
             let header = to_struct(&token.header);
-            fields.fields.insert(key.clone(), ProstValue { kind: Some(Kind::StructValue(header)) });
+            fields.fields.insert(
+                key.clone(),
+                ProstValue {
+                    kind: Some(Kind::StructValue(header)),
+                },
+            );
         }
         if !fields.fields.is_empty() {
             info.metadata.merge(NAME, fields);
@@ -241,20 +312,28 @@ impl Keys {
         match source {
             JwksSourceSpecifier::LocalJwks(source) => {
                 let text = data_source(source).at("local_jwks")?;
-                let keys = KeySet::parse(&text)
-                    .map_err(|error| Invalid::new(format!("invalid key set: {error}")).at("local_jwks"))?;
+                let keys = KeySet::parse(&text).map_err(|error| {
+                    Invalid::new(format!("invalid key set: {error}")).at("local_jwks")
+                })?;
                 Ok(Keys::Local(Arc::new(keys)))
             }
             JwksSourceSpecifier::RemoteJwks(remote) => {
-                let uri = remote.http_uri.as_ref().ok_or_else(|| Invalid::new("http_uri is needed"))?;
+                let uri = remote
+                    .http_uri
+                    .as_ref()
+                    .ok_or_else(|| Invalid::new("http_uri is needed"))?;
                 let Some(HttpUpstreamType::Cluster(cluster)) = &uri.http_upstream_type else {
                     return Err(Invalid::new("a cluster is needed").at("remote_jwks.http_uri"));
                 };
                 Ok(Keys::Remote(Remote {
                     cluster: cluster.clone(),
-                    uri: uri.uri.parse().map_err(|_| Invalid::new("not a URI").at("remote_jwks.http_uri.uri"))?,
+                    uri: uri
+                        .uri
+                        .parse()
+                        .map_err(|_| Invalid::new("not a URI").at("remote_jwks.http_uri.uri"))?,
                     timeout: duration(uri.timeout.as_ref())?.unwrap_or(Duration::from_secs(5)),
-                    lifetime: duration(remote.cache_duration.as_ref())?.unwrap_or(Duration::from_secs(600)),
+                    lifetime: duration(remote.cache_duration.as_ref())?
+                        .unwrap_or(Duration::from_secs(600)),
                     fetched: Mutex::new(None),
                 }))
             }
@@ -264,7 +343,11 @@ impl Keys {
     fn current(&self) -> Option<Arc<KeySet>> {
         match self {
             Keys::Local(keys) => Some(keys.clone()),
-            Keys::Remote(remote) => remote.fetched.lock().as_ref().and_then(|(keys, _)| keys.clone()),
+            Keys::Remote(remote) => remote
+                .fetched
+                .lock()
+                .as_ref()
+                .and_then(|(keys, _)| keys.clone()),
         }
     }
 }
@@ -299,41 +382,75 @@ impl Remote {
 
     async fn get(&self, worker: &Rc<Worker>) -> Result<KeySet, String> {
         let fail = |error: &dyn std::fmt::Display| format!("{}: {error}", self.uri);
-        let cluster = worker.clusters.get(&self.cluster).ok_or_else(|| fail(&"no such cluster"))?;
-        let context = LoadBalancerContext { random: worker.random(), ..LoadBalancerContext::default() };
-        let host = cluster.choose_host(&context).map_err(|error| fail(&error))?;
-        let authority = self.uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
+        let cluster = worker
+            .clusters
+            .get(&self.cluster)
+            .ok_or_else(|| fail(&"no such cluster"))?;
+        let context = LoadBalancerContext {
+            random: worker.random(),
+            ..LoadBalancerContext::default()
+        };
+        let host = cluster
+            .choose_host(&context)
+            .map_err(|error| fail(&error))?;
+        let authority = self
+            .uri
+            .authority()
+            .map(|authority| authority.as_str())
+            .unwrap_or_default();
         let request = PoolRequest {
             priority: Priority::Default,
             downstream_protocol: Version::HTTP_11,
-            sni: cluster.config.http.auto_sni.then(|| self.uri.host().unwrap_or_default()),
+            sni: cluster
+                .config
+                .http
+                .auto_sni
+                .then(|| self.uri.host().unwrap_or_default()),
         };
-        let connection = worker.pools.http(&cluster, &host, &request).await.map_err(|error| fail(&error))?;
+        let connection = worker
+            .pools
+            .http(&cluster, &host, &request)
+            .await
+            .map_err(|error| fail(&error))?;
         let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
-        let uri = if connection.protocol == Version::HTTP_2 { self.uri.to_string() } else { path.to_owned() };
+        let uri = if connection.protocol == Version::HTTP_2 {
+            self.uri.to_string()
+        } else {
+            path.to_owned()
+        };
         let mut builder = Request::get(uri);
         if connection.protocol != Version::HTTP_2 {
             builder = builder.header(http::header::HOST, authority);
         }
         let request = builder.body(Body::empty()).map_err(|error| fail(&error))?;
-        let response = connection.send(request).await.map_err(|error| fail(&error))?;
+        let response = connection
+            .send(request)
+            .await
+            .map_err(|error| fail(&error))?;
         if !response.status().is_success() {
             return Err(fail(&response.status()));
         }
-        let body = Limited::new(response.into_body(), JWKS_LIMIT).collect().await.map_err(|error| fail(&error))?;
+        let body = Limited::new(response.into_body(), JWKS_LIMIT)
+            .collect()
+            .await
+            .map_err(|error| fail(&error))?;
         KeySet::parse(&body.to_bytes()).map_err(|error| fail(&error))
     }
 }
 
 /// Envoy compares audiences without their scheme and trailing slash.
 fn audience_key(audience: &str) -> &str {
-    let rest = audience.strip_prefix("https://").or_else(|| audience.strip_prefix("http://")).unwrap_or(audience);
+    let rest = audience
+        .strip_prefix("https://")
+        .or_else(|| audience.strip_prefix("http://"))
+        .unwrap_or(audience);
     rest.strip_suffix('/').unwrap_or(rest)
 }
 
 fn claim_at<'a>(claims: &'a serde_json::Map<String, Value>, path: &[String]) -> Option<&'a Value> {
     let (first, rest) = path.split_first()?;
-    rest.iter().try_fold(claims.get(first)?, |value, key| value.get(key))
+    rest.iter()
+        .try_fold(claims.get(first)?, |value, key| value.get(key))
 }
 
 fn claim_header(claim: &Value) -> Option<HeaderValue> {
@@ -348,7 +465,12 @@ fn claim_header(claim: &Value) -> Option<HeaderValue> {
 }
 
 fn to_struct(map: &serde_json::Map<String, Value>) -> Struct {
-    Struct { fields: map.iter().map(|(key, value)| (key.clone(), to_value(value))).collect() }
+    Struct {
+        fields: map
+            .iter()
+            .map(|(key, value)| (key.clone(), to_value(value)))
+            .collect(),
+    }
 }
 
 fn to_value(value: &Value) -> ProstValue {
@@ -357,7 +479,9 @@ fn to_value(value: &Value) -> ProstValue {
         Value::Bool(flag) => Kind::BoolValue(*flag),
         Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
         Value::String(text) => Kind::StringValue(text.clone()),
-        Value::Array(items) => Kind::ListValue(ListValue { values: items.iter().map(to_value).collect() }),
+        Value::Array(items) => Kind::ListValue(ListValue {
+            values: items.iter().map(to_value).collect(),
+        }),
         Value::Object(map) => Kind::StructValue(to_struct(map)),
     };
     ProstValue { kind: Some(kind) }
@@ -367,7 +491,9 @@ fn split_at_spaces(value: &mut ProstValue) {
     if let Some(Kind::StringValue(text)) = &value.kind {
         let values = text
             .split_whitespace()
-            .map(|word| ProstValue { kind: Some(Kind::StringValue(word.to_owned())) })
+            .map(|word| ProstValue {
+                kind: Some(Kind::StringValue(word.to_owned())),
+            })
             .collect();
         value.kind = Some(Kind::ListValue(ListValue { values }));
     }

@@ -28,7 +28,10 @@ pub(super) struct Evaluation<'p, 'h> {
 }
 
 impl Requirement {
-    pub(super) fn try_new(requirement: &wire::JwtRequirement, names: &[&String]) -> Result<Self, Invalid> {
+    pub(super) fn try_new(
+        requirement: &wire::JwtRequirement,
+        names: &[&String],
+    ) -> Result<Self, Invalid> {
         let index = |name: &String| {
             names
                 .binary_search(&name)
@@ -40,12 +43,18 @@ impl Requirement {
             .ok_or_else(|| Invalid::new("an empty requirement"))?;
         Ok(match requires {
             RequiresType::ProviderName(name) => Requirement::Provider(index(name)?, None),
-            RequiresType::ProviderAndAudiences(provider) => {
-                Requirement::Provider(index(&provider.provider_name)?, Some(provider.audiences.clone()))
+            RequiresType::ProviderAndAudiences(provider) => Requirement::Provider(
+                index(&provider.provider_name)?,
+                Some(provider.audiences.clone()),
+            ),
+            RequiresType::RequiresAny(any) => {
+                Requirement::any(&any.requirements, names).at("requires_any")?
             }
-            RequiresType::RequiresAny(any) => Requirement::any(&any.requirements, names).at("requires_any")?,
             RequiresType::RequiresAll(all) => Requirement::All(
-                try_all("requirements", &all.requirements, |one| Requirement::try_new(one, names)).at("requires_all")?,
+                try_all("requirements", &all.requirements, |one| {
+                    Requirement::try_new(one, names)
+                })
+                .at("requires_all")?,
             ),
             RequiresType::AllowMissing(()) => Requirement::Any(Vec::new(), true, false),
             RequiresType::AllowMissingOrFailed(()) => Requirement::Any(Vec::new(), true, true),
@@ -63,8 +72,9 @@ impl Requirement {
             match one.requires_type {
                 Some(RequiresType::AllowMissing(())) => missing = true,
                 Some(RequiresType::AllowMissingOrFailed(())) => failed = true,
-                _ => children
-                    .push(Requirement::try_new(one, names).at(format_args!("requirements[{index}]"))?),
+                _ => children.push(
+                    Requirement::try_new(one, names).at(format_args!("requirements[{index}]"))?,
+                ),
             }
         }
         Ok(Requirement::Any(children, missing, failed))
@@ -73,7 +83,9 @@ impl Requirement {
     /// `allow_missing` alone: there is a token nobody asked for, or none; both are fine.
     pub(super) fn simplified(self) -> Self {
         match self {
-            Requirement::Any(children, true, _) if children.is_empty() => Requirement::All(Vec::new()),
+            Requirement::Any(children, true, _) if children.is_empty() => {
+                Requirement::All(Vec::new())
+            }
             other => other,
         }
     }
@@ -83,7 +95,8 @@ impl Requirement {
         match self {
             Requirement::Provider(index, _) => vec![*index],
             Requirement::Any(children, ..) | Requirement::All(children) => {
-                let mut all: Vec<usize> = children.iter().flat_map(Requirement::providers).collect();
+                let mut all: Vec<usize> =
+                    children.iter().flat_map(Requirement::providers).collect();
                 all.sort_unstable();
                 all.dedup();
                 all
@@ -93,15 +106,21 @@ impl Requirement {
 
     pub(super) fn evaluate(&self, evaluation: &mut Evaluation<'_, '_>) -> Result<(), Failure> {
         match self {
-            Requirement::Provider(index, audiences) => evaluation.verify(*index, audiences.as_deref()),
-            Requirement::All(children) => children.iter().try_for_each(|child| child.evaluate(evaluation)),
+            Requirement::Provider(index, audiences) => {
+                evaluation.verify(*index, audiences.as_deref())
+            }
+            Requirement::All(children) => children
+                .iter()
+                .try_for_each(|child| child.evaluate(evaluation)),
             Requirement::Any(children, missing, failed) => {
                 let mut worst: Option<Failure> = None;
                 for child in children {
                     match child.evaluate(evaluation) {
                         Ok(()) => return Ok(()),
                         // A token that is wrong says more than one that is not there, or is another's.
-                        Err(failure) => worst = Some(worst.map_or(failure, |worst| worst.max(failure))),
+                        Err(failure) => {
+                            worst = Some(worst.map_or(failure, |worst| worst.max(failure)))
+                        }
                     }
                 }
                 match worst {
@@ -117,7 +136,11 @@ impl Requirement {
 
 impl<'p, 'h> Evaluation<'p, 'h> {
     pub(super) fn new(providers: &'p [Provider], headers: &'h RequestHeaders) -> Self {
-        Evaluation { providers, headers, results: HashMap::new() }
+        Evaluation {
+            providers,
+            headers,
+            results: HashMap::new(),
+        }
     }
 
     fn verify(&mut self, index: usize, audiences: Option<&[String]>) -> Result<(), Failure> {
@@ -132,9 +155,15 @@ impl<'p, 'h> Evaluation<'p, 'h> {
     /// The good tokens, with their providers.
     pub(super) fn into_verified(self) -> Vec<(&'p Provider, VerifiedToken)> {
         let providers = self.providers;
-        let mut verified: Vec<(usize, VerifiedToken)> =
-            self.results.into_iter().filter_map(|(index, result)| Some((index, result.ok()?))).collect();
+        let mut verified: Vec<(usize, VerifiedToken)> = self
+            .results
+            .into_iter()
+            .filter_map(|(index, result)| Some((index, result.ok()?)))
+            .collect();
         verified.sort_by_key(|(index, _)| *index);
-        verified.into_iter().map(|(index, token)| (&providers[index], token)).collect()
+        verified
+            .into_iter()
+            .map(|(index, token)| (&providers[index], token))
+            .collect()
     }
 }

@@ -21,19 +21,37 @@ fn every_algorithm_verifies() {
         // The same signature over something else is worth nothing.
         let claims = text.split('.').nth(1).unwrap();
         let forged = text.replacen(claims, "eyJpc3MiOiJmb3JnZWQifQ", 1);
-        assert_eq!(keys.verify(&Token::parse(&forged).unwrap()), Err(Failure::BadSignature));
+        assert_eq!(
+            keys.verify(&Token::parse(&forged).unwrap()),
+            Err(Failure::BadSignature)
+        );
     }
-    assert_eq!(keys.verify(&Token::parse(WRONG_KEY).unwrap()), Err(Failure::NoMatchingKey));
+    assert_eq!(
+        keys.verify(&Token::parse(WRONG_KEY).unwrap()),
+        Err(Failure::NoMatchingKey)
+    );
     // {"alg":"none"}, {"alg":"HS256"}
     for header in ["eyJhbGciOiJub25lIn0", "eyJhbGciOiJIUzI1NiJ9"] {
         let text = format!("{header}.e30.");
-        assert_eq!(keys.verify(&Token::parse(&text).unwrap()), Err(Failure::BadAlgorithm));
+        assert_eq!(
+            keys.verify(&Token::parse(&text).unwrap()),
+            Err(Failure::BadAlgorithm)
+        );
     }
 }
 
 #[test]
 fn what_is_no_token_is_refused() {
-    for text in ["", "a", "a.b", "a.b.c.d", "e30.e30.!", "e30.e30.", "eyJhbGciOiJFUzI1NiJ9.bm8.", "é.é.é"] {
+    for text in [
+        "",
+        "a",
+        "a.b",
+        "a.b.c.d",
+        "e30.e30.!",
+        "e30.e30.",
+        "eyJhbGciOiJFUzI1NiJ9.bm8.",
+        "é.é.é",
+    ] {
         assert!(Token::parse(text).is_err(), "{text}");
     }
 }
@@ -43,7 +61,10 @@ async fn proxy(extra: Value, upstream: &Upstream) -> Proxy {
     let mut provider = json!({"issuer": "https://issuer/a", "audiences": ["https://svc/"], "local_jwks": {"inline_string": KEYS},
         "payload_in_metadata": "payload", "normalize_payload_in_metadata": {"space_delimited_claims": ["scope"]},
         "claim_to_headers": [{"header_name": "x-role", "claim_name": "realm.role"}], "forward_payload_header": "x-payload"});
-    provider.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    provider
+        .as_object_mut()
+        .unwrap()
+        .extend(extra.as_object().unwrap().clone());
     let jwt = json!({"name": "envoy.filters.http.jwt_authn", "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
         "providers": {"origins-0": provider}, "bypass_cors_preflight": true,
@@ -65,7 +86,11 @@ async fn proxy(extra: Value, upstream: &Upstream) -> Proxy {
             "path": [{"key": "payload"}, {"key": "sub"}], "value": {"string_match": {"exact": "joe"}}}]},
          "route": {"cluster": "c"}, "request_headers_to_add": [{"header": {"key": "x-route", "value": "joe"}}]},
         {"match": {"prefix": "/"}, "route": {"cluster": "c"}}]);
-    Proxy::start(with_filters(manager(routes), &[jwt, rbac]), &[upstream.cluster("c")]).await
+    Proxy::start(
+        with_filters(manager(routes), &[jwt, rbac]),
+        &[upstream.cluster("c")],
+    )
+    .await
 }
 
 fn bearer(token: &str) -> String {
@@ -80,11 +105,19 @@ fn a_good_token_is_used_and_taken_away() {
         let response = proxy.get("/members", &bearer(ES256)).await;
         assert!(response.ends_with("ok"), "{response}");
         let request = upstream.request().await;
-        assert!(request.contains("x-role: admin\r\n") && request.contains("x-route: joe\r\n"), "{request}");
+        assert!(
+            request.contains("x-role: admin\r\n") && request.contains("x-route: joe\r\n"),
+            "{request}"
+        );
         let payload = ES256.split('.').nth(1).unwrap();
-        assert!(request.contains(&format!("x-payload: {payload}\r\n")), "{request}");
+        assert!(
+            request.contains(&format!("x-payload: {payload}\r\n")),
+            "{request}"
+        );
         assert!(!request.contains("authorization"), "{request}");
-        let response = proxy.get(&format!("/members?access_token={RS256}"), "").await;
+        let response = proxy
+            .get(&format!("/members?access_token={RS256}"), "")
+            .await;
         assert!(response.ends_with("ok"), "{response}");
         assert_eq!(proxy.stat("http.test.jwt_authn.allowed"), 2);
     });
@@ -95,10 +128,20 @@ fn without_a_token_the_policy_decides() {
     on_worker(async {
         let mut upstream = Upstream::start(&[OK]).await;
         let proxy = proxy(json!({}), &upstream).await;
-        assert!(proxy.get("/", "x-role: forged\r\nx-payload: forged\r\n").await.ends_with("ok"));
+        assert!(
+            proxy
+                .get("/", "x-role: forged\r\nx-payload: forged\r\n")
+                .await
+                .ends_with("ok")
+        );
         let request = upstream.request().await;
         assert!(!request.contains("forged"), "{request}");
-        assert!(proxy.get("/members", "").await.ends_with("RBAC: access denied"));
+        assert!(
+            proxy
+                .get("/members", "")
+                .await
+                .ends_with("RBAC: access denied")
+        );
     });
 }
 
@@ -111,13 +154,25 @@ fn a_bad_token_is_refused_in_envoys_words() {
             (EXPIRED, "401", "Jwt is expired"),
             (OTHER, "401", "Jwt issuer is not configured"),
             (AUDIENCE, "403", "Audiences in Jwt are not allowed"),
-            (WRONG_KEY, "401", "Jwks doesn't have key to match kid or alg from Jwt"),
-            ("nonsense", "401", "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections"),
+            (
+                WRONG_KEY,
+                "401",
+                "Jwks doesn't have key to match kid or alg from Jwt",
+            ),
+            (
+                "nonsense",
+                "401",
+                "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections",
+            ),
         ] {
             let response = proxy.get("/x?y", &bearer(token)).await;
-            assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{response}");
+            assert!(
+                response.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{response}"
+            );
             assert!(response.ends_with(&format!("\r\n\r\n{text}")), "{response}");
-            let challenge = "www-authenticate: Bearer realm=\"http://test/x\", error=\"invalid_token\"\r\n";
+            let challenge =
+                "www-authenticate: Bearer realm=\"http://test/x\", error=\"invalid_token\"\r\n";
             assert_eq!(response.contains(challenge), status == "401", "{response}");
         }
     });
@@ -126,7 +181,10 @@ fn a_bad_token_is_refused_in_envoys_words() {
 #[test]
 fn keys_can_be_fetched() {
     on_worker(async {
-        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{KEYS}", KEYS.len());
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{KEYS}",
+            KEYS.len()
+        );
         let mut keys = Upstream::start(&[&answer]).await;
         let upstream = Upstream::start(&[OK]).await;
         let jwt = json!({"name": "envoy.filters.http.jwt_authn", "typed_config": {
@@ -141,7 +199,10 @@ fn keys_can_be_fetched() {
             assert!(proxy.get("/", &bearer(ES256)).await.ends_with("ok"));
         }
         let request = keys.request().await;
-        assert!(request.starts_with("GET /jwks?x HTTP/1.1\r\nhost: keys.example\r\n"), "{request}");
+        assert!(
+            request.starts_with("GET /jwks?x HTTP/1.1\r\nhost: keys.example\r\n"),
+            "{request}"
+        );
         let response = proxy.get("/", "").await;
         assert!(response.ends_with("Jwt is missing"), "{response}");
         assert_eq!(proxy.stat("http.test.jwt_authn.jwks_fetch_success"), 1);

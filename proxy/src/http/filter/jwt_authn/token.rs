@@ -43,7 +43,9 @@ impl Failure {
         match self {
             Failure::Missing => "Jwt is missing",
             Failure::UnknownIssuer => "Jwt issuer is not configured",
-            Failure::BadFormat => "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections",
+            Failure::BadFormat => {
+                "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections"
+            }
             Failure::BadHeader => "Jwt header is an invalid JSON",
             Failure::BadAlgorithm => "Jwt header [alg] is not supported",
             Failure::BadPayload => "Jwt payload is an invalid JSON",
@@ -68,19 +70,36 @@ impl<'a> Token<'a> {
         }
         let decode = |text: &str| URL_SAFE_NO_PAD.decode(text.trim_end_matches('='));
         let header = decode(header_text).map_err(|_| Failure::BadHeader)?;
-        let header: Map<String, Value> = serde_json::from_slice(&header).map_err(|_| Failure::BadHeader)?;
-        let text_of = |name: &str| header.get(name).and_then(Value::as_str).map(ToOwned::to_owned);
+        let header: Map<String, Value> =
+            serde_json::from_slice(&header).map_err(|_| Failure::BadHeader)?;
+        let text_of = |name: &str| {
+            header
+                .get(name)
+                .and_then(Value::as_str)
+                .map(ToOwned::to_owned)
+        };
         let algorithm = text_of("alg").ok_or(Failure::BadHeader)?;
         let key_id = text_of("kid");
         let claims = decode(payload).map_err(|_| Failure::BadPayload)?;
         let claims = serde_json::from_slice(&claims).map_err(|_| Failure::BadPayload)?;
         let signature = decode(signature).map_err(|_| Failure::BadSignature)?;
-        Ok(Token { signed, signature, header, algorithm, key_id, claims, payload })
+        Ok(Token {
+            signed,
+            signature,
+            header,
+            algorithm,
+            key_id,
+            claims,
+            payload,
+        })
     }
 
     /// The issuer.
     pub(super) fn issuer(&self) -> &str {
-        self.claims.get("iss").and_then(Value::as_str).unwrap_or_default()
+        self.claims
+            .get("iss")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
     }
 
     /// The audiences: one, or a list.
@@ -95,7 +114,10 @@ impl<'a> Token<'a> {
     /// Checks the times, with some tolerance.
     pub(super) fn check_times(&self, now: u64, skew: u64) -> Result<(), Failure> {
         let time = |name: &str| self.claims.get(name).and_then(Value::as_f64);
-        #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 are exact in a double")]
+        #[allow(
+            clippy::cast_precision_loss,
+            reason = "seconds since 1970 are exact in a double"
+        )]
         let (now, skew) = (now as f64, skew as f64);
         if time("nbf").is_some_and(|nbf| nbf > now + skew) {
             return Err(Failure::NotYetValid);

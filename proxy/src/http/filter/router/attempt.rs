@@ -10,7 +10,9 @@ use crate::http::body::{Body, RequestSource};
 use crate::http::headers::{RequestHeaders, ResponseHeaders, is_grpc, names};
 use crate::http::stream::{StreamCell, StreamState};
 use crate::router::virtual_host::strip_port;
-use crate::upstream::{Cluster, Host, HttpConnection, LoadBalancerContext, Outcome, PoolRequest, UpstreamBody};
+use crate::upstream::{
+    Cluster, Host, HttpConnection, LoadBalancerContext, Outcome, PoolRequest, UpstreamBody,
+};
 
 use super::failure::{Failure, FailureKind};
 use super::plan::{Plan, headers_for_http1, note_attempt, original_destination};
@@ -30,7 +32,10 @@ pub(super) async fn run(
     cell: &Rc<StreamCell>,
     source: &Rc<RequestSource>,
 ) -> Result<Answer, Failure> {
-    let per_try = [plan.timeouts.per_try, plan.timeouts.per_try_idle].into_iter().flatten().min();
+    let per_try = [plan.timeouts.per_try, plan.timeouts.per_try_idle]
+        .into_iter()
+        .flatten()
+        .min();
     let result = match per_try {
         None => make(plan, cell, source).await,
         Some(limit) => match tokio::time::timeout(limit, make(plan, cell, source)).await {
@@ -47,13 +52,21 @@ pub(super) async fn run(
     result
 }
 
-async fn make(plan: &mut Plan, cell: &Rc<StreamCell>, source: &Rc<RequestSource>) -> Result<Answer, Failure> {
+async fn make(
+    plan: &mut Plan,
+    cell: &Rc<StreamCell>,
+    source: &Rc<RequestSource>,
+) -> Result<Answer, Failure> {
     let host = cell.with(|state| choose(plan, state))?;
     plan.host = Some(host.clone());
     let (worker, random, version) = cell.with(|state| {
         let worker = state.stream.worker().clone();
         let random = worker.random();
-        (worker, random, state.stream.info.protocol.unwrap_or(Version::HTTP_11))
+        (
+            worker,
+            random,
+            state.stream.info.protocol.unwrap_or(Version::HTTP_11),
+        )
     });
     let Some(guard) = plan.cluster.breakers.request(plan.priority) else {
         plan.cluster.stats.upstream_rq_pending_overflow.inc();
@@ -63,7 +76,11 @@ async fn make(plan: &mut Plan, cell: &Rc<StreamCell>, source: &Rc<RequestSource>
     let request = PoolRequest {
         priority: plan.priority,
         // An upgrade takes the whole connection, which only HTTP/1 gives away.
-        downstream_protocol: if plan.is_upgrade { Version::HTTP_11 } else { version },
+        downstream_protocol: if plan.is_upgrade {
+            Version::HTTP_11
+        } else {
+            version
+        },
         sni: sni.as_deref(),
     };
     let connection = worker.pools.http(&plan.cluster, &host, &request).await?;
@@ -78,6 +95,7 @@ async fn make(plan: &mut Plan, cell: &Rc<StreamCell>, source: &Rc<RequestSource>
         guard,
         plan.retry_guard.take(),
         plan.is_internal,
+        connection.protocol,
         random,
     ));
     let request = request.map(|()| Body::attempt(source));
@@ -91,23 +109,38 @@ async fn make(plan: &mut Plan, cell: &Rc<StreamCell>, source: &Rc<RequestSource>
         return Err(FailureKind::LocalReset.into());
     };
     end.answered(parts.status.as_u16(), &parts.headers, has_grpc);
-    let head = ResponseHeaders { status: parts.status, map: parts.headers };
-    Ok(Answer { head, body, upgrade, end })
+    let head = ResponseHeaders {
+        status: parts.status,
+        map: parts.headers,
+    };
+    Ok(Answer {
+        head,
+        body,
+        upgrade,
+        end,
+    })
 }
 
 /// The server name of the upstream's TLS, where it follows the request.
 fn server_name(cluster: &Cluster, cell: &Rc<StreamCell>) -> Option<String> {
-    cluster.config.http.auto_sni.then(|| cell.with(|state| strip_port(state.request.host()).to_owned()))
+    cluster
+        .config
+        .http
+        .auto_sni
+        .then(|| cell.with(|state| strip_port(state.request.host()).to_owned()))
 }
 
 pub(super) fn choose(plan: &mut Plan, state: &mut StreamState) -> Result<Arc<Host>, Failure> {
     let info = &mut state.stream.info;
     info.upstream.attempts += 1;
     let policy = plan.retry.as_ref().and_then(|retry| retry.policy());
-    let avoids = policy.is_some_and(|policy| policy.avoids_previous_hosts) && !plan.tried.is_empty();
+    let avoids =
+        policy.is_some_and(|policy| policy.avoids_previous_hosts) && !plan.tried.is_empty();
     let tried = &plan.tried;
     let was_tried = |host: &Host| tried.contains(&host.id);
-    let metadata_match = plan.action().and_then(|action| action.metadata_match.as_deref());
+    let metadata_match = plan
+        .action()
+        .and_then(|action| action.metadata_match.as_deref());
     let random = state.stream.worker().random();
     let context = LoadBalancerContext {
         random,
@@ -135,10 +168,18 @@ fn note_connection(state: &mut StreamState, connection: &HttpConnection) {
 }
 
 /// The request as the upstream's protocol writes it.
-fn build(plan: &Plan, state: &mut StreamState, host: &Host, protocol: Version) -> Result<Request<()>, Failure> {
+fn build(
+    plan: &Plan,
+    state: &mut StreamState,
+    host: &Host,
+    protocol: Version,
+) -> Result<Request<()>, Failure> {
     let attempts = state.stream.info.upstream.attempts;
     let mut rewritten;
-    let headers = match plan.action().filter(|action| action.is_auto_host_rewrite() && !host.hostname.is_empty()) {
+    let headers = match plan
+        .action()
+        .filter(|action| action.is_auto_host_rewrite() && !host.hostname.is_empty())
+    {
         Some(action) if attempts == 1 => {
             action.rewrite_host_to(&mut state.request, &host.hostname);
             &state.request
@@ -156,16 +197,26 @@ fn build(plan: &Plan, state: &mut StreamState, host: &Host, protocol: Version) -
     let mut request = request.ok_or(FailureKind::BadRequest)?;
     if attempts > 1 && plan.route.virtual_host().marks_timeout_retry {
         let value = HeaderValue::from_static(if plan.was_timeout { "true" } else { "false" });
-        request.headers_mut().insert(names::X_ENVOY_IS_TIMEOUT_RETRY.clone(), value);
+        request
+            .headers_mut()
+            .insert(names::X_ENVOY_IS_TIMEOUT_RETRY.clone(), value);
     }
-    if attempts > 1 && let Some(left) = left {
-        request.headers_mut().insert(names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS.clone(), left);
+    if attempts > 1
+        && let Some(left) = left
+    {
+        request
+            .headers_mut()
+            .insert(names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS.clone(), left);
     }
     Ok(request)
 }
 
 /// A request without its body; `None` when it cannot be written in `protocol`.
-pub(super) fn build_request(headers: &RequestHeaders, protocol: Version, attempt: Option<u32>) -> Option<Request<()>> {
+pub(super) fn build_request(
+    headers: &RequestHeaders,
+    protocol: Version,
+    attempt: Option<u32>,
+) -> Option<Request<()>> {
     let mut request = Request::new(());
     *request.method_mut() = headers.method.clone();
     *request.version_mut() = protocol;
@@ -184,7 +235,10 @@ pub(super) fn build_request(headers: &RequestHeaders, protocol: Version, attempt
             *request.method_mut() = Method::GET;
         }
         *request.uri_mut() = if *request.method() == Method::CONNECT {
-            Uri::builder().authority(headers.authority.as_bytes()).build().ok()?
+            Uri::builder()
+                .authority(headers.authority.as_bytes())
+                .build()
+                .ok()?
         } else {
             Uri::from(headers.path.clone())
         };
@@ -211,7 +265,11 @@ fn blame(plan: &mut Plan, cell: &Rc<StreamCell>, failure: &Failure) {
         return;
     };
     host.stats.rq_error.inc();
-    let outcome = if failure.is_timeout() { Outcome::Timeout } else { Outcome::LocalFailure };
+    let outcome = if failure.is_timeout() {
+        Outcome::Timeout
+    } else {
+        Outcome::LocalFailure
+    };
     let random = cell.with(|state| state.stream.worker().random());
     plan.cluster.report(&host, outcome, random);
 }

@@ -17,7 +17,11 @@ use super::failure::Failure;
 use super::plan::Plan;
 
 /// Connects, answers 200 and joins both sides.
-pub(super) async fn terminate(plan: &mut Plan, cell: &Rc<StreamCell>, downstream: OnUpgrade) -> Forwarded {
+pub(super) async fn terminate(
+    plan: &mut Plan,
+    cell: &Rc<StreamCell>,
+    downstream: OnUpgrade,
+) -> Forwarded {
     let host = match cell.with(|state| choose(plan, state)) {
         Ok(host) => host,
         Err(failure) => return Forwarded::Reply(plan.failure_reply(cell, failure)),
@@ -25,18 +29,29 @@ pub(super) async fn terminate(plan: &mut Plan, cell: &Rc<StreamCell>, downstream
     let worker = cell.with(|state| state.stream.worker().clone());
     match worker.pools.tcp(&plan.cluster, &host, plan.priority).await {
         Ok(connection) => {
-            plan.cluster.report(&host, Outcome::Connected, worker.random());
+            plan.cluster
+                .report(&host, Outcome::Connected, worker.random());
             plan.charge(StatusCode::OK);
             let idle = cell.with(|state| {
                 state.stream.info.set_details("via_upstream");
                 idle_timeout(&state.stream)
             });
-            upgrade::tunnel(cell.clone(), downstream, async { Ok(connection.stream) }, idle, None);
-            let head = ResponseHeaders { status: StatusCode::OK, map: HeaderMap::new() };
+            upgrade::tunnel(
+                cell.clone(),
+                downstream,
+                async { Ok(connection.stream) },
+                idle,
+                None,
+            );
+            let head = ResponseHeaders {
+                status: StatusCode::OK,
+                map: HeaderMap::new(),
+            };
             Forwarded::Response(head, ResponseBody::full(cell.clone(), Bytes::new()))
         }
         Err(error) => {
-            plan.cluster.report(&host, Outcome::LocalFailure, worker.random());
+            plan.cluster
+                .report(&host, Outcome::LocalFailure, worker.random());
             Forwarded::Reply(plan.failure_reply(cell, Failure::from(error)))
         }
     }

@@ -22,7 +22,9 @@ pub(super) enum FailureKind {
     NoHealthyHost,
     RemoteConnectionFailure,
     ConnectionTimeout,
-    ConnectionTermination { request_sent: bool },
+    ConnectionTermination {
+        request_sent: bool,
+    },
     RemoteReset,
     RemoteRefused,
     LocalReset,
@@ -41,7 +43,10 @@ impl From<NoHost> for Failure {
 
 impl From<FailureKind> for Failure {
     fn from(kind: FailureKind) -> Self {
-        Failure { kind, transport: None }
+        Failure {
+            kind,
+            transport: None,
+        }
     }
 }
 
@@ -51,14 +56,19 @@ impl From<PoolError> for Failure {
             PoolErrorKind::ConnectFailure => FailureKind::RemoteConnectionFailure,
             PoolErrorKind::ConnectTimeout => FailureKind::ConnectionTimeout,
             PoolErrorKind::Overflow => FailureKind::Overflow,
-            PoolErrorKind::ConnectionTermination => FailureKind::ConnectionTermination { request_sent: true },
+            PoolErrorKind::ConnectionTermination => {
+                FailureKind::ConnectionTermination { request_sent: true }
+            }
             PoolErrorKind::Reset => FailureKind::RemoteReset,
             PoolErrorKind::RefusedStream => FailureKind::RemoteRefused,
             PoolErrorKind::Protocol => FailureKind::Protocol,
             PoolErrorKind::LocalReset => FailureKind::LocalReset,
         };
-        let is_connect = matches!(error.kind, PoolErrorKind::ConnectFailure | PoolErrorKind::ConnectTimeout);
-        Failure { kind, transport: (is_connect && !error.text.is_empty()).then_some(error.text) }
+        let is_connect = error.kind == PoolErrorKind::ConnectFailure;
+        Failure {
+            kind,
+            transport: (is_connect && !error.text.is_empty()).then_some(error.text),
+        }
     }
 }
 
@@ -75,7 +85,10 @@ impl Failure {
     pub(super) fn is_of_host(&self) -> bool {
         !matches!(
             self.kind,
-            FailureKind::NoHealthyHost | FailureKind::Overflow | FailureKind::BadRequest | FailureKind::LocalReset
+            FailureKind::NoHealthyHost
+                | FailureKind::Overflow
+                | FailureKind::BadRequest
+                | FailureKind::LocalReset
         )
     }
 
@@ -84,24 +97,28 @@ impl Failure {
         self.kind == FailureKind::PerTryTimeout
     }
 
-    /// True when the other side broke a stream that was there.
+    /// True when the other side reset the stream.
     pub(super) fn is_remote_reset(&self) -> bool {
         matches!(
             self.kind,
-            FailureKind::RemoteReset | FailureKind::RemoteRefused | FailureKind::ConnectionTermination { .. }
+            FailureKind::RemoteReset | FailureKind::RemoteRefused
         )
     }
 
     /// As retries see it.
     pub(super) fn retry_outcome(&self) -> RetryOutcome<'static> {
         match self.kind {
-            FailureKind::NoHealthyHost | FailureKind::Overflow | FailureKind::BadRequest => RetryOutcome::Overflow,
-            FailureKind::RemoteConnectionFailure
-           
-            | FailureKind::ConnectionTimeout => RetryOutcome::ConnectFailure,
+            FailureKind::NoHealthyHost | FailureKind::Overflow | FailureKind::BadRequest => {
+                RetryOutcome::Overflow
+            }
+            FailureKind::RemoteConnectionFailure | FailureKind::ConnectionTimeout => {
+                RetryOutcome::ConnectFailure
+            }
             FailureKind::RemoteRefused => RetryOutcome::RefusedStream,
             FailureKind::PerTryTimeout => RetryOutcome::PerTryTimeout,
-            FailureKind::ConnectionTermination { request_sent } => RetryOutcome::Reset { request_sent },
+            FailureKind::ConnectionTermination { request_sent } => {
+                RetryOutcome::Reset { request_sent }
+            }
             FailureKind::RemoteReset | FailureKind::LocalReset | FailureKind::Protocol => {
                 RetryOutcome::Reset { request_sent: true }
             }
@@ -112,8 +129,12 @@ impl Failure {
     pub(super) fn reply(&self, is_retried: bool) -> LocalReply {
         let (reason, flag, status) = match self.kind {
             FailureKind::NoHealthyHost => {
-                return LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "no healthy upstream", "no_healthy_upstream")
-                    .flag(ResponseFlag::NoHealthyUpstream);
+                return LocalReply::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "no healthy upstream",
+                    "no_healthy_upstream",
+                )
+                .flag(ResponseFlag::NoHealthyUpstream);
             }
             FailureKind::PerTryTimeout => {
                 return LocalReply::new(
@@ -124,32 +145,61 @@ impl Failure {
                 .flag(ResponseFlag::UpstreamRequestTimeout);
             }
             FailureKind::BadRequest => {
-                return LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "", "missing_required_header");
+                return LocalReply::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "",
+                    "missing_required_header",
+                );
             }
-            FailureKind::RemoteConnectionFailure => {
-                ("remote connection failure", ResponseFlag::UpstreamConnectionFailure, StatusCode::SERVICE_UNAVAILABLE)
-            }
-            FailureKind::ConnectionTimeout => {
-                ("connection timeout", ResponseFlag::UpstreamConnectionFailure, StatusCode::SERVICE_UNAVAILABLE)
-            }
+            FailureKind::RemoteConnectionFailure => (
+                "remote connection failure",
+                ResponseFlag::UpstreamConnectionFailure,
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            FailureKind::ConnectionTimeout => (
+                "connection timeout",
+                ResponseFlag::UpstreamConnectionFailure,
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
             FailureKind::ConnectionTermination { .. } => (
                 "connection termination",
                 ResponseFlag::UpstreamConnectionTermination,
                 StatusCode::SERVICE_UNAVAILABLE,
             ),
-            FailureKind::RemoteReset => {
-                ("remote reset", ResponseFlag::UpstreamRemoteReset, StatusCode::SERVICE_UNAVAILABLE)
-            }
-            FailureKind::RemoteRefused => {
-                ("remote refused stream reset", ResponseFlag::UpstreamRemoteReset, StatusCode::SERVICE_UNAVAILABLE)
-            }
-            FailureKind::LocalReset => ("local reset", ResponseFlag::LocalReset, StatusCode::SERVICE_UNAVAILABLE),
-            FailureKind::Overflow => ("overflow", ResponseFlag::UpstreamOverflow, StatusCode::SERVICE_UNAVAILABLE),
-            FailureKind::Protocol => ("protocol error", ResponseFlag::UpstreamProtocolError, StatusCode::BAD_GATEWAY),
+            FailureKind::RemoteReset => (
+                "remote reset",
+                ResponseFlag::UpstreamRemoteReset,
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            FailureKind::RemoteRefused => (
+                "remote refused stream reset",
+                ResponseFlag::UpstreamRemoteReset,
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            FailureKind::LocalReset => (
+                "local reset",
+                ResponseFlag::LocalReset,
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            FailureKind::Overflow => (
+                "overflow",
+                ResponseFlag::UpstreamOverflow,
+                StatusCode::SERVICE_UNAVAILABLE,
+            ),
+            FailureKind::Protocol => (
+                "protocol error",
+                ResponseFlag::UpstreamProtocolError,
+                StatusCode::BAD_GATEWAY,
+            ),
         };
-        let retried = if is_retried { "retried and the latest " } else { "" };
-        let body =
-            format!("upstream connect error or disconnect/reset before headers. {retried}reset reason: {reason}");
+        let retried = if is_retried {
+            "retried and the latest "
+        } else {
+            ""
+        };
+        let body = format!(
+            "upstream connect error or disconnect/reset before headers. {retried}reset reason: {reason}"
+        );
         let mut details = format!("upstream_reset_before_response_started{{{reason}");
         if let Some(transport) = &self.transport {
             details.push('|');

@@ -33,7 +33,12 @@ pub(super) fn start(plan: &Plan, cell: &Rc<StreamCell>, source: &Rc<RequestSourc
             let cluster = worker.clusters.get(&name)?;
             let mut headers = state.request.clone();
             policy.rewrite_host(&mut headers);
-            Some(Copy { worker, cluster, headers, version: state.stream.info.protocol.unwrap_or(Version::HTTP_11) })
+            Some(Copy {
+                worker,
+                cluster,
+                headers,
+                version: state.stream.info.protocol.unwrap_or(Version::HTTP_11),
+            })
         });
         if let Some(copy) = copy {
             let body = Body::mirror(source);
@@ -55,15 +60,34 @@ struct Copy {
 
 impl Copy {
     async fn send(self, body: Body) -> Option<()> {
-        let context = LoadBalancerContext { random: self.worker.random(), ..LoadBalancerContext::default() };
+        let context = LoadBalancerContext {
+            random: self.worker.random(),
+            ..LoadBalancerContext::default()
+        };
         let host = self.cluster.choose_host(&context).ok()?;
         let _guard = self.cluster.breakers.request(Priority::Default)?;
-        let sni = self.cluster.config.http.auto_sni.then(|| strip_port(self.headers.host()));
-        let request = PoolRequest { priority: Priority::Default, downstream_protocol: self.version, sni };
-        let connection = self.worker.pools.http(&self.cluster, &host, &request).await.ok()?;
+        let sni = self
+            .cluster
+            .config
+            .http
+            .auto_sni
+            .then(|| strip_port(self.headers.host()));
+        let request = PoolRequest {
+            priority: Priority::Default,
+            downstream_protocol: self.version,
+            sni,
+        };
+        let connection = self
+            .worker
+            .pools
+            .http(&self.cluster, &host, &request)
+            .await
+            .ok()?;
         let request = build_request(&self.headers, connection.protocol, None)?;
         let response = connection.send(request.map(|()| body)).await.ok()?;
-        self.cluster.response_codes.record(response.status().as_u16());
+        self.cluster
+            .response_codes
+            .record(response.status().as_u16());
         self.cluster.stats.upstream_rq_completed.inc();
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {

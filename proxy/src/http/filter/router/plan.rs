@@ -9,7 +9,9 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use crate::http::headers::{RequestHeaders, names, number};
 use crate::http::local_reply::LocalReply;
 use crate::http::stream::{StreamCell, StreamState};
-use crate::router::{ForwardAction, HashPolicy, HashedCookie, RetryState, RouteKind, SelectedRoute, Timeouts};
+use crate::router::{
+    ForwardAction, HashPolicy, HashedCookie, RetryState, RouteKind, SelectedRoute, Timeouts,
+};
 use crate::stream_info::{ResponseFlag, StreamInfo};
 use crate::upstream::{Cluster, Host, Outcome, Priority, RetryGuard};
 
@@ -48,7 +50,9 @@ pub(super) struct Plan {
 impl Plan {
     /// Plans a request and finishes its headers.
     pub(super) fn new(state: &mut StreamState) -> Result<Self, Box<LocalReply>> {
-        let StreamState { stream, request, .. } = state;
+        let StreamState {
+            stream, request, ..
+        } = state;
         let connection = stream.connection.clone();
         let stats = &connection.manager.stats;
         let not_found = |status: StatusCode, details: &'static str| {
@@ -61,15 +65,21 @@ impl Plan {
         let RouteKind::Forward(action) = &route.route().kind else {
             return Err(not_found(StatusCode::NOT_FOUND, "route_not_found"));
         };
-        let cluster = route.cluster().and_then(|name| connection.worker.clusters.get(name));
+        let cluster = route
+            .cluster()
+            .and_then(|name| connection.worker.clusters.get(name));
         let Some(cluster) = cluster else {
             return Err(not_found(action.not_found, "cluster_not_found"));
         };
         let suppresses_headers = connection.manager.filters.router.suppresses_headers;
         request.map.remove(http::header::EXPECT);
-        let timeouts = action.timeouts.of_request(request, route.retry_policy(), !suppresses_headers);
+        let timeouts =
+            action
+                .timeouts
+                .of_request(request, route.retry_policy(), !suppresses_headers);
         let retry = RetryState::new(route.retry_policy(), request);
-        let (hash, cookie) = HashPolicy::hash(&action.hash, request, stream.info.remote_address.ip());
+        let (hash, cookie) =
+            HashPolicy::hash(&action.hash, request, stream.info.remote_address.ip());
         route.finalize_request(action, request, &stream.info, !suppresses_headers);
         if request.upgrade.is_none() {
             request.map.remove(http::header::UPGRADE);
@@ -83,7 +93,11 @@ impl Plan {
             retry_guard: None,
             hash,
             cookie,
-            priority: if is_high { Priority::High } else { Priority::Default },
+            priority: if is_high {
+                Priority::High
+            } else {
+                Priority::Default
+            },
             buffer_limit: route.buffer_limit().unwrap_or(BUFFER_LIMIT),
             suppresses_headers,
             is_internal: stream.info.is_internal,
@@ -107,8 +121,14 @@ impl Plan {
 
     /// A CONNECT that ends here and goes on as TCP.
     pub(super) fn terminates_connect(&self) -> bool {
-        let rules = self.action().map(|action| action.upgrades.as_slice()).unwrap_or_default();
-        self.is_connect && rules.iter().any(|rule| rule.kind.as_ref() == "CONNECT" && rule.terminates_connect)
+        let rules = self
+            .action()
+            .map(|action| action.upgrades.as_slice())
+            .unwrap_or_default();
+        self.is_connect
+            && rules
+                .iter()
+                .any(|rule| rule.kind.as_ref() == "CONNECT" && rule.terminates_connect)
     }
 
     /// What is left of the global timeout for another attempt, as the upstream is told.
@@ -116,7 +136,10 @@ impl Plan {
         if self.suppresses_headers || self.timeouts.per_try.is_some() {
             return None;
         }
-        let left = self.timeouts.global?.saturating_sub(info.request_end?.elapsed());
+        let left = self
+            .timeouts
+            .global?
+            .saturating_sub(info.request_end?.elapsed());
         Some(number(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)))
     }
 
@@ -149,10 +172,19 @@ impl Plan {
     }
 
     /// The reply after a failure that is not retried.
-    pub(super) fn failure_reply(&mut self, cell: &Rc<StreamCell>, failure: Failure) -> Box<LocalReply> {
+    pub(super) fn failure_reply(
+        &mut self,
+        cell: &Rc<StreamCell>,
+        failure: Failure,
+    ) -> Box<LocalReply> {
         self.abandon();
         let attempts = cell.with(|state| {
-            state.stream.info.upstream.transport_failure.clone_from(&failure.transport);
+            state
+                .stream
+                .info
+                .upstream
+                .transport_failure
+                .clone_from(&failure.transport);
             state.stream.info.upstream.attempts
         });
         let reply = failure.reply(attempts > 1);
@@ -175,13 +207,20 @@ pub(super) fn headers_for_http1(request: &RequestHeaders) -> HeaderMap {
         map.append(name.clone(), value.clone());
     }
     if map.get_all(http::header::COOKIE).iter().nth(1).is_some() {
-        let joined: Vec<&[u8]> = map.get_all(http::header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        let joined: Vec<&[u8]> = map
+            .get_all(http::header::COOKIE)
+            .iter()
+            .map(HeaderValue::as_bytes)
+            .collect();
         if let Ok(cookie) = HeaderValue::from_bytes(&joined.join(&b"; "[..])) {
             map.insert(http::header::COOKIE, cookie);
         }
     }
     if let Some(upgrade) = &request.upgrade {
-        map.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+        map.insert(
+            http::header::CONNECTION,
+            HeaderValue::from_static("upgrade"),
+        );
         map.insert(http::header::UPGRADE, upgrade.clone());
     }
     map
@@ -189,5 +228,8 @@ pub(super) fn headers_for_http1(request: &RequestHeaders) -> HeaderMap {
 
 /// The count of this attempt, for the upstream.
 pub(super) fn note_attempt(map: &mut HeaderMap, attempt: u32) {
-    map.insert(names::X_ENVOY_ATTEMPT_COUNT.clone(), HeaderValue::from(attempt));
+    map.insert(
+        names::X_ENVOY_ATTEMPT_COUNT.clone(),
+        HeaderValue::from(attempt),
+    );
 }

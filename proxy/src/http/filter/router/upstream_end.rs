@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::{HeaderMap, Version};
 use tokio::time::Instant;
 
 use crate::http::headers::{names, text_of};
@@ -15,6 +15,7 @@ pub(crate) struct UpstreamEnd {
     host: Arc<Host>,
     start: Instant,
     is_internal: bool,
+    protocol: Version,
     random: u64,
     /// The status that outlier detection is told about when the response is over: gRPC says it in its trailers.
     is_grpc_pending: bool,
@@ -33,6 +34,7 @@ impl UpstreamEnd {
         request: RequestGuard,
         retry: Option<RetryGuard>,
         is_internal: bool,
+        protocol: Version,
         random: u64,
     ) -> Self {
         UpstreamEnd {
@@ -40,6 +42,7 @@ impl UpstreamEnd {
             host,
             start: Instant::now(),
             is_internal,
+            protocol,
             random,
             is_grpc_pending: false,
             is_tunnel: false,
@@ -89,14 +92,17 @@ impl UpstreamEnd {
             ResponseFlag::UpstreamRequestTimeout => {
                 self.cluster.stats.upstream_rq_timeout.inc();
                 self.host.stats.rq_timeout.inc();
-                self.cluster.stats.upstream_rq_tx_reset.inc();
+                self.count_local_reset();
             }
             ResponseFlag::StreamIdleTimeout | ResponseFlag::DurationTimeout => {
-                self.cluster.stats.upstream_rq_tx_reset.inc();
+                self.count_local_reset()
             }
-            _ => {
-                self.cluster.stats.upstream_rq_rx_reset.inc();
-                self.cluster.report(&self.host, Outcome::LocalFailure, self.random);
+            flag => {
+                if flag == ResponseFlag::UpstreamRemoteReset {
+                    self.cluster.stats.upstream_rq_rx_reset.inc();
+                }
+                self.cluster
+                    .report(&self.host, Outcome::LocalFailure, self.random);
             }
         }
     }
@@ -105,6 +111,13 @@ impl UpstreamEnd {
     pub(crate) fn cancel(&mut self) {
         if !self.is_over {
             self.is_over = true;
+            self.count_local_reset();
+        }
+    }
+
+    /// Only HTTP/2 has streams to reset.
+    fn count_local_reset(&self) {
+        if self.protocol == Version::HTTP_2 {
             self.cluster.stats.upstream_rq_tx_reset.inc();
         }
     }
@@ -115,7 +128,8 @@ impl UpstreamEnd {
         } else {
             self.host.stats.rq_success.inc();
         }
-        self.cluster.report(&self.host, Outcome::Status(status), self.random);
+        self.cluster
+            .report(&self.host, Outcome::Status(status), self.random);
     }
 }
 
