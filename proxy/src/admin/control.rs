@@ -128,6 +128,11 @@ pub(super) fn quit(admin: &Admin, _: &Query) -> Answer {
     Answer::Text("OK\n".into())
 }
 
+pub(super) fn reopen_logs(admin: &Admin, _: &Query) -> Answer {
+    admin.store.server.sinks.reopen();
+    Answer::Text("OK\n".into())
+}
+
 pub(super) fn reset_counters(admin: &Admin, _: &Query) -> Answer {
     admin.store.server.store.reset_counters();
     Answer::Text("OK\n".into())

@@ -120,6 +120,12 @@ const PATHS: &[(&str, bool, &str, Handler)] = &[
         control::ready,
     ),
     (
+        "/reopen_logs",
+        true,
+        "reopen access logs",
+        control::reopen_logs,
+    ),
+    (
         "/reset_counters",
         true,
         "reset all counters to zero",

@@ -292,3 +292,66 @@ pub(crate) async fn run_outlier_sweep(clusters: Arc<ClusterManager>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        stats::Store,
+        transport::SecretSlots,
+        upstream::{ClusterConfig, LoadBalancerContext},
+    };
+
+    fn cluster(outlier: &str) -> Arc<Cluster> {
+        let host = |port| {
+            format!(
+                "{{endpoint: {{address: {{socket_address: {{address: 10.0.0.1, port_value: {port}}}}}}}}}"
+            )
+        };
+        let text = format!(
+            "{{name: a, outlier_detection: {outlier}, load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{}, {}]}}]}}}}",
+            host(1),
+            host(2)
+        );
+        let config = ClusterConfig::new(
+            proto::yaml::from_str(&text).unwrap(),
+            &SecretSlots::default(),
+        )
+        .unwrap();
+        Cluster::new(config, &Arc::new(Store::default()).root()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_keeps_failing_is_out_for_a_while() {
+        let cluster =
+            cluster("{consecutive_5xx: 3, base_ejection_time: 30s, max_ejection_percent: 50}");
+        let bad = cluster.hosts().hosts().next().unwrap().clone();
+        for status in [500, 500, 200, 500, 500] {
+            cluster.report(&bad, Outcome::Status(status), 0);
+        }
+        assert!(bad.is_healthy());
+        cluster.report(&bad, Outcome::LocalFailure, 0);
+        assert!(!bad.is_healthy());
+        for random in 0..20 {
+            let context = LoadBalancerContext {
+                random,
+                ..LoadBalancerContext::default()
+            };
+            assert_ne!(cluster.choose_host(&context).unwrap().id, bad.id);
+        }
+        // Half of the hosts is the most that may be out.
+        let other = cluster.hosts().hosts().nth(1).unwrap().clone();
+        for _ in 0..3 {
+            cluster.report(&other, Outcome::Status(503), 0);
+        }
+        assert!(other.is_healthy());
+        let outlier = cluster.outlier().unwrap();
+        assert_eq!(outlier.stats.ejections_overflow.value(), 1);
+        tokio::time::advance(Duration::from_secs(29)).await;
+        assert!(!outlier.sweep(&cluster));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert!(outlier.sweep(&cluster));
+        assert!(bad.is_healthy());
+        assert_eq!(outlier.stats.ejections_active.value(), 0);
+    }
+}
