@@ -1,6 +1,7 @@
 //! Envoy's command operators (`%REQ(:PATH)%`, `%RESPONSE_CODE%`, …): parsed once, written without intermediate strings.
 //! Access logs, header mutations, local replies and direct responses use them.
 
+mod json_value;
 mod operator;
 mod parse;
 mod time_format;
@@ -16,7 +17,8 @@ use crate::stream_info::StreamInfo;
 
 use operator::Operator;
 
-pub(crate) use operator::{query_value, write_json_text};
+pub(crate) use json_value::write_json_text;
+pub(crate) use operator::query_value;
 
 pub(crate) use time_format::TimeFormat;
 

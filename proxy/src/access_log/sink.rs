@@ -141,7 +141,7 @@ impl Shared {
                 match open(&self.path) {
                     Ok(opened) => file = opened,
                     Err(error) => {
-                        tracing::warn!(path = %self.path, %error, "cannot reopen access log")
+                        tracing::warn!(path = %self.path, %error, "cannot reopen access log");
                     }
                 }
             }

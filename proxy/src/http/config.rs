@@ -180,10 +180,7 @@ impl ConnectionManager {
             "envoy.http_conn_manager_prefix",
             &config.stat_prefix,
         );
-        let common = config
-            .common_http_protocol_options
-            .clone()
-            .unwrap_or_default();
+        let common = config.common_http_protocol_options.unwrap_or_default();
         let http1 = config.http_protocol_options.clone().unwrap_or_default();
         let access_logs = AccessLogs::try_new(&config.access_log, &context.server.sinks)?;
         Ok(ConnectionManager {
@@ -204,26 +201,9 @@ impl ConnectionManager {
             server_header: config.server_header_transformation(),
             via: optional_value("via", &config.via)?,
             timeouts: ConnectionTimeouts::try_new(config, &common)?,
-            limits: Limits {
-                headers_bytes: config.max_request_headers_kb.unwrap_or(MAX_HEADERS_KB) as usize
-                    * 1024,
-                headers_count: common.max_headers_count.unwrap_or(MAX_HEADERS_COUNT) as usize,
-                requests: common
-                    .max_requests_per_connection
-                    .filter(|requests| *requests > 0),
-            },
+            limits: Limits::new(config, &common),
             client: ClientDetection::try_new(config)?,
-            paths: PathRules {
-                normalizes: config.normalize_path.unwrap_or(false),
-                merges_slashes: config.merge_slashes,
-                escaped_slashes: config.path_with_escaped_slashes_action(),
-                strips_matching_port: config.strip_matching_host_port,
-                strips_any_port: matches!(
-                    config.strip_port_mode,
-                    Some(hcm::StripPortMode::StripAnyHostPort(true))
-                ),
-                strips_trailing_dot: config.strip_trailing_host_dot,
-            },
+            paths: PathRules::from(config),
             request_id: RequestIdRules {
                 generates: config.generate_request_id.unwrap_or(true),
                 preserves_external: config.preserve_external_request_id,
@@ -268,6 +248,34 @@ impl ConnectionManager {
         match &self.routes {
             Routes::Inline(table) => Some(table.clone()),
             Routes::Slot(slot) => slot.load(),
+        }
+    }
+}
+
+impl From<&wire::HttpConnectionManager> for PathRules {
+    fn from(config: &wire::HttpConnectionManager) -> Self {
+        PathRules {
+            normalizes: config.normalize_path.unwrap_or(false),
+            merges_slashes: config.merge_slashes,
+            escaped_slashes: config.path_with_escaped_slashes_action(),
+            strips_matching_port: config.strip_matching_host_port,
+            strips_any_port: matches!(
+                config.strip_port_mode,
+                Some(hcm::StripPortMode::StripAnyHostPort(true))
+            ),
+            strips_trailing_dot: config.strip_trailing_host_dot,
+        }
+    }
+}
+
+impl Limits {
+    fn new(config: &wire::HttpConnectionManager, common: &core::HttpProtocolOptions) -> Self {
+        Limits {
+            headers_bytes: config.max_request_headers_kb.unwrap_or(MAX_HEADERS_KB) as usize * 1024,
+            headers_count: common.max_headers_count.unwrap_or(MAX_HEADERS_COUNT) as usize,
+            requests: common
+                .max_requests_per_connection
+                .filter(|requests| *requests > 0),
         }
     }
 }

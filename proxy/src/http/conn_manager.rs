@@ -15,7 +15,7 @@ use proto::envoy::extensions::filters::network::http_connection_manager::v3::htt
 use crate::router::virtual_host::strip_port;
 use crate::stream_info::{ResponseFlag, StreamInfo};
 
-use super::config::ConnectionManager;
+use super::config::{ClientDetection, ConnectionManager};
 use super::headers::{RequestHeaders, ResponseHeaders, Scheme, names};
 use super::local_reply::LocalReply;
 
@@ -145,39 +145,7 @@ pub(crate) fn mutate_request(
     let is_tls = info.connection.tls.is_some();
     let peer = info.connection.remote_address;
     let client = &manager.client;
-    let (found, is_single) = if client.uses_remote_address {
-        let is_single = !headers.map.contains_key(&names::X_FORWARDED_FOR);
-        let trusted = (client.trusted_hops > 0)
-            .then(|| last_forwarded(&headers.map, client.trusted_hops - 1))
-            .flatten()
-            .map(|(address, _)| SocketAddr::new(address, 0));
-        if !client.skips_append {
-            // A client on this machine is named by the machine's address.
-            let ip = if peer.ip().is_loopback() {
-                client.local_address.unwrap_or(peer.ip())
-            } else {
-                peer.ip()
-            };
-            append_forwarded_for(&mut headers.map, ip);
-        }
-        if client.trusted_hops == 0 || !headers.map.contains_key(&names::X_FORWARDED_PROTO) {
-            set_forwarded_proto(&mut headers.map, is_tls);
-        }
-        if client.appends_port
-            && (client.trusted_hops == 0 || !headers.map.contains_key(&names::X_FORWARDED_PORT))
-        {
-            let port = info.connection.local_address.port();
-            headers
-                .map
-                .insert(names::X_FORWARDED_PORT.clone(), HeaderValue::from(port));
-        }
-        (Some(trusted.unwrap_or(peer)), is_single)
-    } else {
-        match last_forwarded(&headers.map, client.trusted_hops) {
-            Some((address, is_single)) => (Some(SocketAddr::new(address, 0)), is_single),
-            None => (None, false),
-        }
-    };
+    let (found, is_single) = find_client(client, headers, info);
     if !headers.map.contains_key(&names::X_FORWARDED_PROTO) {
         set_forwarded_proto(&mut headers.map, is_tls);
     }
@@ -224,6 +192,49 @@ pub(crate) fn mutate_request(
     client_cert::set(&manager.client_cert, headers, &info.connection);
     if let Some(via) = &manager.via {
         headers.map.append(header::VIA, via.clone());
+    }
+}
+
+/// The client's address and whether nobody else was named as one; says who we saw to those behind us.
+fn find_client(
+    client: &ClientDetection,
+    headers: &mut RequestHeaders,
+    info: &StreamInfo,
+) -> (Option<SocketAddr>, bool) {
+    let is_tls = info.connection.tls.is_some();
+    let peer = info.connection.remote_address;
+    if client.uses_remote_address {
+        let is_single = !headers.map.contains_key(&names::X_FORWARDED_FOR);
+        let trusted = (client.trusted_hops > 0)
+            .then(|| last_forwarded(&headers.map, client.trusted_hops - 1))
+            .flatten()
+            .map(|(address, _)| SocketAddr::new(address, 0));
+        if !client.skips_append {
+            // A client on this machine is named by the machine's address.
+            let ip = if peer.ip().is_loopback() {
+                client.local_address.unwrap_or(peer.ip())
+            } else {
+                peer.ip()
+            };
+            append_forwarded_for(&mut headers.map, ip);
+        }
+        if client.trusted_hops == 0 || !headers.map.contains_key(&names::X_FORWARDED_PROTO) {
+            set_forwarded_proto(&mut headers.map, is_tls);
+        }
+        if client.appends_port
+            && (client.trusted_hops == 0 || !headers.map.contains_key(&names::X_FORWARDED_PORT))
+        {
+            let port = info.connection.local_address.port();
+            headers
+                .map
+                .insert(names::X_FORWARDED_PORT.clone(), HeaderValue::from(port));
+        }
+        (Some(trusted.unwrap_or(peer)), is_single)
+    } else {
+        match last_forwarded(&headers.map, client.trusted_hops) {
+            Some((address, is_single)) => (Some(SocketAddr::new(address, 0)), is_single),
+            None => (None, false),
+        }
     }
 }
 

@@ -100,8 +100,11 @@ pub(crate) enum Resume {
     /// Answer with this.
     LocalReply(Box<LocalReply>),
     /// Do something with the request, then what it says.
-    Then(Box<dyn FnOnce(&mut RequestHeaders, &mut Stream) -> FilterStatus>),
+    Then(Continuation),
 }
+
+/// What a filter does after it has waited.
+pub(crate) type Continuation = Box<dyn FnOnce(&mut RequestHeaders, &mut Stream) -> FilterStatus>;
 
 /// A configured filter: makes the value of each stream.
 pub(crate) trait FilterFactory: Send + Sync {
@@ -124,10 +127,17 @@ pub(crate) struct FilterKind {
     /// Its canonical name; the configuration of a route under this name is its own too.
     pub(crate) name: &'static str,
     /// Makes it from its configuration.
-    pub(crate) build: fn(&Any, &FilterContext<'_>) -> Result<Arc<dyn FilterFactory>, Invalid>,
+    pub(crate) build: BuildFilter,
     /// Messages of a route's configuration, with how each is checked.
-    pub(crate) routes: &'static [(&'static str, fn(&Any) -> Result<RouteValue, Invalid>)],
+    pub(crate) routes: &'static [(&'static str, CheckRoute)],
 }
+
+/// Makes a filter from its configuration.
+pub(crate) type BuildFilter =
+    fn(&Any, &FilterContext<'_>) -> Result<Arc<dyn FilterFactory>, Invalid>;
+
+/// Checks a route's configuration of a filter.
+pub(crate) type CheckRoute = fn(&Any) -> Result<RouteValue, Invalid>;
 
 /// A route's configuration of a filter.
 pub(crate) type RouteValue = Arc<dyn StdAny + Send + Sync>;

@@ -1,5 +1,10 @@
 //! A connection manager on a real socket for tests: static clusters, upstreams that follow a script, raw clients.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "json! literals and tables read best in place"
+)]
+
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;

@@ -143,6 +143,10 @@ pub(crate) fn value_at<'a>(fields: &'a Struct, path: &[Box<str>]) -> Option<&'a 
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "json! literals read best in place"
+)]
 mod tests {
     use super::*;
 

@@ -1,5 +1,11 @@
 //! What RBAC rules mean, by table.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    clippy::too_many_lines,
+    reason = "json! literals and tables read best in place"
+)]
+
 use proto::envoy::config::rbac::v3 as wire;
 use serde_json::{Value, json};
 

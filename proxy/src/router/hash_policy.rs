@@ -32,7 +32,7 @@ enum Source {
         path: Box<str>,
         attributes: Box<str>,
     },
-    SourceIp,
+    Ip,
     Query(Box<str>),
 }
 
@@ -75,9 +75,7 @@ impl TryFrom<&wire::route_action::HashPolicy> for HashPolicy {
                     attributes: attributes.into(),
                 }
             }
-            PolicySpecifier::ConnectionProperties(properties) if properties.source_ip => {
-                Source::SourceIp
-            }
+            PolicySpecifier::ConnectionProperties(properties) if properties.source_ip => Source::Ip,
             PolicySpecifier::ConnectionProperties(_) => {
                 return Err(Invalid::new("source_ip must be true"));
             }
@@ -131,7 +129,7 @@ impl HashPolicy {
                     None => xxh64(&value, 0),
                 })
             }
-            Source::SourceIp => Some(xxh64(source.to_string().as_bytes(), 0)),
+            Source::Ip => Some(xxh64(source.to_string().as_bytes(), 0)),
             Source::Query(name) => {
                 query_value(headers.path.query(), name).map(|value| xxh64(&value, 0))
             }

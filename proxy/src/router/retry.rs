@@ -224,8 +224,8 @@ impl RetryState {
         let retries = map
             .remove(&names::X_ENVOY_MAX_RETRIES)
             .and_then(|value| value.to_str().ok()?.parse().ok());
-        let status_codes = list(map.remove(&names::X_ENVOY_RETRIABLE_STATUS_CODES));
-        let header_names = list(map.remove(&names::X_ENVOY_RETRIABLE_HEADER_NAMES));
+        let status_codes = list(map.remove(&names::X_ENVOY_RETRIABLE_STATUS_CODES).as_ref());
+        let header_names = list(map.remove(&names::X_ENVOY_RETRIABLE_HEADER_NAMES).as_ref());
         map.remove(&names::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT);
 
         let applies = |policy: &&RetryPolicy| {
@@ -367,9 +367,8 @@ impl RetryState {
     }
 }
 
-fn list<T: std::str::FromStr>(value: Option<HeaderValue>) -> Vec<T> {
+fn list<T: std::str::FromStr>(value: Option<&HeaderValue>) -> Vec<T> {
     value
-        .as_ref()
         .and_then(|value| value.to_str().ok())
         .map(|text| {
             text.split(',')

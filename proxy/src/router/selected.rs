@@ -126,15 +126,13 @@ impl SelectedRoute {
             Some(&self.table.mutations),
         ];
         let is_reversed = self.table.most_specific_wins;
-        (0..levels.len())
-            .map(move |index| {
-                levels[if is_reversed {
-                    levels.len() - 1 - index
-                } else {
-                    index
-                }]
-            })
-            .flatten()
+        (0..levels.len()).filter_map(move |index| {
+            levels[if is_reversed {
+                levels.len() - 1 - index
+            } else {
+                index
+            }]
+        })
     }
 
     /// Changes the request as its route says: headers, then host, then path.

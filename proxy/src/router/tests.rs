@@ -1,5 +1,11 @@
 //! Tables of routes and requests: matching, choosing, rewriting, redirecting, retrying.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    clippy::too_many_lines,
+    reason = "json! literals and tables read best in place"
+)]
+
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;

@@ -4,13 +4,13 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use prost_types::{Struct, Value, value};
 use tokio::time::Instant;
 
 use crate::http::headers::names;
 use crate::listener::TlsInfo;
 use crate::matcher::{FieldName, HeaderSource};
 
+use super::json_value::write_metadata;
 use super::{FormatContext, Kind, TimeFormat};
 
 /// One operator, its arguments parsed.
@@ -166,39 +166,19 @@ impl Operator {
             Operator::BytesSent => number(info.bytes_sent, out),
             Operator::AttemptCount => number(u64::from(info.upstream.attempts), out),
             Operator::Protocol => put(info.protocol.map(protocol), out),
-            Operator::UpstreamProtocol => put(info.upstream.protocol.map(protocol), out),
             Operator::Duration
             | Operator::RequestDuration
             | Operator::RequestTxDuration
             | Operator::ResponseDuration
             | Operator::ResponseTxDuration => self.write_duration(context, out),
-            Operator::UpstreamCluster => put(info.upstream.cluster.as_deref(), out),
-            Operator::UpstreamHostName => put(
-                info.upstream
-                    .host_name
-                    .as_deref()
-                    .or(info.upstream.host.as_deref()),
-                out,
-            ),
-            Operator::UpstreamTransportFailure => {
-                // Spaces would break the log's fields.
-                let reason = info.upstream.transport_failure.as_deref();
-                reason.is_some_and(|reason| put(Some(&reason.replace(' ', "_")), out))
-            }
+            Operator::UpstreamCluster
+            | Operator::UpstreamHostName
+            | Operator::UpstreamTransportFailure
+            | Operator::UpstreamProtocol
+            | Operator::RouteName
+            | Operator::VirtualHostName
+            | Operator::RouteMetadata(..) => self.write_upstream(context, out),
             Operator::RequestedServerName => put(info.connection.server_name.as_deref(), out),
-            Operator::RouteName => put(
-                info.route
-                    .as_ref()
-                    .map(|route| route.route().name.as_ref())
-                    .filter(|name| !name.is_empty()),
-                out,
-            ),
-            Operator::VirtualHostName => put(
-                info.route
-                    .as_ref()
-                    .map(|route| route.virtual_host().name.as_ref()),
-                out,
-            ),
             Operator::ConnectionId => number(info.connection.id, out),
             Operator::LocalReplyBody => put(Some(context.local_reply_body), out),
             Operator::Address(_) | Operator::AddressWithoutPort(_) | Operator::Port(_) => {
@@ -206,17 +186,6 @@ impl Operator {
             }
             Operator::DynamicMetadata(filter, path) => {
                 write_metadata(info.metadata.get(filter), path, out)
-            }
-            Operator::RouteMetadata(filter, path) => {
-                let metadata = info
-                    .route
-                    .as_ref()
-                    .and_then(|route| route.route().metadata.as_ref());
-                write_metadata(
-                    metadata.and_then(|all| all.filter_metadata.get(filter.as_ref())),
-                    path,
-                    out,
-                )
             }
             Operator::GrpcStatus(_) | Operator::GrpcStatusSnake => {
                 self.write_grpc_status(context, out)
@@ -232,6 +201,51 @@ impl Operator {
                 .tls
                 .as_ref()
                 .is_some_and(|tls| self.write_tls(tls, out)),
+        }
+    }
+
+    fn write_upstream(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
+        let info = context.info;
+        match self {
+            Operator::UpstreamProtocol => put(info.upstream.protocol.map(protocol), out),
+            Operator::UpstreamCluster => put(info.upstream.cluster.as_deref(), out),
+            Operator::UpstreamHostName => put(
+                info.upstream
+                    .host_name
+                    .as_deref()
+                    .or(info.upstream.host.as_deref()),
+                out,
+            ),
+            Operator::UpstreamTransportFailure => {
+                // Spaces would break the log's fields.
+                let reason = info.upstream.transport_failure.as_deref();
+                reason.is_some_and(|reason| put(Some(&reason.replace(' ', "_")), out))
+            }
+            Operator::RouteName => put(
+                info.route
+                    .as_ref()
+                    .map(|route| route.route().name.as_ref())
+                    .filter(|name| !name.is_empty()),
+                out,
+            ),
+            Operator::VirtualHostName => put(
+                info.route
+                    .as_ref()
+                    .map(|route| route.virtual_host().name.as_ref()),
+                out,
+            ),
+            Operator::RouteMetadata(filter, path) => {
+                let metadata = info
+                    .route
+                    .as_ref()
+                    .and_then(|route| route.route().metadata.as_ref());
+                write_metadata(
+                    metadata.and_then(|all| all.filter_metadata.get(filter.as_ref())),
+                    path,
+                    out,
+                )
+            }
+            _ => false,
         }
     }
 
@@ -404,79 +418,6 @@ fn either<'a>(
 ) -> Option<std::borrow::Cow<'a, [u8]>> {
     // Only the first of several values is written; it is what `field` gives for the usual single one.
     source.field(name).or_else(|| source.field(other?))
-}
-
-fn write_metadata(fields: Option<&Struct>, path: &[Box<str>], out: &mut String) -> bool {
-    let Some(fields) = fields else {
-        return false;
-    };
-    if path.is_empty() {
-        write_struct(fields, out);
-        return true;
-    }
-    match crate::matcher::value_at(fields, path) {
-        Some(value) => {
-            write_value(value, out);
-            true
-        }
-        None => false,
-    }
-}
-
-fn write_struct(fields: &Struct, out: &mut String) {
-    out.push('{');
-    for (index, (key, value)) in fields.fields.iter().enumerate() {
-        if index > 0 {
-            out.push(',');
-        }
-        write_json_text(key, out);
-        out.push(':');
-        write_value(value, out);
-    }
-    out.push('}');
-}
-
-fn write_value(value: &Value, out: &mut String) {
-    match &value.kind {
-        None | Some(value::Kind::NullValue(_)) => out.push_str("null"),
-        Some(value::Kind::BoolValue(flag)) => out.push_str(if *flag { "true" } else { "false" }),
-        Some(value::Kind::NumberValue(number)) => {
-            let _ = write!(out, "{number}");
-        }
-        Some(value::Kind::StringValue(text)) => write_json_text(text, out),
-        Some(value::Kind::StructValue(fields)) => write_struct(fields, out),
-        Some(value::Kind::ListValue(list)) => {
-            out.push('[');
-            for (index, item) in list.values.iter().enumerate() {
-                if index > 0 {
-                    out.push(',');
-                }
-                write_value(item, out);
-            }
-            out.push(']');
-        }
-    }
-}
-
-/// Appends `text` as a JSON string.
-pub(crate) fn write_json_text(text: &str, out: &mut String) {
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            c if c.is_control() && (c as u32) < 0x20 => {
-                let _ = write!(out, "\\u{:04x}", c as u32);
-            }
-            c => out.push(c),
-        }
-    }
-    out.push('"');
 }
 
 fn put(text: Option<&str>, out: &mut String) -> bool {

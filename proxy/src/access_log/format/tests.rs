@@ -1,5 +1,10 @@
 //! Operators by table, and a parser that never panics.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "json! literals and tables read best in place"
+)]
+
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 

@@ -106,7 +106,7 @@ fn note(connection: &DownstreamConnection, result: hyper::Result<()>) {
     if let Err(error) = result {
         let is_protocol = std::error::Error::source(&error)
             .and_then(|source| source.downcast_ref::<::h2::Error>())
-            .is_some_and(|error| error.is_library());
+            .is_some_and(::h2::Error::is_library);
         if is_protocol {
             connection.manager.stats.downstream_cx_protocol_error.inc();
         }

@@ -116,7 +116,7 @@ fn escape(segment: &str) -> Option<String> {
             match decoded {
                 Some(0) => return None,
                 Some(plain) if plain.is_ascii_alphanumeric() || b"-_.~".contains(&plain) => {
-                    out.push(plain)
+                    out.push(plain);
                 }
                 Some(_) => out.extend_from_slice(&bytes[index..index + 3]),
                 None => {

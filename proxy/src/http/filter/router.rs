@@ -52,7 +52,7 @@ pub(crate) enum Forwarded {
     /// A reply of our own.
     Reply(Box<LocalReply>),
     /// The upstream's response.
-    Response(ResponseHeaders, ResponseBody),
+    Response(Box<(ResponseHeaders, ResponseBody)>),
 }
 
 /// A limit that ends the whole exchange.
@@ -91,7 +91,7 @@ pub(crate) async fn forward(
     source: &Rc<RequestSource>,
     mut downstream_upgrade: Option<OnUpgrade>,
 ) -> Forwarded {
-    let mut plan = match cell.with(|state| Plan::new(state)) {
+    let mut plan = match cell.with(Plan::new) {
         Ok(plan) => plan,
         Err(reply) => return Forwarded::Reply(reply),
     };
@@ -118,7 +118,7 @@ pub(crate) async fn forward(
             },
             Err(failure) => match after_failure(&mut plan, cell, source, &failure) {
                 Some(wait) => wait,
-                None => return Forwarded::Reply(plan.failure_reply(cell, failure)),
+                None => return Forwarded::Reply(plan.failure_reply(cell, &failure)),
             },
         };
         tokio::select! {
@@ -279,12 +279,15 @@ fn finish(
             Some(end),
         );
         drop(body);
-        return Forwarded::Response(head, ResponseBody::full(cell.clone(), bytes::Bytes::new()));
+        return Forwarded::Response(Box::new((
+            head,
+            ResponseBody::full(cell.clone(), bytes::Bytes::new()),
+        )));
     }
-    Forwarded::Response(
+    Forwarded::Response(Box::new((
         head,
         ResponseBody::upstream(cell.clone(), body, deadlines, end),
-    )
+    )))
 }
 
 impl Plan {
@@ -306,7 +309,7 @@ impl Plan {
                         .stream
                         .info
                         .flags
-                        .set(ResponseFlag::UpstreamRetryLimitExceeded)
+                        .set(ResponseFlag::UpstreamRetryLimitExceeded);
                 });
                 return None;
             }

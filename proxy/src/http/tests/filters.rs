@@ -62,7 +62,7 @@ fn a_route_can_switch_a_filter_off_or_configure_it() {
         let off = json!({"typed_per_filter_config": {"envoy.filters.http.rbac": {
             "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": true}}});
         assert!(
-            proxy(&[rbac.clone()], off, &upstream)
+            proxy(std::slice::from_ref(&rbac), off, &upstream)
                 .await
                 .get("/", "")
                 .await
@@ -71,7 +71,7 @@ fn a_route_can_switch_a_filter_off_or_configure_it() {
         let open = json!({"typed_per_filter_config": {"envoy.filters.http.rbac": {
             "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute"}}});
         assert!(
-            proxy(&[rbac.clone()], open, &upstream)
+            proxy(std::slice::from_ref(&rbac), open, &upstream)
                 .await
                 .get("/", "")
                 .await

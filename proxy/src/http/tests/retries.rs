@@ -1,5 +1,10 @@
 //! Retries and mirrors.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "json! literals and tables read best in place"
+)]
+
 use serde_json::{Value, json};
 
 use crate::http::testing::{Proxy, Upstream, on_worker};

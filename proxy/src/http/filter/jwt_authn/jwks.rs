@@ -160,7 +160,7 @@ fn rsa_public_key(modulus: &[u8], exponent: &[u8]) -> Vec<u8> {
 
 /// JWT's `r || s` as `SEQUENCE { r INTEGER, s INTEGER }`.
 fn ecdsa_to_der(raw: &[u8]) -> Option<Vec<u8>> {
-    if raw.is_empty() || raw.len() % 2 != 0 {
+    if raw.is_empty() || !raw.len().is_multiple_of(2) {
         return None;
     }
     let (r, s) = raw.split_at(raw.len() / 2);

@@ -396,7 +396,7 @@ impl Remote {
         let authority = self
             .uri
             .authority()
-            .map(|authority| authority.as_str())
+            .map(http::uri::Authority::as_str)
             .unwrap_or_default();
         let request = PoolRequest {
             priority: Priority::Default,

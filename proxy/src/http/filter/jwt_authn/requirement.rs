@@ -119,7 +119,7 @@ impl Requirement {
                         Ok(()) => return Ok(()),
                         // A token that is wrong says more than one that is not there, or is another's.
                         Err(failure) => {
-                            worst = Some(worst.map_or(failure, |worst| worst.max(failure)))
+                            worst = Some(worst.map_or(failure, |worst| worst.max(failure)));
                         }
                     }
                 }

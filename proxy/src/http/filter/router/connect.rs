@@ -24,7 +24,7 @@ pub(super) async fn terminate(
 ) -> Forwarded {
     let host = match cell.with(|state| choose(plan, state)) {
         Ok(host) => host,
-        Err(failure) => return Forwarded::Reply(plan.failure_reply(cell, failure)),
+        Err(failure) => return Forwarded::Reply(plan.failure_reply(cell, &failure)),
     };
     let worker = cell.with(|state| state.stream.worker().clone());
     match worker.pools.tcp(&plan.cluster, &host, plan.priority).await {
@@ -47,12 +47,15 @@ pub(super) async fn terminate(
                 status: StatusCode::OK,
                 map: HeaderMap::new(),
             };
-            Forwarded::Response(head, ResponseBody::full(cell.clone(), Bytes::new()))
+            Forwarded::Response(Box::new((
+                head,
+                ResponseBody::full(cell.clone(), Bytes::new()),
+            )))
         }
         Err(error) => {
             plan.cluster
                 .report(&host, Outcome::LocalFailure, worker.random());
-            Forwarded::Reply(plan.failure_reply(cell, Failure::from(error)))
+            Forwarded::Reply(plan.failure_reply(cell, &Failure::from(error)))
         }
     }
 }

@@ -127,70 +127,43 @@ impl Failure {
 
     /// The reply, in Envoy's words.
     pub(super) fn reply(&self, is_retried: bool) -> LocalReply {
-        let (reason, flag, status) = match self.kind {
+        let (reason, flag) = match self.kind {
             FailureKind::NoHealthyHost => {
-                return LocalReply::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "no healthy upstream",
-                    "no_healthy_upstream",
-                )
-                .flag(ResponseFlag::NoHealthyUpstream);
+                let details = "no_healthy_upstream";
+                return unavailable("no healthy upstream", details)
+                    .flag(ResponseFlag::NoHealthyUpstream);
             }
             FailureKind::PerTryTimeout => {
-                return LocalReply::new(
-                    StatusCode::GATEWAY_TIMEOUT,
-                    "upstream request timeout",
-                    "upstream_per_try_timeout",
-                )
-                .flag(ResponseFlag::UpstreamRequestTimeout);
+                let (text, details) = ("upstream request timeout", "upstream_per_try_timeout");
+                return LocalReply::new(StatusCode::GATEWAY_TIMEOUT, text, details)
+                    .flag(ResponseFlag::UpstreamRequestTimeout);
             }
-            FailureKind::BadRequest => {
-                return LocalReply::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "",
-                    "missing_required_header",
-                );
-            }
+            FailureKind::BadRequest => return unavailable("", "missing_required_header"),
             FailureKind::RemoteConnectionFailure => (
                 "remote connection failure",
                 ResponseFlag::UpstreamConnectionFailure,
-                StatusCode::SERVICE_UNAVAILABLE,
             ),
             FailureKind::ConnectionTimeout => (
                 "connection timeout",
                 ResponseFlag::UpstreamConnectionFailure,
-                StatusCode::SERVICE_UNAVAILABLE,
             ),
             FailureKind::ConnectionTermination { .. } => (
                 "connection termination",
                 ResponseFlag::UpstreamConnectionTermination,
-                StatusCode::SERVICE_UNAVAILABLE,
             ),
-            FailureKind::RemoteReset => (
-                "remote reset",
-                ResponseFlag::UpstreamRemoteReset,
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
+            FailureKind::RemoteReset => ("remote reset", ResponseFlag::UpstreamRemoteReset),
             FailureKind::RemoteRefused => (
                 "remote refused stream reset",
                 ResponseFlag::UpstreamRemoteReset,
-                StatusCode::SERVICE_UNAVAILABLE,
             ),
-            FailureKind::LocalReset => (
-                "local reset",
-                ResponseFlag::LocalReset,
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
-            FailureKind::Overflow => (
-                "overflow",
-                ResponseFlag::UpstreamOverflow,
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
-            FailureKind::Protocol => (
-                "protocol error",
-                ResponseFlag::UpstreamProtocolError,
-                StatusCode::BAD_GATEWAY,
-            ),
+            FailureKind::LocalReset => ("local reset", ResponseFlag::LocalReset),
+            FailureKind::Overflow => ("overflow", ResponseFlag::UpstreamOverflow),
+            FailureKind::Protocol => ("protocol error", ResponseFlag::UpstreamProtocolError),
+        };
+        let status = if self.kind == FailureKind::Protocol {
+            StatusCode::BAD_GATEWAY
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
         };
         let retried = if is_retried {
             "retried and the latest "
@@ -212,4 +185,8 @@ impl Failure {
         }
         reply
     }
+}
+
+fn unavailable(body: &'static str, details: &'static str) -> LocalReply {
+    LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, body, details)
 }

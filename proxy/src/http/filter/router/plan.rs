@@ -175,7 +175,7 @@ impl Plan {
     pub(super) fn failure_reply(
         &mut self,
         cell: &Rc<StreamCell>,
-        failure: Failure,
+        failure: &Failure,
     ) -> Box<LocalReply> {
         self.abandon();
         let attempts = cell.with(|state| {

@@ -95,7 +95,7 @@ impl UpstreamEnd {
                 self.count_local_reset();
             }
             ResponseFlag::StreamIdleTimeout | ResponseFlag::DurationTimeout => {
-                self.count_local_reset()
+                self.count_local_reset();
             }
             flag => {
                 if flag == ResponseFlag::UpstreamRemoteReset {

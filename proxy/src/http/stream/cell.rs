@@ -1,0 +1,214 @@
+//! The state of a stream: what is counted while it runs, and what happens when the last of its users lets go of it.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::{StatusCode, Version};
+use tokio::time::Instant;
+
+use crate::access_log::FormatContext;
+use crate::http::body::RequestSource;
+use crate::http::filter::StreamEnd;
+use crate::http::headers::RequestHeaders;
+use crate::http::local_reply::LocalReply;
+use crate::stream_info::{ResponseFlag, StreamInfo};
+
+use super::{DownstreamConnection, Stream, StreamCell, StreamState, idle_timeout};
+
+impl StreamCell {
+    pub(super) fn new(
+        connection: &Rc<DownstreamConnection>,
+        request: RequestHeaders,
+        version: Version,
+    ) -> Rc<Self> {
+        let stats = &connection.manager.stats;
+        stats.downstream_rq_total.inc();
+        stats.downstream_rq_active.inc();
+        if version == Version::HTTP_2 {
+            stats.downstream_rq_http2_total.inc();
+        } else {
+            stats.downstream_rq_http1_total.inc();
+        }
+        connection.active.set(connection.active.get() + 1);
+        connection.total.set(connection.total.get() + 1);
+        let mut info = StreamInfo::new(connection.info.clone(), Some(version));
+        info.metadata = connection.info.metadata.clone();
+        let start = info.start;
+        Rc::new(StreamCell {
+            state: RefCell::new(StreamState {
+                stream: Stream {
+                    info,
+                    connection: connection.clone(),
+                    is_route_known: false,
+                },
+                request,
+                response: None,
+                trailers: None,
+                filters: Vec::new(),
+                sees_data: false,
+                is_complete: false,
+            }),
+            last_activity: Cell::new(start),
+        })
+    }
+
+    /// Works on the state; never across an `await`.
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut StreamState) -> T) -> T {
+        work(&mut self.state.borrow_mut())
+    }
+
+    /// A byte went one way or the other.
+    pub(crate) fn touch(&self) {
+        self.last_activity.set(Instant::now());
+    }
+
+    /// When the last byte went one way or the other.
+    pub(crate) fn last_activity(&self) -> Instant {
+        self.last_activity.get()
+    }
+
+    /// A piece of the request's body came: counted, shown to the filters.
+    pub(crate) fn received(&self, mut data: Bytes, sees_data: bool) -> Bytes {
+        self.touch();
+        let mut state = self.state.borrow_mut();
+        let StreamState {
+            stream, filters, ..
+        } = &mut *state;
+        stream.info.bytes_received += data.len() as u64;
+        if sees_data {
+            for filter in filters.iter_mut().filter(|filter| filter.sees_data()) {
+                data = filter.decode_data(data, stream);
+            }
+        }
+        data
+    }
+
+    /// The request's last byte came.
+    pub(crate) fn request_ended(&self) {
+        self.touch();
+        let now = self.last_activity.get();
+        self.state.borrow_mut().stream.info.request_end = Some(now);
+    }
+
+    /// Everything was sent, or ended in a way that is known.
+    pub(crate) fn complete(&self) {
+        self.state.borrow_mut().is_complete = true;
+    }
+
+    /// Resolves with the reply to give when one of the connection manager's limits is reached before the response.
+    pub(super) async fn expired(&self, source: &RequestSource) -> LocalReply {
+        let (timeouts, start) = self.with(|state| {
+            (
+                state.stream.connection.manager.timeouts,
+                state.stream.info.start,
+            )
+        });
+        loop {
+            // The route may change while filters run.
+            let idle_limit = self.with(|state| idle_timeout(&state.stream));
+            let request = timeouts
+                .request
+                .filter(|_| !source.is_read())
+                .map(|limit| start + limit);
+            let whole = timeouts.max_stream.map(|limit| start + limit);
+            let idle = idle_limit.map(|limit| self.last_activity() + limit);
+            let Some(next) = [request, whole, idle].into_iter().flatten().min() else {
+                return std::future::pending().await;
+            };
+            tokio::time::sleep_until(next).await;
+            let now = Instant::now();
+            let stats = self.with(|state| state.stream.connection.manager.stats.clone());
+            if whole.is_some_and(|at| at <= now) {
+                stats.downstream_rq_max_duration_reached.inc();
+                return LocalReply::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "downstream duration timeout",
+                    "max_duration_timeout",
+                )
+                .flag(ResponseFlag::DurationTimeout);
+            }
+            if request.is_some_and(|at| at <= now) && !source.is_read() {
+                stats.downstream_rq_timeout.inc();
+                return LocalReply::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "request timeout",
+                    "request_overall_timeout",
+                )
+                .closing();
+            }
+            if idle_limit.is_some_and(|limit| self.last_activity() + limit <= now) {
+                stats.downstream_rq_idle_timeout.inc();
+                let reply = LocalReply::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "stream timeout",
+                    "stream_idle_timeout",
+                );
+                return reply.flag(ResponseFlag::StreamIdleTimeout).closing();
+            }
+        }
+    }
+}
+
+impl Drop for StreamCell {
+    fn drop(&mut self) {
+        self.state.get_mut().finish();
+    }
+}
+
+impl StreamState {
+    /// Whether any filter looks at bodies, now that the request's head went through them.
+    pub(super) fn update_sees_data(&mut self) -> bool {
+        self.sees_data = self.filters.iter().any(|filter| filter.sees_data());
+        self.sees_data
+    }
+
+    /// The end: counts, filters, access log.
+    fn finish(&mut self) {
+        let info = &mut self.stream.info;
+        let connection = self.stream.connection.clone();
+        let stats = &connection.manager.stats;
+        info.end = Some(Instant::now());
+        if !self.is_complete {
+            stats.downstream_rq_rx_reset.inc();
+            info.flags
+                .set(ResponseFlag::DownstreamConnectionTermination);
+            info.set_details("downstream_remote_disconnect");
+            if self.response.is_none() {
+                info.response_code = None;
+            }
+        }
+        stats.downstream_rq_active.dec();
+        if !info.is_health_check {
+            if let Some(code) = info.response_code {
+                stats.count_status(code);
+            }
+            stats
+                .downstream_rq_time
+                .record(u64::try_from(info.duration().as_millis()).unwrap_or(u64::MAX));
+        }
+        connection
+            .active
+            .set(connection.active.get().saturating_sub(1));
+        connection.idle_since.set(Instant::now());
+        let mut filters = std::mem::take(&mut self.filters);
+        let end = StreamEnd {
+            stream: &self.stream,
+            request: &self.request,
+            response: self.response.as_ref(),
+            trailers: self.trailers.as_ref(),
+        };
+        for filter in &mut filters {
+            filter.on_log(&end);
+        }
+        if !connection.manager.access_logs.is_empty() {
+            connection.manager.access_logs.log(&FormatContext {
+                info: &self.stream.info,
+                request: Some(&self.request),
+                response: self.response.as_ref(),
+                trailers: self.trailers.as_ref(),
+                local_reply_body: "",
+            });
+        }
+    }
+}

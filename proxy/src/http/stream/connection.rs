@@ -1,0 +1,114 @@
+//! A downstream connection and a stream as filters see them: routes are selected here.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::http::config::ConnectionManager;
+use crate::http::filter::RouteConfig;
+use crate::http::headers::RequestHeaders;
+use crate::listener::ConnectionInfo;
+use crate::router::{RouteKind, RouteTable, SelectedRoute, Selection, WorkerTable};
+use crate::worker::Worker;
+
+use super::{DownstreamConnection, Stream};
+
+impl DownstreamConnection {
+    /// A connection that begins now.
+    pub(crate) fn new(
+        manager: Arc<ConnectionManager>,
+        info: Rc<ConnectionInfo>,
+        worker: Rc<Worker>,
+    ) -> Rc<Self> {
+        Rc::new(DownstreamConnection {
+            manager,
+            info,
+            worker,
+            active: Cell::new(0),
+            total: Cell::new(0),
+            idle_since: Cell::new(Instant::now()),
+            table: RefCell::new(None),
+        })
+    }
+
+    /// The route table of now, behind this connection's own counter.
+    pub(super) fn route_table(&self) -> Option<WorkerTable> {
+        let current = self.manager.route_table()?;
+        let mut cached = self.table.borrow_mut();
+        match cached
+            .as_ref()
+            .filter(|cached| Arc::ptr_eq(cached, &current))
+        {
+            Some(cached) => Some(cached.clone()),
+            None => {
+                let table = Rc::new(current);
+                *cached = Some(table.clone());
+                Some(table)
+            }
+        }
+    }
+}
+
+impl Stream {
+    /// The selected route; selected now if the cache was cleared.
+    pub(crate) fn route(&self) -> Option<&SelectedRoute> {
+        self.info.route.as_ref()
+    }
+
+    /// A filter changed what routes match on: the route is selected again before the next filter.
+    pub(crate) fn clear_route(&mut self) {
+        self.info.route = None;
+        self.is_route_known = false;
+    }
+
+    /// The most specific configuration of a filter on the selected route.
+    pub(crate) fn route_config<T: 'static>(&self, filter: &str) -> Option<&T> {
+        match self.route()?.filter_config(filter)? {
+            RouteConfig::Value(value) => value.downcast_ref(),
+            RouteConfig::Disabled | RouteConfig::Enabled => None,
+        }
+    }
+
+    /// The worker.
+    pub(crate) fn worker(&self) -> &Rc<Worker> {
+        &self.connection.worker
+    }
+
+    /// False when the request must go to `https` first.
+    pub(super) fn select_route(&mut self, headers: &RequestHeaders) -> bool {
+        if self.is_route_known {
+            return true;
+        }
+        self.is_route_known = true;
+        let Some(table) = self.connection.route_table() else {
+            return true;
+        };
+        match RouteTable::select(&table, headers, &self.info) {
+            Selection::Route(route) => {
+                let cluster = route
+                    .cluster()
+                    .filter(|name| self.worker().clusters.get(name).is_some());
+                self.info.upstream.cluster = cluster.cloned();
+                self.info.route = Some(route);
+            }
+            Selection::None => {}
+            Selection::NeedsTls => return false,
+        }
+        true
+    }
+}
+
+/// The idle limit of a stream: its route's, else the connection manager's.
+pub(crate) fn idle_timeout(stream: &Stream) -> Option<Duration> {
+    let of_route = stream.route().and_then(|route| match &route.route().kind {
+        RouteKind::Forward(action) => action.idle_timeout(),
+        RouteKind::Redirect(_) | RouteKind::Direct(_) => None,
+    });
+    match of_route {
+        Some(limit) => (!limit.is_zero()).then_some(limit),
+        None => stream.connection.manager.timeouts.stream_idle,
+    }
+}

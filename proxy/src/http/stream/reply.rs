@@ -1,0 +1,161 @@
+//! Responses' heads: local replies and upstream responses on their way out, through the filters and the connection manager.
+
+use std::rc::Rc;
+
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode, Version};
+
+use crate::access_log::FormatContext;
+use crate::http::conn_manager;
+use crate::http::headers::{RequestHeaders, ResponseHeaders};
+use crate::http::local_reply::LocalReply;
+use crate::router::RouteKind;
+use crate::stream_info::ResponseFlag;
+
+use super::{ResponseBody, StreamCell, StreamState};
+
+/// The replies that need no upstream: no route, redirect, direct response.
+pub(super) fn answer_locally(state: &mut StreamState) -> Option<Box<LocalReply>> {
+    let StreamState {
+        stream, request, ..
+    } = state;
+    let stats = &stream.connection.manager.stats;
+    stats.rq_total.inc();
+    let Some(route) = stream.info.route.clone() else {
+        stats.no_route.inc();
+        return Some(Box::new(
+            LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found")
+                .flag(ResponseFlag::NoRouteFound),
+        ));
+    };
+    let reply = match &route.route().kind {
+        RouteKind::Forward(_) => return None,
+        RouteKind::Redirect(redirect) => {
+            stats.rq_direct_response.inc();
+            let location = redirect.location(route.route_match(), request);
+            let location = HeaderValue::try_from(location).unwrap_or(HeaderValue::from_static("/"));
+            LocalReply::new(redirect.status, "", "direct_response")
+                .header(&header::LOCATION, location)
+        }
+        RouteKind::Direct(direct) => {
+            stats.rq_direct_response.inc();
+            let (body, content_type) = direct.body(&FormatContext {
+                info: &stream.info,
+                request: Some(request),
+                response: None,
+                trailers: None,
+                local_reply_body: "",
+            });
+            let reply = LocalReply::new(direct.status, body, "direct_response");
+            match content_type {
+                Some(content_type) => reply.header(&header::CONTENT_TYPE, content_type),
+                None => reply,
+            }
+        }
+    };
+    Some(Box::new(reply.of_route()))
+}
+
+pub(super) fn redirect_to_https(request: &RequestHeaders) -> LocalReply {
+    let location = format!("https://{}{}", request.host(), request.path.as_str());
+    let location = HeaderValue::try_from(location).unwrap_or(HeaderValue::from_static("/"));
+    LocalReply::new(StatusCode::MOVED_PERMANENTLY, "", "direct_response")
+        .header(&header::LOCATION, location)
+}
+
+/// Turns a local reply into the response.
+pub(super) fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> Response<ResponseBody> {
+    let (head, body) = cell.with(|state| {
+        let StreamState {
+            stream, request, ..
+        } = state;
+        stream.info.set_details(reply.details.clone());
+        if let Some(flag) = reply.flag {
+            stream.info.flags.set(flag);
+        }
+        let is_http2 = stream.info.protocol == Some(Version::HTTP_2);
+        // What is left of the request would be taken for the next one.
+        if stream.info.request_end.is_none() {
+            stream
+                .connection
+                .manager
+                .stats
+                .downstream_rq_response_before_rq_complete
+                .inc();
+        }
+        let closes = !is_http2 && (reply.closes || stream.info.request_end.is_none());
+        // QUIRK: the route's formats do not know the status yet.
+        let route = stream.info.route.clone().filter(|_| reply.is_of_route);
+        let mut head = reply.head();
+        if let Some(route) = route {
+            route.finalize_response(&mut head, Some(request), &stream.info);
+        }
+        stream.info.response_code = Some(reply.status.as_u16());
+        let connection = stream.connection.clone();
+        let context = FormatContext {
+            info: &stream.info,
+            request: Some(request),
+            response: None,
+            trailers: None,
+            local_reply_body: "",
+        };
+        let (head, body) = reply.build(
+            head,
+            &context,
+            Some(request),
+            &connection.manager.local_reply,
+        );
+        (finish_head(state, head, closes), body)
+    });
+    let body = ResponseBody::full(cell.clone(), body);
+    into_response(head, body)
+}
+
+/// Turns an upstream response into the downstream one.
+pub(super) fn respond(
+    cell: &Rc<StreamCell>,
+    head: ResponseHeaders,
+    body: ResponseBody,
+) -> Response<ResponseBody> {
+    let head = cell.with(|state| finish_head(state, head, false));
+    into_response(head, body)
+}
+
+/// The response's head through the filters and the connection manager; a copy stays for the log.
+pub(super) fn finish_head(
+    state: &mut StreamState,
+    mut head: ResponseHeaders,
+    closes: bool,
+) -> ResponseHeaders {
+    state.update_sees_data();
+    let StreamState {
+        stream,
+        request,
+        filters,
+        ..
+    } = state;
+    for filter in filters.iter_mut().rev() {
+        filter.encode_headers(&mut head, stream);
+    }
+    let connection = stream.connection.clone();
+    conn_manager::mutate_response(
+        &connection.manager,
+        &mut head,
+        Some(request),
+        &mut stream.info,
+    );
+    let is_old = stream.info.protocol == Some(Version::HTTP_10);
+    if closes || is_old {
+        head.map
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    state.response = Some(head.clone());
+    head
+}
+
+pub(super) fn into_response(head: ResponseHeaders, body: ResponseBody) -> Response<ResponseBody> {
+    let mut response = Response::new(body);
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.map;
+    response
+}
