@@ -35,9 +35,18 @@ pub fn steps(markdown: &str) -> Vec<Step> {
         if line.starts_with("```") {
             is_inside = !is_inside && line.trim_end() == "```console";
         } else if let Some(command) = line.strip_prefix("$ ").filter(|_| is_inside) {
-            steps.push(Step { line: index + 1, command: command.to_owned(), shows: Vec::new(), exit: 0 });
+            steps.push(Step {
+                line: index + 1,
+                command: command.to_owned(),
+                shows: Vec::new(),
+                exit: 0,
+            });
         } else if let Some(step) = steps.last_mut().filter(|_| is_inside) {
-            match line.strip_prefix("[exit ").and_then(|rest| rest.strip_suffix(']')).and_then(|code| code.parse().ok()) {
+            match line
+                .strip_prefix("[exit ")
+                .and_then(|rest| rest.strip_suffix(']'))
+                .and_then(|code| code.parse().ok())
+            {
                 Some(code) => step.exit = code,
                 None => step.shows.push(line.to_owned()),
             }
@@ -82,9 +91,12 @@ impl Step {
 fn matches_lines(wanted: &[String], shown: &[&str]) -> bool {
     match wanted.split_first() {
         None => shown.is_empty(),
-        Some((first, rest)) if first.trim() == "…" => (0..=shown.len()).any(|skipped| matches_lines(rest, &shown[skipped..])),
+        Some((first, rest)) if first.trim() == "…" => {
+            (0..=shown.len()).any(|skipped| matches_lines(rest, &shown[skipped..]))
+        }
         Some((first, rest)) => {
-            shown.first().is_some_and(|line| matches_line(first, line)) && matches_lines(rest, &shown[1..])
+            shown.first().is_some_and(|line| matches_line(first, line))
+                && matches_lines(rest, &shown[1..])
         }
     }
 }
@@ -93,9 +105,13 @@ fn matches_line(wanted: &str, shown: &str) -> bool {
     let shown = shown.trim_end();
     let mut parts = wanted.trim_end().split('…');
     let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = shown.strip_prefix(first) else { return false };
+    let Some(mut rest) = shown.strip_prefix(first) else {
+        return false;
+    };
     let mut parts: Vec<&str> = parts.collect();
-    let Some(last) = parts.pop() else { return rest.is_empty() };
+    let Some(last) = parts.pop() else {
+        return rest.is_empty();
+    };
     for part in parts {
         match rest.find(part) {
             Some(start) => rest = &rest[start + part.len()..],
@@ -111,10 +127,14 @@ mod tests {
 
     #[test]
     fn commands_come_with_what_they_show() {
-        let markdown = "text\n```sh\n$ not this\n```\n```console\n$ false\nno\n[exit 1]\n$ true\n```\n";
+        let markdown =
+            "text\n```sh\n$ not this\n```\n```console\n$ false\nno\n[exit 1]\n$ true\n```\n";
         let steps = steps(markdown);
         assert_eq!(steps.len(), 2);
-        assert_eq!((steps[0].line, steps[0].exit, steps[0].shows.clone()), (6, 1, vec!["no".to_owned()]));
+        assert_eq!(
+            (steps[0].line, steps[0].exit, steps[0].shows.clone()),
+            (6, 1, vec!["no".to_owned()])
+        );
     }
 
     #[test]
@@ -136,11 +156,29 @@ mod tests {
 
     #[tokio::test]
     async fn a_step_fails_with_what_was_shown() {
-        let step = Step { line: 7, command: "echo hello; exit 3".into(), shows: vec!["bye".into()], exit: 3 };
-        let path = std::env::var_os("PATH").unwrap_or_default().into_string().unwrap_or_default();
-        let error = step.run(Path::new("/"), &path).await.unwrap_err().to_string();
-        assert!(error.contains("line 7") && error.contains("hello"), "{error}");
-        let step = Step { shows: vec!["hel…".into()], ..step };
+        let step = Step {
+            line: 7,
+            command: "echo hello; exit 3".into(),
+            shows: vec!["bye".into()],
+            exit: 3,
+        };
+        let path = std::env::var_os("PATH")
+            .unwrap_or_default()
+            .into_string()
+            .unwrap_or_default();
+        let error = step
+            .run(Path::new("/"), &path)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("line 7") && error.contains("hello"),
+            "{error}"
+        );
+        let step = Step {
+            shows: vec!["hel…".into()],
+            ..step
+        };
         step.run(Path::new("/"), &path).await.unwrap();
     }
 }

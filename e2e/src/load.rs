@@ -50,12 +50,26 @@ impl HttpClient {
         }
         let request = request.body(Empty::new()).context("build request")?;
         let exchange = async {
-            let response = self.0.request(request).await.with_context(|| format!("get {url}"))?;
+            let response = self
+                .0
+                .request(request)
+                .await
+                .with_context(|| format!("get {url}"))?;
             let status = response.status();
-            let body = response.into_body().collect().await.with_context(|| format!("read {url}"))?.to_bytes();
-            Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned() })
+            let body = response
+                .into_body()
+                .collect()
+                .await
+                .with_context(|| format!("read {url}"))?
+                .to_bytes();
+            Ok(Answer {
+                status,
+                body: String::from_utf8_lossy(&body).into_owned(),
+            })
         };
-        tokio::time::timeout(DEADLINE, exchange).await.with_context(|| format!("{url} did not answer in time"))?
+        tokio::time::timeout(DEADLINE, exchange)
+            .await
+            .with_context(|| format!("{url} did not answer in time"))?
     }
 
     /// Gets `url`.
@@ -100,9 +114,15 @@ impl Load {
         let (url, stop) = (url.to_owned(), ends.clone());
         let run = async move {
             let workers = (0..connections).map(|_| work(&url, &stop, is_good));
-            join_all(workers).await.into_iter().fold(Report::default(), merge)
+            join_all(workers)
+                .await
+                .into_iter()
+                .fold(Report::default(), merge)
         };
-        Load { ends, workers: proto_component::task::spawn("load", run) }
+        Load {
+            ends,
+            workers: proto_component::task::spawn("load", run),
+        }
     }
 
     /// Ends the load.
@@ -127,7 +147,10 @@ async fn work(url: &str, stop: &AtomicBool, is_good: fn(&Answer) -> bool) -> Rep
             }
             Ok(answer) => {
                 let start: String = answer.body.chars().take(80).collect();
-                *report.failures.entry(format!("{} {start}", answer.status)).or_default() += 1;
+                *report
+                    .failures
+                    .entry(format!("{} {start}", answer.status))
+                    .or_default() += 1;
             }
             Err(error) => *report.failures.entry(format!("{error:#}")).or_default() += 1,
         }

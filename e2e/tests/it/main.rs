@@ -3,4 +3,40 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod failure;
 mod graph;
+mod input;
+mod lifecycle;
+mod policy;
+mod security;
+mod tour;
+mod traffic;
+
+use std::time::Duration;
+
+use e2e::load::Answer;
+use e2e::mesh::{Mesh, eventually};
+
+/// How long a change may take to reach every proxy, on a busy machine with debug programs.
+const SETTLED: Duration = Duration::from_secs(20);
+
+/// Waits until `times` product pages in a row are as wanted.
+async fn settles(mesh: &Mesh, what: &str, times: usize, is_wanted: impl Fn(&Answer) -> bool) {
+    let seen = async || {
+        for _ in 0..times {
+            if !mesh
+                .get("/productpage")
+                .await
+                .is_ok_and(|answer| is_wanted(&answer))
+            {
+                return false;
+            }
+        }
+        true
+    };
+    eventually(what, SETTLED, seen).await.unwrap();
+}
+
+fn has_details(answer: &Answer) -> bool {
+    answer.status == 200 && answer.body.contains("ISBN-10")
+}

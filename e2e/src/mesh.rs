@@ -1,0 +1,299 @@
+//! A local mesh for a test: `biremectl local up` under a name and on ports of its own, ended with the test.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::load::{Answer, HttpClient};
+
+/// How long a mesh of debug programs may take to come up on a busy machine.
+const START: Duration = Duration::from_secs(120);
+const COMMAND: Duration = Duration::from_secs(60);
+
+/// A mesh that runs.
+pub struct Mesh {
+    /// Its name.
+    pub name: String,
+    /// Port of the ingress gateway on the host.
+    pub http_port: u16,
+    /// Port of Mixer's Prometheus adapter on the host.
+    pub metrics_port: u16,
+    /// What `local up` said when it was up: `12.3 s` and the URLs.
+    pub summary: String,
+    client: HttpClient,
+    child: Option<Child>,
+}
+
+/// What a command printed and how it ended.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// Exit code; -1 for a signal.
+    pub code: i32,
+}
+
+/// The folder of the programs that were built with this test.
+///
+/// # Errors
+/// When the test's own path is not known.
+pub fn programs() -> anyhow::Result<PathBuf> {
+    let test = std::env::current_exe().context("own path")?;
+    // target/debug/deps/it-… lies below target/debug/biremectl.
+    let folder = test
+        .parent()
+        .and_then(Path::parent)
+        .context("folder of the programs")?;
+    anyhow::ensure!(
+        folder.join("biremectl").exists(),
+        "build the programs first: cargo build --workspace --bins"
+    );
+    Ok(folder.to_owned())
+}
+
+/// The project's folder.
+#[must_use]
+pub fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("/"))
+        .to_owned()
+}
+
+/// A port that is free at this moment.
+fn free_port() -> anyhow::Result<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
+    Ok(listener.local_addr().context("read the port")?.port())
+}
+
+impl Mesh {
+    /// Brings up a mesh called `name` with further arguments for `local up`, and waits until it says that it is up.
+    ///
+    /// # Errors
+    /// When it does not come up in time; the error holds what it printed.
+    pub async fn up(name: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        let (http_port, metrics_port) = (free_port()?, free_port()?);
+        let ports = format!(
+            "local.hostPorts.http={http_port},local.hostPorts.https=0,local.hostPorts.tcp=0,\
+             local.hostPorts.pilot=0,local.hostPorts.metrics={metrics_port}"
+        );
+        Self::start(
+            name,
+            http_port,
+            metrics_port,
+            &[&["--set", &ports], arguments].concat(),
+        )
+        .await
+    }
+
+    /// Brings up the mesh that a newcomer gets: no arguments, the usual ports.
+    ///
+    /// # Errors
+    /// As [`Mesh::up`].
+    pub async fn up_as_a_newcomer() -> anyhow::Result<Self> {
+        Self::start("default", 8080, 42422, &[]).await
+    }
+
+    async fn start(
+        name: &str,
+        http_port: u16,
+        metrics_port: u16,
+        arguments: &[&str],
+    ) -> anyhow::Result<Self> {
+        let mut command = Command::new(programs()?.join("biremectl"));
+        command
+            .args(["local", "up", "--name", name])
+            .args(arguments)
+            .current_dir(project());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().context("start biremectl")?;
+        let stdout = child.stdout.take().context("standard output")?;
+        let mut lines = BufReader::new(stdout).lines();
+        let mut shown = String::new();
+        let wait = async {
+            while let Some(line) = lines.next_line().await? {
+                shown.push_str(&line);
+                shown.push('\n');
+                if line.starts_with("The mesh is up") {
+                    return anyhow::Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        let is_up = tokio::time::timeout(START, wait).await;
+        let mut mesh = Mesh {
+            name: name.to_owned(),
+            http_port,
+            metrics_port,
+            summary: shown.clone(),
+            client: HttpClient::default(),
+            child: Some(child),
+        };
+        if !matches!(is_up, Ok(Ok(true))) {
+            let complaint = mesh.end().await;
+            bail!("the mesh did not come up:\n{shown}{complaint}");
+        }
+        // The rest of what it prints must go somewhere, or it would wait for a reader.
+        proto_component::task::spawn("mesh-output", async move {
+            while let Ok(Some(_)) = lines.next_line().await {}
+        });
+        Ok(mesh)
+    }
+
+    /// The URL of `path` at the ingress gateway.
+    #[must_use]
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.http_port)
+    }
+
+    /// Gets `path` through the ingress gateway.
+    ///
+    /// # Errors
+    /// No whole answer in time.
+    pub async fn get(&self, path: &str) -> anyhow::Result<Answer> {
+        self.client.get(&self.url(path)).await
+    }
+
+    /// Gets the product page as the user `user`.
+    ///
+    /// # Errors
+    /// No whole answer in time.
+    pub async fn product_page_as(&self, user: &str) -> anyhow::Result<Answer> {
+        self.client
+            .get_with(
+                &self.url("/productpage"),
+                &[("cookie", &format!("session={user}"))],
+            )
+            .await
+    }
+
+    /// Process id of the `biremectl` that runs the mesh.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+
+    /// Runs `biremectl ARGUMENTS --name NAME`, with `input` on standard input.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not end in time.
+    pub async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let mut command = Command::new(programs()?.join("biremectl"));
+        let split = arguments
+            .iter()
+            .position(|argument| *argument == "--")
+            .unwrap_or(arguments.len());
+        command
+            .args(&arguments[..split])
+            .args(["--name", &self.name])
+            .args(&arguments[split..]);
+        command
+            .current_dir(project())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(COMMAND, command.output());
+        let output = output
+            .await
+            .with_context(|| format!("{arguments:?} did not end"))?
+            .context("run biremectl")?;
+        Ok(Output {
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            code: output.status.code().unwrap_or(-1),
+        })
+    }
+
+    /// Runs `biremectl` and wants it to succeed.
+    ///
+    /// # Errors
+    /// When it fails; the error holds what it printed.
+    pub async fn ctl_ok(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.ctl(arguments).await?;
+        anyhow::ensure!(
+            output.code == 0,
+            "{arguments:?}: exit {}\n{}{}",
+            output.code,
+            output.stdout,
+            output.stderr
+        );
+        Ok(output.stdout)
+    }
+
+    /// Applies a manifest of the sample, `networking/destination-rule-all.yaml`.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub async fn apply(&self, manifest: &str) -> anyhow::Result<String> {
+        self.ctl_ok(&["local", "apply", "-f", &format!("e2e/bookinfo/{manifest}")])
+            .await
+    }
+
+    /// Deletes the objects of a manifest of the sample.
+    ///
+    /// # Errors
+    /// When they are not there.
+    pub async fn delete(&self, manifest: &str) -> anyhow::Result<String> {
+        self.ctl_ok(&["local", "delete", "-f", &format!("e2e/bookinfo/{manifest}")])
+            .await
+    }
+
+    /// Ends the mesh and waits until it is gone; returns what it wrote to standard error.
+    pub async fn end(&mut self) -> String {
+        let Some(child) = self.child.take() else {
+            return String::new();
+        };
+        let down = self.ctl(&["local", "down"]).await;
+        let output = tokio::time::timeout(COMMAND, child.wait_with_output()).await;
+        let complaint = match output {
+            Ok(Ok(output)) => String::from_utf8_lossy(&output.stderr).into_owned(),
+            _ => "it did not end".to_owned(),
+        };
+        match down {
+            Ok(output) if output.code == 0 => complaint,
+            Ok(output) => format!("{complaint}{}", output.stderr),
+            Err(error) => format!("{complaint}{error:#}"),
+        }
+    }
+}
+
+impl Drop for Mesh {
+    /// A test that failed leaves no mesh behind.
+    fn drop(&mut self) {
+        if self.child.take().is_some()
+            && let Ok(programs) = programs()
+        {
+            let down = std::process::Command::new(programs.join("biremectl"))
+                .args(["local", "down", "--name", &self.name])
+                .output();
+            drop(down);
+        }
+    }
+}
+
+/// Asks until `is_so`, at most `patience` long, and says what was asked for if it never is.
+///
+/// # Errors
+/// When it is not so in time.
+pub async fn eventually<F>(what: &str, patience: Duration, mut is_so: F) -> anyhow::Result<Duration>
+where
+    F: AsyncFnMut() -> bool,
+{
+    let start = Instant::now();
+    while start.elapsed() < patience {
+        if is_so().await {
+            return Ok(start.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    bail!("not in {patience:?}: {what}")
+}

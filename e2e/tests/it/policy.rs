@@ -1,0 +1,59 @@
+//! Mixer: policy decides over requests, telemetry counts them.
+
+use e2e::load::HttpClient;
+use e2e::mesh::{Mesh, eventually};
+
+use crate::{SETTLED, has_details, settles};
+
+const SWITCHES: &str = "global.disablePolicyChecks=false,global.policyCheckFailOpen=true";
+
+#[tokio::test]
+#[ignore = "needs root and iptables"]
+async fn mixer_denies_by_rule_and_counts_what_happened() {
+    let mut mesh = Mesh::up("e2e-policy", &["--set", SWITCHES]).await.unwrap();
+    settles(&mesh, "the page", 3, has_details).await;
+    mesh.apply("networking/destination-rule-all.yaml")
+        .await
+        .unwrap();
+    mesh.apply("networking/virtual-service-reviews-v3.yaml")
+        .await
+        .unwrap();
+    settles(&mesh, "red stars", 5, |page| {
+        page.body.contains("stars red")
+    })
+    .await;
+
+    mesh.apply("policy/mixer-denier.yaml").await.unwrap();
+    settles(&mesh, "ratings are denied to reviews", 3, |page| {
+        page.body
+            .contains("Ratings service is currently unavailable")
+    })
+    .await;
+
+    let metrics = format!("http://127.0.0.1:{}/metrics", mesh.metrics_port);
+    let client = HttpClient::default();
+    eventually(
+        "requests are counted, the denied ones too",
+        SETTLED,
+        async || {
+            client.get(&metrics).await.is_ok_and(|answer| {
+                let counted = |code: &str, service: &str| {
+                    answer.body.lines().any(|line| {
+                        line.starts_with("istio_requests_total{")
+                            && line.contains(&format!("response_code=\"{code}\""))
+                            && line.contains(&format!("destination_service_name=\"{service}\""))
+                    })
+                };
+                counted("200", "productpage") && counted("403", "ratings")
+            })
+        },
+    )
+    .await
+    .unwrap();
+    mesh.delete("policy/mixer-denier.yaml").await.unwrap();
+    settles(&mesh, "ratings are back", 3, |page| {
+        page.body.contains("stars red")
+    })
+    .await;
+    assert_eq!(mesh.end().await, "");
+}

@@ -1,0 +1,75 @@
+//! Where requests go: weights, matches, faults.
+
+use e2e::mesh::Mesh;
+
+use crate::{has_details, settles};
+
+#[tokio::test]
+#[ignore = "needs root and iptables"]
+async fn requests_follow_subsets_weights_headers_and_faults() {
+    let mut mesh = Mesh::up("e2e-traffic", &[]).await.unwrap();
+    settles(&mesh, "the page", 3, has_details).await;
+
+    mesh.apply("networking/destination-rule-all.yaml")
+        .await
+        .unwrap();
+    mesh.apply("networking/virtual-service-reviews-v3.yaml")
+        .await
+        .unwrap();
+    settles(&mesh, "only red stars", 10, |page| {
+        page.body.contains("stars red")
+    })
+    .await;
+
+    mesh.apply("networking/virtual-service-reviews-50-v3.yaml")
+        .await
+        .unwrap();
+    settles(&mesh, "pages without stars", 1, |page| {
+        page.status == 200 && !page.body.contains("stars red")
+    })
+    .await;
+    let mut red = 0;
+    for _ in 0..60 {
+        red += usize::from(
+            mesh.get("/productpage")
+                .await
+                .unwrap()
+                .body
+                .contains("stars red"),
+        );
+    }
+    assert!(
+        (15..=45).contains(&red),
+        "{red} of 60 pages have red stars, half were wanted"
+    );
+
+    mesh.apply("networking/virtual-service-reviews-test-v2.yaml")
+        .await
+        .unwrap();
+    settles(&mesh, "no stars for strangers", 6, |page| {
+        page.status == 200 && !page.body.contains("class=\"stars")
+    })
+    .await;
+    for _ in 0..5 {
+        assert!(
+            mesh.product_page_as("jason")
+                .await
+                .unwrap()
+                .body
+                .contains("stars black")
+        );
+    }
+
+    mesh.apply("networking/virtual-service-details-abort.yaml")
+        .await
+        .unwrap();
+    settles(&mesh, "details abort", 3, |page| {
+        page.body.contains("Error fetching product details!")
+    })
+    .await;
+    mesh.delete("networking/virtual-service-details-abort.yaml")
+        .await
+        .unwrap();
+    settles(&mesh, "details are back", 5, has_details).await;
+    assert_eq!(mesh.end().await, "");
+}
