@@ -7,6 +7,7 @@
 )]
 
 mod control_plane;
+mod http;
 mod running;
 mod statics;
 mod xds;
