@@ -106,11 +106,13 @@ fn run_local(args: LocalArgs) -> ExitCode {
     let local::Command::Up(up) = args.command else {
         return process::run_command("biremectl", local::commands::run(args));
     };
-    let state = match local::commands::state_dir(&args.mesh) {
-        Ok(state) => state,
+    // The name is taken before anything is written below it, the log included.
+    let taken = local::commands::state_dir(&args.mesh).and_then(|state| Ok((state.lock()?, state)));
+    let (lock, state) = match taken {
+        Ok(taken) => taken,
         Err(error) => return process::exit_code("biremectl", Err(error)),
     };
     let log = local::log_file(&state);
     let log = LogArgs { target: vec![log], ..LogArgs::default() };
-    process::run("biremectl", &log, |process| local::run_up(process, *up, state))
+    process::run("biremectl", &log, |process| local::run_up(process, *up, state, lock))
 }

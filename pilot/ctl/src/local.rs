@@ -38,10 +38,6 @@ use crate::table::Format;
 
 /// Where `local up` logs to: nothing but the table goes to the terminal.
 pub(crate) fn log_file(state: &state::StateDir) -> String {
-    // The directory is made before the log is opened.
-    if state::create_private(&state.path("")).is_err() {
-        return "stderr".into();
-    }
     state.path("biremectl.log").to_string_lossy().into_owned()
 }
 
@@ -50,15 +46,18 @@ pub(crate) async fn run_up(
     process: proto_component::Process,
     args: UpArgs,
     state: state::StateDir,
+    lock: state::Lock,
 ) -> anyhow::Result<()> {
-    up::run(process, args, state).await
+    let outcome = up::run(process, args, state).await;
+    drop(lock);
+    outcome
 }
 
 /// Which mesh of this machine.
 #[derive(Clone, Debug, Args)]
 pub struct MeshArgs {
     /// Name of the mesh on this machine.
-    #[arg(long, default_value = "default", global = true)]
+    #[arg(id = "mesh_name", long = "name", default_value = "default", global = true)]
     pub name: String,
     /// Where state lies when not run as root.
     #[arg(long, env = "XDG_RUNTIME_DIR", hide = true, hide_env_values = true, global = true)]

@@ -7,6 +7,6 @@ pub(crate) mod container;
 pub(crate) mod environment;
 pub(crate) mod lifecycle;
 pub(crate) mod probe;
-pub mod sandbox;
+pub(crate) mod sandbox;
 pub(crate) mod status;
 pub(crate) mod volume;

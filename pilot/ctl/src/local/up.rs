@@ -72,7 +72,6 @@ pub(crate) async fn run(process: Process, args: UpArgs, state: StateDir) -> anyh
     if let Some(missing) = programs.missing().first() {
         return Err(Usage(format!("{} is missing: build everything first (`cargo build --release`)", missing.display())).into());
     }
-    let _lock = state.lock()?;
     if state.is_stale() {
         let ended = state.sweep().await?;
         print(&format!("Cleaned up after an earlier run ({ended} processes).\n"));

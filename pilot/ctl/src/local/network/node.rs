@@ -41,11 +41,6 @@ impl Node {
         .await
     }
 
-    /// A node in the host's namespace, for machines where no other can be made.
-    pub(crate) async fn start_shared() -> anyhow::Result<Self> {
-        Self::start(|| Ok(None)).await
-    }
-
     async fn start(
         enter: impl FnOnce() -> anyhow::Result<Option<Namespace>> + Send + 'static,
     ) -> anyhow::Result<Self> {

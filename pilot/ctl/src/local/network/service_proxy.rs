@@ -9,6 +9,8 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
+use super::node::ADDRESS;
+
 /// One port of a service with a cluster address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServicePort {
@@ -59,7 +61,7 @@ pub(crate) fn build_rules(ports: &[ServicePort]) -> String {
     }
     // A pod that is its own endpoint would answer itself directly and never see its connection translated back.
     for pod in pods {
-        line(&mut rules, format_args!("-A POSTROUTING -s {pod}/32 -d {pod}/32 -j MASQUERADE"));
+        line(&mut rules, format_args!("-A POSTROUTING -s {pod}/32 -d {pod}/32 -j SNAT --to-source {ADDRESS}"));
     }
     format!(
         "*nat\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n\
@@ -99,7 +101,7 @@ mod tests {
         let rules = build_rules(&[port(&["10.244.0.5:9080", "10.244.0.6:9080"])]);
         assert!(rules.contains("--probability 0.5000000000 -j DNAT --to-destination 10.244.0.5:9080"));
         assert!(rules.contains("-p tcp -j DNAT --to-destination 10.244.0.6:9080"));
-        assert!(rules.contains("-A POSTROUTING -s 10.244.0.6/32 -d 10.244.0.6/32 -j MASQUERADE"));
+        assert!(rules.contains("-A POSTROUTING -s 10.244.0.6/32 -d 10.244.0.6/32 -j SNAT --to-source 10.244.0.1"));
         assert!(!rules.contains("REJECT"));
     }
 

@@ -66,7 +66,7 @@ pub(crate) struct User {
 }
 
 /// Builds the container around this process and becomes its program. Returns only on failure.
-pub fn exec(spec: &Path) -> anyhow::Error {
+pub(crate) fn exec(spec: &Path) -> anyhow::Error {
     match prepare(spec) {
         Ok(mut command) => {
             let program = command.get_program().to_owned();

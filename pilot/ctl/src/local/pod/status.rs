@@ -76,12 +76,6 @@ impl PodStatus {
         self.containers.iter().chain(&self.init_containers).map(|container| container.restarts).sum()
     }
 
-    /// `2/2`.
-    pub(crate) fn ready_column(&self) -> String {
-        let ready = self.containers.iter().filter(|container| container.is_ready).count();
-        format!("{ready}/{}", self.containers.len())
-    }
-
     /// The STATUS column of `kubectl get pods`.
     pub(crate) fn summary(&self) -> String {
         if self.is_terminating {
