@@ -61,7 +61,8 @@ pub(crate) async fn run(args: AnalyzeArgs) -> anyhow::Result<ExitCode> {
     }
     let mut messages = Vec::new();
     for file in &args.files {
-        let text = fs::read_to_string(file).map_err(|error| Usage(format!("{}: {error}", file.display())))?;
+        let text = fs::read_to_string(file)
+            .map_err(|error| Usage(format!("{}: {error}", file.display())))?;
         messages.extend(objects.read_file(&file.display().to_string(), &text));
     }
     messages.extend(objects.analyze());
@@ -72,13 +73,20 @@ pub(crate) async fn run(args: AnalyzeArgs) -> anyhow::Result<ExitCode> {
     }
     print(&messages, args.format.output)?;
     let has_errors = messages.iter().any(|message| message.level == "Error");
-    Ok(if has_errors { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if has_errors {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn print(messages: &[Message], format: Format) -> anyhow::Result<()> {
     if format == Format::Table {
         for message in messages {
-            print_text(&format!("{} [{}] ({}) {}\n", message.level, message.code, message.origin, message.text))?;
+            print_text(&format!(
+                "{} [{}] ({}) {}\n",
+                message.level, message.code, message.origin, message.text
+            ))?;
         }
         if messages.is_empty() {
             print_text("✔ No validation issues found.\n")?;
@@ -102,7 +110,11 @@ fn items(value: &Value) -> impl Iterator<Item = &Value> {
 
 /// `reviews` in namespace `default` is `reviews.default.svc.cluster.local`.
 fn full_host(host: &str, namespace: &str) -> String {
-    if host.contains('.') || host.contains('*') { host.to_owned() } else { format!("{host}.{namespace}.svc.cluster.local") }
+    if host.contains('.') || host.contains('*') {
+        host.to_owned()
+    } else {
+        format!("{host}.{namespace}.svc.cluster.local")
+    }
 }
 
 impl Object {
@@ -115,8 +127,16 @@ impl Object {
     }
 
     fn origin(&self) -> String {
-        let place = self.place.as_ref().map_or(String::new(), |place| format!(" {place}"));
-        format!("{} {}.{}{place}", text(&self.value, "kind"), self.name(), self.namespace())
+        let place = self
+            .place
+            .as_ref()
+            .map_or(String::new(), |place| format!(" {place}"));
+        format!(
+            "{} {}.{}{place}",
+            text(&self.value, "kind"),
+            self.name(),
+            self.namespace()
+        )
     }
 }
 
@@ -125,8 +145,12 @@ impl Objects {
         let client = commands::client(mesh)?;
         for kind in commands::kind_names() {
             let selector = commands::all_of_kind(kind);
-            let found: Vec<Value> = client.get("/v1/objects", &selector).await.context("read the mesh's objects")?;
-            self.0.extend(found.into_iter().map(|value| Object { value, place: None }));
+            let found: Vec<Value> = client
+                .get("/v1/objects", &selector)
+                .await
+                .context("read the mesh's objects")?;
+            self.0
+                .extend(found.into_iter().map(|value| Object { value, place: None }));
         }
         Ok(())
     }
@@ -135,13 +159,21 @@ impl Objects {
     fn read_file(&mut self, file: &str, source: &str) -> Vec<Message> {
         let mut messages = Vec::new();
         for verdict in validate_documents(source, file) {
-            let origin = |line: usize| format!("{} {}.{} {file}:{line}", verdict.kind, verdict.name, verdict.namespace);
+            let origin = |line: usize| {
+                format!(
+                    "{} {}.{} {file}:{line}",
+                    verdict.kind, verdict.name, verdict.namespace
+                )
+            };
             for (level, problems) in [("Error", &verdict.errors), ("Warning", &verdict.warnings)] {
                 messages.extend(problems.iter().map(|problem| Message {
                     level,
                     code: "IST0106",
                     origin: origin(problem.line),
-                    text: format!("Schema validation error: {}: {}", problem.path, problem.message),
+                    text: format!(
+                        "Schema validation error: {}: {}",
+                        problem.path, problem.message
+                    ),
                 }));
             }
         }
@@ -156,20 +188,31 @@ impl Objects {
                     && object.namespace() == text(&value["metadata"], "namespace")
             };
             self.0.retain(|object| !same(object));
-            self.0.push(Object { value, place: Some(format!("{file}:{}", document.line)) });
+            self.0.push(Object {
+                value,
+                place: Some(format!("{file}:{}", document.line)),
+            });
         }
         messages
     }
 
     fn of<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Object> {
-        self.0.iter().filter(move |object| object.value["kind"] == kind)
+        self.0
+            .iter()
+            .filter(move |object| object.value["kind"] == kind)
     }
 
     /// Every host that somebody offers: services and service entries.
     fn hosts(&self) -> Vec<String> {
-        let services = self.of("Service").map(|service| full_host(service.name(), service.namespace()));
-        let entries = self.of("ServiceEntry").flat_map(|entry| items(&entry.value["spec"]["hosts"]));
-        services.chain(entries.filter_map(|host| host.as_str().map(str::to_owned))).collect()
+        let services = self
+            .of("Service")
+            .map(|service| full_host(service.name(), service.namespace()));
+        let entries = self
+            .of("ServiceEntry")
+            .flat_map(|entry| items(&entry.value["spec"]["hosts"]));
+        services
+            .chain(entries.filter_map(|host| host.as_str().map(str::to_owned)))
+            .collect()
     }
 
     fn analyze(&self) -> Vec<Message> {
@@ -180,7 +223,8 @@ impl Objects {
         let mut subsets: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for rule in self.of("DestinationRule") {
             let host = full_host(text(&rule.value["spec"], "host"), rule.namespace());
-            let names = items(&rule.value["spec"]["subsets"]).map(|subset| text(subset, "name").to_owned());
+            let names =
+                items(&rule.value["spec"]["subsets"]).map(|subset| text(subset, "name").to_owned());
             subsets.entry(host.clone()).or_default().extend(names);
             if knows_hosts && !is_offered(&hosts, &host) {
                 messages.push(not_found(rule, "host", &host));
@@ -194,7 +238,11 @@ impl Objects {
             let selector = &gateway.value["spec"]["selector"];
             let is_selected = |pod: &Object| {
                 let labels = &pod.value["metadata"]["labels"];
-                selector.as_object().into_iter().flatten().all(|(key, value)| &labels[key] == value)
+                selector
+                    .as_object()
+                    .into_iter()
+                    .flatten()
+                    .all(|(key, value)| &labels[key] == value)
             };
             if !self.of("Pod").any(|pod| is_selected(pod)) {
                 messages.push(not_found(gateway, "selector", &selector.to_string()));
@@ -203,7 +251,10 @@ impl Objects {
         for namespace in self.of("Namespace") {
             let name = namespace.name();
             let is_unlabelled = namespace.value["metadata"]["labels"]["istio-injection"].is_null();
-            if is_unlabelled && name != crate::local::NAMESPACE && self.of("Pod").any(|pod| pod.namespace() == name) {
+            if is_unlabelled
+                && name != crate::local::NAMESPACE
+                && self.of("Pod").any(|pod| pod.namespace() == name)
+            {
                 messages.push(Message {
                     level: "Info",
                     code: "IST0102",
@@ -224,9 +275,17 @@ impl Objects {
         messages: &mut Vec<Message>,
     ) {
         let spec = &service.value["spec"];
-        for gateway in items(&spec["gateways"]).filter_map(Value::as_str).filter(|name| *name != "mesh") {
-            let (namespace, name) = gateway.split_once('/').unwrap_or((service.namespace(), gateway));
-            if !self.of("Gateway").any(|gateway| gateway.name() == name && gateway.namespace() == namespace) {
+        for gateway in items(&spec["gateways"])
+            .filter_map(Value::as_str)
+            .filter(|name| *name != "mesh")
+        {
+            let (namespace, name) = gateway
+                .split_once('/')
+                .unwrap_or((service.namespace(), gateway));
+            if !self
+                .of("Gateway")
+                .any(|gateway| gateway.name() == name && gateway.namespace() == namespace)
+            {
                 messages.push(not_found(service, "gateway", gateway));
             }
         }
@@ -236,9 +295,16 @@ impl Objects {
                 messages.push(not_found(service, "host", &host));
             }
             let subset = text(destination, "subset");
-            let is_known = subset.is_empty() || subsets.get(&host).is_some_and(|names| names.iter().any(|name| name == subset));
+            let is_known = subset.is_empty()
+                || subsets
+                    .get(&host)
+                    .is_some_and(|names| names.iter().any(|name| name == subset));
             if !is_known {
-                messages.push(not_found(service, "host+subset in destinationrule", &format!("{host}+{subset}")));
+                messages.push(not_found(
+                    service,
+                    "host+subset in destinationrule",
+                    &format!("{host}+{subset}"),
+                ));
             }
         }
     }
@@ -247,7 +313,10 @@ impl Objects {
 /// The destinations of all routes and mirrors of a virtual service.
 fn destinations(spec: &Value) -> Vec<&Value> {
     let mut found = Vec::new();
-    for route in ["http", "tcp", "tls"].into_iter().flat_map(|protocol| items(&spec[protocol])) {
+    for route in ["http", "tcp", "tls"]
+        .into_iter()
+        .flat_map(|protocol| items(&spec[protocol]))
+    {
         found.extend(items(&route["route"]).map(|weighted| &weighted["destination"]));
         if route["mirror"].is_object() {
             found.push(&route["mirror"]);
@@ -257,16 +326,25 @@ fn destinations(spec: &Value) -> Vec<&Value> {
 }
 
 fn is_offered(hosts: &[String], host: &str) -> bool {
-    hosts.iter().any(|offered| match (offered.strip_prefix('*'), host.strip_prefix('*')) {
-        (Some(suffix), _) => host.ends_with(suffix),
-        (None, Some(suffix)) => offered.ends_with(suffix),
-        // `reviews.default` is an accepted short form.
-        (None, None) => offered == host || offered.strip_suffix(".svc.cluster.local") == Some(host),
-    })
+    hosts.iter().any(
+        |offered| match (offered.strip_prefix('*'), host.strip_prefix('*')) {
+            (Some(suffix), _) => host.ends_with(suffix),
+            (None, Some(suffix)) => offered.ends_with(suffix),
+            // `reviews.default` is an accepted short form.
+            (None, None) => {
+                offered == host || offered.strip_suffix(".svc.cluster.local") == Some(host)
+            }
+        },
+    )
 }
 
 fn not_found(object: &Object, what: &str, name: &str) -> Message {
-    Message { level: "Error", code: "IST0101", origin: object.origin(), text: format!("Referenced {what} not found: {name:?}") }
+    Message {
+        level: "Error",
+        code: "IST0101",
+        origin: object.origin(),
+        text: format!("Referenced {what} not found: {name:?}"),
+    }
 }
 
 #[cfg(test)]
@@ -280,7 +358,10 @@ mod tests {
             apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec:\n  hosts: [reviews]\n  gateways: [none]\n  http:\n  - route:\n    - destination: {host: reviews, subset: v1}\n    - destination: {host: ratings}\n";
         assert_eq!(objects.read_file("x.yaml", source), []);
         let messages = objects.analyze();
-        let texts: Vec<&str> = messages.iter().map(|message| message.text.as_str()).collect();
+        let texts: Vec<&str> = messages
+            .iter()
+            .map(|message| message.text.as_str())
+            .collect();
         assert_eq!(texts.len(), 3, "{texts:?}");
         assert!(texts[0].contains("gateway not found: \"none\""));
         assert!(texts[1].contains("reviews.default.svc.cluster.local+v1"));

@@ -16,7 +16,12 @@ use crate::{
 
 /// Bireme, a service mesh: run it on this machine, look into it, check its configuration
 #[derive(Debug, Parser)]
-#[command(name = "biremectl", version, propagate_version = false, arg_required_else_help = true)]
+#[command(
+    name = "biremectl",
+    version,
+    propagate_version = false,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -88,31 +93,72 @@ pub fn run() -> ExitCode {
     match Cli::parse().command {
         // Namespaces are entered by thread: no runtime may have been started.
         Command::PodExec { spec } => process::exit_code("biremectl", Err(sandbox::exec(&spec))),
-        Command::PodEnter(args) => process::exit_code("biremectl", Err(sandbox::enter_container(&args))),
+        Command::PodEnter(args) => {
+            process::exit_code("biremectl", Err(sandbox::enter_container(&args)))
+        }
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "biremectl", &mut std::io::stdout());
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "biremectl",
+                &mut std::io::stdout(),
+            );
             ExitCode::SUCCESS
         }
         Command::Local(args) => run_local(args),
-        Command::ProxyStatus(args) => process::run_command("biremectl", crate::proxy_status::run(args)),
-        Command::ProxyConfig(args) => process::run_command("biremectl", crate::proxy_config::command::run(args)),
+        Command::ProxyStatus(args) => {
+            process::run_command("biremectl", crate::proxy_status::run(args))
+        }
+        Command::ProxyConfig(args) => {
+            process::run_command("biremectl", crate::proxy_config::command::run(args))
+        }
         Command::Analyze(args) => process::run_command("biremectl", crate::analyze::run(args)),
-        Command::KubeInject(args) => process::run_command("biremectl", crate::kube_inject::run(args)),
+        Command::KubeInject(args) => {
+            process::run_command("biremectl", crate::kube_inject::run(args))
+        }
         Command::Version(args) => process::run_command("biremectl", crate::version::run(args)),
     }
 }
 
 fn run_local(args: LocalArgs) -> ExitCode {
+    let mesh = args.mesh();
     let local::Command::Up(up) = args.command else {
         return process::run_command("biremectl", local::commands::run(args));
     };
     // The name is taken before anything is written below it, the log included.
-    let taken = local::commands::state_dir(&args.mesh).and_then(|state| Ok((state.lock()?, state)));
+    let taken = local::commands::state_dir(&mesh).and_then(|state| Ok((state.lock()?, state)));
     let (lock, state) = match taken {
         Ok(taken) => taken,
         Err(error) => return process::exit_code("biremectl", Err(error)),
     };
     let log = local::log_file(&state);
-    let log = LogArgs { target: vec![log], ..LogArgs::default() };
-    process::run("biremectl", &log, |process| local::run_up(process, *up, state, lock))
+    let log = LogArgs {
+        target: vec![log],
+        ..LogArgs::default()
+    };
+    process::run("biremectl", &log, |process| {
+        local::run_up(process, *up, state, lock)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_mesh_is_named_alike_everywhere() {
+        for line in [
+            "biremectl local status --name x",
+            "biremectl local get vs a --name x",
+            "biremectl pc route p --name r --mesh x",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        assert!(Cli::try_parse_from(["biremectl", "local", "exec", "pod"]).is_err());
+    }
 }

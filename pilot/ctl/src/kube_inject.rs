@@ -31,19 +31,27 @@ pub struct KubeInjectArgs {
 
 /// Injects, and prints.
 pub(crate) async fn run(args: KubeInjectArgs) -> anyhow::Result<ExitCode> {
-    let files = Files { inject_config: args.inject_config, inject_values: args.values, mesh_config: args.mesh_config };
+    let files = Files {
+        inject_config: args.inject_config,
+        inject_values: args.values,
+        mesh_config: args.mesh_config,
+    };
     let settings = Settings::load(&files)?;
     let name = args.file.display().to_string();
     let text = if name == "-" {
         let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("read standard input")?;
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .context("read standard input")?;
         text
     } else {
         fs::read_to_string(&args.file).map_err(|error| Usage(format!("{name}: {error}")))?
     };
     let injected = injector::kube_inject::inject_text(&settings, &name, &text)?;
     match args.output {
-        Some(path) => fs::write(&path, injected).with_context(|| format!("write {}", path.display()))?,
+        Some(path) => {
+            fs::write(&path, injected).with_context(|| format!("write {}", path.display()))?
+        }
         None => print_text(&injected)?,
     }
     Ok(ExitCode::SUCCESS)

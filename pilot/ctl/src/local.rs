@@ -57,22 +57,54 @@ pub(crate) async fn run_up(
 #[derive(Clone, Debug, Args)]
 pub struct MeshArgs {
     /// Name of the mesh on this machine.
-    #[arg(id = "mesh_name", long = "name", default_value = "default", global = true)]
+    #[arg(
+        id = "mesh_name",
+        long = "mesh",
+        value_name = "NAME",
+        default_value = "default"
+    )]
     pub name: String,
     /// Where state lies when not run as root.
-    #[arg(long, env = "XDG_RUNTIME_DIR", hide = true, hide_env_values = true, global = true)]
+    #[arg(long, env = "XDG_RUNTIME_DIR", hide = true, hide_env_values = true)]
     pub runtime_dir: Option<String>,
 }
 
 /// `biremectl local …`.
 #[derive(Clone, Debug, Args)]
 pub struct LocalArgs {
-    /// Which mesh.
-    #[command(flatten)]
-    pub mesh: MeshArgs,
+    /// Name of the mesh on this machine.
+    #[arg(
+        id = "mesh_name",
+        long = "name",
+        visible_alias = "mesh",
+        value_name = "NAME",
+        default_value = "default",
+        global = true
+    )]
+    pub name: String,
+    /// Where state lies when not run as root.
+    #[arg(
+        long,
+        env = "XDG_RUNTIME_DIR",
+        hide = true,
+        hide_env_values = true,
+        global = true
+    )]
+    pub runtime_dir: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl LocalArgs {
+    /// Which mesh.
+    #[must_use]
+    pub fn mesh(&self) -> MeshArgs {
+        MeshArgs {
+            name: self.name.clone(),
+            runtime_dir: self.runtime_dir.clone(),
+        }
+    }
 }
 
 /// What to do with the mesh on this machine.
@@ -125,7 +157,12 @@ pub struct ManifestArgs {
 #[derive(Clone, Debug, Args)]
 pub struct DeleteArgs {
     /// A file, a folder, or `-` for standard input; may be repeated.
-    #[arg(short = 'f', long = "filename", value_name = "FILE", conflicts_with = "object")]
+    #[arg(
+        short = 'f',
+        long = "filename",
+        value_name = "FILE",
+        conflicts_with = "object"
+    )]
     pub files: Vec<PathBuf>,
     /// KIND NAME…, or KIND/NAME….
     #[arg(required_unless_present = "files")]

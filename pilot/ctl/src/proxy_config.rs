@@ -18,9 +18,23 @@ fn section<'a>(dump: &'a Value, kind: &str, lists: &[&str], message: &str) -> Ve
     let suffix = format!(".{kind}");
     let sections = dump["configs"].as_array().into_iter().flatten();
     sections
-        .filter(|section| section["@type"].as_str().is_some_and(|name| name.ends_with(&suffix)))
-        .flat_map(|section| lists.iter().flat_map(|list| section[*list].as_array().into_iter().flatten()))
-        .map(|item| if item["active_state"].is_object() { &item["active_state"][message] } else { &item[message] })
+        .filter(|section| {
+            section["@type"]
+                .as_str()
+                .is_some_and(|name| name.ends_with(&suffix))
+        })
+        .flat_map(|section| {
+            lists
+                .iter()
+                .flat_map(|list| section[*list].as_array().into_iter().flatten())
+        })
+        .map(|item| {
+            if item["active_state"].is_object() {
+                &item["active_state"][message]
+            } else {
+                &item[message]
+            }
+        })
         .filter(|item| item.is_object())
         .collect()
 }
@@ -44,7 +58,10 @@ fn address(value: &Value) -> (String, String) {
     if socket.is_object() {
         (text(&socket["address"]), text(&socket["port_value"]))
     } else {
-        (format!("unix://{}", text(&value["pipe"]["path"])), String::new())
+        (
+            format!("unix://{}", text(&value["pipe"]["path"])),
+            String::new(),
+        )
     }
 }
 

@@ -32,12 +32,25 @@ pub fn rows(syncz: &Value, pilot: &str) -> Table {
     let mut table = Table::new(&["NAME", "CDS", "LDS", "EDS", "RDS", "PILOT", "VERSION"]);
     for proxy in syncz.as_array().into_iter().flatten() {
         let text = |key: &str| proxy[key].as_str().unwrap_or_default();
-        let cell = |kind: &str| state(text(&format!("{kind}_sent")), text(&format!("{kind}_acked")));
+        let cell = |kind: &str| {
+            state(
+                text(&format!("{kind}_sent")),
+                text(&format!("{kind}_acked")),
+            )
+        };
         let version = match (text("istio_version"), text("proxy_version")) {
             ("", version) if !version.is_empty() => format!("{version}*"),
             (version, _) => version.to_owned(),
         };
-        table.row([text("proxy"), cell("cluster"), cell("listener"), cell("endpoint"), cell("route"), pilot, &version]);
+        table.row([
+            text("proxy"),
+            cell("cluster"),
+            cell("listener"),
+            cell("endpoint"),
+            cell("route"),
+            pilot,
+            &version,
+        ]);
     }
     table.sort();
     table

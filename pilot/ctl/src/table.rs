@@ -31,7 +31,10 @@ pub struct Table {
 impl Table {
     /// An empty table with these columns.
     pub fn new(columns: &[&'static str]) -> Self {
-        Table { columns: columns.to_vec(), rows: Vec::new() }
+        Table {
+            columns: columns.to_vec(),
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a row; it must have a cell for every column.
@@ -43,7 +46,8 @@ impl Table {
 
     /// Sorts the rows by their cells, numbers by value.
     pub fn sort(&mut self) {
-        self.rows.sort_by_cached_key(|row| row.iter().map(|cell| natural_key(cell)).collect::<Vec<_>>());
+        self.rows
+            .sort_by_cached_key(|row| row.iter().map(|cell| natural_key(cell)).collect::<Vec<_>>());
     }
 
     /// Whether there is no row.
@@ -53,11 +57,28 @@ impl Table {
 
     /// The aligned table; an empty cell shows as `-`.
     pub fn render(&self) -> String {
-        let shown = |cell: &str| if cell.is_empty() { "-".to_owned() } else { cell.to_owned() };
-        let mut lines: Vec<Vec<String>> = vec![self.columns.iter().map(|name| (*name).to_owned()).collect()];
-        lines.extend(self.rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()));
+        let shown = |cell: &str| {
+            if cell.is_empty() {
+                "-".to_owned()
+            } else {
+                cell.to_owned()
+            }
+        };
+        let mut lines: Vec<Vec<String>> =
+            vec![self.columns.iter().map(|name| (*name).to_owned()).collect()];
+        lines.extend(
+            self.rows
+                .iter()
+                .map(|row| row.iter().map(|cell| shown(cell)).collect()),
+        );
         let widths: Vec<usize> = (0..self.columns.len())
-            .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default())
+            .map(|column| {
+                lines
+                    .iter()
+                    .map(|line| line[column].chars().count())
+                    .max()
+                    .unwrap_or_default()
+            })
             .collect();
         let mut text = String::new();
         for line in &lines {
@@ -76,7 +97,10 @@ impl Table {
     pub fn to_value(&self) -> Value {
         let keys: Vec<String> = self.columns.iter().map(|column| key(column)).collect();
         let object = |row: &Vec<String>| {
-            let fields = keys.iter().cloned().zip(row.iter().cloned().map(Value::String));
+            let fields = keys
+                .iter()
+                .cloned()
+                .zip(row.iter().cloned().map(Value::String));
             Value::Object(fields.collect::<Map<_, _>>())
         };
         Value::Array(self.rows.iter().map(object).collect())
@@ -95,14 +119,18 @@ impl Table {
 pub fn print_value(value: &Value, format: Format) -> anyhow::Result<()> {
     let text = match format {
         Format::Yaml => proto::yaml::to_string(value).context("write YAML")?,
-        Format::Json | Format::Table => serde_json::to_string_pretty(value).context("write JSON")? + "\n",
+        Format::Json | Format::Table => {
+            serde_json::to_string_pretty(value).context("write JSON")? + "\n"
+        }
     };
     print_text(&text)
 }
 
 /// Prints text to standard output.
 pub fn print_text(text: &str) -> anyhow::Result<()> {
-    std::io::stdout().write_all(text.as_bytes()).context("write to standard output")
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("write to standard output")
 }
 
 fn key(column: &str) -> String {
@@ -143,6 +171,9 @@ mod tests {
             table.render(),
             "SERVICE FQDN         PORT\na.b                  80\na.b                  9080\nlonger.name.here     -\n"
         );
-        assert_eq!(table.to_value()[0], serde_json::json!({"serviceFqdn": "a.b", "port": "80"}));
+        assert_eq!(
+            table.to_value()[0],
+            serde_json::json!({"serviceFqdn": "a.b", "port": "80"})
+        );
     }
 }

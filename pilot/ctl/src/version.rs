@@ -27,9 +27,16 @@ pub struct VersionArgs {
 /// Prints the versions.
 pub(crate) async fn run(args: VersionArgs) -> anyhow::Result<ExitCode> {
     let client = env!("CARGO_PKG_VERSION");
-    let mesh = if args.client { None } else { mesh_version(&args.mesh).await };
+    let mesh = if args.client {
+        None
+    } else {
+        mesh_version(&args.mesh).await
+    };
     if args.format.output != Format::Table {
-        print_value(&json!({"clientVersion": client, "meshVersion": mesh}), args.format.output)?;
+        print_value(
+            &json!({"clientVersion": client, "meshVersion": mesh}),
+            args.format.output,
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
     print_text(&format!("client version: {client}\n"))?;

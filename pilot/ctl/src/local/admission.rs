@@ -42,11 +42,21 @@ struct Question<'a> {
 }
 
 /// Sends a new pod through the mutating webhooks; what comes back is what runs.
-pub(crate) async fn mutate_pod(platform: &Platform, namespace: &str, pod: &Value) -> anyhow::Result<Value> {
+pub(crate) async fn mutate_pod(
+    platform: &Platform,
+    namespace: &str,
+    pod: &Value,
+) -> anyhow::Result<Value> {
     let mut pod = pod.clone();
     let kind = super::kinds::by_user_name("Pod").context("the kind Pod")?;
     for webhook in webhooks(platform, "MutatingWebhookConfiguration") {
-        let question = Question { kind, namespace, operation: "CREATE", object: &pod, old: None };
+        let question = Question {
+            kind,
+            namespace,
+            operation: "CREATE",
+            object: &pod,
+            old: None,
+        };
         if !is_asked(platform, &webhook, &question) {
             continue;
         }
@@ -54,8 +64,11 @@ pub(crate) async fn mutate_pod(platform: &Platform, namespace: &str, pod: &Value
             continue;
         };
         if let Some(patch) = response["patch"].as_str() {
-            let patch = base64::engine::general_purpose::STANDARD.decode(patch).context("decode the webhook's patch")?;
-            let patch: json_patch::Patch = serde_json::from_slice(&patch).context("read the webhook's patch")?;
+            let patch = base64::engine::general_purpose::STANDARD
+                .decode(patch)
+                .context("decode the webhook's patch")?;
+            let patch: json_patch::Patch =
+                serde_json::from_slice(&patch).context("read the webhook's patch")?;
             json_patch::patch(&mut pod, &patch).context("apply the webhook's patch")?;
         }
     }
@@ -73,7 +86,13 @@ pub(crate) async fn validate(
     let mut warnings = Vec::new();
     let operation = if old.is_some() { "UPDATE" } else { "CREATE" };
     for webhook in webhooks(platform, "ValidatingWebhookConfiguration") {
-        let question = Question { kind, namespace, operation, object, old };
+        let question = Question {
+            kind,
+            namespace,
+            operation,
+            object,
+            old,
+        };
         if !is_asked(platform, &webhook, &question) {
             continue;
         }
@@ -87,12 +106,18 @@ pub(crate) async fn validate(
 
 fn webhooks(platform: &Platform, kind: &str) -> Vec<Value> {
     let configurations = platform.store.list("admissionregistration.k8s.io", kind);
-    configurations.into_iter().flat_map(|(_, object)| object["webhooks"].as_array().cloned().unwrap_or_default()).collect()
+    configurations
+        .into_iter()
+        .flat_map(|(_, object)| object["webhooks"].as_array().cloned().unwrap_or_default())
+        .collect()
 }
 
 fn is_asked(platform: &Platform, webhook: &Value, question: &Question<'_>) -> bool {
     let lists = |list: &Value, wanted: &str| {
-        list.as_array().into_iter().flatten().any(|item| item == wanted || item == "*")
+        list.as_array()
+            .into_iter()
+            .flatten()
+            .any(|item| item == wanted || item == "*")
     };
     let mut rules = webhook["rules"].as_array().into_iter().flatten();
     let matches = rules.any(|rule| {
@@ -101,12 +126,22 @@ fn is_asked(platform: &Platform, webhook: &Value, question: &Question<'_>) -> bo
             && lists(&rule["resources"], question.kind.plural)
     });
     matches
-        && selects(&webhook["namespaceSelector"], &platform.store.namespace_labels(question.namespace))
-        && selects(&webhook["objectSelector"], &question.object["metadata"]["labels"])
+        && selects(
+            &webhook["namespaceSelector"],
+            &platform.store.namespace_labels(question.namespace),
+        )
+        && selects(
+            &webhook["objectSelector"],
+            &question.object["metadata"]["labels"],
+        )
 }
 
 /// The webhook's response if it allows; none if it cannot be reached and its policy says to go on.
-async fn ask(platform: &Platform, webhook: &Value, question: &Question<'_>) -> anyhow::Result<Option<Value>> {
+async fn ask(
+    platform: &Platform,
+    webhook: &Value,
+    question: &Question<'_>,
+) -> anyhow::Result<Option<Value>> {
     let name = webhook["name"].as_str().unwrap_or_default();
     let review = json!({
         "apiVersion": "admission.k8s.io/v1",
@@ -128,28 +163,48 @@ async fn ask(platform: &Platform, webhook: &Value, question: &Question<'_>) -> a
         Ok(response) => response,
         Err(error) => {
             if webhook["failurePolicy"] == "Ignore" {
-                tracing::warn!(webhook = name, error = format!("{error:#}"), "a webhook is passed over");
+                tracing::warn!(
+                    webhook = name,
+                    error = format!("{error:#}"),
+                    "a webhook is passed over"
+                );
                 return Ok(None);
             }
-            return Err(Unreachable { webhook: name.to_owned(), reason: format!("{error:#}") }.into());
+            return Err(Unreachable {
+                webhook: name.to_owned(),
+                reason: format!("{error:#}"),
+            }
+            .into());
         }
     };
     let response = &response["response"];
     if response["allowed"] == true {
         return Ok(Some(response.clone()));
     }
-    let message = response["status"]["message"].as_str().unwrap_or("no reason was given");
-    Err(Denied { message: message.to_owned() }.into())
+    let message = response["status"]["message"]
+        .as_str()
+        .unwrap_or("no reason was given");
+    Err(Denied {
+        message: message.to_owned(),
+    }
+    .into())
 }
 
 fn version<'a>(question: &'a Question<'_>) -> &'a str {
-    let api_version = question.object["apiVersion"].as_str().unwrap_or(question.kind.version);
+    let api_version = question.object["apiVersion"]
+        .as_str()
+        .unwrap_or(question.kind.version);
     api_version.rsplit('/').next().unwrap_or(api_version)
 }
 
 async fn call(platform: &Platform, webhook: &Value, review: &Value) -> anyhow::Result<Value> {
     let config = &webhook["clientConfig"];
-    let text = |field: &str| config["service"][field].as_str().unwrap_or_default().to_owned();
+    let text = |field: &str| {
+        config["service"][field]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
     let (service, namespace, path) = (text("name"), text("namespace"), text("path"));
     let port = config["service"]["port"].as_u64().unwrap_or(443);
     let address = endpoint(platform, &namespace, &service, port)?;
@@ -165,7 +220,10 @@ async fn call(platform: &Platform, webhook: &Value, review: &Value) -> anyhow::R
                 .with_context(|| format!("connect to {address} within {patience:?}"))?
                 .with_context(|| format!("connect to {address}"))?;
             let name = ServerName::try_from(host.clone()).context("the webhook's name")?;
-            let stream = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await.context("TLS handshake")?;
+            let stream = tokio_rustls::TlsConnector::from(tls)
+                .connect(name, stream)
+                .await
+                .context("TLS handshake")?;
             let request = http_client::request(http::Method::POST, &host, &path, Some(body))?;
             let response = http_client::send(stream, request, patience).await?;
             anyhow::ensure!(
@@ -180,24 +238,37 @@ async fn call(platform: &Platform, webhook: &Value, review: &Value) -> anyhow::R
 }
 
 /// A ready endpoint behind a port of a service.
-pub(crate) fn endpoint(platform: &Platform, namespace: &str, service: &str, port: u64) -> anyhow::Result<SocketAddr> {
+pub(crate) fn endpoint(
+    platform: &Platform,
+    namespace: &str,
+    service: &str,
+    port: u64,
+) -> anyhow::Result<SocketAddr> {
     let object = platform
         .store
         .get(&Key::platform("Service", namespace, service))
         .with_context(|| format!("there is no service {service}.{namespace}"))?;
     let mut ports = object["spec"]["ports"].as_array().into_iter().flatten();
-    let port = ports.find(|candidate| candidate["port"] == port).with_context(|| format!("service {service}.{namespace} has no port {port}"))?;
+    let port = ports
+        .find(|candidate| candidate["port"] == port)
+        .with_context(|| format!("service {service}.{namespace} has no port {port}"))?;
     let name = port["name"].as_str().unwrap_or_default();
     let slices = platform.store.list("discovery.k8s.io", "EndpointSlice");
     let own = slices.iter().filter(|(key, slice)| {
-        key.namespace == namespace && slice["metadata"]["labels"]["kubernetes.io/service-name"] == service
+        key.namespace == namespace
+            && slice["metadata"]["labels"]["kubernetes.io/service-name"] == service
     });
     for (_, slice) in own {
         let mut ports = slice["ports"].as_array().into_iter().flatten();
-        let number = ports.find(|port| port["name"] == name).and_then(|port| port["port"].as_u64());
+        let number = ports
+            .find(|port| port["name"] == name)
+            .and_then(|port| port["port"].as_u64());
         let mut endpoints = slice["endpoints"].as_array().into_iter().flatten();
         let ready = endpoints.find(|endpoint| endpoint["conditions"]["ready"] == true);
-        if let (Some(number), Some(ip)) = (number, ready.and_then(|endpoint| endpoint["addresses"][0].as_str())) {
+        if let (Some(number), Some(ip)) = (
+            number,
+            ready.and_then(|endpoint| endpoint["addresses"][0].as_str()),
+        ) {
             return Ok(SocketAddr::new(ip.parse()?, u16::try_from(number)?));
         }
     }
@@ -205,11 +276,17 @@ pub(crate) fn endpoint(platform: &Platform, namespace: &str, service: &str, port
 }
 
 fn tls_config(ca_bundle: &str) -> anyhow::Result<Arc<rustls::ClientConfig>> {
-    let pem = base64::engine::general_purpose::STANDARD.decode(ca_bundle).context("decode the webhook's caBundle")?;
+    let pem = base64::engine::general_purpose::STANDARD
+        .decode(ca_bundle)
+        .context("decode the webhook's caBundle")?;
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
-        roots.add(certificate.context("read the webhook's caBundle")?).context("use the webhook's caBundle")?;
+        roots
+            .add(certificate.context("read the webhook's caBundle")?)
+            .context("use the webhook's caBundle")?;
     }
-    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let config = rustls::ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     Ok(Arc::new(config))
 }

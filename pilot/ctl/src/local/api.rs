@@ -115,7 +115,11 @@ pub(crate) fn serve(listener: UnixListener, platform: Platform, stop: Trigger, a
         .route("/v1/pod", get(pod))
         .route("/v1/request", post(request))
         .route("/v1/shutdown", post(shutdown))
-        .with_state(Api { platform, stop, about });
+        .with_state(Api {
+            platform,
+            stop,
+            about,
+        });
     proto_component::task::spawn("control-api", async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the control API has ended");
@@ -132,21 +136,32 @@ fn kind_of(selector: &Selector) -> Result<kinds::ObjectKind, Failure> {
         .with_context(|| {
             let candidates = kinds::all().map(|kind| kind.plural);
             let hint = super::values::closest(&selector.kind, candidates);
-            format!("there is no kind {:?}{}", selector.kind, hint.map_or(String::new(), |kind| format!("; did you mean {kind}?")))
+            format!(
+                "there is no kind {:?}{}",
+                selector.kind,
+                hint.map_or(String::new(), |kind| format!("; did you mean {kind}?"))
+            )
         })
         .map_err(Failure::from)
 }
 
 async fn objects(State(api): State<Api>, Query(selector): Query<Selector>) -> Answer<Vec<Value>> {
     let kind = kind_of(&selector)?;
-    let is_in = |key: &Key| selector.namespace.is_empty() || !kind.is_namespaced || key.namespace == selector.namespace;
+    let is_in = |key: &Key| {
+        selector.namespace.is_empty() || !kind.is_namespaced || key.namespace == selector.namespace
+    };
     let objects = api.platform.store.list(kind.group, kind.kind).into_iter();
     let found: Vec<Value> = objects
         .filter(|(key, _)| is_in(key) && (selector.name.is_empty() || key.name == selector.name))
         .map(|(_, object)| with_type(object, kind))
         .collect();
     if found.is_empty() && !selector.name.is_empty() {
-        let error = anyhow::anyhow!("{} {:?} not found in namespace {}", kind.qualified(), selector.name, selector.namespace);
+        let error = anyhow::anyhow!(
+            "{} {:?} not found in namespace {}",
+            kind.qualified(),
+            selector.name,
+            selector.namespace
+        );
         return Err(Failure(StatusCode::NOT_FOUND, error));
     }
     Ok(Json(found))
@@ -160,32 +175,66 @@ fn with_type(mut object: Value, kind: kinds::ObjectKind) -> Value {
     object
 }
 
-async fn apply_manifest(State(api): State<Api>, Json(manifest): Json<ManifestText>) -> Json<Vec<Outcome>> {
-    let source = Source { name: &manifest.file, text: &manifest.text, namespace: &manifest.namespace };
+async fn apply_manifest(
+    State(api): State<Api>,
+    Json(manifest): Json<ManifestText>,
+) -> Json<Vec<Outcome>> {
+    let source = Source {
+        name: &manifest.file,
+        text: &manifest.text,
+        namespace: &manifest.namespace,
+    };
     Json(apply::apply(&api.platform, source, PATIENCE).await)
 }
 
-async fn delete_manifest(State(api): State<Api>, Json(manifest): Json<ManifestText>) -> Json<Vec<Outcome>> {
-    let source = Source { name: &manifest.file, text: &manifest.text, namespace: &manifest.namespace };
+async fn delete_manifest(
+    State(api): State<Api>,
+    Json(manifest): Json<ManifestText>,
+) -> Json<Vec<Outcome>> {
+    let source = Source {
+        name: &manifest.file,
+        text: &manifest.text,
+        namespace: &manifest.namespace,
+    };
     Json(apply::delete(&api.platform, source))
 }
 
 async fn delete_object(State(api): State<Api>, Json(selector): Json<Selector>) -> Answer<Outcome> {
     let kind = kind_of(&selector)?;
-    Ok(Json(apply::delete_one(&api.platform, &Key::new(kind, &selector.namespace, &selector.name))))
+    Ok(Json(apply::delete_one(
+        &api.platform,
+        &Key::new(kind, &selector.namespace, &selector.name),
+    )))
 }
 
 async fn scale(State(api): State<Api>, Json(selector): Json<Selector>) -> Answer<Value> {
     let replicas = selector.replicas.unwrap_or(1);
-    anyhow_ensure(replicas <= 100, "more than 100 replicas are no use on one machine")?;
+    anyhow_ensure(
+        replicas <= 100,
+        "more than 100 replicas are no use on one machine",
+    )?;
     let key = Key::platform("Deployment", &selector.namespace, &selector.name);
-    let is_there = api.platform.store.update(&key, |deployment| deployment["spec"]["replicas"] = json!(replicas));
-    anyhow_ensure(is_there, &format!("there is no deployment {:?} in namespace {}", selector.name, selector.namespace))?;
-    Ok(Json(json!({"object": key.to_string(), "replicas": replicas})))
+    let is_there = api.platform.store.update(&key, |deployment| {
+        deployment["spec"]["replicas"] = json!(replicas)
+    });
+    anyhow_ensure(
+        is_there,
+        &format!(
+            "there is no deployment {:?} in namespace {}",
+            selector.name, selector.namespace
+        ),
+    )?;
+    Ok(Json(
+        json!({"object": key.to_string(), "replicas": replicas}),
+    ))
 }
 
 fn anyhow_ensure(condition: bool, message: &str) -> Result<(), Failure> {
-    if condition { Ok(()) } else { Err(anyhow::anyhow!("{message}").into()) }
+    if condition {
+        Ok(())
+    } else {
+        Err(anyhow::anyhow!("{message}").into())
+    }
 }
 
 async fn restart(State(api): State<Api>, Json(selector): Json<Selector>) -> Answer<Value> {
@@ -201,7 +250,13 @@ async fn restart(State(api): State<Api>, Json(selector): Json<Selector>) -> Answ
 /// Kills the process of a component or pod, to see what happens then.
 async fn kill(State(api): State<Api>, Json(selector): Json<Selector>) -> Answer<Value> {
     let pods = pods_named(&api.platform, &selector.namespace, &selector.name);
-    anyhow_ensure(!pods.is_empty(), &format!("no pod or deployment {:?} runs in namespace {}", selector.name, selector.namespace))?;
+    anyhow_ensure(
+        !pods.is_empty(),
+        &format!(
+            "no pod or deployment {:?} runs in namespace {}",
+            selector.name, selector.namespace
+        ),
+    )?;
     let mut killed = Vec::new();
     for pod in pods {
         let containers = pod.status.lock().containers.clone();
@@ -211,8 +266,11 @@ async fn kill(State(api): State<Api>, Json(selector): Json<Selector>) -> Answer<
         };
         for container in containers.iter().filter(wanted) {
             if let Some(pid) = container.pid() {
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
-                    .with_context(|| format!("kill process {pid}"))?;
+                nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                )
+                .with_context(|| format!("kill process {pid}"))?;
                 killed.push(json!({"pod": pod.name(), "container": container.name, "pid": pid}));
             }
         }
@@ -252,9 +310,14 @@ pub(crate) fn components(platform: &Platform) -> Vec<Value> {
     for (key, deployment) in platform.store.list("apps", "Deployment") {
         let pods = pods_named(platform, &key.namespace, &format!("deploy/{}", key.name));
         let wanted = deployment["spec"]["replicas"].as_u64().unwrap_or(1);
-        let reason = deployment["status"]["conditions"][0]["message"].as_str().unwrap_or_default();
+        let reason = deployment["status"]["conditions"][0]["message"]
+            .as_str()
+            .unwrap_or_default();
         let mut row = row_of_pods(&pods);
-        let ready = pods.iter().filter(|pod| pod.status.lock().is_ready()).count();
+        let ready = pods
+            .iter()
+            .filter(|pod| pod.status.lock().is_ready())
+            .count();
         row["namespace"] = json!(key.namespace);
         row["name"] = json!(key.name);
         row["ready"] = json!(format!("{ready}/{wanted}"));
@@ -266,26 +329,43 @@ pub(crate) fn components(platform: &Platform) -> Vec<Value> {
     }
     let bare: Pods = {
         let pods = platform.pods.lock();
-        pods.values().filter(|pod| pod.owner.is_none()).map(|pod| pod.context.clone()).collect()
+        pods.values()
+            .filter(|pod| pod.owner.is_none())
+            .map(|pod| pod.context.clone())
+            .collect()
     };
     for pod in bare {
         let mut row = row_of_pods(std::slice::from_ref(&pod));
         row["namespace"] = json!(pod.namespace());
         row["name"] = json!(pod.name());
-        row["ready"] = json!(if pod.status.lock().is_ready() { "1/1" } else { "0/1" });
+        row["ready"] = json!(if pod.status.lock().is_ready() {
+            "1/1"
+        } else {
+            "0/1"
+        });
         rows.push(row);
     }
     rows.sort_by_key(|row| {
         let namespace = row["namespace"].as_str().unwrap_or_default().to_owned();
         // The control plane first.
-        (namespace != super::control_plane::NAMESPACE, namespace, row["name"].as_str().unwrap_or_default().to_owned())
+        (
+            namespace != super::control_plane::NAMESPACE,
+            namespace,
+            row["name"].as_str().unwrap_or_default().to_owned(),
+        )
     });
     rows
 }
 
 fn row_of_pods(pods: &[std::sync::Arc<super::pod::lifecycle::PodContext>]) -> Value {
-    let (mut restarts, mut memory, mut pids, mut ports, mut message, mut status) =
-        (0, 0, Vec::new(), Vec::new(), String::new(), String::from("Pending"));
+    let (mut restarts, mut memory, mut pids, mut ports, mut message, mut status) = (
+        0,
+        0,
+        Vec::new(),
+        Vec::new(),
+        String::new(),
+        String::from("Pending"),
+    );
     let mut processes = Vec::new();
     for pod in pods {
         let pod_status = pod.status.lock().clone();
@@ -322,12 +402,20 @@ fn row_of_pods(pods: &[std::sync::Arc<super::pod::lifecycle::PodContext>]) -> Va
 async fn pod(State(api): State<Api>, Query(selector): Query<Selector>) -> Answer<Value> {
     let pods = pods_named(&api.platform, &selector.namespace, &selector.name);
     let pod = pods.first().with_context(|| {
-        format!("no pod or deployment {:?} in namespace {} (`biremectl local get pods` lists them)", selector.name, selector.namespace)
+        format!(
+            "no pod or deployment {:?} in namespace {} (`biremectl local get pods` lists them)",
+            selector.name, selector.namespace
+        )
     })?;
     let status = pod.status.lock().clone();
     let spec = pod.pod.spec.as_ref();
     let describe = |container: &ContainerStatus| {
-        let specs = spec.into_iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
+        let specs = spec.into_iter().flat_map(|spec| {
+            spec.init_containers
+                .iter()
+                .flatten()
+                .chain(&spec.containers)
+        });
         let user = specs
             .filter(|candidate| candidate.name == container.name)
             .map(|candidate| super::pod::container::user(pod, candidate))
@@ -343,12 +431,20 @@ async fn pod(State(api): State<Api>, Query(selector): Query<Selector>) -> Answer
     })))
 }
 
-async fn request(State(api): State<Api>, Json(request): Json<PodRequest>) -> Result<Response, Failure> {
+async fn request(
+    State(api): State<Api>,
+    Json(request): Json<PodRequest>,
+) -> Result<Response, Failure> {
     let pods = pods_named(&api.platform, &request.namespace, &request.pod);
     let pod = pods
         .into_iter()
         .find(|pod| pod.status.lock().ip.is_some())
-        .with_context(|| format!("no pod or deployment {:?} runs in namespace {}", request.pod, request.namespace))?;
+        .with_context(|| {
+            format!(
+                "no pod or deployment {:?} runs in namespace {}",
+                request.pod, request.namespace
+            )
+        })?;
     let patience = Duration::from_secs(10);
     let address = SocketAddr::from(([127, 0, 0, 1], request.port));
     let target = pod.clone();
@@ -361,7 +457,12 @@ async fn request(State(api): State<Api>, Json(request): Json<PodRequest>) -> Res
     stream.set_nonblocking(true).context("use the connection")?;
     let stream = TcpStream::from_std(stream).context("use the connection")?;
     let method = request.method.parse().context("method")?;
-    let message = http_client::request(method, &format!("127.0.0.1:{}", request.port), &request.path, None)?;
+    let message = http_client::request(
+        method,
+        &format!("127.0.0.1:{}", request.port),
+        &request.path,
+        None,
+    )?;
     let answer = http_client::send(stream, message, patience)
         .await
         .with_context(|| format!("ask {} in pod {}", request.path, pod.name()))?;

@@ -49,7 +49,11 @@ pub(crate) struct Source<'a> {
 }
 
 /// Applies every object of a manifest; those that are wrong do not keep the others out.
-pub(crate) async fn apply(platform: &Platform, source: Source<'_>, patience: Duration) -> Vec<Outcome> {
+pub(crate) async fn apply(
+    platform: &Platform,
+    source: Source<'_>,
+    patience: Duration,
+) -> Vec<Outcome> {
     let deadline = Instant::now() + patience;
     let mut outcomes = Vec::new();
     for (document, object) in read(source) {
@@ -57,11 +61,23 @@ pub(crate) async fn apply(platform: &Platform, source: Source<'_>, patience: Dur
             Ok(object) => {
                 let name = object.key.to_string();
                 match apply_one(platform, &object, document.as_ref(), deadline).await {
-                    Ok((change, messages)) => Outcome { object: name, action: Some(action(change)), messages },
-                    Err(error) => Outcome { object: name, action: None, messages: vec![format!("{error:#}")] },
+                    Ok((change, messages)) => Outcome {
+                        object: name,
+                        action: Some(action(change)),
+                        messages,
+                    },
+                    Err(error) => Outcome {
+                        object: name,
+                        action: None,
+                        messages: vec![format!("{error:#}")],
+                    },
                 }
             }
-            Err((object, problem)) => Outcome { object, action: None, messages: vec![problem] },
+            Err((object, problem)) => Outcome {
+                object,
+                action: None,
+                messages: vec![problem],
+            },
         });
     }
     outcomes
@@ -91,8 +107,15 @@ async fn apply_one(
     }
     let namespace = &object.key.namespace;
     if object.kind.is_namespaced {
-        let exists = platform.store.get(&Key::platform("Namespace", "", namespace)).is_some();
-        anyhow::ensure!(exists, "{}: namespace {namespace:?} does not exist; create it first", object.place);
+        let exists = platform
+            .store
+            .get(&Key::platform("Namespace", "", namespace))
+            .is_some();
+        anyhow::ensure!(
+            exists,
+            "{}: namespace {namespace:?} does not exist; create it first",
+            object.place
+        );
     }
     let change = put(platform, object).await?;
     Ok((change, messages))
@@ -106,9 +129,20 @@ async fn admit(
     document: Option<&Document>,
     deadline: Instant,
 ) -> anyhow::Result<Vec<String>> {
-    let has_galley = platform.store.get(&Key::platform("Deployment", "istio-system", "istio-galley")).is_some();
+    let has_galley = platform
+        .store
+        .get(&Key::platform("Deployment", "istio-system", "istio-galley"))
+        .is_some();
     loop {
-        match admission::validate(platform, object.kind, &object.key.namespace, &object.value, old).await {
+        match admission::validate(
+            platform,
+            object.kind,
+            &object.key.namespace,
+            &object.value,
+            old,
+        )
+        .await
+        {
             Ok(mut warnings) => {
                 if !has_galley {
                     warnings.push("stored, but galley is switched off: nothing reads it".into());
@@ -120,7 +154,8 @@ async fn admit(
             }
             Err(error) => {
                 let message = format!("{error:#}");
-                let place = document.and_then(|document| place_of(&message, document, &object.place));
+                let place =
+                    document.and_then(|document| place_of(&message, document, &object.place));
                 return Err(error.context(place.unwrap_or_else(|| object.place.clone())));
             }
         }
@@ -130,17 +165,30 @@ async fn admit(
 /// `file:line` of the field that a message is about, if it names one.
 fn place_of(message: &str, document: &Document, place: &str) -> Option<String> {
     let (file, _) = place.rsplit_once(':')?;
-    let words = message.split([' ', ',', ';']).map(|word| word.trim_end_matches(':').trim_matches(['"', '`', '\'']));
+    let words = message
+        .split([' ', ',', ';'])
+        .map(|word| word.trim_end_matches(':').trim_matches(['"', '`', '\'']));
     let paths = words.filter(|word| word.contains('.') || word.contains('['));
-    let lines = paths.flat_map(|path| [document.line_of(path), document.line_of(&format!("spec.{path}"))]);
-    lines.into_iter().filter(|line| *line > document.line).max().map(|line| format!("{file}:{line}"))
+    let lines = paths.flat_map(|path| {
+        [
+            document.line_of(path),
+            document.line_of(&format!("spec.{path}")),
+        ]
+    });
+    lines
+        .into_iter()
+        .filter(|line| *line > document.line)
+        .max()
+        .map(|line| format!("{file}:{line}"))
 }
 
 /// Platform objects are read once as what they are, so that a wrong type is told at once.
 fn check_platform_object(object: &Object) -> anyhow::Result<()> {
     use k8s_openapi::api::{apps::v1 as apps, core::v1 as core};
     fn check<T: serde::de::DeserializeOwned>(value: &Value) -> anyhow::Result<()> {
-        serde_path_to_error::deserialize::<_, T>(value).map(drop).map_err(|error| anyhow::anyhow!("{}: {}", error.path(), error.inner()))
+        serde_path_to_error::deserialize::<_, T>(value)
+            .map(drop)
+            .map_err(|error| anyhow::anyhow!("{}: {}", error.path(), error.inner()))
     }
     let value = &object.value;
     match object.kind.kind {
@@ -154,7 +202,10 @@ fn check_platform_object(object: &Object) -> anyhow::Result<()> {
             check::<apps::Deployment>(value)?;
             let selector = &value["spec"]["selector"];
             let labels = &value["spec"]["template"]["metadata"]["labels"];
-            anyhow::ensure!(super::store::selects(selector, labels), "spec.selector does not select the template's labels");
+            anyhow::ensure!(
+                super::store::selects(selector, labels),
+                "spec.selector does not select the template's labels"
+            );
             Ok(())
         }
         _ => Ok(()),
@@ -171,7 +222,8 @@ async fn put(platform: &Platform, object: &Object) -> anyhow::Result<Change> {
             return Ok(change);
         }
         "Service" => {
-            let has_address = !value["spec"]["clusterIP"].is_null() || value["spec"]["type"] == "ExternalName";
+            let has_address =
+                !value["spec"]["clusterIP"].is_null() || value["spec"]["type"] == "ExternalName";
             if !has_address && platform.store.get(&object.key).is_none() {
                 value["spec"]["clusterIP"] = json!(platform.service_address()?.to_string());
             }
@@ -205,7 +257,11 @@ pub(crate) fn delete(platform: &Platform, source: Source<'_>) -> Vec<Outcome> {
     objects
         .map(|(_, object)| match object {
             Ok(object) => delete_one(platform, &object.key),
-            Err((object, problem)) => Outcome { object, action: None, messages: vec![problem] },
+            Err((object, problem)) => Outcome {
+                object,
+                action: None,
+                messages: vec![problem],
+            },
         })
         .collect()
 }
@@ -219,15 +275,30 @@ pub(crate) fn delete_one(platform: &Platform, key: &Key) -> Outcome {
     };
     let object = key.to_string();
     if is_gone {
-        Outcome { object, action: Some("deleted".into()), messages: Vec::new() }
+        Outcome {
+            object,
+            action: Some("deleted".into()),
+            messages: Vec::new(),
+        }
     } else {
-        let place = if key.namespace.is_empty() { String::new() } else { format!(" in namespace {}", key.namespace) };
-        Outcome { object, action: None, messages: vec![format!("not found{place}")] }
+        let place = if key.namespace.is_empty() {
+            String::new()
+        } else {
+            format!(" in namespace {}", key.namespace)
+        };
+        Outcome {
+            object,
+            action: None,
+            messages: vec![format!("not found{place}")],
+        }
     }
 }
 
 fn delete_namespace(platform: &Platform, key: &Key) -> bool {
-    for (inside, _) in platform.store.select(|candidate| candidate.namespace == key.name) {
+    for (inside, _) in platform
+        .store
+        .select(|candidate| candidate.namespace == key.name)
+    {
         match inside.kind {
             "Pod" => drop(platform.stop_pod(&inside, None)),
             _ => drop(platform.store.remove(&inside)),
@@ -251,7 +322,11 @@ fn read(source: Source<'_>) -> Vec<(Option<Document>, Read)> {
         };
         let place = format!("{}:{}", source.name, document.line);
         if document.value["kind"] == "List" {
-            for item in document.value["items"].as_array().cloned().unwrap_or_default() {
+            for item in document.value["items"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default()
+            {
                 objects.push((None, object(item, &place, source.namespace)));
             }
         } else {
@@ -268,12 +343,20 @@ fn object(mut value: Value, place: &str, default_namespace: &str) -> Read {
     let name = text(&value["metadata"]["name"]);
     let shown = format!("{}/{name}", kind_name.to_ascii_lowercase());
     let Some(kind) = kinds::by_api_version_kind(&api_version, &kind_name) else {
-        let hint = kinds::by_user_name(&kind_name)
-            .map_or_else(|| "this platform has no such kind".to_owned(), |kind| format!("apiVersion {} would be right", kind.api_version()));
-        return Err((shown, format!("{place}: apiVersion {api_version:?}, kind {kind_name:?}: {hint}")));
+        let hint = kinds::by_user_name(&kind_name).map_or_else(
+            || "this platform has no such kind".to_owned(),
+            |kind| format!("apiVersion {} would be right", kind.api_version()),
+        );
+        return Err((
+            shown,
+            format!("{place}: apiVersion {api_version:?}, kind {kind_name:?}: {hint}"),
+        ));
     };
     if name.is_empty() {
-        return Err((shown, format!("{place}: {kind_name}: metadata.name is missing")));
+        return Err((
+            shown,
+            format!("{place}: {kind_name}: metadata.name is missing"),
+        ));
     }
     let namespace = match value["metadata"]["namespace"].as_str() {
         Some(namespace) => namespace.to_owned(),
@@ -283,7 +366,12 @@ fn object(mut value: Value, place: &str, default_namespace: &str) -> Read {
         value["metadata"]["namespace"] = json!(namespace);
     }
     let key = Key::new(kind, &namespace, &name);
-    Ok(Object { value, kind, key, place: place.to_owned() })
+    Ok(Object {
+        value,
+        kind,
+        key,
+        place: place.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -293,11 +381,21 @@ mod tests {
     #[test]
     fn objects_are_read_with_place_and_namespace() {
         let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n---\napiVersion: v2\nkind: Service\nmetadata: {name: b}\n---\n[\n";
-        let read = read(Source { name: "x.yaml", text, namespace: "shop" });
+        let read = read(Source {
+            name: "x.yaml",
+            text,
+            namespace: "shop",
+        });
         let first = read[0].1.as_ref().ok().unwrap();
-        assert_eq!((first.key.namespace.as_str(), first.place.as_str()), ("shop", "x.yaml:1"));
+        assert_eq!(
+            (first.key.namespace.as_str(), first.place.as_str()),
+            ("shop", "x.yaml:1")
+        );
         let (_, problem) = read[1].1.as_ref().err().unwrap();
-        assert!(problem.contains("x.yaml:5") && problem.contains("apiVersion v1 would be right"), "{problem}");
+        assert!(
+            problem.contains("x.yaml:5") && problem.contains("apiVersion v1 would be right"),
+            "{problem}"
+        );
         assert!(read[2].1.is_err());
     }
 
@@ -305,7 +403,11 @@ mod tests {
     fn a_message_leads_to_the_line_of_its_field() {
         let text = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec:\n  http:\n  - route:\n    - destination:\n        weights: 1\n";
         let document = proto::yaml::parse_documents(text).remove(0).unwrap();
-        let place = place_of("VirtualService a: http[0].route[0].destination.weights: unknown field", &document, "x:1");
+        let place = place_of(
+            "VirtualService a: http[0].route[0].destination.weights: unknown field",
+            &document,
+            "x:1",
+        );
         assert_eq!(place.as_deref(), Some("x:8"));
     }
 }

@@ -36,25 +36,54 @@ impl Client {
     }
 
     /// Reads something.
-    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str, selector: &Selector) -> anyhow::Result<T> {
-        let query = [("kind", &selector.kind), ("namespace", &selector.namespace), ("name", &selector.name)];
-        let query: Vec<String> = query.iter().map(|(key, value)| format!("{key}={}", encode(value))).collect();
-        let body = self.call(Method::GET, &format!("{path}?{}", query.join("&")), None).await?;
+    pub(crate) async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        selector: &Selector,
+    ) -> anyhow::Result<T> {
+        let query = [
+            ("kind", &selector.kind),
+            ("namespace", &selector.namespace),
+            ("name", &selector.name),
+        ];
+        let query: Vec<String> = query
+            .iter()
+            .map(|(key, value)| format!("{key}={}", encode(value)))
+            .collect();
+        let body = self
+            .call(Method::GET, &format!("{path}?{}", query.join("&")), None)
+            .await?;
         serde_json::from_slice(&body).context("read the mesh's answer")
     }
 
     /// Does something.
-    pub(crate) async fn post<B: Serialize + Sync, T: DeserializeOwned>(&self, path: &str, body: &B) -> anyhow::Result<T> {
-        let body = self.call(Method::POST, path, Some(serde_json::to_vec(body)?)).await?;
+    pub(crate) async fn post<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> anyhow::Result<T> {
+        let body = self
+            .call(Method::POST, path, Some(serde_json::to_vec(body)?))
+            .await?;
         serde_json::from_slice(&body).context("read the mesh's answer")
     }
 
     /// Asks a port inside a pod; the answer's body.
     pub(crate) async fn ask_pod(&self, request: &PodRequest) -> anyhow::Result<Bytes> {
-        self.call(Method::POST, "/v1/request", Some(serde_json::to_vec(request)?)).await
+        self.call(
+            Method::POST,
+            "/v1/request",
+            Some(serde_json::to_vec(request)?),
+        )
+        .await
     }
 
-    async fn call(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> anyhow::Result<Bytes> {
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> anyhow::Result<Bytes> {
         let socket = self.state.socket();
         let stream = UnixStream::connect(&socket).await.with_context(|| {
             let hint = if self.state.is_stale() {
@@ -70,8 +99,13 @@ impl Client {
             return Ok(response.into_body());
         }
         let text = String::from_utf8_lossy(response.body()).into_owned();
-        let error = serde_json::from_str::<Value>(&text).ok().and_then(|value| value["error"].as_str().map(str::to_owned));
-        Err(Refused(error.unwrap_or_else(|| format!("{}: {}", response.status(), text.trim()))).into())
+        let error = serde_json::from_str::<Value>(&text)
+            .ok()
+            .and_then(|value| value["error"].as_str().map(str::to_owned));
+        Err(
+            Refused(error.unwrap_or_else(|| format!("{}: {}", response.status(), text.trim())))
+                .into(),
+        )
     }
 }
 

@@ -5,7 +5,10 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use serde_json::{Value, json};
 
-use super::{identity::{ISSUER, Identity}, values::is_on};
+use super::{
+    identity::{ISSUER, Identity},
+    values::is_on,
+};
 
 /// The namespace of the control plane.
 pub(crate) const NAMESPACE: &str = "istio-system";
@@ -22,8 +25,13 @@ pub(crate) struct Manifest {
 }
 
 /// All manifests of the control plane, in the order in which they are applied.
-pub(crate) fn manifests(values: &Value, identity: &Identity, state: &str) -> anyhow::Result<Vec<Manifest>> {
-    let mesh = proto::yaml::to_string(&mesh_config(values)).context("write the mesh configuration")?;
+pub(crate) fn manifests(
+    values: &Value,
+    identity: &Identity,
+    state: &str,
+) -> anyhow::Result<Vec<Manifest>> {
+    let mesh =
+        proto::yaml::to_string(&mesh_config(values)).context("write the mesh configuration")?;
     let base = json!({
         "values": values,
         "namespace": NAMESPACE,
@@ -41,38 +49,79 @@ pub(crate) fn manifests(values: &Value, identity: &Identity, state: &str) -> any
         context
     };
     let certificate = |service: &str| {
-        let names = [format!("{service}.{NAMESPACE}.svc"), format!("{service}.{NAMESPACE}.svc.cluster.local")];
+        let names = [
+            format!("{service}.{NAMESPACE}.svc"),
+            format!("{service}.{NAMESPACE}.svc.cluster.local"),
+        ];
         let serving = identity.serving_certificate(names.to_vec())?;
         anyhow::Ok(json!({"certificate": serving.certificate, "key": serving.key}))
     };
     let mut manifests = Vec::new();
     let mut add = |name, template, context: Value| {
-        manifests.push(Manifest { name, text: render(name, template, &context)? });
+        manifests.push(Manifest {
+            name,
+            text: render(name, template, &context)?,
+        });
         anyhow::Ok(())
     };
-    add("base.yaml", include_str!("manifests/base.yaml"), with(json!({})))?;
+    add(
+        "base.yaml",
+        include_str!("manifests/base.yaml"),
+        with(json!({})),
+    )?;
     if is_on(values, "security.enabled") {
-        add("citadel.yaml", include_str!("manifests/citadel.yaml"), with(json!({})))?;
+        add(
+            "citadel.yaml",
+            include_str!("manifests/citadel.yaml"),
+            with(json!({})),
+        )?;
     }
     if is_on(values, "galley.enabled") {
-        add("galley.yaml", include_str!("manifests/galley.yaml"), with(certificate("istio-galley")?))?;
+        add(
+            "galley.yaml",
+            include_str!("manifests/galley.yaml"),
+            with(certificate("istio-galley")?),
+        )?;
     }
     if is_on(values, "sidecarInjectorWebhook.enabled") {
-        add("injector.yaml", include_str!("manifests/injector.yaml"), with(certificate("istio-sidecar-injector")?))?;
+        add(
+            "injector.yaml",
+            include_str!("manifests/injector.yaml"),
+            with(certificate("istio-sidecar-injector")?),
+        )?;
     }
     if is_on(values, "pilot.enabled") {
-        add("pilot.yaml", include_str!("manifests/pilot.yaml"), with(json!({})))?;
+        add(
+            "pilot.yaml",
+            include_str!("manifests/pilot.yaml"),
+            with(json!({})),
+        )?;
     }
     for role in ["policy", "telemetry"] {
         if is_on(values, &format!("mixer.{role}.enabled")) {
-            add("mixer.yaml", include_str!("manifests/mixer.yaml"), with(json!({"role": role})))?;
+            add(
+                "mixer.yaml",
+                include_str!("manifests/mixer.yaml"),
+                with(json!({"role": role})),
+            )?;
         }
     }
-    for (name, label) in [("istio-ingressgateway", "ingressgateway"), ("istio-egressgateway", "egressgateway")] {
+    for (name, label) in [
+        ("istio-ingressgateway", "ingressgateway"),
+        ("istio-egressgateway", "egressgateway"),
+    ] {
         if is_on(values, "gateways.enabled") && is_on(values, &format!("gateways.{name}.enabled")) {
-            let ports = if label == "ingressgateway" { values["local"]["hostPorts"].clone() } else { json!({}) };
+            let ports = if label == "ingressgateway" {
+                values["local"]["hostPorts"].clone()
+            } else {
+                json!({})
+            };
             let context = with(json!({"name": name, "label": label, "host_ports": ports}));
-            add("gateway.yaml", include_str!("manifests/gateway.yaml"), context)?;
+            add(
+                "gateway.yaml",
+                include_str!("manifests/gateway.yaml"),
+                context,
+            )?;
         }
     }
     Ok(manifests)
@@ -80,8 +129,12 @@ pub(crate) fn manifests(values: &Value, identity: &Identity, state: &str) -> any
 
 /// Configuration that the control plane itself wants in force, once Galley is there.
 pub(crate) fn default_configuration(values: &Value) -> Option<Manifest> {
-    let has_mixer = is_on(values, "mixer.policy.enabled") || is_on(values, "mixer.telemetry.enabled");
-    has_mixer.then(|| Manifest { name: "mixer/default/config.yaml", text: MIXER_CONFIG.to_owned() })
+    let has_mixer =
+        is_on(values, "mixer.policy.enabled") || is_on(values, "mixer.telemetry.enabled");
+    has_mixer.then(|| Manifest {
+        name: "mixer/default/config.yaml",
+        text: MIXER_CONFIG.to_owned(),
+    })
 }
 
 fn render(name: &'static str, template: &str, context: &Value) -> anyhow::Result<String> {
@@ -89,7 +142,9 @@ fn render(name: &'static str, template: &str, context: &Value) -> anyhow::Result
     environment.set_undefined_behavior(minijinja::UndefinedBehavior::Chainable);
     // Plain text: nothing is escaped, manifests quote for themselves.
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.render_str(template, context).with_context(|| format!("fill in {name}"))
+    environment
+        .render_str(template, context)
+        .with_context(|| format!("fill in {name}"))
 }
 
 /// The mesh configuration (ConfigMap `istio`, key `mesh`).
@@ -122,11 +177,14 @@ pub(crate) fn mesh_config(values: &Value) -> Value {
         },
     });
     if has_policy {
-        mesh["mixerCheckServer"] = json!(format!("istio-policy.{NAMESPACE}.svc.cluster.local:9091"));
+        mesh["mixerCheckServer"] =
+            json!(format!("istio-policy.{NAMESPACE}.svc.cluster.local:9091"));
     }
     if is_on(values, "mixer.telemetry.enabled") {
         let telemetry = &values["mixer"]["telemetry"];
-        mesh["mixerReportServer"] = json!(format!("istio-telemetry.{NAMESPACE}.svc.cluster.local:9091"));
+        mesh["mixerReportServer"] = json!(format!(
+            "istio-telemetry.{NAMESPACE}.svc.cluster.local:9091"
+        ));
         mesh["reportBatchMaxEntries"] = telemetry["reportBatchMaxEntries"].clone();
         mesh["reportBatchMaxTime"] = telemetry["reportBatchMaxTime"].clone();
     }
@@ -136,7 +194,10 @@ pub(crate) fn mesh_config(values: &Value) -> Value {
     if is_on(values, "gateways.enabled") && is_on(values, "gateways.istio-ingressgateway.enabled") {
         mesh["ingressService"] = json!("istio-ingressgateway");
     }
-    if global["localityLbSetting"].as_object().is_some_and(|setting| !setting.is_empty()) {
+    if global["localityLbSetting"]
+        .as_object()
+        .is_some_and(|setting| !setting.is_empty())
+    {
         mesh["localityLbSetting"] = global["localityLbSetting"].clone();
     }
     for (field, value) in values["meshConfig"].as_object().into_iter().flatten() {
@@ -158,9 +219,18 @@ mod tests {
         assert_eq!(manifests.len(), 9);
         for manifest in manifests {
             for document in proto::yaml::parse_documents(&manifest.text) {
-                let value = document.unwrap_or_else(|error| panic!("{}: {error}\n{}", manifest.name, manifest.text)).value;
-                let (api_version, kind) = (value["apiVersion"].as_str().unwrap(), value["kind"].as_str().unwrap());
-                assert!(kinds::by_api_version_kind(api_version, kind).is_some(), "{}: {api_version} {kind}", manifest.name);
+                let value = document
+                    .unwrap_or_else(|error| panic!("{}: {error}\n{}", manifest.name, manifest.text))
+                    .value;
+                let (api_version, kind) = (
+                    value["apiVersion"].as_str().unwrap(),
+                    value["kind"].as_str().unwrap(),
+                );
+                assert!(
+                    kinds::by_api_version_kind(api_version, kind).is_some(),
+                    "{}: {api_version} {kind}",
+                    manifest.name
+                );
             }
         }
     }
@@ -172,7 +242,14 @@ mod tests {
         let mesh = mesh_config(&values);
         let read: MeshConfig = proto::json::from_value(&mesh).unwrap();
         assert_eq!(read.config_sources.len(), 1);
-        let without = values::load(&[], &["mixer.policy.enabled=false,mixer.telemetry.enabled=false,galley.enabled=false".into()]).unwrap();
+        let without = values::load(
+            &[],
+            &[
+                "mixer.policy.enabled=false,mixer.telemetry.enabled=false,galley.enabled=false"
+                    .into(),
+            ],
+        )
+        .unwrap();
         let mesh = mesh_config(&without);
         assert!(mesh.get("mixerCheckServer").is_none() && mesh.get("mixerReportServer").is_none());
         assert!(mesh.get("configSources").is_none());

@@ -22,19 +22,28 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let exchange = async {
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("speak HTTP")?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .context("speak HTTP")?;
         // The connection's own failure shows in the request's.
         let connection = task::spawn("http-connection", async move {
             let _ = connection.await;
         });
-        let response = sender.send_request(request).await.context("send the request")?;
+        let response = sender
+            .send_request(request)
+            .await
+            .context("send the request")?;
         let (head, body) = response.into_parts();
-        let body = Limited::new(body, LIMIT).collect().await.map_err(|error| anyhow::anyhow!("read the answer: {error}"))?;
+        let body = Limited::new(body, LIMIT)
+            .collect()
+            .await
+            .map_err(|error| anyhow::anyhow!("read the answer: {error}"))?;
         connection.abort();
         Ok(http::Response::from_parts(head, body.to_bytes()))
     };
-    tokio::time::timeout(patience, exchange).await.map_err(|_| anyhow::anyhow!("no answer within {patience:?}"))?
+    tokio::time::timeout(patience, exchange)
+        .await
+        .map_err(|_| anyhow::anyhow!("no answer within {patience:?}"))?
 }
 
 /// A request with a JSON body (or none).

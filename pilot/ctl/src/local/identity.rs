@@ -6,7 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use base64::Engine as _;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose,
+};
 use serde_json::{Value, json};
 
 /// The issuer in every token.
@@ -50,14 +53,19 @@ impl Identity {
         let key = KeyPair::generate().context("make the token key")?;
         let signing = EncodingKey::from_ec_der(&key.serialize_der());
         let point = key.public_key_raw();
-        anyhow::ensure!(point.len() == 65, "the token key's public part is no point of P-256");
+        anyhow::ensure!(
+            point.len() == 65,
+            "the token key's public part is no point of P-256"
+        );
         let base64 = &base64::engine::general_purpose::URL_SAFE_NO_PAD;
         let jwks = json!({"keys": [{
             "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": KEY_ID,
             "x": base64.encode(&point[1..33]), "y": base64.encode(&point[33..]),
         }]});
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "Bireme local platform CA");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "Bireme local platform CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let ca_key = KeyPair::generate().context("make the CA's key")?;
@@ -76,18 +84,29 @@ impl Identity {
     }
 
     /// A serving certificate for these names.
-    pub(crate) fn serving_certificate(&self, names: Vec<String>) -> anyhow::Result<ServingCertificate> {
+    pub(crate) fn serving_certificate(
+        &self,
+        names: Vec<String>,
+    ) -> anyhow::Result<ServingCertificate> {
         let mut params = CertificateParams::new(names).context("names of a serving certificate")?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate().context("make a serving key")?;
-        let certificate = params.signed_by(&key, &self.ca).context("sign a serving certificate")?;
-        Ok(ServingCertificate { certificate: certificate.pem(), key: key.serialize_pem() })
+        let certificate = params
+            .signed_by(&key, &self.ca)
+            .context("sign a serving certificate")?;
+        Ok(ServingCertificate {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        })
     }
 
     /// A token for `audience`.
     pub(crate) fn token(&self, subject: &Subject<'_>, audience: &str) -> anyhow::Result<String> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock")?.as_secs();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .context("the clock")?
+            .as_secs();
         let claims = json!({
             "iss": ISSUER,
             "sub": format!("system:serviceaccount:{}:{}", subject.namespace, subject.service_account),
@@ -116,14 +135,23 @@ mod tests {
     #[test]
     fn a_token_is_valid_by_the_published_keys() {
         let identity = Identity::generate().unwrap();
-        let subject = Subject { namespace: "default", service_account: "reviews", pod: "p", pod_uid: "u" };
+        let subject = Subject {
+            namespace: "default",
+            service_account: "reviews",
+            pod: "p",
+            pod_uid: "u",
+        };
         let token = identity.token(&subject, "istio-ca").unwrap();
         let key = &identity.jwks()["keys"][0];
-        let key = DecodingKey::from_ec_components(key["x"].as_str().unwrap(), key["y"].as_str().unwrap()).unwrap();
+        let key =
+            DecodingKey::from_ec_components(key["x"].as_str().unwrap(), key["y"].as_str().unwrap())
+                .unwrap();
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_audience(&["istio-ca"]);
         validation.set_issuer(&[ISSUER]);
-        let claims = jsonwebtoken::decode::<Value>(&token, &key, &validation).unwrap().claims;
+        let claims = jsonwebtoken::decode::<Value>(&token, &key, &validation)
+            .unwrap()
+            .claims;
         assert_eq!(claims["sub"], "system:serviceaccount:default:reviews");
         assert_eq!(claims["kubernetes.io"]["pod"]["name"], "p");
     }
@@ -131,8 +159,14 @@ mod tests {
     #[test]
     fn serving_certificates_are_signed_by_the_ca() {
         let identity = Identity::generate().unwrap();
-        let certificate = identity.serving_certificate(vec!["istio-galley.istio-system.svc".into()]).unwrap();
-        assert!(certificate.certificate.starts_with("-----BEGIN CERTIFICATE"));
+        let certificate = identity
+            .serving_certificate(vec!["istio-galley.istio-system.svc".into()])
+            .unwrap();
+        assert!(
+            certificate
+                .certificate
+                .starts_with("-----BEGIN CERTIFICATE")
+        );
         assert!(certificate.key.contains("PRIVATE KEY"));
     }
 }

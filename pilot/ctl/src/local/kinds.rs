@@ -19,8 +19,20 @@ pub(crate) struct ObjectKind {
     pub is_mesh: bool,
 }
 
-const fn platform(group: &'static str, kind: &'static str, plural: &'static str, is_namespaced: bool) -> ObjectKind {
-    ObjectKind { group, version: "v1", kind, plural, is_namespaced, is_mesh: false }
+const fn platform(
+    group: &'static str,
+    kind: &'static str,
+    plural: &'static str,
+    is_namespaced: bool,
+) -> ObjectKind {
+    ObjectKind {
+        group,
+        version: "v1",
+        kind,
+        plural,
+        is_namespaced,
+        is_mesh: false,
+    }
 }
 
 /// The platform's own kinds, in the order in which a manifest's objects are worked on.
@@ -31,8 +43,18 @@ pub(crate) const PLATFORM_KINDS: &[ObjectKind] = &[
     platform("", "Secret", "secrets", true),
     platform("", "Service", "services", true),
     platform("discovery.k8s.io", "EndpointSlice", "endpointslices", true),
-    platform("admissionregistration.k8s.io", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", false),
-    platform("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", "validatingwebhookconfigurations", false),
+    platform(
+        "admissionregistration.k8s.io",
+        "MutatingWebhookConfiguration",
+        "mutatingwebhookconfigurations",
+        false,
+    ),
+    platform(
+        "admissionregistration.k8s.io",
+        "ValidatingWebhookConfiguration",
+        "validatingwebhookconfigurations",
+        false,
+    ),
     platform("apps", "Deployment", "deployments", true),
     platform("", "Pod", "pods", true),
 ];
@@ -49,13 +71,21 @@ const SHORT_NAMES: &[(&str, &str)] = &[
 impl ObjectKind {
     /// `apps/v1`.
     pub(crate) fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     /// `virtualservice.networking.istio.io`, as kubectl prints it.
     pub(crate) fn qualified(&self) -> String {
         let kind = self.kind.to_ascii_lowercase();
-        if self.group.is_empty() { kind } else { format!("{kind}.{}", self.group) }
+        if self.group.is_empty() {
+            kind
+        } else {
+            format!("{kind}.{}", self.group)
+        }
     }
 }
 
@@ -72,23 +102,37 @@ fn of_mesh(kind: &'static proto::kind::Kind) -> ObjectKind {
 
 /// The kind of a manifest.
 pub(crate) fn by_api_version_kind(api_version: &str, kind: &str) -> Option<ObjectKind> {
-    let found = PLATFORM_KINDS.iter().find(|known| known.kind == kind && known.api_version() == api_version);
-    found.copied().or_else(|| proto::kind::by_api_version_kind(api_version, kind).map(of_mesh))
+    let found = PLATFORM_KINDS
+        .iter()
+        .find(|known| known.kind == kind && known.api_version() == api_version);
+    found
+        .copied()
+        .or_else(|| proto::kind::by_api_version_kind(api_version, kind).map(of_mesh))
 }
 
 /// The kind that a user names on the command line: kind, plural or short name, in any case.
 pub(crate) fn by_user_name(name: &str) -> Option<ObjectKind> {
     let lower = name.to_ascii_lowercase();
-    let long = SHORT_NAMES.iter().find(|(short, _)| *short == lower).map_or(lower.as_str(), |(_, kind)| kind);
+    let long = SHORT_NAMES
+        .iter()
+        .find(|(short, _)| *short == lower)
+        .map_or(lower.as_str(), |(_, kind)| kind);
     let is_named = |kind: &&ObjectKind| {
         kind.kind.eq_ignore_ascii_case(long) || kind.plural == long || kind.qualified() == lower
     };
-    PLATFORM_KINDS.iter().find(is_named).copied().or_else(|| proto::kind::by_user_name(name).map(of_mesh))
+    PLATFORM_KINDS
+        .iter()
+        .find(is_named)
+        .copied()
+        .or_else(|| proto::kind::by_user_name(name).map(of_mesh))
 }
 
 /// Every kind there is.
 pub(crate) fn all() -> impl Iterator<Item = ObjectKind> {
-    PLATFORM_KINDS.iter().copied().chain(KINDS.iter().map(of_mesh))
+    PLATFORM_KINDS
+        .iter()
+        .copied()
+        .chain(KINDS.iter().map(of_mesh))
 }
 
 #[cfg(test)]
@@ -101,8 +145,15 @@ mod tests {
         assert_eq!(by_user_name("Pods").unwrap().kind, "Pod");
         assert_eq!(by_user_name("vs").unwrap().kind, "VirtualService");
         assert!(by_user_name("nothing").is_none());
-        assert_eq!(by_api_version_kind("apps/v1", "Deployment").unwrap().plural, "deployments");
-        assert!(by_api_version_kind("networking.istio.io/v1alpha3", "Gateway").unwrap().is_mesh);
+        assert_eq!(
+            by_api_version_kind("apps/v1", "Deployment").unwrap().plural,
+            "deployments"
+        );
+        assert!(
+            by_api_version_kind("networking.istio.io/v1alpha3", "Gateway")
+                .unwrap()
+                .is_mesh
+        );
         assert!(by_api_version_kind("v1", "Deployment").is_none());
     }
 }

@@ -15,7 +15,13 @@ use super::{
 };
 
 /// Kinds of the platform that Galley reads beside those of the mesh.
-const PLATFORM_KINDS: &[&str] = &["Namespace", "Service", "EndpointSlice", "Pod", "ServiceAccount"];
+const PLATFORM_KINDS: &[&str] = &[
+    "Namespace",
+    "Service",
+    "EndpointSlice",
+    "Pod",
+    "ServiceAccount",
+];
 
 /// The directory, and what stands in it.
 #[derive(Debug)]
@@ -27,7 +33,10 @@ pub(crate) struct Mirror {
 impl Mirror {
     /// A mirror into `directory`.
     pub(crate) fn new(directory: PathBuf) -> Self {
-        Self { directory, written: BTreeMap::new() }
+        Self {
+            directory,
+            written: BTreeMap::new(),
+        }
     }
 
     /// Writes what changed. What cannot be written is tried again with the next change.
@@ -41,7 +50,11 @@ impl Mirror {
                     Ok(()) => {
                         self.written.insert(name.clone(), object);
                     }
-                    Err(error) => tracing::error!(file = name, error = format!("{error:#}"), "an object cannot be handed to galley"),
+                    Err(error) => tracing::error!(
+                        file = name,
+                        error = format!("{error:#}"),
+                        "an object cannot be handed to galley"
+                    ),
                 }
             }
             names.push(name);
@@ -57,13 +70,24 @@ impl Mirror {
 
 fn is_mirrored(key: &Key) -> bool {
     kinds::all().any(|kind| {
-        kind.kind == key.kind && kind.group == key.group && (kind.is_mesh || PLATFORM_KINDS.contains(&kind.kind))
+        kind.kind == key.kind
+            && kind.group == key.group
+            && (kind.is_mesh || PLATFORM_KINDS.contains(&kind.kind))
     })
 }
 
 fn file_name(key: &Key) -> String {
-    let group = if key.group.is_empty() { "core" } else { key.group };
-    format!("{}.{group}_{}_{}.yaml", key.kind.to_ascii_lowercase(), key.namespace, key.name)
+    let group = if key.group.is_empty() {
+        "core"
+    } else {
+        key.group
+    };
+    format!(
+        "{}.{group}_{}_{}.yaml",
+        key.kind.to_ascii_lowercase(),
+        key.namespace,
+        key.name
+    )
 }
 
 fn write_object(path: &Path, object: &Value) -> anyhow::Result<()> {

@@ -4,13 +4,7 @@
 //! [`services`](super::services) (pods → endpoints → names, addresses, ports) → [`mirror`](super::mirror) (objects →
 //! Galley's directory). Each step is idempotent; changes that arrive meanwhile are taken together.
 
-use std::{
-    collections::BTreeMap,
-    net::Ipv4Addr,
-    ops::Deref,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr, ops::Deref, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
@@ -31,7 +25,8 @@ use super::{
         container::Programs,
         lifecycle::{self, PodContext},
     },
-    services, state::StateDir,
+    services,
+    state::StateDir,
     store::{Key, Store},
     workloads,
 };
@@ -117,7 +112,13 @@ impl Mode {
 
 impl Platform {
     /// A platform without objects.
-    pub(crate) fn new(node: Node, mode: Mode, state: StateDir, programs: Programs, mesh_id: String) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        node: Node,
+        mode: Mode,
+        state: StateDir,
+        programs: Programs,
+        mesh_id: String,
+    ) -> anyhow::Result<Self> {
         Ok(Self(Arc::new(Parts {
             store: Store::default(),
             forwarder: Forwarder::new(node.clone()),
@@ -137,16 +138,30 @@ impl Platform {
     /// The next address for a pod.
     pub(crate) fn pod_address(&self) -> anyhow::Result<Ipv4Addr> {
         let mut addresses = self.addresses.lock();
-        addresses.pods = addresses.pods.checked_add(1).context("no pod address is left")?;
-        let [high, low] = (addresses.pods.checked_add(1).context("no pod address is left")?).to_be_bytes();
+        addresses.pods = addresses
+            .pods
+            .checked_add(1)
+            .context("no pod address is left")?;
+        let [high, low] = (addresses
+            .pods
+            .checked_add(1)
+            .context("no pod address is left")?)
+        .to_be_bytes();
         Ok(Ipv4Addr::new(10, 244, high, low))
     }
 
     /// The next cluster address for a service.
     pub(crate) fn service_address(&self) -> anyhow::Result<Ipv4Addr> {
         let mut addresses = self.addresses.lock();
-        addresses.services = addresses.services.checked_add(1).context("no cluster address is left")?;
-        let [high, low] = (addresses.services.checked_add(20).context("no cluster address is left")?).to_be_bytes();
+        addresses.services = addresses
+            .services
+            .checked_add(1)
+            .context("no cluster address is left")?;
+        let [high, low] = (addresses
+            .services
+            .checked_add(20)
+            .context("no cluster address is left")?)
+        .to_be_bytes();
         Ok(Ipv4Addr::new(10, 96, high, low))
     }
 
@@ -159,7 +174,12 @@ impl Platform {
     }
 
     /// Starts a pod that has been through admission, and keeps its object.
-    pub(crate) fn start_pod(&self, key: &Key, object: Value, owner: Option<Owner>) -> anyhow::Result<()> {
+    pub(crate) fn start_pod(
+        &self,
+        key: &Key,
+        object: Value,
+        owner: Option<Owner>,
+    ) -> anyhow::Result<()> {
         let pod: Pod = serde_json::from_value(object.clone()).context("read the pod")?;
         let address = self.pod_address()?;
         self.store.put(key, object);
@@ -169,7 +189,13 @@ impl Platform {
             pod.metadata.uid = stored["metadata"]["uid"].as_str().map(str::to_owned);
         }
         let (stop, stopped) = watch::channel(None);
-        let context = Arc::new(PodContext::new(self.clone(), pod, key.clone(), address, stopped));
+        let context = Arc::new(PodContext::new(
+            self.clone(),
+            pod,
+            key.clone(),
+            address,
+            stopped,
+        ));
         let running = context.clone();
         let platform = self.clone();
         let task = self.node.spawn("pod", async move {
@@ -178,7 +204,15 @@ impl Platform {
             platform.pods.lock().remove(&key);
             platform.store.remove(&key);
         });
-        self.pods.lock().insert(key.clone(), PodHandle { context, owner, stop, task });
+        self.pods.lock().insert(
+            key.clone(),
+            PodHandle {
+                context,
+                owner,
+                stop,
+                task,
+            },
+        );
         self.store.touch();
         Ok(())
     }
@@ -190,8 +224,16 @@ impl Platform {
             let Some(handle) = pods.get(key) else {
                 return false;
             };
-            let own = handle.context.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
-            let own = Duration::from_secs(own.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(30));
+            let own = handle
+                .context
+                .pod
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.termination_grace_period_seconds);
+            let own = Duration::from_secs(
+                own.and_then(|seconds| u64::try_from(seconds).ok())
+                    .unwrap_or(30),
+            );
             handle.stop.send_if_modified(|current| {
                 let first = current.is_none();
                 if first {
@@ -208,7 +250,8 @@ impl Platform {
     /// A pod that runs, by name.
     pub(crate) fn pod(&self, namespace: &str, name: &str) -> Option<Arc<PodContext>> {
         let pods = self.pods.lock();
-        pods.get(&Key::platform("Pod", namespace, name)).map(|handle| handle.context.clone())
+        pods.get(&Key::platform("Pod", namespace, name))
+            .map(|handle| handle.context.clone())
     }
 
     /// Ends all pods and waits for them.
@@ -220,7 +263,10 @@ impl Platform {
         let handles = std::mem::take(&mut *self.pods.lock());
         let ends = handles.into_values().map(|handle| handle.task);
         let all = futures::future::join_all(ends);
-        if tokio::time::timeout(grace + Duration::from_secs(3), all).await.is_err() {
+        if tokio::time::timeout(grace + Duration::from_secs(3), all)
+            .await
+            .is_err()
+        {
             tracing::warn!("some pods did not end in time");
         }
     }

@@ -41,7 +41,9 @@ impl Progress {
         let mut all_ready = !rows.is_empty();
         for row in rows {
             let ready = text(row, "ready");
-            let is_ready = ready.split_once('/').is_some_and(|(ready, wanted)| ready == wanted);
+            let is_ready = ready
+                .split_once('/')
+                .is_some_and(|(ready, wanted)| ready == wanted);
             all_ready &= is_ready;
             let after = self.seconds();
             if is_ready {
@@ -59,12 +61,26 @@ impl Progress {
     fn redraw(&mut self, rows: &[Value]) {
         let mut table = Table::new(&["NAMESPACE", "NAME", "READY", "STATUS", "AFTER", "MEMORY"]);
         for row in rows {
-            let after = self.ready_after.get(&name(row)).map(|after| format!("{after:.1} s")).unwrap_or_default();
-            table.row([text(row, "namespace"), text(row, "name"), text(row, "ready"), &status(row), &after, &memory(row)]);
+            let after = self
+                .ready_after
+                .get(&name(row))
+                .map(|after| format!("{after:.1} s"))
+                .unwrap_or_default();
+            table.row([
+                text(row, "namespace"),
+                text(row, "name"),
+                text(row, "ready"),
+                &status(row),
+                &after,
+                &memory(row),
+            ]);
         }
         let rendered = table.render();
         let width = 160;
-        let lines: Vec<String> = rendered.lines().map(|line| line.chars().take(width).collect()).collect();
+        let lines: Vec<String> = rendered
+            .lines()
+            .map(|line| line.chars().take(width).collect())
+            .collect();
         let mut out = String::new();
         if self.drawn_lines > 0 {
             out.push_str(&format!("\x1b[{}A", self.drawn_lines));
@@ -84,7 +100,13 @@ impl Progress {
         for row in rows {
             let now = (text(row, "ready").to_owned(), status(row));
             if self.shown.get(&name(row)) != Some(&now) {
-                print(&format!("{:6.2} s  {}  {}  {}\n", self.seconds(), name(row), now.0, now.1));
+                print(&format!(
+                    "{:6.2} s  {}  {}  {}\n",
+                    self.seconds(),
+                    name(row),
+                    now.0,
+                    now.1
+                ));
                 self.shown.insert(name(row), now);
             }
         }
@@ -109,7 +131,11 @@ fn text<'a>(row: &'a Value, key: &str) -> &'a str {
 fn status(row: &Value) -> String {
     match text(row, "message") {
         "" => text(row, "status").to_owned(),
-        message => format!("{} ({})", text(row, "status"), message.lines().next().unwrap_or_default()),
+        message => format!(
+            "{} ({})",
+            text(row, "status"),
+            message.lines().next().unwrap_or_default()
+        ),
     }
 }
 

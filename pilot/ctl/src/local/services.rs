@@ -10,7 +10,10 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    network::{dns::Zone, service_proxy::{ServicePort, build_rules}},
+    network::{
+        dns::Zone,
+        service_proxy::{ServicePort, build_rules},
+    },
     platform::Platform,
     pod::lifecycle::PodContext,
     store::{Key, selects},
@@ -37,7 +40,8 @@ impl Sync {
         let mut zone = Zone::default();
         let mut ports = Vec::new();
         for endpoint in &pods {
-            zone.namespaces.insert(endpoint.ip, endpoint.pod.namespace().to_owned());
+            zone.namespaces
+                .insert(endpoint.ip, endpoint.pod.namespace().to_owned());
         }
         let mut slices = Vec::new();
         for (key, service) in platform.store.list("", "Service") {
@@ -48,18 +52,39 @@ impl Sync {
             }
             let endpoints: Vec<&Endpoint> = selected(&service, &key, &pods);
             slices.extend(endpoint_slices(&key, &service, &endpoints));
-            let cluster_ip = service["spec"]["clusterIP"].as_str().and_then(|ip| ip.parse::<Ipv4Addr>().ok());
-            let ready = || endpoints.iter().filter(|endpoint| endpoint.is_ready).copied();
-            zone.services.insert(name, cluster_ip.map_or_else(|| ready().map(|endpoint| endpoint.ip).collect(), |ip| vec![ip]));
+            let cluster_ip = service["spec"]["clusterIP"]
+                .as_str()
+                .and_then(|ip| ip.parse::<Ipv4Addr>().ok());
+            let ready = || {
+                endpoints
+                    .iter()
+                    .filter(|endpoint| endpoint.is_ready)
+                    .copied()
+            };
+            zone.services.insert(
+                name,
+                cluster_ip.map_or_else(
+                    || ready().map(|endpoint| endpoint.ip).collect(),
+                    |ip| vec![ip],
+                ),
+            );
             if let Some(ip) = cluster_ip {
-                ports.extend(service_ports(&key, &service, ip, &ready().collect::<Vec<_>>()));
+                ports.extend(service_ports(
+                    &key,
+                    &service,
+                    ip,
+                    &ready().collect::<Vec<_>>(),
+                ));
             }
         }
         publish_slices(platform, slices);
         platform.names.set(zone);
         let rules = build_rules(&ports);
         if rules != self.rules && platform.mode.is_isolated() {
-            platform.node.run_program("iptables-restore", &[], rules.clone()).await?;
+            platform
+                .node
+                .run_program("iptables-restore", &[], rules.clone())
+                .await?;
             self.rules = rules;
         }
         for address in platform.forwarder.sync(&host_ports(&pods)) {
@@ -80,7 +105,12 @@ fn running_pods(platform: &Platform) -> Vec<Endpoint> {
                 let status = pod.status.lock();
                 (status.ip?, status.is_ready(), status.is_terminating)
             };
-            Some(Endpoint { pod, ip, is_ready, is_terminating })
+            Some(Endpoint {
+                pod,
+                ip,
+                is_ready,
+                is_terminating,
+            })
         })
         .collect()
 }
@@ -92,7 +122,9 @@ fn selected<'a>(service: &Value, key: &Key, pods: &'a [Endpoint]) -> Vec<&'a End
     }
     let selector = json!({"matchLabels": selector});
     let publishes_all = service["spec"]["publishNotReadyAddresses"] == true;
-    let of_namespace = pods.iter().filter(|endpoint| endpoint.pod.namespace() == key.namespace);
+    let of_namespace = pods
+        .iter()
+        .filter(|endpoint| endpoint.pod.namespace() == key.namespace);
     of_namespace
         .filter(|endpoint| publishes_all || !endpoint.is_terminating || endpoint.is_ready)
         .filter(|endpoint| selects(&selector, &json!(endpoint.pod.pod.metadata.labels)))
@@ -101,7 +133,11 @@ fn selected<'a>(service: &Value, key: &Key, pods: &'a [Endpoint]) -> Vec<&'a End
 
 /// The number of a service's target port in a pod.
 fn target_port(port: &Value, pod: &PodContext) -> Option<u16> {
-    let target = if port["targetPort"].is_null() { &port["port"] } else { &port["targetPort"] };
+    let target = if port["targetPort"].is_null() {
+        &port["port"]
+    } else {
+        &port["targetPort"]
+    };
     if let Some(number) = target.as_u64() {
         return u16::try_from(number).ok();
     }
@@ -109,19 +145,37 @@ fn target_port(port: &Value, pod: &PodContext) -> Option<u16> {
     let containers = pod.pod.spec.iter().flat_map(|spec| &spec.containers);
     let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
     let named = ports.find(|candidate| candidate.name.as_deref() == Some(name));
-    named.and_then(|port| u16::try_from(port.container_port).ok()).or_else(|| name.parse().ok())
+    named
+        .and_then(|port| u16::try_from(port.container_port).ok())
+        .or_else(|| name.parse().ok())
 }
 
 fn protocol_of(port: &Value) -> &'static str {
-    if port["protocol"] == "UDP" { "udp" } else { "tcp" }
+    if port["protocol"] == "UDP" {
+        "udp"
+    } else {
+        "tcp"
+    }
 }
 
-fn service_ports(key: &Key, service: &Value, ip: Ipv4Addr, ready: &[&Endpoint]) -> Vec<ServicePort> {
+fn service_ports(
+    key: &Key,
+    service: &Value,
+    ip: Ipv4Addr,
+    ready: &[&Endpoint],
+) -> Vec<ServicePort> {
     let ports = service["spec"]["ports"].as_array().into_iter().flatten();
     ports
         .filter_map(|port| {
-            let number = port["port"].as_u64().and_then(|port| u16::try_from(port).ok())?;
-            let target = |endpoint: &&Endpoint| Some(SocketAddrV4::new(endpoint.ip, target_port(port, &endpoint.pod)?));
+            let number = port["port"]
+                .as_u64()
+                .and_then(|port| u16::try_from(port).ok())?;
+            let target = |endpoint: &&Endpoint| {
+                Some(SocketAddrV4::new(
+                    endpoint.ip,
+                    target_port(port, &endpoint.pod)?,
+                ))
+            };
             Some(ServicePort {
                 name: format!("{}/{}:{number}", key.namespace, key.name),
                 address: SocketAddrV4::new(ip, number),
@@ -136,17 +190,21 @@ fn service_ports(key: &Key, service: &Value, ip: Ipv4Addr, ready: &[&Endpoint]) 
 fn endpoint_slices(key: &Key, service: &Value, endpoints: &[&Endpoint]) -> Vec<(Key, Value)> {
     let mut groups: BTreeMap<String, (Value, Vec<Value>)> = BTreeMap::new();
     for endpoint in endpoints {
-        let ports = service["spec"]["ports"].as_array().into_iter().flatten().filter_map(|port| {
-            let mut entry = json!({
-                "name": port["name"].as_str().unwrap_or_default(),
-                "port": target_port(port, &endpoint.pod)?,
-                "protocol": port["protocol"].as_str().unwrap_or("TCP"),
+        let ports = service["spec"]["ports"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|port| {
+                let mut entry = json!({
+                    "name": port["name"].as_str().unwrap_or_default(),
+                    "port": target_port(port, &endpoint.pod)?,
+                    "protocol": port["protocol"].as_str().unwrap_or("TCP"),
+                });
+                if let Some(protocol) = port["appProtocol"].as_str() {
+                    entry["appProtocol"] = json!(protocol);
+                }
+                Some(entry)
             });
-            if let Some(protocol) = port["appProtocol"].as_str() {
-                entry["appProtocol"] = json!(protocol);
-            }
-            Some(entry)
-        });
         let ports = Value::Array(ports.collect());
         let entry = json!({
             "addresses": [endpoint.ip.to_string()],
@@ -154,7 +212,11 @@ fn endpoint_slices(key: &Key, service: &Value, endpoints: &[&Endpoint]) -> Vec<(
             "nodeName": "local",
             "targetRef": {"kind": "Pod", "namespace": endpoint.pod.namespace(), "name": endpoint.pod.name()},
         });
-        groups.entry(ports.to_string()).or_insert_with(|| (ports, Vec::new())).1.push(entry);
+        groups
+            .entry(ports.to_string())
+            .or_insert_with(|| (ports, Vec::new()))
+            .1
+            .push(entry);
     }
     let slice = |(index, (ports, endpoints)): (usize, (Value, Vec<Value>))| {
         let name = format!("{}-{index}", key.name);
@@ -169,7 +231,10 @@ fn endpoint_slices(key: &Key, service: &Value, endpoints: &[&Endpoint]) -> Vec<(
             "endpoints": endpoints,
             "ports": ports,
         });
-        (Key::platform("EndpointSlice", &key.namespace, &name), object)
+        (
+            Key::platform("EndpointSlice", &key.namespace, &name),
+            object,
+        )
     };
     groups.into_values().enumerate().map(slice).collect()
 }
@@ -206,9 +271,18 @@ pub(crate) fn pod_host_ports(pod: &k8s_openapi::api::core::v1::Pod) -> Vec<(Sock
     let ports = containers.flat_map(|container| container.ports.iter().flatten());
     ports
         .filter_map(|port| {
-            let host = u16::try_from(port.host_port?).ok().filter(|port| *port != 0)?;
-            let ip = port.host_ip.as_deref().and_then(|ip| ip.parse().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-            Some((SocketAddr::new(ip, host), u16::try_from(port.container_port).ok()?))
+            let host = u16::try_from(port.host_port?)
+                .ok()
+                .filter(|port| *port != 0)?;
+            let ip = port
+                .host_ip
+                .as_deref()
+                .and_then(|ip| ip.parse().ok())
+                .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            Some((
+                SocketAddr::new(ip, host),
+                u16::try_from(port.container_port).ok()?,
+            ))
         })
         .collect()
 }

@@ -251,7 +251,9 @@ pub(crate) fn start_time(pid: i32) -> Option<u64> {
 /// Resident memory of a process in bytes.
 pub(crate) fn resident_memory(pid: i32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
     Some(kilobytes * 1024)
 }
@@ -307,7 +309,10 @@ mod tests {
         assert!(state.lock().is_err());
         let daemon = state.claim().unwrap();
         assert!(daemon.is_alive());
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         write_atomically(&state.path(format!("processes/{pid}")), b"1").unwrap();
         assert_eq!(state.sweep().await.unwrap(), 0);

@@ -1,9 +1,6 @@
 //! The objects of the platform: one map, many readers, and a version that tells everybody when to look again.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use base64::Engine as _;
 use parking_lot::RwLock;
@@ -51,7 +48,11 @@ impl Key {
         Self {
             kind: kind.kind,
             group: kind.group,
-            namespace: if kind.is_namespaced { namespace.to_owned() } else { String::new() },
+            namespace: if kind.is_namespaced {
+                namespace.to_owned()
+            } else {
+                String::new()
+            },
             name: name.to_owned(),
         }
     }
@@ -60,7 +61,12 @@ impl Key {
     pub(crate) fn platform(kind: &'static str, namespace: &str, name: &str) -> Self {
         let kind = super::kinds::by_user_name(kind);
         let (kind, group) = kind.map_or(("", ""), |kind| (kind.kind, kind.group));
-        Self { kind, group, namespace: namespace.to_owned(), name: name.to_owned() }
+        Self {
+            kind,
+            group,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
     }
 }
 
@@ -76,7 +82,11 @@ impl std::fmt::Display for Key {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { objects: Arc::default(), version: watch::channel(0).0, data_version: watch::channel(0).0 }
+        Self {
+            objects: Arc::default(),
+            version: watch::channel(0).0,
+            data_version: watch::channel(0).0,
+        }
     }
 }
 
@@ -160,38 +170,67 @@ impl Store {
     /// All objects of a kind, sorted by namespace and name.
     pub(crate) fn list(&self, group: &str, kind: &str) -> Vec<(Key, Value)> {
         let objects = self.objects.read();
-        let of_kind = objects.iter().filter(|(key, _)| key.kind == kind && key.group == group);
-        of_kind.map(|(key, object)| (key.clone(), object.clone())).collect()
+        let of_kind = objects
+            .iter()
+            .filter(|(key, _)| key.kind == kind && key.group == group);
+        of_kind
+            .map(|(key, object)| (key.clone(), object.clone()))
+            .collect()
     }
 
     /// All objects for which `wanted` holds.
     pub(crate) fn select(&self, wanted: impl Fn(&Key) -> bool) -> Vec<(Key, Value)> {
         let objects = self.objects.read();
-        objects.iter().filter(|(key, _)| wanted(key)).map(|(key, object)| (key.clone(), object.clone())).collect()
+        objects
+            .iter()
+            .filter(|(key, _)| wanted(key))
+            .map(|(key, object)| (key.clone(), object.clone()))
+            .collect()
     }
 
     /// Entries of a config map or secret; none when there is no such object.
-    pub(crate) fn data_of(&self, kind: &'static str, namespace: &str, name: &str) -> Option<BTreeMap<String, Vec<u8>>> {
+    pub(crate) fn data_of(
+        &self,
+        kind: &'static str,
+        namespace: &str,
+        name: &str,
+    ) -> Option<BTreeMap<String, Vec<u8>>> {
         let objects = self.objects.read();
         let object = objects.get(&Key::platform(kind, namespace, name))?;
         let base64 = &base64::engine::general_purpose::STANDARD;
         let decode = |text: &str| base64.decode(text).unwrap_or_default();
         let mut data = BTreeMap::new();
-        let encoded = if kind == "Secret" { "data" } else { "binaryData" };
-        let plain = if kind == "Secret" { "stringData" } else { "data" };
+        let encoded = if kind == "Secret" {
+            "data"
+        } else {
+            "binaryData"
+        };
+        let plain = if kind == "Secret" {
+            "stringData"
+        } else {
+            "data"
+        };
         for (key, value) in object[encoded].as_object().into_iter().flatten() {
             data.insert(key.clone(), decode(value.as_str().unwrap_or_default()));
         }
         for (key, value) in object[plain].as_object().into_iter().flatten() {
-            data.insert(key.clone(), value.as_str().unwrap_or_default().as_bytes().to_vec());
+            data.insert(
+                key.clone(),
+                value.as_str().unwrap_or_default().as_bytes().to_vec(),
+            );
         }
         Some(data)
     }
 
     /// Labels of a namespace.
     pub(crate) fn namespace_labels(&self, namespace: &str) -> Value {
-        let object = self.get(&Key::platform("Namespace", "", namespace)).unwrap_or(Value::Null);
-        let mut labels = object["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+        let object = self
+            .get(&Key::platform("Namespace", "", namespace))
+            .unwrap_or(Value::Null);
+        let mut labels = object["metadata"]["labels"]
+            .as_object()
+            .cloned()
+            .unwrap_or_default();
         labels.insert("kubernetes.io/metadata.name".into(), json!(namespace));
         Value::Object(labels)
     }
@@ -221,25 +260,40 @@ impl Store {
 
 /// This moment as Kubernetes writes it.
 pub(crate) fn now() -> String {
-    let now = time::OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or_else(|_| time::OffsetDateTime::now_utc());
-    now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+    let now = time::OffsetDateTime::now_utc()
+        .replace_nanosecond(0)
+        .unwrap_or_else(|_| time::OffsetDateTime::now_utc());
+    now.format(&time::format_description::well_known::Rfc3339)
+        .unwrap_or_default()
 }
 
 /// Whether a label selector (`matchLabels`, `matchExpressions`) selects these labels. An empty one selects everything.
 pub(crate) fn selects(selector: &Value, labels: &Value) -> bool {
-    let matches = selector["matchLabels"].as_object().into_iter().flatten().all(|(key, value)| &labels[key] == value);
+    let matches = selector["matchLabels"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .all(|(key, value)| &labels[key] == value);
     matches
-        && selector["matchExpressions"].as_array().into_iter().flatten().all(|expression| {
-            let label = &labels[expression["key"].as_str().unwrap_or_default()];
-            let is_listed = expression["values"].as_array().into_iter().flatten().any(|value| value == label);
-            match expression["operator"].as_str() {
-                Some("In") => is_listed,
-                Some("NotIn") => !is_listed,
-                Some("Exists") => !label.is_null(),
-                Some("DoesNotExist") => label.is_null(),
-                _ => false,
-            }
-        })
+        && selector["matchExpressions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .all(|expression| {
+                let label = &labels[expression["key"].as_str().unwrap_or_default()];
+                let is_listed = expression["values"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .any(|value| value == label);
+                match expression["operator"].as_str() {
+                    Some("In") => is_listed,
+                    Some("NotIn") => !is_listed,
+                    Some("Exists") => !label.is_null(),
+                    Some("DoesNotExist") => label.is_null(),
+                    _ => false,
+                }
+            })
 }
 
 #[cfg(test)]
@@ -258,16 +312,25 @@ mod tests {
         changed["data"]["x"] = json!("2");
         assert_eq!(store.put(&key, changed), Change::Configured);
         assert_eq!(store.get(&key).unwrap()["metadata"]["uid"], uid);
-        assert_eq!(store.data_of("ConfigMap", "default", "a").unwrap()["x"], b"2");
+        assert_eq!(
+            store.data_of("ConfigMap", "default", "a").unwrap()["x"],
+            b"2"
+        );
         assert_eq!(key.to_string(), "configmap/a");
     }
 
     #[test]
     fn selectors_select_as_in_kubernetes() {
         let labels = json!({"app": "a", "istio-injection": "enabled"});
-        assert!(selects(&json!({"matchLabels": {"istio-injection": "enabled"}}), &labels));
+        assert!(selects(
+            &json!({"matchLabels": {"istio-injection": "enabled"}}),
+            &labels
+        ));
         assert!(!selects(&json!({"matchLabels": {"app": "b"}}), &labels));
-        assert!(selects(&json!({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["x"]}]}), &labels));
+        assert!(selects(
+            &json!({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["x"]}]}),
+            &labels
+        ));
         assert!(selects(&json!({}), &labels));
     }
 }

@@ -5,18 +5,15 @@ use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
-use proto_component::{
-    Process,
-    process::Usage,
-    task,
-};
+use proto_component::{Process, process::Usage, task};
 use serde_json::{Value, json};
-use tokio::net::UnixListener;
+use tokio::net::{TcpStream, UnixListener};
 
 use super::{
-    api, apply,
+    admission, api, apply,
     apply::Source,
     control_plane::{self, NAMESPACE},
+    http_client,
     network::node::{self, Node},
     platform::{self, Mode, Platform},
     pod::container::Programs,
@@ -28,8 +25,14 @@ use super::{
 
 /// The sample application, as it is applied to Kubernetes too.
 const BOOKINFO: &[(&str, &str)] = &[
-    ("e2e/bookinfo/bookinfo.yaml", include_str!("../../../../e2e/bookinfo/bookinfo.yaml")),
-    ("e2e/bookinfo/bookinfo-gateway.yaml", include_str!("../../../../e2e/bookinfo/bookinfo-gateway.yaml")),
+    (
+        "e2e/bookinfo/bookinfo.yaml",
+        include_str!("../../../../e2e/bookinfo/bookinfo.yaml"),
+    ),
+    (
+        "e2e/bookinfo/bookinfo-gateway.yaml",
+        include_str!("../../../../e2e/bookinfo/bookinfo-gateway.yaml"),
+    ),
 ];
 
 /// How long the mesh's configuration waits for Galley on the way up.
@@ -70,11 +73,17 @@ pub(crate) async fn run(process: Process, args: UpArgs, state: StateDir) -> anyh
     let app = read_app(&args.app)?;
     let programs = Programs::find(&args.replace)?;
     if let Some(missing) = programs.missing().first() {
-        return Err(Usage(format!("{} is missing: build everything first (`cargo build --release`)", missing.display())).into());
+        return Err(Usage(format!(
+            "{} is missing: build everything first (`cargo build --release`)",
+            missing.display()
+        ))
+        .into());
     }
     if state.is_stale() {
         let ended = state.sweep().await?;
-        print(&format!("Cleaned up after an earlier run ({ended} processes).\n"));
+        print(&format!(
+            "Cleaned up after an earlier run ({ended} processes).\n"
+        ));
         create_private(&state.path(""))?;
     }
     let daemon = state.claim()?;
@@ -103,24 +112,61 @@ async fn run_claimed(
         create_private(&state.path(directory))?;
     }
     let node = start_node().await?;
-    print(&format!("Bireme {}: each pod is a network namespace of its own (root; iptables redirects).\n", env!("CARGO_PKG_VERSION")));
-    let platform = Platform::new(node, Mode::Isolated, state.clone(), programs, mesh_id.to_owned())?;
-    platform.names.serve(&platform.node, SocketAddr::from((node::DNS_ADDRESS, 53))).await?;
+    print(&format!(
+        "Bireme {}: each pod is a network namespace of its own (root; iptables redirects).\n",
+        env!("CARGO_PKG_VERSION")
+    ));
+    let platform = Platform::new(
+        node,
+        Mode::Isolated,
+        state.clone(),
+        programs,
+        mesh_id.to_owned(),
+    )?;
+    platform
+        .names
+        .serve(&platform.node, SocketAddr::from((node::DNS_ADDRESS, 53)))
+        .await?;
     bind_host_ports(&platform, values).await?;
     let listener = UnixListener::bind(state.socket()).context("open the control socket")?;
-    api::serve(listener, platform.clone(), process.trigger.clone(), json!({"version": env!("CARGO_PKG_VERSION"), "values": values}));
-    let running = task::spawn("platform", platform::run(platform.clone(), process.drain.clone()));
-    task::spawn("root-certificate", publish_root(platform.clone(), is_on(values, "security.enabled")));
+    api::serve(
+        listener,
+        platform.clone(),
+        process.trigger.clone(),
+        json!({"version": env!("CARGO_PKG_VERSION"), "values": values}),
+    );
+    let running = task::spawn(
+        "platform",
+        platform::run(platform.clone(), process.drain.clone()),
+    );
+    task::spawn(
+        "root-certificate",
+        publish_root(platform.clone(), is_on(values, "security.enabled")),
+    );
     task::spawn("logs", rotate_logs(platform.clone()));
 
-    let state_path = state.path("").to_string_lossy().trim_end_matches('/').to_owned();
+    let state_path = state
+        .path("")
+        .to_string_lossy()
+        .trim_end_matches('/')
+        .to_owned();
     for manifest in control_plane::manifests(values, &platform.identity, &state_path)? {
-        let source = Source { name: manifest.name, text: &manifest.text, namespace: NAMESPACE };
+        let source = Source {
+            name: manifest.name,
+            text: &manifest.text,
+            namespace: NAMESPACE,
+        };
         // Objects of the platform need nobody's consent; configuration waits for Galley below.
         report(&apply::apply(&platform, source, STARTUP).await)?;
     }
-    let configured = task::spawn("configuration", apply_application(platform.clone(), values.clone(), app.to_vec()));
-    let outcome = show_until_ready(&platform, &mut progress, values, configured).await;
+    let is_sample = app
+        .iter()
+        .any(|(name, _)| BOOKINFO.iter().any(|(sample, _)| sample == name));
+    let configured = task::spawn(
+        "configuration",
+        apply_application(platform.clone(), values.clone(), app.to_vec()),
+    );
+    let outcome = show_until_ready(&platform, &mut progress, values, is_sample, configured).await;
     if outcome.is_ok() {
         process.drain.signaled().await;
     }
@@ -132,7 +178,8 @@ async fn run_claimed(
 fn read_values(args: &UpArgs) -> anyhow::Result<Value> {
     let mut files = Vec::new();
     for path in &args.values {
-        let text = fs::read_to_string(path).map_err(|error| Usage(format!("{}: {error}", path.display())))?;
+        let text = fs::read_to_string(path)
+            .map_err(|error| Usage(format!("{}: {error}", path.display())))?;
         files.push((path.display().to_string(), text));
     }
     values::load(&files, &args.set)
@@ -140,11 +187,15 @@ fn read_values(args: &UpArgs) -> anyhow::Result<Value> {
 
 fn read_app(files: &[String]) -> anyhow::Result<Vec<(String, String)>> {
     if files.is_empty() {
-        return Ok(BOOKINFO.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect());
+        return Ok(BOOKINFO
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
+            .collect());
     }
     let mut manifests = Vec::new();
     for file in files.iter().filter(|file| *file != "none") {
-        let text = fs::read_to_string(file).map_err(|error| Usage(format!("--app {file}: {error}")))?;
+        let text =
+            fs::read_to_string(file).map_err(|error| Usage(format!("--app {file}: {error}")))?;
         manifests.push((file.clone(), text));
     }
     Ok(manifests)
@@ -154,7 +205,8 @@ fn read_app(files: &[String]) -> anyhow::Result<Vec<(String, String)>> {
 async fn start_node() -> anyhow::Result<Node> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Usage(
-            "pods need network namespaces, and these need root here: run `sudo biremectl local up`".into(),
+            "pods need network namespaces, and these need root here: run `sudo biremectl local up`"
+                .into(),
         )
         .into());
     }
@@ -207,13 +259,24 @@ async fn publish_root(platform: Platform, has_citadel: bool) {
         if let Some(root) = &root {
             for (namespace, _) in platform.store.list("", "Namespace") {
                 let key = Key::platform("ConfigMap", &namespace.name, "istio-ca-root-cert");
-                let data = if root.is_empty() { json!({}) } else { json!({"root-cert.pem": root}) };
-                platform.store.put(&key, json!({"apiVersion": "v1", "kind": "ConfigMap",
-                    "metadata": {"name": key.name, "namespace": key.namespace}, "data": data}));
+                let data = if root.is_empty() {
+                    json!({})
+                } else {
+                    json!({"root-cert.pem": root})
+                };
+                platform.store.put(
+                    &key,
+                    json!({"apiVersion": "v1", "kind": "ConfigMap",
+                    "metadata": {"name": key.name, "namespace": key.namespace}, "data": data}),
+                );
             }
         }
         // The file is Citadel's and announces itself by nothing.
-        let patience = if root.is_some() { Duration::from_secs(2) } else { Duration::from_millis(20) };
+        let patience = if root.is_some() {
+            Duration::from_secs(2)
+        } else {
+            Duration::from_millis(20)
+        };
         let _ = tokio::time::timeout(patience, changes.changed()).await;
     }
 }
@@ -226,13 +289,16 @@ async fn rotate_logs(platform: Platform) {
         let logs: Vec<PathBuf> = {
             let pods = platform.pods.lock();
             let contexts = pods.values().map(|pod| pod.context.status.lock().clone());
-            contexts.flat_map(|status| status.containers.into_iter().map(|container| container.log)).collect()
+            contexts
+                .flat_map(|status| status.containers.into_iter().map(|container| container.log))
+                .collect()
         };
         for log in logs {
             if fs::metadata(&log).is_ok_and(|meta| meta.len() > LIMIT) {
                 let older = log.with_extension("log.1");
                 // The writer appends, so it goes on at the start of the emptied file.
-                let rotated = fs::copy(&log, older).and_then(|_| fs::OpenOptions::new().write(true).open(&log)?.set_len(0));
+                let rotated = fs::copy(&log, older)
+                    .and_then(|_| fs::OpenOptions::new().write(true).open(&log)?.set_len(0));
                 if let Err(error) = rotated {
                     tracing::warn!(log = %log.display(), %error, "a log cannot be rotated");
                 }
@@ -253,13 +319,25 @@ fn report(outcomes: &[apply::Outcome]) -> anyhow::Result<()> {
 }
 
 /// The application's objects at once, and configuration when Galley can check it.
-async fn apply_application(platform: Platform, values: Value, app: Vec<(String, String)>) -> anyhow::Result<()> {
+async fn apply_application(
+    platform: Platform,
+    values: Value,
+    app: Vec<(String, String)>,
+) -> anyhow::Result<()> {
     for (name, text) in &app {
-        let source = Source { name, text, namespace: "default" };
+        let source = Source {
+            name,
+            text,
+            namespace: "default",
+        };
         report(&apply::apply(&platform, source, STARTUP).await)?;
     }
     if let Some(manifest) = control_plane::default_configuration(&values) {
-        let source = Source { name: manifest.name, text: &manifest.text, namespace: NAMESPACE };
+        let source = Source {
+            name: manifest.name,
+            text: &manifest.text,
+            namespace: NAMESPACE,
+        };
         report(&apply::apply(&platform, source, STARTUP).await)?;
     }
     Ok(())
@@ -269,13 +347,16 @@ async fn show_until_ready(
     platform: &Platform,
     progress: &mut Progress,
     values: &Value,
+    is_sample: bool,
     configured: tokio::task::JoinHandle<anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
     let mut changes = platform.store.watch();
     let mut configured = Some(configured);
     loop {
         changes.mark_unchanged();
-        if configured.as_ref().is_some_and(tokio::task::JoinHandle::is_finished)
+        if configured
+            .as_ref()
+            .is_some_and(tokio::task::JoinHandle::is_finished)
             && let Some(handle) = configured.take()
         {
             handle.await.context("apply the application")??;
@@ -288,26 +369,89 @@ async fn show_until_ready(
         tokio::time::sleep(Duration::from_millis(50)).await;
         let _ = tokio::time::timeout(Duration::from_millis(250), changes.changed()).await;
     }
-    print(&summary(values, progress.seconds()));
+    if is_sample && is_on(values, "gateways.istio-ingressgateway.enabled") {
+        wait_for_page(platform).await;
+    }
+    print(&summary(values, is_sample, progress.seconds()));
     Ok(())
 }
 
-fn summary(values: &Value, seconds: f64) -> String {
+/// Waits until the sample's page comes through the ingress gateway: then all configuration has arrived.
+async fn wait_for_page(platform: &Platform) {
+    let fetch = || {
+        let gateway = admission::endpoint(platform, NAMESPACE, "istio-ingressgateway", 80);
+        platform.node.run("first-page", async move {
+            let address = gateway?;
+            let stream = TcpStream::connect(address).await?;
+            let request = http_client::request(
+                http::Method::GET,
+                &address.to_string(),
+                "/productpage",
+                None,
+            )?;
+            let response = http_client::send(stream, request, Duration::from_secs(5)).await?;
+            anyhow::ensure!(
+                response.status().is_success(),
+                "the page answered {}",
+                response.status()
+            );
+            Ok(())
+        })
+    };
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
+    while let Err(error) = fetch().await {
+        if tokio::time::Instant::now() > deadline {
+            print(&format!(
+                "The sample's page does not come through the ingress gateway yet: {error:#}\n"
+            ));
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+}
+
+fn summary(values: &Value, is_sample: bool, seconds: f64) -> String {
     let mut text = format!("\nThe mesh is up after {seconds:.1} s.\n");
     let mut line = |name: &str, port: &str, switch: &str, path: &str| {
-        let number = values["local"]["hostPorts"][port].as_u64().unwrap_or_default();
+        let number = values["local"]["hostPorts"][port]
+            .as_u64()
+            .unwrap_or_default();
         if number != 0 && is_on(values, switch) {
             text.push_str(&format!("  {name:<18} http://127.0.0.1:{number}{path}\n"));
         }
     };
-    line("ingress gateway", "http", "gateways.istio-ingressgateway.enabled", "");
-    line("bookinfo", "http", "gateways.istio-ingressgateway.enabled", "/productpage");
-    line("mesh metrics", "metrics", "mixer.telemetry.enabled", "/metrics");
+    line(
+        "ingress gateway",
+        "http",
+        "gateways.istio-ingressgateway.enabled",
+        "",
+    );
+    if is_sample {
+        line(
+            "bookinfo",
+            "http",
+            "gateways.istio-ingressgateway.enabled",
+            "/productpage",
+        );
+    }
+    line(
+        "mesh metrics",
+        "metrics",
+        "mixer.telemetry.enabled",
+        "/metrics",
+    );
     line("pilot", "pilot", "pilot.enabled", "/");
-    let off: Vec<&str> = ["pilot", "galley", "security", "mixer.policy", "mixer.telemetry", "sidecarInjectorWebhook"]
-        .into_iter()
-        .filter(|component| !is_on(values, &format!("{component}.enabled")))
-        .collect();
+    let off: Vec<&str> = [
+        "pilot",
+        "galley",
+        "security",
+        "mixer.policy",
+        "mixer.telemetry",
+        "sidecarInjectorWebhook",
+    ]
+    .into_iter()
+    .filter(|component| !is_on(values, &format!("{component}.enabled")))
+    .collect();
     if !off.is_empty() {
         text.push_str(&format!("Switched off: {}.\n", off.join(", ")));
     }

@@ -17,8 +17,10 @@ pub(crate) fn load(files: &[(String, String)], settings: &[String]) -> anyhow::R
     }
     for setting in settings {
         for part in split(setting, ',') {
-            let over = parse_setting(&part).map_err(|problem| Usage(format!("--set {part}: {problem}")))?;
-            check_keys(&known, &over, "").map_err(|problem| Usage(format!("--set {part}: {problem}")))?;
+            let over = parse_setting(&part)
+                .map_err(|problem| Usage(format!("--set {part}: {problem}")))?;
+            check_keys(&known, &over, "")
+                .map_err(|problem| Usage(format!("--set {part}: {problem}")))?;
             merge(&mut values, over);
         }
     }
@@ -44,9 +46,14 @@ fn parse_setting(setting: &str) -> Result<Value, String> {
         "true" => Value::Bool(true),
         "false" => Value::Bool(false),
         "null" => Value::Null,
-        text => text.parse::<i64>().map_or_else(|_| Value::from(text), Value::from),
+        text => text
+            .parse::<i64>()
+            .map_or_else(|_| Value::from(text), Value::from),
     };
-    let value = match text.strip_prefix('{').and_then(|text| text.strip_suffix('}')) {
+    let value = match text
+        .strip_prefix('{')
+        .and_then(|text| text.strip_suffix('}'))
+    {
         Some("") => Value::Array(Vec::new()),
         Some(items) => Value::Array(items.split(',').map(scalar).collect()),
         None => scalar(text),
@@ -55,7 +62,9 @@ fn parse_setting(setting: &str) -> Result<Value, String> {
     if keys.iter().any(String::is_empty) {
         return Err("the key has an empty part".into());
     }
-    Ok(keys.into_iter().rev().fold(value, |value, key| Value::Object(Map::from_iter([(key, value)]))))
+    Ok(keys.into_iter().rev().fold(value, |value, key| {
+        Value::Object(Map::from_iter([(key, value)]))
+    }))
 }
 
 /// Splits at `separator`, but not after a backslash or within braces.
@@ -86,20 +95,33 @@ fn split(text: &str, separator: char) -> Vec<String> {
 fn check_keys(known: &Value, over: &Value, path: &str) -> Result<(), String> {
     let (Some(known), Some(over)) = (known.as_object(), over.as_object()) else {
         let wants_map = known.is_object() && !known.as_object().is_some_and(Map::is_empty);
-        return if wants_map && !over.is_null() { Err(format!("{path} takes keys, not a value")) } else { Ok(()) };
+        return if wants_map && !over.is_null() {
+            Err(format!("{path} takes keys, not a value"))
+        } else {
+            Ok(())
+        };
     };
     // An empty default takes whatever it is given.
     if known.is_empty() {
         return Ok(());
     }
     for (key, value) in over {
-        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let path = if path.is_empty() {
+            key.clone()
+        } else {
+            format!("{path}.{key}")
+        };
         match known.get(key) {
             Some(known) => check_keys(known, value, &path)?,
             None => {
                 let candidates = known.keys().map(String::as_str);
                 let hint = closest(key, candidates).map_or_else(
-                    || format!("known here: {}", known.keys().cloned().collect::<Vec<_>>().join(", ")),
+                    || {
+                        format!(
+                            "known here: {}",
+                            known.keys().cloned().collect::<Vec<_>>().join(", ")
+                        )
+                    },
                     |close| format!("did you mean {close}?"),
                 );
                 return Err(format!("unknown key {path}; {hint}"));
@@ -121,9 +143,20 @@ fn merge(values: &mut Value, over: Value) {
 }
 
 /// The candidate that is most like `word`, if any is like it at all.
-pub(crate) fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let scored = candidates.map(|candidate| (distance(&word.to_lowercase(), &candidate.to_lowercase()), candidate));
-    scored.filter(|(distance, candidate)| *distance <= (candidate.len().max(word.len())) / 3 + 1).min().map(|(_, candidate)| candidate)
+pub(crate) fn closest<'a>(
+    word: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let scored = candidates.map(|candidate| {
+        (
+            distance(&word.to_lowercase(), &candidate.to_lowercase()),
+            candidate,
+        )
+    });
+    scored
+        .filter(|(distance, candidate)| *distance <= (candidate.len().max(word.len())) / 3 + 1)
+        .min()
+        .map(|(_, candidate)| candidate)
 }
 
 /// Levenshtein's distance.
@@ -153,18 +186,30 @@ mod tests {
 
     #[test]
     fn settings_go_over_files_over_defaults() {
-        let file = ("v.yaml".to_owned(), "mixer:\n  policy: {enabled: false}\nglobal: {tag: x}\n".to_owned());
+        let file = (
+            "v.yaml".to_owned(),
+            "mixer:\n  policy: {enabled: false}\nglobal: {tag: x}\n".to_owned(),
+        );
         let values = load(&[file], &["global.tag=y,pilot.env.PILOT_X=1".into()]).unwrap();
-        assert!(!is_on(&values, "mixer.policy.enabled") && is_on(&values, "mixer.telemetry.enabled"));
+        assert!(
+            !is_on(&values, "mixer.policy.enabled") && is_on(&values, "mixer.telemetry.enabled")
+        );
         assert_eq!(values["global"]["tag"], "y");
         assert_eq!(values["pilot"]["env"]["PILOT_X"], 1);
     }
 
     #[test]
     fn an_unknown_key_is_refused_with_a_suggestion() {
-        let error = load(&[], &["mixer.polcy.enabled=false".into()]).unwrap_err().to_string();
-        assert!(error.contains("unknown key mixer.polcy; did you mean policy?"), "{error}");
-        let error = load(&[], &["mixr.policy.enabled=false".into()]).unwrap_err().to_string();
+        let error = load(&[], &["mixer.polcy.enabled=false".into()])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("unknown key mixer.polcy; did you mean policy?"),
+            "{error}"
+        );
+        let error = load(&[], &["mixr.policy.enabled=false".into()])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("did you mean mixer?"), "{error}");
         assert!(load(&[], &["mixer=false".into()]).is_err());
         assert!(load(&[], &["mixer".into()]).is_err());
@@ -172,8 +217,14 @@ mod tests {
 
     #[test]
     fn lists_and_escapes_are_helms() {
-        assert_eq!(parse_setting("a.b={x,2}").unwrap(), serde_json::json!({"a": {"b": ["x", 2]}}));
-        assert_eq!(parse_setting("a\\.b=true").unwrap(), serde_json::json!({"a.b": true}));
+        assert_eq!(
+            parse_setting("a.b={x,2}").unwrap(),
+            serde_json::json!({"a": {"b": ["x", 2]}})
+        );
+        assert_eq!(
+            parse_setting("a\\.b=true").unwrap(),
+            serde_json::json!({"a.b": true})
+        );
         assert_eq!(split("a=1,b={x,y}", ','), ["a=1", "b={x,y}"]);
     }
 }

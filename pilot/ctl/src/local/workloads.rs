@@ -22,8 +22,13 @@ pub(crate) fn reconcile(platform: &Platform) {
     let orphans: Vec<Key> = {
         let pods = platform.pods.lock();
         let is_orphan = |owner: &Owner| deployments.iter().all(|(key, _)| *key != owner.deployment);
-        let orphaned = pods.iter().filter(|(_, pod)| pod.owner.as_ref().is_some_and(is_orphan));
-        orphaned.filter(|(_, pod)| pod.context.stop.borrow().is_none()).map(|(key, _)| key.clone()).collect()
+        let orphaned = pods
+            .iter()
+            .filter(|(_, pod)| pod.owner.as_ref().is_some_and(is_orphan));
+        orphaned
+            .filter(|(_, pod)| pod.context.stop.borrow().is_none())
+            .map(|(key, _)| key.clone())
+            .collect()
     };
     for key in orphans {
         platform.stop_pod(&key, None);
@@ -39,7 +44,9 @@ struct Member {
 }
 
 fn reconcile_one(platform: &Platform, key: &Key, deployment: &Value) {
-    let wanted = deployment["spec"]["replicas"].as_u64().map_or(1, |count| usize::try_from(count).unwrap_or(usize::MAX));
+    let wanted = deployment["spec"]["replicas"]
+        .as_u64()
+        .map_or(1, |count| usize::try_from(count).unwrap_or(usize::MAX));
     let hash = template_hash(&deployment["spec"]["template"]);
     let members = members(platform, key, &hash);
     let current: Vec<&Member> = members.iter().filter(|member| member.is_current).collect();
@@ -55,7 +62,10 @@ fn reconcile_one(platform: &Platform, key: &Key, deployment: &Value) {
     }
     let ready = current.iter().filter(|member| member.is_ready).count();
     if ready >= wanted {
-        for old in members.iter().filter(|member| !member.is_current && member.is_made) {
+        for old in members
+            .iter()
+            .filter(|member| !member.is_current && member.is_made)
+        {
             platform.stop_pod(&old.key, None);
         }
     }
@@ -87,25 +97,38 @@ fn members(platform: &Platform, key: &Key, hash: &str) -> Vec<Member> {
     }
     let making = platform.making.lock();
     for (pod_key, owner) in making.iter().filter(|(_, owner)| owner.deployment == *key) {
-        members.push(Member { key: pod_key.clone(), is_current: owner.hash == hash, is_ready: false, is_made: false });
+        members.push(Member {
+            key: pod_key.clone(),
+            is_current: owner.hash == hash,
+            is_ready: false,
+            is_made: false,
+        });
     }
     members
 }
 
 fn template_hash(template: &Value) -> String {
     let digest = Sha256::digest(template.to_string());
-    digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect()
+    digest
+        .iter()
+        .take(5)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Makes one pod of the deployment: through admission, as often as it takes, while the deployment still wants it.
 fn make_pod(platform: &Platform, deployment_key: &Key, deployment: &Value, hash: &str) {
     const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let suffix: String =
-        (0..5).map(|_| char::from(LETTERS[rand::random_range(0..LETTERS.len())])).collect();
+    let suffix: String = (0..5)
+        .map(|_| char::from(LETTERS[rand::random_range(0..LETTERS.len())]))
+        .collect();
     let replica_set = format!("{}-{hash}", deployment_key.name);
     let name = format!("{replica_set}-{suffix}");
     let key = Key::platform("Pod", &deployment_key.namespace, &name);
-    let owner = Owner { deployment: deployment_key.clone(), hash: hash.to_owned() };
+    let owner = Owner {
+        deployment: deployment_key.clone(),
+        hash: hash.to_owned(),
+    };
     platform.making.lock().insert(key.clone(), owner.clone());
     let mut pod = from_template(&deployment["spec"]["template"], &key, hash);
     pod["metadata"]["generateName"] = json!(format!("{replica_set}-"));
@@ -143,19 +166,23 @@ async fn admit(platform: &Platform, key: &Key, pod: &Value, owner: &Owner) -> an
 
 fn is_wanted(store: &Store, owner: &Owner) -> bool {
     let deployment = store.get(&owner.deployment);
-    deployment.is_some_and(|deployment| template_hash(&deployment["spec"]["template"]) == owner.hash)
+    deployment
+        .is_some_and(|deployment| template_hash(&deployment["spec"]["template"]) == owner.hash)
 }
 
 /// Shows in the deployment why it has no pods; an empty reason takes that back.
 fn note_failure(store: &Store, deployment: &Key, reason: &str) {
-    let Some(object) = store.get(deployment) else { return };
+    let Some(object) = store.get(deployment) else {
+        return;
+    };
     let mut status = object["status"].clone();
     if reason.is_empty() {
         if let Some(status) = status.as_object_mut() {
             status.remove("conditions");
         }
     } else {
-        status["conditions"] = json!([{"type": "ReplicaFailure", "status": "True", "message": reason}]);
+        status["conditions"] =
+            json!([{"type": "ReplicaFailure", "status": "True", "message": reason}]);
     }
     store.set_status(deployment, status);
 }
@@ -197,7 +224,10 @@ pub(crate) fn restart(platform: &Platform, key: &Key) -> anyhow::Result<()> {
         if !annotations.is_object() {
             *annotations = json!({});
         }
-        annotations["kubectl.kubernetes.io/restartedAt"] = json!(format!("{} {:x}", now(), rand::random::<u16>()));
+        annotations["kubectl.kubernetes.io/restartedAt"] =
+            json!(format!("{} {:x}", now(), rand::random::<u16>()));
     });
-    is_there.then_some(()).with_context(|| format!("there is no {key} in namespace {}", key.namespace))
+    is_there
+        .then_some(())
+        .with_context(|| format!("there is no {key} in namespace {}", key.namespace))
 }

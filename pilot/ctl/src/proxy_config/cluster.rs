@@ -25,17 +25,34 @@ pub struct Filter {
 
 /// The clusters of a `/config_dump`.
 pub fn rows(dump: &Value, filter: &Filter) -> Table {
-    let mut table = Table::new(&["SERVICE FQDN", "PORT", "SUBSET", "DIRECTION", "TYPE", "DESTINATION RULE"]);
+    let mut table = Table::new(&[
+        "SERVICE FQDN",
+        "PORT",
+        "SUBSET",
+        "DIRECTION",
+        "TYPE",
+        "DESTINATION RULE",
+    ]);
     for cluster in clusters(dump) {
         let name = text(&cluster["name"]);
         let (direction, port, subset, fqdn) = parts(&name);
-        let is_shown = filter.fqdn.as_deref().is_none_or(|wanted| fqdn.contains(wanted))
+        let is_shown = filter
+            .fqdn
+            .as_deref()
+            .is_none_or(|wanted| fqdn.contains(wanted))
             && is_wanted(filter.port.as_deref(), port)
             && is_wanted(filter.subset.as_deref(), subset)
             && is_wanted(filter.direction.as_deref(), direction);
         if is_shown {
             let discovery = cluster["type"].as_str().unwrap_or("STATIC");
-            table.row([fqdn, port, subset, direction, discovery, &destination_rule(cluster)]);
+            table.row([
+                fqdn,
+                port,
+                subset,
+                direction,
+                discovery,
+                &destination_rule(cluster),
+            ]);
         }
     }
     table.sort();
@@ -47,16 +64,30 @@ pub fn messages(dump: &Value, filter: &Filter) -> Value {
     let is_shown = |cluster: &&&Value| {
         let name = text(&cluster["name"]);
         let (direction, port, subset, fqdn) = parts(&name);
-        filter.fqdn.as_deref().is_none_or(|wanted| fqdn.contains(wanted))
+        filter
+            .fqdn
+            .as_deref()
+            .is_none_or(|wanted| fqdn.contains(wanted))
             && is_wanted(filter.port.as_deref(), port)
             && is_wanted(filter.subset.as_deref(), subset)
             && is_wanted(filter.direction.as_deref(), direction)
     };
-    Value::Array(clusters(dump).iter().filter(is_shown).map(|cluster| (*cluster).clone()).collect())
+    Value::Array(
+        clusters(dump)
+            .iter()
+            .filter(is_shown)
+            .map(|cluster| (*cluster).clone())
+            .collect(),
+    )
 }
 
 fn clusters(dump: &Value) -> Vec<&Value> {
-    section(dump, "ClustersConfigDump", &["static_clusters", "dynamic_active_clusters"], "cluster")
+    section(
+        dump,
+        "ClustersConfigDump",
+        &["static_clusters", "dynamic_active_clusters"],
+        "cluster",
+    )
 }
 
 /// Direction, port, subset and host of `outbound|9080|v1|reviews…`; any other name is a host alone.
@@ -70,7 +101,10 @@ fn parts(name: &str) -> (&str, &str, &str, &str) {
 /// The rule that shaped a cluster: Istio's control planes leave its path in the metadata.
 fn destination_rule(cluster: &Value) -> String {
     let config = text(&cluster["metadata"]["filter_metadata"]["istio"]["config"]);
-    match config.rsplit_once("/destination-rule/").map(|(path, name)| (path.rsplit('/').next().unwrap_or(""), name)) {
+    match config
+        .rsplit_once("/destination-rule/")
+        .map(|(path, name)| (path.rsplit('/').next().unwrap_or(""), name))
+    {
         Some((namespace, name)) => format!("{name}.{namespace}"),
         None => String::new(),
     }

@@ -104,15 +104,21 @@ pub(crate) async fn run(args: ProxyConfigArgs) -> anyhow::Result<ExitCode> {
     match args.section {
         Section::Cluster { target, filter } => {
             let dump = fetch(&target, DUMP).await?;
-            print(&target, &cluster::rows(&dump, &filter), || cluster::messages(&dump, &filter))
+            print(&target, &cluster::rows(&dump, &filter), || {
+                cluster::messages(&dump, &filter)
+            })
         }
         Section::Listener { target, filter } => {
             let dump = fetch(&target, DUMP).await?;
-            print(&target, &listener::rows(&dump, &filter), || listener::messages(&dump, &filter))
+            print(&target, &listener::rows(&dump, &filter), || {
+                listener::messages(&dump, &filter)
+            })
         }
         Section::Route { target, filter } => {
             let dump = fetch(&target, DUMP).await?;
-            print(&target, &route::rows(&dump, &filter), || route::messages(&dump, &filter))
+            print(&target, &route::rows(&dump, &filter), || {
+                route::messages(&dump, &filter)
+            })
         }
         Section::Endpoint { target, filter } => {
             let clusters = fetch(&target, "/clusters?format=json").await?;
@@ -124,13 +130,20 @@ pub(crate) async fn run(args: ProxyConfigArgs) -> anyhow::Result<ExitCode> {
             print(&target, &table, || table.to_value())
         }
         Section::Bootstrap { target } => {
-            print_value(&bootstrap::message(&fetch(&target, DUMP).await?), target.format.output)?;
+            print_value(
+                &bootstrap::message(&fetch(&target, DUMP).await?),
+                target.format.output,
+            )?;
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
-fn print(target: &Target, table: &Table, messages: impl FnOnce() -> Value) -> anyhow::Result<ExitCode> {
+fn print(
+    target: &Target,
+    table: &Table,
+    messages: impl FnOnce() -> Value,
+) -> anyhow::Result<ExitCode> {
     match target.format.output {
         Format::Table => table.print(Format::Table)?,
         format => print_value(&messages(), format)?,
@@ -141,7 +154,15 @@ fn print(target: &Target, table: &Table, messages: impl FnOnce() -> Value) -> an
 async fn fetch(target: &Target, path: &str) -> anyhow::Result<Value> {
     let client = commands::client(&target.mesh)?;
     let (pod, namespace) = commands::target_name(&target.pod, target.namespace.as_deref());
-    let ask = |namespace: String| ask(&client, pod.clone(), namespace, target.proxy_admin_port, path);
+    let ask = |namespace: String| {
+        ask(
+            &client,
+            pod.clone(),
+            namespace,
+            target.proxy_admin_port,
+            path,
+        )
+    };
     match ask(namespace.clone()).await {
         // The gateways are in the control plane's namespace.
         Err(error) if target.namespace.is_none() && namespace == "default" => {
@@ -151,8 +172,20 @@ async fn fetch(target: &Target, path: &str) -> anyhow::Result<Value> {
     }
 }
 
-async fn ask(client: &Client, pod: String, namespace: String, port: u16, path: &str) -> anyhow::Result<Value> {
-    let request = PodRequest { namespace, pod: pod.clone(), port, path: path.to_owned(), method: "GET".into() };
+async fn ask(
+    client: &Client,
+    pod: String,
+    namespace: String,
+    port: u16,
+    path: &str,
+) -> anyhow::Result<Value> {
+    let request = PodRequest {
+        namespace,
+        pod: pod.clone(),
+        port,
+        path: path.to_owned(),
+        method: "GET".into(),
+    };
     let body = client.ask_pod(&request).await?;
     serde_json::from_slice(&body)
         .with_context(|| format!("read {path} of {pod}: is there a proxy in the pod, with its admin interface on port {port}?"))

@@ -26,14 +26,26 @@ pub struct Filter {
 /// The endpoints of a `/clusters?format=json`.
 pub fn rows(clusters: &Value, filter: &Filter) -> Table {
     let mut table = Table::new(&["ENDPOINT", "STATUS", "OUTLIER CHECK", "CLUSTER"]);
-    for cluster in clusters["cluster_statuses"].as_array().into_iter().flatten() {
+    for cluster in clusters["cluster_statuses"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
         let name = text(&cluster["name"]);
         for host in cluster["host_statuses"].as_array().into_iter().flatten() {
             let (ip, port) = address(&host["address"]);
-            let endpoint = if port.is_empty() { ip.clone() } else { format!("{ip}:{port}") };
+            let endpoint = if port.is_empty() {
+                ip.clone()
+            } else {
+                format!("{ip}:{port}")
+            };
             let health = &host["health_status"];
             let status = health["eds_health_status"].as_str().unwrap_or("HEALTHY");
-            let outlier = if health["failed_outlier_check"] == true { "FAILED" } else { "OK" };
+            let outlier = if health["failed_outlier_check"] == true {
+                "FAILED"
+            } else {
+                "OK"
+            };
             let is_shown = is_wanted(filter.address.as_deref(), &ip)
                 && is_wanted(filter.port.as_deref(), &port)
                 && is_wanted(filter.cluster.as_deref(), &name)

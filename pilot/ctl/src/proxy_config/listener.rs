@@ -25,7 +25,12 @@ pub fn rows(dump: &Value, filter: &Filter) -> Table {
     let mut table = Table::new(&["ADDRESS", "PORT", "TYPE", "NAME"]);
     for listener in listeners(dump, filter) {
         let (host, port) = address(&listener["address"]);
-        table.row([host, port, kind(listener).to_owned(), text(&listener["name"])]);
+        table.row([
+            host,
+            port,
+            kind(listener).to_owned(),
+            text(&listener["name"]),
+        ]);
     }
     table.sort();
     table
@@ -37,7 +42,12 @@ pub fn messages(dump: &Value, filter: &Filter) -> Value {
 }
 
 fn listeners<'a>(dump: &'a Value, filter: &Filter) -> Vec<&'a Value> {
-    let all = section(dump, "ListenersConfigDump", &["static_listeners", "dynamic_listeners"], "listener");
+    let all = section(
+        dump,
+        "ListenersConfigDump",
+        &["static_listeners", "dynamic_listeners"],
+        "listener",
+    );
     let is_shown = |listener: &&Value| {
         let (host, port) = address(&listener["address"]);
         is_wanted(filter.address.as_deref(), &host)

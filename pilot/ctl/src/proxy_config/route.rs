@@ -16,10 +16,21 @@ pub struct Filter {
 
 /// The routes of a `/config_dump`: a row for each route of each virtual host.
 pub fn rows(dump: &Value, filter: &Filter) -> Table {
-    let mut table = Table::new(&["NAME", "VHOST NAME", "DOMAINS", "MATCH", "VIRTUAL SERVICE", "TARGET"]);
+    let mut table = Table::new(&[
+        "NAME",
+        "VHOST NAME",
+        "DOMAINS",
+        "MATCH",
+        "VIRTUAL SERVICE",
+        "TARGET",
+    ]);
     for configuration in configurations(dump, filter) {
         let name = text(&configuration["name"]);
-        for host in configuration["virtual_hosts"].as_array().into_iter().flatten() {
+        for host in configuration["virtual_hosts"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
             for route in host["routes"].as_array().into_iter().flatten() {
                 let virtual_service = virtual_service(route);
                 table.row([
@@ -53,7 +64,12 @@ fn configurations<'a>(dump: &'a Value, filter: &Filter) -> Vec<&'a Value> {
 }
 
 fn domains(host: &Value) -> String {
-    let domains: Vec<String> = host["domains"].as_array().into_iter().flatten().map(text).collect();
+    let domains: Vec<String> = host["domains"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(text)
+        .collect();
     match domains.len() {
         0..=2 => domains.join(", "),
         more => format!("{}, {} + {} more", domains[0], domains[1], more - 2),
@@ -63,11 +79,27 @@ fn domains(host: &Value) -> String {
 fn matching(matches: &Value) -> String {
     let path = ["prefix", "path", "path_separated_prefix"]
         .into_iter()
-        .find_map(|kind| matches[kind].as_str().map(|path| if kind == "path" { path.to_owned() } else { format!("{path}*") }));
-    let path = path.or_else(|| matches["safe_regex"]["regex"].as_str().map(|regex| format!("regex {regex}")));
+        .find_map(|kind| {
+            matches[kind].as_str().map(|path| {
+                if kind == "path" {
+                    path.to_owned()
+                } else {
+                    format!("{path}*")
+                }
+            })
+        });
+    let path = path.or_else(|| {
+        matches["safe_regex"]["regex"]
+            .as_str()
+            .map(|regex| format!("regex {regex}"))
+    });
     let headers = matches["headers"].as_array().map_or(0, Vec::len);
     let path = path.unwrap_or_else(|| "/*".to_owned());
-    if headers == 0 { path } else { format!("{path} ({headers} headers)") }
+    if headers == 0 {
+        path
+    } else {
+        format!("{path} ({headers} headers)")
+    }
 }
 
 fn target(route: &Value) -> String {
@@ -76,7 +108,9 @@ fn target(route: &Value) -> String {
         return cluster.to_owned();
     }
     if let Some(weighted) = action["weighted_clusters"]["clusters"].as_array() {
-        let parts = weighted.iter().map(|part| format!("{} {}", text(&part["weight"]), text(&part["name"])));
+        let parts = weighted
+            .iter()
+            .map(|part| format!("{} {}", text(&part["weight"]), text(&part["name"])));
         return parts.collect::<Vec<_>>().join(", ");
     }
     if route["redirect"].is_object() {
@@ -88,7 +122,10 @@ fn target(route: &Value) -> String {
 /// The virtual service that a route came from: Istio's control planes leave its path in the metadata.
 fn virtual_service(route: &Value) -> String {
     let config = text(&route["metadata"]["filter_metadata"]["istio"]["config"]);
-    match config.rsplit_once("/virtual-service/").map(|(path, name)| (path.rsplit('/').next().unwrap_or(""), name)) {
+    match config
+        .rsplit_once("/virtual-service/")
+        .map(|(path, name)| (path.rsplit('/').next().unwrap_or(""), name))
+    {
         Some((namespace, name)) => format!("{name}.{namespace}"),
         None => String::new(),
     }

@@ -32,7 +32,10 @@ fn dump() -> Value {
 fn clusters_show_the_parts_of_their_names() {
     let table = cluster::rows(&dump(), &cluster::Filter::default()).to_value();
     assert_eq!(table.as_array().unwrap().len(), 3);
-    let only_v1 = cluster::Filter { subset: Some("v1".into()), ..cluster::Filter::default() };
+    let only_v1 = cluster::Filter {
+        subset: Some("v1".into()),
+        ..cluster::Filter::default()
+    };
     let row = &cluster::rows(&dump(), &only_v1).to_value()[0];
     assert_eq!(
         row,
@@ -45,7 +48,10 @@ fn clusters_show_the_parts_of_their_names() {
 #[test]
 fn a_listener_with_one_http_chain_is_http() {
     let row = &listener::rows(&dump(), &listener::Filter::default()).to_value()[0];
-    assert_eq!(row, &json!({"address": "0.0.0.0", "port": "9080", "type": "HTTP", "name": "0.0.0.0_9080"}));
+    assert_eq!(
+        row,
+        &json!({"address": "0.0.0.0", "port": "9080", "type": "HTTP", "name": "0.0.0.0_9080"})
+    );
 }
 
 #[test]
@@ -54,7 +60,10 @@ fn routes_show_what_they_match_and_where_they_go() {
     assert_eq!(rows[0]["match"], "/x* (1 headers)");
     assert_eq!(rows[0]["target"], "10 one, 90 two");
     assert_eq!(rows[0]["domains"], "a, b + 1 more");
-    assert_eq!((&rows[1]["match"], &rows[1]["target"]), (&json!("/y"), &json!("503")));
+    assert_eq!(
+        (&rows[1]["match"], &rows[1]["target"]),
+        (&json!("/y"), &json!("503"))
+    );
 }
 
 #[test]
@@ -64,7 +73,10 @@ fn endpoints_show_health_and_ejection() {
          "health_status": {"eds_health_status": "HEALTHY", "failed_outlier_check": true}},
         {"address": {"pipe": {"path": "/x"}}, "health_status": {"eds_health_status": "UNHEALTHY"}}]}]});
     let rows = endpoint::rows(&clusters, &endpoint::Filter::default()).to_value();
-    assert_eq!(rows[0], json!({"endpoint": "10.0.0.1:80", "status": "HEALTHY", "outlierCheck": "FAILED", "cluster": "one"}));
+    assert_eq!(
+        rows[0],
+        json!({"endpoint": "10.0.0.1:80", "status": "HEALTHY", "outlierCheck": "FAILED", "cluster": "one"})
+    );
     assert_eq!(rows[1]["endpoint"], "unix:///x");
 }
 

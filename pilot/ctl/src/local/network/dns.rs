@@ -37,7 +37,9 @@ impl Zone {
     /// The addresses of `name` for a pod in `namespace`; none when there is no such name.
     pub(crate) fn resolve(&self, name: &str, namespace: Option<&str>) -> Option<Vec<Ipv4Addr>> {
         let name = name.trim_end_matches('.').to_ascii_lowercase();
-        let name = name.strip_suffix(DOMAIN).map_or(name.as_str(), |rest| rest.trim_end_matches('.'));
+        let name = name
+            .strip_suffix(DOMAIN)
+            .map_or(name.as_str(), |rest| rest.trim_end_matches('.'));
         let labels: Vec<&str> = name.split('.').collect();
         let (service, namespace) = match labels.as_slice() {
             [service] if !name.is_empty() => (*service, namespace?),
@@ -121,7 +123,9 @@ fn answer(query: &[u8], client: IpAddr, zone: &Zone) -> Option<Vec<u8>> {
                     address: address.to_bits(),
                 });
                 let name = Name::new(&name).ok()?.into_owned();
-                reply.answers.push(ResourceRecord::new(name, CLASS::IN, TTL, data));
+                reply
+                    .answers
+                    .push(ResourceRecord::new(name, CLASS::IN, TTL, data));
             }
         }
         // The name exists, without a record of that type.
@@ -140,22 +144,34 @@ mod tests {
         let mut zone = Zone::default();
         let key = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
         let address = Ipv4Addr::new(10, 96, 0, 20);
-        zone.services.insert(key("default", "reviews"), vec![address]);
-        zone.aliases.insert(key("default", "alias"), "reviews.default.svc.cluster.local".into());
-        zone.namespaces.insert(Ipv4Addr::new(10, 244, 0, 9), "default".into());
+        zone.services
+            .insert(key("default", "reviews"), vec![address]);
+        zone.aliases.insert(
+            key("default", "alias"),
+            "reviews.default.svc.cluster.local".into(),
+        );
+        zone.namespaces
+            .insert(Ipv4Addr::new(10, 244, 0, 9), "default".into());
         zone
     }
 
     #[test]
     fn a_service_is_found_by_each_of_its_names() {
         let zone = zone();
-        for name in ["reviews.default", "reviews.default.svc", "Reviews.default.svc.cluster.local."] {
+        for name in [
+            "reviews.default",
+            "reviews.default.svc",
+            "Reviews.default.svc.cluster.local.",
+        ] {
             assert!(zone.resolve(name, None).is_some(), "{name}");
         }
         assert!(zone.resolve("reviews", Some("default")).is_some());
         assert!(zone.resolve("alias.default", None).is_some());
         assert!(zone.resolve("reviews", Some("other")).is_none());
-        assert!(zone.resolve("reviews.default.svc.cluster.local.example.com", None).is_none());
+        assert!(
+            zone.resolve("reviews.default.svc.cluster.local.example.com", None)
+                .is_none()
+        );
         assert!(zone.resolve("cluster.local", None).is_none());
     }
 
@@ -163,16 +179,27 @@ mod tests {
     fn a_query_is_answered_and_an_unknown_name_refused() {
         let ask = |name: &str, kind: TYPE| {
             let mut query = Packet::new_query(7);
-            query.questions.push(Question::new(Name::new(name).unwrap().into_owned(), kind.into(), QCLASS::CLASS(CLASS::IN), false));
+            query.questions.push(Question::new(
+                Name::new(name).unwrap().into_owned(),
+                kind.into(),
+                QCLASS::CLASS(CLASS::IN),
+                false,
+            ));
             let bytes = query.build_bytes_vec().unwrap();
             answer(&bytes, "10.244.0.9".parse().unwrap(), &zone()).unwrap()
         };
         let found = ask("reviews", TYPE::A);
         let found = Packet::parse(&found).unwrap();
-        assert_eq!((found.id(), found.answers.len(), found.rcode()), (7, 1, RCODE::NoError));
+        assert_eq!(
+            (found.id(), found.answers.len(), found.rcode()),
+            (7, 1, RCODE::NoError)
+        );
         let other_type = ask("reviews", TYPE::AAAA);
         let other_type = Packet::parse(&other_type).unwrap();
-        assert_eq!((other_type.answers.len(), other_type.rcode()), (0, RCODE::NoError));
+        assert_eq!(
+            (other_type.answers.len(), other_type.rcode()),
+            (0, RCODE::NoError)
+        );
         let unknown = ask("nothing.here", TYPE::A);
         assert_eq!(Packet::parse(&unknown).unwrap().rcode(), RCODE::NameError);
         assert!(answer(b"garbage", "10.244.0.9".parse().unwrap(), &zone()).is_none());

@@ -86,7 +86,11 @@ impl Node {
     }
 
     /// Starts a task on the node's thread.
-    pub(crate) fn spawn<F>(&self, name: &'static str, future: F) -> tokio::task::JoinHandle<F::Output>
+    pub(crate) fn spawn<F>(
+        &self,
+        name: &'static str,
+        future: F,
+    ) -> tokio::task::JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
@@ -123,7 +127,11 @@ impl Node {
     }
 
     /// Hooks a pod up; the namespace returned keeps the link alive.
-    pub(crate) async fn add_pod(&self, link: String, address: Ipv4Addr) -> anyhow::Result<Namespace> {
+    pub(crate) async fn add_pod(
+        &self,
+        link: String,
+        address: Ipv4Addr,
+    ) -> anyhow::Result<Namespace> {
         let node = self.namespace().context("pods share the host's network")?;
         let name = link.clone();
         let namespace =
@@ -141,7 +149,9 @@ fn set_up() -> anyhow::Result<()> {
     run_with_input(
         "ip",
         &["-batch", "-"],
-        &format!("link set lo up\naddr add {ADDRESS}/32 dev lo\naddr add {DNS_ADDRESS}/32 dev lo\n"),
+        &format!(
+            "link set lo up\naddr add {ADDRESS}/32 dev lo\naddr add {DNS_ADDRESS}/32 dev lo\n"
+        ),
     )?;
     for (setting, value) in [
         ("net/ipv4/ip_forward", "1"),
@@ -154,5 +164,9 @@ fn set_up() -> anyhow::Result<()> {
             .with_context(|| format!("set {setting} in the node's namespace"))?;
     }
     // Fails here, with the reason, where the kernel lacks what cluster addresses need.
-    run_with_input("iptables-restore", &[], &super::service_proxy::build_rules(&[]))
+    run_with_input(
+        "iptables-restore",
+        &[],
+        &super::service_proxy::build_rules(&[]),
+    )
 }

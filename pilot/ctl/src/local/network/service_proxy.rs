@@ -35,13 +35,19 @@ pub(crate) fn build_rules(ports: &[ServicePort]) -> String {
         let matcher = format!("-d {ip}/32 -p {protocol} -m {protocol} --dport {number}");
         if port.endpoints.is_empty() {
             for chain in ["FORWARD", "OUTPUT"] {
-                line(&mut refusals, format_args!("-A {chain} {matcher} -j REJECT"));
+                line(
+                    &mut refusals,
+                    format_args!("-A {chain} {matcher} -j REJECT"),
+                );
             }
             continue;
         }
         let chain = chain_name(&port.name, protocol);
         line(&mut chains, format_args!(":{chain} - [0:0]"));
-        line(&mut rules, format_args!("-A BIREME-SERVICES {matcher} -j {chain}"));
+        line(
+            &mut rules,
+            format_args!("-A BIREME-SERVICES {matcher} -j {chain}"),
+        );
         let count = port.endpoints.len();
         for (index, endpoint) in port.endpoints.iter().enumerate() {
             pods.insert(*endpoint.ip());
@@ -61,7 +67,10 @@ pub(crate) fn build_rules(ports: &[ServicePort]) -> String {
     }
     // A pod that is its own endpoint would answer itself directly and never see its connection translated back.
     for pod in pods {
-        line(&mut rules, format_args!("-A POSTROUTING -s {pod}/32 -d {pod}/32 -j SNAT --to-source {ADDRESS}"));
+        line(
+            &mut rules,
+            format_args!("-A POSTROUTING -s {pod}/32 -d {pod}/32 -j SNAT --to-source {ADDRESS}"),
+        );
     }
     format!(
         "*nat\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n\
@@ -79,7 +88,11 @@ fn line(text: &mut String, rule: std::fmt::Arguments<'_>) {
 /// Chain names are at most 28 characters long, so they carry a digest of the port's name.
 fn chain_name(name: &str, protocol: &str) -> String {
     let digest = Sha256::digest(format!("{name}/{protocol}"));
-    let hex: String = digest.iter().take(8).map(|byte| format!("{byte:02X}")).collect();
+    let hex: String = digest
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02X}"))
+        .collect();
     format!("BIREME-SVC-{hex}")
 }
 
@@ -99,9 +112,13 @@ mod tests {
     #[test]
     fn endpoints_are_drawn_with_equal_chances() {
         let rules = build_rules(&[port(&["10.244.0.5:9080", "10.244.0.6:9080"])]);
-        assert!(rules.contains("--probability 0.5000000000 -j DNAT --to-destination 10.244.0.5:9080"));
+        assert!(
+            rules.contains("--probability 0.5000000000 -j DNAT --to-destination 10.244.0.5:9080")
+        );
         assert!(rules.contains("-p tcp -j DNAT --to-destination 10.244.0.6:9080"));
-        assert!(rules.contains("-A POSTROUTING -s 10.244.0.6/32 -d 10.244.0.6/32 -j SNAT --to-source 10.244.0.1"));
+        assert!(rules.contains(
+            "-A POSTROUTING -s 10.244.0.6/32 -d 10.244.0.6/32 -j SNAT --to-source 10.244.0.1"
+        ));
         assert!(!rules.contains("REJECT"));
     }
 

@@ -64,22 +64,39 @@ impl Run<'_> {
                     Some(outcome) => outcome,
                     None => return End::Stopped,
                 },
-                Err(error) => Outcome { code: 128, message: format!("{error:#}") },
+                Err(error) => Outcome {
+                    code: 128,
+                    message: format!("{error:#}"),
+                },
             };
             if outcome.code == 0 && (self.is_init || !self.pod.restarts_always()) {
-                self.pod.set_state(self.index, ContainerState::Terminated { code: 0 });
+                self.pod
+                    .set_state(self.index, ContainerState::Terminated { code: 0 });
                 return End::Finished(0);
             }
             if self.pod.restarts_never() {
-                self.pod.set_state(self.index, ContainerState::Terminated { code: outcome.code });
+                self.pod.set_state(
+                    self.index,
+                    ContainerState::Terminated { code: outcome.code },
+                );
                 return End::Finished(outcome.code);
             }
             if started.elapsed() > STABLE {
                 backoff.reset();
             }
             let delay = backoff.next_delay();
-            let reason = if backoff.attempts() > 2 { "CrashLoopBackOff" } else { "Error" };
-            self.pod.set_state(self.index, ContainerState::Waiting { reason, message: outcome.message });
+            let reason = if backoff.attempts() > 2 {
+                "CrashLoopBackOff"
+            } else {
+                "Error"
+            };
+            self.pod.set_state(
+                self.index,
+                ContainerState::Waiting {
+                    reason,
+                    message: outcome.message,
+                },
+            );
             let mut stop = self.pod.stop.clone();
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
@@ -92,10 +109,15 @@ impl Run<'_> {
     async fn start(&self) -> anyhow::Result<Child> {
         let sandbox = self.sandbox()?;
         let platform = &self.pod.platform;
-        let directory = self.pod.directory.join("containers").join(&self.container.name);
+        let directory = self
+            .pod
+            .directory
+            .join("containers")
+            .join(&self.container.name);
         fs::create_dir_all(directory.join("root")).context("make the container's directory")?;
         let spec = directory.join("spec.json");
-        fs::write(&spec, serde_json::to_vec(&sandbox)?).context("write the container's specification")?;
+        fs::write(&spec, serde_json::to_vec(&sandbox)?)
+            .context("write the container's specification")?;
         let log_path = self.pod.log_path(&self.container.name);
         let log = fs::OpenOptions::new()
             .create(true)
@@ -104,7 +126,8 @@ impl Run<'_> {
             .with_context(|| format!("open {}", log_path.display()))?;
         if let Some(uid) = sandbox.user.uid {
             // Programs open /dev/stdout anew, which asks for the file's permissions.
-            std::os::unix::fs::fchown(&log, Some(uid), None).context("give the log to the container's user")?;
+            std::os::unix::fs::fchown(&log, Some(uid), None)
+                .context("give the log to the container's user")?;
         }
         let mut command = tokio::process::Command::new(&platform.programs.own);
         command
@@ -117,9 +140,18 @@ impl Run<'_> {
             .stderr(log)
             .kill_on_drop(true);
         let child = command.spawn().context("start a process")?;
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).context("the process ended at once")?;
+        let pid = child
+            .id()
+            .and_then(|pid| i32::try_from(pid).ok())
+            .context("the process ended at once")?;
         platform.state.record(pid).context("record the process")?;
-        self.pod.set_state(self.index, ContainerState::Running { pid, started: now() });
+        self.pod.set_state(
+            self.index,
+            ContainerState::Running {
+                pid,
+                started: now(),
+            },
+        );
         Ok(child)
     }
 
@@ -157,20 +189,37 @@ impl Run<'_> {
         environment.push((MARK.to_owned(), platform.mesh_id.clone()));
         let mut command = match &container.command {
             Some(command) if !command.is_empty() => command.clone(),
-            _ => platform.programs.command_of_image(container.image.as_deref().unwrap_or_default())?,
+            _ => platform
+                .programs
+                .command_of_image(container.image.as_deref().unwrap_or_default())?,
         };
         command.extend(container.args.iter().flatten().cloned());
         command.extend(platform.programs.extra_args(container));
-        let command = command.iter().map(|argument| expand(argument, &environment)).collect();
+        let command = command
+            .iter()
+            .map(|argument| expand(argument, &environment))
+            .collect();
         let isolated = platform.mode.is_isolated();
         let mut sandbox = Sandbox {
             network: pod.network_path(),
-            root: isolated.then(|| pod.directory.join("containers").join(&container.name).join("root")),
+            root: isolated.then(|| {
+                pod.directory
+                    .join("containers")
+                    .join(&container.name)
+                    .join("root")
+            }),
             binds: self.binds()?,
             resolv_conf: platform.resolv_conf(pod.namespace()),
-            hosts: format!("127.0.0.1 localhost\n::1 localhost\n{} {}\n", pod.ip(), pod.name()),
+            hosts: format!(
+                "127.0.0.1 localhost\n::1 localhost\n{} {}\n",
+                pod.ip(),
+                pod.name()
+            ),
             user: user(pod, container),
-            directory: container.working_dir.as_deref().map_or_else(|| PathBuf::from("/"), PathBuf::from),
+            directory: container
+                .working_dir
+                .as_deref()
+                .map_or_else(|| PathBuf::from("/"), PathBuf::from),
             command,
             environment,
         };
@@ -183,16 +232,19 @@ impl Run<'_> {
     fn binds(&self) -> anyhow::Result<Vec<Bind>> {
         let mut binds = self.pod.platform.programs.binds();
         for mount in self.container.volume_mounts.iter().flatten() {
-            let volume = self
-                .volumes
-                .get(&mount.name)
-                .with_context(|| format!("there is no volume {} for {}", mount.name, mount.mount_path))?;
+            let volume = self.volumes.get(&mount.name).with_context(|| {
+                format!("there is no volume {} for {}", mount.name, mount.mount_path)
+            })?;
             let source = match mount.sub_path.as_deref() {
                 Some(inside) if !inside.is_empty() => volume.join(inside),
                 _ => volume.clone(),
             };
             let target = PathBuf::from(&mount.mount_path);
-            binds.push(Bind { source, target, read_only: mount.read_only.unwrap_or(false) });
+            binds.push(Bind {
+                source,
+                target,
+                read_only: mount.read_only.unwrap_or(false),
+            });
         }
         // A mount inside another one comes after it.
         binds.sort_by_key(|bind| bind.target.components().count());
@@ -211,13 +263,22 @@ impl Outcome {
         use std::os::unix::process::ExitStatusExt as _;
         match status {
             Ok(status) => match (status.code(), status.signal()) {
-                (Some(code), _) => Self { code, message: format!("exit code {code}") },
+                (Some(code), _) => Self {
+                    code,
+                    message: format!("exit code {code}"),
+                },
                 (None, signal) => {
                     let signal = signal.unwrap_or_default();
-                    Self { code: 128 + signal, message: format!("killed by signal {signal}") }
+                    Self {
+                        code: 128 + signal,
+                        message: format!("killed by signal {signal}"),
+                    }
                 }
             },
-            Err(error) => Self { code: 128, message: error.to_string() },
+            Err(error) => Self {
+                code: 128,
+                message: error.to_string(),
+            },
         }
     }
 }
@@ -236,14 +297,26 @@ async fn end(child: &mut Child, pid: Option<i32>, grace: Duration) {
 /// Whom the container runs as: its own wish, the pod's, or the platform's user.
 pub(crate) fn user(pod: &PodContext, container: &Container) -> User {
     let own = container.security_context.as_ref();
-    let shared = pod.pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
-    let number = |own: Option<i64>, shared: Option<i64>| own.or(shared).and_then(|id| u32::try_from(id).ok());
+    let shared = pod
+        .pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.security_context.as_ref());
+    let number = |own: Option<i64>, shared: Option<i64>| {
+        own.or(shared).and_then(|id| u32::try_from(id).ok())
+    };
     if !pod.platform.mode.is_isolated() && !nix::unistd::geteuid().is_root() {
         return User::default();
     }
     User {
-        uid: number(own.and_then(|context| context.run_as_user), shared.and_then(|context| context.run_as_user)),
-        gid: number(own.and_then(|context| context.run_as_group), shared.and_then(|context| context.run_as_group)),
+        uid: number(
+            own.and_then(|context| context.run_as_user),
+            shared.and_then(|context| context.run_as_user),
+        ),
+        gid: number(
+            own.and_then(|context| context.run_as_group),
+            shared.and_then(|context| context.run_as_group),
+        ),
     }
 }
 
@@ -275,9 +348,15 @@ impl Programs {
     pub(crate) fn find(replacements: &[String]) -> anyhow::Result<Self> {
         let own = std::env::current_exe().context("find this program's file")?;
         let directory = own.parent().unwrap_or(Path::new("/")).to_owned();
-        let mut programs = Self { own, images: BTreeMap::new(), proxy: None };
+        let mut programs = Self {
+            own,
+            images: BTreeMap::new(),
+            proxy: None,
+        };
         for (image, program, _) in IMAGES {
-            programs.images.insert((*image).to_owned(), directory.join(program));
+            programs
+                .images
+                .insert((*image).to_owned(), directory.join(program));
         }
         for replacement in replacements {
             programs.replace(replacement)?;
@@ -286,18 +365,26 @@ impl Programs {
     }
 
     fn replace(&mut self, replacement: &str) -> anyhow::Result<()> {
-        let known: Vec<&str> = IMAGES.iter().map(|(_, _, component)| *component).chain(["proxy"]).collect();
+        let known: Vec<&str> = IMAGES
+            .iter()
+            .map(|(_, _, component)| *component)
+            .chain(["proxy"])
+            .collect();
         let usage = |problem: String| anyhow::Error::from(proto_component::process::Usage(problem));
         let (component, path) = replacement
             .split_once('=')
             .ok_or_else(|| usage(format!("--replace {replacement:?}: write COMPONENT=PATH")))?;
-        let path = fs::canonicalize(path).map_err(|error| usage(format!("--replace {component}: {path}: {error}")))?;
+        let path = fs::canonicalize(path)
+            .map_err(|error| usage(format!("--replace {component}: {path}: {error}")))?;
         if component == "proxy" {
             self.proxy = Some(path);
             return Ok(());
         }
         let Some((image, _, _)) = IMAGES.iter().find(|(_, _, name)| *name == component) else {
-            return Err(usage(format!("--replace: there is no component {component:?}; there are {}", known.join(", "))));
+            return Err(usage(format!(
+                "--replace: there is no component {component:?}; there are {}",
+                known.join(", ")
+            )));
         };
         self.images.insert((*image).to_owned(), path);
         Ok(())
@@ -305,7 +392,11 @@ impl Programs {
 
     /// Programs that are missing, of those that the images name.
     pub(crate) fn missing(&self) -> Vec<&Path> {
-        self.images.values().filter(|path| !path.exists()).map(PathBuf::as_path).collect()
+        self.images
+            .values()
+            .filter(|path| !path.exists())
+            .map(PathBuf::as_path)
+            .collect()
     }
 
     fn command_of_image(&self, image: &str) -> anyhow::Result<Vec<String>> {
@@ -314,7 +405,11 @@ impl Programs {
             let known: Vec<&String> = self.images.keys().collect();
             format!("image {image:?} is none of Bireme's ({known:?}); give the container a `command` of this machine")
         })?;
-        anyhow::ensure!(file.exists(), "{} does not exist: build it (`cargo build --release`)", file.display());
+        anyhow::ensure!(
+            file.exists(),
+            "{} does not exist: build it (`cargo build --release`)",
+            file.display()
+        );
         Ok(vec![program_name(name).to_owned()])
     }
 
@@ -323,10 +418,18 @@ impl Programs {
         let bin = Path::new("/usr/local/bin");
         let existing = self.images.iter().filter(|(_, path)| path.exists());
         let mut binds: Vec<Bind> = existing
-            .map(|(image, path)| Bind { source: path.clone(), target: bin.join(program_name(image)), read_only: true })
+            .map(|(image, path)| Bind {
+                source: path.clone(),
+                target: bin.join(program_name(image)),
+                read_only: true,
+            })
             .collect();
         if let Some(proxy) = &self.proxy {
-            binds.push(Bind { source: proxy.clone(), target: bin.join("envoy"), read_only: true });
+            binds.push(Bind {
+                source: proxy.clone(),
+                target: bin.join("envoy"),
+                read_only: true,
+            });
         }
         binds
     }
@@ -334,8 +437,15 @@ impl Programs {
     /// Arguments that the platform adds: the replaced proxy's path.
     fn extra_args(&self, container: &Container) -> Vec<String> {
         let is_agent = image_name(container.image.as_deref().unwrap_or_default()) == "proxyv2"
-            && container.args.as_ref().is_some_and(|args| args.first().is_some_and(|first| first == "proxy"));
-        if self.proxy.is_some() && is_agent { vec!["--binaryPath=/usr/local/bin/envoy".into()] } else { Vec::new() }
+            && container
+                .args
+                .as_ref()
+                .is_some_and(|args| args.first().is_some_and(|first| first == "proxy"));
+        if self.proxy.is_some() && is_agent {
+            vec!["--binaryPath=/usr/local/bin/envoy".into()]
+        } else {
+            Vec::new()
+        }
     }
 
     /// Rewrites a sandbox for running among the host's files: mount paths become the paths of what would be mounted.
@@ -345,7 +455,10 @@ impl Programs {
         binds.sort_by_key(|bind| std::cmp::Reverse(bind.target.components().count()));
         let rewrite = |text: &str| {
             binds.iter().fold(text.to_owned(), |text, bind| {
-                text.replace(&*bind.target.to_string_lossy(), &bind.source.to_string_lossy())
+                text.replace(
+                    &*bind.target.to_string_lossy(),
+                    &bind.source.to_string_lossy(),
+                )
             })
         };
         if let Some(name) = sandbox.command.first_mut()
@@ -354,7 +467,11 @@ impl Programs {
         {
             *name = file.to_string_lossy().into_owned();
         }
-        sandbox.command = sandbox.command.iter().map(|argument| rewrite(argument)).collect();
+        sandbox.command = sandbox
+            .command
+            .iter()
+            .map(|argument| rewrite(argument))
+            .collect();
         for (name, value) in &mut sandbox.environment {
             if name != "PATH" {
                 *value = rewrite(value);
@@ -369,7 +486,10 @@ fn image_name(image: &str) -> &str {
 }
 
 fn program_name(image: &str) -> &str {
-    IMAGES.iter().find(|(name, _, _)| *name == image).map_or(image, |(_, program, _)| program)
+    IMAGES
+        .iter()
+        .find(|(name, _, _)| *name == image)
+        .map_or(image, |(_, program, _)| program)
 }
 
 #[cfg(test)]
@@ -388,7 +508,12 @@ mod tests {
         let programs = Programs::find(&["proxy=/bin/sh".into(), "pilot=/bin/sh".into()]).unwrap();
         assert!(programs.proxy.is_some());
         assert!(programs.images["pilot"].exists());
-        assert!(Programs::find(&["rudder=/bin/sh".into()]).unwrap_err().to_string().contains("there is no component"));
+        assert!(
+            Programs::find(&["rudder=/bin/sh".into()])
+                .unwrap_err()
+                .to_string()
+                .contains("there is no component")
+        );
         assert!(Programs::find(&["pilot".into()]).is_err());
     }
 }

@@ -58,18 +58,27 @@ impl Fields<'_> {
 
 /// `metadata.labels['app']` → `app`.
 fn key_of<'a>(path: &'a str, field: &str) -> Option<&'a str> {
-    let rest = path.strip_prefix(field)?.strip_prefix('[')?.strip_suffix(']')?;
+    let rest = path
+        .strip_prefix(field)?
+        .strip_prefix('[')?
+        .strip_suffix(']')?;
     Some(rest.trim_matches(['\'', '"']))
 }
 
 fn entry(map: Option<&BTreeMap<String, String>>, key: &str) -> String {
-    map.and_then(|map| map.get(key)).cloned().unwrap_or_default()
+    map.and_then(|map| map.get(key))
+        .cloned()
+        .unwrap_or_default()
 }
 
 /// `key="value"` lines, as the downward API writes maps.
 fn lines(map: Option<&BTreeMap<String, String>>) -> String {
     let line = |(key, value): (&String, &String)| format!("{key}={}", Value::from(value.as_str()));
-    map.into_iter().flatten().map(line).collect::<Vec<_>>().join("\n")
+    map.into_iter()
+        .flatten()
+        .map(line)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// The whole environment of a container, in order.
@@ -96,14 +105,21 @@ pub(crate) fn build_environment(
             (None, None) => continue,
         };
         for (key, value) in store.data_of(kind, namespace, name).unwrap_or_default() {
-            set(&mut environment, format!("{prefix}{key}"), String::from_utf8_lossy(&value).into_owned());
+            set(
+                &mut environment,
+                format!("{prefix}{key}"),
+                String::from_utf8_lossy(&value).into_owned(),
+            );
         }
     }
     for variable in container.env.iter().flatten() {
-        let value = value_of(variable, &environment, fields, store, namespace).map_err(|problem| InvalidEnv {
-            name: variable.name.clone(),
-            problem,
-        })?;
+        let value =
+            value_of(variable, &environment, fields, store, namespace).map_err(|problem| {
+                InvalidEnv {
+                    name: variable.name.clone(),
+                    problem,
+                }
+            })?;
         if let Some(value) = value {
             set(&mut environment, variable.name.clone(), value);
         }
@@ -129,27 +145,46 @@ fn value_of(
     };
     if let Some(field) = &source.field_ref {
         let path = &field.field_path;
-        return fields.value(path).map(Some).ok_or_else(|| format!("there is no field {path}"));
+        return fields
+            .value(path)
+            .map(Some)
+            .ok_or_else(|| format!("there is no field {path}"));
     }
     if let Some(resource) = &source.resource_field_ref {
-        return Ok(Some(limit_of(fields.pod, resource.container_name.as_deref(), &resource.resource)));
+        return Ok(Some(limit_of(
+            fields.pod,
+            resource.container_name.as_deref(),
+            &resource.resource,
+        )));
     }
-    let (kind, name, key, is_optional) = match (&source.config_map_key_ref, &source.secret_key_ref) {
-        (Some(selector), _) => ("ConfigMap", &selector.name, &selector.key, selector.optional),
+    let (kind, name, key, is_optional) = match (&source.config_map_key_ref, &source.secret_key_ref)
+    {
+        (Some(selector), _) => (
+            "ConfigMap",
+            &selector.name,
+            &selector.key,
+            selector.optional,
+        ),
         (None, Some(selector)) => ("Secret", &selector.name, &selector.key, selector.optional),
         (None, None) => return Err("valueFrom names no source".into()),
     };
-    let value = store.data_of(kind, namespace, name).and_then(|mut data| data.remove(key.as_str()));
+    let value = store
+        .data_of(kind, namespace, name)
+        .and_then(|mut data| data.remove(key.as_str()));
     match value {
         Some(value) => Ok(Some(String::from_utf8_lossy(&value).into_owned())),
         None if is_optional == Some(true) => Ok(None),
-        None => Err(format!("{kind} {namespace}/{name} with key {key} does not exist")),
+        None => Err(format!(
+            "{kind} {namespace}/{name} with key {key} does not exist"
+        )),
     }
 }
 
 /// A container's limit of a resource, in whole units; nothing here enforces limits, so without one the answer is 0.
 fn limit_of(pod: &Pod, container: Option<&str>, resource: &str) -> String {
-    let name = resource.trim_start_matches("limits.").trim_start_matches("requests.");
+    let name = resource
+        .trim_start_matches("limits.")
+        .trim_start_matches("requests.");
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     let found = containers
         .filter(|candidate| container.is_none_or(|name| candidate.name == name))
@@ -158,7 +193,10 @@ fn limit_of(pod: &Pod, container: Option<&str>, resource: &str) -> String {
         return "0".into();
     };
     match quantity.0.strip_suffix('m') {
-        Some(milli) => milli.parse::<u64>().map_or(0, |milli| milli.div_ceil(1000)).to_string(),
+        Some(milli) => milli
+            .parse::<u64>()
+            .map_or(0, |milli| milli.div_ceil(1000))
+            .to_string(),
         None => quantity.0.clone(),
     }
 }
@@ -175,9 +213,14 @@ pub(crate) fn expand(text: &str, environment: &[(String, String)]) -> String {
             rest = after;
             continue;
         }
-        let reference = after.strip_prefix('(').and_then(|inner| inner.split_once(')'));
+        let reference = after
+            .strip_prefix('(')
+            .and_then(|inner| inner.split_once(')'));
         let value = reference.and_then(|(name, tail)| {
-            let (_, value) = environment.iter().rev().find(|(existing, _)| existing == name)?;
+            let (_, value) = environment
+                .iter()
+                .rev()
+                .find(|(existing, _)| existing == name)?;
             Some((value, tail))
         });
         match value {
@@ -203,7 +246,10 @@ mod tests {
     fn references_are_expanded_as_kubernetes_does() {
         let environment = vec![("POD".to_owned(), "a".to_owned())];
         assert_eq!(expand("x.$(POD).svc", &environment), "x.a.svc");
-        assert_eq!(expand("$(NONE) $$(POD) $ $(POD", &environment), "$(NONE) $(POD) $ $(POD");
+        assert_eq!(
+            expand("$(NONE) $$(POD) $ $(POD", &environment),
+            "$(NONE) $(POD) $ $(POD"
+        );
     }
 
     #[test]
@@ -211,7 +257,11 @@ mod tests {
         let mut pod = Pod::default();
         pod.metadata.name = Some("p".into());
         pod.metadata.labels = Some(BTreeMap::from([("app".into(), "web".into())]));
-        let fields = Fields { pod: &pod, pod_ip: Ipv4Addr::LOCALHOST, host_ip: Ipv4Addr::LOCALHOST };
+        let fields = Fields {
+            pod: &pod,
+            pod_ip: Ipv4Addr::LOCALHOST,
+            host_ip: Ipv4Addr::LOCALHOST,
+        };
         assert_eq!(fields.value("metadata.labels['app']").unwrap(), "web");
         assert_eq!(fields.value("metadata.labels").unwrap(), "app=\"web\"");
         assert_eq!(fields.value("spec.serviceAccountName").unwrap(), "default");

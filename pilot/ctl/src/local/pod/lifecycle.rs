@@ -54,18 +54,32 @@ impl PodContext {
         address: Ipv4Addr,
         stop: watch::Receiver<Option<Duration>>,
     ) -> Self {
-        let directory = platform.state.path("pods").join(&key.namespace).join(&key.name);
+        let directory = platform
+            .state
+            .path("pods")
+            .join(&key.namespace)
+            .join(&key.name);
         let status = |container: &Container| ContainerStatus {
             name: container.name.clone(),
             image: container.image.clone().unwrap_or_default(),
-            log: directory.join("logs").join(format!("{}.log", container.name)),
+            log: directory
+                .join("logs")
+                .join(format!("{}.log", container.name)),
             ..ContainerStatus::default()
         };
         let spec = pod.spec.as_ref();
         let status = PodStatus {
             created: now(),
-            init_containers: spec.iter().flat_map(|spec| spec.init_containers.iter().flatten()).map(status).collect(),
-            containers: spec.iter().flat_map(|spec| &spec.containers).map(status).collect(),
+            init_containers: spec
+                .iter()
+                .flat_map(|spec| spec.init_containers.iter().flatten())
+                .map(status)
+                .collect(),
+            containers: spec
+                .iter()
+                .flat_map(|spec| &spec.containers)
+                .map(status)
+                .collect(),
             ..PodStatus::default()
         };
         Self {
@@ -112,13 +126,22 @@ impl PodContext {
 
     /// What its containers' fields may refer to.
     pub(crate) fn fields(&self) -> Fields<'_> {
-        let host_ip = if self.platform.mode.is_isolated() { node::ADDRESS } else { Ipv4Addr::LOCALHOST };
-        Fields { pod: &self.pod, pod_ip: self.address, host_ip }
+        let host_ip = if self.platform.mode.is_isolated() {
+            node::ADDRESS
+        } else {
+            Ipv4Addr::LOCALHOST
+        };
+        Fields {
+            pod: &self.pod,
+            pod_ip: self.address,
+            host_ip,
+        }
     }
 
     /// Whether containers that end well are started again.
     pub(crate) fn restarts_always(&self) -> bool {
-        self.restart_policy().is_none_or(|policy| policy == "Always")
+        self.restart_policy()
+            .is_none_or(|policy| policy == "Always")
     }
 
     /// Whether containers are never started again.
@@ -163,7 +186,8 @@ impl PodContext {
     /// A container's new state; one that does not run is not ready.
     pub(crate) fn set_state(&self, index: usize, state: ContainerState) {
         self.with_container(index, |container| {
-            container.is_ready = container.is_ready && matches!(state, ContainerState::Running { .. });
+            container.is_ready =
+                container.is_ready && matches!(state, ContainerState::Running { .. });
             container.state = state;
         });
     }
@@ -171,7 +195,8 @@ impl PodContext {
     /// What a readiness probe found.
     pub(crate) fn set_ready(&self, index: usize, is_ready: bool) {
         self.with_container(index, |container| {
-            container.is_ready = is_ready && matches!(container.state, ContainerState::Running { .. });
+            container.is_ready =
+                is_ready && matches!(container.state, ContainerState::Running { .. });
         });
     }
 
@@ -184,7 +209,11 @@ impl PodContext {
     pub(crate) async fn exec_in(&self, index: usize, command: &[String]) -> bool {
         let pid = {
             let status = self.status.lock();
-            let container = status.init_containers.iter().chain(&status.containers).nth(index);
+            let container = status
+                .init_containers
+                .iter()
+                .chain(&status.containers)
+                .nth(index);
             container.and_then(ContainerStatus::pid)
         };
         let Some(pid) = pid else { return false };
@@ -295,14 +324,30 @@ async fn run_containers(pod: &Arc<PodContext>, volumes: &BTreeMap<String, PathBu
     let Some(spec) = &pod.pod.spec else { return };
     let inits = spec.init_containers.as_deref().unwrap_or_default();
     for (index, container) in inits.iter().enumerate() {
-        let run = Run { pod, index, container, volumes, is_init: true };
+        let run = Run {
+            pod,
+            index,
+            container,
+            volumes,
+            is_init: true,
+        };
         if run.supervise().await != End::Finished(0) {
             return;
         }
     }
-    let runs = spec.containers.iter().enumerate().map(|(index, container)| async move {
-        let run = Run { pod, index: inits.len() + index, container, volumes, is_init: false };
-        run.supervise().await
-    });
+    let runs = spec
+        .containers
+        .iter()
+        .enumerate()
+        .map(|(index, container)| async move {
+            let run = Run {
+                pod,
+                index: inits.len() + index,
+                container,
+                volumes,
+                is_init: false,
+            };
+            run.supervise().await
+        });
     join_all(runs).await;
 }

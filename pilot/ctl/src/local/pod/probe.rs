@@ -21,7 +21,11 @@ const EAGER: Duration = Duration::from_millis(50);
 /// How to ask.
 #[derive(Clone, Debug)]
 enum Question {
-    Http { address: SocketAddr, path: String, headers: Vec<(String, String)> },
+    Http {
+        address: SocketAddr,
+        path: String,
+        headers: Vec<(String, String)>,
+    },
     Tcp(SocketAddr),
     Exec(Vec<String>),
 }
@@ -38,14 +42,22 @@ pub(crate) struct Prober {
 
 impl Prober {
     /// The prober of a probe; none if it asks nothing that exists here.
-    pub(crate) fn new(probe: &Probe, container: &Container, ip: std::net::Ipv4Addr) -> Option<Self> {
+    pub(crate) fn new(
+        probe: &Probe,
+        container: &Container,
+        ip: std::net::Ipv4Addr,
+    ) -> Option<Self> {
         let question = if let Some(http) = &probe.http_get {
             let address = address(http.host.as_deref(), ip, &http.port, container)?;
             if http.scheme.as_deref() == Some("HTTPS") {
                 // Probes never verify certificates; that the port answers is what is left.
                 Question::Tcp(address)
             } else {
-                Question::Http { address, path: path(http), headers: headers(http) }
+                Question::Http {
+                    address,
+                    path: path(http),
+                    headers: headers(http),
+                }
             }
         } else if let Some(tcp) = &probe.tcp_socket {
             Question::Tcp(address(tcp.host.as_deref(), ip, &tcp.port, container)?)
@@ -53,7 +65,11 @@ impl Prober {
             Question::Exec(probe.exec.as_ref()?.command.clone()?)
         };
         let seconds = |value: Option<i32>, default: u64| {
-            Duration::from_secs(value.and_then(|value| u64::try_from(value).ok()).unwrap_or(default))
+            Duration::from_secs(
+                value
+                    .and_then(|value| u64::try_from(value).ok())
+                    .unwrap_or(default),
+            )
         };
         Some(Self {
             question,
@@ -76,7 +92,12 @@ impl Prober {
             } else if was_ready && failures >= self.failures {
                 pod.set_ready(index, false);
             }
-            tokio::time::sleep(if was_ready { self.period } else { EAGER.min(self.period) }).await;
+            tokio::time::sleep(if was_ready {
+                self.period
+            } else {
+                EAGER.min(self.period)
+            })
+            .await;
         }
     }
 
@@ -86,14 +107,20 @@ impl Prober {
         let mut failures = 0;
         while failures < self.failures {
             tokio::time::sleep(self.period).await;
-            failures = if self.ask(&pod, index).await { 0 } else { failures + 1 };
+            failures = if self.ask(&pod, index).await {
+                0
+            } else {
+                failures + 1
+            };
         }
     }
 
     /// Returns true once the first question succeeds, false when it has failed too often.
     pub(crate) async fn wait_started(self, pod: Arc<PodContext>, index: usize) -> bool {
         tokio::time::sleep(self.delay).await;
-        let budget = self.period.saturating_mul(u32::try_from(self.failures).unwrap_or(1));
+        let budget = self
+            .period
+            .saturating_mul(u32::try_from(self.failures).unwrap_or(1));
         let first_success = async {
             while !self.ask(&pod, index).await {
                 tokio::time::sleep(EAGER).await;
@@ -106,32 +133,53 @@ impl Prober {
         let answer = async {
             match &self.question {
                 Question::Tcp(address) => TcpStream::connect(address).await.is_ok(),
-                Question::Http { address, path, headers } => ask_http(*address, path, headers, self.timeout).await,
+                Question::Http {
+                    address,
+                    path,
+                    headers,
+                } => ask_http(*address, path, headers, self.timeout).await,
                 Question::Exec(command) => pod.exec_in(index, command).await,
             }
         };
-        tokio::time::timeout(self.timeout, answer).await.unwrap_or(false)
+        tokio::time::timeout(self.timeout, answer)
+            .await
+            .unwrap_or(false)
     }
 }
 
-async fn ask_http(address: SocketAddr, path: &str, headers: &[(String, String)], timeout: Duration) -> bool {
+async fn ask_http(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(String, String)],
+    timeout: Duration,
+) -> bool {
     let Ok(stream) = TcpStream::connect(address).await else {
         return false;
     };
-    let Ok(mut request) = http_client::request(http::Method::GET, &address.to_string(), path, None) else {
+    let Ok(mut request) = http_client::request(http::Method::GET, &address.to_string(), path, None)
+    else {
         return false;
     };
-    request.headers_mut().insert(http::header::USER_AGENT, http::HeaderValue::from_static("kube-probe/1.33"));
+    request.headers_mut().insert(
+        http::header::USER_AGENT,
+        http::HeaderValue::from_static("kube-probe/1.33"),
+    );
     for (name, value) in headers {
         if let (Ok(name), Ok(value)) = (name.parse::<http::HeaderName>(), value.parse()) {
             request.headers_mut().insert(name, value);
         }
     }
     let response = http_client::send(stream, request, timeout).await;
-    response.is_ok_and(|response| response.status().is_success() || response.status().is_redirection())
+    response
+        .is_ok_and(|response| response.status().is_success() || response.status().is_redirection())
 }
 
-fn address(host: Option<&str>, ip: std::net::Ipv4Addr, port: &IntOrString, container: &Container) -> Option<SocketAddr> {
+fn address(
+    host: Option<&str>,
+    ip: std::net::Ipv4Addr,
+    port: &IntOrString,
+    container: &Container,
+) -> Option<SocketAddr> {
     let ip = match host {
         Some(host) if !host.is_empty() => host.parse().ok()?,
         _ => std::net::IpAddr::V4(ip),
@@ -141,7 +189,9 @@ fn address(host: Option<&str>, ip: std::net::Ipv4Addr, port: &IntOrString, conta
         IntOrString::String(name) => match name.parse() {
             Ok(port) => port,
             Err(_) => {
-                let named = |port: &&k8s_openapi::api::core::v1::ContainerPort| port.name.as_deref() == Some(name);
+                let named = |port: &&k8s_openapi::api::core::v1::ContainerPort| {
+                    port.name.as_deref() == Some(name)
+                };
                 container.ports.iter().flatten().find(named)?.container_port
             }
         },
@@ -158,7 +208,11 @@ fn path(http: &HTTPGetAction) -> String {
 }
 
 fn headers(http: &HTTPGetAction) -> Vec<(String, String)> {
-    http.http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone())).collect()
+    http.http_headers
+        .iter()
+        .flatten()
+        .map(|header| (header.name.clone(), header.value.clone()))
+        .collect()
 }
 
 /// The probes of a running container; they stop when this is dropped. `failed` tells that it must be started again.
@@ -173,7 +227,8 @@ impl Probes {
     pub(crate) fn start(pod: &Arc<PodContext>, index: usize, container: &Container) -> Self {
         let (report, failed) = tokio::sync::mpsc::channel(1);
         let ip = pod.ip();
-        let prober = |probe: Option<&Probe>| probe.and_then(|probe| Prober::new(probe, container, ip));
+        let prober =
+            |probe: Option<&Probe>| probe.and_then(|probe| Prober::new(probe, container, ip));
         let readiness = prober(container.readiness_probe.as_ref());
         let liveness = prober(container.liveness_probe.as_ref());
         let startup = prober(container.startup_probe.as_ref());
@@ -201,7 +256,10 @@ impl Probes {
             // Keeps `failed` pending for as long as the container runs.
             std::future::pending::<()>().await;
         });
-        Self { tasks: vec![task], failed }
+        Self {
+            tasks: vec![task],
+            failed,
+        }
     }
 }
 

@@ -81,22 +81,39 @@ pub(crate) fn exec(spec: &Path) -> anyhow::Error {
 pub(crate) fn enter_container(args: &crate::args::PodEnterArgs) -> anyhow::Error {
     let environment = match fs::read(format!("/proc/{}/environ", args.pid)) {
         Ok(bytes) => bytes,
-        Err(error) => return anyhow::Error::new(error).context("the container does not run any more"),
+        Err(error) => {
+            return anyhow::Error::new(error).context("the container does not run any more");
+        }
     };
     let variables = environment.split(|byte| *byte == 0).filter_map(|variable| {
         let text = String::from_utf8_lossy(variable).into_owned();
-        text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
+        text.split_once('=')
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
     });
-    enter(args.pid, User { uid: args.uid, gid: args.gid }, variables.collect(), &args.command)
+    enter(
+        args.pid,
+        User {
+            uid: args.uid,
+            gid: args.gid,
+        },
+        variables.collect(),
+        &args.command,
+    )
 }
 
 /// Joins a running container (its namespaces and root) and becomes `command` there. Returns only on failure.
-fn enter(pid: i32, user: User, environment: Vec<(String, String)>, command: &[String]) -> anyhow::Error {
+fn enter(
+    pid: i32,
+    user: User,
+    environment: Vec<(String, String)>,
+    command: &[String],
+) -> anyhow::Error {
     match join(pid, user, environment, command) {
         Ok(mut command) => {
             let program = command.get_program().to_owned();
             let error = command.exec();
-            anyhow::Error::new(error).context(format!("start {} in the container", program.display()))
+            anyhow::Error::new(error)
+                .context(format!("start {} in the container", program.display()))
         }
         Err(error) => error,
     }
@@ -104,7 +121,8 @@ fn enter(pid: i32, user: User, environment: Vec<(String, String)>, command: &[St
 
 fn prepare(spec: &Path) -> anyhow::Result<Command> {
     let text = fs::read(spec).with_context(|| format!("read {}", spec.display()))?;
-    let sandbox: Sandbox = serde_json::from_slice(&text).context("read the container's specification")?;
+    let sandbox: Sandbox =
+        serde_json::from_slice(&text).context("read the container's specification")?;
     if let Some(network) = &sandbox.network {
         let file = fs::File::open(network).context("open the pod's network namespace")?;
         setns(file, CloneFlags::CLONE_NEWNET).context("enter the pod's network namespace")?;
@@ -123,15 +141,23 @@ fn prepare(spec: &Path) -> anyhow::Result<Command> {
     program(&sandbox.command, sandbox.environment)
 }
 
-fn join(pid: i32, user: User, environment: Vec<(String, String)>, command: &[String]) -> anyhow::Result<Command> {
+fn join(
+    pid: i32,
+    user: User,
+    environment: Vec<(String, String)>,
+    command: &[String],
+) -> anyhow::Result<Command> {
     let open = |what: &str| {
-        fs::File::open(format!("/proc/{pid}/{what}")).with_context(|| format!("open {what} of the container's process {pid}"))
+        fs::File::open(format!("/proc/{pid}/{what}"))
+            .with_context(|| format!("open {what} of the container's process {pid}"))
     };
     let (network, mounts, root) = (open("ns/net")?, open("ns/mnt")?, open("root")?);
     setns(network, CloneFlags::CLONE_NEWNET).context("enter the pod's network namespace")?;
     let own = fs::metadata("/proc/self/ns/mnt")?;
     // In mode NONE containers share the host's mounts, and there is nothing to enter.
-    if std::os::unix::fs::MetadataExt::ino(&own) != std::os::unix::fs::MetadataExt::ino(&mounts.metadata()?) {
+    if std::os::unix::fs::MetadataExt::ino(&own)
+        != std::os::unix::fs::MetadataExt::ino(&mounts.metadata()?)
+    {
         setns(mounts, CloneFlags::CLONE_NEWNS).context("enter the container's mount namespace")?;
         nix::unistd::fchdir(&root).context("enter the container's root")?;
         chroot(".").context("enter the container's root")?;
@@ -142,9 +168,16 @@ fn join(pid: i32, user: User, environment: Vec<(String, String)>, command: &[Str
 }
 
 fn program(command: &[String], environment: Vec<(String, String)>) -> anyhow::Result<Command> {
-    let (name, args) = command.split_first().context("the container has no command")?;
-    let path = environment.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, path)| path);
-    let file = find_program(name, path).with_context(|| format!("{name} is not in the container's PATH ({path})"))?;
+    let (name, args) = command
+        .split_first()
+        .context("the container has no command")?;
+    let path = environment
+        .iter()
+        .rev()
+        .find(|(name, _)| name == "PATH")
+        .map_or("", |(_, path)| path);
+    let file = find_program(name, path)
+        .with_context(|| format!("{name} is not in the container's PATH ({path})"))?;
     let mut program = Command::new(file);
     program.arg0(name).args(args).env_clear().envs(environment);
     Ok(program)
@@ -154,9 +187,12 @@ fn find_program(name: &str, path: &str) -> Option<PathBuf> {
     if name.contains('/') {
         return Some(PathBuf::from(name));
     }
-    path.split(':').map(|directory| Path::new(directory).join(name)).find(|file| {
-        fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-    })
+    path.split(':')
+        .map(|directory| Path::new(directory).join(name))
+        .find(|file| {
+            fs::metadata(file)
+                .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+        })
 }
 
 fn become_user(user: User) -> anyhow::Result<()> {
@@ -180,8 +216,20 @@ struct Root<'a> {
 }
 
 fn build_root(path: &Path, sandbox: &Sandbox) -> anyhow::Result<()> {
-    mount_fs(None, Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None)?;
-    mount_fs(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=0755"))?;
+    mount_fs(
+        None,
+        Path::new("/"),
+        None,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None,
+    )?;
+    mount_fs(
+        Some("tmpfs"),
+        path,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID,
+        Some("mode=0755"),
+    )?;
     let hidden = path.join(".bireme");
     fs::create_dir(&hidden)?;
     fs::set_permissions(&hidden, fs::Permissions::from_mode(0o700))?;
@@ -194,7 +242,8 @@ fn build_root(path: &Path, sandbox: &Sandbox) -> anyhow::Result<()> {
     root.overlay(Path::new("/etc"))?;
     root.overlay(Path::new("/usr/local/bin"))?;
     for bind in &sandbox.binds {
-        root.bind(bind).with_context(|| format!("mount {}", bind.target.display()))?;
+        root.bind(bind)
+            .with_context(|| format!("mount {}", bind.target.display()))?;
     }
     root.write_file("/etc/resolv.conf", &sandbox.resolv_conf)?;
     root.write_file("/etc/hosts", &sandbox.hosts)?;
@@ -250,7 +299,13 @@ impl Root<'_> {
             upper.display(),
             work.display()
         );
-        mount_fs(Some("overlay"), &target, Some("overlay"), MsFlags::empty(), Some(&options))?;
+        mount_fs(
+            Some("overlay"),
+            &target,
+            Some("overlay"),
+            MsFlags::empty(),
+            Some(&options),
+        )?;
         self.own.push(directory.to_owned());
         Ok(())
     }
@@ -287,7 +342,11 @@ impl Root<'_> {
             .to_owned();
         let is_own = existing == Path::new("/")
             || self.own.iter().skip(1).any(|own| existing.starts_with(own));
-        if is_own { Ok(()) } else { self.overlay(&existing) }
+        if is_own {
+            Ok(())
+        } else {
+            self.overlay(&existing)
+        }
     }
 
     fn write_file(&self, path: &str, content: &str) -> anyhow::Result<()> {
@@ -298,7 +357,10 @@ impl Root<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             // Container runtimes bind these files; then they are written in place, on a copy.
             Err(_) => {
-                let copy = self.path.join(".bireme").join(inside.file_name().unwrap_or_default());
+                let copy = self
+                    .path
+                    .join(".bireme")
+                    .join(inside.file_name().unwrap_or_default());
                 fs::write(&copy, content).with_context(|| format!("write {path}"))?;
                 return mount_bind(&copy, &inside);
             }
@@ -324,13 +386,20 @@ impl Root<'_> {
 /// The path with the host's symbolic links followed as far as it exists (`/var/run/x` is `/run/x`).
 fn in_host_view(path: &Path) -> anyhow::Result<PathBuf> {
     anyhow::ensure!(
-        path.is_absolute() && path.components().all(|part| !matches!(part, Component::ParentDir)),
+        path.is_absolute()
+            && path
+                .components()
+                .all(|part| !matches!(part, Component::ParentDir)),
         "a mount path must be absolute and without `..`"
     );
     for ancestor in path.ancestors() {
         if let Ok(real) = fs::canonicalize(ancestor) {
             let rest = path.strip_prefix(ancestor).unwrap_or(Path::new(""));
-            return Ok(if rest == Path::new("") { real } else { real.join(rest) });
+            return Ok(if rest == Path::new("") {
+                real
+            } else {
+                real.join(rest)
+            });
         }
     }
     Ok(path.to_owned())
@@ -374,7 +443,10 @@ mod tests {
         let real = fs::canonicalize(directory.path()).unwrap();
         fs::create_dir(real.join("run")).unwrap();
         std::os::unix::fs::symlink(real.join("run"), real.join("var-run")).unwrap();
-        assert_eq!(in_host_view(&real.join("var-run/secrets/x")).unwrap(), real.join("run/secrets/x"));
+        assert_eq!(
+            in_host_view(&real.join("var-run/secrets/x")).unwrap(),
+            real.join("run/secrets/x")
+        );
         assert!(in_host_view(Path::new("relative")).is_err());
         assert!(in_host_view(Path::new("/run/../etc")).is_err());
     }

@@ -68,12 +68,18 @@ pub(crate) struct PodStatus {
 impl PodStatus {
     /// Whether it takes traffic.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.is_terminating && !self.containers.is_empty() && self.containers.iter().all(|container| container.is_ready)
+        !self.is_terminating
+            && !self.containers.is_empty()
+            && self.containers.iter().all(|container| container.is_ready)
     }
 
     /// How often its containers were started again.
     pub(crate) fn restarts(&self) -> u32 {
-        self.containers.iter().chain(&self.init_containers).map(|container| container.restarts).sum()
+        self.containers
+            .iter()
+            .chain(&self.init_containers)
+            .map(|container| container.restarts)
+            .sum()
     }
 
     /// The STATUS column of `kubectl get pods`.
@@ -81,8 +87,14 @@ impl PodStatus {
         if self.is_terminating {
             return "Terminating".into();
         }
-        let done = |container: &ContainerStatus| matches!(container.state, ContainerState::Terminated { code: 0 });
-        if let Some(index) = self.init_containers.iter().position(|container| !done(container)) {
+        let done = |container: &ContainerStatus| {
+            matches!(container.state, ContainerState::Terminated { code: 0 })
+        };
+        if let Some(index) = self
+            .init_containers
+            .iter()
+            .position(|container| !done(container))
+        {
             if let ContainerState::Waiting { reason, .. } = &self.init_containers[index].state {
                 return format!("Init:{reason}");
             }
@@ -98,7 +110,10 @@ impl PodStatus {
                 ContainerState::Created | ContainerState::Running { .. } => {}
             }
         }
-        let all_run = self.containers.iter().all(|container| matches!(container.state, ContainerState::Running { .. }));
+        let all_run = self
+            .containers
+            .iter()
+            .all(|container| matches!(container.state, ContainerState::Running { .. }));
         match (&self.waiting, all_run && !self.containers.is_empty()) {
             (_, true) => "Running".into(),
             (Some(_), false) => "Pending".into(),
@@ -111,10 +126,16 @@ impl PodStatus {
         if let Some(waiting) = &self.waiting {
             return waiting.clone();
         }
-        let waiting = self.init_containers.iter().chain(&self.containers).find_map(|container| match &container.state {
-            ContainerState::Waiting { message, .. } => Some(format!("{}: {message}", container.name)),
-            _ => None,
-        });
+        let waiting = self
+            .init_containers
+            .iter()
+            .chain(&self.containers)
+            .find_map(|container| match &container.state {
+                ContainerState::Waiting { message, .. } => {
+                    Some(format!("{}: {message}", container.name))
+                }
+                _ => None,
+            });
         waiting.unwrap_or_default()
     }
 
@@ -161,7 +182,9 @@ impl ContainerStatus {
     fn to_value(&self) -> Value {
         let state = match &self.state {
             ContainerState::Created => json!({"waiting": {"reason": "ContainerCreating"}}),
-            ContainerState::Waiting { reason, message } => json!({"waiting": {"reason": reason, "message": message}}),
+            ContainerState::Waiting { reason, message } => {
+                json!({"waiting": {"reason": reason, "message": message}})
+            }
             ContainerState::Running { started, .. } => json!({"running": {"startedAt": started}}),
             ContainerState::Terminated { code } => json!({"terminated": {"exitCode": code}}),
         };
@@ -174,12 +197,20 @@ mod tests {
     use super::*;
 
     fn container(state: ContainerState, is_ready: bool) -> ContainerStatus {
-        ContainerStatus { name: "c".into(), state, is_ready, ..ContainerStatus::default() }
+        ContainerStatus {
+            name: "c".into(),
+            state,
+            is_ready,
+            ..ContainerStatus::default()
+        }
     }
 
     #[test]
     fn the_status_column_says_what_kubectl_would() {
-        let running = || ContainerState::Running { pid: 1, started: String::new() };
+        let running = || ContainerState::Running {
+            pid: 1,
+            started: String::new(),
+        };
         let mut pod = PodStatus {
             init_containers: vec![container(ContainerState::Created, false)],
             containers: vec![container(ContainerState::Created, false)],
@@ -193,7 +224,13 @@ mod tests {
         pod.containers[0].is_ready = true;
         assert!(pod.is_ready());
         assert_eq!(pod.to_value()["conditions"][1]["status"], "True");
-        pod.containers[0].state = ContainerState::Waiting { reason: "CrashLoopBackOff", message: "exit code 1".into() };
-        assert_eq!((pod.summary().as_str(), pod.message().as_str()), ("CrashLoopBackOff", "c: exit code 1"));
+        pod.containers[0].state = ContainerState::Waiting {
+            reason: "CrashLoopBackOff",
+            message: "exit code 1".into(),
+        };
+        assert_eq!(
+            (pod.summary().as_str(), pod.message().as_str()),
+            ("CrashLoopBackOff", "c: exit code 1")
+        );
     }
 }
