@@ -110,6 +110,17 @@ impl Bootstrap {
         Ok(())
     }
 
+    /// Checks the static listeners; takes no address.
+    pub(crate) fn check_listeners(&self, store: &ConfigStore) -> Result<(), Invalid> {
+        let resources = self.wire.static_resources.iter();
+        let listeners = resources.flat_map(|resources| resources.listeners.iter().cloned());
+        for (index, listener) in listeners.enumerate() {
+            let at = format!("static_resources.listeners[{index}]");
+            store.check_listener(listener).at(at)?;
+        }
+        Ok(())
+    }
+
     /// Builds the static listeners; they serve when they are warm.
     pub(crate) fn apply_listeners(&self, store: &Arc<ConfigStore>) -> anyhow::Result<()> {
         let Some(resources) = &self.wire.static_resources else {

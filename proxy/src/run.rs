@@ -48,7 +48,7 @@ pub async fn run(options: Options, drain: Drain) -> anyhow::Result<()> {
     let store = ConfigStore::new(server.clone());
     bootstrap.apply_static(&store)?;
     if options.validate_only {
-        bootstrap.apply_listeners(&store)?;
+        bootstrap.check_listeners(&store)?;
         tracing::info!(target: "main", "configuration OK");
         return Ok(());
     }

@@ -5,6 +5,7 @@ use super::{
     store::{Failures, INITIAL_FETCH_TIMEOUT},
 };
 use crate::{
+    invalid::Invalid,
     listener::{ListenerConfig, ListenerContext},
     transport::SecretSlot,
 };
@@ -18,6 +19,18 @@ impl ConfigStore {
     pub(crate) fn add_static_listener(self: &Arc<Self>, wire: Wire) -> Result<(), String> {
         let any = proto::any::pack(&wire);
         self.apply_listener(wire, &any, "", true)
+    }
+
+    /// Checks a listener of the bootstrap without putting it in force.
+    pub(crate) fn check_listener(&self, wire: Wire) -> Result<(), Invalid> {
+        let used = RefCell::new(Vec::new());
+        let context = ListenerContext {
+            server: &self.server,
+            routes: &self.routes,
+            used_routes: &used,
+            secrets: &self.secrets,
+        };
+        ListenerConfig::new(wire, None, &context).map(|_| ())
     }
 
     pub(super) fn apply_listeners(self: &Arc<Self>, update: Update) -> Result<(), String> {
