@@ -244,7 +244,7 @@ impl Objects {
                     .flatten()
                     .all(|(key, value)| &labels[key] == value)
             };
-            if !self.of("Pod").any(|pod| is_selected(pod)) {
+            if !self.of("Pod").any(is_selected) {
                 messages.push(not_found(gateway, "selector", &selector.to_string()));
             }
         }
@@ -355,7 +355,7 @@ mod tests {
     fn references_that_lead_nowhere_are_found() {
         let mut objects = Objects::default();
         let source = "apiVersion: v1\nkind: Service\nmetadata: {name: reviews}\nspec: {ports: [{name: http, port: 80}]}\n---\n\
-            apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec:\n  hosts: [reviews]\n  gateways: [none]\n  http:\n  - route:\n    - destination: {host: reviews, subset: v1}\n    - destination: {host: ratings}\n";
+            apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec:\n  hosts: [reviews]\n  gateways: [none]\n  http:\n  - route:\n    - destination: {host: reviews, subset: v1}\n      weight: 50\n    - destination: {host: ratings}\n      weight: 50\n";
         assert_eq!(objects.read_file("x.yaml", source), []);
         let messages = objects.analyze();
         let texts: Vec<&str> = messages

@@ -22,6 +22,7 @@ mod mirror;
 mod network;
 mod platform;
 pub(crate) mod pod;
+mod programs;
 mod progress;
 mod services;
 mod state;

@@ -215,7 +215,7 @@ async fn scale(State(api): State<Api>, Json(selector): Json<Selector>) -> Answer
     )?;
     let key = Key::platform("Deployment", &selector.namespace, &selector.name);
     let is_there = api.platform.store.update(&key, |deployment| {
-        deployment["spec"]["replicas"] = json!(replicas)
+        deployment["spec"]["replicas"] = json!(replicas);
     });
     anyhow_ensure(
         is_there,

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -14,8 +14,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{
-    Command, DeleteArgs, ExecArgs, GetArgs, LocalArgs, LogsArgs, ManifestArgs, MeshArgs, NAMESPACE,
-    TargetArgs,
+    Command, DeleteArgs, LocalArgs, ManifestArgs, MeshArgs, NAMESPACE, TargetArgs,
     api::{ManifestText, Selector},
     apply::Outcome,
     client::{Client, Refused},
@@ -24,6 +23,9 @@ use super::{
     state::StateDir,
 };
 use crate::table::{Format, Table, print_text, print_value};
+
+mod container;
+mod get;
 
 /// The state directory that the flags name.
 pub(crate) fn state_dir(mesh: &MeshArgs) -> anyhow::Result<StateDir> {
@@ -44,9 +46,9 @@ pub(crate) async fn run(args: LocalArgs) -> anyhow::Result<ExitCode> {
         Command::Down => down(&state, &client).await,
         Command::Apply(args) => apply(&client, "/v1/apply", args).await,
         Command::Delete(args) => delete(&client, args).await,
-        Command::Get(args) => get(&client, args).await,
-        Command::Logs(args) => logs(&client, args).await,
-        Command::Exec(args) => exec(&client, args).await,
+        Command::Get(args) => get::run(&client, args).await,
+        Command::Logs(args) => container::logs(&client, args).await,
+        Command::Exec(args) => container::exec(&client, args).await,
         Command::Scale(args) => {
             let (name, namespace) = target_name(&args.deployment, args.namespace.as_deref());
             let selector = Selector {
@@ -234,162 +236,6 @@ async fn delete(client: &Client, args: DeleteArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-async fn get(client: &Client, args: GetArgs) -> anyhow::Result<ExitCode> {
-    let (kind, name) = match args.kind.split_once('/') {
-        Some((kind, name)) => (kind.to_owned(), Some(name.to_owned())),
-        None => (args.kind.clone(), args.name.clone()),
-    };
-    let selector = Selector {
-        kind: kind.clone(),
-        namespace: if args.all_namespaces {
-            String::new()
-        } else {
-            args.namespace.clone()
-        },
-        name: name.clone().unwrap_or_default(),
-        ..Selector::default()
-    };
-    let objects: Vec<Value> = client.get("/v1/objects", &selector).await?;
-    if args.format.output != Format::Table {
-        let value = match (&name, objects.len()) {
-            (Some(_), 1) => objects.into_iter().next().unwrap_or(Value::Null),
-            _ => serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects}),
-        };
-        print_value(&value, args.format.output)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if objects.is_empty() {
-        writeln!(
-            std::io::stderr(),
-            "no {kind} in namespace {}",
-            args.namespace
-        )?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    object_table(&objects).print(Format::Table)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn object_table(objects: &[Value]) -> Table {
-    let kind = objects.first().map_or("", |object| text(object, "kind"));
-    let columns: &[&'static str] = match kind {
-        "Pod" => &[
-            "NAMESPACE",
-            "NAME",
-            "READY",
-            "STATUS",
-            "RESTARTS",
-            "IP",
-            "AGE",
-        ],
-        "Deployment" => &[
-            "NAMESPACE",
-            "NAME",
-            "READY",
-            "UP-TO-DATE",
-            "AVAILABLE",
-            "AGE",
-        ],
-        "Service" => &["NAMESPACE", "NAME", "CLUSTER-IP", "PORTS", "AGE"],
-        "VirtualService" => &["NAMESPACE", "NAME", "GATEWAYS", "HOSTS", "AGE"],
-        "DestinationRule" => &["NAMESPACE", "NAME", "HOST", "AGE"],
-        _ => &["NAMESPACE", "NAME", "AGE"],
-    };
-    let mut table = Table::new(columns);
-    for object in objects {
-        let meta = &object["metadata"];
-        let mut cells = vec![
-            text(meta, "namespace").to_owned(),
-            text(meta, "name").to_owned(),
-        ];
-        let (spec, status) = (&object["spec"], &object["status"]);
-        let number = |value: &Value| value.as_u64().unwrap_or_default().to_string();
-        match kind {
-            "Pod" => cells.extend(pod_cells(status)),
-            "Deployment" => cells.extend([
-                format!(
-                    "{}/{}",
-                    number(&status["readyReplicas"]),
-                    spec["replicas"].as_u64().unwrap_or(1)
-                ),
-                number(&status["updatedReplicas"]),
-                number(&status["availableReplicas"]),
-            ]),
-            "Service" => {
-                let ports = spec["ports"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .map(|port| number(&port["port"]));
-                cells.extend([
-                    text(spec, "clusterIP").to_owned(),
-                    ports.collect::<Vec<_>>().join(","),
-                ]);
-            }
-            "VirtualService" => cells.extend([list(&spec["gateways"]), list(&spec["hosts"])]),
-            "DestinationRule" => cells.push(text(spec, "host").to_owned()),
-            _ => {}
-        }
-        cells.push(age(text(meta, "creationTimestamp")));
-        table.row(cells);
-    }
-    table
-}
-
-fn pod_cells(status: &Value) -> [String; 4] {
-    let containers: Vec<&Value> = status["containerStatuses"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .collect();
-    let ready = containers
-        .iter()
-        .filter(|container| container["ready"] == true)
-        .count();
-    let restarts: u64 = containers
-        .iter()
-        .filter_map(|container| container["restartCount"].as_u64())
-        .sum();
-    let waiting = containers
-        .iter()
-        .find_map(|container| container["state"]["waiting"]["reason"].as_str());
-    let phase = waiting.unwrap_or_else(|| text(status, "phase"));
-    [
-        format!("{ready}/{}", containers.len()),
-        phase.to_owned(),
-        restarts.to_string(),
-        text(status, "podIP").to_owned(),
-    ]
-}
-
-fn list(value: &Value) -> String {
-    value
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect::<Vec<_>>()
-        .join(",")
-}
-
-/// `5m`, from a time as Kubernetes writes it.
-fn age(created: &str) -> String {
-    let parsed =
-        time::OffsetDateTime::parse(created, &time::format_description::well_known::Rfc3339);
-    let Ok(created) = parsed else {
-        return String::new();
-    };
-    let seconds = (time::OffsetDateTime::now_utc() - created)
-        .whole_seconds()
-        .max(0);
-    match seconds {
-        0..=119 => format!("{seconds}s"),
-        120..=7199 => format!("{}m", seconds / 60),
-        7200..=172_799 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86400),
-    }
-}
-
 async fn status(client: &Client, format: Format) -> anyhow::Result<ExitCode> {
     let rows: Vec<Value> = client.get("/v1/status", &Selector::default()).await?;
     if format != Format::Table {
@@ -490,122 +336,6 @@ async fn kill(client: &Client, args: &TargetArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A pod and one of its containers.
-async fn find_container(
-    client: &Client,
-    args: &TargetArgs,
-    may_be_init: bool,
-) -> anyhow::Result<(Value, Value)> {
-    let selector = selector_of(args);
-    let pod: anyhow::Result<Value> = client.get("/v1/pod", &selector).await;
-    let pod = match pod {
-        Err(error)
-            if args.namespace.is_none()
-                && error.is::<Refused>()
-                && selector.namespace == "default" =>
-        {
-            let there = Selector {
-                namespace: NAMESPACE.to_owned(),
-                ..selector
-            };
-            client.get("/v1/pod", &there).await.map_err(|_| error)?
-        }
-        outcome => outcome?,
-    };
-    let own = pod["containers"].as_array().cloned().unwrap_or_default();
-    let inits = pod["initContainers"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    let all: Vec<Value> = if may_be_init {
-        own.iter().chain(&inits).cloned().collect()
-    } else {
-        own.clone()
-    };
-    let found = match &args.container {
-        Some(name) => all
-            .iter()
-            .find(|container| container["name"] == name.as_str()),
-        None => own
-            .iter()
-            .find(|container| container["name"] != "istio-proxy")
-            .or(own.first()),
-    };
-    let names: Vec<&str> = all
-        .iter()
-        .map(|container| text(container, "name"))
-        .collect();
-    let container = found.with_context(|| {
-        format!(
-            "pod {} has no such container; it has {}",
-            text(&pod, "name"),
-            names.join(", ")
-        )
-    })?;
-    Ok((pod.clone(), container.clone()))
-}
-
-async fn logs(client: &Client, args: LogsArgs) -> anyhow::Result<ExitCode> {
-    let (pod, container) = find_container(client, &args.target, true).await?;
-    let path = PathBuf::from(text(&container, "log"));
-    let mut file = fs::File::open(&path).with_context(|| {
-        format!(
-            "container {} of pod {} has not written anything yet",
-            text(&container, "name"),
-            text(&pod, "name")
-        )
-    })?;
-    let mut content = String::new();
-    read_lossy(&mut file, &mut content)?;
-    let start = args.tail.map_or(0, |lines| {
-        let ends = content.trim_end_matches('\n').rmatch_indices('\n');
-        ends.map(|(index, _)| index + 1)
-            .nth(lines.saturating_sub(1))
-            .unwrap_or(0)
-    });
-    print_text(&content[start..])?;
-    while args.follow {
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(100)) => {}
-            _ = tokio::signal::ctrl_c() => break,
-        }
-        let Ok(meta) = fs::metadata(&path) else { break };
-        if meta.len() < file.stream_position()? {
-            // It was moved to the older file.
-            file.seek(SeekFrom::Start(0))?;
-        }
-        content.clear();
-        read_lossy(&mut file, &mut content)?;
-        print_text(&content)?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn read_lossy(file: &mut fs::File, into: &mut String) -> anyhow::Result<()> {
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).context("read the log")?;
-    into.push_str(&String::from_utf8_lossy(&bytes));
-    Ok(())
-}
-
-async fn exec(client: &Client, args: ExecArgs) -> anyhow::Result<ExitCode> {
-    let (_, container) = find_container(client, &args.target, false).await?;
-    let pid = container["pid"]
-        .as_i64()
-        .with_context(|| format!("container {} does not run now", text(&container, "name")))?;
-    let mut command =
-        std::process::Command::new(std::env::current_exe().context("find this program's file")?);
-    command.arg("pod-enter").arg(pid.to_string());
-    for (flag, key) in [("--uid", "uid"), ("--gid", "gid")] {
-        if let Some(number) = container["user"][key].as_u64() {
-            command.arg(flag).arg(number.to_string());
-        }
-    }
-    command.arg("--").args(&args.command);
-    let error = std::os::unix::process::CommandExt::exec(&mut command);
-    Err(error).context("enter the container")
-}
-
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
 }
@@ -635,16 +365,5 @@ mod tests {
             ("deploy/a".into(), "default".into())
         );
         assert_eq!(target_name("a.b", Some("c")), ("a.b".into(), "c".into()));
-    }
-
-    #[test]
-    fn objects_of_every_kind_have_a_table() {
-        let pod = serde_json::json!({"kind": "Pod", "metadata": {"name": "a", "namespace": "default"},
-            "status": {"phase": "Running", "containerStatuses": [{"ready": true, "restartCount": 2}]}});
-        let row = object_table(&[pod]).to_value()[0].clone();
-        assert_eq!(
-            (row["ready"].as_str(), row["restarts"].as_str()),
-            (Some("1/1"), Some("2"))
-        );
     }
 }

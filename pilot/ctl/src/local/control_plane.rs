@@ -24,6 +24,70 @@ pub(crate) struct Manifest {
     pub text: String,
 }
 
+/// What a template sees beside the values.
+#[derive(Clone, Copy)]
+enum Extra {
+    Nothing,
+    /// A serving certificate for this service.
+    Certificate(&'static str),
+    /// Mixer's role.
+    Role(&'static str),
+    /// A gateway's name and its `istio` label.
+    Gateway(&'static str, &'static str),
+}
+
+/// The switch that turns a manifest on, its name, its template, and what that sees; in the order of application.
+const TEMPLATES: &[(&str, &str, &str, Extra)] = &[
+    (
+        "security.enabled",
+        "citadel.yaml",
+        include_str!("manifests/citadel.yaml"),
+        Extra::Nothing,
+    ),
+    (
+        "galley.enabled",
+        "galley.yaml",
+        include_str!("manifests/galley.yaml"),
+        Extra::Certificate("istio-galley"),
+    ),
+    (
+        "sidecarInjectorWebhook.enabled",
+        "injector.yaml",
+        include_str!("manifests/injector.yaml"),
+        Extra::Certificate("istio-sidecar-injector"),
+    ),
+    (
+        "pilot.enabled",
+        "pilot.yaml",
+        include_str!("manifests/pilot.yaml"),
+        Extra::Nothing,
+    ),
+    (
+        "mixer.policy.enabled",
+        "mixer.yaml",
+        include_str!("manifests/mixer.yaml"),
+        Extra::Role("policy"),
+    ),
+    (
+        "mixer.telemetry.enabled",
+        "mixer.yaml",
+        include_str!("manifests/mixer.yaml"),
+        Extra::Role("telemetry"),
+    ),
+    (
+        "gateways.istio-ingressgateway.enabled",
+        "gateway.yaml",
+        include_str!("manifests/gateway.yaml"),
+        Extra::Gateway("istio-ingressgateway", "ingressgateway"),
+    ),
+    (
+        "gateways.istio-egressgateway.enabled",
+        "gateway.yaml",
+        include_str!("manifests/gateway.yaml"),
+        Extra::Gateway("istio-egressgateway", "egressgateway"),
+    ),
+];
+
 /// All manifests of the control plane, in the order in which they are applied.
 pub(crate) fn manifests(
     values: &Value,
@@ -41,90 +105,51 @@ pub(crate) fn manifests(
         "jwks": identity.jwks().to_string(),
         "ca_bundle": base64::engine::general_purpose::STANDARD.encode(identity.ca_certificate()),
     });
-    let with = |more: Value| {
+    let mut manifests = vec![Manifest {
+        name: "base.yaml",
+        text: render("base.yaml", include_str!("manifests/base.yaml"), &base)?,
+    }];
+    for (switch, name, template, extra) in TEMPLATES {
+        let is_gateway = matches!(extra, Extra::Gateway(..));
+        if !is_on(values, switch) || (is_gateway && !is_on(values, "gateways.enabled")) {
+            continue;
+        }
         let mut context = base.clone();
-        if let (Some(context), Value::Object(more)) = (context.as_object_mut(), more) {
-            context.extend(more);
+        if let (Some(context), Value::Object(extra)) =
+            (context.as_object_mut(), extra.context(values, identity)?)
+        {
+            context.extend(extra);
         }
-        context
-    };
-    let certificate = |service: &str| {
-        let names = [
-            format!("{service}.{NAMESPACE}.svc"),
-            format!("{service}.{NAMESPACE}.svc.cluster.local"),
-        ];
-        let serving = identity.serving_certificate(names.to_vec())?;
-        anyhow::Ok(json!({"certificate": serving.certificate, "key": serving.key}))
-    };
-    let mut manifests = Vec::new();
-    let mut add = |name, template, context: Value| {
-        manifests.push(Manifest {
-            name,
-            text: render(name, template, &context)?,
-        });
-        anyhow::Ok(())
-    };
-    add(
-        "base.yaml",
-        include_str!("manifests/base.yaml"),
-        with(json!({})),
-    )?;
-    if is_on(values, "security.enabled") {
-        add(
-            "citadel.yaml",
-            include_str!("manifests/citadel.yaml"),
-            with(json!({})),
-        )?;
-    }
-    if is_on(values, "galley.enabled") {
-        add(
-            "galley.yaml",
-            include_str!("manifests/galley.yaml"),
-            with(certificate("istio-galley")?),
-        )?;
-    }
-    if is_on(values, "sidecarInjectorWebhook.enabled") {
-        add(
-            "injector.yaml",
-            include_str!("manifests/injector.yaml"),
-            with(certificate("istio-sidecar-injector")?),
-        )?;
-    }
-    if is_on(values, "pilot.enabled") {
-        add(
-            "pilot.yaml",
-            include_str!("manifests/pilot.yaml"),
-            with(json!({})),
-        )?;
-    }
-    for role in ["policy", "telemetry"] {
-        if is_on(values, &format!("mixer.{role}.enabled")) {
-            add(
-                "mixer.yaml",
-                include_str!("manifests/mixer.yaml"),
-                with(json!({"role": role})),
-            )?;
-        }
-    }
-    for (name, label) in [
-        ("istio-ingressgateway", "ingressgateway"),
-        ("istio-egressgateway", "egressgateway"),
-    ] {
-        if is_on(values, "gateways.enabled") && is_on(values, &format!("gateways.{name}.enabled")) {
-            let ports = if label == "ingressgateway" {
-                values["local"]["hostPorts"].clone()
-            } else {
-                json!({})
-            };
-            let context = with(json!({"name": name, "label": label, "host_ports": ports}));
-            add(
-                "gateway.yaml",
-                include_str!("manifests/gateway.yaml"),
-                context,
-            )?;
-        }
+        let text = render(name, template, &context)?;
+        manifests.push(Manifest { name, text });
     }
     Ok(manifests)
+}
+
+impl Extra {
+    fn context(self, values: &Value, identity: &Identity) -> anyhow::Result<Value> {
+        Ok(match self {
+            Extra::Nothing => json!({}),
+            Extra::Role(role) => json!({"role": role}),
+            Extra::Gateway(name, label) => {
+                let is_ingress = label == "ingressgateway";
+                let ports = if is_ingress {
+                    values["local"]["hostPorts"].clone()
+                } else {
+                    json!({})
+                };
+                json!({"name": name, "label": label, "host_ports": ports})
+            }
+            Extra::Certificate(service) => {
+                let names = vec![
+                    format!("{service}.{NAMESPACE}.svc"),
+                    format!("{service}.{NAMESPACE}.svc.cluster.local"),
+                ];
+                let serving = identity.serving_certificate(names)?;
+                json!({"certificate": serving.certificate, "key": serving.key})
+            }
+        })
+    }
 }
 
 /// Configuration that the control plane itself wants in force, once Galley is there.

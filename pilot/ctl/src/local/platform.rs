@@ -21,10 +21,8 @@ use super::{
         forward::Forwarder,
         node::{self, Node},
     },
-    pod::{
-        container::Programs,
-        lifecycle::{self, PodContext},
-    },
+    pod::lifecycle::{self, PodContext},
+    programs::Programs,
     services,
     state::StateDir,
     store::{Key, Store},

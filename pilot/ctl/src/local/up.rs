@@ -16,7 +16,7 @@ use super::{
     http_client,
     network::node::{self, Node},
     platform::{self, Mode, Platform},
-    pod::container::Programs,
+    programs::Programs,
     progress::{Progress, print},
     state::{StateDir, create_private},
     store::Key,
@@ -72,13 +72,6 @@ pub(crate) async fn run(process: Process, args: UpArgs, state: StateDir) -> anyh
     let values = read_values(&args)?;
     let app = read_app(&args.app)?;
     let programs = Programs::find(&args.replace)?;
-    if let Some(missing) = programs.missing().first() {
-        return Err(Usage(format!(
-            "{} is missing: build everything first (`cargo build --release`)",
-            missing.display()
-        ))
-        .into());
-    }
     if state.is_stale() {
         let ended = state.sweep().await?;
         print(&format!(
@@ -150,7 +143,16 @@ async fn run_claimed(
         .to_string_lossy()
         .trim_end_matches('/')
         .to_owned();
-    for manifest in control_plane::manifests(values, &platform.identity, &state_path)? {
+    let manifests = control_plane::manifests(values, &platform.identity, &state_path)?;
+    let texts = manifests.iter().map(|manifest| &manifest.text);
+    let texts = texts.chain(app.iter().map(|(_, text)| text));
+    if let Some(missing) = platform.programs.missing(texts.map(String::as_str)) {
+        let missing = missing.display();
+        let problem =
+            format!("{missing} is missing: build everything first (`cargo build --release`)");
+        return Err(Usage(problem).into());
+    }
+    for manifest in manifests {
         let source = Source {
             name: manifest.name,
             text: &manifest.text,

@@ -1,0 +1,4 @@
+//! `biremectl` as a process.
+
+mod commands;
+mod local;
