@@ -50,7 +50,7 @@ pub(crate) async fn run(args: KubeInjectArgs) -> anyhow::Result<ExitCode> {
     let injected = injector::kube_inject::inject_text(&settings, &name, &text)?;
     match args.output {
         Some(path) => {
-            fs::write(&path, injected).with_context(|| format!("write {}", path.display()))?
+            fs::write(&path, injected).with_context(|| format!("write {}", path.display()))?;
         }
         None => print_text(&injected)?,
     }

@@ -1,9 +1,9 @@
 //! `biremectl local`: the mesh on one machine, a small platform with Kubernetes' vocabulary.
 //!
-//! Flow: [`up`] (values, control plane, application) → [`apply`] (manifests → [`admission`] → [`store`]) → [`platform`]
-//! (the loop) → [`workloads`] → [`pod`] (processes in namespaces), [`services`] → [`network`], [`mirror`] → Galley.
-//! Beside it [`api`] and [`client`] (the control socket), [`commands`] (everything but `up`), [`state`] (what must be found
-//! again), [`identity`] (tokens, serving certificates).
+//! Flow: `up` (values, control plane, application) → `apply` (manifests → `admission` → `store`) → `platform`
+//! (the loop) → `workloads` → `pod` (processes in namespaces), `services` → `network`, `mirror` → Galley.
+//! Beside it `api` and `client` (the control socket), `commands` (everything but `up`), `state` (what must be found
+//! again), `identity` (tokens, serving certificates).
 
 use std::path::PathBuf;
 
