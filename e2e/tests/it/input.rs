@@ -23,7 +23,7 @@ async fn a_wrong_resource_is_refused_with_what_and_where() {
             "hosts: [reviews]\n  http:\n  - timeout: 5 lightyears\n    route:\n    - destination: {host: reviews}\n",
             "http[0].timeout",
         ),
-        ("hosts: []\n", "hosts"),
+        ("hosts: [reviews]\n", "there are no routes"),
     ] {
         let text = format!(
             "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: wrong\nspec:\n  {spec}"
@@ -59,7 +59,7 @@ fn wrong_flags_and_missing_files_end_with_one_line_and_exit_code_2() {
         ),
         (
             "pilot-discovery",
-            &["discovery", "--meshConfig", "/nowhere/mesh"][..],
+            &["discovery", "--registries", "Nonsense"][..],
         ),
         ("istio_ca", &["--grpc-port", "many"][..]),
         ("mixs", &["server", "--configStoreURL", "gopher://x"][..]),

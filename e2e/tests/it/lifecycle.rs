@@ -12,7 +12,10 @@ async fn down_finds_and_removes_everything_after_a_kill() {
     let before = traces();
     let mut mesh = Mesh::up("e2e-lifecycle", &[]).await.unwrap();
     settles(&mesh, "the page", 1, has_details).await;
-    assert_ne!(processes("e2e-lifecycle"), Vec::<String>::new());
+    let daemon = std::fs::read_to_string("/run/bireme/local/e2e-lifecycle/daemon.json").unwrap();
+    let daemon: serde_json::Value = serde_json::from_str(&daemon).unwrap();
+    let mesh_id = daemon["mesh_id"].as_str().unwrap();
+    assert!(processes(mesh_id) > 10);
     let pid = mesh.pid().unwrap().to_string();
     assert!(
         Command::new("kill")
@@ -23,7 +26,7 @@ async fn down_finds_and_removes_everything_after_a_kill() {
     );
     assert_eq!(mesh.end().await, "");
     eventually("no process is left", SETTLED, async || {
-        processes("e2e-lifecycle").is_empty()
+        processes(mesh_id) == 0
     })
     .await
     .unwrap();
@@ -35,14 +38,18 @@ async fn down_finds_and_removes_everything_after_a_kill() {
     );
 }
 
-/// Processes whose command line names the mesh's state directory.
-fn processes(name: &str) -> Vec<String> {
-    let wanted = format!("/run/bireme/local/{name}/");
+/// How many processes carry the mesh's mark in their environment.
+fn processes(mesh_id: &str) -> usize {
+    let wanted = format!("BIREME_MESH={mesh_id}");
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let command_lines =
-        entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    let texts = command_lines.map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " "));
-    texts.filter(|text| text.contains(&wanted)).collect()
+    let environments = entries.filter_map(|entry| std::fs::read(entry.path().join("environ")).ok());
+    environments
+        .filter(|bytes| {
+            bytes
+                .split(|byte| *byte == 0)
+                .any(|variable| variable == wanted.as_bytes())
+        })
+        .count()
 }
 
 /// What a mesh must not change in the host's own network namespace.

@@ -16,7 +16,7 @@ async fn every_command_of_the_readme_shows_what_the_readme_says() {
         std::env::var_os("PATH").unwrap().to_str().unwrap()
     );
     for step in steps {
-        step.run(&project(), &path)
+        step.run_as_a_person(&project(), &path)
             .await
             .unwrap_or_else(|error| panic!("README.md {error:#}"));
     }
