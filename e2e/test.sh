@@ -57,6 +57,7 @@ prepare() {
     command -v iptables-restore >/dev/null || [ -x /usr/sbin/iptables-restore ] || packages+=(iptables)
     command -v ip >/dev/null || [ -x /usr/sbin/ip ] || packages+=(iproute2)
     command -v curl >/dev/null || packages+=(curl)
+    command -v h2load >/dev/null || packages+=(nghttp2-client)
     if [ ${#packages[@]} -gt 0 ]; then
         command -v apt-get >/dev/null || { echo "install these packages first: ${packages[*]}"; return 1; }
         echo "installing ${packages[*]}"
@@ -76,7 +77,10 @@ wanted prepare && check "prepare" prepare
 wanted format && check "format" cargo fmt --all --check
 wanted lint && check "lint" lint
 wanted doc && check "documentation" documentation
-wanted test && tests "unit and integration tests" cargo test --workspace --exclude e2e --locked --no-fail-fast -- --include-ignored
+if wanted test; then
+    tests "unit and integration tests" cargo test --workspace --exclude e2e --locked --no-fail-fast
+    tests "tests that need root, curl or h2load" cargo test -p pilot-ctl -p proxy --locked --no-fail-fast -- --ignored --test-threads=1
+fi
 if wanted mesh; then
     check "build the programs" cargo build --workspace --bins --locked
     tests "end-to-end tests" cargo test -p e2e --locked --no-fail-fast -- --include-ignored --test-threads=1

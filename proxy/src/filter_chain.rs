@@ -1,5 +1,8 @@
 //! Filter chains: a transport and the network filters on it. Which chain serves a connection is [`matcher`]'s matter.
-#![allow(deprecated, reason = "control planes still send the fields that Envoy has deprecated")]
+#![allow(
+    deprecated,
+    reason = "control planes still send the fields that Envoy has deprecated"
+)]
 
 pub(crate) mod matcher;
 

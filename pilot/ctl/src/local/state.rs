@@ -192,10 +192,14 @@ impl StateDir {
 
     /// Removes the directory and its lock file.
     pub(crate) fn remove(&self) -> anyhow::Result<()> {
-        match fs::remove_dir_all(&self.root) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
+        // The mesh that is ending may still write a log line: what it adds is found on the next try.
+        let mut tries = 0;
+        while let Err(error) = fs::remove_dir_all(&self.root) {
+            tries += 1;
+            if error.kind() == io::ErrorKind::NotFound {
+                break;
+            }
+            if error.kind() != io::ErrorKind::DirectoryNotEmpty || tries > 100 {
                 return Err(error).with_context(|| format!("remove {}", self.root.display()));
             }
         }
@@ -211,6 +215,11 @@ impl StateDir {
 }
 
 impl Daemon {
+    /// Whether it is the calling process.
+    pub(crate) fn is_this_process(&self) -> bool {
+        u32::try_from(self.pid) == Ok(std::process::id())
+    }
+
     /// Whether it still runs.
     pub(crate) fn is_alive(&self) -> bool {
         start_time(self.pid) == Some(self.start_time)

@@ -34,6 +34,7 @@ fn a_wrong_value_ends_with_code_2_and_a_suggestion() {
         "mixer.polcy.enabled=false",
     ]);
     assert_eq!(output.status.code(), Some(2));
+    assert!(!std::fs::exists("/run/bireme/local/wrong-value").unwrap());
     let error = text(&output.stderr);
     assert!(error.contains("did you mean policy?"), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");

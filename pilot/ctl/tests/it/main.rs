@@ -1,4 +1,6 @@
 //! `biremectl` as a process.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod commands;
 mod local;
