@@ -136,9 +136,16 @@ fn run_local(args: LocalArgs) -> ExitCode {
         target: vec![log],
         ..LogArgs::default()
     };
-    process::run("biremectl", &log, |process| {
-        local::run_up(process, *up, state, lock)
-    })
+    let code = process::run("biremectl", &log, |process| {
+        local::run_up(process, *up, state.clone())
+    });
+    // A second Ctrl-C ends the wait for pods, not the clearing up.
+    let swept = process::run_command("biremectl", local::clear_up(state, lock));
+    if code == ExitCode::SUCCESS {
+        swept
+    } else {
+        code
+    }
 }
 
 #[cfg(test)]

@@ -47,11 +47,21 @@ pub(crate) async fn run_up(
     process: proto_component::Process,
     args: UpArgs,
     state: state::StateDir,
-    lock: state::Lock,
 ) -> anyhow::Result<()> {
-    let outcome = up::run(process, args, state).await;
+    up::run(process, args, state).await
+}
+
+/// Removes what a run left: nothing, usually. A refused start leaves what an earlier run left to `local down`.
+pub(crate) async fn clear_up(
+    state: state::StateDir,
+    lock: state::Lock,
+) -> anyhow::Result<std::process::ExitCode> {
+    let own = state.daemon().is_none_or(|daemon| daemon.is_this_process());
+    if own {
+        state.sweep().await?;
+    }
     drop(lock);
-    outcome
+    Ok(std::process::ExitCode::SUCCESS)
 }
 
 /// Which mesh of this machine.

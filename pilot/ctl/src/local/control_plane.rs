@@ -188,7 +188,8 @@ pub(crate) fn mesh_config(values: &Value) -> Value {
         "protocolDetectionTimeout": proxy["protocolDetectionTimeout"],
         "dnsRefreshRate": proxy["dnsRefreshRate"],
         "trustDomain": global["trustDomain"],
-        "enableAutoMtls": global["mtls"]["auto"],
+        // Nobody has a certificate without Citadel.
+        "enableAutoMtls": global["mtls"]["auto"] == true && is_on(values, "security.enabled"),
         "outboundTrafficPolicy": global["outboundTrafficPolicy"],
         "rootNamespace": NAMESPACE,
         "defaultConfig": {

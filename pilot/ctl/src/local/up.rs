@@ -38,6 +38,9 @@ const BOOKINFO: &[(&str, &str)] = &[
 /// How long the mesh's configuration waits for Galley on the way up.
 const STARTUP: Duration = Duration::from_secs(60);
 
+/// After this long the URLs are shown even if something is not ready.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Flags of `local up`.
 #[derive(Clone, Debug, Args)]
 pub struct UpArgs {
@@ -354,6 +357,7 @@ async fn show_until_ready(
 ) -> anyhow::Result<()> {
     let mut changes = platform.store.watch();
     let mut configured = Some(configured);
+    let patience = tokio::time::Instant::now() + PATIENCE;
     loop {
         changes.mark_unchanged();
         if configured
@@ -367,6 +371,14 @@ async fn show_until_ready(
         if all_ready && configured.is_none() {
             break;
         }
+        if tokio::time::Instant::now() > patience {
+            print(&summary(values, is_sample, None));
+            // What is late may still come; a manifest that is refused still ends the start.
+            if let Some(handle) = configured {
+                handle.await.context("apply the application")??;
+            }
+            return Ok(());
+        }
         // Redrawn at most twenty times a second.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let _ = tokio::time::timeout(Duration::from_millis(250), changes.changed()).await;
@@ -374,7 +386,7 @@ async fn show_until_ready(
     if is_sample && is_on(values, "gateways.istio-ingressgateway.enabled") {
         wait_for_page(platform).await;
     }
-    print(&summary(values, is_sample, progress.seconds()));
+    print(&summary(values, is_sample, Some(progress.seconds())));
     Ok(())
 }
 
@@ -412,8 +424,11 @@ async fn wait_for_page(platform: &Platform) {
     }
 }
 
-fn summary(values: &Value, is_sample: bool, seconds: f64) -> String {
-    let mut text = format!("\nThe mesh is up after {seconds:.1} s.\n");
+fn summary(values: &Value, is_sample: bool, seconds: Option<f64>) -> String {
+    let mut text = match seconds {
+        Some(seconds) => format!("\nThe mesh is up after {seconds:.1} s.\n"),
+        None => "\nNot everything is ready yet (`biremectl local status`, `biremectl local logs NAME`).\n".into(),
+    };
     let mut line = |name: &str, port: &str, switch: &str, path: &str| {
         let number = values["local"]["hostPorts"][port]
             .as_u64()
