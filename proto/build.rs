@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use prost::Message as _;
+use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver};
 use protox::prost_reflect::prost_types::FileDescriptorSet;
 
 /// Folders of the package `envoy-types` that serve as include paths.
@@ -190,7 +191,10 @@ fn compile(roots: &[String], includes: &[PathBuf]) -> Result<FileDescriptorSet, 
     let mut seen = HashSet::new();
     let mut set = FileDescriptorSet::default();
     for root in roots {
-        let mut compiler = protox::Compiler::new(includes)?;
+        let mut resolver = ChainFileResolver::new();
+        resolver.add(Qualified(includes.to_vec()));
+        resolver.add(GoogleFileResolver::new());
+        let mut compiler = protox::Compiler::with_file_resolver(resolver);
         compiler
             .include_imports(true)
             .include_source_info(false)
@@ -203,6 +207,25 @@ fn compile(roots: &[String], includes: &[PathBuf]) -> Result<FileDescriptorSet, 
         );
     }
     Ok(set)
+}
+
+/// Files below some folders, with one ambiguous name written out: `common.dynamic_forward_proxy` is looked for in the nearest
+/// package called `common`, which is another one where a file imports both.
+struct Qualified(Vec<PathBuf>);
+
+impl FileResolver for Qualified {
+    fn open_file(&self, name: &str) -> Result<File, protox::Error> {
+        let path = self.0.iter().map(|folder| folder.join(name));
+        let Some(path) = path.into_iter().find(|path| path.exists()) else {
+            return Err(protox::Error::file_not_found(name));
+        };
+        let source = fs::read_to_string(path).map_err(protox::Error::new)?;
+        let source = source.replace(
+            " common.dynamic_forward_proxy.",
+            " .envoy.extensions.common.dynamic_forward_proxy.",
+        );
+        File::from_source(name, &source)
+    }
 }
 
 /// The `.proto` files of the `envoy-types` package that the lock file names, wherever cargo keeps it.
