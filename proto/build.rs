@@ -43,11 +43,14 @@ const ENVOY_ROOTS: &[&str] = &[
     "envoy/admin/v3/mutex_stats.proto",
     "envoy/admin/v3/server_info.proto",
     "envoy/config/bootstrap/v3/bootstrap.proto",
+    "envoy/config/trace/v3/datadog.proto",
     "envoy/config/trace/v3/opentelemetry.proto",
+    "envoy/config/trace/v3/skywalking.proto",
     "envoy/config/trace/v3/zipkin.proto",
     "envoy/data/cluster/v3/outlier_detection_event.proto",
     "envoy/data/core/v3/health_check_event.proto",
     "envoy/extensions/access_loggers/file/v3/file.proto",
+    "envoy/extensions/access_loggers/filters/cel/v3/cel.proto",
     "envoy/extensions/access_loggers/grpc/v3/als.proto",
     "envoy/extensions/access_loggers/open_telemetry/v3/logs_service.proto",
     "envoy/extensions/access_loggers/stream/v3/stream.proto",
@@ -79,6 +82,7 @@ const ENVOY_ROOTS: &[&str] = &[
     "envoy/extensions/filters/http/rbac/v3/rbac.proto",
     "envoy/extensions/filters/http/router/v3/router.proto",
     "envoy/extensions/filters/http/set_metadata/v3/set_metadata.proto",
+    "envoy/extensions/filters/http/wasm/v3/wasm.proto",
     "envoy/extensions/filters/listener/http_inspector/v3/http_inspector.proto",
     "envoy/extensions/filters/listener/original_dst/v3/original_dst.proto",
     "envoy/extensions/filters/listener/original_src/v3/original_src.proto",
@@ -95,6 +99,7 @@ const ENVOY_ROOTS: &[&str] = &[
     "envoy/extensions/filters/network/redis_proxy/v3/redis_proxy.proto",
     "envoy/extensions/filters/network/sni_cluster/v3/sni_cluster.proto",
     "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
+    "envoy/extensions/filters/network/wasm/v3/wasm.proto",
     "envoy/extensions/formatter/metadata/v3/metadata.proto",
     "envoy/extensions/formatter/req_without_query/v3/req_without_query.proto",
     "envoy/extensions/health_check/event_sinks/file/v3/file.proto",
@@ -129,9 +134,11 @@ const ENVOY_ROOTS: &[&str] = &[
     "envoy/extensions/retry/host/omit_host_metadata/v3/omit_host_metadata_config.proto",
     "envoy/extensions/retry/host/previous_hosts/v3/previous_hosts.proto",
     "envoy/extensions/retry/priority/previous_priorities/v3/previous_priorities_config.proto",
+    "envoy/extensions/tracers/opentelemetry/resource_detectors/v3/dynatrace_resource_detector.proto",
     "envoy/extensions/tracers/opentelemetry/resource_detectors/v3/environment_resource_detector.proto",
     "envoy/extensions/tracers/opentelemetry/resource_detectors/v3/static_config_resource_detector.proto",
     "envoy/extensions/tracers/opentelemetry/samplers/v3/always_on_sampler.proto",
+    "envoy/extensions/tracers/opentelemetry/samplers/v3/dynatrace_sampler.proto",
     "envoy/extensions/tracers/opentelemetry/samplers/v3/parent_based_sampler.proto",
     "envoy/extensions/tracers/opentelemetry/samplers/v3/trace_id_ratio_based_sampler.proto",
     "envoy/extensions/transport_sockets/proxy_protocol/v3/upstream_proxy_protocol.proto",
@@ -170,6 +177,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let descriptors = compile(&roots, &includes)?;
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    let extensions = compile_extensions(&descriptors, &envoy, &includes)?;
+    fs::write(out.join("extensions.bin"), extensions.encode_to_vec())?;
 
     let mut config = prost_build::Config::new();
     config
@@ -191,14 +200,8 @@ fn compile(roots: &[String], includes: &[PathBuf]) -> Result<FileDescriptorSet, 
     let mut seen = HashSet::new();
     let mut set = FileDescriptorSet::default();
     for root in roots {
-        let mut resolver = ChainFileResolver::new();
-        resolver.add(Qualified(includes.to_vec()));
-        resolver.add(GoogleFileResolver::new());
-        let mut compiler = protox::Compiler::with_file_resolver(resolver);
-        compiler
-            .include_imports(true)
-            .include_source_info(false)
-            .open_file(root)?;
+        let mut compiler = compiler(includes);
+        compiler.open_file(root)?;
         let files = compiler.file_descriptor_set().file;
         set.file.extend(
             files
@@ -226,6 +229,53 @@ impl FileResolver for Qualified {
         );
         File::from_source(name, &source)
     }
+}
+
+fn compiler(includes: &[PathBuf]) -> protox::Compiler {
+    let mut resolver = ChainFileResolver::new();
+    resolver.add(Qualified(includes.to_vec()));
+    resolver.add(GoogleFileResolver::new());
+    let mut compiler = protox::Compiler::with_file_resolver(resolver);
+    compiler.include_imports(true).include_source_info(false);
+    compiler
+}
+
+/// Everything that Envoy can be configured with, `known` included: descriptors only, for what users patch into configuration.
+/// One compiler does nearly all of them; a file whose names another package shadows gets its own.
+fn compile_extensions(
+    known: &FileDescriptorSet,
+    envoy: &Path,
+    includes: &[PathBuf],
+) -> Result<FileDescriptorSet, Box<dyn Error>> {
+    let base = envoy.join("data-plane-api");
+    let mut roots = Vec::new();
+    for folder in ["envoy/config", "envoy/extensions"] {
+        collect_protos(&base.join(folder), &base, &mut roots)?;
+    }
+    roots.retain(|root| root.contains("/v3/"));
+    roots.sort();
+    let mut together = compiler(includes);
+    let (mut alone, mut set) = (Vec::new(), known.clone());
+    for root in roots {
+        if together.open_file(&root).is_err() {
+            alone.push(root);
+        }
+    }
+    let mut seen: HashSet<String> = known
+        .file
+        .iter()
+        .map(|file| file.name().to_owned())
+        .collect();
+    let mut files = together.file_descriptor_set().file;
+    for root in &alone {
+        // What the package itself cannot resolve (CEL's own messages) is left out.
+        if let Ok(found) = compile(std::slice::from_ref(root), includes) {
+            files.extend(found.file);
+        }
+    }
+    files.retain(|file| seen.insert(file.name().to_owned()));
+    set.file.extend(files);
+    Ok(set)
 }
 
 /// The `.proto` files of the `envoy-types` package that the lock file names, wherever cargo keeps it.

@@ -77,13 +77,39 @@ pub fn from_value<T: Message + Name + Default>(value: &Value) -> Result<T, JsonE
 /// # Errors
 /// When no such message is known, or a field does not fit.
 pub fn dynamic_from_value(full_name: &str, value: &Value) -> Result<DynamicMessage, JsonError> {
-    let descriptor = message_descriptor(full_name)?;
+    read(message_descriptor(full_name)?, value, true)
+}
+
+/// As [`dynamic_from_value`], with every extension of Envoy known: also those for which there are no Rust types.
+///
+/// # Errors
+/// As [`dynamic_from_value`].
+pub fn extension_from_value(full_name: &str, value: &Value) -> Result<DynamicMessage, JsonError> {
+    read(extension_descriptor(full_name)?, value, true)
+}
+
+/// As [`extension_from_value`], but fields that no message has are left out: whoever reads it may know a newer API.
+///
+/// # Errors
+/// As [`dynamic_from_value`].
+pub fn lenient_extension_from_value(
+    full_name: &str,
+    value: &Value,
+) -> Result<DynamicMessage, JsonError> {
+    read(extension_descriptor(full_name)?, value, false)
+}
+
+fn read(
+    descriptor: MessageDescriptor,
+    value: &Value,
+    is_strict: bool,
+) -> Result<DynamicMessage, JsonError> {
     if value.is_null() {
         return Ok(DynamicMessage::new(descriptor));
     }
     let rewritten = go_duration::rewrite(&descriptor, value);
     let value = rewritten.as_ref().unwrap_or(value);
-    let options = DeserializeOptions::new().deny_unknown_fields(true);
+    let options = DeserializeOptions::new().deny_unknown_fields(is_strict);
     let mut track = serde_path_to_error::Track::new();
     let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);
     DynamicMessage::deserialize_with_options(descriptor, deserializer, &options)
@@ -136,7 +162,9 @@ pub fn to_value_with<T: Message + Name>(
     message: &T,
     names: FieldNames,
 ) -> Result<Value, JsonError> {
-    bytes_to_value(&T::full_name(), &message.encode_to_vec(), names)
+    let bytes = message.encode_to_vec();
+    bytes_to_value(message_descriptor(&T::full_name())?, &bytes, names)
+        .or_else(|_| bytes_to_value(extension_descriptor(&T::full_name())?, &bytes, names))
 }
 
 /// The JSON form of what is in an `Any`, without `@type`.
@@ -144,7 +172,10 @@ pub fn to_value_with<T: Message + Name>(
 /// # Errors
 /// When its type is unknown or the bytes are not of that type.
 pub fn any_to_value(any: &Any, names: FieldNames) -> Result<Value, JsonError> {
-    bytes_to_value(type_url::message_name(&any.type_url), &any.value, names)
+    let name = type_url::message_name(&any.type_url);
+    message_descriptor(name)
+        .and_then(|descriptor| bytes_to_value(descriptor, &any.value, names))
+        .or_else(|_| bytes_to_value(extension_descriptor(name)?, &any.value, names))
 }
 
 /// Checks that an `Any` can be decoded, whatever message it carries.
@@ -152,21 +183,31 @@ pub fn any_to_value(any: &Any, names: FieldNames) -> Result<Value, JsonError> {
 /// # Errors
 /// When its type is unknown or the bytes are not of that type.
 pub fn decode_any(any: &Any) -> Result<DynamicMessage, JsonError> {
-    decode(type_url::message_name(&any.type_url), &any.value)
+    let name = type_url::message_name(&any.type_url);
+    decode(message_descriptor(name)?, &any.value)
 }
 
-fn bytes_to_value(full_name: &str, bytes: &[u8], names: FieldNames) -> Result<Value, JsonError> {
+fn bytes_to_value(
+    descriptor: MessageDescriptor,
+    bytes: &[u8],
+    names: FieldNames,
+) -> Result<Value, JsonError> {
     let options = SerializeOptions::new()
         .use_proto_field_name(names == FieldNames::Proto)
         .skip_default_fields(true);
-    decode(full_name, bytes)?
+    let full_name = descriptor.full_name().to_owned();
+    decode(descriptor, bytes)?
         .serialize_with_options(serde_json::value::Serializer, &options)
-        .map_err(|error| JsonError::Encode(full_name.to_owned(), error.to_string()))
+        .map_err(|error| JsonError::Encode(full_name, error.to_string()))
 }
 
-fn decode(full_name: &str, bytes: &[u8]) -> Result<DynamicMessage, JsonError> {
-    DynamicMessage::decode(message_descriptor(full_name)?, bytes)
-        .map_err(|error| JsonError::Decode(full_name.to_owned(), error))
+fn decode(descriptor: MessageDescriptor, bytes: &[u8]) -> Result<DynamicMessage, JsonError> {
+    let full_name = descriptor.full_name().to_owned();
+    DynamicMessage::decode(descriptor, bytes).map_err(|error| JsonError::Decode(full_name, error))
+}
+
+fn extension_descriptor(full_name: &str) -> Result<MessageDescriptor, JsonError> {
+    descriptor::extension(full_name).ok_or_else(|| JsonError::UnknownMessage(full_name.to_owned()))
 }
 
 fn message_descriptor(full_name: &str) -> Result<MessageDescriptor, JsonError> {

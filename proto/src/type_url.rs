@@ -14,6 +14,11 @@ pub const ROUTE: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfigur
 /// SDS.
 pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 
+/// ECDS.
+pub const EXTENSION_CONFIG: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
+/// NDS: the names that the agent's DNS proxy answers.
+pub const NAME_TABLE: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
+
 /// The full name of the message that a type URL means: what follows the last slash.
 #[must_use]
 pub fn message_name(type_url: &str) -> &str {

@@ -21,7 +21,7 @@ pub(super) fn check(message: &str, value: &Struct, report: &mut Report) {
         return;
     }
     for _ in 0..MAX_UNKNOWN_FIELDS {
-        let Err(JsonError::Field { path, problem }) = json::dynamic_from_value(message, &value)
+        let Err(JsonError::Field { path, problem }) = json::extension_from_value(message, &value)
         else {
             return;
         };
@@ -62,7 +62,7 @@ fn type_of(value: &Value) -> Option<&str> {
 }
 
 fn is_unknown(name: &str) -> bool {
-    proto::descriptor::message(name).is_none()
+    proto::descriptor::extension(name).is_none()
 }
 
 fn is_gone(name: &str) -> bool {
