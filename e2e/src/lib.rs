@@ -6,4 +6,5 @@
 pub mod bookinfo;
 pub mod console;
 pub mod load;
+pub mod memory;
 pub mod mesh;

@@ -40,22 +40,19 @@ pub struct Output {
     pub code: i32,
 }
 
-/// The folder of the programs that were built with this test.
+/// The folder of the programs that were built with this test or benchmark.
 ///
 /// # Errors
-/// When the test's own path is not known.
+/// When the programs were not built.
 pub fn programs() -> anyhow::Result<PathBuf> {
-    let test = std::env::current_exe().context("own path")?;
-    // target/debug/deps/it-… lies below target/debug/biremectl.
-    let folder = test
-        .parent()
-        .and_then(Path::parent)
-        .context("folder of the programs")?;
-    anyhow::ensure!(
-        folder.join("biremectl").exists(),
-        "build the programs first: cargo build --workspace --bins"
-    );
-    Ok(folder.to_owned())
+    let own = std::env::current_exe().context("own path")?;
+    // A program lies beside biremectl, a test (target/debug/deps/it-…) in a folder below it.
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .find(|folder| folder.join("biremectl").exists())
+        .map(Path::to_owned)
+        .context("build the programs first: cargo build --workspace --bins")
 }
 
 /// The project's folder.
