@@ -15,14 +15,16 @@ use crate::{
     invalid::{At as _, Invalid},
     transport::Secret,
     wire::AnyAddress,
+    xds::{GrpcSource, Source, fetch_timeout},
 };
 use anyhow::Context as _;
 use proto::envoy::config::{
     bootstrap::v3::Bootstrap as Wire,
-    core::v3::{ApiConfigSource, ConfigSource, Node, config_source::ConfigSourceSpecifier},
+    bootstrap::v3::runtime_layer::LayerSpecifier,
+    core::v3::{ConfigSource, Node},
 };
 use serde_json::Value;
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 /// A checked bootstrap.
 #[derive(Debug)]
@@ -50,11 +52,31 @@ pub(crate) enum AdminAddress {
 #[derive(Debug, Default)]
 pub(crate) struct Dynamic {
     /// The ADS server.
-    pub(crate) ads: Option<ApiConfigSource>,
-    /// Whether clusters come by ADS.
-    pub(crate) has_cds: bool,
-    /// Whether listeners come by ADS.
-    pub(crate) has_lds: bool,
+    pub(crate) ads: Option<GrpcSource>,
+    /// Where clusters come from.
+    pub(crate) clusters: Option<DynamicSource>,
+    /// Where listeners come from.
+    pub(crate) listeners: Option<DynamicSource>,
+    /// Layers of the runtime that are discovered.
+    pub(crate) runtime: Vec<RuntimeDiscovery>,
+}
+
+/// Where all resources of a type come from.
+#[derive(Clone, Debug)]
+pub(crate) struct DynamicSource {
+    /// The source.
+    pub(crate) source: Source,
+    /// How long the first answer is waited for.
+    pub(crate) timeout: Duration,
+}
+
+/// A layer of the runtime that is discovered.
+#[derive(Clone, Debug)]
+pub(crate) struct RuntimeDiscovery {
+    /// The resource.
+    pub(crate) resource: Arc<str>,
+    /// Where it comes from.
+    pub(crate) source: DynamicSource,
 }
 
 impl Bootstrap {
@@ -81,7 +103,9 @@ impl Bootstrap {
             }),
         };
         let dynamic = dynamic(&wire).at("dynamic_resources")?;
-        if node.id.is_empty() && dynamic.ads.is_some() {
+        let asks = [&dynamic.clusters, &dynamic.listeners];
+        let is_asking = asks.into_iter().flatten().any(|one| matches!(one.source, Source::Grpc(_)));
+        if node.id.is_empty() && (dynamic.ads.is_some() || is_asking) {
             return Err(Invalid::new("xDS needs it; set node.id and node.cluster, or --service-node and --service-cluster").at("node.id"));
         }
         Ok(Self {
@@ -94,6 +118,10 @@ impl Bootstrap {
 
     /// Puts the static resources in force.
     pub(crate) fn apply_static(&self, store: &Arc<ConfigStore>) -> Result<(), Invalid> {
+        let runtime = &store.server.runtime;
+        runtime
+            .configure(self.wire.layered_runtime.as_ref())
+            .at("layered_runtime")?;
         let Some(resources) = &self.wire.static_resources else {
             return Ok(());
         };
@@ -226,35 +254,66 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
 }
 
 fn dynamic(wire: &Wire) -> Result<Dynamic, Invalid> {
+    let mut checked = Dynamic {
+        runtime: runtime_discovery(wire)?,
+        ..Dynamic::default()
+    };
     let Some(dynamic) = &wire.dynamic_resources else {
-        return Ok(Dynamic::default());
+        return Ok(checked);
     };
-    let is_ads = |source: Option<&ConfigSource>, field: &str| match source {
-        None => Ok(false),
-        Some(source) if crate::xds::is_ads(source) => Ok(true),
-        Some(source) => {
-            let kind = match &source.config_source_specifier {
-                Some(ConfigSourceSpecifier::ApiConfigSource(_)) => "api_config_source",
-                Some(
-                    ConfigSourceSpecifier::PathConfigSource(_) | ConfigSourceSpecifier::Path(_),
-                ) => "path_config_source",
-                _ => "this source",
-            };
-            Err(Invalid::new(format!("{kind} is not supported; use ads")).at(field))
-        }
+    if !dynamic.cds_resources_locator.is_empty() {
+        return Err(Invalid::unsupported("an xdstp locator").at("cds_resources_locator"));
+    }
+    if !dynamic.lds_resources_locator.is_empty() {
+        return Err(Invalid::unsupported("an xdstp locator").at("lds_resources_locator"));
+    }
+    let source = |wire: Option<&ConfigSource>, field: &str| {
+        wire.map(|wire| DynamicSource::new(wire).at(field))
+            .transpose()
     };
-    let (has_cds, has_lds) = (
-        is_ads(dynamic.cds_config.as_ref(), "cds_config")?,
-        is_ads(dynamic.lds_config.as_ref(), "lds_config")?,
-    );
-    if let Some(ads) = &dynamic.ads_config {
-        crate::xds::check_source(ads).at("ads_config")?;
-    } else if has_cds || has_lds {
+    checked.ads = dynamic
+        .ads_config
+        .as_ref()
+        .map(GrpcSource::try_from)
+        .transpose()
+        .at("ads_config")?;
+    checked.clusters = source(dynamic.cds_config.as_ref(), "cds_config")?;
+    checked.listeners = source(dynamic.lds_config.as_ref(), "lds_config")?;
+    let is_ads = |one: &DynamicSource| one.source == Source::Ads;
+    let mut all = [&checked.clusters, &checked.listeners].into_iter().flatten();
+    if checked.ads.is_none() && all.any(is_ads) {
         return Err(Invalid::new("it is needed for ads").at("ads_config"));
     }
-    Ok(Dynamic {
-        ads: dynamic.ads_config.clone(),
-        has_cds,
-        has_lds,
-    })
+    Ok(checked)
+}
+
+impl DynamicSource {
+    fn new(wire: &ConfigSource) -> Result<Self, Invalid> {
+        Ok(Self {
+            source: Source::try_from(wire)?,
+            timeout: fetch_timeout(wire),
+        })
+    }
+}
+
+fn runtime_discovery(wire: &Wire) -> Result<Vec<RuntimeDiscovery>, Invalid> {
+    let layers = wire.layered_runtime.iter().flat_map(|runtime| &runtime.layers);
+    layers
+        .filter_map(|layer| match &layer.layer_specifier {
+            Some(LayerSpecifier::RtdsLayer(rtds)) => Some(rtds),
+            _ => None,
+        })
+        .map(|rtds| {
+            let source = rtds
+                .rtds_config
+                .as_ref()
+                .ok_or_else(|| Invalid::new("it is needed"))
+                .and_then(DynamicSource::new)
+                .at("layered_runtime.layers.rtds_layer.rtds_config")?;
+            Ok(RuntimeDiscovery {
+                resource: rtds.name.as_str().into(),
+                source,
+            })
+        })
+        .collect()
 }

@@ -2,19 +2,25 @@
 //!
 //! Flow: an [`Update`] of one resource type → checked one by one (a bad one is reported and left out; what was there before it
 //! stays) → warming (clusters wait for their endpoints and secrets, listeners for their routes and secrets) → published.
-//! [`ConfigStore`] is the only writer.
+//! [`ConfigStore`] is the only writer. What is unchanged is not built again: resources are compared as they came.
 
 mod clusters;
+mod endpoints;
+mod entry;
 mod listeners;
 mod routes;
 mod store;
+mod wanted;
 
+pub(crate) use entry::{Entry, Raw};
 pub(crate) use routes::{RouteSlot, RouteSlots};
-pub(crate) use store::{ConfigStore, Entry, Wanted};
+pub(crate) use store::ConfigStore;
+pub(crate) use wanted::{Key, Names, Wanted};
 
 use prost_types::Any;
 
 /// What a discovery response says about one type.
+#[derive(Default)]
 pub(crate) struct Update {
     /// Whether what is not in it is gone (state of the world of CDS and LDS).
     pub(crate) is_full: bool,
@@ -28,6 +34,8 @@ pub(crate) struct Update {
 
 /// One resource of an update.
 pub(crate) struct Resource {
+    /// Its name, where the response tells it beside the message (delta).
+    pub(crate) name: String,
     /// Its version.
     pub(crate) version: String,
     /// The message.
@@ -41,23 +49,42 @@ pub(crate) enum Kind {
     Cluster,
     /// EDS.
     Endpoint,
+    /// SDS.
+    Secret,
     /// LDS.
     Listener,
     /// RDS.
     Route,
-    /// SDS.
-    Secret,
+    /// VHDS.
+    VirtualHost,
+    /// ECDS.
+    Extension,
+    /// RTDS.
+    Runtime,
 }
 
 impl Kind {
     /// All, in the order in which they are asked for.
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Cluster,
         Self::Endpoint,
         Self::Secret,
         Self::Listener,
         Self::Route,
+        Self::VirtualHost,
+        Self::Extension,
+        Self::Runtime,
     ];
+
+    /// Its place in [`Self::ALL`].
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Whether a state-of-the-world response has all that there is, so that the rest is gone.
+    pub(crate) fn is_whole_in_sotw(self) -> bool {
+        matches!(self, Self::Cluster | Self::Listener)
+    }
 
     /// The type URL.
     pub(crate) fn type_url(self) -> &'static str {
@@ -67,6 +94,9 @@ impl Kind {
             Self::Listener => proto::type_url::LISTENER,
             Self::Route => proto::type_url::ROUTE,
             Self::Secret => proto::type_url::SECRET,
+            Self::VirtualHost => "type.googleapis.com/envoy.config.route.v3.VirtualHost",
+            Self::Extension => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+            Self::Runtime => "type.googleapis.com/envoy.service.runtime.v3.Runtime",
         }
     }
 

@@ -35,6 +35,7 @@ mod network;
 mod rbac;
 mod router;
 mod run;
+mod runtime;
 mod server;
 mod stats;
 mod stream_info;

@@ -22,6 +22,7 @@ use crate::{
 };
 use futures::future::LocalBoxFuture;
 use prost_types::Any;
+use proto::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 use std::{cell::RefCell, sync::Arc};
 
 /// A checked filter configuration, shared by every connection of its chain.
@@ -70,11 +71,11 @@ pub(crate) struct FactoryContext<'a> {
 }
 
 impl FactoryContext<'_> {
-    /// The slot of the route configuration `name`, subscribed to from now on.
-    pub(crate) fn rds(&self, name: &str) -> Arc<RouteSlot> {
-        let slot = self.routes.subscribe(name);
+    /// The slot of a route configuration, subscribed to from now on.
+    pub(crate) fn rds(&self, rds: &Rds) -> Result<Arc<RouteSlot>, Invalid> {
+        let slot = self.routes.subscribe(rds)?;
         self.used_routes.borrow_mut().push(slot.clone());
-        slot
+        Ok(slot)
     }
 }
 

@@ -63,8 +63,9 @@ pub async fn run(options: Options, drain: Drain) -> anyhow::Result<()> {
     let workers = start_workers(&server, &store, &stop)?;
     task::spawn("outlier-sweep", run_outlier_sweep(server.clusters.clone()));
     *server.state.lock() = ServerState::Initializing;
-    task::spawn("secrets", xds::run_secrets(store.clone()));
+    task::spawn("warm-clusters", store.clone().run_warming());
     bootstrap.apply_listeners(&store)?;
+    store.refresh_wanted();
     let ready = xds::start(&store, &bootstrap);
     task::spawn(
         "initialize",

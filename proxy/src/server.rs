@@ -1,6 +1,7 @@
 //! What the whole process shares: identity, clusters, statistics, drain; made once by `run`, immutable afterwards.
 
 use crate::{
+    runtime::Runtime,
     stats::{Scope, Store},
     upstream::ClusterManager,
 };
@@ -33,6 +34,8 @@ pub(crate) struct ServerContext {
     pub(crate) store: Arc<Store>,
     /// The root of all names.
     pub(crate) stats: Scope,
+    /// Values that can be changed while it runs.
+    pub(crate) runtime: Runtime,
     /// `server.…`
     pub(crate) server_stats: Arc<ServerStats>,
     /// When the process began, by the clock on the wall.
@@ -91,6 +94,7 @@ impl ServerContext {
             node: parts.node,
             clusters: Arc::new(ClusterManager::new(&stats)),
             store,
+            runtime: Runtime::new(&stats),
             server_stats: stats.scope("server").group(),
             started_at: SystemTime::now(),
             started: Instant::now(),

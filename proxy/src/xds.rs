@@ -1,102 +1,39 @@
-//! xDS: where configuration comes from. One ADS stream (state of the world or delta) for clusters, endpoints, listeners and
-//! routes; one stream for each SDS secret.
+//! xDS: where configuration comes from. One ADS stream for whatever says `ads`; a stream of its own for each type of each other
+//! gRPC source (each secret, as Envoy has it); a watch for each file.
+//!
+//! Flow: the store tells what is wanted ([`Wanted`](crate::config::Wanted)) → [`run_sources`] keeps a task for each source →
+//! [`stream`] opens, asks and answers, in one of two variants ([`sotw`], [`delta`]) → the store applies.
 //!
 //! Order: clusters first, listeners once the clusters know their hosts, so that nothing is served before it can be reached.
 
-mod ads;
 mod delta;
-mod sds;
+mod file;
+mod service;
+mod sotw;
+mod source;
 mod stats;
+mod stream;
+mod ttl;
 
-pub(crate) use sds::run_secrets;
+pub(crate) use source::{GrpcSource, INITIAL_FETCH_TIMEOUT, Source, fetch_timeout};
+pub(crate) use stats::XdsStats;
 
 use crate::{
-    bootstrap::Bootstrap,
-    config::{ConfigStore, Kind, Wanted},
-    invalid::Invalid,
+    bootstrap::{Bootstrap, DynamicSource},
+    config::{ConfigStore, Key, Kind},
     upstream::GrpcChannel,
 };
-use proto::envoy::config::core::v3::{
-    ApiConfigSource, ConfigSource, GrpcService, api_config_source::ApiType,
-    config_source::ConfigSourceSpecifier, grpc_service::TargetSpecifier,
+use proto_component::task;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
 };
-use proto_component::{backoff::Backoff, task};
-use stats::XdsStats;
-use std::{sync::Arc, time::Duration};
-use tokio::sync::watch;
-use tonic::metadata::{MetadataKey, MetadataMap};
-
-/// How long the first answer about clusters or listeners is waited for.
-const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
-/// Pause before a broken stream is opened again: from the first to the second, with jitter.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// A stream that lived so long was a good one: the next failure begins with the short pause again.
-const GOOD_STREAM: Duration = Duration::from_secs(30);
-
-/// Whether a source means the ADS stream.
-pub(crate) fn is_ads(source: &ConfigSource) -> bool {
-    matches!(
-        source.config_source_specifier,
-        Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_))
-    )
-}
-
-/// Checks that `source` is one that we can use.
-pub(crate) fn check_source(source: &ApiConfigSource) -> Result<(), Invalid> {
-    match source.api_type() {
-        ApiType::Grpc | ApiType::DeltaGrpc => {}
-        _ => return Err(Invalid::new("only GRPC and DELTA_GRPC are supported").at("api_type")),
-    }
-    // AUTO and V2 were dropped by Envoy as well; an unset version is read as V3.
-    if source.transport_api_version == 1 {
-        return Err(Invalid::new("only V3 is spoken").at("transport_api_version"));
-    }
-    grpc_target(source).map(|_| ())
-}
-
-/// The gRPC service of a source.
-fn grpc_target(source: &ApiConfigSource) -> Result<&GrpcService, Invalid> {
-    let service = source
-        .grpc_services
-        .first()
-        .ok_or_else(|| Invalid::new("one is needed").at("grpc_services"))?;
-    match &service.target_specifier {
-        Some(TargetSpecifier::EnvoyGrpc(_)) => Ok(service),
-        _ => Err(Invalid::new("only envoy_grpc is supported").at("grpc_services[0]")),
-    }
-}
-
-/// A channel to the service of a source, and the metadata that goes with each call.
-fn channel(
-    store: &ConfigStore,
-    source: &ApiConfigSource,
-) -> Result<(GrpcChannel, MetadataMap), Invalid> {
-    let service = grpc_target(source)?;
-    let Some(TargetSpecifier::EnvoyGrpc(target)) = &service.target_specifier else {
-        return Err(Invalid::new("only envoy_grpc is supported"));
-    };
-    let mut metadata = MetadataMap::new();
-    for header in &service.initial_metadata {
-        let name = MetadataKey::from_bytes(header.key.as_bytes())
-            .map_err(|error| Invalid::new(error.to_string()).at("initial_metadata"))?;
-        let value = header
-            .value
-            .parse()
-            .map_err(|_| Invalid::new("not a header's value").at("initial_metadata"))?;
-        metadata.insert(name, value);
-    }
-    Ok((
-        GrpcChannel::new(
-            store.server.clusters.clone(),
-            &target.cluster_name,
-            &target.authority,
-        ),
-        metadata,
-    ))
-}
+use stream::Subscriber;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 /// Tells when the first configuration is there.
-pub(crate) struct Ready(Option<watch::Receiver<Progress>>);
+pub(crate) struct Ready(watch::Receiver<Progress>);
 
 /// How far the first configuration has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,123 +45,132 @@ struct Progress {
 impl Ready {
     /// Waits for the first clusters and listeners, or until they have taken too long.
     pub(crate) async fn wait(mut self) {
-        if let Some(progress) = &mut self.0 {
-            // The sender is gone only when the stream's task is: nothing more to wait for.
-            let _ = progress
-                .wait_for(|progress| progress.clusters && progress.listeners)
-                .await;
-        }
+        // The sender is gone only when its task is: nothing more to wait for.
+        let _ = self
+            .0
+            .wait_for(|progress| progress.clusters && progress.listeners)
+            .await;
     }
 }
 
-/// What a stream's task works with.
-struct Client {
-    store: Arc<ConfigStore>,
-    channel: GrpcChannel,
-    metadata: MetadataMap,
-    stats: XdsStats,
-    has_cds: bool,
-    has_lds: bool,
-    progress: watch::Sender<Progress>,
-}
-
-impl Client {
-    /// What to ask for of `kind` now; `None` for nothing at all, an empty list for everything.
-    fn names(&self, kind: Kind, wanted: &Wanted) -> Option<Vec<String>> {
-        let named = |names: &Vec<String>| (!names.is_empty()).then(|| names.clone());
-        match kind {
-            Kind::Cluster => self.has_cds.then(Vec::new),
-            // Listeners come after the clusters they lead to.
-            Kind::Listener => (self.has_lds && self.progress.borrow().clusters).then(Vec::new),
-            Kind::Endpoint => named(&wanted.endpoints),
-            Kind::Route => named(&wanted.routes),
-            Kind::Secret => named(&wanted.secrets),
-        }
-    }
-
-    /// A response of `kind` has been dealt with.
-    fn answered(&self, kind: Kind) {
-        match kind {
-            Kind::Cluster if !self.progress.borrow().clusters => {
-                let (store, progress) = (self.store.clone(), self.progress.clone());
-                task::spawn("first-clusters", async move {
-                    // Endpoints follow on the same stream.
-                    let _ =
-                        tokio::time::timeout(INITIAL_FETCH_TIMEOUT, store.clusters_ready()).await;
-                    progress.send_if_modified(|progress| {
-                        !std::mem::replace(&mut progress.clusters, true)
-                    });
-                });
-            }
-            Kind::Listener => {
-                self.progress
-                    .send_if_modified(|progress| !std::mem::replace(&mut progress.listeners, true));
-            }
-            _ => {}
-        }
-    }
-}
-
-impl Client {
-    /// Waits until the server's cluster knows its hosts, so that the first attempt is not in vain.
-    async fn reachable(&self) {
-        if let Some(cluster) = self.channel.cluster() {
-            // A name that does not resolve is the stream's error then.
-            let _ = tokio::time::timeout(RETRY.1, cluster.ready()).await;
-        }
-    }
-}
-
-/// Starts what the bootstrap's dynamic resources ask for.
+/// Starts what the bootstrap's dynamic resources ask for, and whatever is asked for later.
 pub(crate) fn start(store: &Arc<ConfigStore>, bootstrap: &Bootstrap) -> Ready {
     let dynamic = &bootstrap.dynamic;
-    let Some(ads) = &dynamic.ads else {
-        return Ready(None);
-    };
-    // It was checked with the bootstrap.
-    let Ok((channel, metadata)) = channel(store, ads) else {
-        return Ready(None);
-    };
-    let (progress, told) = watch::channel(Progress {
-        clusters: !dynamic.has_cds,
-        listeners: !dynamic.has_lds,
-    });
-    let client = Client {
-        store: store.clone(),
-        channel,
-        metadata,
-        stats: XdsStats::new(&store.server.stats),
-        has_cds: dynamic.has_cds,
-        has_lds: dynamic.has_lds,
-        progress: progress.clone(),
-    };
-    task::spawn("initial-fetch", async move {
-        // Without an answer the proxy serves what it has.
-        tokio::time::sleep(INITIAL_FETCH_TIMEOUT).await;
-        progress.send_if_modified(|progress| !std::mem::replace(&mut progress.clusters, true));
-        tokio::time::sleep(INITIAL_FETCH_TIMEOUT).await;
-        progress.send_if_modified(|progress| !std::mem::replace(&mut progress.listeners, true));
-    });
-    if ads.api_type() == ApiType::DeltaGrpc {
-        task::spawn("ads", delta::run(client));
-    } else {
-        task::spawn("ads", ads::run(client));
+    let (progress, told) = watch::channel(Progress::default());
+    task::spawn(
+        "xds",
+        run_sources(store.clone(), dynamic.ads.clone().map(Arc::new)),
+    );
+    for layer in &dynamic.runtime {
+        store.want_runtime(layer);
     }
-    Ready(Some(told))
+    task::spawn(
+        "first-configuration",
+        first(
+            store.clone(),
+            dynamic.clusters.clone(),
+            dynamic.listeners.clone(),
+            progress,
+        ),
+    );
+    Ready(told)
 }
 
-/// Pauses between streams.
-struct Pause(Backoff);
-
-impl Pause {
-    fn new() -> Self {
-        Self(Backoff::new(RETRY.0, RETRY.1))
+/// Asks for clusters, and for listeners once the clusters are warm or have taken too long.
+async fn first(
+    store: Arc<ConfigStore>,
+    clusters: Option<DynamicSource>,
+    listeners: Option<DynamicSource>,
+    progress: watch::Sender<Progress>,
+) {
+    if let Some(dynamic) = clusters {
+        await_first(&store, Kind::Cluster, &dynamic).await;
+        // Their endpoints follow; each cluster has a deadline of its own.
+        let deadline = Instant::now() + dynamic.timeout;
+        let _ = tokio::time::timeout_at(deadline, store.clusters_ready()).await;
     }
+    progress.send_modify(|progress| progress.clusters = true);
+    if let Some(dynamic) = listeners {
+        await_first(&store, Kind::Listener, &dynamic).await;
+    }
+    progress.send_modify(|progress| progress.listeners = true);
+}
 
-    async fn after(&mut self, lived: Duration) {
-        if lived >= GOOD_STREAM {
-            self.0.reset();
+/// Without an answer in time the proxy goes on with what it has; the answer is still waited for.
+async fn await_first(store: &Arc<ConfigStore>, kind: Kind, dynamic: &DynamicSource) {
+    store.want_all(kind, dynamic.source.clone());
+    let answered = tokio::time::timeout(dynamic.timeout, store.answered(kind)).await;
+    if answered.is_err() {
+        store.xds_stats.of(kind).init_fetch_timeout.inc();
+        tracing::warn!(target: "config", ?kind, "initial fetch timed out");
+    }
+}
+
+/// Keeps a task for every source that something is wanted of.
+async fn run_sources(store: Arc<ConfigStore>, ads: Option<Arc<GrpcSource>>) {
+    let mut wanted = store.wanted();
+    let mut running: HashMap<Key, CancellationToken> = HashMap::new();
+    if let Some(ads) = ads {
+        // It lives as long as the process, whatever is wanted of it.
+        spawn(&store, &ads, None, CancellationToken::new());
+    }
+    loop {
+        let now = wanted.borrow_and_update().clone();
+        running.retain(|key, token| {
+            let is_wanted = now.contains_key(key);
+            if !is_wanted {
+                token.cancel();
+            }
+            is_wanted
+        });
+        for key in now.keys().filter(|key| key.source != Source::Ads) {
+            if running.contains_key(key) {
+                continue;
+            }
+            let token = CancellationToken::new();
+            running.insert(key.clone(), token.clone());
+            match &key.source {
+                Source::Grpc(source) => spawn(&store, source, Some(key.clone()), token),
+                Source::File(file) => {
+                    task::spawn(
+                        "xds-file",
+                        file::follow(store.clone(), key.clone(), file.clone(), token),
+                    );
+                }
+                Source::Ads => {}
+            }
         }
-        tokio::time::sleep(self.0.next_delay()).await;
+        if wanted.changed().await.is_err() {
+            return;
+        }
     }
 }
+
+fn spawn(
+    store: &Arc<ConfigStore>,
+    source: &Arc<GrpcSource>,
+    only: Option<Key>,
+    closed: CancellationToken,
+) {
+    // It was checked with the source.
+    let metadata = source.metadata().unwrap_or_default();
+    let subscriber = Subscriber {
+        store: store.clone(),
+        channel: GrpcChannel::new(
+            store.server.clusters.clone(),
+            &source.cluster,
+            &source.authority,
+        ),
+        metadata,
+        source: source.clone(),
+        only,
+    };
+    if source.is_delta {
+        task::spawn("xds", stream::run::<delta::Delta>(subscriber, closed));
+    } else {
+        task::spawn("xds", stream::run::<sotw::StateOfTheWorld>(subscriber, closed));
+    }
+}
+
+/// Versions that we have, by name.
+type Versions = BTreeMap<String, String>;

@@ -1,37 +1,56 @@
-//! Clusters and their endpoints: checked, warmed, published.
+//! Clusters: checked, warmed, published. A whole update is published at once; what warms later, as soon as it is warm.
 
 use super::{
     ConfigStore, Entry, Kind, Update,
-    store::{Failures, INITIAL_FETCH_TIMEOUT},
+    store::{Failures, State},
 };
 use crate::{
     invalid::Invalid,
     upstream::{self, Cluster, ClusterConfig, Discovery},
+    xds::INITIAL_FETCH_TIMEOUT,
 };
+use prost::Message as _;
 use prost_types::Any;
-use proto::envoy::config::{cluster::v3::Cluster as Wire, endpoint::v3::ClusterLoadAssignment};
+use proto::envoy::config::cluster::v3::Cluster as Wire;
 use proto_component::task;
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// What became of one resource of an update.
+enum Applied {
+    /// It is what it was.
+    Unchanged,
+    /// It is built and knows all that it needs.
+    Warm(Arc<Cluster>),
+    /// It is built and waits.
+    Warming,
+}
 
 impl ConfigStore {
     /// Puts a cluster of the bootstrap in force.
     pub(crate) fn add_static_cluster(self: &Arc<Self>, wire: Wire) -> Result<(), Invalid> {
-        let name = wire.name.clone();
         let any = proto::any::pack(&wire);
         let cluster = self.build_cluster(wire)?;
-        let mut entry = Entry::new(any, "", true);
+        let mut entry = Entry::new(&any, "", true);
         // Static clusters serve at once: xDS itself may go through one.
         entry.active = Some(cluster.clone());
-        self.state.lock().clusters.insert(name, entry);
+        self.state
+            .lock()
+            .clusters
+            .insert(cluster.name().clone(), entry);
         self.server.clusters.update(vec![cluster.clone()], &[]);
         self.start(&cluster);
-        self.refresh_wanted();
         Ok(())
     }
 
+    /// Checks a cluster that nothing came of yet.
     fn build_cluster(&self, wire: Wire) -> Result<Arc<Cluster>, Invalid> {
         let config = ClusterConfig::new(wire, &self.secrets)?;
-        Cluster::new(config, &self.server.stats)
+        Cluster::new(config, &self.server)
     }
 
     /// Starts the tasks that find and check the cluster's hosts.
@@ -43,20 +62,17 @@ impl ConfigStore {
             Discovery::OriginalDst { cleanup, .. } => {
                 task::spawn("original-dst", clean_original(cluster.clone(), *cleanup));
             }
-            Discovery::Eds { service_name, .. } => {
-                let known = self
-                    .state
-                    .lock()
-                    .assignments
-                    .get(service_name)
-                    .map(|entry| entry.any.clone());
-                if let Some(known) =
-                    known.and_then(|any| proto::any::unpack::<ClusterLoadAssignment>(&any).ok())
-                {
-                    // It was accepted before; hosts of the cluster before this one are known at once.
-                    let _ = cluster.apply_assignment(&known);
-                }
+            Discovery::DynamicForwardProxy(cache) => {
+                task::spawn(
+                    "dns-cache",
+                    upstream::run_dns_cache(cluster.clone(), cache.clone()),
+                );
             }
+            Discovery::Eds {
+                service_name,
+                source,
+                ..
+            } => self.apply_known_endpoints(cluster, service_name, source),
             Discovery::Static => {}
         }
         if !cluster.config.health_checks.is_empty() {
@@ -66,204 +82,173 @@ impl ConfigStore {
 
     pub(super) fn apply_clusters(self: &Arc<Self>, update: Update) -> Result<(), String> {
         let mut failures = Failures::default();
-        let mut seen = HashSet::new();
-        for resource in update.resources {
-            let wire = match proto::any::unpack::<Wire>(&resource.any) {
-                Ok(wire) => wire,
-                Err(error) => {
-                    failures.add("?", error);
-                    continue;
+        let mut seen: HashSet<String> = HashSet::new();
+        let mut warm = Vec::new();
+        for resource in &update.resources {
+            match self.apply_cluster(&resource.any, &resource.version, &mut seen) {
+                Ok(Applied::Warm(cluster)) => warm.push(cluster),
+                Ok(Applied::Unchanged | Applied::Warming) => {}
+                Err((name, error)) => {
+                    tracing::warn!(target: "config", cluster = name, %error, "cluster refused");
+                    if let Some(entry) = self.state.lock().clusters.get_mut(name.as_str()) {
+                        entry.refuse(&error);
+                    }
+                    failures.add(&name, error);
                 }
-            };
-            let name = wire.name.clone();
-            if !seen.insert(name.clone()) {
-                failures.add(&name, "duplicate cluster");
-                continue;
-            }
-            if let Err(error) = self.apply_cluster(wire, &resource.any, &resource.version) {
-                self.note_cluster_error(&name, &error);
-                failures.add(&name, error);
             }
         }
-        let gone: Vec<String> = {
+        let gone: Vec<Arc<str>> = if update.is_full {
             let state = self.state.lock();
-            let dynamic = state
-                .clusters
-                .iter()
-                .filter(|(_, entry)| !entry.is_static)
-                .map(|(name, _)| name);
+            let dynamic = state.clusters.iter().filter(|(_, entry)| !entry.is_static);
             dynamic
-                .filter(|name| {
-                    update.removed.contains(name) || (update.is_full && !seen.contains(*name))
-                })
-                .cloned()
+                .map(|(name, _)| name.clone())
+                .filter(|name| !seen.contains(&**name))
                 .collect()
+        } else {
+            let state = self.state.lock();
+            let known = update.removed.iter().filter_map(|name| {
+                let (name, entry) = state.clusters.get_key_value(name.as_str())?;
+                (!entry.is_static).then(|| name.clone())
+            });
+            known.collect()
         };
-        self.remove_clusters(&gone);
+        self.publish(warm, &gone);
         failures.into_result(Kind::Cluster)
     }
 
     fn apply_cluster(
         self: &Arc<Self>,
-        wire: Wire,
         any: &Any,
         version: &str,
-    ) -> Result<(), Invalid> {
+        seen: &mut HashSet<String>,
+    ) -> Result<Applied, (String, Invalid)> {
+        let wire = proto::any::unpack::<Wire>(any)
+            .map_err(|error| ("?".to_owned(), Invalid::from(error)))?;
         let name = wire.name.clone();
+        let refuse = |error: Invalid| (name.clone(), error);
+        if !seen.insert(name.clone()) {
+            return Err(refuse(Invalid::new("duplicate cluster")));
+        }
+        if let Some(entry) = self.state.lock().clusters.get_mut(name.as_str()) {
+            if entry.is_static {
+                return Err(refuse(Invalid::new("a static cluster of that name exists")));
+            }
+            // A server may write the same message in another order.
+            let is_same = entry.raw.is(any)
+                || Wire::decode(entry.raw.bytes()).is_ok_and(|before| before == wire);
+            if is_same && entry.newest().is_some() {
+                entry.confirm(version);
+                return Ok(Applied::Unchanged);
+            }
+        }
+        let cluster = self.build_cluster(wire).map_err(refuse)?;
+        let mut entry = Entry::new(any, version, false);
+        entry.warming = Some(cluster.clone());
         {
             let mut state = self.state.lock();
-            if let Some(entry) = state.clusters.get_mut(&name) {
-                if entry.is_static {
-                    return Err(Invalid::new("a static cluster of that name exists"));
-                }
-                let newest = entry.warming.as_ref().or(entry.active.as_ref());
-                if newest.is_some_and(|cluster| cluster.config.wire == wire) {
-                    version.clone_into(&mut entry.version);
-                    entry.error = None;
-                    return Ok(());
+            if let Some(before) = state.clusters.remove(name.as_str()) {
+                entry.active = before.active;
+                if let Some(abandoned) = before.warming {
+                    abandoned.close();
                 }
             }
+            state.clusters.insert(cluster.name().clone(), entry);
+            state.warming.remove(name.as_str());
         }
-        let cluster = self.build_cluster(wire)?;
-        let mut state = self.state.lock();
-        let before = state.clusters.remove(&name);
-        let mut entry = Entry::new(any.clone(), version, false);
-        if let Some(before) = before {
-            entry.active = before.active;
-            if let Some(abandoned) = before.warming {
-                abandoned.close();
-            }
-        }
-        entry.warming = Some(cluster.clone());
-        state.clusters.insert(name, entry);
-        drop(state);
+        cluster.tell_when_initialized(self.warmed.clone());
         self.start(&cluster);
         if is_warm(&cluster) {
-            self.activate_cluster(&cluster);
-        } else {
-            self.server.clusters.stats.warming_clusters.inc();
-            let store = self.clone();
-            task::spawn("warm-cluster", async move {
-                let timeout = fetch_timeout(&cluster);
-                if tokio::time::timeout(timeout, warm(&cluster)).await.is_err() {
-                    tracing::debug!(target: "config", cluster = %cluster.name(), "initial fetch timed out");
-                }
-                store.server.clusters.stats.warming_clusters.dec();
-                store.activate_cluster(&cluster);
-            });
+            return Ok(Applied::Warm(cluster));
         }
-        Ok(())
-    }
-
-    fn activate_cluster(&self, cluster: &Arc<Cluster>) {
-        let mut state = self.state.lock();
-        let Some(entry) = state.clusters.get_mut(&**cluster.name()) else {
-            return;
+        let deadline = Instant::now() + fetch_timeout(&cluster);
+        let count = {
+            let mut state = self.state.lock();
+            state.warming.insert(cluster.name().clone(), deadline);
+            state.warming.len()
         };
-        if !entry
-            .warming
-            .as_ref()
-            .is_some_and(|warming| Arc::ptr_eq(warming, cluster))
-        {
-            // A newer version has taken its place meanwhile.
-            return;
-        }
-        entry.active = entry.warming.take();
-        // Published under the lock, so that two activations cannot overtake each other.
-        self.server.clusters.update(vec![cluster.clone()], &[]);
-        drop(state);
-        cluster.set_initialized();
+        self.server.clusters.stats.warming_clusters.set(count as u64);
+        self.warmed.notify_one();
+        Ok(Applied::Warming)
     }
 
-    fn remove_clusters(&self, names: &[String]) {
-        if names.is_empty() {
-            return;
-        }
+    /// Puts built clusters in force and takes others out, in one step.
+    fn publish(&self, built: Vec<Arc<Cluster>>, gone: &[Arc<str>]) {
         let mut state = self.state.lock();
-        for name in names {
+        let mut current = Vec::with_capacity(built.len());
+        for cluster in built {
+            let Some(entry) = state.clusters.get_mut(cluster.name()) else {
+                continue;
+            };
+            // A newer version may have taken its place meanwhile.
+            let is_newest = entry
+                .warming
+                .as_ref()
+                .is_some_and(|warming| Arc::ptr_eq(warming, &cluster));
+            if is_newest {
+                entry.active = entry.warming.take();
+                current.push(cluster);
+            }
+        }
+        for name in gone {
+            state.warming.remove(name);
             if let Some(warming) = state.clusters.remove(name).and_then(|entry| entry.warming) {
                 warming.close();
             }
         }
-        self.server.clusters.update(Vec::new(), names);
-    }
-
-    fn note_cluster_error(&self, name: &str, error: &Invalid) {
-        tracing::warn!(target: "config", cluster = name, %error, "cluster refused");
-        if let Some(entry) = self.state.lock().clusters.get_mut(name) {
-            entry.error = Some((error.to_string(), std::time::SystemTime::now()));
+        let warming = state.warming.len() as u64;
+        self.server.clusters.stats.warming_clusters.set(warming);
+        // Published under the lock, so that two publications cannot overtake each other.
+        self.server.clusters.update(current.clone(), gone);
+        drop(state);
+        for cluster in current {
+            cluster.set_initialized();
         }
     }
 
-    pub(super) fn apply_endpoints(&self, update: Update) -> Result<(), String> {
-        let mut failures = Failures::default();
-        for resource in update.resources {
-            let wire = match proto::any::unpack::<ClusterLoadAssignment>(&resource.any) {
-                Ok(wire) => wire,
-                Err(error) => {
-                    failures.add("?", error);
-                    continue;
+    /// Puts every warming cluster in force that is warm now, or has waited long enough; when the next one will have.
+    pub(super) fn publish_warm(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut built = Vec::new();
+        let next = {
+            let mut state = self.state.lock();
+            let State {
+                warming, clusters, ..
+            } = &mut *state;
+            warming.retain(|name, deadline| {
+                let cluster = clusters.get(name).and_then(|entry| entry.warming.as_ref());
+                let Some(cluster) = cluster else {
+                    return false;
+                };
+                let is_late = *deadline <= now;
+                if is_late {
+                    cluster.stats.init_fetch_timeout.inc();
+                    tracing::debug!(target: "config", cluster = %name, "initial fetch timed out");
                 }
-            };
-            let name = wire.cluster_name.clone();
-            let clusters = self.clusters_of_service(&name);
-            if clusters.is_empty() {
-                // Nobody asked; not an error.
-                continue;
-            }
-            if let Err(error) = clusters
-                .iter()
-                .try_for_each(|cluster| cluster.apply_assignment(&wire))
-            {
-                for cluster in &clusters {
-                    cluster.stats.update_failure.inc();
+                let is_ready = is_late || is_warm(cluster);
+                if is_ready {
+                    built.push(cluster.clone());
                 }
-                failures.add(&name, error);
-                continue;
-            }
-            self.state
-                .lock()
-                .assignments
-                .insert(name, Entry::new(resource.any, &resource.version, false));
+                !is_ready
+            });
+            warming.values().min().copied()
+        };
+        if !built.is_empty() {
+            self.publish(built, &[]);
         }
-        for name in update.removed {
-            // The endpoints are gone, the cluster is not: it has no hosts.
-            self.state.lock().assignments.remove(&name);
-            let empty = ClusterLoadAssignment {
-                cluster_name: name.clone(),
-                ..ClusterLoadAssignment::default()
-            };
-            for cluster in self.clusters_of_service(&name) {
-                // An empty assignment has nothing that could be refused.
-                let _ = cluster.apply_assignment(&empty);
-            }
-        }
-        failures.into_result(Kind::Endpoint)
+        next
     }
 
-    fn clusters_of_service(&self, service: &str) -> Vec<Arc<Cluster>> {
-        let is_of = |cluster: &&Arc<Cluster>| matches!(&cluster.config.discovery, Discovery::Eds { service_name, .. } if service_name == service);
-        let state = self.state.lock();
-        // Almost always the cluster has the service's name; only then is the whole map spared.
-        if let Some(entry) = state.clusters.get(service) {
-            let found: Vec<_> = entry
-                .active
-                .iter()
-                .chain(&entry.warming)
-                .filter(is_of)
-                .cloned()
-                .collect();
-            if !found.is_empty() {
-                return found;
+    /// Publishes clusters as they get warm, for ever.
+    pub(crate) async fn run_warming(self: Arc<Self>) {
+        loop {
+            // Asked to be woken before looking, so that nothing is missed between the two.
+            let warmed = self.warmed.notified();
+            let next = self.publish_warm();
+            tokio::select! {
+                () = warmed => {}
+                () = sleep_until(next) => {}
             }
         }
-        state
-            .clusters
-            .values()
-            .flat_map(|entry| entry.active.iter().chain(&entry.warming))
-            .filter(is_of)
-            .cloned()
-            .collect()
     }
 
     /// Waits until no cluster is warming any more and every static one knows its hosts.
@@ -271,16 +256,20 @@ impl ConfigStore {
         loop {
             let next = {
                 let state = self.state.lock();
-                let mut newest = state
-                    .clusters
-                    .values()
-                    .filter_map(|entry| entry.warming.as_ref().or(entry.active.as_ref()));
+                let mut newest = state.clusters.values().filter_map(Entry::newest);
                 newest.find(|cluster| !cluster.is_initialized()).cloned()
             };
             let Some(cluster) = next else { return };
             // Looked at again soon even if it never gets ready: it may have been replaced.
             let _ = tokio::time::timeout(Duration::from_millis(200), cluster.ready()).await;
         }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -294,31 +283,10 @@ fn is_warm(cluster: &Cluster) -> bool {
             .all(|slot| slot.load().is_some())
 }
 
-async fn warm(cluster: &Cluster) {
-    cluster.ready().await;
-    for slot in cluster
-        .config
-        .transport
-        .all()
-        .flat_map(|transport| transport.slots())
-    {
-        slot.ready().await;
-    }
-}
-
 fn fetch_timeout(cluster: &Cluster) -> Duration {
-    let Discovery::Eds { source, .. } = &cluster.config.discovery else {
-        return INITIAL_FETCH_TIMEOUT;
-    };
-    match source
-        .initial_fetch_timeout
-        .as_ref()
-        .and_then(|wire| crate::wire::duration(wire).ok())
-    {
-        // Zero means to wait for ever; a day is as good and has an end.
-        Some(Duration::ZERO) => Duration::from_secs(86_400),
-        Some(timeout) => timeout,
-        None => INITIAL_FETCH_TIMEOUT,
+    match cluster.config.discovery {
+        Discovery::Eds { fetch_timeout, .. } => fetch_timeout,
+        _ => INITIAL_FETCH_TIMEOUT,
     }
 }
 

@@ -1,18 +1,17 @@
 //! Listeners and their routes: checked, warmed, put in force.
 
-use super::{
-    ConfigStore, Entry, Kind, RouteSlot, Update,
-    store::{Failures, INITIAL_FETCH_TIMEOUT},
-};
+use super::{ConfigStore, Entry, Kind, RouteSlot, Update, store::Failures};
 use crate::{
     invalid::Invalid,
     listener::{ListenerConfig, ListenerContext},
     transport::SecretSlot,
+    xds::{INITIAL_FETCH_TIMEOUT, Source, fetch_timeout},
 };
+use prost::Message as _;
 use prost_types::Any;
 use proto::envoy::config::{listener::v3::Listener as Wire, route::v3::RouteConfiguration};
 use proto_component::task;
-use std::{cell::RefCell, collections::HashSet, sync::Arc};
+use std::{cell::RefCell, collections::HashSet, sync::Arc, time::Duration};
 
 impl ConfigStore {
     /// Builds a listener of the bootstrap; it serves once it is warm.
@@ -70,7 +69,7 @@ impl ConfigStore {
             if let Err(error) = self.apply_listener(wire, &resource.any, &resource.version, false) {
                 tracing::warn!(target: "config", listener = %name, %error, "listener refused");
                 if let Some(entry) = self.state.lock().listeners.get_mut(&name) {
-                    entry.error = Some((error.clone(), std::time::SystemTime::now()));
+                    entry.refuse(&error);
                 }
                 failures.add(&name, error);
             }
@@ -92,10 +91,10 @@ impl ConfigStore {
                     return Err("a static listener of that name exists".into());
                 }
                 Some(entry) => {
-                    let newest = entry.warming.as_ref().or(entry.active.as_ref());
-                    if newest.is_some_and(|config| config.wire == wire) {
-                        version.clone_into(&mut entry.version);
-                        entry.error = None;
+                    let is_same = entry.raw.is(any)
+                        || entry.newest().is_some_and(|config| config.wire == wire);
+                    if is_same && entry.newest().is_some() {
+                        entry.confirm(version);
                         return Ok(());
                     }
                     entry.active.clone()
@@ -118,7 +117,7 @@ impl ConfigStore {
         {
             let mut state = self.state.lock();
             let old = state.listeners.remove(&*config.name);
-            let mut entry = Entry::new(any.clone(), version, is_static);
+            let mut entry = Entry::new(any, version, is_static);
             entry.active = old.and_then(|old| old.active);
             entry.warming = Some(config.clone());
             state.listeners.insert(config.name.to_string(), entry);
@@ -129,10 +128,7 @@ impl ConfigStore {
         self.listeners.stats.total_listeners_warming.inc();
         let store = self.clone();
         task::spawn("warm-listener", async move {
-            if tokio::time::timeout(INITIAL_FETCH_TIMEOUT, warm(&slots, &used))
-                .await
-                .is_err()
-            {
+            if !warm(&slots, &used).await {
                 tracing::warn!(target: "config", listener = %config.name, "initial fetch timed out");
             }
             store.listeners.stats.total_listeners_warming.dec();
@@ -165,7 +161,7 @@ impl ConfigStore {
             }
             Err(error) => {
                 let text = error.to_string();
-                entry.error = Some((text.clone(), std::time::SystemTime::now()));
+                entry.refuse(&text);
                 if entry.active.is_none() {
                     state.listeners.remove(&*config.name);
                 }
@@ -174,9 +170,16 @@ impl ConfigStore {
         }
     }
 
-    pub(super) fn apply_routes(&self, update: Update) -> Result<(), String> {
+    pub(super) fn apply_routes(&self, from: &Source, update: Update) -> Result<(), String> {
         let mut failures = Failures::default();
         for resource in update.resources {
+            // Told apart before they are read whole: a large table that has not changed costs a comparison.
+            let Some(slot) = self.slot_of(from, &resource) else {
+                continue;
+            };
+            if slot.confirm(&resource.any, &resource.version) {
+                continue;
+            }
             let wire = match proto::any::unpack::<RouteConfiguration>(&resource.any) {
                 Ok(wire) => wire,
                 Err(error) => {
@@ -185,26 +188,27 @@ impl ConfigStore {
                 }
             };
             let name = wire.name.clone();
-            let Some(slot) = self.routes.get(&name) else {
-                continue;
-            };
-            if slot
-                .source()
-                .is_some_and(|source| source.any == resource.any)
-            {
-                continue;
-            }
-            if let Err(error) = slot.store(wire, resource.any, resource.version) {
+            if let Err(error) = slot.store(wire, &resource.any, &resource.version) {
                 tracing::warn!(target: "config", route = %name, %error, "route configuration refused");
                 failures.add(&name, error);
             }
         }
         for name in update.removed {
-            if let Some(slot) = self.routes.get(&name) {
+            // QUIRK: as in Envoy a route configuration stays in force when it is taken away.
+            if let Some(slot) = self.routes.get(from, &name) {
                 slot.set_missing();
             }
         }
         failures.into_result(Kind::Route)
+    }
+
+    /// Who wants the route configuration in `resource`, if anybody does.
+    fn slot_of(&self, from: &Source, resource: &super::Resource) -> Option<Arc<RouteSlot>> {
+        if !resource.name.is_empty() {
+            return self.routes.get(from, &resource.name);
+        }
+        let named = Named::decode(resource.any.value.as_slice()).ok()?;
+        self.routes.get(from, &named.name)
     }
 
     /// Waits until no listener is warming any more.
@@ -229,11 +233,33 @@ fn is_warm(slots: &[Arc<SecretSlot>], routes: &[Arc<RouteSlot>]) -> bool {
         && routes.iter().all(|slot| slot.load().is_some())
 }
 
-async fn warm(slots: &[Arc<SecretSlot>], routes: &[Arc<RouteSlot>]) {
-    for slot in slots {
-        slot.ready().await;
-    }
-    for route in routes {
-        route.ready().await;
-    }
+/// Waits for each, as long as its source says; `false` if one did not come in time.
+async fn warm(slots: &[Arc<SecretSlot>], routes: &[Arc<RouteSlot>]) -> bool {
+    let secrets = slots.iter().map(|slot| {
+        let patience = slot
+            .source
+            .as_ref()
+            .map_or(INITIAL_FETCH_TIMEOUT, fetch_timeout);
+        in_time(patience, slot.ready())
+    });
+    let routes = routes
+        .iter()
+        .map(|slot| in_time(slot.fetch_timeout(), slot.ready()));
+    let (secrets, routes) = futures::future::join(
+        futures::future::join_all(secrets),
+        futures::future::join_all(routes),
+    )
+    .await;
+    secrets.into_iter().chain(routes).all(|is_there| is_there)
+}
+
+async fn in_time(patience: Duration, ready: impl Future<Output = ()>) -> bool {
+    tokio::time::timeout(patience, ready).await.is_ok()
+}
+
+/// The one field by which route configurations are told apart.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Named {
+    #[prost(string, tag = "1")]
+    name: String,
 }

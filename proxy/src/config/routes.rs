@@ -1,11 +1,19 @@
 //! Route configurations by name. A slot is made when a listener names it and filled when RDS delivers it.
 
-use crate::{invalid::Invalid, router::RouteTable};
+use super::Raw;
+use crate::{
+    invalid::{At as _, Invalid},
+    router::RouteTable,
+    xds::{Source, fetch_timeout},
+};
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use prost_types::Any;
-use proto::envoy::config::route::v3::RouteConfiguration;
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use proto::envoy::{
+    config::route::v3::RouteConfiguration,
+    extensions::filters::network::http_connection_manager::v3::Rds,
+};
+use std::{collections::BTreeMap, sync::Arc, time::Duration, time::SystemTime};
 use tokio::sync::watch;
 
 /// The newest value of a route configuration.
@@ -13,15 +21,16 @@ pub(crate) struct RouteSlot {
     table: ArcSwapOption<RouteTable>,
     source: Mutex<Option<RouteSource>>,
     changed: watch::Sender<u64>,
+    fetch_timeout: Duration,
 }
 
 /// What a route configuration came from, for dumps.
 #[derive(Clone)]
 pub(crate) struct RouteSource {
     /// The message.
-    pub(crate) any: Any,
+    pub(crate) raw: Raw,
     /// Its version.
-    pub(crate) version: String,
+    pub(crate) version: Arc<str>,
     /// When it came.
     pub(crate) updated: SystemTime,
 }
@@ -29,7 +38,7 @@ pub(crate) struct RouteSource {
 /// Every slot by name.
 #[derive(Default)]
 pub(crate) struct RouteSlots {
-    slots: Mutex<BTreeMap<String, Arc<RouteSlot>>>,
+    slots: Mutex<BTreeMap<(Source, Arc<str>), Arc<RouteSlot>>>,
 }
 
 impl RouteSlot {
@@ -47,18 +56,33 @@ impl RouteSlot {
     pub(crate) fn store(
         &self,
         wire: RouteConfiguration,
-        any: Any,
-        version: String,
+        any: &Any,
+        version: &str,
     ) -> Result<(), Invalid> {
         let table = RouteTable::try_from(wire)?;
         self.table.store(Some(Arc::new(table)));
         *self.source.lock() = Some(RouteSource {
-            any,
-            version,
+            raw: Raw::new(any),
+            version: version.into(),
             updated: SystemTime::now(),
         });
         self.changed.send_modify(|count| *count += 1);
         Ok(())
+    }
+
+    /// Whether it is what is in force already; the version is noted then.
+    pub(crate) fn confirm(&self, any: &Any, version: &str) -> bool {
+        let mut source = self.source.lock();
+        let Some(source) = source.as_mut().filter(|source| source.raw.is(any)) else {
+            return false;
+        };
+        source.version = version.into();
+        true
+    }
+
+    /// How long the first delivery is waited for.
+    pub(crate) fn fetch_timeout(&self) -> Duration {
+        self.fetch_timeout
     }
 
     /// It does not exist, says the control plane: nobody need wait any longer.
@@ -75,24 +99,30 @@ impl RouteSlot {
 }
 
 impl RouteSlots {
-    /// The slot of `name`, made if it is new.
-    pub(crate) fn subscribe(&self, name: &str) -> Arc<RouteSlot> {
+    /// The slot that `rds` means, made if it is new.
+    pub(crate) fn subscribe(&self, rds: &Rds) -> Result<Arc<RouteSlot>, Invalid> {
+        let wire = rds
+            .config_source
+            .as_ref()
+            .ok_or_else(|| Invalid::new("it is needed").at("config_source"))?;
+        let source = Source::try_from(wire).at("config_source")?;
+        let key = (source, Arc::from(rds.route_config_name.as_str()));
         let mut slots = self.slots.lock();
-        slots
-            .entry(name.to_owned())
-            .or_insert_with(|| {
-                Arc::new(RouteSlot {
-                    table: ArcSwapOption::empty(),
-                    source: Mutex::new(None),
-                    changed: watch::channel(0).0,
-                })
+        let slot = slots.entry(key).or_insert_with(|| {
+            Arc::new(RouteSlot {
+                table: ArcSwapOption::empty(),
+                source: Mutex::new(None),
+                changed: watch::channel(0).0,
+                fetch_timeout: fetch_timeout(wire),
             })
-            .clone()
+        });
+        Ok(slot.clone())
     }
 
-    /// The slot of `name`, if anybody wants it.
-    pub(crate) fn get(&self, name: &str) -> Option<Arc<RouteSlot>> {
-        self.slots.lock().get(name).cloned()
+    /// The slot of `name` from `source`, if anybody wants it.
+    pub(crate) fn get(&self, source: &Source, name: &str) -> Option<Arc<RouteSlot>> {
+        let key = (source.clone(), Arc::from(name));
+        self.slots.lock().get(&key).cloned()
     }
 
     /// Every slot.
@@ -100,8 +130,8 @@ impl RouteSlots {
         self.slots.lock().values().cloned().collect()
     }
 
-    /// Drops slots that no listener holds any more; the names of those that stay.
-    pub(crate) fn prune(&self) -> Vec<String> {
+    /// Drops slots that no listener holds any more; source and name of those that stay.
+    pub(crate) fn prune(&self) -> Vec<(Source, Arc<str>)> {
         let mut slots = self.slots.lock();
         slots.retain(|_, slot| Arc::strong_count(slot) > 1);
         slots.keys().cloned().collect()

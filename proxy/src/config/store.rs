@@ -1,25 +1,24 @@
-//! The one writer of the configuration, and what is remembered of each resource for dumps and comparisons.
+//! The one writer of the configuration, and what is remembered of each resource.
 
-use super::{Kind, RouteSlots, Update};
+use super::{Entry, Key, Kind, RouteSlots, Update, wanted::Wants};
 use crate::{
     invalid::Invalid,
     listener::{ListenerConfig, Listeners},
     server::ServerContext,
     transport::{Secret, SecretSlots},
     upstream::Cluster,
+    xds::{Source, XdsStats},
 };
 use parking_lot::Mutex;
-use prost_types::Any;
 use proto::envoy::extensions::transport_sockets::tls::v3::Secret as WireSecret;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::{Duration, SystemTime},
 };
-use tokio::sync::watch;
-
-/// How long a resource is waited for before its holder goes on without it.
-pub(crate) const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 /// Everything configured.
 pub(crate) struct ConfigStore {
@@ -31,65 +30,28 @@ pub(crate) struct ConfigStore {
     pub(crate) routes: RouteSlots,
     /// Listeners at work.
     pub(crate) listeners: Arc<Listeners>,
+    /// What subscriptions count.
+    pub(crate) xds_stats: XdsStats,
     pub(super) state: Mutex<State>,
-    wanted: watch::Sender<Wanted>,
+    pub(super) wants: Wants,
+    /// Told when a warming cluster may have become warm.
+    pub(super) warmed: Arc<Notify>,
+    answers: watch::Sender<[bool; Kind::ALL.len()]>,
 }
 
 /// What is remembered.
 #[derive(Default)]
 pub(crate) struct State {
     /// Clusters by name.
-    pub(crate) clusters: BTreeMap<String, Entry<Arc<Cluster>>>,
+    pub(crate) clusters: BTreeMap<Arc<str>, Entry<Arc<Cluster>>>,
+    /// Clusters that wait for their hosts or secrets, and until when.
+    pub(super) warming: HashMap<Arc<str>, Instant>,
     /// Listeners by name.
     pub(crate) listeners: BTreeMap<String, Entry<Arc<ListenerConfig>>>,
-    /// Endpoints by EDS name.
-    pub(crate) assignments: BTreeMap<String, Entry<Any>>,
+    /// Endpoints by source and EDS name.
+    pub(crate) assignments: BTreeMap<Source, BTreeMap<Arc<str>, Entry<()>>>,
     /// Version of the last good response by type.
     pub(crate) versions: BTreeMap<Kind, String>,
-}
-
-/// One resource.
-pub(crate) struct Entry<T> {
-    /// Whether it comes from the bootstrap.
-    pub(crate) is_static: bool,
-    /// Its version.
-    pub(crate) version: String,
-    /// When it came.
-    pub(crate) updated: SystemTime,
-    /// The version in force.
-    pub(crate) active: Option<T>,
-    /// A newer version on its way.
-    pub(crate) warming: Option<T>,
-    /// The message last accepted.
-    pub(crate) any: Any,
-    /// Why the newest version was refused.
-    pub(crate) error: Option<(String, SystemTime)>,
-}
-
-/// Names to ask for, by type.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    /// EDS.
-    pub(crate) endpoints: Vec<String>,
-    /// RDS.
-    pub(crate) routes: Vec<String>,
-    /// SDS over ADS.
-    pub(crate) secrets: Vec<String>,
-}
-
-impl<T> Entry<T> {
-    /// A resource that has just come.
-    pub(crate) fn new(any: Any, version: &str, is_static: bool) -> Self {
-        Self {
-            is_static,
-            version: version.to_owned(),
-            updated: SystemTime::now(),
-            active: None,
-            warming: None,
-            any,
-            error: None,
-        }
-    }
 }
 
 /// Failures of an update, by resource name.
@@ -117,7 +79,10 @@ impl Failures {
             Kind::Listener => "listener(s)",
             Kind::Endpoint => "endpoint assignment(s)",
             Kind::Route => "route configuration(s)",
+            Kind::VirtualHost => "virtual host(s)",
             Kind::Secret => "secret(s)",
+            Kind::Extension => "extension config(s)",
+            Kind::Runtime => "runtime layer(s)",
         };
         Err(format!("Error adding/updating {what} {}", lines.join("\n")))
     }
@@ -128,35 +93,54 @@ impl ConfigStore {
     pub(crate) fn new(server: Arc<ServerContext>) -> Arc<Self> {
         let listeners = Arc::new(Listeners::new(server.clone()));
         Arc::new(Self {
-            server,
             listeners,
+            xds_stats: XdsStats::new(&server.stats),
             secrets: SecretSlots::default(),
             routes: RouteSlots::default(),
             state: Mutex::default(),
-            wanted: watch::channel(Wanted::default()).0,
+            wants: Wants::default(),
+            warmed: Arc::default(),
+            answers: watch::channel([false; Kind::ALL.len()]).0,
+            server,
         })
     }
 
     /// Applies what an xDS server sent. The error is the NACK's detail; what was good is in force all the same.
-    pub(crate) fn apply(self: &Arc<Self>, kind: Kind, update: Update) -> Result<(), String> {
+    pub(crate) fn apply(self: &Arc<Self>, key: &Key, update: Update) -> Result<(), String> {
         let version = update.version.clone();
+        let kind = key.kind;
         let outcome = match kind {
             Kind::Cluster => self.apply_clusters(update),
-            Kind::Endpoint => self.apply_endpoints(update),
+            Kind::Endpoint => self.apply_endpoints(&key.source, update),
             Kind::Listener => self.apply_listeners(update),
-            Kind::Route => self.apply_routes(update),
-            Kind::Secret => self.apply_secrets(update),
+            Kind::Route => self.apply_routes(&key.source, update),
+            Kind::Secret => self.apply_secrets(key, update),
+            Kind::Runtime => self.apply_runtime(update),
+            Kind::VirtualHost | Kind::Extension => Ok(()),
         };
         if outcome.is_ok() {
             self.state.lock().versions.insert(kind, version);
         }
-        self.refresh_wanted();
+        // Endpoints, routes and values lead to nothing further.
+        if matches!(kind, Kind::Cluster | Kind::Listener) {
+            self.refresh_wanted();
+        }
+        self.note_answer(kind);
         outcome
     }
 
-    /// What is to be asked for, told whenever it changes.
-    pub(crate) fn wanted(&self) -> watch::Receiver<Wanted> {
-        self.wanted.subscribe()
+    /// The first answer about `kind` has come.
+    fn note_answer(&self, kind: Kind) {
+        self.answers.send_if_modified(|answers| {
+            !std::mem::replace(&mut answers[kind.index()], true)
+        });
+    }
+
+    /// Waits for the first answer about `kind`, good or bad.
+    pub(crate) async fn answered(&self, kind: Kind) {
+        let mut answers = self.answers.subscribe();
+        // The sender lives as long as we do.
+        let _ = answers.wait_for(|answers| answers[kind.index()]).await;
     }
 
     /// Looks at what is remembered.
@@ -164,66 +148,49 @@ impl ConfigStore {
         look(&self.state.lock())
     }
 
-    pub(super) fn refresh_wanted(&self) {
-        let mut wanted = Wanted {
-            routes: self.routes.prune(),
-            ..Wanted::default()
-        };
-        let state = self.state.lock();
-        for entry in state.clusters.values() {
-            for cluster in entry.active.iter().chain(&entry.warming) {
-                if let crate::upstream::Discovery::Eds { service_name, .. } =
-                    &cluster.config.discovery
-                {
-                    wanted.endpoints.push(service_name.clone());
-                }
+    fn apply_runtime(&self, update: Update) -> Result<(), String> {
+        let mut failures = Failures::default();
+        for resource in update.resources {
+            match proto::any::unpack::<proto::envoy::service::runtime::v3::Runtime>(&resource.any) {
+                Ok(wire) => self
+                    .server
+                    .runtime
+                    .set_discovered(&wire.name, wire.layer.unwrap_or_default()),
+                Err(error) => failures.add("?", error),
             }
         }
-        drop(state);
-        wanted.endpoints.sort_unstable();
-        wanted.endpoints.dedup();
-        self.secrets.prune();
-        let over_ads = |slot: &Arc<crate::transport::SecretSlot>| {
-            slot.source.as_ref().is_some_and(crate::xds::is_ads)
-        };
-        wanted.secrets = self
-            .secrets
-            .all()
-            .into_iter()
-            .filter(over_ads)
-            .map(|slot| slot.name.clone())
-            .collect();
-        self.wanted.send_if_modified(|current| {
-            let is_changed = *current != wanted;
-            *current = wanted;
-            is_changed
-        });
+        for name in update.removed {
+            self.server
+                .runtime
+                .set_discovered(&name, prost_types::Struct::default());
+        }
+        failures.into_result(Kind::Runtime)
     }
 
-    fn apply_secrets(&self, update: Update) -> Result<(), String> {
+    fn apply_secrets(&self, key: &Key, update: Update) -> Result<(), String> {
         let mut failures = Failures::default();
         for resource in update.resources {
             match proto::any::unpack::<WireSecret>(&resource.any) {
+                // A server may send more than was asked for on this stream.
+                Ok(wire) if key.single.as_deref().is_some_and(|name| name != wire.name) => {}
                 Ok(wire) => {
-                    if let Err(error) = self.set_secret(&wire, crate::xds::is_ads) {
+                    if let Err(error) = self.set_secret(&wire, &key.source) {
                         failures.add(&wire.name, error);
                     }
                 }
                 Err(error) => failures.add("?", error),
             }
         }
+        self.warmed.notify_one();
         failures.into_result(Kind::Secret)
     }
 
     /// Puts a secret into every slot of its name whose source fits.
-    pub(crate) fn set_secret(
-        &self,
-        wire: &WireSecret,
-        fits: impl Fn(&proto::envoy::config::core::v3::ConfigSource) -> bool,
-    ) -> Result<(), Invalid> {
+    fn set_secret(&self, wire: &WireSecret, from: &Source) -> Result<(), Invalid> {
         let secret = Secret::new(wire)?;
         for slot in self.secrets.all() {
-            if slot.name == wire.name && slot.source.as_ref().is_some_and(&fits) {
+            let source = slot.source.as_ref().map(Source::try_from);
+            if slot.name == wire.name && matches!(source, Some(Ok(source)) if source == *from) {
                 slot.store(secret.clone());
             }
         }

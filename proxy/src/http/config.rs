@@ -287,7 +287,7 @@ impl Routes {
     ) -> Result<Self, Invalid> {
         match &config.route_specifier {
             Some(hcm::RouteSpecifier::Rds(rds)) => {
-                Ok(Routes::Slot(context.rds(&rds.route_config_name)))
+                Ok(Routes::Slot(context.rds(rds).at("rds")?))
             }
             Some(hcm::RouteSpecifier::RouteConfig(routes)) => Ok(Routes::Inline(Arc::new(
                 RouteTable::try_from(routes.clone()).at("route_config")?,

@@ -4,6 +4,7 @@ use super::certificate;
 use crate::{
     invalid::{At as _, Invalid},
     wire::data_source,
+    xds::Source,
 };
 use arc_swap::ArcSwapOption;
 use base64::Engine as _;
@@ -239,6 +240,9 @@ impl SecretSlots {
     pub(crate) fn slot(&self, config: &SdsSecretConfig) -> Result<Arc<SecretSlot>, Invalid> {
         if config.name.is_empty() {
             return Err(Invalid::new("a secret needs a name").at("name"));
+        }
+        if let Some(source) = &config.sds_config {
+            Source::try_from(source).at("sds_config")?;
         }
         let mut slots = self.slots.lock();
         let named = slots.entry(config.name.clone()).or_default();

@@ -1,188 +1,137 @@
-//! ADS, delta: a response carries what changed and what is gone.
+//! Delta: a response carries what changed and what is gone.
 
-use super::{Client, Pause};
-use crate::config::{Kind, Resource, Update};
+use super::{
+    Versions, service,
+    stream::{Answered, Asked, Incoming, Variant, named},
+};
+use crate::{
+    config::{Kind, Names, Resource, Update},
+    upstream::GrpcChannel,
+    wire::duration,
+};
 use proto::{
-    envoy::service::discovery::v3::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    envoy::{
+        config::core::v3::Node,
+        service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
     },
-    google::rpc::{Code, Status},
+    google::rpc,
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
-use tokio::{sync::mpsc, time::Instant};
+use std::collections::{BTreeMap, BTreeSet};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Response, Status, Streaming};
 
-/// Patience for the server to accept a stream.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
-/// Requests on their way to the server.
-const QUEUE: usize = 64;
-
-/// The versions that we have, by type and name; told to the server when a stream begins.
-type Versions = BTreeMap<Kind, BTreeMap<String, String>>;
-
-/// What was asked for on this stream; an empty set means everything.
-type Asked = BTreeMap<Kind, BTreeSet<String>>;
-
-/// Keeps a stream open for ever.
-pub(super) async fn run(client: Client) {
-    let mut versions = Versions::new();
-    let mut pause = Pause::new();
-    client.reachable().await;
-    loop {
-        let began = Instant::now();
-        let outcome = stream(&client, &mut versions).await;
-        client.stats.control_plane.connected_state.set(0);
-        match outcome {
-            Ok(()) => tracing::info!(target: "ads", "stream closed by the server"),
-            Err(error) => {
-                for kind in Kind::ALL {
-                    client.stats.of(kind).update_failure.inc();
-                }
-                tracing::warn!(target: "ads", %error, "stream failed");
-            }
-        }
-        pause.after(began.elapsed()).await;
-    }
+/// Where we are.
+#[derive(Default)]
+pub(super) struct Delta {
+    /// The versions that we have; told to the server when a stream begins.
+    versions: BTreeMap<Kind, Versions>,
+    asked: Asked,
 }
 
-async fn stream(client: &Client, versions: &mut Versions) -> Result<(), tonic::Status> {
-    let (sender, requests) = mpsc::channel(QUEUE);
-    let mut wanted = client.store.wanted();
-    let mut progress = client.progress.subscribe();
-    wanted.mark_unchanged();
-    let mut asked = Asked::new();
-    let mut is_first = true;
-    ask(client, &mut asked, versions, &sender, &mut is_first).await;
-    let mut request = tonic::Request::new(ReceiverStream::new(requests));
-    *request.metadata_mut() = client.metadata.clone();
-    let mut service = AggregatedDiscoveryServiceClient::new(client.channel.clone())
-        .max_decoding_message_size(usize::MAX);
-    let opened =
-        tokio::time::timeout(OPEN_TIMEOUT, service.delta_aggregated_resources(request)).await;
-    let mut responses = opened
-        .map_err(|_| tonic::Status::deadline_exceeded("the server does not accept the stream"))??
-        .into_inner();
-    client.stats.control_plane.connected_state.set(1);
-    tracing::info!(target: "ads", mode = "delta", "connected");
-    loop {
-        let response = tokio::select! {
-            response = responses.message() => Some(response?),
-            _ = wanted.changed() => None,
-            _ = progress.changed() => None,
-        };
-        match response {
-            Some(None) => return Ok(()),
-            Some(Some(response)) => answer(client, response, versions, &sender).await,
-            None => {}
-        }
-        ask(client, &mut asked, versions, &sender, &mut is_first).await;
-    }
-}
+impl Variant for Delta {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+    const NAME: &'static str = "delta";
 
-async fn ask(
-    client: &Client,
-    asked: &mut Asked,
-    versions: &mut Versions,
-    sender: &mpsc::Sender<DeltaDiscoveryRequest>,
-    is_first: &mut bool,
-) {
-    let wanted = client.store.wanted().borrow().clone();
-    for kind in Kind::ALL {
-        let names = client.names(kind, &wanted);
-        let is_new = !asked.contains_key(&kind);
-        let Some(names) = names.or_else(|| (!is_new).then(Vec::new)) else {
-            continue;
+    fn open(
+        kind: Option<Kind>,
+        channel: GrpcChannel,
+        request: tonic::Request<ReceiverStream<DeltaDiscoveryRequest>>,
+    ) -> impl Future<Output = Result<Response<Streaming<DeltaDiscoveryResponse>>, Status>> + Send
+    {
+        service::open_delta(kind, channel, request)
+    }
+
+    fn begin(&mut self) {
+        self.asked.clear();
+    }
+
+    fn ask(&mut self, kind: Kind, names: Option<&Names>) -> Option<DeltaDiscoveryRequest> {
+        let none = Names::Some(BTreeSet::new());
+        let before = self.asked.get(&kind);
+        let is_new = before.is_none();
+        let now = match names {
+            Some(names) => names,
+            None if is_new => return None,
+            None => &none,
         };
-        let names: BTreeSet<String> = names.into_iter().collect();
-        let known = asked.entry(kind).or_default();
-        if !is_new && *known == names {
-            continue;
+        if before == Some(now) {
+            return None;
         }
-        client.stats.of(kind).update_attempt.inc();
-        let unsubscribe: Vec<String> = known.difference(&names).cloned().collect();
-        let have = versions.entry(kind).or_default();
+        let known = before.map(named).unwrap_or_default();
+        let wanted = named(now);
+        let unsubscribe: Vec<String> = known
+            .difference(&wanted)
+            .map(ToString::to_string)
+            .collect();
+        let have = self.versions.entry(kind).or_default();
         for gone in &unsubscribe {
             have.remove(gone);
         }
         let request = DeltaDiscoveryRequest {
-            node: std::mem::take(is_first).then(|| client.store.server.node.clone()),
             type_url: kind.type_url().to_owned(),
-            resource_names_subscribe: names.difference(known).cloned().collect(),
+            resource_names_subscribe: wanted
+                .difference(&known)
+                .map(ToString::to_string)
+                .collect(),
             resource_names_unsubscribe: unsubscribe,
-            initial_resource_versions: if is_new {
-                have.clone()
-            } else {
-                BTreeMap::new()
-            },
+            initial_resource_versions: if is_new { have.clone() } else { BTreeMap::new() },
             ..DeltaDiscoveryRequest::default()
         };
-        *known = names;
-        // The stream has ended if nobody takes it.
-        let _ = sender.send(request).await;
+        self.asked.insert(kind, now.clone());
+        Some(request)
     }
-}
 
-async fn answer(
-    client: &Client,
-    response: DeltaDiscoveryResponse,
-    versions: &mut Versions,
-    sender: &mpsc::Sender<DeltaDiscoveryRequest>,
-) {
-    let Some(kind) = Kind::of(&response.type_url) else {
-        tracing::warn!(target: "ads", type_url = response.type_url, "response of an unknown type");
-        return;
-    };
-    let have = versions.entry(kind).or_default();
-    let fresh: Vec<(String, String)> = response
-        .resources
-        .iter()
-        .map(|resource| (resource.name.clone(), resource.version.clone()))
-        .collect();
-    for name in &response.removed_resources {
-        have.remove(name);
-    }
-    let update = Update {
-        is_full: false,
-        version: response.system_version_info.clone(),
-        resources: response
-            .resources
-            .into_iter()
-            .filter_map(|resource| {
-                Some(Resource {
-                    version: resource.version,
-                    any: resource.resource?,
-                })
-            })
-            .collect(),
-        removed: response.removed_resources,
-    };
-    let outcome = client.store.apply(kind, update);
-    client
-        .stats
-        .updated(kind, &response.system_version_info, outcome.is_ok());
-    match &outcome {
-        Ok(()) => {
-            tracing::debug!(target: "ads", ?kind, version = response.system_version_info, count = fresh.len(), "accepted");
-            have.extend(fresh);
+    fn read(&mut self, _: Option<Kind>, response: DeltaDiscoveryResponse) -> Incoming {
+        let mut resources = Vec::with_capacity(response.resources.len());
+        let mut lives = Vec::new();
+        for resource in response.resources {
+            if resource.ttl.is_some() || resource.resource.is_none() {
+                let life = resource.ttl.as_ref().and_then(|ttl| duration(ttl).ok());
+                lives.push((resource.name.clone(), life));
+            }
+            // Without a resource it is a heartbeat: what is there lives on.
+            resources.extend(resource.resource.map(|any| Resource {
+                name: resource.name,
+                version: resource.version,
+                any,
+            }));
         }
-        Err(error) => {
-            tracing::warn!(target: "ads", ?kind, version = response.system_version_info, %error, "rejected");
+        Incoming {
+            type_url: response.type_url,
+            nonce: response.nonce,
+            update: Update {
+                is_full: false,
+                version: response.system_version_info,
+                resources,
+                removed: response.removed_resources,
+            },
+            lives,
         }
     }
-    client.answered(kind);
-    let request = DeltaDiscoveryRequest {
-        type_url: response.type_url,
-        response_nonce: response.nonce,
-        error_detail: outcome.err().map(|message| Status {
-            code: Code::InvalidArgument.into(),
-            message,
-            ..Status::default()
-        }),
-        ..DeltaDiscoveryRequest::default()
-    };
-    let _ = sender.send(request).await;
+
+    fn answer(
+        &mut self,
+        kind: Kind,
+        answered: &Answered,
+        error: Option<rpc::Status>,
+    ) -> DeltaDiscoveryRequest {
+        let have = self.versions.entry(kind).or_default();
+        for name in &answered.removed {
+            have.remove(name);
+        }
+        if error.is_none() {
+            have.extend(answered.fresh.iter().cloned());
+        }
+        DeltaDiscoveryRequest {
+            type_url: answered.type_url.clone(),
+            response_nonce: answered.nonce.clone(),
+            error_detail: error,
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+
+    fn set_node(request: &mut DeltaDiscoveryRequest, node: Node) {
+        request.node = Some(node);
+    }
 }

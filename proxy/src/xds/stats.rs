@@ -1,7 +1,7 @@
 //! What xDS counts, in Envoy's names.
 
 use crate::{config::Kind, stat_group, stats::Scope};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 stat_group! {
     /// `control_plane.…`
@@ -18,22 +18,27 @@ stat_group! {
 }
 
 /// All of them.
-pub(super) struct XdsStats {
-    pub(super) control_plane: Arc<ControlPlaneStats>,
-    kinds: [(Kind, Arc<SubscriptionStats>); 5],
+pub(crate) struct XdsStats {
+    /// Of the ADS stream.
+    pub(crate) control_plane: Arc<ControlPlaneStats>,
+    kinds: [Arc<SubscriptionStats>; Kind::ALL.len()],
 }
 
 impl XdsStats {
-    pub(super) fn new(root: &Scope) -> Self {
+    /// Under `root`.
+    pub(crate) fn new(root: &Scope) -> Self {
         let of = |kind: Kind| {
             let scope = match kind {
                 Kind::Cluster => root.scope("cluster_manager").scope("cds"),
                 Kind::Listener => root.scope("listener_manager").scope("lds"),
                 Kind::Endpoint => root.scope("cluster_manager").scope("eds"),
                 Kind::Route => root.scope("rds"),
+                Kind::VirtualHost => root.scope("vhds"),
                 Kind::Secret => root.scope("sds"),
+                Kind::Extension => root.scope("extension_config_discovery"),
+                Kind::Runtime => root.scope("runtime").scope("rtds"),
             };
-            (kind, scope.group())
+            scope.group()
         };
         Self {
             control_plane: root.scope("control_plane").group(),
@@ -42,17 +47,17 @@ impl XdsStats {
     }
 
     /// The statistics of a kind.
-    pub(super) fn of(&self, kind: Kind) -> &SubscriptionStats {
-        // Every kind is in the table.
-        self.kinds
-            .iter()
-            .find(|(of, _)| *of == kind)
-            .map_or(&self.kinds[0].1, |(_, stats)| stats)
+    pub(crate) fn of(&self, kind: Kind) -> &SubscriptionStats {
+        // Every kind is in the table, at its own place.
+        &self.kinds[kind.index()]
     }
 
     /// Notes how an update went.
-    pub(super) fn updated(&self, kind: Kind, version: &str, is_good: bool) {
+    pub(super) fn updated(&self, kind: Kind, version: &str, is_good: bool, took: Duration) {
         let stats = self.of(kind);
+        stats
+            .update_duration
+            .record(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
         if !is_good {
             stats.update_rejected.inc();
             return;
