@@ -104,7 +104,10 @@ impl Bootstrap {
         };
         let dynamic = dynamic(&wire).at("dynamic_resources")?;
         let asks = [&dynamic.clusters, &dynamic.listeners];
-        let is_asking = asks.into_iter().flatten().any(|one| matches!(one.source, Source::Grpc(_)));
+        let is_asking = asks
+            .into_iter()
+            .flatten()
+            .any(|one| matches!(one.source, Source::Grpc(_)));
         if node.id.is_empty() && (dynamic.ads.is_some() || is_asking) {
             return Err(Invalid::new("xDS needs it; set node.id and node.cluster, or --service-node and --service-cluster").at("node.id"));
         }
@@ -280,8 +283,8 @@ fn dynamic(wire: &Wire) -> Result<Dynamic, Invalid> {
     checked.clusters = source(dynamic.cds_config.as_ref(), "cds_config")?;
     checked.listeners = source(dynamic.lds_config.as_ref(), "lds_config")?;
     let is_ads = |one: &DynamicSource| one.source == Source::Ads;
-    let mut all = [&checked.clusters, &checked.listeners].into_iter().flatten();
-    if checked.ads.is_none() && all.any(is_ads) {
+    let asks = [&checked.clusters, &checked.listeners];
+    if checked.ads.is_none() && asks.into_iter().flatten().any(is_ads) {
         return Err(Invalid::new("it is needed for ads").at("ads_config"));
     }
     Ok(checked)
@@ -297,7 +300,10 @@ impl DynamicSource {
 }
 
 fn runtime_discovery(wire: &Wire) -> Result<Vec<RuntimeDiscovery>, Invalid> {
-    let layers = wire.layered_runtime.iter().flat_map(|runtime| &runtime.layers);
+    let layers = wire
+        .layered_runtime
+        .iter()
+        .flat_map(|runtime| &runtime.layers);
     layers
         .filter_map(|layer| match &layer.layer_specifier {
             Some(LayerSpecifier::RtdsLayer(rtds)) => Some(rtds),

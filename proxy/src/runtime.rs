@@ -76,10 +76,14 @@ impl Runtime {
                 None => return Err(Invalid::new("a layer specifier is needed").at(at)),
             };
             let is_second_admin = kind == LayerKind::Admin
-                && layers.iter().any(|layer: &Layer| layer.kind == LayerKind::Admin);
+                && layers
+                    .iter()
+                    .any(|layer: &Layer| layer.kind == LayerKind::Admin);
             if is_second_admin {
-                return Err(Invalid::new("Too many admin layers specified in LayeredRuntime"))
-                    .at(at);
+                return Err(Invalid::new(
+                    "Too many admin layers specified in LayeredRuntime",
+                ))
+                .at(at);
             }
             layers.push(Layer {
                 name: layer.name.clone(),
@@ -136,6 +140,7 @@ impl Runtime {
     }
 
     /// The number under `key`.
+    #[cfg(test)]
     pub(crate) fn number(&self, key: &str) -> Option<f64> {
         match self.merged.load().get(key)?.kind.as_ref()? {
             Kind::NumberValue(number) => Some(*number),
@@ -251,7 +256,13 @@ mod tests {
             "layers: [{name: base, static_layer: {a: {b: 1, c: 2}}}, {name: r, rtds_layer: {name: x, rtds_config: {ads: {}}}}, {name: hand, admin_layer: {}}]",
         );
         assert_eq!(runtime.number("a.b"), Some(1.0));
-        runtime.set_discovered("x", proto::yaml::from_str("{a.b: 3}").unwrap());
+        let three = Value {
+            kind: Some(Kind::NumberValue(3.0)),
+        };
+        let values = Struct {
+            fields: [("a.b".to_owned(), three)].into(),
+        };
+        runtime.set_discovered("x", values);
         assert_eq!(runtime.number("a.b"), Some(3.0));
         runtime.modify([("a.b", "4")].into_iter()).unwrap();
         assert_eq!(runtime.number("a.b"), Some(4.0));

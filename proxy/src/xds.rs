@@ -168,7 +168,10 @@ fn spawn(
     if source.is_delta {
         task::spawn("xds", stream::run::<delta::Delta>(subscriber, closed));
     } else {
-        task::spawn("xds", stream::run::<sotw::StateOfTheWorld>(subscriber, closed));
+        task::spawn(
+            "xds",
+            stream::run::<sotw::StateOfTheWorld>(subscriber, closed),
+        );
     }
 }
 

@@ -126,7 +126,7 @@ fn cluster_json(cluster: &Cluster, is_dynamic: bool) -> Value {
         json!(&*cluster.config.stat_name),
     );
     if let Discovery::Eds { service_name, .. } = &cluster.config.discovery {
-        status.insert("eds_service_name".into(), json!(service_name));
+        status.insert("eds_service_name".into(), json!(&**service_name));
     }
     Value::Object(status)
 }

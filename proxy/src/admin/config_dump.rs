@@ -182,6 +182,7 @@ fn error_state<T>(entry: &Entry<T>) -> Option<Value> {
     entry
         .error
         .as_ref()
+        .map(|error| &**error)
         .map(|(details, at)| json!({ "details": details, "last_update_attempt": timestamp(*at) }))
 }
 
@@ -197,9 +198,9 @@ fn clusters(admin: &Admin) -> Value {
         for entry in state.clusters.values() {
             let mut one = Map::new();
             if !entry.is_static {
-                one.insert("version_info".into(), json!(entry.version));
+                one.insert("version_info".into(), json!(&*entry.version));
             }
-            one.insert("cluster".into(), message(&entry.any));
+            one.insert("cluster".into(), message(&entry.raw.any(Kind::Cluster)));
             one.insert("last_updated".into(), json!(timestamp(entry.updated)));
             one.extend(error_state(entry).map(|error| ("error_state".to_owned(), error)));
             let list = if entry.is_static {
@@ -228,10 +229,10 @@ fn listeners(admin: &Admin) -> Value {
     admin.store.with_state(|state| {
         for (name, entry) in &state.listeners {
             if entry.is_static {
-                fixed.push(json!({ "listener": message(&entry.any), "last_updated": timestamp(entry.updated) }));
+                fixed.push(json!({ "listener": message(&entry.raw.any(Kind::Listener)), "last_updated": timestamp(entry.updated) }));
                 continue;
             }
-            let newest = json!({ "version_info": entry.version, "listener": message(&entry.any), "last_updated": timestamp(entry.updated) });
+            let newest = json!({ "version_info": &*entry.version, "listener": message(&entry.raw.any(Kind::Listener)), "last_updated": timestamp(entry.updated) });
             let mut one = Map::new();
             one.insert("name".into(), json!(name));
             if entry.warming.is_some() {
@@ -256,7 +257,7 @@ fn listeners(admin: &Admin) -> Value {
 fn routes(admin: &Admin) -> Value {
     let dynamic: Vec<Value> = admin.store.routes.all().iter().filter_map(|slot| {
         let source = slot.source()?;
-        Some(json!({ "version_info": source.version, "route_config": message(&source.any), "last_updated": timestamp(source.updated) }))
+        Some(json!({ "version_info": &*source.version, "route_config": message(&source.raw.any(Kind::Route)), "last_updated": timestamp(source.updated) }))
     }).collect();
     let mut fixed = Vec::new();
     for listener in admin.store.listeners.map().by_name.values() {
@@ -300,12 +301,13 @@ fn inline_routes(filter: &proto::envoy::config::listener::v3::Filter) -> Option<
 fn endpoints(admin: &Admin) -> Value {
     let (mut fixed, mut dynamic) = (Vec::new(), Vec::new());
     admin.store.with_state(|state| {
-        for entry in state.assignments.values() {
-            dynamic.push(json!({ "version_info": entry.version, "endpoint_config": message(&entry.any), "last_updated": timestamp(entry.updated) }));
+        for entry in state.assignments.values().flat_map(|known| known.values()) {
+            dynamic.push(json!({ "version_info": &*entry.version, "endpoint_config": message(&entry.raw.any(Kind::Endpoint)), "last_updated": timestamp(entry.updated) }));
         }
         for entry in state.clusters.values() {
-            if let Some(assignment) = entry.active.as_ref().and_then(|cluster| cluster.config.assignment()) {
-                fixed.push(json!({ "endpoint_config": message(&proto::any::pack(assignment)) }));
+            let wire = <proto::envoy::config::cluster::v3::Cluster as prost::Message>::decode(entry.raw.bytes());
+            if let Some(assignment) = wire.ok().and_then(|wire| wire.load_assignment) {
+                fixed.push(json!({ "endpoint_config": message(&proto::any::pack(&assignment)) }));
             }
         }
     });

@@ -148,8 +148,34 @@ pub(super) fn health_check_ok(admin: &Admin, _: &Query) -> Answer {
     Answer::Text("OK\n".into())
 }
 
-pub(super) fn runtime(_: &Admin, _: &Query) -> Answer {
-    Answer::Json(json!({ "layers": [], "entries": {} }))
+pub(super) fn runtime(admin: &Admin, _: &Query) -> Answer {
+    let (layers, entries) = admin.store.server.runtime.entries();
+    let entries: serde_json::Map<String, serde_json::Value> = entries
+        .into_iter()
+        .map(|(key, values)| {
+            // The last layer that has the key decides.
+            let last = values.iter().rev().find(|value| !value.is_empty()).cloned();
+            let row = json!({ "layer_values": values, "final_value": last.unwrap_or_default() });
+            (key, row)
+        })
+        .collect();
+    Answer::Json(json!({ "layers": layers, "entries": entries }))
+}
+
+pub(super) fn runtime_modify(admin: &Admin, query: &Query) -> Answer {
+    if query.is_empty() {
+        return Answer::Status(
+            StatusCode::BAD_REQUEST,
+            "usage: /runtime_modify?key1=value1&key2=value2&keyN=valueN\n\
+             or send the parameters as form values\n\
+             use an empty value to remove a previously added override"
+                .into(),
+        );
+    }
+    match admin.store.server.runtime.modify(query.pairs()) {
+        Ok(()) => Answer::Text("OK\n".into()),
+        Err(error) => Answer::Status(StatusCode::SERVICE_UNAVAILABLE, format!("{error}")),
+    }
 }
 
 pub(super) fn memory(_: &Admin, _: &Query) -> Answer {

@@ -133,6 +133,12 @@ const PATHS: &[(&str, bool, &str, Handler)] = &[
     ),
     ("/runtime", false, "print runtime values", control::runtime),
     (
+        "/runtime_modify",
+        true,
+        "modify runtime values",
+        control::runtime_modify,
+    ),
+    (
         "/server_info",
         false,
         "print server version/status information",
@@ -202,6 +208,18 @@ impl Query {
     /// Whether `name` is there, with or without a value.
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
+    }
+
+    /// Whether there are no parameters.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All parameters.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// The first parameter.

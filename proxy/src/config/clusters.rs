@@ -13,11 +13,7 @@ use prost::Message as _;
 use prost_types::Any;
 use proto::envoy::config::cluster::v3::Cluster as Wire;
 use proto_component::task;
-use std::{
-    collections::HashSet,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// What became of one resource of an update.
@@ -50,7 +46,7 @@ impl ConfigStore {
     /// Checks a cluster that nothing came of yet.
     fn build_cluster(&self, wire: Wire) -> Result<Arc<Cluster>, Invalid> {
         let config = ClusterConfig::new(wire, &self.secrets)?;
-        Cluster::new(config, &self.server)
+        Cluster::new(config, &self.server.stats)
     }
 
     /// Starts the tasks that find and check the cluster's hosts.
@@ -61,12 +57,6 @@ impl ConfigStore {
             }
             Discovery::OriginalDst { cleanup, .. } => {
                 task::spawn("original-dst", clean_original(cluster.clone(), *cleanup));
-            }
-            Discovery::DynamicForwardProxy(cache) => {
-                task::spawn(
-                    "dns-cache",
-                    upstream::run_dns_cache(cluster.clone(), cache.clone()),
-                );
             }
             Discovery::Eds {
                 service_name,
@@ -166,7 +156,11 @@ impl ConfigStore {
             state.warming.insert(cluster.name().clone(), deadline);
             state.warming.len()
         };
-        self.server.clusters.stats.warming_clusters.set(count as u64);
+        self.server
+            .clusters
+            .stats
+            .warming_clusters
+            .set(count as u64);
         self.warmed.notify_one();
         Ok(Applied::Warming)
     }

@@ -22,9 +22,7 @@ impl ConfigStore {
             let entry = state.assignments.get(source)?.get(service_name)?;
             Some(entry.raw.clone())
         });
-        if let Some(wire) =
-            known.and_then(|raw| ClusterLoadAssignment::decode(raw.bytes()).ok())
-        {
+        if let Some(wire) = known.and_then(|raw| ClusterLoadAssignment::decode(raw.bytes()).ok()) {
             // It was accepted before; what this cluster refuses of it, it goes without.
             let _ = cluster.apply_assignment(&wire);
             self.expire_endpoints(cluster, &wire);

@@ -131,9 +131,8 @@ impl ConfigStore {
 
     /// The first answer about `kind` has come.
     fn note_answer(&self, kind: Kind) {
-        self.answers.send_if_modified(|answers| {
-            !std::mem::replace(&mut answers[kind.index()], true)
-        });
+        self.answers
+            .send_if_modified(|answers| !std::mem::replace(&mut answers[kind.index()], true));
     }
 
     /// Waits for the first answer about `kind`, good or bad.

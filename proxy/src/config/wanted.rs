@@ -1,11 +1,7 @@
 //! What is to be asked of xDS servers, by type and source.
 
 use super::{ConfigStore, Kind};
-use crate::{
-    bootstrap::RuntimeDiscovery,
-    upstream::Discovery,
-    xds::Source,
-};
+use crate::{bootstrap::RuntimeDiscovery, upstream::Discovery, xds::Source};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -81,10 +77,7 @@ impl ConfigStore {
     /// Everything of `kind` is wanted of `source` from now on.
     pub(crate) fn want_all(&self, kind: Kind, source: Source) {
         let names = Arc::new(Names::All);
-        self.wants
-            .roots
-            .lock()
-            .insert(Key::of(kind, source), names);
+        self.wants.roots.lock().insert(Key::of(kind, source), names);
         self.refresh_wanted();
     }
 

@@ -286,9 +286,7 @@ impl Routes {
         context: &FactoryContext<'_>,
     ) -> Result<Self, Invalid> {
         match &config.route_specifier {
-            Some(hcm::RouteSpecifier::Rds(rds)) => {
-                Ok(Routes::Slot(context.rds(rds).at("rds")?))
-            }
+            Some(hcm::RouteSpecifier::Rds(rds)) => Ok(Routes::Slot(context.rds(rds).at("rds")?)),
             Some(hcm::RouteSpecifier::RouteConfig(routes)) => Ok(Routes::Inline(Arc::new(
                 RouteTable::try_from(routes.clone()).at("route_config")?,
             ))),

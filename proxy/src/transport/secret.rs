@@ -60,7 +60,6 @@ pub(crate) struct SecretSlot {
 #[derive(Default)]
 pub(crate) struct SecretSlots {
     slots: Mutex<BTreeMap<String, Vec<Arc<SecretSlot>>>>,
-    added: watch::Sender<u64>,
 }
 
 impl Secret {
@@ -263,8 +262,6 @@ impl SecretSlots {
             changed: watch::channel(0).0,
         });
         named.push(slot.clone());
-        drop(slots);
-        self.added.send_modify(|version| *version += 1);
         Ok(slot)
     }
 
@@ -296,10 +293,5 @@ impl SecretSlots {
             named.retain(|slot| slot.source.is_none() || Arc::strong_count(slot) > 1);
             !named.is_empty()
         });
-    }
-
-    /// Told when a slot was added.
-    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
-        self.added.subscribe()
     }
 }

@@ -22,8 +22,8 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -67,6 +67,10 @@ pub(crate) struct Cluster {
     is_initialized: AtomicBool,
     /// Told when that happens.
     pub(crate) initialized: Notify,
+    /// Told as well, once, for whoever watches many clusters.
+    watcher: OnceLock<Arc<Notify>>,
+    /// Counts assignments, so that one can tell whether it is still the newest.
+    generation: AtomicU64,
     /// Told when the cluster is no longer wanted: its DNS and health tasks end.
     pub(crate) closed: tokio_util::sync::CancellationToken,
 }
@@ -78,14 +82,18 @@ struct Original {
 
 impl Cluster {
     /// A cluster without hosts, or with those of its static assignment.
-    pub(crate) fn new(config: ClusterConfig, root: &Scope) -> Result<Arc<Self>, Invalid> {
+    pub(crate) fn new(mut config: ClusterConfig, root: &Scope) -> Result<Arc<Self>, Invalid> {
+        let assignment = match config.discovery {
+            Discovery::Static => config.assignment.take(),
+            _ => None,
+        };
         let scope = root.tagged("cluster", "envoy.cluster_name", &config.stat_name);
         let outlier = config
             .outlier
             .clone()
             .map(|outlier| OutlierDetector::new(outlier, scope.scope("outlier_detection").group()));
         let cluster = Self {
-            breakers: CircuitBreakers::new(config.wire.circuit_breakers.as_ref(), &scope),
+            breakers: CircuitBreakers::new(config.circuit_breakers.as_ref(), &scope),
             stats: scope.group(),
             response_codes: ResponseCodes::of(&scope),
             internal_response_codes: scope.scope("internal").group(),
@@ -103,21 +111,25 @@ impl Cluster {
             original: RwLock::default(),
             is_initialized: AtomicBool::new(false),
             initialized: Notify::new(),
+            watcher: OnceLock::new(),
+            generation: AtomicU64::new(0),
             closed: tokio_util::sync::CancellationToken::new(),
             scope,
             config,
         };
-        match (&cluster.config.discovery, cluster.config.assignment()) {
+        match (&cluster.config.discovery, assignment) {
             (Discovery::Static, Some(assignment)) => {
-                let localities = cluster.localities(assignment, &|address| match address {
+                let localities = cluster.localities(&assignment, &|address| match address {
                     AnyAddress::Name(name, _) => Err(Invalid::new(format!("malformed IP address: {name}. Consider setting resolver_name or setting cluster type to 'STRICT_DNS' or 'LOGICAL_DNS'"))),
                     AnyAddress::Socket(address) => Ok(vec![HostAddress::Socket(*address)]),
                     AnyAddress::Pipe(path) => Ok(vec![HostAddress::Pipe(Arc::new(path.clone()))]),
                 }).at("load_assignment")?;
-                cluster.set_hosts(localities, assignment);
+                cluster.set_hosts(localities, &assignment);
             }
             (Discovery::Static | Discovery::OriginalDst { .. }, None) => cluster.set_initialized(),
-            (Discovery::StrictDns(_) | Discovery::LogicalDns(_), None) => {
+            (Discovery::StrictDns(_) | Discovery::LogicalDns(_), _)
+                if cluster.config.assignment.is_none() =>
+            {
                 return Err(Invalid::new("a DNS cluster needs names").at("load_assignment"));
             }
             _ => {}
@@ -149,7 +161,28 @@ impl Cluster {
     pub(crate) fn set_initialized(&self) {
         if !self.is_initialized.swap(true, Relaxed) {
             self.initialized.notify_waiters();
+            if let Some(watcher) = self.watcher.get() {
+                watcher.notify_one();
+            }
         }
+    }
+
+    /// `watcher` is told, too, when its hosts are known.
+    pub(crate) fn tell_when_initialized(&self, watcher: Arc<Notify>) {
+        // There is one store, which says so once.
+        let _ = self.watcher.set(watcher);
+    }
+
+    /// The number of the assignment in force.
+    pub(crate) fn assignment_generation(&self) -> u64 {
+        self.generation.load(Relaxed)
+    }
+
+    /// Notes the version of an assignment that was taken over.
+    pub(crate) fn note_version(&self, version: &str) {
+        self.stats
+            .version
+            .set(xxhash_rust::xxh64::xxh64(version.as_bytes(), 0));
     }
 
     /// Waits until its hosts are known.
@@ -310,6 +343,7 @@ impl Cluster {
             AnyAddress::Name(name, _) => Err(Invalid::new(format!("malformed IP address: {name}"))),
         })?;
         self.stats.update_success.inc();
+        self.generation.fetch_add(1, Relaxed);
         self.set_hosts(localities, assignment);
         Ok(())
     }

@@ -9,25 +9,28 @@ use crate::{
     invalid::{At as _, Invalid, try_all},
     transport::{SecretSlots, UpstreamTransport},
     wire::{AnyAddress, duration_or},
+    xds::{Source, fetch_timeout},
 };
 use prost_types::Struct;
 use proto::envoy::config::{
     cluster::v3::{
-        Cluster as Wire,
+        CircuitBreakers as WireBreakers, Cluster as Wire,
         cluster::{
             ClusterDiscoveryType, CommonLbConfig, DiscoveryType, LbConfig, LbPolicy as WirePolicy,
             common_lb_config::LocalityConfigSpecifier, lb_subset_config::LbSubsetFallbackPolicy,
         },
     },
-    core::v3::{ConfigSource, TcpKeepalive},
+    core::v3::TcpKeepalive,
     endpoint::v3::ClusterLoadAssignment,
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 /// A checked cluster.
 pub(crate) struct ClusterConfig {
-    /// The message it came from, for dumps and for telling whether an update changes anything.
-    pub(crate) wire: Wire,
+    /// The load assignment given in place, for clusters that need it again (DNS).
+    pub(crate) assignment: Option<Arc<ClusterLoadAssignment>>,
+    /// Circuit breakers' thresholds.
+    pub(crate) circuit_breakers: Option<WireBreakers>,
     /// Its name.
     pub(crate) name: Arc<str>,
     /// The name in statistics.
@@ -70,9 +73,11 @@ pub(crate) enum Discovery {
     /// EDS, under this service name.
     Eds {
         /// The resource's name.
-        service_name: String,
+        service_name: Arc<str>,
         /// Where it comes from.
-        source: Box<ConfigSource>,
+        source: Source,
+        /// How long the first assignment is waited for.
+        fetch_timeout: Duration,
     },
     /// Wherever the client wanted to go.
     OriginalDst {
@@ -218,13 +223,9 @@ impl ClusterConfig {
             stat_name,
             discovery,
             policy,
-            wire,
+            assignment: wire.load_assignment.map(Arc::new),
+            circuit_breakers: wire.circuit_breakers,
         })
-    }
-
-    /// The load assignment given in place.
-    pub(crate) fn assignment(&self) -> Option<&ClusterLoadAssignment> {
-        self.wire.load_assignment.as_ref()
     }
 }
 
@@ -299,16 +300,17 @@ impl Discovery {
                     Invalid::new("an EDS cluster needs it").at("eds_cluster_config")
                 })?;
                 let service_name = if eds.service_name.is_empty() {
-                    wire.name.clone()
+                    wire.name.as_str().into()
                 } else {
-                    eds.service_name
+                    eds.service_name.as_str().into()
                 };
-                let source = eds.eds_config.ok_or_else(|| {
+                let config = eds.eds_config.ok_or_else(|| {
                     Invalid::new("an EDS cluster needs it").at("eds_cluster_config.eds_config")
                 })?;
                 Self::Eds {
                     service_name,
-                    source: Box::new(source),
+                    source: Source::try_from(&config).at("eds_cluster_config.eds_config")?,
+                    fetch_timeout: fetch_timeout(&config),
                 }
             }
             DiscoveryType::OriginalDst => {

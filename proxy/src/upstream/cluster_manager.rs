@@ -46,7 +46,7 @@ impl ClusterManager {
     }
 
     /// Puts clusters into service and takes others out, in one step.
-    pub(crate) fn update(&self, added: Vec<Arc<Cluster>>, removed: &[String]) {
+    pub(crate) fn update(&self, added: Vec<Arc<Cluster>>, removed: &[Arc<str>]) {
         if added.is_empty() && removed.is_empty() {
             return;
         }
@@ -54,7 +54,7 @@ impl ClusterManager {
         let mut clusters = ClusterMap::clone(&self.clusters.load());
         let mut old = Vec::new();
         for name in removed {
-            if let Some(gone) = clusters.remove(name.as_str()) {
+            if let Some(gone) = clusters.remove(name) {
                 self.stats.cluster_removed.inc();
                 old.push(gone);
             }

@@ -21,7 +21,7 @@ pub(crate) async fn run_dns(cluster: Arc<Cluster>) {
         Discovery::LogicalDns(options) => (options, true),
         _ => return,
     };
-    let Some(assignment) = cluster.config.assignment().cloned() else {
+    let Some(assignment) = cluster.config.assignment.clone() else {
         return;
     };
     let names = names(&assignment);

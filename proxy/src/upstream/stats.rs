@@ -10,12 +10,16 @@ stat_group! {
     /// The counters that every cluster has.
     pub(crate) struct ClusterStats {
         assignment_stale: Counter, assignment_timeout_received: Counter, bind_errors: Counter,
-
-        lb_healthy_panic: Counter, lb_recalculate_zone_structures: Counter, lb_subsets_active: Gauge,
+        init_fetch_timeout: Counter, lb_healthy_panic: Counter, lb_local_cluster_not_ok: Counter,
+        lb_recalculate_zone_structures: Counter, lb_subsets_active: Gauge, lb_subsets_created: Counter,
+        lb_subsets_fallback: Counter, lb_subsets_fallback_panic: Counter, lb_subsets_removed: Counter,
+        lb_subsets_selected: Counter, lb_zone_cluster_too_small: Counter, lb_zone_no_capacity_left: Counter,
+        lb_zone_number_differs: Counter, lb_zone_routing_all_directly: Counter, lb_zone_routing_cross_zone: Counter,
+        lb_zone_routing_sampled: Counter,
         max_host_weight: Gauge, membership_change: Counter, membership_degraded: Gauge, membership_excluded: Gauge,
         membership_healthy: Gauge, membership_total: Gauge, original_dst_host_invalid: Counter,
         retry_or_shadow_abandoned: Counter, update_attempt: Counter, update_empty: Counter, update_failure: Counter,
-        update_no_rebuild: Counter, update_success: Counter, upstream_cx_active: Gauge,
+        update_no_rebuild: Counter, update_rejected: Counter, update_success: Counter, upstream_cx_active: Gauge,
         upstream_cx_close_notify: Counter, upstream_cx_connect_attempts_exceeded: Counter,
         upstream_cx_connect_fail: Counter, upstream_cx_connect_ms: Histogram, upstream_cx_connect_timeout: Counter,
         upstream_cx_destroy: Counter, upstream_cx_destroy_local: Counter, upstream_cx_destroy_local_with_active_rq: Counter,
@@ -34,6 +38,7 @@ stat_group! {
         upstream_rq_retry_backoff_ratelimited: Counter, upstream_rq_retry_limit_exceeded: Counter,
         upstream_rq_retry_overflow: Counter, upstream_rq_retry_success: Counter, upstream_rq_rx_reset: Counter,
         upstream_rq_time: Histogram, upstream_rq_timeout: Counter, upstream_rq_total: Counter, upstream_rq_tx_reset: Counter,
+        version: Gauge,
     }
 }
 

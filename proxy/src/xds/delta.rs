@@ -60,22 +60,20 @@ impl Variant for Delta {
         }
         let known = before.map(named).unwrap_or_default();
         let wanted = named(now);
-        let unsubscribe: Vec<String> = known
-            .difference(&wanted)
-            .map(ToString::to_string)
-            .collect();
+        let unsubscribe: Vec<String> = known.difference(&wanted).map(ToString::to_string).collect();
         let have = self.versions.entry(kind).or_default();
         for gone in &unsubscribe {
             have.remove(gone);
         }
         let request = DeltaDiscoveryRequest {
             type_url: kind.type_url().to_owned(),
-            resource_names_subscribe: wanted
-                .difference(&known)
-                .map(ToString::to_string)
-                .collect(),
+            resource_names_subscribe: wanted.difference(&known).map(ToString::to_string).collect(),
             resource_names_unsubscribe: unsubscribe,
-            initial_resource_versions: if is_new { have.clone() } else { BTreeMap::new() },
+            initial_resource_versions: if is_new {
+                have.clone()
+            } else {
+                BTreeMap::new()
+            },
             ..DeltaDiscoveryRequest::default()
         };
         self.asked.insert(kind, now.clone());

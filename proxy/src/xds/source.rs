@@ -192,7 +192,8 @@ mod tests {
 
     #[test]
     fn equal_services_are_one_source() {
-        let text = "api_config_source: {api_type: GRPC, grpc_services: [{envoy_grpc: {cluster_name: a}}]}";
+        let text =
+            "api_config_source: {api_type: GRPC, grpc_services: [{envoy_grpc: {cluster_name: a}}]}";
         assert_eq!(source(text).unwrap(), source(text).unwrap());
         assert_ne!(
             source(text).unwrap(),

@@ -246,9 +246,11 @@ impl<T: Send + 'static> Line<'_, T> {
         let began = Instant::now();
         let store = &self.subscriber.store;
         let incoming = variant.read(self.subscriber.kind(), response);
-        let Some(kind) = Kind::of(&incoming.type_url)
-            .or_else(|| self.subscriber.kind().filter(|_| incoming.type_url.is_empty()))
-        else {
+        let Some(kind) = Kind::of(&incoming.type_url).or_else(|| {
+            self.subscriber
+                .kind()
+                .filter(|_| incoming.type_url.is_empty())
+        }) else {
             tracing::warn!(target: "ads", type_url = incoming.type_url, "response of an unknown type");
             return;
         };

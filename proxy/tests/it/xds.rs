@@ -1,7 +1,7 @@
 //! Configuration over ADS: updates, refusals, removals, drains.
 
 use crate::{
-    control_plane::ControlPlane,
+    control_plane::{Api, ControlPlane},
     running::{Running, eventually, greeter, static_cluster, tcp_listener},
 };
 use proto::envoy::config::{
@@ -123,5 +123,121 @@ async fn an_update_drains_only_the_chains_it_touches() {
     plane.set::<Listener>(&[tcp_listener("goes", "b")]);
     assert_eq!(stays.read(&mut text).await.unwrap_or(0), 0);
     assert_eq!(proxy.stat("listener_manager.listener_removed").await, 1);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn every_way_of_asking_leads_to_the_same_configuration() {
+    for api in [Api::DeltaAds, Api::PerType, Api::DeltaPerType] {
+        let (one, two) = (greeter("one").await, greeter("two").await);
+        let plane = ControlPlane::start().await;
+        let cluster = eds_cluster("eds").replace("{ads: {}}", &api.source());
+        plane.set::<Cluster>(&[cluster]);
+        plane.set::<Listener>(&[tcp_listener("tcp", "eds")]);
+        plane.set::<ClusterLoadAssignment>(&[assignment("eds", one)]);
+        let proxy = Running::start(&plane.bootstrap_over(api)).await;
+        let address = proxy.address("tcp").await;
+        assert_eq!(
+            greeting(address, 3).await.as_deref(),
+            Some("one"),
+            "{api:?}"
+        );
+        plane.set::<ClusterLoadAssignment>(&[assignment("eds", two)]);
+        eventually("the new endpoint", || async {
+            greeting(address, 3).await.filter(|text| text == "two")
+        })
+        .await;
+        plane.set::<Listener>(&[]);
+        eventually("refusal", || async {
+            TcpStream::connect(address).await.err()
+        })
+        .await;
+        plane.set::<Cluster>(&[
+            "{name: bad, lb_policy: MAGLEV, maglev_lb_config: {table_size: 4}}".to_owned(),
+        ]);
+        eventually("a NACK", || async {
+            plane
+                .nacks()
+                .iter()
+                .any(|nack| nack.contains("maglev_lb_config.table_size"))
+                .then_some(())
+        })
+        .await;
+        proxy.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_resource_that_is_not_renewed_runs_out() {
+    let upstream = greeter("one").await;
+    let plane = ControlPlane::start().await;
+    plane.set_ttl(std::time::Duration::from_millis(300));
+    plane.set::<Cluster>(&[static_cluster("short", upstream)]);
+    let proxy = Running::start(&plane.bootstrap_over(Api::DeltaAds)).await;
+    eventually("the end of the cluster", || async {
+        (proxy.stat("cluster_manager.cluster_removed").await == 1).then_some(())
+    })
+    .await;
+    let (_, clusters) = proxy.get("/clusters").await;
+    assert!(!clusters.contains("short::"), "{clusters}");
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn files_are_watched() {
+    let (one, two) = (greeter("one").await, greeter("two").await);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let write = |name: &str, kind: &str, resource: &str| {
+        let body = resource.replacen(
+            '{',
+            &format!("{{\"@type\": type.googleapis.com/{kind}, "),
+            1,
+        );
+        // Written beside and moved, as Envoy wants it.
+        std::fs::write(
+            path("new"),
+            format!("{{version_info: \"1\", resources: [{body}]}}"),
+        )
+        .unwrap();
+        std::fs::rename(path("new"), path(name)).unwrap();
+    };
+    let eds = format!("{{path_config_source: {{path: {}}}}}", path("eds.yaml"));
+    let cluster = eds_cluster("eds").replace("{ads: {}}", &eds);
+    write("cds.yaml", "envoy.config.cluster.v3.Cluster", &cluster);
+    write(
+        "lds.yaml",
+        "envoy.config.listener.v3.Listener",
+        &tcp_listener("tcp", "eds"),
+    );
+    write(
+        "eds.yaml",
+        "envoy.config.endpoint.v3.ClusterLoadAssignment",
+        &assignment("eds", one),
+    );
+    let proxy = Running::start(&format!(
+        "node: {{id: test, cluster: test}}\ndynamic_resources: {{cds_config: {{path_config_source: {{path: {}}}}}, lds_config: {{path_config_source: {{path: {}}}}}}}",
+        path("cds.yaml"),
+        path("lds.yaml")
+    ))
+    .await;
+    let address = proxy.address("tcp").await;
+    assert_eq!(greeting(address, 3).await.as_deref(), Some("one"));
+    // A file that is not good leaves everything as it is.
+    std::fs::write(path("eds.yaml"), "{resources: [").unwrap();
+    eventually("the refusal", || async {
+        (proxy.stat("cluster_manager.eds.update_rejected").await > 0).then_some(())
+    })
+    .await;
+    assert_eq!(greeting(address, 3).await.as_deref(), Some("one"));
+    write(
+        "eds.yaml",
+        "envoy.config.endpoint.v3.ClusterLoadAssignment",
+        &assignment("eds", two),
+    );
+    eventually("the new endpoint", || async {
+        greeting(address, 3).await.filter(|text| text == "two")
+    })
+    .await;
     proxy.stop().await;
 }
