@@ -119,6 +119,12 @@ impl Bootstrap {
         })
     }
 
+    /// The tracer of connection managers that name none.
+    pub(crate) fn tracer(&self) -> Option<&proto::envoy::config::trace::v3::tracing::Http> {
+        #[allow(deprecated, reason = "agents still say the tracer here")]
+        self.wire.tracing.as_ref()?.http.as_ref()
+    }
+
     /// Puts the static resources in force.
     pub(crate) fn apply_static(&self, store: &Arc<ConfigStore>) -> Result<(), Invalid> {
         let runtime = &store.server.runtime;

@@ -6,9 +6,11 @@
 //! allocation ([`stream::StreamCell`]); when it is dropped the access log is written, whatever happened.
 
 pub(crate) mod body;
+pub(crate) mod client;
 pub(crate) mod codec;
 pub(crate) mod config;
 pub(crate) mod conn_manager;
+pub(crate) mod export;
 pub(crate) mod filter;
 pub(crate) mod headers;
 pub(crate) mod local_reply;

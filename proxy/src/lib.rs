@@ -5,13 +5,13 @@
 //! balancer, pool). Beside them `stats`, `access_log`, `admin`, `drain`.
 //!
 //! # Who runs what
-//! The main runtime (that of [`run()`]'s caller) holds the control side: xDS streams, DNS, health checks, admin. Each worker is a
+//! The main runtime (that of [`run`]'s caller) holds the control side: xDS streams, DNS, health checks, admin. Each worker is a
 //! thread with a single-threaded runtime (`worker`), its own accept sockets and pools. They meet in immutable values behind
 //! atomic pointers (`upstream::ClusterManager`, `config::RouteSlot`, a listener's configuration) and in relaxed counters.
 //!
 //! # The seams
 //! - A network filter is a row of `network::FACTORIES`: it checks its message once (`FactoryContext` gives it statistics,
-//!   clusters, routes by name, access logs) and becomes a `network::Filter`: either passing (`NetworkFilter`, asked once a
+//!   clusters, routes by name, access logs) and becomes a [`network::Filter`]: either passing (`NetworkFilter`, asked once a
 //!   connection) or terminal (`TerminalFilter`, takes the `listener::Connection` over).
 //! - Upstream: `worker.clusters.get(name)` → `cluster.choose_host(&LoadBalancerContext)` →
 //!   `worker.pools.http(..)`/`tcp(..)` → `HttpConnection::send(request)`. A connection that could not be had never eats the request.
@@ -39,6 +39,7 @@ mod runtime;
 mod server;
 mod stats;
 mod stream_info;
+mod tracing;
 mod transport;
 mod upstream;
 mod wire;

@@ -15,7 +15,7 @@ use crate::{
     access_log::{AccessLogs, FormatContext},
     config::{RouteSlot, RouteSlots},
     invalid::Invalid,
-    listener::Connection,
+    listener::{Connection, Direction},
     server::ServerContext,
     stats::Scope,
     stream_info::StreamInfo,
@@ -68,6 +68,8 @@ pub(crate) struct FactoryContext<'a> {
     pub(crate) used_routes: &'a RefCell<Vec<Arc<RouteSlot>>>,
     /// The statistics' root for filters (`http.<stat_prefix>.`, `tcp.<stat_prefix>.`).
     pub(crate) stats: &'a Scope,
+    /// Which way the listener's connections go.
+    pub(crate) direction: Direction,
 }
 
 impl FactoryContext<'_> {

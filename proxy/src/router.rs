@@ -5,7 +5,9 @@
 
 mod hash_policy;
 mod header_mutation;
+mod internal_redirect;
 mod mirror;
+mod rate_limit;
 mod redirect;
 mod retry;
 mod route;
@@ -33,7 +35,9 @@ use virtual_host::DomainIndex;
 
 pub(crate) use hash_policy::{HashPolicy, HashedCookie};
 pub(crate) use header_mutation::HeaderMutations;
+pub(crate) use internal_redirect::{InternalRedirectPolicy, NotFollowed};
 pub(crate) use mirror::MirrorPolicy;
+pub(crate) use rate_limit::{Descriptor, RateLimits};
 pub(crate) use redirect::Redirect;
 pub(crate) use retry::{Outcome, RetryDecision, RetryPolicy, RetryState};
 pub(crate) use route::{Route, RouteKind};

@@ -45,6 +45,10 @@ pub async fn run(options: Options, drain: Drain) -> anyhow::Result<()> {
         quit,
         concurrency,
     });
+    if let Some(tracer) = bootstrap.tracer() {
+        // Nobody else sets it.
+        let _ = server.tracing.set(tracer.clone());
+    }
     let store = ConfigStore::new(server.clone());
     bootstrap.apply_static(&store)?;
     if options.validate_only {

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use proto::envoy::config::core::v3::Node;
 use proto_component::drain::{Drain, Trigger};
 use std::{
-    sync::Arc,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
@@ -48,6 +48,8 @@ pub(crate) struct ServerContext {
     pub(crate) drain: Drain,
     /// Open access-log files.
     pub(crate) sinks: crate::access_log::Sinks,
+    /// The tracer of connection managers that name none.
+    pub(crate) tracing: OnceLock<proto::envoy::config::trace::v3::tracing::Http>,
     /// Starts the shutdown from inside.
     pub(crate) quit: Trigger,
     /// How many workers there are.
@@ -101,6 +103,7 @@ impl ServerContext {
             drain_time: parts.drain_time,
             drain: parts.drain,
             sinks: crate::access_log::Sinks::default(),
+            tracing: OnceLock::new(),
             quit: parts.quit,
             concurrency: parts.concurrency,
             state: Mutex::new(ServerState::PreInitializing),

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::listener::ConnectionInfo;
 use crate::router::SelectedRoute;
+use crate::tracing::{Reason, Span};
 
 pub(crate) use response_flag::{ResponseFlag, ResponseFlags};
 
@@ -61,6 +62,14 @@ pub(crate) struct StreamInfo {
     pub(crate) upstream: UpstreamInfo,
     /// What filters left for each other, by filter name.
     pub(crate) metadata: DynamicMetadata,
+    /// The span of the request, where it is traced.
+    pub(crate) span: Option<Box<Span>>,
+    /// Why it is traced, or that it is not.
+    pub(crate) trace_reason: Reason,
+    /// Redirects of upstreams' that were followed for this request.
+    pub(crate) internal_redirects: u32,
+    /// The routes that brought them.
+    pub(crate) redirecting_routes: Vec<Box<str>>,
 }
 
 /// The upstream side of a stream.
@@ -111,6 +120,10 @@ impl StreamInfo {
             end: None,
             upstream: UpstreamInfo::default(),
             metadata: DynamicMetadata::default(),
+            span: None,
+            trace_reason: Reason::default(),
+            internal_redirects: 0,
+            redirecting_routes: Vec::new(),
         }
     }
 

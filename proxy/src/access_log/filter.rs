@@ -20,6 +20,8 @@ pub(crate) enum LogFilter {
     Duration(Comparison),
     /// Not a health check.
     NotHealthCheck,
+    /// Traced.
+    Traceable,
     /// A share.
     Sample(Fraction),
     /// All of them.
@@ -116,9 +118,7 @@ impl TryFrom<&wire::AccessLogFilter> for LogFilter {
                 });
                 LogFilter::Fixed(names_it != filter.exclude)
             }
-            FilterSpecifier::TraceableFilter(_) => {
-                return Err(Invalid::unsupported("traceable_filter"));
-            }
+            FilterSpecifier::TraceableFilter(_) => LogFilter::Traceable,
             FilterSpecifier::ExtensionFilter(filter) => {
                 return Err(Invalid::unsupported(&format!(
                     "access log filter extension '{}'",
@@ -163,6 +163,7 @@ impl LogFilter {
                 comparison.holds(u64::try_from(info.duration().as_millis()).unwrap_or(u64::MAX))
             }
             LogFilter::NotHealthCheck => !info.is_health_check,
+            LogFilter::Traceable => info.trace_reason.is_traced(),
             LogFilter::Sample(fraction) => fraction.draw(),
             LogFilter::And(filters) => filters.iter().all(|filter| filter.matches(context)),
             LogFilter::Or(filters) => filters.iter().any(|filter| filter.matches(context)),

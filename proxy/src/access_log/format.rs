@@ -17,7 +17,7 @@ use crate::stream_info::StreamInfo;
 
 use operator::Operator;
 
-pub(crate) use json_value::write_json_text;
+pub(crate) use json_value::{write_json_text, write_value};
 pub(crate) use operator::query_value;
 
 pub(crate) use time_format::TimeFormat;
@@ -47,6 +47,19 @@ pub(crate) struct FormatContext<'a> {
     pub(crate) trailers: Option<&'a HeaderMap>,
     /// The body of a local reply.
     pub(crate) local_reply_body: &'a str,
+}
+
+impl<'a> FormatContext<'a> {
+    /// A stream whose request is on its way.
+    pub(crate) fn of_request(info: &'a StreamInfo, request: &'a RequestHeaders) -> Self {
+        FormatContext {
+            info,
+            request: Some(request),
+            response: None,
+            trailers: None,
+            local_reply_body: "",
+        }
+    }
 }
 
 /// What a single operator yields, for typed JSON.

@@ -1,18 +1,22 @@
 //! Bodies of upstream requests: the downstream request's body passed on piece by piece, kept (up to a limit) while a retry may
 //! need it again, and copied to mirrors.
 
+mod mirror;
+
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::mpsc;
 
+use super::filter::Buffered;
 use super::stream::StreamCell;
+use mirror::MirrorQueue;
 
 /// Why a request's body ended early.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -29,6 +33,9 @@ enum Kind {
         generation: u32,
     },
     Mirror(Rc<MirrorQueue>),
+    /// Pieces of our own, until the sender is dropped.
+    #[allow(dead_code, reason = "access loggers use it next")]
+    Channel(mpsc::Receiver<Bytes>),
 }
 
 /// The downstream request's body, read once and given to every attempt.
@@ -43,12 +50,27 @@ pub(crate) struct RequestSource {
 struct Source {
     incoming: Option<Incoming>,
     is_end: bool,
-    /// What was read, while it is kept for a retry.
-    kept: Vec<Piece>,
+    /// What was read, while it is kept for a retry or waits for a filter.
+    kept: Vec<Kept>,
     kept_bytes: usize,
     limit: Option<usize>,
     mirrors: Vec<Rc<MirrorQueue>>,
     sees_data: bool,
+}
+
+/// A piece that is kept, with the number of filters that have seen it.
+struct Kept {
+    piece: Piece,
+    seen: usize,
+}
+
+/// A body that is longer than a filter wants it.
+#[derive(Debug)]
+pub(crate) enum NotBuffered {
+    /// Longer than the limit.
+    TooLong,
+    /// The client broke off.
+    Broken,
 }
 
 #[derive(Clone)]
@@ -56,21 +78,6 @@ enum Piece {
     Data(Bytes),
     Trailers(HeaderMap),
 }
-
-/// The pieces on their way to one mirror. A mirror that is slower than the limit allows is given up.
-pub(crate) struct MirrorQueue(RefCell<MirrorState>);
-
-#[derive(Default)]
-struct MirrorState {
-    pieces: VecDeque<Piece>,
-    bytes: usize,
-    is_end: bool,
-    is_broken: bool,
-    waker: Option<Waker>,
-}
-
-/// What a mirror may lag behind.
-const MIRROR_LIMIT: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 enum SourceError {
@@ -98,6 +105,12 @@ impl Body {
         })
     }
 
+    /// Pieces of our own as they come.
+    #[allow(dead_code, reason = "access loggers use it next")]
+    pub(crate) fn channel(pieces: mpsc::Receiver<Bytes>) -> Self {
+        Body(Kind::Channel(pieces))
+    }
+
     /// The downstream request's body from its beginning.
     pub(crate) fn attempt(source: &Rc<RequestSource>) -> Self {
         if source.is_empty() {
@@ -117,8 +130,18 @@ impl Body {
         if source.is_empty() {
             return Body::empty();
         }
-        let queue = Rc::new(MirrorQueue(RefCell::default()));
-        source.source.borrow_mut().mirrors.push(queue.clone());
+        let queue = Rc::<MirrorQueue>::default();
+        source.show_kept();
+        let mut state = source.source.borrow_mut();
+        for kept in &state.kept {
+            queue.push(kept.piece.clone());
+        }
+        if state.is_end {
+            queue.end(false);
+        } else {
+            state.mirrors.push(queue.clone());
+        }
+        drop(state);
         Body(Kind::Mirror(queue))
     }
 }
@@ -173,6 +196,11 @@ impl RequestSource {
         source.limit = None;
     }
 
+    /// The body is not to go anywhere any more.
+    pub(crate) fn forget(&self) {
+        self.source.borrow_mut().kept.clear();
+    }
+
     /// True when the last byte was read.
     pub(crate) fn is_read(&self) -> bool {
         self.source.borrow().is_end
@@ -190,6 +218,91 @@ impl RequestSource {
         .await;
     }
 
+    /// Reads the body for the filter before `next`: to its end, or to `limit` bytes if a part is enough. What is read is
+    /// kept and goes upstream later.
+    pub(crate) async fn buffer(
+        &self,
+        limit: usize,
+        allows_partial: bool,
+        next: usize,
+    ) -> Result<Buffered, NotBuffered> {
+        let mut position = 0;
+        let mut body = BytesMut::new();
+        loop {
+            let piece =
+                std::future::poll_fn(|context| self.poll_ahead(&mut position, next, context)).await;
+            match piece {
+                None => break,
+                Some(Err(_)) => return Err(NotBuffered::Broken),
+                Some(Ok(Piece::Trailers(_))) => {}
+                Some(Ok(Piece::Data(data))) => {
+                    body.extend_from_slice(&data);
+                    if body.len() > limit && !allows_partial {
+                        return Err(NotBuffered::TooLong);
+                    }
+                    if body.len() >= limit && allows_partial {
+                        break;
+                    }
+                }
+            }
+        }
+        let is_whole = body.len() <= limit && self.is_read();
+        body.truncate(limit);
+        Ok(Buffered {
+            body: body.freeze(),
+            is_whole,
+        })
+    }
+
+    /// A piece for the filter before `next`; kept in any case.
+    fn poll_ahead(
+        &self,
+        position: &mut usize,
+        next: usize,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Piece, BodyError>>> {
+        let mut source = self.source.borrow_mut();
+        if *position >= source.kept.len() {
+            let piece = match ready!(self.poll_incoming(&mut source, context)) {
+                Some(Ok(piece)) => piece,
+                other => return Poll::Ready(other),
+            };
+            source.kept.push(Kept { piece, seen: 0 });
+        }
+        self.show(&mut source, *position, next);
+        *position += 1;
+        Poll::Ready(
+            source
+                .kept
+                .get(*position - 1)
+                .map(|kept| Ok(kept.piece.clone())),
+        )
+    }
+
+    /// Shows everything that is kept to the filters that have not seen it.
+    fn show_kept(&self) {
+        let mut source = self.source.borrow_mut();
+        for index in 0..source.kept.len() {
+            self.show(&mut source, index, usize::MAX);
+        }
+    }
+
+    /// Shows a kept piece to the filters before `next` that have not seen it.
+    fn show(&self, source: &mut Source, index: usize, next: usize) {
+        let sees_data = source.sees_data;
+        let Some(kept) = source.kept.get_mut(index).filter(|kept| kept.seen < next) else {
+            return;
+        };
+        if let Piece::Data(data) = &mut kept.piece
+            && sees_data
+        {
+            *data = self
+                .cell
+                .show_request(std::mem::take(data), kept.seen..next);
+        }
+        kept.seen = next;
+    }
+
     fn end(&self, source: &mut Source) {
         source.end(&self.cell);
         if let Some(waker) = self.end_waker.borrow_mut().take() {
@@ -203,16 +316,49 @@ impl RequestSource {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Piece, BodyError>>> {
         let mut source = self.source.borrow_mut();
-        if let Some(piece) = source.kept.get(*position) {
+        if *position < source.kept.len() {
+            self.show(&mut source, *position, usize::MAX);
             *position += 1;
-            return Poll::Ready(Some(Ok(piece.clone())));
+            return Poll::Ready(
+                source
+                    .kept
+                    .get(*position - 1)
+                    .map(|kept| Ok(kept.piece.clone())),
+            );
         }
+        let mut piece = match ready!(self.poll_incoming(&mut source, context)) {
+            Some(Ok(piece)) => piece,
+            other => return Poll::Ready(other),
+        };
+        if let Piece::Data(data) = &mut piece
+            && source.sees_data
+        {
+            *data = self.cell.show_request(std::mem::take(data), 0..usize::MAX);
+        }
+        if source.keep(&piece) {
+            *position += 1;
+        }
+        source.copy(&piece);
+        if source.incoming.is_none() {
+            source.end_mirrors();
+        }
+        Poll::Ready(Some(Ok(piece)))
+    }
+
+    /// The next piece as it comes, counted.
+    fn poll_incoming(
+        &self,
+        source: &mut Source,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Piece, BodyError>>> {
         let Some(incoming) = source.incoming.as_mut() else {
+            source.end_mirrors();
             return Poll::Ready(None);
         };
         let frame = match ready!(Pin::new(incoming).poll_frame(context)) {
             None => {
-                self.end(&mut source);
+                self.end(source);
+                source.end_mirrors();
                 return Poll::Ready(None);
             }
             Some(Err(error)) => {
@@ -225,7 +371,7 @@ impl RequestSource {
         let is_last = source.incoming.as_ref().is_none_or(HttpBody::is_end_stream);
         let piece = match frame.into_data() {
             Ok(data) => {
-                let data = self.cell.received(data, source.sees_data);
+                self.cell.received(&data);
                 Piece::Data(data)
             }
             Err(frame) => match frame.into_trailers() {
@@ -233,12 +379,8 @@ impl RequestSource {
                 Err(_) => return Poll::Ready(None),
             },
         };
-        if source.keep(&piece) {
-            *position += 1;
-        }
-        source.copy(&piece);
         if is_last {
-            self.end(&mut source);
+            self.end(source);
         }
         Poll::Ready(Some(Ok(piece)))
     }
@@ -258,7 +400,10 @@ impl Source {
             self.kept.clear();
             return false;
         }
-        self.kept.push(piece.clone());
+        self.kept.push(Kept {
+            piece: piece.clone(),
+            seen: usize::MAX,
+        });
         true
     }
 
@@ -274,6 +419,9 @@ impl Source {
             cell.request_ended();
         }
         self.incoming = None;
+    }
+
+    fn end_mirrors(&mut self) {
         for mirror in self.mirrors.drain(..) {
             mirror.end(false);
         }
@@ -289,54 +437,6 @@ impl Source {
 impl Drop for Source {
     fn drop(&mut self) {
         self.break_mirrors();
-    }
-}
-
-impl MirrorQueue {
-    fn push(&self, piece: Piece) {
-        let mut state = self.0.borrow_mut();
-        if state.is_broken {
-            return;
-        }
-        if let Piece::Data(data) = &piece {
-            state.bytes += data.len();
-        }
-        if state.bytes > MIRROR_LIMIT {
-            state.is_broken = true;
-            state.pieces.clear();
-        } else {
-            state.pieces.push_back(piece);
-        }
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
-    }
-
-    fn end(&self, is_broken: bool) {
-        let mut state = self.0.borrow_mut();
-        state.is_end = true;
-        state.is_broken |= is_broken;
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
-    }
-
-    fn poll_piece(&self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, BodyError>>> {
-        let mut state = self.0.borrow_mut();
-        if state.is_broken {
-            return Poll::Ready(Some(Err(SourceError::Mirror.into())));
-        }
-        if let Some(piece) = state.pieces.pop_front() {
-            if let Piece::Data(data) = &piece {
-                state.bytes -= data.len();
-            }
-            return Poll::Ready(Some(Ok(piece)));
-        }
-        if state.is_end {
-            return Poll::Ready(None);
-        }
-        state.waker = Some(context.waker().clone());
-        Poll::Pending
     }
 }
 
@@ -362,6 +462,10 @@ impl HttpBody for Body {
                 source, position, ..
             } => ready!(source.poll_piece(position, context)),
             Kind::Mirror(queue) => ready!(queue.poll_piece(context)),
+            Kind::Channel(pieces) => {
+                let piece = ready!(pieces.poll_recv(context));
+                return Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))));
+            }
         };
         Poll::Ready(piece.map(|piece| {
             piece.map(|piece| match piece {
@@ -381,10 +485,8 @@ impl HttpBody for Body {
                 let source = source.source.borrow();
                 source.is_end && *position >= source.kept.len()
             }
-            Kind::Mirror(queue) => {
-                let state = queue.0.borrow();
-                state.is_end && !state.is_broken && state.pieces.is_empty()
-            }
+            Kind::Mirror(queue) => queue.is_done(),
+            Kind::Channel(pieces) => pieces.is_closed() && pieces.is_empty(),
         }
     }
 
@@ -394,7 +496,7 @@ impl HttpBody for Body {
             Kind::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Kind::Attempt { .. } | Kind::Mirror(_) => SizeHint::default(),
+            Kind::Attempt { .. } | Kind::Mirror(_) | Kind::Channel(_) => SizeHint::default(),
         }
     }
 }

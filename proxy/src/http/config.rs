@@ -7,15 +7,17 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use proto::envoy::config::core::v3 as core;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3 as wire;
+use proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use wire::http_connection_manager as hcm;
 
 use crate::access_log::AccessLogs;
 use crate::config::RouteSlot;
 use crate::invalid::{At as _, Invalid, try_all};
-use crate::matcher::{Cidr, Fraction};
+use crate::matcher::Cidr;
 use crate::network::FactoryContext;
 use crate::router::RouteTable;
 use crate::router::timeout::{duration, non_zero};
+use crate::tracing::TracingConfig;
 
 use super::filter::FilterChain;
 use super::local_reply::LocalReplyConfig;
@@ -58,8 +60,8 @@ pub(crate) struct ConnectionManager {
     pub(crate) underscores: core::http_protocol_options::HeadersWithUnderscoresAction,
     /// `:scheme` is always this.
     pub(crate) scheme_override: Option<super::headers::Scheme>,
-    /// Trace headers are made, for this share of requests.
-    pub(crate) tracing: Option<Fraction>,
+    /// Which requests are traced, and how.
+    pub(crate) tracing: Option<TracingConfig>,
     /// Sends `x-envoy-downstream-service-cluster` with the proxy's own name.
     pub(crate) user_agent: Option<HeaderValue>,
     /// HTTP/1.0 requests are accepted.
@@ -157,6 +159,10 @@ pub(crate) struct RequestIdRules {
     pub(crate) preserves_external: bool,
     /// Put it into responses.
     pub(crate) in_response: bool,
+    /// It says why the request is traced.
+    pub(crate) packs_reason: bool,
+    /// It decides whether the request is traced.
+    pub(crate) draws_by_id: bool,
 }
 
 /// `x-forwarded-client-cert`.
@@ -182,11 +188,13 @@ impl ConnectionManager {
         );
         let common = config.common_http_protocol_options.unwrap_or_default();
         let http1 = config.http_protocol_options.clone().unwrap_or_default();
+        let filters = FilterChain::try_new(&config.http_filters, &scope, context.server)?;
+        let spawns = filters.router.starts_child_spans;
         let access_logs = AccessLogs::try_new(&config.access_log, &context.server.sinks)?;
         Ok(ConnectionManager {
             codec: config.codec_type(),
             routes: Routes::try_new(config, context)?,
-            filters: FilterChain::try_new(&config.http_filters, &scope)?,
+            filters,
             upgrades: config
                 .upgrade_configs
                 .iter()
@@ -204,23 +212,27 @@ impl ConnectionManager {
             limits: Limits::new(config, &common),
             client: ClientDetection::try_new(config)?,
             paths: PathRules::from(config),
-            request_id: RequestIdRules {
-                generates: config.generate_request_id.unwrap_or(true),
-                preserves_external: config.preserve_external_request_id,
-                in_response: config.always_set_request_id_in_response,
-            },
+            request_id: RequestIdRules::try_new(config).at("request_id_extension")?,
             client_cert: ClientCertRules {
                 mode: config.forward_client_cert_details(),
                 details: config.set_current_client_cert_details.unwrap_or_default(),
             },
             underscores: common.headers_with_underscores_action(),
             scheme_override: scheme_override(config)?,
-            tracing: config.tracing.as_ref().map(|tracing| {
-                tracing
-                    .random_sampling
-                    .as_ref()
-                    .map_or(Fraction::ALWAYS, Fraction::from)
-            }),
+            tracing: config
+                .tracing
+                .as_ref()
+                .map(|tracing| {
+                    TracingConfig::try_new(
+                        tracing,
+                        &scope,
+                        context.server,
+                        context.direction,
+                        spawns,
+                    )
+                })
+                .transpose()
+                .at("tracing")?,
             user_agent: match config.add_user_agent {
                 Some(true) => optional_value("node.cluster", &context.server.node.cluster)?,
                 _ => None,
@@ -249,6 +261,25 @@ impl ConnectionManager {
             Routes::Inline(table) => Some(table.clone()),
             Routes::Slot(slot) => slot.load(),
         }
+    }
+}
+
+impl RequestIdRules {
+    fn try_new(config: &wire::HttpConnectionManager) -> Result<Self, Invalid> {
+        let uuid: UuidRequestIdConfig = match &config.request_id_extension {
+            None => UuidRequestIdConfig::default(),
+            Some(extension) => {
+                let any = extension.typed_config.clone().unwrap_or_default();
+                proto::any::unpack(&any)?
+            }
+        };
+        Ok(RequestIdRules {
+            generates: config.generate_request_id.unwrap_or(true),
+            preserves_external: config.preserve_external_request_id,
+            in_response: config.always_set_request_id_in_response,
+            packs_reason: uuid.pack_trace_reason.unwrap_or(true),
+            draws_by_id: uuid.use_request_id_for_trace_sampling.unwrap_or(true),
+        })
     }
 }
 
@@ -357,7 +388,7 @@ impl ClientDetection {
 }
 
 /// The first IPv4 address of this machine that is not the loopback.
-fn local_address() -> Option<IpAddr> {
+pub(crate) fn local_address() -> Option<IpAddr> {
     let interfaces = nix::ifaddrs::getifaddrs().ok()?;
     interfaces
         .filter_map(|interface| Some(IpAddr::V4(interface.address?.as_sockaddr_in()?.ip())))

@@ -186,9 +186,6 @@ pub(crate) fn mutate_request(
             .or_insert_with(|| cluster.clone());
     }
     request_id::set(&manager.request_id, headers, is_edge);
-    if let Some(share) = manager.tracing {
-        request_id::set_trace(headers, share);
-    }
     client_cert::set(&manager.client_cert, headers, &info.connection);
     if let Some(via) = &manager.via {
         headers.map.append(header::VIA, via.clone());

@@ -3,16 +3,22 @@
 //! Calls are plain, not async: a filter that has nothing to wait for costs no future. The filter value is the state of the
 //! stream; its configuration is shared by all streams. To add a filter: a file below, and a row in [`FILTERS`].
 
+pub(crate) mod buffer;
 pub(crate) mod cors;
+pub(crate) mod ext_authz;
 pub(crate) mod fault;
 pub(crate) mod grpc_stats;
 pub(crate) mod grpc_web;
+pub(crate) mod header_mutation;
+pub(crate) mod header_to_metadata;
 pub(crate) mod health_check;
 pub(crate) mod jwt_authn;
+pub(crate) mod local_ratelimit;
 pub(crate) mod mixer;
 mod per_route;
 pub(crate) mod rbac;
 pub(crate) mod router;
+pub(crate) mod set_metadata;
 
 use std::any::Any as StdAny;
 use std::pin::Pin;
@@ -24,6 +30,7 @@ use prost_types::Any;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3 as wire;
 
 use crate::invalid::{At as _, Invalid};
+use crate::server::ServerContext;
 use crate::stats::Scope;
 
 use super::headers::{RequestHeaders, ResponseHeaders};
@@ -91,7 +98,31 @@ pub(crate) enum FilterStatus {
     LocalReply(Box<LocalReply>),
     /// Wait, then do what comes out.
     Wait(Pin<Box<dyn Future<Output = Resume>>>),
+    /// Wait for the request's body, then go on with it.
+    Buffer(Box<Buffering>),
 }
+
+/// How a filter wants the request's body.
+pub(crate) struct Buffering {
+    /// No more than this.
+    pub(crate) limit: usize,
+    /// A longer body is cut for the filter instead of being refused.
+    pub(crate) allows_partial: bool,
+    /// What to do with it. The body goes on as it came.
+    pub(crate) then: BodyContinuation,
+}
+
+/// A request's body that was waited for.
+pub(crate) struct Buffered {
+    /// The bytes.
+    pub(crate) body: Bytes,
+    /// The whole body, not only its beginning.
+    pub(crate) is_whole: bool,
+}
+
+/// What a filter does with a body.
+pub(crate) type BodyContinuation =
+    Box<dyn FnOnce(Buffered, &mut RequestHeaders, &mut Stream) -> FilterStatus>;
 
 /// What comes after waiting.
 pub(crate) enum Resume {
@@ -118,6 +149,8 @@ pub(crate) struct FilterContext<'a> {
     pub(crate) name: &'a str,
     /// `http.<stat prefix>.`
     pub(crate) scope: &'a Scope,
+    /// The process's shared parts.
+    pub(crate) server: &'a Arc<ServerContext>,
 }
 
 /// A filter that exists.
@@ -152,6 +185,12 @@ pub(crate) const FILTERS: &[FilterKind] = &[
     grpc_web::KIND,
     jwt_authn::KIND,
     mixer::KIND,
+    buffer::KIND,
+    ext_authz::KIND,
+    header_mutation::KIND,
+    header_to_metadata::KIND,
+    local_ratelimit::KIND,
+    set_metadata::KIND,
 ];
 
 /// The filters of a connection manager; the router stands apart.
@@ -190,12 +229,16 @@ impl FilterStatus {
 
 impl FilterChain {
     /// Checks the filters of a connection manager.
-    pub(crate) fn try_new(filters: &[wire::HttpFilter], scope: &Scope) -> Result<Self, Invalid> {
+    pub(crate) fn try_new(
+        filters: &[wire::HttpFilter],
+        scope: &Scope,
+        server: &Arc<ServerContext>,
+    ) -> Result<Self, Invalid> {
         let Some((last, others)) = filters.split_last() else {
             return Err(Invalid::new("at least the router filter is needed").at("http_filters"));
         };
         let chain = others.iter().enumerate().map(|(index, filter)| {
-            ChainEntry::try_new(filter, scope).at(format_args!("http_filters[{index}]"))
+            ChainEntry::try_new(filter, scope, server).at(format_args!("http_filters[{index}]"))
         });
         let chain: Vec<Option<ChainEntry>> = chain.collect::<Result<_, _>>()?;
         let place = format!("http_filters[{}]", others.len());
@@ -243,7 +286,11 @@ impl FilterChain {
 }
 
 impl ChainEntry {
-    fn try_new(filter: &wire::HttpFilter, scope: &Scope) -> Result<Option<Self>, Invalid> {
+    fn try_new(
+        filter: &wire::HttpFilter,
+        scope: &Scope,
+        server: &Arc<ServerContext>,
+    ) -> Result<Option<Self>, Invalid> {
         let any = typed_config(filter)?;
         let message = any.map(|any| proto::type_url::message_name(&any.type_url));
         if message == Some(router::MESSAGE) {
@@ -266,6 +313,7 @@ impl ChainEntry {
         let context = FilterContext {
             name: &filter.name,
             scope,
+            server,
         };
         let empty = Any::default();
         Ok(Some(ChainEntry {

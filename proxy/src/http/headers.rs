@@ -31,9 +31,12 @@ pub(crate) mod names {
         X_REQUEST_ID = "x-request-id";
         X_B3_TRACE_ID = "x-b3-traceid";
         X_B3_SPAN_ID = "x-b3-spanid";
+        X_B3_PARENT_SPAN_ID = "x-b3-parentspanid";
         X_B3_SAMPLED = "x-b3-sampled";
         B3 = "b3";
         TRACEPARENT = "traceparent";
+        TRACESTATE = "tracestate";
+        X_CLIENT_TRACE_ID = "x-client-trace-id";
         X_ENVOY_ATTEMPT_COUNT = "x-envoy-attempt-count";
         X_ENVOY_DECORATOR_OPERATION = "x-envoy-decorator-operation";
         X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER = "x-envoy-downstream-service-cluster";
@@ -45,6 +48,8 @@ pub(crate) mod names {
         X_ENVOY_FAULT_ABORT_PERCENTAGE = "x-envoy-fault-abort-request-percentage";
         X_ENVOY_FAULT_DELAY = "x-envoy-fault-delay-request";
         X_ENVOY_FAULT_DELAY_PERCENTAGE = "x-envoy-fault-delay-request-percentage";
+        X_ENVOY_FAULT_THROUGHPUT = "x-envoy-fault-throughput-response";
+        X_ENVOY_FAULT_THROUGHPUT_PERCENTAGE = "x-envoy-fault-throughput-response-percentage";
         X_ENVOY_FORCE_TRACE = "x-envoy-force-trace";
         X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT = "x-envoy-hedge-on-per-try-timeout";
         X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL = "x-envoy-immediate-health-check-fail";

@@ -87,6 +87,14 @@ impl LocalReply {
         self
     }
 
+    /// Adds headers; several of one name stay several.
+    pub(crate) fn append_headers(&mut self, more: &HeaderMap) {
+        self.headers.extend(
+            more.iter()
+                .map(|(name, value)| (name.clone(), value.clone())),
+        );
+    }
+
     /// The same, but the downstream connection is closed after it.
     #[must_use]
     pub(crate) fn closing(mut self) -> Self {
@@ -105,7 +113,7 @@ impl LocalReply {
     pub(crate) fn head(&self) -> ResponseHeaders {
         let mut map = HeaderMap::with_capacity(4 + self.headers.len());
         for (name, value) in &self.headers {
-            map.insert(name.clone(), value.clone());
+            map.append(name.clone(), value.clone());
         }
         ResponseHeaders {
             status: self.status,

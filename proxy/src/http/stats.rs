@@ -24,6 +24,8 @@ stat_group! {
         downstream_rq_too_large: Counter, downstream_rq_too_many_premature_resets: Counter,
         downstream_rq_total: Counter, downstream_rq_tx_reset: Counter, downstream_rq_ws_on_non_ws_route: Counter,
         no_cluster: Counter, no_route: Counter, passthrough_internal_redirect_bad_location: Counter,
+        passthrough_internal_redirect_no_route: Counter, passthrough_internal_redirect_predicate: Counter,
+        passthrough_internal_redirect_too_many_redirects: Counter, passthrough_internal_redirect_unsafe_scheme: Counter,
         rq_direct_response: Counter, rq_overload_local_reply: Counter, rq_redirect: Counter,
         rq_reset_after_downstream_response_started: Counter, rq_retry_skipped_request_not_complete: Counter,
         rq_total: Counter, rs_too_large: Counter,

@@ -9,6 +9,7 @@ mod connection;
 mod head;
 mod reply;
 mod response_body;
+mod throttle;
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -16,7 +17,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::HeaderMap;
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
@@ -26,10 +27,10 @@ use crate::router::WorkerTable;
 use crate::stream_info::StreamInfo;
 use crate::worker::Worker;
 
-use super::body::RequestSource;
+use super::body::{NotBuffered, RequestSource};
 use super::config::ConnectionManager;
 use super::filter::router::{self, Forwarded};
-use super::filter::{FilterStatus, HttpFilter, Resume};
+use super::filter::{Buffering, FilterStatus, HttpFilter, Resume};
 use super::headers::{RequestHeaders, ResponseHeaders};
 use super::local_reply::LocalReply;
 use super::{conn_manager, upgrade};
@@ -54,6 +55,8 @@ pub(crate) struct DownstreamConnection {
     pub(crate) total: Cell<u32>,
     /// When the last stream ended.
     pub(crate) idle_since: Cell<Instant>,
+    /// What filters keep for all streams of the connection.
+    pub(crate) filter_state: RefCell<Vec<Rc<dyn std::any::Any>>>,
     table: RefCell<Option<WorkerTable>>,
 }
 
@@ -63,6 +66,10 @@ pub(crate) struct Stream {
     pub(crate) info: StreamInfo,
     /// Its connection.
     pub(crate) connection: Rc<DownstreamConnection>,
+    /// The response's body goes no faster than this, in bytes a second.
+    pub(crate) response_rate: Option<u64>,
+    /// The response on its way out has no body.
+    pub(crate) is_response_bodyless: bool,
     is_route_known: bool,
 }
 
@@ -125,24 +132,32 @@ enum Outcome {
 async fn run(
     cell: &Rc<StreamCell>,
     source: &Rc<RequestSource>,
-    downstream_upgrade: Option<OnUpgrade>,
+    mut downstream_upgrade: Option<OnUpgrade>,
 ) -> Outcome {
     if let Err(reply) = cell.with(begin) {
         return Outcome::Reply(reply);
     }
-    if let Some(reply) = run_filters(cell).await {
-        return Outcome::Reply(reply);
-    }
-    cell.with(|state| source.set_sees_data(state.update_sees_data()));
-    let reply = cell.with(answer_locally);
-    if let Some(reply) = reply {
-        return Outcome::Reply(reply);
-    }
-    match router::forward(cell, source, downstream_upgrade).await {
-        Forwarded::Reply(reply) => Outcome::Reply(reply),
-        Forwarded::Response(response) => {
-            let (head, body) = *response;
-            Outcome::Response(Box::new(respond(cell, head, body)))
+    loop {
+        if let Some(reply) = run_filters(cell, source).await {
+            return Outcome::Reply(reply);
+        }
+        cell.with(|state| source.set_sees_data(state.update_sees_data()));
+        let reply = cell.with(answer_locally);
+        if let Some(reply) = reply {
+            return Outcome::Reply(reply);
+        }
+        match router::forward(cell, source, &mut downstream_upgrade).await {
+            Forwarded::Reply(reply) => return Outcome::Reply(reply),
+            Forwarded::Response(response) => {
+                let (head, body) = *response;
+                return Outcome::Response(Box::new(respond(cell, head, body)));
+            }
+            // The request goes through the filters once more, to where the upstream sent it.
+            Forwarded::Redirect => {
+                if let Err(reply) = cell.with(choose_filters) {
+                    return Outcome::Reply(reply);
+                }
+            }
         }
     }
 }
@@ -160,15 +175,26 @@ fn begin(state: &mut StreamState) -> Result<(), Box<LocalReply>> {
     let table = connection.route_table();
     let internal_only = super::config::internal_only(table.as_deref());
     conn_manager::mutate_request(manager, request, &mut stream.info, internal_only);
-    if !stream.select_route(request) {
-        return Err(Box::new(redirect_to_https(request)));
-    }
-    upgrade::check(manager, stream, request)?;
-    state.filters = manager.filters.create(&state.stream);
+    choose_filters(state)?;
+    crate::tracing::start(state);
     Ok(())
 }
 
-async fn run_filters(cell: &Rc<StreamCell>) -> Option<Box<LocalReply>> {
+/// The route, and the filters that are on for it.
+fn choose_filters(state: &mut StreamState) -> Result<(), Box<LocalReply>> {
+    let StreamState {
+        stream, request, ..
+    } = state;
+    if !stream.select_route(request) {
+        return Err(Box::new(redirect_to_https(request)));
+    }
+    let connection = stream.connection.clone();
+    upgrade::check(&connection.manager, stream, request)?;
+    state.filters = connection.manager.filters.create(&state.stream);
+    Ok(())
+}
+
+async fn run_filters(cell: &Rc<StreamCell>, source: &Rc<RequestSource>) -> Option<Box<LocalReply>> {
     let mut index = 0;
     let mut resumed = None;
     loop {
@@ -182,6 +208,10 @@ async fn run_filters(cell: &Rc<StreamCell>) -> Option<Box<LocalReply>> {
             }
             FilterStatus::Continue => {}
             FilterStatus::LocalReply(reply) => return Some(reply),
+            FilterStatus::Buffer(buffering) => {
+                resumed = Some(buffer(cell, source, *buffering, index).await)
+                    .filter(|status| !matches!(status, FilterStatus::Continue));
+            }
             FilterStatus::Wait(future) => match future.await {
                 Resume::Continue => {}
                 Resume::LocalReply(reply) => return Some(reply),
@@ -193,6 +223,38 @@ async fn run_filters(cell: &Rc<StreamCell>) -> Option<Box<LocalReply>> {
                 }
             },
         }
+    }
+}
+
+/// Reads the request's body for the filter before `next` and lets it work on it.
+async fn buffer(
+    cell: &Rc<StreamCell>,
+    source: &Rc<RequestSource>,
+    buffering: Buffering,
+    next: usize,
+) -> FilterStatus {
+    cell.with(|state| source.set_sees_data(state.update_sees_data()));
+    let Buffering {
+        limit,
+        allows_partial,
+        then,
+    } = buffering;
+    match source.buffer(limit, allows_partial, next).await {
+        Ok(body) => cell.with(|state| then(body, &mut state.request, &mut state.stream)),
+        Err(NotBuffered::TooLong) => {
+            cell.with(|state| {
+                let stats = &state.stream.connection.manager.stats;
+                stats.downstream_rq_too_large.inc();
+            });
+            FilterStatus::reply(LocalReply::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "Payload Too Large",
+                "request_payload_too_large",
+            ))
+        }
+        Err(NotBuffered::Broken) => FilterStatus::reply(
+            LocalReply::new(StatusCode::BAD_REQUEST, "", "http1.codec_error").closing(),
+        ),
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use crate::config::RouteSlots;
-use crate::listener::ConnectionInfo;
+use crate::listener::{ConnectionInfo, Direction};
 use crate::network::FactoryContext;
 use crate::server::{ServerContext, ServerParts};
 use crate::stream_info::testing::connection;
@@ -95,6 +95,91 @@ pub(crate) fn cluster(name: &str, address: SocketAddr) -> Value {
             "address": address.ip().to_string(), "port_value": address.port()}}}}]}]}})
 }
 
+/// A static cluster of one address that speaks HTTP/2.
+pub(crate) fn grpc_cluster(name: &str, address: SocketAddr) -> Value {
+    let mut cluster = cluster(name, address);
+    cluster["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}}}});
+    cluster
+}
+
+/// A gRPC server: every message it gets is told with its method; calls are answered with scripted messages (the last one
+/// again and again, an empty one without any).
+pub(crate) struct GrpcServer {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    requests: mpsc::UnboundedReceiver<(String, Vec<u8>)>,
+}
+
+impl GrpcServer {
+    /// Answers each call with the next of `answers`.
+    pub(crate) async fn start(answers: Vec<Vec<u8>>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, requests) = mpsc::unbounded_channel();
+        let answers: Rc<[Vec<u8>]> = answers.into();
+        let turn = Rc::new(std::cell::Cell::new(0));
+        tokio::task::spawn_local(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (answers, turn, sender) = (answers.clone(), turn.clone(), sender.clone());
+                tokio::task::spawn_local(async move {
+                    let mut connection = h2::server::handshake(stream).await.unwrap();
+                    while let Some(Ok((request, respond))) = connection.accept().await {
+                        let index = turn.replace(turn.get() + 1).min(answers.len().max(1) - 1);
+                        let answer = answers.get(index).cloned().unwrap_or_default();
+                        let sender = sender.clone();
+                        tokio::task::spawn_local(call(request, respond, answer, sender));
+                    }
+                });
+            }
+        });
+        GrpcServer { address, requests }
+    }
+
+    /// The next message, with its method.
+    pub(crate) async fn request(&mut self) -> (String, Vec<u8>) {
+        tokio::time::timeout(PATIENCE, self.requests.recv())
+            .await
+            .unwrap()
+            .unwrap()
+    }
+}
+
+async fn call(
+    request: http::Request<h2::RecvStream>,
+    mut respond: h2::server::SendResponse<Bytes>,
+    answer: Vec<u8>,
+    sender: mpsc::UnboundedSender<(String, Vec<u8>)>,
+) {
+    let path = request.uri().path().to_owned();
+    let mut body = request.into_body();
+    let mut bytes = Vec::new();
+    while let Some(Ok(data)) = body.data().await {
+        let _ = body.flow_control().release_capacity(data.len());
+        bytes.extend_from_slice(&data);
+        while bytes.len() >= 5 {
+            let length = u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
+            if bytes.len() < 5 + length {
+                break;
+            }
+            let _ = sender.send((path.clone(), bytes[5..5 + length].to_vec()));
+            bytes.drain(..5 + length);
+        }
+    }
+    let head = http::Response::builder().header("content-type", "application/grpc");
+    let Ok(mut stream) = respond.send_response(head.body(()).unwrap(), false) else {
+        return;
+    };
+    let mut framed = vec![0];
+    framed.extend_from_slice(&u32::try_from(answer.len()).unwrap().to_be_bytes());
+    framed.extend_from_slice(&answer);
+    let _ = stream.send_data(framed.into(), false);
+    let mut trailers = http::HeaderMap::new();
+    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+    let _ = stream.send_trailers(trailers);
+}
+
 async fn answer(
     mut stream: TcpStream,
     answers: Rc<[String]>,
@@ -158,6 +243,15 @@ impl Proxy {
 
     /// Serves a connection manager's configuration.
     pub(crate) async fn start(config: Value, clusters: &[Value]) -> Self {
+        Proxy::start_towards(Direction::Unspecified, config, clusters).await
+    }
+
+    /// The same on a listener whose connections go one way.
+    pub(crate) async fn start_towards(
+        direction: Direction,
+        config: Value,
+        clusters: &[Value],
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (trigger, drain) = proto_component::drain::channel();
@@ -170,6 +264,7 @@ impl Proxy {
             routes: &routes,
             stats: &server.stats,
             used_routes: &used_routes,
+            direction,
         };
         let manager = Arc::new(ConnectionManager::try_new(&config, &context).unwrap());
         let worker = Rc::new(Worker::new(0, server.clone()));
@@ -258,6 +353,32 @@ pub(crate) fn with_filters(mut config: Value, filters: &[Value]) -> Value {
     all.push(router());
     config["http_filters"] = Value::Array(all);
     config
+}
+
+/// A filter by the end of its name and of its message.
+pub(crate) fn filter(name: &str, message: &str, mut config: Value) -> Value {
+    config["@type"] = json!(format!(
+        "type.googleapis.com/envoy.extensions.filters.http.{message}"
+    ));
+    json!({"name": format!("envoy.filters.http.{name}"), "typed_config": config})
+}
+
+/// A proxy with filters and one route, which is extended.
+pub(crate) async fn proxy_with(
+    filters: &[Value],
+    route_extra: Value,
+    upstream: &Upstream,
+) -> Proxy {
+    let mut route = json!({"match": {"prefix": "/"}, "route": {"cluster": "c"}});
+    route
+        .as_object_mut()
+        .unwrap()
+        .extend(route_extra.as_object().unwrap().clone());
+    Proxy::start(
+        with_filters(manager(json!([route])), filters),
+        &[upstream.cluster("c")],
+    )
+    .await
 }
 
 fn server(clusters: &[Value], trigger: &Trigger, drain: &Drain) -> Arc<ServerContext> {

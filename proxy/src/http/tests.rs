@@ -4,4 +4,6 @@ mod filters;
 mod forwarding;
 mod http2;
 mod local_replies;
+mod rate_limits;
+mod redirects;
 mod retries;

@@ -86,11 +86,7 @@ impl ListenerConfig {
     ) -> Result<Self, Invalid> {
         refuse(&wire)?;
         let (address, socket) = address_and_socket(&wire)?;
-        let direction = match wire.traffic_direction() {
-            TrafficDirection::Unspecified => Direction::Unspecified,
-            TrafficDirection::Inbound => Direction::Inbound,
-            TrafficDirection::Outbound => Direction::Outbound,
-        };
+        let direction = direction(&wire);
         let name = if wire.name.is_empty() {
             address.to_string()
         } else {
@@ -135,6 +131,14 @@ impl ListenerConfig {
     }
 }
 
+fn direction(wire: &Wire) -> Direction {
+    match wire.traffic_direction() {
+        TrafficDirection::Unspecified => Direction::Unspecified,
+        TrafficDirection::Inbound => Direction::Inbound,
+        TrafficDirection::Outbound => Direction::Outbound,
+    }
+}
+
 fn address_and_socket(wire: &Wire) -> Result<(AnyAddress, SocketOptions), Invalid> {
     let address = wire.address.as_ref();
     let address = address.ok_or_else(|| Invalid::new("an address is needed").at("address"))?;
@@ -170,6 +174,7 @@ fn chains(
         routes: context.routes,
         used_routes: context.used_routes,
         stats: &context.server.stats,
+        direction: direction(wire),
     };
     let kept = |wire: &WireChain| {
         let same = |chain: &&Arc<FilterChain>| chain.wire == *wire;

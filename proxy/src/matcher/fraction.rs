@@ -25,6 +25,12 @@ impl Fraction {
         }
     }
 
+    /// Whether a number that was drawn elsewhere (the same everywhere on a request's way) falls into the share; it counts
+    /// modulo ten thousand.
+    pub(crate) fn holds(self, drawn: u64) -> bool {
+        drawn % 10_000 * 100 < u64::from(self.0)
+    }
+
     /// The same share limited to `numerator` of this fraction's kind (percent); used by headers that lower it.
     pub(crate) fn min_percent(self, percent: u32) -> Fraction {
         Fraction(self.0.min(percent.saturating_mul(10_000)))

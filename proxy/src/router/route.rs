@@ -11,6 +11,8 @@ use crate::http::filter::RouteConfigs;
 use crate::http::local_reply::{data_source, status_code};
 use crate::invalid::{At as _, Invalid};
 
+use crate::tracing::{Decorator, RouteTracing};
+
 use super::{ForwardAction, Mutations, Redirect, RouteMatch};
 
 /// A compiled route.
@@ -23,6 +25,10 @@ pub(crate) struct Route {
     pub(crate) kind: RouteKind,
     /// Free metadata; Mixer and the access log read it.
     pub(crate) metadata: Option<Metadata>,
+    /// Which of its requests are traced, and how.
+    pub(crate) tracing: Option<RouteTracing>,
+    /// Its name for what it does, in spans.
+    pub(crate) decorator: Option<Decorator>,
     pub(super) mutations: Mutations,
     pub(super) filters: RouteConfigs,
     pub(super) buffer_limit: Option<usize>,
@@ -91,6 +97,13 @@ impl Route {
             route_match: RouteMatch::try_from(route_match).at("match")?,
             kind,
             metadata: route.metadata.clone(),
+            tracing: route
+                .tracing
+                .as_ref()
+                .map(RouteTracing::try_from)
+                .transpose()
+                .at("tracing")?,
+            decorator: route.decorator.as_ref().map(Decorator::from),
             mutations: Mutations::try_new(
                 &route.request_headers_to_add,
                 &route.request_headers_to_remove,

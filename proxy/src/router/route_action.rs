@@ -17,7 +17,7 @@ use super::hash_policy::HashPolicy;
 use super::mirror::{self, MirrorPolicy};
 use super::route_match::PathMatch;
 use super::timeout::RouteTimeouts;
-use super::{Mutations, RetryPolicy, RouteMatch, header_name};
+use super::{InternalRedirectPolicy, Mutations, RateLimits, RetryPolicy, RouteMatch, header_name};
 
 /// A compiled `RouteAction`.
 #[derive(Debug)]
@@ -32,10 +32,16 @@ pub(crate) struct ForwardAction {
     pub(crate) timeouts: RouteTimeouts,
     pub(super) retry: Option<RetryPolicy>,
     pub(super) mirrors: Vec<MirrorPolicy>,
+    /// What rate limiters are told of a request.
+    pub(crate) rate_limits: RateLimits,
+    /// The virtual host's rate limits count too.
+    pub(crate) includes_vh_rate_limits: bool,
     /// How to hash a request for consistent load balancing.
     pub(crate) hash: Vec<HashPolicy>,
     /// Upgrades that this route allows or refuses, over the connection manager's.
     pub(crate) upgrades: Vec<UpgradeRule>,
+    /// Redirects that are followed here.
+    pub(crate) internal_redirect: Option<InternalRedirectPolicy>,
     /// High routing priority (its own circuit breakers).
     pub(crate) is_high_priority: bool,
     /// Metadata that hosts must have (subset load balancing): `envoy.lb` of `metadata_match`.
@@ -148,12 +154,16 @@ impl TryFrom<&wire::RouteAction> for ForwardAction {
                 .transpose()
                 .at("retry_policy")?,
             mirrors: mirror::try_all_policies(&action.request_mirror_policies)?,
+            rate_limits: RateLimits::try_new(&action.rate_limits)?,
+            #[allow(deprecated, reason = "control planes still send the older field")]
+            includes_vh_rate_limits: action.include_vh_rate_limits.unwrap_or(false),
             hash: try_all("hash_policy", &action.hash_policy, HashPolicy::try_from)?,
             upgrades: action
                 .upgrade_configs
                 .iter()
                 .map(UpgradeRule::from)
                 .collect(),
+            internal_redirect: internal_redirect(action).at("internal_redirect_policy")?,
             is_high_priority: action.priority()
                 == proto::envoy::config::core::v3::RoutingPriority::High,
             metadata_match,
@@ -169,10 +179,6 @@ fn refuse_unsupported(action: &wire::RouteAction) -> Result<(), Invalid> {
             Ok(())
         }
     };
-    refuse(
-        action.internal_redirect_policy.is_some(),
-        "internal_redirect_policy",
-    )?;
     refuse(action.path_rewrite_policy.is_some(), "path_rewrite_policy")?;
     refuse(!action.path_rewrite.is_empty(), "path_rewrite")?;
     refuse(
@@ -186,6 +192,26 @@ fn refuse_unsupported(action: &wire::RouteAction) -> Result<(), Invalid> {
             .is_some_and(|policy| policy.hedge_on_per_try_timeout),
         "hedge_policy.hedge_on_per_try_timeout",
     )
+}
+
+/// The policy, or the older fields in its place.
+#[allow(deprecated, reason = "control planes still send the older fields")]
+fn internal_redirect(
+    action: &wire::RouteAction,
+) -> Result<Option<InternalRedirectPolicy>, Invalid> {
+    if let Some(policy) = &action.internal_redirect_policy {
+        return InternalRedirectPolicy::try_from(policy).map(Some);
+    }
+    if action.internal_redirect_action()
+        != wire::route_action::InternalRedirectAction::HandleInternalRedirect
+    {
+        return Ok(None);
+    }
+    InternalRedirectPolicy::try_from(&wire::InternalRedirectPolicy {
+        max_internal_redirects: action.max_internal_redirects,
+        ..Default::default()
+    })
+    .map(Some)
 }
 
 impl From<&wire::route_action::UpgradeConfig> for UpgradeRule {

@@ -47,8 +47,9 @@ pub(crate) enum PathMatch {
     Template(PathTemplate),
 }
 
+/// A condition on a query parameter.
 #[derive(Debug)]
-struct QueryMatcher {
+pub(super) struct QueryMatcher {
     name: Box<str>,
     condition: QueryCondition,
 }
@@ -205,15 +206,7 @@ impl RouteMatch {
 
     fn matches_query(&self, headers: &RequestHeaders) -> bool {
         let query = headers.path.query();
-        self.query.iter().all(|matcher| {
-            let value = query_value(query, &matcher.name);
-            match &matcher.condition {
-                QueryCondition::Present(want) => value.is_some() == *want,
-                QueryCondition::Text(text) => {
-                    value.is_some_and(|value| text.matches(value.as_ref()))
-                }
-            }
-        })
+        self.query.iter().all(|matcher| matcher.matches(query))
     }
 
     fn matches_tls(&self, info: &StreamInfo) -> bool {
@@ -228,6 +221,17 @@ impl RouteMatch {
         // A peer certificate that does not validate never gets here: the handshake fails.
         presented.is_none_or(|want| peer.is_some() == want)
             && validated.is_none_or(|want| peer.is_some() == want)
+    }
+}
+
+impl QueryMatcher {
+    /// True when the query fits.
+    pub(super) fn matches(&self, query: Option<&str>) -> bool {
+        let value = query_value(query, &self.name);
+        match &self.condition {
+            QueryCondition::Present(want) => value.is_some() == *want,
+            QueryCondition::Text(text) => value.is_some_and(|value| text.matches(value.as_ref())),
+        }
     }
 }
 

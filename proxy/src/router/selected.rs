@@ -117,6 +117,22 @@ impl SelectedRoute {
             .or_else(|| self.table.filters.get(filter))
     }
 
+    /// The configurations of a filter at all levels, the most specific first.
+    pub(crate) fn filter_configs<'a>(
+        &'a self,
+        filter: &'a str,
+    ) -> impl Iterator<Item = &'a RouteConfig> {
+        [
+            self.weighted().map(|weighted| &weighted.filters),
+            Some(&self.route().filters),
+            Some(&self.virtual_host().filters),
+            Some(&self.table.filters),
+        ]
+        .into_iter()
+        .flatten()
+        .filter_map(move |configs| configs.get(filter))
+    }
+
     /// The header changes of all levels, in the order in which they apply.
     fn mutations(&self) -> impl Iterator<Item = &Mutations> {
         let levels = [

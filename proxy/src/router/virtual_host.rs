@@ -13,7 +13,7 @@ use crate::invalid::{At as _, Invalid, try_all};
 use crate::stream_info::StreamInfo;
 
 use super::mirror::{self, MirrorPolicy};
-use super::{Mutations, RetryPolicy, Route};
+use super::{Mutations, RateLimits, RetryPolicy, Route};
 
 /// A compiled virtual host.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub(crate) struct VirtualHost {
     pub(crate) marks_timeout_retry: bool,
     pub(super) buffer_limit: Option<usize>,
     pub(super) mirrors: Vec<MirrorPolicy>,
+    /// What rate limiters are told of a request.
+    pub(crate) rate_limits: RateLimits,
     pub(super) filters: RouteConfigs,
 }
 
@@ -108,6 +110,7 @@ impl VirtualHost {
                 .or(host.per_request_buffer_limit_bytes.map(u64::from))
                 .map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
             mirrors: mirror::try_all_policies(&host.request_mirror_policies)?,
+            rate_limits: RateLimits::try_new(&host.rate_limits)?,
             filters: RouteConfigs::try_new(&host.typed_per_filter_config)?
                 .with_cors(host.cors.as_ref())?,
         })

@@ -35,7 +35,8 @@ fn write_struct(fields: &Struct, out: &mut String) {
     out.push('}');
 }
 
-fn write_value(value: &Value, out: &mut String) {
+/// Appends a value as JSON.
+pub(crate) fn write_value(value: &Value, out: &mut String) {
     match &value.kind {
         None | Some(value::Kind::NullValue(_)) => out.push_str("null"),
         Some(value::Kind::BoolValue(flag)) => out.push_str(if *flag { "true" } else { "false" }),

@@ -47,6 +47,7 @@ pub(super) enum Operator {
     ConnectionId,
     StreamId,
     TraceId,
+    SpanId,
     GrpcStatus(bool),
     GrpcStatusSnake,
     LocalReplyBody,
@@ -194,8 +195,15 @@ impl Operator {
             | Operator::WithoutQuery(..)
             | Operator::QueryParameter(_)
             | Operator::QueryParameters
-            | Operator::StreamId
-            | Operator::TraceId => self.write_request(context, out),
+            | Operator::StreamId => self.write_request(context, out),
+            Operator::TraceId => put(
+                info.span.as_ref().map(|span| span.trace_id()).as_deref(),
+                out,
+            ),
+            Operator::SpanId => put(
+                info.span.as_ref().map(|span| span.span_id()).as_deref(),
+                out,
+            ),
             _ => info
                 .connection
                 .tls
@@ -315,13 +323,6 @@ impl Operator {
             Operator::QueryParameters => put(request.path.query(), out),
             Operator::QueryParameter(name) => put(query_value(request.path.query(), name), out),
             Operator::StreamId => put(request.text(&names::X_REQUEST_ID), out),
-            Operator::TraceId => match request
-                .text(&names::TRACEPARENT)
-                .and_then(|value| value.split('-').nth(1))
-            {
-                Some(id) => put(Some(id), out),
-                None => put(request.text(&names::X_B3_TRACE_ID), out),
-            },
             Operator::WithoutQuery(name, other) => {
                 let start = out.len();
                 let found = write_header(context, Map::Request, name, other.as_ref(), out);

@@ -1,10 +1,9 @@
-//! `x-request-id` and the B3 trace headers.
+//! `x-request-id`.
 
 use http::HeaderValue;
 
 use crate::http::config::RequestIdRules;
 use crate::http::headers::{RequestHeaders, names};
-use crate::matcher::Fraction;
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
@@ -13,33 +12,13 @@ pub(super) fn set(rules: &RequestIdRules, headers: &mut RequestHeaders, is_edge:
     if !rules.generates {
         return;
     }
-    let must_replace = is_edge && !rules.preserves_external;
-    if must_replace || !headers.map.contains_key(&names::X_REQUEST_ID) {
+    let is_there = headers.map.contains_key(&names::X_REQUEST_ID);
+    if !is_there || is_edge && !rules.preserves_external {
         headers.map.insert(names::X_REQUEST_ID.clone(), new_id());
+    } else if is_edge && rules.packs_reason {
+        // The id may stay, but what it says of tracing is not to be believed.
+        crate::tracing::clear_reason(headers);
     }
-}
-
-/// Starts a trace when the request is not part of one.
-pub(super) fn set_trace(headers: &mut RequestHeaders, share: Fraction) {
-    let map = &mut headers.map;
-    if map.contains_key(&names::X_B3_TRACE_ID)
-        || map.contains_key(&names::B3)
-        || map.contains_key(&names::TRACEPARENT)
-    {
-        return;
-    }
-    let trace = hex(&rand::random::<[u8; 16]>());
-    let sampled = if share.draw() { "1" } else { "0" };
-    map.insert(names::X_B3_SPAN_ID.clone(), trace_value(&trace[16..]));
-    map.insert(names::X_B3_TRACE_ID.clone(), trace_value(&trace));
-    map.insert(
-        names::X_B3_SAMPLED.clone(),
-        HeaderValue::from_static(sampled),
-    );
-}
-
-fn trace_value(text: &[u8]) -> HeaderValue {
-    HeaderValue::from_bytes(text).unwrap_or(HeaderValue::from_static("0"))
 }
 
 /// A random UUID, version 4.

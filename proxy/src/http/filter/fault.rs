@@ -37,6 +37,7 @@ pub(crate) const KIND: FilterKind = FilterKind {
 struct FaultConfig {
     delay: Option<(Delay, Fraction)>,
     abort: Option<(Abort, Fraction)>,
+    rate: Option<(Rate, Fraction)>,
     body: Bytes,
     upstream_cluster: Option<Box<str>>,
     headers: Vec<HeaderMatcher>,
@@ -47,6 +48,14 @@ struct FaultConfig {
 #[derive(Debug, Clone, Copy)]
 enum Delay {
     Fixed(Duration),
+    Header,
+}
+
+/// How fast a response's body goes.
+#[derive(Debug, Clone, Copy)]
+enum Rate {
+    /// KiB a second.
+    Fixed(u64),
     Header,
 }
 
@@ -103,9 +112,6 @@ impl TryFrom<&wire::HttpFault> for FaultConfig {
     type Error = Invalid;
 
     fn try_from(fault: &wire::HttpFault) -> Result<Self, Invalid> {
-        if fault.response_rate_limit.is_some() {
-            return Err(Invalid::unsupported("response_rate_limit"));
-        }
         let body = fault
             .abort
             .as_ref()
@@ -119,6 +125,12 @@ impl TryFrom<&wire::HttpFault> for FaultConfig {
         Ok(FaultConfig {
             delay: fault.delay.as_ref().map(delay).transpose().at("delay")?,
             abort: fault.abort.as_ref().map(abort).transpose().at("abort")?,
+            rate: fault
+                .response_rate_limit
+                .as_ref()
+                .map(rate)
+                .transpose()
+                .at("response_rate_limit")?,
             body,
             upstream_cluster: (!fault.upstream_cluster.is_empty())
                 .then(|| fault.upstream_cluster.as_str().into()),
@@ -146,6 +158,24 @@ fn delay(delay: &common::FaultDelay) -> Result<(Delay, Fraction), Invalid> {
         kind,
         delay
             .percentage
+            .as_ref()
+            .map_or(Fraction::NEVER, Fraction::from),
+    ))
+}
+
+fn rate(rate: &common::FaultRateLimit) -> Result<(Rate, Fraction), Invalid> {
+    use common::fault_rate_limit::LimitType;
+    let kind = match &rate.limit_type {
+        Some(LimitType::FixedLimit(fixed)) if fixed.limit_kbps > 0 => Rate::Fixed(fixed.limit_kbps),
+        Some(LimitType::FixedLimit(_)) => {
+            return Err(Invalid::new("limit_kbps must be greater than 0"));
+        }
+        Some(LimitType::HeaderLimit(_)) => Rate::Header,
+        None => return Err(Invalid::new("fixed_limit or header_limit is needed")),
+    };
+    Ok((
+        kind,
+        rate.percentage
             .as_ref()
             .map_or(Fraction::NEVER, Fraction::from),
     ))
@@ -205,6 +235,20 @@ impl FaultConfig {
             }
         }
         .filter(|delay| !delay.is_zero())
+    }
+
+    /// Bytes a second.
+    fn draw_rate(&self, headers: &RequestHeaders) -> Option<u64> {
+        let (kind, share) = self.rate?;
+        let kilobytes = match kind {
+            Rate::Fixed(rate) => share.draw().then_some(rate)?,
+            Rate::Header => {
+                let rate = number(headers, &names::X_ENVOY_FAULT_THROUGHPUT).filter(|r| *r > 0)?;
+                let share = lowered(share, headers, &names::X_ENVOY_FAULT_THROUGHPUT_PERCENTAGE);
+                share.draw().then_some(u64::from(rate))?
+            }
+        };
+        Some(kilobytes.saturating_mul(1024))
     }
 
     fn draw_abort(&self, headers: &RequestHeaders) -> Option<LocalReply> {
@@ -277,6 +321,10 @@ impl HttpFilter for Fault {
         }
         if !self.config.applies(headers, stream) {
             return FilterStatus::Continue;
+        }
+        if let Some(rate) = self.config.draw_rate(headers).filter(|_| self.take()) {
+            self.stats.response_rl_injected.inc();
+            stream.response_rate = Some(rate);
         }
         let delay = self.config.draw_delay(headers).filter(|_| self.take());
         // A delayed request can still be aborted: Envoy draws both.

@@ -8,6 +8,7 @@ mod connect;
 mod failure;
 mod mirror;
 mod plan;
+mod redirect;
 mod upstream_end;
 
 use std::rc::Rc;
@@ -33,6 +34,7 @@ use attempt::Answer;
 use failure::Failure;
 use plan::Plan;
 
+pub(crate) use attempt::build_request;
 pub(crate) use upstream_end::UpstreamEnd;
 
 /// The filter's name.
@@ -45,6 +47,8 @@ pub(crate) const MESSAGE: &str = "envoy.extensions.filters.http.router.v3.Router
 pub(crate) struct RouterConfig {
     /// No `x-envoy-*` headers are added.
     pub(crate) suppresses_headers: bool,
+    /// Each attempt has a span of its own.
+    pub(crate) starts_child_spans: bool,
 }
 
 /// What came of forwarding.
@@ -53,6 +57,8 @@ pub(crate) enum Forwarded {
     Reply(Box<LocalReply>),
     /// The upstream's response.
     Response(Box<(ResponseHeaders, ResponseBody)>),
+    /// The upstream sent the request elsewhere, and it is to follow.
+    Redirect,
 }
 
 /// A limit that ends the whole exchange.
@@ -81,6 +87,8 @@ impl RouterConfig {
         }
         Ok(RouterConfig {
             suppresses_headers: config.suppress_envoy_headers,
+            #[allow(deprecated, reason = "control planes still send the older field")]
+            starts_child_spans: config.start_child_span,
         })
     }
 }
@@ -89,7 +97,7 @@ impl RouterConfig {
 pub(crate) async fn forward(
     cell: &Rc<StreamCell>,
     source: &Rc<RequestSource>,
-    mut downstream_upgrade: Option<OnUpgrade>,
+    downstream_upgrade: &mut Option<OnUpgrade>,
 ) -> Forwarded {
     let mut plan = match cell.with(Plan::new) {
         Ok(plan) => plan,
@@ -100,7 +108,10 @@ pub(crate) async fn forward(
         return connect::terminate(&mut plan, cell, downstream).await;
     }
     mirror::start(&plan, cell, source);
-    if plan.retry.is_some() {
+    let may_redirect = plan
+        .action()
+        .is_some_and(|action| action.internal_redirect.is_some());
+    if plan.retry.is_some() || may_redirect {
         source.keep(plan.buffer_limit);
     }
     let limit = limits(plan.timeouts, cell, source);
@@ -114,7 +125,14 @@ pub(crate) async fn forward(
         let wait = match result {
             Ok(answer) => match after_answer(&mut plan, cell, source, &answer) {
                 Some(wait) => wait,
-                None => return finish(&plan, cell, answer, downstream_upgrade),
+                None if may_redirect && redirect::follow(&plan, cell, source, &answer) => {
+                    plan.charge(answer.head.status);
+                    return Forwarded::Redirect;
+                }
+                None => {
+                    source.stop_keeping();
+                    return finish(&plan, cell, answer, downstream_upgrade.take());
+                }
             },
             Err(failure) => match after_failure(&mut plan, cell, source, &failure) {
                 Some(wait) => wait,
@@ -196,11 +214,8 @@ fn after_answer(
         source,
         RetryOutcome::Headers(answer.head.status, &answer.head.map),
     );
-    if wait.is_none() {
-        if had_retries && !answer.head.status.is_server_error() {
-            plan.cluster.stats.upstream_rq_retry_success.inc();
-        }
-        source.stop_keeping();
+    if wait.is_none() && had_retries && !answer.head.status.is_server_error() {
+        plan.cluster.stats.upstream_rq_retry_success.inc();
     }
     wait
 }

@@ -1,6 +1,7 @@
 //! The state of a stream: what is counted while it runs, and what happens when the last of its users lets go of it.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -41,6 +42,8 @@ impl StreamCell {
                     info,
                     connection: connection.clone(),
                     is_route_known: false,
+                    response_rate: None,
+                    is_response_bodyless: false,
                 },
                 request,
                 response: None,
@@ -68,16 +71,21 @@ impl StreamCell {
         self.last_activity.get()
     }
 
-    /// A piece of the request's body came: counted, shown to the filters.
-    pub(crate) fn received(&self, mut data: Bytes, sees_data: bool) -> Bytes {
+    /// A piece of the request's body came.
+    pub(crate) fn received(&self, data: &Bytes) {
         self.touch();
+        self.state.borrow_mut().stream.info.bytes_received += data.len() as u64;
+    }
+
+    /// Shows a piece of the request's body to some of the filters.
+    pub(crate) fn show_request(&self, mut data: Bytes, which: Range<usize>) -> Bytes {
         let mut state = self.state.borrow_mut();
         let StreamState {
             stream, filters, ..
         } = &mut *state;
-        stream.info.bytes_received += data.len() as u64;
-        if sees_data {
-            for filter in filters.iter_mut().filter(|filter| filter.sees_data()) {
+        let end = which.end.min(filters.len());
+        for filter in filters.get_mut(which.start..end).unwrap_or_default() {
+            if filter.sees_data() {
                 data = filter.decode_data(data, stream);
             }
         }
@@ -163,6 +171,40 @@ impl StreamState {
         self.sees_data
     }
 
+    /// The stream goes on with another request, to where an upstream has sent it; so far it is counted and logged.
+    pub(crate) fn redirect_to(
+        &mut self,
+        request: RequestHeaders,
+        status: StatusCode,
+        previous: Vec<Box<str>>,
+    ) {
+        let connection = self.stream.connection.clone();
+        let old = &mut self.stream.info;
+        let mut next = StreamInfo::new(connection.info.clone(), old.protocol);
+        next.metadata = old.metadata.clone();
+        next.remote_address = old.remote_address;
+        next.is_internal = old.is_internal;
+        next.request_end = old.request_end;
+        next.bytes_received = old.bytes_received;
+        next.internal_redirects = old.internal_redirects + 1;
+        next.redirecting_routes = previous;
+        old.response_code = Some(status.as_u16());
+        old.response_code_details = Some("internal_redirect".into());
+        let was_complete = std::mem::replace(&mut self.is_complete, true);
+        self.finish();
+        self.is_complete = was_complete;
+        let stats = &connection.manager.stats;
+        stats.downstream_rq_total.inc();
+        stats.downstream_rq_active.inc();
+        connection.active.set(connection.active.get() + 1);
+        self.stream.info = next;
+        self.stream.clear_route();
+        self.stream.response_rate = None;
+        self.request = request;
+        self.response = None;
+        self.trailers = None;
+    }
+
     /// The end: counts, filters, access log.
     fn finish(&mut self) {
         let info = &mut self.stream.info;
@@ -210,5 +252,6 @@ impl StreamState {
                 local_reply_body: "",
             });
         }
+        crate::tracing::finish(self);
     }
 }

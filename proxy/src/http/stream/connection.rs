@@ -30,6 +30,7 @@ impl DownstreamConnection {
             active: Cell::new(0),
             total: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
+            filter_state: RefCell::default(),
             table: RefCell::new(None),
         })
     }
@@ -64,12 +65,27 @@ impl Stream {
         self.is_route_known = false;
     }
 
+    /// The route of another request, which is not selected by that.
+    pub(crate) fn look_up(&self, headers: &RequestHeaders) -> Option<SelectedRoute> {
+        let table = self.connection.route_table()?;
+        match RouteTable::select(&table, headers, &self.info) {
+            Selection::Route(route) => Some(route),
+            Selection::None | Selection::NeedsTls => None,
+        }
+    }
+
     /// The most specific configuration of a filter on the selected route.
     pub(crate) fn route_config<T: 'static>(&self, filter: &str) -> Option<&T> {
         match self.route()?.filter_config(filter)? {
             RouteConfig::Value(value) => value.downcast_ref(),
             RouteConfig::Disabled | RouteConfig::Enabled => None,
         }
+    }
+
+    /// The same, by the name in the configuration or the filter's canonical name.
+    pub(crate) fn config_of<T: 'static>(&self, name: &str, canonical: &str) -> Option<&T> {
+        self.route_config(name)
+            .or_else(|| self.route_config(canonical))
     }
 
     /// The worker.

@@ -105,6 +105,7 @@ pub(super) fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> Response<R
             Some(request),
             &connection.manager.local_reply,
         );
+        state.stream.is_response_bodyless = body.is_empty();
         (finish_head(state, head, closes), body)
     });
     let body = ResponseBody::full(cell.clone(), body);
@@ -117,7 +118,12 @@ pub(super) fn respond(
     head: ResponseHeaders,
     body: ResponseBody,
 ) -> Response<ResponseBody> {
-    let head = cell.with(|state| finish_head(state, head, false));
+    let is_bodyless = body.has_no_data();
+    let head = cell.with(|state| {
+        state.stream.is_response_bodyless = is_bodyless;
+        finish_head(state, head, false)
+    });
+    let body = body.for_filters();
     into_response(head, body)
 }
 
@@ -127,7 +133,6 @@ pub(super) fn finish_head(
     mut head: ResponseHeaders,
     closes: bool,
 ) -> ResponseHeaders {
-    state.update_sees_data();
     let StreamState {
         stream,
         request,
@@ -144,12 +149,19 @@ pub(super) fn finish_head(
         Some(request),
         &mut stream.info,
     );
+    if let Some(tracing) = &connection.manager.tracing
+        && let Some(span) = &mut stream.info.span
+    {
+        span.see_response(tracing.is_egress(), &mut head);
+    }
     let is_old = stream.info.protocol == Some(Version::HTTP_10);
     if closes || is_old {
         head.map
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     state.response = Some(head.clone());
+    // A filter may have made up its mind to look at the body only now.
+    state.update_sees_data();
     head
 }
 

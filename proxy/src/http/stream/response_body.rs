@@ -14,6 +14,7 @@ use crate::http::filter::router::UpstreamEnd;
 use crate::stream_info::ResponseFlag;
 use crate::upstream::UpstreamBody;
 
+use super::throttle::Throttle;
 use super::{StreamCell, StreamState};
 
 /// The body given to the codec.
@@ -27,6 +28,7 @@ pub(crate) struct ResponseBody {
     deadlines: Deadlines,
     timer: Option<Pin<Box<Sleep>>>,
     upstream: Option<UpstreamEnd>,
+    throttle: Option<Box<Throttle>>,
 }
 
 enum Kind {
@@ -68,6 +70,7 @@ impl ResponseBody {
             deadlines,
             timer: None,
             upstream: None,
+            throttle: None,
         }
     }
 
@@ -88,7 +91,26 @@ impl ResponseBody {
             deadlines,
             timer: None,
             upstream: Some(end),
+            throttle: None,
         }
+    }
+
+    /// True when there is nothing but (perhaps) trailers to come.
+    pub(super) fn has_no_data(&self) -> bool {
+        self.is_inner_end()
+    }
+
+    /// The same as the filters want it, now that they have seen the head.
+    pub(super) fn for_filters(mut self) -> Self {
+        let (sees_data, rate) = self
+            .cell
+            .with(|state| (state.update_sees_data(), state.stream.response_rate));
+        self.sees_data = sees_data;
+        self.is_ended = self.is_inner_end() && !sees_data;
+        self.throttle = rate
+            .filter(|_| !self.is_ended)
+            .map(|rate| Box::new(Throttle::new(rate)));
+        self
     }
 
     fn poll_inner(
@@ -257,6 +279,39 @@ impl HttpBody for ResponseBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
         let this = self.get_mut();
+        let Some(mut throttle) = this.throttle.take() else {
+            return this.poll_unthrottled(context);
+        };
+        let polled = throttle.poll(context, |context| this.poll_unthrottled(context));
+        this.throttle = Some(throttle);
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let is_waiting = self
+            .throttle
+            .as_ref()
+            .is_some_and(|throttle| !throttle.is_empty());
+        self.is_ended && self.trailers.is_none() && !is_waiting
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            _ if self.sees_data => SizeHint::default(),
+            Kind::Full(body) => {
+                SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64))
+            }
+            Kind::Upstream(body) => body.size_hint(),
+        }
+    }
+}
+
+impl ResponseBody {
+    fn poll_unthrottled(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseBodyError>>> {
+        let this = self;
         if this.is_ended {
             return Poll::Ready(
                 this.trailers
@@ -291,25 +346,16 @@ impl HttpBody for ResponseBody {
             },
         }
     }
-
-    fn is_end_stream(&self) -> bool {
-        self.is_ended && self.trailers.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            _ if self.sees_data => SizeHint::default(),
-            Kind::Full(body) => {
-                SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64))
-            }
-            Kind::Upstream(body) => body.size_hint(),
-        }
-    }
 }
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        if self.is_ended {
+        if self.is_ended
+            && self
+                .throttle
+                .as_ref()
+                .is_none_or(|throttle| throttle.is_empty())
+        {
             self.cell.complete();
         }
         if let Some(end) = &mut self.upstream {

@@ -1,30 +1,10 @@
 //! Filters in the chain.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::http::testing::{Proxy, Upstream, manager, on_worker, with_filters};
+use crate::http::testing::{Upstream, filter, on_worker, proxy_with as proxy};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-
-fn filter(name: &str, message: &str, mut config: Value) -> Value {
-    config["@type"] = json!(format!(
-        "type.googleapis.com/envoy.extensions.filters.http.{message}"
-    ));
-    json!({"name": format!("envoy.filters.http.{name}"), "typed_config": config})
-}
-
-async fn proxy(filters: &[Value], route_extra: Value, upstream: &Upstream) -> Proxy {
-    let mut route = json!({"match": {"prefix": "/"}, "route": {"cluster": "c"}});
-    route
-        .as_object_mut()
-        .unwrap()
-        .extend(route_extra.as_object().unwrap().clone());
-    Proxy::start(
-        with_filters(manager(json!([route])), filters),
-        &[upstream.cluster("c")],
-    )
-    .await
-}
 
 #[test]
 fn rbac_denies_and_counts() {

@@ -10,6 +10,7 @@ use crate::http::body::{Body, RequestSource};
 use crate::http::headers::{RequestHeaders, ResponseHeaders, is_grpc, names};
 use crate::http::stream::{StreamCell, StreamState};
 use crate::router::virtual_host::strip_port;
+use crate::tracing::{self, UpstreamSpan};
 use crate::upstream::{
     Cluster, Host, HttpConnection, LoadBalancerContext, Outcome, PoolRequest, UpstreamBody,
 };
@@ -84,12 +85,13 @@ async fn make(
         sni: sni.as_deref(),
     };
     let connection = worker.pools.http(&plan.cluster, &host, &request).await?;
-    let (request, has_grpc) = cell.with(|state| {
+    let (request, has_grpc, span) = cell.with(|state| {
         note_connection(state, &connection);
         let grpc = is_grpc(&state.request.map);
-        build(plan, state, &host, connection.protocol).map(|request| (request, grpc))
+        let span = inject_span(plan, state, &host);
+        build(plan, state, &host, connection.protocol).map(|request| (request, grpc, span))
     })?;
-    plan.attempt_end = Some(UpstreamEnd::new(
+    let end = UpstreamEnd::new(
         plan.cluster.clone(),
         host,
         guard,
@@ -97,7 +99,8 @@ async fn make(
         plan.is_internal,
         connection.protocol,
         random,
-    ));
+    );
+    plan.attempt_end = Some(end.with_span(span));
     let request = request.map(|()| Body::attempt(source));
     let mut response = connection.send(request).await?;
     cell.touch();
@@ -119,6 +122,19 @@ async fn make(
         upgrade,
         end,
     })
+}
+
+/// Tells the upstream of the span that the attempt belongs to: its own, or the stream's.
+fn inject_span(plan: &Plan, state: &mut StreamState, host: &Host) -> Option<UpstreamSpan> {
+    state.stream.info.span.as_ref()?;
+    let connection = state.stream.connection.clone();
+    let own = tracing::start_upstream(&connection, state, plan.cluster.name(), host);
+    match (&own, &state.stream.info.span) {
+        (Some(own), _) => own.inject(&mut state.request.map),
+        (None, Some(span)) => span.inject(&mut state.request.map),
+        (None, None) => {}
+    }
+    own
 }
 
 /// The server name of the upstream's TLS, where it follows the request.
@@ -212,7 +228,7 @@ fn build(
 }
 
 /// A request without its body; `None` when it cannot be written in `protocol`.
-pub(super) fn build_request(
+pub(crate) fn build_request(
     headers: &RequestHeaders,
     protocol: Version,
     attempt: Option<u32>,

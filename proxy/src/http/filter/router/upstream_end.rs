@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::http::headers::{names, text_of};
 use crate::stream_info::{ResponseFlag, StreamInfo};
+use crate::tracing::{UpstreamSpan, protocol_text};
 use crate::upstream::{Cluster, Host, Outcome, RequestGuard, RetryGuard};
 
 /// Held while an attempt runs and its response streams.
@@ -22,6 +23,7 @@ pub(crate) struct UpstreamEnd {
     /// The stream became a tunnel.
     pub(super) is_tunnel: bool,
     is_over: bool,
+    span: Option<UpstreamSpan>,
     _request: RequestGuard,
     _retry: Option<RetryGuard>,
 }
@@ -47,13 +49,23 @@ impl UpstreamEnd {
             is_grpc_pending: false,
             is_tunnel: false,
             is_over: false,
+            span: None,
             _request: request,
             _retry: retry,
         }
     }
 
+    /// The same with a span of its own.
+    pub(super) fn with_span(mut self, span: Option<UpstreamSpan>) -> Self {
+        self.span = span;
+        self
+    }
+
     /// The response's head came: outlier detection hears of it, now or (gRPC) at the end.
     pub(super) fn answered(&mut self, status: u16, map: &HeaderMap, is_grpc: bool) {
+        if let Some(span) = &mut self.span {
+            span.answered(status, protocol_text(self.protocol));
+        }
         let grpc = is_grpc.then(|| text_of(map, &names::GRPC_STATUS)).flatten();
         match grpc {
             Some(code) => self.report(http_status_of(code)),
@@ -73,6 +85,7 @@ impl UpstreamEnd {
             return;
         }
         self.is_over = true;
+        self.span = None;
         info.upstream.attempts = info.upstream.attempts.max(1);
         if !self.is_tunnel {
             let time = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -88,6 +101,9 @@ impl UpstreamEnd {
     /// The response broke off.
     pub(crate) fn fail(&mut self, _info: &mut StreamInfo, flag: ResponseFlag) {
         self.is_over = true;
+        if let Some(span) = &mut self.span {
+            span.fail(flag);
+        }
         match flag {
             ResponseFlag::UpstreamRequestTimeout => {
                 self.cluster.stats.upstream_rq_timeout.inc();
