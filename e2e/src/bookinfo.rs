@@ -19,12 +19,11 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Serves `routes` and `/health` on `port` of every interface until SIGTERM or SIGINT.
+/// Serves `routes` and `/health` on `address` until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When the port cannot be bound.
-pub async fn serve(port: u16, routes: Router) -> anyhow::Result<()> {
-    let address = SocketAddr::from(([0, 0, 0, 0], port));
+/// When the address cannot be bound.
+pub async fn serve(address: SocketAddr, routes: Router) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("bind {address}"))?;

@@ -1,5 +1,6 @@
 //! `bookinfo productpage|details|reviews|ratings`: one service of the bookinfo sample.
 
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,9 +13,12 @@ use e2e::bookinfo::{details, ratings, serve};
 /// One service of the bookinfo sample.
 #[derive(Parser)]
 struct Arguments {
-    /// Where to listen.
+    /// Port to listen on.
     #[arg(long, env = "PORT", default_value_t = 9080, global = true)]
     port: u16,
+    /// Where to listen, of all addresses.
+    #[arg(long, env = "BIREME_LISTEN_ADDRESS", default_value = "0.0.0.0", global = true)]
+    address: IpAddr,
     #[command(subcommand)]
     service: Service,
 }
@@ -115,7 +119,7 @@ async fn main() -> ExitCode {
         }
         Service::Ratings => ratings::routes(),
     };
-    match serve(arguments.port, routes).await {
+    match serve((arguments.address, arguments.port).into(), routes).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "bookinfo ended");

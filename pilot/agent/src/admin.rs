@@ -1,6 +1,6 @@
 //! A client of the proxy's admin port: one small HTTP/1.1 request at a time, each on its own connection, with a deadline.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
@@ -39,11 +39,9 @@ pub enum AdminError {
 }
 
 impl AdminClient {
-    /// The proxy whose admin port is this one.
-    pub fn new(port: u16) -> Self {
-        Self {
-            address: (Ipv4Addr::LOCALHOST, port).into(),
-        }
+    /// The proxy whose admin interface is this one.
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address }
     }
 
     /// Makes one request.

@@ -80,7 +80,7 @@ impl Agent {
         fs::create_dir_all(&settings.config_path)
             .with_context(|| format!("make --configPath {}", settings.config_path.display()))?;
         self.start_secrets(&process).await?;
-        let admin = AdminClient::new(settings.admin_port);
+        let admin = AdminClient::new(settings.admin_address());
         self.start_status(admin, &process).await?;
         let runner = self.runner(&process)?;
         let (stop, proxy_drain) = drain::channel();
@@ -155,7 +155,8 @@ impl Agent {
 
     async fn start_status(&self, admin: AdminClient, process: &Process) -> anyhow::Result<()> {
         let probers = AppProbers::parse(&self.args.features.app_probers)
-            .map_err(|error| Usage(error.to_string()))?;
+            .map_err(|error| Usage(error.to_string()))?
+            .at(self.settings.application_address());
         if self.settings.status_port == 0 {
             return Ok(());
         }

@@ -72,6 +72,14 @@ pub struct RequestArgs {
     /// The admin port.
     #[arg(long = "proxyAdminPort", default_value_t = 15000)]
     pub admin_port: u16,
+    /// The workload's address: where pods have a loopback address each, the admin port is there.
+    #[arg(
+        long = "env-instance-ip",
+        hide = true,
+        env = "INSTANCE_IP",
+        default_value = ""
+    )]
+    pub ip: String,
 }
 
 /// What the proxy is for.

@@ -6,6 +6,7 @@
 mod cluster;
 mod listener;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use proto::envoy::config::bootstrap::v3::{
 use proto::envoy::config::core::v3::{
     Address, AggregatedConfigSource, ApiConfigSource, ApiVersion, ConfigSource, GrpcService,
     Locality, Node as WireNode, SocketAddress, address, api_config_source::ApiType,
-    config_source::ConfigSourceSpecifier, grpc_service, socket_address,
+    config_source::ConfigSourceSpecifier, grpc_service, socket_address::PortSpecifier,
 };
 use proto::envoy::config::metrics::v3::{StatsConfig, StatsMatcher, stats_matcher};
 use proto::envoy::r#type::matcher::v3::{
@@ -49,7 +50,7 @@ const ALWAYS_KEPT: &[&str] = &[
 /// The bootstrap for these settings; `sds_socket` is where the agent serves secrets.
 pub fn build(settings: &Settings, sds_socket: &Path) -> Bootstrap {
     let mut clusters = vec![
-        cluster::stats(settings.admin_port),
+        cluster::stats(settings.admin_address()),
         cluster::secrets(sds_socket),
         cluster::discovery(settings),
     ];
@@ -57,7 +58,7 @@ pub fn build(settings: &Settings, sds_socket: &Path) -> Bootstrap {
     Bootstrap {
         node: Some(node(&settings.node)),
         admin: Some(Admin {
-            address: Some(tcp_address("127.0.0.1", settings.admin_port)),
+            address: Some(socket_address(settings.admin_address())),
             ..Admin::default()
         }),
         dynamic_resources: Some(DynamicResources {
@@ -67,7 +68,7 @@ pub fn build(settings: &Settings, sds_socket: &Path) -> Bootstrap {
             ..DynamicResources::default()
         }),
         static_resources: Some(StaticResources {
-            listeners: vec![listener::statistics()],
+            listeners: vec![listener::statistics(settings.any_address())],
             clusters,
             ..StaticResources::default()
         }),
@@ -184,12 +185,17 @@ fn runtime(values: &[(String, String)]) -> Option<LayeredRuntime> {
     })
 }
 
+/// The same for an address.
+fn socket_address(address: SocketAddr) -> Address {
+    tcp_address(&address.ip().to_string(), address.port())
+}
+
 /// `host:port` over TCP.
 pub(crate) fn tcp_address(host: &str, port: u16) -> Address {
     Address {
         address: Some(address::Address::SocketAddress(SocketAddress {
             address: host.to_owned(),
-            port_specifier: Some(socket_address::PortSpecifier::PortValue(port.into())),
+            port_specifier: Some(PortSpecifier::PortValue(port.into())),
             ..SocketAddress::default()
         })),
     }

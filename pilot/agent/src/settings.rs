@@ -1,5 +1,6 @@
 //! What the agent works with: flags over `PROXY_CONFIG` over the mesh's `defaultConfig` over Istio's defaults, and the node.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ const DEFAULT_CONCURRENCY: u32 = 2;
 const DEFAULT_TERMINATION_DRAIN: Duration = Duration::from_secs(5);
 /// Name of the secrets' socket below the configuration's folder.
 const SDS_SOCKET: &str = "SDS";
+/// Node metadata: where the application listens if not on 127.0.0.1.
+const APPLICATION_ADDRESS: &str = "APPLICATION_ADDRESS";
 const BOOTSTRAP_FILE: &str = "envoy-rev0.json";
 
 /// Everything decided, nothing done.
@@ -141,9 +144,47 @@ impl Settings {
         self.config_path.join(BOOTSTRAP_FILE)
     }
 
+    /// The pod's own loopback address: the usual one, or the pod's where pods share one network and have a loopback address
+    /// each.
+    pub fn loopback(&self) -> IpAddr {
+        loopback_of(self.node.id.address)
+    }
+
+    /// What to listen on for everybody.
+    pub fn any_address(&self) -> IpAddr {
+        let own = self.node.id.address;
+        if own == self.loopback() && own != IpAddr::V4(Ipv4Addr::LOCALHOST) {
+            own
+        } else {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        }
+    }
+
+    /// The proxy's admin interface.
+    pub fn admin_address(&self) -> SocketAddr {
+        SocketAddr::new(self.loopback(), self.admin_port)
+    }
+
+    /// Where the application listens for its proxy.
+    pub fn application_address(&self) -> IpAddr {
+        let named = self.node.metadata.get(APPLICATION_ADDRESS);
+        named
+            .and_then(|address| address.parse().ok())
+            .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    }
+
     /// The secrets' socket.
     pub fn sds_socket(&self) -> PathBuf {
         self.config_path.join(SDS_SOCKET)
+    }
+}
+
+/// The loopback address of a pod with the address `own`.
+pub fn loopback_of(own: IpAddr) -> IpAddr {
+    if own.is_loopback() {
+        own
+    } else {
+        IpAddr::V4(Ipv4Addr::LOCALHOST)
     }
 }
 

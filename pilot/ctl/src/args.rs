@@ -56,6 +56,18 @@ pub enum Command {
         /// What the container looks like.
         spec: PathBuf,
     },
+    /// Tries what pods need (started by `local up`)
+    #[command(hide = true)]
+    PodAttempt {
+        /// An empty directory.
+        directory: PathBuf,
+    },
+    /// Removes what pods left (started by `local down`)
+    #[command(hide = true)]
+    PodRemove {
+        /// The directory.
+        directory: PathBuf,
+    },
     /// Joins a container (started by `local exec`)
     #[command(hide = true)]
     PodEnter(PodEnterArgs),
@@ -93,6 +105,12 @@ pub fn run() -> ExitCode {
     match Cli::parse().command {
         // Namespaces are entered by thread: no runtime may have been started.
         Command::PodExec { spec } => process::exit_code("biremectl", Err(sandbox::exec(&spec))),
+        Command::PodAttempt { directory } => {
+            process::exit_code("biremectl", local::isolation::try_everything(&directory))
+        }
+        Command::PodRemove { directory } => {
+            process::exit_code("biremectl", local::state::remove_all(&directory))
+        }
         Command::PodEnter(args) => {
             process::exit_code("biremectl", Err(sandbox::enter_container(&args)))
         }
@@ -131,13 +149,22 @@ fn run_local(args: LocalArgs) -> ExitCode {
         Ok(taken) => taken,
         Err(error) => return process::exit_code("biremectl", Err(error)),
     };
+    // A user namespace is entered while there is one thread.
+    let isolation = match local::isolation::settle(up.interception, &state) {
+        Ok(isolation) => isolation,
+        Err(error) => {
+            let code = process::exit_code("biremectl", Err(error));
+            process::run_command("biremectl", local::clear_up(state, lock));
+            return code;
+        }
+    };
     let log = local::log_file(&state);
     let log = LogArgs {
         target: vec![log],
         ..LogArgs::default()
     };
     let code = process::run("biremectl", &log, |process| {
-        local::run_up(process, *up, state.clone())
+        local::run_up(process, *up, isolation, state.clone())
     });
     // A second Ctrl-C ends the wait for pods, not the clearing up.
     let swept = process::run_command("biremectl", local::clear_up(state, lock));

@@ -3,7 +3,7 @@
 //! Flow: `up` (values, control plane, application) → `apply` (manifests → `admission` → `store`) → `platform`
 //! (the loop) → `workloads` → `pod` (processes in namespaces), `services` → `network`, `mirror` → Galley.
 //! Beside it `api` and `client` (the control socket), `commands` (everything but `up`), `state` (what must be found
-//! again), `identity` (tokens, serving certificates).
+//! again), `identity` (tokens, serving certificates), `isolation` (what keeps pods apart here).
 
 use std::path::PathBuf;
 
@@ -17,6 +17,7 @@ pub(crate) mod commands;
 mod control_plane;
 mod http_client;
 mod identity;
+pub(crate) mod isolation;
 mod kinds;
 mod mirror;
 mod network;
@@ -25,7 +26,7 @@ pub(crate) mod pod;
 mod programs;
 mod progress;
 mod services;
-mod state;
+pub(crate) mod state;
 mod store;
 mod up;
 mod values;
@@ -33,7 +34,8 @@ mod workloads;
 
 pub(crate) use api::PodRequest;
 pub(crate) use control_plane::NAMESPACE;
-pub use up::UpArgs;
+pub use state::Places;
+pub use up::{Interception, UpArgs};
 
 use crate::table::Format;
 
@@ -46,9 +48,10 @@ pub(crate) fn log_file(state: &state::StateDir) -> String {
 pub(crate) async fn run_up(
     process: proto_component::Process,
     args: UpArgs,
+    isolation: isolation::Isolation,
     state: state::StateDir,
 ) -> anyhow::Result<()> {
-    up::run(process, args, state).await
+    up::run(process, args, isolation, state).await
 }
 
 /// Removes what a run left: nothing, usually. A refused start leaves what an earlier run left to `local down`.
@@ -76,8 +79,8 @@ pub struct MeshArgs {
     )]
     pub name: String,
     /// Where state lies when not run as root.
-    #[arg(long, env = "XDG_RUNTIME_DIR", hide = true, hide_env_values = true)]
-    pub runtime_dir: Option<String>,
+    #[command(flatten)]
+    pub places: Places,
 }
 
 /// `biremectl local …`.
@@ -94,14 +97,8 @@ pub struct LocalArgs {
     )]
     pub name: String,
     /// Where state lies when not run as root.
-    #[arg(
-        long,
-        env = "XDG_RUNTIME_DIR",
-        hide = true,
-        hide_env_values = true,
-        global = true
-    )]
-    pub runtime_dir: Option<String>,
+    #[command(flatten)]
+    pub places: Places,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -113,7 +110,7 @@ impl LocalArgs {
     pub fn mesh(&self) -> MeshArgs {
         MeshArgs {
             name: self.name.clone(),
-            runtime_dir: self.runtime_dir.clone(),
+            places: self.places.clone(),
         }
     }
 }

@@ -8,6 +8,8 @@ use proto::envoy::config::core::v3::Node;
 
 /// Name under which a proxy announces that it has the Mixer filter.
 const MIXER_EXTENSION: &str = "mixer";
+/// Metadata key: where the workload listens for its proxy, if not on 127.0.0.1.
+const APPLICATION_ADDRESS: &str = "APPLICATION_ADDRESS";
 
 /// What a proxy is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,6 +90,31 @@ impl Proxy {
     #[must_use]
     pub fn ip(&self) -> IpAddr {
         self.ips[0]
+    }
+
+    /// Where the workload listens for its proxy: 127.0.0.1 unless the node says otherwise, as it does where pods share one
+    /// network and have a loopback address each.
+    #[must_use]
+    pub fn application_address(&self) -> &str {
+        self.metadata_text(APPLICATION_ADDRESS)
+            .unwrap_or("127.0.0.1")
+    }
+
+    /// True when the workload's inbound ports can be bound without taking them from the workload itself.
+    #[must_use]
+    pub fn has_application_address(&self) -> bool {
+        self.metadata_text(APPLICATION_ADDRESS).is_some()
+    }
+
+    /// What a listener for everybody binds: all addresses, but only the own one where pods share one network.
+    #[must_use]
+    pub fn any_address(&self) -> String {
+        let ip = self.ip();
+        if ip.is_loopback() && ip != IpAddr::V4(Ipv4Addr::LOCALHOST) {
+            ip.to_string()
+        } else {
+            "0.0.0.0".to_owned()
+        }
     }
 
     /// True for gateways.

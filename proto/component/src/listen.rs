@@ -7,7 +7,7 @@ use crate::{args::Address, drain::Drain, task, tls::ServerTls};
 use rustls_pki_types::CertificateDer;
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     pin::Pin,
@@ -21,6 +21,10 @@ use tokio::{
     sync::{Semaphore, mpsc},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+/// Names the address to listen on where all addresses are asked for (`:15014`): components that share one network with
+/// others, as the pods of `biremectl local` do where there are no network namespaces, have one address each.
+pub const LISTEN_ADDRESS: &str = "BIREME_LISTEN_ADDRESS";
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HANDSHAKES_AT_ONCE: usize = 512;
@@ -110,7 +114,9 @@ impl Listener {
     /// Takes the socket. `flag` is named in the error. A stale Unix socket file is replaced.
     pub async fn bind(address: &Address, flag: &str) -> Result<Self, BindError> {
         let socket = match address {
-            Address::Tcp(socket) => TcpListener::bind(socket).await.map(Socket::Tcp),
+            Address::Tcp(socket) => TcpListener::bind(own_address(*socket, shared_network_address()))
+                .await
+                .map(Socket::Tcp),
             Address::Unix(path) => {
                 bind_unix(path).map(|listener| Socket::Unix(listener, path.clone()))
             }
@@ -249,6 +255,19 @@ async fn handshake(connection: Connection, acceptor: TlsAcceptor) -> io::Result<
         io: Io::Tls(Box::new(stream)),
         peer,
     })
+}
+
+/// What [`LISTEN_ADDRESS`] says. It is the process's surroundings that ask for this, not its user: hence no flag.
+fn shared_network_address() -> Option<IpAddr> {
+    std::env::var_os(LISTEN_ADDRESS)?.to_str()?.parse().ok()
+}
+
+/// The process's own address in the place of all addresses.
+fn own_address(socket: SocketAddr, own: Option<IpAddr>) -> SocketAddr {
+    match own {
+        Some(own) if socket.ip().is_unspecified() => SocketAddr::new(own, socket.port()),
+        _ => socket,
+    }
 }
 
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
@@ -442,6 +461,16 @@ mod tests {
             text.ends_with("choose another with --monitoringPort"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn on_a_shared_network_only_the_own_address_is_taken() {
+        let own = Some("127.64.0.9".parse().unwrap());
+        let all = "0.0.0.0:15014".parse().unwrap();
+        assert_eq!(own_address(all, own).to_string(), "127.64.0.9:15014");
+        assert_eq!(own_address(all, None), all);
+        let one = "127.0.0.1:15014".parse().unwrap();
+        assert_eq!(own_address(one, own), one);
     }
 
     #[tokio::test]

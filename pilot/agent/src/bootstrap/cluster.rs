@@ -1,7 +1,7 @@
 //! The static clusters: the discovery service, the agent's secrets, the proxy's own statistics, Zipkin.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ use proto::envoy::extensions::upstreams::http::v3::{
 };
 use proto::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 
-use super::{SDS_CLUSTER, STATS_CLUSTER, XDS_CLUSTER, api_source, duration, tcp_address};
+use super::{SDS_CLUSTER, STATS_CLUSTER, XDS_CLUSTER, api_source, duration, socket_address, tcp_address};
 use crate::secret::{DEFAULT, ROOT_CA};
 use crate::settings::Settings;
 
@@ -45,13 +45,13 @@ const DNS_RETRY_CAP: Duration = Duration::from_secs(5);
 const LOCAL_CONNECT: Duration = Duration::from_millis(250);
 
 /// The proxy's own admin port.
-pub(super) fn stats(admin_port: u16) -> Cluster {
+pub(super) fn stats(admin: SocketAddr) -> Cluster {
     Cluster {
         connect_timeout: Some(duration(LOCAL_CONNECT)),
         ..fixed(
             STATS_CLUSTER,
             DiscoveryType::Static,
-            tcp_address("127.0.0.1", admin_port),
+            socket_address(admin),
         )
     }
 }

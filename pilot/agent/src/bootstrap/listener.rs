@@ -1,5 +1,7 @@
 //! The static listener on 15090: Prometheus statistics, and nothing else of the admin port.
 
+use std::net::IpAddr;
+
 use proto::envoy::config::listener::v3::{Filter, FilterChain, Listener, filter};
 use proto::envoy::config::route::v3::{
     Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action,
@@ -18,7 +20,7 @@ const PORT: u16 = 15090;
 const PATH: &str = "/stats/prometheus";
 
 /// The listener.
-pub(super) fn statistics() -> Listener {
+pub(super) fn statistics(bind: IpAddr) -> Listener {
     let manager = HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
         stat_prefix: "stats".to_owned(),
@@ -38,7 +40,7 @@ pub(super) fn statistics() -> Listener {
     };
     Listener {
         name: "prometheus_stats".to_owned(),
-        address: Some(tcp_address("0.0.0.0", PORT)),
+        address: Some(tcp_address(&bind.to_string(), PORT)),
         filter_chains: vec![FilterChain {
             filters: vec![filter],
             ..FilterChain::default()

@@ -2,7 +2,7 @@
 //! them from inside the pod and gives back the status code only.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +31,10 @@ const HOP_BY_HOP: &[HeaderName] = &[
 
 /// The probes by the path under which they are known here.
 #[derive(Debug, Default)]
-pub struct AppProbers(BTreeMap<String, Prober>);
+pub struct AppProbers {
+    probers: BTreeMap<String, Prober>,
+    application: Option<IpAddr>,
+}
 
 /// `ISTIO_KUBE_APP_PROBERS` that cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -141,18 +144,31 @@ impl AppProbers {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        Ok(Self(serde_json::from_str(text)?))
+        Ok(Self {
+            probers: serde_json::from_str(text)?,
+            application: None,
+        })
+    }
+
+    /// The same for an application that does not listen on 127.0.0.1 but there.
+    #[must_use]
+    pub fn at(self, application: IpAddr) -> Self {
+        Self {
+            application: Some(application),
+            ..self
+        }
     }
 
     /// Makes the probe of `path`; the status code to give back.
     pub(super) async fn probe(&self, path: &str, headers: &HeaderMap) -> StatusCode {
-        let Some(prober) = self.0.get(path) else {
+        let Some(prober) = self.probers.get(path) else {
             return StatusCode::BAD_REQUEST;
         };
+        let host = self.application.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let attempt = async {
             match &prober.action {
-                Action::Http(get) => http_get(get, headers).await,
-                Action::Tcp(port) => connect(port.0).await.map(|_| StatusCode::OK),
+                Action::Http(get) => http_get(host, get, headers).await,
+                Action::Tcp(port) => connect(host, port.0).await.map(|_| StatusCode::OK),
             }
         };
         match tokio::time::timeout(prober.timeout, attempt).await {
@@ -168,13 +184,17 @@ impl AppProbers {
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-async fn connect(port: u16) -> Result<TcpStream, Failure> {
-    Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?)
+async fn connect(host: IpAddr, port: u16) -> Result<TcpStream, Failure> {
+    Ok(TcpStream::connect((host, port)).await?)
 }
 
-async fn http_get(get: &HttpGet, headers: &HeaderMap) -> Result<StatusCode, Failure> {
+async fn http_get(
+    host: IpAddr,
+    get: &HttpGet,
+    headers: &HeaderMap,
+) -> Result<StatusCode, Failure> {
     let request = request(get, headers)?;
-    let stream = connect(get.port.0).await?;
+    let stream = connect(host, get.port.0).await?;
     if !get.scheme.eq_ignore_ascii_case("https") {
         return exchange(stream, request).await;
     }

@@ -57,7 +57,7 @@ async fn status(admin_port: u16, probers: &str) -> (u16, Process) {
     let counter = prometheus::IntCounter::new("total_pushes", "pushes").unwrap();
     process.registry.register(Box::new(counter)).unwrap();
     let status = Status {
-        admin: AdminClient::new(admin_port),
+        admin: AdminClient::new((std::net::Ipv4Addr::LOCALHOST, admin_port).into()),
         readiness: Readiness::default(),
         probers: AppProbers::parse(probers).unwrap(),
         registry: process.registry.clone(),

@@ -1,7 +1,7 @@
 //! The control API of a running mesh: HTTP and JSON over a Unix socket in the state directory. Whoever may open the socket
 //! may do everything; the directory is its owner's alone.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{
@@ -20,7 +20,7 @@ use super::{
     apply::{self, Outcome, Source},
     http_client, kinds,
     platform::Platform,
-    pod::status::ContainerStatus,
+    pod::{lifecycle::PodContext, status::ContainerStatus},
     state::resident_memory,
     store::Key,
     workloads,
@@ -278,7 +278,7 @@ async fn kill(State(api): State<Api>, Json(selector): Json<Selector>) -> Answer<
     Ok(Json(json!({"killed": killed})))
 }
 
-type Pods = Vec<std::sync::Arc<super::pod::lifecycle::PodContext>>;
+type Pods = Vec<Arc<PodContext>>;
 
 /// The pod of that name, or the pods of the deployment of that name (`deploy/NAME` or just `NAME`).
 fn pods_named(platform: &Platform, namespace: &str, name: &str) -> Pods {
@@ -357,7 +357,7 @@ pub(crate) fn components(platform: &Platform) -> Vec<Value> {
     rows
 }
 
-fn row_of_pods(pods: &[std::sync::Arc<super::pod::lifecycle::PodContext>]) -> Value {
+fn row_of_pods(pods: &[Arc<PodContext>]) -> Value {
     let (mut restarts, mut memory, mut pids, mut ports, mut message, mut status) = (
         0,
         0,
@@ -446,16 +446,7 @@ async fn request(
             )
         })?;
     let patience = Duration::from_secs(10);
-    let address = SocketAddr::from(([127, 0, 0, 1], request.port));
-    let target = pod.clone();
-    let stream = tokio::task::spawn_blocking(move || {
-        let network = target.network().context("the pod has no network yet")?;
-        network.connect(address, patience)
-    })
-    .await
-    .context("connect to the pod")??;
-    stream.set_nonblocking(true).context("use the connection")?;
-    let stream = TcpStream::from_std(stream).context("use the connection")?;
+    let stream = connect_inside(&api.platform, &pod, request.port, patience).await?;
     let method = request.method.parse().context("method")?;
     let message = http_client::request(
         method,
@@ -467,6 +458,32 @@ async fn request(
         .await
         .with_context(|| format!("ask {} in pod {}", request.path, pod.name()))?;
     Ok((answer.status(), answer.into_body()).into_response())
+}
+
+/// Connects to a port on the pod's loopback.
+async fn connect_inside(
+    platform: &Platform,
+    pod: &Arc<PodContext>,
+    port: u16,
+    patience: Duration,
+) -> anyhow::Result<TcpStream> {
+    if !platform.mode.is_isolated() {
+        let address = (pod.ip(), port);
+        return tokio::time::timeout(patience, TcpStream::connect(address))
+            .await
+            .context("the pod does not answer")?
+            .with_context(|| format!("connect to port {port} of pod {}", pod.name()));
+    }
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let target = pod.clone();
+    let stream = tokio::task::spawn_blocking(move || {
+        let network = target.network().context("the pod has no network yet")?;
+        network.connect(address, patience)
+    })
+    .await
+    .context("connect to the pod")??;
+    stream.set_nonblocking(true).context("use the connection")?;
+    TcpStream::from_std(stream).context("use the connection")
 }
 
 async fn shutdown(State(api): State<Api>) -> Json<Value> {

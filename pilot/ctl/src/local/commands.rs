@@ -29,7 +29,7 @@ mod get;
 
 /// The state directory that the flags name.
 pub(crate) fn state_dir(mesh: &MeshArgs) -> anyhow::Result<StateDir> {
-    StateDir::new(&mesh.name, mesh.runtime_dir.as_deref())
+    StateDir::new(&mesh.name, &mesh.places)
 }
 
 /// A client for the mesh that the flags name.

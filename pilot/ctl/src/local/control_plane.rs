@@ -1,6 +1,8 @@
 //! The control plane's manifests: templates (in `manifests/`) filled in from the values. A component that is switched off
 //! has no manifests, and nothing in the mesh configuration speaks of it.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context as _;
 use base64::Engine as _;
 use serde_json::{Value, json};
@@ -15,6 +17,31 @@ pub(crate) const NAMESPACE: &str = "istio-system";
 
 /// Mixer's attributes and default metrics.
 const MIXER_CONFIG: &str = include_str!("../../../../mixer/default/config.yaml");
+
+/// Cluster addresses of the services that must be found before anything can tell names; empty where there is DNS.
+pub(crate) type Addresses = BTreeMap<&'static str, String>;
+
+/// The services that are found by address where there is no DNS.
+pub(crate) const FOUND_BY_ADDRESS: &[&str] = &["istio-pilot", "istio-galley", "istio-citadel"];
+
+/// By which a service of the control plane is found.
+fn host(addresses: &Addresses, service: &str) -> String {
+    addresses
+        .get(service)
+        .cloned()
+        .unwrap_or_else(|| format!("{service}.{NAMESPACE}.svc"))
+}
+
+/// Where there is no DNS, Citadel's usual name becomes its address, and the name what its certificate must say.
+pub(crate) fn find_citadel_by_address(values: &mut Value, addresses: &Addresses) {
+    let name = format!("istio-citadel.{NAMESPACE}.svc");
+    let global = &mut values["global"];
+    let is_usual = global["caAddress"] == format!("{name}:8060");
+    if let (true, Some(address)) = (is_usual, addresses.get("istio-citadel")) {
+        global["caAddress"] = json!(format!("{address}:8060"));
+        global["caServerName"] = json!(name);
+    }
+}
 
 /// A manifest with its name for messages.
 pub(crate) struct Manifest {
@@ -93,10 +120,13 @@ pub(crate) fn manifests(
     values: &Value,
     identity: &Identity,
     state: &str,
+    addresses: &Addresses,
 ) -> anyhow::Result<Vec<Manifest>> {
-    let mesh =
-        proto::yaml::to_string(&mesh_config(values)).context("write the mesh configuration")?;
+    let mesh = mesh_config(values, addresses);
+    let mesh = proto::yaml::to_string(&mesh).context("write the mesh configuration")?;
     let base = json!({
+        "cluster_ips": addresses,
+        "is_shared": !addresses.is_empty(),
         "values": values,
         "namespace": NAMESPACE,
         "state": state,
@@ -173,7 +203,7 @@ fn render(name: &'static str, template: &str, context: &Value) -> anyhow::Result
 }
 
 /// The mesh configuration (ConfigMap `istio`, key `mesh`).
-pub(crate) fn mesh_config(values: &Value) -> Value {
+pub(crate) fn mesh_config(values: &Value, addresses: &Addresses) -> Value {
     let global = &values["global"];
     let proxy = &global["proxy"];
     let has_policy = is_on(values, "mixer.policy.enabled");
@@ -199,7 +229,7 @@ pub(crate) fn mesh_config(values: &Value) -> Value {
             "parentShutdownDuration": "60s",
             "proxyAdminPort": 15000,
             "concurrency": proxy["concurrency"],
-            "discoveryAddress": format!("istio-pilot.{NAMESPACE}.svc:15010"),
+            "discoveryAddress": format!("{}:15010", host(addresses, "istio-pilot")),
         },
     });
     if has_policy {
@@ -215,10 +245,13 @@ pub(crate) fn mesh_config(values: &Value) -> Value {
         mesh["reportBatchMaxTime"] = telemetry["reportBatchMaxTime"].clone();
     }
     if is_on(values, "galley.enabled") && is_on(values, "global.useMCP") {
-        mesh["configSources"] = json!([{"address": format!("istio-galley.{NAMESPACE}.svc:9901")}]);
+        mesh["configSources"] = json!([{"address": format!("{}:9901", host(addresses, "istio-galley"))}]);
     }
     if is_on(values, "gateways.enabled") && is_on(values, "gateways.istio-ingressgateway.enabled") {
         mesh["ingressService"] = json!("istio-ingressgateway");
+    }
+    if !addresses.is_empty() {
+        mesh["defaultConfig"]["interceptionMode"] = json!("NONE");
     }
     if global["localityLbSetting"]
         .as_object()
@@ -241,7 +274,7 @@ mod tests {
     fn every_manifest_is_of_known_kinds() {
         let values = values::load(&[], &["global.mtls.enabled=true".into()]).unwrap();
         let identity = Identity::generate().unwrap();
-        let manifests = manifests(&values, &identity, "/state").unwrap();
+        let manifests = manifests(&values, &identity, "/state", &Addresses::new()).unwrap();
         assert_eq!(manifests.len(), 9);
         for manifest in manifests {
             for document in proto::yaml::parse_documents(&manifest.text) {
@@ -265,7 +298,7 @@ mod tests {
     fn the_mesh_configuration_is_one() {
         type MeshConfig = proto::istio::mesh::v1alpha1::MeshConfig;
         let values = values::load(&[], &[]).unwrap();
-        let mesh = mesh_config(&values);
+        let mesh = mesh_config(&values, &Addresses::new());
         let read: MeshConfig = proto::json::from_value(&mesh).unwrap();
         assert_eq!(read.config_sources.len(), 1);
         let without = values::load(
@@ -276,7 +309,7 @@ mod tests {
             ],
         )
         .unwrap();
-        let mesh = mesh_config(&without);
+        let mesh = mesh_config(&without, &Addresses::new());
         assert!(mesh.get("mixerCheckServer").is_none() && mesh.get("mixerReportServer").is_none());
         assert!(mesh.get("configSources").is_none());
         assert_eq!(mesh["disablePolicyChecks"], true);

@@ -34,6 +34,8 @@ use super::{
 pub(crate) enum Mode {
     /// Each has network and mount namespaces of its own.
     Isolated,
+    /// They share the machine's network and files: each has a loopback address, and its sidecar is an HTTP proxy.
+    Shared,
 }
 
 /// Handle to the platform.
@@ -58,6 +60,8 @@ pub(crate) struct Parts {
     pub mesh_id: String,
     /// Ports on the host.
     pub forwarder: Forwarder,
+    /// Cluster addresses of services, where no iptables translates them.
+    pub cluster_ports: Forwarder,
     /// Service names.
     pub names: Names,
     /// Pods that run.
@@ -120,6 +124,7 @@ impl Platform {
         Ok(Self(Arc::new(Parts {
             store: Store::default(),
             forwarder: Forwarder::new(node.clone()),
+            cluster_ports: Forwarder::new(node.clone()),
             node,
             mode,
             state,
@@ -136,31 +141,23 @@ impl Platform {
     /// The next address for a pod.
     pub(crate) fn pod_address(&self) -> anyhow::Result<Ipv4Addr> {
         let mut addresses = self.addresses.lock();
-        addresses.pods = addresses
-            .pods
-            .checked_add(1)
-            .context("no pod address is left")?;
-        let [high, low] = (addresses
-            .pods
-            .checked_add(1)
-            .context("no pod address is left")?)
-        .to_be_bytes();
-        Ok(Ipv4Addr::new(10, 244, high, low))
+        let next = addresses.pods.checked_add(1);
+        addresses.pods = next.context("no pod address is left")?;
+        self.node
+            .plan()
+            .pod(addresses.pods)
+            .context("no pod address is left")
     }
 
     /// The next cluster address for a service.
     pub(crate) fn service_address(&self) -> anyhow::Result<Ipv4Addr> {
         let mut addresses = self.addresses.lock();
-        addresses.services = addresses
-            .services
-            .checked_add(1)
-            .context("no cluster address is left")?;
-        let [high, low] = (addresses
-            .services
-            .checked_add(20)
-            .context("no cluster address is left")?)
-        .to_be_bytes();
-        Ok(Ipv4Addr::new(10, 96, high, low))
+        let next = addresses.services.checked_add(1);
+        addresses.services = next.context("no cluster address is left")?;
+        self.node
+            .plan()
+            .service(addresses.services)
+            .context("no cluster address is left")
     }
 
     /// A pod's `/etc/resolv.conf`.

@@ -87,6 +87,9 @@ impl Sync {
                 .await?;
             self.rules = rules;
         }
+        if !platform.mode.is_isolated() {
+            forward_cluster_ports(platform, &ports).await;
+        }
         for address in platform.forwarder.sync(&host_ports(&pods)) {
             if let Err(error) = platform.forwarder.bind(address).await {
                 tracing::error!(error = format!("{error:#}"), "a host port cannot be had");
@@ -94,6 +97,27 @@ impl Sync {
         }
         Ok(())
     }
+}
+
+/// Serves the cluster addresses of TCP services where iptables does not: each is forwarded by this process.
+async fn forward_cluster_ports(platform: &Platform, ports: &[ServicePort]) {
+    // Below it only root may listen; what has such a port is found through its proxy.
+    const UNPRIVILEGED: u16 = 1024;
+    let wanted: BTreeMap<SocketAddr, Vec<SocketAddrV4>> = ports
+        .iter()
+        .filter(|port| port.protocol == "tcp" && port.address.port() >= UNPRIVILEGED)
+        .map(|port| (SocketAddr::V4(port.address), port.endpoints.clone()))
+        .collect();
+    for address in platform.cluster_ports.sync(&wanted) {
+        if let Err(error) = platform.cluster_ports.bind(address).await {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "a service's port cannot be had"
+            );
+        }
+    }
+    // What was just bound has its endpoints now.
+    platform.cluster_ports.sync(&wanted);
 }
 
 fn running_pods(platform: &Platform) -> Vec<Endpoint> {

@@ -5,7 +5,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -28,6 +28,17 @@ pub(crate) struct StateDir {
     root: PathBuf,
 }
 
+/// Where state may lie when not run as root.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Places {
+    /// The session's own directory.
+    #[arg(id = "runtime_dir", long = "runtime-dir", env = "XDG_RUNTIME_DIR", hide = true, hide_env_values = true, global = true)]
+    pub runtime: Option<String>,
+    /// The user's home.
+    #[arg(id = "home_dir", long = "home-dir", env = "HOME", hide = true, hide_env_values = true, global = true)]
+    pub home: Option<String>,
+}
+
 /// Who runs the mesh; `daemon.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Daemon {
@@ -47,7 +58,9 @@ pub(crate) struct Lock {
 
 impl StateDir {
     /// The directory of the mesh called `name`.
-    pub(crate) fn new(name: &str, runtime_dir: Option<&str>) -> anyhow::Result<Self> {
+    ///
+    /// Root's state lies in `/run`; that of others in `$XDG_RUNTIME_DIR` if that is theirs, else in `~/.local/state`.
+    pub(crate) fn new(name: &str, places: &Places) -> anyhow::Result<Self> {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if name.is_empty() || name.len() > 40 || !name.chars().all(plain) {
             return Err(Usage(format!(
@@ -55,13 +68,18 @@ impl StateDir {
             ))
             .into());
         }
-        let base = if nix::unistd::geteuid().is_root() {
+        let user = nix::unistd::geteuid();
+        let is_own = |path: &PathBuf| {
+            fs::metadata(path).is_ok_and(|meta| meta.is_dir() && meta.uid() == user.as_raw())
+        };
+        let runtime = places.runtime.as_ref().map(PathBuf::from).filter(is_own);
+        let home = places.home.as_ref().map(PathBuf::from).filter(is_own);
+        let base = if user.is_root() {
             PathBuf::from("/run")
         } else {
-            runtime_dir.map_or_else(
-                || std::env::temp_dir().join(format!("bireme-{}", nix::unistd::geteuid())),
-                PathBuf::from,
-            )
+            runtime
+                .or_else(|| home.map(|home| home.join(".local/state")))
+                .unwrap_or_else(|| std::env::temp_dir().join(format!("bireme-{user}")))
         };
         Ok(Self {
             root: base.join("bireme/local").join(name),
@@ -199,6 +217,10 @@ impl StateDir {
             if error.kind() == io::ErrorKind::NotFound {
                 break;
             }
+            if error.kind() == io::ErrorKind::PermissionDenied && tries == 1 {
+                remove_as_owner(&self.root)?;
+                continue;
+            }
             if error.kind() != io::ErrorKind::DirectoryNotEmpty || tries > 100 {
                 return Err(error).with_context(|| format!("remove {}", self.root.display()));
             }
@@ -224,6 +246,29 @@ impl Daemon {
     pub(crate) fn is_alive(&self) -> bool {
         start_time(self.pid) == Some(self.start_time)
     }
+}
+
+/// Removes what the users of a user namespace left, in a process that enters such a namespace for it.
+fn remove_as_owner(path: &Path) -> anyhow::Result<()> {
+    let own = std::env::current_exe().context("find this program's file")?;
+    let output = std::process::Command::new(own)
+        .arg("pod-remove")
+        .arg(path)
+        .output()
+        .context("start a process")?;
+    anyhow::ensure!(
+        output.status.success(),
+        "remove {}: {}",
+        path.display(),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+/// `pod-remove`: the work of [`remove_as_owner`].
+pub(crate) fn remove_all(path: &Path) -> anyhow::Result<()> {
+    super::isolation::enter_user_namespace()?;
+    fs::remove_dir_all(path).with_context(|| format!("remove {}", path.display()))
 }
 
 /// Makes a directory, and the missing ones above it, for the owner's eyes only.
@@ -303,9 +348,9 @@ mod tests {
 
     #[test]
     fn a_name_that_would_leave_the_directory_is_refused() {
-        assert!(StateDir::new("../x", None).is_err());
-        assert!(StateDir::new("Test", None).is_err());
-        assert!(StateDir::new("test-1", None).is_ok());
+        assert!(StateDir::new("../x", &Places::default()).is_err());
+        assert!(StateDir::new("Test", &Places::default()).is_err());
+        assert!(StateDir::new("test-1", &Places::default()).is_ok());
     }
 
     #[tokio::test]

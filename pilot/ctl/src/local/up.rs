@@ -12,8 +12,9 @@ use tokio::net::{TcpStream, UnixListener};
 use super::{
     admission, api, apply,
     apply::Source,
-    control_plane::{self, NAMESPACE},
+    control_plane::{self, Addresses, NAMESPACE},
     http_client,
+    isolation::Isolation,
     network::node::{self, Node},
     platform::{self, Mode, Platform},
     programs::Programs,
@@ -68,10 +69,17 @@ pub enum Interception {
     Auto,
     /// Network namespaces and iptables.
     Redirect,
+    /// Loopback addresses, sidecars as HTTP proxies.
+    None,
 }
 
 /// Runs the mesh of `state`.
-pub(crate) async fn run(process: Process, args: UpArgs, state: StateDir) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    process: Process,
+    args: UpArgs,
+    isolation: Isolation,
+    state: StateDir,
+) -> anyhow::Result<()> {
     let values = read_values(&args)?;
     let app = read_app(&args.app)?;
     let programs = Programs::find(&args.replace)?;
@@ -84,7 +92,7 @@ pub(crate) async fn run(process: Process, args: UpArgs, state: StateDir) -> anyh
     }
     let daemon = state.claim()?;
     let outcome = tokio::select! {
-        outcome = run_claimed(&process, &values, &app, programs, &state, &daemon.mesh_id) => outcome,
+        outcome = run_claimed(&process, values, &app, programs, &state, &isolation, &daemon.mesh_id) => outcome,
         () = process.drain.signaled() => Ok(()),
     };
     print("Ending the mesh …\n");
@@ -97,32 +105,36 @@ pub(crate) async fn run(process: Process, args: UpArgs, state: StateDir) -> anyh
 
 async fn run_claimed(
     process: &Process,
-    values: &Value,
+    mut values: Value,
     app: &[(String, String)],
     programs: Programs,
     state: &StateDir,
+    isolation: &Isolation,
     mesh_id: &str,
 ) -> anyhow::Result<()> {
     let mut progress = Progress::start();
     for directory in ["config", "data", "pods"] {
         create_private(&state.path(directory))?;
     }
-    let node = start_node().await?;
     print(&format!(
-        "Bireme {}: each pod is a network namespace of its own (root; iptables redirects).\n",
-        env!("CARGO_PKG_VERSION")
+        "Bireme {}: {}.\n",
+        env!("CARGO_PKG_VERSION"),
+        isolation.description
     ));
+    let node = match isolation.mode {
+        Mode::Isolated => Node::start_isolated().await?,
+        Mode::Shared => Node::start_shared(mesh_id).await?,
+    };
     let platform = Platform::new(
         node,
-        Mode::Isolated,
+        isolation.mode,
         state.clone(),
         programs,
         mesh_id.to_owned(),
     )?;
-    platform
-        .names
-        .serve(&platform.node, SocketAddr::from((node::DNS_ADDRESS, 53)))
-        .await?;
+    let addresses = find_services(&platform).await?;
+    control_plane::find_citadel_by_address(&mut values, &addresses);
+    let values = &values;
     bind_host_ports(&platform, values).await?;
     let listener = UnixListener::bind(state.socket()).context("open the control socket")?;
     api::serve(
@@ -146,7 +158,7 @@ async fn run_claimed(
         .to_string_lossy()
         .trim_end_matches('/')
         .to_owned();
-    let manifests = control_plane::manifests(values, &platform.identity, &state_path)?;
+    let manifests = control_plane::manifests(values, &platform.identity, &state_path, &addresses)?;
     let texts = manifests.iter().map(|manifest| &manifest.text);
     let texts = texts.chain(app.iter().map(|(_, text)| text));
     if let Some(missing) = platform.programs.missing(texts.map(String::as_str)) {
@@ -206,21 +218,19 @@ fn read_app(files: &[String]) -> anyhow::Result<Vec<(String, String)>> {
     Ok(manifests)
 }
 
-/// The node's namespace, or why there cannot be one.
-async fn start_node() -> anyhow::Result<Node> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(Usage(
-            "pods need network namespaces, and these need root here: run `sudo biremectl local up`"
-                .into(),
-        )
-        .into());
+/// How components find each other: by name, or where pods share the machine's network (whose resolver knows nothing of the
+/// mesh) by address.
+async fn find_services(platform: &Platform) -> anyhow::Result<Addresses> {
+    if platform.mode.is_isolated() {
+        let address = SocketAddr::from((node::DNS_ADDRESS, 53));
+        platform.names.serve(&platform.node, address).await?;
+        return Ok(Addresses::new());
     }
-    Node::start_isolated().await.map_err(|error| {
-        Usage(format!(
-            "pods need network namespaces and iptables, which this machine does not give: {error:#} (packages iproute2 and iptables; in a container it must be privileged)"
-        ))
-        .into()
-    })
+    let mut addresses = Addresses::new();
+    for service in control_plane::FOUND_BY_ADDRESS {
+        addresses.insert(service, platform.service_address()?.to_string());
+    }
+    Ok(addresses)
 }
 
 /// Takes the ports on the host before anything else, so that a taken one ends the start with one clear line.

@@ -36,8 +36,9 @@ pub(super) fn build(view: &View<'_>) -> Vec<Listener> {
 }
 
 fn listener(view: &View<'_>, number: u32, port: &GatewayPort) -> Option<Listener> {
+    let any = view.proxy.any_address();
     let bind = if port.bind.is_empty() {
-        "0.0.0.0"
+        &any
     } else {
         &port.bind
     };

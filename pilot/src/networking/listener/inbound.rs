@@ -54,7 +54,10 @@ pub(in crate::networking) fn targets(view: &View<'_>) -> Vec<Target> {
             .filter_map(|listener| from_ingress(view, listener))
             .collect();
     }
-    if view.proxy.interception == InterceptionMode::None {
+    let is_captured = view.proxy.interception != InterceptionMode::None;
+    // As Istio: a workload that listens on its own ports would find them taken, so that without interception only a Sidecar
+    // resource makes inbound listeners. One that listens on another address has room for them.
+    if !is_captured && !view.proxy.has_application_address() {
         return Vec::new();
     }
     let from_instance = |instance: &Instance| Target {
@@ -66,11 +69,11 @@ pub(in crate::networking) fn targets(view: &View<'_>) -> Vec<Target> {
             &instance.port.name,
             &instance.service.host,
         ),
-        address: "127.0.0.1".to_owned(),
+        address: view.proxy.application_address().to_owned(),
         instance: Some(instance.clone()),
         service_port: instance.port.number,
         connection_pool: None,
-        bind: None,
+        bind: (!is_captured).then(|| view.proxy.ip().to_string()),
     };
     view.instances.iter().map(from_instance).collect()
 }
@@ -110,7 +113,7 @@ fn from_ingress(view: &View<'_>, listener: &IstioIngressListener) -> Option<Targ
 /// `127.0.0.1:p`, `[::1]:p`, `0.0.0.0:p` (the pod's own address) or `unix:///path`; empty: the same port on the loopback.
 fn default_endpoint(view: &View<'_>, endpoint: &str, port: u32) -> Option<(String, u32)> {
     if endpoint.is_empty() {
-        return Some(("127.0.0.1".to_owned(), port));
+        return Some((view.proxy.application_address().to_owned(), port));
     }
     if endpoint.starts_with("unix://") {
         return Some((endpoint.to_owned(), 0));
@@ -118,7 +121,7 @@ fn default_endpoint(view: &View<'_>, endpoint: &str, port: u32) -> Option<(Strin
     let (host, port) = endpoint.rsplit_once(':')?;
     let host = match host.trim_matches(['[', ']']) {
         "0.0.0.0" | "::" => view.proxy.ip().to_string(),
-        "" => "127.0.0.1".to_owned(),
+        "" | "127.0.0.1" => view.proxy.application_address().to_owned(),
         host => host.to_owned(),
     };
     Some((host, port.parse().ok()?))

@@ -4,13 +4,21 @@
 //! runs a small runtime there: name server, probes, webhook calls and the far ends of forwarded ports all run on it.
 //! Containers are started from it as well, because a child is told of its parent's death when the *thread* ends.
 
-use std::{future::Future, net::Ipv4Addr, path::PathBuf, sync::Arc};
+use std::{
+    future::Future,
+    net::{Ipv4Addr, TcpListener},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use proto_component::task;
 use tokio::{runtime::Handle, sync::oneshot};
 
-use super::namespace::{Namespace, run_with_input};
+use super::{
+    namespace::{Namespace, run_with_input},
+    plan::Plan,
+};
 
 /// The node's own address: where probes and forwarded connections come from.
 pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
@@ -27,22 +35,47 @@ pub(crate) struct Node {
 struct Inner {
     handle: Handle,
     namespace: Option<Namespace>,
+    plan: Plan,
+    /// Keeps the mesh's loopback addresses.
+    _held: Option<TcpListener>,
     _stop: oneshot::Sender<()>,
 }
 
 impl Node {
     /// Makes the node's namespace and starts its thread.
     pub(crate) async fn start_isolated() -> anyhow::Result<Self> {
-        Self::start(|| {
+        let enter = || {
             let namespace = Namespace::unshare_thread()?;
             set_up()?;
             Ok(Some(namespace))
-        })
-        .await
+        };
+        Self::start(enter, Plan::Isolated, None).await
+    }
+
+    /// Starts the node's thread on the machine's own network, with loopback addresses for the mesh called `name`.
+    pub(crate) async fn start_shared(name: &str) -> anyhow::Result<Self> {
+        let (plan, held) = Plan::take_loopback(name)?;
+        Self::start(|| Ok(None), plan, Some(held)).await
+    }
+
+    /// Which addresses the mesh has.
+    pub(crate) fn plan(&self) -> Plan {
+        self.inner.plan
+    }
+
+    /// Makes a node's namespace and a pod's, and lets go of them: whether both can be had.
+    pub(crate) fn try_isolation() -> anyhow::Result<()> {
+        let node = Namespace::unshare_thread()?;
+        set_up()?;
+        let address = Plan::Isolated.pod(1).context("an address")?;
+        Namespace::for_pod(&node.path(), "pod0", address)?;
+        Ok(())
     }
 
     async fn start(
         enter: impl FnOnce() -> anyhow::Result<Option<Namespace>> + Send + 'static,
+        plan: Plan,
+        held: Option<TcpListener>,
     ) -> anyhow::Result<Self> {
         let (started, wait_started) = oneshot::channel();
         let (stop, wait_stop) = oneshot::channel::<()>();
@@ -75,6 +108,8 @@ impl Node {
             inner: Arc::new(Inner {
                 handle,
                 namespace,
+                plan,
+                _held: held,
                 _stop: stop,
             }),
         })

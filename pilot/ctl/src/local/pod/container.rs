@@ -8,12 +8,12 @@ use nix::{
     sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
-use proto_component::backoff::Backoff;
+use proto_component::{backoff::Backoff, listen::LISTEN_ADDRESS};
 use tokio::{process::Child, time::Instant};
 
 use super::{
     environment::{build_environment, expand},
-    lifecycle::PodContext,
+    lifecycle::{PROXY_CONTAINER, PodContext},
     probe::Probes,
     sandbox::{Bind, Sandbox, User},
     status::ContainerState,
@@ -22,6 +22,17 @@ use crate::local::{state::MARK, store::now};
 
 /// After running this long a container's next failure counts as its first.
 const STABLE: Duration = Duration::from_secs(60);
+
+/// The port of a sidecar that is an explicit proxy.
+const HTTP_PROXY_PORT: u16 = 15002;
+
+/// Files that the agent finds by itself in a container, and the variables that name them where there are no mounts.
+const AGENT_FILES: &[(&str, &str)] = &[
+    ("TOKEN_PATH", "/var/run/secrets/tokens/istio-token"),
+    ("CA_ROOT_CERT", "/var/run/secrets/istio/root-cert.pem"),
+    ("POD_LABELS_FILE", "/etc/istio/pod/labels"),
+    ("CREDENTIALS_PATH", "/etc/istio/credentials"),
+];
 
 /// How a container came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +191,10 @@ impl Run<'_> {
         let fields = pod.fields();
         let mut environment = build_environment(container, &fields, &platform.store)?;
         environment.push((MARK.to_owned(), platform.mesh_id.clone()));
+        let isolated = platform.mode.is_isolated();
+        if !isolated {
+            self.add_shared_network(&mut environment);
+        }
         let mut command = match &container.command {
             Some(command) if !command.is_empty() => command.clone(),
             _ => platform
@@ -192,7 +207,6 @@ impl Run<'_> {
             .iter()
             .map(|argument| expand(argument, &environment))
             .collect();
-        let isolated = platform.mode.is_isolated();
         let mut sandbox = Sandbox {
             network: pod.network_path(),
             root: isolated.then(|| {
@@ -220,6 +234,34 @@ impl Run<'_> {
             platform.programs.among_host_files(&mut sandbox);
         }
         Ok(sandbox)
+    }
+
+    /// What a program must know where pods share the machine's network: its address, and whom to ask for services. The
+    /// agent also learns where its files are, which are not at their usual places.
+    fn add_shared_network(&self, environment: &mut Vec<(String, String)>) {
+        let pod = self.pod;
+        let (own, has_sidecar) = (pod.ip(), pod.has_sidecar());
+        let application = pod.platform.node.plan().application(own);
+        let mut add = |name: &str, value: String| {
+            if environment.iter().all(|(known, _)| known != name) {
+                environment.push((name.to_owned(), value));
+            }
+        };
+        if self.container.name == PROXY_CONTAINER {
+            add(LISTEN_ADDRESS, own.to_string());
+            if has_sidecar {
+                add("ISTIO_META_APPLICATION_ADDRESS", application.to_string());
+            }
+            for (name, path) in AGENT_FILES {
+                add(name, (*path).to_owned());
+            }
+        } else if has_sidecar {
+            add(LISTEN_ADDRESS, application.to_string());
+            add("http_proxy", format!("http://{own}:{HTTP_PROXY_PORT}"));
+            add("no_proxy", "localhost,127.0.0.0/8".to_owned());
+        } else {
+            add(LISTEN_ADDRESS, own.to_string());
+        }
     }
 
     fn binds(&self) -> anyhow::Result<Vec<Bind>> {
@@ -298,7 +340,8 @@ pub(crate) fn user(pod: &PodContext, container: &Container) -> User {
     let number = |own: Option<i64>, shared: Option<i64>| {
         own.or(shared).and_then(|id| u32::try_from(id).ok())
     };
-    if !pod.platform.mode.is_isolated() && !nix::unistd::geteuid().is_root() {
+    // Without mounts of its own a program of another user could not even reach its volumes.
+    if !pod.platform.mode.is_isolated() {
         return User::default();
     }
     User {

@@ -22,10 +22,13 @@ use super::{
     volume::{self, Sources},
 };
 use crate::local::{
-    network::{namespace::Namespace, node},
+    network::namespace::Namespace,
     platform::Platform,
     store::{Key, now},
 };
+
+/// The proxy beside an application.
+pub(crate) const PROXY_CONTAINER: &str = "istio-proxy";
 
 /// A pod that runs.
 pub(crate) struct PodContext {
@@ -119,6 +122,15 @@ impl PodContext {
         self.namespace.get()
     }
 
+    /// Whether a proxy of the mesh runs in it beside something else.
+    pub(crate) fn has_sidecar(&self) -> bool {
+        let containers = self.pod.spec.iter().flat_map(|spec| &spec.containers);
+        containers.clone().count() > 1
+            && containers
+                .into_iter()
+                .any(|container| container.name == PROXY_CONTAINER)
+    }
+
     /// Path of its network namespace.
     pub(crate) fn network_path(&self) -> Option<PathBuf> {
         self.namespace.get().map(Namespace::path)
@@ -126,15 +138,10 @@ impl PodContext {
 
     /// What its containers' fields may refer to.
     pub(crate) fn fields(&self) -> Fields<'_> {
-        let host_ip = if self.platform.mode.is_isolated() {
-            node::ADDRESS
-        } else {
-            Ipv4Addr::LOCALHOST
-        };
         Fields {
             pod: &self.pod,
             pod_ip: self.address,
-            host_ip,
+            host_ip: self.platform.node.plan().node(),
         }
     }
 

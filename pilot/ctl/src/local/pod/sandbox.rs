@@ -8,7 +8,10 @@
 use std::{
     ffi::OsStr,
     fs, io,
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _},
+        process::CommandExt as _,
+    },
     path::{Component, Path, PathBuf},
     process::Command,
 };
@@ -17,7 +20,11 @@ use anyhow::Context as _;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
-    sys::{prctl::set_pdeathsig, signal::Signal},
+    sys::{
+        prctl::set_pdeathsig,
+        signal::Signal,
+        statvfs::{FsFlags, statvfs},
+    },
     unistd::{Gid, Uid, chdir, chroot, pivot_root, setgid, setgroups, setsid, setuid},
 };
 use serde::{Deserialize, Serialize};
@@ -25,7 +32,7 @@ use serde::{Deserialize, Serialize};
 /// Everything `pod-exec` has to know; written by the platform for each start of a container.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Sandbox {
-    /// The pod's network namespace; none in mode NONE.
+    /// The pod's network namespace; none where it shares the machine's network.
     pub network: Option<PathBuf>,
     /// An empty directory to build the container's root on; none to run among the host's files.
     pub root: Option<PathBuf>,
@@ -119,6 +126,12 @@ fn enter(
     }
 }
 
+/// Builds a container's root on `directory` and enters it: whether that can be done.
+pub(crate) fn try_root(directory: &Path) -> anyhow::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace")?;
+    build_root(directory, &Sandbox::default())
+}
+
 fn prepare(spec: &Path) -> anyhow::Result<Command> {
     let text = fs::read(spec).with_context(|| format!("read {}", spec.display()))?;
     let sandbox: Sandbox =
@@ -151,13 +164,20 @@ fn join(
         fs::File::open(format!("/proc/{pid}/{what}"))
             .with_context(|| format!("open {what} of the container's process {pid}"))
     };
-    let (network, mounts, root) = (open("ns/net")?, open("ns/mnt")?, open("root")?);
-    setns(network, CloneFlags::CLONE_NEWNET).context("enter the pod's network namespace")?;
-    let own = fs::metadata("/proc/self/ns/mnt")?;
-    // In mode NONE containers share the host's mounts, and there is nothing to enter.
-    if std::os::unix::fs::MetadataExt::ino(&own)
-        != std::os::unix::fs::MetadataExt::ino(&mounts.metadata()?)
-    {
+    let (users, network) = (open("ns/user")?, open("ns/net")?);
+    let (mounts, root) = (open("ns/mnt")?, open("root")?);
+    // Where pods share the machine's network and files there is nothing to enter, and nobody is allowed to.
+    let is_other = |file: &fs::File, what: &str| -> anyhow::Result<bool> {
+        let own = fs::metadata(format!("/proc/self/ns/{what}"))?;
+        Ok(own.ino() != file.metadata()?.ino())
+    };
+    if is_other(&users, "user")? {
+        setns(users, CloneFlags::CLONE_NEWUSER).context("enter the mesh's user namespace")?;
+    }
+    if is_other(&network, "net")? {
+        setns(network, CloneFlags::CLONE_NEWNET).context("enter the pod's network namespace")?;
+    }
+    if is_other(&mounts, "mnt")? {
         setns(mounts, CloneFlags::CLONE_NEWNS).context("enter the container's mount namespace")?;
         nix::unistd::fchdir(&root).context("enter the container's root")?;
         chroot(".").context("enter the container's root")?;
@@ -327,6 +347,7 @@ impl Root<'_> {
         mount_bind(&bind.source, &inside)?;
         if bind.read_only {
             let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+            let flags = flags | locked_flags(&inside)?;
             mount_fs(None, &inside, None, flags, None)?;
         }
         Ok(())
@@ -403,6 +424,18 @@ fn in_host_view(path: &Path) -> anyhow::Result<PathBuf> {
         }
     }
     Ok(path.to_owned())
+}
+
+/// Restrictions of the mount at `path`, which nobody may lift in a user namespace.
+fn locked_flags(path: &Path) -> anyhow::Result<MsFlags> {
+    let present = statvfs(path).context("look at the mount")?.flags();
+    let pairs = [
+        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+    ];
+    let kept = pairs.iter().filter(|(flag, _)| present.contains(*flag));
+    Ok(kept.fold(MsFlags::empty(), |all, (_, flag)| all | *flag))
 }
 
 fn mount_bind(source: &Path, target: &Path) -> anyhow::Result<()> {
