@@ -1,7 +1,7 @@
 //! The proxy that is configured: what its node says about it.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use prost_types::{Struct, Value, value::Kind};
 use proto::envoy::config::core::v3::Node;
