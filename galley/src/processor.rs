@@ -6,9 +6,11 @@
 use crate::{
     event::{Content, Event, Key, Object, Objects, Origin, ParsedFile},
     metrics::RuntimeMetrics,
+    schema::PODS,
     snapshot::store::Kept,
     transform::{
         direct, mesh_config,
+        pods,
         service_entry::{self, Dirty},
     },
     validation::{Problem, Verdict},
@@ -83,6 +85,7 @@ pub struct Processor {
     rejected: Vec<Rejected>,
     last: Arc<Snapshot>,
     last_settings: Option<service_entry::Settings>,
+    pods: pods::Pods,
     told: HashSet<String>,
     outputs: Outputs,
 }
@@ -107,6 +110,7 @@ impl Processor {
             rejected: Vec::new(),
             last: Arc::default(),
             last_settings: None,
+            pods: pods::Pods::default(),
             told: HashSet::new(),
             outputs,
         }
@@ -334,6 +338,10 @@ impl Processor {
         };
         self.last_settings = Some(settings);
         snapshot.insert(SYNTHETIC_SERVICE_ENTRIES, entries);
+        let pods = self
+            .pods
+            .build_collection(&self.objects, self.last.get(PODS));
+        snapshot.insert(PODS, pods);
         let origins: BTreeMap<_, _> = self
             .objects
             .iter()

@@ -4,6 +4,9 @@
 use proto::kind::{self, Kind, Scope};
 use std::{collections::HashMap, sync::LazyLock};
 
+/// Pods, for whoever looks workloads up.
+pub const PODS: &str = "k8s/core/v1/pods";
+
 /// A kind whose objects are served as they are.
 #[derive(Debug)]
 pub struct Served {
@@ -142,7 +145,7 @@ pub fn served() -> &'static [Served] {
 
 /// Every collection that may be asked for.
 pub fn collections() -> Vec<String> {
-    let made = [kind::SYNTHETIC_SERVICE_ENTRIES, kind::MESH_CONFIG].map(str::to_owned);
+    let made = [kind::SYNTHETIC_SERVICE_ENTRIES, kind::MESH_CONFIG, PODS].map(str::to_owned);
     TABLE
         .iter()
         .map(|served| served.collection.clone())

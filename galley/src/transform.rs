@@ -1,8 +1,9 @@
 //! Transformers: objects in force → collections. Each is pure and decides what it can take over from the last result.
 //!
 //! [`direct`]: mesh objects as they are. [`service_entry`]: Kubernetes services with their endpoints as `ServiceEntry`s,
-//! which is how Pilot learns of services. [`mesh_config`]: the mesh's settings.
+//! which is how Pilot learns of services. [`pods`]: who they are, for Mixer. [`mesh_config`]: the mesh's settings.
 
 pub mod direct;
 pub mod mesh_config;
+pub mod pods;
 pub mod service_entry;

@@ -3,6 +3,7 @@
 //! To add an adapter: a file with its `Config` and its [`Adapter`], and a row in [`FACTORIES`].
 
 pub(crate) mod denier;
+pub(crate) mod kubernetesenv;
 pub(crate) mod list;
 pub(crate) mod memquota;
 pub(crate) mod noop;
@@ -14,8 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::google::rpc::Status;
+use proto_mesh::attribute::ValueRef;
 use serde_json::Value as Json;
 
+use crate::pods::Pods;
 use crate::template::{Template, Values};
 
 /// A handler at work.
@@ -38,7 +41,19 @@ pub(crate) trait Adapter: Debug + Send + Sync {
     ) -> Result<QuotaResult, AdapterError> {
         Err(AdapterError::unsupported())
     }
+
+    /// Makes attributes; the names are those of the template's outputs.
+    fn generate<'p>(
+        &self,
+        _instance: &Values<'_>,
+        _pods: &'p Pods,
+    ) -> Result<Generated<'p>, AdapterError> {
+        Err(AdapterError::unsupported())
+    }
 }
+
+/// Outputs of an attribute generator.
+pub(crate) type Generated<'p> = Vec<(&'static str, ValueRef<'p>)>;
 
 /// Checked parameters of an adapter, from which a handler is built.
 pub(crate) trait AdapterConfig: Debug + Send + Sync {
@@ -100,6 +115,11 @@ pub(crate) const FACTORIES: &[Factory] = &[
         name: "denier",
         templates: &[Template::CheckNothing, Template::ListEntry, Template::Quota],
         configure: denier::configure,
+    },
+    Factory {
+        name: "kubernetesenv",
+        templates: &[Template::Kubernetes],
+        configure: kubernetesenv::configure,
     },
     Factory {
         name: "listchecker",

@@ -54,7 +54,9 @@ impl Server {
         };
         let runtime = Runtime::new(context, metrics.clone(), &args.config_default_namespace);
         let table = runtime.table();
-        let (configurations, status) = store::start(&args.config_store_url, &args.tls, process)?;
+        let pods = Arc::default();
+        let (configurations, status) =
+            store::start(&args.config_store_url, &args.tls, process, &pods)?;
         let (address, flag) = args.listen_address();
         let listener = Listener::bind_text(&address, flag).await?;
         let address = format!(":{}", args.prometheus_port);
@@ -76,6 +78,7 @@ impl Server {
         task::spawn("runtime", following);
         let service = Service {
             table,
+            pods,
             metrics,
             shedder: LoadShedder::new(args.shed.limits()),
         };

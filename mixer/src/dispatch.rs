@@ -1,9 +1,10 @@
-//! A request's way through the rules: routes → instances → handlers → one result.
+//! A request's way through the rules: attributes made by [`generate`] → routes → instances → handlers → one result.
 //!
 //! Everything here is plain code without waiting: no adapter that is compiled in has anything to wait for.
 
 pub(crate) mod check;
 mod combine;
+mod generate;
 pub(crate) mod report;
 
 use tokio::time::Instant;

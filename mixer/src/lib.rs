@@ -19,6 +19,7 @@ mod handler;
 mod lang;
 pub mod load_shed;
 mod metrics;
+mod pods;
 pub mod probe;
 mod routing;
 mod runtime;

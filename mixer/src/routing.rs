@@ -29,6 +29,8 @@ pub(crate) struct Table {
     pub(crate) handlers: Handlers,
     pub(crate) instance_count: usize,
     quota_instances: BTreeSet<String>,
+    /// Whether any rule makes attributes.
+    pub(crate) has_generators: bool,
     pub(crate) errors: Vec<ItemError>,
     pub(crate) counts: Counts,
 }
@@ -105,6 +107,7 @@ impl Table {
             handlers: Handlers::new(),
             instance_count: snapshot.instances.len(),
             quota_instances: BTreeSet::new(),
+            has_generators: false,
             errors: snapshot.errors,
             counts: snapshot.counts,
         }
@@ -139,6 +142,7 @@ impl Table {
                 for instance in &action.instances {
                     let destination = table.destination(&handler, instance.template, metrics);
                     rule.add(destination, instance);
+                    table.has_generators |= instance.template == Template::Kubernetes;
                     if instance.template == Template::Quota {
                         let name = instance.name.short.to_lowercase();
                         table.quota_instances.insert(name);

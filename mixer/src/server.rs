@@ -12,11 +12,13 @@ use tonic::{Request, Response, Status};
 use crate::dispatch;
 use crate::load_shed::LoadShedder;
 use crate::metrics::Metrics;
+use crate::pods::Pods;
 use crate::routing::Table;
 
 /// The service.
 pub(crate) struct Service {
     pub(crate) table: Arc<ArcSwap<Table>>,
+    pub(crate) pods: Arc<ArcSwap<Pods>>,
     pub(crate) metrics: Metrics,
     pub(crate) shedder: LoadShedder,
 }
@@ -46,7 +48,7 @@ impl Mixer for Service {
         self.admit(request.global_word_count)?;
         let begun = Instant::now();
         let table = self.table.load_full();
-        let outcome = dispatch::check::check(&table, &self.metrics, &request);
+        let outcome = dispatch::check::check(&table, &self.pods.load(), &self.metrics, &request);
         self.shedder.observe(begun.elapsed());
         match outcome {
             Ok(response) => Ok(Response::new(response)),
@@ -70,7 +72,7 @@ impl Mixer for Service {
         }
         let begun = Instant::now();
         let table = self.table.load_full();
-        let outcome = dispatch::report::report(&table, &self.metrics, &request);
+        let outcome = dispatch::report::report(&table, &self.pods.load(), &self.metrics, &request);
         self.shedder.observe(begun.elapsed());
         match outcome {
             Ok(()) => Ok(Response::new(ReportResponse {})),

@@ -1,4 +1,5 @@
 //! Where configuration comes from: MCP, or a folder of files. A source tells the whole of it whenever something changes.
+//! MCP also tells of the cluster's pods, if the other end knows them.
 //!
 //! To add a source: a file with its `start`, a scheme in [`start`].
 
@@ -8,10 +9,12 @@ mod mcp;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use proto_component::{Process, process::Usage};
 use tokio::sync::watch;
 
 use crate::config::Resources;
+use crate::pods::Pods;
 
 /// The latest configuration; none before the source has told all of it once.
 pub(crate) type Configurations = watch::Receiver<Option<Arc<Resources>>>;
@@ -21,6 +24,7 @@ pub(crate) fn start(
     url: &str,
     tls: &crate::args::TlsArgs,
     process: &Process,
+    pods: &Arc<ArcSwap<Pods>>,
 ) -> anyhow::Result<(Configurations, Status)> {
     let (sender, receiver) = watch::channel(None);
     if let Some(folder) = url.strip_prefix("fs://") {
@@ -29,7 +33,7 @@ pub(crate) fn start(
     }
     let secured = url.strip_prefix("mcps://");
     if let Some(target) = secured.or_else(|| url.strip_prefix("mcp://")) {
-        let view = mcp::start(target, secured.is_some().then_some(tls), process, sender)?;
+        let view = mcp::start(target, secured.is_some().then_some(tls), process, sender, pods.clone())?;
         return Ok((receiver, Status::Mcp(view)));
     }
     let problem =

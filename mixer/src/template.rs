@@ -3,8 +3,11 @@
 //! To add a template: a variant of [`Template`], of [`Fields`] and of [`Values`], and its row in [`Template::ALL`].
 
 mod fields;
+mod kubernetes;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use prost_types::Timestamp;
 use serde_json::Value as Json;
@@ -14,6 +17,7 @@ use crate::config::FullName;
 use crate::lang::{EvalError, Val};
 
 pub(crate) use fields::Fields;
+pub(crate) use kubernetes::{Binding, bind};
 
 /// The templates there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,6 +28,7 @@ pub(crate) enum Template {
     LogEntry,
     Metric,
     ReportNothing,
+    Kubernetes,
 }
 
 /// When a template's instances are made.
@@ -32,6 +37,8 @@ pub(crate) enum Variety {
     Check,
     Quota,
     Report,
+    /// Before all others: attributes are made.
+    Generator,
 }
 
 /// A configured instance.
@@ -43,6 +50,8 @@ pub(crate) struct Instance {
     pub(crate) template: Template,
     /// Compiled expressions.
     fields: Fields,
+    /// What becomes of a generator's outputs.
+    pub(crate) bindings: Vec<Binding>,
     /// The configuration, to tell whether it changed.
     pub(crate) params: Json,
 }
@@ -75,19 +84,33 @@ pub(crate) enum Payload<'a> {
         value: Val<'a>,
         dimensions: Dimensions<'a>,
     },
+    /// `kubernetes`.
+    Workloads {
+        source: Peer<'a>,
+        destination: Peer<'a>,
+        destination_port: i64,
+    },
+}
+
+/// One end of a request, as far as the request tells.
+#[derive(Debug)]
+pub(crate) struct Peer<'a> {
+    pub(crate) uid: Cow<'a, str>,
+    pub(crate) ip: Option<IpAddr>,
 }
 
 /// Named values, sorted by name.
 pub(crate) type Dimensions<'a> = Vec<(&'a str, Val<'a>)>;
 
 impl Template {
-    pub(crate) const ALL: [Template; 6] = [
+    pub(crate) const ALL: [Template; 7] = [
         Template::CheckNothing,
         Template::ListEntry,
         Template::Quota,
         Template::LogEntry,
         Template::Metric,
         Template::ReportNothing,
+        Template::Kubernetes,
     ];
 
     /// The name in `compiledTemplate`.
@@ -99,6 +122,7 @@ impl Template {
             Template::LogEntry => "logentry",
             Template::Metric => "metric",
             Template::ReportNothing => "reportnothing",
+            Template::Kubernetes => "kubernetes",
         }
     }
 
@@ -111,6 +135,7 @@ impl Template {
             Template::CheckNothing | Template::ListEntry => Variety::Check,
             Template::Quota => Variety::Quota,
             Template::LogEntry | Template::Metric | Template::ReportNothing => Variety::Report,
+            Template::Kubernetes => Variety::Generator,
         }
     }
 }
@@ -122,20 +147,27 @@ impl Variety {
             Variety::Check => "check",
             Variety::Quota => "quota",
             Variety::Report => "report",
+            Variety::Generator => "attribute_generator",
         }
     }
 }
 
 impl Instance {
-    /// Reads and compiles an instance; the error begins with the field's path.
+    /// Reads and compiles an instance; the error is the field and what is wrong in it.
     pub(crate) fn compile(
         name: &FullName,
         template: Template,
         params: Json,
+        bindings: &BTreeMap<String, String>,
         vocabulary: &Vocabulary,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, (&'static str, String)> {
+        let fields =
+            Fields::compile(template, &params, vocabulary).map_err(|error| ("params", error))?;
+        let bindings = kubernetes::compile(bindings, vocabulary)
+            .map_err(|error| ("attributeBindings", error))?;
         Ok(Self {
-            fields: Fields::compile(template, &params, vocabulary)?,
+            bindings,
+            fields,
             name: name.clone(),
             full_name: name.to_string(),
             template,

@@ -6,9 +6,11 @@ use std::time::Duration;
 use serde_json::Value as Json;
 
 use super::{
-    Adapter, AdapterConfig, AdapterError, BuildContext, CheckResult, QuotaRequest, QuotaResult,
+    Adapter, AdapterConfig, AdapterError, BuildContext, CheckResult, Generated, QuotaRequest,
+    QuotaResult,
 };
 use crate::config::params;
+use crate::pods::Pods;
 use crate::template::Values;
 
 #[derive(Clone, Debug, Default, serde::Deserialize)]
@@ -35,6 +37,14 @@ impl Adapter for Noop {
 
     fn report(&self, _: &[Values<'_>]) -> Result<(), AdapterError> {
         Ok(())
+    }
+
+    fn generate<'p>(
+        &self,
+        _: &Values<'_>,
+        _: &'p Pods,
+    ) -> Result<Generated<'p>, AdapterError> {
+        Ok(Generated::new())
     }
 
     fn allocate(

@@ -1,7 +1,7 @@
 //! Which attributes, and which keys of string maps, an answer depended on, and whether by value or by absence: the caller
 //! may use the answer again for a request that is the same in these.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::istio::mixer::v1::ReferencedAttributes;
 use proto::istio::mixer::v1::referenced_attributes::{AttributeMatch, Condition};
@@ -17,6 +17,8 @@ pub(crate) trait Record {
     fn map(&mut self, slot: Slot);
     /// A key of a string map was read, or missed.
     fn key(&mut self, slot: Slot, key: &str, present: bool);
+    /// From now on an attribute is of no interest: it was made here, the caller does not have it.
+    fn hide(&mut self, _slot: Slot) {}
 }
 
 /// Records nothing.
@@ -34,18 +36,30 @@ impl Record for Unrecorded {
 pub(crate) struct Tracker {
     scalars: BTreeMap<Slot, bool>,
     maps: BTreeMap<Slot, BTreeMap<Box<str>, bool>>,
+    hidden: BTreeSet<Slot>,
 }
 
 impl Record for Tracker {
     fn scalar(&mut self, slot: Slot, present: bool) {
-        self.scalars.insert(slot, present);
+        if !self.hidden.contains(&slot) {
+            self.scalars.insert(slot, present);
+        }
     }
 
     fn map(&mut self, slot: Slot) {
-        self.maps.entry(slot).or_default();
+        if !self.hidden.contains(&slot) {
+            self.maps.entry(slot).or_default();
+        }
+    }
+
+    fn hide(&mut self, slot: Slot) {
+        self.hidden.insert(slot);
     }
 
     fn key(&mut self, slot: Slot, key: &str, present: bool) {
+        if self.hidden.contains(&slot) {
+            return;
+        }
         let keys = self.maps.entry(slot).or_default();
         if !keys.contains_key(key) {
             keys.insert(key.into(), present);

@@ -11,7 +11,7 @@ use super::{FullName, HANDLER, INSTANCE, ItemError, Resources, params};
 use crate::adapter::{self, AdapterConfig, Factory};
 use crate::attributes::Vocabulary;
 use crate::lang::{self, Expression};
-use crate::template::{Instance, Template};
+use crate::template::{Instance, Template, Variety};
 
 /// A configuration, understood.
 #[derive(Debug)]
@@ -206,13 +206,13 @@ fn instance(
     let Some(template) = Template::by_name(template) else {
         return error("compiledTemplate", format!("unknown template {template}"));
     };
-    if !wire.attribute_bindings.is_empty() {
+    if !wire.attribute_bindings.is_empty() && template.variety() != Variety::Generator {
         let problem = "only attribute generators produce attributes";
         return error("attributeBindings", problem.into());
     }
     let params = params::to_json(wire.params.as_ref());
-    Instance::compile(name, template, params, vocabulary)
-        .or_else(|problem| error("params", problem))
+    Instance::compile(name, template, params, &wire.attribute_bindings, vocabulary)
+        .or_else(|(field, problem)| error(field, problem))
 }
 
 struct RuleBuilder<'a> {

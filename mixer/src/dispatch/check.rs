@@ -9,11 +9,13 @@ use proto::istio::mixer::v1::{CheckRequest, CheckResponse, HeaderOperation, Rout
 use proto_mesh::attribute::codec::Words;
 
 use super::combine::Verdict;
+use super::generate::generate;
 use super::{DispatchError, call};
 use crate::adapter::QuotaRequest;
 use crate::attributes::{Bag, Tracker};
 use crate::config::snapshot::HeaderTemplate;
 use crate::metrics::Metrics;
+use crate::pods::Pods;
 use crate::routing::{Routes, Table};
 use crate::template::Variety;
 
@@ -23,19 +25,21 @@ const UNKNOWN_QUOTA_DURATION: Duration = Duration::from_secs(60);
 /// Answers a request.
 pub(crate) fn check(
     table: &Table,
+    pods: &Pods,
     metrics: &Metrics,
     request: &CheckRequest,
 ) -> Result<CheckResponse, DispatchError> {
     let empty = Default::default();
     let message = request.attributes.as_ref().unwrap_or(&empty);
     let bag = Bag::decode(&table.vocabulary, message, Words::new(&message.words));
+    let mut tracker = Tracker::default();
+    let bag = generate(table, pods, bag, &mut tracker);
     let session = Session {
         table,
         metrics,
         bag,
         global_words: usize::try_from(request.global_word_count).unwrap_or(usize::MAX),
     };
-    let mut tracker = Tracker::default();
     let routes = table.routes(&session.bag, &mut tracker);
     // Every quota starts from what was looked at before the rules.
     let before_rules = tracker.clone();

@@ -4,20 +4,24 @@ use proto::istio::mixer::v1::ReportRequest;
 use proto::istio::mixer::v1::report_request::RepeatedAttributesSemantics;
 use proto_mesh::attribute::codec::Words;
 
+use super::generate::generate;
 use super::{DispatchError, call};
 use crate::attributes::{Bag, Unrecorded};
 use crate::metrics::Metrics;
+use crate::pods::Pods;
 use crate::routing::Table;
 use crate::template::{Values, Variety};
 
 /// Takes note of everything in a request. What can't be made or delivered is told at the end; the rest is.
 pub(crate) fn report(
     table: &Table,
+    pods: &Pods,
     metrics: &Metrics,
     request: &ReportRequest,
 ) -> Result<(), DispatchError> {
     let mut session = Session {
         table,
+        pods,
         metrics,
         buffers: std::iter::repeat_with(Vec::new)
             .take(table.destinations.len())
@@ -48,6 +52,7 @@ pub(crate) fn report(
 
 struct Session<'a> {
     table: &'a Table,
+    pods: &'a Pods,
     metrics: &'a Metrics,
     /// Instances for each destination.
     buffers: Vec<Vec<Values<'a>>>,
@@ -57,6 +62,13 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn collect(&mut self, bag: &Bag<'a>) {
         let mut record = Unrecorded;
+        let made;
+        let bag = if self.table.has_generators {
+            made = generate(self.table, self.pods, bag.clone(), &mut record);
+            &made
+        } else {
+            bag
+        };
         let routes = self.table.routes(bag, &mut record);
         let (mut destinations, mut instances) = (0u32, 0u32);
         for rule in &routes.rules {

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
+use prost::Message as _;
 use proto::istio::mcp::v1alpha1 as wire;
 use proto_component::grpc::{self, ClientOptions};
 use proto_component::tls::ClientTls;
@@ -17,7 +19,11 @@ use tokio::sync::watch;
 
 use super::decode::{self, Kind};
 use crate::args::TlsArgs;
-use crate::config::{ItemError, Resources};
+use crate::config::{ItemError, Resources, params};
+use crate::pods::Pods;
+
+/// The cluster's pods.
+const PODS: &str = "k8s/core/v1/pods";
 
 /// Subscribes; the channel hears of every state once all collections have come.
 pub(super) fn start(
@@ -25,6 +31,7 @@ pub(super) fn start(
     tls: Option<&TlsArgs>,
     process: &Process,
     sender: watch::Sender<Option<Arc<Resources>>>,
+    pods: Arc<ArcSwap<Pods>>,
 ) -> anyhow::Result<SinkView> {
     let tls = tls.map(client_tls).transpose()?;
     let channel = grpc::channel(target, tls, &ClientOptions::default())
@@ -33,13 +40,16 @@ pub(super) fn start(
         id: "mixer".into(),
         collections: Kind::ALL
             .map(|kind| Subscription::required(kind.collection()))
-            .into(),
+            .into_iter()
+            // Without it the workloads at the other end stay unknown.
+            .chain([Subscription::optional(PODS)])
+            .collect(),
         ..SinkOptions::default()
     };
     let metrics = McpMetrics::register("mixer", &process.registry).context("register metrics")?;
     let sink = Sink::dial(channel, options, metrics, process.drain.clone());
     let view = sink.view();
-    task::spawn("config-mcp", receive(sink, sender));
+    task::spawn("config-mcp", receive(sink, sender, pods));
     Ok(view)
 }
 
@@ -47,9 +57,20 @@ fn client_tls(args: &TlsArgs) -> anyhow::Result<ClientTls> {
     args.client().context("read the certificates for mcps://")
 }
 
-async fn receive(sink: Sink, sender: watch::Sender<Option<Arc<Resources>>>) {
+async fn receive(
+    sink: Sink,
+    sender: watch::Sender<Option<Arc<Resources>>>,
+    pods: Arc<ArcSwap<Pods>>,
+) {
     let mut collections: BTreeMap<String, Arc<Collection>> = BTreeMap::new();
     while let Some(update) = sink.next().await {
+        if update.collection == PODS {
+            let index = read_pods(&update.state);
+            tracing::debug!(target: "runtime", pods = index.len(), "pods in force");
+            pods.store(Arc::new(index));
+            update.ack();
+            continue;
+        }
         collections.insert(update.collection.clone(), update.state.clone());
         update.ack();
         if Kind::ALL
@@ -59,6 +80,19 @@ async fn receive(sink: Sink, sender: watch::Sender<Option<Arc<Resources>>>) {
             sender.send_replace(Some(Arc::new(read(&collections))));
         }
     }
+}
+
+/// Pods travel as `google.protobuf.Struct`s of their JSON; what is none is left out.
+fn read_pods(collection: &Collection) -> Pods {
+    let bodies = collection
+        .resources
+        .values()
+        .filter_map(|resource| resource.body.as_ref());
+    let pods: Vec<_> = bodies
+        .filter_map(|body| prost_types::Struct::decode(body.value.as_ref()).ok())
+        .map(|pod| params::to_json(Some(&pod)))
+        .collect();
+    Pods::new(pods.iter())
 }
 
 fn read(collections: &BTreeMap<String, Arc<Collection>>) -> Resources {

@@ -7,7 +7,7 @@ use proto_mesh::attribute::ValueType;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
-use super::{Dimensions, Payload, Template};
+use super::{Dimensions, Payload, Peer, Template};
 use crate::attributes::{Bag, Record, Vocabulary};
 use crate::config::params;
 use crate::lang::{self, EvalError, Expression, Val};
@@ -33,6 +33,18 @@ pub(crate) enum Fields {
         dimensions: Named,
         resource: Resource,
     },
+    Workloads {
+        source: PeerFields,
+        destination: PeerFields,
+        destination_port: Option<Expression>,
+    },
+}
+
+/// One end of a request.
+#[derive(Debug)]
+pub(crate) struct PeerFields {
+    uid: Option<Expression>,
+    ip: Option<Expression>,
 }
 
 /// Expressions by name, sorted.
@@ -85,6 +97,21 @@ struct MetricParams {
     monitored_resource_dimensions: BTreeMap<String, String>,
 }
 
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+struct WorkloadsParams {
+    #[serde(alias = "source_uid")]
+    source_uid: String,
+    #[serde(alias = "source_ip")]
+    source_ip: String,
+    #[serde(alias = "destination_uid")]
+    destination_uid: String,
+    #[serde(alias = "destination_ip")]
+    destination_ip: String,
+    #[serde(alias = "destination_port")]
+    destination_port: String,
+}
+
 /// What failed, by field name.
 type Failed<'a> = (&'a str, EvalError);
 
@@ -98,6 +125,33 @@ impl Fields {
             Template::CheckNothing | Template::ReportNothing => {
                 params::read::<NothingParams>(json)?;
                 Fields::Nothing
+            }
+            Template::Kubernetes => {
+                let params: WorkloadsParams = params::read(json)?;
+                let expression = |field, text: &str, want| optional(field, text, want, vocabulary);
+                Fields::Workloads {
+                    source: PeerFields {
+                        uid: expression("source_uid", &params.source_uid, ValueType::String)?,
+                        ip: expression("source_ip", &params.source_ip, ValueType::IpAddress)?,
+                    },
+                    destination: PeerFields {
+                        uid: expression(
+                            "destination_uid",
+                            &params.destination_uid,
+                            ValueType::String,
+                        )?,
+                        ip: expression(
+                            "destination_ip",
+                            &params.destination_ip,
+                            ValueType::IpAddress,
+                        )?,
+                    },
+                    destination_port: expression(
+                        "destination_port",
+                        &params.destination_port,
+                        ValueType::Int64,
+                    )?,
+                }
             }
             Template::ListEntry => {
                 let params: ListEntryParams = params::read(json)?;
@@ -167,6 +221,21 @@ impl Fields {
         };
         Ok(match self {
             Fields::Nothing => Payload::Nothing,
+            Fields::Workloads {
+                source,
+                destination,
+                destination_port,
+            } => {
+                let port = destination_port.as_ref();
+                Payload::Workloads {
+                    source: source.eval("source", bag, record)?,
+                    destination: destination.eval("destination", bag, record)?,
+                    destination_port: match eval_optional("destination_port", port, bag, record)? {
+                        Some(Val::Int64(port)) => port,
+                        _ => 0,
+                    },
+                }
+            }
             Fields::ListEntry { value: entry } => Payload::ListEntry {
                 value: value(entry, record)?,
             },
@@ -205,6 +274,28 @@ impl Fields {
                 resource.eval(bag, record)?;
                 Payload::Metric { value, dimensions }
             }
+        })
+    }
+}
+
+impl PeerFields {
+    fn eval<'a, R: Record>(
+        &'a self,
+        field: &'a str,
+        bag: &Bag<'a>,
+        record: &mut R,
+    ) -> Result<Peer<'a>, Failed<'a>> {
+        let uid = eval_optional(field, self.uid.as_ref(), bag, record)?;
+        let ip = eval_optional(field, self.ip.as_ref(), bag, record)?;
+        Ok(Peer {
+            uid: match uid {
+                Some(Val::String(uid)) => uid,
+                _ => Cow::Borrowed(""),
+            },
+            ip: match ip {
+                Some(Val::Ip(ip)) => Some(ip),
+                _ => None,
+            },
         })
     }
 }

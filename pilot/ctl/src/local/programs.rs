@@ -155,17 +155,14 @@ impl Programs {
 
     /// Rewrites a sandbox for running among the host's files: mount paths become the paths of what would be mounted.
     pub(crate) fn among_host_files(&self, sandbox: &mut Sandbox) {
-        let mut binds = std::mem::take(&mut sandbox.binds);
-        // The deepest mount path first, so that a path is replaced by the mount that holds it.
-        binds.sort_by_key(|bind| std::cmp::Reverse(bind.target.components().count()));
-        let rewrite = |text: &str| {
-            binds.iter().fold(text.to_owned(), |text, bind| {
-                text.replace(
-                    &*bind.target.to_string_lossy(),
-                    &bind.source.to_string_lossy(),
-                )
-            })
-        };
+        let binds = std::mem::take(&mut sandbox.binds);
+        let mut mounts: Vec<(String, String)> = binds
+            .iter()
+            .map(|bind| (shown(&bind.target), shown(&bind.source)))
+            .collect();
+        // The longest mount path first, so that a path is replaced by the mount that holds it.
+        mounts.sort_by_key(|(target, _)| std::cmp::Reverse(target.len()));
+        let rewrite = |text: &str| replace_paths(text, &mounts);
         if let Some(name) = sandbox.command.first_mut()
             && let Some((image, _, _)) = IMAGES.iter().find(|(_, program, _)| program == name)
             && let Some(file) = self.images.get(*image)
@@ -183,6 +180,36 @@ impl Programs {
             }
         }
     }
+}
+
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// Puts what is mounted in the place of mount paths, wherever they stand in `text` as whole path segments.
+fn replace_paths(text: &str, mounts: &[(String, String)]) -> String {
+    let is_name = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(next) = rest.chars().next() {
+        let follows_name = out.chars().next_back().is_some_and(is_name);
+        let mount = mounts.iter().find(|(target, _)| {
+            let after = rest.strip_prefix(target.as_str());
+            after.is_some_and(|after| !after.starts_with(is_name)) && !follows_name
+        });
+        let taken = match mount {
+            Some((target, source)) => {
+                out.push_str(source);
+                target.len()
+            }
+            None => {
+                out.push(next);
+                next.len_utf8()
+            }
+        };
+        rest = rest.get(taken..).unwrap_or_default();
+    }
+    out
 }
 
 fn image_name(image: &str) -> &str {
@@ -206,6 +233,26 @@ mod tests {
         assert_eq!(image_name("bireme/proxyv2:latest"), "proxyv2");
         assert_eq!(image_name("docker.io/istio/pilot@sha256:00"), "pilot");
         assert_eq!(program_name("pilot"), "pilot-discovery");
+    }
+
+    #[test]
+    fn mount_paths_are_replaced_as_whole_segments() {
+        let mounts = [
+            ("/var/lib/citadel-root".to_owned(), "/s/root".to_owned()),
+            ("/var/lib/citadel".to_owned(), "/s/data".to_owned()),
+        ];
+        let rewrite = |text: &str| replace_paths(text, &mounts);
+        assert_eq!(
+            rewrite("--out=/var/lib/citadel-root/x.pem"),
+            "--out=/s/root/x.pem"
+        );
+        assert_eq!(rewrite("/var/lib/citadel"), "/s/data");
+        assert_eq!(rewrite("/var/lib/citadel2/x"), "/var/lib/citadel2/x");
+        assert_eq!(rewrite("/x/var/lib/citadel"), "/x/var/lib/citadel");
+        assert_eq!(
+            rewrite("[\"/var/lib/citadel\"] ä"),
+            "[\"/s/data\"] ä"
+        );
     }
 
     #[test]
