@@ -7,7 +7,6 @@ use crate::{
     validation::Kube,
 };
 use k8s_openapi::api::core::v1::Pod;
-use prost::Message as _;
 use prost_types::Any;
 use proto::istio::mcp::v1alpha1::{Metadata, Resource};
 use proto_mcp::snapshot::Collection;
