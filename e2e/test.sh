@@ -56,6 +56,9 @@ prepare() {
     local packages=()
     command -v iptables-restore >/dev/null || [ -x /usr/sbin/iptables-restore ] || packages+=(iptables)
     command -v ip >/dev/null || [ -x /usr/sbin/ip ] || packages+=(iproute2)
+    command -v newuidmap >/dev/null || packages+=(uidmap)
+    command -v setpriv >/dev/null || packages+=(util-linux)
+    command -v ps >/dev/null || packages+=(procps)
     command -v curl >/dev/null || packages+=(curl)
     command -v h2load >/dev/null || packages+=(nghttp2-client)
     if [ ${#packages[@]} -gt 0 ]; then

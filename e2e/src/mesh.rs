@@ -14,6 +14,18 @@ use crate::load::{Answer, HttpClient};
 /// How long a mesh of debug programs may take to come up on a busy machine.
 const START: Duration = Duration::from_secs(120);
 const COMMAND: Duration = Duration::from_secs(60);
+/// What a local mesh runs.
+const PROGRAMS: &[&str] = &[
+    "biremectl",
+    "pilot-discovery",
+    "galley",
+    "istio_ca",
+    "mixs",
+    "sidecar-injector",
+    "pilot-agent",
+    "istio-iptables",
+    "bookinfo",
+];
 
 /// A mesh that runs.
 pub struct Mesh {
@@ -27,6 +39,82 @@ pub struct Mesh {
     pub summary: String,
     client: HttpClient,
     child: Option<Child>,
+    person: Option<Person>,
+}
+
+/// An ordinary user of this machine, who can reach the programs.
+#[derive(Clone, Debug)]
+pub struct Person {
+    /// Login name.
+    pub name: String,
+    /// Home.
+    pub home: PathBuf,
+    programs: PathBuf,
+}
+
+impl Person {
+    /// The user of that name, made if there is none; needs root.
+    ///
+    /// # Errors
+    /// When the user or a place for the programs cannot be made.
+    pub fn make(name: &str) -> anyhow::Result<Self> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let home = PathBuf::from(format!("/home/{name}"));
+        if !run_quietly("id", &["-u", name])? {
+            let made = run_quietly("useradd", &["--create-home", "--shell", "/bin/sh", name])?;
+            anyhow::ensure!(made, "useradd {name} failed");
+        }
+        // What cargo built may lie where only root can look.
+        let folder = std::env::temp_dir().join(format!("bireme-programs-{name}"));
+        std::fs::create_dir_all(&folder).context("make a folder for the programs")?;
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755))?;
+        for program in PROGRAMS {
+            let (from, to) = (programs()?.join(program), folder.join(program));
+            // Left by an earlier run.
+            let _ = std::fs::remove_file(&to);
+            if std::fs::hard_link(&from, &to).is_err() {
+                std::fs::copy(&from, &to).with_context(|| format!("copy {program}"))?;
+            }
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            home,
+            programs: folder,
+        })
+    }
+
+    /// A command that this user starts, with nothing of our environment.
+    fn command(&self) -> Command {
+        let mut command = Command::new("setpriv");
+        let home = format!("HOME={}", self.home.display());
+        command
+            .args(["--reuid", &self.name, "--regid", &self.name])
+            .args(["--init-groups", "env", "-i", &home])
+            .arg("PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+            .arg(self.programs.join("biremectl"))
+            .current_dir("/");
+        command
+    }
+
+    /// How many processes run as this user.
+    ///
+    /// # Errors
+    /// When nobody can count them.
+    pub fn processes(&self) -> anyhow::Result<usize> {
+        let output = std::process::Command::new("ps")
+            .args(["-u", &self.name, "-o", "pid="])
+            .output()
+            .context("run ps")?;
+        Ok(String::from_utf8_lossy(&output.stdout).lines().count())
+    }
+}
+
+fn run_quietly(program: &str, arguments: &[&str]) -> anyhow::Result<bool> {
+    let output = std::process::Command::new(program)
+        .args(arguments)
+        .output()
+        .with_context(|| format!("run {program}"))?;
+    Ok(output.status.success())
 }
 
 /// What a command printed and how it ended.
@@ -64,6 +152,16 @@ pub fn project() -> PathBuf {
         .to_owned()
 }
 
+/// The program, as we or somebody else start it.
+fn biremectl(person: Option<&Person>) -> anyhow::Result<Command> {
+    if let Some(person) = person {
+        return Ok(person.command());
+    }
+    let mut command = Command::new(programs()?.join("biremectl"));
+    command.current_dir(project());
+    Ok(command)
+}
+
 /// A port that is free at this moment.
 fn free_port() -> anyhow::Result<u16> {
     let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
@@ -82,9 +180,28 @@ impl Mesh {
              local.hostPorts.pilot=0,local.hostPorts.metrics={metrics_port}"
         );
         Self::start(
+            None,
             name,
-            http_port,
-            metrics_port,
+            (http_port, metrics_port),
+            &[&["--set", &ports], arguments].concat(),
+        )
+        .await
+    }
+
+    /// As [`Mesh::up`], by an ordinary user.
+    ///
+    /// # Errors
+    /// As [`Mesh::up`].
+    pub async fn up_as(person: &Person, name: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        let (http_port, metrics_port) = (free_port()?, free_port()?);
+        let ports = format!(
+            "local.hostPorts.http={http_port},local.hostPorts.https=0,local.hostPorts.tcp=0,\
+             local.hostPorts.pilot=0,local.hostPorts.metrics={metrics_port}"
+        );
+        Self::start(
+            Some(person),
+            name,
+            (http_port, metrics_port),
             &[&["--set", &ports], arguments].concat(),
         )
         .await
@@ -95,20 +212,19 @@ impl Mesh {
     /// # Errors
     /// As [`Mesh::up`].
     pub async fn up_as_a_newcomer() -> anyhow::Result<Self> {
-        Self::start("default", 8080, 42422, &[]).await
+        Self::start(None, "default", (8080, 42422), &[]).await
     }
 
     async fn start(
+        person: Option<&Person>,
         name: &str,
-        http_port: u16,
-        metrics_port: u16,
+        (http_port, metrics_port): (u16, u16),
         arguments: &[&str],
     ) -> anyhow::Result<Self> {
-        let mut command = Command::new(programs()?.join("biremectl"));
+        let mut command = biremectl(person)?;
         command
             .args(["local", "up", "--name", name])
-            .args(arguments)
-            .current_dir(project());
+            .args(arguments);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -135,6 +251,7 @@ impl Mesh {
             summary: shown.clone(),
             client: HttpClient::default(),
             child: Some(child),
+            person: person.cloned(),
         };
         if !matches!(is_up, Ok(Ok(true))) {
             let complaint = mesh.end().await;
@@ -185,7 +302,7 @@ impl Mesh {
     /// # Errors
     /// When it cannot be started or does not end in time.
     pub async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<Output> {
-        let mut command = Command::new(programs()?.join("biremectl"));
+        let mut command = biremectl(self.person.as_ref())?;
         let split = arguments
             .iter()
             .position(|argument| *argument == "--")
@@ -194,10 +311,7 @@ impl Mesh {
             .args(&arguments[..split])
             .args(["--name", &self.name])
             .args(&arguments[split..]);
-        command
-            .current_dir(project())
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
+        command.stdin(Stdio::null()).kill_on_drop(true);
         let output = tokio::time::timeout(COMMAND, command.output());
         let output = output
             .await
@@ -267,12 +381,10 @@ impl Drop for Mesh {
     /// A test that failed leaves no mesh behind.
     fn drop(&mut self) {
         if self.child.take().is_some()
-            && let Ok(programs) = programs()
+            && let Ok(mut command) = biremectl(self.person.as_ref())
         {
-            let down = std::process::Command::new(programs.join("biremectl"))
-                .args(["local", "down", "--name", &self.name])
-                .output();
-            drop(down);
+            let down = command.as_std_mut();
+            drop(down.args(["local", "down", "--name", &self.name]).output());
         }
     }
 }

@@ -9,8 +9,7 @@ use crate::{
     schema::PODS,
     snapshot::store::Kept,
     transform::{
-        direct, mesh_config,
-        pods,
+        direct, mesh_config, pods,
         service_entry::{self, Dirty},
     },
     validation::{Problem, Verdict},
@@ -256,6 +255,7 @@ impl Processor {
     }
 
     fn publish(&mut self, dirty: &Dirty) {
+        let _span = tracing::info_span!(target: "processor", "publish").entered();
         self.outputs.metrics.on_change.inc();
         let Some(kept) = self.build(dirty) else {
             return;

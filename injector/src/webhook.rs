@@ -123,6 +123,7 @@ fn wire_form(mut response: AdmissionResponse) -> Response {
 
 impl Webhook {
     fn answer(&self, request: &AdmissionRequest<DynamicObject>) -> AdmissionResponse {
+        let _span = tracing::info_span!("review", namespace = request.namespace).entered();
         let response = AdmissionResponse::from(request);
         let namespace = request.namespace.as_deref().unwrap_or("default");
         let Some(object) = &request.object else {

@@ -223,7 +223,11 @@ mod tests {
         };
         let owner = |kind: &str, name: &str, is_controller: bool| json!({"apiVersion": "apps/v1", "kind": kind, "name": name, "controller": is_controller});
         let all = [
-            pod("web-5d8f-x", "10.1.0.1", owner("ReplicaSet", "web-5d8f", true)),
+            pod(
+                "web-5d8f-x",
+                "10.1.0.1",
+                owner("ReplicaSet", "web-5d8f", true),
+            ),
             pod("db-0", "10.1.0.2", owner("StatefulSet", "db", true)),
             pod("alone", "10.1.0.2", owner("Node", "n", false)),
             json!({"metadata": {}}),

@@ -47,6 +47,7 @@ impl Runtime {
 
     /// Puts `resources` in force.
     pub(crate) fn apply(&self, resources: &Resources) {
+        let _span = tracing::info_span!(target: "runtime", "apply_configuration").entered();
         let old = self.table.load_full();
         let snapshot = Snapshot::build(resources);
         for error in &snapshot.errors {

@@ -33,7 +33,13 @@ pub(crate) fn start(
     }
     let secured = url.strip_prefix("mcps://");
     if let Some(target) = secured.or_else(|| url.strip_prefix("mcp://")) {
-        let view = mcp::start(target, secured.is_some().then_some(tls), process, sender, pods.clone())?;
+        let view = mcp::start(
+            target,
+            secured.is_some().then_some(tls),
+            process,
+            sender,
+            pods.clone(),
+        )?;
         return Ok((receiver, Status::Mcp(view)));
     }
     let problem =

@@ -76,6 +76,7 @@ impl Signer {
     }
 
     /// Signs a leaf; it never outlives the CA certificate.
+    #[tracing::instrument(target = "ca", skip_all)]
     pub fn sign(
         &self,
         request: &SignRequest<'_>,

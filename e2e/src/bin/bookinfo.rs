@@ -17,7 +17,12 @@ struct Arguments {
     #[arg(long, env = "PORT", default_value_t = 9080, global = true)]
     port: u16,
     /// Where to listen, of all addresses.
-    #[arg(long, env = "BIREME_LISTEN_ADDRESS", default_value = "0.0.0.0", global = true)]
+    #[arg(
+        long,
+        env = "BIREME_LISTEN_ADDRESS",
+        default_value = "0.0.0.0",
+        global = true
+    )]
     address: IpAddr,
     #[command(subcommand)]
     service: Service,

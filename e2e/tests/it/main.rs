@@ -6,9 +6,12 @@
 mod failure;
 mod graph;
 mod input;
+mod inspection;
 mod lifecycle;
+mod modes;
 mod policy;
 mod security;
+mod switches;
 mod tour;
 mod traffic;
 

@@ -58,6 +58,27 @@ async fn mixer_denies_by_rule_and_counts_what_happened() {
     )
     .await
     .unwrap();
+    let client = HttpClient::default();
+    eventually("both ends of a request have names", SETTLED, async || {
+        client.get(&metrics).await.is_ok_and(|answer| {
+            ["source", "destination"].iter().all(|reporter| {
+                let labels = [
+                    format!("reporter=\"{reporter}\""),
+                    "source_workload=\"productpage-v1\"".to_owned(),
+                    "source_app=\"productpage\"".to_owned(),
+                    "destination_workload=\"details-v1\"".to_owned(),
+                    "destination_version=\"v1\"".to_owned(),
+                ];
+                let mut lines = answer.body.lines();
+                lines.any(|line| {
+                    line.starts_with("istio_requests_total{")
+                        && labels.iter().all(|label| line.contains(label))
+                })
+            })
+        })
+    })
+    .await
+    .unwrap();
     mesh.delete("policy/mixer-denier.yaml").await.unwrap();
     settles(&mesh, "ratings are back", 3, |page| {
         page.body.contains("stars red")

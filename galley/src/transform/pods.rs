@@ -36,8 +36,7 @@ impl Pods {
             };
             let known = self.made.remove(key);
             let known = known.filter(|(of, _)| Arc::ptr_eq(of, object));
-            let resource =
-                known.map_or_else(|| resource(&key.name, pod), |(_, resource)| resource);
+            let resource = known.map_or_else(|| resource(&key.name, pod), |(_, resource)| resource);
             made.insert(key.clone(), (object.clone(), resource));
         }
         self.made = made;

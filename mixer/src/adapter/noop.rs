@@ -39,11 +39,7 @@ impl Adapter for Noop {
         Ok(())
     }
 
-    fn generate<'p>(
-        &self,
-        _: &Values<'_>,
-        _: &'p Pods,
-    ) -> Result<Generated<'p>, AdapterError> {
+    fn generate<'p>(&self, _: &Values<'_>, _: &'p Pods) -> Result<Generated<'p>, AdapterError> {
         Ok(Generated::new())
     }
 

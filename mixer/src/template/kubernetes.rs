@@ -96,10 +96,7 @@ pub(crate) fn bind<'a>(
             Ok(Val::Bool(flag)) => ValueRef::Bool(flag),
             // A text put together from outputs has nobody to own it, and no use here.
             Ok(
-                Val::String(Cow::Owned(_))
-                | Val::Double(_)
-                | Val::Timestamp(_)
-                | Val::Duration(_),
+                Val::String(Cow::Owned(_)) | Val::Double(_) | Val::Timestamp(_) | Val::Duration(_),
             )
             | Err(_) => continue,
         };

@@ -4,6 +4,7 @@
 
 mod check;
 mod mcp;
+mod otlp;
 mod process;
 mod report;
 mod server;

@@ -150,7 +150,8 @@ fn metadata(
         &instance_ips(address, &surroundings.addresses),
     );
     default("CLUSTER_ID", "Kubernetes");
-    default("SDS", "1");
+    // Without Citadel there is nothing to wait for: discovery must not ask this proxy for certificates.
+    default("SDS", if args.ca_address.is_empty() { "0" } else { "1" });
     default("EXCHANGE_KEYS", EXCHANGE_KEYS);
     if let Some(service) = labels.get(TELEMETRY_LABEL).and_then(Value::as_str) {
         default("CANONICAL_TELEMETRY_SERVICE", service);

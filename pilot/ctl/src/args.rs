@@ -76,6 +76,11 @@ pub enum Command {
 /// `proxy-status`.
 #[derive(Debug, clap::Args)]
 pub struct ProxyStatusArgs {
+    /// Pod or `deploy/NAME`: what Pilot sends it beside what its proxy has; all proxies in a table if not given.
+    pub pod: Option<String>,
+    /// Namespace of the pod.
+    #[arg(short = 'n', long)]
+    pub namespace: Option<String>,
     /// Which mesh.
     #[command(flatten)]
     pub mesh: MeshArgs,

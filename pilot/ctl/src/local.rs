@@ -28,6 +28,7 @@ mod progress;
 mod services;
 pub(crate) mod state;
 mod store;
+mod summary;
 mod up;
 mod values;
 mod workloads;

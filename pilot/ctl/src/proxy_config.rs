@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod command;
 pub mod endpoint;
 pub mod listener;
+pub(crate) mod log;
 pub mod route;
 pub mod secret;
 
@@ -14,7 +15,12 @@ use serde_json::Value;
 
 /// The messages in a section of `/config_dump` (`ClustersConfigDump`), static ones first. `items` names the lists in it and,
 /// for dynamic ones, `message` the field that holds the message.
-fn section<'a>(dump: &'a Value, kind: &str, lists: &[&str], message: &str) -> Vec<&'a Value> {
+pub(crate) fn section<'a>(
+    dump: &'a Value,
+    kind: &str,
+    lists: &[&str],
+    message: &str,
+) -> Vec<&'a Value> {
     let suffix = format!(".{kind}");
     let sections = dump["configs"].as_array().into_iter().flatten();
     sections

@@ -92,6 +92,12 @@ impl Proxy {
         self.ips[0]
     }
 
+    /// False when the node says that it gets no certificate: listeners that wait for one would wait in vain.
+    #[must_use]
+    pub fn has_certificates(&self) -> bool {
+        !matches!(self.metadata_text("SDS"), Some("0" | "false"))
+    }
+
     /// Where the workload listens for its proxy: 127.0.0.1 unless the node says otherwise, as it does where pods share one
     /// network and have a loopback address each.
     #[must_use]

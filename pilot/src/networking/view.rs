@@ -59,7 +59,11 @@ impl<'a> View<'a> {
         View {
             scope: push.scope_of(proxy),
             instances: instances(proxy, push),
-            peer_policy: push.policies.peer_policy(proxy),
+            peer_policy: if proxy.has_certificates() {
+                push.policies.peer_policy(proxy)
+            } else {
+                push.policies.peer_policy(proxy).without_certificates()
+            },
             gateway,
             proxy,
             push,

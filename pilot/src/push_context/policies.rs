@@ -32,6 +32,16 @@ pub struct PeerPolicy {
 }
 
 impl PeerPolicy {
+    /// The same for a workload that has no certificate: what would take both takes plaintext. STRICT stays, and lets nobody in.
+    #[must_use]
+    pub fn without_certificates(mut self) -> Self {
+        let modes = self.by_port.values_mut().chain([&mut self.mode]);
+        for mode in modes.filter(|mode| **mode == MtlsMode::Permissive) {
+            *mode = MtlsMode::Disable;
+        }
+        self
+    }
+
     /// The mode of a workload port.
     #[must_use]
     pub fn mode_of(&self, port: u32) -> MtlsMode {

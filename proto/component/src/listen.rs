@@ -114,9 +114,11 @@ impl Listener {
     /// Takes the socket. `flag` is named in the error. A stale Unix socket file is replaced.
     pub async fn bind(address: &Address, flag: &str) -> Result<Self, BindError> {
         let socket = match address {
-            Address::Tcp(socket) => TcpListener::bind(own_address(*socket, shared_network_address()))
-                .await
-                .map(Socket::Tcp),
+            Address::Tcp(socket) => {
+                TcpListener::bind(own_address(*socket, shared_network_address()))
+                    .await
+                    .map(Socket::Tcp)
+            }
             Address::Unix(path) => {
                 bind_unix(path).map(|listener| Socket::Unix(listener, path.clone()))
             }

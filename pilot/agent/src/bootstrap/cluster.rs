@@ -30,7 +30,9 @@ use proto::envoy::extensions::upstreams::http::v3::{
 };
 use proto::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 
-use super::{SDS_CLUSTER, STATS_CLUSTER, XDS_CLUSTER, api_source, duration, socket_address, tcp_address};
+use super::{
+    SDS_CLUSTER, STATS_CLUSTER, XDS_CLUSTER, api_source, duration, socket_address, tcp_address,
+};
 use crate::secret::{DEFAULT, ROOT_CA};
 use crate::settings::Settings;
 
@@ -48,11 +50,7 @@ const LOCAL_CONNECT: Duration = Duration::from_millis(250);
 pub(super) fn stats(admin: SocketAddr) -> Cluster {
     Cluster {
         connect_timeout: Some(duration(LOCAL_CONNECT)),
-        ..fixed(
-            STATS_CLUSTER,
-            DiscoveryType::Static,
-            socket_address(admin),
-        )
+        ..fixed(STATS_CLUSTER, DiscoveryType::Static, socket_address(admin))
     }
 }
 

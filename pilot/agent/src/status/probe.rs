@@ -188,11 +188,7 @@ async fn connect(host: IpAddr, port: u16) -> Result<TcpStream, Failure> {
     Ok(TcpStream::connect((host, port)).await?)
 }
 
-async fn http_get(
-    host: IpAddr,
-    get: &HttpGet,
-    headers: &HeaderMap,
-) -> Result<StatusCode, Failure> {
+async fn http_get(host: IpAddr, get: &HttpGet, headers: &HeaderMap) -> Result<StatusCode, Failure> {
     let request = request(get, headers)?;
     let stream = connect(host, get.port.0).await?;
     if !get.scheme.eq_ignore_ascii_case("https") {

@@ -145,7 +145,7 @@ async fn admit(
         {
             Ok(mut warnings) => {
                 if !has_galley {
-                    warnings.push("stored, but galley is switched off: nothing reads it".into());
+                    warnings.push("galley is switched off: stored without a check".into());
                 }
                 return Ok(warnings);
             }

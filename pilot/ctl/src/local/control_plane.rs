@@ -32,12 +32,16 @@ fn host(addresses: &Addresses, service: &str) -> String {
         .unwrap_or_else(|| format!("{service}.{NAMESPACE}.svc"))
 }
 
-/// Where there is no DNS, Citadel's usual name becomes its address, and the name what its certificate must say.
-pub(crate) fn find_citadel_by_address(values: &mut Value, addresses: &Addresses) {
+/// Where Citadel is: nowhere if it is switched off (unless the user names another one), and at its address where there is no
+/// DNS; its usual name is then what its certificate must say.
+pub(crate) fn settle_citadel(values: &mut Value, addresses: &Addresses) {
+    let is_on = is_on(values, "security.enabled");
     let name = format!("istio-citadel.{NAMESPACE}.svc");
     let global = &mut values["global"];
     let is_usual = global["caAddress"] == format!("{name}:8060");
-    if let (true, Some(address)) = (is_usual, addresses.get("istio-citadel")) {
+    if is_usual && !is_on {
+        global["caAddress"] = json!("");
+    } else if let (true, Some(address)) = (is_usual, addresses.get("istio-citadel")) {
         global["caAddress"] = json!(format!("{address}:8060"));
         global["caServerName"] = json!(name);
     }
@@ -124,9 +128,12 @@ pub(crate) fn manifests(
 ) -> anyhow::Result<Vec<Manifest>> {
     let mesh = mesh_config(values, addresses);
     let mesh = proto::yaml::to_string(&mesh).context("write the mesh configuration")?;
+    // Without Galley its readers read what the platform writes themselves.
+    let reads_files = !(is_on(values, "galley.enabled") && is_on(values, "global.useMCP"));
     let base = json!({
         "cluster_ips": addresses,
         "is_shared": !addresses.is_empty(),
+        "reads_files": reads_files,
         "values": values,
         "namespace": NAMESPACE,
         "state": state,
@@ -245,7 +252,8 @@ pub(crate) fn mesh_config(values: &Value, addresses: &Addresses) -> Value {
         mesh["reportBatchMaxTime"] = telemetry["reportBatchMaxTime"].clone();
     }
     if is_on(values, "galley.enabled") && is_on(values, "global.useMCP") {
-        mesh["configSources"] = json!([{"address": format!("{}:9901", host(addresses, "istio-galley"))}]);
+        mesh["configSources"] =
+            json!([{"address": format!("{}:9901", host(addresses, "istio-galley"))}]);
     }
     if is_on(values, "gateways.enabled") && is_on(values, "gateways.istio-ingressgateway.enabled") {
         mesh["ingressService"] = json!("istio-ingressgateway");

@@ -190,7 +190,8 @@ mod tests {
 
     #[test]
     fn a_range_is_found_by_name_or_number_if_it_holds_the_proxys_user() {
-        let text = "root:1:5\nann:100000:65536\nbob:200000:100\nbob:300000:2000\n1007:400000:65536\n";
+        let text =
+            "root:1:5\nann:100000:65536\nbob:200000:100\nbob:300000:2000\n1007:400000:65536\n";
         assert_eq!(find_range(text, "ann", 1), Some((100_000, 65536)));
         assert_eq!(find_range(text, "bob", 2), Some((300_000, 2000)));
         assert_eq!(find_range(text, "", 1007), Some((400_000, 65536)));

@@ -268,10 +268,15 @@ impl Platform {
 }
 
 /// Makes the machine follow the objects until `drain`.
-pub(crate) async fn run(platform: Platform, drain: Drain) {
+pub(crate) async fn run(platform: Platform, has_galley: bool, drain: Drain) {
     let mut changes = platform.store.watch();
     let mut sync = services::Sync::default();
-    let mut mirror = Mirror::new(platform.state.path("config"));
+    let mut mirror = Mirror::new(
+        platform
+            .state
+            .path(if has_galley { "config" } else { "served" }),
+        has_galley,
+    );
     loop {
         changes.mark_unchanged();
         workloads::reconcile(&platform);

@@ -249,10 +249,7 @@ mod tests {
         assert_eq!(rewrite("/var/lib/citadel"), "/s/data");
         assert_eq!(rewrite("/var/lib/citadel2/x"), "/var/lib/citadel2/x");
         assert_eq!(rewrite("/x/var/lib/citadel"), "/x/var/lib/citadel");
-        assert_eq!(
-            rewrite("[\"/var/lib/citadel\"] ä"),
-            "[\"/s/data\"] ä"
-        );
+        assert_eq!(rewrite("[\"/var/lib/citadel\"] ä"), "[\"/s/data\"] ä");
     }
 
     #[test]

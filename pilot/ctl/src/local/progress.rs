@@ -40,10 +40,7 @@ impl Progress {
     pub(crate) fn show(&mut self, rows: &[Value]) -> bool {
         let mut all_ready = !rows.is_empty();
         for row in rows {
-            let ready = text(row, "ready");
-            let is_ready = ready
-                .split_once('/')
-                .is_some_and(|(ready, wanted)| ready == wanted);
+            let is_ready = is_ready(row);
             all_ready &= is_ready;
             let after = self.seconds();
             if is_ready {
@@ -56,6 +53,11 @@ impl Progress {
             self.log(rows);
         }
         all_ready
+    }
+
+    /// Draws the next table below what was printed meanwhile.
+    pub(crate) fn start_anew(&mut self) {
+        self.drawn_lines = 0;
     }
 
     fn redraw(&mut self, rows: &[Value]) {
@@ -111,6 +113,12 @@ impl Progress {
             }
         }
     }
+}
+
+/// Whether all pods that a row stands for are ready.
+pub(crate) fn is_ready(row: &Value) -> bool {
+    let ready = text(row, "ready").split_once('/');
+    ready.is_some_and(|(ready, wanted)| ready == wanted)
 }
 
 /// Prints at once; a closed standard output is no reason to end the mesh.

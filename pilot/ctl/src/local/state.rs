@@ -32,10 +32,24 @@ pub(crate) struct StateDir {
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Places {
     /// The session's own directory.
-    #[arg(id = "runtime_dir", long = "runtime-dir", env = "XDG_RUNTIME_DIR", hide = true, hide_env_values = true, global = true)]
+    #[arg(
+        id = "runtime_dir",
+        long = "runtime-dir",
+        env = "XDG_RUNTIME_DIR",
+        hide = true,
+        hide_env_values = true,
+        global = true
+    )]
     pub runtime: Option<String>,
     /// The user's home.
-    #[arg(id = "home_dir", long = "home-dir", env = "HOME", hide = true, hide_env_values = true, global = true)]
+    #[arg(
+        id = "home_dir",
+        long = "home-dir",
+        env = "HOME",
+        hide = true,
+        hide_env_values = true,
+        global = true
+    )]
     pub home: Option<String>,
 }
 

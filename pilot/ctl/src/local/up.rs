@@ -21,6 +21,7 @@ use super::{
     progress::{Progress, print},
     state::{StateDir, create_private},
     store::Key,
+    summary::{lateness, summary},
     values::{self, is_on},
 };
 
@@ -39,7 +40,7 @@ const BOOKINFO: &[(&str, &str)] = &[
 /// How long the mesh's configuration waits for Galley on the way up.
 const STARTUP: Duration = Duration::from_secs(60);
 
-/// After this long the URLs are shown even if something is not ready.
+/// After this long it is said what is not ready.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Flags of `local up`.
@@ -133,8 +134,9 @@ async fn run_claimed(
         mesh_id.to_owned(),
     )?;
     let addresses = find_services(&platform).await?;
-    control_plane::find_citadel_by_address(&mut values, &addresses);
+    control_plane::settle_citadel(&mut values, &addresses);
     let values = &values;
+    let has_galley = is_on(values, "galley.enabled") && is_on(values, "global.useMCP");
     bind_host_ports(&platform, values).await?;
     let listener = UnixListener::bind(state.socket()).context("open the control socket")?;
     api::serve(
@@ -145,7 +147,7 @@ async fn run_claimed(
     );
     let running = task::spawn(
         "platform",
-        platform::run(platform.clone(), process.drain.clone()),
+        platform::run(platform.clone(), has_galley, process.drain.clone()),
     );
     task::spawn(
         "root-certificate",
@@ -367,7 +369,9 @@ async fn show_until_ready(
 ) -> anyhow::Result<()> {
     let mut changes = platform.store.watch();
     let mut configured = Some(configured);
-    let patience = tokio::time::Instant::now() + PATIENCE;
+    let patience = tokio::time::sleep(PATIENCE);
+    tokio::pin!(patience);
+    let mut is_patient = true;
     loop {
         changes.mark_unchanged();
         if configured
@@ -377,26 +381,31 @@ async fn show_until_ready(
         {
             handle.await.context("apply the application")??;
         }
-        let all_ready = progress.show(&api::components(platform));
+        let rows = api::components(platform);
+        let all_ready = progress.show(&rows);
         if all_ready && configured.is_none() {
             break;
         }
-        if tokio::time::Instant::now() > patience {
-            print(&summary(values, is_sample, None));
+        if is_patient && patience.is_elapsed() {
             // What is late may still come; a manifest that is refused still ends the start.
-            if let Some(handle) = configured {
-                handle.await.context("apply the application")??;
-            }
-            return Ok(());
+            is_patient = false;
+            print(&lateness(&rows, configured.is_some(), PATIENCE));
+            progress.start_anew();
         }
         // Redrawn at most twenty times a second.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let _ = tokio::time::timeout(Duration::from_millis(250), changes.changed()).await;
+        tokio::select! {
+            () = &mut patience, if is_patient => {}
+            _ = tokio::time::timeout(Duration::from_millis(250), changes.changed()) => {}
+        }
     }
-    if is_sample && is_on(values, "gateways.istio-ingressgateway.enabled") {
+    let has_ingress = ["pilot", "gateways", "gateways.istio-ingressgateway"]
+        .iter()
+        .all(|component| is_on(values, &format!("{component}.enabled")));
+    if is_sample && has_ingress {
         wait_for_page(platform).await;
     }
-    print(&summary(values, is_sample, Some(progress.seconds())));
+    print(&summary(values, is_sample, progress.seconds()));
     Ok(())
 }
 
@@ -432,56 +441,4 @@ async fn wait_for_page(platform: &Platform) {
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
-}
-
-fn summary(values: &Value, is_sample: bool, seconds: Option<f64>) -> String {
-    let mut text = match seconds {
-        Some(seconds) => format!("\nThe mesh is up after {seconds:.1} s.\n"),
-        None => "\nNot everything is ready yet (`biremectl local status`, `biremectl local logs NAME`).\n".into(),
-    };
-    let mut line = |name: &str, port: &str, switch: &str, path: &str| {
-        let number = values["local"]["hostPorts"][port]
-            .as_u64()
-            .unwrap_or_default();
-        if number != 0 && is_on(values, switch) {
-            text.push_str(&format!("  {name:<18} http://127.0.0.1:{number}{path}\n"));
-        }
-    };
-    line(
-        "ingress gateway",
-        "http",
-        "gateways.istio-ingressgateway.enabled",
-        "",
-    );
-    if is_sample {
-        line(
-            "bookinfo",
-            "http",
-            "gateways.istio-ingressgateway.enabled",
-            "/productpage",
-        );
-    }
-    line(
-        "mesh metrics",
-        "metrics",
-        "mixer.telemetry.enabled",
-        "/metrics",
-    );
-    line("pilot", "pilot", "pilot.enabled", "/");
-    let off: Vec<&str> = [
-        "pilot",
-        "galley",
-        "security",
-        "mixer.policy",
-        "mixer.telemetry",
-        "sidecarInjectorWebhook",
-    ]
-    .into_iter()
-    .filter(|component| !is_on(values, &format!("{component}.enabled")))
-    .collect();
-    if !off.is_empty() {
-        text.push_str(&format!("Switched off: {}.\n", off.join(", ")));
-    }
-    text.push_str("`biremectl local status` shows the components; Ctrl-C (or `biremectl local down`) ends everything.\n");
-    text
 }

@@ -1,15 +1,16 @@
 //! The subcommands of `proxy-config`, and fetching the admin page that each reads.
 
-use std::process::ExitCode;
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use proto_component::process::Usage;
 use serde_json::Value;
 
-use super::{bootstrap, cluster, endpoint, listener, route, secret};
+use super::{bootstrap, cluster, endpoint, listener, log, route, secret};
 use crate::{
     local::{FormatArgs, MeshArgs, NAMESPACE, PodRequest, client::Client, commands},
-    table::{Format, Table, print_value},
+    table::{Format, Table, print_text, print_value},
 };
 
 /// `proxy-config …`.
@@ -24,7 +25,11 @@ pub struct ProxyConfigArgs {
 #[derive(Clone, Debug, Args)]
 pub struct Target {
     /// Pod or `deploy/NAME`; NAME.NAMESPACE works too.
-    pub pod: String,
+    #[arg(required_unless_present = "file")]
+    pub pod: Option<String>,
+    /// A saved `/config_dump` (for `endpoint` a saved `/clusters?format=json`) in the place of a running proxy.
+    #[arg(short = 'f', long, value_name = "FILE", conflicts_with = "pod")]
+    pub file: Option<PathBuf>,
     /// Namespace.
     #[arg(short = 'n', long)]
     pub namespace: Option<String>,
@@ -82,6 +87,26 @@ pub enum Section {
         #[command(flatten)]
         filter: endpoint::Filter,
     },
+    /// Clusters, listeners, routes and endpoints, one after the other
+    #[command(visible_alias = "a")]
+    All {
+        /// Whose.
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Log levels: show them, or change them while the proxy runs
+    #[command(visible_alias = "o")]
+    Log {
+        /// Whose.
+        #[command(flatten)]
+        target: Target,
+        /// LEVEL for everything, or LOGGER:LEVEL; several with commas.
+        #[arg(long, value_delimiter = ',')]
+        level: Vec<String>,
+        /// Back to what a proxy starts with.
+        #[arg(short = 'r', long)]
+        reset: bool,
+    },
     /// Certificates
     #[command(visible_aliases = ["secrets", "s"])]
     Secret {
@@ -97,6 +122,9 @@ pub enum Section {
         target: Target,
     },
 }
+
+/// The page of endpoints.
+const ENDPOINTS: &str = "/clusters?format=json";
 
 /// Fetches the page and prints what of it is wanted.
 pub(crate) async fn run(args: ProxyConfigArgs) -> anyhow::Result<ExitCode> {
@@ -121,10 +149,16 @@ pub(crate) async fn run(args: ProxyConfigArgs) -> anyhow::Result<ExitCode> {
             })
         }
         Section::Endpoint { target, filter } => {
-            let clusters = fetch(&target, "/clusters?format=json").await?;
+            let clusters = fetch(&target, ENDPOINTS).await?;
             let table = endpoint::rows(&clusters, &filter);
             print(&target, &table, || table.to_value())
         }
+        Section::All { target } => show_all(&target).await,
+        Section::Log {
+            target,
+            level,
+            reset,
+        } => set_log(&target, &level, reset).await,
         Section::Secret { target } => {
             let table = secret::rows(&fetch(&target, DUMP).await?);
             print(&target, &table, || table.to_value())
@@ -139,6 +173,44 @@ pub(crate) async fn run(args: ProxyConfigArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Everything; as JSON or YAML the whole dump.
+async fn show_all(target: &Target) -> anyhow::Result<ExitCode> {
+    let dump = fetch(target, "/config_dump?include_eds").await?;
+    if target.format.output != Format::Table {
+        print_value(&dump, target.format.output)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut tables = vec![
+        cluster::rows(&dump, &cluster::Filter::default()),
+        listener::rows(&dump, &listener::Filter::default()),
+        route::rows(&dump, &route::Filter::default()),
+    ];
+    // A saved dump has no page of endpoints beside it.
+    if target.file.is_none() {
+        let clusters = fetch(target, ENDPOINTS).await?;
+        tables.push(endpoint::rows(&clusters, &endpoint::Filter::default()));
+    }
+    for (position, table) in tables.iter().enumerate() {
+        if position > 0 {
+            print_text("\n")?;
+        }
+        table.print(Format::Table)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn set_log(target: &Target, levels: &[String], resets: bool) -> anyhow::Result<ExitCode> {
+    if target.file.is_some() {
+        return Err(Usage("log levels are a running proxy's: name a pod".into()).into());
+    }
+    let mut shown = Vec::new();
+    for path in log::paths(levels, resets)? {
+        shown = ask_proxy(target, "POST", &path).await?;
+    }
+    print_text(&String::from_utf8_lossy(&shown))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn print(
     target: &Target,
     table: &Table,
@@ -151,42 +223,65 @@ fn print(
     Ok(ExitCode::SUCCESS)
 }
 
+/// A page of the proxy's admin interface, or the file that stands for it.
 async fn fetch(target: &Target, path: &str) -> anyhow::Result<Value> {
-    let client = commands::client(&target.mesh)?;
-    let (pod, namespace) = commands::target_name(&target.pod, target.namespace.as_deref());
-    let ask = |namespace: String| {
-        ask(
-            &client,
-            pod.clone(),
-            namespace,
-            target.proxy_admin_port,
-            path,
-        )
-    };
-    match ask(namespace.clone()).await {
-        // The gateways are in the control plane's namespace.
-        Err(error) if target.namespace.is_none() && namespace == "default" => {
-            ask(NAMESPACE.to_owned()).await.map_err(|_| error)
-        }
-        outcome => outcome,
+    if let Some(file) = &target.file {
+        let text = fs::read_to_string(file)
+            .map_err(|error| Usage(format!("{}: {error}", file.display())))?;
+        let dump = serde_json::from_str(&text);
+        return dump.map_err(|error| {
+            let what = format!("{}: not the JSON of {path}: {error}", file.display());
+            Usage(what).into()
+        });
     }
+    let body = ask_proxy(target, "GET", path).await?;
+    serde_json::from_slice(&body).with_context(|| {
+        format!(
+            "read {path} of {}: is there a proxy in the pod, with its admin interface on port {}?",
+            target.pod.as_deref().unwrap_or_default(),
+            target.proxy_admin_port
+        )
+    })
 }
 
-async fn ask(
+async fn ask_proxy(target: &Target, method: &str, path: &str) -> anyhow::Result<Vec<u8>> {
+    let client = commands::client(&target.mesh)?;
+    let name = target.pod.as_deref().unwrap_or_default();
+    ask_admin(
+        &client,
+        name,
+        target.namespace.as_deref(),
+        target.proxy_admin_port,
+        method,
+        path,
+    )
+    .await
+}
+
+/// Asks the admin interface of the proxy in a pod.
+pub(crate) async fn ask_admin(
     client: &Client,
-    pod: String,
-    namespace: String,
+    pod: &str,
+    namespace: Option<&str>,
     port: u16,
+    method: &str,
     path: &str,
-) -> anyhow::Result<Value> {
-    let request = PodRequest {
+) -> anyhow::Result<Vec<u8>> {
+    let (pod, first) = commands::target_name(pod, namespace);
+    let request = |namespace: String| PodRequest {
         namespace,
         pod: pod.clone(),
         port,
         path: path.to_owned(),
-        method: "GET".into(),
+        method: method.to_owned(),
     };
-    let body = client.ask_pod(&request).await?;
-    serde_json::from_slice(&body)
-        .with_context(|| format!("read {path} of {pod}: is there a proxy in the pod, with its admin interface on port {port}?"))
+    let outcome = match client.ask_pod(&request(first.clone())).await {
+        // The gateways are in the control plane's namespace.
+        Err(error) if namespace.is_none() && first == "default" => {
+            let there = client.ask_pod(&request(NAMESPACE.to_owned())).await;
+            there.map_err(|_| error)
+        }
+        outcome => outcome,
+    };
+    outcome.map(|body| body.to_vec())
 }

@@ -1,0 +1,52 @@
+//! Components that are switched off: the rest works, and says what it lacks.
+
+use e2e::mesh::Mesh;
+
+use crate::{has_details, settles};
+
+#[tokio::test]
+#[ignore = "needs root and iptables"]
+async fn without_citadel_the_page_comes_over_plaintext_at_once() {
+    let mut mesh = Mesh::up("e2e-no-citadel", &["--set", "security.enabled=false"])
+        .await
+        .unwrap();
+    assert!(
+        mesh.summary
+            .contains("Switched off: security (no certificates"),
+        "{}",
+        mesh.summary
+    );
+    settles(&mesh, "the page", 3, has_details).await;
+    let log = mesh
+        .ctl_ok(&["local", "logs", "deploy/details-v1", "-c", "istio-proxy"])
+        .await
+        .unwrap();
+    assert_eq!(log.matches("no certificate of its own").count(), 1, "{log}");
+    assert_eq!(mesh.end().await, "");
+}
+
+#[tokio::test]
+#[ignore = "needs root and iptables"]
+async fn without_galley_its_readers_read_files() {
+    let mut mesh = Mesh::up("e2e-no-galley", &["--set", "galley.enabled=false"])
+        .await
+        .unwrap();
+    assert!(
+        mesh.summary
+            .contains("Switched off: galley (configuration is not checked"),
+        "{}",
+        mesh.summary
+    );
+    settles(&mesh, "the page", 3, has_details).await;
+    mesh.apply("networking/destination-rule-all.yaml")
+        .await
+        .unwrap();
+    mesh.apply("networking/virtual-service-reviews-v3.yaml")
+        .await
+        .unwrap();
+    settles(&mesh, "red stars", 5, |page| {
+        page.body.contains("stars red")
+    })
+    .await;
+    assert_eq!(mesh.end().await, "");
+}
