@@ -297,7 +297,7 @@ impl Mesh {
         self.child.as_ref().and_then(Child::id)
     }
 
-    /// Runs `biremectl ARGUMENTS --name NAME`, with `input` on standard input.
+    /// Runs `biremectl ARGUMENTS --mesh NAME`, with `input` on standard input.
     ///
     /// # Errors
     /// When it cannot be started or does not end in time.
@@ -309,7 +309,7 @@ impl Mesh {
             .unwrap_or(arguments.len());
         command
             .args(&arguments[..split])
-            .args(["--name", &self.name])
+            .args(["--mesh", &self.name])
             .args(&arguments[split..]);
         command.stdin(Stdio::null()).kill_on_drop(true);
         let output = tokio::time::timeout(COMMAND, command.output());

@@ -117,6 +117,18 @@ impl PodContext {
         self.directory.join("logs").join(format!("{container}.log"))
     }
 
+    /// Where its volumes lie. Without mounts of its own a program sees this path, and the path of a socket must be short.
+    pub(crate) fn volumes_path(&self) -> PathBuf {
+        if self.platform.mode.is_isolated() {
+            return self.directory.join("volumes");
+        }
+        let [_, _, third, fourth] = self.address.octets();
+        self.platform
+            .state
+            .path("v")
+            .join(format!("{third}.{fourth}"))
+    }
+
     /// Its network namespace, if it has one of its own.
     pub(crate) fn network(&self) -> Option<&Namespace> {
         self.namespace.get()
@@ -255,9 +267,14 @@ pub(crate) async fn run(pod: Arc<PodContext>) {
         // Finished by itself: stays for its status and logs until it is deleted.
         let _ = stop.wait_for(Option::is_some).await;
     }
-    let directory = pod.directory.clone();
-    // What cannot be removed now goes with the state directory.
-    let _ = tokio::task::spawn_blocking(move || fs::remove_dir_all(directory)).await;
+    let directories = [pod.volumes_path(), pod.directory.clone()];
+    let remove = move || {
+        for directory in directories {
+            // What cannot be removed now, or is gone with its parent, goes with the state directory.
+            let _ = fs::remove_dir_all(directory);
+        }
+    };
+    let _ = tokio::task::spawn_blocking(remove).await;
 }
 
 struct Refresh(tokio::task::JoinHandle<()>);
@@ -312,7 +329,7 @@ fn materialize(pod: &PodContext) -> Result<BTreeMap<String, PathBuf>, volume::No
         store: &pod.platform.store,
         identity: &pod.platform.identity,
         fields: &pod.fields(),
-        directory: &pod.directory.join("volumes"),
+        directory: &pod.volumes_path(),
     };
     sources.materialize()
 }
