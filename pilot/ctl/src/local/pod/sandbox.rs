@@ -25,7 +25,9 @@ use nix::{
         signal::Signal,
         statvfs::{FsFlags, statvfs},
     },
-    unistd::{Gid, Uid, chdir, chroot, pivot_root, setgid, setgroups, setsid, setuid},
+    unistd::{
+        AccessFlags, Gid, Uid, access, chdir, chroot, pivot_root, setgid, setgroups, setsid, setuid,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +88,10 @@ pub(crate) fn exec(spec: &Path) -> anyhow::Error {
 
 /// `pod-enter`: as [`enter`], with the environment of the container's process.
 pub(crate) fn enter_container(args: &crate::args::PodEnterArgs) -> anyhow::Error {
+    // First of all: in a user namespace the environment may be another user's.
+    if let Err(error) = join_namespace(args.pid, "user", CloneFlags::CLONE_NEWUSER) {
+        return error;
+    }
     let environment = match fs::read(format!("/proc/{}/environ", args.pid)) {
         Ok(bytes) => bytes,
         Err(error) => {
@@ -160,31 +166,29 @@ fn join(
     environment: Vec<(String, String)>,
     command: &[String],
 ) -> anyhow::Result<Command> {
-    let open = |what: &str| {
-        fs::File::open(format!("/proc/{pid}/{what}"))
-            .with_context(|| format!("open {what} of the container's process {pid}"))
-    };
-    let (users, network) = (open("ns/user")?, open("ns/net")?);
-    let (mounts, root) = (open("ns/mnt")?, open("root")?);
-    // Where pods share the machine's network and files there is nothing to enter, and nobody is allowed to.
-    let is_other = |file: &fs::File, what: &str| -> anyhow::Result<bool> {
-        let own = fs::metadata(format!("/proc/self/ns/{what}"))?;
-        Ok(own.ino() != file.metadata()?.ino())
-    };
-    if is_other(&users, "user")? {
-        setns(users, CloneFlags::CLONE_NEWUSER).context("enter the mesh's user namespace")?;
-    }
-    if is_other(&network, "net")? {
-        setns(network, CloneFlags::CLONE_NEWNET).context("enter the pod's network namespace")?;
-    }
-    if is_other(&mounts, "mnt")? {
-        setns(mounts, CloneFlags::CLONE_NEWNS).context("enter the container's mount namespace")?;
+    let root = fs::File::open(format!("/proc/{pid}/root"))
+        .with_context(|| format!("open the root of the container's process {pid}"))?;
+    join_namespace(pid, "net", CloneFlags::CLONE_NEWNET)?;
+    if join_namespace(pid, "mnt", CloneFlags::CLONE_NEWNS)? {
         nix::unistd::fchdir(&root).context("enter the container's root")?;
         chroot(".").context("enter the container's root")?;
         chdir("/").context("enter the container's root")?;
     }
     become_user(user)?;
     program(command, environment)
+}
+
+/// Enters a namespace of the container's process; false if this is it already, as where pods share the machine's network and
+/// files (there nobody would be allowed to enter it).
+fn join_namespace(pid: i32, what: &str, kind: CloneFlags) -> anyhow::Result<bool> {
+    let path = format!("/proc/{pid}/ns/{what}");
+    let file = fs::File::open(&path)
+        .with_context(|| format!("open {path}; the container does not run any more"))?;
+    if fs::metadata(format!("/proc/self/ns/{what}"))?.ino() == file.metadata()?.ino() {
+        return Ok(false);
+    }
+    setns(file, kind).with_context(|| format!("enter {path}"))?;
+    Ok(true)
 }
 
 fn program(command: &[String], environment: Vec<(String, String)>) -> anyhow::Result<Command> {
@@ -363,7 +367,9 @@ impl Root<'_> {
             .to_owned();
         let is_own = existing == Path::new("/")
             || self.own.iter().skip(1).any(|own| existing.starts_with(own));
-        if is_own {
+        // In a user namespace not even root may write to what belongs to a user of the host.
+        let is_writable = access(&self.inside(&existing), AccessFlags::W_OK).is_ok();
+        if is_own && is_writable {
             Ok(())
         } else {
             self.overlay(&existing)
