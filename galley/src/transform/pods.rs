@@ -48,7 +48,7 @@ impl Pods {
 fn resource(name: &str, pod: &Pod) -> Arc<Resource> {
     let body = proto::json::any_from_value("google.protobuf.Struct", &outline(pod));
     // Every JSON object is a Struct.
-    let body = body.map_or_else(|_| Vec::new(), |any| any.value.to_vec());
+    let body = body.map_or_else(|_| Vec::new(), |any| any.value);
     let digest = Sha256::digest(&body);
     let version: String = digest
         .iter()
@@ -63,7 +63,7 @@ fn resource(name: &str, pod: &Pod) -> Arc<Resource> {
         }),
         body: Some(Any {
             type_url: STRUCT.to_owned(),
-            value: body.into(),
+            value: body,
         }),
     })
 }
