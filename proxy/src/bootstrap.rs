@@ -14,6 +14,7 @@ use crate::{
     config::ConfigStore,
     invalid::{At as _, Invalid},
     transport::Secret,
+    upstream::{EventLog, Locality},
     wire::AnyAddress,
     xds::{GrpcSource, Source, fetch_timeout},
 };
@@ -131,6 +132,7 @@ impl Bootstrap {
         runtime
             .configure(self.wire.layered_runtime.as_ref())
             .at("layered_runtime")?;
+        self.configure_clusters(store).at("cluster_manager")?;
         let Some(resources) = &self.wire.static_resources else {
             return Ok(());
         };
@@ -143,6 +145,43 @@ impl Bootstrap {
             store
                 .add_static_cluster(cluster.clone())
                 .at(format_args!("static_resources.clusters[{index}]"))?;
+        }
+        Ok(())
+    }
+
+    /// What holds for all clusters.
+    fn configure_clusters(&self, store: &Arc<ConfigStore>) -> Result<(), Invalid> {
+        let Some(wire) = &self.wire.cluster_manager else {
+            return Ok(());
+        };
+        if wire.load_stats_config.is_some() {
+            return Err(Invalid::unsupported("load reporting").at("load_stats_config"));
+        }
+        if wire.upstream_bind_config.is_some() {
+            return Err(
+                Invalid::unsupported("a bind config for all clusters").at("upstream_bind_config")
+            );
+        }
+        let shared = &store.server.clusters.shared;
+        if !wire.local_cluster_name.is_empty() {
+            let locality = self.node.locality.clone().unwrap_or_default();
+            let own = Locality {
+                region: locality.region,
+                zone: locality.zone,
+                sub_zone: locality.sub_zone,
+            };
+            // The bootstrap is applied once.
+            let _ = shared
+                .local
+                .own
+                .set((wire.local_cluster_name.as_str().into(), own));
+        }
+        if let Some(outlier) = &wire.outlier_detection
+            && !outlier.event_log_path.is_empty()
+        {
+            let log =
+                EventLog::open(&outlier.event_log_path).at("outlier_detection.event_log_path")?;
+            let _ = shared.outlier_log.set(log);
         }
         Ok(())
     }

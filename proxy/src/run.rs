@@ -8,7 +8,7 @@ use crate::{
     drain as shutdown,
     listener::run_listeners,
     server::{ServerContext, ServerParts, ServerState},
-    upstream::run_outlier_sweep,
+    upstream::{run_outlier_sweep, run_zone_routing},
     worker::Worker,
     xds,
 };
@@ -67,6 +67,7 @@ pub async fn run(options: Options, drain: Drain) -> anyhow::Result<()> {
     let workers = start_workers(&server, &store, &stop)?;
     task::spawn("outlier-sweep", run_outlier_sweep(server.clusters.clone()));
     *server.state.lock() = ServerState::Initializing;
+    task::spawn("zone-routing", run_zone_routing(server.clusters.clone()));
     task::spawn("warm-clusters", store.clone().run_warming());
     bootstrap.apply_listeners(&store)?;
     store.refresh_wanted();

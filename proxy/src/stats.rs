@@ -9,7 +9,7 @@ mod histogram;
 mod prometheus;
 mod store;
 
-pub(crate) use histogram::{Histogram, QUANTILES, Summary};
+pub(crate) use histogram::{BOUNDS, Histogram, QUANTILES, Summary};
 pub(crate) use prometheus::write_prometheus;
 pub(crate) use store::{Reading, Scope, Store, Value};
 

@@ -3,12 +3,28 @@
 use super::server::{Admin, Answer, Query};
 use crate::upstream::HealthFlag;
 use crate::upstream::{Cluster, Discovery, Host, HostAddress, Priority};
+use http::StatusCode;
+use regex::Regex;
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
 pub(super) fn clusters(admin: &Admin, query: &Query) -> Answer {
+    let filter = match query
+        .get("filter")
+        .filter(|filter| !filter.is_empty())
+        .map(Regex::new)
+        .transpose()
+    {
+        Ok(filter) => filter,
+        Err(error) => {
+            let text = format!("Invalid re2 regex: {error}\n");
+            return Answer::Status(StatusCode::BAD_REQUEST, text);
+        }
+    };
+    let is_shown = |name: &str| filter.as_ref().is_none_or(|filter| filter.is_match(name));
     let snapshot = admin.store.server.clusters.snapshot();
-    let sorted: BTreeMap<&Arc<str>, &Arc<Cluster>> = snapshot.iter().collect();
+    let sorted: BTreeMap<&Arc<str>, &Arc<Cluster>> =
+        snapshot.iter().filter(|(name, _)| is_shown(name)).collect();
     let is_dynamic = |name: &str| {
         admin.store.with_state(|state| {
             state
@@ -39,7 +55,7 @@ fn hosts(cluster: &Cluster) -> Vec<(u32, Arc<Host>)> {
         .iter()
         .flat_map(|one| one.hosts.iter().map(|host| (one.priority, host.clone())));
     members
-        .chain(cluster.original_hosts().into_iter().map(|host| (0, host)))
+        .chain(cluster.made_hosts().into_iter().map(|host| (0, host)))
         .collect()
 }
 
@@ -79,10 +95,15 @@ fn cluster_text(text: &mut String, cluster: &Cluster, is_dynamic: bool) {
         let _ = writeln!(text, "{name}::{at}::region::{}", host.locality.region);
         let _ = writeln!(text, "{name}::{at}::zone::{}", host.locality.zone);
         let _ = writeln!(text, "{name}::{at}::sub_zone::{}", host.locality.sub_zone);
-        let _ = writeln!(text, "{name}::{at}::canary::false");
+        let _ = writeln!(text, "{name}::{at}::canary::{}", host.is_canary());
         let _ = writeln!(text, "{name}::{at}::priority::{priority}");
-        let _ = writeln!(text, "{name}::{at}::success_rate::-1");
-        let _ = writeln!(text, "{name}::{at}::local_origin_success_rate::-1");
+        for (label, window) in [
+            ("success_rate", &host.outlier.external),
+            ("local_origin_success_rate", &host.outlier.local),
+        ] {
+            let rate = window.rate().unwrap_or(-1.0);
+            let _ = writeln!(text, "{name}::{at}::{label}::{rate}");
+        }
     }
 }
 
@@ -159,7 +180,10 @@ fn host_json(priority: u32, host: &Host) -> Value {
     for (flag, field) in [
         (HealthFlag::FAILED_ACTIVE, "failed_active_health_check"),
         (HealthFlag::FAILED_OUTLIER, "failed_outlier_check"),
+        (HealthFlag::DEGRADED_ACTIVE, "failed_active_degraded_check"),
+        (HealthFlag::PENDING_REMOVAL, "pending_dynamic_removal"),
         (HealthFlag::PENDING_ACTIVE, "pending_active_hc"),
+        (HealthFlag::TIMEOUT_ACTIVE, "active_hc_timeout"),
     ] {
         if host.has(flag) {
             health.insert(field.into(), json!(true));

@@ -21,27 +21,8 @@ pub(super) fn config_dump(admin: &Admin, query: &Query) -> Answer {
         configs.push(endpoints(admin));
     }
     configs.extend([listeners(admin), routes(admin), secrets(admin)]);
-    if let Some(resource) = query.get("resource") {
-        return resources(configs, resource, query.get("name_regex"));
-    }
-    if let Some(mask) = query.get("mask") {
-        let fields: Vec<&str> = mask
-            .split(',')
-            .map(|path| path.split('.').next().unwrap_or(path))
-            .collect();
-        for config in &mut configs {
-            if let Value::Object(config) = config {
-                config.retain(|name, _| name == "@type" || fields.contains(&name.as_str()));
-            }
-        }
-        configs.retain(|config| config.as_object().is_some_and(|config| config.len() > 1));
-    }
-    Answer::Json(json!({ "configs": configs }))
-}
-
-/// `?resource=dynamic_listeners`: the entries of that list only.
-fn resources(configs: Vec<Value>, resource: &str, name_regex: Option<&str>) -> Answer {
-    let regex = match name_regex
+    let regex = match query
+        .get("name_regex")
         .map(|text| regex::Regex::new(&format!("^(?:{text})$")))
         .transpose()
     {
@@ -49,10 +30,63 @@ fn resources(configs: Vec<Value>, resource: &str, name_regex: Option<&str>) -> A
         Err(error) => {
             return Answer::Status(
                 StatusCode::BAD_REQUEST,
-                format!("Error while parsing name_regex: {error}\n"),
+                format!("Error while parsing name_regex from {error}\n"),
             );
         }
     };
+    let paths: Option<Vec<&str>> = query.get("mask").map(|mask| mask.split(',').collect());
+    if let Some(resource) = query.get("resource") {
+        return resources(configs, resource, regex.as_ref(), paths.as_deref());
+    }
+    if let Some(regex) = &regex {
+        for config in configs.iter_mut().filter_map(Value::as_object_mut) {
+            for items in config.values_mut().filter_map(Value::as_array_mut) {
+                items.retain(|item| name_of(item).is_some_and(|name| regex.is_match(name)));
+            }
+        }
+    }
+    if let Some(paths) = &paths {
+        for config in &mut configs {
+            trim(config, paths);
+        }
+        configs.retain(|config| config.as_object().is_some_and(|config| config.len() > 1));
+    }
+    Answer::Json(json!({ "configs": configs }))
+}
+
+/// Leaves what a field mask names, and the type.
+fn trim(value: &mut Value, paths: &[&str]) {
+    match value {
+        Value::Object(fields) => fields.retain(|name, value| {
+            if name == "@type" || paths.contains(&name.as_str()) {
+                return true;
+            }
+            let inner: Vec<&str> = paths
+                .iter()
+                .filter_map(|path| path.strip_prefix(name.as_str())?.strip_prefix('.'))
+                .collect();
+            if inner.is_empty() {
+                return false;
+            }
+            trim(value, &inner);
+            true
+        }),
+        Value::Array(items) => {
+            for item in items {
+                trim(item, paths);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// `?resource=dynamic_listeners`: the entries of that list only.
+fn resources(
+    configs: Vec<Value>,
+    resource: &str,
+    regex: Option<&regex::Regex>,
+    paths: Option<&[&str]>,
+) -> Answer {
     for config in configs {
         let Value::Object(mut config) = config else {
             continue;
@@ -72,11 +106,14 @@ fn resources(configs: Vec<Value>, resource: &str, name_regex: Option<&str>) -> A
         let items: Vec<Value> = items
             .into_iter()
             .filter(|item| {
-                regex
-                    .as_ref()
-                    .is_none_or(|regex| name_of(item).is_some_and(|name| regex.is_match(name)))
+                regex.is_none_or(|regex| name_of(item).is_some_and(|name| regex.is_match(name)))
             })
-            .map(|item| with_type(&element, item))
+            .map(|mut item| {
+                if let Some(paths) = paths {
+                    trim(&mut item, paths);
+                }
+                with_type(&element, item)
+            })
             .collect();
         return Answer::Json(json!({ "configs": items }));
     }

@@ -103,6 +103,12 @@ pub(super) fn logging(admin: &Admin, query: &Query) -> Answer {
 pub(super) fn drain_listeners(admin: &Admin, query: &Query) -> Answer {
     let patience = admin.store.server.drain_time;
     let is_inbound_only = query.has("inboundonly");
+    if query.has("skip_exit") && !query.has("graceful") {
+        return Answer::Status(
+            StatusCode::BAD_REQUEST,
+            "skip_exit requires graceful\n".into(),
+        );
+    }
     if query.has("graceful") {
         // Connections learn of it now and listeners stop once the drain time is over; new ones are still served meanwhile.
         let skips_exit = query.has("skip_exit");
@@ -121,6 +127,46 @@ pub(super) fn drain_listeners(admin: &Admin, query: &Query) -> Answer {
         admin.store.listeners.stop(is_inbound_only, patience);
     }
     Answer::Text("OK\n".into())
+}
+
+pub(super) fn contention(_: &Admin, _: &Query) -> Answer {
+    // Hot paths hold no locks; there is nothing to trace.
+    Answer::Text(
+        "Mutex contention tracing is not enabled. To enable, run Envoy with flag --enable-mutex-tracing."
+            .into(),
+    )
+}
+
+/// What the first configuration still waits for.
+pub(super) fn init_dump(admin: &Admin, _: &Query) -> Answer {
+    let (clusters, listeners) = admin.store.with_state(|state| {
+        let clusters: Vec<String> = state
+            .clusters
+            .iter()
+            .filter(|(_, entry)| {
+                entry
+                    .newest()
+                    .is_some_and(|cluster| !cluster.is_initialized())
+            })
+            .map(|(name, _)| name.to_string())
+            .collect();
+        let listeners: Vec<String> = state
+            .listeners
+            .iter()
+            .filter(|(_, entry)| entry.warming.is_some())
+            .map(|(name, _)| name.clone())
+            .collect();
+        (clusters, listeners)
+    });
+    let dumps: Vec<serde_json::Value> = [("clusters", clusters), ("listeners", listeners)]
+        .into_iter()
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(name, names)| json!({ "name": format!("init manager {name}"), "target_names": names }))
+        .collect();
+    if dumps.is_empty() {
+        return Answer::Json(json!({}));
+    }
+    Answer::Json(json!({ "unready_targets_dumps": dumps }))
 }
 
 pub(super) fn quit(admin: &Admin, _: &Query) -> Answer {

@@ -76,6 +76,12 @@ const PATHS: &[(&str, bool, &str, Handler)] = &[
         config_dump::config_dump,
     ),
     (
+        "/contention",
+        false,
+        "dump current Envoy mutex contention stats (if enabled)",
+        control::contention,
+    ),
+    (
         "/drain_listeners",
         true,
         "drain listeners",
@@ -94,6 +100,12 @@ const PATHS: &[(&str, bool, &str, Handler)] = &[
         control::health_check_ok,
     ),
     ("/help", false, "print out list of admin commands", help),
+    (
+        "/init_dump",
+        false,
+        "dump current Envoy init manager information (experimental)",
+        control::init_dump,
+    ),
     (
         "/listeners",
         false,
@@ -150,6 +162,30 @@ const PATHS: &[(&str, bool, &str, Handler)] = &[
         false,
         "print server stats in prometheus format",
         stats::prometheus,
+    ),
+    (
+        "/stats/recentlookups",
+        false,
+        "Show recent stat-name lookups",
+        stats::recent_lookups,
+    ),
+    (
+        "/stats/recentlookups/clear",
+        true,
+        "clear list of stat-name lookups and counter",
+        stats::recent_lookups_done,
+    ),
+    (
+        "/stats/recentlookups/disable",
+        true,
+        "disable recording of reset stat-name lookup names",
+        stats::recent_lookups_done,
+    ),
+    (
+        "/stats/recentlookups/enable",
+        true,
+        "enable recording of reset stat-name lookup names",
+        stats::recent_lookups_done,
     ),
 ];
 

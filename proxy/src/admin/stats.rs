@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     server::ServerState,
-    stats::{QUANTILES, Reading, Summary, Value, write_prometheus},
+    stats::{BOUNDS, QUANTILES, Reading, Summary, Value, write_prometheus},
 };
 use http::StatusCode;
 use regex::Regex;
@@ -14,18 +14,65 @@ use serde_json::json;
 use std::fmt::Write as _;
 
 pub(super) fn stats(admin: &Admin, query: &Query) -> Answer {
-    if query.get("format") == Some("prometheus") {
+    let format = query.get("format").unwrap_or("text");
+    if format == "prometheus" {
         return prometheus(admin, query);
     }
+    if !matches!(format, "text" | "json" | "html" | "active-html") {
+        return Answer::Status(
+            StatusCode::BAD_REQUEST,
+            "usage: /stats?format=(html|active-html|json|prometheus|text)\n\n".into(),
+        );
+    }
+    let buckets = match query.get("histogram_buckets").map(Buckets::of) {
+        None => Buckets::None,
+        Some(Some(buckets)) => buckets,
+        Some(None) => {
+            return Answer::Status(
+                StatusCode::BAD_REQUEST,
+                "usage: /stats?histogram_buckets=(cumulative|disjoint|none|summary)\n".into(),
+            );
+        }
+    };
     let readings = match select(admin, query) {
         Ok(readings) => readings,
         Err(answer) => return answer,
     };
-    if query.get("format") == Some("json") {
-        json_form(&readings)
-    } else {
-        text_form(&readings)
+    match format {
+        "json" => json_form(&readings),
+        "html" | "active-html" => html_form(query, &text_form(&readings, buckets)),
+        _ => Answer::Text(text_form(&readings, buckets)),
     }
+}
+
+/// How histograms are shown in text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Buckets {
+    None,
+    Cumulative,
+    Disjoint,
+}
+
+impl Buckets {
+    fn of(text: &str) -> Option<Self> {
+        match text {
+            "none" | "summary" => Some(Self::None),
+            "cumulative" => Some(Self::Cumulative),
+            "disjoint" => Some(Self::Disjoint),
+            _ => None,
+        }
+    }
+}
+
+/// Names are looked up when the configuration comes, never afterwards: there is nothing to record.
+pub(super) fn recent_lookups(_: &Admin, _: &Query) -> Answer {
+    Answer::Text(
+        "Lookup tracking is not enabled. Use /stats/recentlookups/enable to enable.\n".into(),
+    )
+}
+
+pub(super) fn recent_lookups_done(_: &Admin, _: &Query) -> Answer {
+    Answer::Text("OK\n".into())
 }
 
 pub(super) fn prometheus(admin: &Admin, query: &Query) -> Answer {
@@ -50,6 +97,15 @@ fn select(admin: &Admin, query: &Query) -> Result<Vec<Reading>, Answer> {
         })?;
     let is_used_only = query.has("usedonly");
     let kind = query.get("type").unwrap_or("All");
+    if !matches!(
+        kind,
+        "All" | "Counters" | "Gauges" | "Histograms" | "TextReadouts"
+    ) {
+        return Err(Answer::Status(
+            StatusCode::BAD_REQUEST,
+            "usage: /stats?type=(All|Counters|Gauges|Histograms|TextReadouts)\n\n".into(),
+        ));
+    }
     let mut readings = admin.store.server.store.read();
     readings.retain(|reading| {
         filter
@@ -111,7 +167,7 @@ fn refresh_server_stats(admin: &Admin) {
         .set(days.unwrap_or(u64::from(u32::MAX)));
 }
 
-fn text_form(readings: &[Reading]) -> Answer {
+fn text_form(readings: &[Reading], buckets: Buckets) -> String {
     let mut text = String::new();
     // Envoy lists counters and gauges first, then histograms; writing to a String cannot fail.
     for reading in readings {
@@ -121,15 +177,60 @@ fn text_form(readings: &[Reading]) -> Answer {
     }
     for reading in readings {
         if let Value::Histogram(summary) = &reading.value {
-            let _ = writeln!(
-                text,
-                "{}: {}",
-                reading.name,
-                histogram_text(summary.as_ref())
-            );
+            let shown = match buckets {
+                Buckets::None => histogram_text(summary.as_ref()),
+                _ => buckets_text(summary.as_ref(), buckets == Buckets::Cumulative),
+            };
+            let _ = writeln!(text, "{}: {shown}", reading.name);
         }
     }
-    Answer::Text(text)
+    text
+}
+
+fn buckets_text(summary: Option<&Summary>, is_cumulative: bool) -> String {
+    let Some(summary) = summary else {
+        return "No recorded values".to_owned();
+    };
+    let mut sum = 0;
+    let counts = BOUNDS.iter().zip(&summary.counts).map(|(bound, count)| {
+        sum += count;
+        let shown = if is_cumulative { sum } else { *count };
+        format!("B{}(0,{shown})", number(*bound))
+    });
+    counts.collect::<Vec<_>>().join(" ")
+}
+
+/// The text form on a page, with the parameters as a form.
+fn html_form(query: &Query, text: &str) -> Answer {
+    let escape = |text: &str| {
+        text.replace('&', "&amp;")
+            .replace('<', "&lt;")
+            .replace('>', "&gt;")
+            .replace('"', "&quot;")
+    };
+    let filter = escape(query.get("filter").unwrap_or_default());
+    let checked = if query.has("usedonly") {
+        " checked"
+    } else {
+        ""
+    };
+    let kind = query.get("type").unwrap_or("All");
+    let kinds: String = ["All", "Counters", "Gauges", "Histograms", "TextReadouts"]
+        .iter()
+        .map(|one| {
+            let selected = if *one == kind { " selected" } else { "" };
+            format!("<option{selected}>{one}</option>")
+        })
+        .collect();
+    let page = format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>stats</title>\
+         <style>body{{font:15px/1.5 system-ui;margin:2rem}}</style></head><body><h1>stats</h1>\
+         <form><input type=\"hidden\" name=\"format\" value=\"html\"><label><input type=\"checkbox\" name=\"usedonly\"{checked}> used only</label> \
+         <label>filter <input name=\"filter\" value=\"{filter}\"></label> <select name=\"type\">{kinds}</select> <button>show</button></form>\
+         <pre>{}</pre></body></html>\n",
+        escape(text)
+    );
+    Answer::Typed("text/html; charset=UTF-8", page)
 }
 
 fn histogram_text(summary: Option<&Summary>) -> String {

@@ -46,7 +46,7 @@ impl ConfigStore {
     /// Checks a cluster that nothing came of yet.
     fn build_cluster(&self, wire: Wire) -> Result<Arc<Cluster>, Invalid> {
         let config = ClusterConfig::new(wire, &self.secrets)?;
-        Cluster::new(config, &self.server.stats)
+        Cluster::with_shared(config, &self.server.stats, &self.server.clusters.shared)
     }
 
     /// Starts the tasks that find and check the cluster's hosts.
@@ -54,6 +54,9 @@ impl ConfigStore {
         match &cluster.config.discovery {
             Discovery::StrictDns(_) | Discovery::LogicalDns(_) => {
                 task::spawn("dns", upstream::run_dns(cluster.clone()));
+            }
+            Discovery::DynamicForwardProxy(_) => {
+                task::spawn("dns-cache", upstream::run_dns_cache(cluster.clone()));
             }
             Discovery::OriginalDst { cleanup, .. } => {
                 task::spawn("original-dst", clean_original(cluster.clone(), *cleanup));
@@ -64,6 +67,9 @@ impl ConfigStore {
                 ..
             } => self.apply_known_endpoints(cluster, service_name, source),
             Discovery::Static => {}
+        }
+        if cluster.config.balancing.slow_start.is_some() {
+            task::spawn("slow-start", cluster.clone().run_slow_start());
         }
         if !cluster.config.health_checks.is_empty() {
             task::spawn("health-check", upstream::run_health_checks(cluster.clone()));

@@ -5,6 +5,7 @@
 
 pub(crate) mod buffer;
 pub(crate) mod cors;
+pub(crate) mod dynamic_forward_proxy;
 pub(crate) mod ext_authz;
 pub(crate) mod fault;
 pub(crate) mod grpc_stats;
@@ -180,6 +181,7 @@ pub(crate) const FILTERS: &[FilterKind] = &[
     rbac::KIND,
     fault::KIND,
     cors::KIND,
+    dynamic_forward_proxy::KIND,
     health_check::KIND,
     grpc_stats::KIND,
     grpc_web::KIND,

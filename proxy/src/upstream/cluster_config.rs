@@ -4,25 +4,27 @@
     reason = "control planes still send the fields that Envoy has deprecated"
 )]
 
-use super::{HttpProtocolOptions, health_check::HealthCheckConfig, outlier::OutlierConfig};
+use super::{
+    HttpProtocolOptions, dns_cache::DnsCacheConfig, health_check::HealthCheckConfig,
+    load_balancer::policy::Balancing, outlier::OutlierConfig,
+};
 use crate::{
     invalid::{At as _, Invalid, try_all},
     transport::{SecretSlots, UpstreamTransport},
     wire::{AnyAddress, duration_or},
     xds::{Source, fetch_timeout},
 };
+use http::HeaderName;
 use prost_types::Struct;
 use proto::envoy::config::{
     cluster::v3::{
         CircuitBreakers as WireBreakers, Cluster as Wire,
-        cluster::{
-            ClusterDiscoveryType, CommonLbConfig, DiscoveryType, LbConfig, LbPolicy as WirePolicy,
-            common_lb_config::LocalityConfigSpecifier, lb_subset_config::LbSubsetFallbackPolicy,
-        },
+        cluster::{ClusterDiscoveryType, DiscoveryType, LbConfig},
     },
     core::v3::TcpKeepalive,
     endpoint::v3::ClusterLoadAssignment,
 };
+use proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig as DynamicForwardProxy;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 /// A checked cluster.
@@ -37,16 +39,14 @@ pub(crate) struct ClusterConfig {
     pub(crate) stat_name: Arc<str>,
     /// How hosts are found.
     pub(crate) discovery: Discovery,
-    /// The algorithm.
-    pub(crate) policy: LbPolicy,
+    /// How hosts are chosen.
+    pub(crate) balancing: Balancing,
     /// Patience for a connection, TLS included.
     pub(crate) connect_timeout: Duration,
-    /// Percent of healthy hosts under which all are used.
-    pub(crate) panic_threshold: f64,
-    /// Whether locality weights apply.
-    pub(crate) is_locality_weighted: bool,
-    /// What happens when no host matches a route's metadata; none without subsets.
-    pub(crate) subset_fallback: Option<SubsetFallback>,
+    /// Hosts that discovery takes away go at once, whatever their health checks say.
+    pub(crate) drops_removed_hosts: bool,
+    /// Existing connections are closed when the set of hosts changes.
+    pub(crate) closes_on_change: bool,
     /// Outlier ejection.
     pub(crate) outlier: Option<OutlierConfig>,
     /// Active health checks.
@@ -79,10 +79,14 @@ pub(crate) enum Discovery {
         /// How long the first assignment is waited for.
         fetch_timeout: Duration,
     },
+    /// Whatever name a request asks for.
+    DynamicForwardProxy(Arc<DnsCacheConfig>),
     /// Wherever the client wanted to go.
     OriginalDst {
         /// Port that replaces the client's.
         port_override: Option<u16>,
+        /// A request's header that says where it goes, before the connection does.
+        header: Option<HeaderName>,
         /// Hosts unused for so long are forgotten.
         cleanup: Duration,
     },
@@ -97,6 +101,10 @@ pub(crate) struct DnsOptions {
     pub(crate) failure_refresh: (Duration, Duration),
     /// Which addresses are wanted.
     pub(crate) family: DnsFamily,
+    /// At most so much later, so that not everybody asks at once.
+    pub(crate) jitter: Duration,
+    /// Whether the cluster waits for the first answer before it serves.
+    pub(crate) is_awaited: bool,
 }
 
 /// Which addresses are wanted.
@@ -112,46 +120,6 @@ pub(crate) enum DnsFamily {
     V4Preferred,
     /// All.
     All,
-}
-
-/// The algorithm.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum LbPolicy {
-    /// In turn.
-    RoundRobin,
-    /// The least busy of some.
-    LeastRequest {
-        /// How many are compared.
-        choices: u32,
-    },
-    /// Any.
-    Random,
-    /// Ring hash.
-    RingHash(RingOptions),
-    /// Maglev.
-    Maglev {
-        /// A prime.
-        size: u64,
-    },
-    /// The discovery decides (original destination).
-    ClusterProvided,
-}
-
-/// The ring's shape.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct RingOptions {
-    pub(crate) minimum: u64,
-    pub(crate) maximum: u64,
-    pub(crate) is_murmur: bool,
-}
-
-/// What happens when no host matches a route's metadata.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SubsetFallback {
-    /// No host.
-    None,
-    /// Any host.
-    Any,
 }
 
 /// TCP keepalive.
@@ -178,9 +146,12 @@ impl ClusterConfig {
         } else {
             wire.alt_stat_name.as_str().into()
         };
-        let common = wire.common_lb_config.clone().unwrap_or_default();
         let discovery = Discovery::of(&wire)?;
-        let policy = LbPolicy::of(&wire, &discovery)?;
+        let balancing = Balancing::of(&wire, &discovery)?;
+        let closes_on_change = wire
+            .common_lb_config
+            .as_ref()
+            .is_some_and(|common| common.close_connections_on_host_set_change);
         let bind = wire
             .upstream_bind_config
             .as_ref()
@@ -194,12 +165,8 @@ impl ClusterConfig {
                 Duration::from_secs(5),
                 "connect_timeout",
             )?,
-            panic_threshold: common
-                .healthy_panic_threshold
-                .as_ref()
-                .map_or(50.0, |percent| percent.value),
-            is_locality_weighted: is_locality_weighted(&common)?,
-            subset_fallback: subset_fallback(&wire)?,
+            drops_removed_hosts: wire.ignore_health_on_host_removal,
+            closes_on_change,
             outlier: wire
                 .outlier_detection
                 .as_ref()
@@ -211,7 +178,7 @@ impl ClusterConfig {
                 &wire.health_checks,
                 HealthCheckConfig::try_from,
             )?,
-            http: HttpProtocolOptions::of(&wire)?,
+            http: http_options(&wire, &discovery)?,
             transport: TransportMatches::of(&wire, secrets)?,
             keepalive: wire
                 .upstream_connection_options
@@ -222,11 +189,21 @@ impl ClusterConfig {
             name,
             stat_name,
             discovery,
-            policy,
+            balancing,
             assignment: wire.load_assignment.map(Arc::new),
             circuit_breakers: wire.circuit_breakers,
         })
     }
+}
+
+fn http_options(wire: &Wire, discovery: &Discovery) -> Result<HttpProtocolOptions, Invalid> {
+    let mut options = HttpProtocolOptions::of(wire)?;
+    let is_default = wire.typed_extension_protocol_options.is_empty();
+    if is_default && matches!(discovery, Discovery::DynamicForwardProxy(_)) {
+        // Whoever takes any name must check that it is the one.
+        (options.auto_sni, options.auto_san_validation) = (true, true);
+    }
+    Ok(options)
 }
 
 fn refuse(wire: &Wire) -> Result<(), Invalid> {
@@ -237,10 +214,6 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
         (
             wire.transport_socket_matcher.is_some(),
             "transport_socket_matcher",
-        ),
-        (
-            wire.load_balancing_policy.is_some(),
-            "load_balancing_policy",
         ),
         (wire.upstream_config.is_some(), "upstream_config"),
         (wire.use_tcp_for_dns_lookups, "use_tcp_for_dns_lookups"),
@@ -257,27 +230,6 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
     }
 }
 
-fn is_locality_weighted(common: &CommonLbConfig) -> Result<bool, Invalid> {
-    match &common.locality_config_specifier {
-        Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => Ok(true),
-        // Zone-aware routing needs the proxy's own cluster; without one Envoy does not apply it either.
-        Some(LocalityConfigSpecifier::ZoneAwareLbConfig(_)) | None => Ok(false),
-    }
-}
-
-fn subset_fallback(wire: &Wire) -> Result<Option<SubsetFallback>, Invalid> {
-    let Some(subset) = &wire.lb_subset_config else {
-        return Ok(None);
-    };
-    match subset.fallback_policy() {
-        LbSubsetFallbackPolicy::NoFallback => Ok(Some(SubsetFallback::None)),
-        LbSubsetFallbackPolicy::AnyEndpoint => Ok(Some(SubsetFallback::Any)),
-        LbSubsetFallbackPolicy::DefaultSubset => {
-            Err(Invalid::unsupported("DEFAULT_SUBSET").at("lb_subset_config.fallback_policy"))
-        }
-    }
-}
-
 impl Discovery {
     fn of(wire: &Wire) -> Result<Self, Invalid> {
         let kind = match &wire.cluster_discovery_type {
@@ -288,13 +240,22 @@ impl Discovery {
                 })?
             }
             Some(ClusterDiscoveryType::ClusterType(custom)) => {
-                return Err(Invalid::unsupported(&custom.name).at("cluster_type"));
+                let any = custom.typed_config.as_ref();
+                return Self::custom(wire, &custom.name, any).at("cluster_type");
             }
         };
         Ok(match kind {
             DiscoveryType::Static => Self::Static,
             DiscoveryType::StrictDns => Self::StrictDns(DnsOptions::of(wire)?),
-            DiscoveryType::LogicalDns => Self::LogicalDns(DnsOptions::of(wire)?),
+            DiscoveryType::LogicalDns => {
+                let is_single = wire.load_assignment.as_ref().is_some_and(|assignment| {
+                    matches!(assignment.endpoints.as_slice(), [one] if one.lb_endpoints.len() == 1)
+                });
+                if !is_single {
+                    return Err(Invalid::new("LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint").at("load_assignment"));
+                }
+                Self::LogicalDns(DnsOptions::of(wire)?)
+            }
             DiscoveryType::Eds => {
                 let eds = wire.eds_cluster_config.clone().ok_or_else(|| {
                     Invalid::new("an EDS cluster needs it").at("eds_cluster_config")
@@ -314,17 +275,38 @@ impl Discovery {
                 }
             }
             DiscoveryType::OriginalDst => {
-                let port = match &wire.lb_config {
+                if wire.load_assignment.is_some() {
+                    return Err(Invalid::new(
+                        "ORIGINAL_DST clusters must have no load assignment configured",
+                    )
+                    .at("load_assignment"));
+                }
+                let (port, header) = match &wire.lb_config {
                     Some(LbConfig::OriginalDstLbConfig(options)) => {
-                        if options.use_http_header || options.metadata_key.is_some() {
-                            return Err(Invalid::unsupported("another source of the destination")
-                                .at("original_dst_lb_config"));
+                        if options.metadata_key.is_some() {
+                            return Err(
+                                Invalid::unsupported("metadata_key").at("original_dst_lb_config")
+                            );
                         }
-                        options.upstream_port_override
+                        let name = if options.http_header_name.is_empty() {
+                            "x-envoy-original-dst-host"
+                        } else {
+                            options.http_header_name.as_str()
+                        };
+                        let header = options
+                            .use_http_header
+                            .then(|| HeaderName::from_bytes(name.as_bytes()))
+                            .transpose()
+                            .map_err(|error| {
+                                Invalid::new(error.to_string())
+                                    .at("original_dst_lb_config.http_header_name")
+                            })?;
+                        (options.upstream_port_override, header)
                     }
-                    _ => None,
+                    _ => (None, None),
                 };
                 Self::OriginalDst {
+                    header,
                     port_override: port.and_then(|port| u16::try_from(port).ok()),
                     cleanup: duration_or(
                         wire.cleanup_interval.as_ref(),
@@ -334,6 +316,24 @@ impl Discovery {
                 }
             }
         })
+    }
+}
+
+impl Discovery {
+    /// A discovery type that is an extension.
+    fn custom(wire: &Wire, name: &str, any: Option<&prost_types::Any>) -> Result<Self, Invalid> {
+        let Some(any) = any.filter(|any| proto::any::is::<DynamicForwardProxy>(any)) else {
+            return Err(Invalid::unsupported(name));
+        };
+        let (cache, is_insecure_allowed) = DnsCacheConfig::of_cluster(any).at("typed_config")?;
+        let http = HttpProtocolOptions::of(wire)?;
+        let is_set = !wire.typed_extension_protocol_options.is_empty();
+        if is_set && !is_insecure_allowed && !(http.auto_sni && http.auto_san_validation) {
+            return Err(Invalid::new(
+                "dynamic_forward_proxy cluster must have auto_sni and auto_san_validation true unless allow_insecure_cluster_options is set.",
+            ));
+        }
+        Ok(Self::DynamicForwardProxy(Arc::new(cache)))
     }
 }
 
@@ -368,76 +368,10 @@ impl DnsOptions {
             refresh,
             failure_refresh: (base, most),
             family,
+            jitter: duration_or(wire.dns_jitter.as_ref(), Duration::ZERO, "dns_jitter")?,
+            is_awaited: wire.wait_for_warm_on_init.unwrap_or(true),
         })
     }
-}
-
-impl LbPolicy {
-    fn of(wire: &Wire, discovery: &Discovery) -> Result<Self, Invalid> {
-        let policy = WirePolicy::try_from(wire.lb_policy).map_err(|_| {
-            Invalid::new(format!("{} is not a policy", wire.lb_policy)).at("lb_policy")
-        })?;
-        if matches!(discovery, Discovery::OriginalDst { .. })
-            != (policy == WirePolicy::ClusterProvided)
-        {
-            return Err(
-                Invalid::new("CLUSTER_PROVIDED goes with ORIGINAL_DST, and only with it")
-                    .at("lb_policy"),
-            );
-        }
-        Ok(match (policy, &wire.lb_config) {
-            (WirePolicy::RoundRobin, _) => Self::RoundRobin,
-            (WirePolicy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(options))) => {
-                Self::LeastRequest {
-                    choices: options.choice_count.unwrap_or(2).max(2),
-                }
-            }
-            (WirePolicy::LeastRequest, _) => Self::LeastRequest { choices: 2 },
-            (WirePolicy::Random, _) => Self::Random,
-            (WirePolicy::RingHash, Some(LbConfig::RingHashLbConfig(options))) => {
-                let (minimum, maximum) = (
-                    options.minimum_ring_size.unwrap_or(1024),
-                    options.maximum_ring_size.unwrap_or(8 << 20),
-                );
-                if minimum > maximum || maximum > 8 << 20 {
-                    return Err(Invalid::new(
-                        "minimum_ring_size ≤ maximum_ring_size ≤ 8388608 is needed",
-                    )
-                    .at("ring_hash_lb_config"));
-                }
-                Self::RingHash(RingOptions {
-                    minimum,
-                    maximum,
-                    is_murmur: options.hash_function == 1,
-                })
-            }
-            (WirePolicy::RingHash, _) => Self::RingHash(RingOptions {
-                minimum: 1024,
-                maximum: 8 << 20,
-                is_murmur: false,
-            }),
-            (WirePolicy::Maglev, Some(LbConfig::MaglevLbConfig(options))) => {
-                let size = options.table_size.unwrap_or(65_537);
-                if !is_prime(size) || size > 5_000_011 {
-                    return Err(Invalid::new(format!("{size} is not a prime up to 5000011"))
-                        .at("maglev_lb_config.table_size"));
-                }
-                Self::Maglev { size }
-            }
-            (WirePolicy::Maglev, _) => Self::Maglev { size: 65_537 },
-            (WirePolicy::ClusterProvided, _) => Self::ClusterProvided,
-            (WirePolicy::LoadBalancingPolicyConfig, _) => {
-                return Err(Invalid::new("not supported").at("load_balancing_policy"));
-            }
-        })
-    }
-}
-
-fn is_prime(number: u64) -> bool {
-    number > 2
-        && (2..)
-            .take_while(|factor| factor * factor <= number)
-            .all(|factor| !number.is_multiple_of(factor))
 }
 
 impl From<&TcpKeepalive> for Keepalive {
@@ -476,6 +410,11 @@ impl TransportMatches {
             .iter()
             .find(|(criteria, _)| has_all(metadata, criteria))
             .map_or_else(|| self.default.clone(), |(_, transport)| transport.clone())
+    }
+
+    /// Whether connections are secured, unless an endpoint says otherwise.
+    pub(crate) fn is_secure(&self) -> bool {
+        matches!(*self.default, UpstreamTransport::Tls(_))
     }
 
     /// Every transport.

@@ -1,6 +1,6 @@
 //! Every cluster by name: an immutable map behind one atomic pointer.
 
-use super::Cluster;
+use super::{Cluster, Shared};
 use crate::{stat_group, stats::Scope};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -21,6 +21,8 @@ pub(crate) type ClusterMap = HashMap<Arc<str>, Arc<Cluster>>;
 pub(crate) struct ClusterManager {
     clusters: ArcSwap<ClusterMap>,
     writer: Mutex<()>,
+    /// What all clusters share.
+    pub(crate) shared: Arc<Shared>,
     /// What it counts.
     pub(crate) stats: Arc<ClusterManagerStats>,
 }
@@ -31,6 +33,7 @@ impl ClusterManager {
         Self {
             clusters: ArcSwap::default(),
             writer: Mutex::new(()),
+            shared: Arc::default(),
             stats: root.scope("cluster_manager").group(),
         }
     }
@@ -72,6 +75,18 @@ impl ClusterManager {
         self.clusters.store(Arc::new(clusters));
         for cluster in old {
             cluster.close();
+        }
+    }
+}
+
+/// Builds clusters anew when the proxy's own cluster changes, for ever: their zone-aware routing depends on it.
+pub(crate) async fn run_zone_routing(clusters: Arc<ClusterManager>) {
+    loop {
+        clusters.shared.local.changed.notified().await;
+        for cluster in clusters.snapshot().values() {
+            if cluster.hosts().localities.len() > 1 {
+                cluster.rebuild();
+            }
         }
     }
 }

@@ -2,12 +2,16 @@
 
 use super::{Cluster, Host, HostAddress, circuit_breaker::Guard, cluster_config::Keepalive};
 use crate::transport::{AlpnFallback, UpstreamSocket, UpstreamStream};
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpSocket, TcpStream, UnixStream},
     time::Instant,
 };
+
+/// How long an address has for itself before the next one is tried too, as Envoy has it.
+const ATTEMPT_DELAY: Duration = Duration::from_millis(300);
 
 /// Why a connection could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +41,8 @@ pub(crate) struct ConnectionGuard {
     host: Arc<Host>,
     began: Instant,
     is_remote_close: bool,
-    _breaker: Guard,
+    /// None for connections that do not count (health checks).
+    breaker: Option<Guard>,
 }
 
 impl ConnectionGuard {
@@ -51,7 +56,17 @@ impl ConnectionGuard {
             host,
             began: Instant::now(),
             is_remote_close: false,
-            _breaker: breaker,
+            breaker: Some(breaker),
+        }
+    }
+
+    fn uncounted(cluster: Arc<Cluster>, host: Arc<Host>) -> Self {
+        Self {
+            cluster,
+            host,
+            began: Instant::now(),
+            is_remote_close: false,
+            breaker: None,
         }
     }
 
@@ -73,6 +88,9 @@ impl ConnectionGuard {
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
+        if self.breaker.is_none() {
+            return;
+        }
         let stats = &self.cluster.stats;
         stats.upstream_cx_active.dec();
         self.host.stats.cx_active.dec();
@@ -89,16 +107,40 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// Connects to where `host` wants its health checked.
+/// Connects to where `host` wants its health checked; not counted among the cluster's connections.
 pub(crate) async fn connect_for_health_check(
     cluster: &Arc<Cluster>,
     host: &Arc<Host>,
-    breaker: Guard,
+    alt_port: Option<u16>,
+    transport: Option<&prost_types::Struct>,
+    alpn: AlpnFallback,
 ) -> Result<UpstreamStream, ConnectError> {
-    let address = host
-        .health_check_address
+    let mut address = host
+        .health_check
+        .address
         .map_or_else(|| host.address.clone(), HostAddress::Socket);
-    connect_to(cluster, host, &address, breaker, AlpnFallback::Http1, None).await
+    if let (HostAddress::Socket(socket), Some(port), None) =
+        (&mut address, alt_port, host.health_check.address)
+    {
+        socket.set_port(port);
+    }
+    let attempt = async {
+        let socket = open(cluster, &address, &[])
+            .await
+            .map_err(ConnectError::Socket)?;
+        let transport = transport.map_or_else(
+            || host.transport.clone(),
+            |criteria| cluster.config.transport.of_endpoint(Some(criteria)),
+        );
+        let guard = ConnectionGuard::uncounted(cluster.clone(), host.clone());
+        transport
+            .connect(socket, guard, alpn, None, host.socket_address())
+            .await
+            .map_err(ConnectError::Transport)
+    };
+    tokio::time::timeout(cluster.config.connect_timeout, attempt)
+        .await
+        .unwrap_or(Err(ConnectError::Timeout))
 }
 
 /// Connects to `host`, transport included, within the cluster's connect timeout.
@@ -109,21 +151,12 @@ pub(crate) async fn connect(
     alpn: AlpnFallback,
     sni: Option<&str>,
 ) -> Result<UpstreamStream, ConnectError> {
-    connect_to(cluster, host, &host.address, breaker, alpn, sni).await
-}
-
-async fn connect_to(
-    cluster: &Arc<Cluster>,
-    host: &Arc<Host>,
-    address: &HostAddress,
-    breaker: Guard,
-    alpn: AlpnFallback,
-    sni: Option<&str>,
-) -> Result<UpstreamStream, ConnectError> {
     let guard = ConnectionGuard::new(cluster.clone(), host.clone(), breaker);
     let began = guard.began;
     let attempt = async {
-        let socket = open(cluster, address).await.map_err(ConnectError::Socket)?;
+        let socket = open(cluster, &host.address, &host.more_addresses)
+            .await
+            .map_err(ConnectError::Socket)?;
         host.transport
             .connect(socket, guard, alpn, sni, host.socket_address())
             .await
@@ -149,7 +182,11 @@ async fn connect_to(
     outcome
 }
 
-async fn open(cluster: &Cluster, address: &HostAddress) -> io::Result<UpstreamSocket> {
+async fn open(
+    cluster: &Cluster,
+    address: &HostAddress,
+    more: &[SocketAddr],
+) -> io::Result<UpstreamSocket> {
     let address = match address {
         HostAddress::Pipe(path) => {
             return UnixStream::connect(path.as_path())
@@ -158,14 +195,66 @@ async fn open(cluster: &Cluster, address: &HostAddress) -> io::Result<UpstreamSo
         }
         HostAddress::Socket(address) => *address,
     };
-    let socket = bound_socket(cluster, address)?;
-    let stream: TcpStream = socket.connect(address).await?;
+    let stream = if more.is_empty() {
+        bound_socket(cluster, address)?.connect(address).await?
+    } else {
+        race(cluster, address, more).await?
+    };
     // Latency matters more than packets here; failure is harmless.
     let _ = stream.set_nodelay(true);
     if let Some(keepalive) = cluster.config.keepalive {
         set_keepalive(&stream, keepalive)?;
     }
     Ok(UpstreamSocket::Tcp(stream))
+}
+
+/// Happy eyeballs: the next address is tried when the one before has not answered for a moment, or failed; the first wins.
+async fn race(cluster: &Cluster, first: SocketAddr, more: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut left = interleaved(first, more).into_iter();
+    let mut running = FuturesUnordered::new();
+    let mut failure = io::Error::other("no address");
+    loop {
+        if let Some(address) = left.next() {
+            running.push(async move { bound_socket(cluster, address)?.connect(address).await });
+        }
+        let has_more = left.len() > 0;
+        let next = async {
+            match running.next().await {
+                Some(outcome) => outcome,
+                None => std::future::pending().await,
+            }
+        };
+        let finished = if has_more {
+            tokio::time::timeout(ATTEMPT_DELAY, next).await.ok()
+        } else {
+            Some(next.await)
+        };
+        match finished {
+            Some(Ok(stream)) => return Ok(stream),
+            Some(Err(error)) => failure = error,
+            None => {}
+        }
+        if running.is_empty() && !has_more {
+            return Err(failure);
+        }
+    }
+}
+
+/// The addresses with their families in turn, the first one's family first.
+fn interleaved(first: SocketAddr, more: &[SocketAddr]) -> Vec<SocketAddr> {
+    let all = std::iter::once(first).chain(more.iter().copied());
+    let (own, other): (Vec<_>, Vec<_>) =
+        all.partition(|address| address.is_ipv4() == first.is_ipv4());
+    let mut order = Vec::with_capacity(own.len() + other.len());
+    let (mut own, mut other) = (own.into_iter(), other.into_iter());
+    loop {
+        let pair = [own.next(), other.next()];
+        let before = order.len();
+        order.extend(pair.into_iter().flatten());
+        if order.len() == before {
+            return order;
+        }
+    }
 }
 
 fn bound_socket(cluster: &Cluster, address: SocketAddr) -> io::Result<TcpSocket> {
@@ -207,4 +296,21 @@ fn set_keepalive(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
         options = options.with_retries(probes);
     }
     SockRef::from(stream).set_tcp_keepalive(&options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (a, b, c) = (
+            address("10.0.0.1:1"),
+            address("10.0.0.2:1"),
+            address("[::1]:1"),
+        );
+        assert_eq!(interleaved(a, &[b, c]), [a, c, b]);
+        assert_eq!(interleaved(c, &[a, b]), [c, a, b]);
+    }
 }

@@ -3,6 +3,7 @@
 use super::{
     Cluster, Discovery, HostAddress, LocalityEndpoints,
     cluster_config::{DnsFamily, DnsOptions},
+    endpoints::Resolved,
 };
 use crate::{invalid::Invalid, wire::AnyAddress};
 use proto::envoy::config::endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier};
@@ -28,6 +29,9 @@ pub(crate) async fn run_dns(cluster: Arc<Cluster>) {
     let mut answers = Answers::new();
     let (first, most) = options.failure_refresh;
     let mut backoff = Backoff::new(first, most);
+    if !options.is_awaited {
+        cluster.set_initialized();
+    }
     loop {
         cluster.stats.update_attempt.inc();
         let is_good = resolve_all(&cluster, &names, options, &mut answers).await;
@@ -40,7 +44,7 @@ pub(crate) async fn run_dns(cluster: Arc<Cluster>) {
         }
         let pause = if is_good {
             backoff.reset();
-            options.refresh
+            options.refresh + options.jitter.mul_f64(rand::random())
         } else {
             backoff.next_delay()
         };
@@ -98,7 +102,11 @@ async fn resolve_all(
     is_good
 }
 
-async fn resolve(name: &str, port: u16, family: DnsFamily) -> io::Result<Vec<SocketAddr>> {
+pub(super) async fn resolve(
+    name: &str,
+    port: u16,
+    family: DnsFamily,
+) -> io::Result<Vec<SocketAddr>> {
     let found = tokio::time::timeout(TIMEOUT, tokio::net::lookup_host((name, port)))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the resolver does not answer"))??;
@@ -133,14 +141,15 @@ fn endpoints(
                 .get(&(name.clone(), *port))
                 .cloned()
                 .unwrap_or_default(),
-            AnyAddress::Pipe(path) => return Ok(vec![HostAddress::Pipe(Arc::new(path.clone()))]),
+            AnyAddress::Pipe(path) => {
+                return Ok(vec![HostAddress::Pipe(Arc::new(path.clone())).into()]);
+            }
         };
-        // A logical host is one host, whatever address it has now.
-        let count = if is_logical { 1 } else { found.len() };
-        Ok(found
-            .into_iter()
-            .take(count)
-            .map(HostAddress::Socket)
-            .collect())
+        // A logical host is one host, whatever addresses it has now.
+        if is_logical {
+            return Ok(Resolved::one(found).into_iter().collect());
+        }
+        let hosts = found.into_iter().map(HostAddress::Socket);
+        Ok(hosts.map(Resolved::from).collect())
     })
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Cluster, Host, HostAddress, LocalityEndpoints,
-    host::{HealthFlag, HostParts, Locality},
+    host::{HealthCheckTarget, HealthFlag, HostParts, Locality},
 };
 use crate::{
     invalid::{At as _, Invalid, try_all},
@@ -11,17 +11,44 @@ use crate::{
 use proto::envoy::config::{
     core::v3::HealthStatus,
     endpoint::v3::{
-        ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
+        ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, endpoint::HealthCheckConfig,
+        lb_endpoint::HostIdentifier,
     },
 };
 use std::{net::SocketAddr, sync::Arc};
+
+/// An address that an endpoint has, with others that lead to the same host.
+pub(crate) struct Resolved {
+    address: HostAddress,
+    more: Box<[SocketAddr]>,
+}
+
+impl From<HostAddress> for Resolved {
+    fn from(address: HostAddress) -> Self {
+        Self {
+            address,
+            more: Box::default(),
+        }
+    }
+}
+
+impl Resolved {
+    /// One host of many addresses.
+    pub(crate) fn one(addresses: Vec<SocketAddr>) -> Option<Self> {
+        let mut addresses = addresses.into_iter();
+        Some(Self {
+            address: HostAddress::Socket(addresses.next()?),
+            more: addresses.collect(),
+        })
+    }
+}
 
 impl Cluster {
     /// The endpoints of `assignment`; `resolve` tells the addresses of each.
     pub(crate) fn localities(
         &self,
         assignment: &ClusterLoadAssignment,
-        resolve: &dyn Fn(&AnyAddress) -> Result<Vec<HostAddress>, Invalid>,
+        resolve: &dyn Fn(&AnyAddress) -> Result<Vec<Resolved>, Invalid>,
     ) -> Result<Vec<LocalityEndpoints>, Invalid> {
         try_all("endpoints", &assignment.endpoints, |wire| {
             self.locality(wire, resolve)
@@ -31,7 +58,7 @@ impl Cluster {
     fn locality(
         &self,
         wire: &LocalityLbEndpoints,
-        resolve: &dyn Fn(&AnyAddress) -> Result<Vec<HostAddress>, Invalid>,
+        resolve: &dyn Fn(&AnyAddress) -> Result<Vec<Resolved>, Invalid>,
     ) -> Result<LocalityEndpoints, Invalid> {
         if wire.priority > 128 {
             return Err(Invalid::new(format!("{} is above 128", wire.priority)).at("priority"));
@@ -60,7 +87,7 @@ impl Cluster {
         &self,
         wire: &LbEndpoint,
         locality: &Arc<Locality>,
-        resolve: &dyn Fn(&AnyAddress) -> Result<Vec<HostAddress>, Invalid>,
+        resolve: &dyn Fn(&AnyAddress) -> Result<Vec<Resolved>, Invalid>,
     ) -> Result<Vec<Arc<Host>>, Invalid> {
         let Some(HostIdentifier::Endpoint(endpoint)) = &wire.host_identifier else {
             return Err(Invalid::new("an endpoint is needed").at("endpoint"));
@@ -82,33 +109,52 @@ impl Cluster {
                 HealthStatus::Draining => HealthFlag::DRAINING_EDS.0,
                 HealthStatus::Degraded => HealthFlag::DEGRADED_EDS.0,
             };
-        let health = if self.config.health_checks.is_empty() {
+        let check = endpoint.health_check_config.as_ref();
+        let is_disabled = check.is_some_and(|check| check.disable_active_health_check);
+        let health = if self.config.health_checks.is_empty() || is_disabled {
             health
         } else {
             health | HealthFlag::PENDING_ACTIVE.0 | HealthFlag::FAILED_ACTIVE.0
         };
+        let more: Vec<SocketAddr> = try_all(
+            "endpoint.additional_addresses",
+            &endpoint.additional_addresses,
+            |one| {
+                let address = one
+                    .address
+                    .as_ref()
+                    .ok_or_else(|| Invalid::new("an address is needed"))?;
+                AnyAddress::try_from(address)?.socket()
+            },
+        )?;
         let criteria = wire
             .metadata
             .as_ref()
             .and_then(|metadata| metadata.filter_metadata.get("envoy.transport_socket_match"));
         let transport = self.config.transport.of_endpoint(criteria);
-        let check = endpoint.health_check_config.as_ref();
         let addresses = resolve(&address).at("endpoint.address")?;
         Ok(addresses
             .into_iter()
-            .map(|address| {
-                let health_check_address = match (&address, check) {
-                    (HostAddress::Socket(socket), Some(check)) if check.port_value > 0 => {
-                        u16::try_from(check.port_value)
-                            .ok()
-                            .map(|port| SocketAddr::new(socket.ip(), port))
-                    }
+            .map(|one| {
+                let checked_at = match (&one.address, check) {
+                    (HostAddress::Socket(socket), Some(check)) => target(*socket, check),
                     _ => None,
                 };
                 Host::new(HostParts {
-                    address,
+                    more_addresses: if more.is_empty() {
+                        one.more
+                    } else {
+                        more.clone().into()
+                    },
+                    address: one.address,
                     hostname: hostname.clone(),
-                    health_check_address,
+                    health_check: HealthCheckTarget {
+                        address: checked_at,
+                        hostname: check
+                            .filter(|check| !check.hostname.is_empty())
+                            .map(|check| check.hostname.as_str().into()),
+                        is_disabled,
+                    },
                     locality: locality.clone(),
                     metadata: wire.metadata.clone().map(Arc::new),
                     transport: transport.clone(),
@@ -117,5 +163,21 @@ impl Cluster {
                 })
             })
             .collect())
+    }
+}
+
+/// Where a host's health is checked, if elsewhere.
+fn target(host: SocketAddr, check: &HealthCheckConfig) -> Option<SocketAddr> {
+    let own = check
+        .address
+        .as_ref()
+        .and_then(|address| AnyAddress::try_from(address).ok()?.socket().ok());
+    let port = u16::try_from(check.port_value)
+        .ok()
+        .filter(|port| *port > 0);
+    match (own, port) {
+        (Some(address), _) => Some(address),
+        (None, Some(port)) => Some(SocketAddr::new(host.ip(), port)),
+        (None, None) => None,
     }
 }

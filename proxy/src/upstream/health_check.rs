@@ -1,239 +1,231 @@
-//! Active health checks, HTTP and TCP: each host of a cluster is asked at its interval; thresholds decide.
+//! Active health checks (HTTP, gRPC, TCP, Redis): each host of a cluster is asked at its interval; thresholds decide.
+//!
+//! As in Envoy the first answer decides at once; afterwards an answer that is clearly bad (a wrong status) does too, and what
+//! may be the network's fault counts towards the threshold.
 
-use super::{
-    Cluster, Host, circuit_breaker::Priority, connect::connect_for_health_check, host::HealthFlag,
-};
-use crate::{
-    invalid::{At as _, Invalid, try_all},
-    wire::duration_or,
-};
-use bytes::Bytes;
-use http_body_util::Empty;
-use hyper_util::rt::TokioIo;
-use proto::envoy::config::core::v3::{
-    HealthCheck as Wire,
-    health_check::{HealthChecker, Payload, payload},
-};
+mod config;
+mod probe;
+
+pub(crate) use config::HealthCheckConfig;
+
+use super::{Cluster, Host, event_log, host::HealthFlag};
+use probe::{Answer, Session};
 use proto_component::task;
-use std::{collections::HashSet, ops::Range, sync::Arc, time::Duration};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
-/// A checked health check.
-#[derive(Clone, Debug)]
-pub(crate) struct HealthCheckConfig {
-    timeout: Duration,
-    interval: Duration,
-    unhealthy_threshold: u32,
-    healthy_threshold: u32,
-    probe: Probe,
-}
-
-#[derive(Clone, Debug)]
-enum Probe {
-    Http {
-        host: String,
-        path: String,
-        expected: Vec<Range<u16>>,
-    },
-    Tcp {
-        send: Vec<u8>,
-        receive: Vec<Vec<u8>>,
-    },
-}
-
-impl TryFrom<&Wire> for HealthCheckConfig {
-    type Error = Invalid;
-
-    fn try_from(wire: &Wire) -> Result<Self, Invalid> {
-        let probe = match &wire.health_checker {
-            Some(HealthChecker::HttpHealthCheck(http)) => {
-                if http.codec_client_type != 0 {
-                    return Err(
-                        Invalid::unsupported("HTTP/2").at("http_health_check.codec_client_type")
-                    );
-                }
-                let expected = http
-                    .expected_statuses
-                    .iter()
-                    .map(|range| status(range.start)..status(range.end))
-                    .collect::<Vec<_>>();
-                Probe::Http {
-                    host: http.host.clone(),
-                    path: http.path.clone(),
-                    expected: if expected.is_empty() {
-                        std::iter::once(200..201).collect()
-                    } else {
-                        expected
-                    },
-                }
-            }
-            Some(HealthChecker::TcpHealthCheck(tcp)) => Probe::Tcp {
-                send: tcp
-                    .send
-                    .as_ref()
-                    .map(payload)
-                    .transpose()
-                    .at("tcp_health_check.send")?
-                    .unwrap_or_default(),
-                receive: try_all("tcp_health_check.receive", &tcp.receive, payload)?,
-            },
-            _ => return Err(Invalid::unsupported("this health checker")),
-        };
-        Ok(Self {
-            timeout: duration_or(wire.timeout.as_ref(), Duration::from_secs(1), "timeout")?,
-            interval: duration_or(wire.interval.as_ref(), Duration::from_secs(5), "interval")?
-                .max(Duration::from_millis(10)),
-            unhealthy_threshold: wire.unhealthy_threshold.unwrap_or(1).max(1),
-            healthy_threshold: wire.healthy_threshold.unwrap_or(1).max(1),
-            probe,
-        })
-    }
-}
-
-fn status(value: i64) -> u16 {
-    u16::try_from(value).unwrap_or(u16::MAX)
-}
-
-fn payload(wire: &Payload) -> Result<Vec<u8>, Invalid> {
-    match &wire.payload {
-        Some(payload::Payload::Binary(bytes)) => Ok(bytes.clone()),
-        Some(payload::Payload::Text(hex)) => {
-            let byte = |at: usize| {
-                hex.get(at..at + 2)
-                    .and_then(|pair| u8::from_str_radix(pair, 16).ok())
-            };
-            (0..hex.len())
-                .step_by(2)
-                .map(|at| byte(at).ok_or_else(|| Invalid::new("not hexadecimal")))
-                .collect()
-        }
-        None => Ok(Vec::new()),
-    }
-}
+use serde_json::{Value, json};
+use std::{collections::HashSet, sync::Arc};
 
 /// Checks the hosts of `cluster` until it is closed.
 pub(crate) async fn run_health_checks(cluster: Arc<Cluster>) {
     let Some(config) = cluster.config.health_checks.first().cloned() else {
         return;
     };
+    let config = Arc::new(config);
     let mut known: HashSet<u64> = HashSet::new();
     loop {
+        // Asked to be woken before looking, so that nothing is missed between the two.
+        let changed = cluster.membership.notified();
         let hosts: Vec<Arc<Host>> = cluster.hosts().hosts().cloned().collect();
         for host in &hosts {
-            if known.insert(host.id) {
-                task::spawn(
-                    "health-check-host",
-                    check_host(cluster.clone(), host.clone(), config.clone()),
-                );
+            if !host.health_check.is_disabled && known.insert(host.id) {
+                let check = Check::new(cluster.clone(), host.clone(), config.clone());
+                task::spawn("health-check-host", check.run());
             }
         }
         known.retain(|id| hosts.iter().any(|host| host.id == *id));
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(250)) => {}
+            () = changed => {}
             () = cluster.closed.cancelled() => return,
         }
     }
 }
 
-async fn check_host(cluster: Arc<Cluster>, host: Arc<Host>, config: HealthCheckConfig) {
-    let (mut good, mut bad) = (0, 0);
-    let mut is_first = true;
-    while !host.is_removed() && !cluster.closed.is_cancelled() {
-        let stats = &cluster.health_stats;
-        stats.attempt.inc();
-        let is_good = matches!(
-            tokio::time::timeout(config.timeout, probe(&cluster, &host, &config.probe)).await,
-            Ok(Ok(true))
-        );
-        let mut has_changed = false;
-        if is_good {
-            stats.success.inc();
-            (good, bad) = (good + 1, 0);
-            // The first answer decides at once, so that a new host need not wait for its threshold.
-            if is_first || good >= config.healthy_threshold {
-                has_changed |= host.lower(HealthFlag::FAILED_ACTIVE);
-            }
-        } else {
-            stats.failure.inc();
-            (good, bad) = (0, bad + 1);
-            if is_first || bad >= config.unhealthy_threshold {
-                has_changed |= host.raise(HealthFlag::FAILED_ACTIVE);
-            }
-        }
-        has_changed |= host.lower(HealthFlag::PENDING_ACTIVE);
-        is_first = false;
-        if has_changed {
-            cluster.rebuild();
-            let healthy = cluster
-                .hosts()
-                .hosts()
-                .filter(|host| !host.has(HealthFlag::FAILED_ACTIVE))
-                .count();
-            stats.healthy.set(healthy as u64);
-        }
-        tokio::time::sleep(config.interval).await;
-    }
+/// The checks of one host.
+struct Check {
+    cluster: Arc<Cluster>,
+    host: Arc<Host>,
+    config: Arc<HealthCheckConfig>,
+    good: u32,
+    bad: u32,
+    is_first: bool,
 }
 
-async fn probe(
-    cluster: &Arc<Cluster>,
-    host: &Arc<Host>,
-    probe: &Probe,
-) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
-    let room = cluster.breakers.first_connection(Priority::Default);
-    let mut stream = connect_for_health_check(cluster, host, room).await?;
-    match probe {
-        Probe::Tcp { send, receive } => {
-            stream.write_all(send).await?;
-            let mut buffer = vec![0; 4096];
-            let mut got = Vec::new();
-            let mut wanted = receive.iter();
-            let mut next = wanted.next();
-            while let Some(block) = next {
-                if let Some(at) = got
-                    .windows(block.len().max(1))
-                    .position(|part| part == block.as_slice())
-                {
-                    got.drain(..at + block.len());
-                    next = wanted.next();
-                    continue;
-                }
-                let count = stream.read(&mut buffer).await?;
-                if count == 0 || got.len() > 1 << 20 {
-                    return Ok(false);
-                }
-                got.extend_from_slice(&buffer[..count]);
+/// What a check changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transition {
+    Unchanged,
+    /// More of the same will change it.
+    Pending,
+    Changed,
+}
+
+impl Check {
+    fn new(cluster: Arc<Cluster>, host: Arc<Host>, config: Arc<HealthCheckConfig>) -> Self {
+        Self {
+            cluster,
+            host,
+            config,
+            good: 0,
+            bad: 0,
+            is_first: true,
+        }
+    }
+
+    async fn run(mut self) {
+        let closed = self.cluster.closed.clone();
+        let work = async {
+            let jitter = self.config.intervals.initial_jitter;
+            tokio::time::sleep(jitter.mul_f64(rand::random())).await;
+            let mut session = Session::default();
+            while !self.host.is_removed() {
+                let answer = self.ask(&mut session).await;
+                let transition = self.note(&answer);
+                let has_traffic = self.cluster.stats.upstream_cx_total.value() > 0;
+                let is_pending = transition == Transition::Pending;
+                let pause = self
+                    .config
+                    .intervals
+                    .next(answer.is_good(), is_pending, has_traffic);
+                tokio::time::sleep(pause).await;
             }
-            Ok(true)
+        };
+        tokio::select! {
+            () = work => {}
+            () = closed.cancelled() => {}
         }
-        Probe::Http {
-            host: name,
-            path,
-            expected,
-        } => {
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-            let authority = if name.is_empty() {
-                cluster.name().to_string()
-            } else {
-                name.clone()
-            };
-            let request = http::Request::get(path.as_str())
-                .header("host", authority)
-                .header("user-agent", "Envoy/HC")
-                .body(Empty::<Bytes>::new())?;
-            let answer = async { sender.send_request(request).await };
-            tokio::pin!(connection);
-            let response = tokio::select! {
-                response = answer => response?,
-                ended = &mut connection => {
-                    ended?;
-                    return Ok(false);
+    }
+
+    async fn ask(&self, session: &mut Session) -> Answer {
+        self.cluster.health_stats.attempt.inc();
+        let asked = session.ask(&self.cluster, &self.host, &self.config);
+        match tokio::time::timeout(self.config.timeout, asked).await {
+            Ok(answer) => {
+                if !self.config.reuses_connection || !answer.is_good() {
+                    session.close();
                 }
-            };
-            Ok(expected
-                .iter()
-                .any(|range| range.contains(&response.status().as_u16())))
+                answer
+            }
+            Err(_) => {
+                session.close();
+                Answer::Timeout
+            }
         }
+    }
+
+    /// Takes over what an answer means for the host.
+    fn note(&mut self, answer: &Answer) -> Transition {
+        let stats = self.cluster.health_stats.clone();
+        let was_pending = self.host.lower(HealthFlag::PENDING_ACTIVE);
+        let transition = match answer {
+            Answer::Healthy { is_degraded } => {
+                stats.success.inc();
+                self.host.lower(HealthFlag::TIMEOUT_ACTIVE);
+                let transition = self.healthy();
+                let has_changed = if *is_degraded {
+                    stats.degraded.inc();
+                    self.host.raise(HealthFlag::DEGRADED_ACTIVE)
+                } else {
+                    self.host.lower(HealthFlag::DEGRADED_ACTIVE)
+                };
+                if has_changed {
+                    Transition::Changed
+                } else {
+                    transition
+                }
+            }
+            Answer::Unhealthy => {
+                stats.failure.inc();
+                self.unhealthy(true, "ACTIVE")
+            }
+            Answer::Retriable => {
+                stats.failure.inc();
+                self.unhealthy(false, "ACTIVE")
+            }
+            Answer::Network | Answer::Timeout => {
+                stats.failure.inc();
+                stats.network_failure.inc();
+                let is_timeout = matches!(answer, Answer::Timeout);
+                if is_timeout {
+                    self.host.raise(HealthFlag::TIMEOUT_ACTIVE);
+                }
+                let kind = if is_timeout {
+                    "NETWORK_TIMEOUT"
+                } else {
+                    "NETWORK"
+                };
+                self.unhealthy(false, kind)
+            }
+        };
+        self.is_first = false;
+        if transition == Transition::Changed || was_pending {
+            self.publish();
+        }
+        transition
+    }
+
+    fn healthy(&mut self) -> Transition {
+        (self.good, self.bad) = (self.good.saturating_add(1), 0);
+        if self.config.logs_successes {
+            self.log(&json!({ "successful_health_check_event": {} }));
+        }
+        if !self.host.has(HealthFlag::FAILED_ACTIVE) {
+            self.good = 0;
+            return Transition::Unchanged;
+        }
+        if !self.is_first && self.good < self.config.healthy_threshold {
+            return Transition::Pending;
+        }
+        self.good = 0;
+        self.host.lower(HealthFlag::FAILED_ACTIVE);
+        self.host.renew();
+        self.cluster.checked_healthy(&self.host);
+        self.log(&json!({ "add_healthy_event": { "first_check": self.is_first } }));
+        tracing::debug!(target: "hc", cluster = %self.cluster.name(), host = %self.host.address_text, "host is healthy");
+        Transition::Changed
+    }
+
+    fn unhealthy(&mut self, is_certain: bool, kind: &str) -> Transition {
+        self.good = 0;
+        if self.is_first || self.config.logs_failures {
+            self.log(&json!({ "health_check_failure_event": { "failure_type": kind, "first_check": self.is_first } }));
+        }
+        if self.host.has(HealthFlag::FAILED_ACTIVE) {
+            return Transition::Unchanged;
+        }
+        self.bad = self.bad.saturating_add(1);
+        if !is_certain && self.bad < self.config.unhealthy_threshold {
+            return Transition::Pending;
+        }
+        self.bad = 0;
+        self.host.raise(HealthFlag::FAILED_ACTIVE);
+        self.log(&json!({ "eject_unhealthy_event": { "failure_type": kind } }));
+        tracing::debug!(target: "hc", cluster = %self.cluster.name(), host = %self.host.address_text, kind, "host is unhealthy");
+        Transition::Changed
+    }
+
+    fn publish(&self) {
+        self.cluster.health_changed();
+        let healthy = self
+            .cluster
+            .hosts()
+            .hosts()
+            .filter(|host| !host.has(HealthFlag::FAILED_ACTIVE))
+            .count();
+        self.cluster.health_stats.healthy.set(healthy as u64);
+    }
+
+    fn log(&self, what: &Value) {
+        let Some(log) = &self.config.log else { return };
+        let mut event = json!({
+            "health_checker_type": self.config.probe.kind(),
+            "host": self.host.socket_address().map(|address| json!({
+                "socket_address": { "protocol": "TCP", "address": address.ip().to_string(), "port_value": address.port() }
+            })),
+            "cluster_name": &**self.cluster.name(),
+            "timestamp": event_log::now(),
+        });
+        if let (Value::Object(event), Value::Object(what)) = (&mut event, what) {
+            event.extend(what.clone());
+        }
+        log.write(&event);
     }
 }

@@ -1,5 +1,6 @@
 //! One endpoint of a cluster: its address, weight, locality, health and counters.
 
+use super::outlier::OutlierState;
 use crate::{
     stats::{Counter, Gauge},
     transport::UpstreamTransport,
@@ -9,13 +10,15 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{
-            AtomicBool, AtomicU8, AtomicU32, AtomicU64,
+            AtomicBool, AtomicU16, AtomicU32, AtomicU64,
             Ordering::{AcqRel, Acquire, Relaxed},
         },
     },
+    time::Duration,
 };
+use tokio::time::Instant;
 
 /// Where a host is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,9 +40,9 @@ pub(crate) struct Locality {
     pub(crate) sub_zone: String,
 }
 
-/// Why a host gets no traffic; bits.
+/// Why a host gets no traffic, or less; bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct HealthFlag(pub(crate) u8);
+pub(crate) struct HealthFlag(pub(crate) u16);
 
 impl HealthFlag {
     /// An active health check failed.
@@ -54,15 +57,26 @@ impl HealthFlag {
     pub(crate) const PENDING_ACTIVE: Self = Self(16);
     /// Degraded, says the control plane.
     pub(crate) const DEGRADED_EDS: Self = Self(32);
-    const UNHEALTHY: u8 = 1 | 2 | 4 | 8;
-    /// Envoy's names, for `/clusters`.
-    pub(crate) const NAMES: [(Self, &'static str); 6] = [
+    /// Degraded, says the host itself to an active check.
+    pub(crate) const DEGRADED_ACTIVE: Self = Self(64);
+    /// No longer a member, but healthy still: it goes when a check fails.
+    pub(crate) const PENDING_REMOVAL: Self = Self(128);
+    /// The last active check had no answer in time.
+    pub(crate) const TIMEOUT_ACTIVE: Self = Self(256);
+    const UNHEALTHY: u16 = 1 | 2 | 4 | 8;
+    const DEGRADED: u16 = 32 | 64;
+    const EDS: u16 = 4 | 8 | 32;
+    /// Envoy's names, for `/clusters`, in its order.
+    pub(crate) const NAMES: [(Self, &'static str); 9] = [
         (Self::FAILED_ACTIVE, "/failed_active_hc"),
         (Self::FAILED_OUTLIER, "/failed_outlier_check"),
         (Self::FAILED_EDS, "/failed_eds_health"),
-        (Self::DRAINING_EDS, "/eds_status_draining"),
-        (Self::PENDING_ACTIVE, "/pending_active_hc"),
+        (Self::DEGRADED_ACTIVE, "/degraded_active_hc"),
         (Self::DEGRADED_EDS, "/degraded_eds_health"),
+        (Self::PENDING_REMOVAL, "/pending_dynamic_removal"),
+        (Self::PENDING_ACTIVE, "/pending_active_hc"),
+        (Self::TIMEOUT_ACTIVE, "/active_hc_timeout"),
+        (Self::DRAINING_EDS, "/eds_status_draining"),
     ];
 }
 
@@ -87,21 +101,6 @@ pub(crate) struct HostStats {
     pub(crate) rq_timeout: Counter,
 }
 
-/// What outlier detection remembers of a host.
-#[derive(Debug, Default)]
-pub(crate) struct OutlierState {
-    /// Failures in a row.
-    pub(crate) consecutive_5xx: AtomicU32,
-    /// Gateway failures in a row.
-    pub(crate) consecutive_gateway: AtomicU32,
-    /// Local-origin failures in a row.
-    pub(crate) consecutive_local: AtomicU32,
-    /// How often it was ejected; sinks again while it behaves.
-    pub(crate) ejections: AtomicU32,
-    /// When it was ejected last, milliseconds since the process began; 0 for not ejected.
-    pub(crate) ejected_at: AtomicU64,
-}
-
 /// One endpoint; passed as `Arc<Host>`.
 pub(crate) struct Host {
     /// Unique in the process; the pools' key.
@@ -112,8 +111,10 @@ pub(crate) struct Host {
     pub(crate) address_text: Arc<str>,
     /// The name the address was resolved from, or the endpoint's own.
     pub(crate) hostname: Arc<str>,
-    /// Where active health checks go, if elsewhere.
-    pub(crate) health_check_address: Option<SocketAddr>,
+    /// Where it is reached, too, when it is not reached there.
+    pub(crate) more_addresses: Box<[SocketAddr]>,
+    /// How its health is checked, if otherwise than the others'.
+    pub(crate) health_check: HealthCheckTarget,
     /// Where it stands.
     pub(crate) locality: Arc<Locality>,
     /// The endpoint's metadata.
@@ -125,8 +126,21 @@ pub(crate) struct Host {
     /// Outlier detection's memory.
     pub(crate) outlier: OutlierState,
     weight: AtomicU32,
-    health: AtomicU8,
+    health: AtomicU16,
     is_removed: AtomicBool,
+    /// When it came or got healthy, milliseconds since the process began.
+    since: AtomicU64,
+}
+
+/// How the health of an endpoint is checked, if otherwise than that of the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HealthCheckTarget {
+    /// Another address.
+    pub(crate) address: Option<SocketAddr>,
+    /// The name in the `host` header.
+    pub(crate) hostname: Option<Arc<str>>,
+    /// It is not checked and counts as healthy.
+    pub(crate) is_disabled: bool,
 }
 
 /// What a new host is made of.
@@ -134,12 +148,13 @@ pub(crate) struct Host {
 pub(crate) struct HostParts {
     pub(crate) address: HostAddress,
     pub(crate) hostname: Arc<str>,
-    pub(crate) health_check_address: Option<SocketAddr>,
+    pub(crate) more_addresses: Box<[SocketAddr]>,
+    pub(crate) health_check: HealthCheckTarget,
     pub(crate) locality: Arc<Locality>,
     pub(crate) metadata: Option<Arc<Metadata>>,
     pub(crate) transport: Arc<UpstreamTransport>,
     pub(crate) weight: u32,
-    pub(crate) health: u8,
+    pub(crate) health: u16,
 }
 
 impl std::fmt::Display for HostAddress {
@@ -160,15 +175,17 @@ impl Host {
             address_text: parts.address.to_string().into(),
             address: parts.address,
             hostname: parts.hostname,
-            health_check_address: parts.health_check_address,
+            more_addresses: parts.more_addresses,
+            health_check: parts.health_check,
             locality: parts.locality,
             metadata: parts.metadata,
             transport: parts.transport,
             stats: HostStats::default(),
             outlier: OutlierState::default(),
             weight: AtomicU32::new(parts.weight),
-            health: AtomicU8::new(parts.health),
+            health: AtomicU16::new(parts.health),
             is_removed: AtomicBool::new(false),
+            since: AtomicU64::new(clock()),
         })
     }
 
@@ -190,9 +207,41 @@ impl Host {
         self.weight.store(weight, Relaxed);
     }
 
-    /// Whether it may get traffic.
+    /// Whether it may get traffic like any other.
     pub(crate) fn is_healthy(&self) -> bool {
-        self.health.load(Acquire) & HealthFlag::UNHEALTHY == 0
+        self.health.load(Acquire) & (HealthFlag::UNHEALTHY | HealthFlag::DEGRADED) == 0
+    }
+
+    /// Whether it may get traffic when the others are not enough.
+    pub(crate) fn is_degraded(&self) -> bool {
+        let health = self.health.load(Acquire);
+        health & HealthFlag::UNHEALTHY == 0 && health & HealthFlag::DEGRADED != 0
+    }
+
+    /// Whether it does not count yet, because no check has answered for it.
+    pub(crate) fn is_excluded(&self, ignores_new: bool) -> bool {
+        ignores_new && self.has(HealthFlag::PENDING_ACTIVE)
+    }
+
+    /// How long it has been there, or healthy.
+    pub(crate) fn age(&self) -> Duration {
+        Duration::from_millis(clock().saturating_sub(self.since.load(Relaxed)))
+    }
+
+    /// It is as good as new: slow start begins again.
+    pub(crate) fn renew(&self) {
+        self.since.store(clock(), Relaxed);
+    }
+
+    /// Whether its metadata says that it is a canary.
+    pub(crate) fn is_canary(&self) -> bool {
+        let value = self
+            .metadata_of("envoy.lb")
+            .and_then(|fields| fields.fields.get("canary"));
+        matches!(
+            value.and_then(|value| value.kind.as_ref()),
+            Some(prost_types::value::Kind::BoolValue(true))
+        )
     }
 
     /// Whether a flag is up.
@@ -211,28 +260,28 @@ impl Host {
     }
 
     /// Takes over what the control plane says about its health.
-    pub(crate) fn set_eds_health(&self, health: u8) {
-        let eds =
-            HealthFlag::FAILED_EDS.0 | HealthFlag::DRAINING_EDS.0 | HealthFlag::DEGRADED_EDS.0;
+    pub(crate) fn set_eds_health(&self, from: &Host) {
         // Nobody else touches these bits.
-        self.health.fetch_and(!eds, AcqRel);
-        self.health.fetch_or(health & eds, AcqRel);
+        let health = from.health.load(Acquire) & HealthFlag::EDS;
+        self.health.fetch_and(!HealthFlag::EDS, AcqRel);
+        self.health.fetch_or(health, AcqRel);
     }
 
     /// Takes over what was learnt about the host that this one replaces.
     pub(crate) fn inherit(&self, old: &Host) {
         let kept = HealthFlag::FAILED_ACTIVE.0
+            | HealthFlag::DEGRADED_ACTIVE.0
             | HealthFlag::FAILED_OUTLIER.0
             | HealthFlag::PENDING_ACTIVE.0;
-        self.health.fetch_and(!HealthFlag::PENDING_ACTIVE.0, AcqRel);
+        // A new host waits for its first check; this one has had it.
+        self.health.fetch_and(
+            !(HealthFlag::PENDING_ACTIVE.0 | HealthFlag::FAILED_ACTIVE.0),
+            AcqRel,
+        );
         self.health
             .fetch_or(old.health.load(Acquire) & kept, AcqRel);
-        self.outlier
-            .ejections
-            .store(old.outlier.ejections.load(Relaxed), Relaxed);
-        self.outlier
-            .ejected_at
-            .store(old.outlier.ejected_at.load(Relaxed), Relaxed);
+        self.since.store(old.since.load(Relaxed), Relaxed);
+        self.outlier.inherit(&old.outlier);
     }
 
     /// It is no longer a member: pools let its idle connections go.
@@ -264,17 +313,33 @@ impl Host {
     }
 }
 
+/// Milliseconds since the process began to ask.
+pub(super) fn clock() -> u64 {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    let began = BEGAN.get_or_init(Instant::now);
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
 
     /// A host on 10.0.0.`last`:80.
     pub(crate) fn host(last: u8, is_healthy: bool) -> Arc<Host> {
+        host_at("", last, is_healthy)
+    }
+
+    /// As [`host`], in a zone.
+    pub(crate) fn host_at(zone: &str, last: u8, is_healthy: bool) -> Arc<Host> {
         Host::new(HostParts {
             address: HostAddress::Socket(SocketAddr::from(([10, 0, 0, last], 80))),
             hostname: "".into(),
-            health_check_address: None,
-            locality: Arc::default(),
+            more_addresses: Box::default(),
+            health_check: HealthCheckTarget::default(),
+            locality: Arc::new(Locality {
+                zone: zone.to_owned(),
+                ..Locality::default()
+            }),
             metadata: None,
             transport: Arc::new(UpstreamTransport::Raw),
             weight: 1,

@@ -1,10 +1,19 @@
 //! The hosts of a cluster by priority and locality, frozen: what the load balancer chooses from.
 //!
-//! Rebuilt as a whole when membership or health changes. Follows Envoy: a priority's health is `min(100, 140 % × healthy share)`;
-//! traffic fills priority 0 first and spills over; when all priorities together are short of 100, a priority under its panic
-//! threshold treats all its hosts as healthy.
+//! Rebuilt as a whole when membership or health changes. Follows Envoy: the health of a priority is
+//! `min(100, 140 % × healthy share)`; traffic fills priority 0 first and spills over, first to healthy hosts, then to degraded
+//! ones; when all priorities together are short of 100, a priority under its panic threshold treats all its hosts as healthy.
 
-use super::{Host, Locality, cluster_config::LbPolicy, load_balancer::Table};
+use super::{
+    Host, Locality,
+    load_balancer::{
+        LoadBalancerContext, Pool, mix,
+        policy::{Balancing, LbPolicy, LocalityRule},
+    },
+    stats::ClusterStats,
+    subset::Subsets,
+    zone::{LocalHosts, ZoneRouting},
+};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Endpoints of one locality as discovery told them.
@@ -27,50 +36,92 @@ pub(crate) struct HostSets {
     pub(crate) localities: Vec<LocalityEndpoints>,
     /// Priority 0 first.
     pub(crate) priorities: Vec<HostSet>,
-    /// The share of traffic of each priority, in percent; their sum is 100, or 0 when there are no hosts.
-    pub(crate) loads: Vec<u32>,
+    /// How traffic is spread over the priorities.
+    pub(crate) loads: Loads,
+    /// Groups by metadata.
+    pub(super) subsets: Option<Box<Subsets>>,
+}
+
+/// The share of traffic of each priority, in percent; all together 100, or nothing when nobody can have any.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Loads {
+    healthy: Vec<u32>,
+    degraded: Vec<u32>,
+    /// What the shares were made from.
+    availability: Vec<(u32, u32)>,
 }
 
 /// One priority.
 #[derive(Default)]
 pub(crate) struct HostSet {
     /// All hosts.
-    pub(crate) hosts: Vec<Arc<Host>>,
+    pub(crate) hosts: Arc<[Arc<Host>]>,
     /// How many are healthy.
     pub(crate) healthy: usize,
+    /// How many are degraded.
+    pub(crate) degraded: usize,
+    /// How many do not count, because nobody has checked them yet.
+    pub(crate) excluded: usize,
     /// Whether all hosts are used because too few are healthy.
     pub(crate) is_panic: bool,
-    /// What traffic goes to: the healthy hosts, or all in panic.
-    pub(crate) usable: Pool,
-    /// The same by locality, with cumulative weights; empty unless locality weights apply.
-    pub(crate) by_locality: Vec<(u64, Pool)>,
+    usable: Group,
+    fallback: Group,
+    zone: Option<ZoneRouting>,
 }
 
-/// Hosts to choose from, and what the algorithm has prepared.
+/// Hosts that a request may go to: all of them, or by locality.
 #[derive(Default)]
-pub(crate) struct Pool {
-    /// The hosts.
-    pub(crate) hosts: Vec<Arc<Host>>,
-    /// The algorithm's table.
-    pub(crate) table: Table,
+struct Group {
+    all: Pool,
+    /// Cumulative weights; empty unless locality weights apply.
+    localities: Vec<(f64, Pool)>,
 }
 
-/// What the cluster's configuration says about building sets.
+/// What a set is built with.
 #[derive(Clone, Copy)]
 pub(crate) struct BuildOptions<'a> {
-    /// The algorithm.
-    pub(crate) policy: &'a LbPolicy,
-    /// Percent under which a priority panics.
-    pub(crate) panic_threshold: f64,
-    /// Whether locality weights apply.
-    pub(crate) is_locality_weighted: bool,
+    /// As configured.
+    pub(crate) balancing: &'a Balancing,
     /// 140 unless the assignment says otherwise.
     pub(crate) overprovisioning: u32,
+    /// Whether locality weights hold at all, and what they are scaled by (subsets).
+    pub(crate) scale: Option<&'a BTreeMap<(u32, Arc<Locality>), f64>>,
+    /// The proxy's own cluster, for zone-aware routing.
+    pub(crate) local: Option<&'a LocalHosts>,
+}
+
+/// What is wanted of a host while a set is built.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Healthy,
+    Degraded,
+    Anybody,
+}
+
+/// What a priority has.
+#[derive(Clone, Copy, Default)]
+struct Census {
+    all: usize,
+    healthy: usize,
+    degraded: usize,
+    excluded: usize,
 }
 
 impl HostSets {
     /// Freezes `localities`.
     pub(crate) fn build(localities: Vec<LocalityEndpoints>, options: BuildOptions<'_>) -> Self {
+        let mut sets = Self::without_subsets(localities, options);
+        if let Some(config) = &options.balancing.subsets {
+            sets.subsets = Some(Box::new(Subsets::build(&sets.localities, config, options)));
+        }
+        sets
+    }
+
+    /// As [`Self::build`], for a subset.
+    pub(super) fn without_subsets(
+        localities: Vec<LocalityEndpoints>,
+        options: BuildOptions<'_>,
+    ) -> Self {
         let count = localities
             .iter()
             .map(|one| one.priority as usize + 1)
@@ -80,20 +131,27 @@ impl HostSets {
         for one in &localities {
             members[one.priority as usize].push(one);
         }
-        let health: Vec<u32> = members
+        let census: Vec<Census> = members
             .iter()
-            .map(|members| health(members, options.overprovisioning))
+            .map(|members| Census::of(members, options.balancing))
             .collect();
-        let total: u32 = health.iter().sum::<u32>().min(100);
-        let priorities: Vec<HostSet> = members
+        let (loads, panics) = Loads::new(
+            &census,
+            options.overprovisioning,
+            options.balancing.panic_threshold,
+        );
+        let priorities = members
             .iter()
-            .map(|members| HostSet::build(members, total, options))
+            .enumerate()
+            .map(|(index, members)| {
+                HostSet::build(members, census[index], panics[index], index, options)
+            })
             .collect();
-        let loads = loads(&health, total, &priorities);
         Self {
             localities,
             priorities,
             loads,
+            subsets: None,
         }
     }
 
@@ -102,172 +160,391 @@ impl HostSets {
         self.localities.iter().flat_map(|one| one.hosts.iter())
     }
 
-    /// The priority for a number below 100.
-    pub(crate) fn priority_for(&self, percent: u32) -> Option<usize> {
+    /// Whether there is nobody.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.hosts().next().is_none()
+    }
+
+    /// Chooses a host. `attempt` counts the times that another was wanted, `active` the cluster's requests under way.
+    pub(crate) fn choose(
+        &self,
+        context: &LoadBalancerContext<'_>,
+        balancing: &Balancing,
+        random: u64,
+        attempt: u32,
+        stats: &ClusterStats,
+    ) -> Option<Arc<Host>> {
+        let is_hashed = matches!(
+            balancing.algorithm,
+            LbPolicy::RingHash(..) | LbPolicy::Maglev { .. }
+        );
+        // Where hosts are hashed the priority is drawn from the hash too, so that equal requests stay on one host.
+        let seed = context.hash.filter(|_| is_hashed).unwrap_or(random);
+        let (priority, is_degraded) = self.loads.pick(
+            u32::try_from(seed % 100).unwrap_or(0),
+            context.excluded_priorities,
+        )?;
+        let set = self.priorities.get(priority)?;
+        let random = mix(random);
+        let active = stats.upstream_rq_active.value();
+        if set.is_panic {
+            stats.lb_healthy_panic.inc();
+            if balancing.fails_on_panic {
+                return None;
+            }
+        }
+        if let Some(zone) = set.zone.as_ref().filter(|_| !is_degraded && !set.is_panic)
+            && let Some(pool) = zone.choose(mix(random), stats)
+        {
+            return pool.choose(context.hash, random, attempt, active).cloned();
+        }
+        let group = if is_degraded && !set.is_panic {
+            &set.fallback
+        } else {
+            &set.usable
+        };
+        let pool = group.pool(mix(random));
+        pool.choose(context.hash, random, attempt, active).cloned()
+    }
+}
+
+impl Group {
+    fn pool(&self, random: u64) -> &Pool {
+        let Some((total, _)) = self.localities.last() else {
+            return &self.all;
+        };
+        let at = super::load_balancer::fraction(random) * total;
+        let index = self.localities.partition_point(|(sum, _)| *sum <= at);
+        &self.localities[index.min(self.localities.len() - 1)].1
+    }
+}
+
+impl Census {
+    fn of(members: &[&LocalityEndpoints], balancing: &Balancing) -> Self {
+        let mut census = Self::default();
+        for host in members.iter().flat_map(|one| one.hosts.iter()) {
+            census.all += 1;
+            census.healthy += usize::from(host.is_healthy());
+            census.degraded += usize::from(host.is_degraded());
+            census.excluded += usize::from(host.is_excluded(balancing.ignores_new_hosts));
+        }
+        census
+    }
+
+    fn counted(self) -> usize {
+        self.all - self.excluded
+    }
+
+    fn availability(self, count: usize, overprovisioning: u32) -> u32 {
+        if self.counted() == 0 {
+            return 0;
+        }
+        let share = overprovisioning as usize * count / self.counted();
+        u32::try_from(share.min(100)).unwrap_or(100)
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "host counts are small")]
+    fn is_below(self, threshold: f64) -> bool {
+        let percent = |count: usize| {
+            if self.counted() == 0 {
+                0.0
+            } else {
+                100.0 * count as f64 / self.counted() as f64
+            }
+        };
+        percent(self.healthy) + percent(self.degraded) < threshold
+    }
+}
+
+impl Loads {
+    /// The shares, and which priorities are in panic.
+    fn new(census: &[Census], overprovisioning: u32, threshold: f64) -> (Self, Vec<bool>) {
+        let availability: Vec<(u32, u32)> = census
+            .iter()
+            .map(|one| {
+                (
+                    one.availability(one.healthy, overprovisioning),
+                    one.availability(one.degraded, overprovisioning),
+                )
+            })
+            .collect();
+        let mut loads = Self::spread(availability);
+        let total = loads.total();
+        let nobody = total == 0 && threshold <= 0.0;
+        let panics: Vec<bool> = census
+            .iter()
+            .map(|one| total < 100 && !nobody && one.is_below(threshold))
+            .collect();
+        if panics.iter().all(|is_panic| *is_panic) {
+            loads.by_count(census);
+        }
+        (loads, panics)
+    }
+
+    fn total(&self) -> u32 {
+        let sum: u32 = self
+            .availability
+            .iter()
+            .map(|(healthy, degraded)| healthy + degraded)
+            .sum();
+        sum.min(100)
+    }
+
+    /// Priority 0 gets its health's worth, the next what is left, and so on; then degraded hosts; rounding goes to the first.
+    fn spread(availability: Vec<(u32, u32)>) -> Self {
+        let count = availability.len();
+        let mut loads = Self {
+            healthy: vec![0; count],
+            degraded: vec![0; count],
+            availability,
+        };
+        let total = loads.total();
+        if total == 0 {
+            return loads;
+        }
+        let mut left = 100;
+        for (load, (healthy, _)) in loads.healthy.iter_mut().zip(&loads.availability) {
+            *load = (healthy * 100 / total).min(left);
+            left -= *load;
+        }
+        for (load, (_, degraded)) in loads.degraded.iter_mut().zip(&loads.availability) {
+            *load = (degraded * 100 / total).min(left);
+            left -= *load;
+        }
+        let first_healthy = loads
+            .availability
+            .iter()
+            .position(|(healthy, _)| *healthy > 0);
+        let first_degraded = loads
+            .availability
+            .iter()
+            .position(|(_, degraded)| *degraded > 0);
+        match (first_healthy, first_degraded) {
+            (Some(first), _) => loads.healthy[first] += left,
+            (None, Some(first)) => loads.degraded[first] += left,
+            (None, None) => {}
+        }
+        loads
+    }
+
+    /// Everybody is in panic: traffic is spread by the number of hosts.
+    fn by_count(&mut self, census: &[Census]) {
+        let sum: usize = census.iter().map(|one| one.all).sum();
+        self.degraded.fill(0);
+        self.healthy.fill(0);
+        if sum == 0 {
+            return;
+        }
+        for (load, one) in self.healthy.iter_mut().zip(census) {
+            *load = u32::try_from(one.all * 100 / sum).unwrap_or(0);
+        }
+        let missing = 100 - self.healthy.iter().sum::<u32>();
+        if let Some(first) = census.iter().position(|one| one.all > 0) {
+            self.healthy[first] += missing;
+        }
+    }
+
+    /// The priority for a number below 100, and whether its degraded hosts are meant.
+    fn pick(&self, percent: u32, excluded: &[u32]) -> Option<(usize, bool)> {
+        if !excluded.is_empty() {
+            let left = self
+                .availability
+                .iter()
+                .zip(0..)
+                .map(|(one, index)| {
+                    if excluded.contains(&index) {
+                        (0, 0)
+                    } else {
+                        *one
+                    }
+                })
+                .collect();
+            let others = Self::spread(left);
+            // When every priority has been tried they are all as good as before.
+            if others.total() > 0 {
+                return others.pick(percent, &[]);
+            }
+        }
         let mut sum = 0;
-        for (index, load) in self.loads.iter().enumerate() {
-            sum += load;
-            if percent < sum {
-                return Some(index);
+        for (loads, is_degraded) in [(&self.healthy, false), (&self.degraded, true)] {
+            for (index, load) in loads.iter().enumerate() {
+                sum += load;
+                if percent < sum {
+                    return Some((index, is_degraded));
+                }
             }
         }
         None
     }
 }
 
-fn health(members: &[&LocalityEndpoints], overprovisioning: u32) -> u32 {
-    let (mut all, mut healthy) = (0_u64, 0_u64);
-    for host in members.iter().flat_map(|one| one.hosts.iter()) {
-        all += 1;
-        healthy += u64::from(host.is_healthy());
-    }
-    if all == 0 {
-        return 0;
-    }
-    u32::try_from((u64::from(overprovisioning) * healthy / all).min(100)).unwrap_or(100)
-}
-
-/// Priority 0 gets its health's worth, the next what is left, and so on; rounding goes to the first that has any.
-fn loads(health: &[u32], total: u32, priorities: &[HostSet]) -> Vec<u32> {
-    if total == 0 {
-        // Nobody is healthy: everything goes to the first priority in panic, as Envoy spreads by host count.
-        let hosts: Vec<usize> = priorities
-            .iter()
-            .map(|set| if set.is_panic { set.hosts.len() } else { 0 })
-            .collect();
-        let sum: usize = hosts.iter().sum();
-        if sum == 0 {
-            return vec![0; priorities.len()];
-        }
-        let mut loads: Vec<u32> = hosts
-            .iter()
-            .map(|count| u32::try_from(count * 100 / sum).unwrap_or(0))
-            .collect();
-        round_up(&mut loads);
-        return loads;
-    }
-    let mut left = 100;
-    let mut loads: Vec<u32> = health
-        .iter()
-        .map(|health| {
-            let load = (health * 100 / total).min(left);
-            left -= load;
-            load
-        })
-        .collect();
-    round_up(&mut loads);
-    loads
-}
-
-fn round_up(loads: &mut [u32]) {
-    let missing = 100 - loads.iter().sum::<u32>().min(100);
-    if let Some(first) = loads.iter_mut().find(|load| **load > 0) {
-        *first += missing;
-    }
-}
-
 impl HostSet {
-    #[expect(clippy::cast_precision_loss, reason = "host counts are small")]
-    fn build(members: &[&LocalityEndpoints], total_health: u32, options: BuildOptions<'_>) -> Self {
-        let hosts: Vec<Arc<Host>> = members
+    fn build(
+        members: &[&LocalityEndpoints],
+        census: Census,
+        is_panic: bool,
+        priority: usize,
+        options: BuildOptions<'_>,
+    ) -> Self {
+        let hosts: Arc<[Arc<Host>]> = members
             .iter()
             .flat_map(|one| one.hosts.iter().cloned())
             .collect();
-        let healthy = hosts.iter().filter(|host| host.is_healthy()).count();
-        let share = if hosts.is_empty() {
-            100.0
+        let usable = if is_panic {
+            Wanted::Anybody
         } else {
-            healthy as f64 * 100.0 / hosts.len() as f64
+            Wanted::Healthy
         };
-        let is_panic = total_health < 100 && share < options.panic_threshold && !hosts.is_empty();
-        let usable = |host: &&Arc<Host>| is_panic || host.is_healthy();
-        let pool = |hosts: Vec<Arc<Host>>| Pool {
-            table: Table::build(options.policy, &hosts),
-            hosts,
-        };
-        let mut by_locality = Vec::new();
-        if options.is_locality_weighted {
-            let mut merged: BTreeMap<&Locality, (u32, Vec<&Arc<Host>>)> = BTreeMap::new();
-            for one in members {
-                let entry = merged.entry(&one.locality).or_default();
-                entry.0 = entry.0.max(one.weight.unwrap_or(0));
-                entry.1.extend(&one.hosts);
-            }
-            let mut cumulative = 0;
-            for (weight, members) in merged.into_values() {
-                let chosen: Vec<Arc<Host>> =
-                    members.iter().copied().filter(usable).cloned().collect();
-                // Effective weight: a locality with few healthy hosts gets less.
-                let available = if members.is_empty() {
-                    0
-                } else {
-                    u64::from(options.overprovisioning) * chosen.len() as u64 / members.len() as u64
-                };
-                let effective = u64::from(weight) * available.min(100);
-                if effective > 0 {
-                    cumulative += effective;
-                    by_locality.push((cumulative, pool(chosen)));
-                }
-            }
-        }
-        let usable = pool(hosts.iter().filter(usable).cloned().collect());
+        let group = |wanted| Group::build(members, &hosts, census, wanted, options);
+        let zone = (priority == 0 && !is_panic)
+            .then(|| ZoneRouting::build(members, options))
+            .flatten();
         Self {
+            usable: group(usable),
+            fallback: if census.degraded > 0 && !is_panic {
+                group(Wanted::Degraded)
+            } else {
+                Group::default()
+            },
+            zone,
             hosts,
-            healthy,
+            healthy: census.healthy,
+            degraded: census.degraded,
+            excluded: census.excluded,
             is_panic,
-            usable,
-            by_locality,
         }
     }
+}
+
+impl Wanted {
+    fn takes(self, host: &Host) -> bool {
+        match self {
+            Self::Healthy => host.is_healthy(),
+            Self::Degraded => host.is_degraded(),
+            Self::Anybody => true,
+        }
+    }
+}
+
+impl Group {
+    fn build(
+        members: &[&LocalityEndpoints],
+        hosts: &Arc<[Arc<Host>]>,
+        census: Census,
+        wanted: Wanted,
+        options: BuildOptions<'_>,
+    ) -> Self {
+        let is_everybody = wanted == Wanted::Anybody
+            || (wanted == Wanted::Healthy && census.healthy == census.all);
+        let chosen: Arc<[Arc<Host>]> = if is_everybody {
+            hosts.clone()
+        } else {
+            let fitting = hosts.iter().filter(|host| wanted.takes(host));
+            fitting.cloned().collect()
+        };
+        if options.balancing.locality != LocalityRule::Weighted || wanted == Wanted::Anybody {
+            return Self {
+                all: pool(chosen, options, |_| 1.0),
+                localities: Vec::new(),
+            };
+        }
+        let localities = weigh(members, wanted, options);
+        let is_hashed = matches!(
+            options.balancing.algorithm,
+            LbPolicy::RingHash(..) | LbPolicy::Maglev { .. }
+        );
+        if is_hashed {
+            // One table for all, in which each host has its part of its locality's weight.
+            let factor = |host: &Host| {
+                let (weight, hosts) = localities.get(&host.locality)?;
+                let sum: f64 = hosts.iter().map(|host| f64::from(host.weight())).sum();
+                Some(weight / sum)
+            };
+            return Self {
+                all: pool(chosen, options, |host| factor(host).unwrap_or(0.0)),
+                localities: Vec::new(),
+            };
+        }
+        let mut sum = 0.0;
+        let localities: Vec<(f64, Pool)> = localities
+            .into_values()
+            .filter(|(weight, _)| *weight > 0.0)
+            .map(|(weight, hosts)| {
+                sum += weight;
+                (sum, pool(hosts.into(), options, |_| 1.0))
+            })
+            .collect();
+        let all = if localities.is_empty() {
+            pool(chosen, options, |_| 1.0)
+        } else {
+            Pool::default()
+        };
+        Self { all, localities }
+    }
+}
+
+/// Each locality's effective weight, its own times its health, with the hosts that are wanted of it.
+#[expect(clippy::cast_precision_loss, reason = "host counts are small")]
+fn weigh(
+    members: &[&LocalityEndpoints],
+    wanted: Wanted,
+    options: BuildOptions<'_>,
+) -> BTreeMap<Arc<Locality>, (f64, Vec<Arc<Host>>)> {
+    let mut merged: BTreeMap<Arc<Locality>, (u32, u32, Vec<&Arc<Host>>)> = BTreeMap::new();
+    for one in members {
+        let entry = merged.entry(one.locality.clone()).or_default();
+        entry.0 = entry.0.max(one.weight.unwrap_or(0));
+        entry.1 = one.priority;
+        entry.2.extend(&one.hosts);
+    }
+    let effective =
+        |(locality, (weight, priority, all)): (Arc<Locality>, (u32, u32, Vec<&Arc<Host>>))| {
+            let ignores_new = options.balancing.ignores_new_hosts;
+            let counted = all
+                .iter()
+                .filter(|host| !host.is_excluded(ignores_new))
+                .count();
+            let chosen: Vec<Arc<Host>> = all
+                .into_iter()
+                .filter(|host| wanted.takes(host))
+                .cloned()
+                .collect();
+            let share = if counted == 0 {
+                0.0
+            } else {
+                chosen.len() as f64 / counted as f64
+            };
+            let available = (f64::from(options.overprovisioning) / 100.0 * share).min(1.0);
+            let scale = options.scale.map_or(1.0, |scale| {
+                scale
+                    .get(&(priority, locality.clone()))
+                    .copied()
+                    .unwrap_or(1.0)
+            });
+            (locality, (f64::from(weight) * scale * available, chosen))
+        };
+    merged.into_iter().map(effective).collect()
+}
+
+/// The pool of `hosts` with their weights of the moment.
+pub(super) fn pool(
+    hosts: Arc<[Arc<Host>]>,
+    options: BuildOptions<'_>,
+    factor: impl Fn(&Host) -> f64,
+) -> Pool {
+    let balancing = options.balancing;
+    let weights: Vec<f64> = hosts
+        .iter()
+        .map(|host| {
+            let share = balancing
+                .slow_start
+                .as_ref()
+                .map_or(1.0, |slow| slow.share(host.age()));
+            f64::from(host.weight()) * share * factor(host)
+        })
+        .collect();
+    Pool::build(&balancing.algorithm, hosts, &weights)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::upstream::host::testing::host;
-
-    fn locality(priority: u32, hosts: Vec<Arc<Host>>) -> LocalityEndpoints {
-        LocalityEndpoints {
-            locality: Arc::default(),
-            priority,
-            weight: None,
-            hosts,
-        }
-    }
-
-    fn build(localities: Vec<LocalityEndpoints>) -> HostSets {
-        let options = BuildOptions {
-            policy: &LbPolicy::RoundRobin,
-            panic_threshold: 50.0,
-            is_locality_weighted: false,
-            overprovisioning: 140,
-        };
-        HostSets::build(localities, options)
-    }
-
-    #[test]
-    fn traffic_spills_to_the_next_priority_with_overprovisioning() {
-        let first = vec![host(1, true), host(2, false)];
-        let sets = build(vec![locality(0, first), locality(1, vec![host(3, true)])]);
-        assert_eq!(sets.loads, vec![70, 30]);
-        assert!(!sets.priorities[0].is_panic);
-        assert_eq!(sets.priorities[0].usable.hosts.len(), 1);
-    }
-
-    #[test]
-    fn all_hosts_are_used_when_too_few_are_healthy() {
-        let sets = build(vec![locality(
-            0,
-            vec![host(1, false), host(2, false), host(3, true)],
-        )]);
-        assert!(sets.priorities[0].is_panic);
-        assert_eq!(sets.priorities[0].usable.hosts.len(), 3);
-        assert_eq!(sets.loads, vec![100]);
-    }
-
-    #[test]
-    fn no_hosts_means_no_load() {
-        assert_eq!(build(vec![]).priority_for(0), None);
-        assert_eq!(build(vec![locality(0, vec![])]).priority_for(0), None);
-    }
-}
+mod tests;

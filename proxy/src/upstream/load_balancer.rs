@@ -1,11 +1,16 @@
 //! Load balancing: which host of a pool serves a request. One file an algorithm; what an algorithm needs besides the hosts is
-//! built with the host set ([`Table`]).
+//! built with the host set ([`Pool`]).
 
 mod maglev;
+pub(crate) mod policy;
 mod ring_hash;
+pub(crate) mod subset_config;
 mod weighted;
 
-use super::{Host, cluster_config::LbPolicy, host_set::Pool};
+pub(crate) use weighted::fraction;
+
+use super::Host;
+use policy::{Hashing, LbPolicy};
 use std::{
     net::SocketAddr,
     sync::{
@@ -13,6 +18,9 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
+
+/// More hosts than this are not all weighed for one request; some are drawn.
+const MOST_WEIGHED: usize = 64;
 
 /// What a choice depends on.
 #[derive(Clone, Copy, Default)]
@@ -23,6 +31,10 @@ pub(crate) struct LoadBalancerContext<'a> {
     pub(crate) hash: Option<u64>,
     /// Where the client wanted to go (`ORIGINAL_DST`).
     pub(crate) original_destination: Option<SocketAddr>,
+    /// The request's headers, for clusters that find their host there.
+    pub(crate) headers: Option<&'a http::HeaderMap>,
+    /// The request's host, for clusters that resolve it (dynamic forward proxy).
+    pub(crate) authority: Option<&'a str>,
     /// The metadata under `envoy.lb` that a host must have, if any does.
     pub(crate) metadata_match: Option<&'a prost_types::Struct>,
     /// Hosts that a retry would rather not have again.
@@ -33,83 +45,216 @@ pub(crate) struct LoadBalancerContext<'a> {
     pub(crate) excluded_priorities: &'a [u32],
 }
 
+/// Hosts to choose from, and what the algorithm has prepared.
+#[derive(Default)]
+pub(crate) struct Pool {
+    /// The hosts.
+    pub(crate) hosts: Arc<[Arc<Host>]>,
+    table: Table,
+}
+
 /// What an algorithm has prepared for a pool.
-pub(crate) enum Table {
+#[derive(Default)]
+enum Table {
+    /// There is no choice.
+    #[default]
+    Single,
     /// Round robin: the order of weighted turns, and whose turn it is.
     Turns(Option<Box<[u32]>>, AtomicUsize),
-    /// Least request: this many are compared; cumulative weights unless all are equal.
-    LeastRequest(u32, Option<Box<[u64]>>),
+    /// Least request: this many are compared, or all.
+    LeastRequest(Option<u32>),
+    /// Least request where hosts weigh differently: the weights, how much activity counts against them.
+    WeightedLeastRequest(Box<[f64]>, f64),
     /// Random: cumulative weights unless all are equal.
-    Random(Option<Box<[u64]>>),
+    Random(Option<Box<[f64]>>),
     /// Ring hash: sorted points.
-    Ring(Box<[(u64, u32)]>),
+    Ring(Box<[(u64, u32)]>, Option<Bound>),
     /// Maglev: a host for each slot.
-    Maglev(Box<[u32]>),
+    Maglev(Box<[u32]>, Option<Bound>),
 }
 
-impl Default for Table {
-    fn default() -> Self {
-        Self::Random(None)
-    }
-}
-
-impl Table {
-    /// Prepares `hosts` for `policy`.
-    pub(crate) fn build(policy: &LbPolicy, hosts: &[Arc<Host>]) -> Self {
-        match policy {
-            LbPolicy::RoundRobin => Self::Turns(weighted::turns(hosts), AtomicUsize::new(0)),
-            LbPolicy::LeastRequest { choices } => {
-                Self::LeastRequest(*choices, weighted::cumulative(hosts))
-            }
-            LbPolicy::Random | LbPolicy::ClusterProvided => {
-                Self::Random(weighted::cumulative(hosts))
-            }
-            LbPolicy::RingHash(options) => Self::Ring(ring_hash::build(hosts, options)),
-            LbPolicy::Maglev { size } => Self::Maglev(maglev::build(hosts, *size)),
-        }
-    }
+/// The bound on a host's share of the requests under way.
+struct Bound {
+    /// Percent of the fair share.
+    factor: u32,
+    /// Each host's share of the weight.
+    shares: Box<[f64]>,
 }
 
 impl Pool {
-    /// Chooses a host; `random` must differ from call to call.
-    pub(crate) fn choose(&self, hash: Option<u64>, random: u64) -> Option<&Arc<Host>> {
-        if self.hosts.is_empty() {
+    /// Prepares `hosts`, which weigh `weights`, for `policy`.
+    pub(crate) fn build(policy: &LbPolicy, hosts: Arc<[Arc<Host>]>, weights: &[f64]) -> Self {
+        let are_equal = weights
+            .windows(2)
+            .all(|pair| (pair[0] - pair[1]).abs() < f64::EPSILON);
+        let table = match policy {
+            _ if hosts.len() < 2 => Table::Single,
+            LbPolicy::RoundRobin => Table::Turns(
+                (!are_equal).then(|| weighted::turns(weights)),
+                // Not always with the first: workers and proxies would all begin with the same host.
+                AtomicUsize::new(rand::random::<u32>() as usize),
+            ),
+            LbPolicy::LeastRequest {
+                choices: Some(_),
+                bias,
+            } if !are_equal => Table::WeightedLeastRequest(weights.into(), *bias),
+            LbPolicy::LeastRequest { choices, .. } => Table::LeastRequest(*choices),
+            LbPolicy::Random | LbPolicy::ClusterProvided => {
+                Table::Random((!are_equal).then(|| weighted::cumulative(weights)))
+            }
+            LbPolicy::RingHash(options, hashing) => Table::Ring(
+                ring_hash::build(&hosts, weights, options, *hashing),
+                Bound::new(*hashing, weights),
+            ),
+            LbPolicy::Maglev { size, hashing } => Table::Maglev(
+                maglev::build(&hosts, weights, *size, *hashing),
+                Bound::new(*hashing, weights),
+            ),
+        };
+        Self { hosts, table }
+    }
+
+    /// Whether there is nobody.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.hosts.is_empty()
+    }
+
+    /// Chooses a host; `random` must differ from call to call. `attempt` counts the times that another host was wanted,
+    /// `active` the cluster's requests under way.
+    pub(crate) fn choose(
+        &self,
+        hash: Option<u64>,
+        random: u64,
+        attempt: u32,
+        active: u64,
+    ) -> Option<&Arc<Host>> {
+        let count = self.hosts.len();
+        if count == 0 {
             return None;
         }
+        let hash = hash.unwrap_or(random);
         let index = match &self.table {
+            Table::Single => 0,
             Table::Turns(turns, next) => {
                 let turn = next.fetch_add(1, Relaxed);
                 match turns {
                     Some(turns) => turns[turn % turns.len()] as usize,
-                    None => turn % self.hosts.len(),
+                    None => turn % count,
                 }
             }
-            Table::Random(weights) => weighted::pick(weights.as_deref(), self.hosts.len(), random),
-            Table::LeastRequest(choices, weights) => {
-                return self.least_request(*choices, weights.as_deref(), random);
+            Table::Random(None) => weighted::below(random, count),
+            Table::Random(Some(sums)) => weighted::pick(sums, random),
+            Table::LeastRequest(choices) => return self.least_request(*choices, random),
+            Table::WeightedLeastRequest(weights, bias) => {
+                self.weighted_least_request(weights, *bias, random)
             }
-            Table::Ring(points) => ring_hash::pick(points, hash.unwrap_or(random))?,
-            Table::Maglev(slots) => maglev::pick(slots, hash.unwrap_or(random))?,
+            Table::Ring(points, bound) => {
+                let found = ring_hash::pick(points, hash, attempt)?;
+                self.within(bound.as_ref(), found, hash, active)
+            }
+            Table::Maglev(slots, bound) => {
+                let found = maglev::pick(slots, hash, attempt)?;
+                self.within(bound.as_ref(), found, hash, active)
+            }
         };
         self.hosts.get(index)
     }
 
-    /// Of some hosts drawn at random (by weight), the one with the fewest requests under way.
-    fn least_request(
-        &self,
-        choices: u32,
-        weights: Option<&[u64]>,
-        mut random: u64,
-    ) -> Option<&Arc<Host>> {
+    /// Of some hosts drawn at random, or of all, the one with the fewest requests under way.
+    fn least_request(&self, choices: Option<u32>, mut random: u64) -> Option<&Arc<Host>> {
+        let count = self.hosts.len();
+        let rounds = choices.map_or(count, |choices| choices as usize);
+        let start = weighted::below(random, count);
         let mut best: Option<&Arc<Host>> = None;
-        for _ in 0..choices {
-            let host = &self.hosts[weighted::pick(weights, self.hosts.len(), random)];
+        for round in 0..rounds {
+            let index = if choices.is_some() {
+                weighted::below(random, count)
+            } else {
+                // Begun anywhere, so that equals share the load.
+                (start + round) % count
+            };
+            let host = &self.hosts[index];
             if best.is_none_or(|best| host.stats.rq_active.value() < best.stats.rq_active.value()) {
                 best = Some(host);
             }
             random = mix(random);
         }
         best
+    }
+
+    /// A host by `weight / (active + 1)^bias`.
+    #[expect(clippy::cast_precision_loss, reason = "counts of requests are small")]
+    fn weighted_least_request(&self, weights: &[f64], bias: f64, mut random: u64) -> usize {
+        let worth = |index: usize| {
+            let active = self.hosts[index].stats.rq_active.value() as f64 + 1.0;
+            let against = if (bias - 1.0).abs() < f64::EPSILON {
+                active
+            } else {
+                active.powf(bias)
+            };
+            weights[index] / against
+        };
+        let count = self.hosts.len();
+        if count <= MOST_WEIGHED {
+            let total: f64 = (0..count).map(worth).sum();
+            let mut left = weighted::fraction(random) * total;
+            for index in 0..count {
+                left -= worth(index);
+                if left < 0.0 {
+                    return index;
+                }
+            }
+            return count - 1;
+        }
+        let mut best = weighted::below(random, count);
+        for _ in 1..8 {
+            random = mix(random);
+            let other = weighted::below(random, count);
+            if worth(other) > worth(best) {
+                best = other;
+            }
+        }
+        best
+    }
+
+    /// The host found, or another if it has more than its share of requests already.
+    fn within(&self, bound: Option<&Bound>, found: usize, hash: u64, active: u64) -> usize {
+        let Some(bound) = bound else { return found };
+        let mut least = (bound.load(&self.hosts[found], found, active), found);
+        let mut random = hash;
+        let count = self.hosts.len();
+        // From a place that the hash decides, so that equal requests go elsewhere together.
+        let start = weighted::below(mix(random), count);
+        for step in 0..count {
+            if least.0 <= 1.0 {
+                break;
+            }
+            random = mix(random);
+            let index = (start + step) % count;
+            let load = bound.load(&self.hosts[index], index, active);
+            if load < least.0 {
+                least = (load, index);
+            }
+        }
+        least.1
+    }
+}
+
+impl Bound {
+    fn new(hashing: Hashing, weights: &[f64]) -> Option<Self> {
+        let total: f64 = weights.iter().sum();
+        (hashing.balance_factor > 0).then(|| Self {
+            factor: hashing.balance_factor,
+            shares: weights.iter().map(|weight| weight / total).collect(),
+        })
+    }
+
+    /// Requests under way on `host` against what it may have: above one is too many.
+    #[expect(clippy::cast_precision_loss, reason = "counts of requests are small")]
+    fn load(&self, host: &Host, index: usize, active: u64) -> f64 {
+        let slots = ((active + 1) * u64::from(self.factor)).div_ceil(100) as f64;
+        let own = (slots * self.shares[index]).ceil().max(1.0);
+        host.stats.rq_active.value() as f64 / own
     }
 }
 
@@ -121,13 +266,112 @@ pub(crate) fn mix(seed: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// The text that a host is hashed by: its own hash key, its name if it has one, or its address.
-fn hash_key(host: &Host) -> &str {
+/// The text that a host is hashed by: its own hash key, its name if asked for, or its address.
+fn hash_key(host: &Host, hashing: Hashing) -> &str {
     if let Some(fields) = host.metadata_of("envoy.lb")
         && let Some(value) = fields.fields.get("hash_key")
         && let Some(prost_types::value::Kind::StringValue(key)) = &value.kind
     {
         return key;
     }
-    &host.address_text
+    if hashing.by_hostname {
+        &host.hostname
+    } else {
+        &host.address_text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::host::testing::host;
+    use policy::RingOptions;
+
+    fn pool(policy: &LbPolicy, weights: &[f64]) -> Pool {
+        let hosts = (1..).zip(weights).map(|(last, _)| host(last, true));
+        Pool::build(policy, hosts.collect(), weights)
+    }
+
+    fn shares(pool: &Pool, rounds: u64) -> Vec<u64> {
+        let mut counts = vec![0; pool.hosts.len()];
+        for round in 0..rounds {
+            let chosen = pool.choose(None, mix(round), 0, 0).unwrap();
+            let index = pool.hosts.iter().position(|host| host.id == chosen.id);
+            counts[index.unwrap()] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn every_policy_follows_the_weights() {
+        let hashing = Hashing::default();
+        for policy in [
+            LbPolicy::RoundRobin,
+            LbPolicy::Random,
+            LbPolicy::LeastRequest {
+                choices: Some(2),
+                bias: 1.0,
+            },
+            LbPolicy::RingHash(
+                RingOptions {
+                    minimum: 4096,
+                    maximum: 8 << 20,
+                    is_murmur: false,
+                },
+                hashing,
+            ),
+            LbPolicy::Maglev {
+                size: 65_537,
+                hashing,
+            },
+        ] {
+            let counts = shares(&pool(&policy, &[1.0, 3.0]), 4000);
+            assert!((800..1200).contains(&counts[0]), "{policy:?}: {counts:?}");
+        }
+    }
+
+    #[test]
+    fn least_request_prefers_the_idle_host() {
+        for (choices, weights) in [(Some(2), [1.0, 1.0]), (None, [1.0, 1.0])] {
+            let pool = pool(&LbPolicy::LeastRequest { choices, bias: 1.0 }, &weights);
+            for _ in 0..9 {
+                pool.hosts[0].stats.rq_active.inc();
+            }
+            let counts = shares(&pool, 1000);
+            assert!(counts[1] > 700, "{counts:?}");
+        }
+        let weighted = pool(
+            &LbPolicy::LeastRequest {
+                choices: Some(2),
+                bias: 1.0,
+            },
+            &[9.0, 3.0],
+        );
+        for _ in 0..8 {
+            weighted.hosts[0].stats.rq_active.inc();
+        }
+        // 9 / (8 + 1) against 3 / 1.
+        let counts = shares(&weighted, 4000);
+        assert!((800..1200).contains(&counts[0]), "{counts:?}");
+    }
+
+    #[test]
+    fn a_hashed_host_with_too_much_to_do_is_passed_over() {
+        let hashing = Hashing {
+            by_hostname: false,
+            balance_factor: 150,
+        };
+        let pool = pool(
+            &LbPolicy::Maglev {
+                size: 65_537,
+                hashing,
+            },
+            &[1.0, 1.0, 1.0],
+        );
+        let first = pool.choose(Some(7), 0, 0, 0).unwrap().clone();
+        for _ in 0..5 {
+            first.stats.rq_active.inc();
+        }
+        assert_ne!(pool.choose(Some(7), 0, 0, 5).unwrap().id, first.id);
+    }
 }

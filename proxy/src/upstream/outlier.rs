@@ -1,11 +1,24 @@
 //! Outlier detection: a host that keeps failing is taken out for a while.
 //!
-//! Ejection follows at once from the failure that fills the count; hosts come back in the sweep. As in Envoy the time out is
-//! `base × number of ejections`, capped, and a host that behaves for a sweep has one ejection forgiven.
+//! A row of failures ejects at once; rates are looked at in the sweep, which also brings hosts back. As in Envoy the time out is
+//! `base × number of ejections`, capped, plus jitter, and a host that behaves for a sweep has one ejection forgiven.
 
-use super::{Cluster, ClusterManager, Host, host::HealthFlag, stats::OutlierStats};
-use crate::{invalid::Invalid, stats::Counter, wire::duration_or};
-use proto::envoy::config::cluster::v3::OutlierDetection as Wire;
+mod config;
+mod state;
+
+pub(crate) use config::OutlierConfig;
+pub(crate) use state::OutlierState;
+
+use super::{
+    Cluster, ClusterManager, Host,
+    event_log::{self, EventLog},
+    host::{HealthFlag, clock},
+    stats::OutlierStats,
+};
+use crate::stats::Counter;
+use rand::RngExt as _;
+use serde_json::json;
+use state::Rate;
 use std::{
     sync::{
         Arc,
@@ -13,7 +26,6 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::Instant;
 
 /// How a request or connection to a host went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,91 +40,35 @@ pub(crate) enum Outcome {
     Connected,
 }
 
-/// A checked configuration.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct OutlierConfig {
-    consecutive_5xx: u32,
-    consecutive_gateway: u32,
-    consecutive_local: u32,
-    enforcing_5xx: u32,
-    enforcing_gateway: u32,
-    enforcing_local: u32,
-    split_local: bool,
-    interval: Duration,
-    base: Duration,
-    most: Duration,
-    max_percent: u32,
-    always_one: bool,
-}
-
 /// Ejection on one cluster.
 pub(crate) struct OutlierDetector {
     config: OutlierConfig,
     stats: Arc<OutlierStats>,
-    began: Instant,
     next_sweep: AtomicU64,
+    log: Option<EventLog>,
 }
 
-impl TryFrom<&Wire> for OutlierConfig {
-    type Error = Invalid;
-
-    fn try_from(wire: &Wire) -> Result<Self, Invalid> {
-        if !wire.monitors.is_empty() {
-            return Err(Invalid::new("not supported").at("monitors"));
-        }
-        let percent = |value: Option<u32>, default: u32, field: &str| match value.unwrap_or(default)
-        {
-            value @ 0..=100 => Ok(value),
-            value => Err(Invalid::new(format!("{value} is not a percentage")).at(field)),
-        };
-        let base = duration_or(
-            wire.base_ejection_time.as_ref(),
-            Duration::from_secs(30),
-            "base_ejection_time",
-        )?;
-        Ok(Self {
-            consecutive_5xx: wire.consecutive_5xx.unwrap_or(5),
-            consecutive_gateway: wire.consecutive_gateway_failure.unwrap_or(5),
-            consecutive_local: wire.consecutive_local_origin_failure.unwrap_or(5),
-            enforcing_5xx: percent(
-                wire.enforcing_consecutive_5xx,
-                100,
-                "enforcing_consecutive_5xx",
-            )?,
-            enforcing_gateway: percent(
-                wire.enforcing_consecutive_gateway_failure,
-                0,
-                "enforcing_consecutive_gateway_failure",
-            )?,
-            enforcing_local: percent(
-                wire.enforcing_consecutive_local_origin_failure,
-                100,
-                "enforcing_consecutive_local_origin_failure",
-            )?,
-            split_local: wire.split_external_local_origin_errors,
-            interval: duration_or(wire.interval.as_ref(), Duration::from_secs(10), "interval")?
-                .max(Duration::from_millis(10)),
-            base,
-            most: duration_or(
-                wire.max_ejection_time.as_ref(),
-                Duration::from_secs(300).max(base),
-                "max_ejection_time",
-            )?,
-            max_percent: percent(wire.max_ejection_percent, 10, "max_ejection_percent")?,
-            always_one: wire.always_eject_one_host.unwrap_or(false),
-        })
-    }
+/// Why a host is ejected: Envoy's word, how surely it is done, where it is counted.
+struct Reason<'a> {
+    name: &'static str,
+    enforcing: u32,
+    detected: &'a Counter,
+    enforced: &'a Counter,
 }
 
 impl OutlierDetector {
     /// A detector that has seen nothing.
-    pub(crate) fn new(config: OutlierConfig, stats: Arc<OutlierStats>) -> Self {
-        let next_sweep = AtomicU64::new(millis(config.interval));
+    pub(crate) fn new(
+        config: OutlierConfig,
+        stats: Arc<OutlierStats>,
+        log: Option<EventLog>,
+    ) -> Self {
+        let next_sweep = AtomicU64::new(clock() + millis(config.interval));
         Self {
             config,
             stats,
-            began: Instant::now(),
             next_sweep,
+            log,
         }
     }
 
@@ -125,129 +81,240 @@ impl OutlierDetector {
         random: u64,
     ) -> bool {
         let (config, state) = (&self.config, &host.outlier);
-        let (status, is_local) = match outcome {
-            Outcome::Status(status) => (status, false),
-            Outcome::LocalFailure => (503, true),
-            Outcome::Timeout => (504, true),
-            Outcome::Connected => (200, true),
+        let is_failure = match outcome {
+            Outcome::Status(status) => status >= 500,
+            Outcome::LocalFailure | Outcome::Timeout => true,
+            Outcome::Connected => false,
         };
-        if config.split_local && is_local {
-            let count = bump(&state.consecutive_local, status >= 500);
-            return count >= config.consecutive_local && config.consecutive_local > 0 && {
-                state.consecutive_local.store(0, Relaxed);
-                let counters = (
-                    &self
-                        .stats
-                        .ejections_detected_consecutive_local_origin_failure,
-                    &self
-                        .stats
-                        .ejections_enforced_consecutive_local_origin_failure,
-                );
-                self.eject(cluster, host, config.enforcing_local, counters, random)
-            };
+        if config.split_local {
+            let is_local_failure = matches!(outcome, Outcome::LocalFailure | Outcome::Timeout);
+            state.local.record(!is_local_failure);
+            let row = state.bump_local(is_local_failure);
+            if config.consecutive_local > 0 && row >= config.consecutive_local {
+                state.reset_local();
+                return self.eject(cluster, host, &self.local_row(), random);
+            }
+            if is_local_failure || outcome == Outcome::Connected {
+                return false;
+            }
         }
-        if outcome == Outcome::Connected {
-            // A connection alone says nothing about the answers.
-            return false;
-        }
-        let gateway = bump(&state.consecutive_gateway, matches!(status, 502..=504));
-        let failures = bump(&state.consecutive_5xx, status >= 500);
+        let status = match outcome {
+            Outcome::Status(status) => status,
+            Outcome::LocalFailure => 503,
+            Outcome::Timeout => 504,
+            Outcome::Connected => 200,
+        };
+        state.external.record(!is_failure);
+        let gateway = state.bump_gateway(matches!(status, 502..=504));
+        let failures = state.bump_5xx(is_failure);
         let mut is_ejected = false;
         if config.consecutive_gateway > 0 && gateway >= config.consecutive_gateway {
-            state.consecutive_gateway.store(0, Relaxed);
-            let counters = (
-                &self.stats.ejections_detected_consecutive_gateway_failure,
-                &self.stats.ejections_enforced_consecutive_gateway_failure,
-            );
-            is_ejected |= self.eject(cluster, host, config.enforcing_gateway, counters, random);
+            state.reset_gateway();
+            is_ejected |= self.eject(cluster, host, &self.gateway_row(), random);
         }
         if config.consecutive_5xx > 0 && failures >= config.consecutive_5xx {
-            state.consecutive_5xx.store(0, Relaxed);
+            state.reset_5xx();
             self.stats.ejections_consecutive_5xx.inc();
-            let counters = (
-                &self.stats.ejections_detected_consecutive_5xx,
-                &self.stats.ejections_enforced_consecutive_5xx,
-            );
-            is_ejected |= self.eject(cluster, host, config.enforcing_5xx, counters, random);
+            is_ejected |= self.eject(cluster, host, &self.failure_row(), random);
         }
         is_ejected
     }
 
-    fn eject(
-        &self,
-        cluster: &Cluster,
-        host: &Host,
-        enforcing: u32,
-        counters: (&Counter, &Counter),
-        random: u64,
-    ) -> bool {
-        let (detected, enforced) = counters;
-        detected.inc();
-        if host.has(HealthFlag::FAILED_OUTLIER) || random % 100 >= u64::from(enforcing) {
+    fn failure_row(&self) -> Reason<'_> {
+        Reason {
+            name: "CONSECUTIVE_5XX",
+            enforcing: self.config.enforcing_5xx,
+            detected: &self.stats.ejections_detected_consecutive_5xx,
+            enforced: &self.stats.ejections_enforced_consecutive_5xx,
+        }
+    }
+
+    fn gateway_row(&self) -> Reason<'_> {
+        Reason {
+            name: "CONSECUTIVE_GATEWAY_FAILURE",
+            enforcing: self.config.enforcing_gateway,
+            detected: &self.stats.ejections_detected_consecutive_gateway_failure,
+            enforced: &self.stats.ejections_enforced_consecutive_gateway_failure,
+        }
+    }
+
+    fn local_row(&self) -> Reason<'_> {
+        Reason {
+            name: "CONSECUTIVE_LOCAL_ORIGIN_FAILURE",
+            enforcing: self.config.enforcing_local,
+            detected: &self
+                .stats
+                .ejections_detected_consecutive_local_origin_failure,
+            enforced: &self
+                .stats
+                .ejections_enforced_consecutive_local_origin_failure,
+        }
+    }
+
+    fn success_rate(&self, is_local: bool) -> Reason<'_> {
+        let (config, stats) = (&self.config, &self.stats);
+        if is_local {
+            Reason {
+                name: "SUCCESS_RATE_LOCAL_ORIGIN",
+                enforcing: config.enforcing_local_success_rate,
+                detected: &stats.ejections_detected_local_origin_success_rate,
+                enforced: &stats.ejections_enforced_local_origin_success_rate,
+            }
+        } else {
+            Reason {
+                name: "SUCCESS_RATE",
+                enforcing: config.enforcing_success_rate,
+                detected: &stats.ejections_detected_success_rate,
+                enforced: &stats.ejections_enforced_success_rate,
+            }
+        }
+    }
+
+    fn failure_percentage(&self, is_local: bool) -> Reason<'_> {
+        let (config, stats) = (&self.config, &self.stats);
+        if is_local {
+            Reason {
+                name: "FAILURE_PERCENTAGE_LOCAL_ORIGIN",
+                enforcing: config.enforcing_local_failure_percentage,
+                detected: &stats.ejections_detected_local_origin_failure_percentage,
+                enforced: &stats.ejections_enforced_local_origin_failure_percentage,
+            }
+        } else {
+            Reason {
+                name: "FAILURE_PERCENTAGE",
+                enforcing: config.enforcing_failure_percentage,
+                detected: &stats.ejections_detected_failure_percentage,
+                enforced: &stats.ejections_enforced_failure_percentage,
+            }
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "host counts are small")]
+    fn eject(&self, cluster: &Cluster, host: &Host, reason: &Reason<'_>, random: u64) -> bool {
+        if host.has(HealthFlag::FAILED_OUTLIER) {
             return false;
         }
-        let sets = cluster.hosts();
-        let total = sets.hosts().count() as u64;
-        let ejected = sets
-            .hosts()
-            .filter(|host| host.has(HealthFlag::FAILED_OUTLIER))
-            .count() as u64;
-        let is_first_allowed = ejected == 0 && self.config.always_one;
+        reason.detected.inc();
+        let total = cluster.hosts().hosts().count().max(1) as f64;
+        let active = self.stats.ejections_active.value();
         // QUIRK: Envoy compares the share before this ejection, so a small cluster may still lose one host.
-        if !is_first_allowed
-            && (total == 0
-                || ejected * 100 / total >= u64::from(self.config.max_percent)
-                || self.config.max_percent == 0)
-        {
+        let is_allowed = 100.0 * active as f64 / total < f64::from(self.config.max_percent)
+            || (active == 0 && self.config.always_one);
+        if !is_allowed {
             self.stats.ejections_overflow.inc();
             return false;
         }
-        if !host.raise(HealthFlag::FAILED_OUTLIER) {
+        let is_enforced = random % 100 < u64::from(reason.enforcing);
+        self.log_event(cluster, host, Some(reason), is_enforced);
+        if !is_enforced || !host.raise(HealthFlag::FAILED_OUTLIER) {
             return false;
         }
-        enforced.inc();
+        reason.enforced.inc();
         self.stats.ejections_enforced_total.inc();
         self.stats.ejections_total.inc();
         self.stats.ejections_active.inc();
-        host.outlier.ejections.fetch_add(1, Relaxed);
-        host.outlier.ejected_at.store(self.now().max(1), Relaxed);
-        tracing::info!(target: "outlier", cluster = %cluster.name(), host = %host.address_text, "host ejected");
+        let jitter = match millis(self.config.jitter) {
+            0 => 0,
+            most => rand::rng().random_range(0..=most),
+        };
+        host.outlier
+            .ejected(clock(), jitter, self.config.base, self.config.most);
+        tracing::info!(target: "outlier", cluster = %cluster.name(), host = %host.address_text, reason = reason.name, "host ejected");
         true
     }
 
-    /// Brings back the hosts whose time is over; `true` if there were any.
+    /// Brings back the hosts whose time is over and looks at the rates; `true` if anything changed.
     fn sweep(&self, cluster: &Cluster) -> bool {
-        let now = self.now();
+        let now = clock();
         if now < self.next_sweep.load(Relaxed) {
             return false;
         }
         self.next_sweep
             .store(now + millis(self.config.interval), Relaxed);
-        let mut changed = false;
-        for host in cluster.hosts().hosts() {
-            let state = &host.outlier;
-            let ejections = state.ejections.load(Relaxed);
+        let hosts: Vec<Arc<Host>> = cluster.hosts().hosts().cloned().collect();
+        let mut has_changed = false;
+        for host in &hosts {
             if !host.has(HealthFlag::FAILED_OUTLIER) {
-                if ejections > 0 {
-                    state.ejections.store(ejections - 1, Relaxed);
-                }
-                continue;
-            }
-            let time = self
-                .config
-                .base
-                .saturating_mul(ejections.max(1))
-                .min(self.config.most.max(self.config.base));
-            if now.saturating_sub(state.ejected_at.load(Relaxed)) >= millis(time)
-                && host.lower(HealthFlag::FAILED_OUTLIER)
+                host.outlier.forgive();
+            } else if host
+                .outlier
+                .is_over(now, self.config.base, self.config.most)
             {
-                state.ejected_at.store(0, Relaxed);
-                self.stats.ejections_active.dec();
-                changed = true;
-                tracing::info!(target: "outlier", cluster = %cluster.name(), host = %host.address_text, "host is back");
+                has_changed |= self.bring_back(cluster, host);
             }
         }
-        changed
+        has_changed |= self.judge(cluster, &hosts, false);
+        if self.config.split_local {
+            has_changed |= self.judge(cluster, &hosts, true);
+        }
+        has_changed
+    }
+
+    fn bring_back(&self, cluster: &Cluster, host: &Host) -> bool {
+        if !host.lower(HealthFlag::FAILED_OUTLIER) {
+            return false;
+        }
+        host.outlier.returned();
+        host.renew();
+        self.stats.ejections_active.dec();
+        self.log_event(cluster, host, None, true);
+        tracing::info!(target: "outlier", cluster = %cluster.name(), host = %host.address_text, "host is back");
+        true
+    }
+
+    /// A check has found `host` healthy: it need not wait; `true` if it came back.
+    pub(crate) fn checked_healthy(&self, cluster: &Cluster, host: &Host) -> bool {
+        self.config.checks_bring_back && self.bring_back(cluster, host)
+    }
+
+    /// Ejects hosts by their rates of the interval that ends.
+    #[expect(clippy::cast_precision_loss, reason = "host counts are small")]
+    fn judge(&self, cluster: &Cluster, hosts: &[Arc<Host>], is_local: bool) -> bool {
+        let config = &self.config;
+        let rate = |host: &Host| -> Rate {
+            let window = if is_local {
+                &host.outlier.local
+            } else {
+                &host.outlier.external
+            };
+            window.close(config.success_volume.min(config.failure_volume))
+        };
+        let rates: Vec<(&Arc<Host>, Rate)> = hosts
+            .iter()
+            .map(|host| (host, rate(host)))
+            .filter(|(host, rate)| rate.volume > 0 && !host.has(HealthFlag::FAILED_OUTLIER))
+            .collect();
+        let mut has_changed = false;
+        let valid: Vec<_> = rates
+            .iter()
+            .filter(|(_, rate)| rate.volume >= config.success_volume)
+            .collect();
+        if !valid.is_empty() && valid.len() >= config.success_hosts {
+            let count = valid.len() as f64;
+            let mean = valid.iter().map(|(_, rate)| rate.success).sum::<f64>() / count;
+            let variance = valid
+                .iter()
+                .map(|(_, rate)| (rate.success - mean).powi(2))
+                .sum::<f64>()
+                / count;
+            let threshold = mean - config.deviations * variance.sqrt();
+            for (host, _) in valid.iter().filter(|(_, rate)| rate.success < threshold) {
+                let reason = self.success_rate(is_local);
+                has_changed |= self.eject(cluster, host, &reason, rand::random());
+            }
+        }
+        let valid: Vec<_> = rates
+            .iter()
+            .filter(|(_, rate)| rate.volume >= config.failure_volume)
+            .collect();
+        if !valid.is_empty() && valid.len() >= config.failure_hosts {
+            let is_bad = |rate: &Rate| 100.0 - rate.success >= f64::from(config.failure_threshold);
+            for (host, _) in valid.iter().filter(|(_, rate)| is_bad(rate)) {
+                let reason = self.failure_percentage(is_local);
+                has_changed |= self.eject(cluster, host, &reason, rand::random());
+            }
+        }
+        has_changed
     }
 
     /// A host that leaves the cluster while ejected is no longer counted.
@@ -257,20 +324,29 @@ impl OutlierDetector {
         }
     }
 
-    fn now(&self) -> u64 {
-        millis(self.began.elapsed())
+    /// One line of Envoy's event log: an ejection for a reason, or a return without one.
+    fn log_event(
+        &self,
+        cluster: &Cluster,
+        host: &Host,
+        reason: Option<&Reason<'_>>,
+        is_enforced: bool,
+    ) {
+        let Some(log) = &self.log else { return };
+        let mut event = json!({
+            "type": reason.map_or("CONSECUTIVE_5XX", |reason| reason.name),
+            "cluster_name": &**cluster.name(),
+            "upstream_url": &*host.address_text,
+            "action": if reason.is_some() { "EJECT" } else { "UNEJECT" },
+            "num_ejections": host.outlier.count(),
+            "enforced": is_enforced,
+            "timestamp": event_log::now(),
+        });
+        if reason.is_some_and(|reason| reason.name.starts_with("CONSECUTIVE")) {
+            event["eject_consecutive_event"] = json!({});
+        }
+        log.write(&event);
     }
-}
-
-fn bump(count: &std::sync::atomic::AtomicU32, is_failure: bool) -> u32 {
-    if is_failure {
-        return count.fetch_add(1, Relaxed) + 1;
-    }
-    // Most responses are good and the count is zero already: do not write then.
-    if count.load(Relaxed) != 0 {
-        count.store(0, Relaxed);
-    }
-    0
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -294,64 +370,4 @@ pub(crate) async fn run_outlier_sweep(clusters: Arc<ClusterManager>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        stats::Store,
-        transport::SecretSlots,
-        upstream::{ClusterConfig, LoadBalancerContext},
-    };
-
-    fn cluster(outlier: &str) -> Arc<Cluster> {
-        let host = |port| {
-            format!(
-                "{{endpoint: {{address: {{socket_address: {{address: 10.0.0.1, port_value: {port}}}}}}}}}"
-            )
-        };
-        let text = format!(
-            "{{name: a, outlier_detection: {outlier}, load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{}, {}]}}]}}}}",
-            host(1),
-            host(2)
-        );
-        let config = ClusterConfig::new(
-            proto::yaml::from_str(&text).unwrap(),
-            &SecretSlots::default(),
-        )
-        .unwrap();
-        Cluster::new(config, &Arc::new(Store::default()).root()).unwrap()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_host_that_keeps_failing_is_out_for_a_while() {
-        let cluster =
-            cluster("{consecutive_5xx: 3, base_ejection_time: 30s, max_ejection_percent: 50}");
-        let bad = cluster.hosts().hosts().next().unwrap().clone();
-        for status in [500, 500, 200, 500, 500] {
-            cluster.report(&bad, Outcome::Status(status), 0);
-        }
-        assert!(bad.is_healthy());
-        cluster.report(&bad, Outcome::LocalFailure, 0);
-        assert!(!bad.is_healthy());
-        for random in 0..20 {
-            let context = LoadBalancerContext {
-                random,
-                ..LoadBalancerContext::default()
-            };
-            assert_ne!(cluster.choose_host(&context).unwrap().id, bad.id);
-        }
-        // Half of the hosts is the most that may be out.
-        let other = cluster.hosts().hosts().nth(1).unwrap().clone();
-        for _ in 0..3 {
-            cluster.report(&other, Outcome::Status(503), 0);
-        }
-        assert!(other.is_healthy());
-        let outlier = cluster.outlier().unwrap();
-        assert_eq!(outlier.stats.ejections_overflow.value(), 1);
-        tokio::time::advance(Duration::from_secs(29)).await;
-        assert!(!outlier.sweep(&cluster));
-        tokio::time::advance(Duration::from_secs(10)).await;
-        assert!(outlier.sweep(&cluster));
-        assert!(bad.is_healthy());
-        assert_eq!(outlier.stats.ejections_active.value(), 0);
-    }
-}
+mod tests;

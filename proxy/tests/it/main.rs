@@ -9,5 +9,7 @@
 mod control_plane;
 mod http;
 mod running;
+mod scale;
 mod statics;
+mod upstream;
 mod xds;

@@ -1,6 +1,6 @@
 //! Maglev: a table of prime size filled by each host's own permutation; heavier hosts take more turns.
 
-use super::{Host, hash_key};
+use super::{Hashing, Host, hash_key};
 use std::sync::Arc;
 use xxhash_rust::xxh64::xxh64;
 
@@ -13,25 +13,24 @@ struct Entry {
 }
 
 /// A host for each slot of the table.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "weights and the table's size are far below 2^52"
-)]
-pub(super) fn build(hosts: &[Arc<Host>], size: u64) -> Box<[u32]> {
+pub(super) fn build(
+    hosts: &[Arc<Host>],
+    weights: &[f64],
+    size: u64,
+    hashing: Hashing,
+) -> Box<[u32]> {
     const EMPTY: u32 = u32::MAX;
-    let heaviest = hosts
-        .iter()
-        .map(|host| f64::from(host.weight()))
-        .fold(0.0, f64::max);
+    let heaviest = weights.iter().copied().fold(0.0, f64::max);
     let mut entries: Vec<Entry> = hosts
         .iter()
-        .map(|host| {
-            let key = hash_key(host).as_bytes();
+        .zip(weights)
+        .map(|(host, weight)| {
+            let key = hash_key(host, hashing).as_bytes();
             Entry {
                 offset: xxh64(key, 0) % size,
                 skip: xxh64(key, 1) % (size - 1) + 1,
                 next: 0,
-                weight: f64::from(host.weight()),
+                weight: *weight,
                 target: 0.0,
             }
         })
@@ -40,12 +39,12 @@ pub(super) fn build(hosts: &[Arc<Host>], size: u64) -> Box<[u32]> {
         return Box::default();
     }
     let mut table = vec![EMPTY; usize::try_from(size).unwrap_or(65_537)];
-    let (mut filled, mut round) = (0, 0_u64);
+    let (mut filled, mut round) = (0, 0.0);
     loop {
-        round += 1;
+        round += 1.0;
         for (index, entry) in entries.iter_mut().enumerate() {
             // A host of half the weight has a turn every second round.
-            if (round as f64) * entry.weight < entry.target {
+            if round * entry.weight < entry.target {
                 continue;
             }
             entry.target += heaviest;
@@ -66,8 +65,14 @@ pub(super) fn build(hosts: &[Arc<Host>], size: u64) -> Box<[u32]> {
     }
 }
 
-/// The host of the slot of `hash`.
-pub(super) fn pick(table: &[u32], hash: u64) -> Option<usize> {
+/// The host of the slot of `hash`; of another slot when the host found first is not wanted.
+pub(super) fn pick(table: &[u32], hash: u64, attempt: u32) -> Option<usize> {
+    let hash = if attempt > 0 {
+        // Most bits change, so that the slot is far away: as Envoy does it.
+        hash ^ (u64::MAX - u64::from(attempt) + 1)
+    } else {
+        hash
+    };
     let slot = hash.checked_rem(table.len() as u64)?;
     table
         .get(usize::try_from(slot).ok()?)
@@ -82,8 +87,7 @@ mod tests {
     #[test]
     fn slots_follow_the_weights() {
         let hosts = vec![host(1, true), host(2, true)];
-        hosts[1].set_weight(3);
-        let table = build(&hosts, 65_537);
+        let table = build(&hosts, &[1.0, 3.0], 65_537, Hashing::default());
         let first = table.iter().filter(|host| **host == 0).count();
         assert!((15_000..18_000).contains(&first), "{first}");
     }

@@ -1,30 +1,34 @@
 //! Ketama-like ring hash, as Envoy builds it: each host has points by its weight, hashed from `<key>_<n>` with xxHash64.
 
-use super::{Host, hash_key};
-use crate::upstream::cluster_config::RingOptions;
+use super::{Hashing, Host, hash_key, policy::RingOptions};
 use std::sync::Arc;
 use xxhash_rust::xxh64::xxh64;
 
 /// Sorted points of the ring and the host each leads to.
 #[expect(clippy::cast_precision_loss, reason = "ring sizes are far below 2^52")]
-pub(super) fn build(hosts: &[Arc<Host>], options: &RingOptions) -> Box<[(u64, u32)]> {
-    let total: f64 = hosts.iter().map(|host| f64::from(host.weight())).sum();
-    if hosts.is_empty() {
+pub(super) fn build(
+    hosts: &[Arc<Host>],
+    weights: &[f64],
+    options: &RingOptions,
+    hashing: Hashing,
+) -> Box<[(u64, u32)]> {
+    let total: f64 = weights.iter().sum();
+    if hosts.is_empty() || total <= 0.0 {
         return Box::default();
     }
-    let least = hosts
+    let least = weights
         .iter()
-        .map(|host| f64::from(host.weight()) / total)
+        .map(|weight| weight / total)
         .fold(1.0, f64::min);
     // The lightest host gets whole points, unless the ring would be too large.
     let scale = ((least * options.minimum as f64).ceil() / least).min(options.maximum as f64);
     let mut points = Vec::new();
     let (mut wanted, mut made) = (0.0, 0.0);
-    for (index, host) in hosts.iter().enumerate() {
-        wanted += scale * f64::from(host.weight()) / total;
+    for (index, (host, weight)) in hosts.iter().zip(weights).enumerate() {
+        wanted += scale * weight / total;
         let mut number = 0_u64;
         while made < wanted {
-            let key = format!("{}_{number}", hash_key(host));
+            let key = format!("{}_{number}", hash_key(host, hashing));
             points.push((
                 options.hash(key.as_bytes()),
                 u32::try_from(index).unwrap_or(0),
@@ -37,13 +41,13 @@ pub(super) fn build(hosts: &[Arc<Host>], options: &RingOptions) -> Box<[(u64, u3
     points.into()
 }
 
-/// The host of the first point at or after `hash`.
-pub(super) fn pick(points: &[(u64, u32)], hash: u64) -> Option<usize> {
-    let at = points.partition_point(|(point, _)| *point < hash);
-    points
-        .get(at)
-        .or_else(|| points.first())
-        .map(|(_, host)| *host as usize)
+/// The host of the first point at or after `hash`; of a later one when that host is not wanted.
+pub(super) fn pick(points: &[(u64, u32)], hash: u64, attempt: u32) -> Option<usize> {
+    if points.is_empty() {
+        return None;
+    }
+    let at = points.partition_point(|(point, _)| *point < hash) + attempt as usize;
+    Some(points[at % points.len()].1 as usize)
 }
 
 impl RingOptions {
@@ -88,11 +92,21 @@ mod tests {
             is_murmur: false,
         };
         let hosts: Vec<_> = (1..=5).map(|last| host(last, true)).collect();
-        let (all, fewer) = (build(&hosts, &options), build(&hosts[..4], &options));
+        let built = |count: usize| {
+            build(
+                &hosts[..count],
+                &[1.0; 5][..count],
+                &options,
+                Hashing::default(),
+            )
+        };
+        let (all, fewer) = (built(5), built(4));
         let hashes = (0..1000_u64).map(|number| xxh64(&number.to_le_bytes(), 0));
         // The others get more points when one goes, so that a few keys move between them.
         let moved = hashes
-            .filter(|hash| pick(&all, *hash) != Some(4) && pick(&all, *hash) != pick(&fewer, *hash))
+            .filter(|hash| {
+                pick(&all, *hash, 0) != Some(4) && pick(&all, *hash, 0) != pick(&fewer, *hash, 0)
+            })
             .count();
         assert!(moved < 200, "{moved}");
     }

@@ -1,97 +1,91 @@
 //! Weights: the order of turns for round robin, cumulative weights for random choice.
 
-use super::Host;
-use std::sync::Arc;
-
 /// Above this the order of turns is drawn from coarser weights.
 const MOST_TURNS: u64 = 4096;
+/// Weights that are not whole (of hosts that are still new) are counted in hundredths.
+const FINE: f64 = 100.0;
 
-/// The smooth order of turns (`a a b` becomes `a b a`), or nothing when all weigh the same.
-pub(super) fn turns(hosts: &[Arc<Host>]) -> Option<Box<[u32]>> {
-    let weights = reduced(hosts)?;
-    let total: i64 = weights.iter().sum();
-    let mut credit = vec![0_i64; weights.len()];
-    let mut order = Vec::with_capacity(usize::try_from(total).unwrap_or(0));
+/// The smooth order of turns: `2 1` becomes `a b a`.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap,
+    reason = "weights are 32 bits wide and not negative, turns are few"
+)]
+pub(super) fn turns(weights: &[f64]) -> Box<[u32]> {
+    let scale = if weights.iter().all(|weight| weight.fract() == 0.0) {
+        1.0
+    } else {
+        FINE
+    };
+    let whole: Vec<u64> = weights
+        .iter()
+        .map(|weight| ((weight * scale).round() as u64).max(1))
+        .collect();
+    let divisor = whole.iter().copied().fold(0, gcd).max(1);
+    let total: u64 = whole.iter().map(|weight| weight / divisor).sum();
+    let reduced: Vec<i64> = whole
+        .iter()
+        .map(|weight| {
+            let weight = weight / divisor;
+            let coarse = if total > MOST_TURNS {
+                (weight * MOST_TURNS / total).max(1)
+            } else {
+                weight
+            };
+            coarse as i64
+        })
+        .collect();
+    let total: i64 = reduced.iter().sum();
+    let mut credit = vec![0_i64; reduced.len()];
+    let mut order = Vec::with_capacity(total as usize);
     for _ in 0..total {
-        for (credit, weight) in credit.iter_mut().zip(&weights) {
+        for (credit, weight) in credit.iter_mut().zip(&reduced) {
             *credit += weight;
         }
-        let (next, _) = credit
+        let next = credit
             .iter()
             .enumerate()
             .rev()
-            .max_by_key(|(_, credit)| **credit)?;
+            .max_by_key(|(_, credit)| **credit)
+            .map_or(0, |(index, _)| index);
         credit[next] -= total;
-        order.push(u32::try_from(next).unwrap_or(0));
+        order.push(next as u32);
     }
-    Some(order.into())
+    order.into()
 }
 
-/// Cumulative weights, or nothing when all weigh the same.
-pub(super) fn cumulative(hosts: &[Arc<Host>]) -> Option<Box<[u64]>> {
-    if are_equal(hosts) {
-        return None;
-    }
-    let mut sum = 0;
-    Some(
-        hosts
-            .iter()
-            .map(|host| {
-                sum += u64::from(host.weight());
-                sum
-            })
-            .collect(),
-    )
+/// Cumulative weights.
+pub(super) fn cumulative(weights: &[f64]) -> Box<[f64]> {
+    weights
+        .iter()
+        .scan(0.0, |sum, weight| {
+            *sum += weight;
+            Some(*sum)
+        })
+        .collect()
 }
 
-/// An index below `count`, by weight.
+/// An index by cumulative weights, which are not empty.
+pub(super) fn pick(sums: &[f64], random: u64) -> usize {
+    let total = sums.last().copied().unwrap_or(0.0);
+    let at = fraction(random) * total;
+    sums.partition_point(|sum| *sum <= at).min(sums.len() - 1)
+}
+
+/// A number below `count`.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "the remainder is below a count of hosts"
 )]
-pub(super) fn pick(weights: Option<&[u64]>, count: usize, random: u64) -> usize {
-    match weights {
-        None => (random % count as u64) as usize,
-        Some(weights) => {
-            let total = weights.last().copied().unwrap_or(1).max(1);
-            weights
-                .partition_point(|sum| *sum <= random % total)
-                .min(count - 1)
-        }
-    }
+pub(super) fn below(random: u64, count: usize) -> usize {
+    (random % count as u64) as usize
 }
 
-fn are_equal(hosts: &[Arc<Host>]) -> bool {
-    hosts
-        .windows(2)
-        .all(|pair| pair[0].weight() == pair[1].weight())
-}
-
-fn reduced(hosts: &[Arc<Host>]) -> Option<Vec<i64>> {
-    if are_equal(hosts) {
-        return None;
-    }
-    let divisor = hosts
-        .iter()
-        .map(|host| u64::from(host.weight()))
-        .reduce(gcd)?;
-    let total: u64 = hosts
-        .iter()
-        .map(|host| u64::from(host.weight()) / divisor)
-        .sum();
-    let scale = |weight: u64| {
-        if total > MOST_TURNS {
-            (weight * MOST_TURNS / total).max(1)
-        } else {
-            weight
-        }
-    };
-    Some(
-        hosts
-            .iter()
-            .map(|host| i64::try_from(scale(u64::from(host.weight()) / divisor)).unwrap_or(1))
-            .collect(),
-    )
+/// A number in `0..1`.
+#[expect(clippy::cast_precision_loss, reason = "53 bits are what fits")]
+pub(crate) fn fraction(random: u64) -> f64 {
+    (random >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 fn gcd(left: u64, right: u64) -> u64 {
@@ -105,16 +99,13 @@ fn gcd(left: u64, right: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::host::testing::host;
 
     #[test]
     fn turns_are_spread_by_weight() {
-        let hosts = vec![host(1, true), host(2, true)];
-        assert!(turns(&hosts).is_none());
-        hosts[0].set_weight(20);
-        hosts[1].set_weight(10);
-        assert_eq!(&*turns(&hosts).unwrap(), &[0, 1, 0]);
-        assert_eq!(pick(cumulative(&hosts).as_deref(), 2, 29), 1);
-        assert_eq!(pick(cumulative(&hosts).as_deref(), 2, 19), 0);
+        assert_eq!(&*turns(&[20.0, 10.0]), &[0, 1, 0]);
+        assert_eq!(&*turns(&[0.5, 1.0]), &[1, 0, 1]);
+        let sums = cumulative(&[20.0, 10.0]);
+        assert_eq!(pick(&sums, u64::MAX), 1);
+        assert_eq!(pick(&sums, 0), 0);
     }
 }

@@ -162,6 +162,8 @@ pub(super) fn choose(plan: &mut Plan, state: &mut StreamState) -> Result<Arc<Hos
         random,
         hash: plan.hash,
         original_destination: original_destination(state),
+        headers: Some(&state.request.map),
+        authority: state.request.authority.to_str().ok(),
         metadata_match,
         should_select_another: avoids.then_some(&was_tried),
         select_attempts: policy.map_or(1, |policy| policy.host_selection_attempts.max(1)),

@@ -1,0 +1,134 @@
+//! Outlier detection as configured.
+
+use crate::{invalid::Invalid, wire::duration_or};
+use proto::envoy::config::cluster::v3::OutlierDetection as Wire;
+use std::time::Duration;
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct OutlierConfig {
+    pub(super) consecutive_5xx: u32,
+    pub(super) consecutive_gateway: u32,
+    pub(super) consecutive_local: u32,
+    pub(super) enforcing_5xx: u32,
+    pub(super) enforcing_gateway: u32,
+    pub(super) enforcing_local: u32,
+    pub(super) enforcing_success_rate: u32,
+    pub(super) enforcing_local_success_rate: u32,
+    pub(super) enforcing_failure_percentage: u32,
+    pub(super) enforcing_local_failure_percentage: u32,
+    /// Hosts with enough requests that a success rate needs, and how many requests are enough.
+    pub(super) success_hosts: usize,
+    pub(super) success_volume: u64,
+    /// Standard deviations below the mean that are too many.
+    pub(super) deviations: f64,
+    /// The same for the failure percentage, and the percentage that is too much.
+    pub(super) failure_hosts: usize,
+    pub(super) failure_volume: u64,
+    pub(super) failure_threshold: u32,
+    /// What happens before the host can answer is counted apart.
+    pub(super) split_local: bool,
+    pub(super) interval: Duration,
+    pub(super) base: Duration,
+    pub(super) most: Duration,
+    pub(super) jitter: Duration,
+    pub(super) max_percent: u32,
+    pub(super) always_one: bool,
+    /// A good health check ends an ejection.
+    pub(super) checks_bring_back: bool,
+}
+
+impl TryFrom<&Wire> for OutlierConfig {
+    type Error = Invalid;
+
+    fn try_from(wire: &Wire) -> Result<Self, Invalid> {
+        if !wire.monitors.is_empty() {
+            return Err(Invalid::new("not supported").at("monitors"));
+        }
+        let percent = |value: Option<u32>, default: u32, field: &str| match value.unwrap_or(default)
+        {
+            value @ 0..=100 => Ok(value),
+            value => Err(Invalid::new(format!("{value} is not a percentage")).at(field)),
+        };
+        let base = duration_or(
+            wire.base_ejection_time.as_ref(),
+            Duration::from_secs(30),
+            "base_ejection_time",
+        )?;
+        let most = duration_or(
+            wire.max_ejection_time.as_ref(),
+            Duration::from_secs(300).max(base),
+            "max_ejection_time",
+        )?;
+        if most < base {
+            return Err(
+                Invalid::new("it must be at least base_ejection_time").at("max_ejection_time")
+            );
+        }
+        Ok(Self {
+            consecutive_5xx: wire.consecutive_5xx.unwrap_or(5),
+            consecutive_gateway: wire.consecutive_gateway_failure.unwrap_or(5),
+            consecutive_local: wire.consecutive_local_origin_failure.unwrap_or(5),
+            enforcing_5xx: percent(
+                wire.enforcing_consecutive_5xx,
+                100,
+                "enforcing_consecutive_5xx",
+            )?,
+            enforcing_gateway: percent(
+                wire.enforcing_consecutive_gateway_failure,
+                0,
+                "enforcing_consecutive_gateway_failure",
+            )?,
+            enforcing_local: percent(
+                wire.enforcing_consecutive_local_origin_failure,
+                100,
+                "enforcing_consecutive_local_origin_failure",
+            )?,
+            enforcing_success_rate: percent(
+                wire.enforcing_success_rate,
+                100,
+                "enforcing_success_rate",
+            )?,
+            enforcing_local_success_rate: percent(
+                wire.enforcing_local_origin_success_rate,
+                100,
+                "enforcing_local_origin_success_rate",
+            )?,
+            enforcing_failure_percentage: percent(
+                wire.enforcing_failure_percentage,
+                0,
+                "enforcing_failure_percentage",
+            )?,
+            enforcing_local_failure_percentage: percent(
+                wire.enforcing_failure_percentage_local_origin,
+                0,
+                "enforcing_failure_percentage_local_origin",
+            )?,
+            success_hosts: wire.success_rate_minimum_hosts.unwrap_or(5) as usize,
+            success_volume: wire.success_rate_request_volume.unwrap_or(100).into(),
+            deviations: f64::from(wire.success_rate_stdev_factor.unwrap_or(1900)) / 1000.0,
+            failure_hosts: wire.failure_percentage_minimum_hosts.unwrap_or(5) as usize,
+            failure_volume: wire.failure_percentage_request_volume.unwrap_or(50).into(),
+            failure_threshold: percent(
+                wire.failure_percentage_threshold,
+                85,
+                "failure_percentage_threshold",
+            )?,
+            split_local: wire.split_external_local_origin_errors,
+            interval: duration_or(wire.interval.as_ref(), Duration::from_secs(10), "interval")?
+                .max(Duration::from_millis(10)),
+            base,
+            most,
+            jitter: duration_or(
+                wire.max_ejection_time_jitter.as_ref(),
+                Duration::ZERO,
+                "max_ejection_time_jitter",
+            )?,
+            max_percent: percent(wire.max_ejection_percent, 10, "max_ejection_percent")?,
+            always_one: wire.always_eject_one_host.unwrap_or(false),
+            checks_bring_back: wire
+                .successful_active_health_check_uneject_host
+                .unwrap_or(true),
+        })
+    }
+}

@@ -1,0 +1,162 @@
+//! What a large configuration costs: 5,000 clusters and virtual hosts over delta ADS, then one change. Runs the program named by
+//! `PROXY_BINARY` (ours or Envoy) as a process of its own, so that its CPU time and memory can be read from the system.
+
+use crate::{
+    control_plane::{Api, ControlPlane},
+    running::{eventually, http},
+};
+use proto::envoy::config::{
+    cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
+    route::v3::RouteConfiguration,
+};
+use std::{
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Process {
+    /// User and system time so far, in seconds.
+    fn cpu(&self) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        let fields: Vec<&str> = text.rsplit(") ").next().unwrap().split(' ').collect();
+        let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+        ticks / 100.0
+    }
+
+    /// Nanoseconds on a CPU, of all threads, for what is too short for ticks.
+    fn run_time(&self) -> Duration {
+        let folder = format!("/proc/{}/task", self.0.id());
+        let tasks = std::fs::read_dir(folder).unwrap();
+        let nanos = tasks.filter_map(|task| {
+            let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(nanos.sum())
+    }
+
+    fn resident_mib(&self) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", self.0.id())).unwrap();
+        let pages: f64 = text.split(' ').nth(1).unwrap().parse().unwrap();
+        pages / 256.0
+    }
+}
+
+fn cluster(index: usize, timeout: u32) -> String {
+    format!(
+        "{{name: outbound|80||service-{index}.default.svc.cluster.local, type: EDS, connect_timeout: {timeout}s, eds_cluster_config: {{eds_config: {{ads: {{}}}}}}, \
+         circuit_breakers: {{thresholds: [{{max_connections: 4294967295, max_requests: 4294967295, max_retries: 4294967295, max_pending_requests: 4294967295}}]}}}}"
+    )
+}
+
+fn assignment(index: usize) -> String {
+    let (high, low) = (index / 250, index % 250 + 1);
+    format!(
+        "{{cluster_name: outbound|80||service-{index}.default.svc.cluster.local, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.1.{high}.{low}, port_value: 80}}}}}}}}]}}]}}"
+    )
+}
+
+fn routes(count: usize) -> String {
+    let hosts: Vec<String> = (0..count)
+        .map(|index| {
+            format!(
+                "{{name: service-{index}, domains: [service-{index}.default.svc.cluster.local, \"service-{index}.default.svc.cluster.local:80\", service-{index}], \
+                 routes: [{{match: {{prefix: /}}, route: {{cluster: outbound|80||service-{index}.default.svc.cluster.local, timeout: 0s}}}}]}}"
+            )
+        })
+        .collect();
+    format!("{{name: outbound, virtual_hosts: [{}]}}", hosts.join(", "))
+}
+
+const LISTENER: &str = r#"{name: web, address: {socket_address: {address: 127.0.0.1, port_value: 0}}, filter_chains: [{filters: [{name: envoy.filters.network.http_connection_manager,
+  typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: web,
+  rds: {route_config_name: outbound, config_source: {ads: {}}}, http_filters: [{name: envoy.filters.http.router,
+  typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]}}]}]}"#;
+
+async fn counter(admin: SocketAddr, name: &str) -> u64 {
+    let (_, text) = http(admin, "GET", &format!("/stats?filter={name}")).await;
+    let value = text.lines().find_map(|line| line.rsplit_once(": "));
+    value.and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: needs PROXY_BINARY"]
+async fn a_large_configuration() {
+    let binary = std::env::var("PROXY_BINARY").unwrap();
+    let count = std::env::var("CLUSTERS").map_or(5000, |text| text.parse().unwrap());
+    let plane = ControlPlane::start().await;
+    let mut clusters: Vec<String> = (0..count).map(|index| cluster(index, 5)).collect();
+    plane.set::<Cluster>(&clusters);
+    let assignments: Vec<String> = (0..count).map(assignment).collect();
+    plane.set::<ClusterLoadAssignment>(&assignments);
+    plane.set::<RouteConfiguration>(&[routes(count)]);
+    plane.set::<Listener>(&[LISTENER.to_owned()]);
+    let folder = tempfile::tempdir().unwrap();
+    let (file, place) = (
+        folder.path().join("bootstrap.yaml"),
+        folder.path().join("admin"),
+    );
+    let admin = "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}";
+    let bootstrap = format!("{admin}\n{}", plane.bootstrap_over(Api::DeltaAds));
+    std::fs::write(&file, bootstrap).unwrap();
+    let process = Command::new(binary)
+        .arg("-c")
+        .arg(&file)
+        .args(["--concurrency", "1", "--admin-address-path"])
+        .arg(&place)
+        .args(["--log-level", "error"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let process = Process(process);
+    let admin: SocketAddr = eventually("the admin address", || async {
+        std::fs::read_to_string(&place).ok()?.trim().parse().ok()
+    })
+    .await;
+    let wanted = count as u64 + 1;
+    eventually("all clusters", || async {
+        let active = counter(admin, "cluster_manager.active_clusters").await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let is_live = http(admin, "GET", "/ready").await.0 == 200;
+        (active == wanted && is_live).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    println!(
+        "load: {:.2} CPU s, {:.1} MiB",
+        process.cpu(),
+        process.resident_mib()
+    );
+    // One cluster changes; its share is what is more than an idle moment of the same length.
+    let mut spent = Vec::new();
+    for round in 0..5 {
+        clusters[count / 2] = cluster(count / 2, 6 + round);
+        let modified = counter(admin, "cluster_manager.cluster_modified").await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let before = process.run_time();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let idle = process.run_time() - before;
+        let before = process.run_time();
+        plane.set::<Cluster>(&clusters);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let busy = process.run_time() - before;
+        let now = counter(admin, "cluster_manager.cluster_modified").await;
+        assert_eq!(now, modified + 1);
+        spent.push(busy.saturating_sub(idle));
+    }
+    spent.sort();
+    println!(
+        "one change: {:.2} CPU ms (median of {})",
+        spent[spent.len() / 2].as_secs_f64() * 1000.0,
+        spent.len()
+    );
+}
