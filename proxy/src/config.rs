@@ -55,24 +55,18 @@ pub(crate) enum Kind {
     Listener,
     /// RDS.
     Route,
-    /// VHDS.
-    VirtualHost,
-    /// ECDS.
-    Extension,
     /// RTDS.
     Runtime,
 }
 
 impl Kind {
     /// All, in the order in which they are asked for.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Cluster,
         Self::Endpoint,
         Self::Secret,
         Self::Listener,
         Self::Route,
-        Self::VirtualHost,
-        Self::Extension,
         Self::Runtime,
     ];
 
@@ -94,8 +88,6 @@ impl Kind {
             Self::Listener => proto::type_url::LISTENER,
             Self::Route => proto::type_url::ROUTE,
             Self::Secret => proto::type_url::SECRET,
-            Self::VirtualHost => "type.googleapis.com/envoy.config.route.v3.VirtualHost",
-            Self::Extension => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
             Self::Runtime => "type.googleapis.com/envoy.service.runtime.v3.Runtime",
         }
     }

@@ -79,9 +79,7 @@ impl Failures {
             Kind::Listener => "listener(s)",
             Kind::Endpoint => "endpoint assignment(s)",
             Kind::Route => "route configuration(s)",
-            Kind::VirtualHost => "virtual host(s)",
             Kind::Secret => "secret(s)",
-            Kind::Extension => "extension config(s)",
             Kind::Runtime => "runtime layer(s)",
         };
         Err(format!("Error adding/updating {what} {}", lines.join("\n")))
@@ -116,7 +114,6 @@ impl ConfigStore {
             Kind::Route => self.apply_routes(&key.source, update),
             Kind::Secret => self.apply_secrets(key, update),
             Kind::Runtime => self.apply_runtime(update),
-            Kind::VirtualHost | Kind::Extension => Ok(()),
         };
         if outcome.is_ok() {
             self.state.lock().versions.insert(kind, version);

@@ -8,12 +8,8 @@ use proto::envoy::service::{
         aggregated_discovery_service_client::AggregatedDiscoveryServiceClient as Aggregated,
     },
     endpoint::v3::endpoint_discovery_service_client::EndpointDiscoveryServiceClient as Endpoint,
-    extension::v3::extension_config_discovery_service_client::ExtensionConfigDiscoveryServiceClient as Extension,
     listener::v3::listener_discovery_service_client::ListenerDiscoveryServiceClient as Listener,
-    route::v3::{
-        route_discovery_service_client::RouteDiscoveryServiceClient as Route,
-        virtual_host_discovery_service_client::VirtualHostDiscoveryServiceClient as VirtualHost,
-    },
+    route::v3::route_discovery_service_client::RouteDiscoveryServiceClient as Route,
     runtime::v3::runtime_discovery_service_client::RuntimeDiscoveryServiceClient as Runtime,
     secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient as Secret,
 };
@@ -46,8 +42,6 @@ pub(super) async fn open_sotw(
         Some(Kind::Route) => call!(Route, channel, stream_routes, request),
         Some(Kind::Secret) => call!(Secret, channel, stream_secrets, request),
         Some(Kind::Runtime) => call!(Runtime, channel, stream_runtime, request),
-        Some(Kind::Extension) => call!(Extension, channel, stream_extension_configs, request),
-        Some(Kind::VirtualHost) => Err(Status::unimplemented("VHDS is delta only")),
     }
 }
 
@@ -65,7 +59,5 @@ pub(super) async fn open_delta(
         Some(Kind::Route) => call!(Route, channel, delta_routes, request),
         Some(Kind::Secret) => call!(Secret, channel, delta_secrets, request),
         Some(Kind::Runtime) => call!(Runtime, channel, delta_runtime, request),
-        Some(Kind::Extension) => call!(Extension, channel, delta_extension_configs, request),
-        Some(Kind::VirtualHost) => call!(VirtualHost, channel, delta_virtual_hosts, request),
     }
 }

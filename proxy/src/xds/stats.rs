@@ -33,9 +33,7 @@ impl XdsStats {
                 Kind::Listener => root.scope("listener_manager").scope("lds"),
                 Kind::Endpoint => root.scope("cluster_manager").scope("eds"),
                 Kind::Route => root.scope("rds"),
-                Kind::VirtualHost => root.scope("vhds"),
                 Kind::Secret => root.scope("sds"),
-                Kind::Extension => root.scope("extension_config_discovery"),
                 Kind::Runtime => root.scope("runtime").scope("rtds"),
             };
             scope.group()

@@ -1,3 +1,5 @@
+//! Shares, panic, degraded hosts, locality weights.
+
 use super::*;
 use crate::upstream::{
     HealthFlag,

@@ -6,11 +6,14 @@
     reason = "control planes still send the fields that Envoy has deprecated"
 )]
 
+mod slow_start;
+
+pub(crate) use slow_start::SlowStart;
+
 use super::subset_config::SubsetConfig;
 use crate::{
     invalid::{At as _, Invalid},
     upstream::Discovery,
-    wire::duration,
 };
 use proto::envoy::{
     config::cluster::v3::{
@@ -35,7 +38,6 @@ use proto::envoy::{
         wrr_locality::v3::WrrLocality,
     },
 };
-use std::time::Duration;
 
 /// How hosts are chosen.
 #[derive(Clone, Debug)]
@@ -112,17 +114,6 @@ pub(crate) enum LocalityRule {
         /// Clusters with fewer hosts are left alone.
         minimum: u64,
     },
-}
-
-/// New hosts get their share little by little.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct SlowStart {
-    /// How long a host is new.
-    pub(crate) window: Duration,
-    /// Above one faster at first.
-    pub(crate) aggression: f64,
-    /// The least share, as a fraction.
-    pub(crate) least: f64,
 }
 
 impl Balancing {
@@ -467,141 +458,5 @@ fn slow_start(wire: Option<&SlowStartConfig>) -> Result<Option<SlowStart>, Inval
     )
 }
 
-impl SlowStart {
-    fn new(
-        window: Option<&prost_types::Duration>,
-        aggression: Option<f64>,
-        least: Option<f64>,
-    ) -> Result<Option<Self>, Invalid> {
-        let window = window
-            .map(duration)
-            .transpose()
-            .at("slow_start_config.slow_start_window")?
-            .unwrap_or_default();
-        let aggression = aggression.unwrap_or(1.0);
-        if !(aggression > 0.0 && aggression.is_finite()) {
-            return Err(Invalid::new("it must be above zero").at("slow_start_config.aggression"));
-        }
-        Ok((!window.is_zero()).then_some(Self {
-            window,
-            aggression,
-            least: least.unwrap_or(10.0).clamp(0.0, 100.0) / 100.0,
-        }))
-    }
-
-    /// The share of its weight that a host gets after `age`: `max(least, (age / window)^(1 / aggression))`.
-    pub(crate) fn share(&self, age: Duration) -> f64 {
-        if age >= self.window {
-            return 1.0;
-        }
-        let time = age.as_secs_f64().max(0.001) / self.window.as_secs_f64();
-        time.powf(1.0 / self.aggression).max(self.least)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn balancing(text: &str) -> Result<Balancing, Invalid> {
-        let wire: Wire = proto::yaml::from_str(text).unwrap();
-        Balancing::of(&wire, &Discovery::Static)
-    }
-
-    fn typed(name: &str, fields: &str) -> String {
-        let message: String = name
-            .split('_')
-            .map(|word| {
-                let (first, rest) = word.split_at(1);
-                first.to_uppercase() + rest
-            })
-            .collect();
-        format!(
-            "{{policies: [{{typed_extension_config: {{name: {name}, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.load_balancing_policies.{name}.v3.{message}{fields}}}}}}}]}}"
-        )
-    }
-
-    #[test]
-    fn both_forms_mean_the_same() {
-        for (older, name, fields) in [
-            ("lb_policy: ROUND_ROBIN", "round_robin", ""),
-            ("lb_policy: RANDOM", "random", ""),
-            (
-                "lb_policy: LEAST_REQUEST, least_request_lb_config: {choice_count: 5}",
-                "least_request",
-                ", choice_count: 5",
-            ),
-            (
-                "lb_policy: RING_HASH, ring_hash_lb_config: {minimum_ring_size: 10}",
-                "ring_hash",
-                ", minimum_ring_size: 10",
-            ),
-            (
-                "lb_policy: MAGLEV, maglev_lb_config: {table_size: 11}",
-                "maglev",
-                ", table_size: 11",
-            ),
-        ] {
-            let older = balancing(&format!("{{name: a, {older}}}")).unwrap();
-            let policy = typed(name, fields);
-            let newer =
-                balancing(&format!("{{name: a, load_balancing_policy: {policy}}}")).unwrap();
-            assert_eq!(older.algorithm, newer.algorithm, "{name}");
-        }
-    }
-
-    #[test]
-    fn policies_nest() {
-        let inner = typed("least_request", "");
-        let locality = typed(
-            "wrr_locality",
-            &format!(", endpoint_picking_policy: {inner}"),
-        );
-        let outer = typed(
-            "subset",
-            &format!(
-                ", fallback_policy: ANY_ENDPOINT, subset_selectors: [{{keys: [v]}}], subset_lb_policy: {locality}"
-            ),
-        );
-        let balancing = balancing(&format!("{{name: a, load_balancing_policy: {outer}}}")).unwrap();
-        assert!(matches!(
-            balancing.algorithm,
-            LbPolicy::LeastRequest {
-                choices: Some(2),
-                ..
-            }
-        ));
-        assert_eq!(balancing.locality, LocalityRule::Weighted);
-        assert!(balancing.subsets.is_some());
-    }
-
-    #[test]
-    fn an_unknown_policy_is_skipped_and_none_known_is_refused() {
-        let unknown = "{typed_extension_config: {name: odd, typed_config: {\"@type\": type.googleapis.com/envoy.config.core.v3.Locality}}}";
-        let known = typed("random", "");
-        let both = known.replacen('[', &format!("[{unknown}, "), 1);
-        let first = balancing(&format!("{{name: a, load_balancing_policy: {both}}}")).unwrap();
-        assert_eq!(first.algorithm, LbPolicy::Random);
-        let error = balancing(&format!(
-            "{{name: a, load_balancing_policy: {{policies: [{unknown}]}}}}"
-        ))
-        .unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "load_balancing_policy.policies: no supported policy among [odd]"
-        );
-    }
-
-    #[test]
-    fn a_new_host_gets_a_growing_share() {
-        let slow = SlowStart {
-            window: Duration::from_secs(10),
-            aggression: 1.0,
-            least: 0.1,
-        };
-        let share = |seconds| (slow.share(Duration::from_secs(seconds)) * 100.0).round();
-        assert!((share(0) - 10.0).abs() < 0.1);
-        assert!((share(5) - 50.0).abs() < 0.1);
-        assert!((share(10) - 100.0).abs() < 0.1);
-    }
-}
+mod tests;

@@ -1,3 +1,5 @@
+//! Rows of failures, rates, and the way back.
+
 use super::*;
 use crate::{
     stats::Store,
