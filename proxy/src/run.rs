@@ -90,13 +90,14 @@ async fn pass_on(outer: Drain, own: Trigger) {
 
 /// Live once the first configuration is in force.
 async fn initialize(server: Arc<ServerContext>, store: Arc<ConfigStore>, ready: xds::Ready) {
+    // As long as the sources' own timeouts say, which may be for ever, as in Envoy.
+    ready.wait().await;
     let first = async {
-        ready.wait().await;
         store.clusters_ready().await;
         store.listeners_ready().await;
     };
     // A cluster whose names do not resolve must not keep the rest from serving.
-    let _ = tokio::time::timeout(INITIAL_WAIT * 2, first).await;
+    let _ = tokio::time::timeout(INITIAL_WAIT, first).await;
     *server.state.lock() = ServerState::Live;
     tracing::info!(target: "main", "all dependencies initialized, serving");
 }

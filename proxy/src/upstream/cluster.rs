@@ -86,12 +86,13 @@ pub(crate) struct Shared {
 }
 
 impl Cluster {
-    /// A cluster without hosts, or with those of its static assignment.
+    /// A cluster by itself.
+    #[cfg(test)]
     pub(crate) fn new(config: ClusterConfig, root: &Scope) -> Result<Arc<Self>, Invalid> {
         Self::with_shared(config, root, &Arc::default())
     }
 
-    /// As [`Self::new`], among others.
+    /// A cluster without hosts, or with those of its static assignment; `shared` is what it shares with the others.
     pub(crate) fn with_shared(
         mut config: ClusterConfig,
         root: &Scope,

@@ -114,11 +114,6 @@ impl Pool {
         Self { hosts, table }
     }
 
-    /// Whether there is nobody.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.hosts.is_empty()
-    }
-
     /// Chooses a host; `random` must differ from call to call. `attempt` counts the times that another host was wanted,
     /// `active` the cluster's requests under way.
     pub(crate) fn choose(

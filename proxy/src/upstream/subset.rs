@@ -356,7 +356,7 @@ mod tests {
         // No selector has exactly these keys.
         assert!(ports(&none, &[("stage", "prod")]).is_empty());
         assert!(ports(&none, &[]).is_empty());
-        assert_eq!(none.stats.lb_subsets_active.value(), 4 + 1);
+        assert_eq!(none.stats.lb_subsets_active.value(), 3 + 3);
         let any = cluster(&format!("{{fallback_policy: ANY_ENDPOINT, {selectors}}}"));
         assert_eq!(ports(&any, &[("v", "nine")]), [1, 2, 3].into());
         let default = cluster(&format!(
