@@ -7,7 +7,7 @@ use proto_component::{
 };
 use std::{path::PathBuf, time::Duration};
 
-use crate::validation::command::ValidateArgs;
+use crate::{analysis::command::AnalyzeArgs, validation::command::ValidateArgs};
 
 /// Galley: reads, checks and serves the mesh's configuration.
 #[derive(Clone, Debug, Parser)]
@@ -79,6 +79,8 @@ pub enum Command {
     Server(Box<ServerArgs>),
     /// Check files.
     Validate(ValidateArgs),
+    /// Find mistakes that no object shows alone: of files, of a cluster, or of files over a cluster.
+    Analyze(Box<AnalyzeArgs>),
     /// Ask a running server's probe file.
     Probe(ProbeArgs),
     /// Print the version.

@@ -16,6 +16,8 @@ pub struct Served {
     pub versions: &'static [&'static str],
     /// `VirtualService`.
     pub kind: &'static str,
+    /// `virtualservices`.
+    pub plural: &'static str,
     /// The collection its objects go to.
     pub collection: String,
     /// The message of its `spec`.
@@ -52,6 +54,8 @@ pub enum Lookup {
     Served(&'static Served),
     /// A Kubernetes kind that services are made of.
     Kube(KubeKind),
+    /// `IstioOperator`, which only installers read.
+    Operator,
     /// A kind of the mesh, in a version that it does not have.
     Version(&'static Served),
     /// One of the mesh's groups, but no such kind; the kind that was perhaps meant.
@@ -102,6 +106,7 @@ static TABLE: LazyLock<Vec<Served>> = LazyLock::new(|| {
         group: kind.group,
         versions: kind.versions,
         kind: kind.kind,
+        plural: kind.plural,
         collection: kind.collection.to_owned(),
         message: kind.message,
         scope: kind.scope,
@@ -109,20 +114,24 @@ static TABLE: LazyLock<Vec<Served>> = LazyLock::new(|| {
     });
     let untyped = UNTYPED
         .iter()
-        .map(|(kind, plural)| (*kind, format!("istio/config/v1alpha2/legacy/{plural}")))
+        .map(|(kind, plural)| {
+            let collection = format!("istio/config/v1alpha2/legacy/{plural}");
+            (*kind, *plural, collection)
+        })
         .chain(
             [("adapter", "adapters"), ("template", "templates")]
-                .map(|(kind, plural)| (kind, format!("istio/config/v1alpha2/{plural}"))),
+                .map(|(kind, plural)| (kind, plural, format!("istio/config/v1alpha2/{plural}"))),
         )
-        .filter(|(kind, _)| {
+        .filter(|(kind, ..)| {
             !kind::KINDS
                 .iter()
                 .any(|k| k.group == "config.istio.io" && k.kind == *kind)
         })
-        .map(|(kind, collection)| Served {
+        .map(|(kind, plural, collection)| Served {
             group: "config.istio.io",
             versions: &["v1alpha2"],
             kind,
+            plural,
             collection,
             message: STRUCT,
             scope: Scope::Namespaced,
@@ -157,6 +166,9 @@ pub fn collections() -> Vec<String> {
 pub fn lookup(api_version: &str, kind: &str) -> Lookup {
     if let Some(kube) = kube(api_version, kind) {
         return Lookup::Kube(kube);
+    }
+    if (api_version, kind) == ("install.istio.io/v1alpha1", "IstioOperator") {
+        return Lookup::Operator;
     }
     let Some((group, version)) = api_version.split_once('/') else {
         return Lookup::Foreign;

@@ -19,6 +19,9 @@ fn main() -> ExitCode {
         Command::Validate(validate) => {
             process::run_command("galley", async move { validate.run() })
         }
+        Command::Analyze(analyze) => {
+            process::run_command("galley", async move { analyze.run().await })
+        }
         Command::Probe(probe) => process::run_command("galley", async move { probe::run(&probe) }),
         Command::Version(version) => process::exit_code("galley", version.run()),
     }

@@ -173,6 +173,7 @@ fn parsed(read: Read) -> Parsed {
                 crate::schema::Lookup::Served(served) => Some(served.collection.as_str()),
                 crate::schema::Lookup::Kube(_) => Some(verdict.kind.as_str()),
                 crate::schema::Lookup::Version(_)
+                | crate::schema::Lookup::Operator
                 | crate::schema::Lookup::Unknown(_)
                 | crate::schema::Lookup::Foreign => None,
             };

@@ -1,6 +1,7 @@
 //! The check of one object: is its kind known, is its envelope right, does its `spec` fit the message, does it obey the
 //! rules of its kind. All that is wrong is told, each with the field's path and, where there is one, a hint.
 
+use super::operator;
 use crate::schema::{self, KubeKind, Lookup, Served};
 use k8s_openapi::api::{
     core::v1::{Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
@@ -8,7 +9,7 @@ use k8s_openapi::api::{
 };
 use prost_types::Any;
 use proto::{kind::Scope, type_url};
-use proto_mesh::{Metadata, Severity, kind};
+use proto_mesh::{Metadata, Severity, Topic, kind};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, time::SystemTime};
@@ -38,6 +39,8 @@ pub struct Outcome {
 pub struct Issue {
     /// Whether it refuses the object.
     pub severity: Severity,
+    /// What it is about.
+    pub topic: Topic,
     /// The field, from the object's top: `spec.http[0].route`.
     pub path: String,
     /// What is wrong.
@@ -93,13 +96,14 @@ impl Outcome {
             .any(|issue| issue.severity == Severity::Error)
     }
 
-    fn error(&mut self, path: &str, message: impl Into<String>) {
+    pub(super) fn error(&mut self, path: &str, message: impl Into<String>) {
         self.hinted(path, message, None);
     }
 
-    fn hinted(&mut self, path: &str, message: impl Into<String>, hint: Option<String>) {
+    pub(super) fn hinted(&mut self, path: &str, message: impl Into<String>, hint: Option<String>) {
         self.issues.push(Issue {
             severity: Severity::Error,
+            topic: Topic::General,
             path: path.to_owned(),
             message: message.into(),
             hint,
@@ -146,6 +150,10 @@ pub fn check(value: &Value) -> Outcome {
     }
     match schema::lookup(&outcome.api_version, &outcome.kind) {
         Lookup::Foreign => outcome.subject = Some(Subject::Foreign),
+        Lookup::Operator => {
+            operator::check(&value["spec"], &mut outcome);
+            outcome.subject = Some(Subject::Foreign);
+        }
         Lookup::Kube(kind) => check_kube(kind, value, &mut outcome),
         Lookup::Served(served) => check_mesh(served, fields, &mut outcome),
         Lookup::Version(served) => {
@@ -177,6 +185,7 @@ fn check_mesh(served: &'static Served, fields: &Map<String, Value>, outcome: &mu
                 let path = join("spec", &finding.path);
                 outcome.issues.push(Issue {
                     severity: finding.severity,
+                    topic: finding.topic,
                     path,
                     message: finding.message,
                     hint: None,
@@ -211,6 +220,7 @@ fn check_keys(served: &Served, fields: &Map<String, Value>, outcome: &mut Outcom
             } else {
                 Severity::Warning
             },
+            topic: Topic::General,
             path: key.clone(),
             message:
                 "unknown field: only apiVersion, kind, metadata, spec and status may stand here"
@@ -446,7 +456,7 @@ impl MeshObject {
     }
 }
 
-fn join(parent: &str, path: &str) -> String {
+pub(super) fn join(parent: &str, path: &str) -> String {
     match path {
         "" => parent.to_owned(),
         path if path.starts_with('[') => format!("{parent}{path}"),

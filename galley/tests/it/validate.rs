@@ -65,3 +65,32 @@ fn exit_codes_tell_bad_objects_from_bad_use() {
     write(&dir, "alive", "");
     assert_eq!(code(&["probe", "--probe-path", "alive"]), Some(0));
 }
+
+#[test]
+fn analysis_reads_a_folder_and_prints_as_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir, "a.yaml", &route("a", "nowhere"));
+    let run = |args: &[&str]| {
+        let output = galley(&[&["analyze", "-f", "."], args].concat(), dir.path());
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), text)
+    };
+    let (code, text) = run(&[]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("Error [IST0101] (VirtualService a"), "{text}");
+    let (_, json) = run(&["-o", "json"]);
+    let messages: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(messages[0]["code"], "IST0101");
+    assert!(messages[0]["line"].as_u64().unwrap() > 1, "{json}");
+    let (_, sarif) = run(&["-o", "sarif"]);
+    let sarif: serde_json::Value = serde_json::from_str(&sarif).unwrap();
+    let result = &sarif["runs"][0]["results"][0];
+    assert_eq!(result["ruleId"], "IST0101");
+    let (code, text) = run(&["-S", "IST0101=*"]);
+    assert_eq!(
+        (code, text.as_str()),
+        (Some(0), "✔ No validation issues found.\n")
+    );
+    assert_eq!(run(&["--analyzer", "nonsense"]).0, Some(2));
+    assert!(run(&["-L"]).1.contains("gateway.SecretAnalyzer"));
+}

@@ -15,9 +15,24 @@ pub enum Severity {
     Error,
 }
 
+/// What a finding is about, where analysis has a message of its own for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Topic {
+    /// Nothing in particular.
+    #[default]
+    General,
+    /// A route that no traffic reaches.
+    UnreachableRoute,
+    /// A condition that an earlier one takes the traffic of.
+    UnusedMatch,
+}
+
 /// One thing found in an object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
+    /// What it is about.
+    #[serde(skip)]
+    pub topic: Topic,
     /// How bad it is.
     pub severity: Severity,
     /// The field, from the object's `spec`: `http[0].route[1].weight`; empty for the object as a whole.
@@ -68,6 +83,7 @@ impl Findings {
     /// Adds an error about the field at `path`.
     pub fn error(&mut self, path: impl Into<String>, message: impl Into<String>) {
         self.0.push(Finding {
+            topic: Topic::General,
             severity: Severity::Error,
             path: path.into(),
             message: message.into(),
@@ -76,7 +92,18 @@ impl Findings {
 
     /// Adds a warning about the field at `path`.
     pub fn warning(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.warning_about(Topic::General, path, message);
+    }
+
+    /// Adds a warning that has a topic.
+    pub fn warning_about(
+        &mut self,
+        topic: Topic,
+        path: impl Into<String>,
+        message: impl Into<String>,
+    ) {
         self.0.push(Finding {
+            topic,
             severity: Severity::Warning,
             path: path.into(),
             message: message.into(),
@@ -133,6 +160,15 @@ impl Report {
     /// A warning about `field` of the message the check is in.
     pub(crate) fn warning_at(&mut self, field: &str, message: impl Into<String>) {
         self.at(field, |report| report.warning(message));
+    }
+
+    /// A warning about `field` that has a topic.
+    pub(crate) fn warning_about(&mut self, topic: Topic, field: &str, message: impl Into<String>) {
+        self.at(field, |report| {
+            report
+                .findings
+                .warning_about(topic, report.path.clone(), message);
+        });
     }
 
     /// Checks inside `field`.

@@ -28,5 +28,5 @@ pub mod resource;
 pub mod spiffe;
 pub mod visibility;
 
-pub use finding::{Finding, Findings, Severity};
+pub use finding::{Finding, Findings, Severity, Topic};
 pub use resource::{Checked, Invalid, Metadata, Warnings};

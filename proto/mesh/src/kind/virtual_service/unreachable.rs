@@ -7,7 +7,7 @@ use proto::istio::networking::v1alpha3::{
     HttpMatchRequest, HttpRoute, StringMatch, VirtualService,
 };
 
-use crate::finding::Report;
+use crate::finding::{Report, Topic};
 
 /// Warns of them.
 pub(super) fn check(spec: &VirtualService, report: &mut Report) {
@@ -57,7 +57,8 @@ fn check_repeated<M: PartialEq>(field: &str, routes: &[&[M]], report: &mut Repor
         let path = format!("{field}[{index}]");
         if conditions.is_empty() {
             if let Some(first) = catch_all {
-                report.warning_at(
+                report.warning_about(
+                    Topic::UnreachableRoute,
                     &path,
                     format!("the route is never used: {field}[{first}] has no match and takes everything; only the last route should have none"),
                 );
@@ -69,7 +70,8 @@ fn check_repeated<M: PartialEq>(field: &str, routes: &[&[M]], report: &mut Repor
         for (number, condition) in conditions.iter().enumerate() {
             if let Some((first, _)) = earlier.iter().find(|(_, other)| *other == condition) {
                 repeated += 1;
-                report.warning_at(
+                report.warning_about(
+                    Topic::UnusedMatch,
                     &format!("{path}.match[{number}]"),
                     format!("the match is never used: {field}[{first}] has the same"),
                 );
@@ -78,7 +80,8 @@ fn check_repeated<M: PartialEq>(field: &str, routes: &[&[M]], report: &mut Repor
             }
         }
         if repeated == conditions.len() {
-            report.warning_at(
+            report.warning_about(
+                Topic::UnreachableRoute,
                 &path,
                 "the route is never used: earlier routes have all its matches",
             );
@@ -171,7 +174,8 @@ fn check_covered(routes: &[HttpRoute], report: &mut Report) {
             .iter()
             .find(|earlier| earlier.covers(later))
         {
-            report.warning_at(
+            report.warning_about(
+                Topic::UnusedMatch,
                 &format!("http[{}].match[{}].uri", later.route, later.number),
                 format!(
                     "the match of prefix {:?} is never used: http[{}].match[{}] with prefix {:?} takes its requests",

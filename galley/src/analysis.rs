@@ -1,0 +1,41 @@
+//! Analysis: mistakes that no object shows alone, such as a host that nobody serves or a selector that selects nothing.
+//!
+//! [`input`] (files, a cluster, a running mesh) → [`object`] (read leniently: an object with mistakes is still looked at) →
+//! [`context`] (indexes over all of them) → [`analyzer`]s → [`message`]s → [`suppression`] → [`report`] (people, JSON, SARIF).
+//! `galley analyze` is [`command`]; `biremectl analyze` runs the same with the objects of a mesh on this machine.
+//!
+//! Codes, levels and their meaning are those of `istioctl analyze`. A new check is a file in [`analyzer`] and a row in its
+//! table; a new code is a row in [`message`].
+
+pub mod analyzer;
+pub mod command;
+pub mod context;
+pub mod input;
+pub mod message;
+pub mod object;
+pub mod report;
+pub mod suppression;
+
+pub use context::Context;
+pub use input::Input;
+pub use message::{Code, Level, Message};
+pub use object::{Kind, Object};
+
+use analyzer::Analyzer;
+use message::Messages;
+use suppression::Suppressions;
+
+/// Runs the analyzers over everything that was read; the messages that nobody suppresses, in the order of their files.
+pub fn analyze(
+    context: &Context,
+    analyzers: &[&dyn Analyzer],
+    suppressions: &Suppressions,
+) -> Vec<Message> {
+    let mut messages = Messages::default();
+    for analyzer in analyzers {
+        analyzer.analyze(context, &mut messages);
+    }
+    let mut found = messages.into_sorted();
+    found.retain(|message| !suppressions.covers(message, context));
+    found
+}
