@@ -7,6 +7,10 @@ use proto_component::{
 };
 use std::{path::PathBuf, time::Duration};
 
+mod kubernetes;
+
+pub use kubernetes::KubernetesArgs;
+
 use crate::{analysis::command::AnalyzeArgs, validation::command::ValidateArgs};
 
 /// Galley: reads, checks and serves the mesh's configuration.
@@ -91,7 +95,7 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct ServerArgs {
-    /// Folder with YAML files (mesh kinds, and the Kubernetes kinds that services are made of).
+    /// Folder with YAML files (mesh kinds, and the Kubernetes kinds that services and ingresses are made of).
     #[arg(long = "configPath", value_name = "DIR")]
     pub config_path: Option<PathBuf>,
     /// Mesh configuration file; the defaults are served where it is missing.
@@ -213,18 +217,19 @@ pub struct ServerArgs {
     /// How often it is touched.
     #[arg(long = "readinessProbeInterval", default_value = "2s", value_parser = parse_duration)]
     pub readiness_probe_interval: Duration,
+    /// Kubernetes.
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
     /// Istio's flags that mean nothing here.
     #[command(flatten)]
     pub compatibility: CompatibilityArgs,
 }
 
-/// Flags that are taken so that an Istio command line works, and have no effect: they concern the Kubernetes source, the
-/// webhook's registration and debugging aids that Galley does not have.
+/// Flags that are taken so that an Istio command line works, and have no effect: they concern debugging aids that Galley
+/// does not have.
 #[derive(Clone, Debug, Args)]
 #[allow(missing_docs, reason = "named as in Istio; without effect")]
 pub struct CompatibilityArgs {
-    #[arg(long, hide = true, value_name = "FILE")]
-    pub kubeconfig: Option<String>,
     #[arg(long = "resyncPeriod", hide = true)]
     pub resync_period: Option<String>,
     #[arg(long = "pprofPort", hide = true)]
@@ -241,22 +246,8 @@ pub struct CompatibilityArgs {
     pub disable_resource_ready_check: Option<bool>,
     #[arg(long = "useOldProcessor", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub use_old_processor: Option<bool>,
-    #[arg(long = "enableAnalysis", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub enable_analysis: Option<bool>,
-    #[arg(long = "validation-webhook-config-file", hide = true)]
-    pub validation_webhook_config_file: Option<String>,
-    #[arg(long = "enable-reconcileWebhookConfiguration", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub enable_reconcile: Option<bool>,
-    #[arg(long = "deployment-namespace", hide = true)]
-    pub deployment_namespace: Option<String>,
-    #[arg(long = "deployment-name", hide = true)]
-    pub deployment_name: Option<String>,
     #[arg(long = "service-name", hide = true)]
     pub service_name: Option<String>,
-    #[arg(long = "webhook-name", hide = true)]
-    pub webhook_name: Option<String>,
-    #[arg(long = "validation.tls.caCertificates", hide = true)]
-    pub validation_ca_file: Option<String>,
 }
 
 /// Flags of `galley probe`.

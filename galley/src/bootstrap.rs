@@ -1,9 +1,10 @@
 //! Builds the server's parts in the order of the data, takes the sockets, then starts everything.
 
 use crate::{
+    analysis::status,
     args::ServerArgs,
     debug,
-    event::Event,
+    event::{Event, SourceName},
     metrics::{RuntimeMetrics, ValidationMetrics},
     probe,
     processor::{Outputs, Processor, View},
@@ -11,12 +12,13 @@ use crate::{
     server::{RefusalLog, allow_all, follow_access_list},
     snapshot::store::{self, Kept, Store},
     source,
-    validation::webhook,
+    validation::{registration, webhook},
 };
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use proto_component::{
     Process,
+    drain::Drain,
     grpc::{ClientOptions, GrpcMetrics, ServerOptions, channel, serve},
     listen::Listener,
     monitoring::{Monitoring, serve_http},
@@ -27,8 +29,9 @@ use proto_component::{
 use proto_mcp::{
     metrics::McpMetrics,
     source::{STREAM_PATH, Source},
+    xds::{self, Xds},
 };
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 use tonic::service::Routes;
 
@@ -37,10 +40,20 @@ const EVENTS: usize = 4;
 
 /// Runs the server until the drain.
 pub async fn run(args: ServerArgs, process: Process) -> anyhow::Result<()> {
-    let Some(folder) = args.config_path.clone() else {
-        let hint = "--configPath DIR is needed: configuration is read from files";
+    let kubernetes = kubernetes(&args).await?;
+    let mut sources: Vec<SourceName> = Vec::new();
+    sources.extend(args.config_path.as_ref().map(|_| SourceName::Files));
+    sources.extend(
+        kubernetes
+            .as_ref()
+            .filter(|k| k.is_source)
+            .map(|_| SourceName::Cluster),
+    );
+    if sources.is_empty() {
+        let hint =
+            "--configPath DIR or --enable-kubernetes: configuration must come from somewhere";
         return Err(Usage(hint.to_owned()).into());
-    };
+    }
     let drain = process.drain.clone();
     let metrics = RuntimeMetrics::register(&process.registry)?;
 
@@ -68,12 +81,19 @@ pub async fn run(args: ServerArgs, process: Process) -> anyhow::Result<()> {
     Processor::new(
         args.domain.clone(),
         args.enable_service_discovery,
+        sources,
         stored,
         outputs,
     )
     .start(taken, drain.clone());
     source::mesh_file::watch(args.mesh_config_file.clone(), events.clone(), drain.clone());
-    source::file::watch(folder, events, drain.clone());
+    if let Some(folder) = args.config_path.clone() {
+        source::file::watch(folder, events.clone(), drain.clone());
+    }
+    let validation_metrics = ValidationMetrics::register(&process.registry)?;
+    if let Some(kubernetes) = kubernetes {
+        kubernetes.start(&args, events, &source, &validation_metrics, &drain);
+    }
 
     // Those who ask.
     monitoring.start(&process);
@@ -81,12 +101,63 @@ pub async fn run(args: ServerArgs, process: Process) -> anyhow::Result<()> {
         start_mcp(mcp, &args, &source, &process)?;
     }
     if let Some((listener, tls)) = webhook {
-        start_webhook(listener, tls, &process)?;
+        start_webhook(listener, tls, validation_metrics, &process);
     }
     push_to_sink(&args, &source)?;
     start_probes(&args, &process);
     drain.signaled().await;
     Ok(())
+}
+
+/// What is done with a cluster.
+struct Kubernetes {
+    client: kube::Client,
+    is_source: bool,
+}
+
+/// A client of the cluster, if anything needs one.
+async fn kubernetes(args: &ServerArgs) -> anyhow::Result<Option<Kubernetes>> {
+    let flags = &args.kubernetes;
+    let is_source = flags.is_source(args.config_path.is_some());
+    if !is_source && !flags.registers_webhook && !flags.writes_status {
+        return Ok(None);
+    }
+    let client = flags.client.client().await;
+    // Without any flag about it, a cluster is only a guess; the hint says what else may have been meant.
+    let client =
+        client.map_err(|error| Usage(format!("no --configPath, and no cluster: {error:#}")))?;
+    Ok(Some(Kubernetes { client, is_source }))
+}
+
+impl Kubernetes {
+    fn start(
+        self,
+        args: &ServerArgs,
+        events: mpsc::Sender<Event>,
+        source: &Source,
+        metrics: &ValidationMetrics,
+        drain: &Drain,
+    ) {
+        let flags = &args.kubernetes;
+        if self.is_source {
+            let makes_service_entries = args.enable_service_discovery;
+            source::kube::watch(&self.client, makes_service_entries, events, drain.clone());
+        }
+        if flags.registers_webhook && args.enable_validation {
+            registration::keep(
+                self.client.clone(),
+                flags.clone(),
+                metrics.clone(),
+                drain.clone(),
+            );
+        } else if flags.registers_webhook {
+            let name = flags.webhook_name.clone();
+            registration::remove(self.client.clone(), name, drain.clone());
+        }
+        if flags.writes_status {
+            status::keep(self.client, source.changes(), drain.clone());
+        }
+    }
 }
 
 fn mcp_source(args: &ServerArgs, process: &Process) -> anyhow::Result<Source> {
@@ -160,7 +231,7 @@ fn start_mcp(
     source: &Source,
     process: &Process,
 ) -> anyhow::Result<()> {
-    let drain = process.drain.clone();
+    let drain = short_drain(&process.drain);
     tracing::info!(target: "mcp", address = %listener.address(), tls = tls.is_some(), "serving MCP");
     let incoming = match tls {
         Some(tls) => listener.tls(tls, &drain),
@@ -171,14 +242,32 @@ fn start_mcp(
         ..ServerOptions::default()
     }
     .with_keepalive(&args.keepalive);
-    let metrics = GrpcMetrics::register(&process.registry, &[(STREAM_PATH, "bidi_stream")])?;
-    let routes = Routes::new(source.service(args.max_received_message_size));
+    let paths = [STREAM_PATH, xds::STREAM_PATH, xds::DELTA_PATH].map(|path| (path, "bidi_stream"));
+    let metrics = GrpcMetrics::register(&process.registry, &paths)?;
+    let largest = args.max_received_message_size;
+    let routes = Routes::new(source.service(largest))
+        .add_service(Xds::new(source.clone(), schema::type_urls()).service(largest));
     task::spawn_drained("mcp-server", async move {
         if let Err(error) = serve(incoming, routes, &options, Some(metrics), drain).await {
             tracing::error!(target: "mcp", %error, "MCP server ended");
         }
     });
     Ok(())
+}
+
+/// How long a sink may take to read what it was sent when we end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// A drain that begins with the process' own and has less grace: streams never end by themselves, and a sink that stopped
+/// reading must not hold up the end.
+fn short_drain(drain: &Drain) -> Drain {
+    let (trigger, short) = proto_component::drain::channel();
+    let drain = drain.clone();
+    task::spawn("mcp-drain", async move {
+        drain.signaled().await;
+        trigger.drain(drain.remaining().unwrap_or(LAST_WORDS).min(LAST_WORDS));
+    });
+    short
 }
 
 /// The webhook's socket with its certificate; none if it is switched off, or its port is 0.
@@ -200,11 +289,16 @@ async fn bind_webhook(args: &ServerArgs) -> anyhow::Result<Option<(Listener, Ser
     Ok(Some((listener, tls)))
 }
 
-fn start_webhook(listener: Listener, tls: ServerTls, process: &Process) -> anyhow::Result<()> {
+fn start_webhook(
+    listener: Listener,
+    tls: ServerTls,
+    metrics: ValidationMetrics,
+    process: &Process,
+) {
     tracing::info!(target: "validation", address = %listener.address(), "serving the admission webhook");
     let drain = process.drain.clone();
     let incoming = listener.tls(tls, &drain);
-    let router = webhook::router(ValidationMetrics::register(&process.registry)?);
+    let router = webhook::router(metrics);
     task::spawn_drained("webhook", async move {
         let end = drain.clone();
         tokio::select! {
@@ -212,7 +306,6 @@ fn start_webhook(listener: Listener, tls: ServerTls, process: &Process) -> anyho
             () = drain.expired() => {}
         }
     });
-    Ok(())
 }
 
 fn push_to_sink(args: &ServerArgs, source: &Source) -> anyhow::Result<()> {

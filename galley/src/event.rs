@@ -7,15 +7,25 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 /// A change at a source. Each replaces what the source said before about the same thing.
 #[derive(Debug)]
 pub enum Event {
-    /// Everything that the configuration's source has: its full state, files that did not change shared with the last one.
-    Inventory(Vec<Arc<ParsedFile>>),
+    /// Everything that a source has, sorted by path: its full state, files that did not change shared with the last one;
+    /// and why a part of it is as it was read last, if one is.
+    Inventory(SourceName, Vec<Arc<ParsedFile>>, Option<String>),
     /// The source cannot be read; the reason.
-    Unreadable(String),
+    Unreadable(SourceName, String),
     /// The mesh configuration, good or refused.
     Mesh(Result<Box<MeshConfig>, Verdict>),
 }
 
-/// One file, read and checked.
+/// A source of configuration. Of two good objects with one name the first source's counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SourceName {
+    /// The directory.
+    Files,
+    /// The Kubernetes API server.
+    Cluster,
+}
+
+/// One file, or one object of a cluster, read and checked.
 #[derive(Debug)]
 pub struct ParsedFile {
     /// Where it is.
@@ -96,7 +106,19 @@ impl Object {
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
+        match self.line {
+            0 => f.write_str(&self.file),
+            line => write!(f, "{}:{line}", self.file),
+        }
+    }
+}
+
+impl fmt::Display for SourceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Files => "files",
+            Self::Cluster => "cluster",
+        })
     }
 }
 

@@ -12,6 +12,8 @@ pub struct ValidationMetrics {
     passed: IntCounterVec,
     failed: IntCounterVec,
     http_error: IntCounterVec,
+    config_updates: IntCounter,
+    config_update_errors: IntCounter,
 }
 
 /// Counters of the way from source to snapshot.
@@ -44,6 +46,8 @@ impl ValidationMetrics {
         registry.register(Box::new(metrics.passed.clone()))?;
         registry.register(Box::new(metrics.failed.clone()))?;
         registry.register(Box::new(metrics.http_error.clone()))?;
+        registry.register(Box::new(metrics.config_updates.clone()))?;
+        registry.register(Box::new(metrics.config_update_errors.clone()))?;
         Ok(metrics)
     }
 
@@ -72,6 +76,14 @@ impl ValidationMetrics {
                 "Resource validation http serve errors",
                 &["status"],
             )?,
+            config_updates: IntCounter::new(
+                "galley_validation_config_updates",
+                "k8s webhook configuration updates",
+            )?,
+            config_update_errors: IntCounter::new(
+                "galley_validation_config_update_error",
+                "k8s webhook configuration update error",
+            )?,
         })
     }
 
@@ -83,6 +95,13 @@ impl ValidationMetrics {
         self.failed
             .with_label_values(&[group, version, resource, reason])
             .inc();
+    }
+
+    pub(crate) fn config_updated(&self, outcome: Result<(), ()>) {
+        match outcome {
+            Ok(()) => self.config_updates.inc(),
+            Err(()) => self.config_update_errors.inc(),
+        }
     }
 
     pub(crate) fn http_error(&self, status: StatusCode) {

@@ -1,20 +1,22 @@
 //! The processor: one task that owns what is in force, and turns each event into the next snapshot.
 //!
 //! A bad object never takes down a good one: it is left out and reported, and if a good version of the same object was in
-//! force before, that one stays. Of two good objects with one name the first file's counts.
+//! force before, that one stays. Of two good objects with one name the first source's, then the first file's, counts
+//! ([`claims`]). The work of a change is that of what changed, not of what there is.
 
 use crate::{
-    event::{Content, Event, Key, Object, Objects, Origin, ParsedFile},
+    event::{Content, Event, Key, Object, Objects, Origin, ParsedFile, SourceName},
     metrics::RuntimeMetrics,
     schema::PODS,
     snapshot::store::Kept,
     transform::{
-        direct, mesh_config, pods,
+        direct, ingress, mesh_config, pods,
         service_entry::{self, Dirty},
     },
-    validation::{Problem, Verdict},
+    validation::{Kube, Verdict},
 };
 use arc_swap::ArcSwap;
+use claims::{Changes, Claims};
 use proto::{
     istio::mesh::v1alpha1::MeshConfig,
     kind::{MESH_CONFIG, SYNTHETIC_SERVICE_ENTRIES},
@@ -31,6 +33,8 @@ use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
+
+mod claims;
 
 /// What is known at one moment, for the debug pages.
 #[derive(Debug, Default)]
@@ -74,15 +78,18 @@ pub struct Outputs {
 pub struct Processor {
     domain: String,
     makes_service_entries: bool,
-    objects: Objects,
+    claims: Claims,
+    /// Sources that have not said yet what they have.
+    awaited: BTreeSet<SourceName>,
     /// What the store had, until the source has spoken.
     stored: Option<Kept>,
     mesh: Option<Box<MeshConfig>>,
     mesh_refusal: Option<Verdict>,
-    has_inventory: bool,
-    unreadable: Option<String>,
+    has_new_mesh: bool,
+    unreadable: BTreeMap<SourceName, String>,
     rejected: Vec<Rejected>,
     last: Arc<Snapshot>,
+    last_origins: Arc<BTreeMap<Key, Origin>>,
     last_settings: Option<service_entry::Settings>,
     pods: pods::Pods,
     told: HashSet<String>,
@@ -90,24 +97,28 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// Nothing in force yet. `stored` is the last good snapshot of an earlier process.
+    /// Nothing in force yet, until every one of `sources` has said what it has. `stored` is the last good snapshot of an
+    /// earlier process.
     pub fn new(
         domain: String,
         makes_service_entries: bool,
+        sources: impl IntoIterator<Item = SourceName>,
         stored: Option<Kept>,
         outputs: Outputs,
     ) -> Self {
         Self {
             domain,
             makes_service_entries,
-            objects: Objects::new(),
+            claims: Claims::default(),
+            awaited: sources.into_iter().collect(),
             stored,
             mesh: None,
             mesh_refusal: None,
-            has_inventory: false,
-            unreadable: None,
+            has_new_mesh: false,
+            unreadable: BTreeMap::new(),
             rejected: Vec::new(),
             last: Arc::default(),
+            last_origins: Arc::default(),
             last_settings: None,
             pods: pods::Pods::default(),
             told: HashSet::new(),
@@ -133,23 +144,16 @@ impl Processor {
     pub fn handle(&mut self, event: Event) {
         let begun = Instant::now();
         self.outputs.metrics.events.inc();
-        let mut dirty = Dirty::none();
+        let mut changes = Changes::default();
         match event {
-            Event::Inventory(files) => {
-                dirty = self.take_inventory(&files);
-                if let Some(reason) = self.unreadable.take() {
-                    tracing::info!(target: "processor", reason, "the source can be read again");
-                }
-                self.has_inventory = true;
+            Event::Inventory(source, files, failure) => {
+                self.take_readability(source, failure);
+                changes = self.take_inventory(source, files);
             }
-            Event::Unreadable(reason) => {
-                if self.unreadable.as_ref() != Some(&reason) {
-                    tracing::warn!(target: "processor", reason, "the source cannot be read; the last good state is served");
-                }
-                self.unreadable = Some(reason);
-            }
+            Event::Unreadable(source, reason) => self.take_readability(source, Some(reason)),
             Event::Mesh(Ok(config)) => {
                 self.mesh = Some(config);
+                self.has_new_mesh = true;
                 self.mesh_refusal = None;
             }
             Event::Mesh(Err(verdict)) => {
@@ -158,84 +162,51 @@ impl Processor {
                     .get_or_insert_with(|| Box::new(proto_mesh::mesh_config::defaults()));
             }
         }
-        self.publish(&dirty);
+        self.publish(&changes);
         let millis = begun.elapsed().as_secs_f64() * 1000.0;
         self.outputs.metrics.event_span.observe(millis);
     }
 
-    /// Takes the source's whole state; the services that it touches.
-    fn take_inventory(&mut self, files: &[Arc<ParsedFile>]) -> Dirty {
-        let mut next = Objects::new();
-        let mut rejected = Vec::new();
-        let mut refused: Vec<(Key, usize)> = Vec::new();
-        let mut broken_files = BTreeSet::new();
-        for document in files.iter().flat_map(|file| &file.documents) {
-            let verdict = &document.verdict;
-            if let (Some(key), Some(object)) = (&document.key, &document.object) {
-                if let Some(first) = next.get(key) {
-                    rejected.push(duplicate(verdict, &first.origin));
-                } else {
-                    next.insert(key.clone(), object.clone());
+    /// Notes whether a source can be read, and says so when that changes.
+    fn take_readability(&mut self, source: SourceName, failure: Option<String>) {
+        match failure {
+            None => {
+                if let Some(reason) = self.unreadable.remove(&source) {
+                    tracing::info!(target: "processor", %source, reason, "the source can be read again");
                 }
-            } else if !verdict.valid {
-                match &document.key {
-                    Some(key) => refused.push((key.clone(), rejected.len())),
-                    None => {
-                        broken_files.insert(verdict.file.as_str());
-                    }
+            }
+            Some(reason) => {
+                if self.unreadable.get(&source) != Some(&reason) {
+                    tracing::warn!(target: "processor", %source, reason, "the source cannot be read; the last good state is served");
                 }
-                rejected.push(Rejected {
-                    verdict: verdict.clone(),
-                    in_force: None,
-                });
+                self.unreadable.insert(source, reason);
             }
         }
-        // Most of the time nothing is refused, and what was in force before does not matter.
-        let before = if rejected.is_empty() {
-            Objects::new()
-        } else {
-            self.before()
-        };
-        for (key, index) in refused {
-            if let Some(old) = before.get(&key)
-                && !next.contains_key(&key)
-            {
-                next.insert(key.clone(), old.clone());
-            }
-            rejected[index].in_force = next.get(&key).map(|object| object.origin.to_string());
-        }
-        // A document that cannot be read at all may be any object that its file had.
-        for (key, old) in before {
-            if broken_files.contains(old.origin.file.as_ref()) && !next.contains_key(&key) {
-                next.insert(key, old);
-            }
-        }
-        self.stored = None;
-        self.report(&rejected);
-        self.rejected = rejected;
-        let dirty = Dirty::between(&self.objects, &next);
-        self.objects = next;
-        dirty
     }
 
-    /// What was in force before: of this process, or (mesh objects only) of the one before it.
-    fn before(&self) -> Objects {
-        let Some(stored) = self.stored.as_ref().filter(|_| !self.has_inventory) else {
-            return self.objects.clone();
-        };
-        stored
-            .origins
-            .iter()
-            .filter_map(|(key, origin)| {
-                let collection = stored.snapshot.get(&key.collection)?;
-                let resource = collection.resources.get(key.name.as_ref())?;
-                let object = Object {
-                    origin: origin.clone(),
-                    content: Content::Mesh(resource.clone()),
-                };
-                Some((key.clone(), Arc::new(object)))
-            })
-            .collect()
+    /// Takes a source's whole state; what changed because of it.
+    fn take_inventory(&mut self, source: SourceName, files: Vec<Arc<ParsedFile>>) -> Changes {
+        let was_awaited = self.awaited.remove(&source);
+        let mut changes = self.claims.replace(source, files);
+        if was_awaited && self.awaited.is_empty() {
+            // Now it is known what has gone since the earlier process; before, nothing was served.
+            self.claims.adopt(
+                self.stored
+                    .take()
+                    .as_ref()
+                    .map(stored_objects)
+                    .unwrap_or_default(),
+            );
+            self.claims.settle_all();
+            changes = Changes {
+                gone: Objects::new(),
+                come: self.claims.objects().clone(),
+            };
+        }
+        let rejected = self.claims.rejected();
+        self.report(&rejected);
+        self.rejected = rejected;
+        changes
     }
 
     /// Says each rejection once, as long as it lasts.
@@ -254,10 +225,10 @@ impl Processor {
         self.told = told;
     }
 
-    fn publish(&mut self, dirty: &Dirty) {
+    fn publish(&mut self, changes: &Changes) {
         let _span = tracing::info_span!(target: "processor", "publish").entered();
         self.outputs.metrics.on_change.inc();
-        let Some(kept) = self.build(dirty) else {
+        let Some(kept) = self.build(changes) else {
             return;
         };
         let is_new = !same_snapshot(&self.last, &kept.snapshot);
@@ -271,7 +242,7 @@ impl Processor {
         metrics
             .rejected
             .set(i64::try_from(rejected.len()).unwrap_or(i64::MAX));
-        let is_stored = !self.has_inventory;
+        let is_stored = !self.awaited.is_empty();
         metrics.is_from_store.set(i64::from(is_stored));
         for (name, collection) in kept.snapshot.iter() {
             let count = i64::try_from(collection.resources.len()).unwrap_or(i64::MAX);
@@ -281,7 +252,7 @@ impl Processor {
         self.outputs.view.store(Arc::new(View {
             kept: kept.clone(),
             rejected,
-            unreadable: self.unreadable.clone(),
+            unreadable: self.unreadable_reason(),
             published: if is_new {
                 Some(SystemTime::now())
             } else {
@@ -298,17 +269,33 @@ impl Processor {
         self.outputs.ready.set();
     }
 
-    /// The next snapshot; none while neither source nor store has said anything.
-    fn build(&mut self, dirty: &Dirty) -> Option<Kept> {
+    fn unreadable_reason(&self) -> Option<String> {
+        let reasons = self.unreadable.iter();
+        let texts: Vec<String> = reasons
+            .map(|(source, reason)| format!("{source}: {reason}"))
+            .collect();
+        (!texts.is_empty()).then(|| texts.join("; "))
+    }
+
+    /// The next snapshot; none while neither the sources nor the store have said anything.
+    fn build(&mut self, changes: &Changes) -> Option<Kept> {
         let mesh = self.mesh.as_ref()?;
-        if !self.has_inventory {
+        if !self.awaited.is_empty() {
             // Only a source that cannot be read lets the stored snapshot speak.
-            self.unreadable.as_ref()?;
-            let stored = self.stored.clone()?;
-            return Some(stored);
+            let is_readable = self.unreadable.is_empty();
+            return self.stored.clone().filter(|_| !is_readable);
         }
+        let objects = self.claims.objects();
         let mut snapshot = Snapshot::new();
-        direct::build_collections(&self.objects, &self.last, &mut snapshot);
+        if self.last_settings.is_none() {
+            direct::build_collections(objects, &self.last, &mut snapshot);
+        } else {
+            direct::change_collections(&changes.gone, &changes.come, &self.last, &mut snapshot);
+        }
+        if self.has_new_mesh || self.last_settings.is_none() || changes_ingresses(changes) {
+            ingress::add(objects, mesh, &self.domain, &mut snapshot);
+            self.has_new_mesh = false;
+        }
         let config = mesh_config::build_collection(mesh);
         let earlier = self
             .last
@@ -323,36 +310,84 @@ impl Processor {
             trust_domain: trust_domain(mesh, &self.domain),
         };
         let entries = self.last.get(SYNTHETIC_SERVICE_ENTRIES);
-        let has_same_settings = self.last_settings.as_ref() == Some(&settings);
+        let dirty = if self.last_settings.as_ref() == Some(&settings) {
+            Dirty::of(&changes.gone, &changes.come, objects)
+        } else {
+            Dirty::All
+        };
         let entries = match entries {
             _ if !self.makes_service_entries => Arc::default(),
-            Some(entries) if has_same_settings && *dirty == Dirty::none() => entries.clone(),
-            entries => {
-                let dirty = if has_same_settings {
-                    dirty
-                } else {
-                    &Dirty::All
-                };
-                service_entry::build_collection(&self.objects, &settings, dirty, entries)
-            }
+            Some(entries) if dirty == Dirty::none() => entries.clone(),
+            entries => service_entry::build_collection(objects, &settings, &dirty, entries),
         };
-        self.last_settings = Some(settings);
         snapshot.insert(SYNTHETIC_SERVICE_ENTRIES, entries);
-        let pods = self
-            .pods
-            .build_collection(&self.objects, self.last.get(PODS));
+        let pods = match self.last.get(PODS) {
+            Some(last) if self.last_settings.is_some() && !changes_pods(changes) => last.clone(),
+            last => self.pods.build_collection(objects, last),
+        };
         snapshot.insert(PODS, pods);
-        let origins: BTreeMap<_, _> = self
-            .objects
-            .iter()
-            .filter(|(_, object)| object.resource().is_some())
-            .map(|(key, object)| (key.clone(), object.origin.clone()))
-            .collect();
+        if self.last_settings.replace(settings).is_none() {
+            let whole = Changes {
+                gone: Objects::new(),
+                come: objects.clone(),
+            };
+            self.follow_origins(&whole);
+        } else {
+            self.follow_origins(changes);
+        }
         Some(Kept {
             snapshot: Arc::new(snapshot),
-            origins: Arc::new(origins),
+            origins: self.last_origins.clone(),
         })
     }
+
+    /// Keeps the places of resources in step; most changes move nothing.
+    fn follow_origins(&mut self, changes: &Changes) {
+        let is_mesh = |object: &&Arc<Object>| object.resource().is_some();
+        let stays = changes.come.iter().all(|(key, object)| {
+            object.resource().is_none() || self.last_origins.get(key) == Some(&object.origin)
+        });
+        let lost = |(key, object): (&Key, &Arc<Object>)| {
+            object.resource().is_some() && !changes.come.contains_key(key)
+        };
+        if stays && !changes.gone.iter().any(lost) {
+            return;
+        }
+        let origins = Arc::make_mut(&mut self.last_origins);
+        for key in changes.gone.keys() {
+            origins.remove(key);
+        }
+        for (key, object) in changes.come.iter().filter(|(_, object)| is_mesh(object)) {
+            origins.insert(key.clone(), object.origin.clone());
+        }
+    }
+}
+
+fn changes_pods(changes: &Changes) -> bool {
+    let mut objects = changes.gone.values().chain(changes.come.values());
+    objects.any(|object| matches!(object.content, Content::Kube(Kube::Pod(_))))
+}
+
+fn changes_ingresses(changes: &Changes) -> bool {
+    let mut objects = changes.gone.values().chain(changes.come.values());
+    objects.any(|object| ingress::reads(object))
+}
+
+/// The mesh objects of an earlier process.
+fn stored_objects(stored: &Kept) -> Objects {
+    stored
+        .origins
+        .iter()
+        .filter_map(|(key, origin)| {
+            let collection = stored.snapshot.get(&key.collection)?;
+            let resource = collection.resources.get(key.name.as_ref())?;
+            let object = Object {
+                origin: origin.clone(),
+                content: Content::Mesh(resource.clone()),
+            };
+            Some((key.clone(), Arc::new(object)))
+        })
+        .collect()
 }
 
 fn trust_domain(mesh: &MeshConfig, domain: &str) -> String {
@@ -362,23 +397,8 @@ fn trust_domain(mesh: &MeshConfig, domain: &str) -> String {
     }
 }
 
-fn duplicate(verdict: &Verdict, first: &Origin) -> Rejected {
-    let mut verdict = verdict.clone();
-    verdict.valid = false;
-    verdict.errors.push(Problem {
-        path: "metadata.name".to_owned(),
-        message: format!("{} is defined at {first} already", verdict.subject()),
-        line: verdict.line,
-        hint: Some("that one counts; remove one of the two".to_owned()),
-    });
-    Rejected {
-        in_force: Some(first.to_string()),
-        verdict,
-    }
-}
-
 fn same_snapshot(old: &Snapshot, new: &Snapshot) -> bool {
-    let versions = |snapshot: &Snapshot| -> Vec<(String, String)> {
+    let versions = |snapshot: &'_ Snapshot| -> BTreeMap<String, String> {
         let of = snapshot.iter();
         of.map(|(name, collection)| (name.to_owned(), collection.version.clone()))
             .collect()

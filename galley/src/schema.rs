@@ -45,6 +45,8 @@ pub enum KubeKind {
     Pod,
     /// `v1`.
     ServiceAccount,
+    /// `networking.k8s.io/v1`.
+    Ingress,
 }
 
 /// What an object's `apiVersion` and `kind` say.
@@ -162,6 +164,20 @@ pub fn collections() -> Vec<String> {
         .collect()
 }
 
+/// The collection of each type that may be asked for over xDS: `group/version/Kind`, in every version.
+pub fn type_urls() -> HashMap<String, String> {
+    TABLE
+        .iter()
+        .flat_map(|served| {
+            served.versions.iter().map(|version| {
+                let name = format!("{}/{version}/{}", served.group, served.kind);
+                (name, served.collection.clone())
+            })
+        })
+        .chain(collections().into_iter().map(|name| (name.clone(), name)))
+        .collect()
+}
+
 /// What an object's `apiVersion` and `kind` say.
 pub fn lookup(api_version: &str, kind: &str) -> Lookup {
     if let Some(kube) = kube(api_version, kind) {
@@ -206,6 +222,7 @@ fn kube(api_version: &str, kind: &str) -> Option<KubeKind> {
         ("v1", "Pod") => KubeKind::Pod,
         ("v1", "ServiceAccount") => KubeKind::ServiceAccount,
         ("discovery.k8s.io/v1", "EndpointSlice") => KubeKind::EndpointSlice,
+        ("networking.k8s.io/v1", "Ingress") => KubeKind::Ingress,
         _ => return None,
     })
 }

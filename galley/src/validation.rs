@@ -7,6 +7,7 @@ pub mod command;
 pub mod document;
 pub mod object;
 mod operator;
+pub mod registration;
 pub mod webhook;
 
 pub use document::{Problem, Verdict, validate_documents};

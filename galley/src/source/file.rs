@@ -4,7 +4,7 @@
 //! seen as one change, half-written ones are read once more when they are whole.
 
 use crate::{
-    event::{Content, Event, Key, Object, Origin, Parsed, ParsedFile},
+    event::{Content, Event, Key, Object, Origin, Parsed, ParsedFile, SourceName},
     validation::{
         Subject,
         command::yaml_files,
@@ -69,8 +69,8 @@ pub fn watch(folder: PathBuf, events: mpsc::Sender<Event>, drain: Drain) {
             reader = same;
             let is_readable = inventory.is_ok();
             let event = match inventory {
-                Ok(files) => Event::Inventory(files),
-                Err(error) => Event::Unreadable(format!("{error:#}")),
+                Ok(files) => Event::Inventory(SourceName::Files, files, None),
+                Err(error) => Event::Unreadable(SourceName::Files, format!("{error:#}")),
             };
             if events.send(event).await.is_err() {
                 return;
@@ -146,7 +146,7 @@ pub fn parse(path: &Path, text: &str) -> ParsedFile {
     }
 }
 
-fn parsed(read: Read) -> Parsed {
+pub(super) fn parsed(read: Read) -> Parsed {
     let (verdict, outcome) = (read.verdict, read.outcome);
     let origin = Origin {
         file: verdict.file.as_str().into(),

@@ -2,7 +2,7 @@
 
 use crate::{event::Objects, schema};
 use proto::istio::mcp::v1alpha1::Resource;
-use proto_mcp::snapshot::{Collection, Snapshot};
+use proto_mcp::snapshot::{Collection, Delta, Snapshot};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Puts a collection for each kind into `snapshot`; those that did not change are `last`'s own.
@@ -18,6 +18,44 @@ pub fn build_collections(objects: &Objects, last: &Snapshot, snapshot: &mut Snap
         let name = served.collection.as_str();
         let resources = by_collection.remove(name).unwrap_or_default();
         snapshot.insert(name, reuse(last.get(name), resources));
+    }
+}
+
+/// The same where it is known what changed; collections without a change are `last`'s own.
+pub fn change_collections(
+    gone: &Objects,
+    come: &Objects,
+    last: &Snapshot,
+    snapshot: &mut Snapshot,
+) {
+    let mut deltas: BTreeMap<&str, Delta> = BTreeMap::new();
+    for (key, object) in come {
+        if let Some(resource) = object.resource() {
+            let delta = deltas.entry(&key.collection).or_default();
+            delta.updated.push(resource.clone());
+        }
+    }
+    for (key, object) in gone {
+        if object.resource().is_some() && !come.contains_key(key) {
+            let delta = deltas.entry(&key.collection).or_default();
+            delta.removed.push(key.name.to_string());
+        }
+    }
+    for served in schema::served() {
+        let name = served.collection.as_str();
+        let earlier = last.get(name).cloned().unwrap_or_default();
+        let next = match deltas.remove(name) {
+            Some(delta) => {
+                let next = earlier.changed(delta);
+                if next.version == earlier.version {
+                    earlier
+                } else {
+                    Arc::new(next)
+                }
+            }
+            None => earlier,
+        };
+        snapshot.insert(name, next);
     }
 }
 

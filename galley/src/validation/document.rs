@@ -72,6 +72,11 @@ pub fn read_documents(text: &str, file: &str) -> Vec<Read> {
     all
 }
 
+/// Judges an object that stands in no text, such as one of a cluster; `origin` is only named.
+pub fn read_value(value: &Value, origin: &str) -> Read {
+    read_one(check(value), value, origin, |_| 0)
+}
+
 fn read_document(document: &Document, file: &str, into: &mut Vec<Read>) {
     let value = &document.value;
     let is_list = value.get("kind").and_then(Value::as_str) == Some("List");

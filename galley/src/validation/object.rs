@@ -6,6 +6,7 @@ use crate::schema::{self, KubeKind, Lookup, Served};
 use k8s_openapi::api::{
     core::v1::{Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
+    networking::v1::Ingress,
 };
 use prost_types::Any;
 use proto::{kind::Scope, type_url};
@@ -85,6 +86,7 @@ pub enum Kube {
     EndpointSlice(Box<EndpointSlice>),
     Pod(Box<Pod>),
     ServiceAccount(Box<ServiceAccount>),
+    Ingress(Box<Ingress>),
 }
 
 impl Outcome {
@@ -179,6 +181,11 @@ fn check_mesh(served: &'static Served, fields: &Map<String, Value>, outcome: &mu
     let Some(metadata) = metadata else { return };
     outcome.namespace.clone_from(&metadata.namespace);
     let spec = fields.get("spec").unwrap_or(&Value::Null);
+    // The message cannot tell an empty map from none; the definition of the kind can.
+    if served.kind == "PeerAuthentication" && spec["portLevelMtls"] == Value::Object(Map::new()) {
+        let hint = Some("leave it out, or name a port".to_owned());
+        outcome.hinted("spec.portLevelMtls", "is empty", hint);
+    }
     if let Some(spec) = read_spec(served, spec, outcome) {
         if let Some(kind) = served.rules {
             for finding in kind::validate(kind, &metadata, &spec) {
@@ -442,6 +449,7 @@ fn check_kube(kind: KubeKind, value: &Value, outcome: &mut Outcome) {
         KubeKind::EndpointSlice => read(value).map(Kube::EndpointSlice),
         KubeKind::Pod => read(value).map(Kube::Pod),
         KubeKind::ServiceAccount => read(value).map(Kube::ServiceAccount),
+        KubeKind::Ingress => read(value).map(Kube::Ingress),
     };
     match object {
         Ok(object) => outcome.subject = Some(Subject::Kube(object)),

@@ -5,6 +5,7 @@
     reason = "a test fails where it cannot go on"
 )]
 
+mod kubernetes;
 mod server;
 mod validate;
 
@@ -104,9 +105,14 @@ impl Place {
     }
 
     pub(crate) fn start(&self) -> Running {
+        self.start_with(&[])
+    }
+
+    pub(crate) fn start_with(&self, more: &[&str]) -> Running {
         let flag = |name: &str, file: &str| format!("--{name}={}", self.path(file).display());
         let child = Command::new(env!("CARGO_BIN_EXE_galley"))
             .args(["server", "--enableServiceDiscovery=true"])
+            .args(more)
             .arg(format!("--insecure={}", !self.is_secure))
             .arg(format!("--server-address=tcp://127.0.0.1:{}", self.mcp))
             .arg(format!("--validation-port={}", self.webhook))

@@ -273,3 +273,50 @@ async fn what_cannot_start_says_so_in_one_line() {
         "{text}"
     );
 }
+
+#[tokio::test]
+async fn a_sink_that_stops_reading_does_not_hold_up_the_end() {
+    use proto::istio::mcp::v1alpha1::{
+        RequestResources, resource_source_client::ResourceSourceClient,
+    };
+    use tokio_stream::wrappers::ReceiverStream;
+
+    let place = Place::new();
+    // More than a connection takes that nobody reads.
+    let routes: Vec<String> = (0..3000)
+        .map(|n| route(&format!("r{n}"), "reviews"))
+        .collect();
+    place.write("routes.yaml", &routes.join("---\n"));
+    let galley = place.start();
+    let sink = place.sink(&[VIRTUAL_SERVICES]);
+    state(&sink, VIRTUAL_SERVICES, |state| {
+        state.resources.len() == 3000
+    })
+    .await;
+
+    let target = format!("127.0.0.1:{}", place.mcp);
+    let channel = channel(&target, None, &ClientOptions::default()).unwrap();
+    let (requests, receiver) = tokio::sync::mpsc::channel(4);
+    let request = RequestResources {
+        collection: VIRTUAL_SERVICES.into(),
+        ..RequestResources::default()
+    };
+    requests.send(request).await.unwrap();
+    let stream = ResourceSourceClient::new(channel)
+        .establish_resource_stream(ReceiverStream::new(receiver))
+        .await
+        .unwrap();
+    place
+        .until("/debug/sinks", |text| {
+            text.matches("\"sent\":\"").count() >= 2
+        })
+        .await;
+    let begun = Instant::now();
+    assert!(galley.terminate().await.success());
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    drop((stream, requests));
+}

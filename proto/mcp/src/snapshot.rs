@@ -8,12 +8,23 @@ use std::{
 use xxhash_rust::xxh64::Xxh64;
 
 /// One collection; resources by name (`namespace/name`, or the bare name of what belongs to the cluster).
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Collection {
     /// Changes when, and only when, a resource does.
     pub version: String,
     /// The resources; each has metadata with name and version.
     pub resources: BTreeMap<String, Arc<Resource>>,
+    /// The sum of the resources' hashes, from which the version is made.
+    hash: u64,
+    /// What it was made of, so that many sinks need not find out each for itself.
+    step: Option<Arc<Step>>,
+}
+
+/// The step from one state of a collection to the next.
+#[derive(Debug)]
+struct Step {
+    from: String,
+    delta: Delta,
 }
 
 /// All collections at one moment; one that is absent has not been read yet.
@@ -39,17 +50,53 @@ impl Collection {
             .into_iter()
             .filter_map(|resource| Some((resource.metadata.as_ref()?.name.clone(), resource)))
             .collect();
-        let mut hash = Xxh64::new(0);
-        for (name, resource) in &resources {
-            // A length before each part keeps ("a", "bc") and ("ab", "c") apart.
-            for part in [name.as_str(), version_of(resource)] {
-                hash.update(&(part.len() as u64).to_le_bytes());
-                hash.update(part.as_bytes());
+        let hash = resources
+            .values()
+            .fold(0_u64, |sum, resource| sum.wrapping_add(hash_of(resource)));
+        Self {
+            version: version(hash, resources.len()),
+            resources,
+            hash,
+            step: None,
+        }
+    }
+
+    /// A state that somebody else made, under the version that it has there.
+    pub fn received(version: String, resources: BTreeMap<String, Arc<Resource>>) -> Self {
+        Self {
+            version,
+            resources,
+            hash: 0,
+            step: None,
+        }
+    }
+
+    /// The state after these changes; who has this state is told them without comparing all resources. Only for states
+    /// of [`Collection::new`] and their successors.
+    #[must_use]
+    pub fn changed(&self, delta: Delta) -> Self {
+        let mut resources = self.resources.clone();
+        let mut hash = self.hash;
+        for name in &delta.removed {
+            if let Some(old) = resources.remove(name) {
+                hash = hash.wrapping_sub(hash_of(&old));
+            }
+        }
+        for resource in &delta.updated {
+            hash = hash.wrapping_add(hash_of(resource));
+            let name = name_of(resource).to_owned();
+            if let Some(old) = resources.insert(name, resource.clone()) {
+                hash = hash.wrapping_sub(hash_of(&old));
             }
         }
         Self {
-            version: format!("{:016x}", hash.digest()),
+            version: version(hash, resources.len()),
             resources,
+            hash,
+            step: Some(Arc::new(Step {
+                from: self.version.clone(),
+                delta,
+            })),
         }
     }
 
@@ -81,6 +128,11 @@ impl Collection {
 
     /// What turns `earlier` into this collection.
     pub fn since_collection(&self, earlier: &Self) -> Delta {
+        if let Some(step) = &self.step
+            && step.from == earlier.version
+        {
+            return step.delta.clone();
+        }
         let updated = self
             .resources
             .iter()
@@ -99,6 +151,29 @@ impl Collection {
             .collect();
         Delta { updated, removed }
     }
+}
+
+/// States are equal when their resources are, however they came about.
+impl PartialEq for Collection {
+    fn eq(&self, other: &Self) -> bool {
+        self.version == other.version && self.resources == other.resources
+    }
+}
+
+/// The hash of a resource's name and version.
+fn hash_of(resource: &Resource) -> u64 {
+    let mut hash = Xxh64::new(0);
+    // A length before each part keeps ("a", "bc") and ("ab", "c") apart.
+    for part in [name_of(resource), version_of(resource)] {
+        hash.update(&(part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.digest()
+}
+
+/// The text of a version. The sum of no hashes is 0, so that the number of resources tells an empty collection from none.
+fn version(hash: u64, count: usize) -> String {
+    format!("{hash:016x}-{count}")
 }
 
 impl Snapshot {
@@ -177,6 +252,29 @@ pub(crate) mod tests {
         assert_eq!(one.version, same.version);
         assert_ne!(one.version, other.version);
         assert_ne!(one.version, Collection::default().version);
+    }
+
+    #[test]
+    fn a_step_is_what_the_comparison_would_find() {
+        let old = Collection::new([resource("a", 1), resource("b", 1), resource("c", 1)]);
+        let delta = Delta {
+            updated: vec![resource("b", 2), resource("d", 1)],
+            removed: vec!["c".to_owned()],
+        };
+        let new = old.changed(delta.clone());
+        let whole = Collection::new(new.resources.values().cloned());
+        assert_eq!(new, whole);
+        assert_eq!(new.since_collection(&old), delta);
+        assert_eq!(whole.since_collection(&old), delta);
+        let back = new.changed(new_delta_back(&old));
+        assert_eq!(back.version, old.version);
+    }
+
+    fn new_delta_back(old: &Collection) -> Delta {
+        Delta {
+            updated: ["b", "c"].map(|name| old.resources[name].clone()).into(),
+            removed: vec!["d".to_owned()],
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
-mod session;
+pub(crate) mod session;
 
 pub use session::{CollectionStatus, SinkStatus};
 
@@ -87,6 +87,21 @@ impl Source {
     /// The current snapshot.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.shared.current.borrow().clone()
+    }
+
+    /// Whether this peer may read; the status says why not.
+    pub(crate) fn authorize(&self, peer: &Peer) -> Result<(), Status> {
+        (self.shared.authorize)(peer).map_err(Status::permission_denied)
+    }
+
+    /// When to end.
+    pub(crate) fn drain(&self) -> Drain {
+        self.shared.drain.clone()
+    }
+
+    /// Tells of each new snapshot.
+    pub fn changes(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.shared.current.subscribe()
     }
 
     /// Who is connected, and how far each one is.
@@ -160,7 +175,7 @@ impl ResourceSource for Source {
             .get::<Peer>()
             .cloned()
             .unwrap_or_default();
-        (self.shared.authorize)(&peer).map_err(Status::permission_denied)?;
+        self.authorize(&peer)?;
         let (sender, receiver) = mpsc::channel(OUTGOING);
         let (end, ended) = tokio::sync::oneshot::channel();
         let shared = self.shared.clone();

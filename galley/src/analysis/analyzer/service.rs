@@ -25,7 +25,8 @@ pub(super) fn check_port_names(context: &Context, messages: &mut Messages) {
                 port["appProtocol"].as_str(),
                 text(&port["protocol"]),
             );
-            if !protocol.is_unsupported() && !(is_external && name == "tcp") {
+            let is_untold = protocol.is_unsupported() || (is_external && name == "tcp");
+            if !is_untold {
                 continue;
             }
             let path = format!("spec.ports[{index}]");

@@ -32,8 +32,11 @@ pub(super) fn check_addresses(context: &Context, messages: &mut Messages) {
     }
 }
 
+/// Who sees it, the host, its number.
+type Port<'a> = (String, &'a str, u64);
+
 pub(super) fn check_protocols(context: &Context, messages: &mut Messages) {
-    let mut index: BTreeMap<(String, &str, u64), Vec<(String, &Object)>> = BTreeMap::new();
+    let mut index: BTreeMap<Port<'_>, Vec<(String, &Object)>> = BTreeMap::new();
     for entry in context.of(SERVICE_ENTRY) {
         let spec = entry.spec();
         for scope in scopes(item_texts(&spec["exportTo"]), &entry.namespace) {

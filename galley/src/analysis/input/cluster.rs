@@ -58,7 +58,7 @@ pub async fn read(client: &Client, input: &mut Input) -> anyhow::Result<()> {
     });
     let mesh = schema::served().iter().map(|served| {
         let kind = GroupVersionKind::gvk(served.group, served.versions[0], served.kind);
-        ApiResource::from_gvk_with_plural(&kind, &served.plural)
+        ApiResource::from_gvk_with_plural(&kind, served.plural)
     });
     for resource in platform.chain(mesh) {
         match list(client, &resource).await {

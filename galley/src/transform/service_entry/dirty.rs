@@ -6,10 +6,7 @@ use crate::{
     validation::Kube,
 };
 use k8s_openapi::api::core::v1::Pod;
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
-};
+use std::collections::{BTreeSet, HashSet};
 
 /// Services to make anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +31,11 @@ impl Dirty {
         }
     }
 
-    /// What the step from `old` to `new` touches; objects are the same if they are in the same place in memory.
-    pub fn between(old: &Objects, new: &Objects) -> Self {
+    /// What the objects that went and came touch, `all` being what is there now.
+    pub fn of(gone: &Objects, come: &Objects, all: &Objects) -> Self {
         let mut names = BTreeSet::new();
         let mut pods = HashSet::new();
-        for (key, object) in changed(old, new).chain(changed(new, old)) {
+        for (key, object) in gone.iter().chain(come) {
             let Content::Kube(kube) = &object.content else {
                 continue;
             };
@@ -52,28 +49,16 @@ impl Dirty {
                     pods.extend(ip_of(pod));
                 }
                 Kube::Node(_) => return Self::All,
-                Kube::Namespace(_) | Kube::ServiceAccount(_) => {}
+                Kube::Namespace(_) | Kube::ServiceAccount(_) | Kube::Ingress(_) => {}
             }
         }
         if !pods.is_empty() {
-            for (key, object) in old.iter().chain(new) {
+            for (key, object) in all.iter().chain(gone) {
                 names.extend(service_with_pod(key, object, &pods));
             }
         }
         Self::Services(names)
     }
-}
-
-/// Objects of `these` that `others` do not have.
-fn changed<'a>(
-    these: &'a Objects,
-    others: &'a Objects,
-) -> impl Iterator<Item = (&'a Key, &'a Arc<Object>)> {
-    these.iter().filter(|(key, object)| {
-        others
-            .get(*key)
-            .is_none_or(|other| !Arc::ptr_eq(object, other))
-    })
 }
 
 fn ip_of(pod: &Pod) -> Option<String> {

@@ -97,7 +97,7 @@ impl<'a> Backends<'a> {
                 Kube::Node(node) => {
                     all.nodes.insert(named.1, node);
                 }
-                Kube::Namespace(_) | Kube::ServiceAccount(_) => {}
+                Kube::Namespace(_) | Kube::ServiceAccount(_) | Kube::Ingress(_) => {}
             }
         }
         all

@@ -161,8 +161,9 @@ fn a_change_touches_the_services_that_it_concerns_only() {
             collection: kind.into(),
             name: name.into(),
         };
-        assert!(new.remove(&key).is_some());
-        match (Dirty::between(&old, &new), Dirty::between(&new, &old)) {
+        let gone = Objects::from([(key.clone(), new.remove(&key).unwrap())]);
+        let none = Objects::new();
+        match (Dirty::of(&gone, &none, &new), Dirty::of(&none, &gone, &old)) {
             (Dirty::Services(names), other) => {
                 assert_eq!(other, Dirty::Services(names.clone()));
                 names.into_iter().collect::<Vec<_>>().join(" ")
@@ -178,5 +179,8 @@ fn a_change_touches_the_services_that_it_concerns_only() {
         "other/reviews shop/reviews"
     );
     assert_eq!(touched("Node", "n1"), "all");
-    assert_eq!(Dirty::between(&old, &old.clone()), Dirty::none());
+    assert_eq!(
+        Dirty::of(&Objects::new(), &Objects::new(), &old),
+        Dirty::none()
+    );
 }

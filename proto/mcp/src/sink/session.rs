@@ -157,10 +157,7 @@ impl<'a> Session<'a> {
             let name = name_of(&resource).to_owned();
             resources.insert(name, Arc::new(resource));
         }
-        Collection {
-            version: response.system_version_info,
-            resources,
-        }
+        Collection::received(response.system_version_info, resources)
     }
 
     async fn send_answers(&mut self) -> Result<(), Status> {

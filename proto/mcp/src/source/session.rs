@@ -83,7 +83,9 @@ struct Session<'a> {
     limit: RequestLimit,
 }
 
-struct RequestLimit {
+/// What one stream may ask for.
+#[derive(Debug)]
+pub(crate) struct RequestLimit {
     tokens: f64,
     at: Instant,
 }
@@ -246,7 +248,14 @@ impl<'a> Session<'a> {
                 response.system_version_info.clone(),
             );
             tracing::debug!(target: "mcp", sink = self.id, collection, version, nonce = response.nonce, resources = response.resources.len(), removed = response.removed_resources.len(), "sending");
-            match responses.send_timeout(response, SEND_TIMEOUT).await {
+            let sent = tokio::select! {
+                sent = responses.send_timeout(response, SEND_TIMEOUT) => sent,
+                // A sink that takes nothing does not hold up the end.
+                () = self.shared.drain.signaled() => {
+                    return Err(Status::unavailable("the source is shutting down"));
+                }
+            };
+            match sent {
                 Ok(()) => {}
                 Err(mpsc::error::SendTimeoutError::Closed(_)) => {
                     self.shared.metrics.send_failed(tonic::Code::Cancelled);
@@ -310,7 +319,8 @@ impl Watch {
 }
 
 impl RequestLimit {
-    fn new() -> Self {
+    /// The whole burst is there yet.
+    pub(crate) fn new() -> Self {
         Self {
             tokens: f64::from(REQUEST_BURST),
             at: Instant::now(),
@@ -318,7 +328,7 @@ impl RequestLimit {
     }
 
     /// Waits until one more request is within the limit; the sink's later requests wait in its connection.
-    async fn wait(&mut self) {
+    pub(crate) async fn wait(&mut self) {
         let rate = f64::from(REQUEST_BURST);
         let now = Instant::now();
         let earned = now.duration_since(self.at).as_secs_f64() * rate;

@@ -7,6 +7,7 @@
 
 mod churn;
 mod protocol;
+mod xds;
 
 use proto_component::{
     drain::{self, Drain, Trigger},
@@ -20,6 +21,7 @@ use proto_mcp::{
     snapshot::{Collection, Snapshot},
     source::Source,
     wire::{Metadata, Resource},
+    xds::Xds,
 };
 use std::{sync::Arc, time::Duration};
 use tonic::{service::Routes, transport::Channel};
@@ -44,7 +46,12 @@ impl Served {
             .await
             .unwrap();
         let target = listener.address().to_string();
-        let routes = Routes::new(source.service(1 << 20));
+        let types = [(
+            "networking.istio.io/v1/Gateway".to_owned(),
+            GATEWAYS.to_owned(),
+        )];
+        let xds = Xds::new(source.clone(), types.into_iter().collect());
+        let routes = Routes::new(source.service(1 << 20)).add_service(xds.service(1 << 20));
         let incoming = listener.plaintext(&drain);
         task::spawn("source", async move {
             serve(incoming, routes, &ServerOptions::default(), None, drain).await
