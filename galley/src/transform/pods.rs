@@ -109,3 +109,62 @@ fn outline(pod: &Pod) -> Value {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::file::parse;
+    use std::path::Path;
+
+    fn objects(yaml: &str) -> Objects {
+        let file = parse(Path::new("test.yaml"), yaml);
+        let objects = file.documents.into_iter();
+        objects
+            .map(|document| (document.key.unwrap(), document.object.unwrap()))
+            .collect()
+    }
+
+    const POD: &str = r"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web-1
+  namespace: shop
+  labels: {app: web}
+  ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: web-5d8f, uid: u, controller: true}]
+spec:
+  serviceAccountName: web
+  containers: [{name: web, image: x, env: [{name: SECRET, value: hidden}], ports: [{containerPort: 9080}]}]
+status: {podIP: 10.1.0.1, hostIP: 10.0.0.1}
+";
+
+    #[test]
+    fn a_pod_is_outlined_without_what_it_runs() {
+        let made = Pods::default().build_collection(&objects(POD), None);
+        let resource = &made.resources["shop/web-1"];
+        let body = resource.body.as_ref().unwrap();
+        assert_eq!(body.type_url, STRUCT);
+        let shown = String::from_utf8_lossy(&body.value).into_owned();
+        for part in ["10.1.0.1", "ReplicaSet", "web-5d8f", "serviceAccountName"] {
+            assert!(shown.contains(part), "{part} is missing");
+        }
+        assert!(!shown.contains("hidden") && !shown.contains("image"));
+    }
+
+    #[test]
+    fn only_pods_that_changed_are_made_anew() {
+        let mut pods = Pods::default();
+        let mut all = objects(POD);
+        all.extend(objects(&POD.replace("web-1", "web-2")));
+        let first = pods.build_collection(&all, None);
+        all.extend(objects(
+            &POD.replace("web-1", "web-2")
+                .replace("10.1.0.1", "10.1.0.2"),
+        ));
+        let second = pods.build_collection(&all, Some(&first));
+        let same = |name: &str| Arc::ptr_eq(&first.resources[name], &second.resources[name]);
+        assert!(same("shop/web-1") && !same("shop/web-2"));
+        let third = pods.build_collection(&all, Some(&second));
+        assert!(Arc::ptr_eq(&second, &third));
+    }
+}
