@@ -60,9 +60,9 @@ pub struct Discovery {
     /// Where services come from.
     #[arg(long, value_delimiter = ',', default_value = "MCP")]
     pub registries: Vec<RegistryKind>,
-    /// File with the mesh's settings; followed.
-    #[arg(long = "meshConfig", default_value = "/etc/istio/config/mesh")]
-    pub mesh_config: PathBuf,
+    /// File with the mesh's settings; followed. [default: /etc/istio/config/mesh, if it is there]
+    #[arg(long = "meshConfig")]
+    pub mesh_config: Option<PathBuf>,
     /// File with the mesh's networks.
     #[arg(
         long = "networksConfig",
@@ -101,6 +101,9 @@ pub struct Discovery {
     /// xDS without TLS.
     #[arg(long = "grpcAddr", default_value = ":15010")]
     pub grpc_address: String,
+    /// xDS for clients with a certificate of the mesh, if certificates are there.
+    #[arg(long = "mtlsGrpcAddr", default_value = ":15011")]
+    pub mtls_grpc_address: String,
     /// xDS with TLS, if certificates are there.
     #[arg(long = "secureGrpcAddr", default_value = ":15012")]
     pub secure_grpc_address: String,

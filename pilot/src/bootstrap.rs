@@ -77,13 +77,13 @@ pub async fn run(args: Args, process: Process) -> anyhow::Result<()> {
         grpc_metrics.clone(),
         &process,
     )];
-    if let Some((listener, tls)) = secure {
+    for (listener, tls) in secure {
         tracing::info!(address = %listener.address(), "xds with tls");
         serving.push(serve(
             listener.tls(tls, &process.drain),
             &server,
             &options,
-            grpc_metrics,
+            grpc_metrics.clone(),
             &process,
         ));
     }
@@ -131,48 +131,68 @@ fn serve(
     })
 }
 
-/// The port with TLS, if there is a certificate.
-async fn bind_secure(args: &Args) -> anyhow::Result<Option<(Listener, ServerTls)>> {
+/// The ports with TLS, if there is a certificate: one demands the client's too.
+async fn bind_secure(args: &Args) -> anyhow::Result<Vec<(Listener, ServerTls)>> {
     let folder = &args.features.cert_dir;
-    let files = PemFiles::new(
-        folder.join("cert-chain.pem"),
-        folder.join("key.pem"),
-        Some(folder.join("root-cert.pem")),
-    );
-    if args.secure_grpc_address.is_empty() || !folder.join("cert-chain.pem").exists() {
+    let files = || {
+        PemFiles::new(
+            folder.join("cert-chain.pem"),
+            folder.join("key.pem"),
+            Some(folder.join("root-cert.pem")),
+        )
+    };
+    if !folder.join("cert-chain.pem").exists() {
         tracing::info!(folder = %folder.display(), "no certificate: xds is served without tls only");
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let tls = ServerTls::from_files(files, ClientAuth::Optional, &["h2"])
-        .map_err(|error| Usage(error.to_string()))?;
-    let listener = Listener::bind_text(&args.secure_grpc_address, "--secureGrpcAddr").await?;
-    Ok(Some((listener, tls)))
+    let ports = [
+        (
+            &args.mtls_grpc_address,
+            "--mtlsGrpcAddr",
+            ClientAuth::Required,
+        ),
+        (
+            &args.secure_grpc_address,
+            "--secureGrpcAddr",
+            ClientAuth::Optional,
+        ),
+    ];
+    let mut bound = Vec::new();
+    for (address, flag, auth) in ports {
+        if address.is_empty() {
+            continue;
+        }
+        let tls = ServerTls::from_files(files(), auth, &["h2"])
+            .map_err(|error| Usage(error.to_string()))?;
+        bound.push((Listener::bind_text(address, flag).await?, tls));
+    }
+    Ok(bound)
 }
 
-/// The mesh's settings from their file; a missing file means the defaults.
+/// The mesh's settings from their file.
 fn read_mesh(args: &Args) -> anyhow::Result<MeshConfig> {
-    let text = match std::fs::read_to_string(&args.mesh_config) {
+    let path = mesh_path(args);
+    let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            tracing::warn!(file = %args.mesh_config.display(), "no mesh settings: the defaults hold");
+        // A file that was asked for must be there; the default one need not.
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound && args.mesh_config.is_none() =>
+        {
+            tracing::warn!(file = %path.display(), "no mesh settings: the defaults hold");
             String::new()
         }
         Err(error) => {
-            return Err(Usage(format!(
-                "--meshConfig {}: {error}",
-                args.mesh_config.display()
-            ))
-            .into());
+            return Err(Usage(format!("--meshConfig {}: {error}", path.display())).into());
         }
     };
-    let parsed = parse_mesh(&text, &args.trust_domain);
-    parsed.map_err(|error| {
-        Usage(format!(
-            "--meshConfig {}: {error}",
-            args.mesh_config.display()
-        ))
-        .into()
-    })
+    parse_mesh(&text, &args.trust_domain)
+        .map_err(|error| Usage(format!("--meshConfig {}: {error}", path.display())).into())
+}
+
+fn mesh_path(args: &Args) -> PathBuf {
+    args.mesh_config
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("/etc/istio/config/mesh"))
 }
 
 fn parse_mesh(text: &str, trust_domain: &str) -> Result<MeshConfig, String> {
@@ -185,7 +205,7 @@ fn parse_mesh(text: &str, trust_domain: &str) -> Result<MeshConfig, String> {
 
 /// Follows the file of the mesh's settings. A broken file changes nothing.
 fn watch_mesh(args: &Args, updates: mpsc::Sender<Update>) {
-    let (path, trust_domain) = (args.mesh_config.clone(), args.trust_domain.clone());
+    let (path, trust_domain) = (mesh_path(args), args.trust_domain.clone());
     task::spawn("mesh-config", async move {
         let mut watcher = FileWatcher::files([&path]);
         loop {

@@ -5,9 +5,12 @@
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+use prost::{Message, Name};
+use proto_mesh::kind::Resource;
 use proto_mesh::{Checked, Metadata};
 
 pub mod file;
+mod kinds;
 pub mod mcp;
 pub mod store;
 
@@ -26,21 +29,74 @@ pub struct Synthetic<T> {
     pub spec: T,
 }
 
-/// What stands in a collection.
-pub trait Object: PartialEq {
-    /// Its name and namespace.
-    fn meta(&self) -> &Metadata;
+/// Why a resource was refused.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{problem}")]
+pub struct Refused {
+    /// Path of the first wrong field from the root of the message.
+    pub path: String,
+    /// What is wrong.
+    pub problem: String,
 }
 
-impl<T: PartialEq> Object for Checked<T> {
+/// What stands in a collection.
+pub trait Object: PartialEq + Sized {
+    /// The message.
+    type Message: Message + Name + Default;
+
+    /// Takes a resource from outside in.
+    ///
+    /// # Errors
+    /// When it breaks the rules of its kind.
+    fn accept(meta: Metadata, spec: Self::Message) -> Result<Self, Refused>;
+
+    /// Its name and namespace.
+    fn meta(&self) -> &Metadata;
+
+    /// The message.
+    fn spec(&self) -> &Self::Message;
+}
+
+impl<T: Resource + PartialEq> Object for Checked<T> {
+    type Message = T;
+
+    fn accept(meta: Metadata, spec: T) -> Result<Self, Refused> {
+        match Checked::new(meta, spec) {
+            Ok((checked, _)) => Ok(checked),
+            Err(invalid) => {
+                let first = invalid.findings.errors().next();
+                Err(Refused {
+                    path: first
+                        .map(|finding| finding.path.clone())
+                        .unwrap_or_default(),
+                    problem: invalid.to_string(),
+                })
+            }
+        }
+    }
+
     fn meta(&self) -> &Metadata {
         &self.meta
     }
+
+    fn spec(&self) -> &T {
+        &self.spec
+    }
 }
 
-impl<T: PartialEq> Object for Synthetic<T> {
+impl<T: Message + Name + Default + PartialEq> Object for Synthetic<T> {
+    type Message = T;
+
+    fn accept(meta: Metadata, spec: T) -> Result<Self, Refused> {
+        Ok(Synthetic { meta, spec })
+    }
+
     fn meta(&self) -> &Metadata {
         &self.meta
+    }
+
+    fn spec(&self) -> &T {
+        &self.spec
     }
 }
 

@@ -5,7 +5,9 @@ use prometheus::{
     IntGaugeVec, Opts, Registry,
 };
 
+use crate::jwks::Counters;
 use crate::push_context::status::{Metric, PushStatus};
+use crate::xds::resource_type::TYPES;
 
 /// All of them; cheap to clone.
 #[derive(Clone, Debug)]
@@ -21,7 +23,7 @@ pub struct Metrics {
     /// Seconds from a change to the end of a proxy's push.
     pub convergence_time: Histogram,
     /// Proxies that refuse, by type, node and code; gone once they accept.
-    pub rejects: [IntGaugeVec; 4],
+    pub rejects: [IntGaugeVec; TYPES],
     /// Refusals.
     pub total_rejects: IntCounter,
     /// RDS requests that answered an old response.
@@ -38,7 +40,9 @@ pub struct Metrics {
     pub virtual_services: IntGauge,
     /// Seconds to make a push context.
     pub push_context_time: Histogram,
-    status: IntGaugeVec,
+    /// Key sets that were fetched, and failures.
+    pub jwks: Counters,
+    status: Vec<(Metric, IntGauge)>,
 }
 
 impl Metrics {
@@ -93,6 +97,8 @@ impl Metrics {
                 reject("eds")?,
                 reject("lds")?,
                 reject("rds")?,
+                reject("ecds")?,
+                reject("nds")?,
             ],
             total_rejects: counter("pilot_total_xds_rejects", "Refused responses.")?,
             expired_nonce: counter(
@@ -118,10 +124,8 @@ impl Metrics {
                 "pilot_push_context_init_seconds",
                 "Seconds to make a push context.",
             )?,
-            status: IntGaugeVec::new(
-                Opts::new("pilot_push_status", "Resources with trouble, by kind."),
-                &["kind"],
-            )?,
+            jwks: jwks_counters()?,
+            status: status_gauges()?,
         };
         metrics.add_to(registry)?;
         register_info(registry)?;
@@ -143,10 +147,14 @@ impl Metrics {
             Box::new(self.services.clone()),
             Box::new(self.virtual_services.clone()),
             Box::new(self.push_context_time.clone()),
-            Box::new(self.status.clone()),
+            Box::new(self.jwks.success.clone()),
+            Box::new(self.jwks.failure.clone()),
         ];
         for collector in collectors {
             registry.register(collector)?;
+        }
+        for (_, gauge) in &self.status {
+            registry.register(Box::new(gauge.clone()))?;
         }
         for reject in &self.rejects {
             registry.register(Box::new(reject.clone()))?;
@@ -156,11 +164,28 @@ impl Metrics {
 
     /// Takes the counts of a push context over.
     pub fn publish(&self, status: &PushStatus) {
-        for metric in Metric::ALL {
-            let count = i64::try_from(status.count(metric)).unwrap_or(i64::MAX);
-            self.status.with_label_values(&[metric.name()]).set(count);
+        for (metric, gauge) in &self.status {
+            gauge.set(i64::try_from(status.count(*metric)).unwrap_or(i64::MAX));
         }
     }
+}
+
+fn jwks_counters() -> prometheus::Result<Counters> {
+    Ok(Counters {
+        success: IntCounter::new(
+            "pilot_jwks_resolver_network_fetch_success_total",
+            "Key sets that were fetched.",
+        )?,
+        failure: IntCounter::new(
+            "pilot_jwks_resolver_network_fetch_fail_total",
+            "Key sets that could not be fetched.",
+        )?,
+    })
+}
+
+fn status_gauges() -> prometheus::Result<Vec<(Metric, IntGauge)>> {
+    let gauge = |metric: Metric| Ok((metric, IntGauge::new(metric.name(), metric.help())?));
+    Metric::ALL.into_iter().map(gauge).collect()
 }
 
 /// The version, as a label.

@@ -6,10 +6,15 @@
 pub mod access_log;
 pub mod cluster;
 pub mod endpoint;
+mod envoy_filter;
+pub mod extension;
 pub mod listener;
+pub mod name_table;
 pub mod plugin;
+mod provider;
 pub mod route;
 pub mod tls;
+mod tracing;
 mod view;
 mod wire;
 

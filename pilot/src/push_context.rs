@@ -11,29 +11,50 @@ use parking_lot::Mutex;
 pub mod delegate;
 pub mod destination_rules;
 pub mod endpoints;
+pub mod envoy_filters;
 pub mod gateways;
 pub mod policies;
+pub mod quotas;
 pub mod services;
 pub mod sidecar_scope;
 pub mod status;
+pub mod telemetry;
 pub mod virtual_services;
+pub mod wasm_plugins;
 
 use self::{
     destination_rules::DestinationRuleIndex,
     endpoints::EndpointIndex,
+    envoy_filters::EnvoyFilterIndex,
     gateways::GatewayIndex,
     policies::PolicyIndex,
+    quotas::QuotaIndex,
     services::ServiceIndex,
     sidecar_scope::{SidecarIndex, SidecarScope},
     status::{Metric, PushStatus},
+    telemetry::TelemetryIndex,
     virtual_services::VirtualServiceIndex,
+    wasm_plugins::WasmPluginIndex,
 };
 use crate::config::store::{ConfigStore, Kind, KindSet};
+use crate::jwks::KeySets;
 use crate::model::{Mesh, Proxy};
 use crate::registry::ServiceRegistry;
 
 /// Namespace and `Sidecar` that a scope was worked out for.
 type ScopeKey = (String, Option<String>);
+
+/// Kinds of which the index of policies is made.
+const POLICY_KINDS: [Kind; 8] = [
+    Kind::PeerAuthentication,
+    Kind::RequestAuthentication,
+    Kind::AuthorizationPolicy,
+    Kind::AuthenticationPolicy,
+    Kind::MeshPolicy,
+    Kind::ClusterRbacConfig,
+    Kind::ServiceRole,
+    Kind::ServiceRoleBinding,
+];
 
 /// Everything, frozen.
 #[derive(Debug, Default)]
@@ -58,6 +79,16 @@ pub struct PushContext {
     pub sidecars: Arc<SidecarIndex>,
     /// Security policies.
     pub policies: Arc<PolicyIndex>,
+    /// Keys that were fetched.
+    pub keys: Arc<KeySets>,
+    /// Patches.
+    pub envoy_filters: Arc<EnvoyFilterIndex>,
+    /// Telemetry resources.
+    pub telemetries: Arc<TelemetryIndex>,
+    /// Plugins.
+    pub wasm_plugins: Arc<WasmPluginIndex>,
+    /// Quotas of the 1.4 line.
+    pub quotas: Arc<QuotaIndex>,
     /// What went wrong.
     pub status: Arc<PushStatus>,
     scopes: Arc<Mutex<HashMap<ScopeKey, Arc<SidecarScope>>>>,
@@ -66,20 +97,24 @@ pub struct PushContext {
 impl PushContext {
     /// The next context: `changed` says what the previous one no longer has right.
     #[must_use]
+    #[allow(
+        clippy::too_many_lines,
+        reason = "one entry an index: the list of what is shared and what is made anew"
+    )]
     pub fn next(
         previous: &PushContext,
         domain: &str,
         mesh: &Arc<Mesh>,
         store: &ConfigStore,
         registry: &ServiceRegistry,
+        keys: &Arc<KeySets>,
         changed: &KindSet,
     ) -> Self {
         let mesh_changed = changed.has(Kind::MeshConfig);
         let root = mesh.root_namespace.as_str();
         let has = |kind| mesh_changed || changed.has(kind);
-        let policies_changed = has(Kind::PeerAuthentication)
-            || has(Kind::RequestAuthentication)
-            || has(Kind::AuthorizationPolicy);
+        let policies_changed = POLICY_KINDS.into_iter().any(has);
+        let quotas_changed = has(Kind::QuotaSpec) || has(Kind::QuotaSpecBinding);
         let status = Arc::new(PushStatus::default());
         let mut next = PushContext {
             version: previous.version + 1,
@@ -123,29 +158,45 @@ impl PushContext {
                 SidecarIndex::new(store.sidecars.values(), root)
             }),
             policies: share(&previous.policies, policies_changed, || {
-                PolicyIndex::new(
-                    store.peer_authentications.values(),
-                    store.request_authentications.values(),
-                    store.authorization_policies.values(),
+                PolicyIndex::new(&policies::Sources {
+                    store,
                     root,
-                )
+                    domain,
+                })
+            }),
+            keys: Arc::clone(keys),
+            envoy_filters: share(&previous.envoy_filters, has(Kind::EnvoyFilter), || {
+                EnvoyFilterIndex::new(store.envoy_filters.values(), root)
+            }),
+            telemetries: share(&previous.telemetries, has(Kind::Telemetry), || {
+                TelemetryIndex::new(store.telemetries.values(), root)
+            }),
+            wasm_plugins: share(&previous.wasm_plugins, has(Kind::WasmPlugin), || {
+                WasmPluginIndex::new(store.wasm_plugins.values(), root)
+            }),
+            quotas: share(&previous.quotas, quotas_changed, || {
+                QuotaIndex::new(store, domain)
             }),
             status: Arc::clone(&previous.status),
             scopes: Arc::clone(&previous.scopes),
         };
         if !changed.is_only(Kind::Endpoint) {
             next.scopes = Arc::default();
-            for subset in &next.destination_rules.duplicate_subsets {
-                status.record(
-                    Metric::DuplicateSubset,
-                    subset,
-                    "",
-                    "declared twice for one host; the older one counts",
-                );
-            }
+            next.report(&status);
             next.status = status;
         }
         next
+    }
+
+    /// Notes what was wrong with resources by themselves.
+    fn report(&self, status: &PushStatus) {
+        for subset in &self.destination_rules.duplicate_subsets {
+            let text = "declared twice for one host; the older one counts";
+            status.record(Metric::DuplicateSubset, subset, "", text);
+        }
+        for (what, reason) in &self.envoy_filters.problems {
+            status.record(Metric::InvalidEnvoyFilter, what, "", reason);
+        }
     }
 
     /// What `proxy` can see.

@@ -1,17 +1,16 @@
-//! The service registry: services and endpoints, made from service entries (the platform's and the users').
+//! The service registry: services and endpoints, made from service entries (the platform's and the users') and workload entries.
 //!
 //! A changed entry is converted alone and compared with what it was before, so that a change of endpoints is told apart from a
-//! change of the service.
+//! change of the service. Service entries that select workloads get the workload entries and pods of their namespace.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use proto::istio::networking::v1alpha3::ServiceEntry;
-use proto_mesh::Metadata;
-
 pub mod service_entry;
 
+use self::service_entry::Settings;
+use crate::config::store::{ConfigStore, Kind};
 use crate::model::{Endpoint, Registry, Resolution, Service, ServiceKey};
 use crate::push_context::endpoints::Endpoints;
 
@@ -22,12 +21,23 @@ pub struct Converted {
     pub services: Vec<Service>,
     /// For all hosts alike.
     pub endpoints: Vec<Endpoint>,
+    /// Labels of the workloads that serve it, instead of endpoints.
+    pub selector: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug)]
 struct Entry {
     services: Vec<Arc<Service>>,
     endpoints: Endpoints,
+    selector: Option<BTreeMap<String, String>>,
+}
+
+impl Entry {
+    fn namespace(&self) -> &str {
+        self.services
+            .first()
+            .map_or("", |service| service.namespace.as_str())
+    }
 }
 
 /// What an applied entry has changed.
@@ -61,45 +71,73 @@ impl RegistryChange {
 pub struct ServiceRegistry {
     kubernetes: BTreeMap<String, Entry>,
     users: BTreeMap<String, Entry>,
+    /// Workload entries by `namespace/name`.
+    workloads: BTreeMap<String, Arc<Endpoint>>,
 }
 
 impl ServiceRegistry {
-    /// Takes the entry `key` (or its absence) in.
-    pub fn apply(
+    /// Takes in how the resources `keys` of `kind` stand in `store` now.
+    pub fn refresh(
         &mut self,
-        registry: Registry,
-        key: &str,
-        entry: Option<(&Metadata, &ServiceEntry)>,
-        settings: &service_entry::Settings<'_>,
+        store: &ConfigStore,
+        kind: Kind,
+        keys: &BTreeSet<String>,
+        settings: &Settings<'_>,
     ) -> RegistryChange {
-        let entries = match registry {
-            Registry::Kubernetes => &mut self.kubernetes,
-            Registry::ServiceEntry => &mut self.users,
-        };
-        let Some((meta, spec)) = entry else {
-            return entries
-                .remove(key)
-                .map_or_else(RegistryChange::default, |old| change(Some(&old), None));
-        };
-        let converted = service_entry::convert(meta, spec, registry, settings);
-        let old = entries.get(key);
-        let new = Entry {
-            services: converted.services.into_iter().map(Arc::new).collect(),
-            endpoints: share_endpoints(old, converted.endpoints),
-        };
-        let changed = change(old, Some(&new));
-        entries.insert(key.to_owned(), new);
-        changed
+        let mut change = RegistryChange::default();
+        for key in keys {
+            match kind {
+                Kind::SyntheticServiceEntry => {
+                    let entry = store.synthetic_service_entries.get(key);
+                    let converted = entry.map(|entry| {
+                        let registry = Registry::Kubernetes;
+                        service_entry::convert(&entry.meta, &entry.spec, registry, settings)
+                    });
+                    change.merge(apply(&mut self.kubernetes, key, converted));
+                }
+                Kind::ServiceEntry => {
+                    let converted = store.service_entries.get(key).map(|entry| {
+                        let registry = Registry::ServiceEntry;
+                        service_entry::convert(&entry.meta, &entry.spec, registry, settings)
+                    });
+                    let converted = converted.map(|mut converted| {
+                        if let Some(selector) = &converted.selector {
+                            let namespace = namespace_of(key);
+                            converted.endpoints = self.selected(namespace, selector);
+                        }
+                        converted
+                    });
+                    change.merge(apply(&mut self.users, key, converted));
+                }
+                _ => {
+                    let workload = store.workload_entries.get(key).map(|entry| {
+                        Arc::new(service_entry::workload(&entry.meta, &entry.spec, settings))
+                    });
+                    match workload {
+                        Some(workload) => drop(self.workloads.insert(key.clone(), workload)),
+                        None => drop(self.workloads.remove(key)),
+                    }
+                }
+            }
+        }
+        let places: BTreeSet<&str> = keys.iter().map(|key| namespace_of(key)).collect();
+        if kind != Kind::ServiceEntry {
+            change.merge(self.select_again(&places));
+        }
+        change
     }
 
     /// All services.
     #[must_use]
     pub fn services(&self) -> Vec<Arc<Service>> {
-        self.kubernetes
+        let mut services: Vec<Arc<Service>> = self
+            .kubernetes
             .values()
             .chain(self.users.values())
             .flat_map(|entry| entry.services.iter().cloned())
-            .collect()
+            .collect();
+        service_entry::allocate_addresses(&mut services);
+        services
     }
 
     /// All endpoints by service. Several entries for one host in one namespace are united.
@@ -117,6 +155,83 @@ impl ServiceRegistry {
         }
         all
     }
+
+    /// The workload entries and pods of `namespace` with these labels, by address.
+    fn selected(&self, namespace: &str, selector: &BTreeMap<String, String>) -> Vec<Endpoint> {
+        let of_namespace = |key: &str| namespace_of(key) == namespace;
+        let mut found: BTreeMap<String, Endpoint> = BTreeMap::new();
+        let pods = self
+            .kubernetes
+            .iter()
+            .filter(|(key, _)| of_namespace(key))
+            .flat_map(|(_, entry)| entry.endpoints.iter());
+        for pod in pods.filter(|pod| pod.matches(selector)) {
+            let pod = Endpoint {
+                // The ports of the pod's own services mean nothing to another one.
+                ports: BTreeMap::new(),
+                ..(**pod).clone()
+            };
+            found.insert(pod.address.clone(), pod);
+        }
+        let workloads = self.workloads.iter().filter(|(key, _)| of_namespace(key));
+        for (_, workload) in workloads.filter(|(_, workload)| workload.matches(selector)) {
+            found.insert(workload.address.clone(), (**workload).clone());
+        }
+        found.into_values().collect()
+    }
+
+    /// Finds the workloads of the service entries in `places` anew.
+    fn select_again(&mut self, places: &BTreeSet<&str>) -> RegistryChange {
+        let mut change = RegistryChange::default();
+        let selecting: Vec<(String, Vec<Endpoint>)> = self
+            .users
+            .iter()
+            .filter(|(_, entry)| places.contains(entry.namespace()))
+            .filter_map(|(key, entry)| {
+                let selector = entry.selector.as_ref()?;
+                Some((key.clone(), self.selected(entry.namespace(), selector)))
+            })
+            .collect();
+        for (key, endpoints) in selecting {
+            let Some(old) = self.users.get(&key) else {
+                continue;
+            };
+            let new = Entry {
+                services: old.services.clone(),
+                endpoints: share_endpoints(Some(old), endpoints),
+                selector: old.selector.clone(),
+            };
+            change.merge(difference(Some(old), Some(&new)));
+            self.users.insert(key, new);
+        }
+        change
+    }
+}
+
+fn namespace_of(key: &str) -> &str {
+    key.split_once('/').map_or("", |(namespace, _)| namespace)
+}
+
+/// Takes the entry `key` (or its absence) in.
+fn apply(
+    entries: &mut BTreeMap<String, Entry>,
+    key: &str,
+    converted: Option<Converted>,
+) -> RegistryChange {
+    let Some(converted) = converted else {
+        return entries
+            .remove(key)
+            .map_or_else(RegistryChange::default, |old| difference(Some(&old), None));
+    };
+    let old = entries.get(key);
+    let new = Entry {
+        services: converted.services.into_iter().map(Arc::new).collect(),
+        endpoints: share_endpoints(old, converted.endpoints),
+        selector: converted.selector,
+    };
+    let changed = difference(old, Some(&new));
+    entries.insert(key.to_owned(), new);
+    changed
 }
 
 /// Keeps the old values of endpoints that are as they were.
@@ -136,7 +251,7 @@ fn share_endpoints(old: Option<&Entry>, new: Vec<Endpoint>) -> Endpoints {
     }
 }
 
-fn change(old: Option<&Entry>, new: Option<&Entry>) -> RegistryChange {
+fn difference(old: Option<&Entry>, new: Option<&Entry>) -> RegistryChange {
     let (Some(old), Some(new)) = (old, new) else {
         let entry = old.or(new);
         return RegistryChange {

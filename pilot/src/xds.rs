@@ -1,17 +1,19 @@
 //! xDS: who asks for what, and what he is sent when.
 //!
 //! A change comes to [`discovery`], is debounced, becomes a push context and a [`push`] request for every connection. Each
-//! connection ([`stream`] for state of the world, [`delta`]) makes the resources it has asked for with [`generate`], compares
+//! connection ([`stream`]; state of the world or increments) makes the resources it has asked for with [`generate`], compares
 //! them with what it has sent ([`watch`]), and sends what differs, in the order CDS, EDS, LDS, RDS. [`debug`] shows all of it.
 
 pub mod connection;
 pub mod debug;
-pub mod delta;
+mod delta;
 pub mod discovery;
 pub mod generate;
+pub mod name;
 pub mod push;
 pub mod resource_type;
 pub mod server;
+mod state_of_the_world;
 pub mod stream;
 pub mod watch;
 

@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use proto::istio::networking::v1alpha3::ServiceEntry;
+use proto::kind::Scope;
 use proto::yaml::Document;
-use proto_mesh::kind::Resource;
 use proto_mesh::{Checked, Metadata};
 use serde_json::Value;
 
+use super::kinds::for_each_kind;
 use super::store::{Change, Update};
-use super::{Config, Synthetic};
+use super::{Object, Refused, Synthetic};
 
 /// Annotation by which a ServiceEntry in a file counts as one of the platform's services.
 const SYNTHETIC_ANNOTATION: &str = "networking.alpha.istio.io/serviceVersion";
@@ -72,51 +72,37 @@ pub fn load<'a>(texts: impl Iterator<Item = (&'a str, &'a str)>) -> Loaded {
     reader.finish()
 }
 
-macro_rules! reader {
-    ($($field:ident: $kind:literal $message:ty => $variant:ident;)*) => {
+macro_rules! define {
+    ($($field:ident $update:ident $kind:ident $wrapper:ident $message:ty, $manifest:literal $collection:literal $need:ident;)*) => {
         #[derive(Default)]
         struct Reader {
-            $($field: Vec<Config<$message>>,)*
-            synthetic: Vec<Arc<Synthetic<ServiceEntry>>>,
+            $($field: Vec<Arc<$wrapper<$message>>>,)*
             problems: Vec<InvalidObject>,
         }
 
         impl Reader {
             fn read(&mut self, file: &str, document: &Document) {
-                match document.value.get("kind").and_then(Value::as_str).unwrap_or_default() {
-                    "ServiceEntry" if is_synthetic(document) => match decode(document) {
-                        Ok((meta, spec)) => self.synthetic.push(Arc::new(Synthetic { meta, spec })),
-                        Err((path, problem)) => self.problem(file, document.line_of(&path), &problem),
-                    },
-                    $($kind => match check(document) {
-                        Ok(config) => self.$field.push(config),
-                        Err((path, problem)) => self.problem(file, document.line_of(&path), &problem),
+                let kind = match document.value.get("kind").and_then(Value::as_str).unwrap_or_default() {
+                    "ServiceEntry" if is_synthetic(document) => "SyntheticServiceEntry",
+                    kind => kind,
+                };
+                match kind {
+                    $($manifest => match read_one(document) {
+                        Ok(object) => self.$field.push(object),
+                        Err(refused) => self.problem(file, document.line_of(&format!("spec.{}", refused.path)), &refused.problem),
                     },)*
                     other => self.problem(file, document.line, &format!("kind {other:?} is not followed")),
                 }
             }
 
             fn finish(self) -> Loaded {
-                let updates = vec![
-                    $(Update::$variant(Change { is_full: true, set: self.$field, removed: Vec::new() }),)*
-                    Update::SyntheticServiceEntries(Change { is_full: true, set: self.synthetic, removed: Vec::new() }),
-                ];
+                let updates = vec![$(Update::$update(Change { is_full: true, set: self.$field, removed: Vec::new() }),)*];
                 Loaded { updates, problems: self.problems }
             }
         }
     };
 }
-
-reader! {
-    virtual_services: "VirtualService" proto::istio::networking::v1alpha3::VirtualService => VirtualServices;
-    destination_rules: "DestinationRule" proto::istio::networking::v1alpha3::DestinationRule => DestinationRules;
-    gateways: "Gateway" proto::istio::networking::v1alpha3::Gateway => Gateways;
-    sidecars: "Sidecar" proto::istio::networking::v1alpha3::Sidecar => Sidecars;
-    service_entries: "ServiceEntry" proto::istio::networking::v1alpha3::ServiceEntry => ServiceEntries;
-    peer_authentications: "PeerAuthentication" proto::istio::security::v1beta1::PeerAuthentication => PeerAuthentications;
-    request_authentications: "RequestAuthentication" proto::istio::security::v1beta1::RequestAuthentication => RequestAuthentications;
-    authorization_policies: "AuthorizationPolicy" proto::istio::security::v1beta1::AuthorizationPolicy => AuthorizationPolicies;
-}
+for_each_kind!(define);
 
 impl Reader {
     fn problem(&mut self, file: &str, line: usize, problem: &str) {
@@ -135,33 +121,25 @@ fn is_synthetic(document: &Document) -> bool {
     annotations.is_some_and(|annotations| annotations.get(SYNTHETIC_ANNOTATION).is_some())
 }
 
-fn decode<T: Resource>(document: &Document) -> Result<(Metadata, T), (String, String)> {
+fn read_one<O: Object>(document: &Document) -> Result<Arc<O>, Refused> {
     let empty = Value::Object(serde_json::Map::new());
     let spec = document.value.get("spec").unwrap_or(&empty);
-    let spec: T = proto::json::from_value(spec).map_err(|error| {
-        (
-            format!("spec.{}", error.path().unwrap_or_default()),
-            error.to_string(),
-        )
+    let spec: O::Message = proto::json::from_value(spec).map_err(|error| Refused {
+        path: error.path().unwrap_or_default().to_owned(),
+        problem: error.to_string(),
     })?;
-    Ok((
-        metadata(document.value.get("metadata").unwrap_or(&empty)),
-        spec,
-    ))
-}
-
-fn check<T: Resource>(document: &Document) -> Result<Config<T>, (String, String)> {
-    let (meta, spec) = decode(document)?;
-    let (checked, _) = Checked::new(meta, spec).map_err(|invalid| {
-        let path = invalid
-            .findings
-            .errors()
-            .next()
-            .map(|finding| finding.path.clone())
-            .unwrap_or_default();
-        (format!("spec.{path}"), invalid.to_string())
-    })?;
-    Ok(Arc::new(checked))
+    let is_global = document
+        .value
+        .get("apiVersion")
+        .and_then(Value::as_str)
+        .zip(document.value.get("kind").and_then(Value::as_str))
+        .and_then(|(version, kind)| proto::kind::by_api_version_kind(version, kind))
+        .is_some_and(|kind| kind.scope == Scope::Cluster);
+    let mut meta = metadata(document.value.get("metadata").unwrap_or(&empty));
+    if is_global {
+        meta.namespace.clear();
+    }
+    O::accept(meta, spec).map(Arc::new)
 }
 
 fn metadata(value: &Value) -> Metadata {

@@ -3,43 +3,118 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use proto::istio::networking::v1alpha3::{
-    DestinationRule, Gateway, ServiceEntry, Sidecar, VirtualService,
-};
-use proto::istio::security::v1beta1::{
-    AuthorizationPolicy, PeerAuthentication, RequestAuthentication,
-};
-
 use prost::{Message, Name};
 use proto_mesh::{Checked, Metadata};
 
+use super::kinds::for_each_kind;
 use super::{Object, Synthetic};
 use crate::model::Mesh;
 
-/// Kinds of things whose change makes Pilot push.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// The mesh's own settings.
-    MeshConfig,
-    /// Services: hosts, ports, who sees them.
-    Service,
-    /// Endpoints, and nothing else of a service.
-    Endpoint,
-    /// networking.istio.io.
-    VirtualService,
-    /// networking.istio.io.
-    DestinationRule,
-    /// networking.istio.io.
-    Gateway,
-    /// networking.istio.io.
-    Sidecar,
-    /// security.istio.io.
-    PeerAuthentication,
-    /// security.istio.io.
-    RequestAuthentication,
-    /// security.istio.io.
-    AuthorizationPolicy,
+/// Resources of one kind by `namespace/name`.
+pub type Collection<O> = BTreeMap<String, Arc<O>>;
+
+/// A change to the resources of one kind.
+#[derive(Clone, Debug)]
+pub struct Change<O> {
+    /// True when `set` is everything there is: what is not in it is gone.
+    pub is_full: bool,
+    /// Added or replaced.
+    pub set: Vec<Arc<O>>,
+    /// Gone, as `namespace/name`.
+    pub removed: Vec<String>,
 }
+
+macro_rules! define {
+    ($($field:ident $update:ident $kind:ident $wrapper:ident $message:ty, $manifest:literal $collection:literal $need:ident;)*) => {
+        /// Kinds of things whose change makes Pilot push.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Kind {
+            /// The mesh's own settings.
+            MeshConfig,
+            /// Services: hosts, ports, who sees them.
+            Service,
+            /// Endpoints, and nothing else of a service.
+            Endpoint,
+            /// Keys that tokens are checked with, fetched anew.
+            Jwks,
+            $(#[doc = concat!("A resource: ", $manifest, ".")] $kind,)*
+        }
+
+        impl Kind {
+            /// Every kind.
+            pub const ALL: &'static [Kind] = &[Kind::MeshConfig, Kind::Service, Kind::Endpoint, Kind::Jwks, $(Kind::$kind),*];
+
+            /// As in manifests.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    Kind::MeshConfig => "MeshConfig",
+                    Kind::Service => "Service",
+                    Kind::Endpoint => "Endpoints",
+                    Kind::Jwks => "Jwks",
+                    $(Kind::$kind => $manifest,)*
+                }
+            }
+        }
+
+        /// What a source has to say.
+        #[derive(Clone, Debug)]
+        pub enum Update {
+            $(#[doc = concat!("Resources: ", $manifest, ".")] $update(Change<$wrapper<$message>>),)*
+            /// The mesh's settings.
+            Mesh(Arc<Mesh>),
+        }
+
+        /// Everything that counts.
+        #[derive(Debug, Default)]
+        pub struct ConfigStore {
+            $(/// By name.
+            pub $field: Collection<$wrapper<$message>>,)*
+        }
+
+        impl ConfigStore {
+            /// Applies a change of resources; their kind, and the keys of what is different now.
+            ///
+            /// # Errors
+            /// Gives an update back that is not about resources.
+            pub fn apply(&mut self, update: Update) -> Result<(Kind, BTreeSet<String>), Update> {
+                Ok(match update {
+                    $(Update::$update(change) => (Kind::$kind, apply(&mut self.$field, change)),)*
+                    other @ Update::Mesh(_) => return Err(other),
+                })
+            }
+
+            /// The keys of every resource of a kind.
+            #[must_use]
+            pub fn keys(&self, kind: Kind) -> BTreeSet<String> {
+                match kind {
+                    $(Kind::$kind => self.$field.keys().cloned().collect(),)*
+                    _ => BTreeSet::new(),
+                }
+            }
+
+            /// Every resource by `kind/namespace/name`, for `/debug/configz`.
+            #[must_use]
+            pub fn summary(&self) -> BTreeMap<String, serde_json::Value> {
+                let mut all = BTreeMap::new();
+                $(for (key, config) in &self.$field {
+                    all.insert(format!("{}/{key}", $manifest), describe($manifest, &config.meta, &config.spec));
+                })*
+                all
+            }
+
+            /// The version of a resource by `kind/namespace/name`, if it is there.
+            #[must_use]
+            pub fn resource_version(&self, kind: &str, key: &str) -> Option<String> {
+                match kind {
+                    $($manifest => self.$field.get(key).map(|config| config.meta.resource_version.clone()),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+for_each_kind!(define);
 
 /// A set of kinds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,19 +124,7 @@ impl KindSet {
     /// Every kind.
     #[must_use]
     pub fn all() -> Self {
-        use Kind::*;
-        KindSet(BTreeSet::from([
-            MeshConfig,
-            Service,
-            Endpoint,
-            VirtualService,
-            DestinationRule,
-            Gateway,
-            Sidecar,
-            PeerAuthentication,
-            RequestAuthentication,
-            AuthorizationPolicy,
-        ]))
+        KindSet(Kind::ALL.iter().copied().collect())
     }
 
     /// The set of one.
@@ -110,68 +173,6 @@ impl KindSet {
     }
 }
 
-/// Resources of one kind by `namespace/name`.
-pub type Collection<O> = BTreeMap<String, Arc<O>>;
-
-/// A change to the resources of one kind.
-#[derive(Clone, Debug)]
-pub struct Change<O> {
-    /// True when `set` is everything there is: what is not in it is gone.
-    pub is_full: bool,
-    /// Added or replaced.
-    pub set: Vec<Arc<O>>,
-    /// Gone, as `namespace/name`.
-    pub removed: Vec<String>,
-}
-
-/// What a source has to say.
-#[derive(Clone, Debug)]
-pub enum Update {
-    /// VirtualServices.
-    VirtualServices(Change<Checked<VirtualService>>),
-    /// DestinationRules.
-    DestinationRules(Change<Checked<DestinationRule>>),
-    /// Gateways.
-    Gateways(Change<Checked<Gateway>>),
-    /// Sidecars.
-    Sidecars(Change<Checked<Sidecar>>),
-    /// ServiceEntries written by users.
-    ServiceEntries(Change<Checked<ServiceEntry>>),
-    /// ServiceEntries made from the platform's services.
-    SyntheticServiceEntries(Change<Synthetic<ServiceEntry>>),
-    /// PeerAuthentications.
-    PeerAuthentications(Change<Checked<PeerAuthentication>>),
-    /// RequestAuthentications.
-    RequestAuthentications(Change<Checked<RequestAuthentication>>),
-    /// AuthorizationPolicies.
-    AuthorizationPolicies(Change<Checked<AuthorizationPolicy>>),
-    /// The mesh's settings.
-    Mesh(Arc<Mesh>),
-}
-
-/// Everything that counts.
-#[derive(Debug, Default)]
-pub struct ConfigStore {
-    /// By name.
-    pub virtual_services: Collection<Checked<VirtualService>>,
-    /// By name.
-    pub destination_rules: Collection<Checked<DestinationRule>>,
-    /// By name.
-    pub gateways: Collection<Checked<Gateway>>,
-    /// By name.
-    pub sidecars: Collection<Checked<Sidecar>>,
-    /// By name.
-    pub service_entries: Collection<Checked<ServiceEntry>>,
-    /// By name.
-    pub synthetic_service_entries: Collection<Synthetic<ServiceEntry>>,
-    /// By name.
-    pub peer_authentications: Collection<Checked<PeerAuthentication>>,
-    /// By name.
-    pub request_authentications: Collection<Checked<RequestAuthentication>>,
-    /// By name.
-    pub authorization_policies: Collection<Checked<AuthorizationPolicy>>,
-}
-
 /// `namespace/name`, the key in every collection.
 #[must_use]
 pub fn key(meta: &Metadata) -> String {
@@ -208,33 +209,6 @@ pub fn apply<O: Object>(collection: &mut Collection<O>, change: Change<O>) -> BT
         }
     }
     touched
-}
-
-impl ConfigStore {
-    /// Every resource by `kind/namespace/name`, for `/debug/configz`.
-    #[must_use]
-    pub fn summary(&self) -> BTreeMap<String, serde_json::Value> {
-        let mut all = BTreeMap::new();
-        macro_rules! add {
-            ($($field:ident $kind:literal;)*) => { $(
-                for (key, config) in &self.$field {
-                    all.insert(format!("{}/{key}", $kind), describe($kind, &config.meta, &config.spec));
-                }
-            )* };
-        }
-        add! {
-            virtual_services "VirtualService";
-            destination_rules "DestinationRule";
-            gateways "Gateway";
-            sidecars "Sidecar";
-            service_entries "ServiceEntry";
-            synthetic_service_entries "SyntheticServiceEntry";
-            peer_authentications "PeerAuthentication";
-            request_authentications "RequestAuthentication";
-            authorization_policies "AuthorizationPolicy";
-        }
-        all
-    }
 }
 
 /// A resource as its owner would write it.

@@ -52,6 +52,13 @@ impl Endpoint {
             .is_some_and(|mode| mode == "istio")
     }
 
+    /// The pod behind it.
+    #[must_use]
+    pub fn pod_name(&self) -> Option<&str> {
+        let pod = self.uid.strip_prefix("kubernetes://")?;
+        pod.split_once('.').map(|(name, _)| name)
+    }
+
     /// True when every label of `wanted` is there with the same value.
     #[must_use]
     pub fn matches(&self, wanted: &BTreeMap<String, String>) -> bool {

@@ -2,10 +2,11 @@
 
 use prost_types::Duration;
 use proto::istio::mesh::v1alpha1::{
-    MeshConfig,
+    ForwardClientCertDetails, MeshConfig, Tracing,
     mesh_config::{
-        AccessLogEncoding, H2UpgradePolicy, outbound_traffic_policy,
-        proxy_path_normalization::NormalizationType,
+        AccessLogEncoding, ExtensionProvider, H2UpgradePolicy, extension_provider::Provider,
+        outbound_traffic_policy, proxy_path_normalization::NormalizationType,
+        tls_config::TlsProtocol,
     },
 };
 use proto::istio::networking::v1alpha3::{
@@ -99,6 +100,28 @@ pub struct Mesh {
     pub mixer: MixerSettings,
     /// The mesh's name, for telemetry.
     pub mesh_id: String,
+    /// What policies and telemetry may call by name.
+    pub extension_providers: Vec<ExtensionProvider>,
+    /// The tracer where no Telemetry names one.
+    pub default_tracing_provider: Option<String>,
+    /// The metrics where no Telemetry names others.
+    pub default_metrics_providers: Vec<String>,
+    /// The access logs where no Telemetry names others.
+    pub default_logging_providers: Vec<String>,
+    /// How proxies trace by themselves.
+    pub tracing: Option<Tracing>,
+    /// Listeners do not log connections without a filter chain.
+    pub is_listener_log_disabled: bool,
+    /// Access logs over gRPC go to `envoy_accesslog_service` too.
+    pub is_log_service_enabled: bool,
+    /// Proxies of one's own before the gateways.
+    pub trusted_proxies: u32,
+    /// What gateways do with the client's certificate in headers.
+    pub gateway_client_cert: ForwardClientCertDetails,
+    /// Gateways read PROXY protocol.
+    pub is_gateway_proxy_protocol: bool,
+    /// Least version of mesh mTLS is 1.3.
+    pub is_mtls_13: bool,
     inbound_stat_pattern: String,
     outbound_stat_pattern: String,
 }
@@ -106,6 +129,32 @@ pub struct Mesh {
 impl Default for Mesh {
     fn default() -> Self {
         Mesh::from(&proto_mesh::mesh_config::defaults())
+    }
+}
+
+impl From<&MeshConfig> for AccessLogSettings {
+    fn from(config: &MeshConfig) -> Self {
+        AccessLogSettings {
+            file: config.access_log_file.clone(),
+            format: config.access_log_format.clone(),
+            is_json: config.access_log_encoding() == AccessLogEncoding::Json,
+        }
+    }
+}
+
+impl From<&MeshConfig> for MixerSettings {
+    fn from(config: &MeshConfig) -> Self {
+        MixerSettings {
+            check_server: config.mixer_check_server.clone(),
+            report_server: config.mixer_report_server.clone(),
+            is_check_disabled: config.disable_policy_checks,
+            is_client_check_enabled: config.enable_client_side_policy_check,
+            is_fail_open: config.policy_check_fail_open,
+            is_batch_disabled: config.disable_report_batch,
+            batch_entries: config.report_batch_max_entries,
+            batch_time: config.report_batch_max_time,
+            is_http_report_disabled: config.disable_mixer_http_reports,
+        }
     }
 }
 
@@ -118,7 +167,8 @@ impl From<&MeshConfig> for Mesh {
                 .unwrap_or(default)
         };
         let proxy = config.default_config.clone().unwrap_or_default();
-        let is_positive = |duration: &Duration| duration.seconds > 0 || duration.nanos > 0;
+        let providers = config.default_providers.clone().unwrap_or_default();
+        let topology = proxy.gateway_topology.unwrap_or_default();
         let list = |values: &[String]| values.to_vec();
         let or = |value: &str, default: &str| {
             if value.is_empty() {
@@ -131,19 +181,9 @@ impl From<&MeshConfig> for Mesh {
             outbound_port: port(config.proxy_listen_port, 15001),
             inbound_port: port(config.proxy_inbound_listen_port, 15006),
             http_proxy_port: u32::try_from(config.proxy_http_port).unwrap_or(0),
-            connect_timeout: config
-                .connect_timeout
-                .filter(is_positive)
-                .unwrap_or(Duration {
-                    seconds: 10,
-                    nanos: 0,
-                }),
+            connect_timeout: seconds_or(config.connect_timeout, 10),
             detection_timeout: config.protocol_detection_timeout.filter(is_positive),
-            access_log: AccessLogSettings {
-                file: config.access_log_file.clone(),
-                format: config.access_log_format.clone(),
-                is_json: config.access_log_encoding() == AccessLogEncoding::Json,
-            },
+            access_log: AccessLogSettings::from(config),
             is_tracing: config.enable_tracing,
             trace_sampling: proxy
                 .tracing
@@ -161,13 +201,7 @@ impl From<&MeshConfig> for Mesh {
             service_export_to: list(&config.default_service_export_to),
             virtual_service_export_to: list(&config.default_virtual_service_export_to),
             destination_rule_export_to: list(&config.default_destination_rule_export_to),
-            dns_refresh_rate: config
-                .dns_refresh_rate
-                .filter(is_positive)
-                .unwrap_or(Duration {
-                    seconds: 60,
-                    nanos: 0,
-                }),
+            dns_refresh_rate: seconds_or(config.dns_refresh_rate, 60),
             tcp_keepalive: config.tcp_keepalive,
             locality_lb: config.locality_lb_setting.clone(),
             default_retry: config.default_http_retry_policy.clone(),
@@ -175,22 +209,35 @@ impl From<&MeshConfig> for Mesh {
                 NormalizationType::Default,
                 proto::istio::mesh::v1alpha1::mesh_config::ProxyPathNormalization::normalization,
             ),
-            mixer: MixerSettings {
-                check_server: config.mixer_check_server.clone(),
-                report_server: config.mixer_report_server.clone(),
-                is_check_disabled: config.disable_policy_checks,
-                is_client_check_enabled: config.enable_client_side_policy_check,
-                is_fail_open: config.policy_check_fail_open,
-                is_batch_disabled: config.disable_report_batch,
-                batch_entries: config.report_batch_max_entries,
-                batch_time: config.report_batch_max_time,
-                is_http_report_disabled: config.disable_mixer_http_reports,
-            },
+            mixer: MixerSettings::from(config),
             mesh_id: proxy.mesh_id.clone(),
+            extension_providers: config.extension_providers.clone(),
+            default_tracing_provider: providers.tracing.first().cloned(),
+            default_metrics_providers: providers.metrics.clone(),
+            default_logging_providers: providers.access_logging.clone(),
+            trusted_proxies: topology.num_trusted_proxies,
+            gateway_client_cert: topology.forward_client_cert_details(),
+            is_gateway_proxy_protocol: topology.proxy_protocol.is_some(),
+            is_listener_log_disabled: config.disable_envoy_listener_log,
+            is_log_service_enabled: config.enable_envoy_access_log_service,
+            is_mtls_13: config
+                .mesh_m_tls
+                .as_ref()
+                .is_some_and(|tls| tls.min_protocol_version() == TlsProtocol::Tlsv13),
+            tracing: proxy.tracing.clone(),
             inbound_stat_pattern: config.inbound_cluster_stat_name.clone(),
             outbound_stat_pattern: config.outbound_cluster_stat_name.clone(),
         }
     }
+}
+
+fn is_positive(duration: &Duration) -> bool {
+    duration.seconds > 0 || duration.nanos > 0
+}
+
+fn seconds_or(duration: Option<Duration>, seconds: i64) -> Duration {
+    let default = Duration { seconds, nanos: 0 };
+    duration.filter(is_positive).unwrap_or(default)
 }
 
 impl Mesh {
@@ -230,4 +277,32 @@ fn stat_name(pattern: &str, service: &Service, port: &ServicePort, subset: &str)
         .replace("%SERVICE_NAME%", &service.name)
         .replace("%SERVICE%", &short)
         .replace("%SUBSET_NAME%", subset)
+}
+
+/// The services that providers are at, as `host`.
+pub fn provider_hosts(providers: &[ExtensionProvider]) -> impl Iterator<Item = &str> {
+    providers.iter().filter_map(|provider| {
+        let service = match provider.provider.as_ref()? {
+            Provider::EnvoyExtAuthzHttp(found) => &found.service,
+            Provider::EnvoyExtAuthzGrpc(found) => &found.service,
+            Provider::Zipkin(found) => &found.service,
+            Provider::Lightstep(found) => &found.service,
+            Provider::Datadog(found) => &found.service,
+            Provider::Opencensus(found) => &found.service,
+            Provider::Skywalking(found) => &found.service,
+            Provider::EnvoyHttpAls(found) => &found.service,
+            Provider::EnvoyTcpAls(found) => &found.service,
+            Provider::EnvoyOtelAls(found) => &found.service,
+            Provider::Opentelemetry(found) => &found.service,
+            Provider::Sds(found) => &found.service,
+            Provider::Stackdriver(_)
+            | Provider::Prometheus(_)
+            | Provider::EnvoyFileAccessLog(_) => return None,
+        };
+        Some(
+            service
+                .split_once('/')
+                .map_or(service.as_str(), |(_, host)| host),
+        )
+    })
 }

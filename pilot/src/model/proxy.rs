@@ -71,6 +71,8 @@ pub struct Proxy {
     pub interception: InterceptionMode,
     /// It has the Mixer filter.
     pub has_mixer: bool,
+    /// Names of its extensions that Istio's proxies may lack or have: `mixer`, `istio.stats`, …
+    pub extensions: Vec<String>,
     /// Everything the node said.
     pub metadata: Struct,
     /// `--serviceCluster`.
@@ -127,6 +129,46 @@ impl Proxy {
     #[must_use]
     pub fn is_router(&self) -> bool {
         self.kind == ProxyKind::Router
+    }
+
+    /// A label of the workload.
+    #[must_use]
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.labels.get(name).map(String::as_str)
+    }
+
+    /// The name under which the workload tells of itself: its label, its application, its workload.
+    #[must_use]
+    pub fn canonical_service(&self) -> String {
+        self.label("service.istio.io/canonical-name")
+            .or_else(|| self.label("app.kubernetes.io/name"))
+            .or_else(|| self.label("app"))
+            .or_else(|| self.metadata_text("WORKLOAD_NAME"))
+            .unwrap_or_else(|| {
+                self.id
+                    .split_once('.')
+                    .map_or(self.id.as_str(), |(name, _)| name)
+            })
+            .to_owned()
+    }
+
+    /// True when the proxy's agent answers DNS, and knows the addresses that the mesh has given to services without one.
+    #[must_use]
+    pub fn has_auto_addresses(&self) -> bool {
+        let is_on = |key| self.metadata_text(key) == Some("true");
+        is_on("DNS_CAPTURE") && self.metadata_text("DNS_AUTO_ALLOCATE") != Some("false")
+    }
+
+    /// A gRPC client that configures itself: it has no listeners but those it asks for.
+    #[must_use]
+    pub fn is_proxyless(&self) -> bool {
+        self.metadata_text("GENERATOR") == Some("grpc")
+    }
+
+    /// True when the proxy announces the extension `name`.
+    #[must_use]
+    pub fn has_extension(&self, name: &str) -> bool {
+        self.extensions.iter().any(|known| known == name)
     }
 
     /// `kubernetes://pod.namespace`.
@@ -194,6 +236,12 @@ impl TryFrom<&Node> for Proxy {
                 .extensions
                 .iter()
                 .any(|extension| extension.name == MIXER_EXTENSION),
+            extensions: node
+                .extensions
+                .iter()
+                .filter(|extension| !extension.name.starts_with("envoy."))
+                .map(|extension| extension.name.clone())
+                .collect(),
             cluster: node.cluster.clone(),
             version: version(node),
             metadata,

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 pub use proto_mesh::protocol::Protocol;
 use proto_mesh::visibility::Visibility;
 
+use super::Proxy;
+
 /// What tells services apart: the same host may be declared in several namespaces.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey {
@@ -25,6 +27,8 @@ pub enum Resolution {
     DnsRoundRobin,
     /// The connection's original destination is the endpoint.
     Passthrough,
+    /// The proxy resolves the name that the request is for.
+    DynamicDns,
 }
 
 /// Where a service was declared.
@@ -76,6 +80,8 @@ pub struct Service {
     pub registry: Registry,
     /// SANs to expect beside those of the endpoints.
     pub subject_alt_names: Vec<String>,
+    /// An address that the mesh has given it for clients that resolve its name through their proxy.
+    pub auto_address: Option<String>,
 }
 
 impl Service {
@@ -98,6 +104,22 @@ impl Service {
     #[must_use]
     pub fn is_headless(&self) -> bool {
         self.registry == Registry::Kubernetes && self.resolution == Resolution::Passthrough
+    }
+
+    /// The addresses under which `proxy` knows the service: its own, or the one that the mesh has given it.
+    #[must_use]
+    pub fn addresses_for(&self, proxy: &Proxy) -> Vec<&str> {
+        if self.addresses.is_empty() && proxy.has_auto_addresses() {
+            return self.auto_address.as_deref().into_iter().collect();
+        }
+        self.addresses.iter().map(String::as_str).collect()
+    }
+
+    /// Of the addresses for `proxy` those that are one IP each.
+    #[must_use]
+    pub fn ips_for(&self, proxy: &Proxy) -> Vec<&str> {
+        let addresses = self.addresses_for(proxy).into_iter();
+        addresses.filter_map(single_ip).collect()
     }
 
     /// Virtual addresses that are one IP each.

@@ -9,16 +9,20 @@ use proto::envoy::config::cluster::v3::{
 };
 use proto::envoy::config::core::v3::{BindConfig, Http2ProtocolOptions};
 
+mod api;
 pub(super) mod inbound;
-mod outbound;
+pub(super) mod outbound;
 mod protocol_options;
 mod traffic_policy;
 mod upstream_tls;
 
+pub use api::build as api;
 pub use traffic_policy::TrafficPolicy;
 
-use super::View;
+use proto::istio::networking::v1alpha3::envoy_filter::PatchContext;
+
 use super::wire::socket;
+use super::{View, envoy_filter};
 use crate::model::name::{BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH};
 use crate::push_context::status::Metric;
 
@@ -28,17 +32,40 @@ const INBOUND_SOURCE: &str = "127.0.0.6";
 /// All clusters of a proxy, by name.
 #[must_use]
 pub fn build(view: &View<'_>) -> Vec<Cluster> {
+    let mut clusters = shared(view);
+    clusters.extend(own(view));
+    deduplicate(view, clusters)
+}
+
+/// The clusters that depend on what the proxy can see, and not on the proxy itself.
+#[must_use]
+pub fn shared(view: &View<'_>) -> Vec<Cluster> {
     let mut clusters = outbound::build(view);
-    if !view.proxy.is_router() {
-        clusters.extend(inbound::build(view));
-        clusters.push(original_destination(
-            view,
-            INBOUND_PASSTHROUGH,
-            Some(INBOUND_SOURCE),
-        ));
-    }
     clusters.push(black_hole(view));
     clusters.push(original_destination(view, PASSTHROUGH, None));
+    let context = if view.proxy.is_router() {
+        PatchContext::Gateway
+    } else {
+        PatchContext::SidecarOutbound
+    };
+    envoy_filter::cluster::apply(view, context, &mut clusters);
+    deduplicate(view, clusters)
+}
+
+/// The clusters of the proxy's own workload.
+#[must_use]
+pub fn own(view: &View<'_>) -> Vec<Cluster> {
+    if view.proxy.is_router() {
+        return Vec::new();
+    }
+    let mut clusters = inbound::build(view);
+    let source = Some(INBOUND_SOURCE);
+    clusters.push(original_destination(view, INBOUND_PASSTHROUGH, source));
+    envoy_filter::cluster::apply(view, PatchContext::SidecarInbound, &mut clusters);
+    deduplicate(view, clusters)
+}
+
+fn deduplicate(view: &View<'_>, mut clusters: Vec<Cluster>) -> Vec<Cluster> {
     clusters.sort_by(|a, b| a.name.cmp(&b.name));
     clusters.dedup_by(|later, earlier| {
         let is_duplicate = later.name == earlier.name;

@@ -33,18 +33,7 @@ pub fn build(view: &View<'_>, name: &str) -> ClusterLoadAssignment {
     let Some(port) = service.port(parsed.port) else {
         return empty();
     };
-    let rule = view.destination_rule(service);
-    let mut policy = TrafficPolicy::default().merge(
-        rule.and_then(|rule| rule.traffic_policy.as_ref()),
-        port.number,
-    );
-    if !parsed.subset.is_empty() {
-        let subset = rule.and_then(|rule| rule.subset(&parsed.subset));
-        policy = policy.merge(
-            subset.and_then(|subset| subset.traffic_policy.as_ref()),
-            port.number,
-        );
-    }
+    let policy = TrafficPolicy::of(view, service, port.number, &parsed.subset);
     let mut assignment = build_for(view, service, port, &parsed, &policy);
     name.clone_into(&mut assignment.cluster_name);
     assignment
@@ -60,20 +49,29 @@ pub fn build_for(
     policy: &TrafficPolicy<'_>,
 ) -> ClusterLoadAssignment {
     let labels = subset_labels(view, service, &name.subset);
-    let mut by_locality: BTreeMap<&str, Vec<&Arc<Endpoint>>> = BTreeMap::new();
+    // Endpoints of one place may rank differently when labels decide.
+    let by_label = policy
+        .locality(&view.push.mesh)
+        .filter(|setting| policy.outlier_detection.is_some() && setting.distribute.is_empty())
+        .map_or(&[][..], |setting| setting.failover_priority.as_slice());
+    let mut by_locality: BTreeMap<(&str, usize), Vec<&Arc<Endpoint>>> = BTreeMap::new();
     if let Some(labels) = labels {
         let endpoints = view.push.endpoints.of(&service.key()).iter();
         for endpoint in endpoints.filter(|endpoint| endpoint.is_ready && endpoint.matches(&labels))
         {
             by_locality
-                .entry(&endpoint.locality)
+                .entry((
+                    &endpoint.locality,
+                    locality::label_priority(by_label, view.proxy, endpoint),
+                ))
                 .or_default()
                 .push(endpoint);
         }
     }
+    let failover_labels: Vec<usize> = by_locality.keys().map(|(_, priority)| *priority).collect();
     let mut localities: Vec<LocalityLbEndpoints> = by_locality
         .into_iter()
-        .map(|(place, endpoints)| {
+        .map(|((place, _), endpoints)| {
             let lb_endpoints: Vec<LbEndpoint> = endpoints
                 .iter()
                 .map(|endpoint| lb_endpoint(endpoint, port))
@@ -95,9 +93,9 @@ pub fn build_for(
         locality::apply(
             &mut localities,
             setting,
-            &view.proxy.locality,
-            &view.proxy.labels,
+            view.proxy,
             policy.outlier_detection.is_some(),
+            failover_labels,
         );
     }
     ClusterLoadAssignment {

@@ -7,6 +7,7 @@ use proto::envoy::extensions::filters::listener::{
     tls_inspector::v3::TlsInspector,
 };
 
+mod api;
 mod filter_chain;
 mod gateway;
 mod http;
@@ -14,11 +15,15 @@ pub(super) mod inbound;
 mod outbound;
 mod virtual_listener;
 
+pub use api::build as api;
 pub(super) use filter_chain::{cluster_of, egress_cluster as destination_cluster};
 pub(super) use outbound::virtual_services_for;
 
-use super::View;
+use proto::istio::networking::v1alpha3::envoy_filter::PatchContext;
+
+use self::outbound::Part;
 use super::wire::listener_filter;
+use super::{View, envoy_filter};
 use crate::push_context::status::Metric;
 
 /// What http_inspector finds in plain HTTP.
@@ -27,14 +32,40 @@ const PLAIN_HTTP: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
 /// All listeners of a proxy, by name.
 #[must_use]
 pub fn build(view: &View<'_>) -> Vec<Listener> {
-    let mut listeners = if view.proxy.is_router() {
-        gateway::build(view)
-    } else {
-        let mut listeners = inbound::build(view);
-        listeners.extend(outbound::build(view));
-        listeners.extend(virtual_listener::build(view));
-        listeners
-    };
+    let mut listeners = own(view);
+    listeners.extend(shared(view));
+    deduplicate(view, listeners)
+}
+
+/// The listeners that depend on what the proxy can see, and not on the proxy itself.
+#[must_use]
+pub fn shared(view: &View<'_>) -> Vec<Listener> {
+    if view.proxy.is_router() {
+        return Vec::new();
+    }
+    let mut listeners = outbound::build(view, Part::Shared);
+    envoy_filter::listener::apply(view, PatchContext::SidecarOutbound, &mut listeners, false);
+    listeners
+}
+
+/// The listeners of the proxy's own workload and addresses; all of a gateway.
+#[must_use]
+pub fn own(view: &View<'_>) -> Vec<Listener> {
+    if view.proxy.is_router() {
+        let mut listeners = gateway::build(view);
+        envoy_filter::listener::apply(view, PatchContext::Gateway, &mut listeners, true);
+        return deduplicate(view, listeners);
+    }
+    let mut listeners = outbound::build(view, Part::Own);
+    listeners.extend(virtual_listener::build(view));
+    envoy_filter::listener::apply(view, PatchContext::SidecarOutbound, &mut listeners, true);
+    let mut inbound = inbound::build(view);
+    envoy_filter::listener::apply(view, PatchContext::SidecarInbound, &mut inbound, true);
+    inbound.extend(listeners);
+    deduplicate(view, inbound)
+}
+
+fn deduplicate(view: &View<'_>, mut listeners: Vec<Listener>) -> Vec<Listener> {
     listeners.sort_by(|a, b| a.name.cmp(&b.name));
     listeners.dedup_by(|later, earlier| {
         let is_duplicate = later.name == earlier.name;

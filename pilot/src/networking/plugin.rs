@@ -1,6 +1,7 @@
 //! Filters that security and policy put before the traffic of a workload, in the order in which they stand: token checks,
-//! authorization, Mixer.
+//! authorization, Mixer, statistics.
 
 pub mod authn;
 pub mod authz;
 pub mod mixer;
+pub mod stats;

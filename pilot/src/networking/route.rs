@@ -14,10 +14,12 @@ mod route_match;
 mod sidecar;
 mod virtual_host;
 
-use super::View;
+use proto::istio::networking::v1alpha3::envoy_filter::PatchContext;
+
 use super::listener::inbound::Target;
 use super::plugin;
 use super::wire::seconds;
+use super::{View, envoy_filter};
 
 /// The route configuration `name`, as RDS serves it. Names that mean nothing get one without hosts: 404 for all.
 #[must_use]
@@ -27,13 +29,20 @@ pub fn build(view: &View<'_>, name: &str) -> RouteConfiguration {
     } else {
         sidecar::build(view, name)
     };
-    RouteConfiguration {
+    let mut routes = RouteConfiguration {
         name: name.to_owned(),
         virtual_hosts: virtual_host::deduplicate(view, virtual_hosts),
         // A cluster may come and go: its routes answer 503 meanwhile.
         validate_clusters: Some(false),
         ..RouteConfiguration::default()
-    }
+    };
+    let context = if view.proxy.is_router() {
+        PatchContext::Gateway
+    } else {
+        PatchContext::SidecarOutbound
+    };
+    envoy_filter::route::apply(view, context, &mut routes);
+    routes
 }
 
 /// The route of one port of the proxy's own workload.
@@ -60,7 +69,7 @@ pub fn inbound(view: &View<'_>, target: &Target) -> RouteConfiguration {
             .collect::<BTreeMap<_, _>>(),
         ..Route::default()
     };
-    RouteConfiguration {
+    let mut routes = RouteConfiguration {
         name: cluster,
         virtual_hosts: vec![VirtualHost {
             name: format!("inbound|http|{}", target.service_port),
@@ -70,7 +79,9 @@ pub fn inbound(view: &View<'_>, target: &Target) -> RouteConfiguration {
         }],
         validate_clusters: Some(false),
         ..RouteConfiguration::default()
-    }
+    };
+    envoy_filter::route::apply(view, PatchContext::SidecarInbound, &mut routes);
+    routes
 }
 
 /// Matches every path.

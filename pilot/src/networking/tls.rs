@@ -192,3 +192,55 @@ pub fn server(context: &DownstreamTlsContext) -> TransportSocket {
 pub fn raw_buffer() -> TransportSocket {
     transport_socket("envoy.transport_sockets.raw_buffer", &RawBuffer {})
 }
+
+/// The certificate provider of gRPC's bootstrap, under the name that Istio's agent gives it.
+fn provider(certificate: &str) -> tls::CertificateProviderPluginInstance {
+    tls::CertificateProviderPluginInstance {
+        instance_name: "default".to_owned(),
+        certificate_name: certificate.to_owned(),
+    }
+}
+
+/// Mesh mTLS of a gRPC client that configures itself.
+#[must_use]
+pub fn grpc_client(names: &[String], sni: &str) -> TransportSocket {
+    client(&UpstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            tls_certificate_provider_instance: Some(provider(WORKLOAD_SECRET)),
+            validation_context_type: Some(ValidationContextType::CombinedValidationContext(
+                CombinedCertificateValidationContext {
+                    default_validation_context: Some(CertificateValidationContext {
+                        ca_certificate_provider_instance: Some(provider(ROOT_SECRET)),
+                        match_typed_subject_alt_names: san_matchers(
+                            names.iter().map(String::as_str),
+                        ),
+                        ..CertificateValidationContext::default()
+                    }),
+                    ..CombinedCertificateValidationContext::default()
+                },
+            )),
+            ..CommonTlsContext::default()
+        }),
+        sni: sni.to_owned(),
+        ..UpstreamTlsContext::default()
+    })
+}
+
+/// Mesh mTLS of a gRPC server that configures itself.
+#[must_use]
+pub fn grpc_server() -> TransportSocket {
+    server(&DownstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            tls_certificate_provider_instance: Some(provider(WORKLOAD_SECRET)),
+            validation_context_type: Some(ValidationContextType::ValidationContext(
+                CertificateValidationContext {
+                    ca_certificate_provider_instance: Some(provider(ROOT_SECRET)),
+                    ..CertificateValidationContext::default()
+                },
+            )),
+            ..CommonTlsContext::default()
+        }),
+        require_client_certificate: Some(true),
+        ..DownstreamTlsContext::default()
+    })
+}

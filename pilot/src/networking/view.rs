@@ -6,10 +6,12 @@ use std::sync::Arc;
 use crate::model::{Endpoint, Proxy, Service, ServicePort};
 use crate::push_context::PushContext;
 use crate::push_context::destination_rules::DestinationRule;
+use crate::push_context::envoy_filters::Patches;
 use crate::push_context::gateways::MergedGateway;
 use crate::push_context::policies::PeerPolicy;
 use crate::push_context::sidecar_scope::SidecarScope;
 use crate::push_context::status::Metric;
+use crate::push_context::telemetry::Telemetry;
 
 /// A port of a service that the proxy's own workload serves.
 #[derive(Clone, Debug)]
@@ -45,6 +47,10 @@ pub struct View<'a> {
     pub peer_policy: PeerPolicy,
     /// What a gateway serves; empty for sidecars.
     pub gateway: MergedGateway,
+    /// What the generated configuration is patched with.
+    pub patches: Patches,
+    /// What is told of the traffic.
+    pub telemetry: Telemetry,
 }
 
 impl<'a> View<'a> {
@@ -56,14 +62,26 @@ impl<'a> View<'a> {
         } else {
             MergedGateway::default()
         };
+        let instances = instances(proxy, push);
+        let mut peer_policy = push.policies.peer_policy(proxy);
+        if !peer_policy.is_set {
+            // The 1.4 line's policies are for services, and hold where no PeerAuthentication does.
+            let legacy = push.policies.legacy();
+            let modes = instances.iter().filter_map(|instance| {
+                let mode = legacy.mode(&instance.service, &instance.port)?;
+                Some((instance.target_port(), mode))
+            });
+            peer_policy.by_port.extend(modes);
+        }
+        if !proxy.has_certificates() {
+            peer_policy = peer_policy.without_certificates();
+        }
         View {
             scope: push.scope_of(proxy),
-            instances: instances(proxy, push),
-            peer_policy: if proxy.has_certificates() {
-                push.policies.peer_policy(proxy)
-            } else {
-                push.policies.peer_policy(proxy).without_certificates()
-            },
+            instances,
+            peer_policy,
+            patches: push.envoy_filters.select(proxy),
+            telemetry: push.telemetries.select(proxy),
             gateway,
             proxy,
             push,
@@ -85,6 +103,50 @@ impl<'a> View<'a> {
             &service.host,
             &service.namespace,
         )
+    }
+
+    /// `host`, `host.namespace` or `host.namespace.svc` written out.
+    #[must_use]
+    pub fn full_host(&self, host: &str) -> String {
+        let domain = &self.push.domain;
+        match host.split('.').count() {
+            1 => format!("{host}.{}.svc.{domain}", self.push.mesh.root_namespace),
+            2 if self
+                .push
+                .services
+                .lookup(host, &self.proxy.namespace)
+                .is_none() =>
+            {
+                format!("{host}.svc.{domain}")
+            }
+            _ if host.ends_with(".svc") => format!("{host}.{domain}"),
+            _ => host.to_owned(),
+        }
+    }
+
+    /// `host` as the proxy's own resolver would complete it, if that is a service.
+    #[must_use]
+    pub fn full_host_of(&self, host: &str) -> String {
+        let domain = &self.push.domain;
+        let candidates = [
+            host.to_owned(),
+            format!("{host}.{domain}"),
+            format!("{host}.svc.{domain}"),
+            format!("{host}.{}.svc.{domain}", self.proxy.namespace),
+        ];
+        let known = candidates
+            .iter()
+            .find(|candidate| self.service(candidate).is_some());
+        known.cloned().unwrap_or_else(|| host.to_owned())
+    }
+
+    /// Notes that a patch cannot be applied to `what`.
+    pub fn record_patch(&self, what: &str) {
+        self.record(
+            Metric::InvalidEnvoyFilter,
+            what,
+            "the patch does not fit: it was not applied",
+        );
     }
 
     /// Notes trouble with `what`.

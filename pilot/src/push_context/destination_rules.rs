@@ -46,6 +46,8 @@ pub struct DestinationRuleIndex {
     root: String,
     /// Subsets that were declared twice for one host.
     pub duplicate_subsets: Vec<String>,
+    has_selectors: bool,
+    has_failover_labels: bool,
 }
 
 impl DestinationRuleIndex {
@@ -63,6 +65,15 @@ impl DestinationRuleIndex {
         for config in by_age(configs) {
             index.add(config, domain, default);
         }
+        let has_selectors = index.iter().any(|rule| !rule.selector.is_empty());
+        let has_failover_labels = index.iter().any(|rule| {
+            let subsets = rule.subsets.iter().map(|subset| &subset.traffic_policy);
+            subsets
+                .chain([&rule.traffic_policy])
+                .flatten()
+                .any(has_failover_labels_in)
+        });
+        (index.has_selectors, index.has_failover_labels) = (has_selectors, has_failover_labels);
         index
     }
 
@@ -153,11 +164,27 @@ impl DestinationRuleIndex {
     /// True when some rule is only for certain workloads.
     #[must_use]
     pub fn has_selectors(&self) -> bool {
-        self.iter().any(|rule| !rule.selector.is_empty())
+        self.has_selectors
+    }
+
+    /// True when some rule prefers endpoints by the client's labels.
+    #[must_use]
+    pub fn has_failover_labels(&self) -> bool {
+        self.has_failover_labels
     }
 
     /// Every rule.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
         self.by_namespace.values().flatten()
     }
+}
+
+fn has_failover_labels_in(policy: &wire::TrafficPolicy) -> bool {
+    let ports = policy.port_level_settings.iter();
+    ports
+        .map(|port| port.load_balancer.as_ref())
+        .chain([policy.load_balancer.as_ref()])
+        .flatten()
+        .filter_map(|balancer| balancer.locality_lb_setting.as_ref())
+        .any(|setting| !setting.failover_priority.is_empty())
 }

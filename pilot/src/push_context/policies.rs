@@ -3,13 +3,21 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use proto::istio::rbac::v1alpha1::{EnforcementMode, ServiceRole, ServiceRoleBinding};
 use proto::istio::security::v1beta1::{
-    self as wire, authorization_policy::Action, peer_authentication::mutual_tls::Mode,
+    self as wire, JwtRule, authorization_policy::Action, peer_authentication::mutual_tls::Mode,
 };
 use proto::istio::r#type::v1beta1::WorkloadSelector;
 
+mod legacy;
+
+pub use legacy::{Legacy, TokenPolicy};
+
+use super::PushContext;
+use crate::config::store::ConfigStore;
 use crate::config::{Config, by_age};
-use crate::model::Proxy;
+use crate::jwks::{KeySource, Wanted};
+use crate::model::{ClusterName, Proxy, Service, ServicePort};
 
 /// How a server takes connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +37,8 @@ pub struct PeerPolicy {
     pub mode: MtlsMode,
     /// By workload port.
     pub by_port: BTreeMap<u32, MtlsMode>,
+    /// A PeerAuthentication says so; else the 1.4 line's policies may.
+    pub is_set: bool,
 }
 
 impl PeerPolicy {
@@ -49,9 +59,32 @@ impl PeerPolicy {
     }
 }
 
+/// Where the keys of a token rule come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyPlace {
+    /// They are in the rule.
+    Inline,
+    /// The proxy fetches them from this cluster.
+    Cluster(String),
+    /// Pilot fetches them.
+    Fetched(KeySource),
+}
+
+/// The resources of which an index is made.
+#[derive(Debug)]
+pub struct Sources<'a> {
+    /// Everything.
+    pub store: &'a ConfigStore,
+    /// Where mesh-wide resources are.
+    pub root: &'a str,
+    /// `cluster.local`.
+    pub domain: &'a str,
+}
+
 /// All policies by namespace, oldest first.
 #[derive(Debug, Default)]
 pub struct PolicyIndex {
+    legacy: Legacy,
     peer: HashMap<String, Vec<Config<wire::PeerAuthentication>>>,
     request: HashMap<String, Vec<Config<wire::RequestAuthentication>>>,
     authorization: HashMap<String, Vec<Config<wire::AuthorizationPolicy>>>,
@@ -60,26 +93,121 @@ pub struct PolicyIndex {
 
 impl PolicyIndex {
     /// Builds the index.
-    pub fn new<'a>(
-        peer: impl Iterator<Item = &'a Config<wire::PeerAuthentication>>,
-        request: impl Iterator<Item = &'a Config<wire::RequestAuthentication>>,
-        authorization: impl Iterator<Item = &'a Config<wire::AuthorizationPolicy>>,
-        root: &str,
-    ) -> Self {
+    #[must_use]
+    pub fn new(sources: &Sources<'_>) -> Self {
+        let store = sources.store;
         PolicyIndex {
-            peer: by_namespace(peer),
-            request: by_namespace(request),
-            authorization: by_namespace(authorization),
-            root: root.to_owned(),
+            legacy: Legacy::new(sources),
+            peer: by_namespace(store.peer_authentications.values()),
+            request: by_namespace(store.request_authentications.values()),
+            authorization: by_namespace(store.authorization_policies.values()),
+            root: sources.root.to_owned(),
         }
+    }
+
+    /// Where the keys of `rule` come from, for workloads in `namespace`.
+    #[must_use]
+    pub fn key_place(push: &PushContext, namespace: &str, rule: &JwtRule) -> KeyPlace {
+        if !rule.jwks.is_empty() {
+            return KeyPlace::Inline;
+        }
+        if rule.jwks_uri.is_empty() {
+            return KeyPlace::Fetched(KeySource::Issuer(rule.issuer.clone()));
+        }
+        let in_mesh = || {
+            let uri = rule.jwks_uri.parse::<http::Uri>().ok()?;
+            let is_tls = uri.scheme_str() == Some("https");
+            let port = u32::from(uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 }));
+            let host = uri.host()?;
+            let host = if host.ends_with(".svc") {
+                format!("{host}.{}", push.domain)
+            } else {
+                host.to_owned()
+            };
+            let service = push.services.lookup(&host, namespace)?;
+            // Only a service inside is reached as it is; TLS to others would need a destination rule.
+            let is_reachable = !service.is_external && service.port(port).is_some();
+            is_reachable.then(|| ClusterName::outbound(port, "", &service.host).to_string())
+        };
+        in_mesh().map_or_else(
+            || KeyPlace::Fetched(KeySource::Uri(rule.jwks_uri.clone())),
+            KeyPlace::Cluster,
+        )
+    }
+
+    /// The keys that Pilot has to fetch.
+    #[must_use]
+    pub fn wanted_keys(&self, push: &PushContext) -> Wanted {
+        let request = self.request.iter().flat_map(|(namespace, configs)| {
+            let rules = configs.iter().flat_map(|config| &config.spec.jwt_rules);
+            rules.map(move |rule| PolicyIndex::key_place(push, namespace, rule))
+        });
+        let legacy = self
+            .legacy
+            .token_rules()
+            .map(|(namespace, rule)| PolicyIndex::key_place(push, &namespace, &rule));
+        request
+            .chain(legacy)
+            .filter_map(|place| match place {
+                KeyPlace::Fetched(source) => Some(source),
+                KeyPlace::Inline | KeyPlace::Cluster(_) => None,
+            })
+            .collect()
+    }
+
+    /// True when any AuthorizationPolicy is for `proxy`'s workload.
+    #[must_use]
+    pub fn has_authorization_policy(&self, proxy: &Proxy) -> bool {
+        let all = self.applicable(&self.authorization, proxy, |config| {
+            config.spec.selector.as_ref()
+        });
+        !all.is_empty()
+    }
+
+    /// The resources of the 1.4 line.
+    #[must_use]
+    pub fn legacy(&self) -> &Legacy {
+        &self.legacy
+    }
+
+    /// Whether, and how, the 1.4 line's roles guard `service`.
+    #[must_use]
+    pub fn legacy_rbac(&self, service: &Service) -> Option<EnforcementMode> {
+        self.legacy.rbac(service)
+    }
+
+    /// The 1.4 line's role `name`.
+    #[must_use]
+    pub fn role(&self, namespace: &str, name: &str) -> Option<&ServiceRole> {
+        self.legacy.role(namespace, name)
+    }
+
+    /// The 1.4 line's bindings in `namespace`, with their names.
+    pub fn role_bindings(
+        &self,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&str, &ServiceRoleBinding)> {
+        self.legacy.bindings(namespace)
+    }
+
+    /// What clients of a port of `service` expect.
+    #[must_use]
+    pub fn service_mode(&self, service: &Service, port: &ServicePort) -> MtlsMode {
+        self.set_mode(&service.namespace)
+            .or_else(|| self.legacy.mode(service, port))
+            .unwrap_or(MtlsMode::Permissive)
     }
 
     /// What holds for the connections to `proxy`'s workload.
     #[must_use]
     pub fn peer_policy(&self, proxy: &Proxy) -> PeerPolicy {
+        let set = self
+            .set_mode(&proxy.namespace)
+            .or_else(|| self.legacy.namespace_mode(&proxy.namespace));
         let mut policy = PeerPolicy {
-            mode: self.namespace_mode(&proxy.namespace),
+            mode: set.unwrap_or(MtlsMode::Permissive),
             by_port: BTreeMap::new(),
+            is_set: self.set_mode(&proxy.namespace).is_some(),
         };
         // A policy with a selector in the root namespace is ignored.
         if proxy.namespace == self.root {
@@ -92,6 +220,7 @@ impl PolicyIndex {
         let Some(config) = selected else {
             return policy;
         };
+        policy.is_set = true;
         if let Some(mode) = config
             .spec
             .mtls
@@ -108,9 +237,8 @@ impl PolicyIndex {
         policy
     }
 
-    /// What clients expect of services in `namespace`: policies for single workloads do not count.
-    #[must_use]
-    pub fn namespace_mode(&self, namespace: &str) -> MtlsMode {
+    /// What PeerAuthentications say of `namespace` as a whole: policies for single workloads do not count.
+    fn set_mode(&self, namespace: &str) -> Option<MtlsMode> {
         [namespace, self.root.as_str()]
             .into_iter()
             .filter_map(|place| {
@@ -125,7 +253,6 @@ impl PolicyIndex {
                     .as_ref()
                     .and_then(|mtls| to_mode(mtls.mode()))
             })
-            .unwrap_or(MtlsMode::Permissive)
     }
 
     /// The token rules for `proxy`'s workload: the root namespace's first.

@@ -14,7 +14,7 @@ use proto_mesh::host;
 use super::virtual_services::{MESH, VirtualService, VirtualServiceIndex};
 use super::{PushContext, services::ServiceIndex};
 use crate::config::{Config, by_age};
-use crate::model::{Proxy, Service};
+use crate::model::{Proxy, Service, mesh::provider_hosts as hosts};
 
 /// All `Sidecar` resources by namespace, oldest first.
 #[derive(Debug, Default)]
@@ -70,6 +70,12 @@ impl SidecarIndex {
             by_namespace,
             root: root.to_owned(),
         }
+    }
+
+    /// True when there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_namespace.is_empty()
     }
 
     /// The resource that `proxy` follows: one that selects it, its namespace's, the root namespace's.
@@ -145,9 +151,14 @@ impl SidecarScope {
             .flat_map(|listener| &listener.services)
             .map(|service| service.host.as_str())
             .collect();
+        // Whoever policies call by name must be reachable, whatever the resource lets the application see.
+        let providers: HashSet<&str> = hosts(&push.mesh.extension_providers).collect();
         let services: Vec<_> = visible
             .into_iter()
-            .filter(|service| wanted.contains(service.host.as_str()))
+            .filter(|service| {
+                let host = service.host.as_str();
+                wanted.contains(host) || providers.contains(host)
+            })
             .collect();
         let by_host = services
             .iter()

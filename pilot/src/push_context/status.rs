@@ -39,11 +39,15 @@ pub enum Metric {
     InvalidListener,
     /// A cluster that cannot be made as asked.
     InvalidCluster,
+    /// A patch that cannot be read or applied.
+    InvalidEnvoyFilter,
+    /// Telemetry that cannot be carried out.
+    InvalidTelemetry,
 }
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Metric; 14] = [
+    pub const ALL: [Metric; 16] = [
         Metric::DuplicateDomain,
         Metric::DuplicateSubset,
         Metric::DuplicateCluster,
@@ -58,6 +62,8 @@ impl Metric {
         Metric::InvalidPolicy,
         Metric::InvalidListener,
         Metric::InvalidCluster,
+        Metric::InvalidEnvoyFilter,
+        Metric::InvalidTelemetry,
     ];
 
     /// The metric's name.
@@ -78,6 +84,33 @@ impl Metric {
             Metric::InvalidPolicy => "pilot_invalid_policies",
             Metric::InvalidListener => "pilot_invalid_out_listeners",
             Metric::InvalidCluster => "pilot_invalid_clusters",
+            Metric::InvalidEnvoyFilter => "pilot_envoy_filter_errors",
+            Metric::InvalidTelemetry => "pilot_invalid_telemetry",
+        }
+    }
+}
+
+impl Metric {
+    /// What the metric counts.
+    #[must_use]
+    pub fn help(self) -> &'static str {
+        match self {
+            Metric::DuplicateDomain => "Virtual hosts whose domains another one has.",
+            Metric::DuplicateSubset => "Subsets that are declared twice for one host.",
+            Metric::DuplicateCluster => "Clusters of which there are two with one name.",
+            Metric::InboundConflict => "Services that want an inbound port which another one has.",
+            Metric::TcpOverHttp => "TCP services that want a listener which an HTTP service has.",
+            Metric::HttpOverTcp => "HTTP services that want a listener which a TCP service has.",
+            Metric::TcpOverTcp => "TCP services that want a listener which another one has.",
+            Metric::HttpOverHttps => "HTTP services on port 443.",
+            Metric::RejectedGateway => "Gateway servers that cannot be merged with older ones.",
+            Metric::NoInstances => "Clusters without any endpoint.",
+            Metric::InvalidRoute => "Routes that lead nowhere.",
+            Metric::InvalidPolicy => "Policies that cannot be carried out.",
+            Metric::InvalidListener => "Listeners that cannot be made.",
+            Metric::InvalidCluster => "Clusters that cannot be made as asked.",
+            Metric::InvalidEnvoyFilter => "Patches that cannot be read or applied.",
+            Metric::InvalidTelemetry => "Telemetry that cannot be carried out.",
         }
     }
 }

@@ -52,6 +52,7 @@ impl VirtualService {
 pub struct VirtualServiceIndex {
     all: Vec<Arc<VirtualService>>,
     by_gateway: HashMap<String, Vec<Arc<VirtualService>>>,
+    has_source_labels: bool,
 }
 
 impl VirtualServiceIndex {
@@ -75,6 +76,7 @@ impl VirtualServiceIndex {
         let mut index = VirtualServiceIndex::default();
         for mut service in roots {
             service.http = delegate::merge(&service, &delegates);
+            index.has_source_labels |= has_source_labels(&service);
             let service = Arc::new(service);
             for gateway in &service.gateways {
                 index
@@ -94,11 +96,27 @@ impl VirtualServiceIndex {
         &self.all
     }
 
+    /// True when some route is only for certain workloads.
+    #[must_use]
+    pub fn has_source_labels(&self) -> bool {
+        self.has_source_labels
+    }
+
     /// Those bound to this gateway (`namespace/name` or `mesh`), oldest first.
     #[must_use]
     pub fn bound_to(&self, gateway: &str) -> &[Arc<VirtualService>] {
         self.by_gateway.get(gateway).map_or(&[], Vec::as_slice)
     }
+}
+
+fn has_source_labels(service: &VirtualService) -> bool {
+    let http = service.http.iter().flat_map(|route| &route.r#match);
+    let tcp = service.tcp.iter().flat_map(|route| &route.r#match);
+    let tls = service.tls.iter().flat_map(|route| &route.r#match);
+    http.map(|condition| &condition.source_labels)
+        .chain(tcp.map(|condition| &condition.source_labels))
+        .chain(tls.map(|condition| &condition.source_labels))
+        .any(|labels| !labels.is_empty())
 }
 
 fn resolve(

@@ -3,14 +3,16 @@
 //! Every host becomes a service with all addresses, ports and endpoints of the entry. Without endpoints, DNS services have
 //! their own host as the endpoint.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 
 use proto::istio::networking::v1alpha3::{
-    ServiceEntry,
+    ServiceEntry, WorkloadEntry,
     service_entry::{Location, Resolution as WireResolution},
 };
 use proto_mesh::Metadata;
 use proto_mesh::visibility::Visibility;
+use xxhash_rust::xxh64::xxh64;
 
 use super::Converted;
 use crate::config::created;
@@ -37,7 +39,8 @@ pub fn convert(
     settings: &Settings<'_>,
 ) -> Converted {
     let resolution = match spec.resolution() {
-        WireResolution::None | WireResolution::DynamicDns => Resolution::Passthrough,
+        WireResolution::None => Resolution::Passthrough,
+        WireResolution::DynamicDns => Resolution::DynamicDns,
         WireResolution::Static => Resolution::Static,
         WireResolution::Dns => Resolution::Dns,
         WireResolution::DnsRoundRobin => Resolution::DnsRoundRobin,
@@ -75,11 +78,14 @@ pub fn convert(
             labels: meta.labels.clone(),
             registry,
             subject_alt_names: spec.subject_alt_names.clone(),
+            auto_address: None,
         })
         .collect();
+    let selector = spec.workload_selector.as_ref();
     Converted {
         services,
         endpoints: endpoints(meta, spec, resolution, &ports, settings),
+        selector: selector.map(|selector| selector.labels.clone()),
     }
 }
 
@@ -99,6 +105,9 @@ fn endpoints(
     ports: &[ServicePort],
     settings: &Settings<'_>,
 ) -> Vec<Endpoint> {
+    if spec.workload_selector.is_some() {
+        return Vec::new();
+    }
     if spec.endpoints.is_empty() {
         if !matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin) {
             return Vec::new();
@@ -121,21 +130,7 @@ fn endpoints(
         .endpoints
         .iter()
         .map(|entry| {
-            let mut endpoint = Endpoint {
-                address: entry.address.clone(),
-                ports: entry.ports.clone(),
-                labels: entry.labels.clone(),
-                identity: identity(
-                    &entry.service_account,
-                    &meta.namespace,
-                    settings.trust_domain,
-                ),
-                locality: entry.locality.clone(),
-                weight: entry.weight,
-                network: entry.network.clone(),
-                is_ready: true,
-                uid: entry.labels.get(UID_LABEL).cloned().unwrap_or_default(),
-            };
+            let mut endpoint = workload(meta, entry, settings);
             let is_listed = |port: &ServicePort| {
                 not_ready
                     .contains(format!("{}:{}", endpoint.address, endpoint.port_for(port)).as_str())
@@ -146,6 +141,69 @@ fn endpoints(
         .collect();
     converted.sort_by(|a, b| (&a.address, &a.ports).cmp(&(&b.address, &b.ports)));
     converted
+}
+
+/// A workload entry as an endpoint.
+#[must_use]
+pub fn workload(meta: &Metadata, entry: &WorkloadEntry, settings: &Settings<'_>) -> Endpoint {
+    // The labels of the resource itself count as the workload's; its own go first.
+    let mut labels = meta.labels.clone();
+    labels.extend(entry.labels.clone());
+    Endpoint {
+        address: entry.address.clone(),
+        ports: entry.ports.clone(),
+        uid: entry.labels.get(UID_LABEL).cloned().unwrap_or_default(),
+        labels,
+        identity: identity(
+            &entry.service_account,
+            &meta.namespace,
+            settings.trust_domain,
+        ),
+        locality: entry.locality.clone(),
+        weight: entry.weight,
+        network: entry.network.clone(),
+        is_ready: true,
+    }
+}
+
+/// Gives every service without an address one of 240.240.0.0/16. Which one depends on its name alone as long as no two names
+/// want the same, so that it stays over restarts and is the same at every replica.
+pub fn allocate_addresses(services: &mut [Arc<Service>]) {
+    let mut order: Vec<usize> = (0..services.len())
+        .filter(|index| wants_address(&services[*index]))
+        .collect();
+    order.sort_by(|a, b| services[*a].key().cmp(&services[*b].key()));
+    let mut taken = HashSet::new();
+    for index in order.into_iter().take(ADDRESSES as usize) {
+        let key = services[index].key();
+        let name = format!("{}/{}", key.namespace, key.host);
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "the remainder is far below 2³²"
+        )]
+        let mut slot = (xxh64(name.as_bytes(), 0) % u64::from(ADDRESSES)) as u32;
+        while !taken.insert(slot) {
+            slot = (slot + 1) % ADDRESSES;
+        }
+        let address = format!("240.240.{}.{}", slot / 255, slot % 255 + 1);
+        if services[index].auto_address.as_deref() != Some(&address) {
+            Arc::make_mut(&mut services[index]).auto_address = Some(address);
+        }
+    }
+}
+
+/// How many addresses there are to give.
+const ADDRESSES: u32 = 255 * 255;
+
+fn wants_address(service: &Service) -> bool {
+    let is_resolved = !matches!(
+        service.resolution,
+        Resolution::Passthrough | Resolution::DynamicDns
+    );
+    service.registry == Registry::ServiceEntry
+        && service.addresses.is_empty()
+        && is_resolved
+        && !service.host.starts_with('*')
 }
 
 /// Pseudo label in which Galley may name the pod behind an endpoint.

@@ -1,6 +1,7 @@
 //! One connected proxy: its node, its subscriptions, and the push that waits for it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -8,6 +9,7 @@ use tokio::sync::Notify;
 
 use super::ResourceType;
 use super::push::PushRequest;
+use super::resource_type::TYPES;
 use super::watch::Watched;
 use crate::model::Proxy;
 
@@ -23,7 +25,9 @@ pub struct Connection {
     /// When it came.
     pub since: SystemTime,
     /// By [`ResourceType::index`]; none: never asked for.
-    pub watches: Mutex<[Option<Watched>; 4]>,
+    pub watches: Mutex<[Option<Watched>; TYPES]>,
+    /// Version of the push context that was pushed last.
+    pushed: AtomicU64,
     pending: Mutex<Option<PushRequest>>,
     arrived: Notify,
 }
@@ -38,9 +42,21 @@ impl Connection {
             is_delta,
             since: SystemTime::now(),
             watches: Mutex::default(),
+            pushed: AtomicU64::new(0),
             pending: Mutex::default(),
             arrived: Notify::new(),
         })
+    }
+
+    /// Notes which push context was pushed.
+    pub(super) fn set_pushed(&self, version: u64) {
+        self.pushed.store(version, Ordering::Relaxed);
+    }
+
+    /// Version of the push context that was pushed last.
+    #[must_use]
+    pub fn pushed(&self) -> u64 {
+        self.pushed.load(Ordering::Relaxed)
     }
 
     /// Asks for a push; several that wait are one.

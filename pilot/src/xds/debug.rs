@@ -17,12 +17,15 @@ use super::{Connection, Discovery, ResourceType};
 use crate::model::{Endpoint, Service};
 
 mod config_dump;
+mod security;
 
 /// `?proxyID=pod.namespace`
 #[derive(Debug, Default, Deserialize)]
 struct ProxyQuery {
     #[serde(rename = "proxyID", alias = "proxy_id")]
     proxy_id: Option<String>,
+    resource: Option<String>,
+    proxy_namespace: Option<String>,
 }
 
 /// `?push=1`
@@ -49,8 +52,7 @@ pub fn pages(monitoring: Monitoring, discovery: &Arc<Discovery>) -> Monitoring {
         })
     };
     let endpointz = Arc::clone(discovery);
-    let dump = Arc::clone(discovery);
-    monitoring
+    let monitoring = monitoring
         .debug("/debug/syncz", "what each proxy has accepted", page(syncz))
         .debug("/debug/registryz", "all services", page(registryz))
         .debug(
@@ -84,30 +86,103 @@ pub fn pages(monitoring: Monitoring, discovery: &Arc<Discovery>) -> Monitoring {
         )
         .debug("/debug/mesh", "the mesh's settings in force", page(mesh))
         .debug(
+            "/debug/authorizationz",
+            "the authorization policies",
+            page(security::authorizationz),
+        );
+    proxy_pages(monitoring, discovery)
+}
+
+/// The pages about one proxy.
+fn proxy_pages(monitoring: Monitoring, discovery: &Arc<Discovery>) -> Monitoring {
+    let dump = Arc::clone(discovery);
+    let authentication = Arc::clone(discovery);
+    let distribution = Arc::clone(discovery);
+    monitoring
+        .debug(
+            "/debug/authenticationz",
+            "who speaks mutual TLS with whom, as a proxy (?proxyID=pod.namespace) sees it",
+            get(move |Query(query): Query<ProxyQuery>| async move {
+                with_proxy(
+                    &authentication,
+                    query.proxy_id.as_deref(),
+                    security::authenticationz,
+                )
+            }),
+        )
+        .debug(
+            "/debug/config_distribution",
+            "which version of ?resource=kind/namespace/name each proxy has accepted",
+            get(move |Query(query): Query<ProxyQuery>| async move {
+                let resource = query.resource.as_deref().unwrap_or_default();
+                show_distribution(&distribution, resource, query.proxy_namespace.as_deref())
+            }),
+        )
+        .debug(
             "/debug/config_dump",
             "what a proxy (?proxyID=pod.namespace) would be sent",
             get(move |Query(query): Query<ProxyQuery>| async move {
-                show_config_dump(&dump, query.proxy_id.as_deref())
+                with_proxy(&dump, query.proxy_id.as_deref(), config_dump::build)
             }),
         )
 }
 
-fn show_config_dump(discovery: &Discovery, proxy_id: Option<&str>) -> Response {
+/// Answers about one proxy.
+fn with_proxy(
+    discovery: &Discovery,
+    proxy_id: Option<&str>,
+    show: impl Fn(&Discovery, &Connection) -> Result<Value, proto::json::JsonError>,
+) -> Response {
     let Some(proxy_id) = proxy_id else {
-        return (
-            StatusCode::BAD_REQUEST,
-            "proxyID is missing: ?proxyID=pod.namespace\n",
-        )
-            .into_response();
+        let text = "proxyID is missing: ?proxyID=pod.namespace\n";
+        return (StatusCode::BAD_REQUEST, text).into_response();
     };
     let Some(connection) = find(discovery, proxy_id) else {
         let text = format!("proxy {proxy_id} is not connected to this Pilot\n");
         return (StatusCode::NOT_FOUND, text).into_response();
     };
-    match config_dump::build(discovery, &connection) {
-        Ok(dump) => Json(dump).into_response(),
+    match show(discovery, &connection) {
+        Ok(shown) => Json(shown).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
+}
+
+/// Which version of a resource each proxy has: the one that is in force here, once the proxy has accepted all that was pushed
+/// since.
+fn show_distribution(discovery: &Discovery, resource: &str, namespace: Option<&str>) -> Response {
+    let Some((kind, key)) = resource.split_once('/') else {
+        let text = "resource is missing: ?resource=kind/namespace/name\n";
+        return (StatusCode::BAD_REQUEST, text).into_response();
+    };
+    let Some(version) = discovery.store.lock().resource_version(kind, key) else {
+        return (StatusCode::NOT_FOUND, format!("{resource} is not known\n")).into_response();
+    };
+    let current = discovery.current().push.version;
+    let connections = discovery.connections().into_iter();
+    let rows = connections
+        .filter(|connection| {
+            namespace.is_none_or(|namespace| connection.proxy.namespace == namespace)
+        })
+        .map(|connection| {
+            let mut row = json!({ "proxy": connection.proxy.id });
+            for (kind, name) in [
+                (ResourceType::Cluster, "cluster_acked"),
+                (ResourceType::Listener, "listener_acked"),
+                (ResourceType::Route, "route_acked"),
+                (ResourceType::Endpoint, "endpoint_acked"),
+            ] {
+                let watched = connection.watched(kind).unwrap_or_default();
+                let has_all =
+                    connection.pushed() >= current && watched.nonce_sent == watched.nonce_acked;
+                row[name] = if has_all {
+                    version.as_str().into()
+                } else {
+                    Value::Null
+                };
+            }
+            row
+        });
+    Json(Value::Array(rows.collect())).into_response()
 }
 
 /// The newest connection of a proxy, by `pod.namespace` or by its whole id.
@@ -259,7 +334,7 @@ fn push_status(discovery: &Discovery) -> Value {
 fn describe_watch(watched: &Watched) -> Value {
     json!({
         "wildcard": watched.is_wildcard,
-        "names": watched.names,
+        "names": watched.names.iter().map(AsRef::as_ref).collect::<Vec<&str>>(),
         "sent": watched.sent.len(),
         "nonce_sent": watched.nonce_sent,
         "nonce_acked": watched.nonce_acked,
@@ -305,6 +380,7 @@ fn names_by_connection(discovery: &Discovery, kind: ResourceType) -> Value {
             .unwrap_or_default()
             .sent
             .into_keys()
+            .map(|name| name.to_string())
             .collect();
         names.sort();
         all.insert(connection.id.clone(), names);

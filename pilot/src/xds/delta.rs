@@ -1,282 +1,179 @@
 //! Delta streams: every response holds only what has changed, and the names of what is gone.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
 };
-use tokio_stream::StreamExt as _;
-use tonic::{Status, Streaming};
 
-use super::discovery::Registered;
-use super::generate::{Generated, generate};
+use super::discovery::Current;
+use super::generate::generate;
+use super::name::{Name, Names};
 use super::push::PushRequest;
-use super::stream::{
-    FIRST_REQUEST, Gone, Outgoing, StreamLimits, control_plane, deliver, end_of, forget_endpoints,
-    names_to_push, note, refuse,
-};
-use super::watch::Decision;
-use super::{Discovery, ResourceType};
-use crate::model::Proxy;
+use super::stream::{Form, Planned, Said, control_plane, names_to_push};
+use super::watch::{Decision, Watched};
+use super::{Connection, ResourceType};
 use crate::networking::View;
 
-/// Serves one stream; `only` restricts it to one type.
-pub(super) async fn serve(
-    discovery: Arc<Discovery>,
-    mut requests: Streaming<DeltaDiscoveryRequest>,
-    outgoing: Outgoing<DeltaDiscoveryResponse>,
-    only: Option<ResourceType>,
-    limits: StreamLimits,
-) {
-    discovery.ready().await;
-    let first = match tokio::time::timeout(FIRST_REQUEST, requests.next()).await {
-        Ok(Some(Ok(request))) => request,
-        Ok(_) => return,
-        Err(_) => return refuse(&outgoing, Status::deadline_exceeded("no request came")).await,
-    };
-    let proxy = match first
-        .node
-        .as_ref()
-        .ok_or(crate::model::proxy::InvalidNode::Missing)
-        .and_then(Proxy::try_from)
-    {
-        Ok(proxy) => proxy,
-        Err(error) => {
-            tracing::warn!(target: "ads", %error, "stream refused");
-            return refuse(&outgoing, Status::invalid_argument(error.to_string())).await;
-        }
-    };
-    let registered = discovery.register(proxy, true);
-    let stream = Stream {
-        discovery,
-        registered,
-        outgoing,
-        only,
-        responses: 0,
-    };
-    stream.run(first, requests, limits).await;
-}
+/// The form.
+pub(super) enum Delta {}
 
-struct Stream {
-    discovery: Arc<Discovery>,
-    registered: Registered,
-    outgoing: Outgoing<DeltaDiscoveryResponse>,
-    only: Option<ResourceType>,
-    responses: u64,
-}
+impl Form for Delta {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+    const IS_DELTA: bool = true;
 
-/// What is to be sent of one type.
-struct Increment {
-    resources: Vec<Generated>,
-    removed: Vec<String>,
-}
-
-impl Stream {
-    async fn run(
-        mut self,
-        first: DeltaDiscoveryRequest,
-        mut requests: Streaming<DeltaDiscoveryRequest>,
-        limits: StreamLimits,
-    ) {
-        let connection = Arc::clone(&self.registered.connection);
-        tracing::info!(target: "ads", connection = connection.id, version = connection.proxy.version, "proxy connected (delta)");
-        let end = end_of(limits);
-        tokio::pin!(end);
-        let mut request = Some(first);
-        loop {
-            let outcome = match request.take() {
-                Some(request) => self.on_request(&request).await,
-                None => Ok(()),
-            };
-            if outcome.is_err() {
-                tracing::info!(target: "ads", connection = connection.id, "proxy gone");
-                return;
-            }
-            let push = tokio::select! {
-                next = requests.next() => {
-                    let Some(Ok(next)) = next else {
-                        tracing::info!(target: "ads", connection = connection.id, "proxy disconnected");
-                        return;
-                    };
-                    request = Some(next);
-                    continue;
-                }
-                push = connection.next_push() => push,
-                () = &mut end => return refuse(&self.outgoing, Status::unavailable("come back")).await,
-            };
-            if self.push(&push).await.is_err() {
-                tracing::info!(target: "ads", connection = connection.id, "proxy gone");
-                return;
-            }
+    fn said(request: &DeltaDiscoveryRequest) -> Said<'_> {
+        Said {
+            node: request.node.as_ref(),
+            type_url: &request.type_url,
+            nonce: &request.response_nonce,
+            error: request.error_detail.as_ref(),
         }
     }
 
-    async fn on_request(&mut self, request: &DeltaDiscoveryRequest) -> Result<(), Gone> {
-        let connection = Arc::clone(&self.registered.connection);
-        let kind = match (ResourceType::from_url(&request.type_url), self.only) {
-            (Some(kind), None) => kind,
-            (Some(kind), Some(only)) if kind == only => kind,
-            (None, Some(only)) if request.type_url.is_empty() => only,
-            _ => {
-                tracing::debug!(target: "ads", connection = connection.id, type_url = request.type_url, "this type is not served");
-                return Ok(());
-            }
-        };
-        let decision = {
-            let mut watches = connection.watches.lock();
-            let slot = &mut watches[kind.index()];
-            let is_first = slot.is_none();
-            slot.get_or_insert_default()
-                .on_delta_request(kind, request, is_first)
-        };
-        note(
-            &self.discovery,
-            &connection,
-            kind,
-            &decision,
-            request.error_detail.as_ref(),
-            &request.response_nonce,
-        );
-        match decision {
-            Decision::Nothing | Decision::Stale | Decision::Rejected => Ok(()),
-            Decision::Respond => {
-                let increment = self.increment(kind, None);
-                self.send(kind, increment).await
-            }
-            Decision::RespondWith(names) => {
-                let increment = self.increment(kind, Some(&names));
-                self.send(kind, increment).await
-            }
-        }
+    fn decide(
+        watched: &mut Watched,
+        kind: ResourceType,
+        request: &DeltaDiscoveryRequest,
+        is_first: bool,
+        names: &Names,
+    ) -> Decision {
+        watched.on_delta_request(kind, request, is_first, names)
     }
 
-    /// What differs from what the proxy has, among `names` or all that it asks for.
-    fn increment(&self, kind: ResourceType, names: Option<&BTreeSet<String>>) -> Increment {
-        let connection = &self.registered.connection;
-        let current = self.discovery.current();
-        let Some(watched) = connection.watched(kind) else {
-            return Increment {
-                resources: Vec::new(),
-                removed: Vec::new(),
-            };
-        };
+    fn answer(
+        connection: &Connection,
+        current: &Current,
+        kind: ResourceType,
+        names: Option<&[Name]>,
+    ) -> Planned {
         let view = View::new(&connection.proxy, &current.push);
-        let mut resources = generate(
-            &view,
-            kind,
-            names.unwrap_or(&watched.names),
-            &current.endpoint_cache,
-        );
-        resources.retain(|resource| watched.wants(&resource.name));
-        let removed = match names {
-            // A name that was asked for and does not exist is answered too, so that nobody waits for it.
-            Some(names) if kind.is_wildcard() => {
-                resources.retain(|resource| names.contains(&resource.name));
-                names
+        let watches = connection.watches.lock();
+        let empty = Watched::default();
+        let watched = watches[kind.index()].as_ref().unwrap_or(&empty);
+        match names {
+            Some(names) => {
+                let mut planned = increment(&view, current, watched, kind, names.iter());
+                planned
+                    .resources
+                    .retain(|resource| !kind.is_wildcard() || names.contains(&resource.name));
+                // A name that was asked for and does not exist is answered too, so that nobody waits for it.
+                let is_made = |name: &Name| {
+                    let mut made = planned.resources.iter();
+                    made.any(|resource| resource.name == *name)
+                };
+                let can_lack = kind.is_wildcard() || kind == ResourceType::Extension;
+                planned.removed = names
                     .iter()
-                    .filter(|name| resources.iter().all(|resource| resource.name != **name))
+                    .filter(|name| can_lack && !is_made(name))
                     .cloned()
-                    .collect()
+                    .collect();
+                planned
             }
-            None if kind.is_wildcard() => {
-                let present: BTreeSet<&String> =
-                    resources.iter().map(|resource| &resource.name).collect();
-                watched
-                    .sent
-                    .keys()
-                    .chain(&watched.names)
-                    .filter(|name| !present.contains(name))
-                    .cloned()
-                    .collect::<BTreeSet<_>>()
-                    .into_iter()
-                    .collect()
-            }
-            _ => Vec::new(),
-        };
-        resources.retain(|resource| watched.sent.get(&resource.name) != Some(&resource.hash));
-        Increment { resources, removed }
+            None => increment(&view, current, watched, kind, watched.names.iter()),
+        }
     }
 
-    async fn push(&mut self, request: &PushRequest) -> Result<(), Gone> {
-        let discovery = Arc::clone(&self.discovery);
-        let connection = Arc::clone(&self.registered.connection);
-        let _permit = discovery.throttle.acquire().await;
-        discovery
-            .metrics
-            .queue_time
-            .observe(request.since.elapsed().as_secs_f64());
-        let root = discovery.current().push.mesh.root_namespace.clone();
-        for kind in request.affected_types(&connection.proxy, &root) {
-            let Some(watched) = connection.watched(kind) else {
+    fn plan(
+        connection: &Connection,
+        current: &Current,
+        request: &PushRequest,
+        kinds: &[ResourceType],
+    ) -> Vec<Planned> {
+        let view = View::new(&connection.proxy, &current.push);
+        let watches = connection.watches.lock();
+        let mut planned = Vec::new();
+        let mut warming: BTreeSet<Name> = BTreeSet::new();
+        for &kind in kinds {
+            let Some(watched) = &watches[kind.index()] else {
                 continue;
             };
-            let names = names_to_push(&watched, kind, request);
-            let increment = if kind.is_wildcard() {
-                self.increment(kind, None)
-            } else {
-                self.increment(kind, Some(&names))
-            };
-            let removed_known = increment
+            let names = names_to_push(watched, kind, request);
+            let mut increment = increment(&view, current, watched, kind, names);
+            if kind == ResourceType::Cluster {
+                let changed = increment.resources.iter();
+                warming.extend(changed.map(|resource| resource.name.clone()));
+            }
+            if kind == ResourceType::Endpoint {
+                // Clusters that are sent anew are warmed anew, and wait for their endpoints even if those are the same.
+                let sent = |name: &&Name| {
+                    let mut resources = increment.resources.iter();
+                    watched.names.contains(*name)
+                        && resources.all(|resource| resource.name != **name)
+                };
+                let missing: Vec<&Name> = warming.iter().filter(sent).collect();
+                let again = generate(&view, kind, missing.into_iter(), &current.cache);
+                increment.resources.extend(again);
+            }
+            let has_removed = increment
                 .removed
                 .iter()
                 .any(|name| watched.sent.contains_key(name));
-            if !increment.resources.is_empty() || removed_known {
-                self.send(kind, increment).await?;
+            if !increment.resources.is_empty() || has_removed {
+                planned.push(increment);
             }
         }
-        discovery
-            .metrics
-            .convergence_time
-            .observe(request.since.elapsed().as_secs_f64());
-        Ok(())
+        planned
     }
 
-    async fn send(&mut self, kind: ResourceType, increment: Increment) -> Result<(), Gone> {
-        let connection = Arc::clone(&self.registered.connection);
-        self.responses += 1;
-        let version = self.discovery.current().push.version.to_string();
-        let nonce = format!("{version}-{}", self.responses);
-        {
-            let mut watches = connection.watches.lock();
-            let watched = watches[kind.index()].get_or_insert_default();
-            for name in &increment.removed {
-                watched.sent.remove(name);
-            }
-            watched.sent.extend(
-                increment
-                    .resources
-                    .iter()
-                    .map(|resource| (resource.name.clone(), resource.hash)),
-            );
-            watched.on_sent(&version, &nonce);
-            if kind == ResourceType::Cluster {
-                let changed: Vec<String> = increment
-                    .resources
-                    .iter()
-                    .map(|resource| resource.name.clone())
-                    .collect();
-                forget_endpoints(&mut watches, &changed);
-            }
+    fn respond(
+        watched: &mut Watched,
+        planned: Planned,
+        current: &Current,
+        number: u64,
+    ) -> DeltaDiscoveryResponse {
+        let version = current.push.version.to_string();
+        let nonce = format!("{version}-{number}");
+        for name in &planned.removed {
+            watched.sent.remove(name);
         }
-        let (count, removed) = (increment.resources.len(), increment.removed.len());
-        let resources = increment.resources.into_iter().map(|resource| Resource {
+        watched.sent.extend(
+            planned
+                .resources
+                .iter()
+                .map(|resource| (resource.name.clone(), resource.hash)),
+        );
+        watched.on_sent(&version, &nonce);
+        let resources = planned.resources.into_iter().map(|resource| Resource {
             version: resource.version(),
             resource: Some((*resource.any).clone()),
-            name: resource.name,
+            name: resource.name.to_string(),
             ..Resource::default()
         });
-        let response = DeltaDiscoveryResponse {
+        DeltaDiscoveryResponse {
             system_version_info: version,
             resources: resources.collect(),
-            type_url: kind.url().to_owned(),
-            removed_resources: increment.removed,
+            type_url: planned.kind.url().to_owned(),
+            removed_resources: planned.removed.iter().map(ToString::to_string).collect(),
             nonce,
             control_plane: Some(control_plane()),
             ..DeltaDiscoveryResponse::default()
-        };
-        deliver(&self.discovery, &self.outgoing, kind, response).await?;
-        tracing::debug!(target: "ads", connection = connection.id, kind = kind.short_name(), resources = count, removed, "pushed (delta)");
-        Ok(())
+        }
+    }
+}
+
+/// What differs from what the proxy has.
+fn increment<'a>(
+    view: &View<'_>,
+    current: &Current,
+    watched: &Watched,
+    kind: ResourceType,
+    names: impl Iterator<Item = &'a Name>,
+) -> Planned {
+    let mut resources = generate(view, kind, names, &current.cache);
+    resources.retain(|resource| watched.wants(&resource.name));
+    let mut removed = Vec::new();
+    if kind.is_wildcard() {
+        let present: BTreeSet<&Name> = resources.iter().map(|resource| &resource.name).collect();
+        let known = watched.sent.keys().chain(&watched.names);
+        let gone: BTreeSet<&Name> = known.filter(|name| !present.contains(name)).collect();
+        removed = gone.into_iter().cloned().collect();
+    }
+    resources.retain(|resource| watched.sent.get(&resource.name) != Some(&resource.hash));
+    Planned {
+        kind,
+        resources,
+        removed,
     }
 }

@@ -1,7 +1,7 @@
 //! The discovery task: applies what the sources say, waits until they are quiet, makes the next push context and asks every
 //! connection to push. And the state that streams and debug pages share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,25 +13,33 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use super::Connection;
-use super::generate::EndpointCache;
+use super::generate::Cache;
+use super::name::Names;
 use super::push::PushRequest;
-use crate::config::store::{self, ConfigStore, Kind, Update};
+use crate::config::store::{ConfigStore, Kind, Update};
 use crate::features::Features;
+use crate::jwks::{self, KeySets};
 use crate::metrics::Metrics;
-use crate::model::{Mesh, Registry};
+use crate::model::Mesh;
 use crate::push_context::PushContext;
-use crate::registry::{ServiceRegistry, service_entry};
+use crate::registry::{ServiceRegistry, service_entry::Settings};
 
 /// Updates that may wait for the discovery task.
 pub const UPDATES: usize = 64;
+/// Kinds whose resources stand for services and endpoints.
+const REGISTRY_KINDS: [Kind; 3] = [
+    Kind::SyntheticServiceEntry,
+    Kind::ServiceEntry,
+    Kind::WorkloadEntry,
+];
 
 /// A push context and what belongs to it alone.
 #[derive(Debug, Default)]
 pub struct Current {
     /// The context.
     pub push: PushContext,
-    /// Encoded endpoints.
-    pub endpoint_cache: EndpointCache,
+    /// Encoded resources.
+    pub cache: Cache,
 }
 
 /// What streams and debug pages share.
@@ -42,6 +50,8 @@ pub struct Discovery {
     next_connection: AtomicU64,
     /// Pushes at once.
     pub throttle: Semaphore,
+    /// Names of resources.
+    pub names: Names,
     /// Metrics.
     pub metrics: Metrics,
     /// Settings.
@@ -60,6 +70,7 @@ impl Discovery {
             connections: Mutex::default(),
             next_connection: AtomicU64::new(1),
             throttle: Semaphore::new(features.push_throttle.max(1)),
+            names: Names::default(),
             metrics,
             features,
             ready: watch::channel(false).0,
@@ -137,6 +148,9 @@ struct Task {
     domain: String,
     mesh: Arc<Mesh>,
     registry: ServiceRegistry,
+    keys: Arc<KeySets>,
+    /// What the fetcher is to fetch.
+    wanted_keys: watch::Sender<jwks::Wanted>,
     pending: PushRequest,
     has_pushed: bool,
 }
@@ -154,11 +168,15 @@ pub async fn run(
         discovery.features.debounce_after,
         discovery.features.debounce_max,
     );
+    let (wanted_keys, mut fetched_keys) =
+        jwks::start(discovery.metrics.jwks.clone(), drain.clone());
     let mut task = Task {
         discovery,
         domain,
         mesh,
         registry: ServiceRegistry::default(),
+        keys: Arc::default(),
+        wanted_keys,
         pending: PushRequest::everything(Instant::now()),
         has_pushed: false,
     };
@@ -181,6 +199,12 @@ pub async fn run(
                     task.pending.since = last_event;
                 }
             }
+            Some(fetched) = fetched_keys.recv() => {
+                if Arc::make_mut(&mut task.keys).insert(fetched) {
+                    last_event = Instant::now();
+                    task.pending.note(Kind::Jwks, last_event);
+                }
+            }
             () = &mut synced, if !is_synced => is_synced = true,
             () = wait_until(due), if due.is_some() => task.push(),
         }
@@ -201,51 +225,20 @@ impl Task {
     fn apply(&mut self, update: Update) {
         let metrics = self.discovery.metrics.clone();
         let counter = match &update {
-            Update::SyntheticServiceEntries(_) | Update::ServiceEntries(_) => "svc",
+            Update::SyntheticServiceEntries(_)
+            | Update::ServiceEntries(_)
+            | Update::WorkloadEntries(_) => "svc",
             _ => "config",
         };
         metrics.inbound_updates.with_label_values(&[counter]).inc();
-        macro_rules! config {
-            ($field:ident, $kind:ident, $change:expr) => {{
-                let touched = store::apply(&mut self.discovery.store.lock().$field, $change);
-                self.pending.add_configs(Kind::$kind, &touched);
-            }};
-        }
-        match update {
-            Update::VirtualServices(change) => {
-                config!(virtual_services, VirtualService, change);
+        let applied = self.discovery.store.lock().apply(update);
+        match applied {
+            Ok((kind, touched)) if REGISTRY_KINDS.contains(&kind) => {
+                self.apply_services(kind, &touched);
             }
-            Update::DestinationRules(change) => {
-                config!(destination_rules, DestinationRule, change);
-            }
-            Update::Gateways(change) => {
-                config!(gateways, Gateway, change);
-            }
-            Update::Sidecars(change) => {
-                config!(sidecars, Sidecar, change);
-            }
-            Update::PeerAuthentications(change) => {
-                config!(peer_authentications, PeerAuthentication, change);
-            }
-            Update::RequestAuthentications(change) => {
-                config!(request_authentications, RequestAuthentication, change);
-            }
-            Update::AuthorizationPolicies(change) => {
-                config!(authorization_policies, AuthorizationPolicy, change);
-            }
-            Update::ServiceEntries(change) => {
-                let touched =
-                    store::apply(&mut self.discovery.store.lock().service_entries, change);
-                self.apply_services(Registry::ServiceEntry, touched);
-            }
-            Update::SyntheticServiceEntries(change) => {
-                let touched = store::apply(
-                    &mut self.discovery.store.lock().synthetic_service_entries,
-                    change,
-                );
-                self.apply_services(Registry::Kubernetes, touched);
-            }
-            Update::Mesh(mesh) => self.apply_mesh(mesh),
+            Ok((kind, touched)) => self.pending.add_configs(kind, &touched),
+            Err(Update::Mesh(mesh)) => self.apply_mesh(mesh),
+            Err(_) => {}
         }
     }
 
@@ -260,37 +253,20 @@ impl Task {
             .or_default()
             .clear();
         // Identities and visibility of services depend on the mesh's settings.
-        let (synthetic, users) = {
-            let store = self.discovery.store.lock();
-            (
-                store.synthetic_service_entries.keys().cloned().collect(),
-                store.service_entries.keys().cloned().collect(),
-            )
-        };
-        self.apply_services(Registry::Kubernetes, synthetic);
-        self.apply_services(Registry::ServiceEntry, users);
+        for kind in REGISTRY_KINDS {
+            let keys = self.discovery.store.lock().keys(kind);
+            self.apply_services(kind, &keys);
+        }
     }
 
-    fn apply_services(&mut self, registry: Registry, keys: std::collections::BTreeSet<String>) {
+    fn apply_services(&mut self, kind: Kind, keys: &BTreeSet<String>) {
         let store = self.discovery.store.lock();
-        let find = |key: &str| match registry {
-            Registry::Kubernetes => store
-                .synthetic_service_entries
-                .get(key)
-                .map(|entry| (&entry.meta, &entry.spec)),
-            Registry::ServiceEntry => store
-                .service_entries
-                .get(key)
-                .map(|entry| (&entry.meta, &entry.spec)),
-        };
-        let settings = service_entry::Settings {
+        let settings = Settings {
             trust_domain: &self.mesh.trust_domain,
             export_to: &self.mesh.service_export_to,
         };
-        for key in keys {
-            let change = self.registry.apply(registry, &key, find(&key), &settings);
-            self.pending.add_registry(change);
-        }
+        let change = self.registry.refresh(&store, kind, keys, &settings);
+        self.pending.add_registry(change);
     }
 
     fn push(&mut self) {
@@ -304,8 +280,16 @@ impl Task {
             &self.mesh,
             &self.discovery.store.lock(),
             &self.registry,
+            &self.keys,
             &request.kind_set(),
         );
+        let wanted = push.policies.wanted_keys(&push);
+        Arc::make_mut(&mut self.keys).retain(&wanted);
+        self.wanted_keys.send_if_modified(|current| {
+            let is_new = *current != wanted;
+            *current = wanted;
+            is_new
+        });
         timer.observe_duration();
         metrics.publish(&previous.push.status);
         metrics
@@ -317,7 +301,7 @@ impl Task {
         let version = push.version;
         self.discovery.current.store(Arc::new(Current {
             push,
-            endpoint_cache: EndpointCache::default(),
+            cache: Cache::default(),
         }));
         let connections = self.discovery.connections();
         tracing::debug!(target: "ads", version, kinds = ?request.kinds.keys().collect::<Vec<_>>(), connections = connections.len(), waited = ?request.since.elapsed(), "push");

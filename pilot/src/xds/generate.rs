@@ -1,20 +1,40 @@
 //! Resources of one type for one proxy, encoded.
+//!
+//! What does not depend on the proxy itself is made and encoded once for all proxies of a class: those that agree in everything
+//! that generators look at.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::hash::{Hash as _, Hasher as _};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+use prost::{Message, Name as MessageName};
 use prost_types::Any;
-use xxhash_rust::xxh64::xxh64;
+use xxhash_rust::xxh64::{Xxh64, xxh64};
 
 use super::ResourceType;
-use crate::networking::{View, cluster, endpoint, listener, route};
+use super::name::Name;
+use crate::networking::{View, cluster, endpoint, extension, listener, name_table, route};
+
+/// Metadata of nodes that generators look at.
+const METADATA: &[&str] = &[
+    "APPLICATION_ADDRESS",
+    "CLUSTER_ID",
+    "DNS_AUTO_ALLOCATE",
+    "DNS_CAPTURE",
+    "HTTP10",
+    "NETWORK",
+    "policy.istio.io/check",
+    "policy.istio.io/checkBaseRetryWaitTime",
+    "policy.istio.io/checkMaxRetryWaitTime",
+    "policy.istio.io/checkRetries",
+];
 
 /// One encoded resource.
 #[derive(Clone, Debug)]
 pub struct Generated {
     /// Its name.
-    pub name: String,
+    pub name: Name,
     /// Hash of its bytes: its version.
     pub hash: u64,
     /// The resource.
@@ -22,9 +42,10 @@ pub struct Generated {
 }
 
 impl Generated {
-    fn new(name: String, any: Any) -> Self {
+    fn new<T: Message + MessageName>(name: &str, message: &T) -> Self {
+        let any = proto::any::pack(message);
         Generated {
-            name,
+            name: name.into(),
             hash: xxh64(&any.value, 0),
             any: Arc::new(any),
         }
@@ -43,70 +64,153 @@ pub fn version_text(hash: u64) -> String {
     format!("{hash:016x}")
 }
 
-/// What decides a cluster's endpoints beside the push context: proxies that agree in it share the encoded resource.
-type EndpointKey = (String, String, String, bool, String);
+/// A type of resources and a class of proxies.
+type ClassKey = (ResourceType, u64);
+type List = Arc<OnceLock<Arc<[Generated]>>>;
+type Named = Arc<Mutex<HashMap<Name, Generated>>>;
 
-/// Encoded endpoints of one push context.
+/// Encoded resources of one push context.
 #[derive(Debug, Default)]
-pub struct EndpointCache {
-    entries: Mutex<HashMap<EndpointKey, Generated>>,
+pub struct Cache {
+    lists: Mutex<HashMap<ClassKey, List>>,
+    named: Mutex<HashMap<ClassKey, Named>>,
+}
+
+impl Cache {
+    /// The resources of a class that are asked for as a whole; made by whoever comes first, while the others wait.
+    fn list(
+        &self,
+        view: &View<'_>,
+        kind: ResourceType,
+        build: impl FnOnce() -> Vec<Generated>,
+    ) -> Arc<[Generated]> {
+        let key = (kind, class_of(view, kind));
+        let cell = Arc::clone(self.lists.lock().entry(key).or_default());
+        Arc::clone(cell.get_or_init(|| build().into()))
+    }
+
+    /// Resources of a class by name.
+    fn named<'a>(
+        &self,
+        view: &View<'_>,
+        kind: ResourceType,
+        names: impl Iterator<Item = &'a Name>,
+        build: impl Fn(&str) -> Generated,
+    ) -> Vec<Generated> {
+        let key = (kind, class_of(view, kind));
+        let class = Arc::clone(self.named.lock().entry(key).or_default());
+        let mut found = Vec::new();
+        for name in names {
+            let known = class.lock().get(name).cloned();
+            found.push(known.unwrap_or_else(|| {
+                let built = Generated {
+                    name: Arc::clone(name),
+                    ..build(name)
+                };
+                class.lock().insert(Arc::clone(name), built.clone());
+                built
+            }));
+        }
+        found
+    }
+}
+
+/// Proxies of one class are sent the same, except for what is about their own workload.
+fn class_of(view: &View<'_>, kind: ResourceType) -> u64 {
+    let (proxy, push) = (view.proxy, view.push);
+    let mut hasher = Xxh64::new(0);
+    (&proxy.namespace, &proxy.dns_domain, &proxy.locality).hash(&mut hasher);
+    (proxy.kind, proxy.interception, proxy.has_mixer).hash(&mut hasher);
+    Arc::as_ptr(&view.scope).addr().hash(&mut hasher);
+    for key in METADATA {
+        proxy.metadata_text(key).hash(&mut hasher);
+    }
+    for identity in view.patches.identities() {
+        identity.hash(&mut hasher);
+    }
+    // Labels decide only where some resource asks for them.
+    let has_label_rules = push.destination_rules.has_selectors()
+        || push.virtual_services.has_source_labels()
+        || push.destination_rules.has_failover_labels()
+        || (push.mesh.locality_lb.as_ref())
+            .is_some_and(|setting| !setting.failover_priority.is_empty())
+        || proxy.is_router();
+    if has_label_rules || proxy.is_proxyless() {
+        proxy.labels.hash(&mut hasher);
+    }
+    if kind == ResourceType::Listener {
+        // Plugins and telemetry may be for one workload; spans carry its name.
+        let is_told = !push.telemetries.is_empty()
+            || !push.wasm_plugins.is_empty()
+            || push.mesh.tracing.is_some()
+            || push.mesh.default_tracing_provider.is_some();
+        if is_told {
+            proxy.labels.hash(&mut hasher);
+            proxy.id.hash(&mut hasher);
+        }
+        proxy.extensions.hash(&mut hasher);
+    }
+    if proxy.is_router() && kind != ResourceType::Endpoint {
+        proxy.node_id.hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 /// All resources of the types that are not asked for by name; those in `names` of the others.
 #[must_use]
-pub fn generate(
+pub fn generate<'a>(
     view: &View<'_>,
     kind: ResourceType,
-    names: &BTreeSet<String>,
-    cache: &EndpointCache,
+    names: impl Iterator<Item = &'a Name>,
+    cache: &Cache,
 ) -> Vec<Generated> {
     match kind {
-        ResourceType::Cluster => cluster::build(view)
-            .iter()
-            .map(|cluster| Generated::new(cluster.name.clone(), proto::any::pack(cluster)))
+        ResourceType::Cluster if view.proxy.is_proxyless() => names
+            .filter_map(|name| cluster::api(view, name))
+            .map(|cluster| Generated::new(&cluster.name, &cluster))
             .collect(),
-        ResourceType::Listener => listener::build(view)
-            .iter()
-            .map(|listener| Generated::new(listener.name.clone(), proto::any::pack(listener)))
-            .collect(),
-        ResourceType::Route => names
-            .iter()
-            .map(|name| Generated::new(name.clone(), proto::any::pack(&route::build(view, name))))
-            .collect(),
-        ResourceType::Endpoint => names.iter().map(|name| cache.get(view, name)).collect(),
-    }
-}
-
-impl EndpointCache {
-    fn get(&self, view: &View<'_>, name: &str) -> Generated {
-        let build = || {
-            Generated::new(
-                name.to_owned(),
-                proto::any::pack(&endpoint::build(view, name)),
-            )
-        };
-        if view.push.destination_rules.has_selectors() {
-            // Which rule holds depends on the workload's labels.
-            return build();
+        ResourceType::Cluster => {
+            let encode = |cluster: &_| {
+                let cluster: &proto::envoy::config::cluster::v3::Cluster = cluster;
+                Generated::new(&cluster.name, cluster)
+            };
+            let shared = cache.list(view, kind, || {
+                cluster::shared(view).iter().map(encode).collect()
+            });
+            let own = cluster::own(view);
+            own.iter()
+                .map(encode)
+                .chain(shared.iter().cloned())
+                .collect()
         }
-        let sidecar = view
-            .scope
-            .sidecar
-            .as_ref()
-            .map(|sidecar| sidecar.meta.name.clone())
-            .unwrap_or_default();
-        let key = (
-            name.to_owned(),
-            view.scope.namespace.clone(),
-            sidecar,
-            view.proxy.is_router(),
-            view.proxy.locality.clone(),
-        );
-        if let Some(found) = self.entries.lock().get(&key) {
-            return found.clone();
+        ResourceType::Listener if view.proxy.is_proxyless() => names
+            .filter_map(|name| listener::api(view, name))
+            .map(|listener| Generated::new(&listener.name, &listener))
+            .collect(),
+        ResourceType::Listener => {
+            let encode = |listener: &_| {
+                let listener: &proto::envoy::config::listener::v3::Listener = listener;
+                Generated::new(&listener.name, listener)
+            };
+            let shared = cache.list(view, kind, || {
+                listener::shared(view).iter().map(encode).collect()
+            });
+            let own = listener::own(view);
+            own.iter()
+                .map(encode)
+                .chain(shared.iter().cloned())
+                .collect()
         }
-        let built = build();
-        self.entries.lock().insert(key, built.clone());
-        built
+        ResourceType::Route => cache.named(view, kind, names, |name| {
+            Generated::new(name, &route::build(view, name))
+        }),
+        ResourceType::Endpoint => cache.named(view, kind, names, |name| {
+            Generated::new(name, &endpoint::build(view, name))
+        }),
+        ResourceType::Extension => names
+            .filter_map(|name| extension::build(view, name))
+            .map(|config| Generated::new(&config.name, &config))
+            .collect(),
+        ResourceType::NameTable => vec![Generated::new("", &name_table::build(view))],
     }
 }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::ResourceType;
 use crate::config::store::{Kind, KindSet};
 use crate::model::Proxy;
+use crate::push_context::PushContext;
 use crate::registry::RegistryChange;
 
 /// Changes since the last push.
@@ -83,6 +84,14 @@ impl PushRequest {
         self.addresses.extend(change.addresses);
     }
 
+    /// Notes that something of `kind` has changed everywhere.
+    pub fn note(&mut self, kind: Kind, now: Instant) {
+        if self.is_empty() {
+            self.since = now;
+        }
+        self.kinds.entry(kind).or_default();
+    }
+
     /// Adds another request; the older start counts.
     pub fn merge(&mut self, other: &PushRequest) {
         for (kind, namespaces) in &other.kinds {
@@ -108,10 +117,10 @@ impl PushRequest {
 
     /// The types that may be different for `proxy` now.
     #[must_use]
-    pub fn affected_types(&self, proxy: &Proxy, root_namespace: &str) -> Vec<ResourceType> {
+    pub fn affected_types(&self, proxy: &Proxy, push: &PushContext) -> Vec<ResourceType> {
         let mut affected = BTreeSet::new();
         for (kind, namespaces) in &self.kinds {
-            affected.extend(self.types_of(*kind, namespaces, proxy, root_namespace));
+            affected.extend(self.types_of(*kind, namespaces, proxy, push));
         }
         affected.into_iter().collect()
     }
@@ -121,28 +130,57 @@ impl PushRequest {
         kind: Kind,
         namespaces: &BTreeSet<String>,
         proxy: &Proxy,
-        root_namespace: &str,
+        push: &PushContext,
     ) -> &'static [ResourceType] {
-        use ResourceType::{Cluster, Endpoint, Listener};
+        use ResourceType::{Cluster, Endpoint, Extension, Listener, Route};
+        let root_namespace = push.policies.root();
         // An empty set means everywhere.
         let is_about_workload = namespaces.is_empty()
             || namespaces.contains(root_namespace)
             || namespaces.contains(&proxy.namespace);
         match kind {
-            Kind::MeshConfig | Kind::Service | Kind::Sidecar => &ResourceType::ALL,
+            Kind::MeshConfig
+            | Kind::Service
+            | Kind::Sidecar
+            | Kind::ServiceEntry
+            | Kind::SyntheticServiceEntry
+            | Kind::WorkloadEntry => &ResourceType::ALL,
             Kind::Endpoint if proxy.ips.iter().any(|ip| self.addresses.contains(ip)) => {
                 &ResourceType::ALL
             }
             Kind::Endpoint => &[Endpoint],
-            // Virtual services bring their destinations into a Sidecar's scope.
-            Kind::VirtualService | Kind::DestinationRule => &ResourceType::ALL,
+            // Virtual services bring their destinations into a Sidecar's scope; without one they only steer.
+            Kind::VirtualService if push.sidecars.is_empty() => &[Listener, Route],
+            Kind::VirtualService => &[Cluster, Endpoint, Listener, Route],
+            Kind::DestinationRule => &[Cluster, Endpoint, Listener, Route],
             Kind::Gateway if proxy.is_router() => &ResourceType::ALL,
-            Kind::Gateway => &[],
-            Kind::PeerAuthentication => &[Cluster, Endpoint, Listener],
-            Kind::RequestAuthentication | Kind::AuthorizationPolicy if is_about_workload => {
+            Kind::PeerAuthentication | Kind::AuthenticationPolicy | Kind::MeshPolicy => {
+                &[Cluster, Endpoint, Listener]
+            }
+            Kind::EnvoyFilter if is_about_workload => &ResourceType::ALL,
+            Kind::Jwks => &[Listener],
+            Kind::RequestAuthentication
+            | Kind::AuthorizationPolicy
+            | Kind::Telemetry
+            | Kind::ServiceRole
+            | Kind::ServiceRoleBinding
+                if is_about_workload =>
+            {
                 &[Listener]
             }
-            Kind::RequestAuthentication | Kind::AuthorizationPolicy => &[],
+            Kind::WasmPlugin if is_about_workload => &[Listener, Extension],
+            Kind::ClusterRbacConfig => &[Listener],
+            Kind::QuotaSpec | Kind::QuotaSpecBinding => &[Listener, Route],
+            // These do not concern this proxy, or (groups) nothing that is generated.
+            Kind::Gateway
+            | Kind::WorkloadGroup
+            | Kind::EnvoyFilter
+            | Kind::Telemetry
+            | Kind::WasmPlugin
+            | Kind::RequestAuthentication
+            | Kind::AuthorizationPolicy
+            | Kind::ServiceRole
+            | Kind::ServiceRoleBinding => &[],
         }
     }
 

@@ -2,7 +2,7 @@
 
 use proto::type_url;
 
-/// One of the four, in the order in which they are pushed.
+/// One of them, in the order in which they are pushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResourceType {
     /// CDS.
@@ -13,15 +13,24 @@ pub enum ResourceType {
     Listener,
     /// RDS.
     Route,
+    /// ECDS: extensions' configurations that listeners refer to.
+    Extension,
+    /// NDS: the names that the agent's DNS proxy answers.
+    NameTable,
 }
+
+/// How many types there are.
+pub const TYPES: usize = 6;
 
 impl ResourceType {
     /// All of them, in push order: what is referred to comes first.
-    pub const ALL: [ResourceType; 4] = [
+    pub const ALL: [ResourceType; TYPES] = [
         ResourceType::Cluster,
         ResourceType::Endpoint,
         ResourceType::Listener,
         ResourceType::Route,
+        ResourceType::Extension,
+        ResourceType::NameTable,
     ];
 
     /// The type with this URL.
@@ -38,6 +47,8 @@ impl ResourceType {
             ResourceType::Endpoint => type_url::ENDPOINT,
             ResourceType::Listener => type_url::LISTENER,
             ResourceType::Route => type_url::ROUTE,
+            ResourceType::Extension => type_url::EXTENSION_CONFIG,
+            ResourceType::NameTable => type_url::NAME_TABLE,
         }
     }
 
@@ -49,6 +60,8 @@ impl ResourceType {
             ResourceType::Endpoint => "eds",
             ResourceType::Listener => "lds",
             ResourceType::Route => "rds",
+            ResourceType::Extension => "ecds",
+            ResourceType::NameTable => "nds",
         }
     }
 
@@ -60,6 +73,8 @@ impl ResourceType {
             ResourceType::Endpoint => "eds_senderr",
             ResourceType::Listener => "lds_senderr",
             ResourceType::Route => "rds_senderr",
+            ResourceType::Extension => "ecds_senderr",
+            ResourceType::NameTable => "nds_senderr",
         }
     }
 
@@ -72,6 +87,9 @@ impl ResourceType {
     /// A request without names asks for everything there is.
     #[must_use]
     pub fn is_wildcard(self) -> bool {
-        matches!(self, ResourceType::Cluster | ResourceType::Listener)
+        matches!(
+            self,
+            ResourceType::Cluster | ResourceType::Listener | ResourceType::NameTable
+        )
     }
 }

@@ -28,8 +28,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::delta::Delta;
+use super::state_of_the_world::StateOfTheWorld;
 use super::stream::{OUTGOING, StreamLimits};
-use super::{Discovery, ResourceType, delta, stream};
+use super::{Discovery, ResourceType, stream};
 
 type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -66,7 +68,7 @@ impl Server {
         let (discovery, limits) = (Arc::clone(&self.discovery), self.limits.clone());
         task::spawn(
             "xds-stream",
-            stream::serve(discovery, requests, outgoing, only, limits),
+            stream::serve::<StateOfTheWorld>(discovery, requests, outgoing, only, limits),
         );
         Box::pin(ReceiverStream::new(responses))
     }
@@ -80,7 +82,7 @@ impl Server {
         let (discovery, limits) = (Arc::clone(&self.discovery), self.limits.clone());
         task::spawn(
             "xds-stream",
-            delta::serve(discovery, requests, outgoing, only, limits),
+            stream::serve::<Delta>(discovery, requests, outgoing, only, limits),
         );
         Box::pin(ReceiverStream::new(responses))
     }

@@ -1,11 +1,12 @@
-//! State-of-the-world streams: every response holds all listeners or clusters, or those route configurations and endpoints
-//! that have changed.
+//! What streams of both forms have in common: who is at the other end, what it asks for, when it is answered and pushed to.
+//!
+//! [`super::state_of_the_world`] and [`super::delta`] say how requests are read and responses written.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use proto::envoy::config::cluster::v3::Cluster;
+use proto::envoy::config::core::v3::{ControlPlane, Node};
 use proto_component::drain::Drain;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -13,17 +14,21 @@ use tokio_stream::StreamExt as _;
 use tonic::{Code, Status, Streaming};
 
 use super::discovery::{Current, Registered};
-use super::generate::{Generated, generate, version_text};
+use super::generate::Generated;
+use super::name::{Name, Names};
 use super::push::PushRequest;
+use super::resource_type::TYPES;
 use super::watch::{Decision, Watched};
 use super::{Connection, Discovery, ResourceType};
+use crate::model::proxy::InvalidNode;
 use crate::model::{ClusterName, Proxy};
-use crate::networking::View;
 
 /// How long a new stream may take to say who it is.
-pub(super) const FIRST_REQUEST: Duration = Duration::from_secs(30);
+const FIRST_REQUEST: Duration = Duration::from_secs(30);
+/// How long listeners and routes wait for new clusters to become warm.
+const WARMING: Duration = Duration::from_secs(3);
 /// Responses that may wait for a slow proxy.
-pub(super) const OUTGOING: usize = 8;
+pub(super) const OUTGOING: usize = 2;
 
 /// The way to the proxy.
 pub(super) type Outgoing<T> = mpsc::Sender<Result<T, Status>>;
@@ -37,11 +42,99 @@ pub struct StreamLimits {
     pub max_age: Option<Duration>,
 }
 
+/// What a request says, in whichever form.
+pub(super) struct Said<'a> {
+    pub(super) node: Option<&'a Node>,
+    pub(super) type_url: &'a str,
+    pub(super) nonce: &'a str,
+    pub(super) error: Option<&'a proto::google::rpc::Status>,
+}
+
+/// One form of the protocol.
+pub(super) trait Form: Send + Sync + 'static {
+    type Request: Send + 'static;
+    type Response: Send + 'static;
+    /// Responses hold increments.
+    const IS_DELTA: bool;
+
+    fn said(request: &Self::Request) -> Said<'_>;
+
+    /// Takes a request in.
+    fn decide(
+        watched: &mut Watched,
+        kind: ResourceType,
+        request: &Self::Request,
+        is_first: bool,
+        names: &Names,
+    ) -> Decision;
+
+    /// What answers a request for `names`, or for everything that is watched.
+    fn answer(
+        connection: &Connection,
+        current: &Current,
+        kind: ResourceType,
+        names: Option<&[Name]>,
+    ) -> Planned;
+
+    /// What has to be sent of each of `kinds` after a change: nothing, if it is as it was sent last.
+    fn plan(
+        connection: &Connection,
+        current: &Current,
+        request: &PushRequest,
+        kinds: &[ResourceType],
+    ) -> Vec<Planned>;
+
+    /// Takes down what is sent, and writes the response.
+    fn respond(
+        watched: &mut Watched,
+        planned: Planned,
+        current: &Current,
+        number: u64,
+    ) -> Self::Response;
+}
+
+/// What is to be sent of one type.
+pub(super) struct Planned {
+    pub(super) kind: ResourceType,
+    pub(super) resources: Vec<Generated>,
+    /// Names of what is gone.
+    pub(super) removed: Vec<Name>,
+}
+
+/// Listeners and routes that wait until the clusters they may lead to are warm.
+struct Held {
+    request: PushRequest,
+    /// New clusters that get their endpoints by EDS.
+    clusters: Vec<Name>,
+    until: Instant,
+}
+
+impl Held {
+    /// True when the proxy has accepted the clusters and their endpoints.
+    fn is_warm(&self, connection: &Connection) -> bool {
+        let watches = connection.watches.lock();
+        let has_acked = |kind: ResourceType| {
+            let watched = watches[kind.index()].as_ref();
+            watched.is_some_and(|watched| watched.nonce_sent == watched.nonce_acked)
+        };
+        let endpoints = watches[ResourceType::Endpoint.index()].as_ref();
+        has_acked(ResourceType::Cluster)
+            && (self.clusters.is_empty() || has_acked(ResourceType::Endpoint))
+            && self
+                .clusters
+                .iter()
+                .all(|name| endpoints.is_some_and(|endpoints| endpoints.sent.contains_key(name)))
+    }
+}
+
+/// The proxy cannot be reached any more.
+struct Gone;
+
 /// Serves one stream; `only` restricts it to one type (the services for single types).
-pub(super) async fn serve(
+pub(super) async fn serve<F: Form>(
     discovery: Arc<Discovery>,
-    mut requests: Streaming<DiscoveryRequest>,
-    outgoing: Outgoing<DiscoveryResponse>,
+    mut requests: Streaming<F::Request>,
+    outgoing: Outgoing<F::Response>,
     only: Option<ResourceType>,
     limits: StreamLimits,
 ) {
@@ -51,36 +144,33 @@ pub(super) async fn serve(
         Ok(_) => return,
         Err(_) => return refuse(&outgoing, Status::deadline_exceeded("no request came")).await,
     };
-    let proxy = match first
-        .node
-        .as_ref()
-        .ok_or(crate::model::proxy::InvalidNode::Missing)
-        .and_then(Proxy::try_from)
-    {
+    let node = F::said(&first).node.ok_or(InvalidNode::Missing);
+    let proxy = match node.and_then(Proxy::try_from) {
         Ok(proxy) => proxy,
         Err(error) => {
             tracing::warn!(target: "ads", %error, "stream refused");
             return refuse(&outgoing, Status::invalid_argument(error.to_string())).await;
         }
     };
-    let registered = discovery.register(proxy, false);
-    let stream = Stream {
+    let registered = discovery.register(proxy, F::IS_DELTA);
+    let stream = Stream::<F> {
         discovery,
         registered,
         outgoing,
         only,
         responses: 0,
+        held: None,
     };
     stream.run(first, requests, limits).await;
 }
 
-pub(super) async fn refuse<T>(outgoing: &Outgoing<T>, status: Status) {
+async fn refuse<T>(outgoing: &Outgoing<T>, status: Status) {
     // A client that is gone needs no reason.
     let _ = outgoing.send(Err(status)).await;
 }
 
 /// Until when a stream may live.
-pub(super) async fn end_of(limits: StreamLimits) {
+async fn end_of(limits: StreamLimits) {
     match limits.max_age {
         Some(age) => tokio::select! {
             () = tokio::time::sleep(age) => {}
@@ -90,51 +180,57 @@ pub(super) async fn end_of(limits: StreamLimits) {
     }
 }
 
-struct Stream {
+struct Stream<F: Form> {
     discovery: Arc<Discovery>,
     registered: Registered,
-    outgoing: Outgoing<DiscoveryResponse>,
+    outgoing: Outgoing<F::Response>,
     only: Option<ResourceType>,
     responses: u64,
+    held: Option<Held>,
 }
 
-/// The proxy cannot be reached any more.
-pub(super) struct Gone;
-
-impl Stream {
+impl<F: Form> Stream<F> {
     async fn run(
         mut self,
-        first: DiscoveryRequest,
-        mut requests: Streaming<DiscoveryRequest>,
+        first: F::Request,
+        mut requests: Streaming<F::Request>,
         limits: StreamLimits,
     ) {
         let connection = Arc::clone(&self.registered.connection);
-        tracing::info!(target: "ads", connection = connection.id, version = connection.proxy.version, "proxy connected");
+        tracing::info!(target: "ads", connection = connection.id, version = connection.proxy.version, delta = F::IS_DELTA, "proxy connected");
         let end = end_of(limits);
         tokio::pin!(end);
-        let mut request: Option<Result<DiscoveryRequest, Status>> = Some(Ok(first));
+        let mut request = Some(first);
         loop {
             let outcome = match request.take() {
-                Some(Ok(request)) => self.on_request(&request).await,
-                Some(Err(status)) => {
-                    tracing::info!(target: "ads", connection = connection.id, error = status.message(), "proxy disconnected");
-                    return;
-                }
+                Some(request) => self.on_request(&request).await,
                 None => Ok(()),
+            };
+            let outcome = match outcome {
+                Ok(()) => self.release().await,
+                gone => gone,
             };
             if outcome.is_err() {
                 tracing::info!(target: "ads", connection = connection.id, "proxy gone");
                 return;
             }
+            let until = self.held.as_ref().map(|held| held.until);
             let push = tokio::select! {
-                next = requests.next() => {
-                    let Some(next) = next else {
+                () = wait_until(until), if until.is_some() => continue,
+                next = requests.next() => match next {
+                    Some(Ok(next)) => {
+                        request = Some(next);
+                        continue;
+                    }
+                    Some(Err(status)) => {
+                        tracing::info!(target: "ads", connection = connection.id, error = status.message(), "proxy disconnected");
+                        return;
+                    }
+                    None => {
                         tracing::info!(target: "ads", connection = connection.id, "proxy disconnected");
                         return;
-                    };
-                    request = Some(next);
-                    continue;
-                }
+                    }
+                },
                 push = connection.next_push() => push,
                 () = &mut end => return refuse(&self.outgoing, Status::unavailable("come back")).await,
             };
@@ -145,57 +241,37 @@ impl Stream {
         }
     }
 
-    async fn on_request(&mut self, request: &DiscoveryRequest) -> Result<(), Gone> {
+    async fn on_request(&mut self, request: &F::Request) -> Result<(), Gone> {
         let connection = Arc::clone(&self.registered.connection);
-        let kind = match (ResourceType::from_url(&request.type_url), self.only) {
+        let said = F::said(request);
+        let kind = match (ResourceType::from_url(said.type_url), self.only) {
             (Some(kind), None) => kind,
             (Some(kind), Some(only)) if kind == only => kind,
-            (None, Some(only)) if request.type_url.is_empty() => only,
+            (None, Some(only)) if said.type_url.is_empty() => only,
             _ => {
-                tracing::debug!(target: "ads", connection = connection.id, type_url = request.type_url, "this type is not served");
+                tracing::debug!(target: "ads", connection = connection.id, type_url = said.type_url, "this type is not served");
                 return Ok(());
             }
         };
         let decision = {
             let mut watches = connection.watches.lock();
-            watches[kind.index()]
-                .get_or_insert_default()
-                .on_request(kind, request)
+            let slot = &mut watches[kind.index()];
+            let is_first = slot.is_none();
+            let watched = slot.get_or_insert_default();
+            F::decide(watched, kind, request, is_first, &self.discovery.names)
         };
-        note(
-            &self.discovery,
-            &connection,
-            kind,
-            &decision,
-            request.error_detail.as_ref(),
-            &request.response_nonce,
-        );
-        match decision {
-            Decision::Nothing | Decision::Stale | Decision::Rejected => Ok(()),
-            Decision::Respond => self.respond(kind, None).await,
-            Decision::RespondWith(names) => self.respond(kind, Some(&names)).await,
-        }
-    }
-
-    /// Answers a request: everything that is asked for, or what has been added to it.
-    async fn respond(
-        &mut self,
-        kind: ResourceType,
-        added: Option<&BTreeSet<String>>,
-    ) -> Result<(), Gone> {
-        let connection = Arc::clone(&self.registered.connection);
-        let current = self.discovery.current();
-        let names = added
-            .cloned()
-            .or_else(|| connection.watched(kind).map(|watched| watched.names))
-            .unwrap_or_default();
-        let resources = {
-            let view = View::new(&connection.proxy, &current.push);
-            let mut resources = generate(&view, kind, &names, &current.endpoint_cache);
-            keep_wanted(&connection, kind, &mut resources);
-            resources
+        note(&self.discovery, &connection, kind, &decision, &said);
+        let names: Option<Vec<Name>> = match decision {
+            Decision::Nothing | Decision::Stale | Decision::Rejected => return Ok(()),
+            Decision::Respond => None,
+            Decision::RespondWith(names) => Some(names.into_iter().collect()),
         };
-        self.send(kind, resources).await
+        let discovery = Arc::clone(&self.discovery);
+        // Many proxies that come at once must not all have their answers in memory.
+        let _permit = discovery.throttle.acquire().await;
+        let current = discovery.current();
+        let planned = F::answer(&connection, &current, kind, names.as_deref());
+        self.send(planned, &current).await
     }
 
     /// Sends what a change has made different.
@@ -203,127 +279,175 @@ impl Stream {
         let discovery = Arc::clone(&self.discovery);
         let connection = Arc::clone(&self.registered.connection);
         let _permit = discovery.throttle.acquire().await;
-        discovery
-            .metrics
+        let metrics = &discovery.metrics;
+        metrics
             .queue_time
             .observe(request.since.elapsed().as_secs_f64());
         let current = discovery.current();
-        let kinds = request.affected_types(&connection.proxy, &current.push.mesh.root_namespace);
-        for (kind, resources) in plan(&connection, &current, request, &kinds) {
-            self.send(kind, resources).await?;
+        let affected = request.affected_types(&connection.proxy, &current.push);
+        let (first, rest): (Vec<_>, Vec<_>) = affected
+            .into_iter()
+            .partition(|kind| matches!(kind, ResourceType::Cluster | ResourceType::Endpoint));
+        let mut clusters = Vec::new();
+        for planned in F::plan(&connection, &current, request, &first) {
+            if planned.kind == ResourceType::Cluster {
+                clusters = new_clusters(&connection, &planned);
+            }
+            self.send(planned, &current).await?;
         }
-        discovery
-            .metrics
+        if let Some(held) = &mut self.held {
+            held.request.merge(request);
+            held.clusters.extend(clusters);
+        } else if clusters.is_empty() {
+            self.push_kinds(request, &rest, &current).await?;
+        } else {
+            self.held = Some(Held {
+                request: request.clone(),
+                clusters,
+                until: Instant::now() + WARMING,
+            });
+        }
+        connection.set_pushed(current.push.version);
+        metrics
             .convergence_time
             .observe(request.since.elapsed().as_secs_f64());
         Ok(())
     }
 
-    async fn send(&mut self, kind: ResourceType, resources: Vec<Generated>) -> Result<(), Gone> {
+    async fn push_kinds(
+        &mut self,
+        request: &PushRequest,
+        kinds: &[ResourceType],
+        current: &Current,
+    ) -> Result<(), Gone> {
+        let connection = Arc::clone(&self.registered.connection);
+        for planned in F::plan(&connection, current, request, kinds) {
+            self.send(planned, current).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends what was held back, once it may be.
+    async fn release(&mut self) -> Result<(), Gone> {
+        let connection = Arc::clone(&self.registered.connection);
+        let is_due = |held: &mut Held| held.until <= Instant::now() || held.is_warm(&connection);
+        let Some(held) = self.held.take_if(is_due) else {
+            return Ok(());
+        };
+        let current = self.discovery.current();
+        let mut kinds = held
+            .request
+            .affected_types(&connection.proxy, &current.push);
+        kinds.retain(|kind| !matches!(kind, ResourceType::Cluster | ResourceType::Endpoint));
+        self.push_kinds(&held.request, &kinds, &current).await
+    }
+
+    async fn send(&mut self, planned: Planned, current: &Current) -> Result<(), Gone> {
         let begun = Instant::now();
         let connection = Arc::clone(&self.registered.connection);
         self.responses += 1;
-        let (version, nonce) = {
+        let kind = planned.kind;
+        let (count, removed) = (planned.resources.len(), planned.removed.len());
+        let response = {
             let mut watches = connection.watches.lock();
-            let watched = watches[kind.index()].get_or_insert_default();
-            let changed = remember(watched, kind, &resources);
-            let version = version_of(watched);
-            let nonce = format!("{version}-{}", self.responses);
-            watched.on_sent(&version, &nonce);
-            if kind == ResourceType::Cluster {
-                forget_endpoints(&mut watches, &changed);
-            }
-            (version, nonce)
+            let sent = watches[kind.index()].get_or_insert_default();
+            let clusters: Vec<Name> = if kind == ResourceType::Cluster {
+                changed(sent, &planned.resources)
+                    .map(|resource| Arc::clone(&resource.name))
+                    .collect()
+            } else {
+                Vec::new()
+            };
+            let response = F::respond(sent, planned, current, self.responses);
+            forget_endpoints(&mut watches, &clusters);
+            response
         };
-        let count = resources.len();
-        let response = DiscoveryResponse {
-            version_info: version.clone(),
-            resources: resources
-                .into_iter()
-                .map(|resource| (*resource.any).clone())
-                .collect(),
-            type_url: kind.url().to_owned(),
-            nonce,
-            control_plane: Some(control_plane()),
-            ..DiscoveryResponse::default()
-        };
-        deliver(&self.discovery, &self.outgoing, kind, response).await?;
+        self.deliver(kind, response).await?;
         self.discovery
             .metrics
             .push_time
             .with_label_values(&[kind.short_name()])
             .observe(begun.elapsed().as_secs_f64());
-        tracing::debug!(target: "ads", connection = connection.id, kind = kind.short_name(), version, resources = count, "pushed");
+        tracing::debug!(target: "ads", connection = connection.id, kind = kind.short_name(), resources = count, removed, "pushed");
         Ok(())
+    }
+
+    /// Hands a response to the proxy's stream within the send deadline.
+    async fn deliver(&self, kind: ResourceType, response: F::Response) -> Result<(), Gone> {
+        let metrics = &self.discovery.metrics;
+        let patience = self.discovery.features.send_timeout;
+        match tokio::time::timeout(patience, self.outgoing.send(Ok(response))).await {
+            Ok(Ok(())) => {
+                metrics.pushes.with_label_values(&[kind.short_name()]).inc();
+                return Ok(());
+            }
+            Ok(Err(_)) => {}
+            Err(_) => {
+                metrics.write_timeout.inc();
+                tracing::warn!(target: "ads", kind = kind.short_name(), "a proxy did not read its push in time; closing its stream");
+            }
+        }
+        metrics
+            .pushes
+            .with_label_values(&[kind.send_error_name()])
+            .inc();
+        Err(Gone)
     }
 }
 
-/// Hands a response to the proxy's stream within the send deadline.
-pub(super) async fn deliver<T>(
-    discovery: &Discovery,
-    outgoing: &Outgoing<T>,
-    kind: ResourceType,
-    response: T,
-) -> Result<(), Gone> {
-    let metrics = &discovery.metrics;
-    match tokio::time::timeout(discovery.features.send_timeout, outgoing.send(Ok(response))).await {
-        Ok(Ok(())) => {
-            metrics.pushes.with_label_values(&[kind.short_name()]).inc();
-            Ok(())
-        }
-        Ok(Err(_)) => {
-            metrics
-                .pushes
-                .with_label_values(&[kind.send_error_name()])
-                .inc();
-            Err(Gone)
-        }
-        Err(_) => {
-            metrics.write_timeout.inc();
-            metrics
-                .pushes
-                .with_label_values(&[kind.send_error_name()])
-                .inc();
-            tracing::warn!(target: "ads", kind = kind.short_name(), "a proxy did not read its push in time; closing its stream");
-            Err(Gone)
-        }
+/// The clusters that the proxy has not had before and whose endpoints it will ask for.
+fn new_clusters(connection: &Connection, planned: &Planned) -> Vec<Name> {
+    let watches = connection.watches.lock();
+    let known = watches[ResourceType::Cluster.index()].as_ref();
+    let is_new =
+        |resource: &&Generated| known.is_some_and(|known| !known.sent.contains_key(&resource.name));
+    let by_eds = |resource: &&Generated| {
+        proto::any::unpack::<Cluster>(&resource.any)
+            .is_ok_and(|cluster| cluster.eds_cluster_config.is_some())
+    };
+    let new = planned.resources.iter().filter(is_new).filter(by_eds);
+    new.map(|resource| Arc::clone(&resource.name)).collect()
+}
+
+async fn wait_until(due: Option<Instant>) {
+    if let Some(due) = due {
+        tokio::time::sleep_until(due).await;
     }
 }
 
 /// Who answers.
-pub(super) fn control_plane() -> proto::envoy::config::core::v3::ControlPlane {
-    proto::envoy::config::core::v3::ControlPlane {
+pub(super) fn control_plane() -> ControlPlane {
+    ControlPlane {
         identifier: concat!("pilot-", env!("CARGO_PKG_VERSION")).to_owned(),
     }
 }
 
 /// Logs and counts what a request says of the last response.
-pub(super) fn note(
+fn note(
     discovery: &Discovery,
     connection: &Connection,
     kind: ResourceType,
     decision: &Decision,
-    error: Option<&proto::google::rpc::Status>,
-    nonce: &str,
+    said: &Said<'_>,
 ) {
     let metrics = &discovery.metrics;
     let reject = &metrics.rejects[kind.index()];
-    match (decision, error) {
+    match (decision, said.error) {
         (Decision::Rejected, Some(error)) => {
             metrics.total_rejects.inc();
             reject
                 .with_label_values(&[&connection.proxy.id, &error.code.to_string()])
                 .set(1);
             let code = Code::from_i32(error.code);
-            tracing::warn!(target: "ads", connection = connection.id, kind = kind.short_name(), nonce, ?code, error = error.message, "proxy refuses what it was sent");
+            tracing::warn!(target: "ads", connection = connection.id, kind = kind.short_name(), nonce = said.nonce, ?code, error = error.message, "proxy refuses what it was sent");
         }
         (Decision::Stale, _) => {
             if kind == ResourceType::Route {
                 metrics.expired_nonce.inc();
             }
-            tracing::debug!(target: "ads", connection = connection.id, kind = kind.short_name(), nonce, "answer to an old response");
+            tracing::debug!(target: "ads", connection = connection.id, kind = kind.short_name(), nonce = said.nonce, "answer to an old response");
         }
-        _ if !nonce.is_empty() => {
+        _ if !said.nonce.is_empty() => {
             // Whatever was refused has been replaced by something good.
             for code in 0..=16 {
                 let _ = reject.remove_label_values(&[&connection.proxy.id, &code.to_string()]);
@@ -333,112 +457,31 @@ pub(super) fn note(
     }
 }
 
-/// A wildcard type that is asked for by name.
-pub(super) fn keep_wanted(
-    connection: &Connection,
-    kind: ResourceType,
-    resources: &mut Vec<Generated>,
-) {
-    if let Some(watched) = connection.watched(kind) {
-        resources.retain(|resource| watched.wants(&resource.name));
-    }
-}
-
-/// What has to be sent of each type: nothing, if it is as it was sent last.
-fn plan(
-    connection: &Connection,
-    current: &Current,
-    request: &PushRequest,
-    kinds: &[ResourceType],
-) -> Vec<(ResourceType, Vec<Generated>)> {
-    let view = View::new(&connection.proxy, &current.push);
-    let mut planned = Vec::new();
-    // Clusters that change are warmed anew, and wait for their endpoints even if those are the same.
-    let mut warming: BTreeSet<String> = BTreeSet::new();
-    for kind in kinds {
-        let Some(watched) = connection.watched(*kind) else {
-            continue;
-        };
-        let names = names_to_push(&watched, *kind, request);
-        let mut resources = generate(&view, *kind, &names, &current.endpoint_cache);
-        resources.retain(|resource| watched.wants(&resource.name));
-        let is_changed =
-            |resource: &Generated| watched.sent.get(&resource.name) != Some(&resource.hash);
-        if kind.is_wildcard() {
-            let is_same =
-                resources.len() == watched.sent.len() && !resources.iter().any(is_changed);
-            if is_same {
-                continue;
-            }
-            if *kind == ResourceType::Cluster {
-                warming.extend(
-                    resources
-                        .iter()
-                        .filter(|resource| is_changed(resource))
-                        .map(|resource| resource.name.clone()),
-                );
-            }
-        } else {
-            let is_warming = |resource: &Generated| {
-                *kind == ResourceType::Endpoint && warming.contains(&resource.name)
-            };
-            resources.retain(|resource| is_changed(resource) || is_warming(resource));
-            if resources.is_empty() {
-                continue;
-            }
-        }
-        planned.push((*kind, resources));
-    }
-    planned
+/// The resources that differ from what was sent last.
+pub(super) fn changed<'a>(
+    watched: &'a Watched,
+    resources: &'a [Generated],
+) -> impl Iterator<Item = &'a Generated> {
+    resources
+        .iter()
+        .filter(|resource| watched.sent.get(&resource.name) != Some(&resource.hash))
 }
 
 /// The names of a type whose resources may have changed.
-pub(super) fn names_to_push(
-    watched: &Watched,
+pub(super) fn names_to_push<'a>(
+    watched: &'a Watched,
     kind: ResourceType,
-    request: &PushRequest,
-) -> BTreeSet<String> {
-    if kind != ResourceType::Endpoint || !request.is_endpoints_only() {
-        return watched.names.clone();
-    }
-    let is_touched = |name: &&String| {
-        ClusterName::parse(name).is_some_and(|name| request.hosts.contains(&name.host))
-    };
-    watched.names.iter().filter(is_touched).cloned().collect()
-}
-
-/// Takes down what is sent; the names of what is different from before.
-fn remember(watched: &mut Watched, kind: ResourceType, resources: &[Generated]) -> Vec<String> {
-    let changed = resources
-        .iter()
-        .filter(|resource| watched.sent.get(&resource.name) != Some(&resource.hash))
-        .map(|resource| resource.name.clone())
-        .collect();
-    if kind.is_wildcard() {
-        watched.sent.clear();
-    }
-    watched.sent.extend(
-        resources
-            .iter()
-            .map(|resource| (resource.name.clone(), resource.hash)),
-    );
-    changed
-}
-
-/// A version of everything the proxy has of a type.
-fn version_of(watched: &Watched) -> String {
-    let mut all: Vec<(&String, &u64)> = watched.sent.iter().collect();
-    all.sort_unstable();
-    let mut bytes = Vec::with_capacity(all.len() * 32);
-    for (name, hash) in all {
-        bytes.extend_from_slice(name.as_bytes());
-        bytes.extend_from_slice(&hash.to_le_bytes());
-    }
-    version_text(xxhash_rust::xxh64::xxh64(&bytes, 0))
+    request: &'a PushRequest,
+) -> impl Iterator<Item = &'a Name> {
+    let only_touched = kind == ResourceType::Endpoint && request.is_endpoints_only();
+    watched.names.iter().filter(move |name| {
+        !only_touched
+            || ClusterName::parse(name).is_some_and(|name| request.hosts.contains(&name.host))
+    })
 }
 
 /// Endpoints of clusters that are new to the proxy count as not sent.
-pub(super) fn forget_endpoints(watches: &mut [Option<Watched>; 4], clusters: &[String]) {
+fn forget_endpoints(watches: &mut [Option<Watched>; TYPES], clusters: &[Name]) {
     if let Some(endpoints) = watches[ResourceType::Endpoint.index()].as_mut() {
         for name in clusters {
             endpoints.sent.remove(name);

@@ -5,12 +5,13 @@ use std::collections::{BTreeSet, HashMap};
 use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 
 use super::ResourceType;
+use super::name::{Name, Names};
 
 /// The state of one type on one stream.
 #[derive(Clone, Debug, Default)]
 pub struct Watched {
     /// What was asked for by name.
-    pub names: BTreeSet<String>,
+    pub names: BTreeSet<Name>,
     /// Everything was asked for.
     pub is_wildcard: bool,
     /// Nonce of the last response.
@@ -26,7 +27,7 @@ pub struct Watched {
     /// Why the last response was refused.
     pub error: String,
     /// Hashes of what was sent last, by name.
-    pub sent: HashMap<String, u64>,
+    pub sent: HashMap<Name, u64>,
 }
 
 /// What a request asks us to do.
@@ -41,17 +42,22 @@ pub enum Decision {
     /// Answer, whether anything has changed or not.
     Respond,
     /// Answer with these.
-    RespondWith(BTreeSet<String>),
+    RespondWith(BTreeSet<Name>),
 }
 
 impl Watched {
     /// Takes a state-of-the-world request in.
-    pub fn on_request(&mut self, kind: ResourceType, request: &DiscoveryRequest) -> Decision {
-        let names: BTreeSet<String> = request
+    pub fn on_request(
+        &mut self,
+        kind: ResourceType,
+        request: &DiscoveryRequest,
+        known: &Names,
+    ) -> Decision {
+        let names: BTreeSet<Name> = request
             .resource_names
             .iter()
             .filter(|name| *name != "*")
-            .cloned()
+            .map(|name| known.intern(name))
             .collect();
         let is_first = request.response_nonce.is_empty() || self.nonce_sent.is_empty();
         if request.error_detail.is_none() && is_first {
@@ -69,7 +75,7 @@ impl Watched {
             return Decision::Rejected;
         }
         self.accept(&request.response_nonce);
-        let added: BTreeSet<String> = names.difference(&self.names).cloned().collect();
+        let added: BTreeSet<Name> = names.difference(&self.names).cloned().collect();
         self.sent
             .retain(|name, _| self.is_wildcard || names.contains(name));
         self.names = names;
@@ -86,6 +92,7 @@ impl Watched {
         kind: ResourceType,
         request: &DeltaDiscoveryRequest,
         is_first: bool,
+        known: &Names,
     ) -> Decision {
         let mut decision = Decision::Nothing;
         if !request.response_nonce.is_empty() && !is_first {
@@ -106,7 +113,10 @@ impl Watched {
                 .initial_resource_versions
                 .iter()
                 .map(|(name, version)| {
-                    (name.clone(), u64::from_str_radix(version, 16).unwrap_or(0))
+                    (
+                        known.intern(name),
+                        u64::from_str_radix(version, 16).unwrap_or(0),
+                    )
                 })
                 .collect();
         }
@@ -114,16 +124,16 @@ impl Watched {
             if name == "*" {
                 self.is_wildcard = false;
             }
-            self.names.remove(name);
+            self.names.remove(name.as_str());
             if !self.is_wildcard {
-                self.sent.remove(name);
+                self.sent.remove(name.as_str());
             }
         }
-        let subscribed: BTreeSet<String> = request
+        let subscribed: BTreeSet<Name> = request
             .resource_names_subscribe
             .iter()
             .filter(|name| *name != "*")
-            .cloned()
+            .map(|name| known.intern(name))
             .collect();
         let wants_all = request
             .resource_names_subscribe
@@ -148,7 +158,7 @@ impl Watched {
         Decision::RespondWith(subscribed)
     }
 
-    fn subscribe(&mut self, kind: ResourceType, names: BTreeSet<String>, given: &[String]) {
+    fn subscribe(&mut self, kind: ResourceType, names: BTreeSet<Name>, given: &[String]) {
         self.is_wildcard =
             kind.is_wildcard() && (given.is_empty() || given.iter().any(|name| name == "*"));
         self.names = names;
@@ -186,20 +196,28 @@ mod tests {
         }
     }
 
-    fn set(names: &[&str]) -> BTreeSet<String> {
-        names.iter().map(ToString::to_string).collect()
+    fn set(names: &[&str]) -> BTreeSet<Name> {
+        names.iter().map(|name| Name::from(*name)).collect()
     }
 
     #[test]
     fn first_request_is_answered_and_acks_are_not() {
         let mut watched = Watched::default();
         assert_eq!(
-            watched.on_request(ResourceType::Endpoint, &request("", &["a"])),
+            watched.on_request(
+                ResourceType::Endpoint,
+                &request("", &["a"]),
+                &Names::default()
+            ),
             Decision::Respond
         );
         watched.on_sent("v1", "n1");
         assert_eq!(
-            watched.on_request(ResourceType::Endpoint, &request("n1", &["a"])),
+            watched.on_request(
+                ResourceType::Endpoint,
+                &request("n1", &["a"]),
+                &Names::default()
+            ),
             Decision::Nothing
         );
         assert_eq!(watched.version_acked, "v1");
@@ -208,13 +226,25 @@ mod tests {
     #[test]
     fn added_names_are_answered_alone_and_old_nonces_ignored() {
         let mut watched = Watched::default();
-        watched.on_request(ResourceType::Endpoint, &request("", &["a"]));
+        watched.on_request(
+            ResourceType::Endpoint,
+            &request("", &["a"]),
+            &Names::default(),
+        );
         watched.on_sent("v1", "n1");
-        let added = watched.on_request(ResourceType::Endpoint, &request("n1", &["a", "b"]));
+        let added = watched.on_request(
+            ResourceType::Endpoint,
+            &request("n1", &["a", "b"]),
+            &Names::default(),
+        );
         assert_eq!(added, Decision::RespondWith(set(&["b"])));
         watched.on_sent("v2", "n2");
         assert_eq!(
-            watched.on_request(ResourceType::Endpoint, &request("n1", &["a", "c"])),
+            watched.on_request(
+                ResourceType::Endpoint,
+                &request("n1", &["a", "c"]),
+                &Names::default()
+            ),
             Decision::Stale
         );
         assert_eq!(watched.names, set(&["a", "b"]));
@@ -223,7 +253,7 @@ mod tests {
     #[test]
     fn refusals_are_remembered_until_something_is_accepted() {
         let mut watched = Watched::default();
-        watched.on_request(ResourceType::Cluster, &request("", &[]));
+        watched.on_request(ResourceType::Cluster, &request("", &[]), &Names::default());
         watched.on_sent("v1", "n1");
         let mut refusal = request("n1", &[]);
         refusal.error_detail = Some(proto::google::rpc::Status {
@@ -231,7 +261,7 @@ mod tests {
             ..Default::default()
         });
         assert_eq!(
-            watched.on_request(ResourceType::Cluster, &refusal),
+            watched.on_request(ResourceType::Cluster, &refusal, &Names::default()),
             Decision::Rejected
         );
         assert_eq!(
@@ -239,7 +269,11 @@ mod tests {
             ("n1", "bad")
         );
         watched.on_sent("v2", "n2");
-        watched.on_request(ResourceType::Cluster, &request("n2", &[]));
+        watched.on_request(
+            ResourceType::Cluster,
+            &request("n2", &[]),
+            &Names::default(),
+        );
         assert!(watched.nonce_rejected.is_empty());
     }
 
@@ -251,7 +285,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(
-            watched.on_delta_request(ResourceType::Route, &first, true),
+            watched.on_delta_request(ResourceType::Route, &first, true, &Names::default()),
             Decision::Respond
         );
         let more = DeltaDiscoveryRequest {
@@ -259,7 +293,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(
-            watched.on_delta_request(ResourceType::Route, &more, false),
+            watched.on_delta_request(ResourceType::Route, &more, false, &Names::default()),
             Decision::RespondWith(set(&["b"]))
         );
         let less = DeltaDiscoveryRequest {
@@ -267,7 +301,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(
-            watched.on_delta_request(ResourceType::Route, &less, false),
+            watched.on_delta_request(ResourceType::Route, &less, false, &Names::default()),
             Decision::Nothing
         );
         assert_eq!(watched.names, set(&["b"]));

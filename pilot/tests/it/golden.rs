@@ -1,170 +1,220 @@
 //! Everything that proxies are sent for an input, compared with what was reviewed. `REFRESH_GOLDEN=1` rewrites it.
 //!
-//! A case is a folder of `testdata`: `input.yaml` holds the configuration, and first of all a document
-//! `kind: Proxies` with the nodes; `want.yaml` holds the resources of each.
+//! For a case on the shared world `want.yaml` holds what differs from what the proxy gets in the world alone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
-use pilot::config::store::{self, ConfigStore, KindSet};
-use pilot::config::{Update, file};
-use pilot::model::{Mesh, Proxy, Registry};
-use pilot::networking::{View, cluster, endpoint, listener, route};
+use pilot::model::Proxy;
+use pilot::networking::{View, cluster, endpoint, extension, listener, name_table, route};
 use pilot::push_context::PushContext;
-use pilot::registry::{ServiceRegistry, service_entry};
 use proto::envoy::config::core::v3::Node;
 use proto::envoy::config::listener::v3::{Listener, filter::ConfigType};
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, http_connection_manager::RouteSpecifier,
+    HttpConnectionManager, http_connection_manager::RouteSpecifier, http_filter,
 };
 use proto::json::{FieldNames, to_value_with};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-struct Case {
-    nodes: Vec<Node>,
-    push: PushContext,
-}
+use super::case::{self, Case};
 
-fn read(text: &str) -> Case {
-    let mut documents = proto::yaml::parse_documents(text)
-        .into_iter()
-        .map(Result::unwrap);
-    let head = documents.next().unwrap().value;
-    assert_eq!(
-        head["kind"], "Proxies",
-        "the first document names the proxies"
-    );
-    let nodes = head["nodes"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|node| proto::json::from_value(node).unwrap())
-        .collect();
-    let mesh_config = proto_mesh::mesh_config::overlay(
-        &proto_mesh::mesh_config::defaults(),
-        head.get("mesh").unwrap_or(&json!({})),
-    );
-    let mesh = Mesh::from(&mesh_config.unwrap());
-    let body = text.split_once("\n---\n").unwrap().1;
-    let loaded = file::load([("input.yaml", body)].into_iter());
-    assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
-    let push = push_context(&mesh, loaded.updates);
-    Case { nodes, push }
-}
-
-fn push_context(mesh: &Mesh, updates: Vec<Update>) -> PushContext {
-    let (mut configs, mut registry) = (ConfigStore::default(), ServiceRegistry::default());
-    let settings = service_entry::Settings {
-        trust_domain: &mesh.trust_domain,
-        export_to: &mesh.service_export_to,
-    };
-    for update in updates {
-        match update {
-            Update::VirtualServices(change) => {
-                drop(store::apply(&mut configs.virtual_services, change));
-            }
-            Update::DestinationRules(change) => {
-                drop(store::apply(&mut configs.destination_rules, change));
-            }
-            Update::Gateways(change) => {
-                drop(store::apply(&mut configs.gateways, change));
-            }
-            Update::Sidecars(change) => {
-                drop(store::apply(&mut configs.sidecars, change));
-            }
-            Update::PeerAuthentications(change) => {
-                drop(store::apply(&mut configs.peer_authentications, change));
-            }
-            Update::RequestAuthentications(change) => {
-                drop(store::apply(&mut configs.request_authentications, change));
-            }
-            Update::AuthorizationPolicies(change) => {
-                drop(store::apply(&mut configs.authorization_policies, change));
-            }
-            Update::ServiceEntries(change) => {
-                for entry in change.set {
-                    let key = store::key(&entry.meta);
-                    registry.apply(
-                        Registry::ServiceEntry,
-                        &key,
-                        Some((&entry.meta, &entry.spec)),
-                        &settings,
-                    );
-                }
-            }
-            Update::SyntheticServiceEntries(change) => {
-                for entry in change.set {
-                    let key = store::key(&entry.meta);
-                    registry.apply(
-                        Registry::Kubernetes,
-                        &key,
-                        Some((&entry.meta, &entry.spec)),
-                        &settings,
-                    );
-                }
-            }
-            Update::Mesh(_) => unreachable!("files hold no mesh settings"),
-        }
-    }
-    let mesh = Arc::new(mesh.clone());
-    PushContext::next(
-        &PushContext::default(),
-        "cluster.local",
-        &mesh,
-        &configs,
-        &registry,
-        &KindSet::all(),
-    )
-}
-
-/// The names of the route configurations that listeners refer to.
-fn route_names(listeners: &[Listener]) -> BTreeSet<String> {
+fn managers(listeners: &[Listener]) -> Vec<HttpConnectionManager> {
     let chains = listeners.iter().flat_map(|listener| {
         listener
             .filter_chains
             .iter()
             .chain(&listener.default_filter_chain)
     });
-    let managers = chains
+    chains
         .flat_map(|chain| &chain.filters)
         .filter_map(|filter| match &filter.config_type {
             Some(ConfigType::TypedConfig(any)) => {
                 proto::any::unpack::<HttpConnectionManager>(any).ok()
             }
             _ => None,
-        });
+        })
+        .collect()
+}
+
+/// The names of the route configurations that listeners refer to.
+fn route_names(managers: &[HttpConnectionManager]) -> BTreeSet<String> {
     managers
-        .filter_map(|manager| match manager.route_specifier {
-            Some(RouteSpecifier::Rds(rds)) => Some(rds.route_config_name),
+        .iter()
+        .filter_map(|manager| match &manager.route_specifier {
+            Some(RouteSpecifier::Rds(rds)) => Some(rds.route_config_name.clone()),
             _ => None,
         })
         .collect()
 }
 
-fn generate(case: &Case) -> Value {
-    let mut all = BTreeMap::new();
-    for node in &case.nodes {
-        let proxy = Proxy::try_from(node).unwrap();
-        let view = View::new(&proxy, &case.push);
-        let (clusters, listeners) = (cluster::build(&view), listener::build(&view));
-        let eds: Vec<String> = clusters
-            .iter()
-            .filter(|cluster| cluster.eds_cluster_config.is_some())
-            .map(|cluster| cluster.name.clone())
-            .collect();
-        let names = FieldNames::Proto;
-        all.insert(
-            proxy.id.clone(),
-            json!({
-                "clusters": clusters.iter().map(|it| to_value_with(it, names).unwrap()).collect::<Vec<_>>(),
-                "endpoints": eds.iter().map(|it| to_value_with(&endpoint::build(&view, it), names).unwrap()).collect::<Vec<_>>(),
-                "listeners": listeners.iter().map(|it| to_value_with(it, names).unwrap()).collect::<Vec<_>>(),
-                "routes": route_names(&listeners).iter().map(|it| to_value_with(&route::build(&view, it), names).unwrap()).collect::<Vec<_>>(),
-            }),
-        );
+/// The names of the extensions that listeners refer to.
+fn extension_names(managers: &[HttpConnectionManager]) -> BTreeSet<String> {
+    let filters = managers.iter().flat_map(|manager| &manager.http_filters);
+    filters
+        .filter(|filter| {
+            matches!(
+                filter.config_type,
+                Some(http_filter::ConfigType::ConfigDiscovery(_))
+            )
+        })
+        .map(|filter| filter.name.clone())
+        .collect()
+}
+
+type Resources = BTreeMap<&'static str, BTreeMap<String, Value>>;
+
+/// Everything that one proxy is sent, by type and name.
+fn generate(node: &Node, push: &PushContext) -> Resources {
+    let proxy = Proxy::try_from(node).unwrap();
+    let view = View::new(&proxy, push);
+    let names = FieldNames::Proto;
+    let (clusters, listeners) = (cluster::build(&view), listener::build(&view));
+    let managers = managers(&listeners);
+    let eds = clusters
+        .iter()
+        .filter(|cluster| cluster.eds_cluster_config.is_some())
+        .map(|cluster| {
+            let assignment = endpoint::build(&view, &cluster.name);
+            (
+                cluster.name.clone(),
+                to_value_with(&assignment, names).unwrap(),
+            )
+        })
+        .collect();
+    let mut all = Resources::from([
+        ("endpoints", eds),
+        (
+            "clusters",
+            clusters
+                .iter()
+                .map(|it| (it.name.clone(), to_value_with(it, names).unwrap()))
+                .collect(),
+        ),
+        (
+            "listeners",
+            listeners
+                .iter()
+                .map(|it| (it.name.clone(), to_value_with(it, names).unwrap()))
+                .collect(),
+        ),
+        (
+            "routes",
+            route_names(&managers)
+                .into_iter()
+                .map(|name| {
+                    let built = route::build(&view, &name);
+                    (name, to_value_with(&built, names).unwrap())
+                })
+                .collect(),
+        ),
+        (
+            "extensions",
+            extension_names(&managers)
+                .into_iter()
+                .filter_map(|name| {
+                    let built = extension::build(&view, &name)?;
+                    Some((name, to_value_with(&built, names).unwrap()))
+                })
+                .collect(),
+        ),
+    ]);
+    if proxy.metadata_text("DNS_CAPTURE").is_some() {
+        let table = to_value_with(&name_table::build(&view), names).unwrap();
+        all.insert("names", BTreeMap::from([("table".to_owned(), table)]));
     }
-    sorted(json!({ "proxies": all, "status": case.push.status.snapshot() }))
+    all
+}
+
+/// What is in `new` and not in `old`: changed fields of objects, changed elements of lists.
+fn difference(old: &Value, new: &Value) -> Value {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => {
+            let mut changed = Map::new();
+            for (key, value) in new {
+                match old.get(key) {
+                    Some(before) if before == value => {}
+                    Some(before) => drop(changed.insert(key.clone(), difference(before, value))),
+                    None => drop(changed.insert(key.clone(), value.clone())),
+                }
+            }
+            for key in old.keys().filter(|key| !new.contains_key(*key)) {
+                changed.insert(key.clone(), json!("(gone)"));
+            }
+            Value::Object(changed)
+        }
+        (Value::Array(old), Value::Array(new)) if old.len() == new.len() => {
+            let elements = old.iter().zip(new).enumerate();
+            let changed = elements.filter(|(_, (old, new))| old != new);
+            let shown =
+                changed.map(|(index, (old, new))| (format!("[{index}]"), difference(old, new)));
+            Value::Object(shown.collect())
+        }
+        (Value::Array(old), Value::Array(new)) => {
+            let mut shown: Map<String, Value> = new
+                .iter()
+                .enumerate()
+                .filter(|(_, element)| !old.contains(element))
+                .map(|(index, element)| (format!("[{index}]"), element.clone()))
+                .collect();
+            let gone = old.iter().filter(|element| !new.contains(element)).count();
+            if gone > 0 {
+                shown.insert("(gone)".to_owned(), json!(gone));
+            }
+            Value::Object(shown)
+        }
+        (_, new) => new.clone(),
+    }
+}
+
+fn against_world(old: &Resources, new: Resources) -> Value {
+    let mut shown = Map::new();
+    for (kind, resources) in new {
+        let before = old.get(kind).cloned().unwrap_or_default();
+        let mut changed = Map::new();
+        for (name, value) in &resources {
+            match before.get(name) {
+                Some(old) if old == value => {}
+                Some(old) => {
+                    changed.insert(format!("{name} (changed)"), difference(old, value));
+                }
+                None => {
+                    changed.insert(name.clone(), value.clone());
+                }
+            }
+        }
+        for name in before.keys().filter(|name| !resources.contains_key(*name)) {
+            changed.insert(name.clone(), json!("(gone)"));
+        }
+        if !changed.is_empty() {
+            shown.insert(kind.to_owned(), Value::Object(changed));
+        }
+    }
+    Value::Object(shown)
+}
+
+fn render(case: Case) -> String {
+    let push = case::push_context(&case.mesh, case.updates);
+    let mut world = None;
+    let mut all = BTreeMap::new();
+    for (node, plain) in case.nodes.iter().zip(&case.plain_nodes) {
+        let generated = generate(node, &push);
+        let shown = if case.is_on_world {
+            let world = world.get_or_insert_with(|| {
+                let world = case::read("world", "kind: Case\n");
+                case::push_context(&world.mesh, world.updates)
+            });
+            against_world(&generate(plain, world), generated)
+        } else {
+            json!(generated)
+        };
+        all.insert(Proxy::try_from(node).unwrap().id, shown);
+    }
+    let mut shown = json!({ "proxies": all });
+    let status = json!(push.status.snapshot());
+    if status.as_object().is_some_and(|events| !events.is_empty()) {
+        shown["status"] = status;
+    }
+    proto::yaml::to_string(&sorted(shown)).unwrap()
 }
 
 /// The same with the keys of every object in order.
@@ -182,11 +232,9 @@ fn sorted(value: Value) -> Value {
     }
 }
 
-fn compare(folder: &Path) {
-    let input = std::fs::read_to_string(folder.join("input.yaml")).unwrap();
-    let got = proto::yaml::to_string(&generate(&read(&input))).unwrap();
-    let again = proto::yaml::to_string(&generate(&read(&input))).unwrap();
-    assert_eq!(got, again, "generation is not deterministic");
+fn compare(folder: &Path, case: Case) -> Result<(), String> {
+    let name = case.name.clone();
+    let got = render(case);
     let want = folder.join("want.yaml");
     #[allow(
         clippy::disallowed_methods,
@@ -194,43 +242,42 @@ fn compare(folder: &Path) {
     )]
     if std::env::var("REFRESH_GOLDEN").is_ok() {
         std::fs::write(&want, got).unwrap();
-        return;
+        return Ok(());
     }
     let expected = std::fs::read_to_string(&want).unwrap_or_default();
-    let difference = got
-        .lines()
-        .zip(expected.lines())
-        .enumerate()
-        .find(|(_, (got, want))| got != want);
-    if let Some((line, (got, want))) = difference {
-        panic!(
-            "{}:{}: got {got:?}, want {want:?} (REFRESH_GOLDEN=1 rewrites it)",
-            want_name(folder),
-            line + 1
-        );
+    if got == expected {
+        return Ok(());
     }
-    assert_eq!(
-        got.lines().count(),
-        expected.lines().count(),
-        "{}: another length",
-        want_name(folder)
-    );
-}
-
-fn want_name(folder: &Path) -> String {
-    folder.join("want.yaml").display().to_string()
+    let lines = || got.lines().zip(expected.lines()).enumerate();
+    Err(match lines().find(|(_, (got, want))| got != want) {
+        Some((line, (got, want))) => {
+            format!("{name}/want.yaml:{}: got {got:?}, want {want:?}", line + 1)
+        }
+        None => format!("{name}/want.yaml: another length"),
+    })
 }
 
 #[test]
 fn generated_resources_are_as_reviewed() {
-    let testdata = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata");
-    let mut cases: Vec<PathBuf> = std::fs::read_dir(testdata)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    cases.sort();
+    let cases = case::all();
     assert!(!cases.is_empty());
-    for case in cases {
-        compare(&case);
+    let wrong: Vec<String> = cases
+        .into_iter()
+        .filter_map(|(folder, case)| compare(&folder, case).err())
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "{}\n(REFRESH_GOLDEN=1 rewrites them)",
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn generation_is_deterministic() {
+    for (folder, case) in case::all().into_iter().step_by(7) {
+        let input = std::fs::read_to_string(folder.join("input.yaml")).unwrap();
+        let again = case::read(&case.name, &input);
+        let name = case.name.clone();
+        assert_eq!(render(case), render(again), "{name}");
     }
 }

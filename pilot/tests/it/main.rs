@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod ads;
+mod case;
+mod envoy;
 mod golden;
 mod mesh;

@@ -25,6 +25,8 @@ pub(crate) struct Pilot {
     pub(crate) discovery: Arc<Discovery>,
     /// A channel to it.
     pub(crate) channel: Channel,
+    /// Its port.
+    pub(crate) port: u16,
     updates: mpsc::Sender<Update>,
     _trigger: Trigger,
 }
@@ -38,6 +40,13 @@ pub(crate) fn features() -> Features {
 impl Pilot {
     /// Starts one with this configuration.
     pub(crate) async fn start(yaml: &str) -> Self {
+        let pilot = Pilot::start_empty().await;
+        pilot.apply(yaml).await;
+        pilot
+    }
+
+    /// Starts one that knows nothing yet.
+    pub(crate) async fn start_empty() -> Self {
         proto_component::tls::install_provider();
         let features = Features {
             debounce_after: Duration::from_millis(1),
@@ -86,14 +95,33 @@ impl Pilot {
             &grpc::ClientOptions::default(),
         )
         .unwrap();
-        let pilot = Pilot {
+        Pilot {
             discovery,
             channel,
+            port,
             updates,
             _trigger: trigger,
+        }
+    }
+
+    /// Replaces the configuration and the mesh's settings; returns when they are in force.
+    pub(crate) async fn replace(&self, mesh: Mesh, updates: Vec<Update>) {
+        let before = self.discovery.current().push.version;
+        self.updates
+            .send(Update::Mesh(Arc::new(mesh)))
+            .await
+            .unwrap();
+        for update in updates {
+            self.updates.send(update).await.unwrap();
+        }
+        // Quiet time and push: a case that changes nothing has no new version.
+        let patience = Duration::from_secs(2);
+        let newer = async {
+            while self.discovery.current().push.version == before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         };
-        pilot.apply(yaml).await;
-        pilot
+        let _ = tokio::time::timeout(patience, newer).await;
     }
 
     /// Replaces the configuration.

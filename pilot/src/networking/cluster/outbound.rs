@@ -2,8 +2,15 @@
 
 use proto::envoy::config::cluster::v3::{
     Cluster,
-    cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbPolicy},
+    cluster::{
+        ClusterDiscoveryType, CustomClusterType, DiscoveryType, DnsLookupFamily, EdsClusterConfig,
+        LbPolicy,
+    },
 };
+use proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::{
+    ClusterConfig as DynamicForwardProxy, cluster_config::ClusterImplementationSpecifier,
+};
+use proto::envoy::extensions::common::dynamic_forward_proxy::v3::DnsCacheConfig;
 use proto::istio::networking::v1alpha3::{
     connection_pool_settings::{HttpSettings, http_settings::H2UpgradePolicy},
     server_tls_settings::TlSmode,
@@ -11,7 +18,7 @@ use proto::istio::networking::v1alpha3::{
 
 use super::{TrafficPolicy, protocol_options, upstream_tls};
 use crate::model::{ClusterName, Protocol, Resolution, Service, ServicePort};
-use crate::networking::wire::ads;
+use crate::networking::wire::{ads, any};
 use crate::networking::{View, endpoint};
 use crate::push_context::status::Metric;
 
@@ -89,7 +96,7 @@ fn build_one(
     policy.apply_outlier_detection(&mut cluster);
     apply_discovery(view, service, port, name, policy, &mut cluster);
     let is_http2 = apply_protocol(view, port, policy, &mut cluster);
-    upstream_tls::apply(view, &mut cluster, service, name, policy, is_http2);
+    upstream_tls::apply(view, &mut cluster, service, port, name, policy, is_http2);
     cluster
 }
 
@@ -107,6 +114,10 @@ fn apply_discovery(
         service.resolution
     };
     let discovery = match resolution {
+        Resolution::DynamicDns => {
+            resolve_each_request(cluster);
+            return;
+        }
         Resolution::Static => DiscoveryType::Eds,
         Resolution::Dns => DiscoveryType::StrictDns,
         Resolution::DnsRoundRobin => DiscoveryType::LogicalDns,
@@ -161,6 +172,31 @@ fn apply_discovery(
 fn resolve_names(view: &View<'_>, cluster: &mut Cluster) {
     cluster.dns_refresh_rate = Some(view.push.mesh.dns_refresh_rate);
     cluster.respect_dns_ttl = true;
+}
+
+/// The name of each request is resolved when it comes: the filter of the same name in the listeners does it.
+fn resolve_each_request(cluster: &mut Cluster) {
+    let config = DynamicForwardProxy {
+        cluster_implementation_specifier: Some(ClusterImplementationSpecifier::DnsCacheConfig(
+            dns_cache(),
+        )),
+        ..DynamicForwardProxy::default()
+    };
+    cluster.lb_policy = LbPolicy::ClusterProvided as i32;
+    cluster.lb_config = None;
+    cluster.cluster_discovery_type = Some(ClusterDiscoveryType::ClusterType(CustomClusterType {
+        name: "envoy.clusters.dynamic_forward_proxy".to_owned(),
+        typed_config: Some(any(&config)),
+    }));
+}
+
+/// The cache of names that clusters and listeners share.
+pub(in crate::networking) fn dns_cache() -> DnsCacheConfig {
+    DnsCacheConfig {
+        name: "dynamic_forward_proxy_cache".to_owned(),
+        dns_lookup_family: DnsLookupFamily::V4Only as i32,
+        ..DnsCacheConfig::default()
+    }
 }
 
 fn keep_first_endpoint(assignment: &mut proto::envoy::config::endpoint::v3::ClusterLoadAssignment) {

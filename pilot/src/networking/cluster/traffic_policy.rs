@@ -5,6 +5,7 @@
 use prost_types::Duration;
 use proto::envoy::config::cluster::v3::{
     Cluster, OutlierDetection, UpstreamConnectionOptions,
+    circuit_breakers::thresholds::RetryBudget,
     cluster::{
         CommonLbConfig, LbConfig, LbPolicy, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig,
         RoundRobinLbConfig, SlowStartConfig,
@@ -22,7 +23,8 @@ use proto::istio::networking::v1alpha3::{
 };
 
 use super::{positive, unlimited};
-use crate::model::Mesh;
+use crate::model::{Mesh, Service};
+use crate::networking::View;
 
 /// The four groups that may differ by port.
 #[derive(Clone, Debug, Default)]
@@ -35,9 +37,31 @@ pub struct TrafficPolicy<'a> {
     pub outlier_detection: Option<&'a wire::OutlierDetection>,
     /// What is spoken.
     pub tls: Option<&'a ClientTlsSettings>,
+    /// Connections go through an HTTP proxy.
+    pub tunnel: Option<&'a wire::traffic_policy::TunnelSettings>,
+    /// Endpoints are told of the client.
+    pub proxy_protocol: Option<&'a wire::traffic_policy::ProxyProtocol>,
+    /// How many requests may be tried again at once.
+    pub retry_budget: Option<&'a wire::traffic_policy::RetryBudget>,
 }
 
 impl<'a> TrafficPolicy<'a> {
+    /// What holds for clients of a port of `service`, or of one of its subsets.
+    #[must_use]
+    pub fn of(view: &'a View<'_>, service: &Service, port: u32, subset: &str) -> Self {
+        let rule = view.destination_rule(service);
+        let policy = TrafficPolicy::default()
+            .merge(rule.and_then(|rule| rule.traffic_policy.as_ref()), port);
+        if subset.is_empty() {
+            return policy;
+        }
+        let subset = rule.and_then(|rule| rule.subset(subset));
+        policy.merge(
+            subset.and_then(|subset| subset.traffic_policy.as_ref()),
+            port,
+        )
+    }
+
     /// `policy` on top of what holds already, for `port`.
     #[must_use]
     pub fn merge(&self, policy: Option<&'a wire::TrafficPolicy>, port: u32) -> Self {
@@ -50,12 +74,20 @@ impl<'a> TrafficPolicy<'a> {
                 .as_ref()
                 .is_some_and(|selector| selector.number == port)
         });
+        // A port's entry says nothing of these.
+        let whole = TrafficPolicy {
+            tunnel: policy.tunnel.as_ref().or(self.tunnel),
+            proxy_protocol: policy.proxy_protocol.as_ref().or(self.proxy_protocol),
+            retry_budget: policy.retry_budget.as_ref().or(self.retry_budget),
+            ..TrafficPolicy::default()
+        };
         if let Some(entry) = of_port {
             return TrafficPolicy {
                 load_balancer: entry.load_balancer.as_ref(),
                 connection_pool: entry.connection_pool.as_ref(),
                 outlier_detection: entry.outlier_detection.as_ref(),
                 tls: entry.tls.as_ref(),
+                ..whole
             };
         }
         TrafficPolicy {
@@ -63,6 +95,7 @@ impl<'a> TrafficPolicy<'a> {
             connection_pool: policy.connection_pool.as_ref().or(self.connection_pool),
             outlier_detection: policy.outlier_detection.as_ref().or(self.outlier_detection),
             tls: policy.tls.as_ref().or(self.tls),
+            ..whole
         }
     }
 
@@ -191,6 +224,11 @@ impl<'a> TrafficPolicy<'a> {
         threshold.max_requests =
             limit(http.map(|http| http.http2_max_requests)).or(threshold.max_requests);
         threshold.max_retries = limit(http.map(|http| http.max_retries)).or(threshold.max_retries);
+        threshold.retry_budget = self.retry_budget.map(|budget| RetryBudget {
+            budget_percent: budget.percent.map(|value| Percent { value }),
+            min_retry_concurrency: Some(budget.min_retry_concurrency).filter(|min| *min > 0),
+            ..RetryBudget::default()
+        });
         cluster.circuit_breakers = Some(breakers);
         let keepalive = tcp
             .and_then(|tcp| tcp.tcp_keepalive.as_ref())

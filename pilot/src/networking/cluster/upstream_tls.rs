@@ -3,15 +3,22 @@
 use std::collections::BTreeSet;
 
 use proto::envoy::config::cluster::v3::{Cluster, cluster::TransportSocketMatch};
+use proto::envoy::config::core::v3::{
+    ProxyProtocolConfig, TransportSocket, proxy_protocol_config::Version,
+};
+use proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use proto::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, TlsCertificate, UpstreamTlsContext,
     common_tls_context::ValidationContextType,
 };
+use proto::istio::networking::v1alpha3::traffic_policy::{
+    ProxyProtocol, proxy_protocol::Version as VersionOfIstio,
+};
 use proto::istio::networking::v1alpha3::{ClientTlsSettings, client_tls_settings::TlSmode};
 
 use super::TrafficPolicy;
-use crate::model::{ClusterName, Service};
-use crate::networking::wire::strings;
+use crate::model::{ClusterName, Service, ServicePort};
+use crate::networking::wire::{strings, transport_socket};
 use crate::networking::{View, tls};
 use crate::push_context::policies::MtlsMode;
 use crate::push_context::status::Metric;
@@ -21,13 +28,46 @@ pub(super) fn apply(
     view: &View<'_>,
     cluster: &mut Cluster,
     service: &Service,
+    port: &ServicePort,
     name: &ClusterName,
     policy: &TrafficPolicy<'_>,
     is_http2: bool,
 ) {
     match policy.tls {
         Some(settings) => explicit(view, cluster, service, name, settings, is_http2),
-        None => automatic(view, cluster, service, name, is_http2),
+        None => automatic(view, cluster, service, port, name, is_http2),
+    }
+    if let Some(settings) = policy.proxy_protocol {
+        announce_client(cluster, settings);
+    }
+}
+
+/// Puts the PROXY protocol before whatever the endpoint is spoken to with.
+fn announce_client(cluster: &mut Cluster, settings: &ProxyProtocol) {
+    let version = match settings.version() {
+        VersionOfIstio::V1 => Version::V1,
+        VersionOfIstio::V2 => Version::V2,
+    };
+    let wrap = |inner: TransportSocket| {
+        let config = ProxyProtocolUpstreamTransport {
+            config: Some(ProxyProtocolConfig {
+                version: version as i32,
+                ..ProxyProtocolConfig::default()
+            }),
+            transport_socket: Some(inner),
+            ..ProxyProtocolUpstreamTransport::default()
+        };
+        transport_socket("envoy.transport_sockets.upstream_proxy_protocol", &config)
+    };
+    if cluster.transport_socket_matches.is_empty() {
+        let inner = cluster
+            .transport_socket
+            .take()
+            .unwrap_or_else(tls::raw_buffer);
+        cluster.transport_socket = Some(wrap(inner));
+    }
+    for candidate in &mut cluster.transport_socket_matches {
+        candidate.transport_socket = candidate.transport_socket.take().map(wrap);
     }
 }
 
@@ -150,12 +190,13 @@ fn automatic(
     view: &View<'_>,
     cluster: &mut Cluster,
     service: &Service,
+    port: &ServicePort,
     name: &ClusterName,
     is_http2: bool,
 ) {
     let is_off = !view.push.mesh.is_auto_mtls
         || service.is_external
-        || view.push.policies.namespace_mode(&service.namespace) == MtlsMode::Disable;
+        || view.push.policies.service_mode(service, port) == MtlsMode::Disable;
     if is_off {
         return;
     }
@@ -183,7 +224,7 @@ fn automatic(
 }
 
 /// The identities that may answer for a service, sorted; local trust domain and its aliases are all accepted.
-fn accounts(view: &View<'_>, service: &Service) -> Vec<String> {
+pub(super) fn accounts(view: &View<'_>, service: &Service) -> Vec<String> {
     let mut accounts: BTreeSet<String> = view
         .push
         .endpoints

@@ -2,30 +2,100 @@
 //!
 //! Failover needs outlier detection: without it nobody would notice that a place has failed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use proto::envoy::config::core::v3::Locality;
 use proto::envoy::config::endpoint::v3::LocalityLbEndpoints;
 use proto::istio::networking::v1alpha3::LocalityLoadBalancerSetting;
 
 use crate::model::endpoint::split_locality;
+use crate::model::{Endpoint, Proxy};
 
-/// Sets weights and priorities.
+/// Sets weights and priorities. `label_priorities` are what [`label_priority`] says of each.
 pub(super) fn apply(
     localities: &mut Vec<LocalityLbEndpoints>,
     setting: &LocalityLoadBalancerSetting,
-    own: &str,
-    _labels: &BTreeMap<String, String>,
+    proxy: &Proxy,
     has_outlier_detection: bool,
+    label_priorities: Vec<usize>,
 ) {
-    if own.is_empty() {
-        return;
-    }
+    let own = proxy.locality.as_str();
     if !setting.distribute.is_empty() {
-        distribute(localities, setting, own);
+        if !own.is_empty() {
+            distribute(localities, setting, own);
+        }
     } else if has_outlier_detection {
-        fail_over(localities, setting, own);
+        let is_by_label = !setting.failover_priority.is_empty();
+        let has_failover = !setting.failover.is_empty();
+        if !own.is_empty() && (!is_by_label || has_failover) {
+            fail_over(localities, setting, own);
+        }
+        if is_by_label {
+            // Labels decide first, the place among equals.
+            for (locality, by_label) in localities.iter_mut().zip(label_priorities) {
+                let by_label = u32::try_from(by_label).unwrap_or(u32::MAX / 8);
+                locality.priority += by_label * 5;
+            }
+        }
+        close_gaps(localities);
     }
+}
+
+/// How far an endpoint is away by labels: of N labels the first k are the same as the proxy's, so its priority is N - k.
+pub(super) fn label_priority(labels: &[String], proxy: &Proxy, endpoint: &Endpoint) -> usize {
+    let count = labels.len();
+    let (mut same, mut penalty) = (0, 0);
+    for (index, entry) in labels.iter().enumerate() {
+        let (name, wanted) = match entry.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (entry.as_str(), proxy_label(proxy, entry)),
+        };
+        if wanted.unwrap_or_default() == endpoint_label(endpoint, name).unwrap_or_default() {
+            same += 1;
+        } else if index == 0 && name == NETWORK {
+            // Another network is worse than everything in the own one, and its endpoints are still told apart.
+            penalty = count;
+            same += 1;
+        } else {
+            break;
+        }
+    }
+    count - same + penalty
+}
+
+const NETWORK: &str = "topology.istio.io/network";
+const CLUSTER: &str = "topology.istio.io/cluster";
+
+fn place(locality: &str, name: &str) -> Option<String> {
+    let (region, zone, subzone) = split_locality(locality);
+    let found = match name {
+        "topology.kubernetes.io/region" | "failure-domain.beta.kubernetes.io/region" => region,
+        "topology.kubernetes.io/zone" | "failure-domain.beta.kubernetes.io/zone" => zone,
+        "topology.istio.io/subzone" => subzone,
+        _ => return None,
+    };
+    Some(found.to_owned())
+}
+
+fn proxy_label(proxy: &Proxy, name: &str) -> Option<String> {
+    let metadata = match name {
+        NETWORK => proxy.metadata_text("NETWORK"),
+        CLUSTER => proxy.metadata_text("CLUSTER_ID"),
+        _ => None,
+    };
+    proxy
+        .label(name)
+        .or(metadata)
+        .map(str::to_owned)
+        .or_else(|| place(&proxy.locality, name))
+}
+
+fn endpoint_label(endpoint: &Endpoint, name: &str) -> Option<String> {
+    let own = endpoint.labels.get(name).cloned();
+    let network =
+        || (name == NETWORK && !endpoint.network.is_empty()).then(|| endpoint.network.clone());
+    own.or_else(network)
+        .or_else(|| place(&endpoint.locality, name))
 }
 
 fn distribute(
@@ -98,7 +168,10 @@ fn fail_over(
             0
         };
     }
-    // Priorities must be without gaps.
+}
+
+/// Priorities must be without gaps.
+fn close_gaps(localities: &mut [LocalityLbEndpoints]) {
     let levels: BTreeSet<u32> = localities
         .iter()
         .map(|locality| locality.priority)

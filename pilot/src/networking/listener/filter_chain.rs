@@ -1,17 +1,28 @@
 //! Network filters and the chains they stand in.
 
+use prost_types::Duration;
 use proto::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch};
 use proto::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy,
-    tcp_proxy::{ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight},
+    tcp_proxy::{
+        ClusterSpecifier, TunnelingConfig, WeightedCluster, weighted_cluster::ClusterWeight,
+    },
 };
+use proto::envoy::r#type::v3::{
+    HashPolicy,
+    hash_policy::{self, PolicySpecifier},
+};
+use proto::istio::networking::v1alpha3::load_balancer_settings::consistent_hash_lb::HashKey;
 use proto::istio::networking::v1alpha3::{Destination, RouteDestination};
 
-use crate::model::ClusterName;
 use crate::model::name::{BLACK_HOLE, PASSTHROUGH};
+use crate::model::{ClusterName, Service};
+use crate::networking::View;
+use crate::networking::access_log::{self, Layer};
+use crate::networking::cluster::TrafficPolicy;
 use crate::networking::wire::network_filter;
-use crate::networking::{View, access_log};
 use crate::push_context::status::Metric;
+use crate::push_context::telemetry::Side;
 
 /// A chain without a transport socket.
 pub(super) fn chain(
@@ -31,16 +42,87 @@ pub(super) fn chain(
 pub(super) fn tcp_proxy(view: &View<'_>, stat_prefix: &str, cluster: &str) -> Filter {
     weighted_tcp_proxy(
         view,
+        Side::Client,
         stat_prefix,
         ClusterSpecifier::Cluster(cluster.to_owned()),
+        &Connection::default(),
     )
 }
 
-fn weighted_tcp_proxy(view: &View<'_>, stat_prefix: &str, cluster: ClusterSpecifier) -> Filter {
+/// Passes bytes on to the workload.
+pub(super) fn inbound_tcp_proxy(view: &View<'_>, cluster: &str) -> Filter {
+    weighted_tcp_proxy(
+        view,
+        Side::Server,
+        cluster,
+        ClusterSpecifier::Cluster(cluster.to_owned()),
+        &Connection::default(),
+    )
+}
+
+/// Passes bytes on to one cluster in the way that its destination rule asks for.
+pub(super) fn service_tcp_proxy(
+    view: &View<'_>,
+    service: &Service,
+    port: u32,
+    cluster: &str,
+) -> Filter {
+    weighted_tcp_proxy(
+        view,
+        Side::Client,
+        cluster,
+        ClusterSpecifier::Cluster(cluster.to_owned()),
+        &Connection::of(view, service, port, ""),
+    )
+}
+
+/// What a destination rule says of connections as a whole.
+#[derive(Clone, Debug, Default)]
+struct Connection {
+    idle_timeout: Option<Duration>,
+    hash: Vec<HashPolicy>,
+    tunnel: Option<TunnelingConfig>,
+}
+
+impl Connection {
+    fn of(view: &View<'_>, service: &Service, port: u32, subset: &str) -> Self {
+        let policy = TrafficPolicy::of(view, service, port, subset);
+        let tcp = policy.connection_pool.and_then(|pool| pool.tcp.as_ref());
+        let by_source = policy
+            .consistent_hash()
+            .is_some_and(|hash| hash.hash_key == Some(HashKey::UseSourceIp(true)));
+        let source = PolicySpecifier::SourceIp(hash_policy::SourceIp {});
+        Connection {
+            idle_timeout: tcp.and_then(|tcp| tcp.idle_timeout),
+            hash: by_source
+                .then_some(HashPolicy {
+                    policy_specifier: Some(source),
+                })
+                .into_iter()
+                .collect(),
+            tunnel: policy.tunnel.map(|tunnel| TunnelingConfig {
+                hostname: format!("{}:{}", tunnel.target_host, tunnel.target_port),
+                use_post: tunnel.protocol.eq_ignore_ascii_case("POST"),
+                ..TunnelingConfig::default()
+            }),
+        }
+    }
+}
+
+fn weighted_tcp_proxy(
+    view: &View<'_>,
+    side: Side,
+    stat_prefix: &str,
+    cluster: ClusterSpecifier,
+    connection: &Connection,
+) -> Filter {
     let proxy = TcpProxy {
         stat_prefix: stat_prefix.to_owned(),
-        access_log: access_log::build(&view.push.mesh),
+        access_log: access_log::build(view, side, Layer::Tcp),
         cluster_specifier: Some(cluster),
+        idle_timeout: connection.idle_timeout,
+        hash_policy: connection.hash.clone(),
+        tunneling_config: connection.tunnel.clone(),
         ..TcpProxy::default()
     };
     network_filter("envoy.filters.network.tcp_proxy", &proxy)
@@ -60,9 +142,16 @@ pub(super) fn routed_tcp_proxy(view: &View<'_>, routes: &[RouteDestination], por
             (weight > 0).then(|| (cluster_of(view, destination, port), weight))
         })
         .collect();
-    match &clusters[..] {
-        [] => tcp_proxy(view, BLACK_HOLE, BLACK_HOLE),
-        [(cluster, _)] => tcp_proxy(view, cluster, cluster),
+    let first = routes.iter().find_map(|route| route.destination.as_ref());
+    let connection = first.and_then(|destination| {
+        let service = view.service(&destination.host)?;
+        let number = destination.port.as_ref().map_or(port, |port| port.number);
+        Some(Connection::of(view, service, number, &destination.subset))
+    });
+    let connection = connection.unwrap_or_default();
+    let (prefix, specifier) = match &clusters[..] {
+        [] => return tcp_proxy(view, BLACK_HOLE, BLACK_HOLE),
+        [(cluster, _)] => (cluster.clone(), ClusterSpecifier::Cluster(cluster.clone())),
         [(first, _), ..] => {
             let prefix = first.clone();
             let clusters = clusters
@@ -73,13 +162,11 @@ pub(super) fn routed_tcp_proxy(view: &View<'_>, routes: &[RouteDestination], por
                     ..ClusterWeight::default()
                 })
                 .collect();
-            weighted_tcp_proxy(
-                view,
-                &prefix,
-                ClusterSpecifier::WeightedClusters(WeightedCluster { clusters }),
-            )
+            let weighted = WeightedCluster { clusters };
+            (prefix, ClusterSpecifier::WeightedClusters(weighted))
         }
-    }
+    };
+    weighted_tcp_proxy(view, Side::Client, &prefix, specifier, &connection)
 }
 
 /// The name of the cluster behind a destination. The port is the one given, the service's only one, or the listener's.

@@ -4,21 +4,30 @@ use proto::envoy::config::core::v3::Http1ProtocolOptions;
 use proto::envoy::config::listener::v3::Filter;
 use proto::envoy::config::route::v3::RouteConfiguration;
 use proto::envoy::extensions::filters::http::{
-    cors::v3::Cors, fault::v3::HttpFault, grpc_web::v3::GrpcWeb, router::v3::Router,
+    cors::v3::Cors,
+    dynamic_forward_proxy::v3::{FilterConfig, filter_config::ImplementationSpecifier},
+    fault::v3::HttpFault,
+    grpc_web::v3::GrpcWeb,
+    router::v3::Router,
 };
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds,
     http_connection_manager::{
         ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
-        SetCurrentClientCertDetails, Tracing, UpgradeConfig,
+        SetCurrentClientCertDetails, UpgradeConfig,
     },
 };
-use proto::envoy::r#type::v3::Percent;
+use proto::istio::mesh::v1alpha1::ForwardClientCertDetails as WireDetails;
 use proto::istio::mesh::v1alpha1::mesh_config::proxy_path_normalization::NormalizationType;
 
 use super::inbound::Target;
+use crate::model::Resolution;
+use crate::networking::access_log::{self, Layer};
+use crate::networking::cluster::outbound::dns_cache;
 use crate::networking::wire::{ads, http_filter, network_filter, seconds};
-use crate::networking::{View, access_log, plugin};
+use crate::networking::{View, extension, plugin, tracing};
+use crate::push_context::telemetry::Side;
+use proto::istio::extensions::v1alpha1::PluginPhase;
 
 /// Where a connection manager stands.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +58,10 @@ pub(super) fn connection_manager(view: &View<'_>, place: Place<'_>, stat_prefix:
     | Place::Outbound(routes)
     | Place::HttpProxy(routes)
     | Place::Gateway(routes)) = place;
+    let side = match place {
+        Place::Inbound(..) => Side::Server,
+        Place::Outbound(_) | Place::HttpProxy(_) | Place::Gateway(_) => Side::Client,
+    };
     let route_specifier = match routes {
         RouteSource::Rds(name) => RouteSpecifier::Rds(Rds {
             config_source: Some(ads()),
@@ -60,7 +73,7 @@ pub(super) fn connection_manager(view: &View<'_>, place: Place<'_>, stat_prefix:
         stat_prefix: stat_prefix.to_owned(),
         route_specifier: Some(route_specifier),
         http_filters: filters(view, place),
-        access_log: access_log::build(mesh),
+        access_log: access_log::build(view, side, Layer::Http),
         use_remote_address: Some(matches!(place, Place::Gateway(_))),
         generate_request_id: Some(true),
         stream_idle_timeout: Some(seconds(0)),
@@ -69,14 +82,7 @@ pub(super) fn connection_manager(view: &View<'_>, place: Place<'_>, stat_prefix:
             ..UpgradeConfig::default()
         }],
         normalize_path: Some(mesh.path_normalization != NormalizationType::None),
-        tracing: mesh.is_tracing.then(|| Tracing {
-            client_sampling: Some(Percent { value: 100.0 }),
-            random_sampling: Some(Percent {
-                value: mesh.trace_sampling,
-            }),
-            overall_sampling: Some(Percent { value: 100.0 }),
-            ..Tracing::default()
-        }),
+        tracing: tracing::build(view, side),
         ..HttpConnectionManager::default()
     };
     match mesh.path_normalization {
@@ -103,7 +109,16 @@ pub(super) fn connection_manager(view: &View<'_>, place: Place<'_>, stat_prefix:
         }
         Place::Gateway(_) => {
             "istio-envoy".clone_into(&mut manager.server_name);
-            manager.forward_client_cert_details = ForwardClientCertDetails::SanitizeSet as i32;
+            manager.forward_client_cert_details = match mesh.gateway_client_cert {
+                WireDetails::Sanitize => ForwardClientCertDetails::Sanitize,
+                WireDetails::ForwardOnly => ForwardClientCertDetails::ForwardOnly,
+                WireDetails::AppendForward => ForwardClientCertDetails::AppendForward,
+                WireDetails::AlwaysForwardOnly => ForwardClientCertDetails::AlwaysForwardOnly,
+                WireDetails::Undefined | WireDetails::SanitizeSet => {
+                    ForwardClientCertDetails::SanitizeSet
+                }
+            } as i32;
+            manager.xff_num_trusted_hops = mesh.trusted_proxies;
             manager.set_current_client_cert_details = Some(details(true));
         }
         Place::Outbound(_) | Place::HttpProxy(_) => {}
@@ -120,30 +135,71 @@ pub(super) fn connection_manager(view: &View<'_>, place: Place<'_>, stat_prefix:
 }
 
 fn filters(view: &View<'_>, place: Place<'_>) -> Vec<HttpFilter> {
+    let (side, port) = match place {
+        Place::Inbound(target, _) => (Side::Server, Some(target.port)),
+        Place::Outbound(_) | Place::HttpProxy(_) | Place::Gateway(_) => (Side::Client, None),
+    };
+    let wasm = |phase| extension::http_filters(view, side, port, phase);
     let mut filters = Vec::new();
+    // Policies are for what comes to the workload, and for gateways; a sidecar's clients are trusted by it.
+    let is_guarded = !matches!(place, Place::Outbound(_) | Place::HttpProxy(_));
+    if is_guarded {
+        filters.extend(plugin::authz::custom_http_filters(view));
+    }
+    filters.extend(wasm(PluginPhase::Authn));
+    if is_guarded {
+        let instance = match place {
+            Place::Inbound(target, _) => target.instance.as_ref(),
+            Place::Outbound(_) | Place::HttpProxy(_) | Place::Gateway(_) => None,
+        };
+        filters.extend(plugin::authn::filter(view, instance));
+    }
+    filters.extend(wasm(PluginPhase::Authz));
+    if is_guarded {
+        filters.extend(plugin::authz::http_filters(view));
+        if let Place::Inbound(target, _) = place {
+            filters.extend(plugin::authz::legacy_http_filter(
+                view,
+                target.instance.as_ref(),
+            ));
+        }
+    }
     match place {
         Place::Inbound(target, _) => {
-            filters.extend(plugin::authn::filter(view));
-            filters.extend(plugin::authz::http_filters(view));
             filters.extend(plugin::mixer::http_inbound(view, target.port));
             if target.protocol == crate::model::Protocol::GrpcWeb {
                 filters.push(http_filter("envoy.filters.http.grpc_web", &GrpcWeb {}));
             }
         }
-        Place::Gateway(_) => {
-            filters.extend(plugin::authn::filter(view));
-            filters.extend(plugin::authz::http_filters(view));
-            filters.extend(plugin::mixer::http_outbound(view));
-        }
-        Place::Outbound(_) | Place::HttpProxy(_) => {
+        Place::Outbound(_) | Place::HttpProxy(_) | Place::Gateway(_) => {
             filters.extend(plugin::mixer::http_outbound(view));
         }
     }
+    filters.extend(wasm(PluginPhase::Stats));
+    filters.extend(wasm(PluginPhase::UnspecifiedPhase));
     filters.push(http_filter("envoy.filters.http.cors", &Cors {}));
     filters.push(http_filter(
         "envoy.filters.http.fault",
         &HttpFault::default(),
     ));
+    filters.extend(plugin::stats::http_filter_of(view, side));
+    if side == Side::Client {
+        filters.extend(name_resolution(view));
+    }
     filters.push(http_filter("envoy.filters.http.router", &Router::default()));
     filters
+}
+
+/// Resolves the names of requests to services whose addresses nobody knows beforehand.
+fn name_resolution(view: &View<'_>) -> Option<HttpFilter> {
+    let mut services = view.scope.services.iter();
+    let is_needed = services.any(|service| service.resolution == Resolution::DynamicDns);
+    is_needed.then(|| {
+        let cache = ImplementationSpecifier::DnsCacheConfig(dns_cache());
+        let config = FilterConfig {
+            implementation_specifier: Some(cache),
+            ..FilterConfig::default()
+        };
+        http_filter("envoy.filters.http.dynamic_forward_proxy", &config)
+    })
 }

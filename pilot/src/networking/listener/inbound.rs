@@ -9,7 +9,7 @@ use proto::istio::networking::v1alpha3::{
     CaptureMode, ConnectionPoolSettings, IstioIngressListener,
 };
 
-use super::filter_chain::{chain, tcp_proxy};
+use super::filter_chain::{chain, inbound_tcp_proxy, tcp_proxy};
 use super::http::{Place, RouteSource, connection_manager};
 use super::{PLAIN_HTTP, http_inspector, original_dst, owned, tls_inspector};
 use crate::model::name::{BLACK_HOLE, INBOUND_PASSTHROUGH, VIRTUAL_INBOUND};
@@ -17,6 +17,7 @@ use crate::model::{ClusterName, InterceptionMode, Protocol};
 use crate::networking::wire::{address, seconds};
 use crate::networking::{Instance, View, access_log, plugin, route, tls};
 use crate::push_context::policies::MtlsMode;
+use crate::push_context::telemetry::Side;
 
 /// A port of the proxy's own workload.
 #[derive(Clone, Debug)]
@@ -186,7 +187,7 @@ fn virtual_inbound(view: &View<'_>, targets: &[Target]) -> Listener {
     ));
     let mut listener = listener(view, VIRTUAL_INBOUND, "0.0.0.0", mesh.inbound_port, chains);
     listener.listener_filters.insert(0, original_dst());
-    listener.access_log = access_log::build_for_listener(mesh);
+    listener.access_log = access_log::build_for_listener(view, Side::Server);
     listener.transparent = (view.proxy.interception == InterceptionMode::Tproxy).then_some(true);
     listener
 }
@@ -376,6 +377,6 @@ fn http_filters(view: &View<'_>, target: &Target, name: &str) -> Vec<Filter> {
 fn tcp_filters(view: &View<'_>, port: u32, cluster: &str) -> Vec<Filter> {
     let mut filters = plugin::authz::tcp_filters(view);
     filters.extend(plugin::mixer::tcp_inbound(view, port));
-    filters.push(tcp_proxy(view, cluster, cluster));
+    filters.push(inbound_tcp_proxy(view, cluster));
     filters
 }

@@ -7,21 +7,22 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use proto::envoy::config::core::v3::TrafficDirection;
 use proto::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
 use proto::istio::networking::v1alpha3::{CaptureMode, L4MatchAttributes, TlsMatchAttributes};
 use proto_mesh::host;
 
-use super::filter_chain::{chain, fallthrough_cluster, routed_tcp_proxy, tcp_proxy};
-use super::http::{Place, RouteSource, connection_manager};
-use super::{PLAIN_HTTP, http_inspector, owned, tls_inspector};
+use super::filter_chain::{chain, routed_tcp_proxy, service_tcp_proxy};
 use crate::model::service::single_ip;
 use crate::model::{ClusterName, InterceptionMode, Protocol, Service, ServicePort};
-use crate::networking::wire::{address, cidr, parse_cidr};
+use crate::networking::wire::parse_cidr;
 use crate::networking::{View, plugin};
 use crate::push_context::sidecar_scope::EgressListener;
 use crate::push_context::status::Metric;
 use crate::push_context::virtual_services::{MESH, VirtualService};
+
+mod finish;
+
+use finish::finish;
 
 /// The address that stands for all.
 const ANY_ADDRESS: &str = "0.0.0.0";
@@ -42,8 +43,28 @@ struct Draft {
 
 type Drafts = BTreeMap<(String, u32), Draft>;
 
-/// All outbound listeners of a sidecar.
-pub(super) fn build(view: &View<'_>) -> Vec<Listener> {
+/// Which of the outbound listeners are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// Those that are the same for every proxy that sees the same.
+    Shared,
+    /// Those that hold something of the proxy: its addresses, its name.
+    Own,
+}
+
+impl Part {
+    /// Whether a listener belongs to the part.
+    fn has(self, view: &View<'_>, bind: &str, is_pure_http: bool) -> bool {
+        // Where Mixer is told of connections, it is told who the client is.
+        let names_proxy =
+            plugin::mixer::is_enabled(view) || view.proxy.interception == InterceptionMode::None;
+        let is_shared = !names_proxy && (bind != ANY_ADDRESS || is_pure_http);
+        is_shared == (self == Part::Shared)
+    }
+}
+
+/// The outbound listeners of a sidecar.
+pub(super) fn build(view: &View<'_>, part: Part) -> Vec<Listener> {
     let mut drafts = Drafts::new();
     let locked: HashSet<u32> = view
         .scope
@@ -79,6 +100,10 @@ pub(super) fn build(view: &View<'_>) -> Vec<Listener> {
     }
     drafts
         .into_iter()
+        .filter(|((bind, _), draft)| {
+            let is_pure_http = draft.routes.is_some() && draft.tcp.is_empty() && !draft.is_sniffing;
+            part.has(view, bind, is_pure_http)
+        })
         .map(|((bind, port), draft)| finish(view, &bind, port, draft))
         .collect()
 }
@@ -145,7 +170,8 @@ fn add_service(
         return;
     }
     let is_unknown = port.protocol == Protocol::Unsupported;
-    let ips: Vec<&str> = service.ips().collect();
+    let addresses = service.addresses_for(view.proxy);
+    let ips = service.ips_for(view.proxy);
     for ip in &ips {
         let key = ((*ip).to_owned(), port.number);
         if is_unknown {
@@ -186,7 +212,7 @@ fn add_service(
         draft.is_sniffing = true;
     }
     // Without an address of its own a service is told apart by its ranges, else by its server name.
-    if service.addresses.is_empty() {
+    if addresses.is_empty() {
         let sni = port.protocol.is_tls().then_some(service.host.as_str());
         add_chains(
             view,
@@ -197,8 +223,7 @@ fn add_service(
         );
     } else {
         let mut chains = tcp_chains(view, egress, service, port, None);
-        let ranges: Vec<_> = service
-            .addresses
+        let ranges: Vec<_> = addresses
             .iter()
             .filter_map(|address| parse_cidr(address))
             .collect();
@@ -337,7 +362,7 @@ fn tcp_chains(
     let mut filters: Vec<_> = plugin::mixer::tcp_outbound(view, Some(service), &cluster)
         .into_iter()
         .collect();
-    filters.push(tcp_proxy(view, &cluster, &cluster));
+    filters.push(service_tcp_proxy(view, service, port.number, &cluster));
     chains.push(chain(&cluster, sni.map(server_name), filters));
     chains
 }
@@ -394,94 +419,4 @@ fn source_applies(
     (gateways.is_empty() || gateways.iter().any(|gateway| gateway == MESH))
         && view.proxy.is_selected_by(labels)
         && (namespace.is_empty() || namespace == view.proxy.namespace)
-}
-
-fn finish(view: &View<'_>, bind: &str, port: u32, draft: Draft) -> Listener {
-    let name = format!("{bind}_{port}");
-    let mut listener = Listener {
-        name: name.clone(),
-        address: Some(address(bind, port)),
-        bind_to_port: (!draft.is_bound).then_some(false),
-        traffic_direction: TrafficDirection::Outbound as i32,
-        ..Listener::default()
-    };
-    let is_mixed = draft.routes.is_some() && !draft.tcp.is_empty();
-    let has_server_names = draft.tcp.iter().any(|chain| {
-        chain
-            .filter_chain_match
-            .as_ref()
-            .is_some_and(|matching| !matching.server_names.is_empty())
-    });
-    if let Some(routes) = &draft.routes {
-        let manager = connection_manager(
-            view,
-            Place::Outbound(RouteSource::Rds(routes)),
-            &format!("outbound_{name}"),
-        );
-        let matching = (is_mixed || draft.is_sniffing).then(|| FilterChainMatch {
-            transport_protocol: "raw_buffer".to_owned(),
-            application_protocols: owned(&PLAIN_HTTP),
-            ..FilterChainMatch::default()
-        });
-        listener
-            .filter_chains
-            .push(chain("", matching, vec![manager]));
-    }
-    if is_mixed || draft.is_sniffing {
-        listener.listener_filters = vec![tls_inspector(), http_inspector()];
-        listener.listener_filters_timeout = view.push.mesh.detection_timeout;
-        listener.continue_on_listener_filters_timeout = true;
-    } else if has_server_names {
-        listener.listener_filters = vec![tls_inspector()];
-        listener.listener_filters_timeout = view.push.mesh.detection_timeout;
-        listener.continue_on_listener_filters_timeout = true;
-    }
-    // The chain that matches everything is the default one: Envoy does not go back from a transport that it has matched.
-    for tcp in draft.tcp {
-        if tcp.filter_chain_match.is_none() && !listener.filter_chains.is_empty()
-            || (tcp.filter_chain_match.is_none() && has_server_names)
-        {
-            listener.default_filter_chain = Some(tcp);
-        } else {
-            listener.filter_chains.push(tcp);
-        }
-    }
-    let needs_fallthrough = listener
-        .filter_chains
-        .iter()
-        .all(|chain| chain.filter_chain_match.is_some());
-    if needs_fallthrough && listener.default_filter_chain.is_none() && !draft.is_bound {
-        let cluster = fallthrough_cluster(view);
-        let filters = vec![tcp_proxy(view, &cluster, &cluster)];
-        listener.default_filter_chain = Some(chain("PassthroughFilterChain", None, filters));
-    }
-    block_own_addresses(view, bind, &mut listener);
-    listener
-}
-
-/// A TCP listener for all addresses must not send the pod's own address back to the pod.
-fn block_own_addresses(view: &View<'_>, bind: &str, listener: &mut Listener) {
-    let is_pure_http = listener.filter_chains.len() == 1 && listener.default_filter_chain.is_none();
-    if bind != ANY_ADDRESS || is_pure_http {
-        return;
-    }
-    let prefix_ranges = view
-        .proxy
-        .ips
-        .iter()
-        .map(|ip| cidr(&ip.to_string(), if ip.is_ipv4() { 32 } else { 128 }))
-        .collect();
-    let own = FilterChainMatch {
-        prefix_ranges,
-        ..FilterChainMatch::default()
-    };
-    let black_hole = crate::model::name::BLACK_HOLE;
-    listener.filter_chains.insert(
-        0,
-        chain(
-            "trap-loop",
-            Some(own),
-            vec![tcp_proxy(view, black_hole, black_hole)],
-        ),
-    );
 }

@@ -10,6 +10,7 @@ use crate::model::InterceptionMode;
 use crate::model::name::{BLACK_HOLE, HTTP_PROXY, VIRTUAL_OUTBOUND};
 use crate::networking::wire::{address, cidr};
 use crate::networking::{View, access_log, plugin};
+use crate::push_context::telemetry::Side;
 
 /// Port of the HTTP proxy where nothing is intercepted.
 const HTTP_PROXY_PORT: u32 = 15002;
@@ -69,7 +70,7 @@ fn virtual_outbound(view: &View<'_>) -> Listener {
             ),
             chain("virtualOutbound-catchall-tcp", None, filters),
         ],
-        access_log: access_log::build_for_listener(mesh),
+        access_log: access_log::build_for_listener(view, Side::Client),
         ..Listener::default()
     }
 }

@@ -1,4 +1,4 @@
-//! AuthorizationPolicy as RBAC filters: audited and denied requests first, then what is allowed.
+//! AuthorizationPolicy as RBAC filters: what an external authorizer decides ([`custom`]), then audited and denied requests first, then what is allowed.
 //!
 //! Each rule becomes one RBAC policy: its permissions are the operations (`to`) and those conditions that are about the request
 //! or the destination; its principals are the sources (`from`) and the other conditions. Everything given in one rule has to
@@ -13,8 +13,13 @@ use proto::envoy::extensions::filters::network::http_connection_manager::v3::Htt
 use proto::envoy::extensions::filters::network::rbac::v3::Rbac as TcpRbac;
 use proto::istio::security::v1beta1::{AuthorizationPolicy, authorization_policy::Action};
 
+mod custom;
+mod legacy;
 mod matcher;
 mod rule;
+
+pub use custom::{custom_http_filters, custom_tcp_filters};
+pub use legacy::{legacy_http_filter, legacy_tcp_filter};
 
 use crate::config::Config;
 use crate::networking::View;
@@ -59,6 +64,7 @@ pub fn http_filters(view: &View<'_>) -> Vec<HttpFilter> {
 /// The filters of connections that are passed on.
 #[must_use]
 pub fn tcp_filters(view: &View<'_>) -> Vec<Filter> {
+    let mut all = custom_tcp_filters(view);
     let filters = rules(view, Layer::Tcp).into_iter().map(|(action, rules)| {
         let prefix = shadow_prefix(action, &rules);
         let config = TcpRbac {
@@ -70,7 +76,8 @@ pub fn tcp_filters(view: &View<'_>) -> Vec<Filter> {
         };
         network_filter("envoy.filters.network.rbac", &config)
     });
-    filters.collect()
+    all.extend(filters);
+    all
 }
 
 fn shadow_prefix(action: Action, rules: &Rules) -> String {
@@ -88,20 +95,7 @@ fn rules(view: &View<'_>, layer: Layer) -> Vec<(Action, Rules)> {
             .policies
             .authorization_policies(view.proxy, action)
     };
-    let custom = policies(Action::Custom);
     let mut all = Vec::new();
-    if !custom.is_empty() {
-        // No provider can be asked yet: what would have been asked about is refused.
-        for policy in &custom {
-            let what = format!("{}/{}", policy.meta.namespace, policy.meta.name);
-            view.record(
-                Metric::InvalidPolicy,
-                &what,
-                "CUSTOM: no provider can be asked, so its requests are denied",
-            );
-        }
-        all.push((Action::Deny, build(view, &custom, Action::Deny, layer)));
-    }
     for action in [Action::Audit, Action::Deny, Action::Allow] {
         let policies = policies(action);
         if !policies.is_empty() {
@@ -157,7 +151,8 @@ fn policies_of(
     let (meta, mesh) = (&config.meta, &view.push.mesh);
     let context = rule::Context {
         layer,
-        is_allow: action == Action::Allow,
+        // Connections that a CUSTOM rule cannot see are not its business.
+        is_allow: action == Action::Allow || (action == Action::Custom && layer == Layer::Tcp),
         namespace: &meta.namespace,
         trust_domain: &mesh.trust_domain,
         aliases: &mesh.trust_domain_aliases,

@@ -6,8 +6,8 @@ use prost_types::Any;
 use proto::envoy::config::listener::v3::Filter;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
 use proto::istio::mixer::v1::config::client::{
-    HttpClientConfig, NetworkFailPolicy, ServiceConfig, TcpClientConfig, TransportConfig,
-    network_fail_policy::FailPolicy,
+    HttpClientConfig, NetworkFailPolicy, QuotaSpec, ServiceConfig, TcpClientConfig,
+    TransportConfig, network_fail_policy::FailPolicy,
 };
 use proto::istio::mixer::v1::{
     Attributes,
@@ -82,23 +82,25 @@ pub fn tcp_outbound(view: &View<'_>, service: Option<&Service>, cluster: &str) -
 /// What an inbound route adds: its service.
 #[must_use]
 pub fn inbound_route(view: &View<'_>, service: Option<&Service>) -> Option<(String, Any)> {
+    let quotas = service.map(|service| view.push.quotas.of(&service.host));
     route(
         view,
         service.map(destination).unwrap_or_default(),
         Side::Server,
+        quotas.unwrap_or_default(),
     )
 }
 
 /// What an outbound route adds: its service, which is also told to the server's side.
 #[must_use]
 pub fn outbound_route(view: &View<'_>, service: Option<&Service>) -> Option<(String, Any)> {
-    route(view, service.map(destination)?, Side::Client)
+    route(view, service.map(destination)?, Side::Client, Vec::new())
 }
 
 /// What a route to undeclared destinations adds.
 #[must_use]
 pub fn unknown_route(view: &View<'_>, cluster: &str) -> Option<(String, Any)> {
-    route(view, unknown(cluster), Side::Client)
+    route(view, unknown(cluster), Side::Client, Vec::new())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -109,7 +111,9 @@ enum Side {
 
 type Map = BTreeMap<String, AttributeValue>;
 
-fn is_enabled(view: &View<'_>) -> bool {
+/// True when the proxy has the filter and the mesh has a Mixer.
+#[must_use]
+pub fn is_enabled(view: &View<'_>) -> bool {
     let mixer = &view.push.mesh.mixer;
     view.proxy.has_mixer && !(mixer.check_server.is_empty() && mixer.report_server.is_empty())
 }
@@ -172,7 +176,12 @@ fn tcp(view: &View<'_>, attributes: Attributes, is_check_disabled: bool) -> Opti
     })
 }
 
-fn route(view: &View<'_>, attributes: Map, side: Side) -> Option<(String, Any)> {
+fn route(
+    view: &View<'_>,
+    attributes: Map,
+    side: Side,
+    quota_spec: Vec<QuotaSpec>,
+) -> Option<(String, Any)> {
     let mixer = &view.push.mesh.mixer;
     is_enabled(view).then(|| {
         let attributes = Attributes { attributes };
@@ -181,6 +190,7 @@ fn route(view: &View<'_>, attributes: Map, side: Side) -> Option<(String, Any)> 
             disable_report_calls: mixer.is_http_report_disabled || mixer.report_server.is_empty(),
             forward_attributes: (side == Side::Client).then(|| attributes.clone()),
             mixer_attributes: Some(attributes),
+            quota_spec,
             ..ServiceConfig::default()
         };
         (NAME.to_owned(), any(&config))

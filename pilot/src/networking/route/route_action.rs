@@ -9,7 +9,7 @@ use proto::envoy::config::route::v3::{
     redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
     route::Action,
     route_action::{
-        ClusterSpecifier, HashPolicy, HostRewriteSpecifier, RequestMirrorPolicy,
+        ClusterSpecifier, HashPolicy, HostRewriteSpecifier, MaxStreamDuration, RequestMirrorPolicy,
         hash_policy::{self, PolicySpecifier},
     },
     weighted_cluster::{ClusterWeight, cluster_weight},
@@ -200,6 +200,14 @@ fn forward_action(
         ),
         hash_policy,
         request_mirror_policies: mirrors(view, http, port),
+        // This is where gRPC's own implementation looks.
+        max_stream_duration: http
+            .timeout
+            .filter(|_| view.proxy.is_proxyless())
+            .map(|timeout| MaxStreamDuration {
+                max_stream_duration: Some(timeout),
+                ..MaxStreamDuration::default()
+            }),
         ..RouteAction::default()
     };
     apply_rewrite(http, authority, &mut action);
@@ -439,15 +447,7 @@ impl HeaderChanges {
 
 /// How requests to a service are spread, if they are spread by a key.
 fn hash_policies(view: &View<'_>, service: &Service, port: u32, subset: &str) -> Vec<HashPolicy> {
-    let Some(rule) = view.destination_rule(service) else {
-        return Vec::new();
-    };
-    let mut policy = TrafficPolicy::default().merge(rule.traffic_policy.as_ref(), port);
-    policy = policy.merge(
-        rule.subset(subset)
-            .and_then(|subset| subset.traffic_policy.as_ref()),
-        port,
-    );
+    let policy = TrafficPolicy::of(view, service, port, subset);
     policy
         .consistent_hash()
         .and_then(hash_policy)

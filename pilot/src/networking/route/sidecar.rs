@@ -13,7 +13,7 @@ use super::route_action::{default_route, routes};
 use super::virtual_host::{Ports, host_domains, service_domains};
 use super::{answering, any_path};
 use crate::model::name::{HTTP_PROXY, PASSTHROUGH};
-use crate::model::{Protocol, Service, ServicePort};
+use crate::model::{ClusterName, Protocol, Service, ServicePort};
 use crate::networking::listener::virtual_services_for;
 use crate::networking::wire::seconds;
 use crate::networking::{View, plugin};
@@ -38,6 +38,9 @@ pub(super) fn build(view: &View<'_>, name: &str) -> Vec<VirtualHost> {
             .unwrap_or_default()
     } else if let Some(egress) = view.scope.egress.iter().find(|egress| egress.bind == name) {
         of_listener(view, egress, egress.port.as_ref().map(|port| port.number))
+    } else if let Some(cluster) = ClusterName::parse(name) {
+        // A gRPC client that configures itself asks for the routes of one service.
+        return sniffed(view, &format!("{}:{}", cluster.host, cluster.port));
     } else {
         // Whatever is asked for there can only mean the one service.
         return sniffed(view, name);

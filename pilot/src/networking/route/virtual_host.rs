@@ -30,7 +30,7 @@ pub(super) fn service_domains(
         let pods: Vec<String> = names.iter().map(|name| format!("*.{name}")).collect();
         names.extend(pods);
     }
-    names.extend(service.ips().map(|ip| {
+    names.extend(service.ips_for(proxy).into_iter().map(|ip| {
         if ip.contains(':') {
             format!("[{ip}]")
         } else {

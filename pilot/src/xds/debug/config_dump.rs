@@ -27,7 +27,7 @@ pub(super) fn build(
             .watched(kind)
             .map(|watched| watched.names)
             .unwrap_or_default();
-        generate(&view, kind, &names, &current.endpoint_cache)
+        generate(&view, kind, names.iter(), &current.cache)
     };
     let version = |kind: ResourceType| {
         connection
@@ -78,7 +78,7 @@ fn listener(resource: &Generated) -> DynamicListener {
             listener: Some((*resource.any).clone()),
             ..DynamicListenerState::default()
         }),
-        name: resource.name.clone(),
+        name: resource.name.to_string(),
         ..DynamicListener::default()
     }
 }

@@ -1,0 +1,174 @@
+//! Keys that tokens are checked with, where the proxies cannot fetch them: Pilot does, and writes them into the configuration.
+//!
+//! The discovery task says which key sets it wants ([`Wanted`]); the task `jwks` fetches each, tries again with back-off until it
+//! has it, and refreshes it from time to time. A rule whose keys have not come yet refuses every token.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto_component::backoff::Backoff;
+use proto_component::drain::Drain;
+use proto_component::task;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+mod fetch;
+
+/// How often keys that are known are fetched again.
+const REFRESH: Duration = Duration::from_secs(20 * 60);
+/// Delays after failures.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How often the task looks what is due.
+const TICK: Duration = Duration::from_millis(500);
+/// Most key sets that are followed at all.
+const LIMIT: usize = 1000;
+
+/// Where a key set is: its URI, or the issuer whose discovery document names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum KeySource {
+    /// `jwksUri`.
+    Uri(String),
+    /// `issuer`, by `/.well-known/openid-configuration`.
+    Issuer(String),
+}
+
+/// The key sets that configuration needs.
+pub type Wanted = BTreeSet<KeySource>;
+
+/// A key set that was fetched.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// From where.
+    pub source: KeySource,
+    /// The JSON text.
+    pub keys: String,
+}
+
+/// All key sets that are known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeySets {
+    sets: BTreeMap<KeySource, Arc<str>>,
+}
+
+impl KeySets {
+    /// The text of a key set, once it has been fetched.
+    #[must_use]
+    pub fn get(&self, source: &KeySource) -> Option<&str> {
+        self.sets.get(source).map(AsRef::as_ref)
+    }
+
+    /// Takes a key set in; true when it is different from before.
+    pub fn insert(&mut self, fetched: Fetched) -> bool {
+        let keys: Arc<str> = fetched.keys.into();
+        self.sets.insert(fetched.source, Arc::clone(&keys)) != Some(keys)
+    }
+
+    /// Forgets what is not wanted any more.
+    pub fn retain(&mut self, wanted: &Wanted) {
+        self.sets.retain(|source, _| wanted.contains(source));
+    }
+}
+
+/// Counts of fetches.
+#[derive(Clone, Debug)]
+pub struct Counters {
+    /// Key sets fetched.
+    pub success: prometheus::IntCounter,
+    /// Fetches that failed.
+    pub failure: prometheus::IntCounter,
+}
+
+/// Starts the task; say what is wanted, and take what was fetched.
+#[must_use]
+pub fn start(counters: Counters, drain: Drain) -> (watch::Sender<Wanted>, mpsc::Receiver<Fetched>) {
+    let (wanted, follow) = watch::channel(Wanted::new());
+    let (found, fetched) = mpsc::channel(16);
+    task::spawn("jwks", run(follow, found, counters, drain));
+    (wanted, fetched)
+}
+
+struct Due {
+    at: Instant,
+    backoff: Backoff,
+    is_running: bool,
+}
+
+async fn run(
+    mut follow: watch::Receiver<Wanted>,
+    found: mpsc::Sender<Fetched>,
+    counters: Counters,
+    drain: Drain,
+) {
+    let mut due: BTreeMap<KeySource, Due> = BTreeMap::new();
+    let mut running = JoinSet::new();
+    loop {
+        let wait = if due.is_empty() { REFRESH } else { TICK };
+        tokio::select! {
+            () = drain.signaled() => return,
+            changed = follow.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let wanted = follow.borrow_and_update().clone();
+                due.retain(|source, _| wanted.contains(source));
+                for source in wanted.into_iter().take(LIMIT) {
+                    due.entry(source).or_insert_with(|| Due {
+                        at: Instant::now(),
+                        backoff: Backoff::new(RETRY.0, RETRY.1),
+                        is_running: false,
+                    });
+                }
+            }
+            Some(Ok((source, outcome))) = running.join_next(), if !running.is_empty() => {
+                if finish(&mut due, source, outcome, &found, &counters).await.is_err() {
+                    return;
+                }
+            }
+            () = tokio::time::sleep(wait) => {}
+        }
+        let now = Instant::now();
+        for (source, state) in due.iter_mut().filter(|(_, state)| state.at <= now) {
+            if !std::mem::replace(&mut state.is_running, true) {
+                let source = source.clone();
+                running.spawn(async move {
+                    let outcome = fetch::fetch(&source).await;
+                    (source, outcome)
+                });
+            }
+            state.at = now + REFRESH;
+        }
+    }
+}
+
+async fn finish(
+    due: &mut BTreeMap<KeySource, Due>,
+    source: KeySource,
+    outcome: Result<String, String>,
+    found: &mpsc::Sender<Fetched>,
+    counters: &Counters,
+) -> Result<(), mpsc::error::SendError<Fetched>> {
+    let Some(state) = due.get_mut(&source) else {
+        return Ok(());
+    };
+    state.is_running = false;
+    match outcome {
+        Ok(keys) => {
+            counters.success.inc();
+            state.backoff.reset();
+            state.at = Instant::now() + REFRESH;
+            found.send(Fetched { source, keys }).await
+        }
+        Err(error) => {
+            counters.failure.inc();
+            let delay = state.backoff.next_delay();
+            state.at = Instant::now() + delay;
+            tracing::warn!(target: "model", ?source, error, retry = ?delay, "keys cannot be fetched");
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! State-of-the-world streams: every response holds all listeners or clusters, or those route configurations and endpoints
+//! that have changed.
+
+use std::collections::BTreeSet;
+
+use proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+
+use super::discovery::Current;
+use super::generate::{generate, version_text};
+use super::name::{Name, Names};
+use super::push::PushRequest;
+use super::stream::{Form, Planned, Said, changed, control_plane, names_to_push};
+use super::watch::{Decision, Watched};
+use super::{Connection, ResourceType};
+use crate::networking::View;
+
+/// The form.
+pub(super) enum StateOfTheWorld {}
+
+impl Form for StateOfTheWorld {
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+    const IS_DELTA: bool = false;
+
+    fn said(request: &DiscoveryRequest) -> Said<'_> {
+        Said {
+            node: request.node.as_ref(),
+            type_url: &request.type_url,
+            nonce: &request.response_nonce,
+            error: request.error_detail.as_ref(),
+        }
+    }
+
+    fn decide(
+        watched: &mut Watched,
+        kind: ResourceType,
+        request: &DiscoveryRequest,
+        _: bool,
+        names: &Names,
+    ) -> Decision {
+        watched.on_request(kind, request, names)
+    }
+
+    fn answer(
+        connection: &Connection,
+        current: &Current,
+        kind: ResourceType,
+        names: Option<&[Name]>,
+    ) -> Planned {
+        let view = View::new(&connection.proxy, &current.push);
+        let watches = connection.watches.lock();
+        let watched = watches[kind.index()].as_ref();
+        let mut resources = match (names, watched) {
+            (Some(names), _) if !kind.is_wildcard() => {
+                generate(&view, kind, names.iter(), &current.cache)
+            }
+            // Listeners and clusters are always sent whole.
+            (_, Some(watched)) => generate(&view, kind, watched.names.iter(), &current.cache),
+            (_, None) => Vec::new(),
+        };
+        if let Some(watched) = watched {
+            resources.retain(|resource| watched.wants(&resource.name));
+        }
+        Planned {
+            kind,
+            resources,
+            removed: Vec::new(),
+        }
+    }
+
+    fn plan(
+        connection: &Connection,
+        current: &Current,
+        request: &PushRequest,
+        kinds: &[ResourceType],
+    ) -> Vec<Planned> {
+        let view = View::new(&connection.proxy, &current.push);
+        let watches = connection.watches.lock();
+        let mut planned = Vec::new();
+        // Clusters that change are warmed anew, and wait for their endpoints even if those are the same.
+        let mut warming: BTreeSet<Name> = BTreeSet::new();
+        for &kind in kinds {
+            let Some(watched) = &watches[kind.index()] else {
+                continue;
+            };
+            let names = names_to_push(watched, kind, request);
+            let mut resources = generate(&view, kind, names, &current.cache);
+            resources.retain(|resource| watched.wants(&resource.name));
+            if kind.is_wildcard() {
+                let is_same = resources.len() == watched.sent.len()
+                    && changed(watched, &resources).next().is_none();
+                if is_same {
+                    continue;
+                }
+                if kind == ResourceType::Cluster {
+                    warming
+                        .extend(changed(watched, &resources).map(|resource| resource.name.clone()));
+                }
+            } else {
+                resources.retain(|resource| {
+                    let is_warming =
+                        kind == ResourceType::Endpoint && warming.contains(&resource.name);
+                    is_warming || watched.sent.get(&resource.name) != Some(&resource.hash)
+                });
+                if resources.is_empty() {
+                    continue;
+                }
+            }
+            planned.push(Planned {
+                kind,
+                resources,
+                removed: Vec::new(),
+            });
+        }
+        planned
+    }
+
+    fn respond(
+        watched: &mut Watched,
+        planned: Planned,
+        _: &Current,
+        number: u64,
+    ) -> DiscoveryResponse {
+        if planned.kind.is_wildcard() {
+            watched.sent.clear();
+        }
+        watched.sent.extend(
+            planned
+                .resources
+                .iter()
+                .map(|resource| (resource.name.clone(), resource.hash)),
+        );
+        let version = version_of(watched);
+        let nonce = format!("{version}-{number}");
+        watched.on_sent(&version, &nonce);
+        DiscoveryResponse {
+            version_info: version,
+            resources: planned
+                .resources
+                .into_iter()
+                .map(|resource| (*resource.any).clone())
+                .collect(),
+            type_url: planned.kind.url().to_owned(),
+            nonce,
+            control_plane: Some(control_plane()),
+            ..DiscoveryResponse::default()
+        }
+    }
+}
+
+/// A version of everything the proxy has of a type, whatever the order.
+fn version_of(watched: &Watched) -> String {
+    let all = watched.sent.iter().map(|(name, hash)| {
+        let name = xxhash_rust::xxh64::xxh64(name.as_bytes(), 0);
+        (name ^ hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    });
+    version_text(all.fold(watched.sent.len() as u64, u64::wrapping_add))
+}
