@@ -2,7 +2,7 @@
 # Runs every check and test of the project and closes with one line of totals: "N passed, N failed".
 #
 #   e2e/test.sh            everything
-#   e2e/test.sh STAGE ...  only these stages: prepare format lint test mesh, and doc, which runs only when named
+#   e2e/test.sh STAGE ...  only these stages: prepare format lint doc test mesh
 #
 # What a stage prints in full goes to the terminal; the exit code is 0 only if nothing failed.
 set -uo pipefail
@@ -61,28 +61,31 @@ prepare() {
     command -v ps >/dev/null || packages+=(procps)
     command -v curl >/dev/null || packages+=(curl)
     command -v h2load >/dev/null || packages+=(nghttp2-client)
+    python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
     if [ ${#packages[@]} -gt 0 ]; then
         command -v apt-get >/dev/null || { echo "install these packages first: ${packages[*]}"; return 1; }
         echo "installing ${packages[*]}"
         as_root apt-get update -qq && as_root apt-get install -y -qq "${packages[@]}" >/dev/null || return 1
     fi
-    rustup component list --installed 2>/dev/null | grep -q clippy || rustup component add clippy rustfmt
+    rustup component list --installed 2>/dev/null | grep -q clippy || rustup component add clippy rustfmt || return 1
+    ENVOY=$(e2e/envoy.sh) && export ENVOY
 }
 
 lint() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
 
-documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet; }
+documentation() { RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items --locked --quiet; }
 
 stages=("$@")
 wanted() { [ ${#stages[@]} -eq 0 ] || [[ " ${stages[*]} " == *" $1 "* ]]; }
 
-wanted prepare && check "prepare" prepare
+# The tests that ask for a real Envoy find it in $ENVOY.
+check "prepare" prepare
 wanted format && check "format" cargo fmt --all --check
 wanted lint && check "lint" lint
-[[ " ${stages[*]} " == *" doc "* ]] && check "documentation" documentation
+wanted doc && check "documentation" documentation
 if wanted test; then
     tests "unit and integration tests" cargo test --workspace --exclude e2e --locked --no-fail-fast
-    tests "tests that need root, curl or h2load" cargo test -p pilot-ctl -p proxy --locked --no-fail-fast -- --ignored --test-threads=1
+    tests "tests that need root, curl, h2load or a real Envoy" cargo test -p pilot-ctl -p pilot-agent -p proxy --locked --no-fail-fast -- --ignored --test-threads=1
 fi
 if wanted mesh; then
     check "build the programs" cargo build --workspace --bins --locked

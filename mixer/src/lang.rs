@@ -1,7 +1,7 @@
 //! The attribute expression language (CEXL of the 1.4 line): Go's expression grammar, a small typed subset of it.
 //!
 //! text → [`lexer`] → [`parser`] ([`ast`]) → [`checker`] (types against a [`Vocabulary`]) → [`compiler`]
-//! ([`Expression`]) → [`eval`] (against the attributes of a request, recording in a [`Tracker`] what it looked at).
+//! ([`Expression`]) → [`eval`] (against the attributes of a request, recording in a `Tracker` what it looked at).
 //! [`functions`] holds the callable functions, [`names`] what DNS names, addresses and URIs are and when they are equal,
 //! [`re2`] the dialect of regular expressions.
 //!

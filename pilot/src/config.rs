@@ -1,4 +1,4 @@
-//! Configuration: where it comes from ([`mcp`], [`file`]) and what is there now ([`store`]).
+//! Configuration: where it comes from ([`mcp`], [`mod@file`]) and what is there now ([`store`]).
 //!
 //! A source delivers [`Update`]s; the discovery task applies them to its [`store::ConfigStore`] and is told what that changed.
 

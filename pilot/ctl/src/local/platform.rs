@@ -1,7 +1,7 @@
 //! The platform: the objects, and the one loop that makes the machine look like them.
 //!
-//! Flow: a change in the [`Store`](super::store) wakes [`run`]: [`workloads`](super::workloads) (deployments → pods) →
-//! [`services`](super::services) (pods → endpoints → names, addresses, ports) → [`mirror`](super::mirror) (objects →
+//! Flow: a change in the [`Store`](super::store) wakes [`run`]: [`workloads`] (deployments → pods) →
+//! [`services`] (pods → endpoints → names, addresses, ports) → [`mirror`](super::mirror) (objects →
 //! Galley's directory). Each step is idempotent; changes that arrive meanwhile are taken together.
 
 use std::{collections::BTreeMap, net::Ipv4Addr, ops::Deref, sync::Arc, time::Duration};

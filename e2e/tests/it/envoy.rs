@@ -1,0 +1,48 @@
+//! A real Envoy in the place of our proxy, in every sidecar and gateway, under our Pilot and with our certificates.
+
+use std::path::Path;
+
+use e2e::mesh::Mesh;
+
+use crate::{has_details, settles};
+
+#[tokio::test]
+#[ignore = "needs root, iptables and Envoy: set ENVOY to its path"]
+async fn envoys_carry_bookinfo_and_follow_changes() {
+    let envoy = std::env::var("ENVOY").expect("ENVOY is the path of an Envoy, see e2e/envoy.sh");
+    assert!(Path::new(&envoy).is_absolute(), "{envoy} is absolute");
+    let replace = format!("proxy={envoy}");
+    let mut mesh = Mesh::up("e2e-envoy", &["--replace", &replace])
+        .await
+        .unwrap();
+    settles(&mesh, "the page", 5, has_details).await;
+    for manifest in [
+        "policy/peer-authentication-strict.yaml",
+        "networking/destination-rule-all.yaml",
+        "networking/virtual-service-reviews-v3.yaml",
+    ] {
+        mesh.apply(manifest).await.unwrap();
+    }
+    settles(&mesh, "red stars over mutual TLS", 5, |page| {
+        has_details(page) && page.body.contains("stars red")
+    })
+    .await;
+    let server_info = [
+        "local",
+        "exec",
+        "deploy/productpage-v1",
+        "-c",
+        "istio-proxy",
+        "--",
+        "pilot-agent",
+        "request",
+        "GET",
+        "/server_info",
+    ];
+    let version = mesh.ctl_ok(&server_info).await.unwrap();
+    assert!(
+        version.contains("RELEASE/BoringSSL"),
+        "an Envoy runs there: {version}"
+    );
+    assert_eq!(mesh.end().await, "");
+}
