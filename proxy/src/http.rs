@@ -12,6 +12,7 @@ pub(crate) mod config;
 pub(crate) mod conn_manager;
 pub(crate) mod export;
 pub(crate) mod filter;
+pub(crate) mod h1;
 pub(crate) mod headers;
 pub(crate) mod local_reply;
 pub(crate) mod stats;
@@ -20,4 +21,5 @@ pub(crate) mod stream;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+pub(crate) mod timer;
 pub(crate) mod upgrade;

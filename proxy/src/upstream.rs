@@ -41,6 +41,7 @@ pub(crate) use host_set::{HostSets, LocalityEndpoints};
 pub(crate) use load_balancer::LoadBalancerContext;
 pub(crate) use outlier::{Outcome, run_outlier_sweep};
 pub(crate) use pool::{
-    HttpConnection, PoolError, PoolErrorKind, PoolRequest, Pools, TcpConnection, UpstreamBody,
+    Http1Request, HttpConnection, PoolError, PoolErrorKind, PoolRequest, Pools, TcpConnection,
+    UpstreamBody, UpstreamBodyError, UpstreamRequest, UpstreamTunnel,
 };
 pub(crate) use protocol_options::{HttpProtocolOptions, UpstreamProtocol};

@@ -3,11 +3,12 @@
 //! Nothing here is shared with other workers but what is immutable or counted.
 
 use crate::{
+    http::timer::TimerPool,
     server::ServerContext,
     upstream::{ClusterManager, Pools},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 /// What every connection on this worker shares; passed as `Rc<Worker>`.
 pub(crate) struct Worker {
@@ -19,6 +20,8 @@ pub(crate) struct Worker {
     pub(crate) clusters: Arc<ClusterManager>,
     /// Upstream connections of this worker.
     pub(crate) pools: Pools,
+    /// Timers that requests use one after the other.
+    pub(crate) timers: Rc<TimerPool>,
     random: RefCell<SmallRng>,
 }
 
@@ -32,6 +35,7 @@ impl Worker {
             server,
             clusters,
             pools: Pools::default(),
+            timers: Rc::default(),
             random,
         }
     }

@@ -11,9 +11,9 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
+use super::codec::{RequestBody, RequestBodyError};
 use super::filter::Buffered;
 use super::stream::StreamCell;
 use mirror::MirrorQueue;
@@ -38,6 +38,16 @@ enum Kind {
     Channel(mpsc::Receiver<Bytes>),
 }
 
+/// The body of a downstream request, as its codec reads it.
+pub(crate) enum DownstreamBody {
+    /// None.
+    Empty,
+    /// Of an HTTP/1 connection.
+    Http1(RequestBody),
+    /// Of an HTTP/2 stream.
+    Http2(h2::RecvStream),
+}
+
 /// The downstream request's body, read once and given to every attempt.
 pub(crate) struct RequestSource {
     cell: Rc<StreamCell>,
@@ -48,7 +58,7 @@ pub(crate) struct RequestSource {
 }
 
 struct Source {
-    incoming: Option<Incoming>,
+    incoming: Option<DownstreamBody>,
     is_end: bool,
     /// What was read, while it is kept for a retry or waits for a filter.
     kept: Vec<Kept>,
@@ -79,14 +89,63 @@ enum Piece {
     Trailers(HeaderMap),
 }
 
+/// Why a downstream request's body ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DownstreamError {
+    /// On an HTTP/1 connection.
+    #[error(transparent)]
+    Http1(#[from] RequestBodyError),
+    /// On an HTTP/2 stream.
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
+}
+
 #[derive(Debug, thiserror::Error)]
 enum SourceError {
     #[error("the downstream request ended early")]
-    Downstream(#[source] hyper::Error),
+    Downstream(#[source] DownstreamError),
     #[error("another attempt has taken over")]
     Superseded,
     #[error("the mirror fell behind or the request ended early")]
     Mirror,
+}
+
+impl DownstreamBody {
+    fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, DownstreamError>>> {
+        let stream = match self {
+            DownstreamBody::Empty => return Poll::Ready(None),
+            DownstreamBody::Http1(body) => {
+                return body
+                    .poll_frame(context)
+                    .map(|frame| frame.map(|frame| frame.map_err(DownstreamError::Http1)));
+            }
+            DownstreamBody::Http2(stream) => stream,
+        };
+        match ready!(stream.poll_data(context)) {
+            Some(Ok(data)) => {
+                // Whoever asks for the next piece has done with this one.
+                let _ = stream.flow_control().release_capacity(data.len());
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+            None => Poll::Ready(match ready!(stream.poll_trailers(context)) {
+                Ok(Some(trailers)) => Some(Ok(Frame::trailers(trailers))),
+                Ok(None) => None,
+                Err(error) => Some(Err(error.into())),
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            DownstreamBody::Empty => true,
+            DownstreamBody::Http1(body) => body.is_end_stream(),
+            DownstreamBody::Http2(stream) => stream.is_end_stream(),
+        }
+    }
 }
 
 impl Body {
@@ -148,7 +207,7 @@ impl Body {
 
 impl RequestSource {
     /// Takes a downstream body.
-    pub(crate) fn new(cell: Rc<StreamCell>, incoming: Incoming) -> Rc<Self> {
+    pub(crate) fn new(cell: Rc<StreamCell>, incoming: DownstreamBody) -> Rc<Self> {
         let is_end = incoming.is_end_stream();
         Rc::new(RequestSource {
             cell,
@@ -355,7 +414,7 @@ impl RequestSource {
             source.end_mirrors();
             return Poll::Ready(None);
         };
-        let frame = match ready!(Pin::new(incoming).poll_frame(context)) {
+        let frame = match ready!(incoming.poll_frame(context)) {
             None => {
                 self.end(source);
                 source.end_mirrors();
@@ -368,7 +427,10 @@ impl RequestSource {
             }
             Some(Ok(frame)) => frame,
         };
-        let is_last = source.incoming.as_ref().is_none_or(HttpBody::is_end_stream);
+        let is_last = source
+            .incoming
+            .as_ref()
+            .is_none_or(DownstreamBody::is_end_stream);
         let piece = match frame.into_data() {
             Ok(data) => {
                 self.cell.received(&data);

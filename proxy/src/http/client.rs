@@ -321,9 +321,13 @@ async fn send(
     };
     let exchange = async {
         let connection = worker.pools.http(&cluster, &host, &request).await?;
-        let request = build_request(headers, connection.protocol, None)
+        let request = build_request(headers, connection.protocol)
             .ok_or_else(|| CallError::Transport("the request cannot be written".to_owned()))?;
-        Ok::<_, CallError>(connection.send(request.map(|()| body)).await?)
+        let (head, body) = connection.exchange(request, body).await?;
+        let mut response = http::Response::new(body);
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.map;
+        Ok::<_, CallError>(response)
     };
     let response = exchange.await.inspect_err(|_| {
         cluster.report(&host, Outcome::LocalFailure, worker.random());

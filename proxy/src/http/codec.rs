@@ -18,6 +18,9 @@ use super::stream::DownstreamConnection;
 
 use detect::Prefixed;
 
+pub(crate) use h1::{RequestBody, RequestBodyError, Tunnel as Http1Tunnel};
+pub(crate) use h2::Tunnel as Http2Tunnel;
+
 /// Serves a connection with the codec that is configured, negotiated or recognised by the first bytes.
 pub(crate) async fn serve(
     stream: DownstreamStream,

@@ -68,6 +68,8 @@ pub(crate) struct ConnectionManager {
     pub(crate) accepts_http_10: bool,
     /// Host of HTTP/1.0 requests without one.
     pub(crate) default_host: Option<HeaderValue>,
+    /// HTTP/1 settings.
+    pub(crate) http1: core::Http1ProtocolOptions,
     /// HTTP/2 settings.
     pub(crate) http2: core::Http2ProtocolOptions,
     /// Access logs.
@@ -103,6 +105,8 @@ pub(crate) struct ConnectionTimeouts {
     pub(crate) max_connection: Option<Duration>,
     /// Between telling a client to go and closing.
     pub(crate) drain: Duration,
+    /// Between the last response and closing, for a client that has not finished.
+    pub(crate) delayed_close: Option<Duration>,
 }
 
 /// Size limits.
@@ -242,6 +246,7 @@ impl ConnectionManager {
                 "default_host_for_http_10",
                 &http1.default_host_for_http_10,
             )?,
+            http1,
             http2: config.http2_protocol_options.clone().unwrap_or_default(),
             access_logs,
             local_reply: config
@@ -359,6 +364,13 @@ impl ConnectionTimeouts {
             .and_then(non_zero),
             drain: limit(config.drain_timeout.as_ref(), "drain_timeout")?
                 .unwrap_or(Duration::from_secs(5)),
+            delayed_close: non_zero(
+                limit(
+                    config.delayed_close_timeout.as_ref(),
+                    "delayed_close_timeout",
+                )?
+                .unwrap_or(Duration::from_secs(1)),
+            ),
         })
     }
 }

@@ -2,6 +2,7 @@
 //! validation, path and host normalisation, client address, forwarding headers, request id.
 
 mod client_cert;
+mod date;
 mod path;
 mod request_id;
 
@@ -258,6 +259,8 @@ pub(crate) fn mutate_response(
     if let Some(via) = &manager.via {
         map.append(header::VIA, via.clone());
     }
+    map.entry(header::DATE)
+        .or_insert_with(|| date::header(info.start_time));
     match manager.server_header {
         hcm::ServerHeaderTransformation::Overwrite => {
             map.insert(header::SERVER, manager.server_name.clone());

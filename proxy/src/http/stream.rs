@@ -6,20 +6,17 @@
 
 mod cell;
 mod connection;
-mod head;
 mod reply;
 mod response_body;
 mod throttle;
 
 use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::HeaderMap;
-use http::{Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
+use http::{HeaderValue, Method, StatusCode, Version};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::listener::ConnectionInfo;
@@ -27,15 +24,15 @@ use crate::router::WorkerTable;
 use crate::stream_info::StreamInfo;
 use crate::worker::Worker;
 
-use super::body::{NotBuffered, RequestSource};
+use super::body::{DownstreamBody, NotBuffered, RequestSource};
 use super::config::ConnectionManager;
+use super::conn_manager;
 use super::filter::router::{self, Forwarded};
 use super::filter::{Buffering, FilterStatus, HttpFilter, Resume};
-use super::headers::{RequestHeaders, ResponseHeaders};
+use super::headers::{RequestHeaders, ResponseHeaders, Scheme};
 use super::local_reply::LocalReply;
-use super::{conn_manager, upgrade};
+use super::upgrade::{self, OnUpgrade};
 
-use head::request_headers;
 use reply::{answer_locally, redirect_to_https, reply_with, respond};
 
 pub(crate) use connection::idle_timeout;
@@ -57,6 +54,10 @@ pub(crate) struct DownstreamConnection {
     pub(crate) idle_since: Cell<Instant>,
     /// What filters keep for all streams of the connection.
     pub(crate) filter_state: RefCell<Vec<Rc<dyn std::any::Any>>>,
+    /// Told when a client opens streams only to reset them.
+    pub(crate) overrun: Notify,
+    ended: Cell<u64>,
+    broken_off: Cell<u64>,
     table: RefCell<Option<WorkerTable>>,
 }
 
@@ -86,47 +87,64 @@ pub(crate) struct StreamState {
     pub(crate) trailers: Option<HeaderMap>,
     pub(crate) filters: Vec<Box<dyn HttpFilter>>,
     pub(crate) sees_data: bool,
+    /// The connection must not carry another request.
+    closes: bool,
     is_complete: bool,
 }
 
-/// Serves one request of a connection.
-pub(crate) async fn serve(
-    connection: Rc<DownstreamConnection>,
-    mut request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
-    let downstream_upgrade = upgrade::wanted(&mut request);
-    let version = request.version();
-    let (parts, incoming) = request.into_parts();
-    let headers = request_headers(parts, connection.info.tls.is_some());
-    let (headers, refused) = match headers {
-        Ok(headers) => (headers, None),
-        Err(refused) => {
-            let (headers, reply) = *refused;
-            (headers, Some(reply))
-        }
-    };
+/// A request as its codec read it.
+pub(crate) struct Request {
+    /// Its head.
+    pub(crate) headers: RequestHeaders,
+    /// The protocol's version.
+    pub(crate) version: Version,
+    /// Its body.
+    pub(crate) body: DownstreamBody,
+    /// Resolves with the connection's (or stream's) bytes after an upgrade, if one is asked for.
+    pub(crate) upgrade: Option<OnUpgrade>,
+}
+
+/// Serves one request of a connection: the response's body, which knows its head.
+pub(crate) async fn serve(connection: Rc<DownstreamConnection>, request: Request) -> ResponseBody {
+    let Request {
+        headers,
+        version,
+        body,
+        upgrade,
+    } = request;
     let cell = StreamCell::new(&connection, headers, version);
-    let source = RequestSource::new(cell.clone(), incoming);
+    let source = RequestSource::new(cell.clone(), body);
     if source.is_read() {
         cell.with(|state| state.stream.info.request_end = Some(state.stream.info.start));
     }
-    if let Some(reply) = refused {
-        return Ok(reply_with(&cell, reply));
-    }
     let reply = tokio::select! {
         biased;
-        outcome = run(&cell, &source, downstream_upgrade) => outcome,
+        outcome = run(&cell, &source, upgrade) => outcome,
         reply = cell.expired(&source) => Outcome::Reply(Box::new(reply)),
     };
     match reply {
-        Outcome::Reply(reply) => Ok(reply_with(&cell, *reply)),
-        Outcome::Response(response) => Ok(*response),
+        Outcome::Reply(reply) => reply_with(&cell, *reply),
+        Outcome::Response(body) => *body,
     }
+}
+
+/// Answers what could not be read as a request.
+pub(crate) fn refuse(connection: &Rc<DownstreamConnection>, reply: LocalReply) -> ResponseBody {
+    let headers = RequestHeaders {
+        method: Method::GET,
+        scheme: Scheme::Http,
+        authority: HeaderValue::from_static(""),
+        path: http::uri::PathAndQuery::from_static("/"),
+        upgrade: None,
+        map: HeaderMap::new(),
+    };
+    let cell = StreamCell::new(connection, headers, Version::HTTP_11);
+    reply_with(&cell, reply)
 }
 
 enum Outcome {
     Reply(Box<LocalReply>),
-    Response(Box<Response<ResponseBody>>),
+    Response(Box<ResponseBody>),
 }
 
 async fn run(

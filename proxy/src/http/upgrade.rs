@@ -1,18 +1,20 @@
 //! Upgrades: WebSocket and others that HTTP/1 switches to, and their extended CONNECT form in HTTP/2. Allowed only as
 //! configured; then both connections are joined byte by byte.
 
+use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Method, Request, StatusCode, header};
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use http::{Method, StatusCode, header};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::sync::oneshot;
 
 use crate::router::RouteKind;
 use crate::stream_info::ResponseFlag;
 
+use super::codec::{Http1Tunnel, Http2Tunnel};
 use super::config::ConnectionManager;
 use super::filter::router::UpstreamEnd;
 use super::headers::RequestHeaders;
@@ -22,11 +24,55 @@ use super::stream::{Stream, StreamCell};
 /// The size of one copied piece.
 const PIECE: usize = 16 << 10;
 
-/// The connection's bytes after an upgrade, if the request asks for one.
-pub(crate) fn wanted(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
-    let is_asking =
-        request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
-    is_asking.then(|| hyper::upgrade::on(request))
+/// Resolves with the downstream's bytes when the response's head has been written.
+pub(crate) type OnUpgrade = oneshot::Receiver<DownstreamTunnel>;
+
+/// The downstream's bytes after an upgrade.
+pub(crate) enum DownstreamTunnel {
+    /// A whole connection.
+    Http1(Http1Tunnel),
+    /// A stream.
+    Http2(Http2Tunnel),
+}
+
+impl AsyncRead for DownstreamTunnel {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            DownstreamTunnel::Http1(tunnel) => Pin::new(tunnel).poll_read(context, buffer),
+            DownstreamTunnel::Http2(tunnel) => Pin::new(tunnel).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for DownstreamTunnel {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            DownstreamTunnel::Http1(tunnel) => Pin::new(tunnel).poll_write(context, data),
+            DownstreamTunnel::Http2(tunnel) => Pin::new(tunnel).poll_write(context, data),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            DownstreamTunnel::Http1(tunnel) => Pin::new(tunnel).poll_flush(context),
+            DownstreamTunnel::Http2(tunnel) => Pin::new(tunnel).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            DownstreamTunnel::Http1(tunnel) => Pin::new(tunnel).poll_shutdown(context),
+            DownstreamTunnel::Http2(tunnel) => Pin::new(tunnel).poll_shutdown(context),
+        }
+    }
 }
 
 /// Refuses an upgrade that is not configured; the error is the answer.
@@ -83,7 +129,7 @@ pub(crate) fn check(
 pub(crate) fn tunnel<U: AsyncRead + AsyncWrite + Unpin + 'static>(
     cell: Rc<StreamCell>,
     downstream: OnUpgrade,
-    upstream: impl Future<Output = hyper::Result<U>> + 'static,
+    upstream: U,
     idle: Option<Duration>,
     mut end: Option<UpstreamEnd>,
 ) {
@@ -91,9 +137,9 @@ pub(crate) fn tunnel<U: AsyncRead + AsyncWrite + Unpin + 'static>(
         let stats = cell.with(|state| state.stream.connection.manager.stats.clone());
         stats.downstream_cx_upgrades_total.inc();
         stats.downstream_cx_upgrades_active.inc();
-        match tokio::try_join!(downstream, upstream) {
-            Ok((downstream, upstream)) => {
-                let (client_read, client_write) = tokio::io::split(TokioIo::new(downstream));
+        match downstream.await {
+            Ok(downstream) => {
+                let (client_read, client_write) = tokio::io::split(downstream);
                 let (server_read, server_write) = tokio::io::split(upstream);
                 let to_upstream = copy(client_read, server_write, &cell, Way::Up);
                 let to_downstream = copy(server_read, client_write, &cell, Way::Down);
@@ -105,7 +151,7 @@ pub(crate) fn tunnel<U: AsyncRead + AsyncWrite + Unpin + 'static>(
                     }
                 }
             }
-            Err(error) => tracing::debug!(%error, "upgrade failed"),
+            Err(_) => tracing::debug!("the client was lost before its upgrade"),
         }
         stats.downstream_cx_upgrades_active.dec();
         if let Some(end) = &mut end {

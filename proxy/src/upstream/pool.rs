@@ -5,10 +5,13 @@
 
 mod body;
 mod http;
+mod http1;
+mod http2;
 mod http_connection;
 
-pub(crate) use body::UpstreamBody;
-pub(crate) use http_connection::HttpConnection;
+pub(crate) use body::{UpstreamBody, UpstreamBodyError};
+pub(crate) use http_connection::{HttpConnection, UpstreamRequest};
+pub(crate) use http1::{Http1Request, UpstreamTunnel};
 
 use self::http::HttpPool;
 use super::{Cluster, ConnectError, Host, Priority, UpstreamProtocol, connect};

@@ -27,6 +27,11 @@ impl Prefixed {
         }
     }
 
+    /// What was read already, and the stream.
+    pub(super) fn into_parts(self) -> (BytesMut, DownstreamStream) {
+        (self.ahead, self.stream)
+    }
+
     /// Reads until the protocol is known; `None` when the client says nothing.
     pub(super) async fn detect(mut self) -> io::Result<Option<(Self, bool)>> {
         loop {

@@ -1,49 +1,73 @@
-//! HTTP/2 by hyper: many streams at once, each a task of the worker's local set.
+//! HTTP/2: one task a connection, which reads and writes frames, and one a stream, which runs the engine.
 
-use std::future::Future;
+mod serve_stream;
+mod tunnel;
+
 use std::rc::Rc;
 use std::time::Duration;
 
-use hyper::rt::Executor;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::Bytes;
+use h2::server::Connection;
+use h2::{Ping, PingPong};
 use proto_component::drain::Drain;
 use tokio::time::Instant;
 
-use crate::http::stream::{self, DownstreamConnection};
+use crate::http::config::ConnectionManager;
+use crate::http::stream::DownstreamConnection;
 
 use super::detect::Prefixed;
 use super::{Ending, count_ending, ending};
+
+pub(crate) use tunnel::Tunnel;
 
 /// Envoy's windows.
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 24 << 20;
 const MAX_STREAMS: u32 = 1024;
-
-/// Runs hyper's tasks on the worker's own thread.
-#[derive(Clone, Copy)]
-pub(super) struct LocalExecutor;
-
-impl<F: Future + 'static> Executor<F> for LocalExecutor
-where
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
-}
+/// A client must have said its preface by then.
+const PREFACE: Duration = Duration::from_secs(10);
 
 /// Serves a connection to its end.
 pub(super) async fn serve(io: Prefixed, connection: Rc<DownstreamConnection>, drain: Drain) {
     let start = Instant::now();
     let manager = connection.manager.clone();
+    let handshake = builder(&manager).handshake::<_, Bytes>(io);
+    let mut http2 = match tokio::time::timeout(PREFACE, handshake).await {
+        Ok(Ok(http2)) => http2,
+        Ok(Err(error)) => return note(&connection, &error),
+        Err(_) => return,
+    };
+    let pings = keepalive(&manager, http2.ping_pong());
+    tokio::pin!(pings);
+    let end = tokio::select! {
+        biased;
+        () = run(&mut http2, &connection) => return,
+        () = &mut pings => {
+            http2.abrupt_shutdown(h2::Reason::NO_ERROR);
+            Ending::Idle
+        }
+        () = connection.overrun.notified() => {
+            manager.stats.downstream_rq_too_many_premature_resets.inc();
+            return;
+        }
+        end = ending(&connection, &drain, start) => end,
+    };
+    count_ending(&connection, end);
+    http2.graceful_shutdown();
+    let patience = (end != Ending::Drain).then_some(manager.timeouts.drain);
+    tokio::select! {
+        () = run(&mut http2, &connection) => {}
+        () = drain.expired() => {}
+        () = idle_after(&connection, patience) => {}
+    }
+}
+
+fn builder(manager: &ConnectionManager) -> h2::server::Builder {
     let options = &manager.http2;
-    let mut builder = http2::Builder::new(LocalExecutor);
+    let mut builder = h2::server::Builder::new();
     builder
-        .timer(TokioTimer::new())
         .max_concurrent_streams(options.max_concurrent_streams.unwrap_or(MAX_STREAMS))
-        .initial_stream_window_size(options.initial_stream_window_size.unwrap_or(STREAM_WINDOW))
+        .initial_window_size(options.initial_stream_window_size.unwrap_or(STREAM_WINDOW))
         .initial_connection_window_size(
             options
                 .initial_connection_window_size
@@ -53,39 +77,41 @@ pub(super) async fn serve(io: Prefixed, connection: Rc<DownstreamConnection>, dr
     if options.allow_connect {
         builder.enable_connect_protocol();
     }
-    if let Some(keepalive) = &options.connection_keepalive {
-        let duration = |wire: &Option<prost_types::Duration>| {
-            wire.and_then(|wire| Duration::try_from(wire).ok())
-        };
-        if let Some(interval) = duration(&keepalive.interval) {
-            builder.keep_alive_interval(interval);
-            builder.keep_alive_timeout(
-                duration(&keepalive.timeout).unwrap_or(Duration::from_secs(20)),
-            );
+    builder
+}
+
+/// Accepts streams until the connection is over.
+async fn run(http2: &mut Connection<Prefixed, Bytes>, connection: &Rc<DownstreamConnection>) {
+    while let Some(accepted) = http2.accept().await {
+        match accepted {
+            Ok((request, respond)) => {
+                tokio::task::spawn_local(serve_stream::serve(connection.clone(), request, respond));
+            }
+            Err(error) => return note(connection, &error),
         }
     }
-    let for_requests = connection.clone();
-    let service = service_fn(move |request| stream::serve(for_requests.clone(), request));
-    let serving = builder.serve_connection(TokioIo::new(io), service);
-    tokio::pin!(serving);
-    let end = tokio::select! {
-        result = &mut serving => {
-            note(&connection, result);
-            return;
+}
+
+/// Pings the client; resolves when it does not answer in time.
+async fn keepalive(manager: &ConnectionManager, pings: Option<PingPong>) {
+    let duration =
+        |wire: Option<prost_types::Duration>| wire.and_then(|wire| Duration::try_from(wire).ok());
+    let options = manager.http2.connection_keepalive.as_ref();
+    let interval = options
+        .and_then(|options| duration(options.interval))
+        .filter(|interval| !interval.is_zero());
+    let (Some(options), Some(interval), Some(mut pings)) = (options, interval, pings) else {
+        return std::future::pending().await;
+    };
+    let patience = duration(options.timeout).unwrap_or(Duration::from_secs(20));
+    loop {
+        tokio::time::sleep(interval).await;
+        match tokio::time::timeout(patience, pings.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            // The connection itself says what was wrong with it.
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return,
         }
-        end = ending(&connection, &drain, start) => end,
-    };
-    count_ending(&connection, end);
-    serving.as_mut().graceful_shutdown();
-    let patience = if end == Ending::Drain {
-        None
-    } else {
-        Some(manager.timeouts.drain)
-    };
-    tokio::select! {
-        result = &mut serving => note(&connection, result),
-        () = drain.expired() => {}
-        () = idle_after(&connection, patience) => {}
     }
 }
 
@@ -102,14 +128,9 @@ async fn idle_after(connection: &DownstreamConnection, patience: Option<Duration
     }
 }
 
-fn note(connection: &DownstreamConnection, result: hyper::Result<()>) {
-    if let Err(error) = result {
-        let is_protocol = std::error::Error::source(&error)
-            .and_then(|source| source.downcast_ref::<::h2::Error>())
-            .is_some_and(::h2::Error::is_library);
-        if is_protocol {
-            connection.manager.stats.downstream_cx_protocol_error.inc();
-        }
-        tracing::trace!(%error, connection = connection.info.id, "downstream connection ended");
+fn note(connection: &DownstreamConnection, error: &h2::Error) {
+    if error.is_library() {
+        connection.manager.stats.downstream_cx_protocol_error.inc();
     }
+    tracing::trace!(%error, connection = connection.info.id, "downstream connection ended");
 }

@@ -15,8 +15,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::{StatusCode, Version};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use prost_types::Any;
 use proto::envoy::extensions::filters::http::router::v3::Router;
 use tokio::time::Instant;
@@ -25,7 +23,7 @@ use crate::http::body::RequestSource;
 use crate::http::headers::{ResponseHeaders, names, number};
 use crate::http::local_reply::LocalReply;
 use crate::http::stream::{Deadlines, ResponseBody, StreamCell};
-use crate::http::upgrade;
+use crate::http::upgrade::{self, OnUpgrade};
 use crate::invalid::Invalid;
 use crate::router::{Outcome as RetryOutcome, RetryDecision, Timeouts};
 use crate::stream_info::ResponseFlag;
@@ -150,6 +148,7 @@ pub(crate) async fn forward(
 async fn limits(timeouts: Timeouts, cell: &Rc<StreamCell>, source: &Rc<RequestSource>) -> Limit {
     let start = cell.with(|state| state.stream.info.start);
     let (global, stream) = (timeouts.global, timeouts.max_stream_duration);
+    let mut timer = cell.timer();
     let global = async {
         let Some(limit) = global else {
             return std::future::pending().await;
@@ -158,7 +157,7 @@ async fn limits(timeouts: Timeouts, cell: &Rc<StreamCell>, source: &Rc<RequestSo
         let end = cell
             .with(|state| state.stream.info.request_end)
             .unwrap_or_else(Instant::now);
-        tokio::time::sleep_until(end + limit).await;
+        timer.until(Some(end + limit)).await;
     };
     let Some(stream) = stream else {
         global.await;
@@ -285,7 +284,6 @@ fn finish(
             head.status = StatusCode::OK;
         }
         end.is_tunnel = true;
-        let upstream = async { upstream.await.map(TokioIo::new) };
         upgrade::tunnel(
             cell.clone(),
             downstream,

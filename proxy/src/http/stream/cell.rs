@@ -13,6 +13,7 @@ use crate::http::body::RequestSource;
 use crate::http::filter::StreamEnd;
 use crate::http::headers::RequestHeaders;
 use crate::http::local_reply::LocalReply;
+use crate::http::timer::Timer;
 use crate::stream_info::{ResponseFlag, StreamInfo};
 
 use super::{DownstreamConnection, Stream, StreamCell, StreamState, idle_timeout};
@@ -50,6 +51,7 @@ impl StreamCell {
                 trailers: None,
                 filters: Vec::new(),
                 sees_data: false,
+                closes: false,
                 is_complete: false,
             }),
             last_activity: Cell::new(start),
@@ -59,6 +61,11 @@ impl StreamCell {
     /// Works on the state; never across an `await`.
     pub(crate) fn with<T>(&self, work: impl FnOnce(&mut StreamState) -> T) -> T {
         work(&mut self.state.borrow_mut())
+    }
+
+    /// A timer of the worker.
+    pub(crate) fn timer(&self) -> Timer {
+        self.with(|state| Timer::pooled(&state.stream.connection.worker.timers))
     }
 
     /// A byte went one way or the other.
@@ -112,6 +119,7 @@ impl StreamCell {
                 state.stream.info.start,
             )
         });
+        let mut timer = self.timer();
         loop {
             // The route may change while filters run.
             let idle_limit = self.with(|state| idle_timeout(&state.stream));
@@ -124,7 +132,7 @@ impl StreamCell {
             let Some(next) = [request, whole, idle].into_iter().flatten().min() else {
                 return std::future::pending().await;
             };
-            tokio::time::sleep_until(next).await;
+            timer.until(Some(next)).await;
             let now = Instant::now();
             let stats = self.with(|state| state.stream.connection.manager.stats.clone());
             if whole.is_some_and(|at| at <= now) {

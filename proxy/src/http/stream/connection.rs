@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::http::config::ConnectionManager;
@@ -15,6 +16,9 @@ use crate::router::{RouteKind, RouteTable, SelectedRoute, Selection, WorkerTable
 use crate::worker::Worker;
 
 use super::{DownstreamConnection, Stream};
+
+/// Envoy's `overload.premature_reset_total_stream_count`.
+const PREMATURE_RESETS: u64 = 500;
 
 impl DownstreamConnection {
     /// A connection that begins now.
@@ -31,8 +35,24 @@ impl DownstreamConnection {
             total: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             filter_state: RefCell::default(),
+            overrun: Notify::new(),
+            ended: Cell::new(0),
+            broken_off: Cell::new(0),
             table: RefCell::new(None),
         })
+    }
+
+    /// A stream of an HTTP/2 connection is over. As in Envoy, a client that has broken off half of the first
+    /// [`PREMATURE_RESETS`] streams, or half of all after that, is cut off.
+    pub(crate) fn stream_ended(&self, is_whole: bool) {
+        self.ended.set(self.ended.get() + 1);
+        if is_whole {
+            return;
+        }
+        self.broken_off.set(self.broken_off.get() + 1);
+        if self.broken_off.get() >= self.ended.get().max(PREMATURE_RESETS) / 2 {
+            self.overrun.notify_one();
+        }
     }
 
     /// The route table of now, behind this connection's own counter.

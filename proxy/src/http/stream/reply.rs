@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use http::header::{self, HeaderValue};
-use http::{Response, StatusCode, Version};
+use http::{StatusCode, Version};
 
 use crate::access_log::FormatContext;
 use crate::http::conn_manager;
@@ -64,8 +64,8 @@ pub(super) fn redirect_to_https(request: &RequestHeaders) -> LocalReply {
 }
 
 /// Turns a local reply into the response.
-pub(super) fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> Response<ResponseBody> {
-    let (head, body) = cell.with(|state| {
+pub(super) fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> ResponseBody {
+    let body = cell.with(|state| {
         let StreamState {
             stream, request, ..
         } = state;
@@ -106,10 +106,10 @@ pub(super) fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> Response<R
             &connection.manager.local_reply,
         );
         state.stream.is_response_bodyless = body.is_empty();
-        (finish_head(state, head, closes), body)
+        finish_head(state, head, closes);
+        body
     });
-    let body = ResponseBody::full(cell.clone(), body);
-    into_response(head, body)
+    ResponseBody::full(cell.clone(), body)
 }
 
 /// Turns an upstream response into the downstream one.
@@ -117,22 +117,17 @@ pub(super) fn respond(
     cell: &Rc<StreamCell>,
     head: ResponseHeaders,
     body: ResponseBody,
-) -> Response<ResponseBody> {
+) -> ResponseBody {
     let is_bodyless = body.has_no_data();
-    let head = cell.with(|state| {
+    cell.with(|state| {
         state.stream.is_response_bodyless = is_bodyless;
-        finish_head(state, head, false)
+        finish_head(state, head, false);
     });
-    let body = body.for_filters();
-    into_response(head, body)
+    body.for_filters()
 }
 
-/// The response's head through the filters and the connection manager; a copy stays for the log.
-pub(super) fn finish_head(
-    state: &mut StreamState,
-    mut head: ResponseHeaders,
-    closes: bool,
-) -> ResponseHeaders {
+/// The response's head through the filters and the connection manager; it stays in the state for the codec and the log.
+pub(super) fn finish_head(state: &mut StreamState, mut head: ResponseHeaders, closes: bool) {
     let StreamState {
         stream,
         request,
@@ -154,20 +149,8 @@ pub(super) fn finish_head(
     {
         span.see_response(tracing.is_egress(), &mut head);
     }
-    let is_old = stream.info.protocol == Some(Version::HTTP_10);
-    if closes || is_old {
-        head.map
-            .insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    state.response = Some(head.clone());
+    state.closes = closes;
+    state.response = Some(head);
     // A filter may have made up its mind to look at the body only now.
     state.update_sees_data();
-    head
-}
-
-pub(super) fn into_response(head: ResponseHeaders, body: ResponseBody) -> Response<ResponseBody> {
-    let mut response = Response::new(body);
-    *response.status_mut() = head.status;
-    *response.headers_mut() = head.map;
-    response
 }

@@ -8,11 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use crate::http::filter::router::UpstreamEnd;
+use crate::http::headers::ResponseHeaders;
+use crate::http::timer::Timer;
 use crate::stream_info::ResponseFlag;
-use crate::upstream::UpstreamBody;
+use crate::upstream::{UpstreamBody, UpstreamBodyError};
 
 use super::throttle::Throttle;
 use super::{StreamCell, StreamState};
@@ -26,7 +28,7 @@ pub(crate) struct ResponseBody {
     /// Trailers that wait behind data made from them.
     trailers: Option<HeaderMap>,
     deadlines: Deadlines,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Option<Timer>,
     upstream: Option<UpstreamEnd>,
     throttle: Option<Box<Throttle>>,
 }
@@ -51,7 +53,7 @@ pub(crate) struct Deadlines {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResponseBodyError {
     #[error("upstream response ended early")]
-    Upstream(#[source] hyper::Error),
+    Upstream(#[source] UpstreamBodyError),
     #[error("response took too long")]
     Timeout,
 }
@@ -113,6 +115,18 @@ impl ResponseBody {
         self
     }
 
+    /// Looks at the response's head, and whether the connection ends with it.
+    pub(crate) fn with_head<T>(&self, look: impl FnOnce(&ResponseHeaders, bool) -> T) -> T {
+        self.cell.with(|state| {
+            let closes = state.closes;
+            let head = state.response.get_or_insert_with(|| ResponseHeaders {
+                status: http::StatusCode::INTERNAL_SERVER_ERROR,
+                map: HeaderMap::new(),
+            });
+            look(head, closes)
+        })
+    }
+
     fn poll_inner(
         &mut self,
         context: &mut Context<'_>,
@@ -154,13 +168,8 @@ impl ResponseBody {
             if next <= Instant::now() {
                 return Some(flag);
             }
-            let timer = self
-                .timer
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next)));
-            if timer.deadline() != next {
-                timer.as_mut().reset(next);
-            }
-            if timer.as_mut().poll(context).is_pending() {
+            let timer = self.timer.get_or_insert_with(|| self.cell.timer());
+            if timer.poll_until(Some(next), context).is_pending() {
                 return None;
             }
         }
@@ -248,25 +257,20 @@ impl ResponseBody {
 }
 
 /// Flag and details of an upstream that broke off in the middle of its response.
-fn upstream_failure(error: &hyper::Error) -> (ResponseFlag, &'static str) {
-    let is_stream_reset = std::error::Error::source(error)
-        .and_then(|source| source.downcast_ref::<h2::Error>())
-        .is_some_and(|error| error.is_reset() && error.is_remote());
-    if is_stream_reset {
-        (
+fn upstream_failure(error: &UpstreamBodyError) -> (ResponseFlag, &'static str) {
+    match error {
+        UpstreamBodyError::Reset => (
             ResponseFlag::UpstreamRemoteReset,
             "upstream_reset_after_response_started{remote_reset}",
-        )
-    } else if error.is_parse() {
-        (
+        ),
+        UpstreamBodyError::Protocol => (
             ResponseFlag::UpstreamProtocolError,
             "upstream_reset_after_response_started{protocol_error}",
-        )
-    } else {
-        (
+        ),
+        UpstreamBodyError::Closed => (
             ResponseFlag::UpstreamConnectionTermination,
             "upstream_reset_after_response_started{connection_termination}",
-        )
+        ),
     }
 }
 

@@ -1,9 +1,12 @@
 //! The body of an upstream response; its end gives the connection back to the pool.
 
-use super::http::Lease;
+use super::{
+    http::Lease,
+    http1::{self, UpstreamTunnel},
+    http2,
+};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::{
     pin::Pin,
     task::{Context, Poll},
@@ -11,55 +14,99 @@ use std::{
 
 /// An upstream response's body.
 pub(crate) struct UpstreamBody {
-    incoming: Incoming,
-    lease: Option<Lease>,
+    exchange: Option<(Exchange, Lease)>,
+}
+
+/// Why a response's body ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UpstreamBodyError {
+    /// The upstream reset the stream.
+    #[error("the upstream reset the stream")]
+    Reset,
+    /// What came is not HTTP, or less than was promised.
+    #[error("the upstream broke the protocol")]
+    Protocol,
+    /// The connection ended.
+    #[error("the upstream connection ended")]
+    Closed,
+}
+
+/// The exchange that the body belongs to.
+pub(super) enum Exchange {
+    Http1(Box<http1::Exchange>),
+    Http2(Box<http2::Exchange>),
 }
 
 impl UpstreamBody {
-    pub(super) fn new(incoming: Incoming, lease: Lease) -> Self {
+    pub(super) fn new(exchange: Exchange, lease: Lease, is_tunnel: bool) -> Self {
         let mut body = Self {
-            incoming,
-            lease: Some(lease),
+            exchange: Some((exchange, lease)),
         };
-        body.release_at_end();
+        if !is_tunnel {
+            body.release_at_end();
+        }
         body
     }
 
+    /// The connection's bytes, when the response accepts an upgrade.
+    pub(crate) fn take_tunnel(&mut self) -> Option<UpstreamTunnel> {
+        match self.exchange.take() {
+            Some((Exchange::Http1(exchange), _)) => Some(exchange.into_tunnel()),
+            other => {
+                self.exchange = other;
+                None
+            }
+        }
+    }
+
     fn release_at_end(&mut self) {
-        if self.incoming.is_end_stream()
-            && let Some(lease) = self.lease.take()
-        {
-            lease.finish();
+        let is_done = match &self.exchange {
+            Some((Exchange::Http1(exchange), _)) => exchange.is_done(),
+            Some((Exchange::Http2(exchange), _)) => exchange.is_done(),
+            None => return,
+        };
+        if is_done {
+            self.release();
+        }
+    }
+
+    fn release(&mut self) {
+        if let Some((exchange, lease)) = self.exchange.take() {
+            match exchange {
+                Exchange::Http1(exchange) => lease.finish(exchange.into_idle()),
+                Exchange::Http2(_) => drop(lease),
+            }
         }
     }
 }
 
 impl Body for UpstreamBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = UpstreamBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
+        let polled = match &mut self.exchange {
+            None => return Poll::Ready(None),
+            Some((Exchange::Http1(exchange), _)) => exchange.poll_frame(cx),
+            Some((Exchange::Http2(exchange), _)) => exchange.poll_frame(cx),
+        };
         match &polled {
-            Poll::Ready(None) => {
-                if let Some(lease) = self.lease.take() {
-                    lease.finish();
-                }
-            }
+            Poll::Ready(None) => self.release(),
             Poll::Ready(Some(Ok(_))) => self.release_at_end(),
-            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
+            Poll::Ready(Some(Err(_))) => self.exchange = None,
+            Poll::Pending => {}
         }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.exchange.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        SizeHint::default()
     }
 }

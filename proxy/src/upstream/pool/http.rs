@@ -1,20 +1,24 @@
 //! The HTTP pool of one host: idle HTTP/1.1 connections, shared HTTP/2 connections, and those who wait for one.
 
-use super::{HttpConnection, Key, PoolError, PoolErrorKind, Wanted};
+use super::{HttpConnection, Key, PoolError, PoolErrorKind, Wanted, http1::Http1, http2};
 use crate::{
-    http::body::Body,
+    http::h1::HeadLimits,
     upstream::{Cluster, Host, Priority, circuit_breaker::Guard, connect},
 };
 use ::http::Version;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::Bytes;
+use h2::client::SendRequest;
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
     rc::{Rc, Weak},
     sync::Arc,
+    task::{Context, Poll, Waker},
 };
 use tokio::{sync::Notify, time::Instant};
+
+/// The head of a response may not be longer. (Envoy bounds the number of its fields only; something must bound it.)
+const MAX_RESPONSE_HEAD: usize = 1 << 20;
 
 /// Connections to one host.
 pub(super) struct HttpPool {
@@ -23,7 +27,7 @@ pub(super) struct HttpPool {
     wanted: Wanted,
     priority: Priority,
     sni: Option<Box<str>>,
-    idle: RefCell<Vec<Http1>>,
+    idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Http2>>,
     /// An HTTP/2 connection is being made; others wait for it instead of making their own.
     is_connecting: Cell<bool>,
@@ -31,13 +35,14 @@ pub(super) struct HttpPool {
     changed: Notify,
 }
 
-struct Http1 {
-    sender: http1::SendRequest<Body>,
+struct Idle {
+    connection: Box<Http1>,
+    open: Open,
     life: Life,
 }
 
 struct Http2 {
-    sender: http2::SendRequest<Body>,
+    sender: SendRequest<Bytes>,
     streams: Rc<Cell<u32>>,
     life: Life,
 }
@@ -52,13 +57,14 @@ struct Life {
 
 /// What sends a request.
 pub(super) enum Sender {
-    Http1(http1::SendRequest<Body>),
-    Http2(http2::SendRequest<Body>),
+    Http1(Box<Http1>),
+    Http2(SendRequest<Bytes>),
 }
 
 /// A connection, or a stream of one, in use; counts the request while it lives.
 pub(super) struct Lease {
-    pub(super) sender: Sender,
+    /// Of an HTTP/1 connection, which the lease has to itself.
+    open: Option<Open>,
     life: Life,
     count: Count,
 }
@@ -66,19 +72,6 @@ pub(super) struct Lease {
 struct Count {
     pool: Rc<HttpPool>,
     streams: Option<Rc<Cell<u32>>>,
-}
-
-/// Runs connection tasks on the worker's own thread.
-#[derive(Clone, Copy)]
-struct LocalExecutor;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor
-where
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
 }
 
 /// Lowers the flag again, also when the attempt is given up.
@@ -168,7 +161,7 @@ impl HttpPool {
         let limits = &self.cluster.config.http;
         {
             let mut shared = self.shared.borrow_mut();
-            shared.retain(|connection| !connection.sender.is_closed());
+            shared.retain_mut(|connection| is_usable(&mut connection.sender));
             if let Some(connection) = shared
                 .iter_mut()
                 .find(|one| one.streams.get() < limits.max_concurrent_streams)
@@ -184,23 +177,18 @@ impl HttpPool {
                     shared.retain(|one| !Rc::ptr_eq(&one.streams, &streams));
                 }
                 drop(shared);
-                return Some(self.lend(Sender::Http2(sender), life, Some(streams), true));
+                return Some(self.lend(Sender::Http2(sender), life, Some(streams), None));
             }
         }
-        let mut idle = self.idle.borrow_mut();
-        idle.retain(|connection| !connection.sender.is_closed());
-        let index = idle
-            .iter()
-            .rposition(|connection| connection.sender.is_ready())?;
-        let mut connection = idle.swap_remove(index);
-        drop(idle);
-        connection.life.requests += 1;
-        Some(self.lend(
-            Sender::Http1(connection.sender),
-            connection.life,
-            None,
-            true,
-        ))
+        loop {
+            // The one used last is the likeliest to live.
+            let mut idle = self.idle.borrow_mut().pop()?;
+            if idle.connection.is_usable() {
+                idle.life.requests += 1;
+                let sender = Sender::Http1(idle.connection);
+                return Some(self.lend(sender, idle.life, None, Some(idle.open)));
+            }
+        }
     }
 
     fn is_used_up(&self, life: &Life) -> bool {
@@ -241,44 +229,22 @@ impl HttpPool {
             idle_since: now,
             requests: 1,
         };
-        let failed =
-            |error: hyper::Error| PoolError::new(PoolErrorKind::ConnectFailure, error.to_string());
         let limits = &self.cluster.config.http;
         self.open.set(self.open.get() + 1);
-        let closed = Closed(self.open.clone(), Rc::downgrade(self));
+        let open = Open(self.open.clone(), Rc::downgrade(self));
         if !is_http2 {
-            let (sender, connection) = http1::Builder::new()
-                .max_headers(limits.max_headers_count as usize)
-                .handshake(TokioIo::new(stream))
-                .await
-                .map_err(failed)?;
             self.cluster.stats.upstream_cx_http1_total.inc();
-            tokio::task::spawn_local(async move {
-                let _closed = closed;
-                if let Err(error) = connection.with_upgrades().await {
-                    tracing::debug!(target: "pool", %error, "upstream connection ended");
-                }
-            });
-            return Ok(self.lend(Sender::Http1(sender), life, None, false));
+            let sender = Sender::Http1(Box::new(Http1::new(stream)));
+            return Ok(self.lend(sender, life, None, Some(open)));
         }
-        let mut builder = http2::Builder::new(LocalExecutor);
-        builder
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(limits.initial_stream_window)
-            .initial_connection_window_size(limits.initial_connection_window);
-        if let Some((interval, timeout)) = limits.keepalive {
-            builder
-                .keep_alive_interval(interval)
-                .keep_alive_timeout(timeout);
-        }
-        let (sender, connection) = builder
-            .handshake(TokioIo::new(stream))
+        let (sender, connection) = http2::handshake(stream, limits)
             .await
-            .map_err(failed)?;
+            .map_err(|error| PoolError::new(PoolErrorKind::ConnectFailure, error.to_string()))?;
         self.cluster.stats.upstream_cx_http2_total.inc();
+        let keepalive = limits.keepalive;
         tokio::task::spawn_local(async move {
-            let _closed = closed;
-            if let Err(error) = connection.await {
+            let _open = open;
+            if let Err(error) = http2::run(connection, keepalive).await {
                 tracing::debug!(target: "pool", %error, "upstream connection ended");
             }
         });
@@ -290,7 +256,7 @@ impl HttpPool {
                 life: life.clone(),
             });
         }
-        Ok(self.lend(Sender::Http2(sender), life, Some(streams), false))
+        Ok(self.lend(Sender::Http2(sender), life, Some(streams), None))
     }
 
     fn lend(
@@ -298,7 +264,7 @@ impl HttpPool {
         sender: Sender,
         life: Life,
         streams: Option<Rc<Cell<u32>>>,
-        is_reused: bool,
+        open: Option<Open>,
     ) -> HttpConnection {
         if let Some(streams) = &streams {
             streams.set(streams.get() + 1);
@@ -318,7 +284,7 @@ impl HttpPool {
         };
         let local_address = life.local_address;
         let lease = Lease {
-            sender,
+            open,
             life,
             count: Count {
                 pool: self.clone(),
@@ -328,9 +294,12 @@ impl HttpPool {
         HttpConnection {
             local_address,
             protocol,
-            pool: self.clone(),
+            sender,
             lease,
-            is_reused,
+            limits: HeadLimits {
+                bytes: MAX_RESPONSE_HEAD,
+                count: self.cluster.config.http.max_headers_count as usize,
+            },
         }
     }
 
@@ -348,18 +317,27 @@ impl HttpPool {
             !is_expired
         };
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|one| is_kept(one.sender.is_closed(), true, &one.life));
+        idle.retain_mut(|one| is_kept(!one.connection.is_usable(), true, &one.life));
         let mut shared = self.shared.borrow_mut();
-        shared.retain(|one| is_kept(one.sender.is_closed(), one.streams.get() == 0, &one.life));
+        shared.retain_mut(|one| {
+            let is_closed = !is_usable(&mut one.sender);
+            is_kept(is_closed, one.streams.get() == 0, &one.life)
+        });
         self.cluster.stats.upstream_cx_idle_timeout.add(expired);
         !(idle.is_empty() && shared.is_empty() && self.open.get() == 0)
     }
 }
 
-/// Counts an open connection of the pool until its task ends.
-struct Closed(Rc<Cell<u32>>, Weak<HttpPool>);
+/// False when the connection takes no more streams: it has ended, or is told to.
+fn is_usable(sender: &mut SendRequest<Bytes>) -> bool {
+    let mut context = Context::from_waker(Waker::noop());
+    !matches!(sender.poll_ready(&mut context), Poll::Ready(Err(_)))
+}
 
-impl Drop for Closed {
+/// Counts an open connection of the pool until it is closed.
+struct Open(Rc<Cell<u32>>, Weak<HttpPool>);
+
+impl Drop for Open {
     fn drop(&mut self) {
         self.0.set(self.0.get().saturating_sub(1));
         if let Some(pool) = self.1.upgrade() {
@@ -369,14 +347,14 @@ impl Drop for Closed {
 }
 
 impl Lease {
-    /// The response has been read to its end: the connection may serve another request.
-    pub(super) fn finish(self) {
+    /// The response has been read to its end: the connection, if it lives, may serve another request.
+    pub(super) fn finish(self, connection: Option<Http1>) {
         let Self {
-            sender,
+            open,
             mut life,
             count,
         } = self;
-        let Sender::Http1(sender) = sender else {
+        let (Some(connection), Some(open)) = (connection, open) else {
             return;
         };
         let pool = &count.pool;
@@ -384,7 +362,11 @@ impl Lease {
             return;
         }
         life.idle_since = Instant::now();
-        pool.idle.borrow_mut().push(Http1 { sender, life });
+        pool.idle.borrow_mut().push(Idle {
+            connection: Box::new(connection),
+            open,
+            life,
+        });
         pool.changed.notify_one();
     }
 }

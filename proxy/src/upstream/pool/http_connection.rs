@@ -1,13 +1,21 @@
 //! A connection lent for one request.
 
 use super::{
-    PoolError, PoolErrorKind,
-    body::UpstreamBody,
-    http::{HttpPool, Lease, Sender},
+    PoolError, UpstreamBody,
+    body::Exchange,
+    http::{Lease, Sender},
+    http1::{Http1, Http1Request},
+    http2,
 };
-use crate::http::body::Body;
-use ::http::{Request, Response, Version};
-use std::{error::Error as _, net::SocketAddr, rc::Rc};
+use crate::http::{
+    body::Body,
+    h1::HeadLimits,
+    headers::{RequestHeaders, ResponseHeaders, Scheme},
+};
+use ::http::{
+    HeaderValue, Request, Response, StatusCode, Version, header, request::Parts, uri::PathAndQuery,
+};
+use std::{future::poll_fn, net::SocketAddr};
 
 /// A connection for one request.
 pub(crate) struct HttpConnection {
@@ -15,66 +23,99 @@ pub(crate) struct HttpConnection {
     pub(crate) local_address: Option<SocketAddr>,
     /// What is spoken.
     pub(crate) protocol: Version,
-    pub(super) pool: Rc<HttpPool>,
+    pub(super) sender: Sender,
     pub(super) lease: Lease,
-    pub(super) is_reused: bool,
+    pub(super) limits: HeadLimits,
+}
+
+/// A request's head as the connection's protocol has it.
+pub(crate) enum UpstreamRequest {
+    /// HTTP/1.1.
+    Http1(Http1Request),
+    /// HTTP/2.
+    Http2(Request<()>),
 }
 
 impl HttpConnection {
-    /// Sends the request and waits for the response's head. A request that an idle connection lost before it was written goes
-    /// out once more on a new one.
+    /// Sends a request that is ours alone, and waits for the response's head.
     pub(crate) async fn send(
-        mut self,
-        mut request: Request<Body>,
+        self,
+        request: Request<Body>,
     ) -> Result<Response<UpstreamBody>, PoolError> {
-        loop {
-            *request.version_mut() = self.protocol;
-            let sent = match &mut self.lease.sender {
-                Sender::Http1(sender) => sender.try_send_request(request).await,
-                Sender::Http2(sender) => sender.try_send_request(request).await,
-            };
-            let mut failure = match sent {
-                Ok(response) => {
-                    let lease = self.lease;
-                    return Ok(response.map(|incoming| UpstreamBody::new(incoming, lease)));
-                }
-                Err(failure) => failure,
-            };
-            match failure.take_message() {
-                Some(unsent) if self.is_reused => {
-                    let pool = self.pool.clone();
-                    drop(self);
-                    self = pool.acquire_new().await?;
-                    request = unsent;
-                }
-                _ => return Err(classify(&failure.into_error())),
+        let (parts, body) = request.into_parts();
+        let request = if self.protocol == Version::HTTP_2 {
+            let mut request = Request::from_parts(parts, ());
+            *request.version_mut() = Version::HTTP_2;
+            UpstreamRequest::Http2(request)
+        } else {
+            UpstreamRequest::Http1(Http1Request::new(&headers_of(parts)))
+        };
+        let (head, body) = self.exchange(request, body).await?;
+        let mut response = Response::new(body);
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.map;
+        Ok(response)
+    }
+
+    /// Sends the request and waits for the response's head.
+    pub(crate) async fn exchange(
+        self,
+        request: UpstreamRequest,
+        body: Body,
+    ) -> Result<(ResponseHeaders, UpstreamBody), PoolError> {
+        match (self.sender, request) {
+            (Sender::Http1(connection), UpstreamRequest::Http1(request)) => {
+                send_http1(*connection, request, body, self.lease, self.limits).await
             }
+            (Sender::Http2(sender), UpstreamRequest::Http2(request)) => {
+                let mut exchange = http2::Exchange::send(sender, request, body).await?;
+                let response = poll_fn(|context| exchange.poll_head(context)).await?;
+                let (parts, ()) = response.into_parts();
+                let head = ResponseHeaders {
+                    status: parts.status,
+                    map: parts.headers,
+                };
+                let exchange = Exchange::Http2(Box::new(exchange));
+                Ok((head, UpstreamBody::new(exchange, self.lease, false)))
+            }
+            _ => Err(PoolError::new(
+                super::PoolErrorKind::LocalReset,
+                "the request is of another protocol",
+            )),
         }
     }
 }
 
-/// What a failed exchange means to the router.
-fn classify(error: &hyper::Error) -> PoolError {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if let Some(h2) = inner.downcast_ref::<h2::Error>() {
-            let kind = match h2.reason() {
-                Some(h2::Reason::REFUSED_STREAM) => PoolErrorKind::RefusedStream,
-                Some(_) if h2.is_go_away() || h2.is_io() => PoolErrorKind::ConnectionTermination,
-                Some(_) if h2.is_library() => PoolErrorKind::Protocol,
-                Some(_) => PoolErrorKind::Reset,
-                None => PoolErrorKind::ConnectionTermination,
-            };
-            return PoolError::new(kind, h2.to_string());
-        }
-        cause = inner.source();
+async fn send_http1(
+    connection: Http1,
+    request: Http1Request,
+    body: Body,
+    lease: Lease,
+    limits: HeadLimits,
+) -> Result<(ResponseHeaders, UpstreamBody), PoolError> {
+    let is_connect = request.is_connect();
+    let mut exchange = Box::new(connection.send(request, body));
+    let head = poll_fn(|context| exchange.poll_head(limits, context)).await?;
+    let status = head.headers.status;
+    let is_tunnel = status == StatusCode::SWITCHING_PROTOCOLS || is_connect && status.is_success();
+    let body = UpstreamBody::new(Exchange::Http1(exchange), lease, is_tunnel);
+    Ok((head.headers, body))
+}
+
+/// A head as our own type; the host comes from its header, else from the target.
+fn headers_of(parts: Parts) -> RequestHeaders {
+    let mut map = parts.headers;
+    let uri = parts.uri.into_parts();
+    let host = map.remove(header::HOST).or_else(|| {
+        uri.authority
+            .and_then(|authority| HeaderValue::from_str(authority.as_str()).ok())
+    });
+    RequestHeaders {
+        method: parts.method,
+        scheme: Scheme::Http,
+        authority: host.unwrap_or(HeaderValue::from_static("")),
+        path: uri.path_and_query.unwrap_or(PathAndQuery::from_static("/")),
+        upgrade: None,
+        map,
     }
-    let kind = if error.is_parse() {
-        PoolErrorKind::Protocol
-    } else if error.is_user() {
-        PoolErrorKind::LocalReset
-    } else {
-        PoolErrorKind::ConnectionTermination
-    };
-    PoolError::new(kind, error.to_string())
 }

@@ -3,8 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version};
-use hyper::upgrade::OnUpgrade;
+use http::{HeaderValue, Request, StatusCode, Uri, Version};
 
 use crate::http::body::{Body, RequestSource};
 use crate::http::headers::{RequestHeaders, ResponseHeaders, is_grpc, names};
@@ -12,18 +11,19 @@ use crate::http::stream::{StreamCell, StreamState};
 use crate::router::virtual_host::strip_port;
 use crate::tracing::{self, UpstreamSpan};
 use crate::upstream::{
-    Cluster, Host, HttpConnection, LoadBalancerContext, Outcome, PoolRequest, UpstreamBody,
+    Cluster, Host, Http1Request, HttpConnection, LoadBalancerContext, Outcome, PoolRequest,
+    UpstreamBody, UpstreamRequest, UpstreamTunnel,
 };
 
 use super::failure::{Failure, FailureKind};
-use super::plan::{Plan, headers_for_http1, note_attempt, original_destination};
+use super::plan::{Plan, note_attempt, original_destination};
 use super::upstream_end::UpstreamEnd;
 
 /// A response's head, with its body to come.
 pub(super) struct Answer {
     pub(super) head: ResponseHeaders,
     pub(super) body: UpstreamBody,
-    pub(super) upgrade: Option<OnUpgrade>,
+    pub(super) upgrade: Option<UpstreamTunnel>,
     pub(super) end: UpstreamEnd,
 }
 
@@ -101,21 +101,20 @@ async fn make(
         random,
     );
     plan.attempt_end = Some(end.with_span(span));
-    let request = request.map(|()| Body::attempt(source));
-    let mut response = connection.send(request).await?;
+    let (head, mut body) = connection.exchange(request, Body::attempt(source)).await?;
     cell.touch();
     cell.with(|state| state.stream.info.response_start = Some(cell.last_activity()));
-    let upgrade = (plan.is_upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS)
-        .then(|| hyper::upgrade::on(&mut response));
-    let (parts, body) = response.into_parts();
+    let is_accepted = head.status == StatusCode::SWITCHING_PROTOCOLS && plan.is_upgrade
+        || head.status.is_success() && plan.is_connect;
+    let upgrade = if is_accepted {
+        body.take_tunnel()
+    } else {
+        None
+    };
     let Some(mut end) = plan.attempt_end.take() else {
         return Err(FailureKind::LocalReset.into());
     };
-    end.answered(parts.status.as_u16(), &parts.headers, has_grpc);
-    let head = ResponseHeaders {
-        status: parts.status,
-        map: parts.headers,
-    };
+    end.answered(head.status.as_u16(), &head.map, has_grpc);
     Ok(Answer {
         head,
         body,
@@ -191,82 +190,58 @@ fn build(
     state: &mut StreamState,
     host: &Host,
     protocol: Version,
-) -> Result<Request<()>, Failure> {
+) -> Result<UpstreamRequest, Failure> {
     let attempts = state.stream.info.upstream.attempts;
-    let mut rewritten;
-    let headers = match plan
+    let left = plan.time_left(&state.stream.info);
+    let request = &mut state.request;
+    if let Some(action) = plan
         .action()
         .filter(|action| action.is_auto_host_rewrite() && !host.hostname.is_empty())
     {
-        Some(action) if attempts == 1 => {
-            action.rewrite_host_to(&mut state.request, &host.hostname);
-            &state.request
+        if attempts == 1 {
+            action.rewrite_host_to(request, &host.hostname);
+        } else {
+            let _ = request.set_host(host.hostname.as_ref());
         }
-        Some(_) => {
-            rewritten = state.request.clone();
-            let _ = rewritten.set_host(host.hostname.as_ref());
-            &rewritten
-        }
-        None => &state.request,
-    };
-    let left = plan.time_left(&state.stream.info);
-    let counts = plan.route.virtual_host().counts_attempts;
-    let request = build_request(headers, protocol, counts.then_some(attempts));
-    let mut request = request.ok_or(FailureKind::BadRequest)?;
+    }
+    if plan.route.virtual_host().counts_attempts {
+        note_attempt(&mut request.map, attempts);
+    }
     if attempts > 1 && plan.route.virtual_host().marks_timeout_retry {
         let value = HeaderValue::from_static(if plan.was_timeout { "true" } else { "false" });
         request
-            .headers_mut()
+            .map
             .insert(names::X_ENVOY_IS_TIMEOUT_RETRY.clone(), value);
     }
     if attempts > 1
         && let Some(left) = left
     {
         request
-            .headers_mut()
+            .map
             .insert(names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS.clone(), left);
     }
-    Ok(request)
+    build_request(request, protocol).ok_or(FailureKind::BadRequest.into())
 }
 
 /// A request without its body; `None` when it cannot be written in `protocol`.
 pub(crate) fn build_request(
     headers: &RequestHeaders,
     protocol: Version,
-    attempt: Option<u32>,
-) -> Option<Request<()>> {
+) -> Option<UpstreamRequest> {
+    if protocol != Version::HTTP_2 {
+        return Some(UpstreamRequest::Http1(Http1Request::new(headers)));
+    }
     let mut request = Request::new(());
     *request.method_mut() = headers.method.clone();
     *request.version_mut() = protocol;
-    let mut map: HeaderMap;
-    if protocol == Version::HTTP_2 {
-        *request.uri_mut() = Uri::builder()
-            .scheme(headers.scheme.as_str())
-            .authority(headers.authority.as_bytes())
-            .path_and_query(headers.path.clone())
-            .build()
-            .ok()?;
-        map = headers.map.clone();
-    } else {
-        if headers.upgrade.is_some() && headers.method == Method::CONNECT {
-            // An extended CONNECT becomes the upgrade that it stands for.
-            *request.method_mut() = Method::GET;
-        }
-        *request.uri_mut() = if *request.method() == Method::CONNECT {
-            Uri::builder()
-                .authority(headers.authority.as_bytes())
-                .build()
-                .ok()?
-        } else {
-            Uri::from(headers.path.clone())
-        };
-        map = headers_for_http1(headers);
-    }
-    if let Some(attempt) = attempt {
-        note_attempt(&mut map, attempt);
-    }
-    *request.headers_mut() = map;
-    Some(request)
+    *request.uri_mut() = Uri::builder()
+        .scheme(headers.scheme.as_str())
+        .authority(headers.authority.as_bytes())
+        .path_and_query(headers.path.clone())
+        .build()
+        .ok()?;
+    *request.headers_mut() = headers.map.clone();
+    Some(UpstreamRequest::Http2(request))
 }
 
 /// Counts a failed attempt and tells outlier detection whose fault it was.

@@ -4,11 +4,10 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use hyper::upgrade::OnUpgrade;
 
 use crate::http::headers::ResponseHeaders;
 use crate::http::stream::{ResponseBody, StreamCell, idle_timeout};
-use crate::http::upgrade;
+use crate::http::upgrade::{self, OnUpgrade};
 use crate::upstream::Outcome;
 
 use super::Forwarded;
@@ -36,13 +35,7 @@ pub(super) async fn terminate(
                 state.stream.info.set_details("via_upstream");
                 idle_timeout(&state.stream)
             });
-            upgrade::tunnel(
-                cell.clone(),
-                downstream,
-                async { Ok(connection.stream) },
-                idle,
-                None,
-            );
+            upgrade::tunnel(cell.clone(), downstream, connection.stream, idle, None);
             let head = ResponseHeaders {
                 status: StatusCode::OK,
                 map: HeaderMap::new(),

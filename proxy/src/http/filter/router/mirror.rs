@@ -83,13 +83,10 @@ impl Copy {
             .http(&self.cluster, &host, &request)
             .await
             .ok()?;
-        let request = build_request(&self.headers, connection.protocol, None)?;
-        let response = connection.send(request.map(|()| body)).await.ok()?;
-        self.cluster
-            .response_codes
-            .record(response.status().as_u16());
+        let request = build_request(&self.headers, connection.protocol)?;
+        let (head, mut body) = connection.exchange(request, body).await.ok()?;
+        self.cluster.response_codes.record(head.status.as_u16());
         self.cluster.stats.upstream_rq_completed.inc();
-        let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
             frame.ok()?;
         }

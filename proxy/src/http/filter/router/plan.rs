@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
-use crate::http::headers::{RequestHeaders, names, number};
+use crate::http::headers::{names, number};
 use crate::http::local_reply::LocalReply;
 use crate::http::stream::{StreamCell, StreamState};
 use crate::router::{
@@ -197,33 +197,6 @@ impl Plan {
 pub(super) fn original_destination(state: &StreamState) -> Option<SocketAddr> {
     let info = &state.stream.info.connection;
     info.is_local_restored.then_some(info.local_address)
-}
-
-/// `te: trailers` is all that may be left of `te`; cookies that HTTP/2 split are joined for HTTP/1.
-pub(super) fn headers_for_http1(request: &RequestHeaders) -> HeaderMap {
-    let mut map = HeaderMap::with_capacity(request.map.len() + 2);
-    map.insert(http::header::HOST, request.authority.clone());
-    for (name, value) in &request.map {
-        map.append(name.clone(), value.clone());
-    }
-    if map.get_all(http::header::COOKIE).iter().nth(1).is_some() {
-        let joined: Vec<&[u8]> = map
-            .get_all(http::header::COOKIE)
-            .iter()
-            .map(HeaderValue::as_bytes)
-            .collect();
-        if let Ok(cookie) = HeaderValue::from_bytes(&joined.join(&b"; "[..])) {
-            map.insert(http::header::COOKIE, cookie);
-        }
-    }
-    if let Some(upgrade) = &request.upgrade {
-        map.insert(
-            http::header::CONNECTION,
-            HeaderValue::from_static("upgrade"),
-        );
-        map.insert(http::header::UPGRADE, upgrade.clone());
-    }
-    map
 }
 
 /// The count of this attempt, for the upstream.

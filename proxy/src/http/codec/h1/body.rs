@@ -1,0 +1,197 @@
+//! The reading half of a connection, shared by the codec (heads) and the request's body.
+
+use std::cell::RefCell;
+use std::future::Future as _;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http_body::Frame;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+
+use crate::http::h1::{Decoded, Decoder, Framing, Output};
+use crate::transport::DownstreamStream;
+
+/// The least room for a read.
+const READ: usize = 4 << 10;
+/// The most room for a read.
+const READ_MOST: usize = 64 << 10;
+/// What a client may send ahead while its request is served.
+const AHEAD: usize = 64 << 10;
+
+/// A connection's two directions.
+pub(super) struct Io {
+    /// The socket, until a tunnel takes it.
+    pub(super) stream: Option<DownstreamStream>,
+    /// What was read and not yet used.
+    pub(super) input: BytesMut,
+    /// What is to be written.
+    pub(super) output: Output,
+    /// The running request's body.
+    pub(super) decoder: Decoder,
+    /// The client has ended its side.
+    pub(super) is_eof: bool,
+    /// The running request's number.
+    pub(super) request: u64,
+    /// Trailers are passed on.
+    pub(super) has_trailers: bool,
+}
+
+/// Shared by the codec and the body of the running request.
+pub(super) type SharedIo = Rc<RefCell<Io>>;
+
+/// The body of a request.
+pub(crate) struct RequestBody {
+    io: SharedIo,
+    request: u64,
+}
+
+/// Why a request's body ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RequestBodyError {
+    /// It is not framed as it says.
+    #[error("the request's body is not framed as it says")]
+    Framing,
+    /// The client went away.
+    #[error("the client went away")]
+    Closed,
+    /// The request is over.
+    #[error("the request is over")]
+    Over,
+}
+
+impl Io {
+    /// Reads more; 0 at the end.
+    pub(super) fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Some(stream) = &mut self.stream else {
+            return Poll::Ready(Ok(0));
+        };
+        let wanted = match self.decoder.expected() {
+            0 | usize::MAX => READ,
+            known => known.clamp(READ, READ_MOST),
+        };
+        self.input.reserve(wanted);
+        let read = ready!(pin!(stream.read_buf(&mut self.input)).poll(context));
+        if !matches!(read, Ok(1..)) {
+            self.is_eof = true;
+        }
+        Poll::Ready(read)
+    }
+
+    /// Writes what waits.
+    pub(super) fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Some(stream) => self.output.poll_write(stream, context),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    /// Ready when the client has gone while its request is served. What it sends ahead is kept, up to a limit.
+    pub(super) fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if !self.decoder.is_done() {
+            return Poll::Pending;
+        }
+        while !self.is_eof {
+            if self.input.len() >= AHEAD {
+                return Poll::Pending;
+            }
+            let _ = ready!(self.poll_fill(context));
+        }
+        Poll::Ready(())
+    }
+}
+
+impl RequestBody {
+    pub(super) fn new(io: SharedIo, request: u64) -> Self {
+        RequestBody { io, request }
+    }
+
+    /// The next piece.
+    pub(crate) fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        let mut io = self.io.borrow_mut();
+        let io = &mut *io;
+        if io.request != self.request {
+            return Poll::Ready(Some(Err(RequestBodyError::Over)));
+        }
+        loop {
+            match io.decoder.decode(&mut io.input) {
+                Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(Decoded::Trailers(trailers)) if io.has_trailers => {
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                }
+                Ok(Decoded::End | Decoded::Trailers(_)) => return Poll::Ready(None),
+                Ok(Decoded::More) if io.is_eof => {
+                    return Poll::Ready(Some(Err(RequestBodyError::Closed)));
+                }
+                Ok(Decoded::More) => {
+                    // An error is the end too.
+                    let _ = ready!(io.poll_fill(context));
+                }
+                Err(_) => return Poll::Ready(Some(Err(RequestBodyError::Framing))),
+            }
+        }
+    }
+
+    /// True when all of it was read.
+    pub(crate) fn is_end_stream(&self) -> bool {
+        let io = self.io.borrow();
+        io.request == self.request && io.decoder.is_done()
+    }
+}
+
+/// The connection after an upgrade.
+pub(crate) struct Tunnel {
+    ahead: BytesMut,
+    stream: DownstreamStream,
+}
+
+impl Tunnel {
+    /// Takes the connection; `None` when it was taken before.
+    pub(super) fn take(io: &SharedIo) -> Option<Self> {
+        let mut io = io.borrow_mut();
+        io.decoder = Decoder::new(Framing::Empty);
+        Some(Tunnel {
+            ahead: std::mem::take(&mut io.input),
+            stream: io.stream.take()?,
+        })
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let count = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead[..count]);
+            self.ahead.advance(count);
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,545 @@
+//! The life of a connection: head → engine → response → next head, until one side has had enough.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use http::{Method, StatusCode, Version};
+use http_body::Body as _;
+use proto_component::drain::Drain;
+use tokio::io::AsyncWrite as _;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::http::body::DownstreamBody;
+use crate::http::h1::encode::{self, BodyFraming, ResponseContext};
+use crate::http::h1::head::parse_request;
+use crate::http::h1::{Decoder, Framing, HeadLimits, InvalidHead, Output, RequestHead};
+use crate::http::local_reply::LocalReply;
+use crate::http::stream::{self, DownstreamConnection, ResponseBody};
+use crate::http::timer::Timer;
+use crate::http::upgrade::DownstreamTunnel;
+use crate::stream_info::ResponseFlag;
+
+use super::super::detect::Prefixed;
+use super::super::{Ending, count_ending};
+use super::body::{Io, RequestBody, SharedIo, Tunnel};
+
+/// No more than this waits to be written before more of a body is taken.
+const HIGH_WATER: usize = 64 << 10;
+
+/// Serves a connection to its end.
+pub(in crate::http::codec) async fn serve(
+    io: Prefixed,
+    connection: Rc<DownstreamConnection>,
+    drain: Drain,
+) {
+    let (input, stream) = io.into_parts();
+    let manager = connection.manager.clone();
+    let limits = HeadLimits {
+        bytes: manager.limits.headers_bytes,
+        count: manager.limits.headers_count,
+    };
+    let signal = drain.clone();
+    let mut session = Session {
+        io: Rc::new(RefCell::new(Io {
+            stream: Some(stream),
+            input,
+            output: Output::default(),
+            decoder: Decoder::new(Framing::Empty),
+            is_eof: false,
+            request: 0,
+            has_trailers: manager.http1.enable_trailers,
+        })),
+        limits,
+        is_tls: connection.info.tls.is_some(),
+        watch: DrainWatch {
+            signal: Box::pin(async move { signal.signaled().await }),
+            expiry: None,
+            drain,
+            is_registered: false,
+        },
+        timer: Timer::own(),
+        start: Instant::now(),
+        connection,
+    };
+    session.run().await;
+}
+
+struct Session {
+    io: SharedIo,
+    connection: Rc<DownstreamConnection>,
+    limits: HeadLimits,
+    is_tls: bool,
+    watch: DrainWatch,
+    timer: Timer,
+    start: Instant,
+}
+
+/// Sees the drain begin and end. The task is woken through the signal's future, which is polled but once; whether it has come
+/// is then a look at a flag.
+struct DrainWatch {
+    drain: Drain,
+    signal: Pin<Box<dyn Future<Output = ()>>>,
+    expiry: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    is_registered: bool,
+}
+
+/// What comes from the client.
+enum Next {
+    Request(Box<RequestHead>),
+    Refused(LocalReply),
+    End,
+}
+
+/// What becomes of the connection after a response.
+#[derive(PartialEq, Eq)]
+enum After {
+    KeepAlive,
+    /// Closed when the client has had time to read the response.
+    Close,
+    /// Closed at once, or not ours any more.
+    Gone,
+}
+
+impl DrainWatch {
+    fn is_draining(&mut self, context: &mut Context<'_>) -> bool {
+        if !self.is_registered {
+            self.is_registered = true;
+            if self.signal.as_mut().poll(context).is_ready() {
+                self.signal = Box::pin(std::future::pending());
+            }
+        }
+        self.drain.is_draining()
+    }
+
+    /// Ready when the drain is over.
+    fn poll_expired(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if !self.is_draining(context) {
+            return Poll::Pending;
+        }
+        let drain = &self.drain;
+        let expiry = self.expiry.get_or_insert_with(|| {
+            let drain = drain.clone();
+            Box::pin(async move { drain.expired().await })
+        });
+        expiry.as_mut().poll(context)
+    }
+}
+
+impl Session {
+    async fn run(&mut self) {
+        loop {
+            let after = match self.next().await {
+                Next::Request(head) => self.exchange(*head).await,
+                Next::Refused(reply) => self.refuse(reply).await,
+                Next::End => return,
+            };
+            match after {
+                After::KeepAlive => {}
+                After::Close => return self.close().await,
+                After::Gone => return,
+            }
+        }
+    }
+
+    /// The next request's head.
+    async fn next(&mut self) -> Next {
+        let mut first_byte = None;
+        poll_fn(|context| self.poll_next(&mut first_byte, context)).await
+    }
+
+    fn poll_next(
+        &mut self,
+        first_byte: &mut Option<Instant>,
+        context: &mut Context<'_>,
+    ) -> Poll<Next> {
+        let shared = self.io.clone();
+        let mut io = shared.borrow_mut();
+        let io = &mut *io;
+        loop {
+            if !io.input.is_empty() {
+                match parse_request(&mut io.input, self.limits, self.is_tls) {
+                    Ok(Some(head)) => return Poll::Ready(Next::Request(Box::new(head))),
+                    Ok(None) => {}
+                    Err(error) => return Poll::Ready(Next::Refused(self.refusal(error))),
+                }
+            }
+            if io.is_eof {
+                return Poll::Ready(Next::End);
+            }
+            match io.poll_fill(context) {
+                Poll::Ready(_) => {}
+                Poll::Pending => break,
+            }
+        }
+        let is_draining = self.watch.is_draining(context);
+        if io.input.is_empty() {
+            // An idle connection holds no buffers.
+            io.input = BytesMut::new();
+            io.output = Output::default();
+            if is_draining {
+                count_ending(&self.connection, Ending::Drain);
+                return Poll::Ready(Next::End);
+            }
+            return self.poll_idle(context).map(|()| Next::End);
+        }
+        let first = *first_byte.get_or_insert_with(Instant::now);
+        if is_draining && self.watch.poll_expired(context).is_ready() {
+            return Poll::Ready(Next::End);
+        }
+        self.poll_head_limits(first, context).map(Next::Refused)
+    }
+
+    /// Ready when an idle connection has been idle, or has lived, long enough.
+    fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let timeouts = &self.connection.manager.timeouts;
+        let idle = timeouts
+            .idle
+            .map(|limit| self.connection.idle_since.get() + limit);
+        let age = timeouts.max_connection.map(|limit| self.start + limit);
+        ready!(
+            self.timer
+                .poll_until(idle.into_iter().chain(age).min(), context)
+        );
+        let is_old = age.is_some_and(|at| at <= Instant::now());
+        count_ending(
+            &self.connection,
+            if is_old {
+                Ending::MaxDuration
+            } else {
+                Ending::Idle
+            },
+        );
+        Poll::Ready(())
+    }
+
+    /// Ready when a head takes too long.
+    fn poll_head_limits(&mut self, first: Instant, context: &mut Context<'_>) -> Poll<LocalReply> {
+        let timeouts = &self.connection.manager.timeouts;
+        let limits = [
+            timeouts.request_headers,
+            timeouts.request,
+            timeouts.stream_idle,
+        ];
+        let next = limits.iter().flatten().min().map(|limit| first + *limit);
+        ready!(self.timer.poll_until(next, context));
+        let is_over = |limit: Option<std::time::Duration>| {
+            limit.is_some_and(|limit| first + limit <= Instant::now())
+        };
+        let stats = &self.connection.manager.stats;
+        let reply =
+            |body, details| LocalReply::new(StatusCode::REQUEST_TIMEOUT, body, details).closing();
+        Poll::Ready(if is_over(timeouts.request_headers) {
+            stats.downstream_rq_header_timeout.inc();
+            reply("request header timeout", "request_header_timeout")
+        } else if is_over(timeouts.request) {
+            stats.downstream_rq_timeout.inc();
+            reply("request timeout", "request_overall_timeout")
+        } else {
+            stats.downstream_rq_idle_timeout.inc();
+            reply("stream timeout", "stream_idle_timeout").flag(ResponseFlag::StreamIdleTimeout)
+        })
+    }
+
+    fn refusal(&self, error: InvalidHead) -> LocalReply {
+        let stats = &self.connection.manager.stats;
+        stats.downstream_cx_protocol_error.inc();
+        if matches!(error, InvalidHead::TooLarge | InvalidHead::TooMany) {
+            stats.downstream_rq_too_large.inc();
+        }
+        let status = error.status();
+        let body = match error {
+            InvalidHead::Path => "",
+            _ => status.canonical_reason().unwrap_or_default(),
+        };
+        let reply = LocalReply::new(status, body, error.to_string()).closing();
+        match error {
+            InvalidHead::Path => reply,
+            _ => reply.flag(ResponseFlag::DownstreamProtocolError),
+        }
+    }
+
+    async fn refuse(&mut self, reply: LocalReply) -> After {
+        let body = stream::refuse(&self.connection, reply);
+        let wants = Wants {
+            is_head: false,
+            is_old: false,
+            keeps_alive: false,
+        };
+        match self.respond(body, wants, None).await {
+            After::Gone => After::Gone,
+            After::KeepAlive | After::Close => After::Close,
+        }
+    }
+
+    async fn exchange(&mut self, head: RequestHead) -> After {
+        let body = self.begin(&head);
+        if head.expects_continue && !self.io.borrow().decoder.is_done() {
+            self.io
+                .borrow_mut()
+                .output
+                .put(|flat| flat.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n"));
+            let io = self.io.clone();
+            if poll_fn(|context| io.borrow_mut().poll_flush(context))
+                .await
+                .is_err()
+            {
+                return After::Gone;
+            }
+        }
+        let is_asking = head.headers.method == Method::CONNECT || head.headers.upgrade.is_some();
+        let (tunnel, upgrade) = if is_asking {
+            let (sender, receiver) = oneshot::channel();
+            (Some(sender), Some(receiver))
+        } else {
+            (None, None)
+        };
+        let wants = Wants {
+            is_head: head.headers.method == Method::HEAD,
+            is_old: head.version == Version::HTTP_10,
+            keeps_alive: head.keeps_alive,
+        };
+        let request = stream::Request {
+            headers: head.headers,
+            version: head.version,
+            body,
+            upgrade,
+        };
+        let mut serving = pin!(stream::serve(self.connection.clone(), request));
+        let (io, watch) = (&self.io, &mut self.watch);
+        let body = poll_fn(|context| {
+            if let Poll::Ready(body) = serving.as_mut().poll(context) {
+                return Poll::Ready(Some(body));
+            }
+            if io.borrow_mut().poll_closed(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            watch.poll_expired(context).map(|()| None)
+        })
+        .await;
+        match body {
+            Some(body) => self.respond(body, wants, tunnel).await,
+            None => After::Gone,
+        }
+    }
+
+    fn begin(&self, head: &RequestHead) -> DownstreamBody {
+        let mut io = self.io.borrow_mut();
+        io.request += 1;
+        io.decoder = Decoder::new(head.framing);
+        if io.decoder.is_done() {
+            DownstreamBody::Empty
+        } else {
+            DownstreamBody::Http1(RequestBody::new(self.io.clone(), io.request))
+        }
+    }
+
+    /// Sends the response; its body goes out as it comes.
+    async fn respond(
+        &mut self,
+        mut body: ResponseBody,
+        wants: Wants,
+        tunnel: Option<oneshot::Sender<DownstreamTunnel>>,
+    ) -> After {
+        let must_close = !wants.keeps_alive || self.is_over();
+        let (is_tunnel, closes, framing) = {
+            let mut io = self.io.borrow_mut();
+            let is_empty = body.is_end_stream();
+            body.with_head(|head, is_closing| {
+                let is_tunnel = tunnel.is_some()
+                    && (head.status == StatusCode::SWITCHING_PROTOCOLS || head.status.is_success())
+                    && body_is_tunnel(head.status, is_empty);
+                let closes = is_closing || must_close;
+                let context = ResponseContext {
+                    is_head: wants.is_head,
+                    is_old: wants.is_old,
+                    is_empty,
+                    closes,
+                    is_tunnel,
+                };
+                let mut framing = BodyFraming::None;
+                io.output
+                    .put(|flat| framing = encode::response(head, context, flat));
+                let ends_by_close = wants.is_old
+                    && framing == BodyFraming::Plain
+                    && !head.map.contains_key(http::header::CONTENT_LENGTH);
+                (is_tunnel, closes || ends_by_close, framing)
+            })
+        };
+        if let Some(tunnel) = tunnel.filter(|_| is_tunnel) {
+            return self.hand_over(tunnel).await;
+        }
+        let mut is_ended = false;
+        let (io, watch) = (&self.io, &mut self.watch);
+        let is_sent = poll_fn(|context| {
+            let sent = poll_send(io, &mut body, framing, &mut is_ended, context);
+            if sent.is_pending() && watch.poll_expired(context).is_ready() {
+                return Poll::Ready(false);
+            }
+            sent
+        })
+        .await;
+        drop(body);
+        if !is_sent {
+            return After::Gone;
+        }
+        let mut io = self.io.borrow_mut();
+        // What the client has sent of its request meanwhile may have been all of it.
+        while !io.decoder.is_done() {
+            let io = &mut *io;
+            match io.decoder.decode(&mut io.input) {
+                Ok(crate::http::h1::Decoded::Data(_)) => {}
+                Ok(_) if io.decoder.is_done() => {}
+                _ => return After::Close,
+            }
+        }
+        if closes {
+            After::Close
+        } else {
+            After::KeepAlive
+        }
+    }
+
+    async fn hand_over(&mut self, tunnel: oneshot::Sender<DownstreamTunnel>) -> After {
+        let io = self.io.clone();
+        if poll_fn(|context| io.borrow_mut().poll_flush(context))
+            .await
+            .is_ok()
+            && let Some(taken) = Tunnel::take(&io)
+        {
+            // Nobody waits when the upstream was lost meanwhile: the connection is closed with the tunnel.
+            let _ = tunnel.send(DownstreamTunnel::Http1(taken));
+        }
+        After::Gone
+    }
+
+    /// No request may follow the running one.
+    fn is_over(&self) -> bool {
+        let manager = &self.connection.manager;
+        let stats = &manager.stats;
+        if manager
+            .limits
+            .requests
+            .is_some_and(|limit| self.connection.total.get() >= limit)
+        {
+            stats.downstream_cx_max_requests_reached.inc();
+            return true;
+        }
+        if manager
+            .timeouts
+            .max_connection
+            .is_some_and(|limit| self.start.elapsed() >= limit)
+        {
+            stats.downstream_cx_max_duration_reached.inc();
+            return true;
+        }
+        if self.watch.drain.is_draining() {
+            stats.downstream_cx_drain_close.inc();
+            return true;
+        }
+        false
+    }
+
+    /// Ends our side, and waits for the client's for a while: a reset would take the response from it.
+    async fn close(&mut self) {
+        let Some(patience) = self.connection.manager.timeouts.delayed_close else {
+            return;
+        };
+        let until = Instant::now() + patience;
+        let io = self.io.clone();
+        let timer = &mut self.timer;
+        let mut is_shut = false;
+        poll_fn(|context| {
+            let mut io = io.borrow_mut();
+            let io = &mut *io;
+            if !is_shut && let Some(stream) = &mut io.stream {
+                is_shut = Pin::new(stream).poll_shutdown(context).is_ready();
+            }
+            while !io.is_eof {
+                io.input.clear();
+                if io.poll_fill(context).is_pending() {
+                    return timer.poll_until(Some(until), context);
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+}
+
+/// What the request says of its response.
+#[derive(Clone, Copy)]
+struct Wants {
+    is_head: bool,
+    is_old: bool,
+    keeps_alive: bool,
+}
+
+/// A CONNECT that is refused, or answered by somebody who sends a body, is an ordinary exchange.
+fn body_is_tunnel(status: StatusCode, is_empty: bool) -> bool {
+    status == StatusCode::SWITCHING_PROTOCOLS || is_empty
+}
+
+/// Moves a response's body out; `false` when it broke off or the client went away.
+fn poll_send(
+    shared: &SharedIo,
+    body: &mut ResponseBody,
+    framing: BodyFraming,
+    is_ended: &mut bool,
+    context: &mut Context<'_>,
+) -> Poll<bool> {
+    loop {
+        let mut is_waiting = false;
+        let mut is_broken = false;
+        while !*is_ended && !is_broken && shared.borrow().output.len() < HIGH_WATER {
+            // The body may read the request meanwhile, so nothing is borrowed here.
+            match Pin::new(&mut *body).poll_frame(context) {
+                Poll::Pending => {
+                    is_waiting = true;
+                    break;
+                }
+                Poll::Ready(Some(Ok(frame))) => {
+                    let output = &mut shared.borrow_mut().output;
+                    match frame.into_data() {
+                        Ok(data) => match framing {
+                            BodyFraming::Chunked => output.put_chunk(data),
+                            BodyFraming::Plain => output.put_data(data),
+                            BodyFraming::None => {}
+                        },
+                        Err(frame) => {
+                            *is_ended = true;
+                            end(output, framing, frame.into_trailers().ok().as_ref());
+                            break;
+                        }
+                    }
+                }
+                Poll::Ready(None) => {}
+                Poll::Ready(Some(Err(_))) => is_broken = true,
+            }
+            if !is_broken && body.is_end_stream() {
+                *is_ended = true;
+                end(&mut shared.borrow_mut().output, framing, None);
+            }
+        }
+        let mut io = shared.borrow_mut();
+        match io.poll_flush(context) {
+            Poll::Ready(Ok(())) if is_broken => return Poll::Ready(false),
+            Poll::Ready(Ok(())) if *is_ended => return Poll::Ready(true),
+            Poll::Ready(Err(_)) => return Poll::Ready(false),
+            Poll::Ready(Ok(())) if !is_waiting => {}
+            Poll::Ready(Ok(())) | Poll::Pending => {
+                return io.poll_closed(context).map(|()| false);
+            }
+        }
+    }
+}
+
+fn end(output: &mut Output, framing: BodyFraming, trailers: Option<&http::HeaderMap>) {
+    if framing == BodyFraming::Chunked {
+        output.put(|flat| encode::end_chunks(trailers, flat));
+    }
+}

@@ -1,0 +1,184 @@
+//! Heads as bytes: names in lower case, as Envoy writes them, and what says where the body ends last.
+
+use bytes::{BufMut as _, BytesMut};
+use http::header::{self, HeaderMap, HeaderName};
+use http::{Method, StatusCode};
+
+use crate::http::headers::{RequestHeaders, ResponseHeaders};
+
+/// How the body that follows a head is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BodyFraming {
+    /// None follows, whatever the head says.
+    None,
+    /// As it is: by the length that the head says, or to the end of the connection.
+    Plain,
+    /// In chunks.
+    Chunked,
+}
+
+/// Writes a request's head without its last lines; [`end_request`] adds those.
+pub(crate) fn request(headers: &RequestHeaders, out: &mut BytesMut) {
+    out.reserve(256 + headers.map.len() * 48);
+    let is_extended_connect = headers.method == Method::CONNECT && headers.upgrade.is_some();
+    // An extended CONNECT becomes the upgrade that it stands for.
+    let method = if is_extended_connect {
+        "GET"
+    } else {
+        headers.method.as_str()
+    };
+    out.put_slice(method.as_bytes());
+    out.put_u8(b' ');
+    if headers.method == Method::CONNECT && !is_extended_connect {
+        out.put_slice(headers.authority.as_bytes());
+    } else {
+        out.put_slice(headers.path.as_str().as_bytes());
+    }
+    out.put_slice(b" HTTP/1.1\r\nhost: ");
+    out.put_slice(headers.authority.as_bytes());
+    out.put_slice(b"\r\n");
+    fields(&headers.map, out, |name| {
+        headers.upgrade.is_some() && (name == header::CONNECTION || name == header::UPGRADE)
+    });
+    if let Some(upgrade) = &headers.upgrade {
+        out.put_slice(b"connection: upgrade\r\nupgrade: ");
+        out.put_slice(upgrade.as_bytes());
+        out.put_slice(b"\r\n");
+    }
+}
+
+/// Ends a request's head, by what is known of its body.
+pub(crate) fn end_request(
+    headers: &RequestFraming,
+    is_empty: bool,
+    out: &mut BytesMut,
+) -> BodyFraming {
+    let framing = if headers.has_length || headers.is_tunnel {
+        BodyFraming::Plain
+    } else if is_empty {
+        if !headers.is_bodiless {
+            out.put_slice(b"content-length: 0\r\n");
+        }
+        BodyFraming::Plain
+    } else {
+        out.put_slice(b"transfer-encoding: chunked\r\n");
+        BodyFraming::Chunked
+    };
+    out.put_slice(b"\r\n");
+    framing
+}
+
+/// What a request's head says of the body's framing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequestFraming {
+    has_length: bool,
+    /// A method that has no body.
+    is_bodiless: bool,
+    /// What follows is no body.
+    is_tunnel: bool,
+}
+
+impl RequestFraming {
+    /// Of a request.
+    pub(crate) fn of(headers: &RequestHeaders) -> Self {
+        RequestFraming {
+            has_length: headers.map.contains_key(header::CONTENT_LENGTH),
+            is_bodiless: matches!(
+                headers.method,
+                Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT
+            ),
+            is_tunnel: headers.upgrade.is_some() || headers.method == Method::CONNECT,
+        }
+    }
+}
+
+/// What a response is an answer to, and what becomes of the connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ResponseContext {
+    /// The request was a HEAD.
+    pub(crate) is_head: bool,
+    /// The request was HTTP/1.0.
+    pub(crate) is_old: bool,
+    /// Nothing follows the head.
+    pub(crate) is_empty: bool,
+    /// The connection is closed after it.
+    pub(crate) closes: bool,
+    /// The connection becomes a tunnel.
+    pub(crate) is_tunnel: bool,
+}
+
+/// Writes a response's head.
+pub(crate) fn response(
+    head: &ResponseHeaders,
+    context: ResponseContext,
+    out: &mut BytesMut,
+) -> BodyFraming {
+    out.reserve(192 + head.map.len() * 48);
+    status_line(head.status, out);
+    fields(&head.map, out, |name| {
+        context.closes && name == header::CONNECTION && !context.is_tunnel
+    });
+    if context.closes && !context.is_tunnel {
+        out.put_slice(b"connection: close\r\n");
+    } else if context.is_old && !context.is_tunnel {
+        out.put_slice(b"connection: keep-alive\r\n");
+    }
+    let has_length = head.map.contains_key(header::CONTENT_LENGTH);
+    let never_has_body = head.status.is_informational()
+        || head.status == StatusCode::NO_CONTENT
+        || context.is_tunnel;
+    let framing = if never_has_body {
+        BodyFraming::None
+    } else if has_length {
+        BodyFraming::Plain
+    } else if context.is_empty && !context.is_head {
+        out.put_slice(b"content-length: 0\r\n");
+        BodyFraming::None
+    } else if context.is_old {
+        BodyFraming::Plain
+    } else {
+        out.put_slice(b"transfer-encoding: chunked\r\n");
+        BodyFraming::Chunked
+    };
+    out.put_slice(b"\r\n");
+    if context.is_head || head.status == StatusCode::NOT_MODIFIED {
+        BodyFraming::None
+    } else {
+        framing
+    }
+}
+
+/// Ends a chunked body.
+pub(crate) fn end_chunks(trailers: Option<&HeaderMap>, out: &mut BytesMut) {
+    out.put_slice(b"0\r\n");
+    if let Some(trailers) = trailers {
+        fields(trailers, out, |name| {
+            name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING
+        });
+    }
+    out.put_slice(b"\r\n");
+}
+
+fn status_line(status: StatusCode, out: &mut BytesMut) {
+    if status == StatusCode::OK {
+        out.put_slice(b"HTTP/1.1 200 OK\r\n");
+        return;
+    }
+    out.put_slice(b"HTTP/1.1 ");
+    out.put_slice(status.as_str().as_bytes());
+    out.put_u8(b' ');
+    out.put_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
+    out.put_slice(b"\r\n");
+}
+
+fn fields(map: &HeaderMap, out: &mut BytesMut, is_left_out: impl Fn(&HeaderName) -> bool) {
+    for (name, value) in map {
+        if is_left_out(name) {
+            continue;
+        }
+        out.put_slice(name.as_str().as_bytes());
+        out.put_slice(b": ");
+        out.put_slice(value.as_bytes());
+        out.put_slice(b"\r\n");
+    }
+}

@@ -1,0 +1,524 @@
+//! Heads of requests and responses: bytes → our own types, with the framing of what follows. The rules that Envoy applies
+//! where two readers could disagree are applied here, each with Envoy's name for it.
+
+use std::mem::MaybeUninit;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, StatusCode, Version};
+
+use crate::http::headers::{RequestHeaders, ResponseHeaders, Scheme, names};
+
+use super::Framing;
+
+/// Limits of a head.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeadLimits {
+    /// All of it, in bytes.
+    pub(crate) bytes: usize,
+    /// Number of header fields.
+    pub(crate) count: usize,
+}
+
+/// The head of a request.
+#[derive(Debug)]
+pub(crate) struct RequestHead {
+    /// What filters see.
+    pub(crate) headers: RequestHeaders,
+    /// 1.0 or 1.1.
+    pub(crate) version: Version,
+    /// How its body ends.
+    pub(crate) framing: Framing,
+    /// The client wants the connection to go on.
+    pub(crate) keeps_alive: bool,
+    /// The client waits for `100 Continue`.
+    pub(crate) expects_continue: bool,
+}
+
+/// The head of a response.
+#[derive(Debug)]
+pub(crate) struct ResponseHead {
+    /// What filters see.
+    pub(crate) headers: ResponseHeaders,
+    /// How its body ends.
+    pub(crate) framing: Framing,
+    /// The connection goes on afterwards.
+    pub(crate) keeps_alive: bool,
+}
+
+/// Why a head is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum InvalidHead {
+    /// Not HTTP.
+    #[error("http1.codec_error")]
+    Codec,
+    /// A character that does not belong there.
+    #[error("http1.invalid_characters")]
+    Characters,
+    /// A target that is not one.
+    #[error("http1.invalid_url")]
+    Url,
+    /// A host that is not one.
+    #[error("http.invalid_authority")]
+    Authority,
+    /// A fragment in the path.
+    #[error("path_normalization_failed")]
+    Path,
+    /// Not a version that is spoken here.
+    #[error("low_version")]
+    Version,
+    /// Two ways to say where the body ends.
+    #[error("http1.content_length_and_chunked_not_allowed")]
+    LengthAndChunked,
+    /// A transfer encoding other than chunked.
+    #[error("http1.invalid_transfer_encoding")]
+    TransferEncoding,
+    /// A CONNECT with a body.
+    #[error("http1.body_disallowed")]
+    BodyDisallowed,
+    /// Longer than allowed.
+    #[error("http1.headers_too_large")]
+    TooLarge,
+    /// More fields than allowed.
+    #[error("http1.too_many_headers")]
+    TooMany,
+}
+
+impl InvalidHead {
+    /// What the client is told.
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            InvalidHead::TransferEncoding => StatusCode::NOT_IMPLEMENTED,
+            InvalidHead::Version => StatusCode::UPGRADE_REQUIRED,
+            InvalidHead::TooLarge | InvalidHead::TooMany => {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            }
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+/// What the fields of a head say about its body and its connection.
+#[derive(Default)]
+struct Said {
+    length: Option<u64>,
+    is_chunked: bool,
+    has_close: bool,
+    has_keep_alive: bool,
+    has_upgrade: bool,
+}
+
+/// Room for this many fields is on the stack.
+const SLOTS: usize = 104;
+
+/// The head of a request at the beginning of `input`, taken out of it; `None` when it is not all there.
+pub(crate) fn parse_request(
+    input: &mut BytesMut,
+    limits: HeadLimits,
+    is_tls: bool,
+) -> Result<Option<RequestHead>, InvalidHead> {
+    let blank = input
+        .iter()
+        .take_while(|byte| matches!(byte, b'\r' | b'\n'))
+        .count();
+    if blank > 0 {
+        let _ = input.split_to(blank);
+    }
+    let mut config = httparse::ParserConfig::default();
+    config.allow_multiple_spaces_in_request_line_delimiters(true);
+    let mut few = [const { MaybeUninit::uninit() }; SLOTS];
+    let mut many;
+    let slots: &mut [MaybeUninit<httparse::Header<'_>>] = if limits.count + 1 <= SLOTS {
+        &mut few[..=limits.count]
+    } else {
+        many = vec![MaybeUninit::uninit(); limits.count + 1];
+        &mut many
+    };
+    // One place in the input stays borrowed by the parsed head, so that the bytes are taken out first.
+    let Some(length) = request_length(&config, input, limits)? else {
+        return Ok(None);
+    };
+    let block = input.split_to(length).freeze();
+    let mut parsed = httparse::Request::new(&mut []);
+    match config.parse_request_with_uninit_headers(&mut parsed, &block, slots) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) | Err(_) => return Err(InvalidHead::Codec),
+    }
+    if parsed.headers.len() > limits.count {
+        return Err(InvalidHead::TooMany);
+    }
+    let method = parsed.method.unwrap_or_default();
+    let method = known_method(method).ok_or(InvalidHead::Codec)?;
+    let version = if parsed.version == Some(0) {
+        Version::HTTP_10
+    } else {
+        Version::HTTP_11
+    };
+    let target = parsed.path.unwrap_or_default();
+    let mut map = fields(&block, parsed.headers)?;
+    let said = Said::of(&map)?;
+    let framing = said.request_framing(&method, version)?;
+    let (scheme, authority, path) = target_of(&block, target, &method, is_tls)?;
+    let host = take_host(&mut map)?;
+    let authority = authority.or(host).unwrap_or(HeaderValue::from_static(""));
+    let expects_continue = version == Version::HTTP_11
+        && map
+            .get(header::EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let keeps_alive = match version {
+        Version::HTTP_10 => said.has_keep_alive && !said.has_close,
+        _ => !said.has_close,
+    };
+    let upgrade = said
+        .has_upgrade
+        .then(|| map.get(header::UPGRADE).cloned())
+        .flatten();
+    Ok(Some(RequestHead {
+        headers: RequestHeaders {
+            method,
+            scheme,
+            authority,
+            path,
+            upgrade,
+            map,
+        },
+        version,
+        framing,
+        keeps_alive,
+        expects_continue,
+    }))
+}
+
+/// How long the head is; `None` when it is not all there.
+fn request_length(
+    config: &httparse::ParserConfig,
+    input: &BytesMut,
+    limits: HeadLimits,
+) -> Result<Option<usize>, InvalidHead> {
+    let Some(length) = head_end(input) else {
+        if input.len() > limits.bytes {
+            return Err(InvalidHead::TooLarge);
+        }
+        // What can never become a head is refused at once.
+        let line = memchr::memchr(b'\n', input).map(|at| &input[..=at]);
+        if line.is_some_and(has_other_version) {
+            return Err(InvalidHead::Version);
+        }
+        let mut parsed = httparse::Request::new(&mut []);
+        return match config.parse_request(&mut parsed, line.unwrap_or(input)) {
+            Ok(_) | Err(httparse::Error::TooManyHeaders) => Ok(None),
+            Err(_) => Err(InvalidHead::Codec),
+        };
+    };
+    if length > limits.bytes {
+        return Err(InvalidHead::TooLarge);
+    }
+    let line = memchr::memchr(b'\n', input).unwrap_or(0);
+    if has_other_version(&input[..line]) {
+        return Err(InvalidHead::Version);
+    }
+    let fields = memchr::memchr_iter(b'\n', &input[line + 1..length]).count();
+    if fields > limits.count + 1 {
+        return Err(InvalidHead::TooMany);
+    }
+    Ok(Some(length))
+}
+
+/// Where a head ends: after its first empty line.
+fn head_end(input: &[u8]) -> Option<usize> {
+    memchr::memchr_iter(b'\n', input).find_map(|at| match &input[at + 1..] {
+        [b'\n', ..] => Some(at + 2),
+        [b'\r', b'\n', ..] => Some(at + 3),
+        _ => None,
+    })
+}
+
+/// A whole request line with a version that is neither 1.0 nor 1.1, or (HTTP/0.9) with none.
+fn has_other_version(line: &[u8]) -> bool {
+    let mut words = line
+        .split(u8::is_ascii_whitespace)
+        .filter(|word| !word.is_empty());
+    match (words.next(), words.next(), words.next()) {
+        (Some(method), Some(target), None) => {
+            target.starts_with(b"/")
+                && std::str::from_utf8(method).is_ok_and(|method| known_method(method).is_some())
+        }
+        (_, _, Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])) => {
+            major.is_ascii_digit()
+                && minor.is_ascii_digit()
+                && !matches!((major, minor), (b'1', b'0' | b'1'))
+        }
+        _ => false,
+    }
+}
+
+/// The methods that Envoy's parser knows.
+fn known_method(text: &str) -> Option<Method> {
+    const OTHERS: &[&str] = &[
+        "COPY",
+        "LOCK",
+        "MKCOL",
+        "MOVE",
+        "PROPFIND",
+        "PROPPATCH",
+        "SEARCH",
+        "UNLOCK",
+        "BIND",
+        "REBIND",
+        "UNBIND",
+        "ACL",
+        "REPORT",
+        "MKACTIVITY",
+        "CHECKOUT",
+        "MERGE",
+        "M-SEARCH",
+        "NOTIFY",
+        "SUBSCRIBE",
+        "UNSUBSCRIBE",
+        "PURGE",
+        "MKCALENDAR",
+        "LINK",
+        "UNLINK",
+        "SOURCE",
+    ];
+    Some(match text {
+        "GET" => Method::GET,
+        "POST" => Method::POST,
+        "PUT" => Method::PUT,
+        "HEAD" => Method::HEAD,
+        "DELETE" => Method::DELETE,
+        "OPTIONS" => Method::OPTIONS,
+        "PATCH" => Method::PATCH,
+        "CONNECT" => Method::CONNECT,
+        "TRACE" => Method::TRACE,
+        other if OTHERS.contains(&other) => Method::from_bytes(other.as_bytes()).ok()?,
+        _ => return None,
+    })
+}
+
+/// The head of a response at the beginning of `input`, taken out of it; `None` when it is not all there.
+pub(crate) fn parse_response(
+    input: &mut BytesMut,
+    limits: HeadLimits,
+    request: &Method,
+) -> Result<Option<ResponseHead>, InvalidHead> {
+    let Some(length) = head_end(input) else {
+        let is_status_line = input
+            .iter()
+            .zip(b"HTTP/1.")
+            .all(|(one, other)| one == other);
+        return match (is_status_line, input.len() > limits.bytes) {
+            (false, _) => Err(InvalidHead::Codec),
+            (true, true) => Err(InvalidHead::TooLarge),
+            (true, false) => Ok(None),
+        };
+    };
+    let block = unfold(input.split_to(length));
+    let mut config = httparse::ParserConfig::default();
+    config.allow_multiple_spaces_in_response_status_delimiters(true);
+    let mut few = [const { MaybeUninit::uninit() }; SLOTS];
+    let mut many;
+    let slots: &mut [MaybeUninit<httparse::Header<'_>>] = if limits.count <= SLOTS {
+        &mut few[..limits.count]
+    } else {
+        many = vec![MaybeUninit::uninit(); limits.count];
+        &mut many
+    };
+    let mut parsed = httparse::Response::new(&mut []);
+    match config.parse_response_with_uninit_headers(&mut parsed, &block, slots) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Err(httparse::Error::TooManyHeaders) => return Err(InvalidHead::TooMany),
+        Ok(httparse::Status::Partial) | Err(_) => return Err(InvalidHead::Codec),
+    }
+    let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
+    let status = status.ok_or(InvalidHead::Codec)?;
+    let map = fields(&block, parsed.headers)?;
+    let said = Said::of(&map)?;
+    let framing = said.response_framing(status, request)?;
+    let is_10 = parsed.version == Some(0);
+    let keeps_alive = framing != Framing::UntilClose
+        && !said.has_close
+        && (!is_10 || said.has_keep_alive)
+        && status != StatusCode::SWITCHING_PROTOCOLS;
+    Ok(Some(ResponseHead {
+        headers: ResponseHeaders { status, map },
+        framing,
+        keeps_alive,
+    }))
+}
+
+/// A header line that goes on in the next one is made one line, as RFC 9112 asks of a proxy.
+fn unfold(mut block: BytesMut) -> Bytes {
+    let mut from = 0;
+    while let Some(at) = memchr::memchr(b'\n', &block[from..]).map(|at| at + from) {
+        if matches!(block.get(at + 1), Some(b' ' | b'\t')) {
+            block[at] = b' ';
+            if at > 0 && block[at - 1] == b'\r' {
+                block[at - 1] = b' ';
+            }
+        }
+        from = at + 1;
+    }
+    block.freeze()
+}
+
+/// Header fields as a map; their values stay where they are.
+pub(super) fn fields(
+    block: &Bytes,
+    parsed: &[httparse::Header<'_>],
+) -> Result<HeaderMap, InvalidHead> {
+    // Room for those that the proxy adds, so that the map need not grow.
+    let mut map = HeaderMap::with_capacity(parsed.len() + 8);
+    for field in parsed {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| InvalidHead::Codec)?;
+        let value = HeaderValue::from_maybe_shared(block.slice_ref(field.value.trim_ascii_end()))
+            .map_err(|_| InvalidHead::Characters)?;
+        map.try_append(name, value)
+            .map_err(|_| InvalidHead::TooMany)?;
+    }
+    Ok(map)
+}
+
+impl Said {
+    fn of(map: &HeaderMap) -> Result<Self, InvalidHead> {
+        let mut said = Said::default();
+        let mut lengths = map.get_all(header::CONTENT_LENGTH).iter();
+        if let Some(length) = lengths.next() {
+            let digits = length.as_bytes();
+            if digits.is_empty()
+                || !digits.iter().all(u8::is_ascii_digit)
+                || lengths.next().is_some()
+            {
+                return Err(InvalidHead::Codec);
+            }
+            let length = length.to_str().ok().and_then(|text| text.parse().ok());
+            said.length = Some(length.ok_or(InvalidHead::Codec)?);
+        }
+        let mut encodings = map.get_all(header::TRANSFER_ENCODING).iter();
+        if let Some(encoding) = encodings.next() {
+            if !encoding.as_bytes().eq_ignore_ascii_case(b"chunked") || encodings.next().is_some() {
+                return Err(InvalidHead::TransferEncoding);
+            }
+            said.is_chunked = true;
+        }
+        let proxy = map.get_all(&names::PROXY_CONNECTION).iter();
+        for value in map.get_all(header::CONNECTION).iter().chain(proxy) {
+            for token in value.as_bytes().split(|byte| *byte == b',') {
+                let token = token.trim_ascii();
+                said.has_close |= token.eq_ignore_ascii_case(b"close");
+                said.has_keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+                said.has_upgrade |= token.eq_ignore_ascii_case(b"upgrade");
+            }
+        }
+        Ok(said)
+    }
+
+    fn request_framing(&self, method: &Method, version: Version) -> Result<Framing, InvalidHead> {
+        if self.is_chunked && self.length.is_some() {
+            return Err(InvalidHead::LengthAndChunked);
+        }
+        if self.is_chunked && version == Version::HTTP_10 {
+            return Err(InvalidHead::TransferEncoding);
+        }
+        if *method == Method::CONNECT && (self.is_chunked || self.length.unwrap_or(0) > 0) {
+            return Err(InvalidHead::BodyDisallowed);
+        }
+        Ok(match self.length {
+            _ if self.is_chunked => Framing::Chunked,
+            Some(length) if length > 0 => Framing::Length(length),
+            _ => Framing::Empty,
+        })
+    }
+
+    fn response_framing(
+        &self,
+        status: StatusCode,
+        request: &Method,
+    ) -> Result<Framing, InvalidHead> {
+        if self.is_chunked && self.length.is_some() {
+            return Err(InvalidHead::LengthAndChunked);
+        }
+        if status == StatusCode::NO_CONTENT && (self.is_chunked || self.length.unwrap_or(0) > 0) {
+            return Err(InvalidHead::BodyDisallowed);
+        }
+        let is_bodiless = *request == Method::HEAD
+            || status.is_informational()
+            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+            || *request == Method::CONNECT && status.is_success();
+        Ok(match self.length {
+            _ if is_bodiless => Framing::Empty,
+            _ if self.is_chunked => Framing::Chunked,
+            Some(0) => Framing::Empty,
+            Some(length) => Framing::Length(length),
+            None => Framing::UntilClose,
+        })
+    }
+}
+
+type Target = (Scheme, Option<HeaderValue>, PathAndQuery);
+
+/// Origin, absolute, authority or asterisk form.
+fn target_of(
+    block: &Bytes,
+    target: &str,
+    method: &Method,
+    is_tls: bool,
+) -> Result<Target, InvalidHead> {
+    let scheme = if is_tls { Scheme::Https } else { Scheme::Http };
+    if !target.is_ascii() {
+        return Err(InvalidHead::Codec);
+    }
+    if *method == Method::CONNECT {
+        let authority = Authority::try_from(target).map_err(|_| InvalidHead::Url)?;
+        let value = HeaderValue::from_str(authority.as_str()).map_err(|_| InvalidHead::Url)?;
+        return Ok((scheme, Some(value), PathAndQuery::from_static("/")));
+    }
+    if target.contains('#') {
+        return Err(InvalidHead::Path);
+    }
+    let path = |text: &str| {
+        PathAndQuery::from_maybe_shared(block.slice_ref(text.as_bytes()))
+            .map_err(|_| InvalidHead::Url)
+    };
+    if target.starts_with('/') || target == "*" {
+        return Ok((scheme, None, path(target)?));
+    }
+    let (scheme, rest) = match target.split_once("://") {
+        Some((name, rest)) if name.eq_ignore_ascii_case("http") => (Scheme::Http, rest),
+        Some((name, rest)) if name.eq_ignore_ascii_case("https") => (Scheme::Https, rest),
+        _ => return Err(InvalidHead::Codec),
+    };
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, rest) = rest.split_at(end);
+    // Who the client says it is has no place in a host.
+    let host = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host);
+    if host.is_empty() || !is_host(host.as_bytes()) {
+        return Err(InvalidHead::Authority);
+    }
+    let host = HeaderValue::from_str(host).map_err(|_| InvalidHead::Authority)?;
+    let path = match rest {
+        "" => PathAndQuery::from_static("/"),
+        rest => path(rest)?,
+    };
+    Ok((scheme, Some(host), path))
+}
+
+/// The one `host`, taken out of the map.
+fn take_host(map: &mut HeaderMap) -> Result<Option<HeaderValue>, InvalidHead> {
+    if map.get_all(header::HOST).iter().nth(1).is_some() {
+        return Err(InvalidHead::Codec);
+    }
+    let host = map.remove(header::HOST);
+    if host.as_ref().is_some_and(|host| !is_host(host.as_bytes())) {
+        return Err(InvalidHead::Authority);
+    }
+    Ok(host)
+}
+
+fn is_host(host: &[u8]) -> bool {
+    host.iter()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]%@".contains(byte))
+}

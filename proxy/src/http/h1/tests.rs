@@ -1,0 +1,1 @@
+//! Parsers against tables and against noise.

@@ -1,0 +1,337 @@
+//! An HTTP/1.1 exchange on a pooled connection, driven in place by whoever waits for the response: no task of its own.
+
+use super::{PoolError, PoolErrorKind, UpstreamBodyError};
+use crate::{
+    http::{
+        body::Body,
+        h1::{
+            Decoded, Decoder, Framing, HeadLimits, Output, ResponseHead,
+            encode::{self, BodyFraming, RequestFraming},
+            head::parse_response,
+        },
+    },
+    transport::UpstreamStream,
+};
+use ::http::Method;
+use bytes::{Buf as _, Bytes, BytesMut};
+use http_body::{Body as _, Frame};
+use std::{
+    future::Future as _,
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll, Waker, ready},
+};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+
+/// The least and the most room for a read.
+const READ: usize = 4 << 10;
+const READ_MOST: usize = 64 << 10;
+/// No more of a request than this waits to be written.
+const HIGH_WATER: usize = 64 << 10;
+/// Interim responses that an upstream may send before the real one.
+const MAX_INTERIM: u32 = 16;
+
+/// A connection between requests.
+pub(super) struct Http1 {
+    stream: UpstreamStream,
+    input: BytesMut,
+}
+
+/// A request's head, ready to be sent.
+pub(crate) struct Http1Request {
+    head: BytesMut,
+    method: Method,
+    framing: RequestFraming,
+}
+
+/// A request on its way and its response.
+pub(super) struct Exchange {
+    connection: Http1,
+    output: Output,
+    method: Method,
+    /// What is still to come of the request's body.
+    body: Option<Body>,
+    body_framing: BodyFraming,
+    /// Writing failed: only what the upstream had said before still counts.
+    is_broken: bool,
+    decoder: Decoder,
+    keeps_alive: bool,
+    is_eof: bool,
+    has_input: bool,
+    interim: u32,
+}
+
+impl Http1Request {
+    /// The head of a request.
+    pub(crate) fn new(headers: &crate::http::headers::RequestHeaders) -> Self {
+        let mut head = BytesMut::new();
+        encode::request(headers, &mut head);
+        Http1Request {
+            head,
+            method: headers.method.clone(),
+            framing: RequestFraming::of(headers),
+        }
+    }
+
+    /// It asks for a tunnel.
+    pub(super) fn is_connect(&self) -> bool {
+        self.method == Method::CONNECT
+    }
+}
+
+impl Http1 {
+    pub(super) fn new(stream: UpstreamStream) -> Self {
+        Http1 {
+            stream,
+            input: BytesMut::new(),
+        }
+    }
+
+    /// True while the upstream has neither ended an idle connection nor said anything on it.
+    pub(super) fn is_usable(&mut self) -> bool {
+        let mut byte = [0; 1];
+        let mut buffer = ReadBuf::new(&mut byte);
+        let mut context = Context::from_waker(Waker::noop());
+        Pin::new(&mut self.stream)
+            .poll_read(&mut context, &mut buffer)
+            .is_pending()
+    }
+
+    /// Begins a request.
+    pub(super) fn send(self, mut request: Http1Request, body: Body) -> Exchange {
+        let is_empty = body.is_end_stream();
+        let framing = encode::end_request(&request.framing, is_empty, &mut request.head);
+        let mut output = Output::default();
+        output.take_over(request.head);
+        Exchange {
+            connection: self,
+            output,
+            method: request.method,
+            body: (!is_empty).then_some(body),
+            body_framing: framing,
+            is_broken: false,
+            decoder: Decoder::new(Framing::Empty),
+            keeps_alive: false,
+            is_eof: false,
+            has_input: false,
+            interim: 0,
+        }
+    }
+}
+
+impl Exchange {
+    /// Sends what it can of the request; an error only when its body broke off.
+    fn poll_request(&mut self, context: &mut Context<'_>) -> Result<(), PoolError> {
+        while !self.is_broken && (self.body.is_some() || !self.output.is_empty()) {
+            let mut is_waiting = false;
+            while let Some(body) = &mut self.body {
+                if self.output.len() >= HIGH_WATER {
+                    break;
+                }
+                let frame = match Pin::new(body).poll_frame(context) {
+                    Poll::Pending => {
+                        is_waiting = true;
+                        break;
+                    }
+                    Poll::Ready(Some(Err(error))) => {
+                        return Err(PoolError::new(PoolErrorKind::LocalReset, error.to_string()));
+                    }
+                    Poll::Ready(frame) => frame.and_then(Result::ok),
+                };
+                self.put(frame);
+            }
+            match self.output.poll_write(&mut self.connection.stream, context) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Err(_)) => self.is_broken = true,
+                Poll::Ready(Ok(())) if is_waiting => return Ok(()),
+                Poll::Ready(Ok(())) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a piece of the request's body, or (none, trailers) its end.
+    fn put(&mut self, frame: Option<Frame<Bytes>>) {
+        let is_chunked = self.body_framing == BodyFraming::Chunked;
+        if let Some(frame) = frame
+            && let Ok(data) = frame.into_data()
+        {
+            if is_chunked {
+                self.output.put_chunk(data);
+            } else {
+                self.output.put_data(data);
+            }
+            if !self.body.as_ref().is_some_and(|body| body.is_end_stream()) {
+                return;
+            }
+        }
+        // QUIRK: trailers of a request are not passed on, as in Envoy unless it is told to.
+        self.body = None;
+        if is_chunked {
+            self.output.put(|flat| encode::end_chunks(None, flat));
+        }
+    }
+
+    fn is_sent(&self) -> bool {
+        self.body.is_none() && self.output.is_empty() && !self.is_broken
+    }
+
+    fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let connection = &mut self.connection;
+        let wanted = match self.decoder.expected() {
+            0 | usize::MAX => READ,
+            known => known.clamp(READ, READ_MOST),
+        };
+        connection.input.reserve(wanted);
+        let read = ready!(pin!(connection.stream.read_buf(&mut connection.input)).poll(context));
+        match read {
+            Ok(1..) => self.has_input = true,
+            _ => self.is_eof = true,
+        }
+        Poll::Ready(read)
+    }
+
+    /// The response's head, sending the request meanwhile.
+    pub(super) fn poll_head(
+        &mut self,
+        limits: HeadLimits,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<ResponseHead, PoolError>> {
+        self.poll_request(context)?;
+        loop {
+            if !self.connection.input.is_empty() {
+                match parse_response(&mut self.connection.input, limits, &self.method) {
+                    Ok(Some(head)) if is_interim(&head) => {
+                        self.interim += 1;
+                        if self.interim > MAX_INTERIM {
+                            return Poll::Ready(Err(protocol("too many interim responses")));
+                        }
+                        continue;
+                    }
+                    Ok(Some(head)) => {
+                        self.decoder = Decoder::new(head.framing);
+                        self.keeps_alive = head.keeps_alive;
+                        return Poll::Ready(Ok(head));
+                    }
+                    Ok(None) => {}
+                    Err(error) => return Poll::Ready(Err(protocol(&error.to_string()))),
+                }
+            }
+            if self.is_eof {
+                return Poll::Ready(Err(if self.has_input {
+                    protocol("the response's head ended early")
+                } else {
+                    PoolError::new(PoolErrorKind::ConnectionTermination, "")
+                }));
+            }
+            // An error is the end too.
+            let _ = ready!(self.poll_fill(context));
+        }
+    }
+
+    /// The next piece of the response's body, sending the request meanwhile.
+    pub(super) fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
+        if !self.is_sent() && self.poll_request(context).is_err() {
+            return Poll::Ready(Some(Err(UpstreamBodyError::Closed)));
+        }
+        loop {
+            match self.decoder.decode(&mut self.connection.input) {
+                Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                // QUIRK: trailers of a response are not passed on, as in Envoy unless it is told to.
+                Ok(Decoded::Trailers(_) | Decoded::End) => return Poll::Ready(None),
+                Ok(Decoded::More) if self.is_eof => {
+                    return Poll::Ready(
+                        self.decoder
+                            .close()
+                            .err()
+                            .map(|_| Err(UpstreamBodyError::Protocol)),
+                    );
+                }
+                Ok(Decoded::More) => {
+                    let read = ready!(self.poll_fill(context));
+                    if read.is_err() && !self.decoder.is_done() {
+                        return Poll::Ready(Some(Err(UpstreamBodyError::Closed)));
+                    }
+                }
+                Err(_) => return Poll::Ready(Some(Err(UpstreamBodyError::Protocol))),
+            }
+        }
+    }
+
+    /// All of the response was read.
+    pub(super) fn is_done(&self) -> bool {
+        self.decoder.is_done()
+    }
+
+    /// The connection, when it can carry another request.
+    pub(super) fn into_idle(mut self) -> Option<Http1> {
+        let is_clean = self.keeps_alive
+            && self.is_done()
+            && self.is_sent()
+            && !self.is_eof
+            && self.connection.input.is_empty();
+        // An idle connection holds no buffer.
+        self.connection.input = BytesMut::new();
+        is_clean.then_some(self.connection)
+    }
+
+    /// The connection's bytes after an upgrade.
+    pub(super) fn into_tunnel(self) -> UpstreamTunnel {
+        UpstreamTunnel {
+            ahead: self.connection.input,
+            stream: self.connection.stream,
+        }
+    }
+}
+
+fn is_interim(head: &ResponseHead) -> bool {
+    head.headers.status.is_informational()
+        && head.headers.status != ::http::StatusCode::SWITCHING_PROTOCOLS
+}
+
+fn protocol(text: &str) -> PoolError {
+    PoolError::new(PoolErrorKind::Protocol, text)
+}
+
+/// An upstream connection after an upgrade.
+pub(crate) struct UpstreamTunnel {
+    ahead: BytesMut,
+    stream: UpstreamStream,
+}
+
+impl AsyncRead for UpstreamTunnel {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let count = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead[..count]);
+            self.ahead.advance(count);
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for UpstreamTunnel {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
