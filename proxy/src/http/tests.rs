@@ -2,6 +2,7 @@
 
 mod filters;
 mod forwarding;
+mod hardness;
 mod http2;
 mod local_replies;
 mod rate_limits;
