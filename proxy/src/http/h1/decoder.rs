@@ -178,9 +178,10 @@ impl Decoder {
         };
         let block = input.split_to(end + 4).freeze();
         let mut slots = [httparse::EMPTY_HEADER; MAX_TRAILER_COUNT];
-        let parsed = match httparse::parse_headers(&block, &mut slots) {
-            Ok(httparse::Status::Complete((_, parsed))) => parsed,
-            _ => return Err(InvalidBody),
+        let Ok(httparse::Status::Complete((_, parsed))) =
+            httparse::parse_headers(&block, &mut slots)
+        else {
+            return Err(InvalidBody);
         };
         let trailers = fields(&block, parsed).map_err(|_| InvalidBody)?;
         self.0 = State::Done;

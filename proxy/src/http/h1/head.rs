@@ -129,7 +129,7 @@ pub(crate) fn parse_request(
     config.allow_multiple_spaces_in_request_line_delimiters(true);
     let mut few = [const { MaybeUninit::uninit() }; SLOTS];
     let mut many;
-    let slots: &mut [MaybeUninit<httparse::Header<'_>>] = if limits.count + 1 <= SLOTS {
+    let slots: &mut [MaybeUninit<httparse::Header<'_>>] = if limits.count < SLOTS {
         &mut few[..=limits.count]
     } else {
         many = vec![MaybeUninit::uninit(); limits.count + 1];

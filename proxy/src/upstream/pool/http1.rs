@@ -14,7 +14,7 @@ use crate::{
 };
 use ::http::Method;
 use bytes::{Buf as _, Bytes, BytesMut};
-use http_body::{Body as _, Frame};
+use http_body::{Body as HttpBody, Frame};
 use std::{
     future::Future as _,
     io,
@@ -161,7 +161,7 @@ impl Exchange {
             } else {
                 self.output.put_data(data);
             }
-            if !self.body.as_ref().is_some_and(|body| body.is_end_stream()) {
+            if !self.body.as_ref().is_some_and(HttpBody::is_end_stream) {
                 return;
             }
         }

@@ -9,7 +9,7 @@ use h2::{
     Ping, Reason, RecvStream, SendStream,
     client::{self, ResponseFuture, SendRequest},
 };
-use http_body::{Body as _, Frame};
+use http_body::{Body as HttpBody, Frame};
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
@@ -140,7 +140,7 @@ impl Exchange {
     }
 
     fn take(&mut self, mut data: Bytes) {
-        let is_last = self.body.as_ref().is_none_or(|body| body.is_end_stream());
+        let is_last = self.body.as_ref().is_none_or(HttpBody::is_end_stream);
         if data.is_empty() {
             if is_last {
                 let _ = self.send.send_data(data, true);
