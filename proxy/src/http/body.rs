@@ -1,6 +1,7 @@
 //! Bodies of upstream requests: the downstream request's body passed on piece by piece, kept (up to a limit) while a retry may
 //! need it again, and copied to mirrors.
 
+mod downstream;
 mod mirror;
 
 use std::cell::{Cell, RefCell};
@@ -13,10 +14,12 @@ use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::mpsc;
 
-use super::codec::{RequestBody, RequestBodyError};
 use super::filter::Buffered;
 use super::stream::StreamCell;
+use downstream::DownstreamError;
 use mirror::MirrorQueue;
+
+pub(crate) use downstream::DownstreamBody;
 
 /// Why a request's body ended early.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -36,16 +39,6 @@ enum Kind {
     /// Pieces of our own, until the sender is dropped.
     #[allow(dead_code, reason = "access loggers use it next")]
     Channel(mpsc::Receiver<Bytes>),
-}
-
-/// The body of a downstream request, as its codec reads it.
-pub(crate) enum DownstreamBody {
-    /// None.
-    Empty,
-    /// Of an HTTP/1 connection.
-    Http1(RequestBody),
-    /// Of an HTTP/2 stream.
-    Http2(h2::RecvStream),
 }
 
 /// The downstream request's body, read once and given to every attempt.
@@ -89,17 +82,6 @@ enum Piece {
     Trailers(HeaderMap),
 }
 
-/// Why a downstream request's body ended early.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum DownstreamError {
-    /// On an HTTP/1 connection.
-    #[error(transparent)]
-    Http1(#[from] RequestBodyError),
-    /// On an HTTP/2 stream.
-    #[error(transparent)]
-    Http2(#[from] h2::Error),
-}
-
 #[derive(Debug, thiserror::Error)]
 enum SourceError {
     #[error("the downstream request ended early")]
@@ -108,44 +90,6 @@ enum SourceError {
     Superseded,
     #[error("the mirror fell behind or the request ended early")]
     Mirror,
-}
-
-impl DownstreamBody {
-    fn poll_frame(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, DownstreamError>>> {
-        let stream = match self {
-            DownstreamBody::Empty => return Poll::Ready(None),
-            DownstreamBody::Http1(body) => {
-                return body
-                    .poll_frame(context)
-                    .map(|frame| frame.map(|frame| frame.map_err(DownstreamError::Http1)));
-            }
-            DownstreamBody::Http2(stream) => stream,
-        };
-        match ready!(stream.poll_data(context)) {
-            Some(Ok(data)) => {
-                // Whoever asks for the next piece has done with this one.
-                let _ = stream.flow_control().release_capacity(data.len());
-                Poll::Ready(Some(Ok(Frame::data(data))))
-            }
-            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
-            None => Poll::Ready(match ready!(stream.poll_trailers(context)) {
-                Ok(Some(trailers)) => Some(Ok(Frame::trailers(trailers))),
-                Ok(None) => None,
-                Err(error) => Some(Err(error.into())),
-            }),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            DownstreamBody::Empty => true,
-            DownstreamBody::Http1(body) => body.is_end_stream(),
-            DownstreamBody::Http2(stream) => stream.is_end_stream(),
-        }
-    }
 }
 
 impl Body {

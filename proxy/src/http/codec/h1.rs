@@ -2,6 +2,7 @@
 //! goes on with what the client sent meanwhile.
 
 mod body;
+mod send;
 mod session;
 
 pub(crate) use body::{RequestBody, RequestBodyError, Tunnel};

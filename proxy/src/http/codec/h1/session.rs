@@ -27,9 +27,7 @@ use crate::stream_info::ResponseFlag;
 use super::super::detect::Prefixed;
 use super::super::{Ending, count_ending};
 use super::body::{Io, RequestBody, SharedIo, Tunnel};
-
-/// No more than this waits to be written before more of a body is taken.
-const HIGH_WATER: usize = 64 << 10;
+use super::send::poll_send;
 
 /// Serves a connection to its end.
 pub(in crate::http::codec) async fn serve(
@@ -134,7 +132,8 @@ impl Session {
     async fn run(&mut self) {
         loop {
             let after = match self.next().await {
-                Next::Request(head) => self.exchange(*head).await,
+                // Boxed, so that an idle connection does not hold room for an exchange.
+                Next::Request(head) => Box::pin(self.exchange(*head)).await,
                 Next::Refused(reply) => self.refuse(reply).await,
                 Next::End => return,
             };
@@ -267,6 +266,7 @@ impl Session {
         let body = stream::refuse(&self.connection, reply);
         let wants = Wants {
             is_head: false,
+            is_connect: false,
             is_old: false,
             keeps_alive: false,
         };
@@ -300,6 +300,7 @@ impl Session {
         };
         let wants = Wants {
             is_head: head.headers.method == Method::HEAD,
+            is_connect: head.headers.method == Method::CONNECT,
             is_old: head.version == Version::HTTP_10,
             keeps_alive: head.keeps_alive,
         };
@@ -350,9 +351,9 @@ impl Session {
             let mut io = self.io.borrow_mut();
             let is_empty = body.is_end_stream();
             body.with_head(|head, is_closing| {
-                let is_tunnel = tunnel.is_some()
-                    && (head.status == StatusCode::SWITCHING_PROTOCOLS || head.status.is_success())
-                    && body_is_tunnel(head.status, is_empty);
+                let is_accepted = head.status == StatusCode::SWITCHING_PROTOCOLS
+                    || wants.is_connect && head.status.is_success() && is_empty;
+                let is_tunnel = tunnel.is_some() && is_accepted;
                 let closes = is_closing || must_close;
                 let context = ResponseContext {
                     is_head: wants.is_head,
@@ -475,71 +476,7 @@ impl Session {
 #[derive(Clone, Copy)]
 struct Wants {
     is_head: bool,
+    is_connect: bool,
     is_old: bool,
     keeps_alive: bool,
-}
-
-/// A CONNECT that is refused, or answered by somebody who sends a body, is an ordinary exchange.
-fn body_is_tunnel(status: StatusCode, is_empty: bool) -> bool {
-    status == StatusCode::SWITCHING_PROTOCOLS || is_empty
-}
-
-/// Moves a response's body out; `false` when it broke off or the client went away.
-fn poll_send(
-    shared: &SharedIo,
-    body: &mut ResponseBody,
-    framing: BodyFraming,
-    is_ended: &mut bool,
-    context: &mut Context<'_>,
-) -> Poll<bool> {
-    loop {
-        let mut is_waiting = false;
-        let mut is_broken = false;
-        while !*is_ended && !is_broken && shared.borrow().output.len() < HIGH_WATER {
-            // The body may read the request meanwhile, so nothing is borrowed here.
-            match Pin::new(&mut *body).poll_frame(context) {
-                Poll::Pending => {
-                    is_waiting = true;
-                    break;
-                }
-                Poll::Ready(Some(Ok(frame))) => {
-                    let output = &mut shared.borrow_mut().output;
-                    match frame.into_data() {
-                        Ok(data) => match framing {
-                            BodyFraming::Chunked => output.put_chunk(data),
-                            BodyFraming::Plain => output.put_data(data),
-                            BodyFraming::None => {}
-                        },
-                        Err(frame) => {
-                            *is_ended = true;
-                            end(output, framing, frame.into_trailers().ok().as_ref());
-                            break;
-                        }
-                    }
-                }
-                Poll::Ready(None) => {}
-                Poll::Ready(Some(Err(_))) => is_broken = true,
-            }
-            if !is_broken && body.is_end_stream() {
-                *is_ended = true;
-                end(&mut shared.borrow_mut().output, framing, None);
-            }
-        }
-        let mut io = shared.borrow_mut();
-        match io.poll_flush(context) {
-            Poll::Ready(Ok(())) if is_broken => return Poll::Ready(false),
-            Poll::Ready(Ok(())) if *is_ended => return Poll::Ready(true),
-            Poll::Ready(Err(_)) => return Poll::Ready(false),
-            Poll::Ready(Ok(())) if !is_waiting => {}
-            Poll::Ready(Ok(())) | Poll::Pending => {
-                return io.poll_closed(context).map(|()| false);
-            }
-        }
-    }
-}
-
-fn end(output: &mut Output, framing: BodyFraming, trailers: Option<&http::HeaderMap>) {
-    if framing == BodyFraming::Chunked {
-        output.put(|flat| encode::end_chunks(trailers, flat));
-    }
 }

@@ -1,0 +1,67 @@
+//! The body of a downstream request, whichever protocol it comes by.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::Frame;
+
+use crate::http::codec::{RequestBody, RequestBodyError};
+
+/// The body of a downstream request, as its codec reads it.
+pub(crate) enum DownstreamBody {
+    /// None.
+    Empty,
+    /// Of an HTTP/1 connection.
+    Http1(RequestBody),
+    /// Of an HTTP/2 stream.
+    Http2(h2::RecvStream),
+}
+
+/// Why a downstream request's body ended early.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DownstreamError {
+    /// On an HTTP/1 connection.
+    #[error(transparent)]
+    Http1(#[from] RequestBodyError),
+    /// On an HTTP/2 stream.
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
+}
+
+impl DownstreamBody {
+    pub(super) fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, DownstreamError>>> {
+        let stream = match self {
+            DownstreamBody::Empty => return Poll::Ready(None),
+            DownstreamBody::Http1(body) => {
+                return body
+                    .poll_frame(context)
+                    .map(|frame| frame.map(|frame| frame.map_err(DownstreamError::Http1)));
+            }
+            DownstreamBody::Http2(stream) => stream,
+        };
+        match ready!(stream.poll_data(context)) {
+            Some(Ok(data)) => {
+                // Whoever asks for the next piece has done with this one.
+                let _ = stream.flow_control().release_capacity(data.len());
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+            None => Poll::Ready(match ready!(stream.poll_trailers(context)) {
+                Ok(Some(trailers)) => Some(Ok(Frame::trailers(trailers))),
+                Ok(None) => None,
+                Err(error) => Some(Err(error.into())),
+            }),
+        }
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        match self {
+            DownstreamBody::Empty => true,
+            DownstreamBody::Http1(body) => body.is_end_stream(),
+            DownstreamBody::Http2(stream) => stream.is_end_stream(),
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! A response's body on its way to the client.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http_body::Body as _;
+
+use crate::http::h1::Output;
+use crate::http::h1::encode::{self, BodyFraming};
+use crate::http::stream::ResponseBody;
+
+use super::body::SharedIo;
+
+/// No more than this waits to be written before more of a body is taken.
+const HIGH_WATER: usize = 64 << 10;
+
+/// Moves a response's body out; `false` when it broke off or the client went away.
+pub(super) fn poll_send(
+    shared: &SharedIo,
+    body: &mut ResponseBody,
+    framing: BodyFraming,
+    is_ended: &mut bool,
+    context: &mut Context<'_>,
+) -> Poll<bool> {
+    loop {
+        let mut is_waiting = false;
+        let mut is_broken = false;
+        while !*is_ended && !is_broken && shared.borrow().output.len() < HIGH_WATER {
+            // The body may read the request meanwhile, so nothing is borrowed here.
+            match Pin::new(&mut *body).poll_frame(context) {
+                Poll::Pending => {
+                    is_waiting = true;
+                    break;
+                }
+                Poll::Ready(Some(Ok(frame))) => {
+                    let output = &mut shared.borrow_mut().output;
+                    match frame.into_data() {
+                        Ok(data) => match framing {
+                            BodyFraming::Chunked => output.put_chunk(data),
+                            BodyFraming::Plain => output.put_data(data),
+                            BodyFraming::None => {}
+                        },
+                        Err(frame) => {
+                            *is_ended = true;
+                            end(output, framing, frame.into_trailers().ok().as_ref());
+                            break;
+                        }
+                    }
+                }
+                Poll::Ready(None) => {}
+                Poll::Ready(Some(Err(_))) => is_broken = true,
+            }
+            if !is_broken && body.is_end_stream() {
+                *is_ended = true;
+                end(&mut shared.borrow_mut().output, framing, None);
+            }
+        }
+        let mut io = shared.borrow_mut();
+        match io.poll_flush(context) {
+            Poll::Ready(Ok(())) if is_broken => return Poll::Ready(false),
+            Poll::Ready(Ok(())) if *is_ended => return Poll::Ready(true),
+            Poll::Ready(Err(_)) => return Poll::Ready(false),
+            Poll::Ready(Ok(())) if !is_waiting => {}
+            Poll::Ready(Ok(())) | Poll::Pending => {
+                return io.poll_closed(context).map(|()| false);
+            }
+        }
+    }
+}
+
+fn end(output: &mut Output, framing: BodyFraming, trailers: Option<&http::HeaderMap>) {
+    if framing == BodyFraming::Chunked {
+        output.put(|flat| encode::end_chunks(trailers, flat));
+    }
+}
