@@ -4,7 +4,10 @@
 use super::*;
 use kube::{
     Api, Client,
-    api::{ApiResource, DeleteParams, DynamicObject, ObjectMeta, Patch, PatchParams, PostParams},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, ObjectMeta, Patch, PatchParams, PostParams,
+        TypeMeta,
+    },
     core::GroupVersionKind,
 };
 use serde_json::json;
@@ -41,7 +44,10 @@ async fn cluster() -> (Client, Api<DynamicObject>) {
 
 fn virtual_service(name: &str, host: &str) -> DynamicObject {
     DynamicObject {
-        types: None,
+        types: Some(TypeMeta {
+            api_version: "networking.istio.io/v1alpha3".to_owned(),
+            kind: "VirtualService".to_owned(),
+        }),
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
             ..ObjectMeta::default()

@@ -14,6 +14,10 @@ use tokio::{sync::mpsc, time::Instant};
 /// Changes that come together are one; a stream of them is told now and then.
 const QUIET: Duration = Duration::from_millis(20);
 const CAP: Duration = Duration::from_millis(200);
+/// A watcher that fails says so at least this often; one that is silent for longer goes on from where it was.
+const SILENCE: Duration = Duration::from_secs(90);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// One kind.
 #[derive(Debug, Default)]
@@ -24,7 +28,7 @@ struct Kind {
     listing: Option<BTreeSet<PathBuf>>,
     /// Whether it was ever listed, or is not installed.
     is_known: bool,
-    failure: Option<String>,
+    failure: Option<(String, Instant)>,
 }
 
 /// All kinds, and their objects by path.
@@ -54,8 +58,12 @@ impl Inventory {
         mut changes: mpsc::Receiver<(usize, Change)>,
         events: &mpsc::Sender<Event>,
     ) {
-        while let Some((index, change)) = changes.recv().await {
-            self.take(index, change);
+        loop {
+            match tokio::time::timeout(LOOK, changes.recv()).await {
+                Ok(Some((index, change))) => self.take(index, change),
+                Ok(None) => return,
+                Err(_) => self.forget_old_failures(),
+            }
             let cap = Instant::now() + CAP;
             loop {
                 let quiet = Instant::now() + QUIET;
@@ -112,20 +120,28 @@ impl Inventory {
                 kind.is_known = true;
                 kind.failure = None;
             }
-            Change::Failed(reason) => kind.failure = Some(reason),
+            Change::Failed(reason) => kind.failure = Some((reason, Instant::now())),
             Change::Denied(reason) => {
                 self.has_news |= !kind.is_known;
                 kind.listing = None;
                 kind.is_known = true;
-                kind.failure = Some(reason);
+                kind.failure = Some((reason, Instant::now()));
             }
+        }
+    }
+
+    /// A watch that has begun again says nothing before something changes.
+    fn forget_old_failures(&mut self) {
+        for kind in self.kinds.iter_mut().filter(|kind| kind.is_known) {
+            kind.failure = kind.failure.take().filter(|(_, at)| at.elapsed() < SILENCE);
         }
     }
 
     /// What there is to tell: the whole state once it is known, and what stands in the way of reading it.
     fn news(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
-        let failure = self.kinds.iter().find_map(|kind| kind.failure.clone());
+        let mut failures = self.kinds.iter().filter_map(|kind| kind.failure.as_ref());
+        let failure = failures.next().map(|(reason, _)| reason.clone());
         let is_known = self.kinds.iter().all(|kind| kind.is_known);
         let is_listing = self.kinds.iter().any(|kind| kind.listing.is_some());
         let has_recovered = failure.is_none() && self.told_failure.is_some();
@@ -186,6 +202,21 @@ mod tests {
         inventory.take(1, Change::Absent);
         assert_eq!(told(&mut inventory), ["a b"]);
         assert_eq!(told(&mut inventory), [""; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_that_is_not_repeated_is_over() {
+        let mut inventory = Inventory::new(1);
+        inventory.take(0, Change::Listing);
+        inventory.take(0, Change::Listed);
+        inventory.take(0, Change::Failed("away".into()));
+        assert_eq!(told(&mut inventory).len(), 1);
+        tokio::time::advance(SILENCE / 2).await;
+        inventory.forget_old_failures();
+        assert_eq!(told(&mut inventory), [""; 0]);
+        tokio::time::advance(SILENCE).await;
+        inventory.forget_old_failures();
+        assert_eq!(told(&mut inventory), [""]);
     }
 
     #[test]
