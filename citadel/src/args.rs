@@ -148,6 +148,9 @@ pub struct ServeArgs {
     /// Namespace of Citadel itself.
     #[arg(long, default_value = "istio-system")]
     pub citadel_storage_namespace: String,
+    /// Kubernetes' API server: a kubeconfig file; in a pod its service account is used without one.
+    #[arg(long, value_name = "FILE")]
+    pub kube_config: Option<PathBuf>,
     /// Flags of Istio that nothing here looks at.
     #[command(flatten)]
     pub ignored: IgnoredArgs,
@@ -158,8 +161,6 @@ pub struct ServeArgs {
 pub struct IgnoredArgs {
     #[arg(long, hide = true)]
     listened_namespaces: Option<String>,
-    #[arg(long, hide = true)]
-    kube_config: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     read_signing_cert_only: Option<String>,
     #[arg(long, hide = true)]
@@ -195,7 +196,6 @@ impl IgnoredArgs {
     pub fn given(&self) -> Vec<&'static str> {
         let flags = [
             ("listened-namespaces", &self.listened_namespaces),
-            ("kube-config", &self.kube_config),
             ("read-signing-cert-only", &self.read_signing_cert_only),
             ("upstream-ca-address", &self.upstream_ca_address),
             ("requested-ca-cert-ttl", &self.requested_ca_cert_ttl),

@@ -6,6 +6,7 @@
 mod client_certificate;
 mod jwks;
 mod jwks_fetch;
+mod kube_jwt;
 mod oidc;
 
 use proto_mesh::spiffe::SpiffeId;
@@ -13,6 +14,7 @@ use rustls_pki_types::CertificateDer;
 
 pub use client_certificate::ClientCertificate;
 pub use jwks::{InvalidJwks, JwksSource, KeyRing, KeySet};
+pub use kube_jwt::KubeJwt;
 pub use oidc::{Oidc, OidcSettings};
 
 /// What a call brings to prove who sends it.
@@ -50,22 +52,26 @@ pub enum Unauthenticated {
 }
 
 /// One way to tell who calls.
+#[tonic::async_trait]
 pub trait Authenticator: Send + Sync {
     /// Its name in log and ledger.
     fn name(&self) -> &'static str;
 
     /// Recognises the caller, or says why not.
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<SpiffeId, Unauthenticated>;
+    async fn authenticate(
+        &self,
+        credentials: &Credentials<'_>,
+    ) -> Result<SpiffeId, Unauthenticated>;
 }
 
 /// Tries `authenticators` in order. The error names what each of them missed.
-pub fn authenticate(
+pub async fn authenticate(
     authenticators: &[Box<dyn Authenticator>],
     credentials: &Credentials<'_>,
 ) -> Result<Caller, String> {
     let mut reasons = Vec::new();
     for authenticator in authenticators {
-        match authenticator.authenticate(credentials) {
+        match authenticator.authenticate(credentials).await {
             Ok(identity) => {
                 return Ok(Caller {
                     identity,

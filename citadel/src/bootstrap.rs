@@ -1,9 +1,5 @@
 //! Builds Citadel's parts in the order in which they need each other, binds its ports, starts its tasks.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,28 +17,26 @@ use proto_component::process::{Process, Usage};
 use proto_component::readiness::Condition;
 use proto_component::{task, tls};
 use time::OffsetDateTime;
+use tokio::sync::Notify;
 
 use crate::args::ServeArgs;
 use crate::authenticate::{
-    Authenticator, ClientCertificate, JwksSource, KeyRing, Oidc, OidcSettings,
+    Authenticator, ClientCertificate, JwksSource, KeyRing, KubeJwt, Oidc, OidcSettings,
 };
 use crate::ca::{
     CertificateAuthority, PluggedIn, PluggedInFiles, RootRotator, Rotation, SelfSigned,
     SelfSignedSettings, TtlRules,
 };
 use crate::features::Features;
+use crate::kubernetes::{self, RootConfigMaps, RootSecret};
 use crate::ledger::{Ledger, Writer};
 use crate::metrics::Metrics;
 use crate::pki::Validity;
 use crate::probe;
 use crate::root_file;
 use crate::server::{CertificateService, MAX_MESSAGE, OwnCertificate, Rules, with_deadline};
+use crate::store;
 
-/// Memory that the store may use as a cache.
-const STORE_CACHE: u64 = 4 << 20;
-/// A predecessor that was killed may hold the store's lock for a moment.
-const STORE_LOCK_TRIES: u32 = 50;
-const STORE_LOCK_WAIT: Duration = Duration::from_millis(100);
 const ISSUED_LIMIT: usize = 10_000;
 
 /// Everything built and bound, nothing started.
@@ -52,13 +46,20 @@ pub struct Citadel {
     keys_loaded: Condition,
     args: ServeArgs,
     ca: Arc<dyn CertificateAuthority>,
-    rotator: Option<RootRotator>,
+    root: Option<SelfSignedRoot>,
+    cluster: Option<kube::Client>,
     keys: Option<Arc<KeyRing>>,
     own: Arc<OwnCertificate>,
     writer: Writer,
     metrics: Metrics,
     service: CertificateService,
     listener: Option<Listener>,
+}
+
+/// A self-signed root, and who renews it.
+struct SelfSignedRoot {
+    ca: Arc<SelfSigned>,
+    rotator: Option<RootRotator>,
 }
 
 #[derive(serde::Deserialize)]
@@ -77,8 +78,9 @@ impl Citadel {
         // Declared before anybody can ask on the monitoring port.
         let serving = process.readiness.condition("serving");
         let keys_loaded = process.readiness.condition("token issuer's keys");
-        let database = open_store(&args.data_dir).await?;
-        let (ca, rotator) = authority(&database, args, features)?;
+        let database = store::open(&args.data_dir).await?;
+        let cluster = kubernetes::client(args.kube_config.as_deref()).await?;
+        let (ca, root) = authority(&database, args, features, cluster.as_ref()).await?;
         let (ledger, writer) = Ledger::open(&database, args.ledger_retention)?;
         let metrics = Metrics::new(&process.registry)?;
         let keys = key_ring(args)?.map(Arc::new);
@@ -86,7 +88,7 @@ impl Citadel {
             .context("mint the server certificate")?;
         let service = CertificateService::new(
             ca.clone(),
-            authenticators(args, keys.as_ref()),
+            authenticators(args, keys.as_ref(), cluster.as_ref()),
             Rules {
                 trust_domain: args.trust_domain().to_owned(),
                 ttl: TtlRules {
@@ -122,7 +124,8 @@ impl Citadel {
             keys_loaded,
             args: args.clone(),
             ca,
-            rotator,
+            root,
+            cluster,
             keys,
             own: Arc::new(own),
             writer,
@@ -148,12 +151,26 @@ impl Citadel {
             );
         } else {
             self.keys_loaded.set();
-            tracing::warn!(target: "ca", "no --oidc-issuer: only callers with a client certificate are recognised");
+            if self.cluster.is_none() {
+                tracing::warn!(target: "ca", "no --oidc-issuer and no cluster: only callers with a client certificate are recognised");
+            }
         }
         let own = self.own.clone();
         let own_drain = drain.clone();
         task::spawn("own-certificate", async move { own.run(own_drain).await });
-        if let Some(rotator) = self.rotator {
+        let new_root = Arc::new(Notify::new());
+        if let Some(cluster) = self.cluster {
+            let config_maps = RootConfigMaps::new(cluster.clone(), self.ca.clone());
+            let config_maps_changed = config_maps.changed();
+            task::spawn("root-config-maps", config_maps.run(drain.clone()));
+            let secret = RootSecret::new(cluster, &self.args.citadel_storage_namespace);
+            let root = self.root.as_ref().map(|root| root.ca.clone());
+            let (new_root, drain) = (new_root.clone(), drain.clone());
+            task::spawn("root-secret", async move {
+                kubernetes::keep_root(root, &secret, &new_root, &config_maps_changed, &drain).await;
+            });
+        }
+        if let Some(rotator) = self.root.and_then(|root| root.rotator) {
             let (ca, args, metrics) = (self.ca.clone(), self.args.clone(), self.metrics.clone());
             let own = self.own.clone();
             task::spawn("root-rotator", rotator.run(move || {
@@ -161,6 +178,7 @@ impl Citadel {
                     tracing::error!(target: "ca", error = format!("{error:#}"), "publish the new root");
                 }
                 own.refresh();
+                new_root.notify_one();
             }));
         }
         spawn_probe(&self.ca, &self.args, &self.process);
@@ -202,11 +220,12 @@ async fn serve(
     .await
 }
 
-fn authority(
+async fn authority(
     database: &sled::Db,
     args: &ServeArgs,
     features: &Features,
-) -> anyhow::Result<(Arc<dyn CertificateAuthority>, Option<RootRotator>)> {
+    cluster: Option<&kube::Client>,
+) -> anyhow::Result<(Arc<dyn CertificateAuthority>, Option<SelfSignedRoot>)> {
     let now = OffsetDateTime::now_utc();
     if args.self_signed_ca {
         let organization = if args.org.is_empty() {
@@ -218,7 +237,9 @@ fn authority(
             organization: organization.to_owned(),
             ttl: features.self_signed_ca_cert_ttl,
         };
-        let ca = Arc::new(SelfSigned::open(database, settings, tls::provider(), now)?);
+        let secret =
+            cluster.map(|client| RootSecret::new(client.clone(), &args.citadel_storage_namespace));
+        let ca = Arc::new(kubernetes::open_root(database, settings, secret.as_ref(), now).await?);
         let rotation = Rotation {
             check_interval: features.root_cert_check_interval,
             grace_percent: features.root_cert_grace_period_percentile,
@@ -226,7 +247,11 @@ fn authority(
         };
         let rotates = !rotation.check_interval.is_zero();
         let rotator = rotates.then(|| RootRotator::new(ca.clone(), rotation));
-        return Ok((ca, rotator));
+        let root = SelfSignedRoot {
+            ca: ca.clone(),
+            rotator,
+        };
+        return Ok((ca, Some(root)));
     }
     let (Some(certificate), Some(key), Some(root)) =
         (&args.signing_cert, &args.signing_key, &args.root_cert)
@@ -248,8 +273,19 @@ fn authority(
     Ok((Arc::new(ca), None))
 }
 
-fn authenticators(args: &ServeArgs, keys: Option<&Arc<KeyRing>>) -> Vec<Box<dyn Authenticator>> {
+fn authenticators(
+    args: &ServeArgs,
+    keys: Option<&Arc<KeyRing>>,
+    cluster: Option<&kube::Client>,
+) -> Vec<Box<dyn Authenticator>> {
     let mut authenticators: Vec<Box<dyn Authenticator>> = vec![Box::new(ClientCertificate)];
+    if let Some(cluster) = cluster {
+        authenticators.push(Box::new(KubeJwt::new(
+            cluster.clone(),
+            args.oidc_audience.clone(),
+            args.trust_domain().to_owned(),
+        )));
+    }
     if let (Some(keys), Some(issuer)) = (keys, &args.oidc_issuer) {
         let settings = OidcSettings {
             issuer: issuer.clone(),
@@ -285,71 +321,6 @@ fn key_ring(args: &ServeArgs) -> Result<Option<KeyRing>, Usage> {
         JwksSource::File(jwks.into())
     };
     Ok(Some(KeyRing::new(source)))
-}
-
-/// The store's folder is for its owner only: the root's key is in it.
-async fn open_store(folder: &Path) -> anyhow::Result<sled::Db> {
-    let prepare = || -> io::Result<()> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)?;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
-    };
-    prepare().with_context(|| format!("prepare --data-dir {}", folder.display()))?;
-    let mut tries = 0;
-    loop {
-        let opened = sled::Config::new()
-            .path(folder.join("store"))
-            .cache_capacity(STORE_CACHE)
-            .mode(sled::Mode::LowSpace)
-            // Every write that matters is flushed where it is made.
-            .flush_every_ms(None)
-            .open();
-        match opened {
-            Ok(database) => {
-                close_to_others(&folder.join("store"))?;
-                return Ok(database);
-            }
-            Err(error) if is_locked(&error) && tries < STORE_LOCK_TRIES => {
-                tries += 1;
-                tokio::time::sleep(STORE_LOCK_WAIT).await;
-            }
-            Err(error) if is_locked(&error) => {
-                return Err(Usage(format!(
-                    "--data-dir {} is in use by another process",
-                    folder.display()
-                ))
-                .into());
-            }
-            Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("open the store in --data-dir {}", folder.display()));
-            }
-        }
-    }
-}
-
-fn is_locked(error: &sled::Error) -> bool {
-    match error {
-        sled::Error::Io(error) => {
-            error.kind() == io::ErrorKind::WouldBlock
-                || error.to_string().contains("could not acquire lock")
-        }
-        _ => false,
-    }
-}
-
-/// Files of the store are for their owner only, also those of an older umask.
-fn close_to_others(store: &Path) -> io::Result<()> {
-    fs::set_permissions(store, fs::Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(store)? {
-        let entry = entry?;
-        if entry.file_type()?.is_file() {
-            fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o600))?;
-        }
-    }
-    Ok(())
 }
 
 /// Writes the root for others to trust, and its end into the metric.

@@ -15,7 +15,7 @@ use crate::pki::{Bundle, Certificate, MintError, PublicKey, San};
 
 pub use plugged_in::{InvalidPluggedIn, PluggedIn, PluggedInFiles};
 pub use root_rotator::{RootRotator, Rotation};
-pub use self_signed::{SelfSigned, SelfSignedError, SelfSignedSettings};
+pub use self_signed::{RootPair, SelfSigned, SelfSignedError, SelfSignedSettings};
 pub use signer::{InvalidSigner, Signer};
 
 /// What a leaf is wanted for.

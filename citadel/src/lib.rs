@@ -5,6 +5,8 @@
 //! answer.
 //!
 //! - A new way to prove who one is: a file in `authenticate/` and a line in [`bootstrap`].
+//! - Under Kubernetes, [`kubernetes`] keeps the root in a Secret and hands it to every namespace as a ConfigMap; tokens are
+//!   reviewed by the API server.
 //! - A new kind of authority: a file in `ca/` that implements [`ca::CertificateAuthority`], and a line in [`bootstrap`].
 //! - What a certificate says: `pki/certificate.rs`.
 
@@ -14,6 +16,7 @@ pub mod authorize;
 pub mod bootstrap;
 pub mod ca;
 pub mod features;
+pub mod kubernetes;
 pub mod ledger;
 pub mod list;
 pub mod metrics;
@@ -21,5 +24,6 @@ pub mod pki;
 pub mod probe;
 mod root_file;
 pub mod server;
+mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

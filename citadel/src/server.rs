@@ -141,7 +141,9 @@ impl IstioCertificateService for CertificateService {
             certificate: peer.certificates.first(),
             bearer: bearer(&request),
         };
-        let caller = authenticate(&self.authenticators, &credentials).map_err(|reasons| {
+        let caller = authenticate(&self.authenticators, &credentials)
+            .await
+            .map_err(|reasons| {
             self.metrics.authentication_failure.inc();
             tracing::warn!(target: "ca", reasons, peer = ?peer.remote, "caller not authenticated");
             Status::unauthenticated(format!("request authenticate failure: {reasons}"))

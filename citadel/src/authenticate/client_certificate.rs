@@ -13,12 +13,16 @@ pub struct ClientCertificate;
 
 const CREDENTIAL: &str = "client certificate";
 
+#[tonic::async_trait]
 impl Authenticator for ClientCertificate {
     fn name(&self) -> &'static str {
         "ClientCertAuthenticator"
     }
 
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<SpiffeId, Unauthenticated> {
+    async fn authenticate(
+        &self,
+        credentials: &Credentials<'_>,
+    ) -> Result<SpiffeId, Unauthenticated> {
         let certificate = credentials
             .certificate
             .ok_or(Unauthenticated::Missing(CREDENTIAL))?;

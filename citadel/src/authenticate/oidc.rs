@@ -97,12 +97,16 @@ impl Oidc {
     }
 }
 
+#[tonic::async_trait]
 impl Authenticator for Oidc {
     fn name(&self) -> &'static str {
         "KubeJWTAuthenticator"
     }
 
-    fn authenticate(&self, credentials: &Credentials<'_>) -> Result<SpiffeId, Unauthenticated> {
+    async fn authenticate(
+        &self,
+        credentials: &Credentials<'_>,
+    ) -> Result<SpiffeId, Unauthenticated> {
         let token = credentials
             .bearer
             .ok_or(Unauthenticated::Missing(CREDENTIAL))?;

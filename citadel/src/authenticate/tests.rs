@@ -9,7 +9,15 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use futures::FutureExt as _;
+
 use super::*;
+
+/// What these authenticators do, they do without waiting.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    future.now_or_never().unwrap()
+}
+
 use crate::pki::{LeafProfile, PrivateKey, San, Validity, issuer_of, mint_leaf, mint_root};
 use crate::testing::{ISSUER, TokenIssuer};
 
@@ -28,7 +36,7 @@ fn recognised(oidc: &Oidc, token: &str) -> Result<String, String> {
         bearer: Some(token),
         ..Credentials::default()
     };
-    match oidc.authenticate(&credentials) {
+    match block_on(oidc.authenticate(&credentials)) {
         Ok(identity) => Ok(identity.to_string()),
         Err(error) => Err(error.to_string()),
     }
@@ -201,7 +209,7 @@ fn a_client_certificate_needs_exactly_one_spiffe_uri() {
             certificate: Some(&leaf.der),
             ..Credentials::default()
         };
-        ClientCertificate.authenticate(&credentials)
+        block_on(ClientCertificate.authenticate(&credentials))
     };
     let uri = |text: &str| San::Uri(text.to_owned());
     let good = uri("spiffe://cluster.local/ns/a/sa/b");
@@ -224,8 +232,8 @@ fn the_first_that_recognises_wins_and_failures_name_everything_missing() {
         bearer: Some(&token),
         ..Credentials::default()
     };
-    let caller = authenticate(&all, &credentials).unwrap();
+    let caller = block_on(authenticate(&all, &credentials)).unwrap();
     assert_eq!(caller.authenticator, "KubeJWTAuthenticator");
-    let error = authenticate(&all, &Credentials::default()).unwrap_err();
+    let error = block_on(authenticate(&all, &Credentials::default())).unwrap_err();
     assert_eq!(error, "no client certificate; no bearer token");
 }

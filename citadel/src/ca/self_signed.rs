@@ -28,6 +28,15 @@ pub struct SelfSignedSettings {
     pub ttl: Duration,
 }
 
+/// A root's two halves as PEM, for another safe than the store.
+#[derive(Clone)]
+pub struct RootPair {
+    /// The certificate.
+    pub certificate: String,
+    /// Its private key.
+    pub key: String,
+}
+
 /// The self-signed authority.
 pub struct SelfSigned {
     key: PrivateKey,
@@ -88,6 +97,34 @@ impl SelfSigned {
             store,
             settings,
             provider,
+        })
+    }
+
+    /// Puts the root of another safe into the store, in the place of what is there, before it is opened.
+    ///
+    /// # Errors
+    /// When the pair is unusable or the store fails; the store then keeps what it has.
+    pub fn adopt(
+        database: &sled::Db,
+        pair: &RootPair,
+        provider: &Arc<CryptoProvider>,
+        now: OffsetDateTime,
+    ) -> Result<(), SelfSignedError> {
+        let key = PrivateKey::from_pem(&pair.key)?;
+        signer_of(&key, &pair.certificate, provider, now)?;
+        persist(&database.open_tree(TREE)?, &key, &pair.certificate)
+    }
+
+    /// The root for another safe.
+    ///
+    /// # Errors
+    /// When the store fails or has no certificate.
+    pub fn pair(&self) -> Result<RootPair, SelfSignedError> {
+        let certificate = read(&self.store, CERTIFICATE)?
+            .ok_or(SelfSignedError::Damaged("the certificate is missing"))?;
+        Ok(RootPair {
+            certificate,
+            key: self.key.to_pem(),
         })
     }
 

@@ -4,3 +4,4 @@
 
 mod binary;
 mod csr_service;
+mod kubernetes;

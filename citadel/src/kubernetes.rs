@@ -1,0 +1,97 @@
+//! Citadel in a cluster: the API server as witness of tokens, a Secret as the root's safe, a ConfigMap in every namespace
+//! from which workloads learn the root.
+
+mod root_config_map;
+mod root_secret;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use proto_component::backoff::Backoff;
+use proto_component::drain::Drain;
+use proto_component::tls;
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+
+use crate::ca::{SelfSigned, SelfSignedSettings};
+
+pub use root_config_map::{CONFIG_MAP, ROOT_KEY, RootConfigMaps};
+pub use root_secret::{RootSecret, SECRET};
+
+/// A client of the API server: that of `kubeconfig`, else the pod's own, else none.
+///
+/// # Errors
+/// When the file or the pod's credentials are unusable.
+pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Option<Client>> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path)
+                .with_context(|| format!("--kube-config {}", path.display()))?;
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .with_context(|| format!("--kube-config {}", path.display()))?
+        }
+        // What the kubelet puts into every pod's environment.
+        None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
+            Config::incluster().context("the pod's service account")?
+        }
+        None => return Ok(None),
+    };
+    let client = Client::try_from(config).context("make a client of the API server")?;
+    Ok(Some(client))
+}
+
+/// The self-signed root: in a cluster the Secret is the truth, and the store follows it.
+///
+/// # Errors
+/// When the API server does not answer, or a root is unusable.
+pub async fn open_root(
+    database: &sled::Db,
+    settings: SelfSignedSettings,
+    secret: Option<&RootSecret>,
+    now: OffsetDateTime,
+) -> anyhow::Result<SelfSigned> {
+    let open = || SelfSigned::open(database, settings.clone(), tls::provider(), now);
+    let Some(secret) = secret else {
+        return Ok(open()?);
+    };
+    if secret.read().await?.is_none() {
+        // Another that is faster wins; what counts is read below.
+        secret.create(&open()?.pair()?).await?;
+    }
+    let pair = secret.read().await?.context("the root's Secret vanished")?;
+    SelfSigned::adopt(database, &pair, &tls::provider(), now)?;
+    Ok(open()?)
+}
+
+/// Carries each renewed root into the Secret, and only then to the namespaces.
+pub async fn keep_root(
+    root: Option<Arc<SelfSigned>>,
+    secret: &RootSecret,
+    new_root: &Notify,
+    config_maps: &Notify,
+    drain: &Drain,
+) {
+    loop {
+        tokio::select! {
+            () = new_root.notified() => {}
+            () = drain.signaled() => return,
+        }
+        let mut backoff = Backoff::default();
+        while let Some(root) = &root {
+            let written = match root.pair() {
+                Ok(pair) => secret.replace(&pair).await,
+                Err(error) => Err(error.into()),
+            };
+            let Err(error) = written else { break };
+            tracing::error!(target: "ca", error = format!("{error:#}"), "keep the new root");
+            if !backoff.wait(drain).await {
+                return;
+            }
+        }
+        config_maps.notify_one();
+    }
+}

@@ -1,0 +1,107 @@
+//! The self-signed root in the Secret `istio-ca-secret`, as Istio keeps it (`ca-cert.pem`, `ca-key.pem`): the pod's folder
+//! may vanish, the cluster's root may not. Whoever is first writes it; everybody else takes it from there.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Client;
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+
+use crate::ca::RootPair;
+
+/// The Secret's name.
+pub const SECRET: &str = "istio-ca-secret";
+const KIND: &str = "istio.io/ca-root";
+const CERTIFICATE: &str = "ca-cert.pem";
+const KEY: &str = "ca-key.pem";
+const DEADLINE: Duration = Duration::from_secs(10);
+const CONFLICT: u16 = 409;
+
+/// The Secret of one namespace.
+#[derive(Clone)]
+pub struct RootSecret {
+    secrets: Api<Secret>,
+}
+
+impl RootSecret {
+    /// The Secret in `namespace`.
+    pub fn new(client: Client, namespace: &str) -> Self {
+        Self {
+            secrets: Api::namespaced(client, namespace),
+        }
+    }
+
+    /// The root that the cluster has, if it has one.
+    ///
+    /// # Errors
+    /// When the API server does not answer, or the Secret is not a root.
+    pub async fn read(&self) -> anyhow::Result<Option<RootPair>> {
+        let found = tokio::time::timeout(DEADLINE, self.secrets.get_opt(SECRET))
+            .await
+            .context("the API server does not answer")?
+            .with_context(|| format!("read Secret {SECRET}"))?;
+        let Some(secret) = found else {
+            return Ok(None);
+        };
+        let data = secret.data.unwrap_or_default();
+        let text = |key: &str| {
+            let ByteString(bytes) = data
+                .get(key)
+                .with_context(|| format!("Secret {SECRET} has no {key}"))?;
+            String::from_utf8(bytes.clone())
+                .with_context(|| format!("Secret {SECRET}: {key} is not text"))
+        };
+        Ok(Some(RootPair {
+            certificate: text(CERTIFICATE)?,
+            key: text(KEY)?,
+        }))
+    }
+
+    /// Writes the first root; says `false` if another was faster.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn create(&self, pair: &RootPair) -> anyhow::Result<bool> {
+        let (parameters, secret) = (PostParams::default(), secret(pair));
+        let create = self.secrets.create(&parameters, &secret);
+        match tokio::time::timeout(DEADLINE, create).await {
+            Ok(Ok(_)) => Ok(true),
+            Ok(Err(kube::Error::Api(status))) if status.code == CONFLICT => Ok(false),
+            Ok(Err(error)) => Err(error).with_context(|| format!("create Secret {SECRET}")),
+            Err(_) => bail!("create Secret {SECRET}: the API server does not answer"),
+        }
+    }
+
+    /// Puts a renewed root in the place of the old one.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn replace(&self, pair: &RootPair) -> anyhow::Result<()> {
+        let (parameters, secret) = (PatchParams::default(), secret(pair));
+        let patch = Patch::Merge(&secret);
+        tokio::time::timeout(DEADLINE, self.secrets.patch(SECRET, &parameters, &patch))
+            .await
+            .context("the API server does not answer")?
+            .with_context(|| format!("replace Secret {SECRET}"))?;
+        Ok(())
+    }
+}
+
+fn secret(pair: &RootPair) -> Secret {
+    let entry = |key: &str, text: &str| (key.to_owned(), ByteString(text.as_bytes().to_vec()));
+    Secret {
+        metadata: ObjectMeta {
+            name: Some(SECRET.to_owned()),
+            ..ObjectMeta::default()
+        },
+        type_: Some(KIND.to_owned()),
+        data: Some(BTreeMap::from([
+            entry(CERTIFICATE, &pair.certificate),
+            entry(KEY, &pair.key),
+        ])),
+        ..Secret::default()
+    }
+}
