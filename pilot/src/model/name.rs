@@ -93,6 +93,13 @@ impl ClusterName {
         })
     }
 
+    /// The host in a cluster's name, without taking the rest apart.
+    #[must_use]
+    pub fn host_of(name: &str) -> Option<&str> {
+        let separator = if name.contains('|') { "|" } else { "_." };
+        name.splitn(4, separator).nth(3)
+    }
+
     /// The server name that clients of this cluster ask for.
     #[must_use]
     pub fn sni(&self) -> String {
@@ -140,6 +147,11 @@ mod tests {
             ClusterName::outbound(80, "", "a.b").sni(),
             "outbound_.80_._.a.b"
         );
+        assert_eq!(
+            ClusterName::host_of("outbound_.80_._.a.b"),
+            ClusterName::host_of("outbound|80||a.b")
+        );
+        assert_eq!(ClusterName::host_of("BlackHoleCluster"), None);
         assert_eq!(ClusterName::parse("BlackHoleCluster"), None);
     }
 }

@@ -475,8 +475,7 @@ pub(super) fn names_to_push<'a>(
 ) -> impl Iterator<Item = &'a Name> {
     let only_touched = kind == ResourceType::Endpoint && request.is_endpoints_only();
     watched.names.iter().filter(move |name| {
-        !only_touched
-            || ClusterName::parse(name).is_some_and(|name| request.hosts.contains(&name.host))
+        !only_touched || ClusterName::host_of(name).is_some_and(|host| request.hosts.contains(host))
     })
 }
 
