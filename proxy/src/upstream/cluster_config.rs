@@ -5,8 +5,8 @@
 )]
 
 use super::{
-    HttpProtocolOptions, dns_cache::DnsCacheConfig, health_check::HealthCheckConfig,
-    load_balancer::policy::Balancing, outlier::OutlierConfig,
+    HttpProtocolOptions, dns::DnsOptions, dns_cache::DnsCacheConfig,
+    health_check::HealthCheckConfig, load_balancer::policy::Balancing, outlier::OutlierConfig,
 };
 use crate::{
     invalid::{At as _, Invalid, try_all},
@@ -24,7 +24,9 @@ use proto::envoy::config::{
     core::v3::TcpKeepalive,
     endpoint::v3::ClusterLoadAssignment,
 };
-use proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig as DynamicForwardProxy;
+use proto::envoy::extensions::clusters::{
+    dns::v3::DnsCluster, dynamic_forward_proxy::v3::ClusterConfig as DynamicForwardProxy,
+};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 /// A checked cluster.
@@ -45,8 +47,6 @@ pub(crate) struct ClusterConfig {
     pub(crate) connect_timeout: Duration,
     /// Hosts that discovery takes away go at once, whatever their health checks say.
     pub(crate) drops_removed_hosts: bool,
-    /// Existing connections are closed when the set of hosts changes.
-    pub(crate) closes_on_change: bool,
     /// Outlier ejection.
     pub(crate) outlier: Option<OutlierConfig>,
     /// Active health checks.
@@ -92,36 +92,6 @@ pub(crate) enum Discovery {
     },
 }
 
-/// DNS settings of a cluster.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct DnsOptions {
-    /// Time between resolutions.
-    pub(crate) refresh: Duration,
-    /// Time after a failure, growing to the second.
-    pub(crate) failure_refresh: (Duration, Duration),
-    /// Which addresses are wanted.
-    pub(crate) family: DnsFamily,
-    /// At most so much later, so that not everybody asks at once.
-    pub(crate) jitter: Duration,
-    /// Whether the cluster waits for the first answer before it serves.
-    pub(crate) is_awaited: bool,
-}
-
-/// Which addresses are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DnsFamily {
-    /// IPv6, or IPv4 if there are none.
-    Auto,
-    /// IPv4 only.
-    V4Only,
-    /// IPv6 only.
-    V6Only,
-    /// IPv4, or IPv6 if there are none.
-    V4Preferred,
-    /// All.
-    All,
-}
-
 /// TCP keepalive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Keepalive {
@@ -148,10 +118,6 @@ impl ClusterConfig {
         };
         let discovery = Discovery::of(&wire)?;
         let balancing = Balancing::of(&wire, &discovery)?;
-        let closes_on_change = wire
-            .common_lb_config
-            .as_ref()
-            .is_some_and(|common| common.close_connections_on_host_set_change);
         let bind = wire
             .upstream_bind_config
             .as_ref()
@@ -166,7 +132,6 @@ impl ClusterConfig {
                 "connect_timeout",
             )?,
             drops_removed_hosts: wire.ignore_health_on_host_removal,
-            closes_on_change,
             outlier: wire
                 .outlier_detection
                 .as_ref()
@@ -206,10 +171,30 @@ fn http_options(wire: &Wire, discovery: &Discovery) -> Result<HttpProtocolOption
     Ok(options)
 }
 
+/// Names are resolved by the system; whoever asks for that gets it.
+fn is_system_resolver(wire: &Wire) -> bool {
+    use proto::envoy::extensions::network::dns_resolver::{
+        cares::v3::CaresDnsResolverConfig, getaddrinfo::v3::GetAddrInfoDnsResolverConfig,
+    };
+    let any = wire
+        .typed_dns_resolver_config
+        .as_ref()
+        .and_then(|config| config.typed_config.as_ref());
+    // c-ares without servers of its own asks those of the system too.
+    let is_plain = |any: &prost_types::Any| {
+        let cares = proto::any::unpack::<CaresDnsResolverConfig>(any);
+        cares.is_ok_and(|cares| cares.resolvers.is_empty())
+    };
+    any.is_none_or(|any| proto::any::is::<GetAddrInfoDnsResolverConfig>(any) || is_plain(any))
+}
+
 fn refuse(wire: &Wire) -> Result<(), Invalid> {
     if wire.name.is_empty() {
         return Err(Invalid::new("a cluster needs a name").at("name"));
     }
+    let breakers = wire.circuit_breakers.as_ref();
+    let bind = wire.upstream_bind_config.as_ref();
+    let connection = wire.upstream_connection_options.as_ref();
     let unsupported = [
         (
             wire.transport_socket_matcher.is_some(),
@@ -218,10 +203,44 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
         (wire.upstream_config.is_some(), "upstream_config"),
         (wire.use_tcp_for_dns_lookups, "use_tcp_for_dns_lookups"),
         (!wire.dns_resolvers.is_empty(), "dns_resolvers"),
+        (
+            wire.dns_resolution_config.is_some(),
+            "dns_resolution_config",
+        ),
+        (!is_system_resolver(wire), "typed_dns_resolver_config"),
         (!wire.filters.is_empty(), "filters"),
+        (wire.lrs_server.is_some(), "lrs_server"),
+        (
+            wire.common_lb_config
+                .as_ref()
+                .is_some_and(|common| common.close_connections_on_host_set_change),
+            "common_lb_config.close_connections_on_host_set_change",
+        ),
+        (
+            wire.track_cluster_stats.is_some() || wire.track_timeout_budgets,
+            "track_cluster_stats",
+        ),
         (
             wire.connection_pool_per_downstream_connection,
             "connection_pool_per_downstream_connection",
+        ),
+        (
+            breakers.is_some_and(|breakers| !breakers.per_host_thresholds.is_empty()),
+            "circuit_breakers.per_host_thresholds",
+        ),
+        (
+            bind.is_some_and(|bind| {
+                !bind.socket_options.is_empty()
+                    || bind.freebind == Some(true)
+                    || !bind.extra_source_addresses.is_empty()
+                    || !bind.additional_source_addresses.is_empty()
+                    || bind.local_address_selector.is_some()
+            }),
+            "upstream_bind_config",
+        ),
+        (
+            connection.is_some_and(|connection| connection.happy_eyeballs_config.is_some()),
+            "upstream_connection_options.happy_eyeballs_config",
         ),
     ];
     match unsupported.iter().find(|(is_set, _)| *is_set) {
@@ -248,12 +267,7 @@ impl Discovery {
             DiscoveryType::Static => Self::Static,
             DiscoveryType::StrictDns => Self::StrictDns(DnsOptions::of(wire)?),
             DiscoveryType::LogicalDns => {
-                let is_single = wire.load_assignment.as_ref().is_some_and(|assignment| {
-                    matches!(assignment.endpoints.as_slice(), [one] if one.lb_endpoints.len() == 1)
-                });
-                if !is_single {
-                    return Err(Invalid::new("LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint").at("load_assignment"));
-                }
+                logical(wire)?;
                 Self::LogicalDns(DnsOptions::of(wire)?)
             }
             DiscoveryType::Eds => {
@@ -322,6 +336,16 @@ impl Discovery {
 impl Discovery {
     /// A discovery type that is an extension.
     fn custom(wire: &Wire, name: &str, any: Option<&prost_types::Any>) -> Result<Self, Invalid> {
+        if let Some(any) = any.filter(|any| proto::any::is::<DnsCluster>(any)) {
+            let dns: DnsCluster = proto::any::unpack(any)?;
+            let options = DnsOptions::typed(&dns, wire).at("typed_config")?;
+            return Ok(if dns.all_addresses_in_single_endpoint {
+                logical(wire)?;
+                Self::LogicalDns(options)
+            } else {
+                Self::StrictDns(options)
+            });
+        }
         let Some(any) = any.filter(|any| proto::any::is::<DynamicForwardProxy>(any)) else {
             return Err(Invalid::unsupported(name));
         };
@@ -337,41 +361,18 @@ impl Discovery {
     }
 }
 
-impl DnsOptions {
-    fn of(wire: &Wire) -> Result<Self, Invalid> {
-        use proto::envoy::config::cluster::v3::cluster::DnsLookupFamily as Family;
-        let refresh = duration_or(
-            wire.dns_refresh_rate.as_ref(),
-            Duration::from_secs(5),
-            "dns_refresh_rate",
-        )?
-        .max(Duration::from_millis(1));
-        let failure = wire.dns_failure_refresh_rate.as_ref();
-        let base = duration_or(
-            failure.and_then(|rate| rate.base_interval.as_ref()),
-            refresh,
-            "dns_failure_refresh_rate.base_interval",
-        )?;
-        let most = duration_or(
-            failure.and_then(|rate| rate.max_interval.as_ref()),
-            base.saturating_mul(10),
-            "dns_failure_refresh_rate.max_interval",
-        )?;
-        let family = match wire.dns_lookup_family() {
-            Family::Auto => DnsFamily::Auto,
-            Family::V4Only => DnsFamily::V4Only,
-            Family::V6Only => DnsFamily::V6Only,
-            Family::V4Preferred => DnsFamily::V4Preferred,
-            Family::All => DnsFamily::All,
-        };
-        Ok(Self {
-            refresh,
-            failure_refresh: (base, most),
-            family,
-            jitter: duration_or(wire.dns_jitter.as_ref(), Duration::ZERO, "dns_jitter")?,
-            is_awaited: wire.wait_for_warm_on_init.unwrap_or(true),
-        })
+/// A logical name is one.
+fn logical(wire: &Wire) -> Result<(), Invalid> {
+    let is_single = wire.load_assignment.as_ref().is_some_and(
+        |assignment| matches!(assignment.endpoints.as_slice(), [one] if one.lb_endpoints.len() == 1),
+    );
+    if is_single {
+        return Ok(());
     }
+    Err(Invalid::new(
+        "LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint",
+    )
+    .at("load_assignment"))
 }
 
 impl From<&TcpKeepalive> for Keepalive {
@@ -429,4 +430,67 @@ pub(crate) fn has_all(fields: Option<&Struct>, criteria: &Struct) -> bool {
         .fields
         .iter()
         .all(|(name, value)| fields.is_some_and(|fields| fields.fields.get(name) == Some(value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(fields: &str) -> Result<ClusterConfig, Invalid> {
+        let wire = proto::yaml::from_str(&format!("{{name: a, {fields}}}")).unwrap();
+        ClusterConfig::new(wire, &SecretSlots::default())
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_with_its_path() {
+        for (fields, path) in [
+            ("upstream_config: {name: x}", "upstream_config"),
+            ("lrs_server: {self: {}}", "lrs_server"),
+            (
+                "circuit_breakers: {per_host_thresholds: [{max_connections: 1}]}",
+                "circuit_breakers.per_host_thresholds",
+            ),
+            (
+                "upstream_bind_config: {freebind: true}",
+                "upstream_bind_config",
+            ),
+            (
+                "type: LOGICAL_DNS, load_assignment: {cluster_name: a}",
+                "load_assignment",
+            ),
+            ("type: ORIGINAL_DST, lb_policy: ROUND_ROBIN", "lb_policy"),
+            (
+                "health_checks: [{timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1}]",
+                "health_checks[0]",
+            ),
+            (
+                "type: EDS, eds_cluster_config: {eds_config: {api_config_source: {api_type: REST}}}",
+                "eds_cluster_config.eds_config.api_config_source.api_type",
+            ),
+        ] {
+            let error = config(fields).err().map(|error| error.to_string());
+            let error = error.unwrap_or_default();
+            assert!(error.starts_with(path), "{fields}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_dns_extension_is_the_older_types_in_another_form() {
+        let dns = |more: &str| {
+            config(&format!(
+                "cluster_type: {{name: envoy.clusters.dns, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster, \
+                 dns_refresh_rate: 7s, dns_lookup_family: V4_ONLY{more}}}}}, load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{{}}]}}]}}"
+            ))
+            .unwrap()
+            .discovery
+        };
+        let older = config(
+            "type: STRICT_DNS, dns_refresh_rate: 7s, dns_lookup_family: V4_ONLY, load_assignment: {cluster_name: a, endpoints: [{lb_endpoints: [{}]}]}",
+        );
+        assert_eq!(dns(""), older.unwrap().discovery);
+        assert!(matches!(
+            dns(", all_addresses_in_single_endpoint: true"),
+            Discovery::LogicalDns(_)
+        ));
+    }
 }

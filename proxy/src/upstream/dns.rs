@@ -1,10 +1,10 @@
 //! DNS clusters: names resolved again and again with the system's resolver; the last good answer stays.
 
-use super::{
-    Cluster, Discovery, HostAddress, LocalityEndpoints,
-    cluster_config::{DnsFamily, DnsOptions},
-    endpoints::Resolved,
-};
+mod options;
+
+pub(crate) use options::{DnsFamily, DnsOptions};
+
+use super::{Cluster, Discovery, HostAddress, LocalityEndpoints, endpoints::Resolved};
 use crate::{invalid::Invalid, wire::AnyAddress};
 use proto::envoy::config::endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier};
 use proto_component::backoff::Backoff;

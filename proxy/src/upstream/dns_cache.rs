@@ -8,8 +8,7 @@
 use super::{
     Cluster, Discovery, Host, HostAddress, LoadBalancerContext,
     cluster::NoHost,
-    cluster_config::{DnsFamily, DnsOptions},
-    dns::resolve,
+    dns::{DnsFamily, DnsOptions, resolve},
     host::{HealthCheckTarget, HostParts},
 };
 use crate::{

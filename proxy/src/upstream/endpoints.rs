@@ -50,6 +50,14 @@ impl Cluster {
         assignment: &ClusterLoadAssignment,
         resolve: &dyn Fn(&AnyAddress) -> Result<Vec<Resolved>, Invalid>,
     ) -> Result<Vec<LocalityEndpoints>, Invalid> {
+        if let Some(policy) = &assignment.policy {
+            if !policy.drop_overloads.is_empty() {
+                return Err(Invalid::unsupported("drop_overloads").at("policy"));
+            }
+            if policy.weighted_priority_health {
+                return Err(Invalid::unsupported("weighted_priority_health").at("policy"));
+            }
+        }
         try_all("endpoints", &assignment.endpoints, |wire| {
             self.locality(wire, resolve)
         })

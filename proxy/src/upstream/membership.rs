@@ -104,11 +104,6 @@ impl Cluster {
         }
         if has_changed {
             self.stats.membership_change.inc();
-            if self.config.closes_on_change {
-                for host in old.hosts() {
-                    host.set_removed(true);
-                }
-            }
         } else {
             self.stats.update_no_rebuild.inc();
         }

@@ -1,0 +1,104 @@
+//! How names are resolved, as configured.
+#![allow(
+    deprecated,
+    reason = "control planes still send the fields that Envoy has deprecated"
+)]
+
+use crate::{
+    invalid::{At as _, Invalid},
+    wire::duration_or,
+};
+use proto::envoy::{
+    config::cluster::v3::{Cluster as Wire, cluster::RefreshRate},
+    extensions::clusters::dns::v3::DnsCluster,
+};
+use std::time::Duration;
+
+/// DNS settings of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct DnsOptions {
+    /// Time between resolutions.
+    pub(crate) refresh: Duration,
+    /// Time after a failure, growing to the second.
+    pub(crate) failure_refresh: (Duration, Duration),
+    /// Which addresses are wanted.
+    pub(crate) family: DnsFamily,
+    /// At most so much later, so that not everybody asks at once.
+    pub(crate) jitter: Duration,
+    /// Whether the cluster waits for the first answer before it serves.
+    pub(crate) is_awaited: bool,
+}
+
+/// Which addresses are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DnsFamily {
+    /// IPv6, or IPv4 if there are none.
+    Auto,
+    /// IPv4 only.
+    V4Only,
+    /// IPv6 only.
+    V6Only,
+    /// IPv4, or IPv6 if there are none.
+    V4Preferred,
+    /// All.
+    All,
+}
+
+impl DnsOptions {
+    /// Of the extension, whose numbers of families are one higher.
+    pub(crate) fn typed(dns: &DnsCluster, wire: &Wire) -> Result<Self, Invalid> {
+        if dns.typed_dns_resolver_config.is_some() {
+            return Err(Invalid::unsupported("typed_dns_resolver_config"));
+        }
+        let older = Wire {
+            dns_refresh_rate: dns.dns_refresh_rate,
+            dns_jitter: dns.dns_jitter,
+            dns_lookup_family: (dns.dns_lookup_family - 1).max(0),
+            dns_failure_refresh_rate: dns.dns_failure_refresh_rate.as_ref().map(|rate| {
+                RefreshRate {
+                    base_interval: rate.base_interval,
+                    max_interval: rate.max_interval,
+                }
+            }),
+            wait_for_warm_on_init: wire.wait_for_warm_on_init,
+            ..Wire::default()
+        };
+        Self::of(&older)
+    }
+
+    /// Of a cluster's fields.
+    pub(crate) fn of(wire: &Wire) -> Result<Self, Invalid> {
+        use proto::envoy::config::cluster::v3::cluster::DnsLookupFamily as Family;
+        let refresh = duration_or(
+            wire.dns_refresh_rate.as_ref(),
+            Duration::from_secs(5),
+            "dns_refresh_rate",
+        )?
+        .max(Duration::from_millis(1));
+        let failure = wire.dns_failure_refresh_rate.as_ref();
+        let base = duration_or(
+            failure.and_then(|rate| rate.base_interval.as_ref()),
+            refresh,
+            "dns_failure_refresh_rate.base_interval",
+        )?;
+        let most = duration_or(
+            failure.and_then(|rate| rate.max_interval.as_ref()),
+            base.saturating_mul(10),
+            "dns_failure_refresh_rate.max_interval",
+        )?;
+        let family = match wire.dns_lookup_family() {
+            Family::Auto => DnsFamily::Auto,
+            Family::V4Only => DnsFamily::V4Only,
+            Family::V6Only => DnsFamily::V6Only,
+            Family::V4Preferred => DnsFamily::V4Preferred,
+            Family::All => DnsFamily::All,
+        };
+        Ok(Self {
+            refresh,
+            failure_refresh: (base, most),
+            family,
+            jitter: duration_or(wire.dns_jitter.as_ref(), Duration::ZERO, "dns_jitter")?,
+            is_awaited: wire.wait_for_warm_on_init.unwrap_or(true),
+        })
+    }
+}
