@@ -259,12 +259,17 @@ impl Host {
         self.health.fetch_and(!flag.0, AcqRel) & flag.0 != 0
     }
 
-    /// Takes over what the control plane says about its health.
-    pub(crate) fn set_eds_health(&self, from: &Host) {
+    /// Takes over what the control plane says about its health; `true` if that is something else.
+    pub(crate) fn set_eds_health(&self, from: &Host) -> bool {
         // Nobody else touches these bits.
         let health = from.health.load(Acquire) & HealthFlag::EDS;
+        let before = self.health.load(Acquire) & HealthFlag::EDS;
+        if health == before {
+            return false;
+        }
         self.health.fetch_and(!HealthFlag::EDS, AcqRel);
         self.health.fetch_or(health, AcqRel);
+        true
     }
 
     /// Takes over what was learnt about the host that this one replaces.

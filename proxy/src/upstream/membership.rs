@@ -54,7 +54,8 @@ impl Cluster {
             .as_ref()
             .and_then(|policy| policy.overprovisioning_factor)
             .unwrap_or(140);
-        self.overprovisioning.store(overprovisioning, Relaxed);
+        let mut is_touched =
+            self.overprovisioning.swap(overprovisioning, Relaxed) != overprovisioning;
         let old = self.sets.load_full();
         let mut known: HashMap<HostAddress, Arc<Host>> = old
             .hosts()
@@ -72,9 +73,10 @@ impl Cluster {
                 && before.more_addresses == host.more_addresses
                 && before.health_check == host.health_check;
             if is_same {
+                is_touched |= before.weight() != host.weight();
                 before.set_weight(host.weight());
-                before.set_eds_health(host);
-                before.lower(HealthFlag::PENDING_REMOVAL);
+                is_touched |= before.set_eds_health(host);
+                is_touched |= before.lower(HealthFlag::PENDING_REMOVAL);
                 *host = before;
             } else {
                 host.inherit(&before);
@@ -107,7 +109,10 @@ impl Cluster {
         } else {
             self.stats.update_no_rebuild.inc();
         }
-        self.store(localities);
+        // Most assignments say what the one before said: tables are not built again for that.
+        if has_changed || is_touched || !are_same(&old.localities, &localities) {
+            self.store(localities);
+        }
         if has_changed {
             self.membership.notify_one();
         }
@@ -191,6 +196,21 @@ impl Cluster {
         self.shared.local.note(self.name(), &sets.localities);
         self.sets.store(Arc::new(sets));
     }
+}
+
+/// Whether two lists have the same hosts in the same places.
+fn are_same(old: &[LocalityEndpoints], new: &[LocalityEndpoints]) -> bool {
+    let is_same = |(old, new): (&LocalityEndpoints, &LocalityEndpoints)| {
+        (old.priority, old.weight) == (new.priority, new.weight)
+            && old.locality == new.locality
+            && old.hosts.len() == new.hosts.len()
+            && old
+                .hosts
+                .iter()
+                .zip(&new.hosts)
+                .all(|(old, new)| Arc::ptr_eq(old, new))
+    };
+    old.len() == new.len() && old.iter().zip(new).all(is_same)
 }
 
 /// Puts a host back into its place.

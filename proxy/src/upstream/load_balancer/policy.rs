@@ -170,7 +170,36 @@ impl Balancing {
                 )
             })
             .at("common_lb_config.consistent_hashing_lb_config")?;
-        self.algorithm = match (policy, &wire.lb_config) {
+        self.algorithm = self.older_algorithm(policy, wire, hashing)?;
+        match &common.locality_config_specifier {
+            Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => {
+                self.locality = LocalityRule::Weighted;
+            }
+            Some(LocalityConfigSpecifier::ZoneAwareLbConfig(zone)) => {
+                self.fails_on_panic = zone.fail_traffic_on_panic;
+                self.locality = LocalityRule::zone(
+                    zone.routing_enabled.as_ref().map(|percent| percent.value),
+                    zone.min_cluster_size,
+                );
+            }
+            None => {}
+        }
+        self.subsets = wire
+            .lb_subset_config
+            .as_ref()
+            .map(SubsetConfig::older)
+            .transpose()
+            .at("lb_subset_config")?;
+        Ok(())
+    }
+
+    fn older_algorithm(
+        &mut self,
+        policy: WirePolicy,
+        wire: &Wire,
+        hashing: Hashing,
+    ) -> Result<LbPolicy, Invalid> {
+        Ok(match (policy, &wire.lb_config) {
             (WirePolicy::RoundRobin, config) => {
                 if let Some(LbConfig::RoundRobinLbConfig(options)) = config {
                     self.slow_start = older_slow_start(options.slow_start_config.as_ref())?;
@@ -220,27 +249,7 @@ impl Balancing {
             (WirePolicy::LoadBalancingPolicyConfig, _) => {
                 return Err(Invalid::new("it is needed").at("load_balancing_policy"));
             }
-        };
-        match &common.locality_config_specifier {
-            Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => {
-                self.locality = LocalityRule::Weighted;
-            }
-            Some(LocalityConfigSpecifier::ZoneAwareLbConfig(zone)) => {
-                self.fails_on_panic = zone.fail_traffic_on_panic;
-                self.locality = LocalityRule::zone(
-                    zone.routing_enabled.as_ref().map(|percent| percent.value),
-                    zone.min_cluster_size,
-                );
-            }
-            None => {}
-        }
-        self.subsets = wire
-            .lb_subset_config
-            .as_ref()
-            .map(SubsetConfig::older)
-            .transpose()
-            .at("lb_subset_config")?;
-        Ok(())
+        })
     }
 
     /// The first policy of the list that we know.

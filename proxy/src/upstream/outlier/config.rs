@@ -5,7 +5,7 @@ use proto::envoy::config::cluster::v3::OutlierDetection as Wire;
 use std::time::Duration;
 
 /// A checked configuration.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct OutlierConfig {
     pub(super) consecutive_5xx: u32,
     pub(super) consecutive_gateway: u32,
@@ -45,26 +45,23 @@ impl TryFrom<&Wire> for OutlierConfig {
         if !wire.monitors.is_empty() {
             return Err(Invalid::new("not supported").at("monitors"));
         }
-        let percent = |value: Option<u32>, default: u32, field: &str| match value.unwrap_or(default)
-        {
-            value @ 0..=100 => Ok(value),
-            value => Err(Invalid::new(format!("{value} is not a percentage")).at(field)),
-        };
-        let base = duration_or(
-            wire.base_ejection_time.as_ref(),
-            Duration::from_secs(30),
-            "base_ejection_time",
-        )?;
-        let most = duration_or(
-            wire.max_ejection_time.as_ref(),
-            Duration::from_secs(300).max(base),
-            "max_ejection_time",
-        )?;
-        if most < base {
-            return Err(
-                Invalid::new("it must be at least base_ejection_time").at("max_ejection_time")
-            );
-        }
+        let mut config = Self::rows(wire)?;
+        config.add_rates(wire)?;
+        config.add_times(wire)?;
+        Ok(config)
+    }
+}
+
+fn percent(value: Option<u32>, default: u32, field: &str) -> Result<u32, Invalid> {
+    match value.unwrap_or(default) {
+        value @ 0..=100 => Ok(value),
+        value => Err(Invalid::new(format!("{value} is not a percentage")).at(field)),
+    }
+}
+
+impl OutlierConfig {
+    /// Failures in a row, and what is done in general.
+    fn rows(wire: &Wire) -> Result<Self, Invalid> {
         Ok(Self {
             consecutive_5xx: wire.consecutive_5xx.unwrap_or(5),
             consecutive_gateway: wire.consecutive_gateway_failure.unwrap_or(5),
@@ -84,51 +81,71 @@ impl TryFrom<&Wire> for OutlierConfig {
                 100,
                 "enforcing_consecutive_local_origin_failure",
             )?,
-            enforcing_success_rate: percent(
-                wire.enforcing_success_rate,
-                100,
-                "enforcing_success_rate",
-            )?,
-            enforcing_local_success_rate: percent(
-                wire.enforcing_local_origin_success_rate,
-                100,
-                "enforcing_local_origin_success_rate",
-            )?,
-            enforcing_failure_percentage: percent(
-                wire.enforcing_failure_percentage,
-                0,
-                "enforcing_failure_percentage",
-            )?,
-            enforcing_local_failure_percentage: percent(
-                wire.enforcing_failure_percentage_local_origin,
-                0,
-                "enforcing_failure_percentage_local_origin",
-            )?,
-            success_hosts: wire.success_rate_minimum_hosts.unwrap_or(5) as usize,
-            success_volume: wire.success_rate_request_volume.unwrap_or(100).into(),
-            deviations: f64::from(wire.success_rate_stdev_factor.unwrap_or(1900)) / 1000.0,
-            failure_hosts: wire.failure_percentage_minimum_hosts.unwrap_or(5) as usize,
-            failure_volume: wire.failure_percentage_request_volume.unwrap_or(50).into(),
-            failure_threshold: percent(
-                wire.failure_percentage_threshold,
-                85,
-                "failure_percentage_threshold",
-            )?,
             split_local: wire.split_external_local_origin_errors,
-            interval: duration_or(wire.interval.as_ref(), Duration::from_secs(10), "interval")?
-                .max(Duration::from_millis(10)),
-            base,
-            most,
-            jitter: duration_or(
-                wire.max_ejection_time_jitter.as_ref(),
-                Duration::ZERO,
-                "max_ejection_time_jitter",
-            )?,
             max_percent: percent(wire.max_ejection_percent, 10, "max_ejection_percent")?,
             always_one: wire.always_eject_one_host.unwrap_or(false),
             checks_bring_back: wire
                 .successful_active_health_check_uneject_host
                 .unwrap_or(true),
+            ..Self::default()
         })
+    }
+
+    fn add_rates(&mut self, wire: &Wire) -> Result<(), Invalid> {
+        self.enforcing_success_rate =
+            percent(wire.enforcing_success_rate, 100, "enforcing_success_rate")?;
+        self.enforcing_local_success_rate = percent(
+            wire.enforcing_local_origin_success_rate,
+            100,
+            "enforcing_local_origin_success_rate",
+        )?;
+        self.enforcing_failure_percentage = percent(
+            wire.enforcing_failure_percentage,
+            0,
+            "enforcing_failure_percentage",
+        )?;
+        self.enforcing_local_failure_percentage = percent(
+            wire.enforcing_failure_percentage_local_origin,
+            0,
+            "enforcing_failure_percentage_local_origin",
+        )?;
+        self.success_hosts = wire.success_rate_minimum_hosts.unwrap_or(5) as usize;
+        self.success_volume = wire.success_rate_request_volume.unwrap_or(100).into();
+        self.deviations = f64::from(wire.success_rate_stdev_factor.unwrap_or(1900)) / 1000.0;
+        self.failure_hosts = wire.failure_percentage_minimum_hosts.unwrap_or(5) as usize;
+        self.failure_volume = wire.failure_percentage_request_volume.unwrap_or(50).into();
+        self.failure_threshold = percent(
+            wire.failure_percentage_threshold,
+            85,
+            "failure_percentage_threshold",
+        )?;
+        Ok(())
+    }
+
+    fn add_times(&mut self, wire: &Wire) -> Result<(), Invalid> {
+        let seconds = Duration::from_secs;
+        self.interval = duration_or(wire.interval.as_ref(), seconds(10), "interval")?
+            .max(Duration::from_millis(10));
+        self.base = duration_or(
+            wire.base_ejection_time.as_ref(),
+            seconds(30),
+            "base_ejection_time",
+        )?;
+        self.most = duration_or(
+            wire.max_ejection_time.as_ref(),
+            seconds(300).max(self.base),
+            "max_ejection_time",
+        )?;
+        if self.most < self.base {
+            return Err(
+                Invalid::new("it must be at least base_ejection_time").at("max_ejection_time")
+            );
+        }
+        self.jitter = duration_or(
+            wire.max_ejection_time_jitter.as_ref(),
+            Duration::ZERO,
+            "max_ejection_time_jitter",
+        )?;
+        Ok(())
     }
 }
