@@ -9,7 +9,7 @@ use http::StatusCode;
 use prost_types::Any;
 use proto::json::{FieldNames, any_to_value, to_value_with};
 use serde_json::{Map, Value, json};
-use std::time::SystemTime;
+use std::{collections::BTreeMap, time::SystemTime};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 const PREFIX: &str = "type.googleapis.com/envoy.admin.v3.";
@@ -218,8 +218,7 @@ fn bootstrap(admin: &Admin) -> Value {
 fn error_state<T>(entry: &Entry<T>) -> Option<Value> {
     entry
         .error
-        .as_ref()
-        .map(|error| &**error)
+        .as_deref()
         .map(|(details, at)| json!({ "details": details, "last_update_attempt": timestamp(*at) }))
 }
 
@@ -338,7 +337,7 @@ fn inline_routes(filter: &proto::envoy::config::listener::v3::Filter) -> Option<
 fn endpoints(admin: &Admin) -> Value {
     let (mut fixed, mut dynamic) = (Vec::new(), Vec::new());
     admin.store.with_state(|state| {
-        for entry in state.assignments.values().flat_map(|known| known.values()) {
+        for entry in state.assignments.values().flat_map(BTreeMap::values) {
             dynamic.push(json!({ "version_info": &*entry.version, "endpoint_config": message(&entry.raw.any(Kind::Endpoint)), "last_updated": timestamp(entry.updated) }));
         }
         for entry in state.clusters.values() {

@@ -125,7 +125,7 @@ impl TryFrom<&Wire> for HealthCheckConfig {
 fn needed(wire: Option<&prost_types::Duration>, field: &str) -> Result<Duration, Invalid> {
     let value = wire
         .ok_or_else(|| Invalid::new("it is needed"))
-        .and_then(|wire| duration(wire))
+        .and_then(duration)
         .at(field)?;
     if value.is_zero() {
         return Err(Invalid::new("it must be above zero").at(field));
