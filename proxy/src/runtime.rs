@@ -104,8 +104,8 @@ impl Runtime {
     }
 
     /// A layer has come by RTDS.
-    pub(crate) fn set_discovered(&self, resource: &str, values: Struct) {
-        let values = flatten(&values);
+    pub(crate) fn set_discovered(&self, resource: &str, values: &Struct) {
+        let values = flatten(values);
         for layer in self.layers.lock().iter_mut() {
             if layer.kind == LayerKind::Discovered(resource.to_owned()) {
                 layer.values.clone_from(&values);
@@ -262,7 +262,7 @@ mod tests {
         let values = Struct {
             fields: [("a.b".to_owned(), three)].into(),
         };
-        runtime.set_discovered("x", values);
+        runtime.set_discovered("x", &values);
         assert_eq!(runtime.number("a.b"), Some(3.0));
         runtime.modify([("a.b", "4")].into_iter()).unwrap();
         assert_eq!(runtime.number("a.b"), Some(4.0));

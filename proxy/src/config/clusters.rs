@@ -76,7 +76,7 @@ impl ConfigStore {
         }
     }
 
-    pub(super) fn apply_clusters(self: &Arc<Self>, update: Update) -> Result<(), String> {
+    pub(super) fn apply_clusters(self: &Arc<Self>, update: &Update) -> Result<(), String> {
         let mut failures = Failures::default();
         let mut seen: HashSet<String> = HashSet::new();
         let mut warm = Vec::new();

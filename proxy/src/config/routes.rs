@@ -35,10 +35,13 @@ pub(crate) struct RouteSource {
     pub(crate) updated: SystemTime,
 }
 
+/// Slots by source and name.
+type Slots = BTreeMap<(Source, Arc<str>), Arc<RouteSlot>>;
+
 /// Every slot by name.
 #[derive(Default)]
 pub(crate) struct RouteSlots {
-    slots: Mutex<BTreeMap<(Source, Arc<str>), Arc<RouteSlot>>>,
+    slots: Mutex<Slots>,
 }
 
 impl RouteSlot {

@@ -108,7 +108,7 @@ impl ConfigStore {
         let version = update.version.clone();
         let kind = key.kind;
         let outcome = match kind {
-            Kind::Cluster => self.apply_clusters(update),
+            Kind::Cluster => self.apply_clusters(&update),
             Kind::Endpoint => self.apply_endpoints(&key.source, update),
             Kind::Listener => self.apply_listeners(update),
             Kind::Route => self.apply_routes(&key.source, update),
@@ -151,14 +151,14 @@ impl ConfigStore {
                 Ok(wire) => self
                     .server
                     .runtime
-                    .set_discovered(&wire.name, wire.layer.unwrap_or_default()),
+                    .set_discovered(&wire.name, &wire.layer.unwrap_or_default()),
                 Err(error) => failures.add("?", error),
             }
         }
         for name in update.removed {
             self.server
                 .runtime
-                .set_discovered(&name, prost_types::Struct::default());
+                .set_discovered(&name, &prost_types::Struct::default());
         }
         failures.into_result(Kind::Runtime)
     }
