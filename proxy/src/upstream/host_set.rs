@@ -311,6 +311,9 @@ impl Group {
     }
 }
 
+/// The weight, the priority and the hosts of a locality that may be named more than once.
+type Merged<'a> = (u32, u32, Vec<&'a Arc<Host>>);
+
 /// Each locality's effective weight, its own times its health, with the hosts that are wanted of it.
 #[expect(clippy::cast_precision_loss, reason = "host counts are small")]
 fn weigh(
@@ -318,39 +321,38 @@ fn weigh(
     wanted: Wanted,
     options: BuildOptions<'_>,
 ) -> BTreeMap<Arc<Locality>, (f64, Vec<Arc<Host>>)> {
-    let mut merged: BTreeMap<Arc<Locality>, (u32, u32, Vec<&Arc<Host>>)> = BTreeMap::new();
+    let mut merged: BTreeMap<Arc<Locality>, Merged<'_>> = BTreeMap::new();
     for one in members {
         let entry = merged.entry(one.locality.clone()).or_default();
         entry.0 = entry.0.max(one.weight.unwrap_or(0));
         entry.1 = one.priority;
         entry.2.extend(&one.hosts);
     }
-    let effective =
-        |(locality, (weight, priority, all)): (Arc<Locality>, (u32, u32, Vec<&Arc<Host>>))| {
-            let ignores_new = options.balancing.ignores_new_hosts;
-            let counted = all
-                .iter()
-                .filter(|host| !host.is_excluded(ignores_new))
-                .count();
-            let chosen: Vec<Arc<Host>> = all
-                .into_iter()
-                .filter(|host| wanted.takes(host))
-                .cloned()
-                .collect();
-            let share = if counted == 0 {
-                0.0
-            } else {
-                chosen.len() as f64 / counted as f64
-            };
-            let available = (f64::from(options.overprovisioning) / 100.0 * share).min(1.0);
-            let scale = options.scale.map_or(1.0, |scale| {
-                scale
-                    .get(&(priority, locality.clone()))
-                    .copied()
-                    .unwrap_or(1.0)
-            });
-            (locality, (f64::from(weight) * scale * available, chosen))
+    let effective = |(locality, (weight, priority, all)): (Arc<Locality>, Merged<'_>)| {
+        let ignores_new = options.balancing.ignores_new_hosts;
+        let counted = all
+            .iter()
+            .filter(|host| !host.is_excluded(ignores_new))
+            .count();
+        let chosen: Vec<Arc<Host>> = all
+            .into_iter()
+            .filter(|host| wanted.takes(host))
+            .cloned()
+            .collect();
+        let share = if counted == 0 {
+            0.0
+        } else {
+            chosen.len() as f64 / counted as f64
         };
+        let available = (f64::from(options.overprovisioning) / 100.0 * share).min(1.0);
+        let scale = options.scale.map_or(1.0, |scale| {
+            scale
+                .get(&(priority, locality.clone()))
+                .copied()
+                .unwrap_or(1.0)
+        });
+        (locality, (f64::from(weight) * scale * available, chosen))
+    };
     merged.into_iter().map(effective).collect()
 }
 

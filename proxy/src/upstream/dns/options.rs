@@ -4,10 +4,7 @@
     reason = "control planes still send the fields that Envoy has deprecated"
 )]
 
-use crate::{
-    invalid::{At as _, Invalid},
-    wire::duration_or,
-};
+use crate::{invalid::Invalid, wire::duration_or};
 use proto::envoy::{
     config::cluster::v3::{Cluster as Wire, cluster::RefreshRate},
     extensions::clusters::dns::v3::DnsCluster,
