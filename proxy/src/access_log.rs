@@ -1,25 +1,31 @@
-//! Access logs: what is written (`format`, `json`), when (`filter`) and where (`sink`).
+//! Access logs: what is written (`format`, `json`), when (`filter`) and where (`sink`, `grpc`, `open_telemetry`).
 //!
 //! A line is made on the worker's thread and handed to the sink's buffer; one background thread a file writes it out, so
 //! that a slow disk never slows a request. When the buffer is full, lines are dropped and counted.
 
 pub(crate) mod filter;
 pub(crate) mod format;
+mod grpc;
 mod json;
+mod open_telemetry;
 mod sink;
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use prost_types::Any;
 use proto::envoy::config::accesslog::v3 as wire;
 use proto::envoy::config::core::v3 as core;
 use proto::envoy::extensions::access_loggers::file::v3 as file;
 use proto::envoy::extensions::access_loggers::stream::v3 as stream;
 
 use crate::invalid::{At as _, Invalid, try_all};
+use crate::server::ServerContext;
 
 use filter::LogFilter;
+use grpc::GrpcLog;
 use json::JsonFormat;
+use open_telemetry::OpenTelemetryLog;
 
 pub(crate) use format::{Format, FormatContext};
 pub(crate) use sink::{Sink, Sinks};
@@ -37,8 +43,15 @@ pub(crate) struct AccessLogs(Vec<AccessLog>);
 #[derive(Debug)]
 struct AccessLog {
     filter: Option<LogFilter>,
-    line: LineFormat,
-    sink: Arc<Sink>,
+    logger: Logger,
+}
+
+/// Where an entry goes, and what it looks like.
+#[derive(Debug)]
+enum Logger {
+    Line(LineFormat, Arc<Sink>),
+    Grpc(Box<GrpcLog>),
+    OpenTelemetry(Box<OpenTelemetryLog>),
 }
 
 /// A text or JSON format, with how to write what is missing.
@@ -57,8 +70,11 @@ thread_local! {
 
 impl AccessLogs {
     /// Checks the configuration and opens the files.
-    pub(crate) fn try_new(logs: &[wire::AccessLog], sinks: &Sinks) -> Result<Self, Invalid> {
-        try_all("access_log", logs, |log| AccessLog::try_new(log, sinks)).map(AccessLogs)
+    pub(crate) fn try_new(
+        logs: &[wire::AccessLog],
+        server: &Arc<ServerContext>,
+    ) -> Result<Self, Invalid> {
+        try_all("access_log", logs, |log| AccessLog::try_new(log, server)).map(AccessLogs)
     }
 
     /// Writes the line of a stream that is over to every log whose filter lets it through.
@@ -69,11 +85,7 @@ impl AccessLogs {
                 .as_ref()
                 .is_none_or(|filter| filter.matches(context))
             {
-                LINE.with_borrow_mut(|line| {
-                    line.clear();
-                    log.line.write(context, line);
-                    log.sink.write(line.as_bytes());
-                });
+                log.logger.log(context);
             }
         }
     }
@@ -85,7 +97,7 @@ impl AccessLogs {
 }
 
 impl AccessLog {
-    fn try_new(log: &wire::AccessLog, sinks: &Sinks) -> Result<Self, Invalid> {
+    fn try_new(log: &wire::AccessLog, server: &Arc<ServerContext>) -> Result<Self, Invalid> {
         let filter = log
             .filter
             .as_ref()
@@ -95,35 +107,64 @@ impl AccessLog {
         let Some(wire::access_log::ConfigType::TypedConfig(any)) = &log.config_type else {
             return Err(Invalid::new("typed_config is needed"));
         };
-        let (line, sink) = match proto::type_url::message_name(&any.type_url) {
+        Ok(AccessLog {
+            filter,
+            logger: Logger::try_new(any, server)?,
+        })
+    }
+}
+
+impl Logger {
+    fn try_new(any: &Any, server: &Arc<ServerContext>) -> Result<Self, Invalid> {
+        let sinks = &server.sinks;
+        Ok(match proto::type_url::message_name(&any.type_url) {
             "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
                 let config: file::FileAccessLog = proto::any::unpack(any)?;
                 let line = file_format(config.access_log_format.as_ref())?;
-                (line, sinks.file(&config.path).at("path")?)
+                Logger::Line(line, sinks.file(&config.path).at("path")?)
             }
             "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" => {
                 let config: stream::StdoutAccessLog = proto::any::unpack(any)?;
                 let format = config.access_log_format.map(|format| match format {
                     stream::stdout_access_log::AccessLogFormat::LogFormat(format) => format,
                 });
-                (
-                    stream_format(format.as_ref())?,
-                    sinks.file("/dev/stdout").at("stdout")?,
-                )
+                let line = stream_format(format.as_ref())?;
+                Logger::Line(line, sinks.file("/dev/stdout").at("stdout")?)
             }
             "envoy.extensions.access_loggers.stream.v3.StderrAccessLog" => {
                 let config: stream::StderrAccessLog = proto::any::unpack(any)?;
                 let format = config.access_log_format.map(|format| match format {
                     stream::stderr_access_log::AccessLogFormat::LogFormat(format) => format,
                 });
-                (
-                    stream_format(format.as_ref())?,
-                    sinks.file("/dev/stderr").at("stderr")?,
-                )
+                let line = stream_format(format.as_ref())?;
+                Logger::Line(line, sinks.file("/dev/stderr").at("stderr")?)
+            }
+            "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig" => {
+                let config = proto::any::unpack(any)?;
+                Logger::Grpc(Box::new(GrpcLog::http(&config, server)?))
+            }
+            "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig" => {
+                let config = proto::any::unpack(any)?;
+                Logger::Grpc(Box::new(GrpcLog::tcp(&config, server)?))
+            }
+            "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig" => {
+                let config = proto::any::unpack(any)?;
+                Logger::OpenTelemetry(Box::new(OpenTelemetryLog::try_new(&config, server)?))
             }
             other => return Err(Invalid::unsupported(&format!("access logger {other}"))),
-        };
-        Ok(AccessLog { filter, line, sink })
+        })
+    }
+
+    fn log(&self, context: &FormatContext<'_>) {
+        match self {
+            Logger::Line(format, sink) => LINE.with_borrow_mut(|line| {
+                line.clear();
+                format.write(context, line);
+                sink.write(line.as_bytes());
+            }),
+            Logger::Grpc(log) => log.log(context),
+            Logger::OpenTelemetry(log) => log.log(context),
+        }
     }
 }
 

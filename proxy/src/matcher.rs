@@ -12,5 +12,5 @@ pub(crate) use address::Cidr;
 pub(crate) use fraction::Fraction;
 pub(crate) use header::{FieldName, HeaderMatcher, HeaderSource};
 pub(crate) use metadata::{MetadataMatcher, value_at};
-pub(crate) use path_template::PathTemplate;
+pub(crate) use path_template::{PathTemplate, PathTemplateRewrite};
 pub(crate) use string::{RegexSubstitution, StringMatcher, full_regex};

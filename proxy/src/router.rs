@@ -7,6 +7,7 @@ mod hash_policy;
 mod header_mutation;
 mod internal_redirect;
 mod mirror;
+mod path_rewrite;
 mod rate_limit;
 mod redirect;
 mod retry;

@@ -122,6 +122,7 @@ fn start_workers(
                 let local = tokio::task::LocalSet::new();
                 local.block_on(&runtime, async move {
                     let worker = Rc::new(Worker::new(index, server));
+                    crate::http::export::enter_worker(&worker);
                     let sweep = worker.clone();
                     tokio::task::spawn_local(async move { sweep.pools.run_sweep().await });
                     tokio::select! {

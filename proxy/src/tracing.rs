@@ -30,7 +30,10 @@ use crate::stats::Scope;
 pub(crate) use custom_tag::CustomTag;
 pub(crate) use decision::{Reason, clear_reason};
 pub(crate) use finish::{finish, protocol_text};
+pub(crate) use open_telemetry::{attribute, nanoseconds};
 pub(crate) use span::{Span, UpstreamSpan, start, start_upstream};
+
+pub(crate) use zipkin::http_service;
 
 /// Envoy's limit for the path in a tag.
 const MAX_PATH: u32 = 256;

@@ -37,7 +37,6 @@ enum Kind {
     },
     Mirror(Rc<MirrorQueue>),
     /// Pieces of our own, until the sender is dropped.
-    #[allow(dead_code, reason = "access loggers use it next")]
     Channel(mpsc::Receiver<Bytes>),
 }
 
@@ -109,7 +108,6 @@ impl Body {
     }
 
     /// Pieces of our own as they come.
-    #[allow(dead_code, reason = "access loggers use it next")]
     pub(crate) fn channel(pieces: mpsc::Receiver<Bytes>) -> Self {
         Body(Kind::Channel(pieces))
     }

@@ -31,7 +31,6 @@ use super::headers::{RequestHeaders, Scheme, names, number};
 /// Answers longer than this are not believed.
 const MAX_ANSWER: usize = 4 << 20;
 /// Messages that may wait on a stream.
-#[allow(dead_code, reason = "access loggers use it next")]
 const STREAM_QUEUE: usize = 16;
 
 /// Why a call has no answer.
@@ -230,7 +229,6 @@ impl GrpcService {
     }
 
     /// Opens a client stream: messages go where the sender leads; the future ends with the stream.
-    #[allow(dead_code, reason = "access loggers use it next")]
     pub(crate) fn stream(
         &self,
         worker: &Rc<Worker>,

@@ -194,7 +194,7 @@ impl ConnectionManager {
         let http1 = config.http_protocol_options.clone().unwrap_or_default();
         let filters = FilterChain::try_new(&config.http_filters, &scope, context.server)?;
         let spawns = filters.router.starts_child_spans;
-        let access_logs = AccessLogs::try_new(&config.access_log, &context.server.sinks)?;
+        let access_logs = AccessLogs::try_new(&config.access_log, context.server)?;
         Ok(ConnectionManager {
             codec: config.codec_type(),
             routes: Routes::try_new(config, context)?,

@@ -28,6 +28,21 @@ pub(crate) struct BatchRules {
     pub(crate) limit: usize,
 }
 
+thread_local! {
+    /// This thread's worker.
+    static WORKER: RefCell<RcWeak<Worker>> = const { RefCell::new(RcWeak::new()) };
+}
+
+/// The worker of this thread begins: telemetry of its streams goes out through it.
+pub(crate) fn enter_worker(worker: &Rc<Worker>) {
+    WORKER.with_borrow_mut(|current| *current = Rc::downgrade(worker));
+}
+
+/// The worker of this thread, if it has one.
+pub(crate) fn current_worker() -> Option<Rc<Worker>> {
+    WORKER.with_borrow(RcWeak::upgrade)
+}
+
 /// Who holds it keeps the worker's batches for it alive; usually a configuration.
 #[derive(Debug, Default)]
 pub(crate) struct Lease;

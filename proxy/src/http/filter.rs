@@ -4,6 +4,7 @@
 //! stream; its configuration is shared by all streams. To add a filter: a file below, and a row in [`FILTERS`].
 
 pub(crate) mod buffer;
+pub(crate) mod compression;
 pub(crate) mod cors;
 pub(crate) mod dynamic_forward_proxy;
 pub(crate) mod ext_authz;
@@ -17,6 +18,7 @@ pub(crate) mod jwt_authn;
 pub(crate) mod local_ratelimit;
 pub(crate) mod mixer;
 mod per_route;
+pub(crate) mod ratelimit;
 pub(crate) mod rbac;
 pub(crate) mod router;
 pub(crate) mod set_metadata;
@@ -188,6 +190,9 @@ pub(crate) const FILTERS: &[FilterKind] = &[
     jwt_authn::KIND,
     mixer::KIND,
     buffer::KIND,
+    compression::compressor::KIND,
+    compression::decompressor::KIND,
+    ratelimit::KIND,
     ext_authz::KIND,
     header_mutation::KIND,
     header_to_metadata::KIND,

@@ -268,6 +268,7 @@ impl Proxy {
         };
         let manager = Arc::new(ConnectionManager::try_new(&config, &context).unwrap());
         let worker = Rc::new(Worker::new(0, server.clone()));
+        super::export::enter_worker(&worker);
         tokio::task::spawn_local(async move {
             while let Ok((stream, remote)) = listener.accept().await {
                 let raw = RawStream::tcp(stream, Bytes::new());

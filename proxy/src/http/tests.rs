@@ -8,3 +8,4 @@ mod local_replies;
 mod rate_limits;
 mod redirects;
 mod retries;
+mod services;

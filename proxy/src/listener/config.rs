@@ -115,8 +115,7 @@ impl ListenerConfig {
             )?,
             continues_on_timeout: wire.continue_on_listener_filters_timeout,
             chains: chains(&wire, before, context)?,
-            access_logs: AccessLogs::try_new(&wire.access_log, &context.server.sinks)
-                .at("access_log")?,
+            access_logs: AccessLogs::try_new(&wire.access_log, context.server).at("access_log")?,
             address,
             hands_over,
             direction,

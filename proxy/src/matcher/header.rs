@@ -70,6 +70,21 @@ impl FieldName {
     }
 }
 
+impl FieldName {
+    /// As it is written.
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            FieldName::Method => ":method",
+            FieldName::Path => ":path",
+            FieldName::Authority => ":authority",
+            FieldName::Scheme => ":scheme",
+            FieldName::Status => ":status",
+            FieldName::Protocol => ":protocol",
+            FieldName::Header(name) => name.as_str(),
+        }
+    }
+}
+
 impl HeaderSource for http::HeaderMap {
     fn field(&self, name: &FieldName) -> Option<Cow<'_, [u8]>> {
         let FieldName::Header(name) = name else {

@@ -2,6 +2,7 @@
 //! at the end of the operators. Compiled to a regular expression over the path without its query.
 
 use proto::envoy::config::core::v3::TypedExtensionConfig;
+use proto::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
 use regex::bytes::Regex;
 
 use crate::invalid::Invalid;
@@ -52,10 +53,20 @@ impl PathTemplate {
         let mut is_open_ended = false;
         for segment in split_segments(rest) {
             expression.push('/');
-            let pattern = match segment.strip_prefix('{').and_then(|s| s.strip_suffix('}')) {
-                Some(variable) => variable.split_once('=').map_or("*", |(_, pattern)| pattern),
-                None => segment,
+            let variable = segment.strip_prefix('{').and_then(|s| s.strip_suffix('}'));
+            let (name, pattern) = match variable {
+                Some(variable) => match variable.split_once('=') {
+                    Some((name, pattern)) => (Some(name), pattern),
+                    None => (Some(variable), "*"),
+                },
+                None => (None, segment),
             };
+            if let Some(name) = name {
+                if !is_name(name) {
+                    return Err(refuse("a variable's name has letters, digits and '_'"));
+                }
+                expression.push_str(&format!("(?P<{name}>"));
+            }
             for part in pattern.split('/').enumerate() {
                 let (index, part) = part;
                 if index > 0 {
@@ -87,6 +98,9 @@ impl PathTemplate {
                     literal => expression.push_str(&regex::escape(literal)),
                 }
             }
+            if name.is_some() {
+                expression.push(')');
+            }
         }
         full_regex(&expression).map(PathTemplate)
     }
@@ -96,6 +110,91 @@ impl PathTemplate {
         let path = path.split(['?', '#']).next().unwrap_or_default();
         self.0.is_match(path.as_bytes())
     }
+}
+
+/// A path made of what a template's variables stand for: `/x/{name}/y`.
+#[derive(Debug, Clone)]
+pub(crate) struct PathTemplateRewrite(Vec<Part>);
+
+#[derive(Debug, Clone)]
+enum Part {
+    Literal(String),
+    Variable(String),
+}
+
+impl TryFrom<&TypedExtensionConfig> for PathTemplateRewrite {
+    type Error = Invalid;
+
+    fn try_from(config: &TypedExtensionConfig) -> Result<Self, Invalid> {
+        let any = config.typed_config.clone().unwrap_or_default();
+        if !proto::any::is::<UriTemplateRewriteConfig>(&any) {
+            return Err(Invalid::unsupported(&format!(
+                "path rewrite '{}'",
+                config.name
+            )));
+        }
+        let config: UriTemplateRewriteConfig = proto::any::unpack(&any)?;
+        PathTemplateRewrite::parse(&config.path_template_rewrite)
+    }
+}
+
+impl PathTemplateRewrite {
+    fn parse(text: &str) -> Result<Self, Invalid> {
+        let refuse = || Invalid::new(format!("invalid path template rewrite '{text}'"));
+        if !text.starts_with('/') {
+            return Err(refuse());
+        }
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('{') {
+            let (name, after) = after.split_once('}').ok_or_else(refuse)?;
+            if before.contains('}') || !is_name(name) {
+                return Err(refuse());
+            }
+            parts.push(Part::Literal(before.to_owned()));
+            parts.push(Part::Variable(name.to_owned()));
+            rest = after;
+        }
+        if rest.contains('}') {
+            return Err(refuse());
+        }
+        parts.push(Part::Literal(rest.to_owned()));
+        Ok(PathTemplateRewrite(parts))
+    }
+
+    /// The variable that a template does not have, if there is one.
+    pub(crate) fn missing_in(&self, template: &PathTemplate) -> Option<&str> {
+        self.0.iter().find_map(|part| match part {
+            Part::Variable(name) => {
+                let mut names = template.0.capture_names().flatten();
+                (!names.any(|known| known == name)).then_some(name.as_str())
+            }
+            Part::Literal(_) => None,
+        })
+    }
+}
+
+impl PathTemplate {
+    /// The path (without its query) rewritten by what the variables stand for; `None` when it does not fit.
+    pub(crate) fn rewrite(&self, path: &str, rewrite: &PathTemplateRewrite) -> Option<Vec<u8>> {
+        let captures = self.0.captures(path.as_bytes())?;
+        let mut out = Vec::with_capacity(path.len());
+        for part in &rewrite.0 {
+            match part {
+                Part::Literal(text) => out.extend_from_slice(text.as_bytes()),
+                Part::Variable(name) => out.extend_from_slice(captures.name(name)?.as_bytes()),
+            }
+        }
+        Some(out)
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes
+        .next()
+        .is_some_and(|first| first.is_ascii_alphabetic())
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// Splits at slashes that are not inside braces.
@@ -142,6 +241,12 @@ mod tests {
                 "{template} {path}"
             );
         }
+        let template = PathTemplate::parse("/a/{user}/{rest=**}").unwrap();
+        let rewrite = PathTemplateRewrite::parse("/{rest}/of/{user}").unwrap();
+        assert_eq!(rewrite.missing_in(&template), None);
+        let path = template.rewrite("/a/me/b/c", &rewrite).unwrap();
+        assert_eq!(path, b"/b/c/of/me");
+        assert!(PathTemplateRewrite::parse("/{a").is_err());
         assert!(PathTemplate::parse("a").is_err());
         assert!(PathTemplate::parse("/**/*").is_err());
     }

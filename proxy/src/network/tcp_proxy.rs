@@ -92,7 +92,7 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
             idle: (!idle.is_zero()).then_some(idle),
             longest,
         },
-        logs: AccessLogs::try_new(&wire.access_log, &context.server.sinks).at("access_log")?,
+        logs: AccessLogs::try_new(&wire.access_log, context.server).at("access_log")?,
         stats: context
             .stats
             .scope("tcp")

@@ -9,7 +9,7 @@ use crate::invalid::{At as _, Invalid};
 use crate::matcher::RegexSubstitution;
 
 use super::RouteMatch;
-use super::route_action::{regex_path, replace_prefix};
+use super::path_rewrite::{regex_path, replace_prefix};
 use super::virtual_host::strip_port;
 
 /// A compiled `RedirectAction`.

@@ -136,6 +136,15 @@ impl TryFrom<&wire::RetryPolicy> for RetryPolicy {
     type Error = Invalid;
 
     fn try_from(policy: &wire::RetryPolicy) -> Result<Self, Invalid> {
+        if let Some(priority) = &policy.retry_priority {
+            return Err(
+                Invalid::unsupported(&format!("retry priority '{}'", priority.name))
+                    .at("retry_priority"),
+            );
+        }
+        if !policy.retry_options_predicates.is_empty() {
+            return Err(Invalid::unsupported("retry_options_predicates"));
+        }
         let mut avoids_previous_hosts = false;
         for (index, predicate) in policy.retry_host_predicate.iter().enumerate() {
             let known = match &predicate.config_type {

@@ -92,9 +92,13 @@ impl Route {
                 return Err(Invalid::unsupported("non_forwarding_action"));
             }
         };
+        let route_match = RouteMatch::try_from(route_match).at("match")?;
+        if let RouteKind::Forward(action) = &kind {
+            action.check_rewrite(&route_match).at("route")?;
+        }
         Ok(Route {
             name: route.name.as_str().into(),
-            route_match: RouteMatch::try_from(route_match).at("match")?,
+            route_match,
             kind,
             metadata: route.metadata.clone(),
             tracing: route

@@ -12,10 +12,11 @@ use crate::http::filter::RouteConfigs;
 use crate::http::headers::{RequestHeaders, names};
 use crate::invalid::{At as _, Invalid, try_all};
 use crate::matcher::{FieldName, HeaderSource as _, RegexSubstitution};
+use crate::stream_info::StreamInfo;
 
 use super::hash_policy::HashPolicy;
 use super::mirror::{self, MirrorPolicy};
-use super::route_match::PathMatch;
+use super::path_rewrite::PathRewrite;
 use super::timeout::RouteTimeouts;
 use super::{InternalRedirectPolicy, Mutations, RateLimits, RetryPolicy, RouteMatch, header_name};
 
@@ -89,12 +90,6 @@ pub(super) struct ClusterChoice {
 }
 
 #[derive(Debug)]
-enum PathRewrite {
-    Prefix(Box<str>),
-    Regex(RegexSubstitution),
-}
-
-#[derive(Debug)]
 enum HostRewrite {
     Literal(HeaderValue),
     /// The chosen host's name; done when the host is known.
@@ -112,18 +107,6 @@ impl TryFrom<&wire::RouteAction> for ForwardAction {
             .cluster_specifier
             .as_ref()
             .ok_or_else(|| Invalid::new("a cluster specifier is needed"))?;
-        let path_rewrite = match (&action.regex_rewrite, action.prefix_rewrite.as_str()) {
-            (Some(_), prefix) if !prefix.is_empty() => {
-                return Err(Invalid::new(
-                    "specify only one of prefix_rewrite, regex_rewrite",
-                ));
-            }
-            (Some(regex), _) => Some(PathRewrite::Regex(
-                RegexSubstitution::try_from(regex).at("regex_rewrite")?,
-            )),
-            (None, "") => None,
-            (None, prefix) => Some(PathRewrite::Prefix(prefix.into())),
-        };
         let metadata_match = action
             .metadata_match
             .as_ref()
@@ -138,7 +121,7 @@ impl TryFrom<&wire::RouteAction> for ForwardAction {
                     StatusCode::INTERNAL_SERVER_ERROR
                 }
             },
-            path_rewrite,
+            path_rewrite: PathRewrite::try_new(action)?,
             host_rewrite: action
                 .host_rewrite_specifier
                 .as_ref()
@@ -179,8 +162,6 @@ fn refuse_unsupported(action: &wire::RouteAction) -> Result<(), Invalid> {
             Ok(())
         }
     };
-    refuse(action.path_rewrite_policy.is_some(), "path_rewrite_policy")?;
-    refuse(!action.path_rewrite.is_empty(), "path_rewrite")?;
     refuse(
         action.retry_policy_typed_config.is_some(),
         "retry_policy_typed_config",
@@ -439,59 +420,31 @@ impl ForwardAction {
             .insert(names::X_ENVOY_ORIGINAL_HOST.clone(), before);
     }
 
+    /// Rewrites the path; `info` for formats.
     pub(super) fn rewrite_path(
         &self,
         route: &RouteMatch,
         headers: &mut RequestHeaders,
+        info: &StreamInfo,
         keep_original: bool,
     ) {
-        let Some(rewrite) = &self.path_rewrite else {
-            return;
-        };
-        let rewritten = match rewrite {
-            PathRewrite::Prefix(prefix) => replace_prefix(route, headers.path.as_str(), prefix),
-            PathRewrite::Regex(regex) => {
-                regex_path(regex, headers.path.path(), headers.path.query())
-            }
-        };
-        if rewritten == headers.path.as_str().as_bytes() {
-            return;
+        if let Some(rewrite) = &self.path_rewrite {
+            rewrite.apply(route, headers, info, keep_original);
         }
-        if keep_original && let Ok(original) = HeaderValue::from_str(headers.path.as_str()) {
-            headers
-                .map
-                .insert(names::X_ENVOY_ORIGINAL_PATH.clone(), original);
+    }
+
+    /// Refuses a rewrite that the match does not allow.
+    pub(super) fn check_rewrite(&self, route: &RouteMatch) -> Result<(), Invalid> {
+        match &self.path_rewrite {
+            Some(rewrite) => rewrite.check(route),
+            None => Ok(()),
         }
-        headers.set_path(rewritten);
     }
 
     /// The idle timeout of the route, if it has one.
     pub(crate) fn idle_timeout(&self) -> Option<Duration> {
         self.timeouts.idle
     }
-}
-
-/// `path` (with query) with what the route matched replaced by `prefix`.
-pub(super) fn replace_prefix(route: &RouteMatch, path: &str, prefix: &str) -> Vec<u8> {
-    let plain_length = path.find('?').unwrap_or(path.len());
-    let matched = match &route.path {
-        PathMatch::Prefix(prefix) | PathMatch::SeparatedPrefix(prefix) => prefix.len(),
-        PathMatch::Exact(_) | PathMatch::Regex(_) | PathMatch::Template(_) => plain_length,
-        PathMatch::Connect => return path.as_bytes().to_vec(),
-    };
-    let mut out = prefix.as_bytes().to_vec();
-    out.extend_from_slice(path.as_bytes().get(matched..).unwrap_or_default());
-    out
-}
-
-/// The path rewritten by an expression, the query kept.
-pub(super) fn regex_path(regex: &RegexSubstitution, path: &str, query: Option<&str>) -> Vec<u8> {
-    let mut out = regex.apply(path.as_bytes()).into_owned();
-    if let Some(query) = query {
-        out.push(b'?');
-        out.extend_from_slice(query.as_bytes());
-    }
-    out
 }
 
 fn cluster_in(headers: &RequestHeaders, name: &FieldName) -> Option<Arc<str>> {

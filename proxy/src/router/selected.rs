@@ -166,7 +166,7 @@ impl SelectedRoute {
             .weighted()
             .and_then(|weighted| weighted.host_rewrite.as_ref());
         action.rewrite_host(headers, host);
-        action.rewrite_path(&self.route().route_match, headers, keep_original_path);
+        action.rewrite_path(&self.route().route_match, headers, info, keep_original_path);
     }
 
     /// Changes the response as its route says.

@@ -210,6 +210,14 @@ impl Span {
         }
     }
 
+    /// Both ids as bytes.
+    pub(crate) fn ids(&self) -> (Vec<u8>, Vec<u8>) {
+        (
+            self.context.trace_id.to_be_bytes().to_vec(),
+            self.context.span_id.to_be_bytes().to_vec(),
+        )
+    }
+
     /// The span's id.
     pub(crate) fn span_id(&self) -> String {
         format!("{:016x}", self.context.span_id)

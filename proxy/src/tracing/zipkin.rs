@@ -214,7 +214,7 @@ impl Collector {
 }
 
 /// A checked `HttpService`: the target and headers for every request.
-pub(super) fn http_service(
+pub(crate) fn http_service(
     service: &core::HttpService,
 ) -> Result<(HttpTarget, Vec<(HeaderName, HeaderValue)>), Invalid> {
     let uri = service

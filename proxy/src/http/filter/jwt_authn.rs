@@ -4,6 +4,7 @@
 mod extract;
 mod jwks;
 mod provider;
+mod remote;
 mod requirement;
 mod token;
 
@@ -233,6 +234,23 @@ impl Config {
         }
     }
 
+    /// Fetches a provider's keys while the old ones serve.
+    fn refresh(self: &Arc<Self>, index: usize, stream: &Stream) {
+        let (config, worker) = (self.clone(), stream.worker().clone());
+        tokio::task::spawn_local(async move {
+            let provider = &config.providers[index];
+            match provider.fetch_keys(&worker).await {
+                Some(Ok(())) => config.stats.jwks_fetch_success.inc(),
+                Some(Err(error)) => {
+                    config.stats.jwks_fetch_failed.inc();
+                    tracing::warn!(target: "jwt", %error, "cannot refresh keys");
+                }
+                None => {}
+            }
+            provider.refreshed();
+        });
+    }
+
     /// Routes may match on claims; there is no other way to know but to select again.
     fn has_metadata_routes(&self, stream: &Stream) -> bool {
         stream
@@ -289,6 +307,11 @@ impl HttpFilter for JwtAuthn {
             Ok(Some(requirement)) => requirement.providers(),
             Ok(None) | Err(()) => Vec::new(),
         };
+        for index in &needed {
+            if config.providers[*index].wants_refresh() {
+                config.refresh(*index, stream);
+            }
+        }
         let stale = needed
             .iter()
             .any(|index| config.providers[*index].needs_keys());

@@ -2,22 +2,18 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
-use http::{HeaderName, HeaderValue, Request, Uri, Version};
-use http_body_util::{BodyExt as _, Limited};
-use parking_lot::Mutex;
+use http::{HeaderName, HeaderValue};
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value as ProstValue};
-use proto::envoy::config::core::v3::http_uri::HttpUpstreamType;
 use proto::envoy::extensions::filters::http::jwt_authn::v3 as wire;
 use serde_json::Value;
-use tokio::time::Instant;
 use wire::jwt_provider::JwksSourceSpecifier;
 
-use crate::http::body::Body;
 use crate::http::headers::RequestHeaders;
 use crate::http::local_reply::data_source;
 use crate::invalid::{At as _, Invalid, try_all};
@@ -25,20 +21,16 @@ use crate::matcher::StringMatcher;
 use crate::router::header_name;
 use crate::router::timeout::duration;
 use crate::stream_info::StreamInfo;
-use crate::upstream::{LoadBalancerContext, PoolRequest, Priority};
 use crate::worker::Worker;
 
 use super::NAME;
 use super::extract::{Locations, Place};
 use super::jwks::KeySet;
+use super::remote::Remote;
 use super::token::{Failure, Token};
 
 /// Envoy's tolerance for clocks.
 const CLOCK_SKEW: u32 = 60;
-/// A key set larger than this is not believed.
-const JWKS_LIMIT: usize = 1 << 20;
-/// After a failed fetch the next one waits so long.
-const FAILED_PAUSE: Duration = Duration::from_secs(1);
 
 /// A checked provider.
 pub(super) struct Provider {
@@ -62,15 +54,7 @@ pub(super) struct Provider {
 
 enum Keys {
     Local(Arc<KeySet>),
-    Remote(Remote),
-}
-
-struct Remote {
-    cluster: String,
-    uri: Uri,
-    timeout: Duration,
-    lifetime: Duration,
-    fetched: Mutex<Option<(Option<Arc<KeySet>>, Instant)>>,
+    Remote(Box<Remote>),
 }
 
 /// A token that was verified.
@@ -295,7 +279,32 @@ impl Provider {
 
     /// True when keys must be fetched before a token can be verified.
     pub(super) fn needs_keys(&self) -> bool {
-        matches!(&self.keys, Keys::Remote(remote) if remote.is_stale())
+        match &self.keys {
+            Keys::Remote(remote) => {
+                remote.is_stale() && !(remote.is_async && self.keys.current().is_some())
+            }
+            Keys::Local(_) => false,
+        }
+    }
+
+    /// True when keys are to be fetched while the old ones serve; the caller is the one to do it.
+    pub(super) fn wants_refresh(&self) -> bool {
+        match &self.keys {
+            Keys::Remote(remote) => {
+                remote.is_async
+                    && self.keys.current().is_some()
+                    && remote.is_stale()
+                    && !remote.is_fetching.swap(true, Relaxed)
+            }
+            Keys::Local(_) => false,
+        }
+    }
+
+    /// The refresh is over.
+    pub(super) fn refreshed(&self) {
+        if let Keys::Remote(remote) = &self.keys {
+            remote.is_fetching.store(false, Relaxed);
+        }
     }
 
     /// Fetches keys if they are needed.
@@ -318,24 +327,7 @@ impl Keys {
                 Ok(Keys::Local(Arc::new(keys)))
             }
             JwksSourceSpecifier::RemoteJwks(remote) => {
-                let uri = remote
-                    .http_uri
-                    .as_ref()
-                    .ok_or_else(|| Invalid::new("http_uri is needed"))?;
-                let Some(HttpUpstreamType::Cluster(cluster)) = &uri.http_upstream_type else {
-                    return Err(Invalid::new("a cluster is needed").at("remote_jwks.http_uri"));
-                };
-                Ok(Keys::Remote(Remote {
-                    cluster: cluster.clone(),
-                    uri: uri
-                        .uri
-                        .parse()
-                        .map_err(|_| Invalid::new("not a URI").at("remote_jwks.http_uri.uri"))?,
-                    timeout: duration(uri.timeout.as_ref())?.unwrap_or(Duration::from_secs(5)),
-                    lifetime: duration(remote.cache_duration.as_ref())?
-                        .unwrap_or(Duration::from_secs(600)),
-                    fetched: Mutex::new(None),
-                }))
+                Remote::try_new(remote).map(|remote| Keys::Remote(Box::new(remote)))
             }
         }
     }
@@ -349,92 +341,6 @@ impl Keys {
                 .as_ref()
                 .and_then(|(keys, _)| keys.clone()),
         }
-    }
-}
-
-impl Remote {
-    fn is_stale(&self) -> bool {
-        match &*self.fetched.lock() {
-            None => true,
-            Some((_, until)) => *until <= Instant::now(),
-        }
-    }
-
-    async fn fetch(&self, worker: &Rc<Worker>) -> Result<(), String> {
-        let result = match tokio::time::timeout(self.timeout, self.get(worker)).await {
-            Ok(result) => result,
-            Err(_) => Err(format!("{}: no answer in {:?}", self.uri, self.timeout)),
-        };
-        let mut fetched = self.fetched.lock();
-        match result {
-            Ok(keys) => {
-                *fetched = Some((Some(Arc::new(keys)), Instant::now() + self.lifetime));
-                Ok(())
-            }
-            Err(error) => {
-                // Old keys are better than none.
-                let old = fetched.take().and_then(|(keys, _)| keys);
-                *fetched = Some((old, Instant::now() + FAILED_PAUSE));
-                Err(error)
-            }
-        }
-    }
-
-    async fn get(&self, worker: &Rc<Worker>) -> Result<KeySet, String> {
-        let fail = |error: &dyn std::fmt::Display| format!("{}: {error}", self.uri);
-        let cluster = worker
-            .clusters
-            .get(&self.cluster)
-            .ok_or_else(|| fail(&"no such cluster"))?;
-        let context = LoadBalancerContext {
-            random: worker.random(),
-            ..LoadBalancerContext::default()
-        };
-        let host = cluster
-            .choose_host(&context)
-            .map_err(|error| fail(&error))?;
-        let authority = self
-            .uri
-            .authority()
-            .map(http::uri::Authority::as_str)
-            .unwrap_or_default();
-        let request = PoolRequest {
-            priority: Priority::Default,
-            downstream_protocol: Version::HTTP_11,
-            sni: cluster
-                .config
-                .http
-                .auto_sni
-                .then(|| self.uri.host().unwrap_or_default()),
-        };
-        let connection = worker
-            .pools
-            .http(&cluster, &host, &request)
-            .await
-            .map_err(|error| fail(&error))?;
-        let path = self.uri.path_and_query().map_or("/", |path| path.as_str());
-        let uri = if connection.protocol == Version::HTTP_2 {
-            self.uri.to_string()
-        } else {
-            path.to_owned()
-        };
-        let mut builder = Request::get(uri);
-        if connection.protocol != Version::HTTP_2 {
-            builder = builder.header(http::header::HOST, authority);
-        }
-        let request = builder.body(Body::empty()).map_err(|error| fail(&error))?;
-        let response = connection
-            .send(request)
-            .await
-            .map_err(|error| fail(&error))?;
-        if !response.status().is_success() {
-            return Err(fail(&response.status()));
-        }
-        let body = Limited::new(response.into_body(), JWKS_LIMIT)
-            .collect()
-            .await
-            .map_err(|error| fail(&error))?;
-        KeySet::parse(&body.to_bytes()).map_err(|error| fail(&error))
     }
 }
 
