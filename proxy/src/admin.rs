@@ -10,4 +10,5 @@ mod listeners;
 mod server;
 mod stats;
 
+pub(crate) use control::resident_bytes;
 pub(crate) use server::{Admin, start};

@@ -13,6 +13,7 @@ use crate::{
     args::{BootstrapSource, Options},
     config::ConfigStore,
     invalid::{At as _, Invalid},
+    overload::OverloadConfig,
     transport::Secret,
     upstream::{EventLog, Locality},
     wire::AnyAddress,
@@ -124,6 +125,15 @@ impl Bootstrap {
     pub(crate) fn tracer(&self) -> Option<&proto::envoy::config::trace::v3::tracing::Http> {
         #[allow(deprecated, reason = "agents still say the tracer here")]
         self.wire.tracing.as_ref()?.http.as_ref()
+    }
+
+    /// The overload manager, if there is one.
+    pub(crate) fn overload(&self) -> Result<OverloadConfig, Invalid> {
+        self.wire
+            .overload_manager
+            .as_ref()
+            .map_or_else(|| Ok(OverloadConfig::default()), OverloadConfig::try_from)
+            .at("overload_manager")
     }
 
     /// Puts the static resources in force.

@@ -32,6 +32,7 @@ mod listener_filter;
 mod matcher;
 mod mixer_client;
 mod network;
+mod overload;
 mod rbac;
 mod router;
 mod run;

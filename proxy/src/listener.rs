@@ -4,14 +4,18 @@
 //! update changes chains in place and only the connections of chains that are gone are drained.
 
 mod accept;
+mod balance;
 mod config;
 mod connection;
 mod manager;
+mod options;
+mod serve;
 mod socket;
 
 pub(crate) use accept::run_listeners;
 pub(crate) use config::{ListenerConfig, ListenerContext};
 pub(crate) use connection::{
     Connection, ConnectionInfo, Direction, PeerCertificate, TlsInfo, TransportProtocol,
+    UpstreamSource,
 };
 pub(crate) use manager::{Listener, Listeners};

@@ -4,12 +4,15 @@
 
 mod http_inspector;
 mod original_dst;
+mod original_src;
 mod proxy_protocol;
 mod tls_inspector;
 
 use crate::{
     invalid::{At as _, Invalid},
     listener::ConnectionInfo,
+    stat_group,
+    stats::Scope,
 };
 use bytes::{Bytes, BytesMut};
 use prost_types::Any;
@@ -20,14 +23,30 @@ use proto::envoy::{
     },
     extensions::filters::listener::{
         http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
-        proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
+        original_src::v3::OriginalSrc, proxy_protocol::v3::ProxyProtocol,
+        tls_inspector::v3::TlsInspector,
     },
 };
-use std::{io, ops::Range};
+use std::{io, ops::Range, sync::Arc};
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
 
 /// The most that is read ahead.
 const MOST_AHEAD: usize = 64 << 10;
+
+stat_group! {
+    /// `tls_inspector.…`
+    pub(crate) struct TlsInspectorStats {
+        alpn_found: Counter, alpn_not_found: Counter, client_hello_too_large: Counter, connection_closed: Counter,
+        read_error: Counter, sni_found: Counter, sni_not_found: Counter, tls_found: Counter, tls_not_found: Counter,
+    }
+}
+
+stat_group! {
+    /// `http_inspector.…`
+    pub(crate) struct HttpInspectorStats {
+        http10_found: Counter, http11_found: Counter, http2_found: Counter, http_not_found: Counter, read_error: Counter,
+    }
+}
 
 /// A checked listener filter.
 pub(crate) struct ListenerFilter {
@@ -37,8 +56,9 @@ pub(crate) struct ListenerFilter {
 
 enum Kind {
     OriginalDst,
-    TlsInspector,
-    HttpInspector,
+    OriginalSrc(original_src::Options),
+    TlsInspector(Arc<TlsInspectorStats>),
+    HttpInspector(Arc<HttpInspectorStats>),
     ProxyProtocol(proxy_protocol::Options),
 }
 
@@ -81,7 +101,7 @@ impl Accepted {
         (self.stream, self.ahead.freeze())
     }
 
-    /// Lets `parse` look at the first bytes until it knows; `None` if the client says no more before that.
+    /// Lets `parse` look at the first bytes until it knows; `None` if it does not get to know; an error when the client leaves before that.
     async fn look<T>(&mut self, mut parse: impl FnMut(&[u8]) -> Look<T>) -> io::Result<Option<T>> {
         loop {
             if !self.ahead.is_empty()
@@ -89,8 +109,12 @@ impl Accepted {
             {
                 return Ok(Some(found));
             }
-            if self.ahead.len() >= MOST_AHEAD || self.stream.read_buf(&mut self.ahead).await? == 0 {
+            if self.ahead.len() >= MOST_AHEAD {
                 return Ok(None);
+            }
+            if self.stream.read_buf(&mut self.ahead).await? == 0 {
+                // As in Envoy: who leaves before it is known what he wants is not served.
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
     }
@@ -108,6 +132,11 @@ impl ListenerFilter {
     /// Whether it is that filter.
     pub(crate) fn is_original_dst(&self) -> bool {
         matches!(self.kind, Kind::OriginalDst)
+    }
+
+    /// Whether upstream connections are to come from the client's address.
+    pub(crate) fn is_original_src(&self) -> bool {
+        matches!(self.kind, Kind::OriginalSrc(_))
     }
 
     /// Learns what it can about `accepted` into `info`; an error closes the connection.
@@ -128,8 +157,12 @@ impl ListenerFilter {
                 original_dst::restore(&accepted.stream, info);
                 Ok(())
             }
-            Kind::TlsInspector => tls_inspector::inspect(accepted, info).await,
-            Kind::HttpInspector => http_inspector::inspect(accepted, info).await,
+            Kind::OriginalSrc(options) => {
+                original_src::note(options, info);
+                Ok(())
+            }
+            Kind::TlsInspector(stats) => tls_inspector::inspect(accepted, info, stats).await,
+            Kind::HttpInspector(stats) => http_inspector::inspect(accepted, info, stats).await,
             Kind::ProxyProtocol(options) => proxy_protocol::inspect(options, accepted, info).await,
         }
     }
@@ -184,8 +217,8 @@ impl TryFrom<&Predicate> for Disabled {
     }
 }
 
-/// Checks a listener filter.
-pub(crate) fn build(wire: &Wire) -> Result<ListenerFilter, Invalid> {
+/// Checks a listener filter; its statistics are below `root`, as those of all listeners.
+pub(crate) fn build(wire: &Wire, root: &Scope) -> Result<ListenerFilter, Invalid> {
     let empty = Any::default();
     let any = match &wire.config_type {
         Some(ConfigType::TypedConfig(any)) => any,
@@ -215,6 +248,11 @@ pub(crate) fn build(wire: &Wire) -> Result<ListenerFilter, Invalid> {
         check::<OriginalDst>(any)?;
         Kind::OriginalDst
     } else if is(
+        "envoy.filters.listener.original_src",
+        "envoy.extensions.filters.listener.original_src.v3.OriginalSrc",
+    ) {
+        Kind::OriginalSrc((&check::<OriginalSrc>(any)?).into())
+    } else if is(
         "envoy.filters.listener.tls_inspector",
         "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
     ) {
@@ -224,19 +262,19 @@ pub(crate) fn build(wire: &Wire) -> Result<ListenerFilter, Invalid> {
         {
             return Err(Invalid::unsupported("JA3 and JA4"));
         }
-        Kind::TlsInspector
+        Kind::TlsInspector(root.scope("tls_inspector").group())
     } else if is(
         "envoy.filters.listener.http_inspector",
         "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",
     ) {
         check::<HttpInspector>(any)?;
-        Kind::HttpInspector
+        Kind::HttpInspector(root.scope("http_inspector").group())
     } else if is(
         "envoy.filters.listener.proxy_protocol",
         "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",
     ) {
         let options = check::<ProxyProtocol>(any)?;
-        Kind::ProxyProtocol(proxy_protocol::Options::try_from(&options).at("typed_config")?)
+        Kind::ProxyProtocol(proxy_protocol::Options::new(&options, root).at("typed_config")?)
     } else {
         return Err(Invalid::new(format!(
             "no listener filter for {:?} ({message:?})",

@@ -3,13 +3,24 @@
 //! A chain is any number of passing filters and one terminal filter at its end. To add one: a file with a
 //! `build(&Any, &FactoryContext)` and a row in [`FACTORIES`].
 
+mod connection_limit;
 mod direct_response;
 mod echo;
+mod ext_authz;
+mod frames;
 mod http_connection_manager;
+mod local_ratelimit;
 mod mixer;
+mod mongo_proxy;
+mod mysql_proxy;
 mod rbac;
+mod redis_proxy;
 mod sni_cluster;
 mod tcp_proxy;
+
+pub(crate) use local_ratelimit::SharedBuckets;
+pub(crate) use redis_proxy::RedisClients;
+pub(crate) use tcp_proxy::Tunnels;
 
 use crate::{
     access_log::{AccessLogs, FormatContext},
@@ -22,6 +33,7 @@ use crate::{
 };
 use futures::future::LocalBoxFuture;
 use prost_types::Any;
+use proto::envoy::config::core::v3::RuntimeFeatureFlag;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 use std::{cell::RefCell, sync::Arc};
 
@@ -56,6 +68,11 @@ pub(crate) trait NetworkFilter: Send + Sync {
 pub(crate) trait TerminalFilter: Send + Sync {
     /// Serves `connection`; it is closed when the future ends.
     fn serve(self: Arc<Self>, connection: Connection) -> LocalBoxFuture<'static, ()>;
+
+    /// Whether its upstream connections are shared by clients.
+    fn is_pooled(&self) -> bool {
+        false
+    }
 }
 
 /// What a factory may use.
@@ -102,6 +119,36 @@ pub(crate) const FACTORIES: &[(&str, &str, Factory)] = &[
         rbac::build,
     ),
     (
+        "envoy.filters.network.connection_limit",
+        "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
+        connection_limit::build,
+    ),
+    (
+        "envoy.filters.network.local_ratelimit",
+        "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit",
+        local_ratelimit::build,
+    ),
+    (
+        "envoy.filters.network.ext_authz",
+        "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz",
+        ext_authz::build,
+    ),
+    (
+        "envoy.filters.network.mysql_proxy",
+        "envoy.extensions.filters.network.mysql_proxy.v3.MySQLProxy",
+        mysql_proxy::build,
+    ),
+    (
+        "envoy.filters.network.redis_proxy",
+        "envoy.extensions.filters.network.redis_proxy.v3.RedisProxy",
+        redis_proxy::build,
+    ),
+    (
+        "envoy.filters.network.mongo_proxy",
+        "envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy",
+        mongo_proxy::build,
+    ),
+    (
         "envoy.filters.network.sni_cluster",
         "envoy.extensions.filters.network.sni_cluster.v3.SniCluster",
         sni_cluster::build,
@@ -146,6 +193,11 @@ pub(crate) fn build(
         )));
     };
     factory(config, context)
+}
+
+/// What a runtime feature flag says; without a runtime its default counts.
+fn is_enabled(flag: Option<&RuntimeFeatureFlag>) -> bool {
+    flag.is_none_or(|flag| flag.default_value.unwrap_or(true))
 }
 
 /// Writes the line of a connection that is over.

@@ -44,6 +44,7 @@ pub async fn run(options: Options, drain: Drain) -> anyhow::Result<()> {
         drain: own,
         quit,
         concurrency,
+        overload: bootstrap.overload()?,
     });
     if let Some(tracer) = bootstrap.tracer() {
         // Nobody else sets it.
@@ -65,6 +66,8 @@ pub async fn run(options: Options, drain: Drain) -> anyhow::Result<()> {
     }
     let stop = CancellationToken::new();
     let workers = start_workers(&server, &store, &stop)?;
+    task::spawn("overload", run_overload(server.clone()));
+    task::spawn("secret-files", run_secret_files(store.clone()));
     task::spawn("outlier-sweep", run_outlier_sweep(server.clusters.clone()));
     *server.state.lock() = ServerState::Initializing;
     task::spawn("zone-routing", run_zone_routing(server.clusters.clone()));
@@ -80,6 +83,24 @@ pub async fn run(options: Options, drain: Drain) -> anyhow::Result<()> {
     stop.cancel();
     join(workers).await;
     Ok(())
+}
+
+/// Follows the files that secrets are made of, for ever.
+async fn run_secret_files(store: Arc<ConfigStore>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        tick.tick().await;
+        let store = store.clone();
+        let looked = tokio::task::spawn_blocking(move || store.secrets.refresh_files());
+        if looked.await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn run_overload(server: Arc<ServerContext>) {
+    server.overload.run().await;
 }
 
 /// The process's drain is ours too; ours can also begin without it.
@@ -129,6 +150,8 @@ fn start_workers(
                         () = run_listeners(worker.clone(), listeners) => {}
                         () = stop.cancelled() => {}
                     }
+                    worker.redis.clear();
+                    worker.tunnels.clear();
                     worker.pools.clear();
                 });
             };

@@ -140,7 +140,6 @@ impl Runtime {
     }
 
     /// The number under `key`.
-    #[cfg(test)]
     pub(crate) fn number(&self, key: &str) -> Option<f64> {
         match self.merged.load().get(key)?.kind.as_ref()? {
             Kind::NumberValue(number) => Some(*number),

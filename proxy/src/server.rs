@@ -1,6 +1,7 @@
 //! What the whole process shares: identity, clusters, statistics, drain; made once by `run`, immutable afterwards.
 
 use crate::{
+    overload::{Overload, OverloadConfig},
     runtime::Runtime,
     stats::{Scope, Store},
     upstream::ClusterManager,
@@ -50,6 +51,10 @@ pub(crate) struct ServerContext {
     pub(crate) sinks: crate::access_log::Sinks,
     /// The tracer of connection managers that name none.
     pub(crate) tracing: OnceLock<proto::envoy::config::trace::v3::tracing::Http>,
+    /// What is done when resources run out.
+    pub(crate) overload: Overload,
+    /// Token buckets that several filters share.
+    pub(crate) shared_buckets: crate::network::SharedBuckets,
     /// Starts the shutdown from inside.
     pub(crate) quit: Trigger,
     /// How many workers there are.
@@ -85,6 +90,8 @@ pub(crate) struct ServerParts {
     pub(crate) quit: Trigger,
     /// See [`ServerContext::concurrency`].
     pub(crate) concurrency: usize,
+    /// See [`ServerContext::overload`].
+    pub(crate) overload: OverloadConfig,
 }
 
 impl ServerContext {
@@ -104,6 +111,8 @@ impl ServerContext {
             drain: parts.drain,
             sinks: crate::access_log::Sinks::default(),
             tracing: OnceLock::new(),
+            overload: Overload::new(parts.overload, &stats),
+            shared_buckets: crate::network::SharedBuckets::default(),
             quit: parts.quit,
             concurrency: parts.concurrency,
             state: Mutex::new(ServerState::PreInitializing),

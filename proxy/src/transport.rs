@@ -5,14 +5,21 @@
 
 mod certificate;
 mod downstream;
+mod key_log;
 mod resolver;
 mod secret;
+mod secret_files;
+mod stats;
+mod stream;
+mod ticket;
 mod tls_context;
 mod upstream;
 mod verify;
 
-pub(crate) use certificate::CertificateDetails;
-pub(crate) use downstream::{DownstreamStream, DownstreamTransport, Meter, RawStream};
+pub(crate) use certificate::{CertificateDetails, url_encoded_pem};
+pub(crate) use downstream::{DownstreamStream, DownstreamTransport, Meter, Tap};
 pub(crate) use secret::{Secret, SecretSlot, SecretSlots};
+pub(crate) use stats::TlsStats;
+pub(crate) use stream::RawStream;
 pub(crate) use tls_context::AlpnFallback;
-pub(crate) use upstream::{UpstreamSocket, UpstreamStream, UpstreamTransport};
+pub(crate) use upstream::{TlsPeer, UpstreamStream, UpstreamTransport};

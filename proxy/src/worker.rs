@@ -4,6 +4,7 @@
 
 use crate::{
     http::timer::TimerPool,
+    network::{RedisClients, Tunnels},
     server::ServerContext,
     upstream::{ClusterManager, Pools},
 };
@@ -22,6 +23,10 @@ pub(crate) struct Worker {
     pub(crate) pools: Pools,
     /// Timers that requests use one after the other.
     pub(crate) timers: Rc<TimerPool>,
+    /// Connections that TCP tunnels share.
+    pub(crate) tunnels: Tunnels,
+    /// Connections to Redis servers.
+    pub(crate) redis: RedisClients,
     random: RefCell<SmallRng>,
 }
 
@@ -36,6 +41,8 @@ impl Worker {
             clusters,
             pools: Pools::default(),
             timers: Rc::default(),
+            tunnels: Tunnels::default(),
+            redis: RedisClients::default(),
             random,
         }
     }

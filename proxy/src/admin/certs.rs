@@ -20,7 +20,7 @@ pub(super) fn certs(admin: &Admin, _: &Query) -> Answer {
                     .collect();
                 certificates.push(json!({ "ca_cert": roots, "cert_chain": [] }));
             }
-            None => {}
+            Some(Secret::TicketKeys(_)) | None => {}
         }
     }
     for listener in admin.store.listeners.map().by_name.values() {
@@ -33,7 +33,12 @@ pub(super) fn certs(admin: &Admin, _: &Query) -> Answer {
                     .iter()
                     .map(|pair| certificate(&pair.details, "<inline>"))
                     .collect();
-                certificates.push(json!({ "ca_cert": [], "cert_chain": pairs }));
+                let roots: Vec<Value> = context
+                    .roots()
+                    .iter()
+                    .map(|root| certificate(root, "<inline>"))
+                    .collect();
+                certificates.push(json!({ "ca_cert": roots, "cert_chain": pairs }));
             }
         }
     }
@@ -79,6 +84,7 @@ pub(super) fn days_left(slot: &SecretSlot) -> Option<u64> {
     match slot.load().as_deref()? {
         Secret::KeyPair(pair) => Some(days(&pair.details)),
         Secret::Validation(validation) => validation.details.iter().map(days).min(),
+        Secret::TicketKeys(_) => None,
     }
 }
 

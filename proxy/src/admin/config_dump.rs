@@ -395,6 +395,10 @@ fn secret_json(name: &str, secret: &Secret) -> Value {
             let context = to_value_with(&validation.wire, FieldNames::Proto).unwrap_or_default();
             json!({ "@type": kind, "name": name, "validation_context": context })
         }
+        Secret::TicketKeys(_) => json!({
+            "@type": kind, "name": name,
+            "session_ticket_keys": { "keys": [{ "inline_bytes": base64_text(REDACTED) }] },
+        }),
     }
 }
 

@@ -233,7 +233,7 @@ pub(super) fn memory(_: &Admin, _: &Query) -> Answer {
 }
 
 /// Resident memory, as the system sees it.
-pub(super) fn resident_bytes() -> Option<u64> {
+pub(crate) fn resident_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * 4096)

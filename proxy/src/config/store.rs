@@ -187,6 +187,7 @@ impl ConfigStore {
         for slot in self.secrets.all() {
             let source = slot.source.as_ref().map(Source::try_from);
             if slot.name == wire.name && matches!(source, Some(Ok(source)) if source == *from) {
+                slot.follow_files(wire);
                 slot.store(secret.clone());
             }
         }

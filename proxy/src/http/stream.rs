@@ -188,6 +188,7 @@ fn begin(state: &mut StreamState) -> Result<(), Box<LocalReply>> {
     let connection = stream.connection.clone();
     let manager = &connection.manager;
     let version = stream.info.protocol.unwrap_or(Version::HTTP_11);
+    connection.admit()?;
     conn_manager::validate(manager, request, version)?;
     conn_manager::normalize(manager, request, &stream.info)?;
     let table = connection.route_table();

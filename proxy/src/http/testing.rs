@@ -25,7 +25,7 @@ use crate::listener::{ConnectionInfo, Direction};
 use crate::network::FactoryContext;
 use crate::server::{ServerContext, ServerParts};
 use crate::stream_info::testing::connection;
-use crate::transport::{DownstreamTransport, RawStream, SecretSlots};
+use crate::transport::{DownstreamStream, RawStream, SecretSlots};
 use crate::upstream::{Cluster, ClusterConfig};
 use crate::worker::Worker;
 
@@ -272,12 +272,11 @@ impl Proxy {
         tokio::task::spawn_local(async move {
             while let Ok((stream, remote)) = listener.accept().await {
                 let raw = RawStream::tcp(stream, Bytes::new());
-                let (stream, tls) = DownstreamTransport::Raw.accept(raw).await.unwrap();
+                let stream = DownstreamStream::raw(raw);
                 let info = ConnectionInfo {
                     remote_address: remote,
                     direct_remote_address: remote,
                     local_address: address,
-                    tls,
                     ..connection()
                 };
                 let downstream =
@@ -393,6 +392,7 @@ fn server(clusters: &[Value], trigger: &Trigger, drain: &Drain) -> Arc<ServerCon
         drain: drain.clone(),
         quit: trigger.clone(),
         concurrency: 1,
+        overload: crate::overload::OverloadConfig::default(),
     });
     let secrets = SecretSlots::default();
     let built = clusters.iter().map(|wire| {

@@ -4,7 +4,10 @@
     reason = "control planes still send the fields that Envoy has deprecated"
 )]
 
-use super::Direction;
+use super::{
+    Direction,
+    options::{RawOption, SocketOptions},
+};
 use crate::{
     access_log::AccessLogs,
     config::{RouteSlot, RouteSlots},
@@ -18,14 +21,16 @@ use crate::{
     wire::{AnyAddress, duration_or},
 };
 use proto::envoy::config::{
-    core::v3::{
-        SocketOption, TcpKeepalive, TrafficDirection,
-        address::Address as AddressKind,
-        socket_option::{SocketState, Value},
+    core::v3::{TrafficDirection, address::Address as AddressKind},
+    listener::v3::{
+        FilterChain as WireChain, Listener as Wire,
+        listener::connection_balance_config::BalanceType,
     },
-    listener::v3::{FilterChain as WireChain, Listener as Wire},
 };
 use std::{cell::RefCell, sync::Arc, time::Duration};
+
+/// What Envoy buffers for a connection unless it is told otherwise.
+const BUFFER_LIMIT: u32 = 1 << 20;
 
 /// A checked listener.
 pub(crate) struct ListenerConfig {
@@ -55,17 +60,14 @@ pub(crate) struct ListenerConfig {
     pub(crate) scope: Scope,
     /// Socket settings.
     pub(crate) socket: SocketOptions,
-}
-
-/// Settings of the listening sockets.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct SocketOptions {
-    pub(crate) backlog: i32,
-    pub(crate) is_transparent: bool,
-    pub(crate) is_freebind: bool,
-    pub(crate) is_v4_compatible: bool,
-    pub(crate) keepalive: Option<TcpKeepalive>,
-    pub(crate) mode: u32,
+    /// Whether connections are spread evenly over the workers.
+    pub(crate) is_balanced: bool,
+    /// The most that is buffered for a connection, each way.
+    pub(crate) buffer_limit: u32,
+    /// Whether the process's cap on connections does not count here.
+    pub(crate) ignores_global_limit: bool,
+    /// Whether the overload manager has no say here.
+    pub(crate) bypasses_overload: bool,
 }
 
 /// What is needed to build listeners.
@@ -94,17 +96,29 @@ impl ListenerConfig {
         };
         let v1 = wire.deprecated_v1.as_ref();
         let hands_over = wire.use_original_dst.unwrap_or(false);
-        let mut filters = try_all(
-            "listener_filters",
-            &wire.listener_filters,
-            listener_filter::build,
-        )?;
+        let mut filters = try_all("listener_filters", &wire.listener_filters, |filter| {
+            listener_filter::build(filter, &context.server.stats)
+        })?;
         if hands_over && !filters.iter().any(ListenerFilter::is_original_dst) {
             filters.insert(0, ListenerFilter::original_dst());
+        }
+        let chains = chains(&wire, before, context)?;
+        let is_pooled = |chain: &Arc<FilterChain>| chain.terminal.is_pooled();
+        if filters.iter().any(ListenerFilter::is_original_src) && chains.iter().any(is_pooled) {
+            return Err(
+                Invalid::unsupported("original_src before http_connection_manager")
+                    .at("listener_filters"),
+            );
         }
         Ok(Self {
             name: name.into(),
             scope: stat_scope(&wire, &address, &context.server.stats),
+            is_balanced: is_balanced(&wire)?,
+            buffer_limit: wire
+                .per_connection_buffer_limit_bytes
+                .unwrap_or(BUFFER_LIMIT),
+            ignores_global_limit: wire.ignore_global_conn_limit,
+            bypasses_overload: wire.bypass_overload_manager,
             is_bound: wire.bind_to_port.unwrap_or(true)
                 && v1.and_then(|v1| v1.bind_to_port).unwrap_or(true),
             filters,
@@ -114,7 +128,7 @@ impl ListenerConfig {
                 "listener_filters_timeout",
             )?,
             continues_on_timeout: wire.continue_on_listener_filters_timeout,
-            chains: chains(&wire, before, context)?,
+            chains,
             access_logs: AccessLogs::try_new(&wire.access_log, context.server).at("access_log")?,
             address,
             hands_over,
@@ -141,14 +155,17 @@ fn direction(wire: &Wire) -> Direction {
 fn address_and_socket(wire: &Wire) -> Result<(AnyAddress, SocketOptions), Invalid> {
     let address = wire.address.as_ref();
     let address = address.ok_or_else(|| Invalid::new("an address is needed").at("address"))?;
-    try_all("socket_options", &wire.socket_options, socket_option)?;
     let mut socket = SocketOptions {
         backlog: wire
             .tcp_backlog_size
             .map_or(1024, |size| i32::try_from(size).unwrap_or(i32::MAX)),
         is_transparent: wire.transparent.unwrap_or(false),
         is_freebind: wire.freebind.unwrap_or(false),
+        is_port_shared: wire.enable_reuse_port.unwrap_or(true),
         keepalive: wire.tcp_keepalive,
+        raw: try_all("socket_options", &wire.socket_options, |option| {
+            RawOption::try_from(option)
+        })?,
         ..SocketOptions::default()
     };
     match &address.address {
@@ -205,6 +222,11 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
         ),
         (wire.enable_mptcp, "enable_mptcp"),
         (
+            wire.per_connection_buffer_high_watermark_timeout.is_some(),
+            "per_connection_buffer_high_watermark_timeout",
+        ),
+        (wire.stats_matcher.is_some(), "stats_matcher"),
+        (
             wire.tcp_fast_open_queue_length.is_some(),
             "tcp_fast_open_queue_length",
         ),
@@ -216,16 +238,17 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Raw socket options: those that we set anyway or that do no harm without are let pass.
-fn socket_option(option: &SocketOption) -> Result<(), Invalid> {
-    // Keepalive (SOL_SOCKET 9; TCP 4, 5, 6) is what Istio sets on its listeners; the accepted sockets have it on already.
-    let is_known = matches!((option.level, option.name), (1, 9) | (6, 4..=6));
-    let is_harmless = matches!(option.value, Some(Value::IntValue(_)))
-        && option.state() == SocketState::StatePrebind;
-    if is_known && is_harmless {
-        Ok(())
-    } else {
-        Err(Invalid::unsupported("this socket option"))
+fn is_balanced(wire: &Wire) -> Result<bool, Invalid> {
+    match wire
+        .connection_balance_config
+        .as_ref()
+        .map(|config| &config.balance_type)
+    {
+        None => Ok(false),
+        Some(Some(BalanceType::ExactBalance(_))) => Ok(true),
+        Some(_) => {
+            Err(Invalid::unsupported("anything but exact_balance").at("connection_balance_config"))
+        }
     }
 }
 

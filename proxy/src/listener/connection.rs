@@ -6,6 +6,7 @@ use crate::{
     transport::{DownstreamStream, Meter},
     worker::Worker,
 };
+use parking_lot::Mutex;
 use proto_component::drain::Drain;
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
@@ -66,8 +67,23 @@ pub(crate) struct ConnectionInfo {
     pub(crate) meter: Arc<Meter>,
     /// Left by network filters.
     pub(crate) metadata: DynamicMetadata,
+    /// What filters that look at the bytes have found so far.
+    pub(crate) seen: Arc<Mutex<DynamicMetadata>>,
     /// Cluster that a passing filter has chosen (`sni_cluster`).
     pub(crate) cluster_override: Option<Arc<str>>,
+    /// Where its upstream connections are to come from (`original_src`).
+    pub(crate) upstream_source: Option<UpstreamSource>,
+    /// The most that is buffered for it, each way (`per_connection_buffer_limit_bytes`).
+    pub(crate) buffer_limit: u32,
+}
+
+/// The source that upstream connections take instead of our own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct UpstreamSource {
+    /// The address; a port of 0 is the system's choice.
+    pub(crate) address: SocketAddr,
+    /// The packets' mark, for policy routing; 0 for none.
+    pub(crate) mark: u32,
 }
 
 /// What the first bytes look like.

@@ -2,16 +2,22 @@
 
 use super::{
     ListenerConfig,
+    balance::Balancer,
     socket::{self, BoundSocket},
 };
-use crate::transport::DownstreamTransport;
-use crate::{server::ServerContext, stat_group, wire::AnyAddress};
+use crate::{
+    filter_chain::FilterChain,
+    server::ServerContext,
+    stat_group,
+    transport::{DownstreamTransport, TlsStats},
+    wire::AnyAddress,
+};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::Duration,
 };
 use tokio::sync::watch;
@@ -30,11 +36,8 @@ stat_group! {
 }
 
 stat_group! {
-    /// `listener.<address>.ssl.…`
-    pub(crate) struct SslStats {
-        connection_error: Counter, fail_verify_error: Counter, fail_verify_no_cert: Counter, fail_verify_san: Counter,
-        handshake: Counter, no_certificate: Counter, session_reused: Counter,
-    }
+    /// `listener.<address>.worker_<index>.…`
+    pub(crate) struct WorkerListenerStats { downstream_cx_active: Gauge, downstream_cx_total: Counter }
 }
 
 stat_group! {
@@ -57,11 +60,18 @@ pub(crate) struct Listener {
     pub(crate) local_address: AnyAddress,
     /// What it counts.
     pub(crate) stats: Arc<ListenerStats>,
-    /// What its TLS counts.
-    pub(crate) ssl: Arc<SslStats>,
+    /// What each worker counts of it.
+    pub(crate) worker_stats: Vec<Arc<WorkerListenerStats>>,
+    /// Connections that are open, over all workers.
+    pub(crate) open: Arc<AtomicU64>,
+    /// The runtime key that limits them.
+    pub(crate) limit_key: String,
+    /// Spreads connections evenly, where that is asked for.
+    pub(super) balancer: Option<Balancer>,
     /// Cancelled when it stops accepting.
     pub(crate) closed: CancellationToken,
     sockets: Mutex<Vec<Option<BoundSocket>>>,
+    tls: OnceLock<Arc<TlsStats>>,
 }
 
 /// Listeners, frozen.
@@ -94,6 +104,23 @@ impl Listener {
     /// The socket of worker `index`; taken once.
     pub(crate) fn take_socket(&self, index: usize) -> Option<BoundSocket> {
         self.sockets.lock().get_mut(index)?.take()
+    }
+
+    /// What its TLS counts; shown from the first use on.
+    pub(crate) fn tls_stats(&self) -> &TlsStats {
+        self.tls.get_or_init(|| {
+            let config = self.config.load();
+            TlsStats::new(&config.scope, "server_ssl_socket_factory")
+        })
+    }
+
+    /// Shows the TLS statistics as soon as a chain terminates TLS.
+    fn show_tls(&self) {
+        let is_tls =
+            |chain: &Arc<FilterChain>| matches!(chain.transport, DownstreamTransport::Tls(_));
+        if self.config.load().chains.iter().any(is_tls) {
+            self.tls_stats();
+        }
     }
 }
 
@@ -164,6 +191,7 @@ impl Listeners {
         {
             let old = before.config.swap(config);
             self.drain_chains(&old, Some(&before.config.load()));
+            before.show_tls();
             self.stats.listener_in_place_updated.inc();
             self.changed.send_modify(|version| *version += 1);
             return Ok(());
@@ -203,24 +231,27 @@ impl Listeners {
             .and_then(BoundSocket::local_address)
             .map_or_else(|| config.address.clone(), AnyAddress::Socket);
         tracing::info!(target: "config", listener = %config.name, address = %local_address, bound = config.is_bound, "listener added");
-        Ok(Arc::new(Listener {
+        let workers = self.server.concurrency;
+        let listener = Arc::new(Listener {
             name: config.name.clone(),
             stats: config.scope.group(),
-            // Shown only where TLS is terminated.
-            ssl: if config
-                .chains
-                .iter()
-                .any(|chain| matches!(chain.transport, DownstreamTransport::Tls(_)))
-            {
-                config.scope.scope("ssl").group()
-            } else {
-                Arc::default()
-            },
+            worker_stats: (0..workers)
+                .map(|index| config.scope.scope(&format!("worker_{index}")).group())
+                .collect(),
+            open: Arc::default(),
+            limit_key: format!(
+                "envoy.resource_limits.listener.{}.connection_limit",
+                config.name
+            ),
+            balancer: config.is_balanced.then(|| Balancer::new(workers)),
             local_address,
             closed: CancellationToken::new(),
             sockets: Mutex::new(sockets.into_iter().map(Some).collect()),
+            tls: OnceLock::new(),
             config: ArcSwap::new(config),
-        }))
+        });
+        listener.show_tls();
+        Ok(listener)
     }
 
     /// Takes a listener out; its connections are drained.
@@ -286,5 +317,8 @@ impl Listeners {
 }
 
 fn is_same_socket(old: &ListenerConfig, new: &ListenerConfig) -> bool {
-    old.address == new.address && old.is_bound == new.is_bound && old.socket == new.socket
+    old.address == new.address
+        && old.is_bound == new.is_bound
+        && old.is_balanced == new.is_balanced
+        && old.socket == new.socket
 }

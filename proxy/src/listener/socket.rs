@@ -2,13 +2,13 @@
 
 use super::ListenerConfig;
 use crate::wire::AnyAddress;
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use proto::envoy::config::core::v3::socket_option::SocketState;
+use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     io,
     net::SocketAddr,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::Path,
-    time::Duration,
 };
 
 /// A bound socket before a runtime has it.
@@ -26,7 +26,12 @@ pub(crate) fn bind(config: &ListenerConfig, count: usize) -> io::Result<Vec<Boun
             let mut address = *address;
             let mut sockets = Vec::with_capacity(count);
             for _ in 0..count {
-                let socket = bind_tcp(address, config)?;
+                let socket = match sockets.first() {
+                    Some(BoundSocket::Tcp(first)) if !config.socket.is_port_shared => {
+                        std::net::TcpListener::try_clone(first)?
+                    }
+                    _ => bind_tcp(address, config)?,
+                };
                 address = socket.local_addr()?;
                 sockets.push(BoundSocket::Tcp(socket));
             }
@@ -48,7 +53,9 @@ fn bind_tcp(address: SocketAddr, config: &ListenerConfig) -> io::Result<std::net
         Some(Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    if options.is_port_shared {
+        socket.set_reuse_port(true)?;
+    }
     if address.is_ipv6() {
         socket.set_only_v6(!options.is_v4_compatible)?;
     }
@@ -56,7 +63,7 @@ fn bind_tcp(address: SocketAddr, config: &ListenerConfig) -> io::Result<std::net
         if address.is_ipv4() {
             socket.set_ip_transparent_v4(true)?;
         } else {
-            socket.set_freebind_v6(true)?;
+            socket.set_ip_transparent_v6(true)?;
         }
     }
     if options.is_freebind {
@@ -66,22 +73,11 @@ fn bind_tcp(address: SocketAddr, config: &ListenerConfig) -> io::Result<std::net
             socket.set_freebind_v6(true)?;
         }
     }
-    if let Some(wire) = &options.keepalive {
-        let seconds = |value: Option<u32>| value.map(|seconds| Duration::from_secs(seconds.into()));
-        let mut keepalive = TcpKeepalive::new();
-        if let Some(time) = seconds(wire.keepalive_time) {
-            keepalive = keepalive.with_time(time);
-        }
-        if let Some(interval) = seconds(wire.keepalive_interval) {
-            keepalive = keepalive.with_interval(interval);
-        }
-        if let Some(probes) = wire.keepalive_probes {
-            keepalive = keepalive.with_retries(probes);
-        }
-        socket.set_tcp_keepalive(&keepalive)?;
-    }
+    options.apply(&socket, SocketState::StatePrebind)?;
     socket.bind(&address.into())?;
+    options.apply(&socket, SocketState::StateBound)?;
     socket.listen(options.backlog)?;
+    options.apply(&socket, SocketState::StateListening)?;
     Ok(socket.into())
 }
 

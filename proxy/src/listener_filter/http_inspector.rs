@@ -1,6 +1,6 @@
 //! HTTP inspector: whether a plain connection speaks HTTP, and which.
 
-use super::{Accepted, Look};
+use super::{Accepted, HttpInspectorStats, Look};
 use crate::listener::{ConnectionInfo, TransportProtocol};
 use std::io;
 
@@ -55,11 +55,27 @@ const METHODS: &[&str] = &[
 ];
 
 /// Looks at the first line of a connection that is not TLS.
-pub(super) async fn inspect(accepted: &mut Accepted, info: &mut ConnectionInfo) -> io::Result<()> {
+pub(super) async fn inspect(
+    accepted: &mut Accepted,
+    info: &mut ConnectionInfo,
+    stats: &HttpInspectorStats,
+) -> io::Result<()> {
     if info.transport_protocol == TransportProtocol::Tls {
         return Ok(());
     }
-    if let Some(Some(protocol)) = accepted.look(parse).await? {
+    let found = accepted
+        .look(parse)
+        .await
+        .inspect_err(|_| stats.read_error.inc())?
+        .flatten();
+    match found {
+        Some("http/1.0") => &stats.http10_found,
+        Some("http/1.1") => &stats.http11_found,
+        Some(_) => &stats.http2_found,
+        None => &stats.http_not_found,
+    }
+    .inc();
+    if let Some(protocol) = found {
         info.application_protocols = vec![protocol.into()];
     }
     Ok(())

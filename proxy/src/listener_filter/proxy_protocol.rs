@@ -1,19 +1,35 @@
 //! PROXY protocol, versions 1 and 2: the client's real address, told by a load balancer in front.
 
 use super::{Accepted, Look};
-use crate::{invalid::Invalid, listener::ConnectionInfo};
+use crate::{invalid::Invalid, listener::ConnectionInfo, stat_group, stats::Scope};
 use bytes::Buf as _;
+use proto::envoy::config::core::v3::proxy_protocol_config::Version;
 use proto::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol as Wire;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
 };
 
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
+stat_group! {
+    /// `proxy_proto.…`
+    pub(crate) struct ProxyProtocolStats { not_found_allowed: Counter, not_found_disallowed: Counter }
+}
+
+stat_group! {
+    /// `proxy_proto.versions.v1.…` and `v2`
+    pub(crate) struct VersionStats { disallowed: Counter, error: Counter, found: Counter }
+}
+
 /// A checked configuration.
 pub(super) struct Options {
     is_optional: bool,
+    /// Whether versions 1 and 2 are refused.
+    disallowed: [bool; 2],
+    stats: Arc<ProxyProtocolStats>,
+    versions: [Arc<VersionStats>; 2],
 }
 
 /// What a header says.
@@ -29,18 +45,31 @@ enum Header {
     Proxied(usize, SocketAddr, SocketAddr),
 }
 
-impl TryFrom<&Wire> for Options {
-    type Error = Invalid;
-
-    fn try_from(wire: &Wire) -> Result<Self, Invalid> {
+impl Options {
+    /// Checks `wire`; statistics are below `root`.
+    pub(super) fn new(wire: &Wire, root: &Scope) -> Result<Self, Invalid> {
         if !wire.rules.is_empty() {
             return Err(Invalid::new("not supported").at("rules"));
         }
-        if !wire.disallowed_versions.is_empty() {
-            return Err(Invalid::new("not supported").at("disallowed_versions"));
+        let mut scope = root.scope("proxy_proto");
+        if !wire.stat_prefix.is_empty() {
+            scope = root.scope("proxy_proto").tagged(
+                "",
+                "envoy.proxy_protocol_prefix",
+                &wire.stat_prefix,
+            );
         }
+        let is_refused = |version: Version| wire.disallowed_versions().any(|one| one == version);
+        let disallowed = [is_refused(Version::V1), is_refused(Version::V2)];
+        if disallowed == [true, true] {
+            return Err(Invalid::new("all versions are disallowed").at("disallowed_versions"));
+        }
+        let of = |version: &str| scope.scope("versions").scope(version).group();
         Ok(Self {
             is_optional: wire.allow_requests_without_proxy_protocol,
+            disallowed,
+            versions: [of("v1"), of("v2")],
+            stats: scope.group(),
         })
     }
 }
@@ -52,6 +81,35 @@ pub(super) async fn inspect(
     info: &mut ConnectionInfo,
 ) -> io::Result<()> {
     let header = accepted.look(parse).await?.unwrap_or(Header::Absent);
+    if matches!(header, Header::Absent) {
+        if options.is_optional {
+            &options.stats.not_found_allowed
+        } else {
+            &options.stats.not_found_disallowed
+        }
+        .inc();
+    } else {
+        let version = usize::from(!accepted.ahead.starts_with(b"PROXY "));
+        let stats = &options.versions[version];
+        if options.disallowed[version] && options.is_optional {
+            // It may be the first bytes of something else.
+            options.stats.not_found_allowed.inc();
+            return Ok(());
+        }
+        if options.disallowed[version] {
+            stats.disallowed.inc();
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a PROXY protocol version that is not allowed",
+            ));
+        }
+        if matches!(header, Header::Broken) {
+            &stats.error
+        } else {
+            &stats.found
+        }
+        .inc();
+    }
     match header {
         Header::Absent if options.is_optional => {}
         Header::Absent | Header::Broken => {

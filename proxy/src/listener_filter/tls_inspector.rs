@@ -1,6 +1,6 @@
 //! TLS inspector: whether the client speaks TLS, which server it asks for, which application protocols it offers.
 
-use super::{Accepted, Look};
+use super::{Accepted, Look, TlsInspectorStats};
 use crate::listener::{ConnectionInfo, TransportProtocol};
 use std::io;
 
@@ -12,10 +12,40 @@ pub(super) struct Hello {
 }
 
 /// Looks at the first record.
-pub(super) async fn inspect(accepted: &mut Accepted, info: &mut ConnectionInfo) -> io::Result<()> {
-    let Some(Some(hello)) = accepted.look(parse).await? else {
+pub(super) async fn inspect(
+    accepted: &mut Accepted,
+    info: &mut ConnectionInfo,
+    stats: &TlsInspectorStats,
+) -> io::Result<()> {
+    let looked = accepted.look(parse).await.inspect_err(|error| {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            &stats.connection_closed
+        } else {
+            &stats.read_error
+        }
+        .inc();
+    })?;
+    let Some(found) = looked else {
+        stats.client_hello_too_large.inc();
+        return Err(io::Error::other("the ClientHello is too large"));
+    };
+    let Some(hello) = found else {
+        stats.tls_not_found.inc();
         return Ok(());
     };
+    stats.tls_found.inc();
+    if hello.server_name.is_some() {
+        &stats.sni_found
+    } else {
+        &stats.sni_not_found
+    }
+    .inc();
+    if hello.alpn.is_empty() {
+        &stats.alpn_not_found
+    } else {
+        &stats.alpn_found
+    }
+    .inc();
     info.transport_protocol = TransportProtocol::Tls;
     info.server_name = hello
         .server_name

@@ -1,30 +1,37 @@
 //! TCP proxy: connects a downstream connection with a host of a cluster and copies both ways.
 
 mod copy;
+mod logs;
+mod tunnel;
 
-use super::{FactoryContext, Filter, TerminalFilter, log_connection};
+pub(crate) use tunnel::Tunnels;
+
+use super::{FactoryContext, Filter, TerminalFilter};
 use crate::{
-    access_log::AccessLogs,
     invalid::{At as _, Invalid},
     listener::Connection,
     stat_group,
     stream_info::{ResponseFlag, StreamInfo},
     upstream::{
-        Cluster, LoadBalancerContext, NoHost, Outcome, PoolErrorKind, Priority, TcpConnection,
+        Cluster, Host, LoadBalancerContext, NoHost, Outcome, PoolError, PoolErrorKind, Priority,
+        TcpOptions,
     },
     wire::duration_or,
     worker::Worker,
 };
-use copy::{Ended, Limits};
+use bytes::Bytes;
+use copy::{Ended, Limits, Upstream};
 use futures::future::{FutureExt as _, LocalBoxFuture};
+use logs::Logs;
 use prost_types::{Any, Struct};
 use proto::envoy::{
-    config::core::v3::Metadata,
+    config::core::v3::{BackoffStrategy, Metadata},
     extensions::filters::network::tcp_proxy::v3::{TcpProxy as Wire, tcp_proxy::ClusterSpecifier},
     r#type::v3::hash_policy::PolicySpecifier,
 };
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 use tokio::time::Instant;
+use tunnel::Tunneling;
 
 /// QUIRK: Envoy's idle timeout is one hour unless the configuration says otherwise; zero is never.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -49,18 +56,60 @@ struct TcpProxy {
     metadata_match: Option<Struct>,
     is_hashed_by_source: bool,
     max_connect_attempts: u32,
+    backoff: Option<Backoff>,
+    tunneling: Option<Tunneling>,
     limits: Limits,
-    logs: AccessLogs,
+    logs: Logs,
     stats: Arc<TcpProxyStats>,
+}
+
+/// How long an attempt to connect waits after one that failed.
+#[derive(Clone, Copy, Debug)]
+struct Backoff {
+    base: Duration,
+    most: Duration,
+}
+
+impl TryFrom<&BackoffStrategy> for Backoff {
+    type Error = Invalid;
+
+    fn try_from(wire: &BackoffStrategy) -> Result<Self, Invalid> {
+        let base = duration_or(wire.base_interval.as_ref(), Duration::ZERO, "base_interval")?;
+        if base < Duration::from_millis(1) {
+            return Err(Invalid::new("it must be at least 1ms").at("base_interval"));
+        }
+        let most = duration_or(wire.max_interval.as_ref(), base * 10, "max_interval")?;
+        if most < base {
+            return Err(Invalid::new(
+                "max_interval must be greater than or equal to the base_interval",
+            ));
+        }
+        Ok(Self { base, most })
+    }
+}
+
+impl Backoff {
+    /// Any time up to the bound that doubles with every attempt.
+    fn pause(self, attempt: u32, random: u64) -> Duration {
+        let bound = self
+            .base
+            .saturating_mul(1 << attempt.min(20))
+            .min(self.most);
+        let nanos = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX).max(1);
+        Duration::from_nanos(random % nanos)
+    }
 }
 
 /// Builds the filter.
 pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, Invalid> {
     let wire: Wire = proto::any::unpack(any)?;
     for (is_set, field) in [
-        (wire.tunneling_config.is_some(), "tunneling_config"),
         (wire.on_demand.is_some(), "on_demand"),
-        (wire.backoff_options.is_some(), "backoff_options"),
+        (
+            wire.max_downstream_connection_duration_jitter_percentage
+                .is_some(),
+            "max_downstream_connection_duration_jitter_percentage",
+        ),
         (wire.upstream_connect_mode != 0, "upstream_connect_mode"),
         (!wire.proxy_protocol_tlvs.is_empty(), "proxy_protocol_tlvs"),
     ] {
@@ -87,12 +136,24 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
         clusters: clusters(&wire)?,
         metadata_match: wire.metadata_match.as_ref().and_then(lb_fields),
         is_hashed_by_source,
+        backoff: wire
+            .backoff_options
+            .as_ref()
+            .map(Backoff::try_from)
+            .transpose()
+            .at("backoff_options")?,
+        tunneling: wire
+            .tunneling_config
+            .as_ref()
+            .map(Tunneling::try_from)
+            .transpose()
+            .at("tunneling_config")?,
         max_connect_attempts: wire.max_connect_attempts.unwrap_or(1).max(1),
         limits: Limits {
             idle: (!idle.is_zero()).then_some(idle),
             longest,
         },
-        logs: AccessLogs::try_new(&wire.access_log, context.server).at("access_log")?,
+        logs: Logs::new(&wire, context)?,
         stats: context
             .stats
             .scope("tcp")
@@ -139,16 +200,16 @@ impl TerminalFilter for TcpProxy {
         async move {
             let mut info = StreamInfo::new(connection.info.clone(), None);
             self.stats.downstream_cx_total.inc();
-            let meter = connection.info.meter.clone();
+            if self.logs.is_start_logged {
+                self.logs.write(&mut info);
+            }
             self.proxy(connection, &mut info).await;
-            info.bytes_received = meter.received();
-            info.bytes_sent = meter.sent();
             info.end = Some(Instant::now());
+            self.logs.write(&mut info);
             self.stats
                 .downstream_cx_rx_bytes_total
                 .add(info.bytes_received);
             self.stats.downstream_cx_tx_bytes_total.add(info.bytes_sent);
-            log_connection(&self.logs, &info);
         }
         .boxed_local()
     }
@@ -170,8 +231,12 @@ impl TcpProxy {
         else {
             return;
         };
-        info.upstream.local_address = upstream.stream.local_address();
-        let ended = copy::run(&mut connection, upstream.stream, self.limits).await;
+        info.upstream.local_address = upstream.local_address();
+        if self.logs.is_connected_logged {
+            self.logs.write(info);
+        }
+        let copying = copy::run(&mut connection, upstream, self.limits);
+        let ended = self.logs.meanwhile(copying, info).await;
         match ended {
             Ended::Idle => self.stats.idle_timeout.inc(),
             Ended::TooLong => {
@@ -203,12 +268,12 @@ impl TcpProxy {
 
     async fn connect(
         &self,
-        worker: &Worker,
+        worker: &Rc<Worker>,
         cluster: &Arc<Cluster>,
         metadata: Option<&Struct>,
         connection: &Connection,
         info: &mut StreamInfo,
-    ) -> Option<TcpConnection> {
+    ) -> Option<Upstream> {
         let hash = self
             .is_hashed_by_source
             .then(|| hash_ip(connection.info.remote_address));
@@ -233,7 +298,7 @@ impl TcpProxy {
             info.upstream.attempts = attempt;
             info.upstream.host = Some(host.address_text.clone());
             info.upstream.host_name = Some(host.hostname.clone());
-            match worker.pools.tcp(cluster, &host, Priority::Default).await {
+            match self.open(worker, cluster, &host, info).await {
                 Ok(upstream) => {
                     cluster.report(&host, Outcome::Connected, worker.random());
                     return Some(upstream);
@@ -250,12 +315,40 @@ impl TcpProxy {
                     };
                     cluster.report(&host, outcome, worker.random());
                     info.upstream.transport_failure = Some(error.text);
+                    if let Some(backoff) = self.backoff
+                        && attempt < self.max_connect_attempts
+                    {
+                        tokio::time::sleep(backoff.pause(attempt, worker.random())).await;
+                    }
                 }
             }
         }
         cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
         info.flags.set(ResponseFlag::UpstreamConnectionFailure);
         None
+    }
+}
+
+impl TcpProxy {
+    async fn open(
+        &self,
+        worker: &Rc<Worker>,
+        cluster: &Arc<Cluster>,
+        host: &Arc<Host>,
+        info: &StreamInfo,
+    ) -> Result<Upstream, PoolError> {
+        if let Some(tunneling) = &self.tunneling {
+            return tunneling.open(worker, cluster, host, info).await;
+        }
+        let options = TcpOptions {
+            source: info.connection.upstream_source,
+            ..TcpOptions::default()
+        };
+        let connected = worker
+            .pools
+            .tcp_with(cluster, host, Priority::Default, options)
+            .await?;
+        Ok(Upstream::Stream(connected.stream, Bytes::new()))
     }
 }
 

@@ -29,6 +29,9 @@ pub(crate) fn connection() -> ConnectionInfo {
         chain: None,
         metadata: crate::stream_info::DynamicMetadata::default(),
         cluster_override: None,
+        seen: Arc::default(),
+        upstream_source: None,
+        buffer_limit: 1 << 20,
         meter: Arc::default(),
     }
 }

@@ -1,10 +1,13 @@
 //! What certificates say: for `/certs`, for RBAC and access logs, for checks of names.
 
 use crate::listener::PeerCertificate;
+use base64::Engine as _;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 use std::fmt::Write as _;
+use x509_parser::asn1_rs::ToDer as _;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+use x509_parser::x509::{AttributeTypeAndValue, RelativeDistinguishedName, X509Name};
 
 /// What a certificate says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub(crate) struct CertificateDetails {
     pub(crate) not_after: i64,
     /// SHA-256 of the public key info, for pins.
     pub(crate) spki_sha256: [u8; 32],
+    /// Whether it may sign others.
+    pub(crate) is_ca: bool,
 }
 
 /// Reads a certificate; `None` when it is not one.
@@ -32,6 +37,8 @@ pub(crate) fn details(der: &[u8]) -> Option<CertificateDetails> {
         not_before: certificate.validity().not_before.timestamp(),
         not_after: certificate.validity().not_after.timestamp(),
         spki_sha256: Sha256::digest(certificate.public_key().raw).into(),
+        is_ca: certificate.is_ca()
+            || matches!(certificate.key_usage(), Ok(Some(usage)) if usage.value.key_cert_sign() || usage.value.crl_sign()),
         ..CertificateDetails::default()
     };
     if let Ok(Some(names)) = certificate.subject_alternative_name() {
@@ -72,11 +79,68 @@ pub(crate) fn peer_certificate(
     })
 }
 
-/// RFC 2253: the most specific part first, joined by commas.
-fn name_text(name: &x509_parser::x509::X509Name<'_>) -> String {
-    let mut parts: Vec<String> = name.to_string().split(", ").map(str::to_owned).collect();
-    parts.reverse();
-    parts.join(",")
+/// RFC 2253: the most specific part first, joined by commas; what means something in such a text is escaped.
+fn name_text(name: &X509Name<'_>) -> String {
+    let set = |set: &RelativeDistinguishedName<'_>| {
+        let parts: Vec<String> = set.iter().map(attribute_text).collect();
+        parts.join("+")
+    };
+    let sets: Vec<String> = name.iter_rdn().map(set).collect();
+    sets.into_iter().rev().collect::<Vec<_>>().join(",")
+}
+
+fn attribute_text(attribute: &AttributeTypeAndValue<'_>) -> String {
+    let kind = attribute.attr_type().to_id_string();
+    let known = NAMES.iter().find(|(oid, _)| *oid == kind);
+    let value = attribute.attr_value();
+    match (known, attribute.as_str()) {
+        (Some((_, name)), Ok(text)) => format!("{name}={}", escaped(text)),
+        // Types without a name of their own are written as their encoding.
+        (None, _) | (_, Err(_)) => {
+            let encoded = value.to_der_vec().unwrap_or_default();
+            let name = known.map_or(kind.as_str(), |(_, name)| name);
+            format!("{name}=#{}", hex(&encoded).to_ascii_uppercase())
+        }
+    }
+}
+
+/// Attribute types that RFC 2253 texts name, as Envoy's TLS library writes them.
+const NAMES: &[(&str, &str)] = &[
+    ("2.5.4.3", "CN"),
+    ("2.5.4.4", "SN"),
+    ("2.5.4.5", "serialNumber"),
+    ("2.5.4.6", "C"),
+    ("2.5.4.7", "L"),
+    ("2.5.4.8", "ST"),
+    ("2.5.4.9", "street"),
+    ("2.5.4.10", "O"),
+    ("2.5.4.11", "OU"),
+    ("2.5.4.12", "title"),
+    ("2.5.4.42", "GN"),
+    ("0.9.2342.19200300.100.1.1", "UID"),
+    ("0.9.2342.19200300.100.1.25", "DC"),
+    ("1.2.840.113549.1.9.1", "emailAddress"),
+];
+
+fn escaped(text: &str) -> String {
+    let last = text.chars().count().saturating_sub(1);
+    let mut out = String::with_capacity(text.len());
+    for (index, c) in text.chars().enumerate() {
+        match c {
+            ',' | '+' | '"' | '\\' | '<' | '>' | ';' => out.extend(['\\', c]),
+            '#' if index == 0 => out.extend(['\\', c]),
+            ' ' if index == 0 || index == last => out.extend(['\\', c]),
+            c if c.is_control() || !c.is_ascii() => {
+                let mut bytes = [0; 4];
+                for byte in c.encode_utf8(&mut bytes).bytes() {
+                    // Writing to a String cannot fail.
+                    let _ = write!(out, "\\{byte:02X}");
+                }
+            }
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 fn ip_text(bytes: &[u8]) -> Option<String> {
@@ -104,4 +168,43 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
             let _ = write!(text, "{byte:02x}");
             text
         })
+}
+
+/// Certificates as PEM, percent-encoded.
+pub(crate) fn url_encoded_pem(chain: &[Vec<u8>]) -> String {
+    let mut pem = String::new();
+    for certificate in chain {
+        pem.push_str("-----BEGIN CERTIFICATE-----\n");
+        let text = base64::engine::general_purpose::STANDARD.encode(certificate);
+        for line in text.as_bytes().chunks(64) {
+            pem.push_str(std::str::from_utf8(line).unwrap_or_default());
+            pem.push('\n');
+        }
+        pem.push_str("-----END CERTIFICATE-----\n");
+    }
+    let mut out = String::with_capacity(pem.len() * 5 / 4);
+    for c in pem.chars() {
+        match c {
+            '\n' => out.push_str("%0A"),
+            ' ' => out.push_str("%20"),
+            '+' => out.push_str("%2B"),
+            '/' => out.push_str("%2F"),
+            '=' => out.push_str("%3D"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects_are_escaped_as_rfc_2253_says() {
+        assert_eq!(escaped("Acme, Inc. \"x\""), "Acme\\, Inc. \\\"x\\\"");
+        assert_eq!(escaped(" #a "), "\\ #a\\ ");
+        assert_eq!(escaped("#a"), "\\#a");
+        assert_eq!(escaped("é"), "\\C3\\A9");
+    }
 }

@@ -1,54 +1,45 @@
-//! The downstream side: the accepted stream, what listener filters have read of it, and the TLS handshake.
+//! The downstream side: the accepted stream and its TLS handshake.
 
 use super::{
-    SecretSlots,
+    SecretSlots, TlsStats,
     certificate::peer_certificate,
-    tls_context::{DownstreamTlsContext, TlsError},
+    stats::version_name,
+    stream::{Count, Layer, RawStream, TransportStream},
+    tls_context::{DownstreamTlsContext, Handshake, TlsError, suite_name},
 };
 use crate::{
     invalid::{At as _, Invalid},
     listener::TlsInfo,
 };
-use bytes::{Buf as _, Bytes};
 use proto::envoy::config::core::v3::{TransportSocket, transport_socket::ConfigType};
 use proto::envoy::extensions::transport_sockets::{
     raw_buffer::v3::RawBuffer, tls::v3::DownstreamTlsContext as WireTls,
 };
 use std::{
-    io,
-    pin::Pin,
+    io::{self, IoSlice},
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll, ready},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpStream, UnixStream},
-};
-use tokio_rustls::server::TlsStream;
 
 /// A stream from downstream; clear text to whoever reads it.
-pub(crate) struct DownstreamStream {
-    io: Io,
+pub(crate) type DownstreamStream = TransportStream<Downstream>;
+
+/// Who counts a downstream stream's bytes, and who looks at them.
+#[derive(Default)]
+pub(crate) struct Downstream {
     meter: Arc<Meter>,
+    taps: Vec<Box<dyn Tap>>,
 }
 
-enum Io {
-    Raw(RawStream),
-    Tls(Box<TlsStream<RawStream>>),
-}
-
-/// A socket, and what was read ahead of it.
-pub(crate) struct RawStream {
-    ahead: Bytes,
-    socket: Socket,
-}
-
-enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+/// A network filter that looks at the bytes as they pass.
+pub(crate) trait Tap: Send {
+    /// From the client.
+    fn on_read(&mut self, bytes: &[u8]);
+    /// To the client.
+    fn on_write(&mut self, bytes: &[u8]);
 }
 
 /// Bytes of one connection, shared with whoever reports them.
@@ -95,21 +86,38 @@ impl Meter {
     }
 }
 
-impl RawStream {
-    /// A TCP connection of which `ahead` has been read.
-    pub(crate) fn tcp(stream: TcpStream, ahead: Bytes) -> Self {
-        Self {
-            ahead,
-            socket: Socket::Tcp(stream),
+impl Count for Downstream {
+    fn received(&mut self, bytes: &[u8]) {
+        self.meter.received.fetch_add(bytes.len() as u64, Relaxed);
+        for tap in &mut self.taps {
+            tap.on_read(bytes);
         }
     }
 
-    /// A Unix connection.
-    pub(crate) fn unix(stream: UnixStream) -> Self {
-        Self {
-            ahead: Bytes::new(),
-            socket: Socket::Unix(stream),
+    fn sent(&mut self, bytes: &[u8]) {
+        self.meter.sent.fetch_add(bytes.len() as u64, Relaxed);
+        for tap in &mut self.taps {
+            tap.on_write(bytes);
         }
+    }
+
+    fn sent_vectored(&mut self, bytes: &[IoSlice<'_>], count: usize) {
+        self.meter.sent.fetch_add(count as u64, Relaxed);
+        if self.taps.is_empty() {
+            return;
+        }
+        let mut left = count;
+        for slice in bytes {
+            let part = &slice[..slice.len().min(left)];
+            left -= part.len();
+            for tap in &mut self.taps {
+                tap.on_write(part);
+            }
+        }
+    }
+
+    fn sees_bytes(&self) -> bool {
+        !self.taps.is_empty()
     }
 }
 
@@ -138,32 +146,37 @@ impl DownstreamTransport {
         )))
     }
 
-    /// Sets the transport up on an accepted socket.
+    /// Sets the transport up on an accepted socket between these addresses.
     pub(crate) async fn accept(
         &self,
         raw: RawStream,
+        addresses: Option<(IpAddr, IpAddr)>,
+        stats: &TlsStats,
     ) -> Result<(DownstreamStream, Option<Arc<TlsInfo>>), HandshakeError> {
-        let meter = Arc::new(Meter::default());
         match self {
-            Self::Raw => Ok((
-                DownstreamStream {
-                    io: Io::Raw(raw),
-                    meter,
-                },
-                None,
-            )),
+            Self::Raw => Ok((DownstreamStream::raw(raw), None)),
             Self::Tls(context) => {
-                let acceptor = tokio_rustls::TlsAcceptor::from(context.config()?);
+                let (local, remote) = addresses.unzip();
+                let handshake = context.handshake(local, remote).inspect_err(|error| {
+                    if matches!(error, TlsError::SecretMissing(_)) {
+                        stats.secrets_not_ready(true);
+                    }
+                })?;
+                if handshake.is_updated {
+                    stats.context_updated();
+                }
+                let acceptor = tokio_rustls::TlsAcceptor::from(handshake.config.clone());
                 let stream = acceptor
                     .accept(raw)
                     .await
+                    .inspect_err(|error| stats.failed(error))
                     .map_err(HandshakeError::Handshake)?;
-                let info = Arc::new(tls_info(stream.get_ref().1, context));
+                let session = stream.get_ref().1;
+                stats.succeeded(session);
+                let info = Arc::new(tls_info(session, &handshake));
+                let layer = Layer::Tls(Box::new(stream.into()));
                 Ok((
-                    DownstreamStream {
-                        io: Io::Tls(Box::new(stream)),
-                        meter,
-                    },
+                    TransportStream::new(layer, Downstream::default()),
                     Some(info),
                 ))
             }
@@ -171,27 +184,25 @@ impl DownstreamTransport {
     }
 }
 
-fn tls_info(session: &rustls::ServerConnection, context: &DownstreamTlsContext) -> TlsInfo {
-    let own = context.pairs();
-    let own = own.first().map(|pair| &pair.details);
+fn tls_info(session: &rustls::ServerConnection, handshake: &Handshake) -> TlsInfo {
+    let own = handshake.certificates.choose(session.server_name(), &[]);
+    let own = own.map(|pair| &pair.details);
+    let peer = session.peer_certificates().and_then(|chain| {
+        let verifier = &handshake.verifier;
+        let is_validated = !verifier.is_lenient() || verifier.is_valid_client(chain);
+        peer_certificate(chain, is_validated)
+    });
     TlsInfo {
         alpn: session
             .alpn_protocol()
             .map(|name| String::from_utf8_lossy(name).into_owned()),
         server_name: session.server_name().map(str::to_owned),
-        version: match session.protocol_version() {
-            Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
-            Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
-            _ => "",
-        },
+        version: version_name(session),
         cipher: session
             .negotiated_cipher_suite()
-            .map(|suite| cipher_name(suite.suite()))
+            .map(|suite| suite_name(suite.suite()))
             .unwrap_or_default(),
-        peer: session
-            .peer_certificates()
-            .and_then(|chain| peer_certificate(chain, true))
-            .map(Arc::new),
+        peer: peer.map(Arc::new),
         local_uri_sans: own
             .map(|own| own.uri_sans.as_slice().into())
             .unwrap_or_default(),
@@ -204,162 +215,19 @@ fn tls_info(session: &rustls::ServerConnection, context: &DownstreamTlsContext) 
     }
 }
 
-/// `TLS13_AES_128_GCM_SHA256` is `TLS_AES_128_GCM_SHA256` to everybody else.
-fn cipher_name(suite: rustls::CipherSuite) -> String {
-    suite
-        .as_str()
-        .unwrap_or_default()
-        .replacen("TLS13_", "TLS_", 1)
-}
-
 impl DownstreamStream {
+    /// A stream without transport security.
+    pub(crate) fn raw(raw: RawStream) -> Self {
+        TransportStream::new(Layer::Raw(raw), Downstream::default())
+    }
+
     /// The connection's byte counts.
     pub(crate) fn meter(&self) -> Arc<Meter> {
-        self.meter.clone()
+        self.count.meter.clone()
     }
 
-    /// Takes what was read ahead of a plain connection.
-    pub(crate) fn take_ahead(&mut self) -> Bytes {
-        match &mut self.io {
-            Io::Raw(raw) => {
-                let ahead = std::mem::take(&mut raw.ahead);
-                self.meter.add(ahead.len() as u64, 0);
-                ahead
-            }
-            Io::Tls(_) => Bytes::new(),
-        }
-    }
-
-    /// The plain TCP socket, when nothing stands between: no TLS, nothing read ahead.
-    pub(crate) fn plain_tcp(&self) -> Option<&TcpStream> {
-        match &self.io {
-            Io::Raw(RawStream {
-                ahead,
-                socket: Socket::Tcp(stream),
-            }) if ahead.is_empty() => Some(stream),
-            _ => None,
-        }
-    }
-}
-
-impl AsyncRead for RawStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if !self.ahead.is_empty() {
-            let count = self.ahead.len().min(buf.remaining());
-            buf.put_slice(&self.ahead[..count]);
-            self.ahead.advance(count);
-            return Poll::Ready(Ok(()));
-        }
-        match &mut self.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for RawStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Socket::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-}
-
-impl AsyncRead for DownstreamStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(match &mut self.io {
-            Io::Raw(stream) => Pin::new(stream).poll_read(cx, buf),
-            Io::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        })?;
-        self.meter
-            .received
-            .fetch_add((buf.filled().len() - before) as u64, Relaxed);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for DownstreamStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let count = ready!(match &mut self.io {
-            Io::Raw(stream) => Pin::new(stream).poll_write(cx, buf),
-            Io::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        })?;
-        self.meter.sent.fetch_add(count as u64, Relaxed);
-        Poll::Ready(Ok(count))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let count = ready!(match &mut self.io {
-            Io::Raw(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Io::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        })?;
-        self.meter.sent.fetch_add(count as u64, Relaxed);
-        Poll::Ready(Ok(count))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Raw(stream) => Pin::new(stream).poll_flush(cx),
-            Io::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Raw(stream) => Pin::new(stream).poll_shutdown(cx),
-            Io::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+    /// Lets `tap` see every byte from now on.
+    pub(crate) fn add_tap(&mut self, tap: Box<dyn Tap>) {
+        self.count.taps.push(tap);
     }
 }

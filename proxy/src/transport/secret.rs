@@ -1,6 +1,11 @@
 //! Secrets: key pairs and validation contexts, inline, from the bootstrap, or by SDS. A slot holds the newest one.
 
-use super::certificate;
+use super::{
+    certificate,
+    secret_files::Origin,
+    ticket::TicketKeys,
+    verify::{NameChecks, chain::Roots, spiffe::Bundles},
+};
 use crate::{
     invalid::{At as _, Invalid},
     wire::data_source,
@@ -9,14 +14,19 @@ use crate::{
 use arc_swap::ArcSwapOption;
 use base64::Engine as _;
 use parking_lot::Mutex;
-use proto::envoy::config::core::v3::ConfigSource;
+use prost::Message as _;
+use proto::envoy::config::core::v3::{ConfigSource, DataSource, TypedExtensionConfig};
 use proto::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, SdsSecretConfig, Secret as Wire, TlsCertificate, secret::Type,
+    CertificateValidationContext, SdsSecretConfig, Secret as Wire, SpiffeCertValidatorConfig,
+    TlsCertificate, secret::Type,
 };
 use rustls::{RootCertStore, sign::CertifiedKey};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _,
+};
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 use tokio::sync::watch;
+use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 /// A certificate chain with its key.
 pub(crate) struct KeyPair {
@@ -27,9 +37,14 @@ pub(crate) struct KeyPair {
 }
 
 /// What a peer's certificate is checked against.
+#[derive(Debug, Default)]
 pub(crate) struct Validation {
     /// Trusted roots; none means that the chain is not verified.
-    pub(crate) roots: Option<Arc<RootCertStore>>,
+    pub(super) roots: Option<Arc<Roots>>,
+    /// Revoked certificates.
+    pub(super) crls: Arc<[CertRevocationList<'static>]>,
+    /// Roots by trust domain, where the SPIFFE validator is asked for.
+    pub(super) spiffe: Option<Arc<Bundles>>,
     /// What each root says.
     pub(crate) details: Vec<certificate::CertificateDetails>,
     /// The message, for its other checks.
@@ -43,6 +58,8 @@ pub(crate) enum Secret {
     KeyPair(Arc<KeyPair>),
     /// A validation context.
     Validation(Arc<Validation>),
+    /// Keys for session tickets.
+    TicketKeys(Arc<TicketKeys>),
 }
 
 /// The newest value of a secret.
@@ -52,6 +69,8 @@ pub(crate) struct SecretSlot {
     /// Where it comes from; none for the bootstrap's own.
     pub(crate) source: Option<ConfigSource>,
     value: ArcSwapOption<Secret>,
+    /// What it was made of, if that was files.
+    pub(super) origin: Origin,
     updated: Mutex<SystemTime>,
     changed: watch::Sender<u64>,
 }
@@ -72,7 +91,9 @@ impl Secret {
             Some(Type::ValidationContext(context)) => Validation::new(context)
                 .at("validation_context")
                 .map(|context| Self::Validation(Arc::new(context))),
-            Some(Type::SessionTicketKeys(_)) => Err(Invalid::unsupported("session_ticket_keys")),
+            Some(Type::SessionTicketKeys(keys)) => TicketKeys::new(keys)
+                .at("session_ticket_keys")
+                .map(|keys| Self::TicketKeys(Arc::new(keys))),
             Some(Type::GenericSecret(_)) => Err(Invalid::unsupported("generic_secret")),
             None => Err(Invalid::new("a secret needs a type")),
         }
@@ -85,20 +106,17 @@ impl KeyPair {
         if wire.pkcs12.is_some() || wire.password.is_some() || wire.private_key_provider.is_some() {
             return Err(Invalid::unsupported("a key that is not plain PEM"));
         }
-        let chain = wire
-            .certificate_chain
-            .as_ref()
-            .map(data_source)
-            .transpose()
-            .at("certificate_chain")?
-            .unwrap_or_default();
-        let key = wire
-            .private_key
-            .as_ref()
-            .map(data_source)
-            .transpose()
-            .at("private_key")?
-            .unwrap_or_default();
+        if !wire.signed_certificate_timestamp.is_empty() {
+            return Err(Invalid::unsupported("signed_certificate_timestamp"));
+        }
+        if wire.tls_params.is_some() {
+            return Err(Invalid::unsupported("tls_params of one certificate"));
+        }
+        let read = |source: Option<&DataSource>| source.map(data_source).transpose();
+        let chain = read(wire.certificate_chain.as_ref()).at("certificate_chain")?;
+        let key = read(wire.private_key.as_ref()).at("private_key")?;
+        let staple = read(wire.ocsp_staple.as_ref()).at("ocsp_staple")?;
+        let (chain, key) = (chain.unwrap_or_default(), key.unwrap_or_default());
         let chain = certificates(&chain).at("certificate_chain")?;
         let Some(leaf) = chain.first() else {
             return Err(Invalid::new("no certificate in it").at("certificate_chain"));
@@ -109,7 +127,8 @@ impl KeyPair {
             .map_err(|error| Invalid::new(error.to_string()).at("private_key"))?;
         let key = rustls::crypto::ring::sign::any_supported_type(&key)
             .map_err(|error| Invalid::new(error.to_string()).at("private_key"))?;
-        let key = CertifiedKey::new(chain, key);
+        let mut key = CertifiedKey::new(chain, key);
+        key.ocsp = staple.filter(|staple| !staple.is_empty());
         match key.keys_match() {
             // A key that cannot tell is believed, as the handshake would show.
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
@@ -152,11 +171,6 @@ impl Validation {
     pub(crate) fn new(wire: &CertificateValidationContext) -> Result<Self, Invalid> {
         for (is_set, field) in [
             (
-                wire.custom_validator_config.is_some(),
-                "custom_validator_config",
-            ),
-            (wire.crl.is_some(), "crl"),
-            (
                 wire.ca_certificate_provider_instance.is_some(),
                 "ca_certificate_provider_instance",
             ),
@@ -170,33 +184,99 @@ impl Validation {
                 return Err(Invalid::new("not supported").at(field));
             }
         }
-        let Some(source) = &wire.trusted_ca else {
-            return Ok(Self {
-                roots: None,
-                details: Vec::new(),
-                wire: wire.clone(),
-            });
+        // Checked here so that a bad matcher is refused with the resource, not at the first handshake.
+        NameChecks::new(wire)?;
+        let spiffe = wire.custom_validator_config.as_ref().map(spiffe);
+        let spiffe = spiffe.transpose().at("custom_validator_config")?;
+        let crls = wire.crl.as_ref().map(revocations).transpose().at("crl")?;
+        let trusted = match &wire.trusted_ca {
+            Some(source) => Some(roots(&data_source(source).at("trusted_ca")?).at("trusted_ca")?),
+            None => None,
         };
-        let chain = certificates(&data_source(source).at("trusted_ca")?).at("trusted_ca")?;
-        if chain.is_empty() {
-            return Err(Invalid::new("no certificate in it").at("trusted_ca"));
-        }
-        let details = chain
-            .iter()
-            .filter_map(|root| certificate::details(root))
-            .collect();
-        let mut roots = RootCertStore::empty();
-        for root in chain {
-            roots
-                .add(root)
-                .map_err(|error| Invalid::new(error.to_string()).at("trusted_ca"))?;
-        }
+        let certificates = match (&spiffe, &trusted) {
+            (Some(bundles), _) => bundles.certificates(),
+            (None, Some(trusted)) => trusted.certificates.clone(),
+            (None, None) => Vec::new(),
+        };
         Ok(Self {
-            roots: Some(Arc::new(roots)),
-            details,
+            details: certificates
+                .iter()
+                .filter_map(|root| certificate::details(root))
+                .collect(),
+            roots: trusted.map(Arc::new),
+            crls: crls.unwrap_or_default(),
+            spiffe,
             wire: wire.clone(),
         })
     }
+
+    /// What `dynamic` (by SDS) says on top of this, as protobuf merges messages.
+    pub(super) fn merged(&self, dynamic: &Self) -> Self {
+        let mut wire = self.wire.clone();
+        // Both came from the wire: one more merge cannot fail.
+        let _ = wire.merge(dynamic.wire.encode_to_vec().as_slice());
+        let crls = if dynamic.crls.is_empty() {
+            &self.crls
+        } else {
+            &dynamic.crls
+        };
+        Self {
+            roots: dynamic.roots.clone().or_else(|| self.roots.clone()),
+            crls: crls.clone(),
+            spiffe: dynamic.spiffe.clone().or_else(|| self.spiffe.clone()),
+            details: Vec::new(),
+            wire,
+        }
+    }
+}
+
+fn spiffe(wire: &TypedExtensionConfig) -> Result<Arc<Bundles>, Invalid> {
+    let any = wire.typed_config.as_ref();
+    let any = any.ok_or_else(|| Invalid::new("a typed_config is needed"))?;
+    if !proto::any::is::<SpiffeCertValidatorConfig>(any) {
+        return Err(Invalid::new(format!(
+            "no certificate validator for {:?} ({})",
+            wire.name, any.type_url
+        )));
+    }
+    let config: SpiffeCertValidatorConfig = proto::any::unpack(any)?;
+    Bundles::new(&config).at("typed_config").map(Arc::new)
+}
+
+fn revocations(source: &DataSource) -> Result<Arc<[CertRevocationList<'static>]>, Invalid> {
+    let invalid = |error: &dyn std::fmt::Display| Invalid::new(error.to_string());
+    let mut lists = Vec::new();
+    for der in CertificateRevocationListDer::pem_slice_iter(&data_source(source)?) {
+        let der = der.map_err(|error| invalid(&error))?;
+        let list = OwnedCertRevocationList::from_der(&der).map_err(|error| invalid(&error))?;
+        lists.push(CertRevocationList::from(list));
+    }
+    if lists.is_empty() {
+        return Err(Invalid::new("Failed to load CRL: none in it"));
+    }
+    Ok(lists.into())
+}
+
+/// The roots in a PEM text.
+pub(super) fn roots(pem: &[u8]) -> Result<Roots, Invalid> {
+    roots_of(certificates(pem)?)
+}
+
+/// Certificates as roots.
+pub(super) fn roots_of(certificates: Vec<CertificateDer<'static>>) -> Result<Roots, Invalid> {
+    if certificates.is_empty() {
+        return Err(Invalid::new("no certificate in it"));
+    }
+    let mut store = RootCertStore::empty();
+    for root in &certificates {
+        store
+            .add(root.clone())
+            .map_err(|error| Invalid::new(error.to_string()))?;
+    }
+    Ok(Roots {
+        store,
+        certificates,
+    })
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Invalid> {
@@ -216,6 +296,11 @@ impl SecretSlot {
         self.value.store(Some(Arc::new(secret)));
         *self.updated.lock() = SystemTime::now();
         self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Follows the files that the secret is made of, if there are any.
+    pub(crate) fn follow_files(&self, wire: &Wire) {
+        self.origin.note(wire);
     }
 
     /// When the value came.
@@ -258,6 +343,7 @@ impl SecretSlots {
             name: config.name.clone(),
             source: config.sds_config.clone(),
             value: ArcSwapOption::empty(),
+            origin: Origin::default(),
             updated: Mutex::new(SystemTime::now()),
             changed: watch::channel(0).0,
         });
@@ -271,6 +357,7 @@ impl SecretSlots {
             name: name.to_owned(),
             source: None,
             value: ArcSwapOption::empty(),
+            origin: Origin::default(),
             updated: Mutex::new(SystemTime::now()),
             changed: watch::channel(0).0,
         };

@@ -1,8 +1,9 @@
 //! The upstream side: a connection to a host, raw or TLS.
 
 use super::{
-    AlpnFallback, SecretSlot, SecretSlots,
-    tls_context::{TlsError, UpstreamTlsContext},
+    AlpnFallback, SecretSlot, SecretSlots, TlsStats,
+    stream::{Count, Layer, RawStream, TransportStream},
+    tls_context::{ClientKey, TlsError, UpstreamTlsContext},
 };
 use crate::{
     invalid::{At as _, Invalid},
@@ -14,42 +15,40 @@ use proto::envoy::extensions::transport_sockets::{
 };
 use rustls_pki_types::ServerName;
 use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
+    io::{self, IoSlice},
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, OnceLock},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpStream, UnixStream},
-};
-use tokio_rustls::client::TlsStream;
 
 /// How connections to an endpoint are secured.
 pub(crate) enum UpstreamTransport {
     /// Not at all.
     Raw,
     /// TLS.
-    Tls(Box<UpstreamTlsContext>),
+    Tls(Box<UpstreamTls>),
+}
+
+/// TLS to a host.
+pub(crate) struct UpstreamTls {
+    context: UpstreamTlsContext,
+    /// Counted below the first cluster that connects.
+    stats: OnceLock<Arc<TlsStats>>,
 }
 
 /// A connection to a host; counted until it is dropped.
-pub(crate) struct UpstreamStream {
-    io: Io,
-    guard: ConnectionGuard,
-}
+pub(crate) type UpstreamStream = TransportStream<ConnectionGuard>;
 
-enum Io {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-/// A connection before its transport is up.
-pub(crate) enum UpstreamSocket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+/// Whom a TLS connection is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TlsPeer<'a> {
+    /// The host's address.
+    pub(crate) address: Option<SocketAddr>,
+    /// The host's name; may be empty.
+    pub(crate) hostname: &'a str,
+    /// The server name to ask for instead of the context's.
+    pub(crate) sni: Option<&'a str>,
+    /// Whether the certificate must be for that name.
+    pub(crate) is_name_checked: bool,
 }
 
 impl UpstreamTransport {
@@ -72,156 +71,109 @@ impl UpstreamTransport {
             return Ok(Self::Raw);
         }
         let wire: WireTls = proto::any::unpack(any).at("typed_config")?;
-        Ok(Self::Tls(Box::new(
-            UpstreamTlsContext::new(&wire, secrets).at("typed_config")?,
-        )))
+        Ok(Self::Tls(Box::new(UpstreamTls {
+            context: UpstreamTlsContext::new(&wire, secrets).at("typed_config")?,
+            stats: OnceLock::new(),
+        })))
     }
 
     /// The secrets it waits for.
     pub(crate) fn slots(&self) -> Vec<Arc<SecretSlot>> {
         match self {
             Self::Raw => Vec::new(),
-            Self::Tls(context) => context.slots(),
+            Self::Tls(tls) => tls.context.slots(),
         }
     }
 
-    /// Sets the transport up on a connected socket. `sni` replaces the context's.
+    /// Sets the transport up on a connected socket.
     pub(crate) async fn connect(
         &self,
-        socket: UpstreamSocket,
+        socket: RawStream,
         guard: ConnectionGuard,
         alpn: AlpnFallback,
-        sni: Option<&str>,
-        peer: Option<SocketAddr>,
+        peer: TlsPeer<'_>,
     ) -> Result<UpstreamStream, io::Error> {
-        let io = match (self, socket) {
-            (Self::Raw, UpstreamSocket::Tcp(stream)) => Io::Tcp(stream),
-            (Self::Raw, UpstreamSocket::Unix(stream)) => Io::Unix(stream),
-            (Self::Tls(_), UpstreamSocket::Unix(_)) => {
-                return Err(io::Error::other("TLS over a Unix socket is not supported"));
-            }
-            (Self::Tls(context), UpstreamSocket::Tcp(stream)) => {
-                let sni = sni.or(context.sni.as_deref());
-                // rustls always wants a name; without SNI it is not sent and nothing compares it.
-                let name = sni.and_then(|sni| ServerName::try_from(sni.to_owned()).ok());
-                let has_sni = matches!(name, Some(ServerName::DnsName(_)));
-                let name = name
-                    .or_else(|| peer.map(|peer| ServerName::from(peer.ip())))
-                    .ok_or_else(|| io::Error::other("no server name"))?;
-                let config = context
-                    .config(alpn, has_sni)
-                    .map_err(|error: TlsError| io::Error::other(error))?;
-                Io::Tls(Box::new(
-                    tokio_rustls::TlsConnector::from(config)
-                        .connect(name, stream)
-                        .await?,
-                ))
+        let layer = match self {
+            Self::Raw => Layer::Raw(socket),
+            Self::Tls(tls) => {
+                let stats = tls
+                    .stats
+                    .get_or_init(|| TlsStats::new(guard.scope(), "client_ssl_socket_factory"));
+                tls.connect(socket, alpn, peer, stats).await?
             }
         };
-        Ok(UpstreamStream { io, guard })
+        Ok(TransportStream::new(layer, guard))
+    }
+}
+
+impl UpstreamTls {
+    async fn connect(
+        &self,
+        socket: RawStream,
+        alpn: AlpnFallback,
+        peer: TlsPeer<'_>,
+        stats: &TlsStats,
+    ) -> io::Result<Layer> {
+        let context = &self.context;
+        let of_host = (context.asks_for_host && !peer.hostname.is_empty()).then_some(peer.hostname);
+        let sni = peer.sni.or(of_host).or(context.sni.as_deref());
+        let name = sni.and_then(|sni| ServerName::try_from(sni.to_owned()).ok());
+        let is_named = name.is_some();
+        let has_sni = matches!(name, Some(ServerName::DnsName(_)));
+        // rustls always wants a name; without SNI it is not sent and nothing compares it.
+        let address = peer
+            .address
+            .map_or(Ipv4Addr::LOCALHOST.into(), |peer| peer.ip());
+        let name = name.unwrap_or_else(|| ServerName::from(address));
+        let local = socket.local_address().map(|local| local.ip());
+        let key = ClientKey {
+            alpn,
+            has_sni,
+            is_name_checked: peer.is_name_checked || (context.is_sni_checked && is_named),
+            is_logged: context.is_logged(local, peer.address.map(|peer| peer.ip())),
+        };
+        let (config, is_updated) = context.config(key).map_err(|error| {
+            if matches!(error, TlsError::SecretMissing(_)) {
+                stats.secrets_not_ready(false);
+            }
+            io::Error::other(error)
+        })?;
+        if is_updated {
+            stats.context_updated();
+        }
+        let stream = tokio_rustls::TlsConnector::from(config)
+            .connect(name, socket)
+            .await
+            .inspect_err(|error| stats.failed(error))?;
+        stats.succeeded(stream.get_ref().1);
+        Ok(Layer::Tls(Box::new(stream.into())))
     }
 }
 
 impl UpstreamStream {
-    /// The protocol that ALPN chose.
-    pub(crate) fn alpn(&self) -> Option<&[u8]> {
-        match &self.io {
-            Io::Tls(stream) => stream.get_ref().1.alpn_protocol(),
-            Io::Tcp(_) | Io::Unix(_) => None,
-        }
-    }
-
-    /// Our end's address.
-    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
-        match &self.io {
-            Io::Tcp(stream) => stream.local_addr().ok(),
-            Io::Tls(stream) => stream.get_ref().0.local_addr().ok(),
-            Io::Unix(_) => None,
-        }
-    }
-
-    /// The plain TCP socket, when there is no TLS.
-    pub(crate) fn plain_tcp(&self) -> Option<&TcpStream> {
-        match &self.io {
-            Io::Tcp(stream) => Some(stream),
-            Io::Unix(_) | Io::Tls(_) => None,
-        }
-    }
-
     /// Counts bytes that went past the stream (splice).
     pub(crate) fn count(&self, received: u64, sent: u64) {
-        self.guard.received(received);
-        self.guard.sent(sent);
+        self.count.add(received, sent);
     }
 }
 
-impl AsyncRead for UpstreamStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(match &mut self.io {
-            Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-            Io::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        })?;
-        let count = buf.filled().len() - before;
-        if count == 0 {
-            self.guard.closed_by_peer();
+impl Count for ConnectionGuard {
+    fn received(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            self.closed_by_peer();
         }
-        self.guard.received(count as u64);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for UpstreamStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let count = ready!(match &mut self.io {
-            Io::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Io::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-            Io::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        })?;
-        self.guard.sent(count as u64);
-        Poll::Ready(Ok(count))
+        self.add(bytes.len() as u64, 0);
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let count = ready!(match &mut self.io {
-            Io::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Io::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Io::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        })?;
-        self.guard.sent(count as u64);
-        Poll::Ready(Ok(count))
+    fn sent(&mut self, bytes: &[u8]) {
+        self.add(0, bytes.len() as u64);
     }
 
-    fn is_write_vectored(&self) -> bool {
-        true
+    fn sent_vectored(&mut self, _: &[IoSlice<'_>], count: usize) {
+        self.add(0, count as u64);
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Io::Unix(stream) => Pin::new(stream).poll_flush(cx),
-            Io::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-            Io::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+    fn sees_bytes(&self) -> bool {
+        false
     }
 }

@@ -1,7 +1,11 @@
 //! Making a connection to a host: socket options, connect, transport; counted from attempt to close.
 
 use super::{Cluster, Host, HostAddress, circuit_breaker::Guard, cluster_config::Keepalive};
-use crate::transport::{AlpnFallback, UpstreamSocket, UpstreamStream};
+use crate::{
+    listener::UpstreamSource,
+    stats::Scope,
+    transport::{AlpnFallback, RawStream, TlsPeer, UpstreamStream},
+};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -70,14 +74,20 @@ impl ConnectionGuard {
         }
     }
 
-    /// Bytes came in.
-    pub(crate) fn received(&self, count: u64) {
-        self.cluster.stats.upstream_cx_rx_bytes_total.add(count);
+    /// Bytes came in, bytes went out.
+    pub(crate) fn add(&self, received: u64, sent: u64) {
+        let stats = &self.cluster.stats;
+        if received > 0 {
+            stats.upstream_cx_rx_bytes_total.add(received);
+        }
+        if sent > 0 {
+            stats.upstream_cx_tx_bytes_total.add(sent);
+        }
     }
 
-    /// Bytes went out.
-    pub(crate) fn sent(&self, count: u64) {
-        self.cluster.stats.upstream_cx_tx_bytes_total.add(count);
+    /// Where the cluster's statistics are.
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.cluster.scope
     }
 
     /// The peer has ended its side.
@@ -125,7 +135,7 @@ pub(crate) async fn connect_for_health_check(
         socket.set_port(port);
     }
     let attempt = async {
-        let socket = open(cluster, &address, &[])
+        let socket = open(cluster, &address, &[], None)
             .await
             .map_err(ConnectError::Socket)?;
         let transport = transport.map_or_else(
@@ -133,8 +143,14 @@ pub(crate) async fn connect_for_health_check(
             |criteria| cluster.config.transport.of_endpoint(Some(criteria)),
         );
         let guard = ConnectionGuard::uncounted(cluster.clone(), host.clone());
+        let peer = TlsPeer {
+            address: host.socket_address(),
+            hostname: &host.hostname,
+            sni: None,
+            is_name_checked: false,
+        };
         transport
-            .connect(socket, guard, alpn, None, host.socket_address())
+            .connect(socket, guard, alpn, peer)
             .await
             .map_err(ConnectError::Transport)
     };
@@ -151,14 +167,48 @@ pub(crate) async fn connect(
     alpn: AlpnFallback,
     sni: Option<&str>,
 ) -> Result<UpstreamStream, ConnectError> {
+    connect_to(cluster, host, breaker, alpn, Aim { sni, source: None }).await
+}
+
+/// As [`connect`], from a source of the caller's choice.
+pub(crate) async fn connect_from(
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    breaker: Guard,
+    alpn: AlpnFallback,
+    source: Option<UpstreamSource>,
+) -> Result<UpstreamStream, ConnectError> {
+    connect_to(cluster, host, breaker, alpn, Aim { sni: None, source }).await
+}
+
+/// What a connection asks for, and where it comes from.
+#[derive(Clone, Copy)]
+struct Aim<'a> {
+    sni: Option<&'a str>,
+    source: Option<UpstreamSource>,
+}
+
+async fn connect_to(
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    breaker: Guard,
+    alpn: AlpnFallback,
+    aim: Aim<'_>,
+) -> Result<UpstreamStream, ConnectError> {
     let guard = ConnectionGuard::new(cluster.clone(), host.clone(), breaker);
     let began = guard.began;
     let attempt = async {
-        let socket = open(cluster, &host.address, &host.more_addresses)
+        let socket = open(cluster, &host.address, &host.more_addresses, aim.source)
             .await
             .map_err(ConnectError::Socket)?;
+        let peer = TlsPeer {
+            address: host.socket_address(),
+            hostname: &host.hostname,
+            sni: aim.sni,
+            is_name_checked: aim.sni.is_some() && cluster.config.http.auto_san_validation,
+        };
         host.transport
-            .connect(socket, guard, alpn, sni, host.socket_address())
+            .connect(socket, guard, alpn, peer)
             .await
             .map_err(ConnectError::Transport)
     };
@@ -186,36 +236,48 @@ async fn open(
     cluster: &Cluster,
     address: &HostAddress,
     more: &[SocketAddr],
-) -> io::Result<UpstreamSocket> {
+    client: Option<UpstreamSource>,
+) -> io::Result<RawStream> {
     let address = match address {
         HostAddress::Pipe(path) => {
             return UnixStream::connect(path.as_path())
                 .await
-                .map(UpstreamSocket::Unix);
+                .map(RawStream::unix);
         }
         HostAddress::Socket(address) => *address,
     };
     let stream = if more.is_empty() {
-        bound_socket(cluster, address)?.connect(address).await?
+        bound_socket(cluster, address, client)?
+            .connect(address)
+            .await?
     } else {
-        race(cluster, address, more).await?
+        race(cluster, address, more, client).await?
     };
     // Latency matters more than packets here; failure is harmless.
     let _ = stream.set_nodelay(true);
     if let Some(keepalive) = cluster.config.keepalive {
         set_keepalive(&stream, keepalive)?;
     }
-    Ok(UpstreamSocket::Tcp(stream))
+    Ok(RawStream::tcp(stream, bytes::Bytes::new()))
 }
 
 /// Happy eyeballs: the next address is tried when the one before has not answered for a moment, or failed; the first wins.
-async fn race(cluster: &Cluster, first: SocketAddr, more: &[SocketAddr]) -> io::Result<TcpStream> {
+async fn race(
+    cluster: &Cluster,
+    first: SocketAddr,
+    more: &[SocketAddr],
+    client: Option<UpstreamSource>,
+) -> io::Result<TcpStream> {
     let mut left = interleaved(first, more).into_iter();
     let mut running = FuturesUnordered::new();
     let mut failure = io::Error::other("no address");
     loop {
         if let Some(address) = left.next() {
-            running.push(async move { bound_socket(cluster, address)?.connect(address).await });
+            running.push(async move {
+                bound_socket(cluster, address, client)?
+                    .connect(address)
+                    .await
+            });
         }
         let has_more = left.len() > 0;
         let next = async {
@@ -257,12 +319,31 @@ fn interleaved(first: SocketAddr, more: &[SocketAddr]) -> Vec<SocketAddr> {
     }
 }
 
-fn bound_socket(cluster: &Cluster, address: SocketAddr) -> io::Result<TcpSocket> {
+fn bound_socket(
+    cluster: &Cluster,
+    address: SocketAddr,
+    client: Option<UpstreamSource>,
+) -> io::Result<TcpSocket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM.nonblocking().cloexec(),
         Some(Protocol::TCP),
     )?;
+    // The client's own address: the answers come back here only where routing and marks see to it.
+    if let Some(client) = client.filter(|client| client.address.is_ipv4() == address.is_ipv4()) {
+        if address.is_ipv4() {
+            socket.set_ip_transparent_v4(true)?;
+        } else {
+            socket.set_ip_transparent_v6(true)?;
+        }
+        if client.mark != 0 {
+            socket.set_mark(client.mark)?;
+        }
+        socket
+            .bind(&client.address.into())
+            .inspect_err(|_| cluster.stats.bind_errors.inc())?;
+        return Ok(TcpSocket::from_std_stream(socket.into()));
+    }
     // A source of the other address family cannot be used; Envoy ignores it too.
     if let Some(source) = cluster
         .config

@@ -14,7 +14,8 @@ pub(crate) use http_connection::{HttpConnection, UpstreamRequest};
 pub(crate) use http1::{Http1Request, UpstreamTunnel};
 
 use self::http::HttpPool;
-use super::{Cluster, ConnectError, Host, Priority, UpstreamProtocol, connect};
+use super::{Cluster, ConnectError, Host, Priority, UpstreamProtocol, connect_from};
+use crate::listener::UpstreamSource;
 use crate::transport::{AlpnFallback, UpstreamStream};
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 
@@ -66,6 +67,24 @@ pub(crate) struct TcpConnection {
     pub(crate) stream: UpstreamStream,
 }
 
+/// What a plain TCP connection may ask for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TcpOptions {
+    /// The protocols that TLS offers.
+    pub(crate) alpn: AlpnFallback,
+    /// The source it takes instead of our own.
+    pub(crate) source: Option<UpstreamSource>,
+}
+
+impl Default for TcpOptions {
+    fn default() -> Self {
+        Self {
+            alpn: AlpnFallback::None,
+            source: None,
+        }
+    }
+}
+
 /// All pools of a worker.
 #[derive(Default)]
 pub(crate) struct Pools {
@@ -89,7 +108,8 @@ enum Wanted {
 }
 
 impl PoolError {
-    fn new(kind: PoolErrorKind, text: impl Into<String>) -> Self {
+    /// An error with the transport's word for it.
+    pub(crate) fn new(kind: PoolErrorKind, text: impl Into<String>) -> Self {
         Self {
             kind,
             text: text.into(),
@@ -159,6 +179,18 @@ impl Pools {
         host: &Arc<Host>,
         priority: Priority,
     ) -> Result<TcpConnection, PoolError> {
+        self.tcp_with(cluster, host, priority, TcpOptions::default())
+            .await
+    }
+
+    /// A TCP connection to `host` that is more particular.
+    pub(crate) async fn tcp_with(
+        &self,
+        cluster: &Arc<Cluster>,
+        host: &Arc<Host>,
+        priority: Priority,
+        options: TcpOptions,
+    ) -> Result<TcpConnection, PoolError> {
         let stats = &cluster.stats;
         stats.upstream_rq_pending_total.inc();
         let Some(_pending) = cluster.breakers.pending(priority) else {
@@ -169,7 +201,7 @@ impl Pools {
             stats.upstream_cx_overflow.inc();
             return Err(PoolError::new(PoolErrorKind::Overflow, "overflow"));
         };
-        let stream = connect(cluster, host, room, AlpnFallback::None, None).await?;
+        let stream = connect_from(cluster, host, room, options.alpn, options.source).await?;
         Ok(TcpConnection { stream })
     }
 

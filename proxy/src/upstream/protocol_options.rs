@@ -141,6 +141,9 @@ impl HttpProtocolOptions {
         if let Some(upstream) = &wire.upstream_http_protocol_options {
             self.auto_sni = upstream.auto_sni;
             self.auto_san_validation = upstream.auto_san_validation;
+            if upstream.auto_san_validation && !upstream.auto_sni {
+                return Err(Invalid::unsupported("auto_san_validation without auto_sni"));
+            }
         }
         // A filter chain on the upstream side may only hold the codec, which every upstream has.
         if let Some(filter) = wire

@@ -6,10 +6,13 @@
     reason = "a test's own tasks end with it"
 )]
 
+mod certificates;
 mod control_plane;
 mod http;
+mod listeners;
 mod running;
 mod scale;
 mod statics;
+mod tls;
 mod upstream;
 mod xds;

@@ -1,12 +1,12 @@
 //! `x-forwarded-client-cert`: who the client is, by its certificate.
 
-use base64::Engine as _;
 use http::HeaderValue;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
 
 use crate::http::config::ClientCertRules;
 use crate::http::headers::{RequestHeaders, names};
 use crate::listener::{ConnectionInfo, PeerCertificate, TlsInfo};
+use crate::transport::url_encoded_pem;
 
 /// Removes, keeps, extends or replaces the header.
 pub(super) fn set(
@@ -78,10 +78,8 @@ fn describe(
         put("Chain", &format!("\"{}\"", url_encoded_pem(&peer.chain)));
     }
     if details.subject == Some(true) {
-        put(
-            "Subject",
-            &format!("\"{}\"", peer.subject.replace('"', "\\\"")),
-        );
+        // Its quotes are escaped already.
+        put("Subject", &format!("\"{}\"", peer.subject));
     }
     if details.uri {
         for uri in &peer.uri_sans {
@@ -96,30 +94,4 @@ fn describe(
             put("DNS", name);
         }
     }
-}
-
-/// Certificates as PEM, percent-encoded.
-fn url_encoded_pem(chain: &[Vec<u8>]) -> String {
-    let mut pem = String::new();
-    for certificate in chain {
-        pem.push_str("-----BEGIN CERTIFICATE-----\n");
-        let text = base64::engine::general_purpose::STANDARD.encode(certificate);
-        for line in text.as_bytes().chunks(64) {
-            pem.push_str(std::str::from_utf8(line).unwrap_or_default());
-            pem.push('\n');
-        }
-        pem.push_str("-----END CERTIFICATE-----\n");
-    }
-    let mut out = String::with_capacity(pem.len() * 5 / 4);
-    for c in pem.chars() {
-        match c {
-            '\n' => out.push_str("%0A"),
-            ' ' => out.push_str("%20"),
-            '+' => out.push_str("%2B"),
-            '/' => out.push_str("%2F"),
-            '=' => out.push_str("%3D"),
-            c => out.push(c),
-        }
-    }
-    out
 }

@@ -11,7 +11,9 @@ use tokio::time::Instant;
 use crate::http::config::ConnectionManager;
 use crate::http::filter::RouteConfig;
 use crate::http::headers::RequestHeaders;
+use crate::http::local_reply::LocalReply;
 use crate::listener::ConnectionInfo;
+use crate::overload::Action;
 use crate::router::{RouteKind, RouteTable, SelectedRoute, Selection, WorkerTable};
 use crate::worker::Worker;
 
@@ -53,6 +55,34 @@ impl DownstreamConnection {
         if self.broken_off.get() >= self.ended.get().max(PREMATURE_RESETS) / 2 {
             self.overrun.notify_one();
         }
+    }
+
+    /// Refuses a request where the overload manager says so; the error is the answer.
+    pub(super) fn admit(&self) -> Result<(), Box<LocalReply>> {
+        let overload = &self.worker.server.overload;
+        let is_shed = |action| overload.is_active(action, || self.worker.random());
+        if !is_shed(Action::StopAcceptingRequests) && !is_shed(Action::ShedDecodeHeaders) {
+            return Ok(());
+        }
+        self.manager.stats.downstream_rq_overload_close.inc();
+        let status = http::StatusCode::SERVICE_UNAVAILABLE;
+        Err(Box::new(LocalReply::new(
+            status,
+            "envoy overloaded",
+            "overload",
+        )))
+    }
+
+    /// Whether the overload manager wants an HTTP/1 connection to end with this response.
+    pub(super) fn refuses_keepalive(&self, protocol: Option<http::Version>) -> bool {
+        let overload = &self.worker.server.overload;
+        let is_refused = protocol != Some(http::Version::HTTP_2)
+            && overload.is_active(Action::DisableHttpKeepalive, || self.worker.random());
+        if is_refused {
+            let stats = &self.manager.stats;
+            stats.downstream_cx_overload_disable_keepalive.inc();
+        }
+        is_refused
     }
 
     /// The route table of now, behind this connection's own counter.

@@ -149,7 +149,7 @@ pub(super) fn finish_head(state: &mut StreamState, mut head: ResponseHeaders, cl
     {
         span.see_response(tracing.is_egress(), &mut head);
     }
-    state.closes = closes;
+    state.closes = closes || connection.refuses_keepalive(stream.info.protocol);
     state.response = Some(head);
     // A filter may have made up its mind to look at the body only now.
     state.update_sees_data();

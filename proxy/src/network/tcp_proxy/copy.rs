@@ -4,8 +4,10 @@
 
 mod splice;
 
+use super::tunnel::Http2Tunnel;
 use crate::{listener::Connection, transport::UpstreamStream};
-use std::{cell::Cell, io, rc::Rc, time::Duration};
+use bytes::Bytes;
+use std::{cell::Cell, io, net::SocketAddr, rc::Rc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     time::Instant,
@@ -53,38 +55,80 @@ impl Activity {
     }
 }
 
+/// The upstream side.
+pub(super) enum Upstream {
+    /// A connection, and what it has said already.
+    Stream(UpstreamStream, Bytes),
+    /// A tunnel.
+    Http2(Box<Http2Tunnel>),
+}
+
+impl Upstream {
+    /// Our end's address.
+    pub(super) fn local_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Stream(stream, _) => stream.local_address(),
+            Self::Http2(_) => None,
+        }
+    }
+}
+
 /// Copies until both directions are done, or something ends the connection.
-pub(super) async fn run(
-    connection: &mut Connection,
-    mut upstream: UpstreamStream,
-    limits: Limits,
-) -> Ended {
+pub(super) async fn run(connection: &mut Connection, upstream: Upstream, limits: Limits) -> Ended {
     let activity = Activity(Rc::new(Cell::new(Instant::now())));
     let drain = connection.drain.clone();
     let watch = watch(activity.clone(), limits);
     let copy = async {
-        if upstream.plain_tcp().is_some() {
-            let ahead = connection.stream.take_ahead();
-            if upstream.write_all(&ahead).await.is_err() {
-                return Ended::UpstreamReset;
+        match upstream {
+            Upstream::Stream(stream, ahead) => {
+                join_stream(connection, stream, &ahead, &activity).await
+            }
+            Upstream::Http2(mut tunnel) => {
+                let size = piece(connection);
+                copy_both(&mut connection.stream, &mut *tunnel, &activity, size).await
             }
         }
-        if connection.stream.plain_tcp().is_some() && upstream.plain_tcp().is_some() {
-            return splice::both(
-                &connection.stream,
-                &connection.info.meter,
-                &upstream,
-                &activity,
-            )
-            .await;
-        }
-        copy_both(&mut connection.stream, &mut upstream, &activity).await
     };
     tokio::select! {
         ended = copy => ended,
         ended = watch => ended,
         () = drain.expired() => Ended::Drained,
     }
+}
+
+/// How much is read at once: never more than the connection may buffer.
+fn piece(connection: &Connection) -> usize {
+    let limit = usize::try_from(connection.info.buffer_limit).unwrap_or(usize::MAX);
+    // A limit of zero is none, as in Envoy.
+    if limit == 0 {
+        BUFFER
+    } else {
+        BUFFER.min(limit)
+    }
+}
+
+async fn join_stream(
+    connection: &mut Connection,
+    mut upstream: UpstreamStream,
+    said: &[u8],
+    activity: &Activity,
+) -> Ended {
+    if connection.stream.write_all(said).await.is_err() {
+        return Ended::DownstreamReset;
+    }
+    if upstream.plain_tcp().is_some() {
+        let ahead = connection.stream.take_ahead();
+        if upstream.write_all(&ahead).await.is_err() {
+            return Ended::UpstreamReset;
+        }
+    }
+    let size = piece(connection);
+    // A pipe holds at least a page; smaller limits are kept by reading.
+    if size == BUFFER && connection.stream.plain_tcp().is_some() && upstream.plain_tcp().is_some() {
+        let info = &connection.info;
+        return splice::both(&connection.stream, info, &upstream, activity).await;
+    }
+    copy_both(&mut connection.stream, &mut upstream, activity, size).await
 }
 
 async fn watch(activity: Activity, limits: Limits) -> Ended {
@@ -108,15 +152,20 @@ async fn watch(activity: Activity, limits: Limits) -> Ended {
     }
 }
 
-async fn copy_both<D, U>(downstream: &mut D, upstream: &mut U, activity: &Activity) -> Ended
+async fn copy_both<D, U>(
+    downstream: &mut D,
+    upstream: &mut U,
+    activity: &Activity,
+    size: usize,
+) -> Ended
 where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut from_client, mut to_client) = tokio::io::split(downstream);
     let (mut from_host, mut to_host) = tokio::io::split(upstream);
-    let request = copy(&mut from_client, &mut to_host, activity);
-    let response = copy(&mut from_host, &mut to_client, activity);
+    let request = copy(&mut from_client, &mut to_host, activity, size);
+    let response = copy(&mut from_host, &mut to_client, activity, size);
     join(request, response).await
 }
 
@@ -153,8 +202,9 @@ async fn copy(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
     activity: &Activity,
+    size: usize,
 ) -> Result<(), Broken> {
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; size];
     loop {
         let count = match reader.read(&mut buffer).await {
             Ok(count) => count,

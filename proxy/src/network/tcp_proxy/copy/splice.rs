@@ -1,10 +1,13 @@
 //! `splice(2)`: socket → pipe → socket, in the kernel.
 
 use super::{Activity, Broken, Ended, join};
-use crate::transport::{DownstreamStream, Meter, UpstreamStream};
+use crate::{
+    listener::ConnectionInfo,
+    transport::{DownstreamStream, UpstreamStream},
+};
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
-use std::{io, os::fd::OwnedFd, sync::Arc};
+use std::{io, os::fd::OwnedFd};
 use tokio::{io::Interest, net::TcpStream};
 
 /// What is moved at once at most; also the pipe's size, where the system allows it.
@@ -16,12 +19,12 @@ struct Pipe {
 }
 
 impl Pipe {
-    fn new() -> io::Result<Self> {
+    fn new(size: usize) -> io::Result<Self> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         // A larger pipe means fewer calls; the usual size does too.
         let _ = fcntl(
             &write,
-            FcntlArg::F_SETPIPE_SZ(i32::try_from(CHUNK).unwrap_or(0)),
+            FcntlArg::F_SETPIPE_SZ(i32::try_from(size).unwrap_or(0)),
         );
         Ok(Self { read, write })
     }
@@ -30,35 +33,43 @@ impl Pipe {
 /// Joins two plain sockets until both directions are done.
 pub(super) async fn both(
     downstream: &DownstreamStream,
-    meter: &Arc<Meter>,
+    info: &ConnectionInfo,
     upstream: &UpstreamStream,
     activity: &Activity,
 ) -> Ended {
     let (Some(client), Some(host)) = (downstream.plain_tcp(), upstream.plain_tcp()) else {
         return Ended::Finished;
     };
-    let request = one_way(client, host, |count| {
+    let most = usize::try_from(info.buffer_limit).unwrap_or(CHUNK);
+    // A limit of zero is none.
+    let most = if most == 0 { CHUNK } else { CHUNK.min(most) };
+    let request = one_way(client, host, most, |count| {
         activity.touch();
-        meter.add(count, 0);
+        info.meter.add(count, 0);
         upstream.count(0, count);
     });
-    let response = one_way(host, client, |count| {
+    let response = one_way(host, client, most, |count| {
         activity.touch();
-        meter.add(0, count);
+        info.meter.add(0, count);
         upstream.count(count, 0);
     });
     join(request, response).await
 }
 
-async fn one_way(from: &TcpStream, to: &TcpStream, moved: impl Fn(u64)) -> Result<(), Broken> {
+async fn one_way(
+    from: &TcpStream,
+    to: &TcpStream,
+    most: usize,
+    moved: impl Fn(u64),
+) -> Result<(), Broken> {
     // No pipe is taken before there is anything to carry: idle connections cost no file descriptors.
     from.readable().await.map_err(|_| Broken::Reader)?;
-    let pipe = Pipe::new().map_err(|_| Broken::Reader)?;
+    let pipe = Pipe::new(most).map_err(|_| Broken::Reader)?;
     let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
     loop {
         let count = from
             .async_io(Interest::READABLE, || {
-                splice(from, None, &pipe.write, None, CHUNK, flags).map_err(io::Error::from)
+                splice(from, None, &pipe.write, None, most, flags).map_err(io::Error::from)
             })
             .await;
         let mut left = count.map_err(|_| Broken::Reader)?;

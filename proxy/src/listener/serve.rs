@@ -1,0 +1,286 @@
+//! The way of an accepted connection: listener filters, chain, transport, network filters.
+
+use super::{
+    Connection, ConnectionInfo, Listener, ListenerConfig, Listeners, TransportProtocol,
+    accept::Admission,
+};
+use crate::{
+    listener_filter::Accepted,
+    network::Verdict,
+    stream_info::{DynamicMetadata, StreamInfo},
+    transport::RawStream,
+    worker::Worker,
+};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::Instant,
+};
+
+/// Counts a connection while it lives.
+struct Counted {
+    listener: Arc<Listener>,
+    worker: usize,
+    began: Instant,
+    _admission: Admission,
+}
+
+impl Counted {
+    fn new(listener: Arc<Listener>, worker: usize, admission: Admission) -> Self {
+        listener.stats.downstream_cx_total.inc();
+        listener.stats.downstream_cx_active.inc();
+        if let Some(stats) = listener.worker_stats.get(worker) {
+            stats.downstream_cx_total.inc();
+            stats.downstream_cx_active.inc();
+        }
+        Self {
+            listener,
+            worker,
+            began: Instant::now(),
+            _admission: admission,
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let stats = &self.listener.stats;
+        stats.downstream_cx_active.dec();
+        if let Some(stats) = self.listener.worker_stats.get(self.worker) {
+            stats.downstream_cx_active.dec();
+        }
+        stats.downstream_cx_destroy.inc();
+        stats
+            .downstream_cx_length_ms
+            .record(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
+    }
+}
+
+fn new_info(
+    worker: &Worker,
+    config: &ListenerConfig,
+    local: SocketAddr,
+    remote: SocketAddr,
+) -> ConnectionInfo {
+    ConnectionInfo {
+        id: worker.server.next_connection_id(),
+        remote_address: remote,
+        direct_remote_address: remote,
+        local_address: local,
+        is_local_restored: false,
+        transport_protocol: TransportProtocol::RawBuffer,
+        server_name: None,
+        application_protocols: Vec::new(),
+        tls: None,
+        listener: config.name.clone(),
+        direction: config.direction,
+        chain: None,
+        meter: Arc::default(),
+        metadata: DynamicMetadata::default(),
+        cluster_override: None,
+        seen: Arc::default(),
+        upstream_source: None,
+        buffer_limit: config.buffer_limit,
+    }
+}
+
+/// Serves a TCP connection to its end.
+pub(super) async fn serve_tcp(
+    worker: Rc<Worker>,
+    listeners: &Listeners,
+    mut listener: Arc<Listener>,
+    stream: TcpStream,
+    remote: SocketAddr,
+    admission: Admission,
+) -> io::Result<()> {
+    let mut config = listener.config.load_full();
+    let local = canonical(stream.local_addr()?);
+    let mut info = new_info(&worker, &config, local, canonical(remote));
+    let mut accepted = Accepted::new(stream);
+    if !inspect(&listener, &config, &mut accepted, &mut info).await? {
+        return Ok(());
+    }
+    // A redirected connection belongs to the listener of its destination, if there is one; that one looks at it again.
+    if config.hands_over
+        && info.is_local_restored
+        && let Some(target) = listeners.map().for_destination(info.local_address)
+        && !Arc::ptr_eq(target, &listener)
+    {
+        listener = target.clone();
+        config = listener.config.load_full();
+        info.listener = config.name.clone();
+        info.direction = config.direction;
+        if !inspect(&listener, &config, &mut accepted, &mut info).await? {
+            return Ok(());
+        }
+    }
+    let (stream, ahead) = accepted.into_parts();
+    serve(
+        worker,
+        listener,
+        config,
+        RawStream::tcp(stream, ahead),
+        info,
+        admission,
+    )
+    .await
+}
+
+/// Serves a Unix connection to its end.
+pub(super) async fn serve_unix(
+    worker: Rc<Worker>,
+    listener: Arc<Listener>,
+    stream: UnixStream,
+    admission: Admission,
+) {
+    let config = listener.config.load_full();
+    // A Unix socket has no addresses worth telling.
+    let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let info = new_info(&worker, &config, nowhere, nowhere);
+    let raw = RawStream::unix(stream);
+    if let Err(error) = serve(worker, listener, config, raw, info, admission).await {
+        tracing::debug!(target: "connection", %error, "connection ended early");
+    }
+}
+
+/// Lets the listener filters look; `false` when the connection is to be closed.
+async fn inspect(
+    listener: &Listener,
+    config: &ListenerConfig,
+    accepted: &mut Accepted,
+    info: &mut ConnectionInfo,
+) -> io::Result<bool> {
+    if config.filters.is_empty() {
+        return Ok(true);
+    }
+    listener.stats.downstream_pre_cx_active.inc();
+    let look = async {
+        for filter in &config.filters {
+            filter.inspect(accepted, info).await?;
+        }
+        Ok::<_, io::Error>(())
+    };
+    let outcome = if config.filters_timeout.is_zero() {
+        Ok(look.await)
+    } else {
+        tokio::time::timeout(config.filters_timeout, look).await
+    };
+    listener.stats.downstream_pre_cx_active.dec();
+    match outcome {
+        Ok(Ok(())) => Ok(true),
+        Ok(Err(error)) => {
+            if error.kind() == io::ErrorKind::UnexpectedEof {
+                listener.stats.downstream_listener_filter_remote_close.inc();
+            } else {
+                listener.stats.downstream_listener_filter_error.inc();
+            }
+            Err(error)
+        }
+        Err(_) => {
+            listener.stats.downstream_pre_cx_timeout.inc();
+            Ok(config.continues_on_timeout)
+        }
+    }
+}
+
+async fn serve(
+    worker: Rc<Worker>,
+    listener: Arc<Listener>,
+    config: Arc<ListenerConfig>,
+    raw: RawStream,
+    mut info: ConnectionInfo,
+    admission: Admission,
+) -> io::Result<()> {
+    let counted = Counted::new(listener.clone(), worker.index, admission);
+    let Some(chain) = config.chains.find(&info).cloned() else {
+        listener.stats.no_filter_chain_match.inc();
+        log_refused(&config, info, "filter_chain_not_found");
+        return Ok(());
+    };
+    let addresses = Some((info.local_address.ip(), info.remote_address.ip()));
+    let handshake = chain.transport.accept(raw, addresses, listener.tls_stats());
+    let accepted = if chain.transport_timeout.is_zero() {
+        Ok(handshake.await)
+    } else {
+        tokio::time::timeout(chain.transport_timeout, handshake).await
+    };
+    let (stream, tls) = match accepted {
+        Ok(Ok(accepted)) => accepted,
+        Ok(Err(error)) => {
+            log_refused(&config, info, "transport_socket_error");
+            return Err(io::Error::other(error));
+        }
+        Err(_) => {
+            listener
+                .stats
+                .downstream_cx_transport_socket_connect_timeout
+                .inc();
+            return Ok(());
+        }
+    };
+    if let Some(tls) = tls {
+        info.transport_protocol = TransportProtocol::Tls;
+        if info.server_name.is_none() {
+            info.server_name = tls.server_name.as_deref().map(Into::into);
+        }
+        info.tls = Some(tls);
+    }
+    info.chain = Some(chain.clone());
+    info.meter = stream.meter();
+    let mut connection = Connection {
+        stream,
+        info: Rc::new(info),
+        worker,
+        drain: chain.drain.clone(),
+        watchers: vec![Box::new(counted)],
+    };
+    if !config.access_logs.is_empty() {
+        connection
+            .watchers
+            .push(Box::new(ConnectionLog(config, connection.info.clone())));
+    }
+    for filter in &chain.passing {
+        if filter.on_new_connection(&mut connection).await == Verdict::Close {
+            return Ok(());
+        }
+    }
+    chain.terminal.clone().serve(connection).await;
+    Ok(())
+}
+
+/// Writes the listener's access log when the connection is over.
+struct ConnectionLog(Arc<ListenerConfig>, Rc<ConnectionInfo>);
+
+impl Drop for ConnectionLog {
+    fn drop(&mut self) {
+        let mut info = StreamInfo::new(self.1.clone(), None);
+        info.bytes_received = self.1.meter.received();
+        info.bytes_sent = self.1.meter.sent();
+        info.end = Some(Instant::now());
+        crate::network::log_connection(&self.0.access_logs, &info);
+    }
+}
+
+fn log_refused(config: &ListenerConfig, info: ConnectionInfo, details: &'static str) {
+    if config.access_logs.is_empty() {
+        return;
+    }
+    let mut info = StreamInfo::new(Rc::new(info), None);
+    info.set_details(details);
+    info.end = Some(Instant::now());
+    if details == "filter_chain_not_found" {
+        info.flags
+            .set(crate::stream_info::ResponseFlag::NoRouteFound);
+    }
+    crate::network::log_connection(&config.access_logs, &info);
+}
+
+/// An IPv4 client of an IPv6 socket is an IPv4 client.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

@@ -1,0 +1,227 @@
+//! The Redis protocol (RESP2): values from bytes and back.
+
+use bytes::{Buf as _, Bytes, BytesMut};
+
+/// The longest string, the longest list and the deepest nesting that are taken.
+const LONGEST_STRING: usize = 64 << 20;
+const LONGEST_ARRAY: usize = 1 << 20;
+const DEEPEST: usize = 8;
+/// The most that is held of a value that is not whole yet.
+const LONGEST_WHOLE: usize = LONGEST_STRING + (8 << 20);
+/// The longest line that says a length, a number or an error.
+const LONGEST_LINE: usize = 64 << 10;
+
+/// A value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    Simple(Bytes),
+    Error(Bytes),
+    Integer(i64),
+    Bulk(Bytes),
+    Array(Vec<Value>),
+    Null,
+    NullArray,
+}
+
+/// Bytes that are not the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not the Redis protocol")]
+pub(super) struct Broken;
+
+/// More bytes are needed, or they are broken.
+enum Stop {
+    More,
+    Broken,
+}
+
+impl Value {
+    /// An error of ours.
+    pub(super) fn error(text: impl Into<String>) -> Self {
+        Self::Error(Bytes::from(text.into()))
+    }
+
+    /// A fixed answer.
+    pub(super) fn simple(text: &'static str) -> Self {
+        Self::Simple(Bytes::from_static(text.as_bytes()))
+    }
+
+    /// Whether it says that something went wrong.
+    pub(super) fn is_error(&self) -> bool {
+        matches!(self, Self::Error(_))
+    }
+
+    /// Writes it.
+    pub(super) fn encode(&self, out: &mut BytesMut) {
+        let line = |out: &mut BytesMut, mark: u8, text: &[u8]| {
+            out.extend_from_slice(&[mark]);
+            out.extend_from_slice(text);
+            out.extend_from_slice(b"\r\n");
+        };
+        match self {
+            Self::Simple(text) => line(out, b'+', text),
+            Self::Error(text) => line(out, b'-', text),
+            Self::Integer(number) => line(out, b':', number.to_string().as_bytes()),
+            Self::Bulk(bytes) => {
+                line(out, b'$', bytes.len().to_string().as_bytes());
+                out.extend_from_slice(bytes);
+                out.extend_from_slice(b"\r\n");
+            }
+            Self::Array(values) => {
+                line(out, b'*', values.len().to_string().as_bytes());
+                for value in values {
+                    value.encode(out);
+                }
+            }
+            Self::Null => out.extend_from_slice(b"$-1\r\n"),
+            Self::NullArray => out.extend_from_slice(b"*-1\r\n"),
+        }
+    }
+
+    /// Takes the next whole value off the front; none when there is not all of it yet.
+    pub(super) fn decode(bytes: &mut BytesMut) -> Result<Option<Self>, Broken> {
+        let mut at = 0;
+        match measure(bytes, &mut at, 0) {
+            Err(Stop::More) if bytes.len() > LONGEST_WHOLE => return Err(Broken),
+            Err(Stop::More) => return Ok(None),
+            Err(Stop::Broken) => return Err(Broken),
+            Ok(()) => {}
+        }
+        let mut whole = bytes.split_to(at).freeze();
+        read(&mut whole).map(Some)
+    }
+}
+
+/// The line at `at`, without its end; `at` goes behind it.
+fn line<'a>(bytes: &'a [u8], at: &mut usize) -> Result<&'a [u8], Stop> {
+    let rest = &bytes[*at..];
+    let searched = &rest[..rest.len().min(LONGEST_LINE)];
+    match searched.windows(2).position(|pair| pair == b"\r\n") {
+        Some(end) => {
+            *at += end + 2;
+            Ok(&rest[..end])
+        }
+        None if rest.len() >= LONGEST_LINE => Err(Stop::Broken),
+        None => Err(Stop::More),
+    }
+}
+
+fn number(text: &[u8]) -> Result<i64, Stop> {
+    let text = std::str::from_utf8(text).map_err(|_| Stop::Broken)?;
+    text.parse().map_err(|_| Stop::Broken)
+}
+
+fn length(text: &[u8], most: usize) -> Result<Option<usize>, Stop> {
+    match number(text)? {
+        -1 => Ok(None),
+        length => usize::try_from(length)
+            .ok()
+            .filter(|length| *length <= most)
+            .map(Some)
+            .ok_or(Stop::Broken),
+    }
+}
+
+/// Moves `at` behind the value that begins there.
+fn measure(bytes: &[u8], at: &mut usize, depth: usize) -> Result<(), Stop> {
+    let text = line(bytes, at)?;
+    let (mark, text) = text.split_first().ok_or(Stop::Broken)?;
+    match mark {
+        b'+' | b'-' => Ok(()),
+        b':' => number(text).map(|_| ()),
+        b'$' => {
+            if let Some(length) = length(text, LONGEST_STRING)? {
+                let end = *at + length;
+                match bytes.get(end..end + 2) {
+                    Some(b"\r\n") => *at = end + 2,
+                    Some(_) => return Err(Stop::Broken),
+                    None => return Err(Stop::More),
+                }
+            }
+            Ok(())
+        }
+        b'*' if depth < DEEPEST => {
+            for _ in 0..length(text, LONGEST_ARRAY)?.unwrap_or(0) {
+                measure(bytes, at, depth + 1)?;
+            }
+            Ok(())
+        }
+        _ => Err(Stop::Broken),
+    }
+}
+
+/// Reads a value that is known to be whole.
+fn read(whole: &mut Bytes) -> Result<Value, Broken> {
+    let mut at = 0;
+    let text = line(whole, &mut at).map_err(|_| Broken)?.len();
+    let mut text = whole.split_to(text);
+    whole.advance(2);
+    if text.is_empty() {
+        return Err(Broken);
+    }
+    let mark = text.split_to(1)[0];
+    let length = |most| length(&text, most).map_err(|_| Broken);
+    Ok(match mark {
+        b'+' => Value::Simple(text),
+        b'-' => Value::Error(text),
+        b':' => Value::Integer(number(&text).map_err(|_| Broken)?),
+        b'$' => match length(LONGEST_STRING)? {
+            None => Value::Null,
+            Some(length) => {
+                let bytes = whole.split_to(length);
+                whole.advance(2);
+                Value::Bulk(bytes)
+            }
+        },
+        _ => match length(LONGEST_ARRAY)? {
+            None => Value::NullArray,
+            Some(length) => {
+                let mut values = Vec::with_capacity(length.min(1024));
+                for _ in 0..length {
+                    values.push(read(whole)?);
+                }
+                Value::Array(values)
+            }
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn values() -> impl Strategy<Value = Value> {
+        let text = proptest::collection::vec(any::<u8>(), 0..20).prop_map(Bytes::from);
+        let leaf = prop_oneof![
+            text.prop_map(Value::Bulk),
+            "[a-z ]{0,9}".prop_map(|text| Value::Simple(text.into())),
+            "[a-z ]{0,9}".prop_map(|text| Value::Error(text.into())),
+            any::<i64>().prop_map(Value::Integer),
+            Just(Value::Null),
+            Just(Value::NullArray),
+        ];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            proptest::collection::vec(inner, 0..4).prop_map(Value::Array)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn values_round_trip_and_wait_for_their_last_byte(value in values()) {
+            let mut bytes = BytesMut::new();
+            value.encode(&mut bytes);
+            for cut in 0..bytes.len() {
+                let mut part = BytesMut::from(&bytes[..cut]);
+                prop_assert_eq!(Value::decode(&mut part), Ok(None));
+            }
+            prop_assert_eq!(Value::decode(&mut bytes), Ok(Some(value)));
+            prop_assert!(bytes.is_empty());
+        }
+
+        #[test]
+        fn garbage_never_panics(garbage in proptest::collection::vec(any::<u8>(), 0..200), marks in "[*$:+-]{1,3}[0-9\r\n-]{0,20}") {
+            let _ = Value::decode(&mut BytesMut::from(garbage.as_slice()));
+            let _ = Value::decode(&mut BytesMut::from(marks.as_bytes()));
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Overload actions: what is done about it, and from which pressure on.
+
+use crate::{stat_group, stats::Scope};
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+};
+
+stat_group! {
+    /// `overload.<action>.…`
+    pub(crate) struct ActionStats { active: Gauge, scale_percent: Gauge }
+}
+
+/// What can be done about overload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Action {
+    /// Requests are answered with 503.
+    StopAcceptingRequests,
+    /// HTTP connections end after their response.
+    DisableHttpKeepalive,
+    /// Listeners leave connections in the queue.
+    StopAcceptingConnections,
+    /// Listeners close new connections at once.
+    RejectIncomingConnections,
+    /// Free memory goes back to the system. The allocator does that by itself; the action is only shown.
+    ShrinkHeap,
+    /// Load shed point: a connection that was just accepted is closed.
+    ShedAccept,
+    /// Load shed point: a request whose headers have come is answered with 503.
+    ShedDecodeHeaders,
+}
+
+const NAMES: &[(Action, &str)] = &[
+    (
+        Action::StopAcceptingRequests,
+        "envoy.overload_actions.stop_accepting_requests",
+    ),
+    (
+        Action::DisableHttpKeepalive,
+        "envoy.overload_actions.disable_http_keepalive",
+    ),
+    (
+        Action::StopAcceptingConnections,
+        "envoy.overload_actions.stop_accepting_connections",
+    ),
+    (
+        Action::RejectIncomingConnections,
+        "envoy.overload_actions.reject_incoming_connections",
+    ),
+    (Action::ShrinkHeap, "envoy.overload_actions.shrink_heap"),
+    (
+        Action::ShedAccept,
+        "envoy.load_shed_points.tcp_listener_accept",
+    ),
+    (
+        Action::ShedDecodeHeaders,
+        "envoy.load_shed_points.http_connection_manager_decode_headers",
+    ),
+];
+
+/// From which pressure of a resource on an action is in force, and how far.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Trigger {
+    /// Fully from this pressure on.
+    Threshold(f64),
+    /// More and more from the first to the second.
+    Scaled(f64, f64),
+}
+
+/// An action with its triggers by resource.
+pub(super) struct ActionState {
+    triggers: HashMap<String, Trigger>,
+    /// What each resource asks for; the highest counts.
+    wanted: Mutex<HashMap<String, f64>>,
+    /// In millionths.
+    value: AtomicU32,
+    stats: Arc<ActionStats>,
+}
+
+const MILLION: f64 = 1e6;
+
+impl Action {
+    /// The action of that name.
+    pub(super) fn by_name(name: &str) -> Option<Self> {
+        NAMES
+            .iter()
+            .find(|(_, known)| *known == name)
+            .map(|(action, _)| *action)
+    }
+
+    /// Envoy's name.
+    pub(crate) fn name(self) -> &'static str {
+        NAMES
+            .iter()
+            .find(|(action, _)| *action == self)
+            .map_or("", |(_, name)| name)
+    }
+
+    /// Whether it is one of Envoy's load shed points.
+    pub(super) fn is_load_shed_point(self) -> bool {
+        matches!(self, Self::ShedAccept | Self::ShedDecodeHeaders)
+    }
+}
+
+impl Trigger {
+    fn value(&self, pressure: f64) -> f64 {
+        match self {
+            Self::Threshold(threshold) => f64::from(u8::from(pressure >= *threshold)),
+            Self::Scaled(begin, full) if *full > *begin => {
+                ((pressure - begin) / (full - begin)).clamp(0.0, 1.0)
+            }
+            Self::Scaled(begin, _) => f64::from(u8::from(pressure > *begin)),
+        }
+    }
+}
+
+impl ActionState {
+    pub(super) fn new(action: Action, triggers: HashMap<String, Trigger>, scope: &Scope) -> Self {
+        Self {
+            triggers,
+            wanted: Mutex::default(),
+            value: AtomicU32::new(0),
+            stats: scope.scope(action.name()).group(),
+        }
+    }
+
+    /// A resource has a new pressure; says whether that changes anything.
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between nought and a million"
+    )]
+    pub(super) fn update(&self, resource: &str, pressure: f64) -> bool {
+        let Some(trigger) = self.triggers.get(resource) else {
+            return false;
+        };
+        let mut wanted = self.wanted.lock();
+        wanted.insert(resource.to_owned(), trigger.value(pressure));
+        let value = wanted.values().copied().fold(0.0, f64::max);
+        let millionths = (value * MILLION) as u32;
+        self.stats.active.set(u64::from(value >= 1.0));
+        self.stats.scale_percent.set(super::percent(value));
+        self.value.swap(millionths, Relaxed) != millionths
+    }
+
+    /// How far it is in force, 0 to 1.
+    pub(super) fn value(&self) -> f64 {
+        f64::from(self.value.load(Relaxed)) / MILLION
+    }
+
+    /// Whether it concerns this piece of work.
+    pub(super) fn is_active(&self, random: impl FnOnce() -> u64) -> bool {
+        match self.value.load(Relaxed) {
+            0 => false,
+            1_000_000.. => true,
+            some => random() % 1_000_000 < u64::from(some),
+        }
+    }
+}

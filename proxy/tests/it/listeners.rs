@@ -1,0 +1,679 @@
+//! Listeners: limits, overload, balance, chains and their matching, network filters that decide about connections.
+
+use crate::running::{Running, eventually, greeter, static_cluster};
+use std::net::SocketAddr;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UnixStream},
+};
+
+const NETWORK: &str = "type.googleapis.com/envoy.extensions.filters.network";
+
+fn tcp_proxy(cluster: &str, more: &str) -> String {
+    format!(
+        r#"{{name: tcp, typed_config: {{"@type": {NETWORK}.tcp_proxy.v3.TcpProxy, stat_prefix: tcp, cluster: {cluster} {more}}}}}"#
+    )
+}
+
+/// A listener whose single chain has these filters.
+fn listener(name: &str, filters: &[String], more: &str) -> String {
+    format!(
+        "{{name: {name}, stat_prefix: {name}, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, {more} filter_chains: [{{filters: [{}]}}]}}",
+        filters.join(", ")
+    )
+}
+
+async fn start(listeners: &[String], clusters: &[String], more: &str) -> Running {
+    Running::start(&format!(
+        "static_resources: {{listeners: [{}], clusters: [{}]}}\n{more}",
+        listeners.join(", "),
+        clusters.join(", ")
+    ))
+    .await
+}
+
+/// Connects and reads the greeting; `None` when the connection is closed without one.
+async fn greeted(address: SocketAddr) -> Option<TcpStream> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let mut greeting = [0; 2];
+    stream.read_exact(&mut greeting).await.ok()?;
+    assert_eq!(&greeting, b"hi");
+    Some(stream)
+}
+
+async fn hello() -> String {
+    static_cluster("hello", greeter("hi").await)
+}
+
+#[tokio::test]
+async fn connections_above_a_limit_are_closed_at_once() {
+    let filter = |kind: &str, fields: &str| {
+        format!(r#"{{name: {kind}, typed_config: {{"@type": {NETWORK}.{fields}}}}}"#)
+    };
+    let of_filter = filter(
+        "limit",
+        "connection_limit.v3.ConnectionLimit, stat_prefix: few, max_connections: 1, delay: 0.01s",
+    );
+    let of_rate = filter(
+        "rate",
+        "local_ratelimit.v3.LocalRateLimit, stat_prefix: slow, token_bucket: {max_tokens: 1, fill_interval: 3600s}",
+    );
+    let plain = || tcp_proxy("hello", "");
+    let proxy = start(
+        &[
+            listener("runtime", &[plain()], ""),
+            listener("filter", &[of_filter, plain()], ""),
+            listener("rate", &[of_rate, plain()], ""),
+        ],
+        &[hello().await],
+        "layered_runtime: {layers: [{name: static, static_layer: {envoy.resource_limits.listener.runtime.connection_limit: 1}}]}",
+    )
+    .await;
+    for (name, statistic) in [
+        ("runtime", "listener.runtime.downstream_cx_overflow"),
+        ("filter", "connection_limit.few.limited_connections"),
+        ("rate", "local_rate_limit.slow.rate_limited"),
+    ] {
+        let address = proxy.address(name).await;
+        let first = greeted(address).await.unwrap();
+        assert!(greeted(address).await.is_none(), "{name}");
+        assert_eq!(proxy.stat(statistic).await, 1, "{name}");
+        drop(first);
+        if name != "rate" {
+            eventually("room", || greeted(address)).await;
+        }
+    }
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn the_overload_manager_caps_connections_and_stops_accepting() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pressure");
+    std::fs::write(&file, "0.1").unwrap();
+    let monitors = "type.googleapis.com/envoy.extensions.resource_monitors";
+    let overload = format!(
+        r#"overload_manager: {{refresh_interval: 0.01s, resource_monitors: [
+          {{name: envoy.resource_monitors.injected_resource, typed_config: {{"@type": {monitors}.injected_resource.v3.InjectedResourceConfig, filename: {}}}}},
+          {{name: envoy.resource_monitors.global_downstream_max_connections, typed_config: {{"@type": {monitors}.downstream_connections.v3.DownstreamConnectionsConfig, max_active_downstream_connections: 2}}}}],
+          actions: [{{name: envoy.overload_actions.stop_accepting_connections, triggers: [{{name: envoy.resource_monitors.injected_resource, threshold: {{value: 0.9}}}}]}}]}}"#,
+        file.display()
+    );
+    let proxy = start(
+        &[
+            listener("capped", &[tcp_proxy("hello", "")], ""),
+            listener(
+                "free",
+                &[tcp_proxy("hello", "")],
+                "ignore_global_conn_limit: true, bypass_overload_manager: true,",
+            ),
+        ],
+        &[hello().await],
+        &overload,
+    )
+    .await;
+    let (capped, free) = (proxy.address("capped").await, proxy.address("free").await);
+    let first = greeted(capped).await.unwrap();
+    let second = greeted(capped).await.unwrap();
+    assert!(greeted(capped).await.is_none());
+    assert!(greeted(free).await.is_some());
+    assert_eq!(
+        proxy
+            .stat("listener.capped.downstream_global_cx_overflow")
+            .await,
+        1
+    );
+    drop((first, second));
+    eventually("room", || greeted(capped)).await;
+    std::fs::write(&file, "0.95").unwrap();
+    let active = "overload.envoy.overload_actions.stop_accepting_connections.active";
+    eventually("the action", || async {
+        (proxy.stat(active).await == 1).then_some(())
+    })
+    .await;
+    // The connection waits in the queue until the pressure is gone.
+    let waiting = tokio::spawn(greeted(capped));
+    assert!(greeted(free).await.is_some());
+    assert!(!waiting.is_finished());
+    std::fs::write(&file, "0.2").unwrap();
+    assert!(waiting.await.unwrap().is_some());
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn exact_balance_spreads_connections_over_the_workers() {
+    let proxy = start(
+        &[listener(
+            "even",
+            &[tcp_proxy("hello", "")],
+            "connection_balance_config: {exact_balance: {}},",
+        )],
+        &[hello().await],
+        "",
+    )
+    .await;
+    let address = proxy.address("even").await;
+    let mut open = Vec::new();
+    for _ in 0..10 {
+        open.push(greeted(address).await.unwrap());
+    }
+    for worker in 0..2 {
+        let name = format!("listener.even.worker_{worker}.downstream_cx_active");
+        assert_eq!(proxy.stat(&name).await, 5, "{name}");
+    }
+    drop(open);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_small_buffer_limit_slows_nothing_down_but_memory() {
+    let echo = static_cluster("echo", greeter("").await);
+    let proxy = start(
+        &[listener(
+            "small",
+            &[tcp_proxy("echo", "")],
+            "per_connection_buffer_limit_bytes: 1024,",
+        )],
+        &[echo],
+        "",
+    )
+    .await;
+    let mut client = TcpStream::connect(proxy.address("small").await)
+        .await
+        .unwrap();
+    let sent: Vec<u8> = (0..300_000_u32).map(|index| (index % 251) as u8).collect();
+    let (mut read, mut write) = client.split();
+    let mut got = Vec::new();
+    let send = async {
+        write.write_all(&sent).await.unwrap();
+        write.shutdown().await.unwrap();
+    };
+    let (_, count) = tokio::join!(send, read.read_to_end(&mut got));
+    count.unwrap();
+    assert_eq!(got, sent);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn unix_and_ipv6_listeners_serve_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let filters = tcp_proxy("hello", "");
+    let unix = format!(
+        "{{name: unix, address: {{pipe: {{path: {}, mode: 448}}}}, filter_chains: [{{filters: [{filters}]}}]}}",
+        path.display()
+    );
+    let six = format!(
+        "{{name: six, address: {{socket_address: {{address: \"::1\", port_value: 0}}}}, filter_chains: [{{filters: [{filters}]}}]}}"
+    );
+    let proxy = start(&[unix, six], &[hello().await], "").await;
+    assert!(greeted(proxy.address("six").await).await.is_some());
+    let mut stream = UnixStream::connect(&path).await.unwrap();
+    let mut greeting = [0; 2];
+    stream.read_exact(&mut greeting).await.unwrap();
+    assert_eq!(&greeting, b"hi");
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn chains_are_chosen_by_source_port_and_the_default_takes_the_rest() {
+    // A port that is free now: the client will bind it.
+    let probe = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = probe.local_addr().unwrap().port();
+    drop(probe);
+    let chain = |matching: &str, text: &str| {
+        format!(
+            r#"{{{matching} filters: [{{name: say, typed_config: {{"@type": {NETWORK}.direct_response.v3.Config, response: {{inline_string: {text}}}}}}}]}}"#
+        )
+    };
+    let by_port = format!(
+        "filter_chain_match: {{source_ports: [{port}], source_type: SAME_IP_OR_LOOPBACK}},"
+    );
+    let by_far = "filter_chain_match: {source_type: EXTERNAL, source_prefix_ranges: [{address_prefix: 127.0.0.0, prefix_len: 8}]},";
+    let text = format!(
+        "{{name: match, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, filter_chains: [{}, {}], default_filter_chain: {}}}",
+        chain(&by_port, "port"),
+        chain(by_far, "far"),
+        chain("", "rest")
+    );
+    let proxy = start(&[text], &[], "").await;
+    let address = proxy.address("match").await;
+    for (from, expected) in [(port, "port"), (0, "rest")] {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket
+            .bind(SocketAddr::from(([127, 0, 0, 1], from)))
+            .unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, expected);
+    }
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn tcp_goes_through_tunnels_of_http1() {
+    let terminator = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = terminator.local_addr().unwrap();
+    let served = tokio::spawn(async move {
+        let (mut stream, _) = terminator.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        // The first bytes of the tunnel come with the answer.
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\n\r\nhi")
+            .await
+            .unwrap();
+        let mut more = Vec::new();
+        stream.read_to_end(&mut more).await.unwrap();
+        (String::from_utf8(head).unwrap(), more)
+    });
+    let tunneling = ", tunneling_config: {hostname: \"far.test:443\", headers_to_add: [{header: {key: x-from, value: \"%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%\"}}]}";
+    let proxy = start(
+        &[listener("tunnel", &[tcp_proxy("far", tunneling)], "")],
+        &[static_cluster("far", address)],
+        "",
+    )
+    .await;
+    let mut client = greeted(proxy.address("tunnel").await).await.unwrap();
+    client.write_all(b"bytes").await.unwrap();
+    client.shutdown().await.unwrap();
+    let (head, more) = served.await.unwrap();
+    assert_eq!(
+        head,
+        "CONNECT far.test:443 HTTP/1.1\r\nhost: far.test:443\r\nx-from: 127.0.0.1\r\n\r\n"
+    );
+    assert_eq!(more, b"bytes");
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn tunnels_of_http2_share_a_connection_and_retry_when_refused() {
+    let terminator = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = terminator.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = terminator.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let mut count = 0;
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            assert_eq!(request.method(), "CONNECT");
+            assert_eq!(request.uri().authority().unwrap(), "far.test:443");
+            count += 1;
+            if count == 1 {
+                let refusal = http::Response::builder().status(503).body(()).unwrap();
+                respond.send_response(refusal, true).unwrap();
+                continue;
+            }
+            let mut send = respond
+                .send_response(http::Response::new(()), false)
+                .unwrap();
+            tokio::spawn(async move {
+                send.send_data("hi".into(), false).unwrap();
+                let mut body = request.into_body();
+                while let Some(Ok(data)) = body.data().await {
+                    body.flow_control().release_capacity(data.len()).unwrap();
+                    send.send_data(data, false).unwrap();
+                }
+                send.send_data(bytes::Bytes::new(), true).unwrap();
+            });
+        }
+    });
+    let cluster = static_cluster("far", address);
+    let cluster = cluster.replacen(
+        "{name: far,",
+        r#"{name: far, typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {"@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http2_protocol_options: {}}}},"#,
+        1,
+    );
+    let more = ", max_connect_attempts: 2, backoff_options: {base_interval: 0.001s}, tunneling_config: {hostname: \"far.test:443\"}";
+    let proxy = start(
+        &[listener("tunnel", &[tcp_proxy("far", more)], "")],
+        &[cluster],
+        "",
+    )
+    .await;
+    let mut client = greeted(proxy.address("tunnel").await).await.unwrap();
+    client.write_all(b"over there").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer, "over there");
+    assert_eq!(proxy.stat("cluster.far.upstream_cx_total").await, 1);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_kept_is_refused() {
+    for (more, problem) in [
+        (
+            "connection_balance_config: {extend_balance: {name: x}},",
+            "connection_balance_config",
+        ),
+        (
+            "socket_options: [{level: 6, name: 99, int_value: 1, state: STATE_PREBIND}],",
+            "socket_options[0]",
+        ),
+        (
+            "per_connection_buffer_high_watermark_timeout: 1s,",
+            "per_connection_buffer_high_watermark_timeout",
+        ),
+    ] {
+        let text = format!(
+            "static_resources: {{listeners: [{}]}}",
+            listener("bad", &[tcp_proxy("none", "")], more)
+        );
+        let options = proxy::Options::new(proxy::BootstrapSource::Text(text));
+        let error = proxy::run(options, proto_component::drain::Drain::never())
+            .await
+            .unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains(problem), "{text}");
+    }
+}
+
+/// A Redis server that answers every command with its own name, its arguments joined.
+async fn redis_server(name: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                use tokio::io::AsyncBufReadExt as _;
+                let mut stream = tokio::io::BufReader::new(stream);
+                loop {
+                    let mut line = String::new();
+                    if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                    let count: usize = line.trim_start_matches('*').trim().parse().unwrap();
+                    let mut words = Vec::new();
+                    for _ in 0..count {
+                        let mut word = String::new();
+                        stream.read_line(&mut word).await.unwrap();
+                        word.clear();
+                        stream.read_line(&mut word).await.unwrap();
+                        words.push(word.trim_end().to_owned());
+                    }
+                    let answer = match words[0].to_ascii_lowercase().as_str() {
+                        "set" => "+OK\r\n".to_owned(),
+                        "del" => ":1\r\n".to_owned(),
+                        _ => {
+                            let text = format!("{name}:{}", words[1..].join(","));
+                            format!("${}\r\n{text}\r\n", text.len())
+                        }
+                    };
+                    stream.get_mut().write_all(answer.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn redis_commands_go_to_the_owners_of_their_keys_and_come_back_in_order() {
+    let (one, two) = (redis_server("one").await, redis_server("two").await);
+    let filter = format!(
+        r#"{{name: redis, typed_config: {{"@type": {NETWORK}.redis_proxy.v3.RedisProxy, stat_prefix: r, settings: {{op_timeout: 2s}},
+          downstream_auth_passwords: [{{inline_string: secret}}],
+          prefix_routes: {{routes: [{{prefix: "b:", cluster: two, remove_prefix: true}}], catch_all_route: {{cluster: one}}}}}}}}"#
+    );
+    let proxy = start(
+        &[listener("redis", &[filter], "")],
+        &[static_cluster("one", one), static_cluster("two", two)],
+        "",
+    )
+    .await;
+    let mut client = TcpStream::connect(proxy.address("redis").await)
+        .await
+        .unwrap();
+    let commands = [
+        (
+            "*1\r\n$4\r\nPING\r\n",
+            "-NOAUTH Authentication required.\r\n",
+        ),
+        (
+            "*2\r\n$4\r\nAUTH\r\n$5\r\nwrong\r\n",
+            "-ERR invalid password\r\n",
+        ),
+        ("*2\r\n$4\r\nAUTH\r\n$6\r\nsecret\r\n", "+OK\r\n"),
+        ("*1\r\n$4\r\nPING\r\n", "+PONG\r\n"),
+        ("*2\r\n$3\r\nGET\r\n$1\r\na\r\n", "$5\r\none:a\r\n"),
+        ("*2\r\n$3\r\nget\r\n$3\r\nb:x\r\n", "$5\r\ntwo:x\r\n"),
+        (
+            "*3\r\n$4\r\nMGET\r\n$1\r\na\r\n$3\r\nb:y\r\n",
+            "*2\r\n$5\r\none:a\r\n$5\r\ntwo:y\r\n",
+        ),
+        (
+            "*5\r\n$4\r\nmset\r\n$1\r\na\r\n$1\r\n1\r\n$3\r\nb:y\r\n$1\r\n2\r\n",
+            "+OK\r\n",
+        ),
+        ("*3\r\n$3\r\ndel\r\n$1\r\na\r\n$3\r\nb:y\r\n", ":2\r\n"),
+        (
+            "*1\r\n$7\r\nflushdb\r\n",
+            "-ERR unknown command 'flushdb', with args beginning with: \r\n",
+        ),
+        ("*1\r\n$4\r\nquit\r\n", "+OK\r\n"),
+    ];
+    let asked: String = commands.iter().map(|(command, _)| *command).collect();
+    let expected: String = commands.iter().map(|(_, answer)| *answer).collect();
+    client.write_all(asked.as_bytes()).await.unwrap();
+    let mut answers = String::new();
+    client.read_to_string(&mut answers).await.unwrap();
+    assert_eq!(answers, expected);
+    for (name, count) in [
+        ("redis.r.downstream_rq_total", 11),
+        ("redis.r.command.get.success", 2),
+        ("redis.r.command.mget.total", 1),
+        ("redis.r.splitter.unsupported_command", 1),
+        ("cluster.two.upstream_cx_total", 1),
+    ] {
+        assert_eq!(proxy.stat(name).await, count, "{name}");
+    }
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn an_overloaded_proxy_ends_keepalive_and_refuses_requests() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pressure");
+    std::fs::write(&file, "0.5").unwrap();
+    let trigger = |value: &str| {
+        format!(
+            "triggers: [{{name: envoy.resource_monitors.injected_resource, threshold: {{value: {value}}}}}]"
+        )
+    };
+    let overload = format!(
+        r#"overload_manager: {{refresh_interval: 0.01s, resource_monitors: [
+          {{name: envoy.resource_monitors.injected_resource, typed_config: {{"@type": type.googleapis.com/envoy.extensions.resource_monitors.injected_resource.v3.InjectedResourceConfig, filename: {}}}}}],
+          actions: [{{name: envoy.overload_actions.disable_http_keepalive, {}}}, {{name: envoy.overload_actions.stop_accepting_requests, {}}}]}}"#,
+        file.display(),
+        trigger("0.6"),
+        trigger("0.9")
+    );
+    let manager = format!(
+        r#"{{name: http, typed_config: {{"@type": {NETWORK}.http_connection_manager.v3.HttpConnectionManager, stat_prefix: h,
+          http_filters: [{{name: envoy.filters.http.router, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}],
+          route_config: {{virtual_hosts: [{{name: v, domains: ["*"], routes: [{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: fine}}}}}}]}}]}}}}}}"#
+    );
+    let proxy = start(&[listener("http", &[manager], "")], &[], &overload).await;
+    let address = proxy.address("http").await;
+    let ask = || async {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let two = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        stream.write_all(two).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let count = stream.read(&mut answer).await.unwrap();
+        String::from_utf8(answer[..count].to_vec()).unwrap()
+    };
+    let calm = ask().await;
+    assert!(
+        calm.starts_with("HTTP/1.1 200") && !calm.contains("connection: close"),
+        "{calm}"
+    );
+    std::fs::write(&file, "0.7").unwrap();
+    eventually("closing", || async {
+        ask().await.contains("connection: close").then_some(())
+    })
+    .await;
+    std::fs::write(&file, "0.95").unwrap();
+    let refused = eventually("refusal", || async {
+        Some(ask().await).filter(|answer| answer.starts_with("HTTP/1.1 503"))
+    })
+    .await;
+    assert!(refused.ends_with("envoy overloaded"), "{refused}");
+    assert!(proxy.stat("http.h.downstream_rq_overload_close").await >= 1);
+    assert!(
+        proxy
+            .stat("http.h.downstream_cx_overload_disable_keepalive")
+            .await
+            >= 1
+    );
+    proxy.stop().await;
+}
+
+/// Lets in the first who asks, and nobody else.
+#[derive(Clone, Default)]
+struct FirstOnly(
+    std::sync::Arc<parking_lot::Mutex<Vec<proto::envoy::service::auth::v3::CheckRequest>>>,
+);
+
+#[tonic::async_trait]
+impl proto::envoy::service::auth::v3::authorization_server::Authorization for FirstOnly {
+    async fn check(
+        &self,
+        request: tonic::Request<proto::envoy::service::auth::v3::CheckRequest>,
+    ) -> Result<tonic::Response<proto::envoy::service::auth::v3::CheckResponse>, tonic::Status>
+    {
+        let mut asked = self.0.lock();
+        let code = i32::from(!asked.is_empty()) * 7;
+        asked.push(request.into_inner());
+        Ok(tonic::Response::new(
+            proto::envoy::service::auth::v3::CheckResponse {
+                status: Some(proto::google::rpc::Status {
+                    code,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            },
+        ))
+    }
+}
+
+#[tokio::test]
+async fn an_external_service_decides_about_connections() {
+    use proto::envoy::service::auth::v3::authorization_server::AuthorizationServer;
+    let service = FirstOnly::default();
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(AuthorizationServer::new(service.clone()))
+            .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(socket)),
+    );
+    let filter = |prefix: &str, cluster: &str, more: &str| {
+        format!(
+            r#"{{name: authz, typed_config: {{"@type": {NETWORK}.ext_authz.v3.ExtAuthz, stat_prefix: {prefix}, {more} grpc_service: {{envoy_grpc: {{cluster_name: {cluster}}}, timeout: 5s}}}}}}"#
+        )
+    };
+    let http2 = static_cluster("authz", address).replacen(
+        "{name: authz,",
+        r#"{name: authz, typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {"@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http2_protocol_options: {}}}},"#,
+        1,
+    );
+    let dead = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let plain = || tcp_proxy("hello", "");
+    let proxy = start(
+        &[
+            listener("asks", &[filter("asks", "authz", ""), plain()], ""),
+            listener(
+                "open",
+                &[filter("open", "dead", "failure_mode_allow: true,"), plain()],
+                "",
+            ),
+            listener("shut", &[filter("shut", "dead", ""), plain()], ""),
+        ],
+        &[hello().await, http2, static_cluster("dead", dead)],
+        "",
+    )
+    .await;
+    assert!(greeted(proxy.address("asks").await).await.is_some());
+    assert!(greeted(proxy.address("asks").await).await.is_none());
+    assert!(greeted(proxy.address("open").await).await.is_some());
+    assert!(greeted(proxy.address("shut").await).await.is_none());
+    for (name, count) in [
+        ("asks.ok", 1),
+        ("asks.denied", 1),
+        ("asks.cx_closed", 1),
+        ("open.failure_mode_allowed", 1),
+        ("shut.error", 1),
+    ] {
+        assert_eq!(
+            proxy.stat(&format!("ext_authz.{name}")).await,
+            count,
+            "{name}"
+        );
+    }
+    let asked = service.0.lock().clone();
+    let attributes = asked[0].attributes.clone().unwrap();
+    assert!(attributes.source.unwrap().address.is_some());
+    assert!(attributes.destination.unwrap().address.is_some());
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn an_updated_chain_drains_its_own_connections_and_no_others() {
+    use proto::envoy::config::{cluster::v3::Cluster, listener::v3::Listener};
+    let plane = crate::control_plane::ControlPlane::start().await;
+    let chain = |name: &str, source: &str, text: &str| {
+        format!(
+            r#"{{name: {name}, metadata: {{filter_metadata: {{note: {{text: {text}}}}}}}, filter_chain_match: {{source_prefix_ranges: [{{address_prefix: {source}, prefix_len: 32}}]}},
+              filters: [{{name: envoy.filters.network.echo}}]}}"#
+        )
+    };
+    let listener = |text: &str| {
+        format!(
+            "{{name: two, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, filter_chains: [{}, {}]}}",
+            chain("changed", "127.0.0.2", text),
+            chain("kept", "127.0.0.3", "same")
+        )
+    };
+    plane.set::<Cluster>(&[]);
+    plane.set::<Listener>(&[listener("old")]);
+    let proxy = Running::start(&plane.bootstrap()).await;
+    let address = proxy.address("two").await;
+    let connect = |last: u8| async move {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket
+            .bind(SocketAddr::from(([127, 0, 0, last], 0)))
+            .unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        stream.write_all(b"hi").await.unwrap();
+        let mut echo = [0; 2];
+        stream.read_exact(&mut echo).await.unwrap();
+        stream
+    };
+    let (mut changed, mut kept) = (connect(2).await, connect(3).await);
+    plane.set::<Listener>(&[listener("new")]);
+    eventually("the update", || async {
+        (proxy
+            .stat("listener_manager.listener_in_place_updated")
+            .await
+            == 1)
+            .then_some(())
+    })
+    .await;
+    // The drain time of the tests is a second; then the connection of the old chain is cut.
+    assert_eq!(changed.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    kept.write_all(b"hi").await.unwrap();
+    let mut echo = [0; 2];
+    kept.read_exact(&mut echo).await.unwrap();
+    drop(connect(2).await);
+    proxy.stop().await;
+}
