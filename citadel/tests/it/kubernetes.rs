@@ -31,6 +31,7 @@ impl Drop for Citadel {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the test's only input")]
 fn start(data: &Path, namespace: &str) -> Citadel {
     let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (grpc, monitoring) = (free(), free());

@@ -7,6 +7,8 @@
 //! Prints three Markdown tables: time from `local up` to the first good product page; time from the start of
 //! `local apply` of a `VirtualService` to the first request that follows it; memory of every process, idle and after load.
 
+#![allow(clippy::print_stdout, reason = "its tables are what it is for")]
+
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;

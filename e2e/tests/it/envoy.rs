@@ -7,6 +7,10 @@ use e2e::mesh::Mesh;
 use crate::{has_details, settles};
 
 #[tokio::test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test has no command line of its own"
+)]
 #[ignore = "needs root, iptables and Envoy: set ENVOY to its path"]
 async fn envoys_carry_bookinfo_and_follow_changes() {
     let envoy = std::env::var("ENVOY").expect("ENVOY is the path of an Envoy, see e2e/envoy.sh");

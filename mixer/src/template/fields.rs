@@ -115,6 +115,28 @@ struct WorkloadsParams {
 /// What failed, by field name.
 type Failed<'a> = (&'a str, EvalError);
 
+/// The two peers whose workloads are looked up.
+fn workloads(params: &WorkloadsParams, vocabulary: &Vocabulary) -> Result<Fields, String> {
+    let text = ValueType::String;
+    let address = ValueType::IpAddress;
+    let expression = |field, text: &str, want| optional(field, text, want, vocabulary);
+    Ok(Fields::Workloads {
+        source: PeerFields {
+            uid: expression("source_uid", &params.source_uid, text)?,
+            ip: expression("source_ip", &params.source_ip, address)?,
+        },
+        destination: PeerFields {
+            uid: expression("destination_uid", &params.destination_uid, text)?,
+            ip: expression("destination_ip", &params.destination_ip, address)?,
+        },
+        destination_port: expression(
+            "destination_port",
+            &params.destination_port,
+            ValueType::Int64,
+        )?,
+    })
+}
+
 impl Fields {
     pub(super) fn compile(
         template: Template,
@@ -126,33 +148,7 @@ impl Fields {
                 params::read::<NothingParams>(json)?;
                 Fields::Nothing
             }
-            Template::Kubernetes => {
-                let params: WorkloadsParams = params::read(json)?;
-                let expression = |field, text: &str, want| optional(field, text, want, vocabulary);
-                Fields::Workloads {
-                    source: PeerFields {
-                        uid: expression("source_uid", &params.source_uid, ValueType::String)?,
-                        ip: expression("source_ip", &params.source_ip, ValueType::IpAddress)?,
-                    },
-                    destination: PeerFields {
-                        uid: expression(
-                            "destination_uid",
-                            &params.destination_uid,
-                            ValueType::String,
-                        )?,
-                        ip: expression(
-                            "destination_ip",
-                            &params.destination_ip,
-                            ValueType::IpAddress,
-                        )?,
-                    },
-                    destination_port: expression(
-                        "destination_port",
-                        &params.destination_port,
-                        ValueType::Int64,
-                    )?,
-                }
-            }
+            Template::Kubernetes => workloads(&params::read(json)?, vocabulary)?,
             Template::ListEntry => {
                 let params: ListEntryParams = params::read(json)?;
                 Fields::ListEntry {
