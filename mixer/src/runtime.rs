@@ -47,9 +47,10 @@ impl Runtime {
 
     /// Puts `resources` in force.
     pub(crate) fn apply(&self, resources: &Resources) {
-        let _span = tracing::info_span!(target: "runtime", "apply_configuration").entered();
+        // Handlers are built outside of it: the tasks that they start would keep it open.
+        let span = tracing::info_span!(target: "runtime", "apply_configuration");
         let old = self.table.load_full();
-        let snapshot = Snapshot::build(resources);
+        let snapshot = span.in_scope(|| Snapshot::build(resources));
         for error in &snapshot.errors {
             if !old.errors.contains(error) {
                 tracing::error!(target: "runtime", item = error.name, field = error.field, problem = error.problem, "configuration left out");

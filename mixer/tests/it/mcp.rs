@@ -88,8 +88,8 @@ async fn configuration_comes_over_mcp_and_a_bad_resource_does_no_harm() {
     let server = TestServer::start_with(&format!("mcp://127.0.0.1:{port}"), folder).await;
     let page: serde_json::Value =
         serde_json::from_str(&server.page("/debug/config").await).unwrap();
-    assert_eq!(page["counts"]["rules"], 4);
-    assert_eq!(page["counts"]["instances"], 8);
+    assert_eq!(page["counts"]["rules"], 5);
+    assert_eq!(page["counts"]["instances"], 9);
     assert_eq!(page["errors"].as_array().unwrap().len(), 1);
     assert_eq!(page["errors"][0]["name"], "wrong.handler.istio-system");
     assert_eq!(page["source"]["mcp"]["is_connected"], true);

@@ -10,6 +10,8 @@ use crate::local::{MeshArgs, commands};
 
 /// `analyze`.
 #[derive(Clone, Debug, Args)]
+// The flattened arguments have a group of the same name.
+#[group(skip)]
 pub struct AnalyzeArgs {
     /// What to look at, and how to say what was found.
     #[command(flatten)]

@@ -146,8 +146,8 @@ mod tests {
             "Clusters Don't Match",
             "--- Pilot a",
             "+++ Proxy a",
-            "-  \"connect_timeout\": \"10s\",",
-            "+  \"connect_timeout\": \"1s\",",
+            "-  \"connect_timeout\": \"10s\"",
+            "+  \"connect_timeout\": \"1s\"",
             "- new: the proxy does not have it",
             "+ old: pilot does not send it any more",
         ] {
