@@ -3,9 +3,11 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
@@ -35,8 +37,7 @@ pub struct Mesh {
     pub http_port: u16,
     /// Port of Mixer's Prometheus adapter on the host.
     pub metrics_port: u16,
-    /// What `local up` said when it was up: `12.3 s` and the URLs.
-    pub summary: String,
+    output: Arc<Mutex<String>>,
     client: HttpClient,
     child: Option<Child>,
     person: Option<Person>,
@@ -248,7 +249,7 @@ impl Mesh {
             name: name.to_owned(),
             http_port,
             metrics_port,
-            summary: shown.clone(),
+            output: Arc::default(),
             client: HttpClient::default(),
             child: Some(child),
             person: person.cloned(),
@@ -257,11 +258,21 @@ impl Mesh {
             let complaint = mesh.end().await;
             bail!("the mesh did not come up:\n{shown}{complaint}");
         }
-        // The rest of what it prints must go somewhere, or it would wait for a reader.
+        shown.clone_into(&mut mesh.output.lock());
+        // What it goes on to print must go somewhere, or it would wait for a reader.
+        let output = mesh.output.clone();
         proto_component::task::spawn("mesh-output", async move {
-            while let Ok(Some(_)) = lines.next_line().await {}
+            while let Ok(Some(line)) = lines.next_line().await {
+                output.lock().push_str(&(line + "\n"));
+            }
         });
         Ok(mesh)
+    }
+
+    /// What `local up` has printed so far.
+    #[must_use]
+    pub fn output(&self) -> String {
+        self.output.lock().clone()
     }
 
     /// The URL of `path` at the ingress gateway.

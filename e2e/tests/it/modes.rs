@@ -15,10 +15,10 @@ async fn an_ordinary_user_gets_the_page_on_loopback_addresses() {
         .await
         .unwrap();
     assert!(
-        mesh.summary
+        mesh.output()
             .contains("nothing is redirected, sidecars are HTTP proxies (--interception none)"),
         "{}",
-        mesh.summary
+        mesh.output()
     );
     works_and_ends(&person, &mut mesh).await;
 }
@@ -31,9 +31,9 @@ async fn an_ordinary_user_gets_the_page_in_a_user_namespace() {
         .await
         .unwrap();
     assert!(
-        mesh.summary.contains("in a user namespace"),
+        mesh.output().contains("in a user namespace"),
         "{}",
-        mesh.summary
+        mesh.output()
     );
     let shown = mesh
         .ctl_ok(&["local", "exec", "deploy/details-v1", "--", "id", "-u"])
@@ -62,9 +62,9 @@ async fn a_user_without_a_range_of_users_is_told_why_nothing_is_redirected() {
         .await
         .unwrap();
     assert!(
-        mesh.summary.contains("nothing is redirected") && mesh.summary.contains("/etc/subuid"),
+        mesh.output().contains("nothing is redirected") && mesh.output().contains("/etc/subuid"),
         "{}",
-        mesh.summary
+        mesh.output()
     );
     assert_eq!(mesh.end().await, "");
 }

@@ -1,8 +1,8 @@
 //! Components that are switched off: the rest works, and says what it lacks.
 
-use e2e::mesh::Mesh;
+use e2e::mesh::{Mesh, eventually};
 
-use crate::{has_details, settles};
+use crate::{SETTLED, has_details, settles};
 
 #[tokio::test]
 #[ignore = "needs root and iptables"]
@@ -10,12 +10,7 @@ async fn without_citadel_the_page_comes_over_plaintext_at_once() {
     let mut mesh = Mesh::up("e2e-no-citadel", &["--set", "security.enabled=false"])
         .await
         .unwrap();
-    assert!(
-        mesh.summary
-            .contains("Switched off: security (no certificates"),
-        "{}",
-        mesh.summary
-    );
+    says(&mesh, "Switched off: security (no certificates").await;
     settles(&mesh, "the page", 3, has_details).await;
     let log = mesh
         .ctl_ok(&["local", "logs", "deploy/details-v1", "-c", "istio-proxy"])
@@ -31,12 +26,7 @@ async fn without_galley_its_readers_read_files() {
     let mut mesh = Mesh::up("e2e-no-galley", &["--set", "galley.enabled=false"])
         .await
         .unwrap();
-    assert!(
-        mesh.summary
-            .contains("Switched off: galley (configuration is not checked"),
-        "{}",
-        mesh.summary
-    );
+    says(&mesh, "Switched off: galley (configuration is not checked").await;
     settles(&mesh, "the page", 3, has_details).await;
     mesh.apply("networking/destination-rule-all.yaml")
         .await
@@ -49,4 +39,11 @@ async fn without_galley_its_readers_read_files() {
     })
     .await;
     assert_eq!(mesh.end().await, "");
+}
+
+/// Waits until `local up` has said so.
+async fn says(mesh: &Mesh, what: &str) {
+    let said = async || mesh.output().contains(what);
+    let outcome = eventually(what, SETTLED, said).await;
+    assert!(outcome.is_ok(), "{what} is not in\n{}", mesh.output());
 }
