@@ -5,7 +5,7 @@
 //! balancer, pool). Beside them `stats`, `access_log`, `admin`, `drain`.
 //!
 //! # Who runs what
-//! The main runtime (that of [`run`]'s caller) holds the control side: xDS streams, DNS, health checks, admin. Each worker is a
+//! The main runtime (that of [`run()`]'s caller) holds the control side: xDS streams, DNS, health checks, admin. Each worker is a
 //! thread with a single-threaded runtime (`worker`), its own accept sockets and pools. They meet in immutable values behind
 //! atomic pointers (`upstream::ClusterManager`, `config::RouteSlot`, a listener's configuration) and in relaxed counters.
 //!

@@ -1,4 +1,4 @@
-//! MCP over xDS: the collections of a [`Source`](crate::source::Source) as resources of the aggregated discovery service.
+//! MCP over xDS: the collections of a [`Source`] as resources of the aggregated discovery service.
 //!
 //! A type is asked for as `group/version/Kind` (`networking.istio.io/v1/VirtualService`), as Istio's control planes do, or
 //! by its collection's name. A resource is an `istio.mcp.v1alpha1.Resource` under the name `namespace/name`. Each stream is
