@@ -31,6 +31,9 @@ pub struct Group {
     /// The cases do not talk to a running proxy: each is a configuration that is accepted or refused.
     #[serde(default)]
     pub validate: bool,
+    /// Differences that are meant, of several cases.
+    #[serde(default)]
+    pub differs: Vec<Differences>,
     /// The cases.
     pub cases: Vec<Case>,
 }
@@ -97,6 +100,18 @@ pub enum Seen {
 pub struct Difference {
     /// Where in the outcome; `*` stands for anything.
     pub at: String,
+    /// Why.
+    pub why: String,
+}
+
+/// A deliberate difference of several cases.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Differences {
+    /// The cases; `*` stands for anything.
+    pub cases: Vec<String>,
+    /// Where in their outcomes; `*` stands for anything.
+    pub at: Vec<String>,
     /// Why.
     pub why: String,
 }

@@ -37,7 +37,7 @@ pub fn table(groups: &[GroupReport], is_wide: bool) -> String {
     for report in groups.iter().flat_map(|group| &group.cases).filter(|report| !report.is_good()) {
         text.push_str(&differences(report));
     }
-    let _ = writeln!(text, "\n{}", totals(groups));
+    let _ = writeln!(text, "\n{}{}", stale(groups), totals(groups));
     text
 }
 
@@ -63,8 +63,16 @@ fn differences(report: &Report) -> String {
     for diff in &report.verdict.unexplained {
         let _ = writeln!(text, "    {}\n        envoy  {}\n        ours   {}", diff.at, short(&diff.envoy), short(&diff.ours));
     }
-    for stale in &report.verdict.stale {
-        let _ = writeln!(text, "    {stale}: named as a difference, but there is none");
+    text
+}
+
+/// Explanations that are of no use any more: the case agrees, or none of its differences is there.
+fn stale(groups: &[GroupReport]) -> String {
+    let mut text = String::new();
+    for report in groups.iter().flat_map(|group| &group.cases).filter(|report| report.is_good() && report.verdict.explained.is_empty()) {
+        for at in &report.verdict.stale {
+            let _ = writeln!(text, "{}/{}: {at} is explained as a difference, but there is none any more", report.group, report.case);
+        }
     }
     text
 }

@@ -53,7 +53,9 @@ pub async fn run(group: &Group, cases: &[&Case], binary: &Path, place: &Place) -
         };
         outcomes.insert(case.name.clone(), clean(outcome, place));
     }
-    if let Some(wrong) = process.stop().await {
+    let wrong = process.stop().await;
+    upstreams.stop().await;
+    if let Some(wrong) = wrong {
         outcomes.insert("the process".to_owned(), json!(wrong));
     }
     Ok(outcomes)
@@ -119,9 +121,12 @@ async fn play(case: &Case, group: &Group, place: &Place, process: &Process, upst
             outcome.insert("stats_now".to_owned(), changes(&case.stats_now, &Stats::new(), &after)?);
         }
     }
+    let mut looks = Vec::new();
     for look in &case.admin {
-        let answer = admin(look, process).await?;
-        outcome.insert(format!("admin {}", look.get), answer);
+        looks.push(json!({"path": look.get, "answer": admin(look, process).await?}));
+    }
+    if !looks.is_empty() {
+        outcome.insert("admin".to_owned(), Value::Array(looks));
     }
     Ok(Value::Object(outcome))
 }

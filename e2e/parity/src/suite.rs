@@ -2,7 +2,7 @@
 
 use crate::{
     case::{Case, Group},
-    compare::{Verdict, compare},
+    compare::{Verdict, compare, explanations},
     group::{self, Place},
     peer::Oracle,
     run::{self, Outcomes},
@@ -240,7 +240,7 @@ impl Suite {
                 Report {
                     group: name.clone(),
                     case: case.name.clone(),
-                    verdict: compare(&envoy, &ours, &case.differs),
+                    verdict: compare(&envoy, &ours, &explanations(&stage.group, case)),
                     is_second_try: false,
                     error: envoy.is_null().then(|| "Envoy's answer is not recorded".to_owned()),
                     envoy,

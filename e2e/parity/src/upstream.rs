@@ -86,6 +86,14 @@ impl Upstreams {
         Ok(Self { record, tasks })
     }
 
+    /// Ends all servers; their addresses are free afterwards.
+    pub async fn stop(mut self) {
+        for task in std::mem::take(&mut self.tasks) {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+
     /// Forgets what was seen and takes a case's answers.
     pub fn begin(&self, answers: &IndexMap<String, Vec<Answer>>) {
         let mut record = self.record.lock();
