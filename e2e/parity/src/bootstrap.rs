@@ -40,10 +40,18 @@ pub fn bootstrap(group: &Group, place: &Place) -> Value {
     merge(&mut bootstrap, &group.bootstrap);
     // Lists that are given beside the short forms are added to them.
     for kind in ["listeners", "clusters"] {
-        let Some(more) = group.bootstrap.pointer(&format!("/static_resources/{kind}")).and_then(Value::as_array) else {
+        let Some(more) = group
+            .bootstrap
+            .pointer(&format!("/static_resources/{kind}"))
+            .and_then(Value::as_array)
+        else {
             continue;
         };
-        let short = if kind == "listeners" { &listeners } else { &clusters };
+        let short = if kind == "listeners" {
+            &listeners
+        } else {
+            &clusters
+        };
         let all: Vec<Value> = short.iter().chain(more).cloned().collect();
         bootstrap["static_resources"][kind] = Value::Array(all);
     }
@@ -59,7 +67,9 @@ fn socket(address: &str, port: u16) -> Value {
 #[must_use]
 pub fn upstream_port(group: &Group, name: &str) -> Option<u16> {
     let index = group.upstreams.get_index_of(name)?;
-    group.upstreams[index].port.or_else(|| Some(20000 + u16::try_from(index).ok()?))
+    group.upstreams[index]
+        .port
+        .or_else(|| Some(20000 + u16::try_from(index).ok()?))
 }
 
 /// The port of a named listener.
@@ -77,10 +87,16 @@ fn take(map: &mut Map<String, Value>, key: &str) -> Option<Value> {
 }
 
 fn endpoint(name: &str, group: &Group, place: &Place) -> Value {
-    let path = group.upstreams.get(name).and_then(|upstream| upstream.unix.clone());
+    let path = group
+        .upstreams
+        .get(name)
+        .and_then(|upstream| upstream.unix.clone());
     let address = match path {
         Some(path) => json!({"pipe": {"path": path}}),
-        None => socket(&place.address.to_string(), upstream_port(group, name).unwrap_or(1)),
+        None => socket(
+            &place.address.to_string(),
+            upstream_port(group, name).unwrap_or(1),
+        ),
     };
     json!({"endpoint": {"address": address}})
 }
@@ -88,18 +104,27 @@ fn endpoint(name: &str, group: &Group, place: &Place) -> Value {
 fn cluster(name: &str, short: &Value, group: &Group, place: &Place) -> Value {
     let mut rest = short.as_object().cloned().unwrap_or_default();
     let names: Vec<String> = match take(&mut rest, "upstreams") {
-        Some(Value::Array(names)) => names.iter().filter_map(|name| name.as_str().map(ToOwned::to_owned)).collect(),
+        Some(Value::Array(names)) => names
+            .iter()
+            .filter_map(|name| name.as_str().map(ToOwned::to_owned))
+            .collect(),
         _ => vec![name.to_owned()],
     };
     let mut cluster = json!({"name": name, "connect_timeout": "2s"});
     if !rest.contains_key("cluster_type") && !rest.contains_key("type") {
         cluster["type"] = "STATIC".into();
     }
-    if !rest.contains_key("load_assignment") && !rest.contains_key("eds_cluster_config") && !rest.contains_key("cluster_type")
+    if !rest.contains_key("load_assignment")
+        && !rest.contains_key("eds_cluster_config")
+        && !rest.contains_key("cluster_type")
         && rest.get("type").is_none_or(|kind| kind != "ORIGINAL_DST")
     {
-        let endpoints: Vec<Value> = names.iter().map(|name| endpoint(name, group, place)).collect();
-        cluster["load_assignment"] = json!({"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]});
+        let endpoints: Vec<Value> = names
+            .iter()
+            .map(|name| endpoint(name, group, place))
+            .collect();
+        cluster["load_assignment"] =
+            json!({"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]});
     }
     let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     let mut protocol = take(&mut rest, "protocol").unwrap_or(Value::Null);
@@ -109,7 +134,10 @@ fn cluster(name: &str, short: &Value, group: &Group, place: &Place) -> Value {
     if !protocol.is_null() {
         let mut typed = json!({"@type": type_url(options)});
         merge(&mut typed, &protocol);
-        if typed.get("explicit_http_config").is_none() && typed.get("use_downstream_protocol_config").is_none() && typed.get("auto_config").is_none() {
+        if typed.get("explicit_http_config").is_none()
+            && typed.get("use_downstream_protocol_config").is_none()
+            && typed.get("auto_config").is_none()
+        {
             typed["explicit_http_config"] = json!({"http_protocol_options": {}});
         }
         cluster["typed_extension_protocol_options"] = json!({options: typed});
@@ -122,7 +150,8 @@ fn cluster(name: &str, short: &Value, group: &Group, place: &Place) -> Value {
 }
 
 fn tls(message: &str, context: &Value) -> Value {
-    let mut typed = json!({"@type": type_url(&format!("envoy.extensions.transport_sockets.tls.v3.{message}"))});
+    let mut typed =
+        json!({"@type": type_url(&format!("envoy.extensions.transport_sockets.tls.v3.{message}"))});
     merge(&mut typed, context);
     json!({"name": "envoy.transport_sockets.tls", "typed_config": typed})
 }
@@ -130,7 +159,9 @@ fn tls(message: &str, context: &Value) -> Value {
 fn listener(name: &str, index: usize, short: &Value, place: &Place) -> Value {
     let mut rest = short.as_object().cloned().unwrap_or_default();
     let own = take(&mut rest, "port").and_then(|port| port.as_u64());
-    let port = own.and_then(|port| u16::try_from(port).ok()).unwrap_or(10000 + u16::try_from(index).unwrap_or_default());
+    let port = own
+        .and_then(|port| u16::try_from(port).ok())
+        .unwrap_or(10000 + u16::try_from(index).unwrap_or_default());
     let over = take(&mut rest, "listener").unwrap_or(Value::Null);
     let context = take(&mut rest, "tls");
     let mut listener = json!({"name": name, "address": socket(&place.address.to_string(), port)});
@@ -156,9 +187,14 @@ fn listener(name: &str, index: usize, short: &Value, place: &Place) -> Value {
 
 /// A chain may say `tls` (its context), `reply` (the text that a connection is answered with) or `http` (a listener's short form).
 fn short_chain(name: &str, chain: &mut Value, place: &Place) {
-    let Some(map) = chain.as_object_mut() else { return };
+    let Some(map) = chain.as_object_mut() else {
+        return;
+    };
     if let Some(context) = map.remove("tls") {
-        map.insert("transport_socket".to_owned(), tls("DownstreamTlsContext", &context));
+        map.insert(
+            "transport_socket".to_owned(),
+            tls("DownstreamTlsContext", &context),
+        );
     }
     if let Some(Value::String(text)) = map.remove("reply") {
         let filter = json!({"direct_response": {"response": {"inline_string": text}}});
@@ -172,10 +208,14 @@ fn short_chain(name: &str, chain: &mut Value, place: &Place) {
 
 fn connection_manager(name: &str, rest: &mut Map<String, Value>, place: &Place) -> Value {
     let hosts = take(rest, "virtual_hosts").unwrap_or_else(|| {
-        let routes = rest.remove("routes").unwrap_or_else(|| json!([{"match": {"prefix": "/"}, "route": {"cluster": "echo"}}]));
+        let routes = rest
+            .remove("routes")
+            .unwrap_or_else(|| json!([{"match": {"prefix": "/"}, "route": {"cluster": "echo"}}]));
         json!([{"name": "all", "domains": ["*"], "routes": routes}])
     });
-    let mut filters = take(rest, "filters").and_then(|filters| filters.as_array().cloned()).unwrap_or_default();
+    let mut filters = take(rest, "filters")
+        .and_then(|filters| filters.as_array().cloned())
+        .unwrap_or_default();
     filters.push("router".into());
     let mut manager = json!({
         "stat_prefix": name,
@@ -183,14 +223,20 @@ fn connection_manager(name: &str, rest: &mut Map<String, Value>, place: &Place) 
         "http_filters": filters,
     });
     if let Some(Value::String(format)) = take(rest, "log") {
-        manager["access_log"] = file_log(name, &json!({"text_format_source": {"inline_string": format!("{format}\n")}}), place);
+        manager["access_log"] = file_log(
+            name,
+            &json!({"text_format_source": {"inline_string": format!("{format}\n")}}),
+            place,
+        );
     }
     if let Some(format) = take(rest, "json_log") {
         manager["access_log"] = file_log(name, &json!({"json_format": format}), place);
     }
     if let Some(over) = take(rest, "hcm") {
         if over.get("rds").is_some() {
-            manager.as_object_mut().map(|manager| manager.remove("route_config"));
+            manager
+                .as_object_mut()
+                .map(|manager| manager.remove("route_config"));
         }
         merge(&mut manager, &over);
     }

@@ -44,6 +44,12 @@ pub struct Group {
 pub struct Case {
     /// Name within the group.
     pub name: String,
+    /// Files of the run's folder that are replaced first, whole (configuration sources).
+    #[serde(default)]
+    pub write: IndexMap<String, String>,
+    /// A look at the admin interface before the clients begin, for its `until`.
+    #[serde(default)]
+    pub wait: Option<Look>,
     /// Clients, played one after another.
     #[serde(default)]
     pub clients: Vec<Client>,

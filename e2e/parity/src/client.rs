@@ -27,7 +27,9 @@ use tokio::{
 pub async fn play(client: &Client, group: &Group, place: &Place) -> anyhow::Result<Value> {
     sleep(Duration::from_millis(client.after)).await;
     let mut log = Vec::new();
-    let Some(mut connection) = connect(client, group, place, &mut log).await? else { return Ok(Value::Array(log)) };
+    let Some(mut connection) = connect(client, group, place, &mut log).await? else {
+        return Ok(Value::Array(log));
+    };
     let played = if !client.frames.is_empty() {
         frames::play(&mut connection, &client.frames, &mut log).await
     } else if !client.talk.is_empty() {
@@ -43,7 +45,12 @@ pub async fn play(client: &Client, group: &Group, place: &Place) -> anyhow::Resu
     Ok(Value::Array(log))
 }
 
-async fn connect(client: &Client, group: &Group, place: &Place, log: &mut Vec<Value>) -> anyhow::Result<Option<Connection>> {
+async fn connect(
+    client: &Client,
+    group: &Group,
+    place: &Place,
+    log: &mut Vec<Value>,
+) -> anyhow::Result<Option<Connection>> {
     if let Some(path) = &client.unix {
         let Ok(stream) = UnixStream::connect(path).await else {
             log.push(json!("refused"));
@@ -52,7 +59,8 @@ async fn connect(client: &Client, group: &Group, place: &Place, log: &mut Vec<Va
         return Ok(Some(Connection::new(Box::new(stream))));
     }
     let to = client.to.as_deref().context("a client needs `to`")?;
-    let port = bootstrap::listener_port(group, to).or_else(|| (to == "admin").then_some(crate::group::ADMIN));
+    let port = bootstrap::listener_port(group, to)
+        .or_else(|| (to == "admin").then_some(crate::group::ADMIN));
     let port = port.with_context(|| format!("there is no listener {to}"))?;
     let Some(stream) = tcp(SocketAddr::new(place.address.into(), port), client.from).await? else {
         log.push(json!("refused"));
@@ -73,7 +81,10 @@ async fn connect(client: &Client, group: &Group, place: &Place, log: &mut Vec<Va
 ///
 /// # Errors
 /// When there is no socket to be had.
-pub async fn tcp(to: SocketAddr, from: Option<std::net::IpAddr>) -> anyhow::Result<Option<TcpStream>> {
+pub async fn tcp(
+    to: SocketAddr,
+    from: Option<std::net::IpAddr>,
+) -> anyhow::Result<Option<TcpStream>> {
     let socket = TcpSocket::new_v4()?;
     if let Some(from) = from {
         socket.bind(SocketAddr::new(from, 0))?;
@@ -89,17 +100,27 @@ pub async fn tcp(to: SocketAddr, from: Option<std::net::IpAddr>) -> anyhow::Resu
 
 impl Request {
     fn method(&self) -> &str {
-        self.method.as_deref().unwrap_or(if self.grpc.is_some() { "POST" } else { "GET" })
+        self.method
+            .as_deref()
+            .unwrap_or(if self.grpc.is_some() { "POST" } else { "GET" })
     }
     fn path(&self) -> &str {
-        self.get.as_deref().or(self.path.as_deref()).or(self.grpc.as_deref()).unwrap_or("/")
+        self.get
+            .as_deref()
+            .or(self.path.as_deref())
+            .or(self.grpc.as_deref())
+            .unwrap_or("/")
     }
     fn host(&self) -> &str {
         self.host.as_deref().unwrap_or("parity.test")
     }
     fn body(&self) -> Option<Vec<u8>> {
         let body = self.body.as_ref().map(crate::case::Text::bytes);
-        if self.grpc.is_some() { Some(grpc::frame(&body.unwrap_or_default())) } else { body }
+        if self.grpc.is_some() {
+            Some(grpc::frame(&body.unwrap_or_default()))
+        } else {
+            body
+        }
     }
     fn fields(&self) -> Vec<(String, String)> {
         let mut fields = flat(&self.headers);
@@ -112,13 +133,21 @@ impl Request {
 
     /// The request's bytes in HTTP/1.1.
     fn http1(&self) -> Vec<u8> {
-        let mut head = format!("{} {} HTTP/1.1\r\nhost: {}\r\n", self.method(), self.path(), self.host());
+        let mut head = format!(
+            "{} {} HTTP/1.1\r\nhost: {}\r\n",
+            self.method(),
+            self.path(),
+            self.host()
+        );
         let fields = self.fields();
         for (name, value) in &fields {
             let _ = write!(head, "{name}: {value}\r\n");
         }
         let body = self.body();
-        let framed = fields.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length") || name.eq_ignore_ascii_case("transfer-encoding"));
+        let framed = fields.iter().any(|(name, _)| {
+            name.eq_ignore_ascii_case("content-length")
+                || name.eq_ignore_ascii_case("transfer-encoding")
+        });
         let is_chunked = !self.trailers.is_empty();
         if is_chunked {
             head.push_str("transfer-encoding: chunked\r\n");
@@ -148,11 +177,19 @@ impl Request {
 pub fn flat(fields: &IndexMap<String, Values>) -> Vec<(String, String)> {
     fields
         .iter()
-        .flat_map(|(name, values)| values.iter().map(move |value| (name.clone(), value.to_owned())))
+        .flat_map(|(name, values)| {
+            values
+                .iter()
+                .map(move |value| (name.clone(), value.to_owned()))
+        })
         .collect()
 }
 
-async fn http1(connection: &mut Connection, requests: &[Request], log: &mut Vec<Value>) -> anyhow::Result<()> {
+async fn http1(
+    connection: &mut Connection,
+    requests: &[Request],
+    log: &mut Vec<Value>,
+) -> anyhow::Result<()> {
     let mut closes = false;
     for request in requests {
         connection.send(&request.http1()).await;
@@ -175,11 +212,19 @@ async fn http1(connection: &mut Connection, requests: &[Request], log: &mut Vec<
     Ok(())
 }
 
-async fn http2(connection: Connection, client: &Client, log: &mut Vec<Value>) -> anyhow::Result<()> {
-    let (sender, driver) = timeout(DEADLINE, h2::client::handshake(connection.into_stream())).await??;
+async fn http2(
+    connection: Connection,
+    client: &Client,
+    log: &mut Vec<Value>,
+) -> anyhow::Result<()> {
+    let (sender, driver) =
+        timeout(DEADLINE, h2::client::handshake(connection.into_stream())).await??;
     let driver = proto_component::task::spawn("client-http2", driver);
     if client.concurrent {
-        let all = client.requests.iter().map(|request| exchange(sender.clone(), request));
+        let all = client
+            .requests
+            .iter()
+            .map(|request| exchange(sender.clone(), request));
         log.extend(futures::future::join_all(all).await);
     } else {
         for request in &client.requests {
@@ -200,12 +245,17 @@ async fn exchange(sender: h2::client::SendRequest<Bytes>, request: &Request) -> 
     }
 }
 
-async fn exchange_whole(sender: h2::client::SendRequest<Bytes>, request: &Request) -> anyhow::Result<Value> {
+async fn exchange_whole(
+    sender: h2::client::SendRequest<Bytes>,
+    request: &Request,
+) -> anyhow::Result<Value> {
     let mut sender = match sender.ready().await {
         Ok(sender) => sender,
         Err(error) => return Ok(failure(&error)),
     };
-    let mut builder = http::Request::builder().method(request.method()).version(http::Version::HTTP_2);
+    let mut builder = http::Request::builder()
+        .method(request.method())
+        .version(http::Version::HTTP_2);
     builder = if request.method() == "CONNECT" && !request.headers.contains_key(":protocol") {
         builder.uri(request.host())
     } else {
@@ -213,14 +263,19 @@ async fn exchange_whole(sender: h2::client::SendRequest<Bytes>, request: &Reques
         builder.uri(format!("{scheme}://{}{}", request.host(), request.path()))
     };
     for (name, value) in request.fields() {
-        builder = if name == ":protocol" { builder.extension(h2::ext::Protocol::from(value.as_str())) } else { builder.header(name, value) };
+        builder = if name == ":protocol" {
+            builder.extension(h2::ext::Protocol::from(value.as_str()))
+        } else {
+            builder.header(name, value)
+        };
     }
     let body = request.body();
     let has_trailers = !request.trailers.is_empty();
-    let (response, mut stream) = match sender.send_request(builder.body(())?, body.is_none() && !has_trailers) {
-        Ok(sent) => sent,
-        Err(error) => return Ok(failure(&error)),
-    };
+    let (response, mut stream) =
+        match sender.send_request(builder.body(())?, body.is_none() && !has_trailers) {
+            Ok(sent) => sent,
+            Err(error) => return Ok(failure(&error)),
+        };
     if let Some(body) = body {
         if let Err(error) = send_body(&mut stream, &body, !has_trailers).await {
             // An answer may have come all the same.
@@ -275,7 +330,11 @@ async fn read_answer(response: h2::client::ResponseFuture) -> anyhow::Result<Val
 ///
 /// # Errors
 /// When the stream ends before.
-pub async fn send_body(stream: &mut h2::SendStream<Bytes>, body: &[u8], is_end: bool) -> Result<(), h2::Error> {
+pub async fn send_body(
+    stream: &mut h2::SendStream<Bytes>,
+    body: &[u8],
+    is_end: bool,
+) -> Result<(), h2::Error> {
     let mut rest = Bytes::copy_from_slice(body);
     while !rest.is_empty() {
         stream.reserve_capacity(rest.len().min(16 << 10));
@@ -299,7 +358,10 @@ pub async fn send_body(stream: &mut h2::SendStream<Bytes>, body: &[u8], is_end: 
 pub fn header_map(fields: &[(String, String)]) -> anyhow::Result<http::HeaderMap> {
     let mut map = http::HeaderMap::new();
     for (name, value) in fields {
-        map.append(http::HeaderName::try_from(name.as_str())?, http::HeaderValue::try_from(value.as_str())?);
+        map.append(
+            http::HeaderName::try_from(name.as_str())?,
+            http::HeaderValue::try_from(value.as_str())?,
+        );
     }
     Ok(map)
 }
@@ -309,7 +371,16 @@ pub fn header_map(fields: &[(String, String)]) -> anyhow::Result<http::HeaderMap
 pub fn map_json(map: &http::HeaderMap) -> Value {
     let fields: Vec<(&str, String)> = map
         .iter()
-        .map(|(name, value)| (name.as_str(), value.as_bytes().iter().map(|byte| char::from(*byte)).collect()))
+        .map(|(name, value)| {
+            (
+                name.as_str(),
+                value
+                    .as_bytes()
+                    .iter()
+                    .map(|byte| char::from(*byte))
+                    .collect(),
+            )
+        })
         .collect();
     fields_json(fields.iter().map(|(name, value)| (*name, value.as_str())))
 }

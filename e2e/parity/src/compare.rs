@@ -42,7 +42,10 @@ pub fn compare(envoy: &Value, ours: &Value, differs: &[Difference]) -> Verdict {
     let mut verdict = Verdict::default();
     let mut used = vec![false; differs.len()];
     for diff in diffs {
-        match differs.iter().position(|differs| fits(&differs.at, &diff.at)) {
+        match differs
+            .iter()
+            .position(|differs| fits(&differs.at, &diff.at))
+        {
             Some(index) => {
                 used[index] = true;
                 verdict.explained.push((diff, differs[index].why.clone()));
@@ -65,8 +68,18 @@ pub fn explanations(group: &Group, case: &Case) -> Vec<Difference> {
     let of_group = group
         .differs
         .iter()
-        .filter(|differs| differs.cases.iter().any(|pattern| fits(pattern, &case.name)))
-        .flat_map(|differs| differs.at.iter().map(|at| Difference { at: at.clone(), why: differs.why.clone() }));
+        .filter(|differs| {
+            differs
+                .cases
+                .iter()
+                .any(|pattern| fits(pattern, &case.name))
+        })
+        .flat_map(|differs| {
+            differs.at.iter().map(|at| Difference {
+                at: at.clone(),
+                why: differs.why.clone(),
+            })
+        });
     case.differs.iter().cloned().chain(of_group).collect()
 }
 
@@ -80,7 +93,12 @@ fn walk(envoy: &Value, ours: &Value, at: String, diffs: &mut Vec<Diff>) {
     match (envoy, ours) {
         (Value::Object(left), Value::Object(right)) => {
             for (key, value) in left {
-                walk(value, right.get(key).unwrap_or(&Value::Null), join(&at, key), diffs);
+                walk(
+                    value,
+                    right.get(key).unwrap_or(&Value::Null),
+                    join(&at, key),
+                    diffs,
+                );
             }
             for (key, value) in right.iter().filter(|(key, _)| !left.contains_key(*key)) {
                 walk(&Value::Null, value, join(&at, key), diffs);
@@ -92,12 +110,20 @@ fn walk(envoy: &Value, ours: &Value, at: String, diffs: &mut Vec<Diff>) {
             }
         }
         (left, right) if left == right => {}
-        (left, right) => diffs.push(Diff { at, envoy: show(left), ours: show(right) }),
+        (left, right) => diffs.push(Diff {
+            at,
+            envoy: show(left),
+            ours: show(right),
+        }),
     }
 }
 
 fn join(at: &str, key: &str) -> String {
-    if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") }
+    if at.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{at}.{key}")
+    }
 }
 
 fn show(value: &Value) -> String {
@@ -114,19 +140,33 @@ mod tests {
     use serde_json::json;
 
     fn explained(at: &str) -> Vec<Difference> {
-        vec![Difference { at: at.to_owned(), why: "meant".to_owned() }]
+        vec![Difference {
+            at: at.to_owned(),
+            why: "meant".to_owned(),
+        }]
     }
 
     #[test]
     fn a_difference_is_named_by_its_place() {
-        let verdict = compare(&json!({"a": [{"b": 1}]}), &json!({"a": [{"b": 2, "c": 3}]}), &[]);
-        let at: Vec<&str> = verdict.unexplained.iter().map(|diff| diff.at.as_str()).collect();
+        let verdict = compare(
+            &json!({"a": [{"b": 1}]}),
+            &json!({"a": [{"b": 2, "c": 3}]}),
+            &[],
+        );
+        let at: Vec<&str> = verdict
+            .unexplained
+            .iter()
+            .map(|diff| diff.at.as_str())
+            .collect();
         assert_eq!(at, ["a[0].b", "a[0].c"]);
     }
 
     #[test]
     fn an_explanation_covers_its_place_only_and_one_without_use_is_told() {
-        let (left, right) = (json!({"a": {"b": 1}, "c": 1}), json!({"a": {"b": 2}, "c": 2}));
+        let (left, right) = (
+            json!({"a": {"b": 1}, "c": 1}),
+            json!({"a": {"b": 2}, "c": 2}),
+        );
         let verdict = compare(&left, &right, &explained("a.*"));
         assert_eq!((verdict.explained.len(), verdict.unexplained.len()), (1, 1));
         assert_eq!(compare(&left, &left, &explained("a.*")).stale, ["a.*"]);

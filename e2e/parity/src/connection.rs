@@ -1,10 +1,7 @@
 //! One end of a connection, client's or upstream's: bytes with a buffer, a deadline on every wait, and the conversation in
 //! [`Step`]s that both ends can play.
 
-use crate::{
-    case::Step,
-    http1, normal,
-};
+use crate::{case::Step, http1, normal};
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -64,7 +61,11 @@ impl Connection {
     /// Over any stream.
     #[must_use]
     pub fn new(stream: Box<dyn Stream>) -> Self {
-        Self { stream, buffer: Vec::new(), end: None }
+        Self {
+            stream,
+            buffer: Vec::new(),
+            end: None,
+        }
     }
 
     /// The stream, for another codec; nothing may wait in the buffer.
@@ -95,7 +96,11 @@ impl Connection {
             Ok(Ok(0)) => self.end = Some(End::Closed),
             Ok(Ok(count)) => self.buffer.extend_from_slice(&some[..count]),
             Ok(Err(_)) => self.end = Some(End::Reset),
-            Err(_) => bail!("nothing came in {} s; so far: {}", DEADLINE.as_secs(), normal::bytes(&self.buffer)),
+            Err(_) => bail!(
+                "nothing came in {} s; so far: {}",
+                DEADLINE.as_secs(),
+                normal::bytes(&self.buffer)
+            ),
         }
         Ok(self.end.is_none())
     }
@@ -121,7 +126,11 @@ impl Connection {
     /// As [`fill`](Self::fill).
     pub async fn read_until(&mut self, text: &[u8]) -> anyhow::Result<Option<Vec<u8>>> {
         loop {
-            if let Some(at) = self.buffer.windows(text.len()).position(|window| window == text) {
+            if let Some(at) = self
+                .buffer
+                .windows(text.len())
+                .position(|window| window == text)
+            {
                 return Ok(Some(self.take(at + text.len())));
             }
             if !self.fill().await? {
@@ -158,7 +167,8 @@ impl Connection {
 
     /// As [`fate`](Self::fate), with the usual patience: long where the peer said that it closes.
     pub async fn usual_fate(&mut self, closes: bool) -> Value {
-        self.fate(if closes { Duration::from_secs(3) } else { OPEN }).await
+        self.fate(if closes { Duration::from_secs(3) } else { OPEN })
+            .await
     }
 
     /// Ends the sending side.

@@ -9,18 +9,41 @@ use serde_json::{Value, json};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const KINDS: &[&str] = &[
-    "DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY", "WINDOW_UPDATE", "CONTINUATION",
+    "DATA",
+    "HEADERS",
+    "PRIORITY",
+    "RST_STREAM",
+    "SETTINGS",
+    "PUSH_PROMISE",
+    "PING",
+    "GOAWAY",
+    "WINDOW_UPDATE",
+    "CONTINUATION",
 ];
 const CODES: &[&str] = &[
-    "NO_ERROR", "PROTOCOL_ERROR", "INTERNAL_ERROR", "FLOW_CONTROL_ERROR", "SETTINGS_TIMEOUT", "STREAM_CLOSED", "FRAME_SIZE_ERROR",
-    "REFUSED_STREAM", "CANCEL", "COMPRESSION_ERROR", "CONNECT_ERROR", "ENHANCE_YOUR_CALM", "INADEQUATE_SECURITY", "HTTP_1_1_REQUIRED",
+    "NO_ERROR",
+    "PROTOCOL_ERROR",
+    "INTERNAL_ERROR",
+    "FLOW_CONTROL_ERROR",
+    "SETTINGS_TIMEOUT",
+    "STREAM_CLOSED",
+    "FRAME_SIZE_ERROR",
+    "REFUSED_STREAM",
+    "CANCEL",
+    "COMPRESSION_ERROR",
+    "CONNECT_ERROR",
+    "ENHANCE_YOUR_CALM",
+    "INADEQUATE_SECURITY",
+    "HTTP_1_1_REQUIRED",
 ];
 /// Statuses of HPACK's static table, from index 8.
 const STATUSES: &[&str] = &["200", "204", "206", "304", "400", "404", "500"];
 
 /// A frame's bytes.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes();
+    let length = u32::try_from(payload.len())
+        .unwrap_or(u32::MAX)
+        .to_be_bytes();
     let mut bytes = length[1..].to_vec();
     bytes.extend([kind, flags]);
     bytes.extend(stream.to_be_bytes());
@@ -61,17 +84,34 @@ fn integer(mut value: usize, bytes: &mut Vec<u8>) {
 ///
 /// # Errors
 /// When a wait is too long.
-pub async fn play(connection: &mut Connection, steps: &[FrameStep], log: &mut Vec<Value>) -> anyhow::Result<()> {
+pub async fn play(
+    connection: &mut Connection,
+    steps: &[FrameStep],
+    log: &mut Vec<Value>,
+) -> anyhow::Result<()> {
     for step in steps {
         match step {
             FrameStep::Preface => {
                 connection.send(PREFACE).await;
                 connection.send(&frame(4, 0, 0, &[])).await;
             }
-            FrameStep::Headers { stream, fields, flags } => {
-                connection.send(&frame(1, flags.unwrap_or(5), *stream, &literals(fields))).await;
+            FrameStep::Headers {
+                stream,
+                fields,
+                flags,
+            } => {
+                connection
+                    .send(&frame(1, flags.unwrap_or(5), *stream, &literals(fields)))
+                    .await;
             }
-            FrameStep::Frame { kind, flags, stream, text, hex, times } => {
+            FrameStep::Frame {
+                kind,
+                flags,
+                stream,
+                text,
+                hex,
+                times,
+            } => {
                 let mut payload = text.as_ref().map(Text::bytes).unwrap_or_default();
                 payload.extend(unhex(hex)?);
                 let one = frame(*kind, *flags, *stream, &payload);
@@ -88,14 +128,20 @@ pub async fn play(connection: &mut Connection, steps: &[FrameStep], log: &mut Ve
                 };
                 log.push(is_open);
             }
-            FrameStep::Pause(time) => tokio::time::sleep(std::time::Duration::from_millis(*time)).await,
+            FrameStep::Pause(time) => {
+                tokio::time::sleep(std::time::Duration::from_millis(*time)).await
+            }
         }
     }
     Ok(())
 }
 
 /// Reads frames to the wanted one; only those that tell something are compared (no windows, no settings).
-async fn read(connection: &mut Connection, until: &str, log: &mut Vec<Value>) -> anyhow::Result<()> {
+async fn read(
+    connection: &mut Connection,
+    until: &str,
+    log: &mut Vec<Value>,
+) -> anyhow::Result<()> {
     loop {
         let head = connection.read_count(9).await?;
         if head.len() < 9 {
@@ -128,17 +174,28 @@ fn tell(name: &str, flags: u8, stream: u32, payload: &[u8]) -> Option<String> {
     let code = |at: usize| {
         let bytes = payload.get(at..at + 4)?;
         let code = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
-        Some(CODES.get(code).map_or_else(|| code.to_string(), |name| (*name).to_owned()))
+        Some(
+            CODES
+                .get(code)
+                .map_or_else(|| code.to_string(), |name| (*name).to_owned()),
+        )
     };
     let end = if flags & 1 == 1 { " END_STREAM" } else { "" };
     match name {
         "SETTINGS" | "WINDOW_UPDATE" | "PRIORITY" => None,
-        "RST_STREAM" => Some(format!("RST_STREAM {stream} {}", code(0).unwrap_or_default())),
+        "RST_STREAM" => Some(format!(
+            "RST_STREAM {stream} {}",
+            code(0).unwrap_or_default()
+        )),
         "GOAWAY" => Some(format!("GOAWAY {}", code(4).unwrap_or_default())),
         "HEADERS" => {
             let first = payload.first().copied().unwrap_or_default();
             let index = usize::from(first & 0x7f).wrapping_sub(8);
-            let status = if first & 0x80 != 0 { STATUSES.get(index).copied().unwrap_or("other") } else { "other" };
+            let status = if first & 0x80 != 0 {
+                STATUSES.get(index).copied().unwrap_or("other")
+            } else {
+                "other"
+            };
             Some(format!("HEADERS {stream} :status {status}{end}"))
         }
         "DATA" => Some(format!("DATA {stream} {} bytes{end}", payload.len())),

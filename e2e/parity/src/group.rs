@@ -11,11 +11,30 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
 
 /// Fields of a client.
 const CLIENT: &[&str] = &[
-    "to", "unix", "from", "tls", "prelude", "h2", "requests", "concurrent", "talk", "frames", "after",
+    "to",
+    "unix",
+    "from",
+    "tls",
+    "prelude",
+    "h2",
+    "requests",
+    "concurrent",
+    "talk",
+    "frames",
+    "after",
 ];
 /// Fields of a request.
 const REQUEST: &[&str] = &[
-    "get", "method", "path", "host", "scheme", "headers", "body", "trailers", "grpc", "reset_after",
+    "get",
+    "method",
+    "path",
+    "host",
+    "scheme",
+    "headers",
+    "body",
+    "trailers",
+    "grpc",
+    "reset_after",
 ];
 /// The first listener's port.
 const LISTENERS: u16 = 10000;
@@ -60,16 +79,31 @@ pub fn parse(text: &str, name: &str, place: &Place) -> anyhow::Result<Group> {
     if let Some(Value::Array(cases)) = root.get_mut("cases") {
         let rows = std::mem::take(cases);
         for row in rows {
-            let Value::Object(row) = row else { bail!("a case is a map") };
-            cases.extend(expand(row)?.into_iter().map(|case| Value::Object(shape(case))));
+            let Value::Object(row) = row else {
+                bail!("a case is a map")
+            };
+            cases.extend(
+                expand(row)?
+                    .into_iter()
+                    .map(|case| Value::Object(shape(case))),
+            );
         }
     }
     fill(&mut value, &words);
-    let group: Group = serde_json::from_value(value.clone()).map_err(|error| explain(&value, &error))?;
+    let group: Group =
+        serde_json::from_value(value.clone()).map_err(|error| explain(&value, &error))?;
     let mut names = std::collections::BTreeSet::new();
     for case in &group.cases {
-        anyhow::ensure!(names.insert(&case.name), "two cases are called {}", case.name);
-        anyhow::ensure!(!case.name.contains("{{"), "{} has an unknown word", case.name);
+        anyhow::ensure!(
+            names.insert(&case.name),
+            "two cases are called {}",
+            case.name
+        );
+        anyhow::ensure!(
+            !case.name.contains("{{"),
+            "{} has an unknown word",
+            case.name
+        );
     }
     Ok(group)
 }
@@ -94,15 +128,18 @@ fn words(value: &Value, place: &Place) -> anyhow::Result<BTreeMap<String, Value>
         ("port.admin".to_owned(), ADMIN.into()),
     ]);
     for (kind, first) in [("listeners", LISTENERS), ("upstreams", UPSTREAMS)] {
-        let Some(named) = value.get(kind).and_then(Value::as_object) else { continue };
+        let Some(named) = value.get(kind).and_then(Value::as_object) else {
+            continue;
+        };
         for (index, (name, item)) in named.iter().enumerate() {
             let port = match item.get("port").and_then(Value::as_u64) {
                 Some(port) => u16::try_from(port)?,
                 None => first + u16::try_from(index)?,
             };
-            if words.insert(format!("port.{name}"), port.into()).is_some() {
-                bail!("a listener and an upstream are both called {name}");
-            }
+            // Where both have the name, the listener's port goes by it.
+            words
+                .entry(format!("port.{name}"))
+                .or_insert_with(|| port.into());
         }
     }
     Ok(words)
@@ -110,15 +147,23 @@ fn words(value: &Value, place: &Place) -> anyhow::Result<BTreeMap<String, Value>
 
 /// One case of every entry of `each`.
 fn expand(mut row: Map<String, Value>) -> anyhow::Result<Vec<Map<String, Value>>> {
-    let Some(each) = row.remove("each") else { return Ok(vec![row]) };
-    let Value::Array(entries) = each else { bail!("`each` is a list") };
+    let Some(each) = row.remove("each") else {
+        return Ok(vec![row]);
+    };
+    let Value::Array(entries) = each else {
+        bail!("`each` is a list")
+    };
     let mut cases = Vec::new();
     for entry in entries {
-        let Value::Object(entry) = entry else { bail!("an entry of `each` is a map") };
+        let Value::Object(entry) = entry else {
+            bail!("an entry of `each` is a map")
+        };
         let mut case = Value::Object(row.clone());
         let words: BTreeMap<String, Value> = entry.into_iter().collect();
         fill(&mut case, &words);
-        let Value::Object(mut case) = case else { bail!("a case is a map") };
+        let Value::Object(mut case) = case else {
+            bail!("a case is a map")
+        };
         // What an entry says of the case itself wins.
         for (key, value) in words {
             if let Some(field) = key.strip_prefix('+') {
@@ -135,20 +180,29 @@ fn shape(mut case: Map<String, Value>) -> Map<String, Value> {
     let mut client = take(&mut case, CLIENT);
     let request = take(&mut case, REQUEST);
     if !request.is_empty() {
-        client.insert("requests".to_owned(), Value::Array(vec![Value::Object(request)]));
+        client.insert(
+            "requests".to_owned(),
+            Value::Array(vec![Value::Object(request)]),
+        );
     }
     if let Some(Value::Array(clients)) = case.get_mut("clients") {
         for each in clients.iter_mut().filter_map(Value::as_object_mut) {
             let request = take(each, REQUEST);
             if !request.is_empty() {
-                each.insert("requests".to_owned(), Value::Array(vec![Value::Object(request)]));
+                each.insert(
+                    "requests".to_owned(),
+                    Value::Array(vec![Value::Object(request)]),
+                );
             }
             for (key, value) in &client {
                 each.entry(key.clone()).or_insert_with(|| value.clone());
             }
         }
     } else if !client.is_empty() {
-        case.insert("clients".to_owned(), Value::Array(vec![Value::Object(client)]));
+        case.insert(
+            "clients".to_owned(),
+            Value::Array(vec![Value::Object(client)]),
+        );
     }
     case
 }
@@ -163,7 +217,9 @@ fn take(from: &mut Map<String, Value>, keys: &[&str]) -> Map<String, Value> {
 fn fill(value: &mut Value, words: &BTreeMap<String, Value>) {
     match value {
         Value::String(text) => {
-            if let Some(word) = text.strip_prefix("{{").and_then(|text| text.strip_suffix("}}"))
+            if let Some(word) = text
+                .strip_prefix("{{")
+                .and_then(|text| text.strip_suffix("}}"))
                 && let Some(filled) = words.get(word)
             {
                 *value = filled.clone();
@@ -173,7 +229,11 @@ fn fill(value: &mut Value, words: &BTreeMap<String, Value>) {
         }
         Value::Array(items) => items.iter_mut().for_each(|item| fill(item, words)),
         Value::Object(map) => {
-            let keys: Vec<String> = map.keys().filter(|key| key.contains("{{")).cloned().collect();
+            let keys: Vec<String> = map
+                .keys()
+                .filter(|key| key.contains("{{"))
+                .cloned()
+                .collect();
             for key in keys {
                 if let Some(value) = map.remove(&key) {
                     map.insert(fill_text(&key, words), value);
@@ -190,7 +250,9 @@ fn fill_text(text: &str, words: &BTreeMap<String, Value>) -> String {
     for (word, value) in words {
         let place = format!("{{{{{word}}}}}");
         if text.contains(&place) {
-            let filled = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+            let filled = value
+                .as_str()
+                .map_or_else(|| value.to_string(), ToOwned::to_owned);
             text = text.replace(&place, &filled);
         }
     }
@@ -215,7 +277,10 @@ mod tests {
         let group = parse(text, "g", &place()).unwrap();
         assert_eq!(group.cases.len(), 2);
         let request = &group.cases[1].clients[0].requests[0];
-        assert_eq!((&*group.cases[1].name, request.get.as_deref()), ("n/2", Some("/y")));
+        assert_eq!(
+            (&*group.cases[1].name, request.get.as_deref()),
+            ("n/2", Some("/y"))
+        );
         assert_eq!(request.host.as_deref(), Some("h:10000"));
     }
 

@@ -5,17 +5,37 @@ use serde_json::{Value, json};
 
 /// Methods that a scripted gRPC server knows: path, request, response.
 const METHODS: &[(&str, &str, &str)] = &[
-    ("/envoy.service.auth.v3.Authorization/Check", "envoy.service.auth.v3.CheckRequest", "envoy.service.auth.v3.CheckResponse"),
-    ("/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit", "envoy.service.ratelimit.v3.RateLimitRequest", "envoy.service.ratelimit.v3.RateLimitResponse"),
-    ("/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs", "envoy.service.accesslog.v3.StreamAccessLogsMessage", "envoy.service.accesslog.v3.StreamAccessLogsResponse"),
-    ("/grpc.health.v1.Health/Check", "grpc.health.v1.HealthCheckRequest", "grpc.health.v1.HealthCheckResponse"),
+    (
+        "/envoy.service.auth.v3.Authorization/Check",
+        "envoy.service.auth.v3.CheckRequest",
+        "envoy.service.auth.v3.CheckResponse",
+    ),
+    (
+        "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
+        "envoy.service.ratelimit.v3.RateLimitRequest",
+        "envoy.service.ratelimit.v3.RateLimitResponse",
+    ),
+    (
+        "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs",
+        "envoy.service.accesslog.v3.StreamAccessLogsMessage",
+        "envoy.service.accesslog.v3.StreamAccessLogsResponse",
+    ),
+    (
+        "/grpc.health.v1.Health/Check",
+        "grpc.health.v1.HealthCheckRequest",
+        "grpc.health.v1.HealthCheckResponse",
+    ),
 ];
 
 /// A message in gRPC's frame.
 #[must_use]
 pub fn frame(message: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0];
-    bytes.extend(u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes());
+    bytes.extend(
+        u32::try_from(message.len())
+            .unwrap_or(u32::MAX)
+            .to_be_bytes(),
+    );
     bytes.extend(message);
     bytes
 }
@@ -42,7 +62,9 @@ pub fn request_json(path: &str, body: &[u8]) -> Option<Value> {
     let messages = messages.iter().map(|message| {
         let message = DynamicMessage::decode(descriptor.clone(), message.as_slice()).ok()?;
         let options = SerializeOptions::new().use_proto_field_name(true);
-        message.serialize_with_options(serde_json::value::Serializer, &options).ok()
+        message
+            .serialize_with_options(serde_json::value::Serializer, &options)
+            .ok()
     });
     Some(json!(messages.collect::<Option<Vec<Value>>>()?))
 }
@@ -54,5 +76,7 @@ pub fn request_json(path: &str, body: &[u8]) -> Option<Value> {
 pub fn answer(path: &str, message: &Value) -> anyhow::Result<Vec<u8>> {
     let row = METHODS.iter().find(|(method, ..)| *method == path);
     let (_, _, response) = row.ok_or_else(|| anyhow::anyhow!("no answer is known for {path}"))?;
-    Ok(frame(&proto::json::dynamic_from_value(response, message)?.encode_to_vec()))
+    Ok(frame(
+        &proto::json::dynamic_from_value(response, message)?.encode_to_vec(),
+    ))
 }

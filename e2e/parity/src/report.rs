@@ -14,14 +14,37 @@ pub fn table(groups: &[GroupReport], is_wide: bool) -> String {
     if is_wide {
         rows.push(["CASE", "RESULT", "NOTE"].map(ToOwned::to_owned).to_vec());
         for report in groups.iter().flat_map(|group| &group.cases) {
-            let note = if report.is_second_try { "second try" } else { "" };
+            let note = if report.is_second_try {
+                "second try"
+            } else {
+                ""
+            };
             let name = format!("{}/{}", report.group, report.case);
             rows.push(vec![name, report.result().to_owned(), note.to_owned()]);
         }
     } else {
-        rows.push(["GROUP", "CASES", "SAME", "EXPLAINED", "DIFFERENT", "SECOND TRY", "TIME"].map(ToOwned::to_owned).to_vec());
+        rows.push(
+            [
+                "GROUP",
+                "CASES",
+                "SAME",
+                "EXPLAINED",
+                "DIFFERENT",
+                "SECOND TRY",
+                "TIME",
+            ]
+            .map(ToOwned::to_owned)
+            .to_vec(),
+        );
         for group in groups {
-            let count = |test: &dyn Fn(&Report) -> bool| group.cases.iter().filter(|report| test(report)).count().to_string();
+            let count = |test: &dyn Fn(&Report) -> bool| {
+                group
+                    .cases
+                    .iter()
+                    .filter(|report| test(report))
+                    .count()
+                    .to_string()
+            };
             rows.push(vec![
                 group.name.clone(),
                 group.cases.len().to_string(),
@@ -34,7 +57,11 @@ pub fn table(groups: &[GroupReport], is_wide: bool) -> String {
         }
     }
     let mut text = aligned(&rows);
-    for report in groups.iter().flat_map(|group| &group.cases).filter(|report| !report.is_good()) {
+    for report in groups
+        .iter()
+        .flat_map(|group| &group.cases)
+        .filter(|report| !report.is_good())
+    {
         text.push_str(&differences(report));
     }
     let _ = writeln!(text, "\n{}{}", stale(groups), totals(groups));
@@ -44,11 +71,20 @@ pub fn table(groups: &[GroupReport], is_wide: bool) -> String {
 fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> = (0..columns)
-        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .map(|column| {
+            rows.iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        })
         .collect();
     let mut text = String::new();
     for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         let _ = writeln!(text, "{}", cells.join("   ").trim_end());
     }
     text
@@ -61,7 +97,13 @@ fn differences(report: &Report) -> String {
         let _ = writeln!(text, "    {error}");
     }
     for diff in &report.verdict.unexplained {
-        let _ = writeln!(text, "    {}\n        envoy  {}\n        ours   {}", diff.at, short(&diff.envoy), short(&diff.ours));
+        let _ = writeln!(
+            text,
+            "    {}\n        envoy  {}\n        ours   {}",
+            diff.at,
+            short(&diff.envoy),
+            short(&diff.ours)
+        );
     }
     text
 }
@@ -69,9 +111,17 @@ fn differences(report: &Report) -> String {
 /// Explanations that are of no use any more: the case agrees, or none of its differences is there.
 fn stale(groups: &[GroupReport]) -> String {
     let mut text = String::new();
-    for report in groups.iter().flat_map(|group| &group.cases).filter(|report| report.is_good() && report.verdict.explained.is_empty()) {
+    for report in groups
+        .iter()
+        .flat_map(|group| &group.cases)
+        .filter(|report| report.is_good() && report.verdict.explained.is_empty())
+    {
         for at in &report.verdict.stale {
-            let _ = writeln!(text, "{}/{}: {at} is explained as a difference, but there is none any more", report.group, report.case);
+            let _ = writeln!(
+                text,
+                "{}/{}: {at} is explained as a difference, but there is none any more",
+                report.group, report.case
+            );
         }
     }
     text
@@ -114,6 +164,10 @@ pub fn json(groups: &[GroupReport], oracle: &str) -> Value {
             "stale": report.verdict.stale,
         })
     };
-    let cases: Vec<Value> = groups.iter().flat_map(|group| &group.cases).map(case).collect();
+    let cases: Vec<Value> = groups
+        .iter()
+        .flat_map(|group| &group.cases)
+        .map(case)
+        .collect();
     json!({"envoy": oracle, "cases": cases, "totals": totals(groups)})
 }

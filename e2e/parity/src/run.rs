@@ -34,7 +34,12 @@ type Stats = BTreeMap<String, i64>;
 ///
 /// # Errors
 /// When the proxy does not start, dies, or a case can't be played.
-pub async fn run(group: &Group, cases: &[&Case], binary: &Path, place: &Place) -> anyhow::Result<Outcomes> {
+pub async fn run(
+    group: &Group,
+    cases: &[&Case],
+    binary: &Path,
+    place: &Place,
+) -> anyhow::Result<Outcomes> {
     for (name, content) in &group.files {
         std::fs::write(Path::new(&place.dir).join(name), content)?;
     }
@@ -67,6 +72,16 @@ fn write(config: &Value, place: &Place, name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// Replaces files as those who watch them expect it: by renaming.
+fn replace(case: &Case, place: &Place) -> anyhow::Result<()> {
+    for (name, content) in &case.write {
+        let new = Path::new(&place.dir).join(format!("{name}.new"));
+        std::fs::write(&new, content)?;
+        std::fs::rename(new, Path::new(&place.dir).join(name))?;
+    }
+    Ok(())
+}
+
 /// Takes the run's address and folder out of an outcome.
 fn clean(outcome: Value, place: &Place) -> Value {
     let words = [
@@ -77,7 +92,12 @@ fn clean(outcome: Value, place: &Place) -> Value {
     normal::value(outcome, &words)
 }
 
-async fn validate(group: &Group, cases: &[&Case], binary: &Path, place: &Place) -> anyhow::Result<Outcomes> {
+async fn validate(
+    group: &Group,
+    cases: &[&Case],
+    binary: &Path,
+    place: &Place,
+) -> anyhow::Result<Outcomes> {
     let mut outcomes = Outcomes::new();
     for case in cases {
         let mut merged = group.clone();
@@ -87,7 +107,9 @@ async fn validate(group: &Group, cases: &[&Case], binary: &Path, place: &Place) 
                 ("clusters", Value::Object(more)) => merged.clusters.extend(more),
                 ("listeners", Value::Object(more)) => merged.listeners.extend(more),
                 ("bootstrap", more) => crate::extension::merge(&mut merged.bootstrap, &more),
-                (other, _) => anyhow::bail!("{}: {other} is not a part of a configuration", case.name),
+                (other, _) => {
+                    anyhow::bail!("{}: {other} is not a part of a configuration", case.name)
+                }
             }
         }
         let config = write(&bootstrap(&merged, place), place, "validate")?;
@@ -97,12 +119,26 @@ async fn validate(group: &Group, cases: &[&Case], binary: &Path, place: &Place) 
     Ok(outcomes)
 }
 
-async fn play(case: &Case, group: &Group, place: &Place, process: &Process, upstreams: &Upstreams) -> anyhow::Result<Value> {
+async fn play(
+    case: &Case,
+    group: &Group,
+    place: &Place,
+    process: &Process,
+    upstreams: &Upstreams,
+) -> anyhow::Result<Value> {
     let wants_stats = !case.stats.is_empty();
-    let before = if wants_stats { settled(process).await? } else { Stats::new() };
+    let before = if wants_stats {
+        settled(process).await?
+    } else {
+        Stats::new()
+    };
     let logs = Logs::mark(place)?;
     upstreams.begin(&case.answers);
     let mut outcome = Map::new();
+    replace(case, place)?;
+    if let Some(look) = &case.wait {
+        outcome.insert("wait".to_owned(), admin(look, process).await?);
+    }
     outcome.insert("client".to_owned(), clients(case, group, place).await?);
     wait_for_upstreams(case, upstreams).await;
     let seen = seen(case.upstream, upstreams);
@@ -118,7 +154,10 @@ async fn play(case: &Case, group: &Group, place: &Place, process: &Process, upst
             outcome.insert("stats".to_owned(), changes(&case.stats, &before, &after)?);
         }
         if !case.stats_now.is_empty() {
-            outcome.insert("stats_now".to_owned(), changes(&case.stats_now, &Stats::new(), &after)?);
+            outcome.insert(
+                "stats_now".to_owned(),
+                changes(&case.stats_now, &Stats::new(), &after)?,
+            );
         }
     }
     let mut looks = Vec::new();
@@ -133,8 +172,12 @@ async fn play(case: &Case, group: &Group, place: &Place, process: &Process, upst
 
 async fn clients(case: &Case, group: &Group, place: &Place) -> anyhow::Result<Value> {
     if case.together {
-        let all = case.clients.iter().map(|client| client::play(client, group, place));
-        let all: anyhow::Result<Vec<Value>> = futures::future::join_all(all).await.into_iter().collect();
+        let all = case
+            .clients
+            .iter()
+            .map(|client| client::play(client, group, place));
+        let all: anyhow::Result<Vec<Value>> =
+            futures::future::join_all(all).await.into_iter().collect();
         return Ok(Value::Array(all?));
     }
     let mut all = Vec::new();
@@ -156,10 +199,18 @@ fn seen(how: Seen, upstreams: &Upstreams) -> Value {
     let seen = upstreams.seen();
     match how {
         Seen::Nothing => Value::Null,
-        Seen::Count => seen.iter().map(|(name, all)| (name.clone(), json!(all.len()))).collect(),
+        Seen::Count => seen
+            .iter()
+            .map(|(name, all)| (name.clone(), json!(all.len())))
+            .collect(),
         Seen::Requests => seen
             .into_iter()
-            .map(|(name, all)| (name, Value::Array(all.into_iter().map(|(_, request)| request).collect())))
+            .map(|(name, all)| {
+                (
+                    name,
+                    Value::Array(all.into_iter().map(|(_, request)| request).collect()),
+                )
+            })
             .collect(),
         Seen::Connections => {
             // Numbered within the case.
@@ -169,10 +220,13 @@ fn seen(how: Seen, upstreams: &Upstreams) -> Value {
                 let all: Vec<Value> = all
                     .into_iter()
                     .map(|(number, request)| {
-                        let index = numbers.iter().position(|known| *known == number).unwrap_or_else(|| {
-                            numbers.push(number);
-                            numbers.len() - 1
-                        });
+                        let index = numbers
+                            .iter()
+                            .position(|known| *known == number)
+                            .unwrap_or_else(|| {
+                                numbers.push(number);
+                                numbers.len() - 1
+                            });
                         json!({"connection": index, "request": request})
                     })
                     .collect();
@@ -189,7 +243,9 @@ async fn settled(process: &Process) -> anyhow::Result<Stats> {
     for _ in 0..40 {
         sleep(SETTLED).await;
         let next = process.stats().await?;
-        let is_same = next.iter().all(|(name, value)| is_moving(name) || last.get(name) == Some(value));
+        let is_same = next
+            .iter()
+            .all(|(name, value)| is_moving(name) || last.get(name) == Some(value));
         if is_same {
             return Ok(next);
         }
@@ -200,13 +256,25 @@ async fn settled(process: &Process) -> anyhow::Result<Stats> {
 
 /// Statistics that a look at them moves.
 fn is_moving(name: &str) -> bool {
-    ["server.", "http.admin.", "listener.admin.", "filesystem.", "main_thread", "workers.", "dispatcher", "access_logs"]
-        .iter()
-        .any(|prefix| name.starts_with(prefix))
+    [
+        "server.",
+        "http.admin.",
+        "listener.admin.",
+        "filesystem.",
+        "main_thread",
+        "workers.",
+        "dispatcher",
+        "access_logs",
+    ]
+    .iter()
+    .any(|prefix| name.starts_with(prefix))
 }
 
 fn changes(patterns: &[String], before: &Stats, after: &Stats) -> anyhow::Result<Value> {
-    let patterns: Vec<Regex> = patterns.iter().map(|pattern| Regex::new(pattern)).collect::<Result<_, _>>()?;
+    let patterns: Vec<Regex> = patterns
+        .iter()
+        .map(|pattern| Regex::new(pattern))
+        .collect::<Result<_, _>>()?;
     let fits = |name: &str| patterns.iter().any(|pattern| pattern.is_match(name));
     Ok(after
         .iter()
@@ -216,10 +284,16 @@ fn changes(patterns: &[String], before: &Stats, after: &Stats) -> anyhow::Result
 }
 
 async fn admin(look: &Look, process: &Process) -> anyhow::Result<Value> {
-    let until = look.until.as_ref().map(|until| Regex::new(until)).transpose()?;
+    let until = look
+        .until
+        .as_ref()
+        .map(|until| Regex::new(until))
+        .transpose()?;
     let start = Instant::now();
     let (status, text) = loop {
-        let (status, text) = process.admin(if look.is_post { "POST" } else { "GET" }, &look.get).await?;
+        let (status, text) = process
+            .admin(if look.is_post { "POST" } else { "GET" }, &look.get)
+            .await?;
         let is_there = until.as_ref().is_none_or(|until| until.is_match(&text));
         if is_there || start.elapsed() > Duration::from_secs(5) {
             break (status, text);
@@ -230,12 +304,19 @@ async fn admin(look: &Look, process: &Process) -> anyhow::Result<Value> {
         let pattern = Regex::new(lines)?;
         let mut lines: Vec<&str> = text.lines().filter(|line| pattern.is_match(line)).collect();
         lines.sort_unstable();
-        lines.iter().map(|line| ((*line).to_owned(), json!("there"))).collect()
+        lines
+            .iter()
+            .map(|line| ((*line).to_owned(), json!("there")))
+            .collect()
     } else if look.pick.is_empty() {
         serde_json::from_str(&text).unwrap_or(json!(text))
     } else {
-        let value: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", look.get))?;
-        look.pick.iter().map(|path| (path.clone(), pick(&value, path))).collect()
+        let value: Value =
+            serde_json::from_str(&text).with_context(|| format!("{} is not JSON", look.get))?;
+        look.pick
+            .iter()
+            .map(|path| (path.clone(), pick(&value, path)))
+            .collect()
     };
     Ok(json!({"status": status, "body": body}))
 }
@@ -247,20 +328,31 @@ fn pick(value: &Value, path: &str) -> Value {
         return value.clone();
     }
     if let Some(rest) = path.strip_prefix('[') {
-        let Some((index, rest)) = rest.split_once(']') else { return Value::Null };
+        let Some((index, rest)) = rest.split_once(']') else {
+            return Value::Null;
+        };
         let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
         return if index == "*" {
             items.iter().map(|item| pick(item, rest)).collect()
         } else if let Some((key, wanted)) = index.split_once('=') {
-            let found = items.iter().find(|item| pick(item, key).as_str().is_some_and(|text| text.contains(wanted)));
+            let found = items.iter().find(|item| {
+                pick(item, key)
+                    .as_str()
+                    .is_some_and(|text| text.contains(wanted))
+            });
             found.map_or(Value::Null, |item| pick(item, rest))
         } else {
-            let item = index.parse::<usize>().ok().and_then(|index| items.get(index));
+            let item = index
+                .parse::<usize>()
+                .ok()
+                .and_then(|index| items.get(index));
             item.map_or(Value::Null, |item| pick(item, rest))
         };
     }
     let end = path.find(['.', '[']).unwrap_or(path.len());
-    value.get(&path[..end]).map_or(Value::Null, |value| pick(value, &path[end..]))
+    value
+        .get(&path[..end])
+        .map_or(Value::Null, |value| pick(value, &path[end..]))
 }
 
 /// The access logs of a run: where each ended when a case began.
@@ -272,7 +364,10 @@ struct Logs {
 impl Logs {
     fn mark(place: &Place) -> anyhow::Result<Self> {
         let dir = PathBuf::from(&place.dir);
-        let marks = files(&dir)?.into_iter().map(|(path, text)| (path, text.len())).collect();
+        let marks = files(&dir)?
+            .into_iter()
+            .map(|(path, text)| (path, text.len()))
+            .collect();
         Ok(Self { dir, marks })
     }
 
@@ -284,7 +379,10 @@ impl Logs {
             for (path, text) in files(&self.dir)? {
                 let from = self.marks.get(&path).copied().unwrap_or_default();
                 let new = text.get(from..).unwrap_or_default();
-                let name = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+                let name = path
+                    .file_stem()
+                    .map(|name| name.to_string_lossy().into_owned())
+                    .unwrap_or_default();
                 lines.extend(new.lines().map(|line| line_json(&name, line)));
             }
             if lines.len() >= wanted || start.elapsed() > Duration::from_secs(4) {

@@ -73,7 +73,10 @@ pub fn files() -> anyhow::Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(home().join("cases"))?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "yaml")
+        })
         .collect();
     files.sort();
     Ok(files)
@@ -81,7 +84,9 @@ pub fn files() -> anyhow::Result<Vec<PathBuf>> {
 
 /// A group's address: the same in every run if nobody else runs the same group now. It is held by a listening socket.
 fn claim(name: &str) -> anyhow::Result<(Ipv4Addr, TcpListener)> {
-    let hash = name.bytes().fold(5381_u32, |hash, byte| hash.wrapping_mul(33) ^ u32::from(byte));
+    let hash = name.bytes().fold(5381_u32, |hash, byte| {
+        hash.wrapping_mul(33) ^ u32::from(byte)
+    });
     let (high, low) = ((hash >> 8) as u8 % 254 + 1, hash as u8 % 254 + 1);
     for run in 40..120 {
         let address = Ipv4Addr::new(127, run, high, low);
@@ -104,7 +109,8 @@ pub fn recording(name: &str) -> PathBuf {
 /// When there are none.
 pub fn recorded(name: &str) -> anyhow::Result<Outcomes> {
     let path = recording(name);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     Ok(serde_json::from_str(&text)?)
 }
 
@@ -124,7 +130,10 @@ impl Stage {
     /// # Errors
     /// When the file is not good or no address is free.
     pub fn set(file: &Path) -> anyhow::Result<Self> {
-        let name = file.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = file
+            .file_stem()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let (address, holder) = claim(&name)?;
         let dir = tempfile::Builder::new().prefix("parity-").tempdir()?;
         let place = Place {
@@ -132,7 +141,12 @@ impl Stage {
             dir: dir.path().to_string_lossy().into_owned(),
             certs: home().join("certs").to_string_lossy().into_owned(),
         };
-        Ok(Self { group: group::read(file, &place)?, place, _dir: dir, _holder: holder })
+        Ok(Self {
+            group: group::read(file, &place)?,
+            place,
+            _dir: dir,
+            _holder: holder,
+        })
     }
 
     /// Plays cases with one proxy, in an empty folder.
@@ -150,7 +164,11 @@ impl Stage {
 impl Suite {
     /// Whether a group is wanted at all.
     fn wants_group(&self, name: &str) -> bool {
-        self.patterns.is_empty() || self.patterns.iter().any(|pattern| pattern.split('/').next() == Some(name))
+        self.patterns.is_empty()
+            || self
+                .patterns
+                .iter()
+                .any(|pattern| pattern.split('/').next() == Some(name))
     }
 
     /// Whether a case is wanted.
@@ -158,7 +176,10 @@ impl Suite {
     pub fn wants(&self, group: &str, case: &str) -> bool {
         let full = format!("{group}/{case}");
         self.patterns.is_empty()
-            || self.patterns.iter().any(|pattern| pattern == group || full.starts_with(pattern.as_str()))
+            || self
+                .patterns
+                .iter()
+                .any(|pattern| pattern == group || full.starts_with(pattern.as_str()))
     }
 
     /// Runs everything that is wanted.
@@ -181,13 +202,19 @@ impl Suite {
     /// When the folder can't be read.
     pub fn files(&self) -> anyhow::Result<Vec<PathBuf>> {
         let mut files = files()?;
-        files.retain(|file| file.file_stem().is_some_and(|name| self.wants_group(&name.to_string_lossy())));
+        files.retain(|file| {
+            file.file_stem()
+                .is_some_and(|name| self.wants_group(&name.to_string_lossy()))
+        });
         Ok(files)
     }
 
     async fn group(&self, file: &Path) -> GroupReport {
         let start = Instant::now();
-        let name = file.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = file
+            .file_stem()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let cases = match self.group_cases(file).await {
             Ok(cases) => cases,
             Err(error) => vec![Report {
@@ -200,24 +227,40 @@ impl Suite {
                 error: Some(format!("{error:#}")),
             }],
         };
-        GroupReport { name, cases, time: start.elapsed() }
+        GroupReport {
+            name,
+            cases,
+            time: start.elapsed(),
+        }
     }
 
     async fn group_cases(&self, file: &Path) -> anyhow::Result<Vec<Report>> {
         let stage = Stage::set(file)?;
-        let cases: Vec<&Case> = stage.group.cases.iter().filter(|case| self.wants(&stage.group.name, &case.name)).collect();
+        let cases: Vec<&Case> = stage
+            .group
+            .cases
+            .iter()
+            .filter(|case| self.wants(&stage.group.name, &case.name))
+            .collect();
         let mut reports = self.once(&stage, &cases).await?;
         // What differs is played once more, alone: a machine that hangs for a moment is not a difference.
         let again: Vec<&Case> = cases
             .iter()
-            .filter(|case| reports.iter().any(|report| report.case == case.name && !report.verdict.is_good()))
+            .filter(|case| {
+                reports
+                    .iter()
+                    .any(|report| report.case == case.name && !report.verdict.is_good())
+            })
             .copied()
             .collect();
         if !again.is_empty() {
             for second in self.once(&stage, &again).await? {
                 if let Some(first) = reports.iter_mut().find(|report| report.case == second.case) {
                     let is_second_try = second.verdict.is_good();
-                    *first = Report { is_second_try, ..second };
+                    *first = Report {
+                        is_second_try,
+                        ..second
+                    };
                 }
             }
         }
@@ -230,7 +273,10 @@ impl Suite {
             Oracle::Binary(path) => stage.play(cases, path).await.context("Envoy")?,
             Oracle::Recorded(_) => recorded(name)?,
         };
-        let mut ours = stage.play(cases, &self.ours).await.context("bireme-proxy")?;
+        let mut ours = stage
+            .play(cases, &self.ours)
+            .await
+            .context("bireme-proxy")?;
         let wrong = ours.shift_remove("the process");
         let mut reports: Vec<Report> = cases
             .iter()
@@ -242,7 +288,9 @@ impl Suite {
                     case: case.name.clone(),
                     verdict: compare(&envoy, &ours, &explanations(&stage.group, case)),
                     is_second_try: false,
-                    error: envoy.is_null().then(|| "Envoy's answer is not recorded".to_owned()),
+                    error: envoy
+                        .is_null()
+                        .then(|| "Envoy's answer is not recorded".to_owned()),
                     envoy,
                     ours,
                 }

@@ -50,7 +50,9 @@ impl ServerCertVerifier for AnyServer {
         Ok(HandshakeSignatureValid::assertion())
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -67,8 +69,12 @@ fn identity(certs: &str, name: &str) -> anyhow::Result<Identity> {
 
 /// The names in a certificate.
 fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
-    let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
+        return Vec::new();
+    };
+    let Ok(Some(names)) = certificate.subject_alternative_name() else {
+        return Vec::new();
+    };
     let names = names.value.general_names.iter();
     names
         .map(|name| match name {
@@ -82,7 +88,12 @@ fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
 ///
 /// # Errors
 /// When the test's own files are not there.
-pub async fn connect(stream: TcpStream, tls: &TlsClient, certs: &str, log: &mut Vec<Value>) -> anyhow::Result<Option<Connection>> {
+pub async fn connect(
+    stream: TcpStream,
+    tls: &TlsClient,
+    certs: &str,
+    log: &mut Vec<Value>,
+) -> anyhow::Result<Option<Connection>> {
     let versions: &[&rustls::SupportedProtocolVersion] = match tls.version.as_deref() {
         Some("1.2") => &[&rustls::version::TLS12],
         Some("1.3") => &[&rustls::version::TLS13],
@@ -99,15 +110,27 @@ pub async fn connect(stream: TcpStream, tls: &TlsClient, certs: &str, log: &mut 
         }
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = tls.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config.alpn_protocols = tls
+        .alpn
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect();
     config.enable_sni = tls.sni.is_some();
     let name = ServerName::try_from(tls.sni.clone().unwrap_or_else(|| "none.invalid".to_owned()))?;
     let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
-    match timeout(DEADLINE, handshake).await.map_err(|_| anyhow!("the handshake does not end"))? {
+    match timeout(DEADLINE, handshake)
+        .await
+        .map_err(|_| anyhow!("the handshake does not end"))?
+    {
         Ok(stream) => {
             let (_, session) = stream.get_ref();
-            let alpn = session.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
-            let shown = session.peer_certificates().and_then(|chain| chain.first()).map(names);
+            let alpn = session
+                .alpn_protocol()
+                .map(|name| String::from_utf8_lossy(name).into_owned());
+            let shown = session
+                .peer_certificates()
+                .and_then(|chain| chain.first())
+                .map(names);
             log.push(json!({"tls": session.protocol_version().map(|version| format!("{version:?}")), "alpn": alpn, "server certificate": shown}));
             Ok(Some(Connection::new(Box::new(stream))))
         }
@@ -120,9 +143,13 @@ pub async fn connect(stream: TcpStream, tls: &TlsClient, certs: &str, log: &mut 
 
 /// How a handshake failed: the alert that came, or that the connection ended.
 fn failure(error: &std::io::Error) -> String {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
-        Some(rustls::Error::AlertReceived(alert)) => format!("failed: alert {}", alert_name(*alert)),
+        Some(rustls::Error::AlertReceived(alert)) => {
+            format!("failed: alert {}", alert_name(*alert))
+        }
         Some(other) => format!("failed: {other}"),
         None => "failed: connection closed".to_owned(),
     }
@@ -136,13 +163,20 @@ fn alert_name(alert: AlertDescription) -> String {
 ///
 /// # Errors
 /// When the test's own files are not there.
-pub async fn accept(stream: TcpStream, tls: &TlsUpstream, certs: &str) -> anyhow::Result<(Option<Connection>, Value)> {
+pub async fn accept(
+    stream: TcpStream,
+    tls: &TlsUpstream,
+    certs: &str,
+) -> anyhow::Result<(Option<Connection>, Value)> {
     let (chain, key) = identity(certs, &tls.certificate)?;
-    let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(rustls::ALL_VERSIONS)?;
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(rustls::ALL_VERSIONS)?;
     let builder = if tls.wants_certificate {
         let mut roots = rustls::RootCertStore::empty();
         let file = Path::new(certs).join("ca.pem");
-        roots.add_parsable_certificates(CertificateDer::pem_file_iter(&file)?.collect::<Result<Vec<_>, _>>()?);
+        roots.add_parsable_certificates(
+            CertificateDer::pem_file_iter(&file)?.collect::<Result<Vec<_>, _>>()?,
+        );
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
             .allow_unauthenticated()
             .build()?;
@@ -151,14 +185,27 @@ pub async fn accept(stream: TcpStream, tls: &TlsUpstream, certs: &str) -> anyhow
         builder.with_no_client_auth()
     };
     let mut config = builder.with_single_cert(chain, key)?;
-    config.alpn_protocols = tls.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config.alpn_protocols = tls
+        .alpn
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect();
     let handshake = TlsAcceptor::from(Arc::new(config)).accept(stream);
-    match timeout(DEADLINE, handshake).await.map_err(|_| anyhow!("the handshake does not end"))? {
+    match timeout(DEADLINE, handshake)
+        .await
+        .map_err(|_| anyhow!("the handshake does not end"))?
+    {
         Ok(stream) => {
             let (_, session) = stream.get_ref();
-            let alpn = session.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
-            let client = session.peer_certificates().and_then(|chain| chain.first()).map(names);
-            let seen = json!({"sni": session.server_name(), "alpn": alpn, "client certificate": client});
+            let alpn = session
+                .alpn_protocol()
+                .map(|name| String::from_utf8_lossy(name).into_owned());
+            let client = session
+                .peer_certificates()
+                .and_then(|chain| chain.first())
+                .map(names);
+            let seen =
+                json!({"sni": session.server_name(), "alpn": alpn, "client certificate": client});
             Ok((Some(Connection::new(Box::new(stream))), seen))
         }
         Err(_) => Ok((None, json!("the handshake failed"))),

@@ -68,20 +68,29 @@ impl Upstreams {
                 record: record.clone(),
             });
             if let Some(path) = &script.unix {
-                let listener = UnixListener::bind(path).with_context(|| format!("listen at {path}"))?;
+                let listener =
+                    UnixListener::bind(path).with_context(|| format!("listen at {path}"))?;
                 tasks.push(proto_component::task::spawn("upstream", async move {
                     while let Ok((stream, _)) = listener.accept().await {
-                        server.clone().serve(Connection::new(Box::new(stream)), None);
+                        server
+                            .clone()
+                            .serve(Connection::new(Box::new(stream)), None);
                     }
                 }));
                 continue;
             }
-            let port = bootstrap::upstream_port(group, name).context("an upstream without a port")?;
+            let port =
+                bootstrap::upstream_port(group, name).context("an upstream without a port")?;
             let socket = TcpSocket::new_v4()?;
             socket.set_reuseaddr(true)?;
             let address = std::net::SocketAddr::new(place.address.into(), port);
-            socket.bind(address).with_context(|| format!("bind {address}"))?;
-            tasks.push(proto_component::task::spawn("upstream", server.accept(socket.listen(1024)?)));
+            socket
+                .bind(address)
+                .with_context(|| format!("bind {address}"))?;
+            tasks.push(proto_component::task::spawn(
+                "upstream",
+                server.accept(socket.listen(1024)?),
+            ));
         }
         Ok(Self { record, tasks })
     }
@@ -147,17 +156,27 @@ impl Server {
         proto_component::task::spawn("upstream-connection", async move {
             let outcome = match self.script.protocol {
                 Protocol::Http1 => self.http1(connection, number, tls).await,
-                Protocol::Http2 | Protocol::Grpc => http2::serve(self.clone(), connection, number, tls).await,
+                Protocol::Http2 | Protocol::Grpc => {
+                    http2::serve(self.clone(), connection, number, tls).await
+                }
                 Protocol::Tcp => self.tcp(connection, number, tls).await,
             };
             if let Err(error) = outcome {
-                self.saw(number, json!({"failed": crate::normal::text(&format!("{error:#}"))}));
+                self.saw(
+                    number,
+                    json!({"failed": crate::normal::text(&format!("{error:#}"))}),
+                );
             }
         });
     }
 
     fn saw(&self, connection: u64, what: Value) {
-        self.record.lock().seen.entry(self.name.clone()).or_default().push((connection, what));
+        self.record
+            .lock()
+            .seen
+            .entry(self.name.clone())
+            .or_default()
+            .push((connection, what));
     }
 
     /// The answer to a request: the case's next one, the path's, the server's own.
@@ -171,20 +190,38 @@ impl Server {
             }
         }
         let path = path.split('?').next().unwrap_or_default();
-        self.script.paths.get(path).unwrap_or(&self.script.answer).clone()
+        self.script
+            .paths
+            .get(path)
+            .unwrap_or(&self.script.answer)
+            .clone()
     }
 
-    async fn tcp(&self, mut connection: Connection, number: u64, tls: Option<Value>) -> anyhow::Result<()> {
+    async fn tcp(
+        &self,
+        mut connection: Connection,
+        number: u64,
+        tls: Option<Value>,
+    ) -> anyhow::Result<()> {
         let mut log = Vec::new();
         log.extend(tls.map(|tls| json!({"tls": tls})));
         let echo = [crate::case::Step::Echo];
-        let talk = if self.script.talk.is_empty() { &echo[..] } else { &self.script.talk };
+        let talk = if self.script.talk.is_empty() {
+            &echo[..]
+        } else {
+            &self.script.talk
+        };
         let played = connection.play(talk, &mut log).await;
         self.saw(number, Value::Array(log));
         played
     }
 
-    async fn http1(&self, mut connection: Connection, number: u64, tls: Option<Value>) -> anyhow::Result<()> {
+    async fn http1(
+        &self,
+        mut connection: Connection,
+        number: u64,
+        tls: Option<Value>,
+    ) -> anyhow::Result<()> {
         loop {
             // A connection waits in the proxy's pool for as long as it likes.
             if connection.buffer.is_empty() {
@@ -195,7 +232,9 @@ impl Server {
                     Err(_) => return Ok(()),
                 }
             }
-            let Some(head) = http1::head(&mut connection).await? else { return Ok(()) };
+            let Some(head) = http1::head(&mut connection).await? else {
+                return Ok(());
+            };
             let mut request = json!({"line": head.line, "headers": head.fields_json()});
             if let Some(tls) = &tls {
                 request["tls"] = tls.clone();
@@ -238,10 +277,18 @@ impl Server {
         }
     }
 
-    async fn send(&self, connection: &mut Connection, head: &Head, request: &Value, answer: &Answer) -> anyhow::Result<()> {
+    async fn send(
+        &self,
+        connection: &mut Connection,
+        head: &Head,
+        request: &Value,
+        answer: &Answer,
+    ) -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_millis(answer.delay)).await;
         for status in &answer.interim {
-            connection.send(format!("HTTP/1.1 {status} Interim\r\nx-interim: yes\r\n\r\n").as_bytes()).await;
+            connection
+                .send(format!("HTTP/1.1 {status} Interim\r\nx-interim: yes\r\n\r\n").as_bytes())
+                .await;
         }
         if let Some(raw) = &answer.raw {
             connection.send(&raw.bytes()).await;
@@ -270,15 +317,27 @@ impl Server {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
         let body = self.body(request, answer);
-        let has = |name: &str| fields.iter().any(|(field, _)| field.eq_ignore_ascii_case(name));
-        if status == 101 || status == 204 || status == 304 || (head.line.starts_with("CONNECT ") && status == 200) {
+        let has = |name: &str| {
+            fields
+                .iter()
+                .any(|(field, _)| field.eq_ignore_ascii_case(name))
+        };
+        if status == 101
+            || status == 204
+            || status == 304
+            || (head.line.starts_with("CONNECT ") && status == 200)
+        {
             text.push_str("\r\n");
             return (text, Vec::new());
         }
         if !answer.chunks.is_empty() || !answer.trailers.is_empty() {
             text.push_str("transfer-encoding: chunked\r\n\r\n");
             let one = vec![String::from_utf8_lossy(&body).into_owned()];
-            let chunks = if answer.chunks.is_empty() { &one } else { &answer.chunks };
+            let chunks = if answer.chunks.is_empty() {
+                &one
+            } else {
+                &answer.chunks
+            };
             let mut bytes = Vec::new();
             for chunk in chunks {
                 bytes.extend(format!("{:x}\r\n{chunk}\r\n", chunk.len()).into_bytes());
@@ -300,7 +359,11 @@ impl Server {
 
     fn body(&self, request: &Value, answer: &Answer) -> Vec<u8> {
         if answer.echo {
-            return request["body"].as_str().unwrap_or_default().as_bytes().to_vec();
+            return request["body"]
+                .as_str()
+                .unwrap_or_default()
+                .as_bytes()
+                .to_vec();
         }
         answer
             .body

@@ -6,7 +6,10 @@ use parity::{
 };
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
-#[allow(clippy::disallowed_methods, reason = "a test takes no flags of its own")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test takes no flags of its own"
+)]
 fn main() -> ExitCode {
     // What `cargo test NAME` and its like pass on is for other harnesses; `--list` must list and end.
     if std::env::args().any(|argument| argument == "--list") {
@@ -15,8 +18,15 @@ fn main() -> ExitCode {
     proto_component::tls::install_provider();
     let envoy = std::env::var("ENVOY").ok().map(PathBuf::from);
     let run = || -> anyhow::Result<_> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let suite = Suite { oracle: peer::envoy(envoy), ours: peer::ours(None)?, jobs: 4, patterns: Vec::new() };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?;
+        let suite = Suite {
+            oracle: peer::envoy(envoy),
+            ours: peer::ours(None)?,
+            jobs: 4,
+            patterns: Vec::new(),
+        };
         Ok((runtime.block_on(suite.run())?, suite.oracle.to_string()))
     };
     let mut out = std::io::stdout();
@@ -33,6 +43,13 @@ fn main() -> ExitCode {
         }
     };
     let word = if failed == 0 { "ok" } else { "FAILED" };
-    let _ = writeln!(out, "test result: {word}. {passed} passed; {failed} failed; 0 ignored");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let _ = writeln!(
+        out,
+        "test result: {word}. {passed} passed; {failed} failed; 0 ignored"
+    );
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

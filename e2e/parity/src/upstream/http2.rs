@@ -17,12 +17,23 @@ use tokio::time::timeout;
 ///
 /// # Errors
 /// When the handshake fails.
-pub(super) async fn serve(server: Arc<Server>, connection: Connection, number: u64, tls: Option<Value>) -> anyhow::Result<()> {
+pub(super) async fn serve(
+    server: Arc<Server>,
+    connection: Connection,
+    number: u64,
+    tls: Option<Value>,
+) -> anyhow::Result<()> {
     let mut builder = h2::server::Builder::new();
     builder.enable_connect_protocol();
-    let mut http2 = timeout(DEADLINE, builder.handshake::<_, Bytes>(connection.into_stream())).await??;
+    let mut http2 = timeout(
+        DEADLINE,
+        builder.handshake::<_, Bytes>(connection.into_stream()),
+    )
+    .await??;
     while let Some(accepted) = http2.accept().await {
-        let Ok((request, respond)) = accepted else { return Ok(()) };
+        let Ok((request, respond)) = accepted else {
+            return Ok(());
+        };
         if server.next_is_goaway() {
             http2.graceful_shutdown();
         }
@@ -41,7 +52,10 @@ impl Server {
     /// Whether the coming answer says GOAWAY.
     fn next_is_goaway(&self) -> bool {
         let record = self.record.lock();
-        let next = record.answers.get(&self.name).and_then(|answers| answers.front());
+        let next = record
+            .answers
+            .get(&self.name)
+            .and_then(|answers| answers.front());
         next.is_some_and(|answer| answer.then == Then::Goaway)
     }
 }
@@ -77,7 +91,11 @@ async fn stream(
     }
     tokio::time::sleep(Duration::from_millis(answer.delay)).await;
     if answer.then == Then::Hold {
-        let reset = timeout(DEADLINE, std::future::poll_fn(|context| respond.poll_reset(context))).await;
+        let reset = timeout(
+            DEADLINE,
+            std::future::poll_fn(|context| respond.poll_reset(context)),
+        )
+        .await;
         let held = match reset {
             Ok(Ok(reason)) => json!(format!("reset {reason:?}")),
             Ok(Err(_)) => json!("closed"),
@@ -132,12 +150,18 @@ async fn read_request(body: &mut h2::RecvStream, path: &str, seen: &mut Value) -
 }
 
 fn response(answer: &Answer) -> anyhow::Result<http::Response<()>> {
-    let mut response = http::Response::builder().status(answer.status.unwrap_or(200)).body(())?;
+    let mut response = http::Response::builder()
+        .status(answer.status.unwrap_or(200))
+        .body(())?;
     *response.headers_mut() = header_map(&flat(&answer.headers))?;
     Ok(response)
 }
 
-async fn plain(answer: &Answer, mut respond: SendResponse<Bytes>, body: Vec<u8>) -> anyhow::Result<()> {
+async fn plain(
+    answer: &Answer,
+    mut respond: SendResponse<Bytes>,
+    body: Vec<u8>,
+) -> anyhow::Result<()> {
     let is_empty = body.is_empty() && answer.trailers.is_empty();
     let mut stream = respond.send_response(response(answer)?, is_empty)?;
     if is_empty {
@@ -154,9 +178,16 @@ async fn plain(answer: &Answer, mut respond: SendResponse<Bytes>, body: Vec<u8>)
 }
 
 /// gRPC's answer: messages, then the status in the trailers.
-async fn messages(answer: &Answer, mut respond: SendResponse<Bytes>, path: &str) -> anyhow::Result<()> {
+async fn messages(
+    answer: &Answer,
+    mut respond: SendResponse<Bytes>,
+    path: &str,
+) -> anyhow::Result<()> {
     let mut head = response(answer)?;
-    head.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
+    head.headers_mut().insert(
+        "content-type",
+        http::HeaderValue::from_static("application/grpc"),
+    );
     let status = http::HeaderValue::from(answer.grpc_status.unwrap_or(0));
     if answer.messages.is_empty() {
         head.headers_mut().insert("grpc-status", status);
@@ -174,7 +205,11 @@ async fn messages(answer: &Answer, mut respond: SendResponse<Bytes>, path: &str)
 }
 
 /// CONNECT: what comes goes back.
-async fn tunnel(answer: &Answer, mut respond: SendResponse<Bytes>, mut body: h2::RecvStream) -> anyhow::Result<()> {
+async fn tunnel(
+    answer: &Answer,
+    mut respond: SendResponse<Bytes>,
+    mut body: h2::RecvStream,
+) -> anyhow::Result<()> {
     let is_refused = answer.status.is_some_and(|status| status >= 300);
     let mut stream = respond.send_response(response(answer)?, is_refused)?;
     if is_refused {
