@@ -36,6 +36,8 @@ const CODES: &[&str] = &[
     "INADEQUATE_SECURITY",
     "HTTP_1_1_REQUIRED",
 ];
+/// How long nothing may come before nothing more is expected.
+const QUIET: std::time::Duration = std::time::Duration::from_millis(1000);
 /// Statuses of HPACK's static table, from index 8.
 const STATUSES: &[&str] = &["200", "204", "206", "304", "400", "404", "500"];
 
@@ -143,7 +145,11 @@ async fn read(
     log: &mut Vec<Value>,
 ) -> anyhow::Result<()> {
     loop {
-        let head = connection.read_count(9).await?;
+        let Ok(head) = tokio::time::timeout(QUIET, connection.read_count(9)).await else {
+            log.push(json!("nothing more"));
+            return Ok(());
+        };
+        let head = head?;
         if head.len() < 9 {
             log.push(json!("closed"));
             return Ok(());
@@ -159,12 +165,13 @@ async fn read(
         }
         let is_end = matches!(name, "DATA" | "HEADERS") && flags & 1 == 1;
         let is_ack = flags & 1 == 1;
+        let is_over = name == "GOAWAY" || (stream == 1 && (is_end || name == "RST_STREAM"));
         let wanted = match until {
             "end_stream" => is_end,
             "settings_ack" => name == "SETTINGS" && is_ack,
             other => name.eq_ignore_ascii_case(other),
         };
-        if wanted {
+        if wanted || is_over {
             return Ok(());
         }
     }

@@ -118,7 +118,10 @@ pub(crate) async fn forward(
         let result = tokio::select! {
             biased;
             result = attempt::run(&mut plan, cell, source) => result,
-            limit = &mut limit => return counted(&plan, cell, limit_reply(&mut plan, cell, &limit)),
+            limit = &mut limit => {
+                let reply = limit_reply(&mut plan, cell, &limit);
+                return counted(&plan, cell, reply);
+            }
         };
         let wait = match result {
             Ok(answer) => match after_answer(&mut plan, cell, source, &answer) {
@@ -134,12 +137,18 @@ pub(crate) async fn forward(
             },
             Err(failure) => match after_failure(&mut plan, cell, source, &failure) {
                 Some(wait) => wait,
-                None => return counted(&plan, cell, plan.failure_reply(cell, &failure)),
+                None => {
+                    let reply = plan.failure_reply(cell, &failure);
+                    return counted(&plan, cell, reply);
+                }
             },
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            limit = &mut limit => return counted(&plan, cell, limit_reply(&mut plan, cell, &limit)),
+            limit = &mut limit => {
+                let reply = limit_reply(&mut plan, cell, &limit);
+                return counted(&plan, cell, reply);
+            }
         }
     }
 }
