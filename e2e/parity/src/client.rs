@@ -277,10 +277,8 @@ async fn exchange_whole(
             Err(error) => return Ok(failure(&error)),
         };
     if let Some(body) = body {
-        if let Err(error) = send_body(&mut stream, &body, !has_trailers).await {
-            // An answer may have come all the same.
-            let _ = error;
-        }
+        // An answer may come even if the body is not taken.
+        let _ = send_body(&mut stream, &body, !has_trailers).await;
     }
     if has_trailers {
         let _ = stream.send_trailers(header_map(&flat(&request.trailers))?);

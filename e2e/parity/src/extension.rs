@@ -307,7 +307,7 @@ fn list(value: &mut Value, table: &[Row]) {
             continue;
         };
         if let Some((_, full, message)) = table.iter().find(|row| row.0 == name) {
-            let mut filter = json!({"name": full, "typed_config": typed(message, config)});
+            let mut filter = json!({"name": full, "typed_config": typed(message, &config)});
             merge(&mut filter, &Value::Object(rest));
             *item = filter;
         }
@@ -331,19 +331,19 @@ fn per_route(value: &mut Value) {
             {
                 (
                     (*full).to_owned(),
-                    typed("envoy.config.route.v3.FilterConfig", config),
+                    typed("envoy.config.route.v3.FilterConfig", &config),
                 )
             }
-            Some((_, full, message)) => ((*full).to_owned(), typed(message, config)),
+            Some((_, full, message)) => ((*full).to_owned(), typed(message, &config)),
             None => (name, config),
         };
         map.insert(name, config);
     }
 }
 
-fn typed(message: &str, config: Value) -> Value {
+fn typed(message: &str, config: &Value) -> Value {
     let mut typed = json!({"@type": format!("type.googleapis.com/{message}")});
-    merge(&mut typed, &config);
+    merge(&mut typed, config);
     typed
 }
 

@@ -131,7 +131,7 @@ pub async fn play(
                 log.push(is_open);
             }
             FrameStep::Pause(time) => {
-                tokio::time::sleep(std::time::Duration::from_millis(*time)).await
+                tokio::time::sleep(std::time::Duration::from_millis(*time)).await;
             }
         }
     }

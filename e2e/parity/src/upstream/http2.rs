@@ -72,7 +72,7 @@ async fn stream(
         "method": head.method.as_str(),
         "scheme": head.uri.scheme_str(),
         "authority": head.uri.authority().map(|authority| normal::text(authority.as_str())),
-        "path": head.uri.path_and_query().map(|path| path.as_str()),
+        "path": head.uri.path_and_query().map(http::uri::PathAndQuery::as_str),
         "headers": map_json(&head.headers),
     });
     if let Some(tls) = tls {
