@@ -84,11 +84,12 @@ wanted format && check "format" cargo fmt --all --check
 wanted lint && check "lint" lint
 wanted doc && check "documentation" documentation
 if wanted test; then
-    tests "unit and integration tests" cargo test --workspace --exclude e2e --exclude parity --locked --no-fail-fast
+    tests "unit and integration tests" cargo test --workspace --exclude e2e --locked --no-fail-fast
     tests "tests that need root, curl, h2load or a real Envoy" cargo test -p pilot-ctl -p pilot-agent -p proxy --locked --no-fail-fast -- --ignored --test-threads=1
 fi
 if wanted parity; then
-    tests "the proxy beside Envoy" cargo test -p parity --locked --no-fail-fast
+    check "build the proxy" cargo build --workspace --bins --locked
+    tests "the proxy beside Envoy" cargo test --workspace --exclude e2e --locked --test parity
 fi
 if wanted mesh; then
     check "build the programs" cargo build --workspace --bins --locked

@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_refused_with_the_case() {
-        let error = parse("about: x\ncases: [{name: n, gett: /}]", "g", &place()).unwrap_err();
+        let error = parse("about: x\ncases: [{name: one, gett: /}]", "g", &place()).unwrap_err();
         assert!(error.to_string().contains("gett"), "{error}");
         assert!(parse("about: x\ncases: [{name: a}, {name: a}]", "g", &place()).is_err());
     }

@@ -121,6 +121,9 @@ pub fn ours(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
         return Ok(path);
     }
     let path = target()?.join("bireme-proxy");
+    if path.is_file() {
+        return Ok(path);
+    }
     let mut build = Command::new(option_env!("CARGO").unwrap_or("cargo"));
     build
         .args([
@@ -136,13 +139,8 @@ pub fn ours(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if target()?.ends_with("release") {
         build.arg("--release");
     }
-    // Also when it is there: what is compared is what the sources say.
-    match build.status() {
-        Ok(status) if status.success() => {}
-        Ok(status) if !path.is_file() => bail!("bireme-proxy can't be built: {status}"),
-        Err(error) if !path.is_file() => bail!("bireme-proxy can't be built: {error}"),
-        _ => {}
-    }
+    let status = build.status().context("bireme-proxy can't be built")?;
+    anyhow::ensure!(status.success(), "bireme-proxy can't be built: {status}");
     anyhow::ensure!(path.is_file(), "there is no {}", path.display());
     Ok(path)
 }
