@@ -2,7 +2,7 @@
 # Runs every check and test of the project and closes with one line of totals: "N passed, N failed".
 #
 #   e2e/test.sh            everything
-#   e2e/test.sh STAGE ...  only these stages: prepare format lint doc test mesh
+#   e2e/test.sh STAGE ...  only these stages: prepare format lint doc test parity mesh
 #
 # What a stage prints in full goes to the terminal; the exit code is 0 only if nothing failed.
 set -uo pipefail
@@ -87,6 +87,10 @@ if wanted test; then
     tests "unit and integration tests" cargo test --workspace --exclude e2e --locked --no-fail-fast
     # `scale` is a measurement, see e2e/bench/proxy_config.sh.
     tests "tests that need root, curl, h2load or a real Envoy" cargo test -p pilot-ctl -p pilot-agent -p proxy --locked --no-fail-fast -- --ignored --skip scale --test-threads=1
+fi
+if wanted parity; then
+    check "build the proxy" cargo build --workspace --bins --locked
+    tests "the proxy beside Envoy" cargo test --workspace --exclude e2e --locked --test parity
 fi
 if wanted mesh; then
     check "build the programs" cargo build --workspace --bins --locked

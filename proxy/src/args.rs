@@ -59,6 +59,16 @@ pub struct Args {
     /// Accepted for Envoy's sake; there is no hot restart.
     #[arg(long = "restart-epoch", value_name = "N", hide = true)]
     pub restart_epoch: Option<u32>,
+    /// Accepted for Envoy's sake; there is no hot restart.
+    #[arg(long = "use-dynamic-base-id", hide = true)]
+    pub use_dynamic_base_id: bool,
+    /// How long a line of an access log may wait before it is written, in milliseconds.
+    #[arg(
+        long = "file-flush-interval-msec",
+        value_name = "MILLISECONDS",
+        default_value_t = 250
+    )]
+    pub file_flush_interval_msec: u64,
     /// Accepted for Envoy's sake; names have no limit.
     #[arg(long = "local-address-ip-version", value_name = "VERSION", hide = true)]
     pub local_address_ip_version: Option<String>,
@@ -97,6 +107,8 @@ pub struct Options {
     pub service_zone: Option<String>,
     /// How long connections of a listener or chain that goes may last.
     pub drain_time: Duration,
+    /// How long a line of an access log may wait before it is written.
+    pub log_flush_interval: Duration,
     /// Where the admin interface's address is written.
     pub admin_address_path: Option<PathBuf>,
     /// The bootstrap's file, to be shown, when `bootstrap` is the message read from it.
@@ -130,6 +142,7 @@ impl Options {
             service_node: None,
             service_zone: None,
             drain_time: Duration::from_secs(600),
+            log_flush_interval: Duration::from_millis(250),
             admin_address_path: None,
             config_path: None,
             logging: None,
@@ -168,6 +181,7 @@ impl Args {
             service_node: self.service_node,
             service_zone: self.service_zone,
             drain_time: Duration::from_secs(self.drain_time_s),
+            log_flush_interval: Duration::from_millis(self.file_flush_interval_msec.max(1)),
             admin_address_path: self.admin_address_path,
             validate_only: self.mode == Mode::Validate,
             ..Options::new(bootstrap)

@@ -41,6 +41,7 @@ pub async fn run(options: Options, drain: Drain) -> anyhow::Result<()> {
     let server = ServerContext::new(ServerParts {
         node: bootstrap.node.clone(),
         drain_time: options.drain_time,
+        log_flush_interval: options.log_flush_interval,
         drain: own,
         quit,
         concurrency,

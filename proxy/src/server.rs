@@ -84,6 +84,8 @@ pub(crate) struct ServerParts {
     pub(crate) node: Node,
     /// See [`ServerContext::drain_time`].
     pub(crate) drain_time: Duration,
+    /// How long a line of an access log may wait.
+    pub(crate) log_flush_interval: Duration,
     /// See [`ServerContext::drain`].
     pub(crate) drain: Drain,
     /// See [`ServerContext::quit`].
@@ -109,7 +111,7 @@ impl ServerContext {
             started: Instant::now(),
             drain_time: parts.drain_time,
             drain: parts.drain,
-            sinks: crate::access_log::Sinks::default(),
+            sinks: crate::access_log::Sinks::new(parts.log_flush_interval),
             tracing: OnceLock::new(),
             overload: Overload::new(parts.overload, &stats),
             shared_buckets: crate::network::SharedBuckets::default(),

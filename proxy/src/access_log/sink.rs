@@ -11,16 +11,15 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::invalid::Invalid;
 
-/// The thread is woken when so much waits; otherwise it looks every [`FLUSH_INTERVAL`].
+/// The thread is woken when so much waits; otherwise it looks every flush interval.
 const FLUSH_BYTES: usize = 64 << 10;
 /// More than this is never kept: lines are dropped instead.
 const LIMIT_BYTES: usize = 4 << 20;
-/// How long a line waits at most.
-const FLUSH_INTERVAL: Duration = Duration::from_millis(250);
 
 /// All open files, by path.
-#[derive(Default)]
 pub(crate) struct Sinks {
+    /// How long a line waits at most.
+    flush_interval: Duration,
     files: Mutex<HashMap<String, Weak<Sink>>>,
 }
 
@@ -45,14 +44,28 @@ struct State {
     must_reopen: bool,
 }
 
+impl Default for Sinks {
+    fn default() -> Self {
+        Sinks::new(Duration::from_millis(250))
+    }
+}
+
 impl Sinks {
+    /// No files yet.
+    pub(crate) fn new(flush_interval: Duration) -> Self {
+        Sinks {
+            flush_interval,
+            files: Mutex::default(),
+        }
+    }
+
     /// The sink of a path; the file is opened for appending now, so that a bad path is refused at once.
     pub(crate) fn file(&self, path: &str) -> Result<Arc<Sink>, Invalid> {
         let mut files = self.files.lock();
         if let Some(sink) = files.get(path).and_then(Weak::upgrade) {
             return Ok(sink);
         }
-        let sink = Arc::new(Sink::open(path)?);
+        let sink = Arc::new(Sink::open(path, self.flush_interval)?);
         files.retain(|_, sink| sink.strong_count() > 0);
         files.insert(path.to_owned(), Arc::downgrade(&sink));
         Ok(sink)
@@ -68,7 +81,7 @@ impl Sinks {
 }
 
 impl Sink {
-    fn open(path: &str) -> Result<Self, Invalid> {
+    fn open(path: &str, flush_interval: Duration) -> Result<Self, Invalid> {
         if path.is_empty() {
             return Err(Invalid::new("a path is needed"));
         }
@@ -84,7 +97,7 @@ impl Sink {
         std::thread::Builder::new()
             .name("access-log".to_owned())
             .stack_size(128 << 10)
-            .spawn(move || writer.run(file))
+            .spawn(move || writer.run(file, flush_interval))
             .map_err(|error| {
                 Invalid::new(format!("cannot start the writer of '{path}': {error}"))
             })?;
@@ -116,13 +129,13 @@ impl Drop for Sink {
 
 impl Shared {
     /// The writer's loop: ends when the last user of the sink is gone and everything is written.
-    fn run(&self, mut file: File) {
+    fn run(&self, mut file: File, flush_interval: Duration) {
         let mut writing = Vec::new();
         loop {
             let (is_closed, must_reopen) = {
                 let mut state = self.state.lock();
                 if !state.is_closed && !state.must_reopen && state.waiting.len() < FLUSH_BYTES {
-                    self.wake.wait_for(&mut state, FLUSH_INTERVAL);
+                    self.wake.wait_for(&mut state, flush_interval);
                 }
                 std::mem::swap(&mut writing, &mut state.waiting);
                 (state.is_closed, std::mem::take(&mut state.must_reopen))

@@ -13,7 +13,11 @@ use ipnet::IpNet;
 use proto::envoy::config::listener::v3::{
     FilterChainMatch as Wire, filter_chain_match::ConnectionSourceType,
 };
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 /// The chains of a listener.
 #[derive(Default)]
@@ -222,7 +226,7 @@ impl FilterChains {
         let local = info.local_address.ip().to_canonical();
         let remote = info.remote_address.ip().to_canonical();
         let direct = info.direct_remote_address.ip().to_canonical();
-        let is_local = remote == local || remote.is_loopback();
+        let is_local = remote == local || is_loopback(remote);
         let name = info.server_name.as_deref().map(str::to_ascii_lowercase);
         let candidates = self
             .by_port
@@ -275,6 +279,11 @@ impl Criteria {
             && self.sources.is_empty()
             && self.source_ports.is_empty()
     }
+}
+
+/// Envoy's notion: only 127.0.0.1 and ::1, not the whole block.
+fn is_loopback(address: IpAddr) -> bool {
+    address == IpAddr::V4(Ipv4Addr::LOCALHOST) || address == IpAddr::V6(Ipv6Addr::LOCALHOST)
 }
 
 #[cfg(test)]

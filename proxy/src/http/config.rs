@@ -23,6 +23,8 @@ use super::filter::FilterChain;
 use super::local_reply::LocalReplyConfig;
 use super::stats::HttpStats;
 
+mod ranges;
+
 /// Headers beyond this many kilobytes are refused, unless configured.
 const MAX_HEADERS_KB: u32 = 60;
 /// More headers than this are refused, unless configured.
@@ -185,6 +187,7 @@ impl ConnectionManager {
         context: &FactoryContext<'_>,
     ) -> Result<Self, Invalid> {
         refuse_unsupported(config)?;
+        ranges::check(config)?;
         let scope = context.stats.tagged(
             "http",
             "envoy.http_conn_manager_prefix",

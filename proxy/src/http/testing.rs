@@ -389,6 +389,7 @@ fn server(clusters: &[Value], trigger: &Trigger, drain: &Drain) -> Arc<ServerCon
             ..Node::default()
         },
         drain_time: PATIENCE,
+        log_flush_interval: std::time::Duration::from_millis(250),
         drain: drain.clone(),
         quit: trigger.clone(),
         concurrency: 1,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use prost_types::{Struct, Value, value};
 
-/// Appends the value at a path, or everything; false when there is nothing.
+/// Appends the value at a path, or everything; false when there is nothing. A text at the path itself stands without quotes.
 pub(super) fn write_metadata(fields: Option<&Struct>, path: &[Box<str>], out: &mut String) -> bool {
     let Some(fields) = fields else {
         return false;
@@ -15,7 +15,10 @@ pub(super) fn write_metadata(fields: Option<&Struct>, path: &[Box<str>], out: &m
     }
     match crate::matcher::value_at(fields, path) {
         Some(value) => {
-            write_value(value, out);
+            match &value.kind {
+                Some(value::Kind::StringValue(text)) => out.push_str(text),
+                _ => write_value(value, out),
+            }
             true
         }
         None => false,

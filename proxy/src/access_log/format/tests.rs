@@ -148,7 +148,7 @@ fn operators_write_their_values() {
         ),
         (
             "%DYNAMIC_METADATA(f:k)% %DYNAMIC_METADATA(f:o:n)% %DYNAMIC_METADATA(f:z)%",
-            "\"v\" 1 -",
+            "v 1 -",
         ),
         ("%DYNAMIC_METADATA(f:o)%", r#"{"l":[true,null],"n":1}"#),
         ("%FILTER_STATE(x:PLAIN)% %LOCAL_REPLY_BODY%", "- body"),

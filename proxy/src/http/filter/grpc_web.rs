@@ -95,7 +95,7 @@ impl HttpFilter for GrpcWeb {
             .insert(header::TE, HeaderValue::from_static("trailers"));
         headers.map.insert(
             header::HeaderName::from_static("grpc-accept-encoding"),
-            HeaderValue::from_static("identity,deflate,gzip"),
+            HeaderValue::from_static("identity"),
         );
         headers.map.remove(header::CONTENT_LENGTH);
         FilterStatus::Continue

@@ -268,9 +268,6 @@ impl Config {
         let details = format!("jwt_authn_access_denied{{{}}}", text.replace(' ', "_"));
         let body = if self.strips_failure { "" } else { text };
         let reply = LocalReply::new(status, body, details);
-        if status != StatusCode::UNAUTHORIZED {
-            return reply;
-        }
         let mut realm = format!(
             "Bearer realm=\"{}://{}{}\"",
             headers.scheme.as_str(),

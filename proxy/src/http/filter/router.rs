@@ -118,7 +118,10 @@ pub(crate) async fn forward(
         let result = tokio::select! {
             biased;
             result = attempt::run(&mut plan, cell, source) => result,
-            limit = &mut limit => return Forwarded::Reply(limit_reply(&mut plan, cell, &limit)),
+            limit = &mut limit => {
+                let reply = limit_reply(&mut plan, cell, &limit);
+                return counted(&plan, cell, reply);
+            }
         };
         let wait = match result {
             Ok(answer) => match after_answer(&mut plan, cell, source, &answer) {
@@ -134,14 +137,30 @@ pub(crate) async fn forward(
             },
             Err(failure) => match after_failure(&mut plan, cell, source, &failure) {
                 Some(wait) => wait,
-                None => return Forwarded::Reply(plan.failure_reply(cell, &failure)),
+                None => {
+                    let reply = plan.failure_reply(cell, &failure);
+                    return counted(&plan, cell, reply);
+                }
             },
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            limit = &mut limit => return Forwarded::Reply(limit_reply(&mut plan, cell, &limit)),
+            limit = &mut limit => {
+                let reply = limit_reply(&mut plan, cell, &limit);
+                return counted(&plan, cell, reply);
+            }
         }
     }
+}
+
+/// A reply of our own, with the number of attempts where the virtual host wants it.
+fn counted(plan: &Plan, cell: &Rc<StreamCell>, reply: Box<LocalReply>) -> Forwarded {
+    if !plan.route.virtual_host().counts_attempts_in_response {
+        return Forwarded::Reply(reply);
+    }
+    let attempts = cell.with(|state| state.stream.info.upstream.attempts);
+    let count = number(u64::from(attempts));
+    Forwarded::Reply(Box::new(reply.header(&names::X_ENVOY_ATTEMPT_COUNT, count)))
 }
 
 /// Resolves when the global timeout (from the request's end) or the stream's duration is used up.
@@ -188,14 +207,17 @@ fn limit_reply(plan: &mut Plan, cell: &Rc<StreamCell>, limit: &Limit) -> Box<Loc
         Limit::Stream => {
             let stats = cell.with(|state| state.stream.connection.manager.stats.clone());
             stats.downstream_rq_max_duration_reached.inc();
-            Box::new(
-                LocalReply::new(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "downstream duration timeout",
-                    "max_duration_timeout",
-                )
-                .flag(ResponseFlag::DurationTimeout),
-            )
+            // Who is late: the upstream, once the request is whole.
+            let status = if cell.with(|state| state.stream.info.request_end.is_some()) {
+                StatusCode::GATEWAY_TIMEOUT
+            } else {
+                StatusCode::REQUEST_TIMEOUT
+            };
+            Box::new(LocalReply::new(
+                status,
+                "downstream duration timeout",
+                "max_duration_timeout",
+            ))
         }
     }
 }

@@ -135,14 +135,16 @@ impl StreamCell {
             timer.until(Some(next)).await;
             let now = Instant::now();
             let stats = self.with(|state| state.stream.connection.manager.stats.clone());
+            // Who is late: the upstream, once the request is whole.
+            let (late, is_whole) = if source.is_read() {
+                (StatusCode::GATEWAY_TIMEOUT, true)
+            } else {
+                (StatusCode::REQUEST_TIMEOUT, false)
+            };
             if whole.is_some_and(|at| at <= now) {
                 stats.downstream_rq_max_duration_reached.inc();
-                return LocalReply::new(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "downstream duration timeout",
-                    "max_duration_timeout",
-                )
-                .flag(ResponseFlag::DurationTimeout);
+                let (body, details) = ("downstream duration timeout", "max_duration_timeout");
+                return LocalReply::new(late, body, details);
             }
             if request.is_some_and(|at| at <= now) && !source.is_read() {
                 stats.downstream_rq_timeout.inc();
@@ -155,12 +157,9 @@ impl StreamCell {
             }
             if idle_limit.is_some_and(|limit| self.last_activity() + limit <= now) {
                 stats.downstream_rq_idle_timeout.inc();
-                let reply = LocalReply::new(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "stream timeout",
-                    "stream_idle_timeout",
-                );
-                return reply.flag(ResponseFlag::StreamIdleTimeout).closing();
+                let reply = LocalReply::new(late, "stream timeout", "stream_idle_timeout")
+                    .flag(ResponseFlag::StreamIdleTimeout);
+                return if is_whole { reply } else { reply.closing() };
             }
         }
     }

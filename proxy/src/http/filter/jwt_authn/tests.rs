@@ -173,7 +173,7 @@ fn a_bad_token_is_refused_in_envoys_words() {
             assert!(response.ends_with(&format!("\r\n\r\n{text}")), "{response}");
             let challenge =
                 "www-authenticate: Bearer realm=\"http://test/x\", error=\"invalid_token\"\r\n";
-            assert_eq!(response.contains(challenge), status == "401", "{response}");
+            assert!(response.contains(challenge), "{response}");
         }
     });
 }
