@@ -259,7 +259,7 @@ mod tests {
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         let day = Duration::from_secs(86400);
         {
-            let database = sled::open(folder.path()).unwrap();
+            let database = crate::testing::open_store(folder.path());
             let (ledger, writer) = Ledger::open(&database, day).unwrap();
             let task = proto_component::task::spawn("ledger", writer.run(Drain::never()));
             for (serial, at) in [("01", now), ("02", now + day), ("03", now + day * 2)] {
@@ -268,7 +268,7 @@ mod tests {
             drop(ledger);
             task.await.unwrap();
         }
-        let database = sled::open(folder.path()).unwrap();
+        let database = crate::testing::open_store(folder.path());
         let (ledger, writer) = Ledger::open(&database, day).unwrap();
         let serials = |list: Vec<Issued>| -> Vec<String> {
             list.into_iter().map(|entry| entry.serial).collect()

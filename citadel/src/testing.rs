@@ -75,3 +75,18 @@ impl Default for TokenIssuer {
         Self::new()
     }
 }
+
+/// Opens a store that may have been closed just now: sled lets go of its lock a moment after the last handle.
+///
+/// # Panics
+/// When it stays locked.
+pub fn open_store(folder: &std::path::Path) -> sled::Db {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        match sled::open(folder) {
+            Ok(database) => return database,
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+        }
+        std::thread::yield_now();
+    }
+}

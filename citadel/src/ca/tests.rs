@@ -73,11 +73,11 @@ fn lifetimes_follow_istios_rules() {
 fn the_same_root_comes_back_and_a_renewed_one_trusts_old_leaves() {
     let folder = tempfile::tempdir().unwrap();
     let (first, leaf) = {
-        let database = sled::open(folder.path()).unwrap();
+        let database = crate::testing::open_store(folder.path());
         let ca = SelfSigned::open(&database, settings(), provider(), now()).unwrap();
         (ca.bundle(), leaf_of(&ca))
     };
-    let database = sled::open(folder.path()).unwrap();
+    let database = crate::testing::open_store(folder.path());
     let ca = Arc::new(SelfSigned::open(&database, settings(), provider(), now()).unwrap());
     assert_eq!(ca.bundle(), first);
     verify_chain(&leaf.der, &ca.bundle(), &provider(), now()).unwrap();
@@ -98,7 +98,7 @@ fn the_same_root_comes_back_and_a_renewed_one_trusts_old_leaves() {
 #[test]
 fn leaves_of_a_renewed_root_verify_against_both_roots() {
     let folder = tempfile::tempdir().unwrap();
-    let database = sled::open(folder.path()).unwrap();
+    let database = crate::testing::open_store(folder.path());
     let ca = SelfSigned::open(&database, settings(), provider(), now()).unwrap();
     let (before, old_leaf) = (ca.bundle(), leaf_of(&ca));
     ca.renew(now()).unwrap();
@@ -110,7 +110,7 @@ fn leaves_of_a_renewed_root_verify_against_both_roots() {
 #[test]
 fn a_leaf_does_not_outlive_its_ca_and_an_expired_ca_does_not_sign() {
     let folder = tempfile::tempdir().unwrap();
-    let database = sled::open(folder.path()).unwrap();
+    let database = crate::testing::open_store(folder.path());
     let short = SelfSignedSettings {
         ttl: Duration::from_secs(3600),
         ..settings()
