@@ -76,26 +76,30 @@ lint() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
 documentation() { RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items --locked --quiet; }
 
 stages=("$@")
-wanted() { [ ${#stages[@]} -eq 0 ] || [[ " ${stages[*]} " == *" $1 "* ]]; }
+named() { [[ " ${stages[*]} " == *" $1 "* ]]; }
+wanted() { [ ${#stages[@]} -eq 0 ] || named "$1"; }
 
 # The tests that ask for a real Envoy find it in $ENVOY.
 check "prepare" prepare
 wanted format && check "format" cargo fmt --all --check
 wanted lint && check "lint" lint
 wanted doc && check "documentation" documentation
+# Every run of cargo below selects the whole workspace, so that features are the same in each and nothing is built twice.
+if wanted test || wanted mesh || named parity; then
+    check "build" cargo build --workspace --all-targets --locked
+fi
 if wanted test; then
-    tests "unit and integration tests" cargo test --workspace --exclude e2e --exclude parity --locked --no-fail-fast
-    # `scale` is a measurement, see e2e/bench/proxy_config.sh.
-    tests "tests that need root, curl, h2load or a real Envoy" cargo test -p pilot-ctl -p pilot-agent -p proxy --locked --no-fail-fast -- --ignored --skip scale --test-threads=1
+    tests "unit and integration tests" cargo test --workspace --locked --no-fail-fast
+    # `scale` is a measurement, see e2e/bench/proxy_config.sh; `kubernetes` needs a cluster in $KUBECONFIG.
+    tests "tests that need root, curl, h2load or a real Envoy" \
+        cargo test --workspace --locked --no-fail-fast --lib --bins --test it -- --ignored --skip scale --skip kubernetes --test-threads=1
 fi
 # Only when named: its cases are timed against a real Envoy, and one or two of 850 still vary on a busy machine.
-if [[ " ${stages[*]} " == *" parity "* ]]; then
-    check "build the proxy" cargo build --workspace --bins --locked
-    tests "the proxy beside Envoy" cargo test --workspace --exclude e2e --locked --test parity
+if named parity; then
+    tests "the proxy beside Envoy" cargo test --workspace --locked --test parity
 fi
 if wanted mesh; then
-    check "build the programs" cargo build --workspace --bins --locked
-    tests "end-to-end tests" cargo test -p e2e --locked --no-fail-fast -- --include-ignored --test-threads=1
+    tests "end-to-end tests" cargo test --workspace --locked --test mesh -- --include-ignored --test-threads=1
 fi
 
 printf '\n%d passed, %d failed\n' "$passed" "$failed"

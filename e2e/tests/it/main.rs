@@ -44,3 +44,17 @@ async fn settles(mesh: &Mesh, what: &str, times: usize, is_wanted: impl Fn(&Answ
 fn has_details(answer: &Answer) -> bool {
     answer.status == 200 && answer.body.contains("ISBN-10")
 }
+
+/// Sends all of reviews' traffic to its third version and waits until every page shows it.
+async fn send_everybody_to_red_stars(mesh: &Mesh) {
+    for sample in [
+        "networking/destination-rule-all.yaml",
+        "networking/virtual-service-reviews-v3.yaml",
+    ] {
+        mesh.apply(sample).await.unwrap();
+    }
+    settles(mesh, "only red stars", 10, |page| {
+        page.body.contains("stars red")
+    })
+    .await;
+}

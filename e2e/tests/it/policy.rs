@@ -5,7 +5,7 @@ use std::time::Duration;
 use e2e::load::HttpClient;
 use e2e::mesh::{Mesh, eventually};
 
-use crate::{SETTLED, has_details, settles};
+use crate::{SETTLED, has_details, send_everybody_to_red_stars, settles};
 
 /// The longest that a verdict is kept, with room for a busy machine.
 const VERDICT_KEPT: Duration = Duration::from_secs(100);
@@ -16,16 +16,7 @@ const SWITCHES: &str = "global.disablePolicyChecks=false,global.policyCheckFailO
 async fn mixer_denies_by_rule_and_counts_what_happened() {
     let mut mesh = Mesh::up("e2e-policy", &["--set", SWITCHES]).await.unwrap();
     settles(&mesh, "the page", 3, has_details).await;
-    mesh.apply("networking/destination-rule-all.yaml")
-        .await
-        .unwrap();
-    mesh.apply("networking/virtual-service-reviews-v3.yaml")
-        .await
-        .unwrap();
-    settles(&mesh, "red stars", 5, |page| {
-        page.body.contains("stars red")
-    })
-    .await;
+    send_everybody_to_red_stars(&mesh).await;
 
     mesh.apply("policy/mixer-denier.yaml").await.unwrap();
     // Proxies keep a verdict as long as Mixer said: a minute where no rule had a say.

@@ -2,7 +2,7 @@
 
 use e2e::mesh::{Mesh, eventually};
 
-use crate::{SETTLED, has_details, settles};
+use crate::{SETTLED, has_details, send_everybody_to_red_stars, settles};
 
 #[tokio::test]
 #[ignore = "needs root and iptables"]
@@ -28,16 +28,7 @@ async fn without_galley_its_readers_read_files() {
         .unwrap();
     says(&mesh, "Switched off: galley (configuration is not checked").await;
     settles(&mesh, "the page", 3, has_details).await;
-    mesh.apply("networking/destination-rule-all.yaml")
-        .await
-        .unwrap();
-    mesh.apply("networking/virtual-service-reviews-v3.yaml")
-        .await
-        .unwrap();
-    settles(&mesh, "red stars", 5, |page| {
-        page.body.contains("stars red")
-    })
-    .await;
+    send_everybody_to_red_stars(&mesh).await;
     assert_eq!(mesh.end().await, "");
 }
 

@@ -2,7 +2,7 @@
 
 use e2e::mesh::Mesh;
 
-use crate::{has_details, settles};
+use crate::{has_details, send_everybody_to_red_stars, settles};
 
 #[tokio::test]
 #[ignore = "needs root and iptables"]
@@ -10,16 +10,7 @@ async fn requests_follow_subsets_weights_headers_and_faults() {
     let mut mesh = Mesh::up("e2e-traffic", &[]).await.unwrap();
     settles(&mesh, "the page", 3, has_details).await;
 
-    mesh.apply("networking/destination-rule-all.yaml")
-        .await
-        .unwrap();
-    mesh.apply("networking/virtual-service-reviews-v3.yaml")
-        .await
-        .unwrap();
-    settles(&mesh, "only red stars", 10, |page| {
-        page.body.contains("stars red")
-    })
-    .await;
+    send_everybody_to_red_stars(&mesh).await;
 
     mesh.apply("networking/virtual-service-reviews-50-v3.yaml")
         .await

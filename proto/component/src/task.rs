@@ -93,7 +93,7 @@ where
             }
         }
     };
-    let span = tracing::info_span!(target: "task", "task", task = name);
+    let span = tracing::info_span!(target: "task", parent: None, "task", task = name);
     #[allow(
         clippy::disallowed_methods,
         reason = "this is the one place where tasks start"

@@ -81,8 +81,8 @@ async fn big_bodies_stream_through_whole() {
         assert_eq!(response.headers()["x-host"], "big.example");
         assert!(response.into_body().collect().await.unwrap().to_bytes() == body);
     }
-    assert_eq!(proxy.stat("http.test.downstream_rq_2xx").await, 3);
-    assert_eq!(proxy.stat("http.test.downstream_rq_active").await, 0);
+    proxy.stat_is("http.test.downstream_rq_2xx", 3).await;
+    proxy.stat_is("http.test.downstream_rq_active", 0).await;
     proxy.stop().await;
 }
 
@@ -144,6 +144,6 @@ async fn h2load_sees_no_failure() {
         );
         assert!(text.contains("status codes: 2000 2xx"), "{text}");
     }
-    assert_eq!(proxy.stat("http.test.downstream_rq_2xx").await, 8000);
+    proxy.stat_is("http.test.downstream_rq_2xx", 8000).await;
     proxy.stop().await;
 }

@@ -77,7 +77,7 @@ async fn connections_above_a_limit_are_closed_at_once() {
         let address = proxy.address(name).await;
         let first = greeted(address).await.unwrap();
         assert!(greeted(address).await.is_none(), "{name}");
-        assert_eq!(proxy.stat(statistic).await, 1, "{name}");
+        proxy.stat_is(statistic, 1).await;
         drop(first);
         if name != "rate" {
             eventually("room", || greeted(address)).await;
@@ -117,12 +117,9 @@ async fn the_overload_manager_caps_connections_and_stops_accepting() {
     let second = greeted(capped).await.unwrap();
     assert!(greeted(capped).await.is_none());
     assert!(greeted(free).await.is_some());
-    assert_eq!(
-        proxy
-            .stat("listener.capped.downstream_global_cx_overflow")
-            .await,
-        1
-    );
+    proxy
+        .stat_is("listener.capped.downstream_global_cx_overflow", 1)
+        .await;
     drop((first, second));
     eventually("room", || greeted(capped)).await;
     std::fs::write(&file, "0.95").unwrap();
@@ -159,7 +156,7 @@ async fn exact_balance_spreads_connections_over_the_workers() {
     }
     for worker in 0..2 {
         let name = format!("listener.even.worker_{worker}.downstream_cx_active");
-        assert_eq!(proxy.stat(&name).await, 5, "{name}");
+        proxy.stat_is(&name, 5).await;
     }
     drop(open);
     proxy.stop().await;
@@ -339,7 +336,7 @@ async fn tunnels_of_http2_share_a_connection_and_retry_when_refused() {
     let mut answer = String::new();
     client.read_to_string(&mut answer).await.unwrap();
     assert_eq!(answer, "over there");
-    assert_eq!(proxy.stat("cluster.far.upstream_cx_total").await, 1);
+    proxy.stat_is("cluster.far.upstream_cx_total", 1).await;
     proxy.stop().await;
 }
 
@@ -470,7 +467,7 @@ async fn redis_commands_go_to_the_owners_of_their_keys_and_come_back_in_order() 
         ("redis.r.splitter.unsupported_command", 1),
         ("cluster.two.upstream_cx_total", 1),
     ] {
-        assert_eq!(proxy.stat(name).await, count, "{name}");
+        proxy.stat_is(name, count).await;
     }
     proxy.stop().await;
 }
@@ -524,13 +521,12 @@ async fn an_overloaded_proxy_ends_keepalive_and_refuses_requests() {
     })
     .await;
     assert!(refused.ends_with("envoy overloaded"), "{refused}");
-    assert!(proxy.stat("http.h.downstream_rq_overload_close").await >= 1);
-    assert!(
-        proxy
-            .stat("http.h.downstream_cx_overload_disable_keepalive")
-            .await
-            >= 1
-    );
+    proxy
+        .stat_reaches("http.h.downstream_rq_overload_close", 1)
+        .await;
+    proxy
+        .stat_reaches("http.h.downstream_cx_overload_disable_keepalive", 1)
+        .await;
     proxy.stop().await;
 }
 
@@ -614,11 +610,7 @@ async fn an_external_service_decides_about_connections() {
         ("open.failure_mode_allowed", 1),
         ("shut.error", 1),
     ] {
-        assert_eq!(
-            proxy.stat(&format!("ext_authz.{name}")).await,
-            count,
-            "{name}"
-        );
+        proxy.stat_is(&format!("ext_authz.{name}"), count).await;
     }
     let asked = service.0.lock().clone();
     let attributes = asked[0].attributes.clone().unwrap();

@@ -73,6 +73,22 @@ impl Running {
         line.and_then(|value| value.parse().ok()).unwrap_or(0)
     }
 
+    /// Waits until the statistic is `expected`: a peer may see the end of an exchange before the proxy has counted it.
+    pub(crate) async fn stat_is(&self, name: &str, expected: u64) {
+        eventually(&format!("{name} is {expected}"), || async {
+            (self.stat(name).await == expected).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until the statistic is `least` or more.
+    pub(crate) async fn stat_reaches(&self, name: &str, least: u64) {
+        eventually(&format!("{name} reaches {least}"), || async {
+            (self.stat(name).await >= least).then_some(())
+        })
+        .await;
+    }
+
     /// Where the listener called `name` listens, once it does.
     pub(crate) async fn address(&self, name: &str) -> SocketAddr {
         eventually(name, || async {

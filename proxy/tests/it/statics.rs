@@ -38,11 +38,10 @@ async fn tcp_goes_both_ways_and_half_close_is_passed_on() {
         (proxy.stat("cluster.local.upstream_cx_destroy").await == 1).then_some(())
     })
     .await;
-    assert_eq!(proxy.stat("cluster.local.upstream_cx_total").await, 1);
-    assert_eq!(
-        proxy.stat("tcp.tcp.downstream_cx_rx_bytes_total").await,
-        1 << 20
-    );
+    proxy.stat_is("cluster.local.upstream_cx_total", 1).await;
+    proxy
+        .stat_is("tcp.tcp.downstream_cx_rx_bytes_total", 1 << 20)
+        .await;
     proxy.stop().await;
 }
 
@@ -63,10 +62,9 @@ async fn an_unreachable_host_closes_the_connection_and_is_counted() {
         .unwrap();
     // Closed without a word; some systems say "reset".
     assert_eq!(client.read(&mut [0; 8]).await.unwrap_or(0), 0);
-    assert_eq!(
-        proxy.stat("cluster.local.upstream_cx_connect_fail").await,
-        1
-    );
+    proxy
+        .stat_is("cluster.local.upstream_cx_connect_fail", 1)
+        .await;
     let (_, clusters) = proxy.get("/clusters").await;
     assert!(
         clusters.contains(&format!("local::{nobody}::cx_connect_fail::1")),

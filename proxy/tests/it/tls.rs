@@ -92,15 +92,11 @@ async fn clients_are_checked_by_chain_name_pin_and_revocation() {
         }
         let name = |of: &str| format!("listener.tls.ssl.{of}");
         let failures = u64::from(statistic == "fail_verify_error") + 1;
-        assert_eq!(
-            proxy.stat(&name("fail_verify_error")).await,
-            failures,
-            "{checks}"
-        );
-        assert_eq!(proxy.stat(&name("fail_verify_no_cert")).await, 1);
-        assert!(proxy.stat(&name(statistic)).await >= 1, "{statistic}");
-        assert_eq!(proxy.stat(&name("handshake")).await, 1);
-        assert_eq!(proxy.stat(&name("versions.TLSv1.3")).await, 1);
+        proxy.stat_is(&name("fail_verify_error"), failures).await;
+        proxy.stat_is(&name("fail_verify_no_cert"), 1).await;
+        proxy.stat_reaches(&name(statistic), 1).await;
+        proxy.stat_is(&name("handshake"), 1).await;
+        proxy.stat_is(&name("versions.TLSv1.3"), 1).await;
         proxy.stop().await;
     }
 }
@@ -198,15 +194,14 @@ async fn sessions_are_resumed_with_shared_keys_and_not_where_it_is_off() {
     for (name, resumed) in [("a", 0), ("b", 1), ("never", 0)] {
         let address = proxy.address(name).await;
         exchange(&client, address, "server.test").await.unwrap();
-        let count = proxy
-            .stat(&format!("listener.{name}.ssl.session_reused"))
+        proxy
+            .stat_is(&format!("listener.{name}.ssl.session_reused"), resumed)
             .await;
-        assert_eq!(count, resumed, "{name}");
     }
     let address = proxy.address("never").await;
     exchange(&client, address, "server.test").await.unwrap();
-    assert_eq!(proxy.stat("listener.never.ssl.session_reused").await, 0);
-    assert_eq!(proxy.stat("listener.never.ssl.handshake").await, 2);
+    proxy.stat_is("listener.never.ssl.session_reused", 0).await;
+    proxy.stat_is("listener.never.ssl.handshake", 2).await;
     proxy.stop().await;
 }
 
@@ -247,7 +242,7 @@ async fn a_rotated_secret_serves_new_handshakes_and_leaves_living_ones_alone() {
         .await
         .unwrap();
     let updates = "listener.tls.server_ssl_socket_factory.ssl_context_update_by_sds";
-    assert_eq!(proxy.stat(updates).await, 1);
+    proxy.stat_is(updates, 1).await;
     let (_, certs) = proxy.get("/certs").await;
     assert!(certs.contains("\"dns\": \"server.test\""), "{certs}");
     proxy.stop().await;
@@ -283,11 +278,10 @@ async fn keys_are_logged_only_for_the_named_addresses_and_suites_are_narrowed() 
     let near = std::fs::read_to_string(log("near")).unwrap();
     assert!(near.starts_with("CLIENT_RANDOM "), "{near}");
     assert_eq!(std::fs::read_to_string(log("far")).unwrap(), "");
-    let count = proxy
-        .stat("listener.near.ssl.ciphers.ECDHE-ECDSA-AES256-GCM-SHA384")
+    proxy
+        .stat_is("listener.near.ssl.ciphers.ECDHE-ECDSA-AES256-GCM-SHA384", 1)
         .await;
-    assert_eq!(count, 1);
-    assert_eq!(proxy.stat("listener.near.ssl.versions.TLSv1.2").await, 1);
+    proxy.stat_is("listener.near.ssl.versions.TLSv1.2", 1).await;
     proxy.stop().await;
 }
 
@@ -345,10 +339,12 @@ async fn upstream_names_are_checked_where_the_context_says_so() {
         let mut answer = [0; 4];
         let read = tokio::io::AsyncReadExt::read_exact(&mut stream, &mut answer).await;
         assert_eq!(read.is_ok(), is_trusted, "{name}");
-        let failed = proxy
-            .stat(&format!("cluster.{name}.ssl.fail_verify_san"))
+        proxy
+            .stat_is(
+                &format!("cluster.{name}.ssl.fail_verify_san"),
+                u64::from(!is_trusted),
+            )
             .await;
-        assert_eq!(failed, u64::from(!is_trusted), "{name}");
     }
     proxy.stop().await;
     server.stop().await;
@@ -439,7 +435,9 @@ async fn the_requests_host_must_be_in_the_certificate_where_that_is_asked_for() 
             .unwrap();
         assert_eq!(answer.split(' ').nth(1), Some(status), "{name}: {answer}");
     }
-    assert!(proxy.stat("cluster.checked.ssl.fail_verify_san").await >= 1);
+    proxy
+        .stat_reaches("cluster.checked.ssl.fail_verify_san", 1)
+        .await;
     proxy.stop().await;
     server.stop().await;
 }

@@ -232,10 +232,12 @@ async fn every_kind_of_check_tells_good_from_bad() {
             (count > 1).then_some(())
         })
         .await;
-        let healthy = proxy
-            .stat(&format!("cluster.{name}.membership_healthy"))
+        proxy
+            .stat_is(
+                &format!("cluster.{name}.membership_healthy"),
+                u64::from(is_good),
+            )
             .await;
-        assert_eq!(healthy, u64::from(is_good), "{name}");
     }
     proxy.stop().await;
 }
@@ -265,12 +267,9 @@ async fn a_header_may_say_where_a_request_goes() {
     assert!(answer.ends_with("there"), "{answer}");
     let answer = request(address, "x", "x-envoy-original-dst-host: nonsense\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
-    assert_eq!(
-        proxy
-            .stat("cluster.anywhere.original_dst_host_invalid")
-            .await,
-        1
-    );
+    proxy
+        .stat_is("cluster.anywhere.original_dst_host_invalid", 1)
+        .await;
     proxy.stop().await;
 }
 
@@ -291,8 +290,8 @@ async fn names_are_resolved_when_requests_ask_for_them() {
         let answer = request(address, &format!("localhost:{}", upstream.port()), "").await;
         assert!(answer.ends_with("named"), "{answer}");
     }
-    assert_eq!(proxy.stat("dns_cache.dns.num_hosts").await, 1);
-    assert_eq!(proxy.stat("dns_cache.dns.host_added").await, 1);
+    proxy.stat_is("dns_cache.dns.num_hosts", 1).await;
+    proxy.stat_is("dns_cache.dns.host_added", 1).await;
     let answer = request(address, "no-such-name.invalid", "").await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     assert!(answer.ends_with("DNS resolution failure"), "{answer}");

@@ -88,7 +88,9 @@ async fn a_bad_resource_is_refused_while_good_ones_apply() {
     assert_eq!(greeting(address, 3).await.as_deref(), Some("one"));
     let (_, clusters) = proxy.get("/clusters").await;
     assert!(clusters.contains("b::added_via_api::true"), "{clusters}");
-    assert_eq!(proxy.stat("cluster_manager.cds.update_rejected").await, 1);
+    proxy
+        .stat_is("cluster_manager.cds.update_rejected", 1)
+        .await;
     proxy.stop().await;
 }
 
@@ -114,15 +116,12 @@ async fn an_update_drains_only_the_chains_it_touches() {
     stays.write_all(b"yes").await.unwrap();
     stays.read_exact(&mut text).await.unwrap();
     assert_eq!(&text, b"yes");
-    assert_eq!(
-        proxy
-            .stat("listener_manager.listener_in_place_updated")
-            .await,
-        1
-    );
+    proxy
+        .stat_is("listener_manager.listener_in_place_updated", 1)
+        .await;
     plane.set::<Listener>(&[tcp_listener("goes", "b")]);
     assert_eq!(stays.read(&mut text).await.unwrap_or(0), 0);
-    assert_eq!(proxy.stat("listener_manager.listener_removed").await, 1);
+    proxy.stat_is("listener_manager.listener_removed", 1).await;
     proxy.stop().await;
 }
 
