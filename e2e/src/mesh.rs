@@ -369,6 +369,19 @@ impl Mesh {
             .await
     }
 
+    /// Kills `biremectl local up` itself (SIGKILL), so that it cannot tidy up.
+    ///
+    /// # Errors
+    /// When it does not run any more.
+    pub fn kill(&self) -> anyhow::Result<()> {
+        let pid = self.pid().context("biremectl has ended")?.to_string();
+        let status = std::process::Command::new("kill")
+            .args(["-9", &pid])
+            .status()?;
+        anyhow::ensure!(status.success(), "kill -9 {pid}: {status}");
+        Ok(())
+    }
+
     /// Ends the mesh and waits until it is gone; returns what it wrote to standard error.
     pub async fn end(&mut self) -> String {
         let Some(child) = self.child.take() else {

@@ -16,14 +16,7 @@ async fn down_finds_and_removes_everything_after_a_kill() {
     let daemon: serde_json::Value = serde_json::from_str(&daemon).unwrap();
     let mesh_id = daemon["mesh_id"].as_str().unwrap();
     assert!(processes(mesh_id) > 10);
-    let pid = mesh.pid().unwrap().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-9", &pid])
-            .status()
-            .unwrap()
-            .success()
-    );
+    mesh.kill().unwrap();
     assert_eq!(mesh.end().await, "");
     eventually("no process is left", SETTLED, async || {
         processes(mesh_id) == 0

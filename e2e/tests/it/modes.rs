@@ -1,7 +1,6 @@
 //! How pods are kept apart: as root, as an ordinary user in a user namespace, and without any namespaces.
 
 use std::fs;
-use std::process::Command;
 
 use e2e::mesh::{Mesh, Person, eventually};
 
@@ -93,14 +92,7 @@ async fn works_and_ends(person: &Person, mesh: &mut Mesh) {
     fs::remove_file(&policy).unwrap();
     let status = mesh.ctl_ok(&["proxy-status"]).await.unwrap();
     assert!(!status.contains("STALE"), "{status}");
-    let pid = mesh.pid().unwrap().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-9", &pid])
-            .status()
-            .unwrap()
-            .success()
-    );
+    mesh.kill().unwrap();
     assert_eq!(mesh.end().await, "");
     eventually("no process is left", SETTLED, async || {
         person.processes().unwrap() == 0
