@@ -244,6 +244,7 @@ pub struct ScaleArgs {
     /// Deployment.
     pub deployment: String,
     /// Number of pods.
+    #[arg(long)]
     pub replicas: u64,
     /// Namespace.
     #[arg(short = 'n', long)]

@@ -185,10 +185,10 @@ fn a_killed_pod_comes_back_and_scaling_follows() {
             serde_json::from_str(&mesh.run(&["status", "-o", "json"])).unwrap();
         status[0]["restarts"] == 2 && status[0]["ready"] == "2/2"
     });
-    mesh.run(&["scale", "web", "3"]);
+    mesh.run(&["scale", "web", "--replicas", "3"]);
     eventually("three pods", || mesh.run(&["status"]).contains("3/3"));
     mesh.run(&["restart", "web"]);
-    mesh.run(&["scale", "web", "1"]);
+    mesh.run(&["scale", "web", "--replicas", "1"]);
     eventually("one pod", || {
         mesh.run(&["get", "pods"]).lines().count() == 2 && mesh.run(&["status"]).contains("1/1")
     });
