@@ -224,6 +224,13 @@ async fn settle(pilot: &Pilot, proxies: usize) -> Result<(), String> {
     Ok(())
 }
 
+/// True for a node that announces the Mixer filter. Only Bireme's proxy has it: Pilot sends it to whoever announces it, and
+/// no Envoy would accept it.
+fn has_own_filters(node: &Node) -> bool {
+    let mut extensions = node.extensions.iter();
+    extensions.any(|extension| extension.name == "mixer")
+}
+
 async fn run(program: String) {
     let generated = rcgen::generate_simple_self_signed(["example.com".to_owned()]).unwrap();
     let secrets = Secrets {
@@ -249,7 +256,8 @@ async fn run(program: String) {
     });
     // Cases with the same proxies are pushed to the same Envoys, one after the other.
     let mut groups: BTreeMap<String, Vec<case::Case>> = BTreeMap::new();
-    for (_, case) in case::all() {
+    for (_, mut case) in case::all() {
+        case.nodes.retain(|node| !has_own_filters(node));
         let nodes: Vec<_> = case.nodes.iter().map(|node| format!("{node:?}")).collect();
         groups.entry(nodes.join("\n")).or_default().push(case);
     }
