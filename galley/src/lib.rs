@@ -13,7 +13,6 @@ pub mod args;
 pub mod bootstrap;
 pub mod debug;
 pub mod event;
-pub mod kube_client;
 pub mod metrics;
 pub mod probe;
 pub mod processor;

@@ -1,10 +1,11 @@
 //! The command line of `pilot-discovery`, with Istio's names.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use proto_component::args::{KeepaliveArgs, LogArgs};
-
+use proto_component::args::{KeepaliveArgs, LogArgs, parse_duration};
+use proto_component::kubernetes::KubeArgs;
 use proto_component::version::VersionArgs;
 
 use crate::features::Features;
@@ -57,9 +58,18 @@ pub struct Request {
 /// The flags of `discovery`.
 #[derive(Args, Clone, Debug)]
 pub struct Discovery {
-    /// Where services come from.
+    /// Where services come from; of two that have the same service the first counts.
     #[arg(long, value_delimiter = ',', default_value = "MCP")]
     pub registries: Vec<RegistryKind>,
+    /// How to reach the API server, for `--registries Kubernetes`.
+    #[command(flatten)]
+    pub kubernetes: KubeArgs,
+    /// Follow the services of this namespace only; empty: of all.
+    #[arg(long = "appNamespace", short = 'a', default_value = "")]
+    pub app_namespace: String,
+    /// Istio's; without effect: watches go on from where they were, so nothing has to be told again.
+    #[arg(long, default_value = "1m", value_parser = parse_duration, hide = true)]
+    pub resync: Duration,
     /// File with the mesh's settings; followed. [default: /etc/istio/config/mesh, if it is there]
     #[arg(long = "meshConfig")]
     pub mesh_config: Option<PathBuf>,

@@ -1,25 +1,24 @@
 //! Puts Pilot together: settings, sources, the discovery task, the ports; then runs until the process drains.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use proto::istio::mesh::v1alpha1::MeshConfig;
 use proto_component::drain::Drain;
-use proto_component::file_watcher::{Debounce, FileWatcher};
-use proto_component::grpc::{self, ClientOptions, GrpcMetrics, ServerOptions};
+use proto_component::file_watcher::FileWatcher;
+use proto_component::grpc::{self, GrpcMetrics, ServerOptions};
 use proto_component::listen::Listener;
 use proto_component::monitoring::{Monitoring, serve_http};
 use proto_component::process::{Process, Usage};
 use proto_component::task;
 use proto_component::tls::{ClientAuth, PemFiles, ServerTls};
-use proto_mcp::metrics::McpMetrics;
-use proto_mcp::sink::{Sink, SinkOptions, SinkView};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use crate::args::{Discovery as Args, RegistryKind};
-use crate::config::{Update, file, mcp};
+mod sources;
+
+use crate::args::Discovery as Args;
+use crate::config::Update;
 use crate::metrics::Metrics;
 use crate::model::Mesh;
 use crate::xds::discovery::{self, UPDATES};
@@ -32,11 +31,6 @@ use crate::xds::{Discovery, debug};
 /// # Errors
 /// When a flag does not fit, a file cannot be read, or a port is taken.
 pub async fn run(args: Args, process: Process) -> anyhow::Result<()> {
-    if args.registries.contains(&RegistryKind::Kubernetes) {
-        let text =
-            "--registries Kubernetes: services come over MCP (from galley); use --registries MCP";
-        return Err(Usage(text.to_owned()).into());
-    }
     let mesh_config = read_mesh(&args)?;
     let mesh = Arc::new(Mesh::from(&mesh_config));
     let metrics = Metrics::register(&process.registry).context("register metrics")?;
@@ -52,8 +46,15 @@ pub async fn run(args: Args, process: Process) -> anyhow::Result<()> {
 
     let (updates, received) = mpsc::channel(UPDATES);
     let config_ready = process.readiness.condition("config");
-    let sources = start_sources(&args, &mesh_config, &process, &updates)?;
-    watch_mesh(&args, updates);
+    let (mesh_changes, followed_mesh) = watch::channel(Arc::clone(&mesh));
+    let starting = sources::Starting {
+        args: &args,
+        process: &process,
+        discovery: &discovery,
+        updates: &updates,
+    };
+    let sources = starting.start(&mesh_config, followed_mesh).await?;
+    watch_mesh(&args, updates, mesh_changes);
 
     monitoring.start(&process);
     start_http(http, &discovery, &process);
@@ -204,7 +205,7 @@ fn parse_mesh(text: &str, trust_domain: &str) -> Result<MeshConfig, String> {
 }
 
 /// Follows the file of the mesh's settings. A broken file changes nothing.
-fn watch_mesh(args: &Args, updates: mpsc::Sender<Update>) {
+fn watch_mesh(args: &Args, updates: mpsc::Sender<Update>, changes: watch::Sender<Arc<Mesh>>) {
     let (path, trust_domain) = (mesh_path(args), args.trust_domain.clone());
     task::spawn("mesh-config", async move {
         let mut watcher = FileWatcher::files([&path]);
@@ -220,11 +221,9 @@ fn watch_mesh(args: &Args, updates: mpsc::Sender<Update>) {
             match parse_mesh(&text, &trust_domain) {
                 Ok(mesh) => {
                     tracing::info!(file = %path.display(), "mesh settings read again");
-                    if updates
-                        .send(Update::Mesh(Arc::new(Mesh::from(&mesh))))
-                        .await
-                        .is_err()
-                    {
+                    let mesh = Arc::new(Mesh::from(&mesh));
+                    changes.send_replace(Arc::clone(&mesh));
+                    if updates.send(Update::Mesh(mesh)).await.is_err() {
                         return;
                     }
                 }
@@ -234,116 +233,4 @@ fn watch_mesh(args: &Args, updates: mpsc::Sender<Update>) {
             }
         }
     });
-}
-
-/// Where configuration comes from.
-enum Sources {
-    Mcp(SinkView),
-    Folder(tokio::sync::oneshot::Receiver<()>),
-    None,
-}
-
-impl Sources {
-    async fn synced(self) {
-        match self {
-            Sources::Mcp(view) => view.synced().await,
-            Sources::Folder(loaded) => {
-                // The reader has ended without having loaded: nothing will ever be synced.
-                if loaded.await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            }
-            Sources::None => {}
-        }
-    }
-}
-
-fn start_sources(
-    args: &Args,
-    mesh: &MeshConfig,
-    process: &Process,
-    updates: &mpsc::Sender<Update>,
-) -> anyhow::Result<Sources> {
-    let addresses = mcp::sources(mesh);
-    if let Some(folder) = &args.config_dir {
-        if !addresses.is_empty() {
-            tracing::warn!("--configDir is given: the mesh's configSources are not asked");
-        }
-        let (loaded, first) = tokio::sync::oneshot::channel();
-        task::spawn(
-            "config-files",
-            follow_folder(folder.clone(), updates.clone(), loaded),
-        );
-        return Ok(Sources::Folder(first));
-    }
-    let Some(address) = addresses.first() else {
-        tracing::warn!(
-            "no source of configuration: neither configSources in the mesh's settings nor --configDir"
-        );
-        return Ok(Sources::None);
-    };
-    if addresses.len() > 1 {
-        tracing::warn!(
-            used = address,
-            "several configSources: only the first is asked"
-        );
-    }
-    let channel = grpc::channel(address, None, &ClientOptions::default())
-        .map_err(|error| Usage(format!("configSources: {error}")))?;
-    let metrics = McpMetrics::register("pilot", &process.registry).context("register metrics")?;
-    let options = SinkOptions {
-        id: format!("pilot-discovery.{}", args.namespace),
-        collections: mcp::subscriptions(),
-        max_message: args.mcp_max_message,
-        ..SinkOptions::default()
-    };
-    tracing::info!(target: "mcp", address, "source of configuration");
-    let sink = Sink::dial(channel, options, metrics, process.drain.clone());
-    let view = sink.view();
-    task::spawn("mcp", mcp::run(sink, updates.clone()));
-    Ok(Sources::Mcp(view))
-}
-
-async fn follow_folder(
-    folder: PathBuf,
-    updates: mpsc::Sender<Update>,
-    loaded: tokio::sync::oneshot::Sender<()>,
-) {
-    let debounce = Debounce {
-        quiet: Duration::from_millis(20),
-        cap: Duration::from_millis(200),
-        ..Debounce::default()
-    };
-    let mut watcher = FileWatcher::folders([&folder], debounce);
-    let mut loaded = Some(loaded);
-    loop {
-        if load_folder(&folder, &updates).await.is_err() {
-            return;
-        }
-        if let Some(loaded) = loaded.take() {
-            // Nobody waits any more when the process already ends.
-            let _ = loaded.send(());
-        }
-        watcher.changed().await;
-    }
-}
-
-async fn load_folder(
-    folder: &Path,
-    updates: &mpsc::Sender<Update>,
-) -> Result<(), mpsc::error::SendError<Update>> {
-    match file::load_folder(folder) {
-        Ok(found) => {
-            for problem in &found.problems {
-                tracing::warn!(target: "config", place = problem.place, problem = problem.problem, "left out");
-            }
-            for update in found.updates {
-                updates.send(update).await?;
-            }
-        }
-        Err(error) => {
-            tracing::warn!(target: "config", folder = %folder.display(), %error, "cannot be read; what is known holds");
-        }
-    }
-    Ok(())
 }

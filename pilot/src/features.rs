@@ -29,6 +29,9 @@ pub struct Features {
     /// How long a proxy may take to read a push.
     #[arg(long, env = "PILOT_XDS_SEND_TIMEOUT", default_value = "5s", value_parser = parse_duration, hide = true)]
     pub send_timeout: Duration,
+    /// Name of the cluster that `--registries Kubernetes` is about.
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes", hide = true)]
+    pub cluster_id: String,
     /// Folder with `cert-chain.pem`, `key.pem` and `root-cert.pem` for the ports with TLS.
     #[arg(
         long,

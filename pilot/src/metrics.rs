@@ -42,6 +42,8 @@ pub struct Metrics {
     pub push_context_time: Histogram,
     /// Key sets that were fetched, and failures.
     pub jwks: Counters,
+    /// What the API server tells, by kind and event.
+    pub cluster_events: IntCounterVec,
     status: Vec<(Metric, IntGauge)>,
 }
 
@@ -125,6 +127,11 @@ impl Metrics {
                 "Seconds to make a push context.",
             )?,
             jwks: jwks_counters()?,
+            cluster_events: counters(
+                "pilot_k8s_reg_events",
+                "What the API server tells.",
+                &["type", "event"],
+            )?,
             status: status_gauges()?,
         };
         metrics.add_to(registry)?;
@@ -147,6 +154,7 @@ impl Metrics {
             Box::new(self.services.clone()),
             Box::new(self.virtual_services.clone()),
             Box::new(self.push_context_time.clone()),
+            Box::new(self.cluster_events.clone()),
             Box::new(self.jwks.success.clone()),
             Box::new(self.jwks.failure.clone()),
         ];

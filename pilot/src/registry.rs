@@ -1,4 +1,5 @@
 //! The service registry: services and endpoints, made from service entries (the platform's and the users') and workload entries.
+//! The platform's come over MCP, or from the API server itself ([`kubernetes`]).
 //!
 //! A changed entry is converted alone and compared with what it was before, so that a change of endpoints is told apart from a
 //! change of the service. Service entries that select workloads get the workload entries and pods of their namespace.
@@ -7,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+pub mod kubernetes;
 pub mod service_entry;
 
 use self::service_entry::Settings;
@@ -73,6 +75,8 @@ pub struct ServiceRegistry {
     users: BTreeMap<String, Entry>,
     /// Workload entries by `namespace/name`.
     workloads: BTreeMap<String, Arc<Endpoint>>,
+    /// Pods that are known by themselves, by `namespace/name`.
+    pods: BTreeMap<String, Arc<Endpoint>>,
 }
 
 impl ServiceRegistry {
@@ -88,7 +92,7 @@ impl ServiceRegistry {
         for key in keys {
             match kind {
                 Kind::SyntheticServiceEntry => {
-                    let entry = store.synthetic_service_entries.get(key);
+                    let entry = store.platform_service(key);
                     let converted = entry.map(|entry| {
                         let registry = Registry::Kubernetes;
                         service_entry::convert(&entry.meta, &entry.spec, registry, settings)
@@ -109,14 +113,19 @@ impl ServiceRegistry {
                     });
                     change.merge(apply(&mut self.users, key, converted));
                 }
+                Kind::Pod => {
+                    let pod = store.pods.get(key).map(|pod| {
+                        Arc::new(service_entry::pod(&pod.meta, &pod.spec, settings))
+                    });
+                    // One without an address cannot be chosen.
+                    let pod = pod.filter(|pod| !pod.address.is_empty());
+                    set(&mut self.pods, key, pod);
+                }
                 _ => {
                     let workload = store.workload_entries.get(key).map(|entry| {
                         Arc::new(service_entry::workload(&entry.meta, &entry.spec, settings))
                     });
-                    match workload {
-                        Some(workload) => drop(self.workloads.insert(key.clone(), workload)),
-                        None => drop(self.workloads.remove(key)),
-                    }
+                    set(&mut self.workloads, key, workload);
                 }
             }
         }
@@ -173,7 +182,8 @@ impl ServiceRegistry {
             };
             found.insert(pod.address.clone(), pod);
         }
-        let workloads = self.workloads.iter().filter(|(key, _)| of_namespace(key));
+        let workloads = self.pods.iter().chain(&self.workloads);
+        let workloads = workloads.filter(|(key, _)| of_namespace(key));
         for (_, workload) in workloads.filter(|(_, workload)| workload.matches(selector)) {
             found.insert(workload.address.clone(), (**workload).clone());
         }
@@ -205,6 +215,13 @@ impl ServiceRegistry {
             self.users.insert(key, new);
         }
         change
+    }
+}
+
+fn set(all: &mut BTreeMap<String, Arc<Endpoint>>, key: &str, endpoint: Option<Arc<Endpoint>>) {
+    match endpoint {
+        Some(endpoint) => drop(all.insert(key.to_owned(), endpoint)),
+        None => drop(all.remove(key)),
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     report::{Format, render},
     suppression::Suppressions,
 };
-use crate::kube_client::KubeArgs;
+use proto_component::kubernetes::KubeArgs;
 use anyhow::Context as _;
 use proto_component::{args::parse_duration, process::Usage};
 use std::{

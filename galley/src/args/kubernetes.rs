@@ -1,6 +1,6 @@
 //! Flags about a Kubernetes cluster: reading from it, writing status to it, and putting the webhook into its way.
 
-use crate::kube_client::KubeArgs;
+use proto_component::kubernetes::KubeArgs;
 use clap::{ArgAction, Args};
 use std::path::PathBuf;
 

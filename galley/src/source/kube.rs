@@ -16,9 +16,13 @@ use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject},
     core::GroupVersionKind,
-    runtime::{WatchStreamExt as _, watcher},
 };
-use proto_component::{backoff::Backoff, drain::Drain, task};
+use proto_component::{
+    backoff::Backoff,
+    drain::Drain,
+    kubernetes::{self, Change},
+    task,
+};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
@@ -28,8 +32,6 @@ use inventory::Inventory;
 
 /// Changes on their way to the inventory.
 const CHANGES: usize = 1024;
-/// Objects that are listed at a time.
-const PAGE: u32 = 500;
 /// How long a kind that is not installed is left alone.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_CAP: Duration = Duration::from_secs(15);
@@ -43,24 +45,8 @@ struct Watched {
     plural: &'static str,
 }
 
-/// What a watcher has to tell of its kind.
-#[derive(Debug)]
-enum Change {
-    /// It is listed anew: what is not told from here to [`Change::Listed`] is gone.
-    Listing,
-    /// An object is there, or is there as it is now.
-    Object(Arc<ParsedFile>),
-    /// An object is gone.
-    Gone(PathBuf),
-    /// Everything has been told.
-    Listed,
-    /// The kind is not installed.
-    Absent,
-    /// It cannot be read; why.
-    Failed(String),
-    /// It may not be read; why. The others are told without it.
-    Denied(String),
-}
+/// What the inventory is told of a kind.
+type Told = Change<Arc<ParsedFile>>;
 
 /// The kinds that Galley reads.
 fn kinds(makes_service_entries: bool) -> Vec<Watched> {
@@ -121,7 +107,7 @@ pub fn watch(
     });
 }
 
-type Changes = mpsc::Sender<(usize, Change)>;
+type Changes = mpsc::Sender<(usize, Told)>;
 
 /// Watches a kind for ever; ends when nobody listens any more.
 async fn follow(client: &Client, kind: &Watched, index: usize, changes: &Changes) {
@@ -179,53 +165,26 @@ async fn watch_kind(
     changes: &Changes,
 ) -> bool {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
-    let config = watcher::Config::default().page_size(PAGE);
-    let stream = watcher(api, config).default_backoff();
+    let stream = kubernetes::watch(api);
     let mut stream = std::pin::pin!(stream);
-    while let Some(event) = stream.next().await {
-        let change = match event {
-            Ok(watcher::Event::Init) => Change::Listing,
-            Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
-                Change::Object(Arc::new(file_of(&object, resource)))
-            }
-            Ok(watcher::Event::Delete(object)) => Change::Gone(path_of(&object, resource)),
-            Ok(watcher::Event::InitDone) => Change::Listed,
-            Err(error) if is_gone(&error) => return true,
-            // What we had is too old to go on from: a new list follows by itself.
-            Err(watcher::Error::WatchError(status)) if status.code == 410 => continue,
-            Err(error) if is_denied(&error) => {
-                Change::Denied(format!("watch {}: {error}", resource.plural))
-            }
-            Err(error) => Change::Failed(format!("watch {}: {error}", resource.plural)),
+    while let Some(change) = stream.next().await {
+        let told = match change {
+            Change::Listing => Change::Listing,
+            Change::Object(object) => Change::Object(Arc::new(file_of(&object, resource))),
+            Change::Gone(object) => Change::Gone(Arc::new(ParsedFile {
+                path: path_of(&object, resource),
+                documents: Vec::new(),
+            })),
+            Change::Listed => Change::Listed,
+            Change::Absent => return true,
+            Change::Failed(error) => Change::Failed(format!("watch {}: {error}", resource.plural)),
+            Change::Denied(error) => Change::Denied(format!("watch {}: {error}", resource.plural)),
         };
-        if changes.send((index, change)).await.is_err() {
+        if changes.send((index, told)).await.is_err() {
             return false;
         }
     }
     true
-}
-
-/// Whether the kind's definition has been removed.
-fn is_gone(error: &watcher::Error) -> bool {
-    code(error) == Some(404)
-}
-
-/// Whether we may not read the kind.
-fn is_denied(error: &watcher::Error) -> bool {
-    matches!(code(error), Some(401 | 403))
-}
-
-fn code(error: &watcher::Error) -> Option<u16> {
-    use watcher::Error::{
-        InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed,
-    };
-    match error {
-        InitialListFailed(kube::Error::Api(status))
-        | WatchStartFailed(kube::Error::Api(status))
-        | WatchFailed(kube::Error::Api(status)) => Some(status.code),
-        WatchError(status) => Some(status.code),
-        InitialListFailed(_) | WatchStartFailed(_) | WatchFailed(_) | NoResourceVersion => None,
-    }
 }
 
 /// What an object of the cluster is called where files have a path.

@@ -15,15 +15,20 @@ use proto_mesh::{Checked, Metadata};
 use tokio::sync::mpsc;
 
 use super::kinds::for_each_kind;
-use super::store::{Change, Update};
+use super::store::{Change, Kind, Update};
 use super::{Object, Synthetic};
 
 macro_rules! define {
     ($($field:ident $update:ident $kind:ident $wrapper:ident $message:ty, $manifest:literal $collection:literal $need:ident;)*) => {
-        /// What Pilot subscribes to. Collections that a source of the 1.4 line may not have are optional.
+        /// What Pilot subscribes to; the platform's services only if they come this way. Collections that a source of the 1.4 line
+        /// may not have are optional.
         #[must_use]
-        pub fn subscriptions() -> Vec<Subscription> {
-            vec![$(Subscription::$need($collection)),*]
+        pub fn subscriptions(has_services: bool) -> Vec<Subscription> {
+            let mut all = Vec::new();
+            $(if has_services || Kind::$kind != Kind::SyntheticServiceEntry {
+                all.push(Subscription::$need($collection));
+            })*
+            all
         }
 
         /// Everything decoded so far, so that only what changed is decoded again.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use prost::{Message, Name};
+use proto::istio::networking::v1alpha3::{ServiceEntry, WorkloadEntry};
 use proto_mesh::{Checked, Metadata};
 
 use super::kinds::for_each_kind;
@@ -37,12 +38,14 @@ macro_rules! define {
             Endpoint,
             /// Keys that tokens are checked with, fetched anew.
             Jwks,
+            /// Pods of a cluster that Pilot follows itself.
+            Pod,
             $(#[doc = concat!("A resource: ", $manifest, ".")] $kind,)*
         }
 
         impl Kind {
             /// Every kind.
-            pub const ALL: &'static [Kind] = &[Kind::MeshConfig, Kind::Service, Kind::Endpoint, Kind::Jwks, $(Kind::$kind),*];
+            pub const ALL: &'static [Kind] = &[Kind::MeshConfig, Kind::Service, Kind::Endpoint, Kind::Jwks, Kind::Pod, $(Kind::$kind),*];
 
             /// As in manifests.
             #[must_use]
@@ -52,6 +55,7 @@ macro_rules! define {
                     Kind::Service => "Service",
                     Kind::Endpoint => "Endpoints",
                     Kind::Jwks => "Jwks",
+                    Kind::Pod => "Pod",
                     $(Kind::$kind => $manifest,)*
                 }
             }
@@ -61,6 +65,10 @@ macro_rules! define {
         #[derive(Clone, Debug)]
         pub enum Update {
             $(#[doc = concat!("Resources: ", $manifest, ".")] $update(Change<$wrapper<$message>>),)*
+            /// Services of a cluster that Pilot follows itself.
+            ClusterServices(Change<Synthetic<ServiceEntry>>),
+            /// Pods of that cluster.
+            Pods(Change<Synthetic<WorkloadEntry>>),
             /// The mesh's settings.
             Mesh(Arc<Mesh>),
         }
@@ -70,6 +78,12 @@ macro_rules! define {
         pub struct ConfigStore {
             $(/// By name.
             pub $field: Collection<$wrapper<$message>>,)*
+            /// Services of a cluster that Pilot follows itself.
+            pub cluster_services: Collection<Synthetic<ServiceEntry>>,
+            /// Pods of that cluster.
+            pub pods: Collection<Synthetic<WorkloadEntry>>,
+            /// Services that come over MCP count before those of the cluster.
+            pub is_mcp_first: bool,
         }
 
         impl ConfigStore {
@@ -80,6 +94,10 @@ macro_rules! define {
             pub fn apply(&mut self, update: Update) -> Result<(Kind, BTreeSet<String>), Update> {
                 Ok(match update {
                     $(Update::$update(change) => (Kind::$kind, apply(&mut self.$field, change)),)*
+                    Update::ClusterServices(change) => {
+                        (Kind::SyntheticServiceEntry, apply(&mut self.cluster_services, change))
+                    }
+                    Update::Pods(change) => (Kind::Pod, apply(&mut self.pods, change)),
                     other @ Update::Mesh(_) => return Err(other),
                 })
             }
@@ -87,10 +105,13 @@ macro_rules! define {
             /// The keys of every resource of a kind.
             #[must_use]
             pub fn keys(&self, kind: Kind) -> BTreeSet<String> {
-                match kind {
+                let more = (kind == Kind::SyntheticServiceEntry).then(|| self.cluster_services.keys());
+                let keys: BTreeSet<String> = match kind {
                     $(Kind::$kind => self.$field.keys().cloned().collect(),)*
-                    _ => BTreeSet::new(),
-                }
+                    Kind::Pod => self.pods.keys().cloned().collect(),
+                    Kind::MeshConfig | Kind::Service | Kind::Endpoint | Kind::Jwks => BTreeSet::new(),
+                };
+                keys.into_iter().chain(more.into_iter().flatten().cloned()).collect()
             }
 
             /// Every resource by `kind/namespace/name`, for `/debug/configz`.
@@ -115,6 +136,20 @@ macro_rules! define {
     };
 }
 for_each_kind!(define);
+
+impl ConfigStore {
+    /// One of the platform's services: of two registries that have it the first counts.
+    #[must_use]
+    pub fn platform_service(&self, key: &str) -> Option<&Arc<Synthetic<ServiceEntry>>> {
+        let of_mcp = self.synthetic_service_entries.get(key);
+        let of_cluster = self.cluster_services.get(key);
+        if self.is_mcp_first {
+            of_mcp.or(of_cluster)
+        } else {
+            of_cluster.or(of_mcp)
+        }
+    }
+}
 
 /// A set of kinds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! One place where a service can be reached.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::service::ServicePort;
 
@@ -28,6 +29,8 @@ pub struct Endpoint {
     pub is_ready: bool,
     /// `kubernetes://pod.namespace`, empty if unknown.
     pub uid: String,
+    /// The cluster that the workload is in; empty for what users declare.
+    pub cluster: Arc<str>,
 }
 
 impl Endpoint {

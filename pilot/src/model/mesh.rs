@@ -2,7 +2,7 @@
 
 use prost_types::Duration;
 use proto::istio::mesh::v1alpha1::{
-    ForwardClientCertDetails, MeshConfig, Tracing,
+    ForwardClientCertDetails, LabelSelector, MeshConfig, Tracing,
     mesh_config::{
         AccessLogEncoding, ExtensionProvider, H2UpgradePolicy, extension_provider::Provider,
         outbound_traffic_policy, proxy_path_normalization::NormalizationType,
@@ -122,6 +122,8 @@ pub struct Mesh {
     pub is_gateway_proxy_protocol: bool,
     /// Least version of mesh mTLS is 1.3.
     pub is_mtls_13: bool,
+    /// Labels of the namespaces that the mesh follows; empty: all.
+    pub discovery_selectors: Vec<LabelSelector>,
     inbound_stat_pattern: String,
     outbound_stat_pattern: String,
 }
@@ -225,6 +227,7 @@ impl From<&MeshConfig> for Mesh {
                 .as_ref()
                 .is_some_and(|tls| tls.min_protocol_version() == TlsProtocol::Tlsv13),
             tracing: proxy.tracing.clone(),
+            discovery_selectors: config.discovery_selectors.clone(),
             inbound_stat_pattern: config.inbound_cluster_stat_name.clone(),
             outbound_stat_pattern: config.outbound_cluster_stat_name.clone(),
         }

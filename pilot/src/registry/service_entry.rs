@@ -11,15 +11,13 @@ use proto::istio::networking::v1alpha3::{
     service_entry::{Location, Resolution as WireResolution},
 };
 use proto_mesh::Metadata;
+use proto_mesh::kubernetes::NOT_READY_ENDPOINTS;
 use proto_mesh::visibility::Visibility;
 use xxhash_rust::xxh64::xxh64;
 
 use super::Converted;
 use crate::config::created;
 use crate::model::{Endpoint, Protocol, Registry, Resolution, Service, ServicePort};
-
-/// Galley lists endpoints (`ip:port`) here that exist but must not get traffic.
-const NOT_READY_ANNOTATION: &str = "networking.alpha.istio.io/notReadyEndpoints";
 
 /// What a conversion needs of the mesh.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +26,8 @@ pub struct Settings<'a> {
     pub trust_domain: &'a str,
     /// Who sees services that do not say.
     pub export_to: &'a [String],
+    /// Name of the cluster that the platform's services are in.
+    pub cluster: &'a Arc<str>,
 }
 
 /// Converts one entry.
@@ -84,7 +84,7 @@ pub fn convert(
     let selector = spec.workload_selector.as_ref();
     Converted {
         services,
-        endpoints: endpoints(meta, spec, resolution, &ports, settings),
+        endpoints: endpoints(meta, spec, (registry, resolution), &ports, settings),
         selector: selector.map(|selector| selector.labels.clone()),
     }
 }
@@ -101,7 +101,7 @@ fn protocol(declared: &str, name: &str, number: u32, registry: Registry) -> Prot
 fn endpoints(
     meta: &Metadata,
     spec: &ServiceEntry,
-    resolution: Resolution,
+    (registry, resolution): (Registry, Resolution),
     ports: &[ServicePort],
     settings: &Settings<'_>,
 ) -> Vec<Endpoint> {
@@ -123,7 +123,7 @@ fn endpoints(
     }
     let not_ready: BTreeSet<&str> = meta
         .annotations
-        .get(NOT_READY_ANNOTATION)
+        .get(NOT_READY_ENDPOINTS)
         .map(|list| list.split(',').map(str::trim).collect())
         .unwrap_or_default();
     let mut converted: Vec<Endpoint> = spec
@@ -136,11 +136,24 @@ fn endpoints(
                     .contains(format!("{}:{}", endpoint.address, endpoint.port_for(port)).as_str())
             };
             endpoint.is_ready = not_ready.is_empty() || !ports.iter().any(is_listed);
+            if registry == Registry::Kubernetes {
+                endpoint.cluster = Arc::clone(settings.cluster);
+            }
             endpoint
         })
         .collect();
     converted.sort_by(|a, b| (&a.address, &a.ports).cmp(&(&b.address, &b.ports)));
     converted
+}
+
+/// One of the platform's pods as an endpoint.
+#[must_use]
+pub fn pod(meta: &Metadata, entry: &WorkloadEntry, settings: &Settings<'_>) -> Endpoint {
+    Endpoint {
+        is_ready: meta.annotation(NOT_READY_ENDPOINTS).is_none(),
+        cluster: Arc::clone(settings.cluster),
+        ..workload(meta, entry, settings)
+    }
 }
 
 /// A workload entry as an endpoint.
@@ -163,6 +176,7 @@ pub fn workload(meta: &Metadata, entry: &WorkloadEntry, settings: &Settings<'_>)
         weight: entry.weight,
         network: entry.network.clone(),
         is_ready: true,
+        cluster: Arc::default(),
     }
 }
 

@@ -276,6 +276,7 @@ fn describe_endpoint(endpoint: &Endpoint) -> Value {
         "network": endpoint.network,
         "tlsMode": if endpoint.is_mtls() { "istio" } else { "disabled" },
         "ready": endpoint.is_ready,
+        "cluster": &*endpoint.cluster,
     })
 }
 

@@ -20,14 +20,15 @@ use crate::config::store::{ConfigStore, Kind, Update};
 use crate::features::Features;
 use crate::jwks::{self, KeySets};
 use crate::metrics::Metrics;
-use crate::model::Mesh;
+use crate::model::{Mesh, Proxy};
 use crate::push_context::PushContext;
 use crate::registry::{ServiceRegistry, service_entry::Settings};
 
 /// Updates that may wait for the discovery task.
 pub const UPDATES: usize = 64;
 /// Kinds whose resources stand for services and endpoints.
-const REGISTRY_KINDS: [Kind; 3] = [
+const REGISTRY_KINDS: [Kind; 4] = [
+    Kind::Pod,
     Kind::SyntheticServiceEntry,
     Kind::ServiceEntry,
     Kind::WorkloadEntry,
@@ -104,8 +105,21 @@ impl Discovery {
         }
     }
 
+    /// Where the pod of a proxy is whose node does not say it; empty if nobody knows.
+    fn locality_of(&self, proxy: &Proxy) -> String {
+        let Some((pod, namespace)) = proxy.id.rsplit_once('.') else {
+            return String::new();
+        };
+        let store = self.store.lock();
+        let pod = store.pods.get(&format!("{namespace}/{pod}"));
+        pod.map(|pod| pod.spec.locality.clone()).unwrap_or_default()
+    }
+
     /// Takes a connection in until the guard is dropped.
-    pub fn register(self: &Arc<Self>, proxy: crate::model::Proxy, is_delta: bool) -> Registered {
+    pub fn register(self: &Arc<Self>, mut proxy: Proxy, is_delta: bool) -> Registered {
+        if proxy.locality.is_empty() {
+            proxy.locality = self.locality_of(&proxy);
+        }
         let number = self.next_connection.fetch_add(1, Ordering::Relaxed);
         let connection = Connection::new(format!("{}-{number}", proxy.node_id), proxy, is_delta);
         self.connections
@@ -146,6 +160,7 @@ impl Drop for Registered {
 struct Task {
     discovery: Arc<Discovery>,
     domain: String,
+    cluster: Arc<str>,
     mesh: Arc<Mesh>,
     registry: ServiceRegistry,
     keys: Arc<KeySets>,
@@ -171,6 +186,7 @@ pub async fn run(
     let (wanted_keys, mut fetched_keys) =
         jwks::start(discovery.metrics.jwks.clone(), drain.clone());
     let mut task = Task {
+        cluster: discovery.features.cluster_id.as_str().into(),
         discovery,
         domain,
         mesh,
@@ -226,6 +242,8 @@ impl Task {
         let metrics = self.discovery.metrics.clone();
         let counter = match &update {
             Update::SyntheticServiceEntries(_)
+            | Update::ClusterServices(_)
+            | Update::Pods(_)
             | Update::ServiceEntries(_)
             | Update::WorkloadEntries(_) => "svc",
             _ => "config",
@@ -264,6 +282,7 @@ impl Task {
         let settings = Settings {
             trust_domain: &self.mesh.trust_domain,
             export_to: &self.mesh.service_export_to,
+            cluster: &self.cluster,
         };
         let change = self.registry.refresh(&store, kind, keys, &settings);
         self.pending.add_registry(change);

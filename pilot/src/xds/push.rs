@@ -173,6 +173,7 @@ impl PushRequest {
             Kind::QuotaSpec | Kind::QuotaSpecBinding => &[Listener, Route],
             // These do not concern this proxy, or (groups) nothing that is generated.
             Kind::Gateway
+            | Kind::Pod
             | Kind::WorkloadGroup
             | Kind::EnvoyFilter
             | Kind::Telemetry

@@ -56,13 +56,18 @@ fn node(name: &str, ip: &str) -> Node {
     }
 }
 
-struct Client {
+pub(crate) struct Client {
+    node: Node,
     requests: mpsc::Sender<DiscoveryRequest>,
     responses: Streaming<DiscoveryResponse>,
 }
 
 impl Client {
     async fn connect(pilot: &Pilot) -> Self {
+        Client::connect_as(pilot, node("web", "10.1.9.9")).await
+    }
+
+    pub(crate) async fn connect_as(pilot: &Pilot, node: Node) -> Self {
         let (requests, outgoing) = mpsc::channel(16);
         let mut client = AggregatedDiscoveryServiceClient::new(pilot.channel.clone());
         let responses = client
@@ -71,6 +76,7 @@ impl Client {
             .unwrap()
             .into_inner();
         Client {
+            node,
             requests,
             responses,
         }
@@ -78,7 +84,7 @@ impl Client {
 
     async fn ask(&self, type_url: &str, names: &[&str], nonce: &str, error: Option<&str>) {
         let request = DiscoveryRequest {
-            node: Some(node("web", "10.1.9.9")),
+            node: Some(self.node.clone()),
             type_url: type_url.to_owned(),
             resource_names: names.iter().map(ToString::to_string).collect(),
             response_nonce: nonce.to_owned(),
@@ -92,7 +98,7 @@ impl Client {
         self.requests.send(request).await.unwrap();
     }
 
-    async fn next(&mut self) -> DiscoveryResponse {
+    pub(crate) async fn next(&mut self) -> DiscoveryResponse {
         tokio::time::timeout(PATIENCE, self.responses.next())
             .await
             .expect("a response in time")
@@ -101,7 +107,7 @@ impl Client {
     }
 
     /// Asks, takes the answer and accepts it.
-    async fn subscribe(&mut self, type_url: &str, names: &[&str]) -> DiscoveryResponse {
+    pub(crate) async fn subscribe(&mut self, type_url: &str, names: &[&str]) -> DiscoveryResponse {
         self.ask(type_url, names, "", None).await;
         let response = self.next().await;
         assert_eq!(response.type_url, type_url);
@@ -110,7 +116,7 @@ impl Client {
     }
 }
 
-fn assignments(response: &DiscoveryResponse) -> Vec<ClusterLoadAssignment> {
+pub(crate) fn assignments(response: &DiscoveryResponse) -> Vec<ClusterLoadAssignment> {
     response
         .resources
         .iter()

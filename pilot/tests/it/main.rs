@@ -6,4 +6,5 @@ mod ads;
 mod case;
 mod envoy;
 mod golden;
+mod kubernetes;
 mod mesh;

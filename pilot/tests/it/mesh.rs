@@ -27,7 +27,10 @@ pub(crate) struct Pilot {
     pub(crate) channel: Channel,
     /// Its port.
     pub(crate) port: u16,
-    updates: mpsc::Sender<Update>,
+    /// Tells it what has changed.
+    pub(crate) updates: mpsc::Sender<Update>,
+    /// Ends with it.
+    pub(crate) drain: Drain,
     _trigger: Trigger,
 }
 
@@ -86,7 +89,7 @@ impl Pilot {
                 mesh,
                 received,
                 async {},
-                drain,
+                drain.clone(),
             ),
         );
         let channel = grpc::channel(
@@ -100,6 +103,7 @@ impl Pilot {
             channel,
             port,
             updates,
+            drain,
             _trigger: trigger,
         }
     }

@@ -3,6 +3,8 @@
 //! Flow: [`args`] → [`process::run`] ([`logging`], [`telemetry`], [`tls`] provider, signals) → the component's own
 //! bootstrap ([`listen`], [`monitoring`], [`grpc`]) → [`task`]s → [`drain`] → exit code.
 //!
+//! `kubernetes` (a feature): a client of the Kubernetes API and what it tells.
+//!
 //! A `main` is ten lines:
 //! ```no_run
 //! use proto_component::{args::LogArgs, monitoring::Monitoring, process};
@@ -23,6 +25,8 @@ pub mod backoff;
 pub mod drain;
 pub mod file_watcher;
 pub mod grpc;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod listen;
 pub mod logging;
 pub mod monitoring;

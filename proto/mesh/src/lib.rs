@@ -8,6 +8,7 @@
 //! - [`re2`]: regular expressions as configuration writes them; [`json_struct`]: `google.protobuf.Struct` as JSON.
 //! - [`spiffe`], [`node`]: names of workloads and of proxies.
 //! - [`mesh_config`]: the settings of the whole mesh with their defaults.
+//! - `kubernetes` (a feature): Kubernetes services as service entries.
 //! - [`attribute`]: what Mixer and the proxy tell each other about a request.
 //!
 //! To add a kind: its message in `proto/protos`, a row in [`proto::kind::KINDS`], a file in `kind/`, a row in `kind.rs`.
@@ -17,6 +18,8 @@ pub mod finding;
 pub mod host;
 pub mod json_struct;
 pub mod kind;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod labels;
 pub mod locality;
 pub mod mesh_config;

@@ -1,6 +1,6 @@
 //! What the API server has, put together from the watchers of all kinds.
 
-use super::Change;
+use super::{Change, Told};
 use crate::event::{Event, ParsedFile, SourceName};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -55,7 +55,7 @@ impl Inventory {
     /// Takes changes and tells the state, until nobody sends or listens any more.
     pub(super) async fn run(
         mut self,
-        mut changes: mpsc::Receiver<(usize, Change)>,
+        mut changes: mpsc::Receiver<(usize, Told)>,
         events: &mpsc::Sender<Event>,
     ) {
         loop {
@@ -81,7 +81,7 @@ impl Inventory {
         }
     }
 
-    fn take(&mut self, index: usize, change: Change) {
+    fn take(&mut self, index: usize, change: Told) {
         let kind = &mut self.kinds[index];
         match change {
             Change::Listing => kind.listing = Some(BTreeSet::new()),
@@ -95,10 +95,10 @@ impl Inventory {
                 self.files.insert(file.path.clone(), file);
                 self.has_news = true;
             }
-            Change::Gone(path) => {
+            Change::Gone(file) => {
                 kind.failure = None;
-                kind.paths.remove(&path);
-                self.has_news |= self.files.remove(&path).is_some();
+                kind.paths.remove(&file.path);
+                self.has_news |= self.files.remove(&file.path).is_some();
             }
             Change::Listed => {
                 let listed = kind.listing.take().unwrap_or_default();
@@ -169,11 +169,15 @@ impl Inventory {
 mod tests {
     use super::*;
 
-    fn file(name: &str) -> Change {
-        Change::Object(Arc::new(ParsedFile {
+    fn named(name: &str) -> Arc<ParsedFile> {
+        Arc::new(ParsedFile {
             path: name.into(),
             documents: Vec::new(),
-        }))
+        })
+    }
+
+    fn file(name: &str) -> Told {
+        Change::Object(named(name))
     }
 
     fn told(inventory: &mut Inventory) -> Vec<String> {
@@ -234,7 +238,7 @@ mod tests {
         assert_eq!(told(&mut inventory), [""; 0]);
         inventory.take(0, Change::Listed);
         assert_eq!(told(&mut inventory), ["b"]);
-        inventory.take(0, Change::Gone("b".into()));
+        inventory.take(0, Change::Gone(named("b")));
         assert_eq!(told(&mut inventory), [""]);
     }
 }

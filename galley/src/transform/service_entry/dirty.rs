@@ -1,11 +1,11 @@
 //! Which services a change touches: only their entries are made anew.
 
-use super::endpoints::service_of;
 use crate::{
     event::{Content, Key, Object, Objects},
     validation::Kube,
 };
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice};
+use proto_mesh::kubernetes;
 use std::collections::{BTreeSet, HashSet};
 
 /// Services to make anew.
@@ -59,6 +59,12 @@ impl Dirty {
         }
         Self::Services(names)
     }
+}
+
+/// The service (`namespace/name`) that a slice of that name belongs to.
+fn service_of(slice: &EndpointSlice, name: &str) -> Option<String> {
+    let namespace = name.split_once('/').map_or("", |(namespace, _)| namespace);
+    Some(format!("{namespace}/{}", kubernetes::service_of(slice)?))
 }
 
 fn ip_of(pod: &Pod) -> Option<String> {

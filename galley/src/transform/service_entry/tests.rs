@@ -5,6 +5,11 @@ use crate::{
     event::{Key, Object},
     source::file::parse,
 };
+use proto::istio::networking::v1alpha3::{
+    ServiceEntry,
+    service_entry::{Location, Resolution},
+};
+use proto_mesh::kubernetes::NOT_READY_ENDPOINTS;
 use std::path::Path;
 
 fn objects(yaml: &str) -> Objects {

@@ -1,17 +1,13 @@
 //! What is behind a service: its EndpointSlices (or Endpoints), joined with pods and nodes.
 
-use super::{UNNAMED_PORT, hash, number};
-use crate::{
-    event::{Content, Objects},
-    validation::Kube,
-};
-use k8s_openapi::api::{
-    core::v1::{Endpoints, Node, Pod, Service},
-    discovery::v1::{Endpoint, EndpointSlice},
-};
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{Endpoints, Node, ObjectReference, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use proto::istio::networking::v1alpha3::WorkloadEntry;
-use proto_mesh::locality::Locality;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::{UNNAMED_PORT, number};
+use crate::locality::Locality;
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
@@ -30,16 +26,29 @@ const ZONE_LABELS: [&str; 3] = [
 ];
 const SUBZONE_LABEL: &str = "topology.istio.io/subzone";
 
-type Named<'a> = (&'a str, &'a str);
+/// Where the conversion finds what belongs to a service.
+pub trait Lookup {
+    /// The slices of a service.
+    fn slices(&self, namespace: &str, service: &str) -> Vec<&EndpointSlice>;
+    /// The Endpoints of a service, if they are followed.
+    fn endpoints(&self, namespace: &str, service: &str) -> Option<&Endpoints>;
+    /// A pod by name.
+    fn pod(&self, namespace: &str, name: &str) -> Option<&Pod>;
+    /// The pod with this address, unless it is its host's.
+    fn pod_at(&self, ip: &str) -> Option<&Pod>;
+    /// A node by name.
+    fn node(&self, name: &str) -> Option<&Node>;
+}
 
-/// Everything that services are made of, by name.
-pub(super) struct Backends<'a> {
-    services: HashMap<Named<'a>, &'a Service>,
-    slices: HashMap<Named<'a>, Vec<&'a EndpointSlice>>,
-    endpoints: HashMap<Named<'a>, &'a Endpoints>,
-    pods: HashMap<Named<'a>, &'a Pod>,
-    pods_by_ip: HashMap<&'a str, &'a Pod>,
-    nodes: HashMap<&'a str, &'a Node>,
+/// The objects that say what is behind one service.
+#[derive(Clone, Debug)]
+pub enum Source<'a> {
+    /// Slices.
+    Slices(Vec<&'a EndpointSlice>),
+    /// Endpoints, where there are no slices but those that mirror them.
+    Endpoints(&'a Endpoints),
+    /// Nothing.
+    None,
 }
 
 /// What was found behind one service.
@@ -51,8 +60,6 @@ pub(super) struct Found {
     pub(super) not_ready: BTreeSet<String>,
     /// Namespace and service account of each pod.
     pub(super) accounts: BTreeSet<(String, String)>,
-    /// Changes with the endpoints; empty if there is no such object.
-    pub(super) version: String,
 }
 
 /// One address, as slices or endpoints tell.
@@ -65,93 +72,53 @@ struct Address<'a> {
     zone: Option<&'a str>,
 }
 
-impl<'a> Backends<'a> {
-    pub(super) fn new(objects: &'a Objects) -> Self {
-        let mut all = Self {
-            services: HashMap::new(),
-            slices: HashMap::new(),
-            endpoints: HashMap::new(),
-            pods: HashMap::new(),
-            pods_by_ip: HashMap::new(),
-            nodes: HashMap::new(),
-        };
-        for (key, object) in objects {
-            let named: Named<'a> = key.name.split_once('/').unwrap_or(("", &key.name));
-            let Content::Kube(kube) = &object.content else {
-                continue;
-            };
-            match kube {
-                Kube::Service(service) => {
-                    all.services.insert(named, service);
-                }
-                Kube::EndpointSlice(slice) => {
-                    if let Some(service) = service_label(slice) {
-                        let slices = all.slices.entry((named.0, service)).or_default();
-                        slices.push(slice);
-                    }
-                }
-                Kube::Endpoints(endpoints) => {
-                    all.endpoints.insert(named, endpoints);
-                }
-                Kube::Pod(pod) => all.insert_pod(named, pod),
-                Kube::Node(node) => {
-                    all.nodes.insert(named.1, node);
-                }
-                Kube::Namespace(_) | Kube::ServiceAccount(_) | Kube::Ingress(_) => {}
-            }
-        }
-        all
+/// Which objects count: slices before Endpoints.
+pub fn source<'a, L: Lookup>(lookup: &'a L, namespace: &str, service: &str) -> Source<'a> {
+    let endpoints = lookup.endpoints(namespace, service);
+    // Slices that mirror Endpoints say nothing new.
+    let mirrors = |slice: &&EndpointSlice| {
+        let labels = slice.metadata.labels.as_ref();
+        labels
+            .and_then(|labels| labels.get(MANAGED_BY))
+            .is_some_and(|by| by == MIRRORING)
+    };
+    let mut slices = lookup.slices(namespace, service);
+    if endpoints.is_some() {
+        slices.retain(|slice| !mirrors(slice));
     }
-
-    fn insert_pod(&mut self, named: Named<'a>, pod: &'a Pod) {
-        self.pods.insert(named, pod);
-        let status = pod.status.as_ref();
-        let shares_host = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
-        if let Some(ip) = status.and_then(|status| status.pod_ip.as_deref())
-            && !shares_host
-        {
-            self.pods_by_ip.insert(ip, pod);
-        }
+    match endpoints {
+        Some(endpoints) if slices.is_empty() => Source::Endpoints(endpoints),
+        _ if slices.is_empty() => Source::None,
+        _ => Source::Slices(slices),
     }
+}
 
-    /// What is behind the service of that name.
-    pub(super) fn of(&self, namespace: &str, name: &str) -> Found {
-        let key = (namespace, name);
-        let publishes_all = self.services.get(&key).is_some_and(|service| {
-            let spec = service.spec.as_ref();
-            spec.and_then(|spec| spec.publish_not_ready_addresses) == Some(true)
-        });
-        let own: Vec<&EndpointSlice> = self.slices.get(&key).cloned().unwrap_or_default();
-        let endpoints = self.endpoints.get(&key);
-        // Slices that mirror Endpoints say nothing new.
-        let mirrors = |slice: &&EndpointSlice| {
-            let labels = slice.metadata.labels.as_ref();
-            labels
-                .and_then(|labels| labels.get(MANAGED_BY))
-                .is_some_and(|by| by == MIRRORING)
-        };
-        let slices: Vec<&EndpointSlice> = match endpoints {
-            Some(_) => own.into_iter().filter(|slice| !mirrors(slice)).collect(),
-            None => own,
-        };
-        let (addresses, version) = if !slices.is_empty() {
-            (self.addresses_of_slices(&slices, namespace), hash(&slices))
-        } else if let Some(endpoints) = endpoints {
-            (
-                self.addresses_of_endpoints(endpoints, namespace),
-                hash(endpoints),
-            )
-        } else {
-            return Found::default();
-        };
-        self.join(addresses, publishes_all, version)
-    }
+/// What is behind `service`.
+pub(super) fn find<L: Lookup>(
+    lookup: &L,
+    service: &Service,
+    namespace: &str,
+    name: &str,
+) -> Found {
+    let join = Join { lookup, namespace };
+    let addresses = match source(lookup, namespace, name) {
+        Source::Slices(slices) => join.addresses_of_slices(&slices),
+        Source::Endpoints(endpoints) => join.addresses_of_endpoints(endpoints),
+        Source::None => return Found::default(),
+    };
+    let spec = service.spec.as_ref();
+    let publishes_all = spec.and_then(|spec| spec.publish_not_ready_addresses) == Some(true);
+    join.join(addresses, publishes_all)
+}
 
-    fn addresses_of_slices(
-        &self,
-        slices: &[&'a EndpointSlice],
-        namespace: &str,
-    ) -> Vec<Address<'a>> {
+/// Joins the addresses of one service with the rest of the cluster.
+struct Join<'a, L> {
+    lookup: &'a L,
+    namespace: &'a str,
+}
+
+impl<'a, L: Lookup> Join<'a, L> {
+    fn addresses_of_slices(&self, slices: &[&'a EndpointSlice]) -> Vec<Address<'a>> {
         let mut addresses = Vec::new();
         for slice in slices {
             let ports: BTreeMap<String, u32> = slice
@@ -173,7 +140,7 @@ impl<'a> Backends<'a> {
                         ip,
                         ports: ports.clone(),
                         is_ready,
-                        pod: self.pod_of(endpoint, ip, namespace),
+                        pod: self.pod_of(endpoint.target_ref.as_ref(), ip),
                         node: endpoint.node_name.as_deref(),
                         zone: endpoint.zone.as_deref(),
                     });
@@ -183,23 +150,18 @@ impl<'a> Backends<'a> {
         addresses
     }
 
-    fn pod_of(&self, endpoint: &Endpoint, ip: &str, namespace: &str) -> Option<&'a Pod> {
-        let target = endpoint.target_ref.as_ref();
+    /// The pod that is named as the target, or has the address.
+    fn pod_of(&self, target: Option<&ObjectReference>, ip: &str) -> Option<&'a Pod> {
         target
             .filter(|target| target.kind.as_deref() == Some("Pod"))
             .and_then(|target| {
-                let namespace = target.namespace.as_deref().unwrap_or(namespace);
-                self.pods.get(&(namespace, target.name.as_deref()?))
+                let namespace = target.namespace.as_deref().unwrap_or(self.namespace);
+                self.lookup.pod(namespace, target.name.as_deref()?)
             })
-            .or_else(|| self.pods_by_ip.get(ip))
-            .copied()
+            .or_else(|| self.lookup.pod_at(ip))
     }
 
-    fn addresses_of_endpoints(
-        &self,
-        endpoints: &'a Endpoints,
-        namespace: &str,
-    ) -> Vec<Address<'a>> {
+    fn addresses_of_endpoints(&self, endpoints: &'a Endpoints) -> Vec<Address<'a>> {
         let mut addresses = Vec::new();
         for subset in endpoints.subsets.iter().flatten() {
             let ports: BTreeMap<String, u32> = subset
@@ -215,18 +177,11 @@ impl<'a> Backends<'a> {
                 .map(|address| (address, true));
             let not_ready = subset.not_ready_addresses.iter().flatten();
             for (address, is_ready) in ready.chain(not_ready.map(|address| (address, false))) {
-                let target = address.target_ref.as_ref();
-                let pod = target.and_then(|target| {
-                    let namespace = target.namespace.as_deref().unwrap_or(namespace);
-                    self.pods.get(&(namespace, target.name.as_deref()?))
-                });
                 addresses.push(Address {
                     ip: &address.ip,
                     ports: ports.clone(),
                     is_ready,
-                    pod: pod
-                        .or_else(|| self.pods_by_ip.get(address.ip.as_str()))
-                        .copied(),
+                    pod: self.pod_of(address.target_ref.as_ref(), &address.ip),
                     node: address.node_name.as_deref(),
                     zone: None,
                 });
@@ -235,11 +190,8 @@ impl<'a> Backends<'a> {
         addresses
     }
 
-    fn join(&self, addresses: Vec<Address<'a>>, publishes_all: bool, version: String) -> Found {
-        let mut found = Found {
-            version,
-            ..Found::default()
-        };
+    fn join(&self, addresses: Vec<Address<'a>>, publishes_all: bool) -> Found {
+        let mut found = Found::default();
         let mut by_ip: BTreeMap<&str, WorkloadEntry> = BTreeMap::new();
         for address in addresses {
             if !address.is_ready && !publishes_all {
@@ -253,17 +205,9 @@ impl<'a> Backends<'a> {
             found.accounts.extend(account.clone());
             let entry = by_ip.entry(address.ip).or_insert_with(|| WorkloadEntry {
                 address: address.ip.to_owned(),
-                labels: address
-                    .pod
-                    .and_then(|pod| pod.metadata.labels.clone())
-                    .unwrap_or_default(),
-                network: address
-                    .pod
-                    .and_then(|pod| pod.metadata.labels.as_ref()?.get(NETWORK_LABEL).cloned())
-                    .unwrap_or_default(),
-                locality: self.locality(&address),
+                locality: locality(self.lookup, address.pod, address.node, address.zone),
                 service_account: account.map(|(_, account)| account).unwrap_or_default(),
-                ..WorkloadEntry::default()
+                ..outline(address.pod)
             });
             // One address may be in several slices, each with some of the ports.
             entry.ports.extend(address.ports);
@@ -271,48 +215,86 @@ impl<'a> Backends<'a> {
         found.endpoints = by_ip.into_values().collect();
         found
     }
+}
 
-    fn locality(&self, address: &Address<'_>) -> String {
-        let pod_labels = address.pod.and_then(|pod| pod.metadata.labels.as_ref());
-        if let Some(label) = pod_labels.and_then(|labels| labels.get(LOCALITY_LABEL)) {
-            return Locality::parse_label(label).to_string();
-        }
-        let node = address
-            .node
-            .or_else(|| address.pod?.spec.as_ref()?.node_name.as_deref())
-            .and_then(|name| self.nodes.get(name));
-        let labels = node.and_then(|node| node.metadata.labels.as_ref());
-        let first = |keys: &[&str]| {
-            labels
-                .and_then(|labels| keys.iter().find_map(|key| labels.get(*key)))
-                .cloned()
-                .unwrap_or_default()
-        };
-        let zone = first(&ZONE_LABELS);
-        let locality = Locality {
-            region: first(&REGION_LABELS),
-            zone: if zone.is_empty() {
-                address.zone.unwrap_or_default().to_owned()
-            } else {
-                zone
-            },
-            subzone: first(&[SUBZONE_LABEL]),
-        };
-        if locality.is_empty() {
-            String::new()
-        } else {
-            locality.to_string()
-        }
+/// What a pod's labels say of it as an endpoint.
+fn outline(pod: Option<&Pod>) -> WorkloadEntry {
+    let labels = pod.and_then(|pod| pod.metadata.labels.clone());
+    let labels = labels.unwrap_or_default();
+    WorkloadEntry {
+        network: labels.get(NETWORK_LABEL).cloned().unwrap_or_default(),
+        labels,
+        ..WorkloadEntry::default()
     }
 }
 
-/// The service (`namespace/name`) that a slice of that name belongs to.
-pub(super) fn service_of(slice: &EndpointSlice, name: &str) -> Option<String> {
-    let namespace = name.split_once('/').map_or("", |(namespace, _)| namespace);
-    Some(format!("{namespace}/{}", service_label(slice)?))
+/// A pod by itself, as a workload entry without ports, and whether it is ready. It has no address while it has none of its own.
+pub fn workload<L: Lookup>(lookup: &L, pod: &Pod) -> (WorkloadEntry, bool) {
+    let status = pod.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    let is_ready = conditions
+        .into_iter()
+        .flatten()
+        .filter(|condition| condition.type_ == "Ready")
+        .any(|condition| condition.status == "True");
+    let entry = WorkloadEntry {
+        address: ip_of(pod).unwrap_or_default().to_owned(),
+        locality: locality(lookup, Some(pod), None, None),
+        service_account: account_of(pod).1,
+        ..outline(Some(pod))
+    };
+    (entry, is_ready)
 }
 
-fn service_label(slice: &EndpointSlice) -> Option<&str> {
+/// The address that belongs to the pod alone.
+#[must_use]
+pub fn ip_of(pod: &Pod) -> Option<&str> {
+    let shares_host = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
+    let ip = pod.status.as_ref()?.pod_ip.as_deref()?;
+    (!shares_host && !ip.is_empty()).then_some(ip)
+}
+
+/// `region/zone/subzone`: the pod's label says it, or the labels of its node.
+fn locality<L: Lookup>(
+    lookup: &L,
+    pod: Option<&Pod>,
+    node: Option<&str>,
+    zone: Option<&str>,
+) -> String {
+    let pod_labels = pod.and_then(|pod| pod.metadata.labels.as_ref());
+    if let Some(label) = pod_labels.and_then(|labels| labels.get(LOCALITY_LABEL)) {
+        return Locality::parse_label(label).to_string();
+    }
+    let node = node
+        .or_else(|| pod?.spec.as_ref()?.node_name.as_deref())
+        .and_then(|name| lookup.node(name));
+    let labels = node.and_then(|node| node.metadata.labels.as_ref());
+    let first = |keys: &[&str]| {
+        labels
+            .and_then(|labels| keys.iter().find_map(|key| labels.get(*key)))
+            .cloned()
+            .unwrap_or_default()
+    };
+    let of_node = first(&ZONE_LABELS);
+    let locality = Locality {
+        region: first(&REGION_LABELS),
+        zone: if of_node.is_empty() {
+            zone.unwrap_or_default().to_owned()
+        } else {
+            of_node
+        },
+        subzone: first(&[SUBZONE_LABEL]),
+    };
+    if locality.is_empty() {
+        String::new()
+    } else {
+        locality.to_string()
+    }
+}
+
+/// The name of the service that a slice belongs to.
+#[must_use]
+pub fn service_of(slice: &EndpointSlice) -> Option<&str> {
     let labels = slice.metadata.labels.as_ref()?;
     labels.get(SERVICE_NAME).map(String::as_str)
 }

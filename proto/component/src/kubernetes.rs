@@ -1,0 +1,120 @@
+//! The Kubernetes API, for those that follow it: a client from a kubeconfig file or from what a pod is given, and one stream of
+//! changes a kind.
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::{Stream, StreamExt as _};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, Config, Resource};
+use serde::de::DeserializeOwned;
+
+/// No single answer may take longer, watches apart.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A watch is sent something at least this often (bookmarks come each minute).
+const READ_TIMEOUT: Duration = Duration::from_secs(295);
+
+/// Objects that are listed at a time.
+const PAGE: u32 = 500;
+
+/// How to reach the API server.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct KubeArgs {
+    /// Kubeconfig file; without it $KUBECONFIG or ~/.kube/config, then what a pod is given.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig to use.
+    #[arg(long = "context", value_name = "NAME")]
+    pub context: Option<String>,
+}
+
+impl KubeArgs {
+    /// A client; nothing is sent yet.
+    ///
+    /// # Errors
+    /// When the file, or what the pod is given, is unusable.
+    pub async fn client(&self) -> anyhow::Result<Client> {
+        let options = KubeConfigOptions {
+            context: self.context.clone(),
+            ..KubeConfigOptions::default()
+        };
+        let mut config = match &self.kubeconfig {
+            Some(file) => {
+                let read = Kubeconfig::read_from(file)
+                    .with_context(|| format!("read --kubeconfig {}", file.display()))?;
+                Config::from_custom_kubeconfig(read, &options).await?
+            }
+            None if self.context.is_some() => Config::from_kubeconfig(&options).await?,
+            None => Config::infer()
+                .await
+                .context("find a cluster (--kubeconfig, $KUBECONFIG, or inside a pod)")?,
+        };
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        config.read_timeout = Some(READ_TIMEOUT);
+        Client::try_from(config).context("make a client of the Kubernetes API")
+    }
+}
+
+/// What a watcher has to tell of its kind.
+#[derive(Clone, Debug)]
+pub enum Change<T> {
+    /// It is listed anew: what is not told from here to [`Change::Listed`] is gone.
+    Listing,
+    /// An object is there, or is there as it is now.
+    Object(T),
+    /// An object is gone.
+    Gone(T),
+    /// Everything has been told.
+    Listed,
+    /// The kind is not installed.
+    Absent,
+    /// It cannot be read for now; why.
+    Failed(String),
+    /// It may not be read; why.
+    Denied(String),
+}
+
+/// Follows a kind for ever: a list in pages, then a watch that goes on from where it was (by bookmarks too), with back-off
+/// while the API server is away.
+pub fn watch<K>(api: Api<K>) -> impl Stream<Item = Change<K>> + Send
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let config = watcher::Config::default().page_size(PAGE);
+    let events = watcher(api, config).default_backoff();
+    events.filter_map(|event| std::future::ready(change_of(event)))
+}
+
+fn change_of<K>(event: watcher::Result<watcher::Event<K>>) -> Option<Change<K>> {
+    Some(match event {
+        Ok(watcher::Event::Init) => Change::Listing,
+        Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
+            Change::Object(object)
+        }
+        Ok(watcher::Event::Delete(object)) => Change::Gone(object),
+        Ok(watcher::Event::InitDone) => Change::Listed,
+        Err(error) => match code(&error) {
+            Some(404) => Change::Absent,
+            // What we had is too old to go on from: a new list follows by itself.
+            Some(410) if matches!(error, watcher::Error::WatchError(_)) => return None,
+            Some(401 | 403) => Change::Denied(error.to_string()),
+            _ => Change::Failed(error.to_string()),
+        },
+    })
+}
+
+fn code(error: &watcher::Error) -> Option<u16> {
+    use watcher::Error::{
+        InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed,
+    };
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status)) => Some(status.code),
+        WatchError(status) => Some(status.code),
+        InitialListFailed(_) | WatchStartFailed(_) | WatchFailed(_) | NoResourceVersion => None,
+    }
+}
