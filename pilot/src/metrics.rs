@@ -127,11 +127,7 @@ impl Metrics {
                 "Seconds to make a push context.",
             )?,
             jwks: jwks_counters()?,
-            cluster_events: counters(
-                "pilot_k8s_reg_events",
-                "What the API server tells.",
-                &["type", "event"],
-            )?,
+            cluster_events: cluster_events()?,
             status: status_gauges()?,
         };
         metrics.add_to(registry)?;
@@ -176,6 +172,11 @@ impl Metrics {
             gauge.set(i64::try_from(status.count(*metric)).unwrap_or(i64::MAX));
         }
     }
+}
+
+fn cluster_events() -> prometheus::Result<IntCounterVec> {
+    let opts = Opts::new("pilot_k8s_reg_events", "What the API server tells.");
+    IntCounterVec::new(opts, &["type", "event"])
 }
 
 fn jwks_counters() -> prometheus::Result<Counters> {

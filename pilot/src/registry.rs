@@ -114,9 +114,10 @@ impl ServiceRegistry {
                     change.merge(apply(&mut self.users, key, converted));
                 }
                 Kind::Pod => {
-                    let pod = store.pods.get(key).map(|pod| {
-                        Arc::new(service_entry::pod(&pod.meta, &pod.spec, settings))
-                    });
+                    let pod = store
+                        .pods
+                        .get(key)
+                        .map(|pod| Arc::new(service_entry::pod(&pod.meta, &pod.spec, settings)));
                     // One without an address cannot be chosen.
                     let pod = pod.filter(|pod| !pod.address.is_empty());
                     set(&mut self.pods, key, pod);

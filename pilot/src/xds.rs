@@ -2,16 +2,18 @@
 //!
 //! A change comes to [`discovery`], is debounced, becomes a push context and a [`push`] request for every connection. Each
 //! connection ([`stream`]; state of the world or increments) makes the resources it has asked for with [`generate`], compares
-//! them with what it has sent ([`watch`]), and sends what differs, in the order CDS, EDS, LDS, RDS. [`debug`] shows all of it.
+//! them with what it has sent ([`watch`], [`sent`]), and sends what differs ([`frame`]), in the order CDS, EDS, LDS, RDS. [`debug`] shows all of it.
 
 pub mod connection;
 pub mod debug;
 mod delta;
 pub mod discovery;
+mod frame;
 pub mod generate;
 pub mod name;
 pub mod push;
 pub mod resource_type;
+pub mod sent;
 pub mod server;
 mod state_of_the_world;
 pub mod stream;

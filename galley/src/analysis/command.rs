@@ -7,8 +7,8 @@ use super::{
     report::{Format, render},
     suppression::Suppressions,
 };
-use proto_component::kubernetes::KubeArgs;
 use anyhow::Context as _;
+use proto_component::kubernetes::KubeArgs;
 use proto_component::{args::parse_duration, process::Usage};
 use std::{
     io::{self, Write as _},

@@ -1,7 +1,24 @@
 //! Flags about a Kubernetes cluster: reading from it, writing status to it, and putting the webhook into its way.
+//!
+//! What the service account needs (there is no other access):
+//!
+//! | when | apiGroups | resources | verbs |
+//! |---|---|---|---|
+//! | source | the mesh's (`networking.istio.io`, `security.istio.io`, `telemetry.istio.io`, `extensions.istio.io`, `authentication.istio.io`, `rbac.istio.io`, `config.istio.io`) | `*` | `list`, `watch` |
+//! | source | `networking.k8s.io` | `ingresses` | `list`, `watch` |
+//! | source | `""` | `services` | `list`, `watch` |
+//! | source, `--enableServiceDiscovery` | `""` | `namespaces`, `nodes`, `pods` | `list`, `watch` |
+//! | source, `--enableServiceDiscovery` | `discovery.k8s.io` | `endpointslices` | `list`, `watch` |
+//! | `--enable-reconcileWebhookConfiguration` | `admissionregistration.k8s.io` | `validatingwebhookconfigurations` | `get`, `list`, `watch`, `create`, `patch`, `delete` |
+//! | the same | `apps` (own namespace) | `deployments` | `get` |
+//! | the same | `discovery.k8s.io` (own namespace) | `endpointslices` | `list` |
+//! | `--enableAnalysis` | the mesh's; `""`: `namespaces`, `nodes`, `pods`, `services`, `secrets`, `configmaps`; `apps`: `deployments`; `admissionregistration.k8s.io`: both kinds; `apiextensions.k8s.io`: `customresourcedefinitions`; `gateway.networking.k8s.io`: `gateways` | as named | `list`; what is refused is left out of the analysis |
+//! | `--enableAnalysis` | the mesh's | `*/status`, `*` | `patch` |
+//!
+//! The version of the API server and the lists of what it serves are open to every authenticated account.
 
-use proto_component::kubernetes::KubeArgs;
 use clap::{ArgAction, Args};
+use proto_component::kubernetes::KubeArgs;
 use std::path::PathBuf;
 
 /// Flags of `galley server` about Kubernetes.

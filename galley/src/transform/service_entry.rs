@@ -9,9 +9,7 @@ use crate::{
 };
 use backends::Backends;
 
-use k8s_openapi::{
-    api::core::v1::Service, apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use proto::istio::mcp::v1alpha1::{Metadata, Resource};
 use proto_mcp::snapshot::Collection;
 use proto_mesh::kubernetes::{self, Source};

@@ -99,7 +99,12 @@ impl Starting<'_> {
         };
         tracing::info!(target: "kubernetes", cluster = self.args.features.cluster_id, "source of services");
         let drain = &self.process.drain;
-        Ok(kubernetes::start(&client, options, self.updates.clone(), drain))
+        Ok(kubernetes::start(
+            &client,
+            options,
+            self.updates.clone(),
+            drain,
+        ))
     }
 
     fn start_config(&self, mesh: &MeshConfig, has_services: bool) -> anyhow::Result<Config> {

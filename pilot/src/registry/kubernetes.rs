@@ -42,11 +42,11 @@ const CHANGES: usize = 1024;
 /// What one of the watchers tells.
 #[derive(Debug)]
 enum Told {
-    Service(Change<Service>),
-    EndpointSlice(Change<EndpointSlice>),
-    Pod(Change<Pod>),
-    Node(Change<Node>),
-    Namespace(Change<Namespace>),
+    Service(Change<Box<Service>>),
+    EndpointSlice(Change<Box<EndpointSlice>>),
+    Pod(Change<Box<Pod>>),
+    Node(Change<Box<Node>>),
+    Namespace(Change<Box<Namespace>>),
 }
 
 /// What the registry is told at the start.
@@ -104,7 +104,7 @@ fn follow<K>(
     api: Api<K>,
     told: &mpsc::Sender<Told>,
     drain: &Drain,
-    wrap: impl Fn(Change<K>) -> Told + Send + 'static,
+    wrap: impl Fn(Change<Box<K>>) -> Told + Send + 'static,
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
@@ -117,7 +117,7 @@ fn follow<K>(
                 () = drain.signaled() => return,
             };
             let Some(change) = change else { return };
-            if told.send(wrap(change)).await.is_err() {
+            if told.send(wrap(change.map(Box::new))).await.is_err() {
                 return;
             }
         }

@@ -229,11 +229,8 @@ fn endpoint_percent(connection: &Connection) -> usize {
     let watched = connection
         .watched(ResourceType::Endpoint)
         .unwrap_or_default();
-    if watched.names.is_empty() {
-        0
-    } else {
-        watched.sent.len().min(watched.names.len()) * 100 / watched.names.len()
-    }
+    let asked = watched.asked.names().len();
+    watched.sent.len().min(asked) * 100 / asked.max(1)
 }
 
 fn describe_service(service: &Service) -> Value {
@@ -335,7 +332,7 @@ fn push_status(discovery: &Discovery) -> Value {
 fn describe_watch(watched: &Watched) -> Value {
     json!({
         "wildcard": watched.is_wildcard,
-        "names": watched.names.iter().map(AsRef::as_ref).collect::<Vec<&str>>(),
+        "names": watched.asked.names().iter().map(AsRef::as_ref).collect::<Vec<&str>>(),
         "sent": watched.sent.len(),
         "nonce_sent": watched.nonce_sent,
         "nonce_acked": watched.nonce_acked,
@@ -376,13 +373,8 @@ fn adsz(discovery: &Discovery) -> Value {
 fn names_by_connection(discovery: &Discovery, kind: ResourceType) -> Value {
     let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for connection in discovery.connections() {
-        let mut names: Vec<String> = connection
-            .watched(kind)
-            .unwrap_or_default()
-            .sent
-            .into_keys()
-            .map(|name| name.to_string())
-            .collect();
+        let sent = connection.watched(kind).unwrap_or_default().sent;
+        let mut names: Vec<String> = sent.names().map(ToString::to_string).collect();
         names.sort();
         all.insert(connection.id.clone(), names);
     }

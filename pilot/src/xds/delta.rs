@@ -2,35 +2,31 @@
 
 use std::collections::BTreeSet;
 
+use prost::Message as _;
 use proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
 };
 
 use super::discovery::Current;
+use super::frame::{Message, RESOURCES, open_field};
 use super::generate::generate;
 use super::name::{Name, Names};
 use super::push::PushRequest;
-use super::stream::{Form, Planned, Said, control_plane, names_to_push};
+use super::sent::Pools;
+use super::stream::{Form, Planned, control_plane, names_to_push};
 use super::watch::{Decision, Watched};
 use super::{Connection, ResourceType};
 use crate::networking::View;
+
+/// `resource` of a `Resource`.
+const RESOURCE: u32 = 2;
 
 /// The form.
 pub(super) enum Delta {}
 
 impl Form for Delta {
     type Request = DeltaDiscoveryRequest;
-    type Response = DeltaDiscoveryResponse;
     const IS_DELTA: bool = true;
-
-    fn said(request: &DeltaDiscoveryRequest) -> Said<'_> {
-        Said {
-            node: request.node.as_ref(),
-            type_url: &request.type_url,
-            nonce: &request.response_nonce,
-            error: request.error_detail.as_ref(),
-        }
-    }
 
     fn decide(
         watched: &mut Watched,
@@ -71,7 +67,10 @@ impl Form for Delta {
                     .collect();
                 planned
             }
-            None => increment(&view, current, watched, kind, watched.names.iter()),
+            None => {
+                let names = watched.asked.names().iter();
+                increment(&view, current, watched, kind, names)
+            }
         }
     }
 
@@ -99,17 +98,14 @@ impl Form for Delta {
                 // Clusters that are sent anew are warmed anew, and wait for their endpoints even if those are the same.
                 let sent = |name: &&Name| {
                     let mut resources = increment.resources.iter();
-                    watched.names.contains(*name)
+                    watched.asked.names().contains(*name)
                         && resources.all(|resource| resource.name != **name)
                 };
                 let missing: Vec<&Name> = warming.iter().filter(sent).collect();
                 let again = generate(&view, kind, missing.into_iter(), &current.cache);
                 increment.resources.extend(again);
             }
-            let has_removed = increment
-                .removed
-                .iter()
-                .any(|name| watched.sent.contains_key(name));
+            let has_removed = increment.removed.iter().any(|name| watched.sent.has(name));
             if !increment.resources.is_empty() || has_removed {
                 planned.push(increment);
             }
@@ -119,37 +115,35 @@ impl Form for Delta {
 
     fn respond(
         watched: &mut Watched,
-        planned: Planned,
+        planned: &Planned,
         current: &Current,
         number: u64,
-    ) -> DeltaDiscoveryResponse {
+        pools: &Pools,
+    ) -> Message {
         let version = current.push.version.to_string();
         let nonce = format!("{version}-{number}");
-        for name in &planned.removed {
-            watched.sent.remove(name);
-        }
-        watched.sent.extend(
-            planned
-                .resources
-                .iter()
-                .map(|resource| (resource.name.clone(), resource.hash)),
-        );
+        watched.sent.change(planned.sent(), &planned.removed, pools);
         watched.on_sent(&version, &nonce);
-        let resources = planned.resources.into_iter().map(|resource| Resource {
-            version: resource.version(),
-            resource: Some((*resource.any).clone()),
-            name: resource.name.to_string(),
-            ..Resource::default()
-        });
-        DeltaDiscoveryResponse {
+        let head = DeltaDiscoveryResponse {
             system_version_info: version,
-            resources: resources.collect(),
             type_url: planned.kind.url().to_owned(),
             removed_resources: planned.removed.iter().map(ToString::to_string).collect(),
             nonce,
             control_plane: Some(control_plane()),
             ..DeltaDiscoveryResponse::default()
-        }
+        };
+        Message::new(&head, &planned.resources, |resource, to| {
+            let head = Resource {
+                version: resource.version(),
+                name: resource.name.to_string(),
+                ..Resource::default()
+            };
+            let mut opening = Vec::with_capacity(head.encoded_len() + 8);
+            head.encode_raw(&mut opening);
+            open_field(RESOURCE, resource.body.len(), &mut opening);
+            open_field(RESOURCES, opening.len() + resource.body.len(), to);
+            to.append(&mut opening);
+        })
     }
 }
 
@@ -166,11 +160,11 @@ fn increment<'a>(
     let mut removed = Vec::new();
     if kind.is_wildcard() {
         let present: BTreeSet<&Name> = resources.iter().map(|resource| &resource.name).collect();
-        let known = watched.sent.keys().chain(&watched.names);
+        let known = watched.sent.names().chain(watched.asked.names());
         let gone: BTreeSet<&Name> = known.filter(|name| !present.contains(name)).collect();
         removed = gone.into_iter().cloned().collect();
     }
-    resources.retain(|resource| watched.sent.get(&resource.name) != Some(&resource.hash));
+    resources.retain(|resource| watched.sent.get(&resource.name) != Some(resource.hash));
     Planned {
         kind,
         resources,

@@ -7,9 +7,11 @@ use std::collections::HashMap;
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::{Message, Name as MessageName};
 use prost_types::Any;
+use proto::envoy::config::cluster::v3::Cluster;
 use xxhash_rust::xxh64::{Xxh64, xxh64};
 
 use super::ResourceType;
@@ -37,18 +39,37 @@ pub struct Generated {
     pub name: Name,
     /// Hash of its bytes: its version.
     pub hash: u64,
-    /// The resource.
-    pub any: Arc<Any>,
+    /// The resource as an encoded `Any`.
+    pub body: Bytes,
+    /// A cluster that gets its endpoints by EDS.
+    pub is_by_eds: bool,
 }
 
 impl Generated {
     fn new<T: Message + MessageName>(name: &str, message: &T) -> Self {
-        let any = proto::any::pack(message);
+        Generated::of(name, &proto::any::pack(message), false)
+    }
+
+    fn cluster(cluster: &Cluster) -> Self {
+        let is_by_eds = cluster.eds_cluster_config.is_some();
+        Generated::of(&cluster.name, &proto::any::pack(cluster), is_by_eds)
+    }
+
+    pub(super) fn of(name: &str, any: &Any, is_by_eds: bool) -> Self {
+        let body = any.encode_to_vec();
         Generated {
             name: name.into(),
-            hash: xxh64(&any.value, 0),
-            any: Arc::new(any),
+            hash: xxh64(&body, 0),
+            body: body.into(),
+            is_by_eds,
         }
+    }
+
+    /// The resource.
+    #[must_use]
+    pub fn any(&self) -> Any {
+        // It was encoded here.
+        Any::decode(self.body.clone()).unwrap_or_default()
     }
 
     /// The version on the wire.
@@ -99,17 +120,16 @@ impl Cache {
     ) -> Vec<Generated> {
         let key = (kind, class_of(view, kind));
         let class = Arc::clone(self.named.lock().entry(key).or_default());
+        // Held while they are made: others of the class would only make the same.
+        let mut class = class.lock();
         let mut found = Vec::new();
         for name in names {
-            let known = class.lock().get(name).cloned();
-            found.push(known.unwrap_or_else(|| {
-                let built = Generated {
-                    name: Arc::clone(name),
-                    ..build(name)
-                };
-                class.lock().insert(Arc::clone(name), built.clone());
-                built
-            }));
+            let known = class.entry(Arc::clone(name));
+            let built = known.or_insert_with(|| Generated {
+                name: Arc::clone(name),
+                ..build(name)
+            });
+            found.push(built.clone());
         }
         found
     }
@@ -167,19 +187,18 @@ pub fn generate<'a>(
     match kind {
         ResourceType::Cluster if view.proxy.is_proxyless() => names
             .filter_map(|name| cluster::api(view, name))
-            .map(|cluster| Generated::new(&cluster.name, &cluster))
+            .map(|cluster| Generated::cluster(&cluster))
             .collect(),
         ResourceType::Cluster => {
-            let encode = |cluster: &_| {
-                let cluster: &proto::envoy::config::cluster::v3::Cluster = cluster;
-                Generated::new(&cluster.name, cluster)
-            };
             let shared = cache.list(view, kind, || {
-                cluster::shared(view).iter().map(encode).collect()
+                cluster::shared(view)
+                    .iter()
+                    .map(Generated::cluster)
+                    .collect()
             });
             let own = cluster::own(view);
             own.iter()
-                .map(encode)
+                .map(Generated::cluster)
                 .chain(shared.iter().cloned())
                 .collect()
         }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::sent::Pools;
+
 /// The name of a resource.
 pub type Name = Arc<str>;
 
@@ -12,6 +14,8 @@ pub type Name = Arc<str>;
 #[derive(Debug, Default)]
 pub struct Names {
     known: Mutex<Known>,
+    /// What streams have in common.
+    pub(super) pools: Pools,
 }
 
 #[derive(Debug, Default)]

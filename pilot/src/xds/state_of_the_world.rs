@@ -6,10 +6,12 @@ use std::collections::BTreeSet;
 use proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 
 use super::discovery::Current;
+use super::frame::{Message, RESOURCES, open_field};
 use super::generate::{generate, version_text};
 use super::name::{Name, Names};
 use super::push::PushRequest;
-use super::stream::{Form, Planned, Said, changed, control_plane, names_to_push};
+use super::sent::Pools;
+use super::stream::{Form, Planned, changed, control_plane, names_to_push};
 use super::watch::{Decision, Watched};
 use super::{Connection, ResourceType};
 use crate::networking::View;
@@ -19,17 +21,7 @@ pub(super) enum StateOfTheWorld {}
 
 impl Form for StateOfTheWorld {
     type Request = DiscoveryRequest;
-    type Response = DiscoveryResponse;
     const IS_DELTA: bool = false;
-
-    fn said(request: &DiscoveryRequest) -> Said<'_> {
-        Said {
-            node: request.node.as_ref(),
-            type_url: &request.type_url,
-            nonce: &request.response_nonce,
-            error: request.error_detail.as_ref(),
-        }
-    }
 
     fn decide(
         watched: &mut Watched,
@@ -55,7 +47,9 @@ impl Form for StateOfTheWorld {
                 generate(&view, kind, names.iter(), &current.cache)
             }
             // Listeners and clusters are always sent whole.
-            (_, Some(watched)) => generate(&view, kind, watched.names.iter(), &current.cache),
+            (_, Some(watched)) => {
+                generate(&view, kind, watched.asked.names().iter(), &current.cache)
+            }
             (_, None) => Vec::new(),
         };
         if let Some(watched) = watched {
@@ -100,7 +94,7 @@ impl Form for StateOfTheWorld {
                 resources.retain(|resource| {
                     let is_warming =
                         kind == ResourceType::Endpoint && warming.contains(&resource.name);
-                    is_warming || watched.sent.get(&resource.name) != Some(&resource.hash)
+                    is_warming || watched.sent.get(&resource.name) != Some(resource.hash)
                 });
                 if resources.is_empty() {
                     continue;
@@ -117,42 +111,28 @@ impl Form for StateOfTheWorld {
 
     fn respond(
         watched: &mut Watched,
-        planned: Planned,
+        planned: &Planned,
         _: &Current,
         number: u64,
-    ) -> DiscoveryResponse {
+        pools: &Pools,
+    ) -> Message {
         if planned.kind.is_wildcard() {
-            watched.sent.clear();
+            watched.sent.replace(planned.sent(), pools);
+        } else {
+            watched.sent.change(planned.sent(), &[], pools);
         }
-        watched.sent.extend(
-            planned
-                .resources
-                .iter()
-                .map(|resource| (resource.name.clone(), resource.hash)),
-        );
-        let version = version_of(watched);
+        let version = version_text(watched.sent.fingerprint());
         let nonce = format!("{version}-{number}");
         watched.on_sent(&version, &nonce);
-        DiscoveryResponse {
+        let head = DiscoveryResponse {
             version_info: version,
-            resources: planned
-                .resources
-                .into_iter()
-                .map(|resource| (*resource.any).clone())
-                .collect(),
             type_url: planned.kind.url().to_owned(),
             nonce,
             control_plane: Some(control_plane()),
             ..DiscoveryResponse::default()
-        }
+        };
+        Message::new(&head, &planned.resources, |resource, to| {
+            open_field(RESOURCES, resource.body.len(), to);
+        })
     }
-}
-
-/// A version of everything the proxy has of a type, whatever the order.
-fn version_of(watched: &Watched) -> String {
-    let all = watched.sent.iter().map(|(name, hash)| {
-        let name = xxhash_rust::xxh64::xxh64(name.as_bytes(), 0);
-        (name ^ hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-    });
-    version_text(all.fold(watched.sent.len() as u64, u64::wrapping_add))
 }

@@ -2,22 +2,24 @@
 //!
 //! [`super::state_of_the_world`] and [`super::delta`] say how requests are read and responses written.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::envoy::config::cluster::v3::Cluster;
 use proto::envoy::config::core::v3::{ControlPlane, Node};
+use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use proto_component::drain::Drain;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_stream::StreamExt as _;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use super::discovery::{Current, Registered};
+use super::frame::{Message, Requests};
 use super::generate::Generated;
 use super::name::{Name, Names};
 use super::push::PushRequest;
 use super::resource_type::TYPES;
+use super::sent::Pools;
 use super::watch::{Decision, Watched};
 use super::{Connection, Discovery, ResourceType};
 use crate::model::proxy::InvalidNode;
@@ -31,7 +33,7 @@ const WARMING: Duration = Duration::from_secs(3);
 pub(super) const OUTGOING: usize = 2;
 
 /// The way to the proxy.
-pub(super) type Outgoing<T> = mpsc::Sender<Result<T, Status>>;
+pub(super) type Outgoing = mpsc::Sender<Result<Message, Status>>;
 
 /// What ends streams besides their client.
 #[derive(Clone, Debug)]
@@ -50,14 +52,32 @@ pub(super) struct Said<'a> {
     pub(super) error: Option<&'a proto::google::rpc::Status>,
 }
 
+/// A request, in whichever form.
+pub(super) trait Request: prost::Message + Default + 'static {
+    fn said(&self) -> Said<'_>;
+}
+
+macro_rules! requests {
+    ($($request:ty)*) => {
+        $(impl Request for $request {
+            fn said(&self) -> Said<'_> {
+                Said {
+                    node: self.node.as_ref(),
+                    type_url: &self.type_url,
+                    nonce: &self.response_nonce,
+                    error: self.error_detail.as_ref(),
+                }
+            }
+        })*
+    };
+}
+requests!(DiscoveryRequest DeltaDiscoveryRequest);
+
 /// One form of the protocol.
 pub(super) trait Form: Send + Sync + 'static {
-    type Request: Send + 'static;
-    type Response: Send + 'static;
+    type Request: Request;
     /// Responses hold increments.
     const IS_DELTA: bool;
-
-    fn said(request: &Self::Request) -> Said<'_>;
 
     /// Takes a request in.
     fn decide(
@@ -87,10 +107,11 @@ pub(super) trait Form: Send + Sync + 'static {
     /// Takes down what is sent, and writes the response.
     fn respond(
         watched: &mut Watched,
-        planned: Planned,
+        planned: &Planned,
         current: &Current,
         number: u64,
-    ) -> Self::Response;
+        pools: &Pools,
+    ) -> Message;
 }
 
 /// What is to be sent of one type.
@@ -99,6 +120,14 @@ pub(super) struct Planned {
     pub(super) resources: Vec<Generated>,
     /// Names of what is gone.
     pub(super) removed: Vec<Name>,
+}
+
+impl Planned {
+    /// Names and hashes of the resources.
+    pub(super) fn sent(&self) -> impl Iterator<Item = (Name, u64)> + Clone {
+        let resources = self.resources.iter();
+        resources.map(|resource| (Arc::clone(&resource.name), resource.hash))
+    }
 }
 
 /// Listeners and routes that wait until the clusters they may lead to are warm.
@@ -123,7 +152,7 @@ impl Held {
             && self
                 .clusters
                 .iter()
-                .all(|name| endpoints.is_some_and(|endpoints| endpoints.sent.contains_key(name)))
+                .all(|name| endpoints.is_some_and(|endpoints| endpoints.sent.has(name)))
     }
 }
 
@@ -133,8 +162,8 @@ struct Gone;
 /// Serves one stream; `only` restricts it to one type (the services for single types).
 pub(super) async fn serve<F: Form>(
     discovery: Arc<Discovery>,
-    mut requests: Streaming<F::Request>,
-    outgoing: Outgoing<F::Response>,
+    mut requests: Requests<F::Request>,
+    outgoing: Outgoing,
     only: Option<ResourceType>,
     limits: StreamLimits,
 ) {
@@ -144,7 +173,7 @@ pub(super) async fn serve<F: Form>(
         Ok(_) => return,
         Err(_) => return refuse(&outgoing, Status::deadline_exceeded("no request came")).await,
     };
-    let node = F::said(&first).node.ok_or(InvalidNode::Missing);
+    let node = first.said().node.ok_or(InvalidNode::Missing);
     let proxy = match node.and_then(Proxy::try_from) {
         Ok(proxy) => proxy,
         Err(error) => {
@@ -160,11 +189,12 @@ pub(super) async fn serve<F: Form>(
         only,
         responses: 0,
         held: None,
+        form: PhantomData,
     };
     stream.run(first, requests, limits).await;
 }
 
-async fn refuse<T>(outgoing: &Outgoing<T>, status: Status) {
+async fn refuse(outgoing: &Outgoing, status: Status) {
     // A client that is gone needs no reason.
     let _ = outgoing.send(Err(status)).await;
 }
@@ -183,17 +213,18 @@ async fn end_of(limits: StreamLimits) {
 struct Stream<F: Form> {
     discovery: Arc<Discovery>,
     registered: Registered,
-    outgoing: Outgoing<F::Response>,
+    outgoing: Outgoing,
     only: Option<ResourceType>,
     responses: u64,
     held: Option<Held>,
+    form: PhantomData<fn() -> F>,
 }
 
 impl<F: Form> Stream<F> {
     async fn run(
         mut self,
         first: F::Request,
-        mut requests: Streaming<F::Request>,
+        mut requests: Requests<F::Request>,
         limits: StreamLimits,
     ) {
         let connection = Arc::clone(&self.registered.connection);
@@ -243,7 +274,7 @@ impl<F: Form> Stream<F> {
 
     async fn on_request(&mut self, request: &F::Request) -> Result<(), Gone> {
         let connection = Arc::clone(&self.registered.connection);
-        let said = F::said(request);
+        let said = request.said();
         let kind = match (ResourceType::from_url(said.type_url), self.only) {
             (Some(kind), None) => kind,
             (Some(kind), Some(only)) if kind == only => kind,
@@ -358,8 +389,9 @@ impl<F: Form> Stream<F> {
             } else {
                 Vec::new()
             };
-            let response = F::respond(sent, planned, current, self.responses);
-            forget_endpoints(&mut watches, &clusters);
+            let pools = &self.discovery.names.pools;
+            let response = F::respond(sent, &planned, current, self.responses, pools);
+            forget_endpoints(&mut watches, &clusters, pools);
             response
         };
         self.deliver(kind, response).await?;
@@ -373,7 +405,7 @@ impl<F: Form> Stream<F> {
     }
 
     /// Hands a response to the proxy's stream within the send deadline.
-    async fn deliver(&self, kind: ResourceType, response: F::Response) -> Result<(), Gone> {
+    async fn deliver(&self, kind: ResourceType, response: Message) -> Result<(), Gone> {
         let metrics = &self.discovery.metrics;
         let patience = self.discovery.features.send_timeout;
         match tokio::time::timeout(patience, self.outgoing.send(Ok(response))).await {
@@ -399,13 +431,12 @@ impl<F: Form> Stream<F> {
 fn new_clusters(connection: &Connection, planned: &Planned) -> Vec<Name> {
     let watches = connection.watches.lock();
     let known = watches[ResourceType::Cluster.index()].as_ref();
-    let is_new =
-        |resource: &&Generated| known.is_some_and(|known| !known.sent.contains_key(&resource.name));
-    let by_eds = |resource: &&Generated| {
-        proto::any::unpack::<Cluster>(&resource.any)
-            .is_ok_and(|cluster| cluster.eds_cluster_config.is_some())
-    };
-    let new = planned.resources.iter().filter(is_new).filter(by_eds);
+    let is_new = |resource: &&Generated| known.is_some_and(|known| !known.sent.has(&resource.name));
+    let by_eds = planned
+        .resources
+        .iter()
+        .filter(|resource| resource.is_by_eds);
+    let new = by_eds.filter(is_new);
     new.map(|resource| Arc::clone(&resource.name)).collect()
 }
 
@@ -464,7 +495,7 @@ pub(super) fn changed<'a>(
 ) -> impl Iterator<Item = &'a Generated> {
     resources
         .iter()
-        .filter(|resource| watched.sent.get(&resource.name) != Some(&resource.hash))
+        .filter(|resource| watched.sent.get(&resource.name) != Some(resource.hash))
 }
 
 /// The names of a type whose resources may have changed.
@@ -474,16 +505,14 @@ pub(super) fn names_to_push<'a>(
     request: &'a PushRequest,
 ) -> impl Iterator<Item = &'a Name> {
     let only_touched = kind == ResourceType::Endpoint && request.is_endpoints_only();
-    watched.names.iter().filter(move |name| {
+    watched.asked.names().iter().filter(move |name| {
         !only_touched || ClusterName::host_of(name).is_some_and(|host| request.hosts.contains(host))
     })
 }
 
 /// Endpoints of clusters that are new to the proxy count as not sent.
-fn forget_endpoints(watches: &mut [Option<Watched>; TYPES], clusters: &[Name]) {
+fn forget_endpoints(watches: &mut [Option<Watched>; TYPES], clusters: &[Name], pools: &Pools) {
     if let Some(endpoints) = watches[ResourceType::Endpoint.index()].as_mut() {
-        for name in clusters {
-            endpoints.sent.remove(name);
-        }
+        endpoints.sent.change(std::iter::empty(), clusters, pools);
     }
 }

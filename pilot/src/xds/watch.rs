@@ -1,17 +1,18 @@
 //! What one stream has asked for of one type, what it was sent, and what it said to that.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 
 use super::ResourceType;
 use super::name::{Name, Names};
+use super::sent::{Asked, Sent};
 
 /// The state of one type on one stream.
 #[derive(Clone, Debug, Default)]
 pub struct Watched {
     /// What was asked for by name.
-    pub names: BTreeSet<Name>,
+    pub asked: Asked,
     /// Everything was asked for.
     pub is_wildcard: bool,
     /// Nonce of the last response.
@@ -26,8 +27,8 @@ pub struct Watched {
     pub version_acked: String,
     /// Why the last response was refused.
     pub error: String,
-    /// Hashes of what was sent last, by name.
-    pub sent: HashMap<Name, u64>,
+    /// What was sent last.
+    pub sent: Sent,
 }
 
 /// What a request asks us to do.
@@ -53,17 +54,11 @@ impl Watched {
         request: &DiscoveryRequest,
         known: &Names,
     ) -> Decision {
-        let names: BTreeSet<Name> = request
-            .resource_names
-            .iter()
-            .filter(|name| *name != "*")
-            .map(|name| known.intern(name))
-            .collect();
         let is_first = request.response_nonce.is_empty() || self.nonce_sent.is_empty();
         if request.error_detail.is_none() && is_first {
             // The first request of the stream; a nonce can only be of an earlier stream.
             *self = Watched::default();
-            self.subscribe(kind, names, &request.resource_names);
+            self.subscribe(kind, &request.resource_names, known);
             return Decision::Respond;
         }
         if request.response_nonce != self.nonce_sent {
@@ -75,10 +70,15 @@ impl Watched {
             return Decision::Rejected;
         }
         self.accept(&request.response_nonce);
-        let added: BTreeSet<Name> = names.difference(&self.names).cloned().collect();
-        self.sent
-            .retain(|name, _| self.is_wildcard || names.contains(name));
-        self.names = names;
+        if self.asked.is(&request.resource_names) {
+            return Decision::Nothing;
+        }
+        let names = interned(&request.resource_names, known);
+        let added: BTreeSet<Name> = names.difference(self.asked.names()).cloned().collect();
+        if !self.is_wildcard {
+            self.sent.retain(|name| names.contains(name), &known.pools);
+        }
+        self.asked.set(names, &known.pools);
         if self.is_wildcard || added.is_empty() {
             Decision::Nothing
         } else {
@@ -109,42 +109,38 @@ impl Watched {
         }
         if is_first {
             // What the client has from an earlier stream; versions that are not ours only differ.
-            self.sent = request
-                .initial_resource_versions
-                .iter()
-                .map(|(name, version)| {
-                    (
-                        known.intern(name),
-                        u64::from_str_radix(version, 16).unwrap_or(0),
-                    )
-                })
-                .collect();
+            let versions = request.initial_resource_versions.iter();
+            let sent = versions.map(|(name, version)| {
+                let hash = u64::from_str_radix(version, 16).unwrap_or(0);
+                (known.intern(name), hash)
+            });
+            self.sent.replace(sent, &known.pools);
         }
-        for name in &request.resource_names_unsubscribe {
-            if name == "*" {
-                self.is_wildcard = false;
-            }
-            self.names.remove(name.as_str());
-            if !self.is_wildcard {
-                self.sent.remove(name.as_str());
-            }
+        let unsubscribed = &request.resource_names_unsubscribe;
+        if unsubscribed.iter().any(|name| name == "*") {
+            self.is_wildcard = false;
         }
-        let subscribed: BTreeSet<Name> = request
-            .resource_names_subscribe
-            .iter()
-            .filter(|name| *name != "*")
-            .map(|name| known.intern(name))
-            .collect();
+        if is_first {
+            self.subscribe(kind, &request.resource_names_subscribe, known);
+            return Decision::Respond;
+        }
+        let subscribed = interned(&request.resource_names_subscribe, known);
         let wants_all = request
             .resource_names_subscribe
             .iter()
             .any(|name| name == "*");
-        if is_first {
-            self.subscribe(kind, subscribed, &request.resource_names_subscribe);
-            return Decision::Respond;
+        if !subscribed.is_empty() || !unsubscribed.is_empty() {
+            let added = subscribed.iter().cloned();
+            self.asked.change(added, unsubscribed, &known.pools);
+        }
+        if !self.is_wildcard && !unsubscribed.is_empty() {
+            let gone: Vec<Name> = unsubscribed
+                .iter()
+                .map(|name| name.as_str().into())
+                .collect();
+            self.sent.change(std::iter::empty(), &gone, &known.pools);
         }
         self.is_wildcard |= wants_all;
-        self.names.extend(subscribed.iter().cloned());
         if wants_all {
             return Decision::Respond;
         }
@@ -152,16 +148,15 @@ impl Watched {
             return decision;
         }
         // Who asks again has lost what he had.
-        for name in &subscribed {
-            self.sent.remove(name);
-        }
+        let lost: Vec<Name> = subscribed.iter().cloned().collect();
+        self.sent.change(std::iter::empty(), &lost, &known.pools);
         Decision::RespondWith(subscribed)
     }
 
-    fn subscribe(&mut self, kind: ResourceType, names: BTreeSet<Name>, given: &[String]) {
+    fn subscribe(&mut self, kind: ResourceType, given: &[String], known: &Names) {
         self.is_wildcard =
             kind.is_wildcard() && (given.is_empty() || given.iter().any(|name| name == "*"));
-        self.names = names;
+        self.asked.set(interned(given, known), &known.pools);
     }
 
     fn accept(&mut self, nonce: &str) {
@@ -180,8 +175,13 @@ impl Watched {
     /// True when `name` is asked for.
     #[must_use]
     pub fn wants(&self, name: &str) -> bool {
-        self.is_wildcard || self.names.contains(name)
+        self.is_wildcard || self.asked.names().contains(name)
     }
+}
+
+fn interned(names: &[String], known: &Names) -> BTreeSet<Name> {
+    let named = names.iter().filter(|name| *name != "*");
+    named.map(|name| known.intern(name)).collect()
 }
 
 #[cfg(test)]
@@ -247,7 +247,7 @@ mod tests {
             ),
             Decision::Stale
         );
-        assert_eq!(watched.names, set(&["a", "b"]));
+        assert_eq!(*watched.asked.names(), set(&["a", "b"]));
     }
 
     #[test]
@@ -304,6 +304,6 @@ mod tests {
             watched.on_delta_request(ResourceType::Route, &less, false, &Names::default()),
             Decision::Nothing
         );
-        assert_eq!(watched.names, set(&["b"]));
+        assert_eq!(*watched.asked.names(), set(&["b"]));
     }
 }

@@ -53,13 +53,24 @@ async fn slice(api: &Api<EndpointSlice>, addresses: &[(&str, bool)]) {
 /// A node, a namespace, a service without a selector, its slice and its pod.
 async fn fill(client: &Client) -> Api<EndpointSlice> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let labels = json!({"topology.kubernetes.io/region": "eu", "topology.kubernetes.io/zone": "eu-1"});
+    let labels =
+        json!({"topology.kubernetes.io/region": "eu", "topology.kubernetes.io/zone": "eu-1"});
     apply(&nodes, "pilot-test", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "pilot-test", "labels": labels}})).await;
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    apply(&namespaces, NAMESPACE, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})).await;
+    apply(
+        &namespaces,
+        NAMESPACE,
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
+    )
+    .await;
     let services: Api<Service> = Api::namespaced(client.clone(), NAMESPACE);
-    apply(&services, "web", json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
-        "spec": {"ports": [{"name": "http", "port": 80, "targetPort": "web"}]}})).await;
+    apply(
+        &services,
+        "web",
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+        "spec": {"ports": [{"name": "http", "port": 80, "targetPort": "web"}]}}),
+    )
+    .await;
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     apply(&pods, "web-1", json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web-1", "labels": {"app": "web"}},
         "spec": {"nodeName": "pilot-test", "automountServiceAccountToken": false, "serviceAccountName": "seller",
@@ -89,7 +100,9 @@ async fn eventually(is_so: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.expect("in time");
+    tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("in time");
 }
 
 #[tokio::test]
@@ -106,7 +119,10 @@ async fn kubernetes_services_and_their_endpoints_are_served() {
         events: pilot.discovery.metrics.cluster_events.clone(),
     };
     let synced = kubernetes::start(&client, options, pilot.updates.clone(), &pilot.drain);
-    tokio::time::timeout(PATIENCE, synced).await.expect("in time").unwrap();
+    tokio::time::timeout(PATIENCE, synced)
+        .await
+        .expect("in time")
+        .unwrap();
     let has_service = || {
         let current = pilot.discovery.current();
         current.push.services.lookup(HOST, NAMESPACE).is_some()
@@ -128,18 +144,30 @@ async fn kubernetes_services_and_their_endpoints_are_served() {
     slice(&slices, &[("10.1.0.1", true), ("10.1.0.2", true)]).await;
     let response = stream.next().await;
     assert_eq!(response.type_url, ENDPOINT);
-    assert_eq!(places(&assignments(&response)[0]), ["10.1.0.1 eu/eu-1", "10.1.0.2 eu/eu-1"]);
+    assert_eq!(
+        places(&assignments(&response)[0]),
+        ["10.1.0.1 eu/eu-1", "10.1.0.2 eu/eu-1"]
+    );
     // The fast path: everything but the endpoints is the same.
     let after = pilot.discovery.current().push.services.all().as_ptr();
     assert_eq!(version, after);
 
     let services: Api<Service> = Api::namespaced(client.clone(), NAMESPACE);
-    services.delete("web", &DeleteParams::default()).await.unwrap();
+    services
+        .delete("web", &DeleteParams::default())
+        .await
+        .unwrap();
     eventually(|| !has_service()).await;
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let now = DeleteParams::default().grace_period(0);
     pods.delete("web-1", &now).await.unwrap();
-    slices.delete("web-1", &DeleteParams::default()).await.unwrap();
+    slices
+        .delete("web-1", &DeleteParams::default())
+        .await
+        .unwrap();
     let nodes: Api<Node> = Api::all(client);
-    nodes.delete("pilot-test", &DeleteParams::default()).await.unwrap();
+    nodes
+        .delete("pilot-test", &DeleteParams::default())
+        .await
+        .unwrap();
 }

@@ -77,6 +77,21 @@ pub enum Change<T> {
     Denied(String),
 }
 
+impl<T> Change<T> {
+    /// The same of another type.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Change<U> {
+        match self {
+            Change::Listing => Change::Listing,
+            Change::Object(object) => Change::Object(change(object)),
+            Change::Gone(object) => Change::Gone(change(object)),
+            Change::Listed => Change::Listed,
+            Change::Absent => Change::Absent,
+            Change::Failed(reason) => Change::Failed(reason),
+            Change::Denied(reason) => Change::Denied(reason),
+        }
+    }
+}
+
 /// Follows a kind for ever: a list in pages, then a watch that goes on from where it was (by bookmarks too), with back-off
 /// while the API server is away.
 pub fn watch<K>(api: Api<K>) -> impl Stream<Item = Change<K>> + Send

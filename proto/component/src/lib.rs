@@ -23,6 +23,7 @@
 pub mod args;
 pub mod backoff;
 pub mod drain;
+pub mod fetch;
 pub mod file_watcher;
 pub mod grpc;
 #[cfg(feature = "kubernetes")]

@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, PodSpec, PodStatus, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, PodSpec, PodStatus, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use prometheus::IntCounterVec;
 use proto::istio::mesh::v1alpha1::LabelSelector;
 use proto_component::kubernetes::Change;
-use proto_mesh::kubernetes::{NOT_READY_ENDPOINTS, Lookup, Settings, ip_of, metadata, service_entry, service_of, workload};
+use proto_mesh::kubernetes::{
+    Lookup, NOT_READY_ENDPOINTS, Settings, ip_of, metadata, service_entry, service_of, workload,
+};
 
 use super::Told;
 use super::namespaces::is_followed;
@@ -165,7 +167,9 @@ impl Objects {
     pub(super) fn take(&mut self, told: Told, events: &IntCounterVec) {
         match told {
             Told::Service(change) => {
-                let touched = self.services.take(keyed(change, outline_of_service), events);
+                let touched = self
+                    .services
+                    .take(keyed(change, outline_of_service), events);
                 self.dirty_services
                     .extend(touched.into_iter().map(|(named, _)| named));
             }
@@ -275,7 +279,11 @@ impl Objects {
         let (namespace, name) = named;
         if let Some((old, service)) = old.and_then(|old| Some((old, service_of(old)?))) {
             let service = (namespace.clone(), service.to_owned());
-            for address in old.endpoints.iter().flat_map(|endpoint| &endpoint.addresses) {
+            for address in old
+                .endpoints
+                .iter()
+                .flat_map(|endpoint| &endpoint.addresses)
+            {
                 unmention(&mut self.services_at, address, &service);
             }
             if let Some(slices) = self.slices_of.get_mut(&service) {
@@ -289,7 +297,11 @@ impl Objects {
         let new = self.slices.objects.get(named);
         if let Some((new, service)) = new.and_then(|new| Some((new, service_of(new)?))) {
             let service = (namespace.clone(), service.to_owned());
-            for address in new.endpoints.iter().flat_map(|endpoint| &endpoint.addresses) {
+            for address in new
+                .endpoints
+                .iter()
+                .flat_map(|endpoint| &endpoint.addresses)
+            {
                 let mentions = self.services_at.entry(address.clone()).or_default();
                 *mentions.entry(service.clone()).or_default() += 1;
             }
@@ -369,24 +381,15 @@ impl Lookup for Objects {
 }
 
 /// A change with the object's name, and of the object what is kept.
-fn keyed<K: Resource, T>(change: Change<K>, keep: impl Fn(K) -> T) -> Change<(Named, T)> {
-    let named = |object: K| {
+fn keyed<K: Resource, T>(change: Change<Box<K>>, keep: impl Fn(K) -> T) -> Change<(Named, T)> {
+    change.map(|object| {
         let meta = object.meta();
         let named = (
             meta.namespace.clone().unwrap_or_default(),
             meta.name.clone().unwrap_or_default(),
         );
-        (named, keep(object))
-    };
-    match change {
-        Change::Listing => Change::Listing,
-        Change::Object(object) => Change::Object(named(object)),
-        Change::Gone(object) => Change::Gone(named(object)),
-        Change::Listed => Change::Listed,
-        Change::Absent => Change::Absent,
-        Change::Failed(reason) => Change::Failed(reason),
-        Change::Denied(reason) => Change::Denied(reason),
-    }
+        (named, keep(*object))
+    })
 }
 
 /// Of a service all but who manages which field.

@@ -25,7 +25,7 @@ pub(super) fn build(
     let make = |kind: ResourceType| {
         let names = connection
             .watched(kind)
-            .map(|watched| watched.names)
+            .map(|watched| watched.asked.names().clone())
             .unwrap_or_default();
         generate(&view, kind, names.iter(), &current.cache)
     };
@@ -66,7 +66,7 @@ pub(super) fn build(
 fn cluster(resource: &Generated) -> DynamicCluster {
     DynamicCluster {
         version_info: resource.version(),
-        cluster: Some((*resource.any).clone()),
+        cluster: Some(resource.any()),
         ..DynamicCluster::default()
     }
 }
@@ -75,7 +75,7 @@ fn listener(resource: &Generated) -> DynamicListener {
     DynamicListener {
         active_state: Some(DynamicListenerState {
             version_info: resource.version(),
-            listener: Some((*resource.any).clone()),
+            listener: Some(resource.any()),
             ..DynamicListenerState::default()
         }),
         name: resource.name.to_string(),
@@ -86,7 +86,7 @@ fn listener(resource: &Generated) -> DynamicListener {
 fn route(resource: &Generated) -> DynamicRouteConfig {
     DynamicRouteConfig {
         version_info: resource.version(),
-        route_config: Some((*resource.any).clone()),
+        route_config: Some(resource.any()),
         ..DynamicRouteConfig::default()
     }
 }
@@ -94,7 +94,7 @@ fn route(resource: &Generated) -> DynamicRouteConfig {
 fn endpoint(resource: &Generated) -> DynamicEndpointConfig {
     DynamicEndpointConfig {
         version_info: resource.version(),
-        endpoint_config: Some((*resource.any).clone()),
+        endpoint_config: Some(resource.any()),
         ..DynamicEndpointConfig::default()
     }
 }

@@ -94,12 +94,7 @@ pub fn source<'a, L: Lookup>(lookup: &'a L, namespace: &str, service: &str) -> S
 }
 
 /// What is behind `service`.
-pub(super) fn find<L: Lookup>(
-    lookup: &L,
-    service: &Service,
-    namespace: &str,
-    name: &str,
-) -> Found {
+pub(super) fn find<L: Lookup>(lookup: &L, service: &Service, namespace: &str, name: &str) -> Found {
     let join = Join { lookup, namespace };
     let addresses = match source(lookup, namespace, name) {
         Source::Slices(slices) => join.addresses_of_slices(&slices),

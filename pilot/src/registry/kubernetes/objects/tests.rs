@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value, reason = "json! makes values")]
+
 use prometheus::Opts;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -38,7 +40,9 @@ impl Cluster {
 
     fn service(&mut self, name: &str, spec: Value) {
         let meta = json!({"name": name, "namespace": "shop"});
-        self.take(Told::Service(Change::Object(object(json!({"metadata": meta, "spec": spec})))));
+        self.take(Told::Service(Change::Object(object(
+            json!({"metadata": meta, "spec": spec}),
+        ))));
     }
 
     fn slice(&mut self, service: &str, endpoints: Value) {
@@ -73,7 +77,9 @@ impl Cluster {
     fn told(&mut self) -> (String, String) {
         let updates = self.objects.updates();
         match &updates[..] {
-            [Update::ClusterServices(services), Update::Pods(pods)] => (names(services), names(pods)),
+            [Update::ClusterServices(services), Update::Pods(pods)] => {
+                (names(services), names(pods))
+            }
             [] => Default::default(),
             other => panic!("{other:?}"),
         }
@@ -91,7 +97,10 @@ impl Cluster {
         let not_ready = service.meta.annotation(NOT_READY_ENDPOINTS).unwrap_or("-");
         let endpoints = service.spec.endpoints.iter().map(|endpoint| {
             let port = endpoint.ports.get("http").copied().unwrap_or(0);
-            format!("{}:{port} {} {}", endpoint.address, endpoint.service_account, endpoint.locality)
+            format!(
+                "{}:{port} {} {}",
+                endpoint.address, endpoint.service_account, endpoint.locality
+            )
         });
         endpoints.chain([not_ready.to_owned()]).collect()
     }
@@ -104,7 +113,7 @@ fn settings(trust_domain: &str) -> Settings {
     }
 }
 
-fn object<K: DeserializeOwned>(value: Value) -> K {
+fn object<K: DeserializeOwned>(value: Value) -> Box<K> {
     serde_json::from_value(value).unwrap()
 }
 
@@ -125,7 +134,11 @@ fn services_are_joined_with_slices_pods_and_nodes() {
             {"addresses": ["10.1.0.2"], "conditions": {"ready": false}},
         ]),
     );
-    let told = ["10.1.0.1:8080 seller eu/eu-1/rack1", "10.1.0.2:8080  ", "10.1.0.2:8080"];
+    let told = [
+        "10.1.0.1:8080 seller eu/eu-1/rack1",
+        "10.1.0.2:8080  ",
+        "10.1.0.2:8080",
+    ];
     assert_eq!(cluster.endpoints(), told);
 }
 
@@ -137,7 +150,10 @@ fn a_change_is_told_of_what_it_touches_only() {
     cluster.slice("reviews", json!([{"addresses": ["10.1.0.1"]}]));
     cluster.slice("ratings", json!([{"addresses": ["10.1.0.2"]}]));
     cluster.pod("reviews-v1", "10.1.0.1", json!({}));
-    assert_eq!(cluster.told(), ("ratings reviews".into(), "reviews-v1".into()));
+    assert_eq!(
+        cluster.told(),
+        ("ratings reviews".into(), "reviews-v1".into())
+    );
     // The same again, as after a new list.
     cluster.pod("reviews-v1", "10.1.0.1", json!({}));
     cluster.slice("ratings", json!([{"addresses": ["10.1.0.2"]}]));
@@ -151,7 +167,10 @@ fn a_change_is_told_of_what_it_touches_only() {
     cluster.pod("ratings-v1", "10.1.0.2", json!({}));
     assert_eq!(cluster.told(), (String::new(), "ratings-v1".into()));
     cluster.node("eu-2");
-    assert_eq!(cluster.told(), ("ratings reviews".into(), "ratings-v1 reviews-v1".into()));
+    assert_eq!(
+        cluster.told(),
+        ("ratings reviews".into(), "ratings-v1 reviews-v1".into())
+    );
 }
 
 #[test]

@@ -1,0 +1,197 @@
+//! A simulated proxy: asks for everything, accepts everything, and tells how far it is. Of responses it reads no more than it needs:
+//! what it costs is not Pilot's.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use prost::Message;
+use proto::envoy::config::cluster::v3::Cluster;
+use proto::envoy::config::core::v3::Node;
+use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use proto::type_url::{CLUSTER, ENDPOINT, LISTENER, ROUTE};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::client::Grpc;
+use tonic::transport::Channel;
+use tonic::{Request, Streaming};
+use tonic_prost::ProstCodec;
+
+use super::Args;
+use super::config::namespace;
+
+/// The types in the order in which they are asked for.
+const TYPES: [&str; 4] = [CLUSTER, ENDPOINT, LISTENER, ROUTE];
+const WORLD: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+const INCREMENTS: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+
+/// How often each type has been answered, and when last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Progress {
+    pub(super) counts: [u32; 4],
+    pub(super) last: Option<Instant>,
+}
+
+/// What both forms' responses have in common.
+#[derive(Clone, PartialEq, Message)]
+struct Response {
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    resources: Vec<Bytes>,
+    #[prost(string, tag = "4")]
+    type_url: String,
+    #[prost(string, tag = "5")]
+    nonce: String,
+}
+
+/// A request of one of the forms.
+trait Form: Message + 'static {
+    const PATH: &'static str;
+    /// An acknowledgement names what is followed again.
+    const REPEATS_NAMES: bool;
+
+    fn new(node: &Node, type_url: &str, names: &[String], nonce: &str) -> Self;
+}
+
+impl Form for DiscoveryRequest {
+    const PATH: &'static str = WORLD;
+    const REPEATS_NAMES: bool = true;
+
+    fn new(node: &Node, type_url: &str, names: &[String], nonce: &str) -> Self {
+        DiscoveryRequest {
+            node: Some(node.clone()),
+            type_url: type_url.to_owned(),
+            resource_names: names.to_vec(),
+            response_nonce: nonce.to_owned(),
+            ..DiscoveryRequest::default()
+        }
+    }
+}
+
+impl Form for DeltaDiscoveryRequest {
+    const PATH: &'static str = INCREMENTS;
+    const REPEATS_NAMES: bool = false;
+
+    fn new(node: &Node, type_url: &str, names: &[String], nonce: &str) -> Self {
+        DeltaDiscoveryRequest {
+            node: Some(node.clone()),
+            type_url: type_url.to_owned(),
+            resource_names_subscribe: names.to_vec(),
+            response_nonce: nonce.to_owned(),
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+}
+
+fn node(args: &Args, index: usize) -> Node {
+    let namespace = namespace(index);
+    let place = index % args.services * args.endpoints;
+    let ip = format!(
+        "11.{}.{}.{}",
+        place / 62_500,
+        place / 250 % 250,
+        place % 250 + 1
+    );
+    Node {
+        id: format!("sidecar~{ip}~s{index}-1.{namespace}~{namespace}.svc.cluster.local"),
+        ..Node::default()
+    }
+}
+
+/// One proxy, until Pilot ends.
+pub(super) async fn run(
+    args: Args,
+    index: usize,
+    channel: Channel,
+    progress: watch::Sender<Progress>,
+) -> anyhow::Result<()> {
+    if args.delta {
+        follow::<DeltaDiscoveryRequest>(&args, index, channel, &progress).await
+    } else {
+        follow::<DiscoveryRequest>(&args, index, channel, &progress).await
+    }
+}
+
+async fn follow<F: Form>(
+    args: &Args,
+    index: usize,
+    channel: Channel,
+    progress: &watch::Sender<Progress>,
+) -> anyhow::Result<()> {
+    let node = node(args, index);
+    // Of each type what is asked for by name.
+    let names = [
+        Vec::new(),
+        clusters(args),
+        Vec::new(),
+        vec!["8080".to_owned()],
+    ];
+    let names = |kind: usize| names[kind].as_slice();
+    let (requests, outgoing) = mpsc::channel(16);
+    let ask = |kind: usize, names: &[String], nonce: &str| F::new(&node, TYPES[kind], names, nonce);
+    requests.send(ask(0, names(0), "")).await?;
+    let mut responses = open::<F>(channel, ReceiverStream::new(outgoing)).await?;
+    while let Some(response) = responses.next().await {
+        let response = response?;
+        let kind = TYPES.iter().position(|known| *known == response.type_url);
+        let kind = kind.context("a type that nobody asked for")?;
+        let is_first = progress.borrow().counts[kind] == 0;
+        if index == 0 && kind == 0 && is_first && F::REPEATS_NAMES {
+            check(names(1), &response.resources)?;
+        }
+        let again = if F::REPEATS_NAMES { names(kind) } else { &[] };
+        requests.send(ask(kind, again, &response.nonce)).await?;
+        if is_first && kind + 1 < TYPES.len() {
+            requests.send(ask(kind + 1, names(kind + 1), "")).await?;
+        }
+        progress.send_modify(|progress| {
+            progress.counts[kind] += 1;
+            progress.last = Some(Instant::now());
+        });
+    }
+    Ok(())
+}
+
+async fn open<F: Form>(
+    channel: Channel,
+    requests: ReceiverStream<F>,
+) -> anyhow::Result<Streaming<Response>> {
+    let mut client = Grpc::new(channel).max_decoding_message_size(usize::MAX);
+    client.ready().await?;
+    let codec = ProstCodec::<F, Response>::default();
+    let path = PathAndQuery::from_static(F::PATH);
+    let response = client
+        .streaming(Request::new(requests), path, codec)
+        .await?;
+    Ok(response.into_inner())
+}
+
+/// The clusters whose endpoints are asked for.
+fn clusters(args: &Args) -> Vec<String> {
+    let mut clusters = Vec::new();
+    for index in 0..args.services {
+        let host = format!("s{index}.{}.svc.cluster.local", namespace(index));
+        clusters.push(format!("outbound|8080||{host}"));
+        if index < args.destination_rules {
+            clusters.push(format!("outbound|8080|v1|{host}"));
+            clusters.push(format!("outbound|8080|v2|{host}"));
+        }
+    }
+    clusters
+}
+
+/// That Pilot has these clusters.
+fn check(clusters: &[String], resources: &[Bytes]) -> anyhow::Result<()> {
+    let mut known = std::collections::HashSet::new();
+    for resource in resources {
+        let any = prost_types::Any::decode(resource.clone())?;
+        known.insert(Cluster::decode(any.value.as_ref())?.name);
+    }
+    match clusters.iter().find(|name| !known.contains(*name)) {
+        Some(name) => bail!("Pilot has no cluster {name}"),
+        None => Ok(()),
+    }
+}
