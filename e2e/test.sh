@@ -68,7 +68,8 @@ prepare() {
         as_root apt-get update -qq && as_root apt-get install -y -qq "${packages[@]}" >/dev/null || return 1
     fi
     rustup component list --installed 2>/dev/null | grep -q clippy || rustup component add clippy rustfmt || return 1
-    ENVOY=$(e2e/envoy.sh) && export ENVOY
+    ENVOY=$(e2e/envoy.sh) && export ENVOY || return 1
+    GRPCIO=$(e2e/grpcio.sh) && export GRPCIO
 }
 
 lint() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
@@ -79,7 +80,7 @@ stages=("$@")
 named() { [[ " ${stages[*]} " == *" $1 "* ]]; }
 wanted() { [ ${#stages[@]} -eq 0 ] || named "$1"; }
 
-# The tests that ask for a real Envoy find it in $ENVOY.
+# The tests that ask for a real Envoy find it in $ENVOY, those that ask for gRPC's own xDS client in $GRPCIO.
 check "prepare" prepare
 wanted format && check "format" cargo fmt --all --check
 wanted lint && check "lint" lint
@@ -91,7 +92,7 @@ fi
 if wanted test; then
     tests "unit and integration tests" cargo test --workspace --locked --no-fail-fast
     # `scale` is a measurement, see e2e/bench/proxy_config.sh; `kubernetes` needs a cluster in $KUBECONFIG.
-    tests "tests that need root, curl, h2load or a real Envoy" \
+    tests "tests that need root, curl, h2load, grpcio or a real Envoy" \
         cargo test --workspace --locked --no-fail-fast --lib --bins --test it -- --ignored --skip scale --skip kubernetes --test-threads=1
 fi
 # Only when named: its cases are timed against a real Envoy, and one or two of 850 still vary on a busy machine.

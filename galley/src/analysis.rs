@@ -2,7 +2,7 @@
 //!
 //! [`input`] (files, a cluster, a running mesh) → [`object`] (read leniently: an object with mistakes is still looked at) →
 //! [`context`] (indexes over all of them) → [`analyzer`]s → [`message`]s → [`suppression`] → [`report`] (people, JSON, SARIF).
-//! [`status`] writes what is found back to a cluster's objects. `galley analyze` is [`command`]; `biremectl analyze` runs the same with the objects of a mesh on this machine.
+//! [`status`] writes what is found back to a cluster's objects; [`folder`] shows what is found in a running Galley's folder. `galley analyze` is [`command`]; `biremectl analyze` runs the same with the objects of a mesh on this machine.
 //!
 //! Codes, levels and their meaning are those of `istioctl analyze`. A new check is a file in [`analyzer`] and a row in its
 //! table; a new code is a row in [`message`].
@@ -10,6 +10,8 @@
 pub mod analyzer;
 pub mod command;
 pub mod context;
+pub mod folder;
+mod follow;
 pub mod input;
 pub mod message;
 pub mod object;

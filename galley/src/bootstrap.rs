@@ -1,7 +1,10 @@
 //! Builds the server's parts in the order of the data, takes the sockets, then starts everything.
 
 use crate::{
-    analysis::status,
+    analysis::{
+        folder::{self, Folder, Found},
+        status,
+    },
     args::ServerArgs,
     debug,
     event::{Event, SourceName},
@@ -61,7 +64,9 @@ pub async fn run(args: ServerArgs, process: Process) -> anyhow::Result<()> {
     let ready = process.readiness.condition("configuration");
     let view = Arc::new(ArcSwap::from_pointee(View::default()));
     let source = mcp_source(&args, &process)?;
-    let monitoring = debug::pages(Monitoring::new(&process), view.clone(), source.clone())
+    let found = Found::default();
+    let pages = Monitoring::new(&process);
+    let monitoring = debug::pages(pages, view.clone(), source.clone(), found.clone())
         .bind(&format!(":{}", args.monitoring_port), "--monitoringPort")
         .await?;
     let mcp = bind_mcp(&args).await?;
@@ -87,8 +92,13 @@ pub async fn run(args: ServerArgs, process: Process) -> anyhow::Result<()> {
     )
     .start(taken, drain.clone());
     source::mesh_file::watch(args.mesh_config_file.clone(), events.clone(), drain.clone());
-    if let Some(folder) = args.config_path.clone() {
-        source::file::watch(folder, events.clone(), drain.clone());
+    if let Some(path) = args.config_path.clone() {
+        source::file::watch(path.clone(), events.clone(), drain.clone());
+        if args.kubernetes.writes_status {
+            let mesh_config = args.mesh_config_file.clone();
+            let folder = Folder { path, mesh_config };
+            folder::keep(folder, &found, source.changes(), drain.clone());
+        }
     }
     let validation_metrics = ValidationMetrics::register(&process.registry)?;
     if let Some(kubernetes) = kubernetes {
@@ -119,7 +129,8 @@ struct Kubernetes {
 async fn kubernetes(args: &ServerArgs) -> anyhow::Result<Option<Kubernetes>> {
     let flags = &args.kubernetes;
     let is_source = flags.is_source(args.config_path.is_some());
-    if !is_source && !flags.registers_webhook && !flags.writes_status {
+    // Status is written to a cluster's objects; what a folder has is told otherwise.
+    if !is_source && !flags.registers_webhook {
         return Ok(None);
     }
     let client = flags.client.client().await;
@@ -154,7 +165,7 @@ impl Kubernetes {
             let name = flags.webhook_name.clone();
             registration::remove(self.client.clone(), name, drain.clone());
         }
-        if flags.writes_status {
+        if flags.writes_status && self.is_source {
             status::keep(self.client, source.changes(), drain.clone());
         }
     }

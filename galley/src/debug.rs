@@ -1,6 +1,7 @@
 //! Debug pages on the monitoring port: what is served, what is left out and why, who is subscribed.
 
 use crate::{
+    analysis::folder::Found,
     event::{Key, Origin},
     processor::View,
 };
@@ -25,7 +26,12 @@ struct Which {
 }
 
 /// Adds the pages.
-pub fn pages(monitoring: Monitoring, view: Arc<ArcSwap<View>>, source: Source) -> Monitoring {
+pub fn pages(
+    monitoring: Monitoring,
+    view: Arc<ArcSwap<View>>,
+    source: Source,
+    found: Found,
+) -> Monitoring {
     let (all, counts, rejected) = (view.clone(), view.clone(), view);
     monitoring
         .debug(
@@ -42,6 +48,11 @@ pub fn pages(monitoring: Monitoring, view: Arc<ArcSwap<View>>, source: Source) -
             "/debug/rejected",
             "objects that are left out, and why",
             get(async move || Json(rejected.load().rejected.clone())),
+        )
+        .debug(
+            "/debug/analysis",
+            "what --enableAnalysis has found in the folder",
+            get(async move || Json(found.rows())),
         )
         .debug(
             "/debug/sinks",

@@ -62,7 +62,8 @@ fn lines(messages: &[Message]) -> String {
     text
 }
 
-fn rows(messages: &[Message]) -> Vec<Value> {
+/// The messages as rows of JSON.
+pub(super) fn rows(messages: &[Message]) -> Vec<Value> {
     let row = |message: &Message| {
         let info = message.code.info();
         json!({

@@ -2,7 +2,7 @@
 //! `PassedAnalysis`. An object without messages is only touched if it had some.
 
 use super::{
-    Input, Level, Message, Object, analyze, analyzer::all, input::cluster,
+    Input, Level, Message, Object, analyze, analyzer::all, follow::follow, input::cluster,
     suppression::Suppressions,
 };
 use crate::schema;
@@ -11,57 +11,24 @@ use kube::{
     api::{ApiResource, DynamicObject, Patch, PatchParams},
     core::GroupVersionKind,
 };
-use proto_component::{backoff::Backoff, drain::Drain, task};
+use proto_component::drain::Drain;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 use tokio::sync::watch;
 
 /// The condition's type.
 const CONDITION: &str = "PassedAnalysis";
-/// The cluster is looked at no more often.
-const INTERVAL: Duration = Duration::from_secs(5);
-/// How long one look may take.
-const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Looks at the cluster after each change that `changes` tells, and writes what it finds; until the drain.
-pub fn keep<T: Send + Sync + 'static>(
-    client: Client,
-    mut changes: watch::Receiver<T>,
-    drain: Drain,
-) {
-    task::spawn("analysis-status", async move {
-        let mut backoff = Backoff::new(INTERVAL, Duration::from_secs(60));
-        loop {
-            changes.mark_unchanged();
-            let outcome = tokio::time::timeout(TIMEOUT, look(&client)).await;
-            let pause = match outcome {
-                Ok(Ok(count)) => {
-                    backoff.reset();
-                    if count > 0 {
-                        tracing::info!(target: "analysis", objects = count, "status written");
-                    }
-                    INTERVAL
-                }
-                Ok(Err(error)) => {
-                    let error = format!("{error:#}");
-                    tracing::warn!(target: "analysis", error, "cannot write status; trying again");
-                    changes.mark_changed();
-                    backoff.next_delay()
-                }
-                Err(_) => {
-                    tracing::warn!(target: "analysis", "looking at the cluster took too long; trying again");
-                    changes.mark_changed();
-                    backoff.next_delay()
-                }
-            };
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = drain.signaled() => return,
+pub fn keep<T: Send + Sync + 'static>(client: Client, changes: watch::Receiver<T>, drain: Drain) {
+    follow("analysis-status", changes, drain, move || {
+        let client = client.clone();
+        async move {
+            let written = look(&client).await?;
+            if written > 0 {
+                tracing::info!(target: "analysis", objects = written, "status written");
             }
-            tokio::select! {
-                changed = changes.changed() => if changed.is_err() { return },
-                () = drain.signaled() => return,
-            }
+            Ok(())
         }
     });
 }

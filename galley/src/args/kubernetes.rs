@@ -31,7 +31,8 @@ pub struct KubernetesArgs {
     /// kubeconfig is named, or no --configPath.
     #[arg(long = "enable-kubernetes", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub is_enabled: Option<bool>,
-    /// Analyze the cluster's configuration and write what is found to the objects' status.
+    /// Analyze the configuration after each change: what is found in a cluster is written to the objects' status, what is
+    /// found in the folder is on the page /debug/analysis, and in the log when it is new.
     #[arg(long = "enableAnalysis", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true")]
     pub writes_status: bool,
     /// Keep the ValidatingWebhookConfiguration in step with the CA's file.

@@ -27,6 +27,18 @@ fn body<T: prost::Message + prost::Name + Default>(state: &Collection, name: &st
 }
 
 #[tokio::test]
+async fn what_analysis_finds_in_the_folder_is_shown() {
+    let place = Place::new();
+    place.write("a.yaml", &route("reviews", "nobody-serves-this"));
+    let _galley = place.start_with(&["--enableAnalysis=true"]);
+    place
+        .until("/debug/analysis", |page| {
+            page.contains("IST0101") && page.contains("a.yaml")
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn files_are_served_and_changes_follow_soon() {
     let place = Place::new();
     place.write("routes.yaml", &route("reviews", "reviews"));

@@ -10,6 +10,10 @@ use proto::envoy::config::core::v3::Node;
 const MIXER_EXTENSION: &str = "mixer";
 /// Metadata key: where the workload listens for its proxy, if not on 127.0.0.1.
 const APPLICATION_ADDRESS: &str = "APPLICATION_ADDRESS";
+/// Every address.
+pub const ANY_IPV4: &str = "0.0.0.0";
+/// Every address, of IPv6.
+pub const ANY_IPV6: &str = "::";
 
 /// What a proxy is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,12 +104,12 @@ impl Proxy {
         !matches!(self.metadata_text("SDS"), Some("0" | "false"))
     }
 
-    /// Where the workload listens for its proxy: 127.0.0.1 unless the node says otherwise, as it does where pods share one
+    /// Where the workload listens for its proxy: the loopback address unless the node says otherwise, as it does where pods share one
     /// network and have a loopback address each.
     #[must_use]
     pub fn application_address(&self) -> &str {
         self.metadata_text(APPLICATION_ADDRESS)
-            .unwrap_or("127.0.0.1")
+            .unwrap_or_else(|| self.loopback())
     }
 
     /// True when the workload's inbound ports can be bound without taking them from the workload itself.
@@ -121,7 +125,41 @@ impl Proxy {
         if ip.is_loopback() && ip != IpAddr::V4(Ipv4Addr::LOCALHOST) {
             ip.to_string()
         } else {
-            "0.0.0.0".to_owned()
+            ANY_IPV4.to_owned()
+        }
+    }
+
+    /// Which families the workload has addresses of: IPv4, IPv6.
+    #[must_use]
+    pub fn families(&self) -> (bool, bool) {
+        let has_ipv4 = self.ips.iter().any(IpAddr::is_ipv4);
+        (has_ipv4, self.ips.iter().any(IpAddr::is_ipv6))
+    }
+
+    /// True when the proxy listens on both families. Not every proxy can, so the node says it.
+    #[must_use]
+    pub fn is_dual_stack(&self) -> bool {
+        self.families() == (true, true) && self.metadata_text("DUAL_STACK") == Some("true")
+    }
+
+    /// True when an endpoint there is of a family that the workload has; names are of any.
+    #[must_use]
+    pub fn can_reach(&self, address: &str) -> bool {
+        let (has_ipv4, has_ipv6) = self.families();
+        match address.parse() {
+            Ok(IpAddr::V4(_)) => has_ipv4,
+            Ok(IpAddr::V6(_)) => has_ipv6,
+            Err(_) => true,
+        }
+    }
+
+    /// The loopback address that the workload has for sure.
+    #[must_use]
+    pub fn loopback(&self) -> &'static str {
+        if self.families().0 {
+            "127.0.0.1"
+        } else {
+            "::1"
         }
     }
 

@@ -7,7 +7,7 @@ use proto::envoy::config::cluster::v3::{
     circuit_breakers::Thresholds,
     cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy},
 };
-use proto::envoy::config::core::v3::{BindConfig, Http2ProtocolOptions};
+use proto::envoy::config::core::v3::{BindConfig, ExtraSourceAddress, Http2ProtocolOptions};
 
 mod api;
 pub(super) mod inbound;
@@ -26,8 +26,9 @@ use super::{View, envoy_filter};
 use crate::model::name::{BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH};
 use crate::push_context::status::Metric;
 
-/// Source address of connections to the workload's own ports; interception lets it through.
+/// Source addresses of connections to the workload's own ports; interception lets them through.
 const INBOUND_SOURCE: &str = "127.0.0.6";
+const INBOUND_SOURCE_IPV6: &str = "::6";
 
 /// All clusters of a proxy, by name.
 #[must_use]
@@ -59,8 +60,19 @@ pub fn own(view: &View<'_>) -> Vec<Cluster> {
         return Vec::new();
     }
     let mut clusters = inbound::build(view);
-    let source = Some(INBOUND_SOURCE);
-    clusters.push(original_destination(view, INBOUND_PASSTHROUGH, source));
+    let (first, second) = match view.proxy.families() {
+        (false, true) => (INBOUND_SOURCE_IPV6, None),
+        _ if view.proxy.is_dual_stack() => (INBOUND_SOURCE, Some(INBOUND_SOURCE_IPV6)),
+        _ => (INBOUND_SOURCE, None),
+    };
+    let mut passthrough = original_destination(view, INBOUND_PASSTHROUGH, Some(first));
+    if let (Some(bind), Some(second)) = (&mut passthrough.upstream_bind_config, second) {
+        bind.extra_source_addresses.push(ExtraSourceAddress {
+            address: Some(socket(second, 0)),
+            ..ExtraSourceAddress::default()
+        });
+    }
+    clusters.push(passthrough);
     envoy_filter::cluster::apply(view, PatchContext::SidecarInbound, &mut clusters);
     deduplicate(view, clusters)
 }

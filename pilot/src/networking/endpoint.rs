@@ -57,8 +57,11 @@ pub fn build_for(
     let mut by_locality: BTreeMap<(&str, usize), Vec<&Arc<Endpoint>>> = BTreeMap::new();
     if let Some(labels) = labels {
         let endpoints = view.push.endpoints.of(&service.key()).iter();
-        for endpoint in endpoints.filter(|endpoint| endpoint.is_ready && endpoint.matches(&labels))
-        {
+        for endpoint in endpoints.filter(|endpoint| {
+            endpoint.is_ready
+                && endpoint.matches(&labels)
+                && view.proxy.can_reach(&endpoint.address)
+        }) {
             by_locality
                 .entry((
                     &endpoint.locality,

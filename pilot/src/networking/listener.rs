@@ -1,7 +1,8 @@
 //! LDS: for a sidecar `virtualInbound`, one listener for each outbound port or address, `virtualOutbound` and, where nothing
 //! is intercepted, the HTTP proxy; for a gateway one listener for each port of its servers.
 
-use proto::envoy::config::listener::v3::{Listener, ListenerFilter};
+use proto::envoy::config::core::v3::{Address, SocketAddress, address};
+use proto::envoy::config::listener::v3::{AdditionalAddress, Listener, ListenerFilter};
 use proto::envoy::extensions::filters::listener::{
     http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
     tls_inspector::v3::TlsInspector,
@@ -24,6 +25,7 @@ use proto::istio::networking::v1alpha3::envoy_filter::PatchContext;
 use self::outbound::Part;
 use super::wire::listener_filter;
 use super::{View, envoy_filter};
+use crate::model::proxy::{ANY_IPV4, ANY_IPV6};
 use crate::push_context::status::Metric;
 
 /// What http_inspector finds in plain HTTP.
@@ -44,6 +46,9 @@ pub fn shared(view: &View<'_>) -> Vec<Listener> {
         return Vec::new();
     }
     let mut listeners = outbound::build(view, Part::Shared);
+    listeners
+        .iter_mut()
+        .for_each(|listener| use_families(view, listener));
     envoy_filter::listener::apply(view, PatchContext::SidecarOutbound, &mut listeners, false);
     listeners
 }
@@ -53,16 +58,51 @@ pub fn shared(view: &View<'_>) -> Vec<Listener> {
 pub fn own(view: &View<'_>) -> Vec<Listener> {
     if view.proxy.is_router() {
         let mut listeners = gateway::build(view);
+        listeners
+            .iter_mut()
+            .for_each(|listener| use_families(view, listener));
         envoy_filter::listener::apply(view, PatchContext::Gateway, &mut listeners, true);
         return deduplicate(view, listeners);
     }
     let mut listeners = outbound::build(view, Part::Own);
     listeners.extend(virtual_listener::build(view));
+    listeners
+        .iter_mut()
+        .for_each(|listener| use_families(view, listener));
     envoy_filter::listener::apply(view, PatchContext::SidecarOutbound, &mut listeners, true);
     let mut inbound = inbound::build(view);
+    inbound
+        .iter_mut()
+        .for_each(|listener| use_families(view, listener));
     envoy_filter::listener::apply(view, PatchContext::SidecarInbound, &mut inbound, true);
     inbound.extend(listeners);
     deduplicate(view, inbound)
+}
+
+/// A listener for every address binds those of the families that the workload has.
+fn use_families(view: &View<'_>, listener: &mut Listener) {
+    let Some(address::Address::SocketAddress(socket)) =
+        (listener.address.as_mut()).and_then(|address| address.address.as_mut())
+    else {
+        return;
+    };
+    if socket.address != ANY_IPV4 {
+        return;
+    }
+    if !view.proxy.families().0 {
+        ANY_IPV6.clone_into(&mut socket.address);
+    } else if view.proxy.is_dual_stack() {
+        let second = SocketAddress {
+            address: ANY_IPV6.to_owned(),
+            ..socket.clone()
+        };
+        listener.additional_addresses.push(AdditionalAddress {
+            address: Some(Address {
+                address: Some(address::Address::SocketAddress(second)),
+            }),
+            ..AdditionalAddress::default()
+        });
+    }
 }
 
 fn deduplicate(view: &View<'_>, mut listeners: Vec<Listener>) -> Vec<Listener> {

@@ -24,6 +24,7 @@ const METADATA: &[&str] = &[
     "CLUSTER_ID",
     "DNS_AUTO_ALLOCATE",
     "DNS_CAPTURE",
+    "DUAL_STACK",
     "HTTP10",
     "NETWORK",
     "policy.istio.io/check",
@@ -141,6 +142,7 @@ fn class_of(view: &View<'_>, kind: ResourceType) -> u64 {
     let mut hasher = Xxh64::new(0);
     (&proxy.namespace, &proxy.dns_domain, &proxy.locality).hash(&mut hasher);
     (proxy.kind, proxy.interception, proxy.has_mixer).hash(&mut hasher);
+    proxy.families().hash(&mut hasher);
     Arc::as_ptr(&view.scope).addr().hash(&mut hasher);
     for key in METADATA {
         proxy.metadata_text(key).hash(&mut hasher);

@@ -1,12 +1,13 @@
 //! What a stream was sent last: a hash for each name. Streams that were sent the same share one copy, as nearly all do.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use xxhash_rust::xxh64::xxh64;
 
 use super::name::Name;
+use crate::model::ClusterName;
 
 type Hashes = HashMap<Name, u64>;
 
@@ -20,8 +21,21 @@ pub struct Sent {
 /// Names that were asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
-    names: Arc<BTreeSet<Name>>,
+    set: Arc<NameSet>,
     fingerprint: u64,
+}
+
+#[derive(Debug, Default)]
+struct NameSet {
+    names: BTreeSet<Name>,
+    /// Names of clusters by their host, once somebody looks for them.
+    by_host: OnceLock<HashMap<String, Vec<Name>>>,
+}
+
+impl PartialEq for NameSet {
+    fn eq(&self, other: &Self) -> bool {
+        self.names == other.names
+    }
 }
 
 /// What streams share, by fingerprint, as long as one of them has it.
@@ -62,7 +76,7 @@ impl<T: PartialEq> Pool<T> {
 #[derive(Debug, Default)]
 pub struct Pools {
     sent: Pool<Hashes>,
-    asked: Pool<BTreeSet<Name>>,
+    asked: Pool<NameSet>,
 }
 
 impl Sent {
@@ -162,28 +176,52 @@ impl Asked {
     /// The names alone.
     #[must_use]
     pub fn names(&self) -> &BTreeSet<Name> {
-        &self.names
+        &self.set.names
+    }
+
+    /// The names of clusters of these hosts.
+    pub fn of_hosts<'a>(
+        &'a self,
+        hosts: &'a BTreeSet<String>,
+    ) -> impl Iterator<Item = &'a Name> + 'a {
+        let by_host = self.set.by_host.get_or_init(|| {
+            let mut by_host: HashMap<String, Vec<Name>> = HashMap::new();
+            for name in &self.set.names {
+                let host = ClusterName::host_of(name).unwrap_or_default();
+                by_host
+                    .entry(host.to_owned())
+                    .or_default()
+                    .push(Arc::clone(name));
+            }
+            by_host
+        });
+        hosts.iter().filter_map(|host| by_host.get(host)).flatten()
     }
 
     /// True when these, each once, are the names.
     #[must_use]
     pub fn is(&self, names: &[String]) -> bool {
-        names.len() == self.names.len()
+        names.len() == self.names().len()
             && fingerprint_of(names.iter().map(String::as_str)) == self.fingerprint
     }
 
     /// These names from now on.
     pub fn set(&mut self, names: BTreeSet<Name>, pools: &Pools) {
         self.fingerprint = fingerprint_of(names.iter().map(AsRef::as_ref));
-        self.names = match pools.asked.get(self.fingerprint) {
-            Some(same) if *same == names => same,
-            _ => pools.asked.share(self.fingerprint, names),
+        self.set = match pools.asked.get(self.fingerprint) {
+            Some(same) if same.names == names => same,
+            _ => {
+                let by_host = OnceLock::new();
+                pools
+                    .asked
+                    .share(self.fingerprint, NameSet { names, by_host })
+            }
         };
     }
 
     /// These names too, without those.
     pub fn change(&mut self, added: impl Iterator<Item = Name>, removed: &[String], pools: &Pools) {
-        let mut names = (*self.names).clone();
+        let mut names = self.names().clone();
         names.extend(added);
         for name in removed {
             names.remove(name.as_str());
@@ -245,9 +283,20 @@ mod tests {
             &["c".to_owned()],
             &pools,
         );
-        assert!(Arc::ptr_eq(&first.names, &second.names));
+        assert!(Arc::ptr_eq(&first.set, &second.set));
         assert!(first.is(&["b".to_owned(), "a".to_owned()]));
         assert!(!first.is(&["b".to_owned()]) && !first.is(&["b".to_owned(), "c".to_owned()]));
         assert!(Asked::default().is(&[]));
+    }
+
+    #[test]
+    fn clusters_are_found_by_their_hosts() {
+        let pools = Pools::default();
+        let mut asked = Asked::default();
+        let names = ["outbound|80||a.x", "outbound|80|v1|a.x", "outbound|80||b.x"];
+        asked.set(names.into_iter().map(Name::from).collect(), &pools);
+        let hosts = BTreeSet::from(["a.x".to_owned(), "c.x".to_owned()]);
+        let found: Vec<&str> = asked.of_hosts(&hosts).map(AsRef::as_ref).collect();
+        assert_eq!(found, ["outbound|80|v1|a.x", "outbound|80||a.x"]);
     }
 }

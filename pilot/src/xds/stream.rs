@@ -22,8 +22,8 @@ use super::resource_type::TYPES;
 use super::sent::Pools;
 use super::watch::{Decision, Watched};
 use super::{Connection, Discovery, ResourceType};
+use crate::model::Proxy;
 use crate::model::proxy::InvalidNode;
-use crate::model::{ClusterName, Proxy};
 
 /// How long a new stream may take to say who it is.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
@@ -503,11 +503,12 @@ pub(super) fn names_to_push<'a>(
     watched: &'a Watched,
     kind: ResourceType,
     request: &'a PushRequest,
-) -> impl Iterator<Item = &'a Name> {
-    let only_touched = kind == ResourceType::Endpoint && request.is_endpoints_only();
-    watched.asked.names().iter().filter(move |name| {
-        !only_touched || ClusterName::host_of(name).is_some_and(|host| request.hosts.contains(host))
-    })
+) -> Box<dyn Iterator<Item = &'a Name> + 'a> {
+    if kind == ResourceType::Endpoint && request.is_endpoints_only() {
+        Box::new(watched.asked.of_hosts(&request.hosts))
+    } else {
+        Box::new(watched.asked.names().iter())
+    }
 }
 
 /// Endpoints of clusters that are new to the proxy count as not sent.

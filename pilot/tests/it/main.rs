@@ -6,5 +6,6 @@ mod ads;
 mod case;
 mod envoy;
 mod golden;
+mod grpc;
 mod kubernetes;
 mod mesh;

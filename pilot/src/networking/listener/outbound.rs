@@ -12,6 +12,7 @@ use proto::istio::networking::v1alpha3::{CaptureMode, L4MatchAttributes, TlsMatc
 use proto_mesh::host;
 
 use super::filter_chain::{chain, routed_tcp_proxy, service_tcp_proxy};
+use crate::model::proxy::ANY_IPV4;
 use crate::model::service::single_ip;
 use crate::model::{ClusterName, InterceptionMode, Protocol, Service, ServicePort};
 use crate::networking::wire::parse_cidr;
@@ -24,8 +25,8 @@ mod finish;
 
 use finish::finish;
 
-/// The address that stands for all.
-const ANY_ADDRESS: &str = "0.0.0.0";
+/// The address that stands for all; in the end it is that of the workload's family.
+const ANY_ADDRESS: &str = ANY_IPV4;
 
 /// What one listener has to carry.
 #[derive(Default)]
@@ -120,7 +121,7 @@ fn add_port(
         || view.proxy.interception == InterceptionMode::None;
     let bind = match (egress.bind.as_str(), is_bound) {
         ("", true) if view.proxy.ip().is_loopback() => view.proxy.ip().to_string(),
-        ("", true) => "127.0.0.1".to_owned(),
+        ("", true) => view.proxy.loopback().to_owned(),
         ("", false) => ANY_ADDRESS.to_owned(),
         (bind, _) => bind.to_owned(),
     };

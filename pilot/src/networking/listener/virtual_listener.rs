@@ -81,7 +81,7 @@ fn http_proxy(view: &View<'_>, port: u32) -> Listener {
     let bind = if ip.is_loopback() {
         ip.to_string()
     } else {
-        "127.0.0.1".to_owned()
+        view.proxy.loopback().to_owned()
     };
     let place = Place::HttpProxy(RouteSource::Rds(HTTP_PROXY));
     let manager = connection_manager(view, place, HTTP_PROXY);
