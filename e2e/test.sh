@@ -61,6 +61,8 @@ prepare() {
     command -v ps >/dev/null || packages+=(procps)
     command -v curl >/dev/null || packages+=(curl)
     command -v h2load >/dev/null || packages+=(nghttp2-client)
+    command -v redis-server >/dev/null || command -v valkey-server >/dev/null || packages+=(redis-server)
+    python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
     if [ ${#packages[@]} -gt 0 ]; then
         command -v apt-get >/dev/null || { echo "install these packages first: ${packages[*]}"; return 1; }
@@ -92,7 +94,7 @@ fi
 if wanted test; then
     tests "unit and integration tests" cargo test --workspace --locked --no-fail-fast
     # `scale` is a measurement, see e2e/bench/proxy_config.sh; `kubernetes` needs a cluster in $KUBECONFIG.
-    tests "tests that need root, curl, h2load, grpcio or a real Envoy" \
+    tests "tests that need root, curl, h2load, Redis, grpcio or a real Envoy" \
         cargo test --workspace --locked --no-fail-fast --lib --bins --test it -- --ignored --skip scale --skip kubernetes --test-threads=1
 fi
 # Only when named: its cases are timed against a real Envoy, and one or two of 850 still vary on a busy machine.

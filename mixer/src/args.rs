@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use proto_component::args::{LogArgs, parse_duration};
-use proto_component::tls::{ClientTls, PemFiles, ServerIdentity, TlsError};
+use proto_component::tls::{ClientAuth, ClientTls, PemFiles, ServerIdentity, ServerTls, TlsError};
 use proto_component::version::VersionArgs;
 
+use crate::attribute_args::AttributeArgs;
 use crate::load_shed::{Limits, Mode};
 
 /// Mixer: policy checks and telemetry of the mesh.
@@ -32,17 +33,68 @@ pub enum Action {
     Probe(ProbeArgs),
     /// Print the version.
     Version(VersionArgs),
-    /// Evaluate expressions from standard input.
-    #[command(hide = true)]
+    /// Evaluate an attribute expression.
     Eval(EvalArgs),
+    /// Ask a Mixer whether a request may pass.
+    Check(CheckArgs),
+    /// Report something to a Mixer.
+    Report(ClientArgs),
+}
+
+/// Flags of `check` and `report`.
+#[derive(Debug, Args)]
+pub struct ClientArgs {
+    /// Address of Mixer: HOST:PORT or unix:///PATH.
+    #[arg(short, long, default_value = "localhost:9091")]
+    pub mixer: String,
+    /// How long to wait for the answer.
+    #[arg(long, default_value = "5s", value_parser = parse_duration)]
+    pub timeout: Duration,
+    /// Use mutual TLS.
+    #[arg(long)]
+    pub tls: bool,
+    /// Certificates.
+    #[command(flatten)]
+    pub certificates: TlsArgs,
+    /// Attributes.
+    #[command(flatten)]
+    pub attributes: AttributeArgs,
+}
+
+/// Flags of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The call.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Quotas to charge: name=amount,…
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    pub quotas: String,
+    /// Less than the amount is better than nothing.
+    #[arg(long = "bestEffort")]
+    pub best_effort: bool,
+    /// Calls with the same id are charged once.
+    #[arg(long = "deduplicationId")]
+    pub deduplication_id: Option<String>,
 }
 
 /// Flags of `eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// A case a line, as JSON.
-    #[arg(long, required = true)]
+    /// The expression.
+    #[arg(
+        short,
+        long,
+        required_unless_present = "jsonl",
+        conflicts_with = "jsonl"
+    )]
+    pub expression: Option<String>,
+    /// Read cases from standard input instead, one a line, as JSON.
+    #[arg(long)]
     pub jsonl: bool,
+    /// Attributes.
+    #[command(flatten)]
+    pub attributes: AttributeArgs,
 }
 
 /// Flags of `probe`.
@@ -71,6 +123,12 @@ pub struct ServerArgs {
     /// Port on which the prometheus adapter serves the mesh's metrics.
     #[arg(long = "prometheusPort", default_value_t = 42422)]
     pub prometheus_port: u16,
+    /// Port of the gRPC service with mutual TLS, by the certificates below; 0: none.
+    #[arg(long = "securePort", default_value_t = 0)]
+    pub secure_port: u16,
+    /// A second port of metrics, health and debug pages, where older installations look for them (9093); 0: none.
+    #[arg(long = "selfMetricsPort", default_value_t = 0)]
+    pub self_metrics_port: u16,
     /// Largest request in bytes.
     #[arg(long = "maxMessageSize", default_value_t = 1 << 20)]
     pub max_message_size: usize,
@@ -100,7 +158,7 @@ pub struct ServerArgs {
     pub ignored: IgnoredArgs,
 }
 
-/// Certificates for mcps://.
+/// Certificates for mcps:// and for mutual TLS.
 #[derive(Clone, Debug, Args)]
 pub struct TlsArgs {
     /// Certificate chain.
@@ -204,6 +262,12 @@ impl TlsArgs {
     pub(crate) fn client(&self) -> Result<ClientTls, TlsError> {
         let files = PemFiles::new(&self.certificate, &self.key, Some(self.roots.clone()));
         ClientTls::from_files(files, ServerIdentity::Trusted, &["h2"])
+    }
+
+    /// TLS towards proxies, who must have a certificate.
+    pub(crate) fn server(&self) -> Result<ServerTls, TlsError> {
+        let files = PemFiles::new(&self.certificate, &self.key, Some(self.roots.clone()));
+        ServerTls::from_files(files, ClientAuth::Required, &["h2"])
     }
 }
 

@@ -5,6 +5,6 @@ mod bag;
 mod tracker;
 mod vocabulary;
 
-pub(crate) use bag::Bag;
+pub(crate) use bag::{Bag, OwnWords};
 pub(crate) use tracker::{Record, Tracker, Unrecorded};
 pub(crate) use vocabulary::{Slot, Vocabulary};

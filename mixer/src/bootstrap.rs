@@ -29,12 +29,14 @@ const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// A server whose ports are taken.
 pub struct Server {
     incoming: Incoming,
+    /// With mutual TLS.
+    secured: Option<Incoming>,
     routes: Routes,
     options: ServerOptions,
     grpc_metrics: GrpcMetrics,
     process: Process,
-    /// The ports taken: gRPC, monitoring, prometheus.
-    ports: [Option<u16>; 3],
+    /// The ports taken: gRPC, monitoring, prometheus, gRPC with mutual TLS.
+    ports: [Option<u16>; 4],
 }
 
 impl Server {
@@ -51,6 +53,8 @@ impl Server {
         let prometheus = Arc::new(Registry::default());
         let context = BuildContext {
             prometheus: prometheus.clone(),
+            dropped: metrics.dropped.clone(),
+            ..BuildContext::default()
         };
         let runtime = Runtime::new(context, metrics.clone(), &args.config_default_namespace);
         let table = runtime.table();
@@ -61,6 +65,14 @@ impl Server {
         let listener = Listener::bind_text(&address, flag).await?;
         let address = format!(":{}", args.prometheus_port);
         let scraped = Listener::bind_text(&address, "--prometheusPort").await?;
+        let secured = secured(args, process).await?;
+        if args.self_metrics_port != 0 {
+            let pages = Monitoring::new(process);
+            let pages = debug::pages(pages, table.clone(), status.clone());
+            let address = format!(":{}", args.self_metrics_port);
+            let pages = pages.bind(&address, "--selfMetricsPort").await?;
+            pages.start(process);
+        }
         let monitoring = debug::pages(Monitoring::new(process), table.clone(), status);
         let address = format!(":{}", args.monitoring_port);
         let monitoring = monitoring.bind(&address, "--monitoringPort").await?;
@@ -68,7 +80,13 @@ impl Server {
             proto_component::args::Address::Tcp(address) => Some(address.port()),
             proto_component::args::Address::Unix(_) => None,
         };
-        let ports = [listener.port(), monitoring_port, scraped.port()];
+        let (secured, secure_port) = secured.unzip();
+        let ports = [
+            listener.port(),
+            monitoring_port,
+            scraped.port(),
+            secure_port.flatten(),
+        ];
         monitoring.start(process);
         serve_prometheus(scraped, prometheus, process);
         probe::start(&args.probes, &process.readiness, &process.drain);
@@ -85,6 +103,7 @@ impl Server {
         let service = MixerServer::new(service).max_decoding_message_size(args.max_message_size);
         Ok(Self {
             incoming: listener.plaintext(&process.drain),
+            secured,
             routes: Routes::new(service),
             options: ServerOptions {
                 max_concurrent_streams: args.max_concurrent_streams,
@@ -97,9 +116,9 @@ impl Server {
         })
     }
 
-    /// The ports taken: gRPC, monitoring, prometheus.
+    /// The ports taken: gRPC, monitoring, prometheus, gRPC with mutual TLS.
     #[must_use]
-    pub fn ports(&self) -> [Option<u16>; 3] {
+    pub fn ports(&self) -> [Option<u16>; 4] {
         self.ports
     }
 
@@ -108,9 +127,20 @@ impl Server {
     /// # Errors
     /// When serving fails.
     pub async fn run(self) -> anyhow::Result<()> {
-        let [grpc_port, monitoring, prometheus] = self.ports;
-        tracing::info!(address = %self.incoming.address(), ?grpc_port, ?monitoring, ?prometheus, "serving");
+        let [grpc_port, monitoring, prometheus, secure] = self.ports;
+        tracing::info!(address = %self.incoming.address(), ?grpc_port, ?monitoring, ?prometheus, ?secure, "serving");
         let drain = self.process.drain.clone();
+        if let Some(secured) = self.secured {
+            let (routes, options) = (self.routes.clone(), self.options.clone());
+            let (metrics, drain) = (self.grpc_metrics.clone(), drain.clone());
+            task::spawn_drained("grpc-tls", async move {
+                if let Err(error) =
+                    grpc::serve(secured, routes, &options, Some(metrics), drain).await
+                {
+                    tracing::error!(%error, "the port with mutual TLS has failed");
+                }
+            });
+        }
         grpc::serve(
             self.incoming,
             self.routes,
@@ -121,6 +151,24 @@ impl Server {
         .await
         .context("serve")
     }
+}
+
+/// The port with mutual TLS, if there is to be one.
+async fn secured(
+    args: &ServerArgs,
+    process: &Process,
+) -> anyhow::Result<Option<(Incoming, Option<u16>)>> {
+    if args.secure_port == 0 {
+        return Ok(None);
+    }
+    let tls = args
+        .tls
+        .server()
+        .context("read the certificates for --securePort")?;
+    let address = format!(":{}", args.secure_port);
+    let listener = Listener::bind_text(&address, "--securePort").await?;
+    let port = listener.port();
+    Ok(Some((listener.tls(tls, &process.drain), port)))
 }
 
 /// Says so when no configuration has come in time: the server answers, but every request is let through.

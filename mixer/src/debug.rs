@@ -54,7 +54,7 @@ fn handlers(table: &Table) -> Value {
             .destinations
             .iter()
             .filter(|destination| Arc::ptr_eq(&destination.handler, handler))
-            .map(|destination| destination.template.name())
+            .map(|destination| destination.template.as_str())
             .collect();
         templates.sort_unstable();
         handlers.insert(
@@ -79,8 +79,7 @@ fn rules(table: &Table) -> Value {
 
 fn describe(table: &Table, rule: &Rule) -> Value {
     let actions: Vec<_> = rule
-        .actions
-        .iter()
+        .all_actions()
         .map(|action| {
             let instances: Vec<_> = action
                 .instances

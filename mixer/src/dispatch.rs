@@ -1,6 +1,7 @@
 //! A request's way through the rules: attributes made by [`generate`] → routes → instances → handlers → one result.
 //!
-//! Everything here is plain code without waiting: no adapter that is compiled in has anything to wait for.
+//! Reports and attributes are plain code without waiting. A check waits for those handlers that ask somebody else
+//! ([`crate::adapter::Waiting`]); each of them keeps its own deadline.
 
 pub(crate) mod check;
 mod combine;
@@ -16,6 +17,19 @@ use crate::routing::Destination;
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct DispatchError(pub(crate) String);
+
+/// Waits for a handler and counts the call.
+async fn wait<T>(
+    destination: &Destination,
+    work: impl Future<Output = Result<T, AdapterError>>,
+) -> Result<T, AdapterError> {
+    let begun = Instant::now();
+    let outcome = work.await;
+    destination
+        .metrics
+        .count(outcome.is_err(), begun.elapsed().as_secs_f64());
+    outcome
+}
 
 /// Calls a handler and counts the call.
 fn call<T>(

@@ -1,6 +1,7 @@
-//! `mixs eval --jsonl` (hidden): evaluates expressions from standard input, for comparing the language with other engines.
+//! `mixs eval`: evaluates an expression against attributes from the command line, or, with `--jsonl`, expressions from
+//! standard input, for comparing the language with other engines.
 //!
-//! A line is an object with `id`, `expr`, `attribute_types` and `input`; the answer has `id`, then `type` and `value` or
+//! A line of the latter is an object with `id`, `expr`, `attribute_types` and `input`; the answer has `id`, then `type` and `value` or
 //! `error` and `error_at`, and `referenced`.
 
 use std::borrow::Cow;
@@ -11,6 +12,8 @@ use anyhow::Context;
 use proto_mesh::attribute::{Value, ValueType};
 use serde_json::{Map, Value as Json, json};
 
+use crate::args::EvalArgs;
+use crate::attribute_args;
 use crate::attributes::{Bag, Tracker, Vocabulary};
 use crate::lang::{self, Val, time_text};
 
@@ -27,6 +30,41 @@ struct Case {
 struct Typed {
     t: String,
     v: Json,
+}
+
+/// Evaluates one expression; what comes out is its value, then the attributes that it looked at.
+///
+/// Attributes that are not given may still be named: the standard ones are known.
+///
+/// # Errors
+/// When an attribute cannot be read, the expression does not compile or has no value, or writing fails.
+pub fn evaluate(args: &EvalArgs, mut output: impl Write) -> anyhow::Result<()> {
+    let text = args.expression.as_deref().unwrap_or_default();
+    let attributes = args.attributes.read()?;
+    let mut declared = attribute_args::standard_types();
+    for (name, value) in attributes.iter() {
+        declared
+            .entry(name.to_owned())
+            .or_insert_with(|| attribute_args::type_of(value));
+    }
+    let vocabulary = Vocabulary::new(&declared);
+    let expression = lang::compile(text, &vocabulary)?;
+    let mut bag = Bag::new(&vocabulary);
+    for (name, value) in attributes.iter() {
+        if let Some(attribute) = vocabulary.find(name) {
+            bag.set(attribute.slot, value.as_ref());
+        }
+    }
+    let mut tracker = Tracker::default();
+    let outcome = expression.eval(&bag, &mut tracker);
+    if let Ok(value) = &outcome {
+        writeln!(output, "{} {}", expression.value_type(), value.to_text())?;
+    }
+    let referenced = tracker.to_text(&vocabulary);
+    if !referenced.is_empty() {
+        writeln!(output, "referenced: {}", referenced.join(", "))?;
+    }
+    outcome.map(|_| ()).map_err(anyhow::Error::from)
 }
 
 /// Reads cases from `input` and writes an answer a line.

@@ -10,13 +10,14 @@ use serde_json::Value as Json;
 use crate::adapter::{Adapter, BuildContext};
 use crate::config::snapshot::{HandlerConfig, Snapshot};
 use crate::metrics::Metrics;
+use crate::template::Instance;
 
 /// A handler.
 #[derive(Debug)]
 pub(crate) struct Handler {
     /// `name.namespace`.
     pub(crate) label: String,
-    pub(crate) adapter_name: &'static str,
+    pub(crate) adapter_name: String,
     pub(crate) adapter: Arc<dyn Adapter>,
     signature: Signature,
     closed: IntCounter,
@@ -25,10 +26,17 @@ pub(crate) struct Handler {
 /// What makes a handler the same as another.
 #[derive(Debug, PartialEq)]
 struct Signature {
-    adapter: &'static str,
+    adapter: String,
     params: Json,
     /// Full name, template and parameters, sorted.
-    instances: Vec<(String, &'static str, Json)>,
+    instances: Vec<(String, String, Json)>,
+}
+
+/// A handler that rules refer to.
+struct Wanted<'a> {
+    config: &'a Arc<HandlerConfig>,
+    signature: Signature,
+    instances: Vec<Arc<Instance>>,
 }
 
 /// Handlers by label.
@@ -41,41 +49,50 @@ pub(crate) fn build(
     context: &BuildContext,
     metrics: &Metrics,
 ) -> Handlers {
-    let mut wanted: HashMap<&str, (&Arc<HandlerConfig>, Signature)> = HashMap::new();
+    let mut wanted: HashMap<&str, Wanted<'_>> = HashMap::new();
     for action in snapshot.rules.iter().flat_map(|rule| &rule.actions) {
-        let (_, signature) = wanted.entry(&action.handler.label).or_insert_with(|| {
-            let signature = Signature {
-                adapter: action.handler.factory.name,
+        let wanted = wanted.entry(&action.handler.label);
+        let wanted = wanted.or_insert_with(|| Wanted {
+            config: &action.handler,
+            signature: Signature {
+                adapter: action.handler.adapter_name.clone(),
                 params: action.handler.params.clone(),
                 instances: Vec::new(),
-            };
-            (&action.handler, signature)
+            },
+            instances: Vec::new(),
         });
         for instance in &action.instances {
-            signature.instances.push((
+            wanted.signature.instances.push((
                 instance.full_name.clone(),
-                instance.template.name(),
+                instance.kind.name().to_owned(),
                 instance.params.clone(),
             ));
+            wanted.instances.push(instance.clone());
         }
     }
     let mut handlers = Handlers::new();
-    for (label, (config, mut signature)) in wanted {
+    for (label, wanted) in wanted {
+        let (config, mut signature) = (wanted.config, wanted.signature);
         signature
             .instances
-            .sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+            .sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
         signature.instances.dedup();
         if let Some(same) = old.get(label).filter(|known| known.signature == signature) {
             metrics.handlers.reused.inc();
             handlers.insert(label.to_owned(), same.clone());
             continue;
         }
-        match config.adapter.build(context) {
+        let context = BuildContext {
+            handler: label.to_owned(),
+            instances: wanted.instances,
+            ..context.clone()
+        };
+        match config.adapter.build(&context) {
             Ok(adapter) => {
                 metrics.handlers.new.inc();
                 let handler = Handler {
                     label: label.to_owned(),
-                    adapter_name: config.factory.name,
+                    adapter_name: config.adapter_name.clone(),
                     adapter,
                     signature,
                     closed: metrics.handlers.closed.clone(),

@@ -5,12 +5,14 @@
 //!
 //! Configuration comes the other way: [`store`] (MCP, files) → [`config`] (a snapshot; what is wrong is left out and reported)
 //! → [`runtime`] (handlers, routing table, swapped whole). [`debug`] shows it, [`metrics`] counts, [`bootstrap`] puts all
-//! together, [`eval_command`] runs the language alone.
+//! together. [`eval_command`] runs the language alone, [`client_command`] calls a server, both with [`attribute_args`].
 
 mod adapter;
 pub mod args;
+pub mod attribute_args;
 mod attributes;
 pub mod bootstrap;
+pub mod client_command;
 mod config;
 mod debug;
 mod dispatch;

@@ -1,4 +1,7 @@
 //! Load shedding: requests beyond a rate, or while the average latency is too high, are refused with UNAVAILABLE.
+//!
+//! Refusal is fair: while the latency is too high, a share of the requests is refused that grows with it, spread evenly over
+//! all that come, so that no caller is shut out.
 
 use std::time::Duration;
 
@@ -51,6 +54,8 @@ struct State {
     second: Instant,
     requests: f64,
     rate: f64,
+    /// What the refusals so far owe to the share that is to be refused.
+    owed: f64,
 }
 
 impl LoadShedder {
@@ -64,6 +69,7 @@ impl LoadShedder {
             second: now,
             requests: 0.0,
             rate: 0.0,
+            owed: 0.0,
         };
         Self {
             limits,
@@ -120,9 +126,20 @@ impl State {
             }
             self.tokens -= 1.0;
         }
-        !limits.average_latency.is_zero()
-            && self.rate >= limits.enforcement_rate
-            && self.latency > limits.average_latency.as_secs_f64()
+        let threshold = limits.average_latency.as_secs_f64();
+        if limits.average_latency.is_zero()
+            || self.rate < limits.enforcement_rate
+            || self.latency <= threshold
+        {
+            self.owed = 0.0;
+            return false;
+        }
+        self.owed += 1.0 - threshold / self.latency;
+        let refuses = self.owed >= 1.0;
+        if refuses {
+            self.owed -= 1.0;
+        }
+        refuses
     }
 
     fn sample(&mut self, latency: Duration, half_life: Duration, now: Instant) {
@@ -174,7 +191,11 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
             shedder.observe(Duration::from_millis(300));
         }
-        assert!(shedder.throttles());
+        // Three times too slow: two of three are refused, and never many in a row.
+        let refused: Vec<bool> = (0..300).map(|_| shedder.throttles()).collect();
+        let count = refused.iter().filter(|refused| **refused).count();
+        assert!((190..=201).contains(&count), "{count}");
+        assert!(refused.windows(4).all(|some| some.contains(&false)));
         for _ in 0..10 {
             tokio::time::advance(Duration::from_secs(1)).await;
             shedder.observe(Duration::from_millis(1));

@@ -25,6 +25,8 @@ pub(crate) struct Metrics {
     /// By [`Variety`].
     varieties: [IntCounter; 3],
     pub(crate) throttled: IntCounter,
+    /// Telemetry that adapters gave up.
+    pub(crate) dropped: IntCounterVec,
     /// Kept for dashboards; the server sheds by rate and latency only.
     _predicted_cost_shed: Counter,
 }
@@ -40,6 +42,10 @@ struct ConfigMetrics {
     rule_errors: IntGauge,
     match_errors: IntGauge,
     unsatisfied: IntGauge,
+    adapters: IntGauge,
+    adapter_errors: IntGauge,
+    templates: IntGauge,
+    template_errors: IntGauge,
 }
 
 /// Lives of handlers.
@@ -56,6 +62,16 @@ pub(crate) struct HandlerMetrics {
 pub(crate) struct DispatchMetrics {
     good: (IntCounter, Histogram),
     bad: (IntCounter, Histogram),
+}
+
+/// What adapters gave up, by handler and reason.
+pub(crate) fn dropped() -> IntCounterVec {
+    let options = Opts::new(
+        "mixer_adapter_dropped_total",
+        "Telemetry that was given up: its queue was full, or it could not be sent.",
+    );
+    IntCounterVec::new(options, &["handler", "reason"])
+        .expect("the name and the labels are constants, and valid")
 }
 
 impl Metrics {
@@ -101,7 +117,10 @@ impl Metrics {
             "Predicted cost of the requests that were shed.",
         )?;
         registry.register(Box::new(shed.clone()))?;
+        let dropped = dropped();
+        registry.register(Box::new(dropped.clone()))?;
         Ok(Self {
+            dropped,
             config: ConfigMetrics::register(registry)?,
             handlers: HandlerMetrics::register(registry)?,
             destinations_per_request: per_request(
@@ -140,6 +159,10 @@ impl Metrics {
         set(&config.rule_errors, counts.rule_errors);
         set(&config.match_errors, counts.match_errors);
         set(&config.unsatisfied, counts.unsatisfied);
+        set(&config.adapters, counts.adapters);
+        set(&config.adapter_errors, counts.adapter_errors);
+        set(&config.templates, counts.templates);
+        set(&config.template_errors, counts.template_errors);
     }
 
     /// Counts a request's way through the rules of one variety.
@@ -184,16 +207,23 @@ impl ConfigMetrics {
             registry.register(Box::new(gauge.clone()))?;
             Ok(gauge)
         };
-        // What dashboards expect of configuration that does not exist here.
-        for name in [
-            "adapter_info_configs_total",
-            "adapter_info_config_errors_total",
-            "template_configs_total",
-            "template_config_errors_total",
-        ] {
-            gauge(name, "Out-of-process adapters and templates (none).")?;
-        }
         Ok(Self {
+            adapters: gauge(
+                "adapter_info_configs_total",
+                "The number of known adapters in the current config.",
+            )?,
+            adapter_errors: gauge(
+                "adapter_info_config_errors_total",
+                "The number of errors encountered during processing of the adapter configuration.",
+            )?,
+            templates: gauge(
+                "template_configs_total",
+                "The number of known templates in the current config.",
+            )?,
+            template_errors: gauge(
+                "template_config_errors_total",
+                "The number of errors encountered during processing of the template configuration.",
+            )?,
             attributes: gauge(
                 "attributes_total",
                 "The number of known attributes in the current config.",

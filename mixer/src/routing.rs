@@ -12,7 +12,7 @@ use crate::config::snapshot::{Counts, HeaderTemplate, Snapshot};
 use crate::handler::{Handler, Handlers};
 use crate::lang::Expression;
 use crate::metrics::{DispatchMetrics, Metrics};
-use crate::template::{Instance, Template, Variety};
+use crate::template::{Instance, Variety};
 
 /// Everything a request is judged by; swapped whole.
 #[derive(Debug)]
@@ -58,7 +58,8 @@ pub(crate) struct Rule {
     condition: Option<Expression>,
     /// The condition as it is written.
     pub(crate) condition_text: String,
-    pub(crate) actions: Vec<Action>,
+    /// By variety.
+    actions: [Vec<Action>; Variety::COUNT],
     pub(crate) request_headers: Vec<HeaderTemplate>,
     pub(crate) response_headers: Vec<HeaderTemplate>,
 }
@@ -76,7 +77,8 @@ pub(crate) struct Action {
 #[derive(Debug)]
 pub(crate) struct Destination {
     pub(crate) handler: Arc<Handler>,
-    pub(crate) template: Template,
+    /// The template's name.
+    pub(crate) template: String,
     pub(crate) metrics: DispatchMetrics,
 }
 
@@ -131,7 +133,7 @@ impl Table {
                 name: config.name.to_string(),
                 condition: config.condition,
                 condition_text: config.condition_text,
-                actions: Vec::new(),
+                actions: Default::default(),
                 request_headers: config.request_headers,
                 response_headers: config.response_headers,
             };
@@ -140,10 +142,10 @@ impl Table {
                     continue;
                 };
                 for instance in &action.instances {
-                    let destination = table.destination(&handler, instance.template, metrics);
+                    let destination = table.destination(&handler, instance.kind.name(), metrics);
                     rule.add(destination, instance);
-                    table.has_generators |= instance.template == Template::Kubernetes;
-                    if instance.template == Template::Quota {
+                    table.has_generators |= instance.kind.variety() == Variety::Generator;
+                    if instance.kind.variety() == Variety::Quota {
                         let name = instance.name.short.to_lowercase();
                         table.quota_instances.insert(name);
                     }
@@ -171,21 +173,16 @@ impl Table {
         table
     }
 
-    fn destination(
-        &mut self,
-        handler: &Arc<Handler>,
-        template: Template,
-        metrics: &Metrics,
-    ) -> usize {
+    fn destination(&mut self, handler: &Arc<Handler>, template: &str, metrics: &Metrics) -> usize {
         let known = self
             .destinations
             .iter()
             .position(|known| Arc::ptr_eq(&known.handler, handler) && known.template == template);
         known.unwrap_or_else(|| {
             self.destinations.push(Destination {
-                metrics: metrics.dispatch(template.name(), &handler.label, handler.adapter_name),
+                metrics: metrics.dispatch(template, &handler.label, &handler.adapter_name),
                 handler: handler.clone(),
-                template,
+                template: template.to_owned(),
             });
             self.destinations.len() - 1
         })
@@ -223,14 +220,15 @@ impl Table {
 
 impl Rule {
     fn add(&mut self, destination: usize, instance: &Arc<Instance>) {
-        let known = self
-            .actions
+        let variety = instance.kind.variety();
+        let actions = &mut self.actions[variety as usize];
+        let known = actions
             .iter_mut()
             .find(|action| action.destination == destination);
         match known {
             Some(action) => action.instances.push(instance.clone()),
-            None => self.actions.push(Action {
-                variety: instance.template.variety(),
+            None => actions.push(Action {
+                variety,
                 destination,
                 instances: vec![instance.clone()],
             }),
@@ -242,10 +240,13 @@ impl Rule {
     }
 
     /// Its actions of one variety.
-    pub(crate) fn actions(&self, variety: Variety) -> impl Iterator<Item = &Action> {
-        self.actions
-            .iter()
-            .filter(move |action| action.variety == variety)
+    pub(crate) fn actions(&self, variety: Variety) -> &[Action] {
+        &self.actions[variety as usize]
+    }
+
+    /// All of them.
+    pub(crate) fn all_actions(&self) -> impl Iterator<Item = &Action> {
+        self.actions.iter().flatten()
     }
 
     /// Whether the rule applies. One that cannot tell does not.

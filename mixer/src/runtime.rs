@@ -53,7 +53,7 @@ impl Runtime {
         let snapshot = span.in_scope(|| Snapshot::build(resources));
         for error in &snapshot.errors {
             if !old.errors.contains(error) {
-                tracing::error!(target: "runtime", item = error.name, field = error.field, problem = error.problem, "configuration left out");
+                tracing::error!(target: "runtime", item = error.name, place = error.place, field = error.field, problem = error.problem, "configuration left out");
             }
         }
         self.metrics.show_config(&snapshot.counts);

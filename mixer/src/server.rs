@@ -48,7 +48,8 @@ impl Mixer for Service {
         self.admit(request.global_word_count)?;
         let begun = Instant::now();
         let table = self.table.load_full();
-        let outcome = dispatch::check::check(&table, &self.pods.load(), &self.metrics, &request);
+        let pods = self.pods.load_full();
+        let outcome = dispatch::check::check(&table, &pods, &self.metrics, &request).await;
         self.shedder.observe(begun.elapsed());
         match outcome {
             Ok(response) => Ok(Response::new(response)),

@@ -111,14 +111,11 @@ impl Adapter for Denier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::prometheus::Registry;
     use crate::template::Payload;
     use serde_json::json;
 
     fn check(json: &Json) -> CheckResult {
-        let context = BuildContext {
-            prometheus: Arc::new(Registry::default()),
-        };
+        let context = BuildContext::default();
         let denier = configure(json).unwrap().build(&context).unwrap();
         let instance = Values {
             name: "n.instance.ns",

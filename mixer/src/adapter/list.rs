@@ -1,4 +1,4 @@
-//! `listchecker`: is a value on a list? The list is given in the parameters, fetched from a URL, or both.
+//! `listchecker`: is a value on a list? The list is given in the parameters, read from a file or a URL again and again, or both.
 
 mod entries;
 mod provider;
@@ -71,7 +71,7 @@ impl Default for Params {
 pub(super) fn configure(json: &Json) -> Result<Box<dyn AdapterConfig>, String> {
     let params: Params = params::read(json)?;
     if !params.provider_url.is_empty() {
-        provider::check_url(&params.provider_url).map_err(|e| format!("providerUrl: {e}"))?;
+        provider::place(&params.provider_url).map_err(|e| format!("providerUrl: {e}"))?;
         if params.refresh_interval < Duration::from_secs(1) {
             return Err("refreshInterval: must be at least 1s".into());
         }
@@ -87,14 +87,16 @@ impl AdapterConfig for Params {
     fn build(&self, _: &BuildContext) -> Result<Arc<dyn Adapter>, AdapterError> {
         let entries =
             Entries::parse(self.entry_type, &self.overrides).map_err(AdapterError::new)?;
-        let fetched = !self.provider_url.is_empty();
-        let list = ArcSwapOption::from((!fetched).then(|| Arc::new(entries)));
+        let place = (!self.provider_url.is_empty())
+            .then(|| provider::place(&self.provider_url).map_err(AdapterError::new))
+            .transpose()?;
+        let list = ArcSwapOption::from(place.is_none().then(|| Arc::new(entries)));
         let checker = Arc::new(ListChecker {
             params: self.clone(),
             list,
         });
-        if fetched {
-            provider::start(&checker);
+        if let Some(place) = place {
+            provider::start(&checker, place);
         }
         Ok(checker)
     }

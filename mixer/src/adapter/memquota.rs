@@ -192,20 +192,21 @@ impl Adapter for MemQuota {
 impl Quota {
     /// The limit of the first override whose dimensions all agree, or the quota's own.
     fn limit(&self, dimensions: &Dimensions<'_>) -> (i64, Duration) {
-        let agrees = |over: &&Override| {
-            over.dimensions.iter().all(|(name, want)| {
-                dimensions
-                    .iter()
-                    .any(|(known, value)| known == name && value.to_text() == want.as_str())
-            })
-        };
         self.overrides
             .iter()
-            .find(agrees)
+            .find(|over| agrees(&over.dimensions, dimensions))
             .map_or((self.max_amount, self.valid_duration), |over| {
                 (over.max_amount, over.valid_duration)
             })
     }
+}
+
+/// Whether an override is meant: all that it names agrees, as text.
+pub(super) fn agrees(wanted: &BTreeMap<String, String>, dimensions: &Dimensions<'_>) -> bool {
+    wanted.iter().all(|(name, want)| {
+        let mut known = dimensions.iter();
+        known.any(|(known, value)| known == name && value.to_text() == want.as_str())
+    })
 }
 
 impl State {

@@ -103,6 +103,9 @@ pub(crate) struct Registry {
     families: Mutex<BTreeMap<String, Arc<Family>>>,
 }
 
+/// Why something that was counted has no series of its own.
+const OVERFLOW_REASON: &str = "too many label sets";
+
 #[derive(Debug)]
 struct Prometheus {
     /// By instance name.
@@ -196,7 +199,9 @@ impl MetricInfo {
 
 impl AdapterConfig for Params {
     fn build(&self, context: &BuildContext) -> Result<Arc<dyn Adapter>, AdapterError> {
-        let families = context.prometheus.register(&self.metrics)?;
+        let families = context
+            .prometheus
+            .register(&self.metrics, &context.overflowed())?;
         if let Some(policy) = &self.metrics_expiration_policy {
             let expiry = policy.metrics_expiry_duration;
             let interval = policy
@@ -221,11 +226,19 @@ impl AdapterConfig for Params {
     }
 }
 
+impl BuildContext {
+    fn overflowed(&self) -> ::prometheus::IntCounter {
+        let labels = [self.handler.as_str(), OVERFLOW_REASON];
+        self.dropped.with_label_values(&labels)
+    }
+}
+
 impl Registry {
     /// Families for `metrics`, by instance name; those that are there already are kept.
     fn register(
         &self,
         metrics: &[MetricInfo],
+        overflowed: &::prometheus::IntCounter,
     ) -> Result<HashMap<String, Arc<Family>>, AdapterError> {
         let mut known = self.families.lock();
         // What no handler uses any more is not shown any more.
@@ -249,7 +262,8 @@ impl Registry {
                 }
                 None => {
                     let bounds = metric.bounds().map_err(AdapterError::new)?;
-                    Arc::new(Family::new(&name, metric.clone(), bounds))
+                    let overflowed = overflowed.clone();
+                    Arc::new(Family::new(&name, metric.clone(), bounds, overflowed))
                 }
             };
             known.insert(name, family.clone());

@@ -311,7 +311,8 @@ fn object(dimensions: &Dimensions<'_>) -> Map<String, Json> {
         .collect()
 }
 
-fn json_of(value: &Val<'_>) -> Json {
+/// A value as JSON: numbers and flags as they are, everything else as text.
+pub(super) fn json_of(value: &Val<'_>) -> Json {
     match value {
         Val::Int64(number) => json!(number),
         Val::Double(number) => json!(number),
@@ -358,7 +359,6 @@ fn micro_time(time: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::prometheus::Registry;
 
     fn entry<'a>(severity: &'a str) -> Values<'a> {
         Values {
@@ -379,9 +379,7 @@ mod tests {
     }
 
     fn build(json: &Json) -> Arc<dyn Adapter> {
-        let context = BuildContext {
-            prometheus: Arc::new(Registry::default()),
-        };
+        let context = BuildContext::default();
         configure(json).unwrap().build(&context).unwrap()
     }
 

@@ -13,6 +13,41 @@ pub(crate) struct Bag<'a> {
     values: Vec<Option<ValueRef<'a>>>,
 }
 
+/// What the words that travel with a message mean, worked out once for all sets of attributes that share them.
+#[derive(Debug)]
+pub(crate) struct OwnWords {
+    slots: Vec<Option<Slot>>,
+    /// By slot: whether one of the words means it. Empty when none does.
+    is_named: Vec<bool>,
+}
+
+impl OwnWords {
+    pub(crate) fn new(vocabulary: &Vocabulary, words: Words<'_>) -> Self {
+        let slots: Vec<_> = words
+            .own()
+            .iter()
+            .map(|word| vocabulary.find(word).map(|attribute| attribute.slot))
+            .collect();
+        let mut is_named = Vec::new();
+        for slot in slots.iter().flatten() {
+            is_named.resize(vocabulary.len(), false);
+            is_named[usize::from(slot.0)] = true;
+        }
+        Self { slots, is_named }
+    }
+
+    /// The slot of an index from -1 down.
+    fn get(&self, index: i32) -> Option<Slot> {
+        usize::try_from(-i64::from(index) - 1)
+            .ok()
+            .and_then(|position| self.slots.get(position).copied().flatten())
+    }
+
+    fn names(&self, slot: Slot) -> bool {
+        self.is_named.get(usize::from(slot.0)) == Some(&true)
+    }
+}
+
 impl<'a> Bag<'a> {
     /// Nothing yet.
     pub(crate) fn new(vocabulary: &'a Vocabulary) -> Self {
@@ -29,15 +64,15 @@ impl<'a> Bag<'a> {
         vocabulary: &'a Vocabulary,
         message: &'a CompressedAttributes,
         words: Words<'a>,
+        own: &OwnWords,
     ) -> Self {
         let mut bag = Self::new(vocabulary);
-        let own: Vec<Option<Slot>> = words.own().iter().map(|word| bag.slot_of(word)).collect();
         for (index, value) in codec::entries(message, words) {
             let slot = match usize::try_from(index) {
                 Ok(position) => vocabulary
                     .of_global_word(position)
-                    .filter(|slot| !own.contains(&Some(*slot))),
-                Err(_) => own_slot(&own, index),
+                    .filter(|slot| !own.names(*slot)),
+                Err(_) => own.get(index),
             };
             let Some(slot) = slot else {
                 continue;
@@ -104,10 +139,4 @@ impl<'a> Bag<'a> {
     pub(crate) fn name(&self, slot: Slot) -> &'a str {
         self.vocabulary.name(slot)
     }
-}
-
-fn own_slot(own: &[Option<Slot>], index: i32) -> Option<Slot> {
-    usize::try_from(-i64::from(index) - 1)
-        .ok()
-        .and_then(|position| own.get(position).copied().flatten())
 }

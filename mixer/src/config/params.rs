@@ -15,7 +15,13 @@ pub(crate) fn read<T: DeserializeOwned>(params: &Json) -> Result<T, String> {
     // Absent parameters are empty ones.
     let empty = Json::Object(Map::new());
     let params = if params.is_null() { &empty } else { params };
-    serde_json::from_value(params.clone()).map_err(|error| error.to_string())
+    serde_path_to_error::deserialize(params).map_err(|error| {
+        let path = error.path().to_string();
+        match (path.as_str(), error.into_inner().to_string()) {
+            (".", problem) => problem,
+            (path, problem) => format!("{path}: {problem}"),
+        }
+    })
 }
 
 /// The JSON form of a struct; whole numbers become integers again.

@@ -7,11 +7,13 @@ use proto::istio::policy::v1beta1 as wire;
 use proto_mesh::attribute::ValueType;
 use serde_json::Value as Json;
 
-use super::{FullName, HANDLER, INSTANCE, ItemError, Resources, params};
-use crate::adapter::{self, AdapterConfig, Factory};
+use super::{ADAPTER, FullName, HANDLER, INSTANCE, ItemError, Resources, TEMPLATE, params};
+use crate::adapter::remote::RemoteInfo;
+use crate::adapter::{self, AdapterConfig};
 use crate::attributes::Vocabulary;
 use crate::lang::{self, Expression};
-use crate::template::{Instance, Template, Variety};
+use crate::template::remote::{self, RemoteTemplate};
+use crate::template::{Instance, InstanceKind, Template, Variety};
 
 /// A configuration, understood.
 #[derive(Debug)]
@@ -29,10 +31,20 @@ pub(crate) struct Snapshot {
 pub(crate) struct HandlerConfig {
     /// `name.namespace`, what dispatch metrics and status messages say.
     pub(crate) label: String,
-    pub(crate) factory: &'static Factory,
+    /// The adapter's name.
+    pub(crate) adapter_name: String,
+    takes: Takes,
     pub(crate) adapter: Box<dyn AdapterConfig>,
     /// The configuration, to tell whether it changed.
     pub(crate) params: Json,
+}
+
+/// The templates that a handler takes.
+#[derive(Clone, Debug)]
+enum Takes {
+    Compiled(&'static [Template]),
+    /// By the names of the templates.
+    Remote(Vec<String>),
 }
 
 /// A rule.
@@ -74,11 +86,15 @@ pub(crate) struct Counts {
     pub(crate) rule_errors: usize,
     pub(crate) match_errors: usize,
     pub(crate) unsatisfied: usize,
+    pub(crate) adapters: usize,
+    pub(crate) adapter_errors: usize,
+    pub(crate) templates: usize,
+    pub(crate) template_errors: usize,
 }
 
 impl std::fmt::Debug for HandlerConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({})", self.label, self.factory.name)
+        write!(f, "{} ({})", self.label, self.adapter_name)
     }
 }
 
@@ -92,10 +108,26 @@ impl Snapshot {
         counts.handlers = resources.handlers.len();
         counts.instances = resources.instances.len();
         counts.rules = resources.rules.len();
-        let handlers = collect(&resources.handlers, &mut errors, handler);
+        let templates = collect(&resources.templates, &mut errors, |name, wire| {
+            RemoteTemplate::read(&name.to_string(), &wire.descriptor)
+                .map_err(|problem| ItemError::new(name, "descriptor", problem))
+        });
+        counts.templates = resources.templates.len();
+        counts.template_errors = counts.templates - templates.len();
+        let adapters = collect(&resources.adapters, &mut errors, |name, wire| {
+            remote_adapter(name, wire, &templates)
+        });
+        counts.adapters = resources.adapters.len();
+        counts.adapter_errors = counts.adapters - adapters.len();
+        let handlers = collect(&resources.handlers, &mut errors, |name, wire| {
+            handler(name, wire, &adapters)
+        });
         counts.handler_errors = counts.handlers - handlers.len();
+        let mut sets = BTreeMap::new();
         let instances = collect(&resources.instances, &mut errors, |name, wire| {
-            instance(name, wire, &vocabulary)
+            let mut instance = instance(name, wire, &templates, &vocabulary)?;
+            instance.dimension_set = dimension_set(&mut sets, &instance);
+            Ok(instance)
         });
         counts.instance_errors = counts.instances - instances.len();
         let mut builder = RuleBuilder {
@@ -110,11 +142,14 @@ impl Snapshot {
             .iter()
             .filter_map(|(name, rule)| builder.rule(name, rule))
             .collect();
+        let errors = errors.into_iter();
         Self {
             vocabulary,
             instances,
             rules,
-            errors,
+            errors: errors
+                .map(|error| error.placed(&resources.places))
+                .collect(),
             counts,
         }
     }
@@ -124,7 +159,7 @@ impl Snapshot {
 fn collect<W, T>(
     items: &BTreeMap<FullName, W>,
     errors: &mut Vec<ItemError>,
-    read: impl Fn(&FullName, &W) -> Result<T, ItemError>,
+    mut read: impl FnMut(&FullName, &W) -> Result<T, ItemError>,
 ) -> HashMap<FullName, Arc<T>> {
     let mut known = HashMap::new();
     for (name, wire) in items {
@@ -157,25 +192,75 @@ fn vocabulary(resources: &Resources, errors: &mut Vec<ItemError>) -> Vocabulary 
     Vocabulary::new(&declared)
 }
 
-fn handler(name: &FullName, wire: &wire::Handler) -> Result<HandlerConfig, ItemError> {
+/// A declared adapter; its templates are named as instances know them.
+fn remote_adapter(
+    name: &FullName,
+    wire: &proto::istio::mixer::adapter::model::v1beta1::Info,
+    templates: &HashMap<FullName, Arc<RemoteTemplate>>,
+) -> Result<RemoteInfo, ItemError> {
+    let error = |field: &str, problem: String| ItemError::new(name, field, problem);
+    let mut info =
+        RemoteInfo::read(&name.short, wire).map_err(|(field, problem)| error(field, problem))?;
+    for (position, reference) in info.templates.iter_mut().enumerate() {
+        let found = remote_template(reference, &name.namespace, templates).ok_or_else(|| {
+            let problem = format!("template {reference:?} is not there or not valid");
+            error(&format!("templates[{position}]"), problem)
+        })?;
+        reference.clone_from(&found.name);
+    }
+    Ok(info)
+}
+
+/// A declared template, or a standard one.
+fn remote_template(
+    reference: &str,
+    namespace: &str,
+    templates: &HashMap<FullName, Arc<RemoteTemplate>>,
+) -> Option<Arc<RemoteTemplate>> {
+    find(templates, reference, TEMPLATE, namespace).or_else(|| remote::builtin(reference))
+}
+
+fn handler(
+    name: &FullName,
+    wire: &wire::Handler,
+    adapters: &HashMap<FullName, Arc<RemoteInfo>>,
+) -> Result<HandlerConfig, ItemError> {
     let error = |field: &str, problem: String| Err(ItemError::new(name, field, problem));
+    let params = params::to_json(wire.params.as_ref());
+    let label = format!("{}.{}", name.short, name.namespace);
     let adapter = match (wire.compiled_adapter.as_str(), wire.adapter.as_str()) {
         ("", "") => return error("compiledAdapter", "an adapter is needed".into()),
         ("", remote) => {
-            let problem = format!("adapter {remote} is out of process, which is not supported");
-            return error("adapter", problem);
+            let Some(info) = find(adapters, remote, ADAPTER, &name.namespace) else {
+                let problem = format!("adapter {remote:?} is not there or not valid");
+                return error("adapter", problem);
+            };
+            return match info.configure(&params, wire.connection.as_ref()) {
+                Ok(adapter) => Ok(HandlerConfig {
+                    label,
+                    adapter_name: info.name.clone(),
+                    takes: Takes::Remote(info.templates.clone()),
+                    adapter,
+                    params: signature(&params, wire.connection.as_ref(), &info),
+                }),
+                Err((field, problem)) => error(field, problem),
+            };
         }
         (compiled, "") => compiled,
         _ => return error("adapter", "give either compiledAdapter or adapter".into()),
     };
     let Some(factory) = adapter::factory(adapter) else {
-        return error("compiledAdapter", format!("unknown adapter {adapter}"));
+        let problem = format!(
+            "unknown adapter {adapter:?}; there are {}",
+            adapter::known()
+        );
+        return error("compiledAdapter", problem);
     };
-    let params = params::to_json(wire.params.as_ref());
     match (factory.configure)(&params) {
         Ok(adapter) => Ok(HandlerConfig {
-            label: format!("{}.{}", name.short, name.namespace),
-            factory,
+            label,
+            adapter_name: factory.name.to_owned(),
+            takes: Takes::Compiled(factory.templates),
             adapter,
             params,
         }),
@@ -183,17 +268,39 @@ fn handler(name: &FullName, wire: &wire::Handler) -> Result<HandlerConfig, ItemE
     }
 }
 
+/// What makes a handler out of process the same as another: its connection and its adapter's declaration count, too.
+fn signature(params: &Json, connection: Option<&wire::Connection>, info: &RemoteInfo) -> Json {
+    serde_json::json!({
+        "params": params,
+        "connection": format!("{connection:?}"),
+        "adapter": format!("{info:?}"),
+    })
+}
+
 fn instance(
     name: &FullName,
     wire: &wire::Instance,
+    templates: &HashMap<FullName, Arc<RemoteTemplate>>,
     vocabulary: &Vocabulary,
 ) -> Result<Instance, ItemError> {
     let error = |field: &str, problem: String| Err(ItemError::new(name, field, problem));
+    let params = params::to_json(wire.params.as_ref());
+    let compile = |kind: InstanceKind| {
+        if !wire.attribute_bindings.is_empty() && kind.variety() != Variety::Generator {
+            let problem = "only attribute generators produce attributes";
+            return error("attributeBindings", problem.into());
+        }
+        Instance::compile(name, kind, params, &wire.attribute_bindings, vocabulary)
+            .or_else(|(field, problem)| error(field, problem))
+    };
     let template = match (wire.compiled_template.as_str(), wire.template.as_str()) {
         ("", "") => return error("compiledTemplate", "a template is needed".into()),
         ("", dynamic) => {
-            let problem = format!("template {dynamic} is not compiled in, which is not supported");
-            return error("template", problem);
+            let Some(template) = remote_template(dynamic, &name.namespace, templates) else {
+                let problem = format!("template {dynamic:?} is not there or not valid");
+                return error("template", problem);
+            };
+            return compile(InstanceKind::Remote(template));
         }
         (compiled, "") => compiled,
         _ => {
@@ -203,16 +310,42 @@ fn instance(
             );
         }
     };
-    let Some(template) = Template::by_name(template) else {
-        return error("compiledTemplate", format!("unknown template {template}"));
-    };
-    if !wire.attribute_bindings.is_empty() && template.variety() != Variety::Generator {
-        let problem = "only attribute generators produce attributes";
-        return error("attributeBindings", problem.into());
+    match Template::by_name(template) {
+        Some(template) => compile(InstanceKind::Compiled(template)),
+        None => {
+            let known: Vec<_> = Template::ALL.iter().map(|known| known.name()).collect();
+            let problem = format!(
+                "unknown template {template:?}; there are {}",
+                known.join(", ")
+            );
+            error("compiledTemplate", problem)
+        }
     }
-    let params = params::to_json(wire.params.as_ref());
-    Instance::compile(name, template, params, &wire.attribute_bindings, vocabulary)
-        .or_else(|(field, problem)| error(field, problem))
+}
+
+impl HandlerConfig {
+    fn takes(&self, kind: &InstanceKind) -> bool {
+        match (&self.takes, kind) {
+            (Takes::Compiled(templates), InstanceKind::Compiled(template)) => {
+                templates.contains(template)
+            }
+            (Takes::Remote(names), InstanceKind::Remote(template)) => {
+                names.contains(&template.name)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A number that metrics with the same dimensions have in common; 0 for everything else.
+fn dimension_set(known: &mut BTreeMap<String, usize>, instance: &Instance) -> usize {
+    if !matches!(instance.kind, InstanceKind::Compiled(Template::Metric)) {
+        return 0;
+    }
+    let next = known.len() + 1;
+    *known
+        .entry(instance.params["dimensions"].to_string())
+        .or_insert(next)
 }
 
 struct RuleBuilder<'a> {
@@ -234,6 +367,11 @@ impl RuleBuilder<'_> {
     }
 
     fn build(&mut self, name: &FullName, wire: &wire::Rule) -> Option<RuleConfig> {
+        if wire.sampling.is_some() {
+            let error = ItemError::new(name, "sampling", "is not supported");
+            self.errors.push(error);
+            return None;
+        }
         let condition = match wire.r#match.trim() {
             "" | "true" => None,
             text => match lang::compile_as(text, ValueType::Bool, self.vocabulary) {
@@ -298,11 +436,11 @@ impl RuleBuilder<'_> {
                 Some(instance) if instances.iter().any(|known| known.name == instance.name) => {
                     "is given twice".to_owned()
                 }
-                Some(instance) if !handler.factory.templates.contains(&instance.template) => {
+                Some(instance) if !handler.takes(&instance.kind) => {
                     format!(
                         "is of template {}, which adapter {} does not handle",
-                        instance.template.name(),
-                        handler.factory.name
+                        instance.kind.name(),
+                        handler.adapter_name
                     )
                 }
                 Some(instance) => {

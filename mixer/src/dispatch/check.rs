@@ -10,20 +10,20 @@ use proto_mesh::attribute::codec::Words;
 
 use super::combine::Verdict;
 use super::generate::generate;
-use super::{DispatchError, call};
+use super::{DispatchError, call, wait};
 use crate::adapter::QuotaRequest;
-use crate::attributes::{Bag, Tracker};
+use crate::attributes::{Bag, OwnWords, Tracker};
 use crate::config::snapshot::HeaderTemplate;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
-use crate::routing::{Routes, Table};
-use crate::template::Variety;
+use crate::routing::{Action, Routes, Table};
+use crate::template::{Instance, Variety};
 
 /// What a quota is granted that no rule knows.
 const UNKNOWN_QUOTA_DURATION: Duration = Duration::from_secs(60);
 
 /// Answers a request.
-pub(crate) fn check(
+pub(crate) async fn check(
     table: &Table,
     pods: &Pods,
     metrics: &Metrics,
@@ -31,7 +31,9 @@ pub(crate) fn check(
 ) -> Result<CheckResponse, DispatchError> {
     let empty = Default::default();
     let message = request.attributes.as_ref().unwrap_or(&empty);
-    let bag = Bag::decode(&table.vocabulary, message, Words::new(&message.words));
+    let words = Words::new(&message.words);
+    let own = OwnWords::new(&table.vocabulary, words);
+    let bag = Bag::decode(&table.vocabulary, message, words, &own);
     let mut tracker = Tracker::default();
     let bag = generate(table, pods, bag, &mut tracker);
     let session = Session {
@@ -43,7 +45,7 @@ pub(crate) fn check(
     let routes = table.routes(&session.bag, &mut tracker);
     // Every quota starts from what was looked at before the rules.
     let before_rules = tracker.clone();
-    let (precondition, is_ok) = session.precondition(routes, tracker)?;
+    let (precondition, is_ok) = session.precondition(routes, tracker).await?;
     let mut response = CheckResponse {
         precondition: Some(precondition),
         ..CheckResponse::default()
@@ -59,7 +61,8 @@ pub(crate) fn check(
                 best_effort: params.best_effort,
                 deduplication_id: &deduplication_id,
             };
-            let result = session.quota(routes, before_rules.clone(), name, &quota)?;
+            let before = before_rules.clone();
+            let result = session.quota(routes, before, name, &quota).await?;
             response.quotas.insert(name.clone(), result);
         }
     }
@@ -74,7 +77,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn precondition(
+    async fn precondition(
         &self,
         routes: &'a Routes,
         mut tracker: Tracker,
@@ -83,8 +86,8 @@ impl<'a> Session<'a> {
         let mut errors = Vec::new();
         let (mut destinations, mut instances) = (0u32, 0u32);
         for rule in &routes.rules {
-            let mut actions = rule.actions(Variety::Check).peekable();
-            if actions.peek().is_none() || !rule.applies(&self.bag, &mut tracker) {
+            let actions = rule.actions(Variety::Check);
+            if actions.is_empty() || !rule.applies(&self.bag, &mut tracker) {
                 continue;
             }
             for action in actions {
@@ -99,7 +102,12 @@ impl<'a> Session<'a> {
                             continue;
                         }
                     };
-                    match call(destination, || destination.handler.adapter.check(&values)) {
+                    let adapter = &destination.handler.adapter;
+                    let result = match adapter.waiting() {
+                        Some(adapter) => wait(destination, adapter.check(&values)).await,
+                        None => call(destination, || adapter.check(&values)),
+                    };
+                    match result {
                         Ok(result) => verdict.add(&destination.handler.label, result),
                         Err(error) => errors.push(error.to_string()),
                     }
@@ -181,7 +189,7 @@ impl<'a> Session<'a> {
     }
 
     /// One quota: the first result that says anything, or all that was asked for when nobody limits it.
-    fn quota(
+    async fn quota(
         &self,
         routes: &'a Routes,
         mut tracker: Tracker,
@@ -194,26 +202,32 @@ impl<'a> Session<'a> {
         let mut found = None;
         let (mut destinations, mut instances) = (0u32, 0u32);
         for rule in &routes.rules {
-            let has_quota = |instance: &&std::sync::Arc<crate::template::Instance>| {
-                instance.name.short.eq_ignore_ascii_case(name)
-            };
-            let mut actions = rule
-                .actions(Variety::Quota)
-                .filter(|action| action.instances.iter().any(|i| has_quota(&i)))
-                .peekable();
-            if actions.peek().is_none() || !rule.applies(&self.bag, &mut tracker) {
+            let actions = rule.actions(Variety::Quota);
+            let is_meant = |instance: &Instance| instance.name.short.eq_ignore_ascii_case(name);
+            let has_quota =
+                |action: &Action| action.instances.iter().any(|instance| is_meant(instance));
+            if !actions.iter().any(has_quota) || !rule.applies(&self.bag, &mut tracker) {
                 continue;
             }
             for action in actions {
                 let destination = &self.table.destinations[action.destination];
-                destinations += 1;
-                for instance in action.instances.iter().filter(has_quota) {
+                destinations += u32::from(has_quota(action));
+                for instance in &action.instances {
+                    if !is_meant(instance) {
+                        continue;
+                    }
                     instances += 1;
                     let values = instance
                         .eval(&self.bag, &mut tracker)
                         .map_err(|error| DispatchError(error.to_string()))?;
-                    let allocate = || destination.handler.adapter.allocate(&values, request);
-                    let result = call(destination, allocate).unwrap_or_else(|error| {
+                    let adapter = &destination.handler.adapter;
+                    let result = match adapter.waiting() {
+                        Some(adapter) => {
+                            wait(destination, adapter.allocate(&values, request)).await
+                        }
+                        None => call(destination, || adapter.allocate(&values, request)),
+                    };
+                    let result = result.unwrap_or_else(|error| {
                         tracing::warn!(target: "dispatcher", %error, quota = name, "a quota handler failed");
                         // QUIRK: a failure reads as "nothing granted", and the next handler is asked.
                         Default::default()

@@ -21,8 +21,8 @@ pub(crate) fn generate<'a, R: Record>(
     let mut overlaid = bag.clone();
     let mut made = Vec::new();
     for rule in &table.routes(&bag, record).rules {
-        let mut actions = rule.actions(Variety::Generator).peekable();
-        if actions.peek().is_none() || !rule.applies(&bag, record) {
+        let actions = rule.actions(Variety::Generator);
+        if actions.is_empty() || !rule.applies(&bag, record) {
             continue;
         }
         for action in actions {

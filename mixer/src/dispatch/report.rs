@@ -6,11 +6,11 @@ use proto_mesh::attribute::codec::Words;
 
 use super::generate::generate;
 use super::{DispatchError, call};
-use crate::attributes::{Bag, Unrecorded};
+use crate::attributes::{Bag, OwnWords, Unrecorded};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::routing::Table;
-use crate::template::{Values, Variety};
+use crate::template::{SharedSets, Values, Variety};
 
 /// Takes note of everything in a request. What can't be made or delivered is told at the end; the rest is.
 pub(crate) fn report(
@@ -26,17 +26,23 @@ pub(crate) fn report(
         buffers: std::iter::repeat_with(Vec::new)
             .take(table.destinations.len())
             .collect(),
+        sets: SharedSets::default(),
         errors: Vec::new(),
     };
     let is_delta = request.repeated_attributes_semantics
         != i32::from(RepeatedAttributesSemantics::IndependentEncoding);
     let mut accumulated = Bag::new(&table.vocabulary);
+    let default_words = Words::new(&request.default_words);
+    let default_own = OwnWords::new(&table.vocabulary, default_words);
     for message in &request.attributes {
         // A set without words of its own uses the request's.
-        let words = if message.words.is_empty() {
-            Words::new(&request.default_words)
+        let own;
+        let (words, own) = if message.words.is_empty() {
+            (default_words, &default_own)
         } else {
-            Words::new(&message.words)
+            let words = Words::new(&message.words);
+            own = OwnWords::new(&table.vocabulary, words);
+            (words, &own)
         };
         if is_delta {
             accumulated
@@ -44,7 +50,7 @@ pub(crate) fn report(
                 .map_err(|error| DispatchError(error.to_string()))?;
             session.collect(&accumulated);
         } else {
-            session.collect(&Bag::decode(&table.vocabulary, message, words));
+            session.collect(&Bag::decode(&table.vocabulary, message, words, own));
         }
     }
     session.flush()
@@ -56,6 +62,8 @@ struct Session<'a> {
     metrics: &'a Metrics,
     /// Instances for each destination.
     buffers: Vec<Vec<Values<'a>>>,
+    /// Dimensions of this set of attributes that several instances have in common.
+    sets: SharedSets<'a>,
     errors: Vec<String>,
 }
 
@@ -71,16 +79,17 @@ impl<'a> Session<'a> {
         };
         let routes = self.table.routes(bag, &mut record);
         let (mut destinations, mut instances) = (0u32, 0u32);
+        self.sets.clear();
         for rule in &routes.rules {
-            let mut actions = rule.actions(Variety::Report).peekable();
-            if actions.peek().is_none() || !rule.applies(bag, &mut record) {
+            let actions = rule.actions(Variety::Report);
+            if actions.is_empty() || !rule.applies(bag, &mut record) {
                 continue;
             }
             for action in actions {
                 destinations += 1;
                 for instance in &action.instances {
                     instances += 1;
-                    match instance.eval(bag, &mut record) {
+                    match instance.eval_shared(bag, &mut record, &mut self.sets) {
                         Ok(values) => self.buffers[action.destination].push(values),
                         Err(error) => self.errors.push(error.to_string()),
                     }

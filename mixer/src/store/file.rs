@@ -11,13 +11,11 @@ use std::time::{Duration, SystemTime};
 use proto::yaml::{self, Document};
 use proto_component::task;
 use proto_mesh::Metadata;
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use tokio::sync::watch;
 
 use super::decode::{self, Kind};
-use crate::adapter;
-use crate::config::{ItemError, Resources};
-use crate::template::Template;
+use crate::config::{FullName, ItemError, Place, Resources};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 const API_VERSION: &str = "config.istio.io/v1alpha2";
@@ -117,45 +115,26 @@ fn read_document(resources: &mut Resources, file: &str, document: &Document) {
     };
     let meta = Metadata::new(namespace, name);
     let spec = document.value.get("spec").unwrap_or(&Json::Null);
-    let (kind, spec) = match known_kind(kind_name) {
-        Some(kind) => (kind, spec.clone()),
-        None if adapter::factory(kind_name).is_some() => (
-            Kind::Handler,
-            json!({"compiledAdapter": kind_name, "params": spec}),
-        ),
-        None if Template::by_name(kind_name).is_some() => (
-            Kind::Instance,
-            json!({"compiledTemplate": kind_name, "params": spec}),
-        ),
-        None => return,
+    let Some(encoded) = decode::encode(kind_name, spec) else {
+        return;
     };
-    match encode(kind, &spec) {
-        Ok(bytes) => decode::add(resources, kind, kind_name, &meta, &bytes),
+    let full_name = FullName::new(name, kind_name, namespace).to_string();
+    let place = Place {
+        file: file.into(),
+        document: Arc::new(document.clone()),
+        is_legacy: !Kind::ALL.iter().any(|kind| kind.name() == kind_name),
+    };
+    match encoded {
+        Ok((kind, bytes)) => decode::add(resources, kind, kind_name, &meta, &bytes),
         Err((path, problem)) => {
-            let path = format!("spec.{path}");
-            let place = format!("{file}:{}", document.line_of(&path));
-            let name = format!("{name}.{kind_name}.{namespace} ({place})");
-            resources.errors.push(ItemError::new(&name, path, problem));
+            let path = if path.is_empty() {
+                "spec".into()
+            } else {
+                format!("spec.{path}")
+            };
+            let error = ItemError::new(&full_name, path, problem);
+            resources.errors.push(error);
         }
     }
-}
-
-fn known_kind(name: &str) -> Option<Kind> {
-    Kind::ALL.into_iter().find(|kind| kind.name() == name)
-}
-
-fn encode(kind: Kind, spec: &Json) -> Result<Vec<u8>, (String, String)> {
-    // A legacy kind with an empty spec has no parameters.
-    let mut spec = spec.clone();
-    if let Some(object) = spec.as_object_mut()
-        && object.get("params").is_some_and(Json::is_null)
-    {
-        object.shift_remove("params");
-    }
-    proto::json::any_from_value(&kind.message(), &spec)
-        .map(|any| any.value.to_vec())
-        .map_err(|error| {
-            let path = error.path().unwrap_or_default().to_owned();
-            (path, error.problem())
-        })
+    resources.places.insert(full_name, place);
 }

@@ -19,11 +19,39 @@ use tokio::sync::watch;
 
 use super::decode::{self, Kind};
 use crate::args::TlsArgs;
-use crate::config::{ItemError, Resources, params};
+use crate::config::{FullName, ItemError, Resources, params};
 use crate::pods::Pods;
 
 /// The cluster's pods.
 const PODS: &str = "k8s/core/v1/pods";
+/// The older line's kinds that are named after an adapter or a template travel as their JSON, each in a collection of its own.
+const LEGACY: &str = "istio/config/v1alpha2/legacy/";
+const LEGACY_KINDS: [(&str, &str); 24] = [
+    ("apikey", "apikeys"),
+    ("authorization", "authorizations"),
+    ("bypass", "bypasses"),
+    ("checknothing", "checknothings"),
+    ("denier", "deniers"),
+    ("edge", "edges"),
+    ("fluentd", "fluentds"),
+    ("kubernetes", "kuberneteses"),
+    ("kubernetesenv", "kubernetesenvs"),
+    ("listchecker", "listcheckers"),
+    ("listentry", "listentries"),
+    ("logentry", "logentries"),
+    ("memquota", "memquotas"),
+    ("metric", "metrics"),
+    ("noop", "noops"),
+    ("opa", "opas"),
+    ("prometheus", "prometheuses"),
+    ("quota", "quotas"),
+    ("redisquota", "redisquotas"),
+    ("reportnothing", "reportnothings"),
+    ("statsd", "statsds"),
+    ("stdio", "stdios"),
+    ("tracespan", "tracespans"),
+    ("zipkin", "zipkins"),
+];
 
 /// Subscribes; the channel hears of every state once all collections have come.
 pub(super) fn start(
@@ -38,10 +66,10 @@ pub(super) fn start(
         .map_err(|error| Usage(format!("--configStoreURL: {error}")))?;
     let options = SinkOptions {
         id: "mixer".into(),
-        collections: Kind::ALL
+        collections: required()
             .map(|kind| Subscription::required(kind.collection()))
-            .into_iter()
-            // Without it the workloads at the other end stay unknown.
+            // Not every source has them. Without pods the workloads at the other end stay unknown.
+            .chain(optional().map(|(_, collection)| Subscription::optional(collection)))
             .chain([Subscription::optional(PODS)])
             .collect(),
         ..SinkOptions::default()
@@ -51,6 +79,20 @@ pub(super) fn start(
     let view = sink.view();
     task::spawn("config-mcp", receive(sink, sender, pods));
     Ok(view)
+}
+
+fn required() -> impl Iterator<Item = Kind> {
+    Kind::ALL.into_iter().filter(|kind| kind.is_typed())
+}
+
+/// Kinds that travel as their JSON, with their collections.
+fn optional() -> impl Iterator<Item = (&'static str, String)> {
+    let declared = Kind::ALL.into_iter().filter(|kind| !kind.is_typed());
+    let declared = declared.map(|kind| (kind.name(), kind.collection().to_owned()));
+    let legacy = LEGACY_KINDS
+        .iter()
+        .map(|(kind, plural)| (*kind, format!("{LEGACY}{plural}")));
+    declared.chain(legacy)
 }
 
 fn client_tls(args: &TlsArgs) -> anyhow::Result<ClientTls> {
@@ -73,10 +115,7 @@ async fn receive(
         }
         collections.insert(update.collection.clone(), update.state.clone());
         update.ack();
-        if Kind::ALL
-            .iter()
-            .all(|kind| collections.contains_key(kind.collection()))
-        {
+        if required().all(|kind| collections.contains_key(kind.collection())) {
             sender.send_replace(Some(Arc::new(read(&collections))));
         }
     }
@@ -97,7 +136,7 @@ fn read_pods(collection: &Collection) -> Pods {
 
 fn read(collections: &BTreeMap<String, Arc<Collection>>) -> Resources {
     let mut resources = Resources::default();
-    for kind in Kind::ALL {
+    for kind in required() {
         let Some(collection) = collections.get(kind.collection()) else {
             continue;
         };
@@ -105,15 +144,24 @@ fn read(collections: &BTreeMap<String, Arc<Collection>>) -> Resources {
             add(&mut resources, kind, resource);
         }
     }
+    for (kind, collection) in optional() {
+        let Some(collection) = collections.get(&collection) else {
+            continue;
+        };
+        for resource in collection.resources.values() {
+            add_json(&mut resources, kind, resource);
+        }
+    }
     resources
 }
 
+fn metadata(resource: &wire::Resource) -> Metadata {
+    let meta = resource.metadata.as_ref();
+    meta.map(Metadata::from).unwrap_or_default()
+}
+
 fn add(resources: &mut Resources, kind: Kind, resource: &wire::Resource) {
-    let meta = resource
-        .metadata
-        .as_ref()
-        .map(Metadata::from)
-        .unwrap_or_default();
+    let meta = metadata(resource);
     let body = resource.body.as_ref();
     let message = body.map_or("", |body| proto::type_url::message_name(&body.type_url));
     if message != kind.message() {
@@ -124,4 +172,20 @@ fn add(resources: &mut Resources, kind: Kind, resource: &wire::Resource) {
     }
     let bytes = body.map_or(&[][..], |body| &body.value);
     decode::add(resources, kind, kind.name(), &meta, bytes);
+}
+
+fn add_json(resources: &mut Resources, kind_name: &str, resource: &wire::Resource) {
+    let meta = metadata(resource);
+    let body = resource.body.as_ref();
+    let spec = body.and_then(|body| prost_types::Struct::decode(body.value.as_ref()).ok());
+    let name = FullName::new(&meta.name, kind_name, &meta.namespace);
+    let spec = params::to_json(spec.as_ref());
+    match decode::encode(kind_name, &spec) {
+        Some(Ok((kind, bytes))) => decode::add(resources, kind, kind_name, &meta, &bytes),
+        Some(Err((path, problem))) => {
+            let error = ItemError::new(&name, format!("spec.{path}"), problem);
+            resources.errors.push(error);
+        }
+        None => {}
+    }
 }

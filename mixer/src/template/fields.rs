@@ -7,7 +7,9 @@ use proto_mesh::attribute::ValueType;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
-use super::{Dimensions, Payload, Peer, Template};
+use super::record::RecordFields;
+use super::remote::RemoteFields;
+use super::{Dimensions, InstanceKind, Payload, Peer, SharedSets, Template};
 use crate::attributes::{Bag, Record, Vocabulary};
 use crate::config::params;
 use crate::lang::{self, EvalError, Expression, Val};
@@ -16,6 +18,8 @@ use crate::lang::{self, EvalError, Expression, Val};
 #[derive(Debug)]
 pub(crate) enum Fields {
     Nothing,
+    Record(RecordFields),
+    Remote(RemoteFields),
     ListEntry {
         value: Expression,
     },
@@ -113,7 +117,7 @@ struct WorkloadsParams {
 }
 
 /// What failed, by field name.
-type Failed<'a> = (&'a str, EvalError);
+pub(super) type Failed<'a> = (&'a str, EvalError);
 
 /// The two peers whose workloads are looked up.
 fn workloads(params: &WorkloadsParams, vocabulary: &Vocabulary) -> Result<Fields, String> {
@@ -139,11 +143,21 @@ fn workloads(params: &WorkloadsParams, vocabulary: &Vocabulary) -> Result<Fields
 
 impl Fields {
     pub(super) fn compile(
-        template: Template,
+        kind: &InstanceKind,
         json: &Json,
         vocabulary: &Vocabulary,
     ) -> Result<Self, String> {
+        let template = match kind {
+            InstanceKind::Compiled(template) => *template,
+            InstanceKind::Remote(template) => {
+                let fields = RemoteFields::compile(template, json, vocabulary)?;
+                return Ok(Fields::Remote(fields));
+            }
+        };
         Ok(match template {
+            Template::ApiKey | Template::Authorization | Template::Edge | Template::TraceSpan => {
+                Fields::Record(RecordFields::compile(template, json, vocabulary)?)
+            }
             Template::CheckNothing | Template::ReportNothing => {
                 params::read::<NothingParams>(json)?;
                 Fields::Nothing
@@ -209,6 +223,8 @@ impl Fields {
         &'a self,
         bag: &Bag<'a>,
         record: &mut R,
+        sets: &mut SharedSets<'a>,
+        set: usize,
     ) -> Result<Payload<'a>, Failed<'a>> {
         let value = |expression: &'a Expression, record: &mut R| {
             expression
@@ -217,6 +233,8 @@ impl Fields {
         };
         Ok(match self {
             Fields::Nothing => Payload::Nothing,
+            Fields::Record(fields) => Payload::Record(fields.eval(bag, record)?),
+            Fields::Remote(fields) => fields.eval(bag, record)?,
             Fields::Workloads {
                 source,
                 destination,
@@ -266,7 +284,7 @@ impl Fields {
                 resource,
             } => {
                 let value = value(expression, record)?;
-                let dimensions = eval_named(dimensions, bag, record)?;
+                let dimensions = sets.get(set, || eval_named(dimensions, bag, record))?;
                 resource.eval(bag, record)?;
                 Payload::Metric { value, dimensions }
             }
@@ -304,14 +322,14 @@ impl Resource {
     }
 }
 
-fn any(field: &str, text: &str, vocabulary: &Vocabulary) -> Result<Expression, String> {
+pub(super) fn any(field: &str, text: &str, vocabulary: &Vocabulary) -> Result<Expression, String> {
     if text.is_empty() {
         return Err(format!("{field}: an expression is needed"));
     }
     lang::compile(text, vocabulary).map_err(|error| format!("{field}: {error}"))
 }
 
-fn optional(
+pub(super) fn optional(
     field: &str,
     text: &str,
     want: ValueType,
@@ -325,7 +343,7 @@ fn optional(
         .map_err(|error| format!("{field}: {error}"))
 }
 
-fn named(
+pub(super) fn named(
     field: &str,
     expressions: BTreeMap<String, String>,
     vocabulary: &Vocabulary,
@@ -350,7 +368,7 @@ fn resource(
     })
 }
 
-fn eval_optional<'a, R: Record>(
+pub(super) fn eval_optional<'a, R: Record>(
     field: &'a str,
     expression: Option<&'a Expression>,
     bag: &Bag<'a>,
@@ -361,7 +379,7 @@ fn eval_optional<'a, R: Record>(
         .transpose()
 }
 
-fn eval_named<'a, R: Record>(
+pub(super) fn eval_named<'a, R: Record>(
     expressions: &'a Named,
     bag: &Bag<'a>,
     record: &mut R,

@@ -252,6 +252,25 @@ async fn quotas_are_granted_once_a_call() {
     assert!(server.check(request).await.quotas.is_empty());
 }
 
+fn errors_have_places(page: &serde_json::Value) {
+    let places: Vec<_> = page["errors"].as_array().unwrap().iter().collect();
+    let place = |name: &str| {
+        let error = places.iter().find(|error| error["name"] == name).unwrap();
+        let place = error["place"].as_str().unwrap();
+        let (file, line) = place.rsplit_once(':').unwrap();
+        assert!(file.ends_with("config.yaml"), "{place}");
+        let config = format!("{}---{BROKEN}", policy());
+        config
+            .lines()
+            .nth(line.parse::<usize>().unwrap() - 1)
+            .unwrap()
+            .to_owned()
+    };
+    assert!(place("bad.handler.istio-system").contains("oops: 1"));
+    assert!(place("bad.instance.istio-system").contains("nonsense: 2"));
+    assert!(place("bad-match.rule.istio-system").contains("nowhere == 1"));
+}
+
 #[tokio::test]
 async fn what_is_wrong_is_left_out_and_the_rest_works() {
     let server = TestServer::start(MANIFEST).await;
@@ -286,9 +305,10 @@ async fn what_is_wrong_is_left_out_and_the_rest_works() {
     assert!(
         errors
             .iter()
-            .any(|e| e.starts_with("bad.handler.istio-system (") && e.ends_with("spec.oops")),
+            .any(|e| e == "bad.handler.istio-system spec.oops"),
         "{errors:?}"
     );
+    errors_have_places(&page);
     for want in [
         "bad.instance.istio-system params",
         "bad-match.rule.istio-system match",

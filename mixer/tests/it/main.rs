@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod adapters;
 mod check;
+mod dashboards;
 mod mcp;
 mod otlp;
 mod process;

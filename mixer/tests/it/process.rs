@@ -102,6 +102,69 @@ fn what_cannot_work_is_said_in_one_line() {
 }
 
 #[test]
+fn an_expression_is_evaluated_for_a_person() {
+    let eval = |expression: &str| {
+        let attributes = "source.labels=app:web,response.code=200";
+        let output = mixs(&["eval", "-e", expression, "--attributes", attributes]).output();
+        let output = output.unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        (output.status.code().unwrap(), text, error)
+    };
+    let (code, text, _) = eval(r#"source.labels["app"] | "unknown""#);
+    let want = "STRING web\nreferenced: source.labels, source.labels[app]\n";
+    assert_eq!((code, text.as_str()), (0, want));
+    let (code, text, error) = eval("request.size + response.code");
+    assert_eq!((code, text.as_str()), (1, "referenced: -request.size\n"));
+    assert!(error.contains("lookup failed: 'request.size'"), "{error}");
+    let (code, _, error) = eval("response.code +");
+    assert_eq!(code, 1);
+    assert!(error.contains("at "), "{error}");
+}
+
+#[tokio::test]
+async fn a_check_and_a_report_from_the_command_line() {
+    let config = format!(
+        "{}---\n{}",
+        crate::server::MANIFEST,
+        r#"
+apiVersion: config.istio.io/v1alpha2
+kind: denier
+metadata: {name: deny, namespace: istio-system}
+spec: {status: {code: 7, message: "not today"}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: checknothing
+metadata: {name: nothing, namespace: istio-system}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {name: deny, namespace: istio-system}
+spec: {match: source.name == "evil", actions: [{handler: deny.denier, instances: [nothing.checknothing]}]}
+"#
+    );
+    let server = crate::server::TestServer::start(&config).await;
+    let mixer = format!("127.0.0.1:{}", server.grpc);
+    let run = async |arguments: &[&str]| {
+        let mut command = mixs(arguments);
+        command.args(["--mixer", &mixer]);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap());
+        let output = output.await.unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code().unwrap(), text)
+    };
+    let (code, text) = run(&["check", "-s", "source.name=evil"]).await;
+    assert_eq!(code, 3, "{text}");
+    let want = "check: PermissionDenied (deny.istio-system:not today)\nvalid: 5s, 1000 uses\n";
+    assert!(text.starts_with(want), "{text}");
+    let (code, text) = run(&["check", "-s", "source.name=good", "-q", "anything=5"]).await;
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("quota anything: granted 5 for 60s"), "{text}");
+    let (code, text) = run(&["report", "-a", "source.name=x,response.code=200"]).await;
+    assert_eq!((code, text.as_str()), (0, "reported: 2 attributes\n"));
+}
+
+#[test]
 fn expressions_are_evaluated_line_by_line() {
     use std::io::Write as _;
     let mut child = mixs(&["eval", "--jsonl"])

@@ -34,6 +34,7 @@ spec:
 pub(crate) struct TestServer {
     pub(crate) client: MixerClient<Channel>,
     pub(crate) folder: TempDir,
+    pub(crate) grpc: u16,
     pub(crate) monitoring: u16,
     pub(crate) prometheus: u16,
     process: Process,
@@ -66,7 +67,8 @@ impl TestServer {
         };
         let process = Process::detached("mixs");
         let server = Server::new(&process, &args).await.unwrap();
-        let [grpc, monitoring, prometheus] = server.ports().map(Option::unwrap);
+        let [grpc, monitoring, prometheus, _] = server.ports();
+        let [grpc, monitoring, prometheus] = [grpc, monitoring, prometheus].map(Option::unwrap);
         proto_component::task::spawn("server", server.run());
         process.readiness.wait().await;
         let client = MixerClient::connect(format!("http://127.0.0.1:{grpc}"))
@@ -75,6 +77,7 @@ impl TestServer {
         Self {
             client,
             folder,
+            grpc,
             monitoring,
             prometheus,
             process,

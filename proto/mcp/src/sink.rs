@@ -287,6 +287,7 @@ async fn stay_connected(shared: &Arc<Shared>, channel: &Channel) {
     let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
     loop {
         let begun = tokio::time::Instant::now();
+        let mut asks_for_less = false;
         match connect(shared, channel.clone()).await {
             Ok(()) => tracing::info!(target: "mcp", "the source closed the stream"),
             Err(_) if shared.drain.is_draining() => return,
@@ -297,11 +298,16 @@ async fn stay_connected(shared: &Arc<Shared>, channel: &Channel) {
                 }
                 if !dropped.is_empty() {
                     shared.changed.send_replace(());
+                    asks_for_less = true;
                 }
                 tracing::warn!(target: "mcp", code = ?status.code(), error = status.message(), attempts = backoff.attempts(), "no stream to the source");
             }
         }
         shared.journal.lock().disconnected();
+        if asks_for_less {
+            // No failure: the source names one unknown collection after the other.
+            continue;
+        }
         if begun.elapsed() > GOOD_STREAM {
             backoff.reset();
         }

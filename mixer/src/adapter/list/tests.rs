@@ -4,12 +4,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::adapter::prometheus::Registry;
 
 fn build(json: &Json) -> Arc<dyn Adapter> {
-    let context = BuildContext {
-        prometheus: Arc::new(Registry::default()),
-    };
+    let context = BuildContext::default();
     configure(json).unwrap().build(&context).unwrap()
 }
 

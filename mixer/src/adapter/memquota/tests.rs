@@ -3,14 +3,11 @@
 use serde_json::json;
 
 use super::*;
-use crate::adapter::prometheus::Registry;
 
 const NAME: &str = "requestcount.instance.ns";
 
 fn build(json: &Json) -> Arc<dyn Adapter> {
-    let context = BuildContext {
-        prometheus: Arc::new(Registry::default()),
-    };
+    let context = BuildContext::default();
     configure(json).unwrap().build(&context).unwrap()
 }
 

@@ -1,21 +1,23 @@
 //! One metric with a series for every set of label values. Counting takes a read lock and atomic additions; only a new set of
 //! values takes the write lock.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ::prometheus::IntCounter;
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use super::{AdapterError, Kind, MetricInfo};
-use crate::template::Dimensions;
+use crate::lang::Val;
+use crate::template::DimensionSet;
 
-/// Label values come from requests: beyond this many sets new ones are refused.
+/// Label values come from requests: beyond this many sets, what has a new one is counted in one series whose labels all have
+/// the value [`OVERFLOW`].
 const MAX_SERIES: usize = 50_000;
+const OVERFLOW: &str = "__overflow__";
 
 /// A metric.
 #[derive(Debug)]
@@ -25,9 +27,10 @@ pub(super) struct Family {
     bounds: Vec<f64>,
     /// Label names, sorted as dimensions are.
     labels: Vec<String>,
-    hasher: RandomState,
     /// By the hash of the label values; a list for the rare clash.
-    series: RwLock<HashMap<u64, Vec<Series>>>,
+    series: RwLock<HashMap<u64, Vec<Series>, foldhash::fast::RandomState>>,
+    /// Counts what found no series of its own.
+    overflowed: IntCounter,
     begun: Instant,
 }
 
@@ -45,7 +48,12 @@ struct Series {
 }
 
 impl Family {
-    pub(super) fn new(name: &str, info: MetricInfo, bounds: Vec<f64>) -> Self {
+    pub(super) fn new(
+        name: &str,
+        info: MetricInfo,
+        bounds: Vec<f64>,
+        overflowed: IntCounter,
+    ) -> Self {
         let mut labels = info.label_names.clone();
         labels.sort_unstable();
         Self {
@@ -56,8 +64,8 @@ impl Family {
             },
             labels,
             info,
-            hasher: RandomState::new(),
             series: RwLock::default(),
+            overflowed,
             begun: Instant::now(),
         }
     }
@@ -71,7 +79,7 @@ impl Family {
     pub(super) fn record(
         &self,
         value: f64,
-        dimensions: &Dimensions<'_>,
+        dimensions: &DimensionSet<'_>,
         now: Instant,
     ) -> Result<(), AdapterError> {
         let fits = dimensions.len() == self.labels.len()
@@ -85,39 +93,44 @@ impl Family {
                 self.name
             )));
         }
-        let values: Vec<Cow<'_, str>> = dimensions
-            .iter()
-            .map(|(_, value)| value.to_text())
-            .collect();
-        let hash = self.hasher.hash_one(&values);
         let touched = self.millis(now);
-        let found = self.series.read().get(&hash).is_some_and(|series| {
-            series
-                .iter()
-                .find(|series| series.is_of(&values))
-                .map(|series| self.add(series, value, touched))
-                .is_some()
-        });
-        if found {
+        if self.add_to_known(dimensions, value, touched) {
             return Ok(());
         }
-        let mut all = self.series.write();
-        if all.len() >= MAX_SERIES {
-            return Err(AdapterError::new(format!(
-                "metric {} has too many different label values",
-                self.name
-            )));
+        if self.series.read().len() < MAX_SERIES {
+            self.add_to_new(dimensions, value, touched);
+            return Ok(());
         }
-        let series = all.entry(hash).or_default();
-        let position = match series.iter().position(|series| series.is_of(&values)) {
+        self.overflowed.inc();
+        let labels = self.labels.iter();
+        let overflow = labels.map(|label| (label.as_str(), Val::String(OVERFLOW.into())));
+        let overflow = DimensionSet::new(overflow.collect());
+        if !self.add_to_known(&overflow, value, touched) {
+            self.add_to_new(&overflow, value, touched);
+        }
+        Ok(())
+    }
+
+    fn add_to_known(&self, dimensions: &DimensionSet<'_>, value: f64, touched: u64) -> bool {
+        let all = self.series.read();
+        let mut candidates = all.get(&dimensions.hash()).into_iter().flatten();
+        let found = candidates.find(|series| dimensions.is(&series.values));
+        found
+            .map(|series| self.add(series, value, touched))
+            .is_some()
+    }
+
+    fn add_to_new(&self, dimensions: &DimensionSet<'_>, value: f64, touched: u64) {
+        let mut all = self.series.write();
+        let series = all.entry(dimensions.hash()).or_default();
+        let position = match series.iter().position(|s| dimensions.is(&s.values)) {
             Some(position) => position,
             None => {
-                series.push(Series::new(&values, self.bounds.len()));
+                series.push(Series::new(dimensions, self.bounds.len()));
                 series.len() - 1
             }
         };
         self.add(&series[position], value, touched);
-        Ok(())
     }
 
     fn add(&self, series: &Series, value: f64, touched: u64) {
@@ -222,22 +235,14 @@ impl Family {
 }
 
 impl Series {
-    fn new(values: &[Cow<'_, str>], buckets: usize) -> Self {
+    fn new(dimensions: &DimensionSet<'_>, buckets: usize) -> Self {
+        let values = dimensions.iter();
         Self {
-            values: values.iter().map(|value| value.as_ref().into()).collect(),
+            values: values.map(|(_, value)| value.to_text().into()).collect(),
             sum: AtomicU64::new(0f64.to_bits()),
             count: AtomicU64::new(0),
             buckets: (0..buckets).map(|_| AtomicU64::new(0)).collect(),
             touched: AtomicU64::new(0),
         }
-    }
-
-    fn is_of(&self, values: &[Cow<'_, str>]) -> bool {
-        self.values.len() == values.len()
-            && self
-                .values
-                .iter()
-                .zip(values)
-                .all(|(known, value)| known.as_ref() == value.as_ref())
     }
 }

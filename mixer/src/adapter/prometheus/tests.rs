@@ -3,11 +3,10 @@
 use serde_json::json;
 
 use super::*;
+use crate::template::DimensionSet;
 
 fn context() -> BuildContext {
-    BuildContext {
-        prometheus: Arc::new(Registry::default()),
-    }
+    BuildContext::default()
 }
 
 fn metric<'a>(name: &'a str, value: Val<'a>, dimensions: &[(&'a str, &'a str)]) -> Values<'a> {
@@ -15,10 +14,12 @@ fn metric<'a>(name: &'a str, value: Val<'a>, dimensions: &[(&'a str, &'a str)]) 
         name,
         payload: Payload::Metric {
             value,
-            dimensions: dimensions
-                .iter()
-                .map(|(name, value)| (*name, Val::String((*value).into())))
-                .collect(),
+            dimensions: DimensionSet::new(
+                dimensions
+                    .iter()
+                    .map(|(name, value)| (*name, Val::String((*value).into())))
+                    .collect(),
+            ),
         },
     }
 }
@@ -86,6 +87,26 @@ async fn what_does_not_fit_is_an_error() {
     ] {
         assert!(handler.report(&[bad]).is_err());
     }
+}
+
+#[tokio::test]
+async fn too_many_label_sets_share_a_series() {
+    let context = context();
+    let handler = configure(&params()).unwrap().build(&context).unwrap();
+    for number in 0..50_010 {
+        let text = number.to_string();
+        let count = metric(
+            "count.instance.ns",
+            Val::Int64(1),
+            &[("a", &text), ("b", "")],
+        );
+        handler.report(&[count]).unwrap();
+    }
+    let shown = context.prometheus.expose();
+    let overflow = "istio_requests_total{a=\"__overflow__\",b=\"__overflow__\"} 10\n";
+    assert!(shown.contains(overflow));
+    let labels = ["", "too many label sets"];
+    assert_eq!(context.dropped.with_label_values(&labels).get(), 10);
 }
 
 #[tokio::test]

@@ -1,0 +1,305 @@
+//! Load for a Mixer, for `e2e/bench/mixer/run.sh`: reports or checks over some connections, as fast as they are answered or at a
+//! rate; then a line with what was done, what it cost the server (CPU time of its process), and how long calls took.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser;
+use parking_lot::Mutex;
+use proto::istio::mixer::v1::check_request::QuotaParams;
+use proto::istio::mixer::v1::mixer_client::MixerClient;
+use proto::istio::mixer::v1::report_request::RepeatedAttributesSemantics;
+use proto::istio::mixer::v1::{CheckRequest, ReportRequest};
+use proto_component::task;
+use proto_mesh::attribute::codec::{self, Encoder};
+use proto_mesh::attribute::{Attributes, Value, dictionary};
+use tokio::time::Instant;
+use tonic::transport::Channel;
+
+#[derive(Clone, Debug, Parser)]
+struct Args {
+    /// `report` or `check`.
+    mode: String,
+    /// Address of Mixer.
+    #[arg(long)]
+    mixer: String,
+    /// Its process.
+    #[arg(long)]
+    pid: u32,
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    #[arg(long, default_value_t = 4)]
+    connections: usize,
+    /// Calls at once on one connection.
+    #[arg(long, default_value_t = 8)]
+    streams: usize,
+    /// Different sets of labels.
+    #[arg(long, default_value_t = 100)]
+    label_sets: usize,
+    /// Sets of attributes in one report.
+    #[arg(long, default_value_t = 100)]
+    batch: usize,
+    /// Calls a second; 0: as fast as they are answered.
+    #[arg(long, default_value_t = 0)]
+    rate: u64,
+}
+
+#[derive(Default)]
+struct Tally {
+    calls: AtomicU64,
+    failed: AtomicU64,
+    /// Microseconds.
+    latencies: Mutex<Vec<u32>>,
+}
+
+/// What a sidecar reports of one request.
+#[allow(clippy::too_many_lines, reason = "a table")]
+fn attributes(number: usize) -> Attributes {
+    let text = |text: &str| Value::from(text.to_owned());
+    let labels = |app: &str| {
+        Value::StringMap(vec![
+            ("app".into(), app.to_owned()),
+            ("version".into(), "v1".into()),
+        ])
+    };
+    let mut set = Attributes::new();
+    let path = format!("/reviews/{number}");
+    let workload = format!("reviews-v{number}");
+    for (name, value) in [
+        ("context.protocol", text("http")),
+        ("context.reporter.kind", text("inbound")),
+        (
+            "context.reporter.uid",
+            text("kubernetes://reviews-v1-0.default"),
+        ),
+        ("context.proxy_error_code", text("-")),
+        ("connection.mtls", Value::Bool(true)),
+        ("source.uid", text("kubernetes://productpage-v1-0.default")),
+        ("source.namespace", text("default")),
+        (
+            "source.principal",
+            text("cluster.local/ns/default/sa/bookinfo-productpage"),
+        ),
+        ("source.workload.name", text("productpage-v1")),
+        ("source.workload.namespace", text("default")),
+        ("source.labels", labels("productpage")),
+        ("destination.uid", text("kubernetes://reviews-v1-0.default")),
+        ("destination.namespace", text("default")),
+        (
+            "destination.principal",
+            text("cluster.local/ns/default/sa/bookinfo-reviews"),
+        ),
+        ("destination.workload.name", text(&workload)),
+        ("destination.workload.namespace", text("default")),
+        ("destination.labels", labels("reviews")),
+        (
+            "destination.service.host",
+            text("reviews.default.svc.cluster.local"),
+        ),
+        ("destination.service.name", text("reviews")),
+        ("destination.service.namespace", text("default")),
+        ("request.host", text("reviews:9080")),
+        ("request.method", text("GET")),
+        ("request.path", text(&path)),
+        ("request.scheme", text("http")),
+        ("request.useragent", text("python-requests/2.31")),
+        ("request.size", Value::Int64(0)),
+        ("request.total_size", Value::Int64(900)),
+        ("response.code", Value::Int64(200)),
+        ("response.size", Value::Int64(375)),
+        ("response.total_size", Value::Int64(600)),
+        (
+            "response.duration",
+            Value::Duration(prost_types::Duration {
+                seconds: 0,
+                nanos: 3_000_000,
+            }),
+        ),
+        (
+            "request.headers",
+            Value::StringMap(vec![
+                (":authority".into(), "reviews:9080".into()),
+                (":method".into(), "GET".into()),
+                (":path".into(), path),
+                ("user-agent".into(), "python-requests/2.31".into()),
+                (
+                    "x-request-id".into(),
+                    format!("0f8fad5b-d9cb-469f-a165-{number:012}"),
+                ),
+            ]),
+        ),
+    ] {
+        set.set(name, value);
+    }
+    set
+}
+
+fn reports(args: &Args) -> Vec<ReportRequest> {
+    let count = (args.label_sets / args.batch).clamp(1, 200);
+    (0..count)
+        .map(|request| {
+            let mut encoder = Encoder::new(dictionary::WORDS.len());
+            let sets = (0..args.batch).map(|position| {
+                let set = attributes((request * args.batch + position) % args.label_sets);
+                encoder.encode(set.iter().map(|(name, value)| (name, value.as_ref())))
+            });
+            let attributes = sets.collect();
+            ReportRequest {
+                attributes,
+                default_words: encoder.into_words(),
+                global_word_count: 222,
+                repeated_attributes_semantics: RepeatedAttributesSemantics::IndependentEncoding
+                    .into(),
+            }
+        })
+        .collect()
+}
+
+fn checks(args: &Args) -> Vec<CheckRequest> {
+    (0..args.label_sets.clamp(1, 1000))
+        .map(|number| CheckRequest {
+            attributes: Some(codec::encode(&attributes(number), dictionary::WORDS.len())),
+            global_word_count: 222,
+            quotas: [(
+                "requestcount".to_owned(),
+                QuotaParams {
+                    amount: 1,
+                    best_effort: true,
+                },
+            )]
+            .into(),
+            ..CheckRequest::default()
+        })
+        .collect()
+}
+
+/// CPU seconds that a process has used.
+fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the process")?;
+    let (_, rest) = stat.rsplit_once(')').context("its state")?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+    Ok(ticks / 100.0)
+}
+
+fn memory_mib(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1));
+    Ok(kib.context("its memory")?.parse::<u64>()? / 1024)
+}
+
+/// One call after the other.
+struct Worker {
+    number: usize,
+    workers: usize,
+    begun: Instant,
+    requests: Arc<(Vec<ReportRequest>, Vec<CheckRequest>)>,
+    tally: Arc<Tally>,
+    args: Args,
+}
+
+impl Worker {
+    async fn run(self, mut client: MixerClient<Channel>) {
+        let until = self.begun + Duration::from_secs(self.args.seconds);
+        let (reports, checks) = self.requests.as_ref();
+        let mut latencies = Vec::new();
+        let mut number = self.number;
+        // Workers take turns.
+        let workers = self.workers as f64;
+        let rate = self.args.rate;
+        let period = (rate > 0).then(|| Duration::from_secs_f64(workers / rate as f64));
+        let first = period.unwrap_or_default();
+        let mut due = self.begun + first.mul_f64(self.number as f64 / workers);
+        while Instant::now() < until {
+            let mut called = Instant::now();
+            if let Some(period) = period {
+                tokio::time::sleep_until(due).await;
+                // From when it was due: a queue is part of the wait.
+                called = due;
+                due += period;
+            }
+            let is_ok = if self.args.mode == "report" {
+                let request = reports[number % reports.len()].clone();
+                client.report(request).await.is_ok()
+            } else {
+                let request = checks[number % checks.len()].clone();
+                client.check(request).await.is_ok()
+            };
+            number += self.workers;
+            self.tally.calls.fetch_add(1, Ordering::Relaxed);
+            self.tally
+                .failed
+                .fetch_add(u64::from(!is_ok), Ordering::Relaxed);
+            latencies.push(u32::try_from(called.elapsed().as_micros()).unwrap_or(u32::MAX));
+        }
+        self.tally.latencies.lock().extend(latencies);
+    }
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let requests = Arc::new((reports(&args), checks(&args)));
+    let tally = Arc::new(Tally::default());
+    let before = (cpu_seconds(args.pid)?, memory_mib(args.pid)?);
+    let begun = Instant::now();
+    let mut tasks = Vec::new();
+    for connection in 0..args.connections {
+        let client = MixerClient::connect(format!("http://{}", args.mixer)).await?;
+        for stream in 0..args.streams {
+            let worker = Worker {
+                number: connection * args.streams + stream,
+                workers: args.connections * args.streams,
+                begun,
+                requests: requests.clone(),
+                tally: tally.clone(),
+                args: args.clone(),
+            };
+            tasks.push(task::spawn("load", worker.run(client.clone())));
+        }
+    }
+    for task in tasks {
+        task.await?;
+    }
+    let summary = summary(&args, &tally, begun, before)?;
+    std::io::Write::write_all(&mut std::io::stdout(), summary.as_bytes())?;
+    Ok(())
+}
+
+fn summary(
+    args: &Args,
+    tally: &Tally,
+    begun: Instant,
+    before: (f64, u64),
+) -> anyhow::Result<String> {
+    let elapsed = begun.elapsed().as_secs_f64();
+    let cpu = cpu_seconds(args.pid)? - before.0;
+    let calls = tally.calls.load(Ordering::Relaxed);
+    let units = if args.mode == "report" {
+        calls * args.batch as u64
+    } else {
+        calls
+    };
+    let mut latencies = tally.latencies.lock();
+    latencies.sort_unstable();
+    let at = |share: f64| {
+        let position = (latencies.len().saturating_sub(1)) as f64 * share;
+        f64::from(latencies.get(position as usize).copied().unwrap_or(0)) / 1000.0
+    };
+    let memory = memory_mib(args.pid)?;
+    let summary = format!(
+        "{mode}: {units} in {elapsed:.1} s ({rate:.0}/s), {failed} calls failed; {cpu:.1} CPU s: {percore:.0}/s a core; \
+         p50 {p50:.2} ms, p99 {p99:.2} ms; memory {before} -> {memory} MiB\n",
+        mode = args.mode,
+        rate = units as f64 / elapsed,
+        failed = tally.failed.load(Ordering::Relaxed),
+        percore = units as f64 / cpu,
+        p50 = at(0.5),
+        p99 = at(0.99),
+        before = before.1,
+    );
+    Ok(summary)
+}
