@@ -1,12 +1,14 @@
 //! The client of Mixer: asks before a request is let through (Check), tells what became of it (Report).
 //!
-//! filter → [`Client::check`]: [`check_cache`] → [`quota_cache`] → [`call`] (through the worker's own clusters) → outcome;
+//! filter → [`Client::check`]: [`check_cache`] → [`quota_cache`] → [`breaker`] → [`call`] (through the worker's own clusters) →
+//! outcome;
 //! filter → [`Client::report`]: [`batch`], sent when it is full or old. [`config`] is what the filters are told;
 //! [`quota_spec`] which quotas a request costs; [`referenced`] what an answer depended on.
 //!
 //! Every worker has a client of its own for each transport configuration: nothing is shared, nothing is locked.
 
 mod batch;
+mod breaker;
 mod call;
 mod check_cache;
 pub(crate) mod config;
@@ -30,6 +32,7 @@ use tokio::time::Instant;
 
 use crate::worker::Worker;
 use batch::Batch;
+use breaker::Breaker;
 use check_cache::CheckCache;
 use config::{FailPolicy, Transport};
 use quota_cache::QuotaCache;
@@ -52,6 +55,7 @@ pub(crate) struct Client {
     kind: FilterKind,
     remote: Rc<dyn call::Remote>,
     stats: Arc<Stats>,
+    breaker: Breaker,
     checks: RefCell<CheckCache>,
     quotas: RefCell<QuotaCache>,
     batch: RefCell<Batch>,
@@ -64,7 +68,8 @@ pub(crate) struct Client {
     /// Names this client's calls.
     id: uuid::Uuid,
     calls: Cell<u64>,
-    reports_in_flight: Cell<usize>,
+    /// Batches on their way, and their size in bytes.
+    reports_in_flight: Cell<(usize, usize)>,
     /// Another client has taken its place.
     is_closed: Cell<bool>,
 }
@@ -113,6 +118,7 @@ impl Client {
         stats: Arc<Stats>,
     ) -> Rc<Self> {
         Rc::new(Self {
+            breaker: Breaker::default(),
             checks: RefCell::new(CheckCache::new(!transport.disable_check_cache)),
             quotas: RefCell::default(),
             batch: RefCell::new(Batch::new()),
@@ -121,7 +127,7 @@ impl Client {
             words: Cell::new(dictionary::WORDS.len()),
             id: uuid::Uuid::new_v4(),
             calls: Cell::new(0),
-            reports_in_flight: Cell::new(0),
+            reports_in_flight: Cell::new((0, 0)),
             is_closed: Cell::new(false),
             transport,
             kind,

@@ -1,9 +1,11 @@
 //! Reports that wait to be sent together: encoded at once, sent when there are enough of them or the first has waited long
-//! enough. What Mixer does not take in time is dropped and counted; requests never wait for it.
+//! enough. While Mixer is away batches wait and are tried again; beyond a bound in number and size they are dropped and
+//! counted. Requests never wait for it.
 
 use std::rc::Rc;
 use std::time::Duration;
 
+use prost::Message as _;
 use proto::istio::mixer::v1::report_request::RepeatedAttributesSemantics;
 use proto::istio::mixer::v1::{CompressedAttributes, ReportRequest};
 use proto_component::drain::Drain;
@@ -12,8 +14,10 @@ use proto_mesh::attribute::{Attributes, dictionary};
 
 use super::Client;
 
-/// Calls at once; more batches are dropped.
-const MAX_IN_FLIGHT: usize = 8;
+/// Batches that may be on their way, those that wait for Mixer to come back included; more are dropped.
+const MAX_IN_FLIGHT: usize = 64;
+/// And their size in bytes, for each worker.
+const MAX_BYTES: usize = 4 << 20;
 /// What is left at the end is sent this soon.
 const LAST_TIME: Duration = Duration::from_millis(50);
 
@@ -105,20 +109,20 @@ impl Client {
         let Some(request) = self.batch.borrow_mut().take() else {
             return;
         };
-        let in_flight = self.reports_in_flight.get();
-        if in_flight >= MAX_IN_FLIGHT {
-            self.stats
-                .total_report_dropped
-                .add(request.attributes.len() as u64);
+        let entries = request.attributes.len();
+        let message = request.encode_to_vec();
+        let (batches, bytes) = self.reports_in_flight.get();
+        let size = message.len();
+        if batches >= MAX_IN_FLIGHT || bytes + size > MAX_BYTES {
+            self.stats.total_report_dropped.add(entries as u64);
             return;
         }
-        self.reports_in_flight.set(in_flight + 1);
+        self.reports_in_flight.set((batches + 1, bytes + size));
         let client = self.clone();
         tokio::task::spawn_local(async move {
-            client.send_report(&request).await;
-            client
-                .reports_in_flight
-                .set(client.reports_in_flight.get() - 1);
+            client.send_report(entries, message).await;
+            let (batches, bytes) = client.reports_in_flight.get();
+            client.reports_in_flight.set((batches - 1, bytes - size));
         });
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use prost::Message as _;
 use proto::istio::mixer::v1::check_request::QuotaParams;
 use proto::istio::mixer::v1::check_response::QuotaResult;
-use proto::istio::mixer::v1::{CheckRequest, CheckResponse, ReportRequest};
+use proto::istio::mixer::v1::{CheckRequest, CheckResponse};
 use proto_mesh::attribute::{Attributes, codec, dictionary};
 use tokio::time::Instant;
 use tonic::Code;
@@ -20,6 +20,14 @@ use super::quota_cache::{Granted, Prefetch};
 use super::quota_spec::Requirement;
 
 const TRY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Tries of a report, over about a minute.
+const REPORT_TRIES: u32 = 16;
+const REPORT_POLICY: FailPolicy = FailPolicy {
+    is_open: true,
+    retries: REPORT_TRIES,
+    base_wait: Duration::from_millis(250),
+    max_wait: Duration::from_secs(8),
+};
 const CHECK: &str = "/istio.mixer.v1.Mixer/Check";
 const REPORT: &str = "/istio.mixer.v1.Mixer/Report";
 /// How a server of the first days says that it does not know all our words.
@@ -54,11 +62,7 @@ impl Client {
                     self.words.set(dictionary::BASE_WORDS);
                 }
                 tracing::debug!(target: "mixer", %error, is_open = policy.is_open, "a check has no answer");
-                if policy.is_open {
-                    Outcome::without(status(Code::Ok, ""))
-                } else {
-                    Outcome::without(status(error.code, error.message))
-                }
+                self.without_answer(&error, policy)
             }
         };
         if outcome.is_ok() {
@@ -67,6 +71,21 @@ impl Client {
             self.stats.total_remote_check_denies.inc();
         }
         outcome
+    }
+
+    /// What becomes of a request that nobody has judged.
+    fn without_answer(&self, error: &CallError, policy: &FailPolicy) -> Outcome {
+        if policy.is_open {
+            self.stats.total_check_fail_open.inc();
+            return Outcome::without(status(Code::Ok, ""));
+        }
+        self.stats.total_check_fail_close.inc();
+        if error.is_transport {
+            // 503, and a body that says why: the request itself may be a good one.
+            let message = format!("the policy check could not be made: {}", error.message);
+            return Outcome::without(status(Code::Unavailable, message));
+        }
+        Outcome::without(status(error.code, error.message.clone()))
     }
 
     fn read(
@@ -168,6 +187,12 @@ impl Client {
         let message = request.encode_to_vec();
         let mut attempt = 0;
         loop {
+            if !self.breaker.admits(Instant::now()) {
+                self.stats.total_remote_call_broken.inc();
+                return Err(CallError::transport(
+                    "Mixer has not answered for a while and is left alone",
+                ));
+            }
             self.stats.total_remote_calls.inc();
             let call = self
                 .remote
@@ -175,6 +200,7 @@ impl Client {
             let answered = tokio::time::timeout(TRY_TIMEOUT, call).await;
             let error = match answered.unwrap_or_else(|_| Err(CallError::timeout(TRY_TIMEOUT))) {
                 Ok(bytes) => {
+                    self.breaker.succeeded();
                     self.stats.total_remote_call_successes.inc();
                     return CheckResponse::decode(bytes)
                         .map_err(|error| CallError::transport(error.to_string()));
@@ -182,6 +208,12 @@ impl Client {
                 Err(error) => error,
             };
             self.count_failure(&error);
+            if !error.is_transport {
+                self.breaker.succeeded();
+            } else if self.breaker.failed(Instant::now(), self.remote.random()) {
+                self.stats.total_circuit_breaker_opened.inc();
+                tracing::warn!(target: "mixer", %error, "Mixer does not answer; it is asked again now and then");
+            }
             attempt += 1;
             let is_worth_it = error.is_transport || error.code == Code::Unavailable;
             if !is_worth_it || attempt > policy.retries {
@@ -201,26 +233,35 @@ impl Client {
         }
     }
 
-    /// Sends a batch, once.
-    pub(super) async fn send_report(&self, request: &ReportRequest) {
-        self.stats.total_remote_report_calls.inc();
-        let call = self.remote.call(
-            &self.transport.report_cluster,
-            REPORT,
-            request.encode_to_vec(),
-        );
-        let answered = tokio::time::timeout(TRY_TIMEOUT, call).await;
-        let answered = answered.unwrap_or_else(|_| Err(CallError::timeout(TRY_TIMEOUT)));
-        let Err(error) = answered else {
-            self.stats.total_remote_report_successes.inc();
-            return;
-        };
-        tracing::debug!(target: "mixer", %error, entries = request.attributes.len(), "a report was lost");
-        match (error.is_transport, error.code) {
-            (true, Code::DeadlineExceeded) => self.stats.total_remote_report_timeouts.inc(),
-            (true, _) => self.stats.total_remote_report_send_errors.inc(),
-            (false, _) => self.stats.total_remote_report_other_errors.inc(),
+    /// Sends a batch. While Mixer is away it is tried again, with growing pauses; the batch waits in memory, within bounds.
+    pub(super) async fn send_report(&self, entries: usize, message: Vec<u8>) {
+        for attempt in 1..=REPORT_TRIES {
+            self.stats.total_remote_report_calls.inc();
+            let call = self
+                .remote
+                .call(&self.transport.report_cluster, REPORT, message.clone());
+            let answered = tokio::time::timeout(TRY_TIMEOUT, call).await;
+            let answered = answered.unwrap_or_else(|_| Err(CallError::timeout(TRY_TIMEOUT)));
+            let Err(error) = answered else {
+                self.stats.total_remote_report_successes.inc();
+                return;
+            };
+            match (error.is_transport, error.code) {
+                (true, Code::DeadlineExceeded) => self.stats.total_remote_report_timeouts.inc(),
+                (true, _) => self.stats.total_remote_report_send_errors.inc(),
+                (false, _) => self.stats.total_remote_report_other_errors.inc(),
+            }
+            // What Mixer has seen it has counted, except where it was too busy.
+            let is_away = error.is_transport && error.code != Code::DeadlineExceeded;
+            let is_worth_it = is_away || error.code == Code::Unavailable;
+            if !is_worth_it || attempt == REPORT_TRIES {
+                tracing::debug!(target: "mixer", %error, entries, "a report was lost");
+                break;
+            }
+            self.stats.total_remote_report_retries.inc();
+            tokio::time::sleep(REPORT_POLICY.wait(attempt, self.remote.random())).await;
         }
+        self.stats.total_report_dropped.add(entries as u64);
     }
 }
 

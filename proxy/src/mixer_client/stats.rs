@@ -56,5 +56,12 @@ stat_group! {
         total_remote_report_other_errors: Counter,
         // Ours: entries given up because Mixer does not keep up.
         total_report_dropped: Counter,
+        total_remote_report_retries: Counter,
+        // Ours: what became of requests that Mixer could not be asked about.
+        total_check_fail_open: Counter,
+        total_check_fail_close: Counter,
+        // Ours: calls that were not made, and how often that began.
+        total_remote_call_broken: Counter,
+        total_circuit_breaker_opened: Counter,
     }
 }

@@ -25,6 +25,8 @@ struct FakeMixer {
     answers: RefCell<VecDeque<Result<CheckResponse, CallError>>>,
     checks: RefCell<Vec<CheckRequest>>,
     reports: RefCell<Vec<ReportRequest>>,
+    /// Reports that find nobody.
+    away: Cell<usize>,
 }
 
 impl Remote for FakeMixer {
@@ -39,7 +41,13 @@ impl Remote for FakeMixer {
             self.reports
                 .borrow_mut()
                 .push(ReportRequest::decode(message.as_slice()).unwrap());
-            Ok(ReportResponse {}.encode_to_vec())
+            match self.away.get() {
+                0 => Ok(ReportResponse {}.encode_to_vec()),
+                away => {
+                    self.away.set(away - 1);
+                    Err(CallError::transport("nobody is there"))
+                }
+            }
         } else {
             assert_eq!(cluster, "mixer_server");
             self.checks
@@ -256,6 +264,10 @@ fn without_mixer_the_policy_decides() {
         });
         let refused = check(&closed, attributes("a"), vec![]).await;
         assert_eq!(refused.http_status(), 503);
+        assert_eq!(
+            refused.body(),
+            "UNAVAILABLE:the policy check could not be made: no answer"
+        );
         assert_eq!(mixer.checks.borrow().len(), 3);
         assert_eq!(closed.stats.total_remote_call_retries.value(), 2);
         let ids: Vec<_> = mixer
@@ -287,6 +299,51 @@ fn without_mixer_the_policy_decides() {
             check(&closed, attributes("a"), vec![]).await.http_status(),
             400
         );
+    });
+}
+
+#[test]
+fn a_mixer_that_does_not_answer_is_left_alone() {
+    local(async {
+        let (client, mixer) = client(|_| {});
+        for _ in 0..8 {
+            assert!(check(&client, attributes("a"), vec![]).await.is_ok());
+        }
+        assert_eq!(mixer.checks.borrow().len(), 5);
+        assert_eq!(client.stats.total_circuit_breaker_opened.value(), 1);
+        assert_eq!(client.stats.total_remote_call_broken.value(), 3);
+        assert_eq!(client.stats.total_check_fail_open.value(), 8);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        mixer
+            .answers
+            .borrow_mut()
+            .push_back(Ok(answer(Code::Ok, 1)));
+        check(&client, attributes("b"), vec![]).await;
+        check(&client, attributes("c"), vec![]).await;
+        assert_eq!(mixer.checks.borrow().len(), 7);
+    });
+}
+
+#[test]
+fn reports_wait_for_a_mixer_that_is_away() {
+    local(async {
+        let (client, mixer) = client(|config| config.disable_report_batch = true);
+        mixer.away.set(3);
+        client.report(&attributes("a"));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(mixer.reports.borrow().len(), 4);
+        assert_eq!(client.stats.total_remote_report_successes.value(), 1);
+        assert_eq!(client.stats.total_report_dropped.value(), 0);
+        // It stays away: what does not fit is dropped at once, the rest in the end.
+        mixer.away.set(usize::MAX);
+        for _ in 0..100 {
+            client.report(&attributes("a"));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(client.stats.total_report_dropped.value(), 36);
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        assert_eq!(client.stats.total_report_dropped.value(), 100);
+        assert_eq!(client.reports_in_flight.get(), (0, 0));
     });
 }
 
