@@ -1,4 +1,6 @@
-//! Resources → what they mean: a vocabulary, handlers and instances that can be used, rules whose every reference holds.
+//! Resources → what they mean: a vocabulary, handlers and instances that can be used, [`rules`] whose every reference holds.
+
+mod rules;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -7,13 +9,14 @@ use proto::istio::policy::v1beta1 as wire;
 use proto_mesh::attribute::ValueType;
 use serde_json::Value as Json;
 
-use super::{ADAPTER, FullName, HANDLER, INSTANCE, ItemError, Resources, TEMPLATE, params};
+use super::{ADAPTER, FullName, ItemError, Resources, TEMPLATE, params};
 use crate::adapter::remote::RemoteInfo;
 use crate::adapter::{self, AdapterConfig};
 use crate::attributes::Vocabulary;
-use crate::lang::{self, Expression};
+use crate::lang::Expression;
 use crate::template::remote::{self, RemoteTemplate};
 use crate::template::{Instance, InstanceKind, Template, Variety};
+use rules::RuleBuilder;
 
 /// A configuration, understood.
 #[derive(Debug)]
@@ -346,158 +349,6 @@ fn dimension_set(known: &mut BTreeMap<String, usize>, instance: &Instance) -> us
     *known
         .entry(instance.params["dimensions"].to_string())
         .or_insert(next)
-}
-
-struct RuleBuilder<'a> {
-    vocabulary: &'a Vocabulary,
-    handlers: &'a HashMap<FullName, Arc<HandlerConfig>>,
-    instances: &'a HashMap<FullName, Arc<Instance>>,
-    errors: &'a mut Vec<ItemError>,
-    counts: &'a mut Counts,
-}
-
-impl RuleBuilder<'_> {
-    fn rule(&mut self, name: &FullName, wire: &wire::Rule) -> Option<RuleConfig> {
-        let before = self.errors.len();
-        let rule = self.build(name, wire);
-        if self.errors.len() > before {
-            self.counts.rule_errors += 1;
-        }
-        rule
-    }
-
-    fn build(&mut self, name: &FullName, wire: &wire::Rule) -> Option<RuleConfig> {
-        if wire.sampling.is_some() {
-            let error = ItemError::new(name, "sampling", "is not supported");
-            self.errors.push(error);
-            return None;
-        }
-        let condition = match wire.r#match.trim() {
-            "" | "true" => None,
-            text => match lang::compile_as(text, ValueType::Bool, self.vocabulary) {
-                Ok(condition) => Some(condition).filter(|condition| !condition.is_true()),
-                Err(error) => {
-                    // A rule that cannot tell when it applies never does.
-                    self.counts.match_errors += 1;
-                    self.errors.push(ItemError::new(name, "match", error));
-                    return None;
-                }
-            },
-        };
-        let mut actions = Vec::new();
-        for (position, action) in wire.actions.iter().enumerate() {
-            actions.extend(self.action(name, position, action));
-        }
-        let request_headers = self.headers(
-            name,
-            "requestHeaderOperations",
-            &wire.request_header_operations,
-        );
-        let response_headers = self.headers(
-            name,
-            "responseHeaderOperations",
-            &wire.response_header_operations,
-        );
-        if actions.is_empty() && request_headers.is_empty() && response_headers.is_empty() {
-            self.errors
-                .push(ItemError::new(name, "", "nothing of the rule can be used"));
-            return None;
-        }
-        Some(RuleConfig {
-            name: name.clone(),
-            condition,
-            condition_text: wire.r#match.clone(),
-            actions,
-            request_headers,
-            response_headers,
-        })
-    }
-
-    fn action(
-        &mut self,
-        rule: &FullName,
-        position: usize,
-        action: &wire::Action,
-    ) -> Option<ActionConfig> {
-        let handler = find(self.handlers, &action.handler, HANDLER, &rule.namespace);
-        let Some(handler) = handler else {
-            self.counts.unsatisfied += 1;
-            self.errors.push(ItemError::new(
-                rule,
-                format!("actions[{position}].handler"),
-                format!("handler {:?} is not there or not valid", action.handler),
-            ));
-            return None;
-        };
-        let mut instances: Vec<Arc<Instance>> = Vec::new();
-        for (index, reference) in action.instances.iter().enumerate() {
-            let problem = match find(self.instances, reference, INSTANCE, &rule.namespace) {
-                None => "is not there or not valid".to_owned(),
-                Some(instance) if instances.iter().any(|known| known.name == instance.name) => {
-                    "is given twice".to_owned()
-                }
-                Some(instance) if !handler.takes(&instance.kind) => {
-                    format!(
-                        "is of template {}, which adapter {} does not handle",
-                        instance.kind.name(),
-                        handler.adapter_name
-                    )
-                }
-                Some(instance) => {
-                    instances.push(instance);
-                    continue;
-                }
-            };
-            self.errors.push(ItemError::new(
-                rule,
-                format!("actions[{position}].instances[{index}]"),
-                format!("instance {reference:?} {problem}"),
-            ));
-        }
-        if instances.is_empty() {
-            self.errors.push(ItemError::new(
-                rule,
-                format!("actions[{position}].instances"),
-                "no instance is left",
-            ));
-            return None;
-        }
-        Some(ActionConfig { handler, instances })
-    }
-
-    fn headers(
-        &mut self,
-        rule: &FullName,
-        field: &str,
-        templates: &[wire::rule::HeaderOperationTemplate],
-    ) -> Vec<HeaderTemplate> {
-        let mut headers = Vec::new();
-        for (position, template) in templates.iter().enumerate() {
-            let mut values = Vec::new();
-            let mut problem = template
-                .name
-                .is_empty()
-                .then(|| "name: a name is needed".to_owned());
-            for (index, text) in template.values.iter().enumerate() {
-                match lang::compile_as(text, ValueType::String, self.vocabulary) {
-                    Ok(expression) => values.push(expression),
-                    Err(error) => problem = Some(format!("values[{index}]: {error}")),
-                }
-            }
-            match problem {
-                Some(problem) => {
-                    let field = format!("{field}[{position}]");
-                    self.errors.push(ItemError::new(rule, field, problem));
-                }
-                None => headers.push(HeaderTemplate {
-                    name: template.name.to_ascii_lowercase(),
-                    values,
-                    operation: template.operation,
-                }),
-            }
-        }
-        headers
-    }
 }
 
 fn find<T>(
