@@ -25,7 +25,7 @@ use crate::server::{MANIFEST, TestServer, attributes, eventually, request};
 type Told = Arc<Mutex<Vec<Json>>>;
 
 /// A process that ends with the test.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -151,7 +151,7 @@ async fn report(server: &mut TestServer, attributes: &Attributes) {
 }
 
 /// A Redis of our own, without persistence, on a socket in a folder.
-fn redis(folder: &Path) -> Running {
+pub(crate) fn redis(folder: &Path) -> Running {
     let program = ["redis-server", "valkey-server"].into_iter().find(|name| {
         let found = Command::new(name).arg("--version").output();
         found.is_ok_and(|output| output.status.success())

@@ -5,6 +5,7 @@
 mod adapters;
 mod check;
 mod dashboards;
+mod exactness;
 mod mcp;
 mod otlp;
 mod process;
