@@ -8,10 +8,13 @@ here=$(cd "$(dirname "$0")" && pwd)
 repository=$(cd "$here/../../.." && pwd)
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
+# Two may come at once.
+exec {lock}>"$folder/lock"
+flock "$lock"
 [ -f "$folder/done" ] && exit 0
 [ -x "$folder/venv/bin/python" ] || python3 -m venv "$folder/venv"
 python=$folder/venv/bin/python
-"$python" -m pip install --quiet --disable-pip-version-check grpcio grpcio-tools googleapis-common-protos
+"$python" -m pip install --quiet --disable-pip-version-check grpcio==1.85.1 grpcio-tools==1.85.1 googleapis-common-protos==1.76.0
 common=$("$python" -c 'import google.rpc.status_pb2 as m, os; d = os.path.dirname; print(d(d(d(m.__file__))))')
 includes=(-I "$here" -I "$repository/mixer/protos" -I "$repository/proto/protos" -I "$common")
 generated=$folder/generated
