@@ -1,7 +1,7 @@
 //! The command line of `istio_ca`: Istio's flags with Istio's defaults, and those of this program (`--data-dir`, `--oidc-…`,
-//! `--root-cert-out`). Flags that only concern parts that are not built here (Kubernetes secrets) are accepted and named once
-//! in the log.
+//! `--root-cert-out`). Flags that only concern parts that are not built here are accepted and named once in the log.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +9,12 @@ use clap::{Args, Parser, Subcommand};
 use proto_component::args::{LogArgs, parse_duration};
 use proto_component::version::VersionArgs;
 
+use proto_component::process::Usage;
+
 use crate::features::Features;
+use crate::kubernetes::{Account, SecretSettings};
+
+const DATA_DIR: &str = "/var/lib/bireme/citadel";
 
 /// Istio Certificate Authority (CA).
 #[derive(Debug, Parser)]
@@ -34,8 +39,15 @@ pub struct Command {
 pub enum Action {
     /// Check the liveness of a local server by the age of its probe file.
     Probe(ProbeArgs),
-    /// List what a local server has issued, newest first.
-    Ledger(LedgerArgs),
+    /// Look into the ledger: who got what, when, from where.
+    #[command(subcommand)]
+    Certs(CertsAction),
+    /// Revoke certificates: new connections with them are refused, open ones are closed.
+    Revoke(RevokeArgs),
+    /// Let a revoked identity have certificates again.
+    Restore(RestoreArgs),
+    /// Replace the self-signed root by one with another key, in two steps that break no connection.
+    RotateRoot(AdminArgs),
     /// Print the version.
     Version(VersionArgs),
 }
@@ -51,18 +63,76 @@ pub struct ProbeArgs {
     pub interval: Duration,
 }
 
-/// Flags of `ledger`.
+/// Where the server is that a command is for.
+#[derive(Debug, Clone, Args)]
+pub struct AdminArgs {
+    /// The server's --data-dir: its socket is there.
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+}
+
+/// What to look for in the ledger.
+#[derive(Debug, Subcommand)]
+pub enum CertsAction {
+    /// List certificates, newest first.
+    List(ListArgs),
+    /// Show everything about one certificate.
+    Show(ShowArgs),
+    /// Check that the ledger is what was written.
+    Verify(AdminArgs),
+}
+
+/// Flags of `certs list`.
 #[derive(Debug, Args)]
-pub struct LedgerArgs {
-    /// The server's monitoring address.
-    #[arg(long, default_value = "127.0.0.1:15014")]
-    pub address: String,
-    /// How many entries.
+pub struct ListArgs {
+    /// The server.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// How many.
     #[arg(long, default_value_t = 100)]
     pub limit: usize,
-    /// Only this identity.
+    /// Only of this identity.
     #[arg(long)]
     pub identity: Option<String>,
+    /// json instead of a table.
+    #[arg(short, long, value_parser = ["json"])]
+    pub output: Option<String>,
+}
+
+/// Flags of `certs show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The server.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+}
+
+/// Flags of `revoke`.
+#[derive(Debug, Args)]
+#[group(id = "what", required = true, multiple = false, args = ["serial", "identity"])]
+pub struct RevokeArgs {
+    /// The server.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// One certificate, by its serial number; its owner may get another.
+    #[arg(long)]
+    pub serial: Option<String>,
+    /// Everything that an identity has; it gets no other until it is restored.
+    #[arg(long, value_name = "SPIFFE_ID")]
+    pub identity: Option<String>,
+}
+
+/// Flags of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The server.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// The identity.
+    #[arg(long, value_name = "SPIFFE_ID")]
+    pub identity: String,
 }
 
 /// Flags of the server.
@@ -84,7 +154,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub cert_chain: Option<PathBuf>,
     /// Where root and ledger are kept.
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/bireme/citadel")]
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
     pub data_dir: PathBuf,
     /// Write the root certificate here, for others to trust.
     #[arg(long, value_name = "FILE")]
@@ -151,16 +221,29 @@ pub struct ServeArgs {
     /// Kubernetes' API server: a kubeconfig file; in a pod its service account is used without one.
     #[arg(long, value_name = "FILE")]
     pub kube_config: Option<PathBuf>,
+    /// Only serve: keep no Secrets for service accounts.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub server_only: bool,
+    /// Keep Secrets only in these namespaces (default: all).
+    #[arg(long, value_delimiter = ',')]
+    pub listened_namespaces: Vec<String>,
+    /// Make a Secret's certificate anew when less than this share of its life is left.
+    #[arg(long, default_value_t = 0.5)]
+    pub workload_cert_grace_period_ratio: f64,
+    /// Put the host names of the mesh's own webhooks into their accounts' certificates.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub append_dns_names: bool,
+    /// Further host names: ACCOUNT.NAMESPACE:HOST.
+    #[arg(long, value_delimiter = ',')]
+    pub custom_dns_names: Vec<String>,
     /// Flags of Istio that nothing here looks at.
     #[command(flatten)]
     pub ignored: IgnoredArgs,
 }
 
-/// Flags of Istio's Citadel for what this program does not do (yet); accepted so that its deployments start.
+/// Flags of Istio's Citadel for what this program does not do; accepted so that its deployments start.
 #[derive(Debug, Clone, Args)]
 pub struct IgnoredArgs {
-    #[arg(long, hide = true)]
-    listened_namespaces: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     read_signing_cert_only: Option<String>,
     #[arg(long, hide = true)]
@@ -169,20 +252,12 @@ pub struct IgnoredArgs {
     requested_ca_cert_ttl: Option<String>,
     #[arg(long, hide = true)]
     key_size: Option<String>,
-    #[arg(long, hide = true)]
-    workload_cert_grace_period_ratio: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    server_only: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     sign_ca_certs: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pkcs8_keys: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     enable_profiling: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    append_dns_names: Option<String>,
-    #[arg(long, hide = true)]
-    custom_dns_names: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     sds_enabled: Option<String>,
     #[arg(long = "ctrlz_address", hide = true)]
@@ -195,21 +270,13 @@ impl IgnoredArgs {
     /// The flags that were given and have no effect.
     pub fn given(&self) -> Vec<&'static str> {
         let flags = [
-            ("listened-namespaces", &self.listened_namespaces),
             ("read-signing-cert-only", &self.read_signing_cert_only),
             ("upstream-ca-address", &self.upstream_ca_address),
             ("requested-ca-cert-ttl", &self.requested_ca_cert_ttl),
             ("key-size", &self.key_size),
-            (
-                "workload-cert-grace-period-ratio",
-                &self.workload_cert_grace_period_ratio,
-            ),
-            ("server-only", &self.server_only),
             ("sign-ca-certs", &self.sign_ca_certs),
             ("pkcs8-keys", &self.pkcs8_keys),
             ("enable-profiling", &self.enable_profiling),
-            ("append-dns-names", &self.append_dns_names),
-            ("custom-dns-names", &self.custom_dns_names),
             ("sds-enabled", &self.sds_enabled),
             ("ctrlz_address", &self.ctrlz_address),
             ("ctrlz_port", &self.ctrlz_port),
@@ -227,6 +294,63 @@ impl ServeArgs {
         } else {
             &self.trust_domain
         }
+    }
+
+    /// What the Secrets of service accounts are to be like.
+    pub fn secret_settings(&self, features: &Features) -> Result<SecretSettings, Usage> {
+        let own = &self.citadel_storage_namespace;
+        let mut dns_names: BTreeMap<Account, Vec<String>> = BTreeMap::new();
+        let mut add = |namespace: &str, name: &str, host: String| {
+            let account = Account {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            };
+            dns_names.entry(account).or_default().push(host);
+        };
+        if self.append_dns_names {
+            for service in ["istio-sidecar-injector", "istio-galley"] {
+                for host in [format!("{service}.{own}.svc"), format!("{service}.{own}")] {
+                    add(own, &format!("{service}-service-account"), host);
+                }
+            }
+        }
+        for entry in self
+            .custom_dns_names
+            .iter()
+            .filter(|entry| !entry.is_empty())
+        {
+            let parts = entry.split_once(':').and_then(|(account, host)| {
+                let (name, namespace) = account.split_once('.')?;
+                Some((namespace, name, host))
+            });
+            let (namespace, name, host) = parts.ok_or_else(|| {
+                Usage(format!(
+                    "--custom-dns-names {entry}: write ACCOUNT.NAMESPACE:HOST"
+                ))
+            })?;
+            add(namespace, name, host.to_owned());
+        }
+        let ratio = self.workload_cert_grace_period_ratio;
+        if !(0.0..=1.0).contains(&ratio) {
+            return Err(Usage(format!(
+                "--workload-cert-grace-period-ratio {ratio}: a share is from 0 to 1"
+            )));
+        }
+        let ttl = self.workload_cert_ttl;
+        let grace = ttl
+            .mul_f64(ratio)
+            .max(features.workload_cert_min_grace_period);
+        Ok(SecretSettings {
+            trust_domain: self.trust_domain().to_owned(),
+            ttl,
+            // Never all of its life, or it would be made anew without an end.
+            grace: grace.min(ttl.mul_f64(0.9)),
+            dns_names,
+            namespaces: self.listened_namespaces.clone(),
+            is_default_managed: features.enable_namespaces_by_default,
+            own_namespace: own.clone(),
+            dual_use: self.experimental_dual_use,
+        })
     }
 
     /// Names in the server's certificate: those of the flag, each also with the namespace and the service suffix.
@@ -269,16 +393,18 @@ mod tests {
         ]);
         assert!(command.serve.self_signed_ca);
         assert_eq!(command.serve.oidc_audience, ["istio-ca"]);
-        assert_eq!(
-            command.serve.ignored.given(),
-            ["append-dns-names", "sds-enabled"]
-        );
+        assert_eq!(command.serve.ignored.given(), ["sds-enabled"]);
         assert!(
             command
                 .serve
                 .host_names()
                 .contains(&"istio-citadel.istio-system.svc".to_owned())
         );
+    }
+
+    #[test]
+    fn no_two_flags_are_in_each_others_way() {
+        <Command as clap::CommandFactory>::command().debug_assert();
     }
 
     #[test]

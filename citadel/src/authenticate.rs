@@ -26,6 +26,10 @@ pub struct Credentials<'a> {
     pub bearer: Option<&'a str>,
 }
 
+/// Real tokens are about 1 kB.
+const MAX_TOKEN: usize = 16 * 1024;
+const TOKEN: &str = "bearer token";
+
 /// An authenticated caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
@@ -49,6 +53,24 @@ pub enum Unauthenticated {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+impl<'a> Credentials<'a> {
+    /// The token, if it is there and not too long to be one.
+    fn token(&self) -> Result<&'a str, Unauthenticated> {
+        let token = self.bearer.ok_or(Unauthenticated::Missing(TOKEN))?;
+        if token.len() > MAX_TOKEN {
+            return Err(refused_token(format!("longer than {MAX_TOKEN} bytes")));
+        }
+        Ok(token)
+    }
+}
+
+fn refused_token(reason: String) -> Unauthenticated {
+    Unauthenticated::Refused {
+        credential: TOKEN,
+        reason,
+    }
 }
 
 /// One way to tell who calls.

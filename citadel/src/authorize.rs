@@ -1,5 +1,7 @@
 //! May the caller have what it asks for? Everybody authenticated may have a certificate for itself, in this trust domain;
-//! nobody may have another's.
+//! another's may have only who stands on the list of [`Impersonators`].
+
+use std::collections::BTreeSet;
 
 use proto_mesh::spiffe::{InvalidSpiffeId, SpiffeId};
 
@@ -30,6 +32,52 @@ pub enum Denied {
         /// This CA's.
         ours: String,
     },
+    /// It asks for another's identity.
+    #[error("{caller} may not ask for the identity {wanted}")]
+    Impersonation {
+        /// The caller's identity.
+        caller: String,
+        /// What it asks for.
+        wanted: String,
+    },
+    /// It asks for something that is no identity.
+    #[error("the identity {wanted:?} that is asked for: {reason}")]
+    Wanted {
+        /// What it asks for.
+        wanted: String,
+        /// What is wrong with it.
+        reason: InvalidIdentity,
+    },
+}
+
+/// Accounts (`NAMESPACE/ACCOUNT`) that may have the certificates of others, such as a proxy that stands for a whole node.
+#[derive(Debug, Clone, Default)]
+pub struct Impersonators(BTreeSet<(String, String)>);
+
+impl Impersonators {
+    /// Reads `NAMESPACE/ACCOUNT` entries.
+    pub fn parse(entries: &[String]) -> Result<Self, InvalidIdentity> {
+        let pair = |entry: &String| {
+            let parts = entry.trim().split_once('/');
+            let parts = parts.filter(|(namespace, account)| is_name(namespace) && is_name(account));
+            let parts = parts.ok_or_else(|| InvalidIdentity::Name(entry.clone()))?;
+            Ok((parts.0.to_owned(), parts.1.to_owned()))
+        };
+        entries
+            .iter()
+            .filter(|entry| !entry.trim().is_empty())
+            .map(pair)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    fn contains(&self, identity: &SpiffeId) -> bool {
+        let account = (
+            identity.namespace().to_owned(),
+            identity.service_account().to_owned(),
+        );
+        self.0.contains(&account)
+    }
 }
 
 /// The identity of a token's `sub`.
@@ -60,17 +108,39 @@ fn checked(identity: SpiffeId) -> Result<SpiffeId, InvalidIdentity> {
     Ok(identity)
 }
 
-/// The identity to certify: the caller's own, if it is of our trust domain.
-pub fn authorize<'a>(caller: &'a Caller, trust_domain: &str) -> Result<&'a SpiffeId, Denied> {
+/// The identity to certify: the caller's own, or the one that it asks for if it may; both of our trust domain.
+pub fn authorize(
+    caller: &Caller,
+    wanted: Option<&str>,
+    trust_domain: &str,
+    impersonators: &Impersonators,
+) -> Result<SpiffeId, Denied> {
     // QUIRK: an `@` cannot stand in a URI's host; identities carry a `.` instead.
     let ours = trust_domain.replace('@', ".");
-    if caller.identity.trust_domain() != ours {
-        return Err(Denied::TrustDomain {
-            theirs: caller.identity.trust_domain().to_owned(),
-            ours,
+    let check = |identity: SpiffeId| {
+        if identity.trust_domain() == ours {
+            return Ok(identity);
+        }
+        Err(Denied::TrustDomain {
+            theirs: identity.trust_domain().to_owned(),
+            ours: ours.clone(),
+        })
+    };
+    let own = check(caller.identity.clone())?;
+    let Some(wanted) = wanted.filter(|wanted| *wanted != own.to_string()) else {
+        return Ok(own);
+    };
+    if !impersonators.contains(&own) {
+        return Err(Denied::Impersonation {
+            caller: own.to_string(),
+            wanted: wanted.to_owned(),
         });
     }
-    Ok(&caller.identity)
+    let identity = from_uri(wanted).map_err(|reason| Denied::Wanted {
+        wanted: wanted.to_owned(),
+        reason,
+    })?;
+    check(identity)
 }
 
 /// A DNS subdomain, as Kubernetes checks namespaces and service accounts.
@@ -146,7 +216,28 @@ mod tests {
             identity: from_uri("spiffe://other/ns/a/sa/b").unwrap(),
             authenticator: "test",
         };
-        assert!(authorize(&caller, "cluster.local").is_err());
-        assert!(authorize(&caller, "other").is_ok());
+        let nobody = Impersonators::default();
+        assert!(authorize(&caller, None, "cluster.local", &nobody).is_err());
+        assert!(authorize(&caller, None, "other", &nobody).is_ok());
+    }
+
+    #[test]
+    fn only_those_on_the_list_get_another_identity() {
+        let caller = |account: &str| Caller {
+            identity: from_subject("td", &format!("system:serviceaccount:system:{account}"))
+                .unwrap(),
+            authenticator: "test",
+        };
+        let list = Impersonators::parse(&["system/node".to_owned(), String::new()]).unwrap();
+        let ask = |account: &str, wanted| authorize(&caller(account), wanted, "td", &list);
+        let other = "spiffe://td/ns/a/sa/b";
+        assert_eq!(ask("node", Some(other)).unwrap().to_string(), other);
+        assert!(ask("edge", Some(other)).is_err());
+        let own = "spiffe://td/ns/system/sa/edge";
+        assert_eq!(ask("edge", Some(own)).unwrap().to_string(), own);
+        for bad in ["spiffe://other/ns/a/sa/b", "b", "spiffe://td/ns/a/sa/.."] {
+            assert!(ask("node", Some(bad)).is_err(), "{bad}");
+        }
+        assert!(Impersonators::parse(&["node".to_owned()]).is_err());
     }
 }

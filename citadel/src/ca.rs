@@ -12,10 +12,11 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use crate::pki::{Bundle, Certificate, MintError, PublicKey, San};
+use crate::revocation::Revoked;
 
 pub use plugged_in::{InvalidPluggedIn, PluggedIn, PluggedInFiles};
 pub use root_rotator::{RootRotator, Rotation};
-pub use self_signed::{RootPair, SelfSigned, SelfSignedError, SelfSignedSettings};
+pub use self_signed::{Overlap, RootFiles, SelfSigned, SelfSignedError, SelfSignedSettings};
 pub use signer::{InvalidSigner, Signer};
 
 /// What a leaf is wanted for.
@@ -42,6 +43,14 @@ pub trait CertificateAuthority: Send + Sync {
 
     /// What goes with every leaf: intermediates and roots.
     fn bundle(&self) -> Arc<Bundle>;
+
+    /// Lists of revoked certificates in PEM: one for each certificate of the CA by which living leaves were signed.
+    fn revocation_lists(
+        &self,
+        revoked: &[Revoked],
+        number: u64,
+        now: OffsetDateTime,
+    ) -> Result<String, SignError>;
 }
 
 /// The lifetimes that a caller may ask for.

@@ -1,8 +1,9 @@
 //! Citadel in a cluster: the API server as witness of tokens, a Secret as the root's safe, a ConfigMap in every namespace
-//! from which workloads learn the root.
+//! from which workloads learn the root, and, for pods that mount them, Secrets with certificates.
 
 mod root_config_map;
 mod root_secret;
+mod workload_secret;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::ca::{SelfSigned, SelfSignedSettings};
 
 pub use root_config_map::{CONFIG_MAP, ROOT_KEY, RootConfigMaps};
 pub use root_secret::{RootSecret, SECRET};
+pub use workload_secret::{Account, SecretSettings, WorkloadSecrets};
 
 /// A client of the API server: that of `kubeconfig`, else the pod's own, else none.
 ///
@@ -60,10 +62,10 @@ pub async fn open_root(
     };
     if secret.read().await?.is_none() {
         // Another that is faster wins; what counts is read below.
-        secret.create(&open()?.pair()?).await?;
+        secret.create(&open()?.files()?).await?;
     }
-    let pair = secret.read().await?.context("the root's Secret vanished")?;
-    SelfSigned::adopt(database, &pair, &tls::provider(), now)?;
+    let files = secret.read().await?.context("the root's Secret vanished")?;
+    SelfSigned::adopt(database, &files, &tls::provider(), now)?;
     Ok(open()?)
 }
 
@@ -82,8 +84,8 @@ pub async fn keep_root(
         }
         let mut backoff = Backoff::default();
         while let Some(root) = &root {
-            let written = match root.pair() {
-                Ok(pair) => secret.replace(&pair).await,
+            let written = match root.files() {
+                Ok(files) => secret.replace(&files).await,
                 Err(error) => Err(error.into()),
             };
             let Err(error) = written else { break };

@@ -1,23 +1,30 @@
 //! The book of everything issued, kept in sled: what was acknowledged is durable.
 //!
 //! One task owns the writing. It takes what is waiting as one batch, flushes once, then acknowledges each: a burst of
-//! requests costs one sync of the disk. Keys are (time of issue, serial), so that listing and pruning go in order.
+//! requests costs one sync of the disk. Entries are only ever appended: keys count up, and each value begins with a checksum
+//! over the entry and the checksum before it, so that a changed, lost or inserted entry shows ([`Ledger::verify`]). Old
+//! entries are forgotten from the front.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
 use proto_component::drain::Drain;
 
-const TREE: &str = "issued";
+const TREE: &str = "certificates";
 /// Requests that may wait to be written.
 const QUEUE: usize = 1024;
 /// Requests written at once.
 const BATCH: usize = 256;
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
-const SERIAL_END: u8 = 0xff;
+/// Bytes of a checksum, which is what the first entry builds on, too.
+const CHECKSUM: usize = 32;
+const BEGINNING: Checksum = [0; CHECKSUM];
+
+type Checksum = [u8; CHECKSUM];
 
 /// One certificate that was issued.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +67,11 @@ pub enum LedgerError {
     /// The process is ending.
     #[error("the ledger is closed")]
     Closed,
+    /// An entry is not what was written.
+    #[error(
+        "entry {0} of the ledger is damaged: its checksum is not that of what it says and what stands before it"
+    )]
+    Damaged(u64),
 }
 
 /// The ledger; cheap to clone.
@@ -74,11 +86,12 @@ pub struct Writer {
     tree: sled::Tree,
     queue: mpsc::Receiver<Write>,
     retention: Duration,
+    next: u64,
+    last: Checksum,
 }
 
 struct Write {
-    key: Vec<u8>,
-    value: Vec<u8>,
+    entry: Vec<u8>,
     done: oneshot::Sender<Result<(), sled::Error>>,
 }
 
@@ -86,21 +99,49 @@ impl Ledger {
     /// Opens the ledger. Entries are forgotten `retention` after their certificate has expired.
     pub fn open(database: &sled::Db, retention: Duration) -> Result<(Self, Writer), LedgerError> {
         let tree = database.open_tree(TREE)?;
+        let (next, last) = match tree.last()? {
+            Some((key, value)) => (
+                number(&key) + 1,
+                parts(number(&key), &value).map_or(BEGINNING, |(checksum, _)| checksum),
+            ),
+            None => (0, BEGINNING),
+        };
         let (queue, receiver) = mpsc::channel(QUEUE);
         let writer = Writer {
             tree: tree.clone(),
             queue: receiver,
             retention,
+            next,
+            last,
         };
         Ok((Self { tree, queue }, writer))
+    }
+
+    /// Checks that every entry is what was written, in its place; the number of entries.
+    pub fn verify(&self) -> Result<usize, LedgerError> {
+        let mut before = None;
+        let mut count = 0;
+        for entry in &self.tree {
+            let (key, value) = entry?;
+            let index = number(&key);
+            let (checksum, text) = parts(index, &value)?;
+            // What stood before the first one may have been forgotten.
+            if let Some((previous, last)) = before
+                && (previous + 1 != index || checksum_of(&last, text) != checksum)
+            {
+                return Err(LedgerError::Damaged(index));
+            }
+            before = Some((index, checksum));
+            count += 1;
+        }
+        Ok(count)
     }
 
     /// Records `issued`; durable when this returns.
     pub async fn record(&self, issued: &Issued) -> Result<(), LedgerError> {
         let (done, outcome) = oneshot::channel();
         let write = Write {
-            key: key(issued.issued_at, &issued.serial),
-            value: serde_json::to_vec(issued)?,
+            entry: serde_json::to_vec(issued)?,
             done,
         };
         self.queue.try_send(write).map_err(|error| match error {
@@ -113,17 +154,42 @@ impl Ledger {
 
     /// The newest `limit` entries of `identity` (of all, if none is named), newest first.
     pub fn newest(&self, limit: usize, identity: Option<&str>) -> Result<Vec<Issued>, LedgerError> {
-        let mut found = Vec::new();
-        for entry in self.tree.iter().rev() {
-            if found.len() == limit {
-                break;
-            }
-            let issued: Issued = serde_json::from_slice(&entry?.1)?;
-            if identity.is_none_or(|wanted| issued.identity == wanted) {
-                found.push(issued);
-            }
-        }
+        let is_wanted = |issued: &Issued| identity.is_none_or(|wanted| issued.identity == wanted);
+        let entries = self.backwards();
+        entries
+            .filter(|entry| entry.as_ref().map_or(true, is_wanted))
+            .take(limit)
+            .collect()
+    }
+
+    /// The certificate with this serial number.
+    pub fn find(&self, serial: &str) -> Result<Option<Issued>, LedgerError> {
+        self.backwards()
+            .find(|entry| {
+                entry
+                    .as_ref()
+                    .map_or(true, |issued| issued.serial == serial)
+            })
+            .transpose()
+    }
+
+    /// All certificates of `identity` that are still good at `now`.
+    pub fn alive(&self, identity: &str, now: OffsetDateTime) -> Result<Vec<Issued>, LedgerError> {
+        let mut found = self.newest(usize::MAX, Some(identity))?;
+        found.retain(|issued| issued.not_after > now);
         Ok(found)
+    }
+
+    /// Entries from the newest on; one that cannot be read is passed over, [`Ledger::verify`] names it.
+    fn backwards(&self) -> impl Iterator<Item = Result<Issued, LedgerError>> {
+        let entries = self.tree.iter().rev();
+        entries.filter_map(|entry| match entry {
+            Ok((key, value)) => {
+                let (_, text) = parts(number(&key), &value).ok()?;
+                serde_json::from_slice(text).ok().map(Ok)
+            }
+            Err(error) => Some(Err(error.into())),
+        })
     }
 
     /// How many certificates are in the ledger.
@@ -159,16 +225,22 @@ impl Writer {
         }
     }
 
-    async fn write(&self, waiting: &mut Vec<Write>) {
+    async fn write(&mut self, waiting: &mut Vec<Write>) {
         let mut batch = sled::Batch::default();
+        let (mut next, mut last) = (self.next, self.last);
         for write in waiting.iter_mut() {
-            batch.insert(
-                std::mem::take(&mut write.key),
-                std::mem::take(&mut write.value),
-            );
+            last = checksum_of(&last, &write.entry);
+            let mut value = last.to_vec();
+            value.append(&mut write.entry);
+            batch.insert(next.to_be_bytes().to_vec(), value);
+            next += 1;
         }
         let outcome = match self.tree.apply_batch(batch) {
-            Ok(()) => self.tree.flush_async().await.map(drop),
+            Ok(()) => {
+                // In the tree, even if not yet on disk: what follows builds on it.
+                (self.next, self.last) = (next, last);
+                self.tree.flush_async().await.map(drop)
+            }
             Err(error) => Err(error),
         };
         for write in waiting.drain(..) {
@@ -177,50 +249,53 @@ impl Writer {
         }
     }
 
-    /// Forgets certificates that have been expired for the retention time. The scan ends at the first entry too young to
-    /// be forgotten: nothing expires before it is issued.
+    /// Forgets certificates that have been expired for the retention time, up to the first that has not: what is left has no
+    /// gaps.
     fn prune(&self, now: OffsetDateTime) -> Result<usize, LedgerError> {
         let horizon = now - self.retention;
         let mut forgotten = 0;
-        for entry in self.tree.range(..end_key(horizon)) {
+        for entry in &self.tree {
             let (key, value) = entry?;
-            // An unreadable entry is older than this program's format; it goes with its age.
-            let expired = serde_json::from_slice::<Issued>(&value)
-                .map_or(true, |issued| issued.not_after < horizon);
-            if expired {
-                self.tree.remove(key)?;
-                forgotten += 1;
+            let (_, text) = parts(number(&key), &value)?;
+            let issued: Issued = serde_json::from_slice(text)?;
+            if issued.not_after >= horizon {
+                break;
             }
+            self.tree.remove(key)?;
+            forgotten += 1;
         }
         Ok(forgotten)
     }
 }
 
-/// Milliseconds since the epoch (big-endian), then the serial.
-fn key(issued_at: OffsetDateTime, serial: &str) -> Vec<u8> {
-    let mut key = millis(issued_at).to_vec();
-    key.extend_from_slice(serial.as_bytes());
-    key
+/// An entry's number.
+fn number(key: &[u8]) -> u64 {
+    key.try_into().map_or(0, u64::from_be_bytes)
 }
 
-fn end_key(moment: OffsetDateTime) -> Vec<u8> {
-    let mut key = millis(moment).to_vec();
-    key.push(SERIAL_END);
-    key
+/// A value's checksum and entry.
+fn parts(index: u64, value: &[u8]) -> Result<(Checksum, &[u8]), LedgerError> {
+    value
+        .split_first_chunk()
+        .map(|(checksum, text)| (*checksum, text))
+        .ok_or(LedgerError::Damaged(index))
 }
 
-fn millis(moment: OffsetDateTime) -> [u8; 8] {
-    let millis = moment.unix_timestamp_nanos() / 1_000_000;
-    u64::try_from(millis).unwrap_or_default().to_be_bytes()
+fn checksum_of(before: &Checksum, entry: &[u8]) -> Checksum {
+    Sha256::new()
+        .chain_update(before)
+        .chain_update(entry)
+        .finalize()
+        .into()
 }
 
 /// Moments as text that people can read.
-mod rfc3339 {
+pub(crate) mod rfc3339 {
     use serde::{Deserialize as _, Deserializer, Serializer, de, ser};
     use time::OffsetDateTime;
     use time::format_description::well_known::Rfc3339;
 
-    pub(super) fn serialize<S: Serializer>(
+    pub(crate) fn serialize<S: Serializer>(
         moment: &OffsetDateTime,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
@@ -228,7 +303,7 @@ mod rfc3339 {
         serializer.serialize_str(&text)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<OffsetDateTime, D::Error> {
         let text = String::deserialize(deserializer)?;
@@ -237,50 +312,4 @@ mod rfc3339 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn issued(serial: &str, at: OffsetDateTime, life: Duration) -> Issued {
-        Issued {
-            serial: serial.to_owned(),
-            identity: format!("spiffe://td/ns/a/sa/{serial}"),
-            issued_at: at,
-            not_before: at,
-            not_after: at + life,
-            authenticator: "test".to_owned(),
-            peer: None,
-            key_fingerprint: "00".to_owned(),
-        }
-    }
-
-    #[tokio::test]
-    async fn recorded_entries_survive_reopening_newest_first() {
-        let folder = tempfile::tempdir().unwrap();
-        let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
-        let day = Duration::from_secs(86400);
-        {
-            let database = crate::testing::open_store(folder.path());
-            let (ledger, writer) = Ledger::open(&database, day).unwrap();
-            let task = proto_component::task::spawn("ledger", writer.run(Drain::never()));
-            for (serial, at) in [("01", now), ("02", now + day), ("03", now + day * 2)] {
-                ledger.record(&issued(serial, at, day)).await.unwrap();
-            }
-            drop(ledger);
-            task.await.unwrap();
-        }
-        let database = crate::testing::open_store(folder.path());
-        let (ledger, writer) = Ledger::open(&database, day).unwrap();
-        let serials = |list: Vec<Issued>| -> Vec<String> {
-            list.into_iter().map(|entry| entry.serial).collect()
-        };
-        assert_eq!(
-            serials(ledger.newest(10, None).unwrap()),
-            ["03", "02", "01"]
-        );
-        assert_eq!(serials(ledger.newest(2, None).unwrap()), ["03", "02"]);
-        let one = ledger.newest(10, Some("spiffe://td/ns/a/sa/01")).unwrap();
-        assert_eq!(serials(one), ["01"]);
-        assert_eq!(writer.prune(now + day * 3).unwrap(), 1);
-        assert_eq!(ledger.len(), 2);
-    }
-}
+mod tests;

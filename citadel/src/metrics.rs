@@ -21,6 +21,47 @@ pub struct Metrics {
     pub root_expiry: Gauge,
 }
 
+/// Counters of the Secrets.
+#[derive(Clone)]
+pub struct SecretMetrics {
+    /// Secrets made.
+    pub created: IntCounter,
+    /// Secrets deleted.
+    pub deleted: IntCounter,
+    /// Certificates that could not be signed, by reason.
+    pub sign_error: IntCounterVec,
+}
+
+impl SecretMetrics {
+    /// Registers all of them.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
+            let counter = IntCounter::new(format!("citadel_secret_controller_{name}"), help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let sign_error = IntCounterVec::new(
+            Opts::new(
+                "citadel_secret_controller_csr_sign_err_count",
+                "The number of errors occurred when signing the CSR.",
+            ),
+            &["error"],
+        )?;
+        registry.register(Box::new(sign_error.clone()))?;
+        Ok(Self {
+            created: counter(
+                "svc_acc_created_cert_count",
+                "The number of certificates created due to service account creation.",
+            )?,
+            deleted: counter(
+                "svc_acc_deleted_cert_count",
+                "The number of certificates deleted due to service account deletion.",
+            )?,
+            sign_error,
+        })
+    }
+}
+
 impl Metrics {
     /// Registers all of them.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {

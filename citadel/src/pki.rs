@@ -2,6 +2,7 @@
 
 mod bundle;
 mod certificate;
+mod crl;
 mod csr;
 mod key;
 mod san;
@@ -11,9 +12,10 @@ pub use bundle::{Bundle, InvalidBundle, certificates_from_pem, to_pem};
 pub use certificate::{
     Certificate, IssuerKey, LeafProfile, MintError, Validity, issuer_of, mint_leaf, mint_root,
 };
+pub use crl::mint_crl;
 pub use csr::{InvalidCsr, SigningRequest};
-pub use key::{InvalidKey, PrivateKey, PublicKey};
-pub use san::{InvalidSan, San, uri_sans};
+pub use key::{Curve, InvalidKey, PrivateKey, PublicKey, fingerprint};
+pub use san::{InvalidSan, San, serial_of, uri_sans};
 pub use verify::{VerifyError, verify_chain};
 
 #[cfg(test)]

@@ -1,28 +1,33 @@
-//! The CSR service (`istio.v1.auth.IstioCertificateService`): authenticate, authorize, sign, enter into the ledger, answer.
+//! The CSR services (`istio.v1.auth.IstioCertificateService` and the older `IstioCAService`): authenticate, authorize, sign,
+//! enter into the ledger, answer. Beside them [`discovery`] hands out what is to be trusted.
 
 mod deadline;
+mod discovery;
+mod legacy;
 mod own_certificate;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost_types::value::Kind;
 use proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateService;
 use proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 use proto_component::listen::Peer;
 use proto_mesh::spiffe::SpiffeId;
-use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use crate::authenticate::{Authenticator, Credentials, authenticate};
-use crate::authorize::authorize;
+use crate::authorize::{Impersonators, authorize};
 use crate::ca::{CertificateAuthority, SignError, SignRequest, TtlRules};
 use crate::ledger::{Issued, Ledger};
 use crate::metrics::Metrics;
-use crate::pki::{Bundle, Certificate, San, SigningRequest, to_pem};
+use crate::pki::{Bundle, Certificate, San, SigningRequest, fingerprint, to_pem};
+use crate::revocation::Revocations;
 
 pub use deadline::with_deadline;
+pub use discovery::TrustDiscovery;
 pub use own_certificate::{OwnCertificate, OwnCertificateError};
 
 /// A request is a key and a few names: anything bigger is no request.
@@ -31,6 +36,8 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// Calls at work at once; more are told to come back.
 const MAX_CALLS: usize = 256;
+/// Istio's name of the field in a request's metadata.
+const IMPERSONATED: &str = "ImpersonatedIdentity";
 
 /// How the service works.
 #[derive(Debug, Clone)]
@@ -41,16 +48,32 @@ pub struct Rules {
     pub ttl: TtlRules,
     /// Put the identity into the subject too.
     pub dual_use: bool,
+    /// Who may ask for other identities than its own.
+    pub impersonators: Impersonators,
 }
 
-/// The service.
-pub struct CertificateService {
+/// The service; cheap to clone.
+#[derive(Clone)]
+pub struct CertificateService(Arc<Inner>);
+
+struct Inner {
     ca: Arc<dyn CertificateAuthority>,
     authenticators: Vec<Box<dyn Authenticator>>,
     rules: Rules,
     ledger: Ledger,
+    revocations: Revocations,
     metrics: Metrics,
     calls: Semaphore,
+}
+
+/// A call of either service, as far as they are alike.
+struct Call<'a> {
+    peer: Peer,
+    bearer: Option<&'a str>,
+    csr: &'a str,
+    seconds: i64,
+    /// The identity to certify instead of the caller's own.
+    impersonated: Option<&'a str>,
 }
 
 impl CertificateService {
@@ -60,25 +83,29 @@ impl CertificateService {
         authenticators: Vec<Box<dyn Authenticator>>,
         rules: Rules,
         ledger: Ledger,
+        revocations: Revocations,
         metrics: Metrics,
     ) -> Self {
-        Self {
+        Self(Arc::new(Inner {
             ca,
             authenticators,
             rules,
             ledger,
+            revocations,
             metrics,
             calls: Semaphore::new(MAX_CALLS),
-        }
+        }))
     }
+}
 
+impl Inner {
     fn sign(
         &self,
-        request: &IstioCertificateRequest,
+        call: &Call<'_>,
         identity: &SpiffeId,
     ) -> Result<(Certificate, String), SignError> {
-        let csr = SigningRequest::from_pem(&request.csr).map_err(SignError::Csr)?;
-        let ttl = self.rules.ttl.resolve(request.validity_duration)?;
+        let csr = SigningRequest::from_pem(call.csr).map_err(SignError::Csr)?;
+        let ttl = self.rules.ttl.resolve(call.seconds)?;
         let sign = SignRequest {
             public_key: &csr.public_key,
             sans: &[San::Uri(identity.to_string())],
@@ -120,42 +147,62 @@ impl CertificateService {
     }
 }
 
-#[tonic::async_trait]
-impl IstioCertificateService for CertificateService {
-    async fn create_certificate(
-        &self,
-        request: Request<IstioCertificateRequest>,
-    ) -> Result<Response<IstioCertificateResponse>, Status> {
+impl Inner {
+    /// Who calls, and the identity that it gets a certificate for.
+    async fn identify(&self, call: &Call<'_>) -> Result<(SpiffeId, &'static str), Status> {
+        let peer = call.peer.remote;
+        let credentials = Credentials {
+            certificate: call.peer.certificates.first(),
+            bearer: call.bearer,
+        };
+        let caller = authenticate(&self.authenticators, &credentials)
+            .await
+            .map_err(|reasons| {
+                self.metrics.authentication_failure.inc();
+                tracing::warn!(target: "ca", reasons, ?peer, "caller not authenticated");
+                Status::unauthenticated(format!("request authenticate failure: {reasons}"))
+            })?;
+        let rules = &self.rules;
+        let identity = authorize(
+            &caller,
+            call.impersonated,
+            &rules.trust_domain,
+            &rules.impersonators,
+        )
+        .map_err(|denied| {
+            self.metrics.id_extraction_error.inc();
+            tracing::warn!(target: "ca", %denied, ?peer, "caller not authorized");
+            Status::permission_denied(denied.to_string())
+        })?;
+        self.check_barred(&identity)?;
+        Ok((identity, caller.authenticator))
+    }
+
+    fn check_barred(&self, identity: &SpiffeId) -> Result<(), Status> {
+        let identity = identity.to_string();
+        match self.revocations.is_barred(&identity) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                tracing::warn!(target: "ca", identity, "a revoked identity asks for a certificate");
+                Err(Status::permission_denied(format!("{identity} is revoked")))
+            }
+            Err(error) => Err(Status::unavailable(error.to_string())),
+        }
+    }
+
+    /// The whole way from a call to a certificate.
+    async fn issue(&self, call: &Call<'_>) -> Result<(Certificate, Arc<Bundle>), Status> {
         let Ok(_permit) = self.calls.try_acquire() else {
             return Err(Status::resource_exhausted(
                 "too many requests at once, retry",
             ));
         };
         self.metrics.csr.inc();
-        let peer = request
-            .extensions()
-            .get::<Peer>()
-            .cloned()
-            .unwrap_or_default();
-        let credentials = Credentials {
-            certificate: peer.certificates.first(),
-            bearer: bearer(&request),
-        };
-        let caller = authenticate(&self.authenticators, &credentials)
-            .await
-            .map_err(|reasons| {
-            self.metrics.authentication_failure.inc();
-            tracing::warn!(target: "ca", reasons, peer = ?peer.remote, "caller not authenticated");
-            Status::unauthenticated(format!("request authenticate failure: {reasons}"))
-        })?;
-        let identity = authorize(&caller, &self.rules.trust_domain).map_err(|denied| {
-            self.metrics.id_extraction_error.inc();
-            tracing::warn!(target: "ca", %denied, peer = ?peer.remote, "caller not authorized");
-            Status::permission_denied(denied.to_string())
-        })?;
-        let request = request.get_ref();
+        let (identity, authenticator) = self.identify(call).await?;
+        // Of before the signature: a root that is introduced meanwhile does no harm, one that is missing would.
+        let bundle = self.ca.bundle();
         let (certificate, key_fingerprint) = self
-            .sign(request, identity)
+            .sign(call, &identity)
             .map_err(|error| self.refused(&error))?;
         let issued = Issued {
             serial: certificate.serial.clone(),
@@ -163,17 +210,63 @@ impl IstioCertificateService for CertificateService {
             issued_at: OffsetDateTime::now_utc(),
             not_before: certificate.validity.not_before,
             not_after: certificate.validity.not_after,
-            authenticator: caller.authenticator.to_owned(),
-            peer: peer.remote.map(|address| address.to_string()),
+            authenticator: authenticator.to_owned(),
+            peer: call.peer.remote.map(|address| address.to_string()),
             key_fingerprint,
         };
         // What is not in the book was not issued.
         self.enter(&issued).await?;
+        // Somebody may have revoked the identity meanwhile, too early to see this certificate in the book.
+        self.check_barred(&identity)?;
         self.metrics.success.inc();
         tracing::debug!(target: "ca", identity = issued.identity, serial = issued.serial, "issued");
+        Ok((certificate, bundle))
+    }
+}
+
+impl<'a> Call<'a> {
+    fn new<T>(request: &'a Request<T>, csr: &'a str, seconds: i64) -> Self {
+        let peer = request.extensions().get::<Peer>().cloned();
+        Self {
+            peer: peer.unwrap_or_default(),
+            bearer: bearer(request),
+            csr,
+            seconds,
+            impersonated: None,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for CertificateService {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let message = request.get_ref();
+        let mut call = Call::new(&request, &message.csr, message.validity_duration);
+        call.impersonated = impersonated(message)?;
+        let (certificate, bundle) = self.0.issue(&call).await?;
         Ok(Response::new(IstioCertificateResponse {
-            cert_chain: chain(&certificate, &self.ca.bundle()),
+            cert_chain: chain(&certificate, &bundle),
         }))
+    }
+}
+
+/// The identity that a caller asks for in the place of its own.
+fn impersonated(request: &IstioCertificateRequest) -> Result<Option<&str>, Status> {
+    let field = request
+        .metadata
+        .as_ref()
+        .and_then(|metadata| metadata.fields.get(IMPERSONATED));
+    match field.map(|value| &value.kind) {
+        None => Ok(None),
+        Some(Some(Kind::StringValue(identity))) => {
+            Ok(Some(identity.as_str()).filter(|identity| !identity.is_empty()))
+        }
+        Some(_) => Err(Status::invalid_argument(format!(
+            "metadata.{IMPERSONATED} is not text"
+        ))),
     }
 }
 
@@ -192,13 +285,6 @@ fn bearer<T>(request: &Request<T>) -> Option<&str> {
         .eq_ignore_ascii_case("bearer")
         .then(|| token.trim())
         .filter(|token| !token.is_empty())
-}
-
-fn fingerprint(spki: &[u8]) -> String {
-    Sha256::digest(spki)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }
 
 /// An error with all its causes.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 /// An issuer with an ECDSA P-256 key.
 pub struct TokenIssuer {
     key: EncodingKey,
+    public: String,
     jwks: Value,
 }
 
@@ -35,6 +36,7 @@ impl TokenIssuer {
         }]});
         Self {
             key: EncodingKey::from_ec_der(&pair.serialize_der()),
+            public: pair.public_key_pem(),
             jwks,
         }
     }
@@ -42,6 +44,11 @@ impl TokenIssuer {
     /// Its published keys.
     pub fn jwks(&self) -> String {
         self.jwks.to_string()
+    }
+
+    /// Its public key in PEM.
+    pub fn public_pem(&self) -> &str {
+        &self.public
     }
 
     /// Good claims for a service account, to be changed at will.

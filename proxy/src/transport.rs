@@ -1,12 +1,13 @@
 //! Transport sockets: plain or TLS, downstream and upstream.
 //!
 //! The streams are enums, not trait objects: a read costs one branch. TLS contexts follow SDS secrets: a new secret gives new
-//! handshakes a new context and leaves living connections alone.
+//! handshakes a new context and leaves living connections alone, but for those whose peer it declares revoked.
 
 mod certificate;
 mod downstream;
 mod key_log;
 mod resolver;
+mod revocation;
 mod secret;
 mod secret_files;
 mod stats;

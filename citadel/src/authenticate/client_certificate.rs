@@ -1,15 +1,24 @@
 //! A caller that already has a certificate of ours: its SPIFFE identity is the one in it. The TLS handshake has verified
-//! chain and validity before this stage.
+//! chain and validity before this stage; whether it is revoked is looked up here.
 
 use proto_mesh::spiffe::SpiffeId;
 
 use super::{Authenticator, Credentials, Unauthenticated};
 use crate::authorize;
-use crate::pki::uri_sans;
+use crate::pki::{serial_of, uri_sans};
+use crate::revocation::Revocations;
 
 /// The authenticator of client certificates.
-#[derive(Debug, Default)]
-pub struct ClientCertificate;
+pub struct ClientCertificate {
+    revocations: Revocations,
+}
+
+impl ClientCertificate {
+    /// An authenticator that refuses what is in `revocations`.
+    pub fn new(revocations: Revocations) -> Self {
+        Self { revocations }
+    }
+}
 
 const CREDENTIAL: &str = "client certificate";
 
@@ -31,6 +40,12 @@ impl Authenticator for ClientCertificate {
             reason,
         };
         let uris = uri_sans(certificate).map_err(|error| refused(error.to_string()))?;
+        let serial = serial_of(certificate).map_err(|error| refused(error.to_string()))?;
+        match self.revocations.is_revoked(&serial) {
+            Ok(false) => {}
+            Ok(true) => return Err(refused("it is revoked".to_owned())),
+            Err(error) => return Err(refused(error.to_string())),
+        }
         // SPIFFE: an X.509-SVID has exactly one URI name.
         let [uri] = uris.as_slice() else {
             return Err(refused(format!(

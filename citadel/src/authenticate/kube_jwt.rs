@@ -7,14 +7,11 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenRe
 use kube::api::{Api, PostParams};
 use proto_mesh::spiffe::SpiffeId;
 
-use super::{Authenticator, Credentials, Unauthenticated};
+use super::{Authenticator, Credentials, Unauthenticated, refused_token};
 use crate::authorize;
 
-const CREDENTIAL: &str = "bearer token";
 /// How long the API server may take.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Real tokens are about 1 kB.
-const MAX_TOKEN: usize = 16 * 1024;
 
 /// The authenticator of the cluster's own tokens.
 pub struct KubeJwt {
@@ -34,9 +31,6 @@ impl KubeJwt {
     }
 
     async fn review(&self, token: &str) -> Result<SpiffeId, String> {
-        if token.len() > MAX_TOKEN {
-            return Err(format!("longer than {MAX_TOKEN} bytes"));
-        }
         let review = TokenReview {
             spec: TokenReviewSpec {
                 token: Some(token.to_owned()),
@@ -80,15 +74,9 @@ impl Authenticator for KubeJwt {
         &self,
         credentials: &Credentials<'_>,
     ) -> Result<SpiffeId, Unauthenticated> {
-        let token = credentials
-            .bearer
-            .ok_or(Unauthenticated::Missing(CREDENTIAL))?;
-        self.review(token)
+        self.review(credentials.token()?)
             .await
-            .map_err(|reason| Unauthenticated::Refused {
-                credential: CREDENTIAL,
-                reason,
-            })
+            .map_err(refused_token)
     }
 }
 

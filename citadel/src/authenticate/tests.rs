@@ -192,6 +192,11 @@ async fn keys_are_read_from_file_and_over_http_and_replaced() {
     assert!(error.to_string().contains("404"), "{error}");
 }
 
+fn nothing_revoked() -> crate::revocation::Revocations {
+    let database = sled::Config::new().temporary(true).open().unwrap();
+    crate::revocation::Revocations::open(&database).unwrap()
+}
+
 #[test]
 fn a_client_certificate_needs_exactly_one_spiffe_uri() {
     let key = PrivateKey::generate().unwrap();
@@ -209,7 +214,7 @@ fn a_client_certificate_needs_exactly_one_spiffe_uri() {
             certificate: Some(&leaf.der),
             ..Credentials::default()
         };
-        block_on(ClientCertificate.authenticate(&credentials))
+        block_on(ClientCertificate::new(nothing_revoked()).authenticate(&credentials))
     };
     let uri = |text: &str| San::Uri(text.to_owned());
     let good = uri("spiffe://cluster.local/ns/a/sa/b");
@@ -225,8 +230,10 @@ fn a_client_certificate_needs_exactly_one_spiffe_uri() {
 #[test]
 fn the_first_that_recognises_wins_and_failures_name_everything_missing() {
     let issuer = TokenIssuer::new();
-    let all: Vec<Box<dyn Authenticator>> =
-        vec![Box::new(ClientCertificate), Box::new(oidc(&issuer))];
+    let all: Vec<Box<dyn Authenticator>> = vec![
+        Box::new(ClientCertificate::new(nothing_revoked())),
+        Box::new(oidc(&issuer)),
+    ];
     let token = issuer.token("default", "a");
     let credentials = Credentials {
         bearer: Some(&token),

@@ -9,11 +9,13 @@ use time::OffsetDateTime;
 use super::{SignError, SignRequest};
 use crate::pki::{
     Bundle, Certificate, InvalidBundle, InvalidKey, IssuerKey, LeafProfile, MintError, PrivateKey,
-    San, Validity, VerifyError, issuer_of, mint_leaf, verify_chain,
+    San, Validity, VerifyError, issuer_of, mint_crl, mint_leaf, verify_chain,
 };
+use crate::revocation::Revoked;
 
 /// Signs leaves with one CA certificate.
 pub struct Signer {
+    certificate: CertificateDer<'static>,
     issuer: IssuerKey,
     validity: Validity,
     bundle: Arc<Bundle>,
@@ -54,6 +56,7 @@ impl Signer {
     ) -> Result<Self, InvalidSigner> {
         check_ca(certificate, key)?;
         let signer = Self {
+            certificate: certificate.clone(),
             issuer: issuer_of(certificate, key)?,
             validity: Validity::of(certificate)?,
             bundle: Arc::new(bundle),
@@ -98,9 +101,28 @@ impl Signer {
         Ok(mint_leaf(&self.issuer, request.public_key, &profile)?)
     }
 
+    /// A list of revoked certificates, in PEM. It is good as long as the CA: a newer one is handed out when it is needed.
+    pub fn revocation_list(
+        &self,
+        revoked: &[Revoked],
+        number: u64,
+        now: OffsetDateTime,
+    ) -> Result<String, SignError> {
+        let entries = revoked
+            .iter()
+            .map(|entry| (entry.serial.as_str(), entry.revoked_at));
+        let end = self.validity.not_after;
+        Ok(mint_crl(&self.issuer, entries, number, now, end)?)
+    }
+
     /// Intermediates and roots.
     pub fn bundle(&self) -> &Arc<Bundle> {
         &self.bundle
+    }
+
+    /// Whether the other signs with the same certificate towards the same roots.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.certificate == other.certificate && self.bundle == other.bundle
     }
 
     /// The CA certificate's life.

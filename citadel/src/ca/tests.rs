@@ -17,6 +17,7 @@ fn settings() -> SelfSignedSettings {
     SelfSignedSettings {
         organization: "cluster.local".to_owned(),
         ttl: DAY * 3650,
+        curve: crate::pki::Curve::P256,
     }
 }
 
@@ -70,7 +71,7 @@ fn lifetimes_follow_istios_rules() {
 }
 
 #[test]
-fn the_same_root_comes_back_and_a_renewed_one_trusts_old_leaves() {
+fn the_same_root_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     let (first, leaf) = {
         let database = crate::testing::open_store(folder.path());
@@ -78,33 +79,167 @@ fn the_same_root_comes_back_and_a_renewed_one_trusts_old_leaves() {
         (ca.bundle(), leaf_of(&ca))
     };
     let database = crate::testing::open_store(folder.path());
-    let ca = Arc::new(SelfSigned::open(&database, settings(), provider(), now()).unwrap());
+    let ca = SelfSigned::open(&database, settings(), provider(), now()).unwrap();
     assert_eq!(ca.bundle(), first);
     verify_chain(&leaf.der, &ca.bundle(), &provider(), now()).unwrap();
+}
 
+#[test]
+fn at_no_step_of_a_rotation_does_anybody_meet_a_root_that_it_does_not_know() {
+    let folder = tempfile::tempdir().unwrap();
     let rotation = Rotation {
         check_interval: DAY,
         grace_percent: 20,
         jitter: false,
+        overlap: Overlap {
+            introduction: DAY,
+            retirement: DAY * 90,
+        },
     };
-    let rotator = RootRotator::new(ca.clone(), rotation);
-    assert!(!rotator.check(now()).unwrap());
-    let end = ca.validity().not_after;
-    assert!(rotator.check(end - DAY * 700).unwrap());
-    assert_ne!(ca.bundle(), first);
-    assert!(ca.validity().not_after > end);
+    let mut time = now();
+    let mut known: Vec<(Arc<Bundle>, Certificate)> = Vec::new();
+    let mut roots_seen = Vec::new();
+    // Each step with a restart before it.
+    for (days, changes, roots) in [
+        (0, false, 1),
+        (3000, true, 2),
+        (0, false, 2),
+        (1, true, 2),
+        (89, false, 2),
+        (1, true, 1),
+        (1, false, 1),
+    ] {
+        time += DAY * days;
+        let database = crate::testing::open_store(folder.path());
+        let made = if known.is_empty() { now() } else { time };
+        let ca = Arc::new(SelfSigned::open(&database, settings(), provider(), made).unwrap());
+        let rotator = RootRotator::new(ca.clone(), rotation);
+        assert_eq!(rotator.check(time).unwrap(), changes, "day {days}");
+        assert_eq!(ca.bundle().roots.len(), roots, "day {days}");
+        let key = PrivateKey::generate().unwrap().public().unwrap();
+        let request = SignRequest {
+            public_key: &key,
+            sans: &[San::Uri("spiffe://cluster.local/ns/a/sa/b".to_owned())],
+            ttl: DAY,
+            dual_use: false,
+        };
+        let leaf = ca.sign(&request, time).unwrap();
+        // Who has not heard of this step yet knows the leaf's root all the same, and the other way round.
+        if let Some((bundle, old)) = known.last() {
+            verify_chain(&leaf.der, bundle, &provider(), time).unwrap();
+            if old.validity.contains(time) {
+                verify_chain(&old.der, &ca.bundle(), &provider(), time).unwrap();
+            }
+        }
+        roots_seen.push(ca.bundle().roots[0].clone());
+        known.push((ca.bundle(), leaf));
+    }
+    roots_seen.dedup();
+    assert_eq!(roots_seen.len(), 2, "the first is the one that signs");
 }
 
 #[test]
-fn leaves_of_a_renewed_root_verify_against_both_roots() {
+fn a_second_rotation_waits_for_the_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = crate::testing::open_store(folder.path());
+    let p384 = SelfSignedSettings {
+        curve: crate::pki::Curve::P384,
+        ..settings()
+    };
+    let ca = SelfSigned::open(&database, p384, provider(), now()).unwrap();
+    let overlap = Overlap {
+        introduction: Duration::ZERO,
+        retirement: Duration::ZERO,
+    };
+    ca.rotate(now()).unwrap();
+    assert!(matches!(ca.rotate(now()), Err(SelfSignedError::Rotating)));
+    assert!(ca.advance(&overlap, now()).unwrap());
+    assert!(matches!(ca.rotate(now()), Err(SelfSignedError::Rotating)));
+    assert!(ca.advance(&overlap, now()).unwrap());
+    assert!(!ca.advance(&overlap, now()).unwrap());
+    ca.rotate(now()).unwrap();
+    verify_chain(&leaf_of(&ca).der, &ca.bundle(), &provider(), now()).unwrap();
+}
+
+#[test]
+fn a_revocation_list_names_serials_for_every_root_in_use() {
     let folder = tempfile::tempdir().unwrap();
     let database = crate::testing::open_store(folder.path());
     let ca = SelfSigned::open(&database, settings(), provider(), now()).unwrap();
-    let (before, old_leaf) = (ca.bundle(), leaf_of(&ca));
-    ca.renew(now()).unwrap();
-    let new_leaf = leaf_of(&ca);
-    verify_chain(&new_leaf.der, &before, &provider(), now()).unwrap();
-    verify_chain(&old_leaf.der, &ca.bundle(), &provider(), now()).unwrap();
+    let leaf = leaf_of(&ca);
+    ca.rotate(now()).unwrap();
+    let revoked = crate::revocation::Revoked {
+        serial: leaf.serial.clone(),
+        identity: "spiffe://cluster.local/ns/a/sa/b".to_owned(),
+        not_after: leaf.validity.not_after,
+        revoked_at: now(),
+    };
+    let lists = ca.revocation_lists(&[revoked], 1, now()).unwrap();
+    use rustls_pki_types::pem::PemObject as _;
+    let lists: Vec<_> =
+        rustls_pki_types::CertificateRevocationListDer::pem_slice_iter(lists.as_bytes())
+            .collect::<Result<_, _>>()
+            .unwrap();
+    assert_eq!(lists.len(), 2);
+    let mut issuers = Vec::new();
+    for (list, root) in lists.iter().zip(&ca.bundle().roots) {
+        use x509_parser::prelude::FromDer as _;
+        let (_, list) =
+            x509_parser::revocation_list::CertificateRevocationList::from_der(list).unwrap();
+        let (_, root) = x509_parser::certificate::X509Certificate::from_der(root).unwrap();
+        list.verify_signature(root.public_key()).unwrap();
+        assert_eq!(list.issuer(), root.subject());
+        let serials: Vec<String> = list
+            .iter_revoked_certificates()
+            .map(|entry| {
+                entry
+                    .raw_serial()
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect()
+            })
+            .collect();
+        assert_eq!(serials, [leaf.serial.as_str()]);
+        issuers.push(list.issuer().to_string());
+    }
+    assert_ne!(
+        issuers[0], issuers[1],
+        "lists are found by the issuer's name"
+    );
+}
+
+#[test]
+fn a_plugged_in_ca_follows_its_files_and_keeps_the_last_good_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    let write = |root: &str, curve| {
+        let key = PrivateKey::generate_on(curve).unwrap();
+        let root = crate::pki::mint_root(&key, root, Validity::starting(now(), DAY)).unwrap();
+        std::fs::write(place("ca-cert.pem"), &root.pem).unwrap();
+        std::fs::write(place("root-cert.pem"), &root.pem).unwrap();
+        std::fs::write(place("ca-key.pem"), key.to_pem()).unwrap();
+    };
+    let files = PluggedInFiles {
+        signing_certificate: place("ca-cert.pem"),
+        signing_key: place("ca-key.pem"),
+        root_certificate: place("root-cert.pem"),
+        certificate_chain: None,
+    };
+    write("one", crate::pki::Curve::P256);
+    let ca = PluggedIn::load(&files, &provider(), now()).unwrap();
+    let before = ca.bundle();
+    assert!(!ca.reload(now()).unwrap());
+    std::fs::write(
+        place("ca-key.pem"),
+        PrivateKey::generate().unwrap().to_pem(),
+    )
+    .unwrap();
+    assert!(ca.reload(now()).is_err());
+    assert_eq!(ca.bundle(), before);
+    write("two", crate::pki::Curve::P384);
+    assert!(ca.reload(now()).unwrap());
+    assert_ne!(ca.bundle(), before);
+    verify_chain(&leaf_of(&ca).der, &ca.bundle(), &provider(), now()).unwrap();
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! The self-signed root in the Secret `istio-ca-secret`, as Istio keeps it (`ca-cert.pem`, `ca-key.pem`): the pod's folder
 //! may vanish, the cluster's root may not. Whoever is first writes it; everybody else takes it from there.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -10,13 +9,11 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 
-use crate::ca::RootPair;
+use crate::ca::RootFiles;
 
 /// The Secret's name.
 pub const SECRET: &str = "istio-ca-secret";
 const KIND: &str = "istio.io/ca-root";
-const CERTIFICATE: &str = "ca-cert.pem";
-const KEY: &str = "ca-key.pem";
 const DEADLINE: Duration = Duration::from_secs(10);
 const CONFLICT: u16 = 409;
 
@@ -38,7 +35,7 @@ impl RootSecret {
     ///
     /// # Errors
     /// When the API server does not answer, or the Secret is not a root.
-    pub async fn read(&self) -> anyhow::Result<Option<RootPair>> {
+    pub async fn read(&self) -> anyhow::Result<Option<RootFiles>> {
         let found = tokio::time::timeout(DEADLINE, self.secrets.get_opt(SECRET))
             .await
             .context("the API server does not answer")?
@@ -46,26 +43,23 @@ impl RootSecret {
         let Some(secret) = found else {
             return Ok(None);
         };
-        let data = secret.data.unwrap_or_default();
-        let text = |key: &str| {
-            let ByteString(bytes) = data
-                .get(key)
-                .with_context(|| format!("Secret {SECRET} has no {key}"))?;
-            String::from_utf8(bytes.clone())
-                .with_context(|| format!("Secret {SECRET}: {key} is not text"))
+        let text = |(name, ByteString(bytes)): (String, ByteString)| {
+            let text = String::from_utf8(bytes)
+                .with_context(|| format!("Secret {SECRET}: {name} is not text"))?;
+            anyhow::Ok((name, text))
         };
-        Ok(Some(RootPair {
-            certificate: text(CERTIFICATE)?,
-            key: text(KEY)?,
-        }))
+        let data = secret.data.unwrap_or_default().into_iter();
+        Ok(Some(RootFiles(
+            data.map(text).collect::<anyhow::Result<_>>()?,
+        )))
     }
 
     /// Writes the first root; says `false` if another was faster.
     ///
     /// # Errors
     /// When the API server refuses.
-    pub async fn create(&self, pair: &RootPair) -> anyhow::Result<bool> {
-        let (parameters, secret) = (PostParams::default(), secret(pair));
+    pub async fn create(&self, files: &RootFiles) -> anyhow::Result<bool> {
+        let (parameters, secret) = (PostParams::default(), secret(files));
         let create = self.secrets.create(&parameters, &secret);
         match tokio::time::timeout(DEADLINE, create).await {
             Ok(Ok(_)) => Ok(true),
@@ -79,9 +73,16 @@ impl RootSecret {
     ///
     /// # Errors
     /// When the API server refuses.
-    pub async fn replace(&self, pair: &RootPair) -> anyhow::Result<()> {
-        let (parameters, secret) = (PatchParams::default(), secret(pair));
-        let patch = Patch::Merge(&secret);
+    pub async fn replace(&self, files: &RootFiles) -> anyhow::Result<()> {
+        let (parameters, secret) = (PatchParams::default(), secret(files));
+        // Merging would keep what a rotation has left behind.
+        let mut patch = serde_json::to_value(&secret)?;
+        for gone in self.read().await?.unwrap_or_default().0.into_keys() {
+            if !files.0.contains_key(&gone) {
+                patch["data"][gone] = serde_json::Value::Null;
+            }
+        }
+        let patch = Patch::Merge(&patch);
         tokio::time::timeout(DEADLINE, self.secrets.patch(SECRET, &parameters, &patch))
             .await
             .context("the API server does not answer")?
@@ -90,18 +91,16 @@ impl RootSecret {
     }
 }
 
-fn secret(pair: &RootPair) -> Secret {
-    let entry = |key: &str, text: &str| (key.to_owned(), ByteString(text.as_bytes().to_vec()));
+fn secret(files: &RootFiles) -> Secret {
+    let entry =
+        |(name, text): (&String, &String)| (name.clone(), ByteString(text.as_bytes().to_vec()));
     Secret {
         metadata: ObjectMeta {
             name: Some(SECRET.to_owned()),
             ..ObjectMeta::default()
         },
         type_: Some(KIND.to_owned()),
-        data: Some(BTreeMap::from([
-            entry(CERTIFICATE, &pair.certificate),
-            entry(KEY, &pair.key),
-        ])),
+        data: Some(files.0.iter().map(entry).collect()),
         ..Secret::default()
     }
 }

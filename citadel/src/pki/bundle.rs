@@ -9,7 +9,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 pub struct Bundle {
     /// From the CA's own certificate up to, but without, the root; empty when the CA is the root.
     pub intermediates: Vec<CertificateDer<'static>>,
-    /// What peers trust; more than one during a change of roots.
+    /// What peers trust; more than one during a change of roots, the one that the way leads to first.
     pub roots: Vec<CertificateDer<'static>>,
 }
 
@@ -48,7 +48,7 @@ impl Bundle {
     pub fn assemble(
         ca: &CertificateDer<'static>,
         chain: &[CertificateDer<'static>],
-        roots: Vec<CertificateDer<'static>>,
+        mut roots: Vec<CertificateDer<'static>>,
     ) -> Result<Self, InvalidBundle> {
         if roots.is_empty() {
             return Err(InvalidBundle::Empty);
@@ -57,7 +57,8 @@ impl Bundle {
         let mut current = ca.clone();
         // Each step uses up one certificate of the chain, so the way cannot be longer than this.
         for _ in 0..=chain.len() {
-            if roots.contains(&current) {
+            if let Some(place) = roots.iter().position(|root| *root == current) {
+                roots[..=place].rotate_right(1);
                 break;
             }
             let names = Names::of(&current).ok_or(InvalidBundle::Certificate(0))?;
@@ -65,7 +66,8 @@ impl Bundle {
                 Names::of(candidate).is_some_and(|other| other.subject == names.issuer)
             };
             intermediates.push(current.clone());
-            if roots.iter().any(issued_current) {
+            if let Some(place) = roots.iter().position(issued_current) {
+                roots[..=place].rotate_right(1);
                 break;
             }
             let next = chain

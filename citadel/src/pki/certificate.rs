@@ -11,7 +11,7 @@ use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::key::{PrivateKey, PublicKey};
+use super::key::{PrivateKey, PublicKey, fingerprint};
 use super::san::{InvalidSan, San};
 
 /// How far back a certificate's life begins, for peers whose clocks are behind.
@@ -143,7 +143,8 @@ pub fn mint_leaf(
     Ok(finish(&minted, &serial, profile.validity))
 }
 
-/// A self-signed root for `key`; its organization is the trust domain (or what `--org` says).
+/// A self-signed root for `key`; its organization is the trust domain (or what `--org` says). The common name is of the key:
+/// roots that live side by side need names of their own, by which revocation lists are found.
 pub fn mint_root(
     key: &PrivateKey,
     organization: &str,
@@ -153,6 +154,10 @@ pub fn mint_root(
     params
         .distinguished_name
         .push(DnType::OrganizationName, organization);
+    let key_id = fingerprint(&key.spki());
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Citadel {}", &key_id[..8]));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let serial = random_serial();

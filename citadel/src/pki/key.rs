@@ -6,11 +6,16 @@
 use std::fmt;
 use std::sync::Arc;
 
-use rcgen::{KeyPair, PublicKeyData, SignatureAlgorithm, SigningKey, SubjectPublicKeyInfo};
+use rcgen::{
+    KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData, SignatureAlgorithm,
+    SigningKey, SubjectPublicKeyInfo,
+};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::FromDer as _;
 use x509_parser::public_key::PublicKey as ParsedKey;
+use zeroize::Zeroize as _;
 
 const SEQUENCE: u8 = 0x30;
 const OCTET_STRING: u8 = 0x04;
@@ -32,9 +37,23 @@ const P384_ALGORITHM: &[u8] = &[
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 const RSA_MIN_EXPONENT: u64 = 65537;
 
-/// A private key that can sign.
+/// The curve of a new ECDSA key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Curve {
+    /// P-256.
+    #[default]
+    #[value(name = "P256")]
+    P256,
+    /// P-384.
+    #[value(name = "P384")]
+    P384,
+}
+
+/// A private key that can sign; its bytes are wiped when nobody needs them any more.
 #[derive(Clone)]
-pub struct PrivateKey(Arc<KeyPair>);
+pub struct PrivateKey(Arc<Wiped>);
+
+struct Wiped(KeyPair);
 
 /// A public key that is good enough to be certified.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,11 +87,26 @@ pub enum InvalidKey {
     RsaExponent,
 }
 
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
 impl PrivateKey {
     /// A new ECDSA P-256 key.
     pub fn generate() -> Result<Self, InvalidKey> {
-        let pair = KeyPair::generate().map_err(InvalidKey::Generate)?;
-        Ok(Self(Arc::new(pair)))
+        Self::generate_on(Curve::P256)
+    }
+
+    /// A new ECDSA key.
+    pub fn generate_on(curve: Curve) -> Result<Self, InvalidKey> {
+        let algorithm = match curve {
+            Curve::P256 => &PKCS_ECDSA_P256_SHA256,
+            Curve::P384 => &PKCS_ECDSA_P384_SHA384,
+        };
+        let pair = KeyPair::generate_for(algorithm).map_err(InvalidKey::Generate)?;
+        Ok(Self(Arc::new(Wiped(pair))))
     }
 
     /// The first private key of `pem`.
@@ -92,40 +126,41 @@ impl PrivateKey {
     }
 
     fn from_pkcs8(der: Vec<u8>) -> Result<Self, InvalidKey> {
-        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der));
-        let pair = KeyPair::try_from(&der).map_err(|_| InvalidKey::Unusable)?;
-        Ok(Self(Arc::new(pair)))
+        let mut der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der));
+        let pair = KeyPair::try_from(&der).map_err(|_| InvalidKey::Unusable);
+        der.zeroize();
+        Ok(Self(Arc::new(Wiped(pair?))))
     }
 
     /// PKCS#8 in PEM. Only for the store and for a peer's own key: never log it.
     pub fn to_pem(&self) -> String {
-        self.0.serialize_pem()
+        self.0.0.serialize_pem()
     }
 
     /// The public half.
     pub fn public(&self) -> Result<PublicKey, InvalidKey> {
-        PublicKey::from_der(&self.0.subject_public_key_info())
+        PublicKey::from_der(&self.0.0.subject_public_key_info())
     }
 
     /// The DER of the public half's `SubjectPublicKeyInfo`.
     pub fn spki(&self) -> Vec<u8> {
-        self.0.subject_public_key_info()
+        self.0.0.subject_public_key_info()
     }
 }
 
 impl PublicKeyData for PrivateKey {
     fn der_bytes(&self) -> &[u8] {
-        self.0.der_bytes()
+        self.0.0.der_bytes()
     }
 
     fn algorithm(&self) -> &'static SignatureAlgorithm {
-        PublicKeyData::algorithm(&*self.0)
+        PublicKeyData::algorithm(&self.0.0)
     }
 }
 
 impl SigningKey for PrivateKey {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        self.0.sign(message)
+        self.0.0.sign(message)
     }
 }
 
@@ -168,6 +203,12 @@ impl PublicKey {
     pub(super) fn info(&self) -> &SubjectPublicKeyInfo {
         &self.info
     }
+}
+
+/// SHA-256 of a `SubjectPublicKeyInfo`, hexadecimal.
+pub fn fingerprint(spki: &[u8]) -> String {
+    let digest = Sha256::digest(spki);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Bits of a big-endian unsigned number.

@@ -60,6 +60,14 @@ impl fmt::Display for San {
     }
 }
 
+/// The serial number of a certificate in DER, as the ledger writes it.
+pub fn serial_of(certificate: &[u8]) -> Result<String, InvalidSan> {
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|_| InvalidSan::Certificate)?;
+    let bytes = parsed.raw_serial().iter();
+    Ok(bytes.map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// The URI names of a certificate in DER.
 pub fn uri_sans(certificate: &[u8]) -> Result<Vec<String>, InvalidSan> {
     let (_, parsed) =

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use citadel::ledger::Issued;
+use citadel::admin::Entry;
+use citadel::pki::{certificates_from_pem, serial_of};
 use citadel::testing::{ISSUER, TokenIssuer};
 use proto::istio::v1::auth::IstioCertificateRequest;
 use proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -80,14 +81,32 @@ fn http_get(port: u16, path: &str) -> Option<String> {
     Some(answer)
 }
 
-fn issued(port: u16) -> Vec<Issued> {
-    let answer = http_get(port, "/debug/issued?limit=10000").unwrap();
-    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-    serde_json::from_str(body).unwrap()
+/// What the ledger says, by the operator's command.
+fn certs(folder: &Path, arguments: &[&str]) -> String {
+    let data = format!("--data-dir={}", folder.join("data").display());
+    let output = Command::new(env!("CARGO_BIN_EXE_istio_ca"))
+        .args(arguments)
+        .arg(data)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{arguments:?}: {text}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
-/// Asks for certificates until the server is gone; the number of those acknowledged.
-async fn ask_until_killed(server: Server, port: u16, root: &[u8], token: &str) -> usize {
+fn issued(folder: &Path) -> Vec<Entry> {
+    let text = certs(folder, &["certs", "list", "--limit=100000", "-o=json"]);
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Asks for certificates until the server is gone; the serial numbers of those acknowledged.
+async fn ask_until_killed(
+    server: Server,
+    port: u16,
+    root: &[u8],
+    token: &str,
+    kill_after: usize,
+) -> Vec<String> {
     let pem = Pem {
         roots: root.to_vec(),
         ..Pem::default()
@@ -105,7 +124,7 @@ async fn ask_until_killed(server: Server, port: u16, root: &[u8], token: &str) -
         .pem()
         .unwrap();
     let mut server = Some(server);
-    let mut acknowledged = 0;
+    let mut acknowledged = Vec::new();
     loop {
         let mut request = Request::new(IstioCertificateRequest {
             csr: csr.clone(),
@@ -113,12 +132,18 @@ async fn ask_until_killed(server: Server, port: u16, root: &[u8], token: &str) -
         });
         let value = format!("Bearer {token}").parse().unwrap();
         request.metadata_mut().insert("authorization", value);
-        if let Err(error) = client.create_certificate(request).await {
-            assert!(server.is_none(), "refused before the kill: {error}");
-            return acknowledged;
+        match client.create_certificate(request).await {
+            Ok(answer) => {
+                let chain = answer.into_inner().cert_chain;
+                let leaf = certificates_from_pem(&chain[0]).unwrap().remove(0);
+                acknowledged.push(serial_of(&leaf).unwrap());
+            }
+            Err(error) => {
+                assert!(server.is_none(), "refused before the kill: {error}");
+                return acknowledged;
+            }
         }
-        acknowledged += 1;
-        if acknowledged == 10
+        if acknowledged.len() == kill_after
             && let Some(mut running) = server.take()
         {
             // SIGKILL, while more requests are on their way.
@@ -134,32 +159,87 @@ async fn killed_at_any_time_it_comes_back_with_root_and_ledger() {
     fs::write(folder.path().join("jwks.json"), issuer.jwks()).unwrap();
     let token = issuer.token("default", "bookinfo-details");
     let ports = free_ports();
-    let mut acknowledged = 0;
+    let mut acknowledged = Vec::new();
     let mut first_root = None;
-    for _ in 0..3 {
+    for kill_after in [1, 10, 3, 17] {
         let server = start(folder.path(), &ports);
         let root = fs::read(folder.path().join("root.pem")).unwrap();
         assert_eq!(*first_root.get_or_insert_with(|| root.clone()), root);
-        let kept = issued(ports.monitoring).len();
-        assert!(
-            kept >= acknowledged,
-            "{kept} of {acknowledged} entries are left"
-        );
-        acknowledged = kept + ask_until_killed(server, ports.grpc, &root, &token).await;
+        acknowledged.extend(ask_until_killed(server, ports.grpc, &root, &token, kill_after).await);
     }
     let _server = start(folder.path(), &ports);
-    let entries = issued(ports.monitoring);
-    assert!(entries.len() >= acknowledged);
+    let identity = "spiffe://cluster.local/ns/default/sa/bookinfo-details";
+    let entries = issued(folder.path());
     assert!(
         entries
             .iter()
-            .all(|entry| entry.identity == "spiffe://cluster.local/ns/default/sa/bookinfo-details")
+            .all(|entry| entry.issued.identity == identity && !entry.revoked)
     );
+    for serial in &acknowledged {
+        assert!(
+            entries.iter().any(|entry| entry.issued.serial == *serial),
+            "{serial} was acknowledged and is not in the ledger"
+        );
+    }
+    let verified = certs(folder.path(), &["certs", "verify"]);
+    assert_eq!(
+        verified,
+        format!("{} entries, each as it was written\n", entries.len())
+    );
+    operators_see_and_revoke(folder.path(), identity, &acknowledged);
     let data = fs::metadata(folder.path().join("data")).unwrap();
     assert_eq!(
         std::os::unix::fs::PermissionsExt::mode(&data.permissions()) & 0o777,
         0o700
     );
+}
+
+fn operators_see_and_revoke(folder: &Path, identity: &str, serials: &[String]) {
+    let shown = certs(folder, &["certs", "show", &serials[0].to_uppercase()]);
+    assert!(
+        shown.contains(identity) && shown.contains("State          good"),
+        "{shown}"
+    );
+    let list = certs(
+        folder,
+        &["certs", "list", "--limit=2", "--identity", identity],
+    );
+    assert_eq!(list.lines().count(), 3, "{list}");
+    let text = certs(folder, &["revoke", "--serial", &serials[0]]);
+    assert_eq!(text, format!("revoked {} of {identity}\n", serials[0]));
+    let shown = certs(folder, &["certs", "show", &serials[0]]);
+    assert!(shown.contains("State          revoked"), "{shown}");
+    certs(folder, &["revoke", "--identity", identity]);
+    assert!(issued(folder).iter().all(|entry| entry.revoked));
+    let text = certs(folder, &["restore", "--identity", identity]);
+    assert!(text.contains("may have certificates again"), "{text}");
+    certs(folder, &["rotate-root"]);
+    let (code, error) = fail(&[
+        "rotate-root",
+        &format!("--data-dir={}", folder.join("data").display()),
+    ]);
+    assert!(
+        code != Some(0) && error.contains("being rotated already"),
+        "{error}"
+    );
+    let socket = fs::metadata(folder.join("data/admin.sock")).unwrap();
+    assert!(std::os::unix::fs::FileTypeExt::is_socket(
+        &socket.file_type()
+    ));
+    let data = format!("--data-dir={}", folder.join("data").display());
+    for (arguments, text) in [
+        (
+            ["revoke", "--serial=77"],
+            "no certificate with serial number 77",
+        ),
+        (["revoke", "--identity=me"], "is no identity"),
+    ] {
+        let (code, error) = fail(&[&arguments[..], &[data.as_str()][..]].concat());
+        assert!(
+            code != Some(0) && error.contains(text),
+            "{arguments:?}: {error}"
+        );
+    }
 }
 
 fn fail(arguments: &[&str]) -> (Option<i32>, String) {

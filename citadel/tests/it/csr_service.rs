@@ -1,151 +1,17 @@
 //! The CSR service over real TLS on port 0: who gets which certificate, and who gets none.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use citadel::authenticate::{
-    Authenticator, ClientCertificate, KeyRing, KeySet, Oidc, OidcSettings,
-};
-use citadel::ca::{CertificateAuthority, SelfSigned, SelfSignedSettings, TtlRules};
-use citadel::ledger::Ledger;
-use citadel::metrics::Metrics;
-use citadel::pki::{Bundle, PrivateKey, Validity, certificates_from_pem, uri_sans, verify_chain};
-use citadel::server::{CertificateService, MAX_MESSAGE, OwnCertificate, Rules, with_deadline};
-use citadel::testing::{ISSUER, TokenIssuer};
-use proto::istio::v1::auth::IstioCertificateRequest;
-use proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
-use proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
-use proto_component::drain::{self, Drain};
-use proto_component::grpc::{self, ClientOptions, ServerOptions};
-use proto_component::listen::Listener;
-use proto_component::task;
-use proto_component::tls::{ClientTls, Pem, ServerIdentity, provider};
-use rcgen::{CertificateParams, SanType};
+use citadel::ca::CertificateAuthority as _;
+use citadel::pki::{Bundle, Validity, certificates_from_pem, uri_sans, verify_chain};
+use citadel::server::MAX_MESSAGE;
+use proto::istio::v1::auth::istio_ca_service_client::IstioCaServiceClient;
+use proto::istio::v1::auth::{CsrRequest, IstioCertificateRequest};
+use proto_component::tls::provider;
 use time::OffsetDateTime;
-use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request};
 
-const DAY: Duration = Duration::from_secs(86400);
-
-struct Mesh {
-    ca: Arc<SelfSigned>,
-    ledger: Ledger,
-    metrics: Metrics,
-    issuer: TokenIssuer,
-    address: String,
-    trigger: drain::Trigger,
-    _folder: tempfile::TempDir,
-}
-
-impl Drop for Mesh {
-    fn drop(&mut self) {
-        self.trigger.drain(Duration::ZERO);
-    }
-}
-
-async fn mesh() -> Mesh {
-    let folder = tempfile::tempdir().unwrap();
-    let database = sled::open(folder.path()).unwrap();
-    let settings = SelfSignedSettings {
-        organization: "cluster.local".to_owned(),
-        ttl: DAY * 3650,
-    };
-    let now = OffsetDateTime::now_utc();
-    let ca = Arc::new(SelfSigned::open(&database, settings, provider(), now).unwrap());
-    let (ledger, writer) = Ledger::open(&database, DAY).unwrap();
-    let (trigger, drain) = drain::channel();
-    task::spawn("ledger", writer.run(Drain::never()));
-    let issuer = TokenIssuer::new();
-    let metrics = Metrics::new(&prometheus::Registry::new()).unwrap();
-    let rules = Rules {
-        trust_domain: "cluster.local".to_owned(),
-        ttl: TtlRules {
-            default: DAY,
-            max: DAY * 90,
-        },
-        dual_use: false,
-    };
-    let service = CertificateService::new(
-        ca.clone(),
-        authenticators(&issuer),
-        rules,
-        ledger.clone(),
-        metrics.clone(),
-    );
-    let own = OwnCertificate::new(ca.clone(), &["istio-citadel".to_owned()], DAY).unwrap();
-    let listener = Listener::bind_text("127.0.0.1:0", "--grpc-port")
-        .await
-        .unwrap();
-    let address = listener.address().to_string();
-    let incoming = listener.tls(own.tls(), &drain);
-    let service =
-        IstioCertificateServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE);
-    let routes = with_deadline(tonic::service::Routes::new(service));
-    task::spawn("csr-server", async move {
-        grpc::serve(incoming, routes, &ServerOptions::default(), None, drain).await
-    });
-    Mesh {
-        ca,
-        ledger,
-        metrics,
-        issuer,
-        address,
-        trigger,
-        _folder: folder,
-    }
-}
-
-fn authenticators(issuer: &TokenIssuer) -> Vec<Box<dyn Authenticator>> {
-    let keys = KeySet::parse(issuer.jwks().as_bytes()).unwrap();
-    let settings = OidcSettings {
-        issuer: ISSUER.to_owned(),
-        audiences: vec!["istio-ca".to_owned()],
-        trust_domain: "cluster.local".to_owned(),
-    };
-    let oidc = Oidc::new(settings, Arc::new(KeyRing::fixed(keys)));
-    vec![Box::new(ClientCertificate), Box::new(oidc)]
-}
-
-impl Mesh {
-    fn client(&self, chain: &str, key: &str) -> IstioCertificateServiceClient<Channel> {
-        let pem = Pem {
-            chain: chain.as_bytes().to_vec(),
-            key: key.as_bytes().to_vec(),
-            roots: self.ca.bundle().roots_pem().into_bytes(),
-        };
-        let tls = ClientTls::from_pem(&pem, ServerIdentity::Name, &["h2"])
-            .and_then(|tls| tls.with_server_name("istio-citadel"))
-            .unwrap();
-        let channel = grpc::channel(&self.address, Some(tls), &ClientOptions::default()).unwrap();
-        IstioCertificateServiceClient::new(channel)
-    }
-
-    async fn ask(&self, token: &str, csr: String, seconds: i64) -> Result<Vec<String>, Status> {
-        let mut request = Request::new(IstioCertificateRequest {
-            csr,
-            validity_duration: seconds,
-            ..IstioCertificateRequest::default()
-        });
-        if !token.is_empty() {
-            let value = format!("Bearer {token}").parse().unwrap();
-            request.metadata_mut().insert("authorization", value);
-        }
-        let answer = self.client("", "").create_certificate(request).await?;
-        Ok(answer.into_inner().cert_chain)
-    }
-}
-
-fn csr() -> (PrivateKey, String) {
-    let key = PrivateKey::generate().unwrap();
-    let mut params = CertificateParams::default();
-    // What the caller would like to be does not matter.
-    let wish = "spiffe://cluster.local/ns/istio-system/sa/istio-pilot-service-account";
-    params
-        .subject_alt_names
-        .push(SanType::URI(wish.try_into().unwrap()));
-    let pem = params.serialize_request(&key).unwrap().pem().unwrap();
-    (key, pem)
-}
+use crate::service::{DAY, csr, mesh, with_token};
 
 #[tokio::test]
 async fn the_identity_is_the_tokens_and_never_the_requests() {
@@ -185,28 +51,6 @@ async fn the_identity_is_the_tokens_and_never_the_requests() {
         .unwrap()
         .remove(0);
     assert_eq!(uri_sans(&leaf).unwrap(), [identity]);
-}
-
-#[tokio::test]
-async fn callers_without_a_good_token_are_unauthenticated() {
-    let mesh = mesh().await;
-    let claim = |name: &str, value: serde_json::Value| {
-        let mut claims = TokenIssuer::claims("default", "a");
-        claims[name] = value;
-        mesh.issuer.sign(&claims)
-    };
-    for (what, token) in [
-        ("no token", String::new()),
-        ("wrong audience", claim("aud", "other".into())),
-        ("expired", claim("exp", 1000.into())),
-        ("foreign issuer", TokenIssuer::new().token("default", "a")),
-        ("alg none", "eyJhbGciOiJub25lIn0.e30.".to_owned()),
-    ] {
-        let error = mesh.ask(&token, csr().1, 0).await.unwrap_err();
-        assert_eq!(error.code(), Code::Unauthenticated, "{what}: {error}");
-    }
-    assert_eq!(mesh.metrics.authentication_failure.get(), 5);
-    assert!(mesh.ledger.is_empty());
 }
 
 #[tokio::test]
@@ -253,4 +97,49 @@ async fn many_callers_at_once_are_all_recorded() {
         outcome.unwrap();
     }
     assert_eq!(mesh.ledger.len(), 40);
+}
+
+#[tokio::test]
+async fn the_older_service_gives_the_same_certificate_in_other_words() {
+    let mesh = mesh().await;
+    let mut client = IstioCaServiceClient::new(mesh.channel("", ""));
+    let request = |csr: String, minutes| CsrRequest {
+        csr_pem: csr.into_bytes(),
+        requested_ttl_minutes: minutes,
+        ..CsrRequest::default()
+    };
+    let token = mesh.issuer.token("vm", "agent");
+    let answer = client
+        .handle_csr(with_token(Request::new(request(csr().1, 10)), &token))
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(answer.is_approved && answer.status.unwrap().code == 0);
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let leaf = certificates_from_pem(&text(answer.signed_cert))
+        .unwrap()
+        .remove(0);
+    assert_eq!(
+        uri_sans(&leaf).unwrap(),
+        ["spiffe://cluster.local/ns/vm/sa/agent"]
+    );
+    assert_eq!(text(answer.cert_chain), mesh.ca.bundle().roots_pem());
+    let left = Validity::of(&leaf).unwrap().not_after - OffsetDateTime::now_utc();
+    assert!(left <= Duration::from_secs(600), "{left}");
+    assert_eq!(mesh.ledger.len(), 1);
+    for (what, token, csr, minutes, code) in [
+        ("no token", "", csr().1, 0, Code::Unauthenticated),
+        ("too long", &token, csr().1, 200_000, Code::InvalidArgument),
+        (
+            "no request",
+            &token,
+            String::new(),
+            0,
+            Code::InvalidArgument,
+        ),
+    ] {
+        let request = with_token(Request::new(request(csr, minutes)), token);
+        let error = client.handle_csr(request).await.unwrap_err();
+        assert_eq!(error.code(), code, "{what}: {error}");
+    }
 }

@@ -14,6 +14,7 @@ use proto::istio::v1::auth::IstioCertificateRequest;
 use proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use proto_component::grpc::{self, ClientOptions};
 use proto_component::tls::{ClientTls, Pem, ServerIdentity};
+use rustls_pki_types::CertificateDer;
 use tonic::{Code, Request, Status};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -181,4 +182,103 @@ async fn the_api_server_vouches_for_tokens_and_keeps_the_root() {
         .delete(&namespace, &DeleteParams::default())
         .await
         .unwrap();
+}
+
+async fn make_namespace(namespaces: &Api<Namespace>, name: &str, label: Option<&str>) {
+    let label = label.map(|value| ("ca.istio.io/override".to_owned(), value.to_owned()));
+    let object = Namespace {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some(label.into_iter().collect()),
+            ..ObjectMeta::default()
+        },
+        ..Namespace::default()
+    };
+    let parameters = PostParams::default();
+    namespaces.create(&parameters, &object).await.unwrap();
+}
+
+fn text(secret: &Secret, name: &str) -> Option<String> {
+    let bytes = secret.data.as_ref()?.get(name)?.0.clone();
+    String::from_utf8(bytes).ok()
+}
+
+fn leaf(chain: &str) -> CertificateDer<'static> {
+    certificates_from_pem(chain).unwrap().remove(0)
+}
+
+#[tokio::test]
+#[ignore = "needs an API server: set KUBECONFIG"]
+async fn accounts_of_chosen_namespaces_have_secrets_with_certificates() {
+    let client = Client::try_default().await.unwrap();
+    let own = format!("citadel-secrets-{}", std::process::id());
+    let off = format!("{own}-off");
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    make_namespace(&namespaces, &own, None).await;
+    make_namespace(&namespaces, &off, Some("false")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let _citadel = start(folder.path(), &own);
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &own);
+    let chain_of = async || {
+        let secret = secrets.get_opt("istio.default").await.ok()??;
+        text(&secret, "cert-chain.pem")
+    };
+    let chain = eventually("a Secret for the account", chain_of).await;
+    let identity = format!("spiffe://cluster.local/ns/{own}/sa/default");
+    assert_eq!(uri_sans(&leaf(&chain)).unwrap(), [identity]);
+
+    let parameters = DeleteParams::default();
+    secrets.delete("istio.default", &parameters).await.unwrap();
+    eventually("the Secret again", async || {
+        chain_of().await.filter(|other| *other != chain)
+    })
+    .await;
+    a_webhooks_account_has_its_host_names(&client, &own).await;
+
+    // Switched on, those that are there already get theirs.
+    let others: Api<Secret> = Api::namespaced(client.clone(), &off);
+    assert!(others.get_opt("istio.default").await.unwrap().is_none());
+    let patch = serde_json::json!({"metadata": {"labels": {"ca.istio.io/override": "true"}}});
+    let patch = kube::api::Patch::Merge(&patch);
+    let patching = kube::api::PatchParams::default();
+    namespaces.patch(&off, &patching, &patch).await.unwrap();
+    eventually("a Secret where it is switched on", async || {
+        others.get_opt("istio.default").await.ok()?
+    })
+    .await;
+    for name in [&own, &off] {
+        namespaces.delete(name, &parameters).await.unwrap();
+    }
+}
+
+/// And loses its Secret when it goes.
+async fn a_webhooks_account_has_its_host_names(client: &Client, namespace: &str) {
+    let account = "istio-galley-service-account";
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let galley = ServiceAccount {
+        metadata: ObjectMeta {
+            name: Some(account.to_owned()),
+            ..ObjectMeta::default()
+        },
+        ..ServiceAccount::default()
+    };
+    let parameters = PostParams::default();
+    accounts.create(&parameters, &galley).await.unwrap();
+    let name = format!("istio.{account}");
+    let secret = eventually("a webhook's Secret", async || {
+        secrets.get_opt(&name).await.ok()?
+    })
+    .await;
+    let leaf = leaf(&text(&secret, "cert-chain.pem").unwrap());
+    let host = format!("istio-galley.{namespace}.svc");
+    let host = rustls_pki_types::ServerName::try_from(host).unwrap();
+    let parsed = rustls::server::ParsedCertificate::try_from(&leaf).unwrap();
+    rustls::client::verify_server_name(&parsed, &host).unwrap();
+    let parameters = DeleteParams::default();
+    accounts.delete(account, &parameters).await.unwrap();
+    eventually("no Secret without its account", async || {
+        secrets.get_opt(&name).await.ok()?.is_none().then_some(())
+    })
+    .await;
 }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod dependencies;
 mod envoy;
 mod failure;
 mod graph;
@@ -11,6 +12,7 @@ mod inspection;
 mod lifecycle;
 mod modes;
 mod policy;
+mod proof;
 mod security;
 mod switches;
 mod tour;

@@ -28,6 +28,7 @@ use crate::secret_cache::SecretCache;
 use crate::settings::Settings;
 use crate::status::{AppProbers, Readiness, Status};
 use crate::supervisor::Program;
+use crate::trust;
 
 /// The proxy's time to end once connections have had theirs.
 const PROXY_GRACE: Duration = Duration::from_secs(2);
@@ -132,6 +133,10 @@ impl Agent {
             identity: self.identity(),
             ttl: features.secret_ttl,
         };
+        task::spawn(
+            "trust",
+            trust::follow(client.clone(), cache.clone(), process.drain.clone()),
+        );
         let grace = Grace {
             ratio: features.secret_grace_period_ratio,
             jitter: features.secret_grace_period_ratio_jitter,

@@ -1,4 +1,5 @@
-//! Asks Citadel for a certificate: token and signing request in, key and chain out.
+//! Asks Citadel for a certificate: token and signing request in, key and chain out. Where there is no good token (any more) the
+//! certificate in use speaks for itself, as long as it is valid.
 //!
 //! The token is read anew for each request (it is short-lived), and so is the root certificate: whichever files are there at
 //! the moment count.
@@ -11,7 +12,9 @@ use proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateSe
 use proto_component::grpc::{self, ClientOptions, InvalidTarget};
 use proto_component::tls::{ClientTls, Pem, ServerIdentity, TlsError};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
-use tonic::Request;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
+use tonic::{Code, Request};
 
 use crate::secret::{InvalidSecret, Workload};
 
@@ -76,16 +79,23 @@ pub enum FetchError {
 }
 
 impl CitadelClient {
-    /// Gets a new key certified.
-    pub async fn fetch(&self) -> Result<Workload, FetchError> {
-        let token = std::fs::read_to_string(&self.token).map_err(|error| FetchError::Token {
-            path: self.token.clone(),
-            error,
-        })?;
-        let roots = std::fs::read(&self.root_certificate).map_err(|error| FetchError::Root {
-            path: self.root_certificate.clone(),
-            error,
-        })?;
+    /// Gets a new key certified; `current` is the certificate in use.
+    pub async fn fetch(&self, current: Option<&Workload>) -> Result<Workload, FetchError> {
+        let by_token = self.fetch_as(None).await;
+        let is_token_bad = match &by_token {
+            Err(FetchError::Token { .. } | FetchError::TokenText) => true,
+            Err(FetchError::Citadel(status)) => status.code() == Code::Unauthenticated,
+            _ => false,
+        };
+        match current.filter(|workload| is_token_bad && !workload.remaining().is_zero()) {
+            // The first reason says more: why there is no token.
+            Some(workload) => self.fetch_as(Some(workload)).await.or(by_token),
+            None => by_token,
+        }
+    }
+
+    /// Asks with the token, or with the certificate in use.
+    async fn fetch_as(&self, current: Option<&Workload>) -> Result<Workload, FetchError> {
         let key = KeyPair::generate()?;
         let csr = self.signing_request(&key)?;
         let mut request = Request::new(IstioCertificateRequest {
@@ -93,10 +103,14 @@ impl CitadelClient {
             validity_duration: i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX),
             ..IstioCertificateRequest::default()
         });
-        let value = format!("Bearer {}", token.trim());
-        let value = value.parse().map_err(|_| FetchError::TokenText)?;
-        request.metadata_mut().insert("authorization", value);
-        let mut client = self.client(roots)?;
+        if current.is_none() {
+            request
+                .metadata_mut()
+                .insert("authorization", self.bearer()?);
+        }
+        let channel = self.channel(current, Some(CALL_DEADLINE))?;
+        let mut client =
+            IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
         let answer = client.create_certificate(request).await?.into_inner();
         Ok(Workload::new(key.serialize_pem(), &answer.cert_chain)?)
     }
@@ -112,14 +126,30 @@ impl CitadelClient {
         params.serialize_request(key)?.pem()
     }
 
-    /// A connection for one call: certificates are asked for once in hours.
-    fn client(
+    fn bearer(&self) -> Result<MetadataValue<Ascii>, FetchError> {
+        let token = std::fs::read_to_string(&self.token).map_err(|error| FetchError::Token {
+            path: self.token.clone(),
+            error,
+        })?;
+        let value = format!("Bearer {}", token.trim());
+        value.parse().map_err(|_| FetchError::TokenText)
+    }
+
+    /// A connection of its own: certificates are asked for once in hours. `current` is shown as a client certificate.
+    pub(crate) fn channel(
         &self,
-        roots: Vec<u8>,
-    ) -> Result<IstioCertificateServiceClient<tonic::transport::Channel>, FetchError> {
+        current: Option<&Workload>,
+        call_timeout: Option<Duration>,
+    ) -> Result<Channel, FetchError> {
+        let roots = std::fs::read(&self.root_certificate).map_err(|error| FetchError::Root {
+            path: self.root_certificate.clone(),
+            error,
+        })?;
+        let (chain, key) = current.map(Workload::pem).unwrap_or_default();
         let pem = Pem {
+            chain: chain.as_bytes().to_vec(),
+            key: key.as_bytes().to_vec(),
             roots,
-            ..Pem::default()
         };
         let mut tls = ClientTls::from_pem(&pem, ServerIdentity::Name, &["h2"])?;
         if !self.server_name.is_empty() {
@@ -127,11 +157,10 @@ impl CitadelClient {
         }
         let options = ClientOptions {
             connect_timeout: CONNECT_DEADLINE,
-            call_timeout: Some(CALL_DEADLINE),
+            call_timeout,
             ..ClientOptions::default()
         };
-        let channel = grpc::channel(&self.address, Some(tls), &options)?;
-        Ok(IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+        Ok(grpc::channel(&self.address, Some(tls), &options)?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The process in the pod: `pilot-agent`.
 //!
 //! Flow: [`args`], [`features`] → [`settings`] and [`node`] → [`bootstrap`] → token → [`citadel_client`] (CSR) →
-//! [`rotation`] fills the [`secret_cache`] → [`sds`] serves it to the proxy over a Unix socket. [`agent`] starts them all, then the
+//! [`rotation`] (certificates) and [`trust`] (roots, revocations) fill the [`secret_cache`] → [`sds`] serves it to the proxy over a Unix socket. [`agent`] starts them all, then the
 //! proxy: `in_process`, or another program under the [`supervisor`]. Beside them [`status`] (probes), [`mod@drain`], [`request`].
 //!
 //! - What the proxy is told at its start: `bootstrap/`.
@@ -26,3 +26,4 @@ pub mod secret_cache;
 pub mod settings;
 pub mod status;
 pub mod supervisor;
+pub mod trust;

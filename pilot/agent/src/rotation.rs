@@ -1,22 +1,26 @@
 //! Keeps the workload's certificate fresh: asks Citadel until there is one, then again when its remaining life falls below
-//! the grace share (spread a little, so that proxies do not come back together), and at once when the root file changes.
+//! the grace share (spread a little, so that proxies do not come back together), at once when the root file changes or the
+//! certificate is revoked, and soon (spread, again) when another root signs now.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus::IntCounterVec;
 use proto_component::backoff::Backoff;
 use proto_component::drain::Drain;
 use proto_component::file_watcher::FileWatcher;
+use tokio::sync::watch;
 
 use crate::citadel_client::{CitadelClient, FetchError};
-use crate::secret::Workload;
+use crate::secret::{Standing, Workload};
 use crate::secret_cache::SecretCache;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(10);
 /// However short a life is, it is not renewed more often than this.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
+/// When another root signs, all proxies want new certificates: within this time.
+const SUPERSEDED_SPREAD: Duration = Duration::from_secs(10);
 /// The clock is looked at this often: a suspended machine sleeps past a timer.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -48,6 +52,8 @@ pub struct Metrics {
 enum Wake {
     Due,
     RootChanged,
+    /// Something in the cache has changed, perhaps what is to be trusted.
+    CacheChanged,
     Drain,
 }
 
@@ -96,6 +102,9 @@ impl Rotation {
         let mut root_file = FileWatcher::files([PathBuf::from(&self.client.root_certificate)]);
         let mut backoff = Backoff::new(FIRST_RETRY, RETRY_CAP);
         let mut complaint = String::new();
+        let mut cache = self.cache.subscribe();
+        // Fetched for it already, whatever came of it: not again and again.
+        let mut answered = Standing::Good;
         loop {
             let wait = match self.fetch().await {
                 Ok(workload) => {
@@ -118,17 +127,40 @@ impl Rotation {
                     backoff.next_delay()
                 }
             };
-            match sleep(wait, &mut root_file, &drain).await {
-                Wake::Due => {}
-                Wake::RootChanged => backoff.reset(),
-                Wake::Drain => return,
+            let mut due = SystemTime::now() + wait;
+            loop {
+                match sleep(due, &mut root_file, &mut cache, &drain).await {
+                    Wake::Due => break,
+                    Wake::RootChanged => {
+                        backoff.reset();
+                        break;
+                    }
+                    Wake::CacheChanged => {
+                        let standing = self.cache.standing();
+                        if standing == answered {
+                            continue;
+                        }
+                        answered = standing;
+                        let spread = match standing {
+                            Standing::Good => continue,
+                            Standing::Revoked => Duration::ZERO,
+                            Standing::Superseded => {
+                                SUPERSEDED_SPREAD.mul_f64(rand::random::<f64>())
+                            }
+                        };
+                        tracing::info!(target: "ca", ?standing, "the certificate is to be replaced");
+                        due = due.min(SystemTime::now() + spread);
+                    }
+                    Wake::Drain => return,
+                }
             }
         }
     }
 
     async fn fetch(&self) -> Result<Workload, FetchError> {
         self.metrics.requests.with_label_values(&["csr"]).inc();
-        let outcome = self.client.fetch().await;
+        let current = self.cache.workload();
+        let outcome = self.client.fetch(current.as_ref().as_ref()).await;
         if outcome.is_err() {
             self.metrics.failures.with_label_values(&["csr"]).inc();
         }
@@ -137,16 +169,21 @@ impl Rotation {
 }
 
 /// Sleeps by the wall clock's time, or until something else happens.
-async fn sleep(wait: Duration, root_file: &mut FileWatcher, drain: &Drain) -> Wake {
-    let due = std::time::SystemTime::now() + wait;
+async fn sleep(
+    due: SystemTime,
+    root_file: &mut FileWatcher,
+    cache: &mut watch::Receiver<u64>,
+    drain: &Drain,
+) -> Wake {
     loop {
-        let left = due.duration_since(std::time::SystemTime::now());
+        let left = due.duration_since(SystemTime::now());
         let Ok(left) = left else {
             return Wake::Due;
         };
         tokio::select! {
             () = tokio::time::sleep(left.min(LONGEST_SLEEP)) => {}
             () = root_file.changed() => return Wake::RootChanged,
+            Ok(()) = cache.changed() => return Wake::CacheChanged,
             () = drain.signaled() => return Wake::Drain,
         }
     }

@@ -1,13 +1,17 @@
 //! What SDS serves: a workload's key and chain, and what it trusts; each with a version that changes with its content.
+//!
+//! What is trusted comes with each certificate, and, where Citadel pushes it, as [`Anchors`]: those count then, with the lists
+//! of what is revoked.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use proto::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, TlsCertificate, secret::Type,
 };
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
@@ -26,6 +30,30 @@ pub struct Workload {
     pub not_after: OffsetDateTime,
     /// Its serial number, hexadecimal.
     pub serial: String,
+    /// Name of the root that the chain leads to.
+    root: Vec<u8>,
+}
+
+/// What Citadel says everybody is to believe.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Anchors {
+    roots: String,
+    crls: String,
+    /// Names of the roots, the one that signs now first.
+    subjects: Vec<Vec<u8>>,
+    /// Serial numbers of revoked certificates, hexadecimal.
+    revoked: BTreeSet<String>,
+}
+
+/// What new anchors mean for a certificate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// Nothing.
+    Good,
+    /// Its root is no longer the one that signs.
+    Superseded,
+    /// It is revoked.
+    Revoked,
 }
 
 /// A certificate and key as files give them (gateway credentials).
@@ -57,6 +85,9 @@ pub enum InvalidSecret {
     /// An entry is no certificate.
     #[error("entry {0} of the chain is no certificate in PEM")]
     Certificate(usize),
+    /// What is to be trusted is something else.
+    #[error("what Citadel says is to be trusted: {0}")]
+    Anchors(&'static str),
     /// It is expired already.
     #[error("the certificate has ended at {0}: are the clocks right?")]
     Expired(OffsetDateTime),
@@ -83,23 +114,35 @@ impl Workload {
         if not_after <= OffsetDateTime::now_utc() {
             return Err(InvalidSecret::Expired(not_after));
         }
+        let mut root = parsed.issuer().as_raw().to_vec();
+        for der in certificates[1..]
+            .iter()
+            .flat_map(|entry| CertificateDer::pem_slice_iter(entry.as_bytes()))
+        {
+            let der = der.map_err(|_| InvalidSecret::Certificate(1))?;
+            let (_, above) = x509_parser::parse_x509_certificate(&der)
+                .map_err(|_| InvalidSecret::Certificate(1))?;
+            root = above.issuer().as_raw().to_vec();
+        }
         let chain: Vec<&str> = certificates.iter().map(|entry| entry.trim_end()).collect();
         Ok(Self {
             key,
             chain: chain.join("\n") + "\n",
             roots: roots.clone(),
             not_after,
-            serial: parsed
-                .raw_serial()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
+            serial: hexadecimal(parsed.raw_serial()),
+            root,
         })
     }
 
     /// How much of its life is left.
     pub fn remaining(&self) -> Duration {
         Duration::try_from(self.not_after - OffsetDateTime::now_utc()).unwrap_or_default()
+    }
+
+    /// Chain and key in PEM, to show to Citadel.
+    pub fn pem(&self) -> (&str, &str) {
+        (&self.chain, &self.key)
     }
 
     /// The secret `default`.
@@ -111,6 +154,79 @@ impl Workload {
     pub fn roots(&self) -> Versioned {
         roots(ROOT_CA, &self.roots)
     }
+}
+
+impl Anchors {
+    /// Checks what Citadel has pushed.
+    pub fn new(context: &CertificateValidationContext) -> Result<Self, InvalidSecret> {
+        let roots = text(context.trusted_ca.as_ref())?;
+        let crls = text(context.crl.as_ref())?;
+        let mut subjects = Vec::new();
+        for der in CertificateDer::pem_slice_iter(roots.as_bytes()) {
+            let der = der.map_err(|_| InvalidSecret::Anchors("a root is no PEM"))?;
+            let (_, root) = x509_parser::parse_x509_certificate(&der)
+                .map_err(|_| InvalidSecret::Anchors("a root is no certificate"))?;
+            subjects.push(root.subject().as_raw().to_vec());
+        }
+        if subjects.is_empty() {
+            return Err(InvalidSecret::Anchors("there is no root"));
+        }
+        let mut revoked = BTreeSet::new();
+        for der in CertificateRevocationListDer::pem_slice_iter(crls.as_bytes()) {
+            let der = der.map_err(|_| InvalidSecret::Anchors("a revocation list is no PEM"))?;
+            let (_, list) = x509_parser::parse_x509_crl(&der)
+                .map_err(|_| InvalidSecret::Anchors("a revocation list cannot be read"))?;
+            let entries = list.iter_revoked_certificates();
+            revoked.extend(entries.map(|entry| hexadecimal(entry.raw_serial())));
+        }
+        Ok(Self {
+            roots,
+            crls,
+            subjects,
+            revoked,
+        })
+    }
+
+    /// What they mean for our certificate.
+    pub fn standing(&self, workload: &Workload) -> Standing {
+        if self.revoked.contains(&workload.serial) {
+            Standing::Revoked
+        } else if self.subjects.first() != Some(&workload.root) {
+            Standing::Superseded
+        } else {
+            Standing::Good
+        }
+    }
+
+    /// The secret `ROOTCA`.
+    pub fn secret(&self) -> Versioned {
+        let context = CertificateValidationContext {
+            trusted_ca: Some(inline(&self.roots)),
+            crl: (!self.crls.is_empty()).then(|| inline(&self.crls)),
+            // There are no lists for the authorities above Citadel's.
+            only_verify_leaf_cert_crl: true,
+            ..CertificateValidationContext::default()
+        };
+        versioned(
+            ROOT_CA,
+            Type::ValidationContext(context),
+            &[&self.roots, &self.crls],
+        )
+    }
+}
+
+fn text(source: Option<&DataSource>) -> Result<String, InvalidSecret> {
+    match source.and_then(|source| source.specifier.as_ref()) {
+        None => Ok(String::new()),
+        Some(Specifier::InlineBytes(bytes)) => String::from_utf8(bytes.clone())
+            .map_err(|_| InvalidSecret::Anchors("they are not text")),
+        Some(Specifier::InlineString(text)) => Ok(text.clone()),
+        Some(_) => Err(InvalidSecret::Anchors("they are not inline")),
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Files {
@@ -148,10 +264,7 @@ fn versioned(name: &str, r#type: Type, content: &[&str]) -> Versioned {
     for part in content {
         hash.update(part.as_bytes());
     }
-    let version = hash.finalize()[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let version = hexadecimal(&hash.finalize()[..8]);
     Versioned {
         version,
         secret: Secret {
@@ -167,3 +280,6 @@ fn inline(text: &str) -> DataSource {
         ..DataSource::default()
     }
 }
+
+#[cfg(test)]
+mod tests;

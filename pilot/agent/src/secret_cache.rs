@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::watch;
 
 use crate::credentials::{self, Credential};
-use crate::secret::{DEFAULT, ROOT_CA, Versioned, Workload};
+use crate::secret::{Anchors, DEFAULT, ROOT_CA, Standing, Versioned, Workload};
 
 /// The cache; cheap to clone.
 #[derive(Clone)]
@@ -17,6 +17,8 @@ pub struct SecretCache(Arc<Inner>);
 
 struct Inner {
     workload: ArcSwap<Option<Workload>>,
+    /// Those that Citadel pushes; without them a certificate's own root counts.
+    anchors: ArcSwapOption<Anchors>,
     credentials: PathBuf,
     files: parking_lot::Mutex<BTreeMap<String, Credential>>,
     changes: watch::Sender<u64>,
@@ -27,6 +29,7 @@ impl SecretCache {
     pub fn new(credentials: PathBuf) -> Self {
         Self(Arc::new(Inner {
             workload: ArcSwap::from_pointee(None),
+            anchors: ArcSwapOption::empty(),
             credentials,
             files: parking_lot::Mutex::default(),
             changes: watch::channel(0).0,
@@ -39,6 +42,23 @@ impl SecretCache {
         self.changed();
     }
 
+    /// Puts new anchors in place.
+    pub fn set_anchors(&self, anchors: Anchors) {
+        if self.0.anchors.load().as_deref() != Some(&anchors) {
+            self.0.anchors.store(Some(Arc::new(anchors)));
+            self.changed();
+        }
+    }
+
+    /// What the anchors mean for the certificate in use.
+    pub fn standing(&self) -> Standing {
+        let (workload, anchors) = (self.0.workload.load(), self.0.anchors.load());
+        match (&**workload, anchors.as_ref()) {
+            (Some(workload), Some(anchors)) => anchors.standing(workload),
+            _ => Standing::Good,
+        }
+    }
+
     /// The certificate in use.
     pub fn workload(&self) -> Arc<Option<Workload>> {
         self.0.workload.load_full()
@@ -49,7 +69,10 @@ impl SecretCache {
         let workload = self.0.workload.load();
         match name {
             DEFAULT => workload.as_ref().as_ref().map(Workload::certificate),
-            ROOT_CA => workload.as_ref().as_ref().map(Workload::roots),
+            ROOT_CA => match self.0.anchors.load().as_ref() {
+                Some(anchors) => Some(anchors.secret()),
+                None => workload.as_ref().as_ref().map(Workload::roots),
+            },
             _ => {
                 let credential = Credential::named(&self.0.credentials, name)?;
                 let secret = credential.read(name);

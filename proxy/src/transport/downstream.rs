@@ -174,11 +174,10 @@ impl DownstreamTransport {
                 let session = stream.get_ref().1;
                 stats.succeeded(session);
                 let info = Arc::new(tls_info(session, &handshake));
+                let seat = context.peers().enter(session.peer_certificates());
                 let layer = Layer::Tls(Box::new(stream.into()));
-                Ok((
-                    TransportStream::new(layer, Downstream::default()),
-                    Some(info),
-                ))
+                let stream = TransportStream::new(layer, Downstream::default());
+                Ok((stream.with_seat(seat), Some(info)))
             }
         }
     }

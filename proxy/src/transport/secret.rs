@@ -2,6 +2,7 @@
 
 use super::{
     certificate,
+    revocation::Peers,
     secret_files::Origin,
     ticket::TicketKeys,
     verify::{NameChecks, chain::Roots, spiffe::Bundles},
@@ -73,12 +74,15 @@ pub(crate) struct SecretSlot {
     pub(super) origin: Origin,
     updated: Mutex<SystemTime>,
     changed: watch::Sender<u64>,
+    /// Who hears of revocation lists.
+    peers: Arc<Peers>,
 }
 
 /// Every secret by name and source.
 #[derive(Default)]
 pub(crate) struct SecretSlots {
     slots: Mutex<BTreeMap<String, Vec<Arc<SecretSlot>>>>,
+    peers: Arc<Peers>,
 }
 
 impl Secret {
@@ -293,7 +297,15 @@ impl SecretSlot {
 
     /// Puts a new value in force.
     pub(crate) fn store(&self, secret: Secret) {
+        let lists = match &secret {
+            Secret::Validation(validation) => Some(validation.crls.clone()),
+            Secret::KeyPair(_) | Secret::TicketKeys(_) => None,
+        };
         self.value.store(Some(Arc::new(secret)));
+        // After it is in force: a handshake that has missed it enters its connection now, or has done so.
+        if let Some(lists) = lists {
+            self.peers.revoke(&self.name, &lists);
+        }
         *self.updated.lock() = SystemTime::now();
         self.changed.send_modify(|version| *version += 1);
     }
@@ -320,6 +332,11 @@ impl SecretSlot {
 }
 
 impl SecretSlots {
+    /// The open connections of those who have shown certificates.
+    pub(super) fn peers(&self) -> &Arc<Peers> {
+        &self.peers
+    }
+
     /// The slot that `config` names; made if it is new.
     pub(crate) fn slot(&self, config: &SdsSecretConfig) -> Result<Arc<SecretSlot>, Invalid> {
         if config.name.is_empty() {
@@ -346,6 +363,7 @@ impl SecretSlots {
             origin: Origin::default(),
             updated: Mutex::new(SystemTime::now()),
             changed: watch::channel(0).0,
+            peers: self.peers.clone(),
         });
         named.push(slot.clone());
         Ok(slot)
@@ -360,6 +378,7 @@ impl SecretSlots {
             origin: Origin::default(),
             updated: Mutex::new(SystemTime::now()),
             changed: watch::channel(0).0,
+            peers: self.peers.clone(),
         };
         slot.store(secret);
         self.slots

@@ -1,6 +1,7 @@
 //! Streams: a socket, what was read ahead of it, TLS over it, and somebody who counts the bytes. Downstream and upstream
 //! streams differ only in who counts.
 
+use super::revocation::Seat;
 use bytes::{Buf as _, Bytes};
 use std::{
     io,
@@ -34,6 +35,8 @@ pub(super) enum Layer {
 /// A stream whose bytes are counted by `C`.
 pub(crate) struct TransportStream<C> {
     layer: Layer,
+    /// Where the peer has shown a certificate.
+    seat: Option<Seat>,
     pub(super) count: C,
 }
 
@@ -90,7 +93,17 @@ impl Layer {
 
 impl<C: Count> TransportStream<C> {
     pub(super) fn new(layer: Layer, count: C) -> Self {
-        Self { layer, count }
+        Self {
+            layer,
+            seat: None,
+            count,
+        }
+    }
+
+    /// The same, to end when the peer's certificate is revoked.
+    pub(super) fn with_seat(mut self, seat: Option<Seat>) -> Self {
+        self.seat = seat;
+        self
     }
 
     /// The protocol that ALPN chose.
@@ -194,6 +207,9 @@ impl<C: Count> AsyncRead for TransportStream<C> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if let Some(seat) = &this.seat {
+            seat.check(cx)?;
+        }
         let before = buf.filled().len();
         ready!(match &mut this.layer {
             Layer::Raw(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -211,6 +227,9 @@ impl<C: Count> AsyncWrite for TransportStream<C> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        if let Some(seat) = &this.seat {
+            seat.check_now()?;
+        }
         let count = ready!(match &mut this.layer {
             Layer::Raw(stream) => Pin::new(stream).poll_write(cx, buf),
             Layer::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
@@ -225,6 +244,9 @@ impl<C: Count> AsyncWrite for TransportStream<C> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        if let Some(seat) = &this.seat {
+            seat.check_now()?;
+        }
         let count = ready!(match &mut this.layer {
             Layer::Raw(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Layer::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),

@@ -2,6 +2,7 @@
 
 use super::{
     AlpnFallback, SecretSlot, SecretSlots, TlsStats,
+    revocation::{Peers, Seat},
     stream::{Count, Layer, RawStream, TransportStream},
     tls_context::{ClientKey, TlsError, UpstreamTlsContext},
 };
@@ -31,6 +32,7 @@ pub(crate) enum UpstreamTransport {
 /// TLS to a host.
 pub(crate) struct UpstreamTls {
     context: UpstreamTlsContext,
+    peers: Arc<Peers>,
     /// Counted below the first cluster that connects.
     stats: OnceLock<Arc<TlsStats>>,
 }
@@ -73,6 +75,7 @@ impl UpstreamTransport {
         let wire: WireTls = proto::any::unpack(any).at("typed_config")?;
         Ok(Self::Tls(Box::new(UpstreamTls {
             context: UpstreamTlsContext::new(&wire, secrets).at("typed_config")?,
+            peers: secrets.peers().clone(),
             stats: OnceLock::new(),
         })))
     }
@@ -93,8 +96,8 @@ impl UpstreamTransport {
         alpn: AlpnFallback,
         peer: TlsPeer<'_>,
     ) -> Result<UpstreamStream, io::Error> {
-        let layer = match self {
-            Self::Raw => Layer::Raw(socket),
+        let (layer, seat) = match self {
+            Self::Raw => (Layer::Raw(socket), None),
             Self::Tls(tls) => {
                 let stats = tls
                     .stats
@@ -102,7 +105,7 @@ impl UpstreamTransport {
                 tls.connect(socket, alpn, peer, stats).await?
             }
         };
-        Ok(TransportStream::new(layer, guard))
+        Ok(TransportStream::new(layer, guard).with_seat(seat))
     }
 }
 
@@ -113,7 +116,7 @@ impl UpstreamTls {
         alpn: AlpnFallback,
         peer: TlsPeer<'_>,
         stats: &TlsStats,
-    ) -> io::Result<Layer> {
+    ) -> io::Result<(Layer, Option<Seat>)> {
         let context = &self.context;
         let of_host = (context.asks_for_host && !peer.hostname.is_empty()).then_some(peer.hostname);
         let sni = peer.sni.or(of_host).or(context.sni.as_deref());
@@ -145,8 +148,10 @@ impl UpstreamTls {
             .connect(name, socket)
             .await
             .inspect_err(|error| stats.failed(error))?;
-        stats.succeeded(stream.get_ref().1);
-        Ok(Layer::Tls(Box::new(stream.into())))
+        let session = stream.get_ref().1;
+        stats.succeeded(session);
+        let seat = self.peers.enter(session.peer_certificates());
+        Ok((Layer::Tls(Box::new(stream.into())), seat))
     }
 }
 

@@ -1,4 +1,5 @@
-//! A pretended Citadel over real TLS: signs whatever it is asked for, with lifetimes of the test's choice.
+//! A pretended Citadel over real TLS: signs whatever it is asked for with its token or a certificate of its own, with lifetimes
+//! of the test's choice.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use proto::istio::v1::auth::istio_certificate_service_server::{
 use proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 use proto_component::drain::{self, Trigger};
 use proto_component::grpc::{self, ServerOptions};
-use proto_component::listen::Listener;
+use proto_component::listen::{Listener, Peer};
 use proto_component::task;
 use proto_component::tls::{ClientAuth, Pem, ServerTls};
 use rcgen::{
@@ -55,9 +56,9 @@ impl Citadel {
         let pem = Pem {
             chain: leaf.pem().into_bytes(),
             key: own.serialize_pem().into_bytes(),
-            roots: Vec::new(),
+            roots: root.clone().into_bytes(),
         };
-        let tls = ServerTls::from_pem(&pem, ClientAuth::None, &["h2"]).unwrap();
+        let tls = ServerTls::from_pem(&pem, ClientAuth::Optional, &["h2"]).unwrap();
         let listener = Listener::bind_text("127.0.0.1:0", "--test").await.unwrap();
         let address = format!("localhost:{}", listener.port().unwrap());
         let (root_file, token_file) = (folder.join("root-cert.pem"), folder.join("token"));
@@ -94,7 +95,11 @@ impl IstioCertificateService for Service {
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let token = request.metadata().get("authorization");
-        if token.and_then(|value| value.to_str().ok()) != Some(&format!("Bearer {TOKEN}")) {
+        let peer = request.extensions().get::<Peer>();
+        let has_certificate = peer.is_some_and(|peer| !peer.certificates.is_empty());
+        let is_good =
+            token.and_then(|value| value.to_str().ok()) == Some(&format!("Bearer {TOKEN}"));
+        if !is_good && !has_certificate {
             return Err(Status::unauthenticated("who are you?"));
         }
         let issuer = Issuer::from_params(&self.params, &self.key);

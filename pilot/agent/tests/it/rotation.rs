@@ -95,3 +95,18 @@ async fn a_changed_root_file_brings_a_new_certificate_at_once_and_refusals_are_s
     trigger.drain(Duration::ZERO);
     running.await.unwrap();
 }
+
+#[tokio::test]
+async fn without_a_good_token_the_certificate_in_use_renews_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let citadel = Citadel::start(folder.path(), Duration::from_secs(3600)).await;
+    let client = client(&citadel);
+    let first = client.fetch(None).await.unwrap();
+    std::fs::write(&citadel.token_file, "expired").unwrap();
+    assert!(client.fetch(None).await.is_err());
+    let second = client.fetch(Some(&first)).await.unwrap();
+    std::fs::remove_file(&citadel.token_file).unwrap();
+    assert!(client.fetch(None).await.is_err());
+    let third = client.fetch(Some(&second)).await.unwrap();
+    assert!(first.serial != second.serial && second.serial != third.serial);
+}

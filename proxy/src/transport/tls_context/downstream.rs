@@ -3,6 +3,7 @@
 use super::{
     super::{
         resolver::Certificates,
+        revocation::Peers,
         secret::{KeyPair, Secret, SecretSlot, SecretSlots},
         ticket::{TicketKeys, Tickets},
         verify::{ClientVerifier, Verifier},
@@ -35,6 +36,7 @@ pub(crate) struct DownstreamTlsContext {
     lifetime: Option<u32>,
     prefers_client: bool,
     built: ArcSwap<Option<Built>>,
+    peers: Arc<Peers>,
 }
 
 /// Where the keys of session tickets come from.
@@ -141,7 +143,13 @@ impl DownstreamTlsContext {
             lifetime,
             prefers_client: wire.prefer_client_ciphers,
             built: ArcSwap::default(),
+            peers: secrets.peers().clone(),
         })
+    }
+
+    /// Where connections are entered, to end when their peer is revoked.
+    pub(in crate::transport) fn peers(&self) -> &Arc<Peers> {
+        &self.peers
     }
 
     /// The secrets it waits for.

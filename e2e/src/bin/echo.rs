@@ -1,0 +1,96 @@
+//! `echo serve|call|hold`: the workload of the tests of who gets through.
+
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use e2e::echo::{Call, call, serve::Server};
+
+/// The workload of the tests of who gets through.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Serves.
+    Serve {
+        /// Where to listen, of all addresses.
+        #[arg(long, env = "BIREME_LISTEN_ADDRESS", default_value = "0.0.0.0")]
+        address: IpAddr,
+        /// A port for HTTP.
+        #[arg(long)]
+        http: Vec<u16>,
+        /// A port for lines.
+        #[arg(long)]
+        tcp: Vec<u16>,
+        /// A fixed answer, `PATH=BODY`.
+        #[arg(long, value_parser = parse_file)]
+        file: Vec<(String, String)>,
+    },
+    /// Makes calls and prints what came of them; both are JSON lists.
+    Call {
+        /// The calls.
+        calls: String,
+    },
+    /// Keeps one connection busy until the other side ends it; prints the number of rounds.
+    Hold {
+        /// The call.
+        call: String,
+        /// The longest, in seconds.
+        #[arg(long, default_value_t = 30)]
+        patience: u64,
+    },
+}
+
+fn parse_file(text: &str) -> Result<(String, String), String> {
+    let (path, body) = text.split_once('=').ok_or("write PATH=BODY")?;
+    Ok((path.to_owned(), body.to_owned()))
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(Arguments::parse().role).await {
+        Ok(Some(text)) => {
+            use std::io::Write as _;
+            // Nobody reads any more: nothing is left to do.
+            let _ = writeln!(std::io::stdout(), "{text}");
+            ExitCode::SUCCESS
+        }
+        Ok(None) => ExitCode::SUCCESS,
+        Err(error) => proto_component::process::exit_code("echo", Err(error)),
+    }
+}
+
+async fn run(role: Role) -> anyhow::Result<Option<String>> {
+    match role {
+        Role::Serve {
+            address,
+            http,
+            tcp,
+            file,
+        } => {
+            let server = Server {
+                address,
+                http,
+                tcp,
+                files: file,
+            };
+            server.run().await.map(|()| None)
+        }
+        Role::Call { calls } => {
+            let calls: Vec<Call> = serde_json::from_str(&calls).context("read the calls")?;
+            let outcomes = call::all(&calls).await;
+            Ok(Some(serde_json::to_string(&outcomes)?))
+        }
+        Role::Hold { call, patience } => {
+            let wanted: Call = serde_json::from_str(&call).context("read the call")?;
+            let rounds = call::hold(&wanted, Duration::from_secs(patience)).await?;
+            Ok(Some(rounds.to_string()))
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The server: HTTP/1.1, HTTP/2 and gRPC on its HTTP ports, lines on its TCP ports. It answers with what it got.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use futures::future::try_join_all;
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::MARK;
+
+/// Where to listen, and fixed answers.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Address of all ports.
+    pub address: IpAddr,
+    /// Ports for HTTP.
+    pub http: Vec<u16>,
+    /// Ports for lines.
+    pub tcp: Vec<u16>,
+    /// Bodies by path, instead of what was asked.
+    pub files: Vec<(String, String)>,
+}
+
+type Body = BoxBody<Bytes, Infallible>;
+
+impl Server {
+    /// Serves until the process ends.
+    ///
+    /// # Errors
+    /// When a port cannot be bound.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let server = Arc::new(self);
+        let mut ports = Vec::new();
+        for (port, is_http) in server
+            .http
+            .iter()
+            .map(|port| (*port, true))
+            .chain(server.tcp.iter().map(|port| (*port, false)))
+        {
+            let address = SocketAddr::from((server.address, port));
+            let listener = TcpListener::bind(address)
+                .await
+                .with_context(|| format!("bind {address}"))?;
+            ports.push((listener, is_http));
+        }
+        let loops = ports
+            .into_iter()
+            .map(|(listener, is_http)| accept(server.clone(), listener, is_http));
+        try_join_all(loops).await.map(drop)
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
+        let is_grpc = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        if is_grpc {
+            return grpc(&describe(request));
+        }
+        let path = request.uri().path();
+        let fixed = self.files.iter().find(|(name, _)| name == path);
+        let text = fixed.map_or_else(|| describe(request), |(_, text)| text.clone());
+        Response::new(Full::new(Bytes::from(text)).boxed())
+    }
+}
+
+async fn accept(server: Arc<Server>, listener: TcpListener, is_http: bool) -> anyhow::Result<()> {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
+        let server = server.clone();
+        proto_component::task::spawn("echo", async move {
+            // A caller that breaks off is its own affair.
+            if is_http {
+                let answer = service_fn(move |request| {
+                    let answer = server.answer(&request);
+                    async move { Ok::<_, Infallible>(answer) }
+                });
+                let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), answer)
+                    .await;
+            } else {
+                let _ = lines(stream).await;
+            }
+        });
+    }
+}
+
+/// Answers each line with itself.
+async fn lines(mut stream: TcpStream) -> std::io::Result<()> {
+    let (read, mut write) = stream.split();
+    let mut lines = BufReader::new(read).lines();
+    while let Some(line) = lines.next_line().await? {
+        write
+            .write_all(format!("{MARK} {line}\n").as_bytes())
+            .await?;
+    }
+    Ok(())
+}
+
+/// What a request looks like from here, a line for each part.
+fn describe(request: &Request<Incoming>) -> String {
+    let mut text = format!(
+        "{MARK}\nversion: {:?}\nmethod: {}\npath: {}\nauthority: {}\n",
+        request.version(),
+        request.method(),
+        request
+            .uri()
+            .path_and_query()
+            .map_or("", |path| path.as_str()),
+        request
+            .uri()
+            .authority()
+            .map_or("", |authority| authority.as_str()),
+    );
+    for (name, value) in request.headers() {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        text.push_str(&format!("header {name}: {value}\n"));
+    }
+    text
+}
+
+/// One message and its trailers.
+fn grpc(text: &str) -> Response<Body> {
+    let mut message = vec![0];
+    message.extend(u32::try_from(text.len()).unwrap_or_default().to_be_bytes());
+    message.extend(text.as_bytes());
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let frames = [
+        Ok(Frame::data(Bytes::from(message))),
+        Ok(Frame::trailers(trailers)),
+    ];
+    let mut response = Response::new(StreamBody::new(futures::stream::iter(frames)).boxed());
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/grpc"),
+    );
+    response
+}

@@ -1,0 +1,180 @@
+//! Certificates that are not good, shown to a server that takes mutual TLS only; each beside one that is.
+
+use e2e::echo::{Call, Protocol};
+use e2e::mesh::eventually;
+use time::Duration;
+
+use super::Stage;
+use super::authority::{Authority, Leaf, self_signed};
+use super::matrix::PORTS;
+use crate::SETTLED;
+
+const CALLER: &str = "spiffe://cluster.local/ns/outside/sa/client";
+/// Where the command that revokes finds Citadel.
+const CITADEL_DATA: &str = "--data-dir=/var/lib/citadel";
+
+/// Only the good ones get an answer, whatever is spoken inside.
+pub(super) async fn hold(stage: &Stage) {
+    let authority = &stage.authority;
+    let hours = Duration::hours;
+    let stranger = Authority::new("proof");
+    let good = authority.leaf(CALLER);
+    let leaf_only = Leaf {
+        chain: good
+            .chain
+            .split_inclusive("-----END CERTIFICATE-----\n")
+            .next()
+            .unwrap()
+            .to_owned(),
+        key: good.key.clone(),
+    };
+    let stolen = Leaf {
+        chain: authority
+            .leaf("spiffe://cluster.local/ns/ops/sa/client")
+            .chain,
+        key: good.key.clone(),
+    };
+    let cases = [
+        ("good", good.clone(), true),
+        (
+            "of an alias of the trust domain",
+            authority.leaf("spiffe://old.domain/ns/outside/sa/client"),
+            true,
+        ),
+        ("none", Leaf::default(), false),
+        (
+            "of another trust domain",
+            authority.leaf("spiffe://other.domain/ns/outside/sa/client"),
+            false,
+        ),
+        (
+            "of a trust domain that begins like ours",
+            authority.leaf("spiffe://cluster.local.evil/ns/a/sa/b"),
+            false,
+        ),
+        (
+            "without SPIFFE identity",
+            authority.leaf("https://cluster.local/ns/outside/sa/client"),
+            false,
+        ),
+        (
+            "expired",
+            authority.leaf_from(CALLER, hours(-2), hours(-1)),
+            false,
+        ),
+        (
+            "not valid yet",
+            authority.leaf_from(CALLER, hours(1), hours(2)),
+            false,
+        ),
+        ("of a root with the same name", stranger.leaf(CALLER), false),
+        ("self-signed", self_signed(CALLER), false),
+        ("without its intermediate", leaf_only, false),
+        ("somebody else's, without the key", stolen, false),
+    ];
+    let mut calls = Vec::new();
+    for (_, leaf, _) in &cases {
+        calls.extend(PORTS.iter().map(|(protocol, port, alpn)| {
+            Call::new(*protocol, &format!("strict.servers:{port}")).tls(leaf.tls(authority, alpn))
+        }));
+    }
+    let outcomes = stage.call("outside", &calls).await;
+    for ((what, _, is_good), outcomes) in cases.iter().zip(outcomes.chunks(PORTS.len())) {
+        for outcome in outcomes {
+            assert_eq!(
+                outcome.is_served(),
+                *is_good,
+                "certificate {what}: {outcome:?}"
+            );
+        }
+    }
+    identities_are_the_certificates(stage).await;
+}
+
+/// A policy sees the identity of the certificate, whatever else the caller says; an alias counts as our own trust domain.
+async fn identities_are_the_certificates(stage: &Stage) {
+    let alpn = PORTS[0].2;
+    let ask = |identity: &str, path: &str| {
+        let tls = stage.authority.leaf(identity).tls(&stage.authority, alpn);
+        Call::new(Protocol::Http1, "app.servers:8001")
+            .target(path)
+            .tls(tls)
+    };
+    let calls = [
+        ask("spiffe://cluster.local/ns/auto/sa/client", "/info"),
+        ask("spiffe://old.domain/ns/auto/sa/client", "/info"),
+        ask("spiffe://cluster.local/ns/auto/sa/other", "/info"),
+        ask("spiffe://cluster.local/ns/ops/sa/client", "/admin/x"),
+        ask("spiffe://cluster.local/ns/auto/sa/client", "/admin/x"),
+    ];
+    let outcomes = stage.call("outside", &calls).await;
+    let served: Vec<bool> = outcomes.iter().map(e2e::echo::Outcome::is_served).collect();
+    assert_eq!(served, [true, true, false, true, false], "{outcomes:?}");
+}
+
+/// A revoked identity is refused, and what it has open is closed, while everybody else goes on.
+pub(super) async fn are_revoked_at_once(stage: &Stage) {
+    let ask = Call::new(Protocol::Http1, "strict.servers:8001");
+    let gets_through = async |namespace: &str| {
+        stage.call(namespace, std::slice::from_ref(&ask)).await[0].is_served()
+    };
+    assert!(gets_through("mtls").await && gets_through("monitoring").await);
+    let revoke = async {
+        // Each call is slower than opening a connection, so both are there long before the last of them.
+        for _ in 0..5 {
+            assert!(gets_through("mtls").await && gets_through("monitoring").await);
+        }
+        let identity = "--identity=spiffe://cluster.local/ns/mtls/sa/client";
+        let citadel = [
+            "local",
+            "exec",
+            "-n",
+            "istio-system",
+            "deploy/istio-citadel",
+            "--",
+        ];
+        let command = [
+            &citadel[..],
+            &["istio_ca", "revoke", identity, CITADEL_DATA],
+        ]
+        .concat();
+        stage.mesh.ctl_ok(&command).await.unwrap();
+        eventually("new handshakes are refused", SETTLED, async || {
+            !gets_through("mtls").await
+        })
+        .await
+        .unwrap();
+    };
+    let (revoked, other, ()) = tokio::join!(
+        keep_busy(stage, "mtls", "50"),
+        keep_busy(stage, "monitoring", "30"),
+        revoke
+    );
+    let ((rounds, ended), (other_rounds, other_ended)) = (revoked, other);
+    assert!(
+        rounds > 0 && ended < Duration::seconds(45),
+        "cut off after {ended}, {rounds} rounds"
+    );
+    assert!(
+        other_rounds > 0 && other_ended >= Duration::seconds(30),
+        "the others go on: {other_ended}"
+    );
+    assert!(gets_through("monitoring").await);
+}
+
+/// Keeps a connection to the strict server busy; how many rounds it made, and how long it lasted.
+async fn keep_busy(stage: &Stage, namespace: &str, patience: &str) -> (usize, Duration) {
+    let line = Call::new(Protocol::Tcp, "strict.servers:8004");
+    let line = serde_json::to_string(&line).unwrap();
+    let echo = super::echo();
+    let client = ["local", "exec", "-n", namespace, "deploy/client", "--"];
+    let hold = [echo.as_str(), "hold", &line, "--patience", patience];
+    let start = std::time::Instant::now();
+    let rounds = stage
+        .mesh
+        .ctl_ok(&[&client[..], &hold[..]].concat())
+        .await
+        .unwrap();
+    let took = Duration::try_from(start.elapsed()).unwrap();
+    (rounds.trim().parse().unwrap(), took)
+}

@@ -1,0 +1,187 @@
+//! Open TLS connections by the certificate of their peer, so that a revocation list closes those that it names: new handshakes
+//! are the verifier's affair, what is open already is this one's.
+
+use futures::task::AtomicWaker;
+use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Context,
+};
+use webpki::{CertRevocationList, EndEntityCert};
+
+/// Everybody who has shown a certificate on a connection that is open.
+#[derive(Default)]
+pub(crate) struct Peers(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    next: u64,
+    open: BTreeMap<u64, Arc<Peer>>,
+    /// The lists in force, by the secret that they came with.
+    lists: BTreeMap<String, Arc<[CertRevocationList<'static>]>>,
+}
+
+/// One peer's certificate.
+struct Peer {
+    serial: Box<[u8]>,
+    issuer: Box<[u8]>,
+    is_revoked: AtomicBool,
+    /// Whoever waits for the connection's next bytes.
+    reader: AtomicWaker,
+}
+
+/// A connection's place among the open ones; it is left when this is dropped.
+pub(super) struct Seat {
+    peers: Arc<Peers>,
+    id: u64,
+    peer: Arc<Peer>,
+}
+
+impl Peers {
+    /// Takes a connection in whose peer has shown `chain`; none if it has shown nothing that could be revoked.
+    pub(super) fn enter(self: &Arc<Self>, chain: Option<&[CertificateDer<'_>]>) -> Option<Seat> {
+        let leaf = EndEntityCert::try_from(chain?.first()?).ok()?;
+        let peer = Arc::new(Peer {
+            serial: leaf.serial().into(),
+            issuer: leaf.issuer().into(),
+            is_revoked: AtomicBool::new(false),
+            reader: AtomicWaker::new(),
+        });
+        let mut inner = self.0.lock();
+        // A list may have come since the handshake has looked, and a resumed session was not looked at.
+        if inner.lists.values().any(|lists| peer.is_in(lists)) {
+            peer.revoke();
+        }
+        inner.next += 1;
+        let id = inner.next;
+        inner.open.insert(id, peer.clone());
+        Some(Seat {
+            peers: self.clone(),
+            id,
+            peer,
+        })
+    }
+
+    /// Puts the lists of a secret in force, and closes what they name.
+    pub(super) fn revoke(&self, secret: &str, lists: &Arc<[CertRevocationList<'static>]>) {
+        let mut inner = self.0.lock();
+        if lists.is_empty() {
+            inner.lists.remove(secret);
+            return;
+        }
+        inner.lists.insert(secret.to_owned(), lists.clone());
+        let revoked = inner.open.values().filter(|peer| peer.is_in(lists));
+        let count = revoked.inspect(|peer| peer.revoke()).count();
+        if count > 0 {
+            tracing::info!(target: "connection", secret, count, "connections of revoked certificates are closed");
+        }
+    }
+}
+
+impl Peer {
+    fn is_in(&self, lists: &[CertRevocationList<'_>]) -> bool {
+        lists.iter().any(|list| {
+            list.issuer() == &*self.issuer && matches!(list.find_serial(&self.serial), Ok(Some(_)))
+        })
+    }
+
+    fn revoke(&self) {
+        self.is_revoked.store(true, Ordering::Release);
+        self.reader.wake();
+    }
+}
+
+impl Seat {
+    /// An error once the peer's certificate is revoked; until then whoever reads is woken when that happens.
+    pub(super) fn check(&self, context: &Context<'_>) -> io::Result<()> {
+        self.peer.reader.register(context.waker());
+        self.check_now()
+    }
+
+    /// The same without waiting for it.
+    pub(super) fn check_now(&self) -> io::Result<()> {
+        if self.peer.is_revoked.load(Ordering::Acquire) {
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the peer's certificate is revoked",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.peers.0.lock().open.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+        IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
+    };
+    use std::{task::Waker, time::SystemTime};
+    use webpki::OwnedCertRevocationList;
+
+    fn authority() -> CertifiedIssuer<'static, KeyPair> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_list_closes_what_it_names_and_nothing_else() {
+        let authority = authority();
+        let leaf = |serial: u64| {
+            let mut params = CertificateParams::default();
+            params.serial_number = Some(SerialNumber::from(serial));
+            let leaf = params.signed_by(&KeyPair::generate().unwrap(), &authority);
+            vec![leaf.unwrap().der().clone()]
+        };
+        let list = |serials: &[u64]| -> Arc<[CertRevocationList<'static>]> {
+            let now = SystemTime::now().into();
+            let entry = |serial: &u64| RevokedCertParams {
+                serial_number: SerialNumber::from(*serial),
+                revocation_time: now,
+                reason_code: None,
+                invalidity_date: None,
+            };
+            let params = CertificateRevocationListParams {
+                this_update: now,
+                next_update: now + std::time::Duration::from_secs(60),
+                crl_number: SerialNumber::from(1),
+                issuing_distribution_point: None,
+                revoked_certs: serials.iter().map(entry).collect(),
+                key_identifier_method: KeyIdMethod::Sha256,
+            };
+            let list = params.signed_by(&authority).unwrap();
+            Arc::new([OwnedCertRevocationList::from_der(list.der())
+                .unwrap()
+                .into()])
+        };
+        let peers = Arc::new(Peers::default());
+        assert!(peers.enter(None).is_none());
+        let (one, two) = (peers.enter(Some(&leaf(1))), peers.enter(Some(&leaf(2))));
+        let (one, two) = (one.unwrap(), two.unwrap());
+        let context = Context::from_waker(Waker::noop());
+        assert!(one.check(&context).is_ok() && two.check(&context).is_ok());
+        peers.revoke("ROOTCA", &list(&[1, 7]));
+        assert!(one.check(&context).is_err() && two.check(&context).is_ok());
+        let late = peers.enter(Some(&leaf(7))).unwrap();
+        assert!(late.check_now().is_err(), "a list that came before counts");
+        peers.revoke("ROOTCA", &Arc::new([]));
+        assert!(peers.enter(Some(&leaf(7))).unwrap().check_now().is_ok());
+        drop((one, two, late));
+        assert!(peers.0.lock().open.is_empty());
+    }
+}
