@@ -15,6 +15,7 @@ pub(crate) mod filter;
 pub(crate) mod h1;
 pub(crate) mod headers;
 pub(crate) mod local_reply;
+pub(crate) mod otlp;
 pub(crate) mod stats;
 pub(crate) mod stream;
 #[cfg(test)]

@@ -33,7 +33,6 @@ use crate::{
 };
 use futures::future::LocalBoxFuture;
 use prost_types::Any;
-use proto::envoy::config::core::v3::RuntimeFeatureFlag;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 use std::{cell::RefCell, sync::Arc};
 
@@ -193,11 +192,6 @@ pub(crate) fn build(
         )));
     };
     factory(config, context)
-}
-
-/// What a runtime feature flag says; without a runtime its default counts.
-fn is_enabled(flag: Option<&RuntimeFeatureFlag>) -> bool {
-    flag.is_none_or(|flag| flag.default_value.unwrap_or(true))
 }
 
 /// Writes the line of a connection that is over.

@@ -1,6 +1,8 @@
 //! The runtime: values by key in layers, a later layer before an earlier one. Static layers come with the bootstrap, others by
 //! RTDS, and one may be changed by hand (`/runtime_modify`).
 
+mod reading;
+
 use crate::{
     invalid::{At as _, Invalid},
     stat_group,
@@ -15,6 +17,11 @@ use std::{
     sync::Arc,
 };
 
+pub(crate) use reading::{RuntimeFlag, RuntimeFraction, RuntimeNumber};
+
+/// Values by key.
+type Values = HashMap<String, Value>;
+
 stat_group! {
     /// `runtime.…`
     pub(crate) struct RuntimeStats {
@@ -27,7 +34,7 @@ stat_group! {
 /// Values by key, layered.
 pub(crate) struct Runtime {
     layers: Mutex<Vec<Layer>>,
-    merged: ArcSwap<HashMap<String, Value>>,
+    merged: Arc<ArcSwap<Values>>,
     stats: Arc<RuntimeStats>,
 }
 
@@ -54,9 +61,14 @@ impl Runtime {
     pub(crate) fn new(root: &Scope) -> Self {
         Self {
             layers: Mutex::default(),
-            merged: ArcSwap::default(),
+            merged: Arc::default(),
             stats: root.scope("runtime").group(),
         }
+    }
+
+    /// This thread's settings are read here from now on.
+    pub(crate) fn enter(&self) {
+        reading::enter(&self.merged);
     }
 
     /// Takes over the bootstrap's layers. Without any there is one for changes by hand, as Envoy has it.
@@ -166,7 +178,7 @@ impl Runtime {
 
     fn merge(&self) {
         let layers = self.layers.lock();
-        let merged: HashMap<String, Value> = layers
+        let merged: Values = layers
             .iter()
             .flat_map(|layer| &layer.values)
             .map(|(key, value)| (key.clone(), value.clone()))

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use prost_types::Struct;
 use tokio::time::Instant;
 
-use crate::listener::ConnectionInfo;
+use crate::listener::{ConnectionInfo, TlsInfo};
 use crate::router::SelectedRoute;
 use crate::tracing::{Reason, Span};
 
@@ -38,6 +38,8 @@ pub(crate) struct StreamInfo {
     pub(crate) is_health_check: bool,
     /// The matched route.
     pub(crate) route: Option<SelectedRoute>,
+    /// The virtual cluster that the request belongs to.
+    pub(crate) virtual_cluster: Option<Arc<str>>,
     /// `:status` sent downstream.
     pub(crate) response_code: Option<u16>,
     /// Why that status, in Envoy's words.
@@ -83,6 +85,8 @@ pub(crate) struct UpstreamInfo {
     pub(crate) host_name: Option<Arc<str>>,
     /// Our end of the upstream connection.
     pub(crate) local_address: Option<SocketAddr>,
+    /// The upstream connection's TLS session.
+    pub(crate) tls: Option<Arc<TlsInfo>>,
     /// Why the transport (TCP, TLS) failed.
     pub(crate) transport_failure: Option<String>,
     /// The upstream's HTTP version.
@@ -108,6 +112,7 @@ impl StreamInfo {
             is_internal: false,
             is_health_check: false,
             route: None,
+            virtual_cluster: None,
             response_code: None,
             response_code_details: None,
             connection_termination_details: None,
@@ -132,6 +137,16 @@ impl StreamInfo {
         self.end
             .unwrap_or_else(Instant::now)
             .saturating_duration_since(self.start)
+    }
+
+    /// The trace that the request belongs to.
+    pub(crate) fn trace_id(&self) -> Option<String> {
+        self.span.as_ref().map(|span| span.trace_id())
+    }
+
+    /// The request's span.
+    pub(crate) fn span_id(&self) -> Option<String> {
+        self.span.as_ref().map(|span| span.span_id())
     }
 
     /// Notes why a status is sent, unless something else already said so.

@@ -6,6 +6,7 @@
 mod certificate;
 mod downstream;
 mod key_log;
+mod read_ahead;
 mod resolver;
 mod revocation;
 mod secret;
@@ -17,10 +18,28 @@ mod tls_context;
 mod upstream;
 mod verify;
 
+use crate::invalid::Invalid;
+use proto::envoy::config::core::v3::{TransportSocket, transport_socket::ConfigType};
+use proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+
 pub(crate) use certificate::{CertificateDetails, url_encoded_pem};
 pub(crate) use downstream::{DownstreamStream, DownstreamTransport, Meter, Tap};
+pub(crate) use read_ahead::ReadAhead;
 pub(crate) use secret::{Secret, SecretSlot, SecretSlots};
 pub(crate) use stats::TlsStats;
 pub(crate) use stream::RawStream;
 pub(crate) use tls_context::AlpnFallback;
 pub(crate) use upstream::{TlsPeer, UpstreamStream, UpstreamTransport};
+
+/// The configuration of a transport socket; `None` when it is raw.
+fn typed_config(wire: Option<&TransportSocket>) -> Result<Option<&prost_types::Any>, Invalid> {
+    let Some(wire) = wire else {
+        return Ok(None);
+    };
+    match &wire.config_type {
+        Some(ConfigType::TypedConfig(any)) if proto::any::is::<RawBuffer>(any) => Ok(None),
+        Some(ConfigType::TypedConfig(any)) => Ok(Some(any)),
+        None if wire.name == "envoy.transport_sockets.raw_buffer" => Ok(None),
+        None => Err(Invalid::new("a typed_config is needed").at("typed_config")),
+    }
+}

@@ -45,3 +45,4 @@ pub(crate) use pool::{
     UpstreamBody, UpstreamBodyError, UpstreamRequest, UpstreamTunnel,
 };
 pub(crate) use protocol_options::{HttpProtocolOptions, UpstreamProtocol};
+pub(crate) use stats::OriginStats;

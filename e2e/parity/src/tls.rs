@@ -84,6 +84,19 @@ fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
         .collect()
 }
 
+fn bytes(names: &[String]) -> Vec<Vec<u8>> {
+    names.iter().map(|name| name.as_bytes().to_vec()).collect()
+}
+
+/// What a session says of its peer: the protocol that ALPN chose, the names in the certificate.
+fn learned(session: &rustls::CommonState) -> (Option<String>, Option<Vec<String>>) {
+    let alpn = session
+        .alpn_protocol()
+        .map(|name| String::from_utf8_lossy(name).into_owned());
+    let chain = session.peer_certificates();
+    (alpn, chain.and_then(|chain| chain.first()).map(names))
+}
+
 /// A client's handshake; what came of it goes to `log`, and `None` is a handshake that failed.
 ///
 /// # Errors
@@ -110,11 +123,7 @@ pub async fn connect(
         }
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = tls
-        .alpn
-        .iter()
-        .map(|name| name.as_bytes().to_vec())
-        .collect();
+    config.alpn_protocols = bytes(&tls.alpn);
     config.enable_sni = tls.sni.is_some();
     let name = ServerName::try_from(tls.sni.clone().unwrap_or_else(|| "none.invalid".to_owned()))?;
     let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
@@ -124,13 +133,7 @@ pub async fn connect(
     {
         Ok(stream) => {
             let (_, session) = stream.get_ref();
-            let alpn = session
-                .alpn_protocol()
-                .map(|name| String::from_utf8_lossy(name).into_owned());
-            let shown = session
-                .peer_certificates()
-                .and_then(|chain| chain.first())
-                .map(names);
+            let (alpn, shown) = learned(session);
             log.push(json!({"tls": session.protocol_version().map(|version| format!("{version:?}")), "alpn": alpn, "server certificate": shown}));
             Ok(Some(Connection::new(Box::new(stream))))
         }
@@ -185,11 +188,7 @@ pub async fn accept(
         builder.with_no_client_auth()
     };
     let mut config = builder.with_single_cert(chain, key)?;
-    config.alpn_protocols = tls
-        .alpn
-        .iter()
-        .map(|name| name.as_bytes().to_vec())
-        .collect();
+    config.alpn_protocols = bytes(&tls.alpn);
     let handshake = TlsAcceptor::from(Arc::new(config)).accept(stream);
     match timeout(DEADLINE, handshake)
         .await
@@ -197,13 +196,7 @@ pub async fn accept(
     {
         Ok(stream) => {
             let (_, session) = stream.get_ref();
-            let alpn = session
-                .alpn_protocol()
-                .map(|name| String::from_utf8_lossy(name).into_owned());
-            let client = session
-                .peer_certificates()
-                .and_then(|chain| chain.first())
-                .map(names);
+            let (alpn, client) = learned(session);
             let seen =
                 json!({"sni": session.server_name(), "alpn": alpn, "client certificate": client});
             Ok((Some(Connection::new(Box::new(stream))), seen))

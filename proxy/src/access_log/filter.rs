@@ -7,6 +7,7 @@ use wire::comparison_filter::Op;
 use crate::http::headers::names;
 use crate::invalid::{At as _, Invalid, try_all};
 use crate::matcher::{Fraction, HeaderMatcher, MetadataMatcher};
+use crate::runtime::{RuntimeFraction, RuntimeNumber};
 use crate::stream_info::ResponseFlag;
 
 use super::FormatContext;
@@ -23,7 +24,7 @@ pub(crate) enum LogFilter {
     /// Traced.
     Traceable,
     /// A share.
-    Sample(Fraction),
+    Sample(RuntimeFraction),
     /// All of them.
     And(Vec<LogFilter>),
     /// Any of them.
@@ -41,10 +42,10 @@ pub(crate) enum LogFilter {
 }
 
 /// A comparison with a number.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Comparison {
     op: Op,
-    value: u64,
+    value: RuntimeNumber,
 }
 
 impl TryFrom<&wire::AccessLogFilter> for LogFilter {
@@ -63,12 +64,11 @@ impl TryFrom<&wire::AccessLogFilter> for LogFilter {
                 Comparison::try_from(filter.comparison.as_ref()).at("duration_filter")?,
             ),
             FilterSpecifier::NotHealthCheckFilter(_) => LogFilter::NotHealthCheck,
-            FilterSpecifier::RuntimeFilter(filter) => LogFilter::Sample(
-                filter
-                    .percent_sampled
-                    .as_ref()
-                    .map_or(Fraction::NEVER, Fraction::from),
-            ),
+            FilterSpecifier::RuntimeFilter(filter) => {
+                let share = filter.percent_sampled.as_ref();
+                let share = share.map_or(Fraction::NEVER, Fraction::from);
+                LogFilter::Sample(RuntimeFraction::new(&filter.runtime_key, share))
+            }
             FilterSpecifier::AndFilter(filter) => LogFilter::And(try_all(
                 "and_filter.filters",
                 &filter.filters,
@@ -137,16 +137,17 @@ impl Comparison {
             value: filter
                 .value
                 .as_ref()
-                .map_or(0, |value| u64::from(value.default_value)),
+                .map_or(RuntimeNumber::fixed(0), RuntimeNumber::from),
         })
     }
 
-    fn holds(self, value: u64) -> bool {
+    fn holds(&self, value: u64) -> bool {
+        let bound = self.value.now();
         match self.op {
-            Op::Eq => value == self.value,
-            Op::Ge => value >= self.value,
-            Op::Le => value <= self.value,
-            Op::Ne => value != self.value,
+            Op::Eq => value == bound,
+            Op::Ge => value >= bound,
+            Op::Le => value <= bound,
+            Op::Ne => value != bound,
         }
     }
 }

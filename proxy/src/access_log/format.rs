@@ -5,6 +5,7 @@ mod json_value;
 mod operator;
 mod parse;
 mod time_format;
+mod tls_field;
 
 #[cfg(test)]
 mod tests;

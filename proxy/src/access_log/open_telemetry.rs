@@ -2,11 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use http::Method;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use prost::Message as _;
 use proto::envoy::extensions::access_loggers::open_telemetry::v3 as wire;
 use proto::opentelemetry::proto::collector::logs::v1::{
@@ -18,19 +14,17 @@ use proto::opentelemetry::proto::common::v1::{
 use proto::opentelemetry::proto::logs::v1 as otlp;
 use proto::opentelemetry::proto::resource::v1::Resource;
 
-use crate::http::client::{GrpcService, HttpTarget};
 use crate::http::export::{Batch, BatchRules, Lease, current_worker};
+use crate::http::otlp::OtlpTarget;
 use crate::invalid::{At as _, Invalid, try_all};
 use crate::server::ServerContext;
-use crate::tracing::{CustomTag, attribute, http_service, nanoseconds};
+use crate::tracing::{CustomTag, attribute, nanoseconds};
 use crate::worker::Worker;
 
 use super::grpc::batch_rules;
 use super::{Format, FormatContext};
 
 const EXPORT: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
-/// A collector must answer in this time.
-const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A checked OpenTelemetry access log.
 #[derive(Debug)]
@@ -45,14 +39,8 @@ pub(super) struct OpenTelemetryLog {
 
 #[derive(Debug)]
 struct Exporter {
-    target: Target,
+    target: OtlpTarget,
     resource: Resource,
-}
-
-#[derive(Debug)]
-enum Target {
-    Grpc(GrpcService),
-    Http(HttpTarget, Vec<(HeaderName, HeaderValue)>),
 }
 
 /// A value with formats in its strings.
@@ -81,21 +69,8 @@ impl OpenTelemetryLog {
             .grpc_service
             .as_ref()
             .or(common.grpc_service.as_ref());
-        let target = match (grpc, &config.http_service) {
-            (Some(service), None) => {
-                Target::Grpc(GrpcService::try_from(service).at("grpc_service")?)
-            }
-            (None, Some(service)) => {
-                let (target, headers) = http_service(service).at("http_service")?;
-                Target::Http(target, headers)
-            }
-            (Some(_), Some(_)) => {
-                return Err(Invalid::new(
-                    "either grpc_service or http_service, not both",
-                ));
-            }
-            (None, None) => return Err(Invalid::new("grpc_service or http_service is needed")),
-        };
+        let target = OtlpTarget::try_new(grpc, config.http_service.as_ref())?
+            .ok_or_else(|| Invalid::new("grpc_service or http_service is needed"))?;
         let name = match config.log_name.as_str() {
             "" => &common.log_name,
             name => name,
@@ -196,32 +171,10 @@ impl Exporter {
                 schema_url: String::new(),
             }],
         };
-        let outcome = match &self.target {
-            Target::Grpc(service) => {
-                let timeout = service.timeout.unwrap_or(TIMEOUT);
-                let answer = service.unary::<_, ExportLogsServiceResponse>(
-                    &worker,
-                    EXPORT,
-                    &request,
-                    timeout,
-                    HeaderMap::new(),
-                );
-                answer.await.map(|_| ())
-            }
-            Target::Http(target, headers) => {
-                let mut map = HeaderMap::new();
-                map.insert(
-                    CONTENT_TYPE,
-                    HeaderValue::from_static("application/x-protobuf"),
-                );
-                for (name, value) in headers {
-                    map.insert(name.clone(), value.clone());
-                }
-                let head = target.request(Method::POST, map);
-                let body = Bytes::from(request.encode_to_vec());
-                target.call(&worker, head, body).await.map(|_| ())
-            }
-        };
+        let outcome = self
+            .target
+            .export::<ExportLogsServiceResponse>(&worker, EXPORT, &request)
+            .await;
         if let Err(error) = outcome {
             tracing::debug!(target: "access_log", %error, count, "log records were lost");
         }

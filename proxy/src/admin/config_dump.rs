@@ -20,7 +20,9 @@ pub(super) fn config_dump(admin: &Admin, query: &Query) -> Answer {
     if query.has("include_eds") {
         configs.push(endpoints(admin));
     }
-    configs.extend([listeners(admin), routes(admin), secrets(admin)]);
+    // There are no scoped routes, but those who read the dump by its sections find this one.
+    let scoped = json!({"@type": format!("{PREFIX}ScopedRoutesConfigDump")});
+    configs.extend([listeners(admin), scoped, routes(admin), secrets(admin)]);
     let regex = match query
         .get("name_regex")
         .map(|text| regex::Regex::new(&format!("^(?:{text})$")))

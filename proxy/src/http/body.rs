@@ -3,23 +3,22 @@
 
 mod downstream;
 mod mirror;
+mod source;
 
-use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::mpsc;
 
-use super::filter::Buffered;
-use super::stream::StreamCell;
 use downstream::DownstreamError;
 use mirror::MirrorQueue;
 
 pub(crate) use downstream::DownstreamBody;
+pub(crate) use source::{NotBuffered, RequestSource};
 
 /// Why a request's body ended early.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -38,41 +37,6 @@ enum Kind {
     Mirror(Rc<MirrorQueue>),
     /// Pieces of our own, until the sender is dropped.
     Channel(mpsc::Receiver<Bytes>),
-}
-
-/// The downstream request's body, read once and given to every attempt.
-pub(crate) struct RequestSource {
-    cell: Rc<StreamCell>,
-    source: RefCell<Source>,
-    /// The attempt that may read; bodies of earlier ones break off.
-    generation: Cell<u32>,
-    end_waker: RefCell<Option<Waker>>,
-}
-
-struct Source {
-    incoming: Option<DownstreamBody>,
-    is_end: bool,
-    /// What was read, while it is kept for a retry or waits for a filter.
-    kept: Vec<Kept>,
-    kept_bytes: usize,
-    limit: Option<usize>,
-    mirrors: Vec<Rc<MirrorQueue>>,
-    sees_data: bool,
-}
-
-/// A piece that is kept, with the number of filters that have seen it.
-struct Kept {
-    piece: Piece,
-    seen: usize,
-}
-
-/// A body that is longer than a filter wants it.
-#[derive(Debug)]
-pub(crate) enum NotBuffered {
-    /// Longer than the limit.
-    TooLong,
-    /// The client broke off.
-    Broken,
 }
 
 #[derive(Clone)]
@@ -117,12 +81,10 @@ impl Body {
         if source.is_empty() {
             return Body::empty();
         }
-        let generation = source.generation.get() + 1;
-        source.generation.set(generation);
         Body(Kind::Attempt {
+            generation: source.begin_attempt(),
             source: source.clone(),
             position: 0,
-            generation,
         })
     }
 
@@ -131,316 +93,7 @@ impl Body {
         if source.is_empty() {
             return Body::empty();
         }
-        let queue = Rc::<MirrorQueue>::default();
-        source.show_kept();
-        let mut state = source.source.borrow_mut();
-        for kept in &state.kept {
-            queue.push(kept.piece.clone());
-        }
-        if state.is_end {
-            queue.end(false);
-        } else {
-            state.mirrors.push(queue.clone());
-        }
-        drop(state);
-        Body(Kind::Mirror(queue))
-    }
-}
-
-impl RequestSource {
-    /// Takes a downstream body.
-    pub(crate) fn new(cell: Rc<StreamCell>, incoming: DownstreamBody) -> Rc<Self> {
-        let is_end = incoming.is_end_stream();
-        Rc::new(RequestSource {
-            cell,
-            source: RefCell::new(Source {
-                incoming: (!is_end).then_some(incoming),
-                is_end,
-                kept: Vec::new(),
-                kept_bytes: 0,
-                limit: None,
-                mirrors: Vec::new(),
-                sees_data: false,
-            }),
-            generation: Cell::new(0),
-            end_waker: RefCell::new(None),
-        })
-    }
-
-    /// True when the request has no body at all.
-    pub(crate) fn is_empty(&self) -> bool {
-        let source = self.source.borrow();
-        source.is_end && source.kept.is_empty()
-    }
-
-    /// Some filter wants to see the body.
-    pub(crate) fn set_sees_data(&self, sees_data: bool) {
-        self.source.borrow_mut().sees_data = sees_data;
-    }
-
-    /// Keep what is read from now on, up to `limit` bytes.
-    pub(crate) fn keep(&self, limit: usize) {
-        self.source.borrow_mut().limit = Some(limit);
-    }
-
-    /// True when everything read so far can be given to another attempt.
-    pub(crate) fn is_replayable(&self) -> bool {
-        let source = self.source.borrow();
-        source.limit.is_some()
-            || source.incoming.is_none() && source.is_end && source.kept.is_empty()
-    }
-
-    /// No retry will come: what was kept is let go once it is sent.
-    pub(crate) fn stop_keeping(&self) {
-        // Pieces that the running attempt has not read yet stay; there are none, since it reads them first.
-        let mut source = self.source.borrow_mut();
-        source.limit = None;
-    }
-
-    /// The body is not to go anywhere any more.
-    pub(crate) fn forget(&self) {
-        self.source.borrow_mut().kept.clear();
-    }
-
-    /// True when the last byte was read.
-    pub(crate) fn is_read(&self) -> bool {
-        self.source.borrow().is_end
-    }
-
-    /// Resolves when the last byte was read.
-    pub(crate) async fn ended(&self) {
-        std::future::poll_fn(|context| {
-            if self.is_read() {
-                return Poll::Ready(());
-            }
-            *self.end_waker.borrow_mut() = Some(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-
-    /// Reads the body for the filter before `next`: to its end, or to `limit` bytes if a part is enough. What is read is
-    /// kept and goes upstream later.
-    pub(crate) async fn buffer(
-        &self,
-        limit: usize,
-        allows_partial: bool,
-        next: usize,
-    ) -> Result<Buffered, NotBuffered> {
-        let mut position = 0;
-        let mut body = BytesMut::new();
-        loop {
-            let piece =
-                std::future::poll_fn(|context| self.poll_ahead(&mut position, next, context)).await;
-            match piece {
-                None => break,
-                Some(Err(_)) => return Err(NotBuffered::Broken),
-                Some(Ok(Piece::Trailers(_))) => {}
-                Some(Ok(Piece::Data(data))) => {
-                    body.extend_from_slice(&data);
-                    if body.len() > limit && !allows_partial {
-                        return Err(NotBuffered::TooLong);
-                    }
-                    if body.len() >= limit && allows_partial {
-                        break;
-                    }
-                }
-            }
-        }
-        let is_whole = body.len() <= limit && self.is_read();
-        body.truncate(limit);
-        Ok(Buffered {
-            body: body.freeze(),
-            is_whole,
-        })
-    }
-
-    /// A piece for the filter before `next`; kept in any case.
-    fn poll_ahead(
-        &self,
-        position: &mut usize,
-        next: usize,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Piece, BodyError>>> {
-        let mut source = self.source.borrow_mut();
-        if *position >= source.kept.len() {
-            let piece = match ready!(self.poll_incoming(&mut source, context)) {
-                Some(Ok(piece)) => piece,
-                other => return Poll::Ready(other),
-            };
-            source.kept.push(Kept { piece, seen: 0 });
-        }
-        self.show(&mut source, *position, next);
-        *position += 1;
-        Poll::Ready(
-            source
-                .kept
-                .get(*position - 1)
-                .map(|kept| Ok(kept.piece.clone())),
-        )
-    }
-
-    /// Shows everything that is kept to the filters that have not seen it.
-    fn show_kept(&self) {
-        let mut source = self.source.borrow_mut();
-        for index in 0..source.kept.len() {
-            self.show(&mut source, index, usize::MAX);
-        }
-    }
-
-    /// Shows a kept piece to the filters before `next` that have not seen it.
-    fn show(&self, source: &mut Source, index: usize, next: usize) {
-        let sees_data = source.sees_data;
-        let Some(kept) = source.kept.get_mut(index).filter(|kept| kept.seen < next) else {
-            return;
-        };
-        if let Piece::Data(data) = &mut kept.piece
-            && sees_data
-        {
-            *data = self
-                .cell
-                .show_request(std::mem::take(data), kept.seen..next);
-        }
-        kept.seen = next;
-    }
-
-    fn end(&self, source: &mut Source) {
-        source.end(&self.cell);
-        if let Some(waker) = self.end_waker.borrow_mut().take() {
-            waker.wake();
-        }
-    }
-
-    fn poll_piece(
-        &self,
-        position: &mut usize,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Piece, BodyError>>> {
-        let mut source = self.source.borrow_mut();
-        if *position < source.kept.len() {
-            self.show(&mut source, *position, usize::MAX);
-            *position += 1;
-            return Poll::Ready(
-                source
-                    .kept
-                    .get(*position - 1)
-                    .map(|kept| Ok(kept.piece.clone())),
-            );
-        }
-        let mut piece = match ready!(self.poll_incoming(&mut source, context)) {
-            Some(Ok(piece)) => piece,
-            other => return Poll::Ready(other),
-        };
-        if let Piece::Data(data) = &mut piece
-            && source.sees_data
-        {
-            *data = self.cell.show_request(std::mem::take(data), 0..usize::MAX);
-        }
-        if source.keep(&piece) {
-            *position += 1;
-        }
-        source.copy(&piece);
-        if source.incoming.is_none() {
-            source.end_mirrors();
-        }
-        Poll::Ready(Some(Ok(piece)))
-    }
-
-    /// The next piece as it comes, counted.
-    fn poll_incoming(
-        &self,
-        source: &mut Source,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Piece, BodyError>>> {
-        let Some(incoming) = source.incoming.as_mut() else {
-            source.end_mirrors();
-            return Poll::Ready(None);
-        };
-        let frame = match ready!(incoming.poll_frame(context)) {
-            None => {
-                self.end(source);
-                source.end_mirrors();
-                return Poll::Ready(None);
-            }
-            Some(Err(error)) => {
-                source.break_mirrors();
-                source.incoming = None;
-                return Poll::Ready(Some(Err(SourceError::Downstream(error).into())));
-            }
-            Some(Ok(frame)) => frame,
-        };
-        let is_last = source
-            .incoming
-            .as_ref()
-            .is_none_or(DownstreamBody::is_end_stream);
-        let piece = match frame.into_data() {
-            Ok(data) => {
-                self.cell.received(&data);
-                Piece::Data(data)
-            }
-            Err(frame) => match frame.into_trailers() {
-                Ok(trailers) => Piece::Trailers(trailers),
-                Err(_) => return Poll::Ready(None),
-            },
-        };
-        if is_last {
-            self.end(source);
-        }
-        Poll::Ready(Some(Ok(piece)))
-    }
-}
-
-impl Source {
-    /// Keeps a piece while there is room; what does not fit ends all keeping.
-    fn keep(&mut self, piece: &Piece) -> bool {
-        let Some(limit) = self.limit else {
-            return false;
-        };
-        if let Piece::Data(data) = piece {
-            self.kept_bytes += data.len();
-        }
-        if self.kept_bytes > limit {
-            self.limit = None;
-            self.kept.clear();
-            return false;
-        }
-        self.kept.push(Kept {
-            piece: piece.clone(),
-            seen: usize::MAX,
-        });
-        true
-    }
-
-    fn copy(&mut self, piece: &Piece) {
-        for mirror in &self.mirrors {
-            mirror.push(piece.clone());
-        }
-    }
-
-    fn end(&mut self, cell: &StreamCell) {
-        if !self.is_end {
-            self.is_end = true;
-            cell.request_ended();
-        }
-        self.incoming = None;
-    }
-
-    fn end_mirrors(&mut self) {
-        for mirror in self.mirrors.drain(..) {
-            mirror.end(false);
-        }
-    }
-
-    fn break_mirrors(&mut self) {
-        for mirror in self.mirrors.drain(..) {
-            mirror.end(true);
-        }
-    }
-}
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        self.break_mirrors();
+        Body(Kind::Mirror(source.mirror()))
     }
 }
 
@@ -459,7 +112,7 @@ impl HttpBody for Body {
             }
             Kind::Attempt {
                 source, generation, ..
-            } if source.generation.get() != *generation => {
+            } if source.is_superseded(*generation) => {
                 return Poll::Ready(Some(Err(SourceError::Superseded.into())));
             }
             Kind::Attempt {
@@ -485,10 +138,7 @@ impl HttpBody for Body {
             Kind::Full(bytes) => bytes.is_none(),
             Kind::Attempt {
                 source, position, ..
-            } => {
-                let source = source.source.borrow();
-                source.is_end && *position >= source.kept.len()
-            }
+            } => source.is_done(*position),
             Kind::Mirror(queue) => queue.is_done(),
             Kind::Channel(pieces) => pieces.is_closed() && pieces.is_empty(),
         }

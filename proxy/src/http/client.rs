@@ -1,6 +1,7 @@
 //! Calls that the proxy makes itself (authorization, rate limits, key sets, telemetry): HTTP and gRPC through a worker's own
 //! clusters, with their load balancing, circuit breakers, TLS and counters.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -25,6 +26,7 @@ use crate::upstream::{
 use crate::worker::Worker;
 
 use super::body::Body;
+use super::conn_manager::append_forwarded_for;
 use super::filter::router::build_request;
 use super::headers::{RequestHeaders, Scheme, names, number};
 
@@ -339,18 +341,14 @@ async fn send(
 }
 
 /// What Envoy puts on requests of its own.
-fn mark_as_own(map: &mut HeaderMap) {
-    static OWN_ADDRESS: OnceLock<Option<HeaderValue>> = OnceLock::new();
+pub(crate) fn mark_as_own(map: &mut HeaderMap) {
+    static OWN_ADDRESS: OnceLock<Option<IpAddr>> = OnceLock::new();
     map.insert(
         names::X_ENVOY_INTERNAL.clone(),
         HeaderValue::from_static("true"),
     );
-    let address = OWN_ADDRESS.get_or_init(|| {
-        let address = super::config::local_address()?.to_string();
-        HeaderValue::try_from(address).ok()
-    });
-    if let Some(address) = address {
-        map.insert(names::X_FORWARDED_FOR.clone(), address.clone());
+    if let Some(address) = OWN_ADDRESS.get_or_init(super::config::local_address) {
+        append_forwarded_for(map, *address);
     }
 }
 

@@ -8,22 +8,21 @@ mod h2;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::CodecType;
 use proto_component::drain::Drain;
 use tokio::time::Instant;
 
-use crate::transport::DownstreamStream;
+use crate::transport::{DownstreamStream, ReadAhead};
 
 use super::stream::DownstreamConnection;
 
-use detect::Prefixed;
-
-pub(crate) use h1::{RequestBody, RequestBodyError, Tunnel as Http1Tunnel};
+pub(crate) use h1::{RequestBody, RequestBodyError};
 pub(crate) use h2::Tunnel as Http2Tunnel;
 
 /// Serves a connection with the codec that is configured, negotiated or recognised by the first bytes.
 pub(crate) async fn serve(
-    stream: DownstreamStream,
+    mut stream: DownstreamStream,
     connection: Rc<DownstreamConnection>,
     drain: Drain,
 ) {
@@ -39,9 +38,9 @@ pub(crate) async fn serve(
         (CodecType::Auto, Some("http/1.1" | "http/1.0")) => Some(false),
         (CodecType::Auto, _) => None,
     };
-    let stream = Prefixed::new(stream);
-    let (stream, is_http2) = match is_http2 {
-        Some(is_http2) => (stream, is_http2),
+    let mut ahead = BytesMut::new();
+    let is_http2 = match is_http2 {
+        Some(is_http2) => is_http2,
         None => {
             let wait = connection
                 .manager
@@ -49,7 +48,7 @@ pub(crate) async fn serve(
                 .idle
                 .unwrap_or(Duration::from_secs(3600));
             let detected = tokio::select! {
-                detected = tokio::time::timeout(wait, stream.detect()) => detected,
+                detected = tokio::time::timeout(wait, detect::is_http2(&mut stream, &mut ahead)) => detected,
                 () = drain.signaled() => return,
             };
             match detected {
@@ -65,12 +64,12 @@ pub(crate) async fn serve(
     if is_http2 {
         stats.downstream_cx_http2_total.inc();
         stats.downstream_cx_http2_active.inc();
-        h2::serve(stream, connection, drain).await;
+        h2::serve(ReadAhead::new(ahead.freeze(), stream), connection, drain).await;
         stats.downstream_cx_http2_active.dec();
     } else {
         stats.downstream_cx_http1_total.inc();
         stats.downstream_cx_http1_active.inc();
-        h1::serve(stream, connection, drain).await;
+        h1::serve(stream, ahead, connection, drain).await;
         stats.downstream_cx_http1_active.dec();
     }
 }

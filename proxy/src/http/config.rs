@@ -23,7 +23,7 @@ use super::filter::FilterChain;
 use super::local_reply::LocalReplyConfig;
 use super::stats::HttpStats;
 
-mod ranges;
+pub(crate) mod ranges;
 
 /// Headers beyond this many kilobytes are refused, unless configured.
 const MAX_HEADERS_KB: u32 = 60;

@@ -55,7 +55,11 @@ pub(crate) fn validate(
     match manager.underscores {
         HeadersWithUnderscoresAction::Allow => {}
         HeadersWithUnderscoresAction::RejectRequest if has_underscore(&headers.map) => {
-            return refuse(StatusCode::BAD_REQUEST, "", "http1.unexpected_underscore");
+            return refuse(
+                StatusCode::BAD_REQUEST,
+                "Bad Request",
+                "http1.unexpected_underscore",
+            );
         }
         HeadersWithUnderscoresAction::RejectRequest => {}
         HeadersWithUnderscoresAction::DropHeader => drop_underscores(&mut headers.map),
@@ -113,23 +117,22 @@ pub(crate) fn normalize(
     }
     if rules.strips_any_port || rules.strips_matching_port || rules.strips_trailing_dot {
         let host = headers.host();
-        let mut name = host;
-        let bare = strip_port(host);
-        let port = host[bare.len()..]
+        let mut name = strip_port(host);
+        let mut port = &host[name.len()..];
+        let number = port
             .strip_prefix(':')
             .and_then(|port| port.parse::<u16>().ok());
-        if bare.len() < host.len()
-            && (rules.strips_any_port
-                || rules.strips_matching_port && port == Some(info.connection.local_address.port()))
+        if rules.strips_any_port
+            || rules.strips_matching_port && number == Some(info.connection.local_address.port())
         {
-            name = bare;
+            port = "";
         }
         if rules.strips_trailing_dot {
             name = name.strip_suffix('.').unwrap_or(name);
         }
-        if name.len() < host.len() {
-            let name = name.to_owned();
-            headers.set_host(name);
+        if name.len() + port.len() < host.len() {
+            let host = format!("{name}{port}");
+            headers.set_host(host);
         }
     }
     Ok(())
@@ -168,7 +171,7 @@ pub(crate) fn mutate_request(
     } else {
         clean_internal_headers(&mut headers.map, is_edge, internal_only);
     }
-    if is_edge && !headers.map.contains_key(&names::X_ENVOY_EXTERNAL_ADDRESS) {
+    if is_edge {
         let address = info.remote_address.ip().to_string();
         if let Ok(address) = HeaderValue::from_str(&address) {
             headers
@@ -295,11 +298,16 @@ fn remove_hop_by_hop(headers: &mut RequestHeaders) {
     map.remove(&names::KEEP_ALIVE);
     map.remove(&names::PROXY_CONNECTION);
     map.remove(header::TRANSFER_ENCODING);
-    if map
-        .get(header::TE)
-        .is_some_and(|te| !te.as_bytes().eq_ignore_ascii_case(b"trailers"))
-    {
-        map.remove(header::TE);
+    if let Some(te) = map.get(header::TE) {
+        let takes_trailers = te
+            .as_bytes()
+            .split(|byte| *byte == b',')
+            .any(|word| word.trim_ascii().eq_ignore_ascii_case(b"trailers"));
+        if takes_trailers {
+            map.insert(header::TE, HeaderValue::from_static("trailers"));
+        } else {
+            map.remove(header::TE);
+        }
     }
 }
 
@@ -325,7 +333,11 @@ fn set_forwarded_proto(map: &mut HeaderMap, is_tls: bool) {
 
 fn set_scheme(manager: &ConnectionManager, headers: &mut RequestHeaders, is_tls: bool) {
     headers.scheme = match manager.scheme_override {
-        Some(scheme) => scheme,
+        Some(scheme) => {
+            let proto = HeaderValue::from_static(scheme.as_str());
+            headers.map.insert(names::X_FORWARDED_PROTO.clone(), proto);
+            scheme
+        }
         None => match headers.text(&names::X_FORWARDED_PROTO) {
             Some(proto) if proto.eq_ignore_ascii_case("https") => Scheme::Https,
             Some(proto) if proto.eq_ignore_ascii_case("http") => Scheme::Http,
@@ -352,7 +364,8 @@ fn last_forwarded(map: &HeaderMap, skip: usize) -> Option<(IpAddr, bool)> {
     Some((address, values.len() == 1))
 }
 
-fn append_forwarded_for(map: &mut HeaderMap, address: IpAddr) {
+/// Appends an address to `x-forwarded-for`, which becomes one line.
+pub(crate) fn append_forwarded_for(map: &mut HeaderMap, address: IpAddr) {
     let mut text = String::with_capacity(48);
     for value in map.get_all(&names::X_FORWARDED_FOR) {
         if let Ok(value) = value.to_str() {

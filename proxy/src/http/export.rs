@@ -33,9 +33,10 @@ thread_local! {
     static WORKER: RefCell<RcWeak<Worker>> = const { RefCell::new(RcWeak::new()) };
 }
 
-/// The worker of this thread begins: telemetry of its streams goes out through it.
+/// The worker of this thread begins: telemetry of its streams goes out through it, and settings are read from its runtime.
 pub(crate) fn enter_worker(worker: &Rc<Worker>) {
     WORKER.with_borrow_mut(|current| *current = Rc::downgrade(worker));
+    worker.server.runtime.enter();
 }
 
 /// The worker of this thread, if it has one.

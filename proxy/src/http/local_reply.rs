@@ -13,7 +13,7 @@ use crate::access_log::filter::LogFilter;
 use crate::access_log::{FormatContext, LineFormat};
 use crate::invalid::{At as _, Invalid, try_all};
 use crate::router::HeaderMutations;
-use crate::stream_info::ResponseFlag;
+use crate::stream_info::{ResponseFlag, StreamInfo};
 
 use super::headers::{RequestHeaders, ResponseHeaders, is_grpc, names, number};
 
@@ -73,6 +73,18 @@ impl LocalReply {
         }
     }
 
+    /// The reply to a stream that took too long as a whole.
+    pub(crate) fn duration_timeout(status: StatusCode) -> Self {
+        LocalReply {
+            grpc_status: Some(tonic::Code::DeadlineExceeded as u32),
+            ..LocalReply::new(
+                status,
+                "downstream duration timeout",
+                "max_duration_timeout",
+            )
+        }
+    }
+
     /// The same with a response flag.
     #[must_use]
     pub(crate) fn flag(mut self, flag: ResponseFlag) -> Self {
@@ -125,11 +137,12 @@ impl LocalReply {
     pub(crate) fn build(
         self,
         mut head: ResponseHeaders,
-        context: &FormatContext<'_>,
+        info: &mut StreamInfo,
         request: Option<&RequestHeaders>,
         config: &LocalReplyConfig,
     ) -> (ResponseHeaders, Bytes) {
-        let (body, content_type) = config.rewrite(context, self.body, &mut head);
+        info.response_code = Some(self.status.as_u16());
+        let (body, content_type) = config.rewrite(info, request, self.body, &mut head);
         if request.is_some_and(|request| is_grpc(&request.map)) {
             return (grpc_reply(self.grpc_status, &body, head), Bytes::new());
         }
@@ -161,34 +174,45 @@ impl LocalReplyConfig {
 
     fn rewrite(
         &self,
-        context: &FormatContext<'_>,
+        info: &mut StreamInfo,
+        request: Option<&RequestHeaders>,
         mut body: Bytes,
         head: &mut ResponseHeaders,
     ) -> (Bytes, HeaderValue) {
         let mut format = self.format.as_ref();
-        if let Some(mapper) = self
-            .mappers
-            .iter()
-            .find(|mapper| mapper.filter.matches(context))
-        {
+        let mapper = {
+            let context = reply_context(info, request, "");
+            let mut mappers = self.mappers.iter();
+            mappers.find(|mapper| mapper.filter.matches(&context))
+        };
+        if let Some(mapper) = mapper {
             head.status = mapper.status.unwrap_or(head.status);
+            info.response_code = Some(head.status.as_u16());
             body = mapper.body.clone().unwrap_or(body);
             format = mapper.format.as_ref().or(format);
-            mapper
-                .headers
-                .apply_to_response(head, context.request, context.info);
+            mapper.headers.apply_to_response(head, request, info);
         }
         let Some((format, content_type)) = format else {
             return (body, HeaderValue::from_static("text/plain"));
         };
         let text = String::from_utf8_lossy(&body).into_owned();
-        let context = FormatContext {
-            local_reply_body: &text,
-            ..*context
-        };
         let mut out = String::new();
-        format.write(&context, &mut out);
+        format.write(&reply_context(info, request, &text), &mut out);
         (Bytes::from(out), content_type.clone())
+    }
+}
+
+fn reply_context<'a>(
+    info: &'a StreamInfo,
+    request: Option<&'a RequestHeaders>,
+    local_reply_body: &'a str,
+) -> FormatContext<'a> {
+    FormatContext {
+        info,
+        request,
+        response: None,
+        trailers: None,
+        local_reply_body,
     }
 }
 
@@ -252,7 +276,6 @@ pub(crate) fn data_source(source: &core::DataSource) -> Result<Bytes, Invalid> {
 /// The gRPC status that an HTTP status stands for.
 pub(crate) fn grpc_status_of(status: u16) -> u32 {
     match status {
-        200 => 0,
         400 => 13,
         401 => 16,
         403 => 7,
@@ -281,6 +304,8 @@ fn grpc_reply(grpc_status: Option<u32>, body: &[u8], head: ResponseHeaders) -> R
     let mut map = head.map;
     map.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     map.insert(names::GRPC_STATUS.clone(), HeaderValue::from(code));
+    // The end of a formatted body's line is not part of the message.
+    let body = body.trim_ascii_end();
     if !body.is_empty()
         && let Ok(message) = HeaderValue::from_str(&percent_encode(body))
     {

@@ -13,8 +13,9 @@ use tokio::sync::oneshot;
 
 use crate::router::RouteKind;
 use crate::stream_info::ResponseFlag;
+use crate::transport::{DownstreamStream, ReadAhead};
 
-use super::codec::{Http1Tunnel, Http2Tunnel};
+use super::codec::Http2Tunnel;
 use super::config::ConnectionManager;
 use super::filter::router::UpstreamEnd;
 use super::headers::RequestHeaders;
@@ -30,7 +31,7 @@ pub(crate) type OnUpgrade = oneshot::Receiver<DownstreamTunnel>;
 /// The downstream's bytes after an upgrade.
 pub(crate) enum DownstreamTunnel {
     /// A whole connection.
-    Http1(Http1Tunnel),
+    Http1(ReadAhead<DownstreamStream>),
     /// A stream.
     Http2(Http2Tunnel),
 }

@@ -121,6 +121,21 @@ fn start(
     });
 }
 
+/// Counts the connections that were accepted in a row.
+#[derive(Default)]
+struct Turns(u32);
+
+impl Turns {
+    /// Lets others have their turn after as many as the listener says.
+    async fn take(&mut self, listener: &Listener) {
+        if self.0 >= listener.config.load().accepts_in_a_row {
+            self.0 = 0;
+            tokio::task::yield_now().await;
+        }
+        self.0 += 1;
+    }
+}
+
 async fn accept(
     worker: Rc<Worker>,
     listeners: Arc<Listeners>,
@@ -142,7 +157,9 @@ async fn accept(
     match socket {
         BoundSocket::Tcp(socket) => {
             let socket = TcpListener::from_std(socket)?;
+            let mut turns = Turns::default();
             loop {
+                turns.take(&listener).await;
                 let accepted = unless_stopped(&worker, &listener, socket.accept());
                 match accepted.await {
                     Some(Ok((stream, remote))) => {
@@ -155,7 +172,9 @@ async fn accept(
         }
         BoundSocket::Unix(socket) => {
             let socket = UnixListener::from_std(socket)?;
+            let mut turns = Turns::default();
             loop {
+                turns.take(&listener).await;
                 let accepted = unless_stopped(&worker, &listener, socket.accept());
                 match accepted.await {
                     Some(Ok((stream, _))) => {

@@ -24,7 +24,7 @@ use proto::envoy::config::{
     core::v3::{TrafficDirection, address::Address as AddressKind},
     listener::v3::{
         FilterChain as WireChain, Listener as Wire,
-        listener::connection_balance_config::BalanceType,
+        listener::{DrainType, connection_balance_config::BalanceType},
     },
 };
 use std::{cell::RefCell, sync::Arc, time::Duration};
@@ -64,6 +64,10 @@ pub(crate) struct ListenerConfig {
     pub(crate) is_balanced: bool,
     /// The most that is buffered for a connection, each way.
     pub(crate) buffer_limit: u32,
+    /// So many connections are accepted before others have their turn.
+    pub(crate) accepts_in_a_row: u32,
+    /// Whether connections find their end when health checks are made to fail.
+    pub(crate) drains_when_unhealthy: bool,
     /// Whether the process's cap on connections does not count here.
     pub(crate) ignores_global_limit: bool,
     /// Whether the overload manager has no say here.
@@ -117,6 +121,14 @@ impl ListenerConfig {
             buffer_limit: wire
                 .per_connection_buffer_limit_bytes
                 .unwrap_or(BUFFER_LIMIT),
+            accepts_in_a_row: match wire.max_connections_to_accept_per_socket_event {
+                Some(0) => {
+                    return Err(Invalid::new("it must be greater than 0")
+                        .at("max_connections_to_accept_per_socket_event"));
+                }
+                limit => limit.unwrap_or(u32::MAX),
+            },
+            drains_when_unhealthy: wire.drain_type() == DrainType::Default,
             ignores_global_limit: wire.ignore_global_conn_limit,
             bypasses_overload: wire.bypass_overload_manager,
             is_bound: wire.bind_to_port.unwrap_or(true)

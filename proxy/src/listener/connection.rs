@@ -73,6 +73,8 @@ pub(crate) struct ConnectionInfo {
     pub(crate) cluster_override: Option<Arc<str>>,
     /// Where its upstream connections are to come from (`original_src`).
     pub(crate) upstream_source: Option<UpstreamSource>,
+    /// Whether it finds its end when health checks are made to fail (`drain_type`).
+    pub(crate) drains_when_unhealthy: bool,
     /// The most that is buffered for it, each way (`per_connection_buffer_limit_bytes`).
     pub(crate) buffer_limit: u32,
 }

@@ -85,6 +85,7 @@ fn new_info(
         cluster_override: None,
         seen: Arc::default(),
         upstream_source: None,
+        drains_when_unhealthy: config.drains_when_unhealthy,
         buffer_limit: config.buffer_limit,
     }
 }
@@ -196,14 +197,16 @@ async fn serve(
     mut info: ConnectionInfo,
     admission: Admission,
 ) -> io::Result<()> {
-    let counted = Counted::new(listener.clone(), worker.index, admission);
     let Some(chain) = config.chains.find(&info).cloned() else {
         listener.stats.no_filter_chain_match.inc();
         log_refused(&config, info, "filter_chain_not_found");
         return Ok(());
     };
+    let counted = Counted::new(listener.clone(), worker.index, admission);
     let addresses = Some((info.local_address.ip(), info.remote_address.ip()));
-    let handshake = chain.transport.accept(raw, addresses, listener.tls_stats());
+    let handshake = chain
+        .transport
+        .accept(raw, addresses, || listener.tls_stats());
     let accepted = if chain.transport_timeout.is_zero() {
         Ok(handshake.await)
     } else {

@@ -1,5 +1,4 @@
-//! Fractions of requests: `FractionalPercent`, `RuntimeFractionalPercent` and `Percent`. There is no runtime layer, so the
-//! default value always counts.
+//! Fractions of requests: `FractionalPercent` and `Percent`, and the default value of `RuntimeFractionalPercent`.
 
 use proto::envoy::config::core::v3::RuntimeFractionalPercent;
 use proto::envoy::r#type::v3::fractional_percent::DenominatorType;

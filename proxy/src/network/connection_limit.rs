@@ -2,7 +2,9 @@
 //! configured.
 
 use super::{FactoryContext, Filter, NetworkFilter, Verdict};
-use crate::{invalid::Invalid, listener::Connection, stat_group, wire::duration_or};
+use crate::{
+    invalid::Invalid, listener::Connection, runtime::RuntimeFlag, stat_group, wire::duration_or,
+};
 use futures::future::LocalBoxFuture;
 use prost_types::Any;
 use proto::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit as Wire;
@@ -22,7 +24,7 @@ stat_group! {
 struct ConnectionLimit {
     most: u64,
     delay: Duration,
-    is_enabled: bool,
+    enabled: RuntimeFlag,
     open: Arc<AtomicU64>,
     stats: Arc<ConnectionLimitStats>,
 }
@@ -50,7 +52,7 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
     Ok(Filter::Passing(Arc::new(ConnectionLimit {
         most,
         delay: duration_or(wire.delay.as_ref(), Duration::ZERO, "delay")?,
-        is_enabled: super::is_enabled(wire.runtime_enabled.as_ref()),
+        enabled: RuntimeFlag::or_on(wire.runtime_enabled.as_ref()),
         open: Arc::default(),
         stats: context
             .stats
@@ -66,7 +68,7 @@ impl NetworkFilter for ConnectionLimit {
         connection: &'a mut Connection,
     ) -> LocalBoxFuture<'a, Verdict> {
         Box::pin(async move {
-            if !self.is_enabled {
+            if !self.enabled.now() {
                 return Verdict::Continue;
             }
             if self.open.fetch_add(1, Relaxed) >= self.most {

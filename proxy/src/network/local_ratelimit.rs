@@ -5,6 +5,7 @@ use super::{FactoryContext, Filter, NetworkFilter, Verdict};
 use crate::{
     invalid::{At as _, Invalid},
     listener::Connection,
+    runtime::RuntimeFlag,
     stat_group,
     wire::duration,
 };
@@ -26,7 +27,7 @@ stat_group! {
 
 struct LocalRateLimit {
     bucket: Arc<TokenBucket>,
-    is_enabled: bool,
+    enabled: RuntimeFlag,
     stats: Arc<LocalRateLimitStats>,
 }
 
@@ -99,7 +100,7 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
     };
     Ok(Filter::Passing(Arc::new(LocalRateLimit {
         bucket,
-        is_enabled: super::is_enabled(wire.runtime_enabled.as_ref()),
+        enabled: RuntimeFlag::or_on(wire.runtime_enabled.as_ref()),
         stats: context
             .stats
             .scope("local_rate_limit")
@@ -134,7 +135,7 @@ impl SharedBuckets {
 
 impl NetworkFilter for LocalRateLimit {
     fn on_new_connection<'a>(&'a self, _: &'a mut Connection) -> LocalBoxFuture<'a, Verdict> {
-        let verdict = if !self.is_enabled || self.bucket.take() {
+        let verdict = if !self.enabled.now() || self.bucket.take() {
             Verdict::Continue
         } else {
             self.stats.rate_limited.inc();

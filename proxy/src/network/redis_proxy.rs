@@ -126,6 +126,10 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
 fn patience(settings: &ConnPoolSettings) -> Result<Duration, Invalid> {
     for (is_set, field) in [
         (settings.enable_redirection, "enable_redirection"),
+        (
+            settings.max_buffer_size_before_flush > 0,
+            "max_buffer_size_before_flush",
+        ),
         (settings.dns_cache_config.is_some(), "dns_cache_config"),
         (settings.enable_command_stats, "enable_command_stats"),
         (settings.read_policy() != ReadPolicy::Master, "read_policy"),

@@ -219,12 +219,12 @@ impl TcpProxy {
     async fn proxy(&self, mut connection: Connection, info: &mut StreamInfo) {
         let worker = connection.worker.clone();
         let (name, metadata) = self.choose_cluster(&connection, worker.random());
-        info.upstream.cluster = Some(name.clone());
         let Some(cluster) = worker.clusters.get(&name) else {
             self.stats.downstream_cx_no_route.inc();
             info.flags.set(ResponseFlag::NoClusterFound);
             return;
         };
+        info.upstream.cluster = Some(name);
         let Some(upstream) = self
             .connect(&worker, &cluster, metadata, &connection, info)
             .await
@@ -325,6 +325,9 @@ impl TcpProxy {
         }
         cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
         info.flags.set(ResponseFlag::UpstreamConnectionFailure);
+        if self.max_connect_attempts > 1 {
+            info.flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
+        }
         None
     }
 }

@@ -8,6 +8,7 @@ use proto::envoy::config::route::v3 as wire;
 use crate::http::headers::RequestHeaders;
 use crate::invalid::{At as _, Invalid, try_all};
 use crate::matcher::{FieldName, Fraction, HeaderSource as _};
+use crate::runtime::RuntimeFraction;
 
 use super::virtual_host::strip_port;
 
@@ -15,7 +16,7 @@ use super::virtual_host::strip_port;
 #[derive(Debug)]
 pub(crate) struct MirrorPolicy {
     cluster: Target,
-    fraction: Fraction,
+    fraction: RuntimeFraction,
     appends_suffix: bool,
     host: Option<HeaderValue>,
 }
@@ -54,10 +55,7 @@ impl TryFrom<&wire::route_action::RequestMirrorPolicy> for MirrorPolicy {
         };
         Ok(MirrorPolicy {
             cluster,
-            fraction: policy
-                .runtime_fraction
-                .as_ref()
-                .map_or(Fraction::ALWAYS, Fraction::from),
+            fraction: RuntimeFraction::or(policy.runtime_fraction.as_ref(), Fraction::ALWAYS),
             appends_suffix: !policy.disable_shadow_host_suffix_append,
             host,
         })

@@ -30,7 +30,6 @@ struct RateLimit {
     actions: Vec<Action>,
     limit: Option<Limit>,
     hits: Option<Hits>,
-    when_done: bool,
 }
 
 /// What a rate limiter is asked about.
@@ -127,18 +126,17 @@ impl RateLimits {
         self.0.is_empty()
     }
 
-    /// Adds the descriptors of a request for a stage; those that are asked about at the end only with `when_done`.
+    /// Adds the descriptors of a request for a stage.
     pub(crate) fn describe(
         &self,
         stage: u32,
-        when_done: bool,
         headers: &RequestHeaders,
         info: &StreamInfo,
         service_cluster: &str,
         out: &mut Vec<Descriptor>,
     ) {
         let limits = self.0.iter();
-        for limit in limits.filter(|limit| limit.stage == stage && limit.when_done == when_done) {
+        for limit in limits.filter(|limit| limit.stage == stage) {
             out.extend(limit.describe(headers, info, service_cluster));
         }
     }
@@ -150,6 +148,9 @@ impl TryFrom<&wire::RateLimit> for RateLimit {
     fn try_from(limit: &wire::RateLimit) -> Result<Self, Invalid> {
         if limit.actions.is_empty() {
             return Err(Invalid::new("at least one action is needed").at("actions"));
+        }
+        if limit.apply_on_stream_done {
+            return Err(Invalid::unsupported("it").at("apply_on_stream_done"));
         }
         let stage = limit.stage.unwrap_or(0);
         if stage > 10 {
@@ -181,7 +182,6 @@ impl TryFrom<&wire::RateLimit> for RateLimit {
                 }
                 Some(hits) => hits.number.map(Hits::Number),
             },
-            when_done: limit.apply_on_stream_done,
         })
     }
 }

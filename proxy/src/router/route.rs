@@ -13,6 +13,7 @@ use crate::invalid::{At as _, Invalid};
 
 use crate::tracing::{Decorator, RouteTracing};
 
+use super::request_stats::StatsSlot;
 use super::{ForwardAction, Mutations, Redirect, RouteMatch};
 
 /// A compiled route.
@@ -32,6 +33,7 @@ pub(crate) struct Route {
     pub(super) mutations: Mutations,
     pub(super) filters: RouteConfigs,
     pub(super) buffer_limit: Option<usize>,
+    pub(super) stats: Option<StatsSlot>,
 }
 
 /// What a route does.
@@ -115,6 +117,7 @@ impl Route {
                 &route.response_headers_to_remove,
             )?,
             filters,
+            stats: StatsSlot::of_route(&route.stat_prefix),
             #[allow(deprecated, reason = "control planes still send the older field")]
             buffer_limit: route
                 .request_body_buffer_limit

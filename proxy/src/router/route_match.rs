@@ -10,9 +10,8 @@ use wire::route_match::PathSpecifier;
 
 use crate::http::headers::RequestHeaders;
 use crate::invalid::{At as _, Invalid, try_all};
-use crate::matcher::{
-    Fraction, HeaderMatcher, MetadataMatcher, PathTemplate, StringMatcher, full_regex,
-};
+use crate::matcher::{HeaderMatcher, MetadataMatcher, PathTemplate, StringMatcher, full_regex};
+use crate::runtime::RuntimeFraction;
 use crate::stream_info::StreamInfo;
 
 /// A compiled `RouteMatch`.
@@ -25,7 +24,7 @@ pub(crate) struct RouteMatch {
     query: Vec<QueryMatcher>,
     cookies: Vec<CookieMatcher>,
     metadata: Vec<MetadataMatcher>,
-    fraction: Option<Fraction>,
+    fraction: Option<RuntimeFraction>,
     is_grpc: bool,
     tls: Option<(Option<bool>, Option<bool>)>,
 }
@@ -93,7 +92,7 @@ impl TryFrom<&wire::RouteMatch> for RouteMatch {
                 &route.dynamic_metadata,
                 MetadataMatcher::try_from,
             )?,
-            fraction: route.runtime_fraction.as_ref().map(Fraction::from),
+            fraction: route.runtime_fraction.as_ref().map(RuntimeFraction::from),
             is_grpc: route.grpc.is_some(),
             tls: route
                 .tls_context
@@ -178,7 +177,7 @@ impl RouteMatch {
                 .iter()
                 .all(|matcher| matcher.matches(info.metadata.get(matcher.filter())))
             && self.matches_tls(info)
-            && self.fraction.is_none_or(Fraction::draw)
+            && self.fraction.as_ref().is_none_or(RuntimeFraction::draw)
     }
 
     /// True when it looks at dynamic metadata.

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use crate::http::filter::RouteConfig;
 use crate::http::headers::{RequestHeaders, ResponseHeaders};
+use crate::stats::Scope;
 use crate::stream_info::StreamInfo;
 
 use super::mirror::MirrorPolicy;
 use super::route_action::{ClusterChoice, WeightedCluster};
 use super::{
-    ForwardAction, Mutations, RetryPolicy, Route, RouteKind, RouteMatch, RouteTable, VirtualHost,
-    WorkerTable,
+    CountedIn, ForwardAction, Mutations, RetryPolicy, Route, RouteKind, RouteMatch, RouteTable,
+    VirtualHost, WorkerTable,
 };
 
 /// A selected route; cheap to clone.
@@ -106,6 +107,19 @@ impl SelectedRoute {
         self.route()
             .buffer_limit
             .or(self.virtual_host().buffer_limit)
+    }
+
+    /// What a request counts in besides its cluster, and the name of its virtual cluster.
+    pub(crate) fn counted_in(
+        &self,
+        root: &Scope,
+        headers: &RequestHeaders,
+    ) -> (CountedIn, Option<Arc<str>>) {
+        let host = self.virtual_host();
+        let virtual_cluster = host.clusters.find(headers);
+        let slots = [self.route().stats.as_ref(), virtual_cluster];
+        let counted = CountedIn::new(root, &host.name, slots);
+        (counted, virtual_cluster.map(|slot| slot.name.clone()))
     }
 
     /// The most specific configuration of a filter: weighted cluster, route, virtual host, table.

@@ -22,8 +22,8 @@ pub(crate) struct RouteTimeouts {
     /// The most that `grpc-timeout` may ask for; `Some(ZERO)` is no limit.
     grpc_header_max: Option<Duration>,
     grpc_header_offset: Duration,
-    /// `grpc_timeout_header_max` given in `max_stream_duration`: it limits the stream instead of the response.
-    grpc_limits_stream: bool,
+    /// `max_stream_duration` is there: it limits the stream, and nothing limits the response alone.
+    has_stream_limits: bool,
 }
 
 /// The timeouts of one request. `None` is no limit.
@@ -65,7 +65,7 @@ impl TryFrom<&wire::RouteAction> for RouteTimeouts {
             grpc_header_offset: duration(offset)
                 .at("grpc_timeout_offset")?
                 .unwrap_or_default(),
-            grpc_limits_stream: from_stream.is_some(),
+            has_stream_limits: stream.is_some(),
         })
     }
 }
@@ -79,7 +79,7 @@ impl RouteTimeouts {
         sets_headers: bool,
     ) -> Timeouts {
         let mut timeouts = Timeouts {
-            global: self.global,
+            global: self.global.filter(|_| !self.has_stream_limits),
             per_try: retry.and_then(|retry| retry.per_try_timeout),
             per_try_idle: retry.and_then(|retry| retry.per_try_idle_timeout),
             max_stream_duration: self.max_stream_duration,
@@ -98,37 +98,48 @@ impl RouteTimeouts {
         {
             timeouts.per_try = None;
         }
-        if sets_headers && let Some(expected) = timeouts.per_try.or(timeouts.global) {
+        let expected = timeouts.per_try.or(timeouts.global);
+        if let Some(expected) = expected.filter(|_| sets_headers) {
             let milliseconds = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
             headers.map.insert(
                 names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS.clone(),
                 number(milliseconds),
             );
         }
+        if self.grpc_header_max.is_some() && !self.has_stream_limits && headers.is_grpc() {
+            set_grpc_timeout(headers, expected.unwrap_or_default());
+        }
         timeouts
     }
 
-    fn apply_grpc(&self, headers: &RequestHeaders, timeouts: &mut Timeouts) {
+    fn apply_grpc(&self, headers: &mut RequestHeaders, timeouts: &mut Timeouts) {
         let Some(limit) = self.grpc_header_max else {
             return;
         };
-        if !headers.is_grpc() {
-            return;
-        }
-        // Without the header the call has no deadline of its own: only the limit counts.
         let asked = headers
             .text(&names::GRPC_TIMEOUT)
             .and_then(parse_grpc_timeout);
-        let mut effective = asked.unwrap_or_default();
-        if !limit.is_zero() && (effective.is_zero() || effective > limit) {
-            effective = limit;
-        }
-        if !self.grpc_header_offset.is_zero() && effective > self.grpc_header_offset {
-            effective -= self.grpc_header_offset;
-        }
-        if self.grpc_limits_stream {
-            timeouts.max_stream_duration = non_zero(effective);
-        } else {
+        let offset = self.grpc_header_offset;
+        if self.has_stream_limits {
+            // Without the header the call has no deadline of its own.
+            let Some(mut asked) = asked else {
+                return;
+            };
+            if !limit.is_zero() {
+                asked = asked.min(limit);
+            }
+            let effective = asked.saturating_sub(offset);
+            timeouts.max_stream_duration = Some(effective);
+            set_grpc_timeout(headers, effective);
+        } else if headers.is_grpc() {
+            // Here zero is for ever.
+            let mut effective = asked.unwrap_or_default();
+            if offset < effective {
+                effective -= offset;
+            }
+            if !limit.is_zero() && (effective.is_zero() || effective > limit) {
+                effective = limit;
+            }
             timeouts.global = non_zero(effective);
         }
     }
@@ -150,6 +161,21 @@ fn parse_grpc_timeout(text: &str) -> Option<Duration> {
         "n" => Duration::from_nanos(value),
         _ => return None,
     })
+}
+
+/// Tells the upstream how long a call may take: up to eight digits of the finest unit from milliseconds on.
+fn set_grpc_timeout(headers: &mut RequestHeaders, limit: Duration) {
+    let most = 99_999_999;
+    let (mut count, mut unit) = (limit.as_millis(), 'm');
+    for (coarser, divisor) in [('S', 1000), ('M', 60), ('H', 60)] {
+        if count > most {
+            (count, unit) = (count / divisor, coarser);
+        }
+    }
+    let text = format!("{}{unit}", count.min(most));
+    if let Ok(value) = http::HeaderValue::try_from(text) {
+        headers.map.insert(names::GRPC_TIMEOUT.clone(), value);
+    }
 }
 
 /// A duration that must not be negative.

@@ -13,6 +13,7 @@ use crate::invalid::{At as _, Invalid, try_all};
 use crate::stream_info::StreamInfo;
 
 use super::mirror::{self, MirrorPolicy};
+use super::request_stats::VirtualClusters;
 use super::{Mutations, RateLimits, RetryPolicy, Route};
 
 /// A compiled virtual host.
@@ -35,6 +36,7 @@ pub(crate) struct VirtualHost {
     /// What rate limiters are told of a request.
     pub(crate) rate_limits: RateLimits,
     pub(super) filters: RouteConfigs,
+    pub(super) clusters: VirtualClusters,
 }
 
 /// Which requests must have come over TLS.
@@ -111,6 +113,7 @@ impl VirtualHost {
                 .map(|limit| usize::try_from(limit).unwrap_or(usize::MAX)),
             mirrors: mirror::try_all_policies(&host.request_mirror_policies)?,
             rate_limits: RateLimits::try_new(&host.rate_limits)?,
+            clusters: VirtualClusters::try_new(&host.virtual_clusters)?,
             filters: RouteConfigs::try_new(&host.typed_per_filter_config)?
                 .with_cors(host.cors.as_ref())?,
         })

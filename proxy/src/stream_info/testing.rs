@@ -31,6 +31,7 @@ pub(crate) fn connection() -> ConnectionInfo {
         cluster_override: None,
         seen: Arc::default(),
         upstream_source: None,
+        drains_when_unhealthy: true,
         buffer_limit: 1 << 20,
         meter: Arc::default(),
     }

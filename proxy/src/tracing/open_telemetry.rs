@@ -4,10 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use http::Method;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use prost::Message as _;
+use http::header::HeaderMap;
 use prost_types::Any;
 use proto::envoy::config::core::v3::TypedExtensionConfig;
 use proto::envoy::config::trace::v3::OpenTelemetryConfig;
@@ -24,8 +21,8 @@ use proto::opentelemetry::proto::common::v1::{
 use proto::opentelemetry::proto::resource::v1::Resource;
 use proto::opentelemetry::proto::trace::v1 as otlp;
 
-use crate::http::client::{GrpcService, HttpTarget};
 use crate::http::export::{Batch, BatchRules, Lease};
+use crate::http::otlp::OtlpTarget;
 use crate::invalid::{At as _, Invalid};
 use crate::matcher::Fraction;
 use crate::server::ServerContext;
@@ -34,11 +31,8 @@ use crate::worker::Worker;
 
 use super::context::{self, Found, SpanContext};
 use super::span::Span;
-use super::zipkin::http_service;
 
 const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-/// A collector must answer in this time.
-const TIMEOUT: Duration = Duration::from_secs(5);
 
 stat_group! {
     /// `tracing.opentelemetry.…`
@@ -54,15 +48,10 @@ pub(super) struct OpenTelemetry {
 }
 
 struct Exporter {
-    target: Target,
+    target: OtlpTarget,
     resource: Resource,
     has_scope: bool,
     stats: Arc<OpenTelemetryStats>,
-}
-
-enum Target {
-    Grpc(GrpcService),
-    Http(HttpTarget, Vec<(HeaderName, HeaderValue)>),
 }
 
 #[derive(Debug)]
@@ -75,23 +64,14 @@ enum Sampler {
 impl OpenTelemetry {
     pub(super) fn try_new(any: &Any, server: &Arc<ServerContext>) -> Result<Self, Invalid> {
         let config: OpenTelemetryConfig = proto::any::unpack(any)?;
-        let target = match (&config.grpc_service, &config.http_service) {
-            (Some(_), Some(_)) => {
-                return Err(Invalid::new(
-                    "either grpc_service or http_service, not both",
-                ));
-            }
-            (Some(service), None) => {
-                Target::Grpc(GrpcService::try_from(service).at("grpc_service")?)
-            }
-            (None, Some(service)) => {
-                let (target, headers) = http_service(service).at("http_service")?;
-                Target::Http(target, headers)
-            }
-            (None, None) if config.exporter.is_some() => {
+        let target =
+            OtlpTarget::try_new(config.grpc_service.as_ref(), config.http_service.as_ref())?;
+        let target = match target {
+            Some(target) => target,
+            None if config.exporter.is_some() => {
                 return Err(Invalid::unsupported("an exporter extension").at("exporter"));
             }
-            (None, None) => return Err(Invalid::new("grpc_service or http_service is needed")),
+            None => return Err(Invalid::new("grpc_service or http_service is needed")),
         };
         Ok(OpenTelemetry {
             exporter: Arc::new(Exporter {
@@ -178,44 +158,10 @@ impl Exporter {
                 schema_url: String::new(),
             }],
         };
-        let outcome = match &self.target {
-            Target::Grpc(service) => {
-                let timeout = service.timeout.unwrap_or(TIMEOUT);
-                let answer = service.unary::<_, ExportTraceServiceResponse>(
-                    &worker,
-                    EXPORT,
-                    &request,
-                    timeout,
-                    HeaderMap::new(),
-                );
-                answer.await.map(|_| ())
-            }
-            Target::Http(target, headers) => {
-                let mut map = HeaderMap::new();
-                map.insert(
-                    CONTENT_TYPE,
-                    HeaderValue::from_static("application/x-protobuf"),
-                );
-                map.insert(
-                    USER_AGENT,
-                    HeaderValue::from_static(concat!(
-                        "OTel-OTLP-Exporter-Bireme/",
-                        env!("CARGO_PKG_VERSION")
-                    )),
-                );
-                for (name, value) in headers {
-                    map.insert(name.clone(), value.clone());
-                }
-                let head = target.request(Method::POST, map);
-                let body = Bytes::from(request.encode_to_vec());
-                let answer = target.call(&worker, head, body).await;
-                answer.map(|response| {
-                    if !response.status().is_success() {
-                        tracing::debug!(target: "tracing", status = %response.status(), "a collector refused spans");
-                    }
-                })
-            }
-        };
+        let outcome = self
+            .target
+            .export::<ExportTraceServiceResponse>(&worker, EXPORT, &request)
+            .await;
         if let Err(error) = outcome {
             tracing::debug!(target: "tracing", %error, "spans were lost");
         }

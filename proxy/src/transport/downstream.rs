@@ -2,19 +2,18 @@
 
 use super::{
     SecretSlots, TlsStats,
-    certificate::peer_certificate,
+    certificate::{CertificateDetails, peer_certificate},
     stats::version_name,
     stream::{Count, Layer, RawStream, TransportStream},
     tls_context::{DownstreamTlsContext, Handshake, TlsError, suite_name},
+    typed_config,
 };
 use crate::{
     invalid::{At as _, Invalid},
-    listener::TlsInfo,
+    listener::{PeerCertificate, TlsInfo},
 };
-use proto::envoy::config::core::v3::{TransportSocket, transport_socket::ConfigType};
-use proto::envoy::extensions::transport_sockets::{
-    raw_buffer::v3::RawBuffer, tls::v3::DownstreamTlsContext as WireTls,
-};
+use proto::envoy::config::core::v3::TransportSocket;
+use proto::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext as WireTls;
 use std::{
     io::{self, IoSlice},
     net::IpAddr,
@@ -127,35 +126,26 @@ impl DownstreamTransport {
         wire: Option<&TransportSocket>,
         secrets: &SecretSlots,
     ) -> Result<Self, Invalid> {
-        let Some(wire) = wire else {
+        let Some(any) = typed_config(wire)? else {
             return Ok(Self::Raw);
         };
-        let Some(ConfigType::TypedConfig(any)) = &wire.config_type else {
-            return if wire.name == "envoy.transport_sockets.raw_buffer" {
-                Ok(Self::Raw)
-            } else {
-                Err(Invalid::new("a typed_config is needed").at("typed_config"))
-            };
-        };
-        if proto::any::is::<RawBuffer>(any) {
-            return Ok(Self::Raw);
-        }
         let wire: WireTls = proto::any::unpack(any).at("typed_config")?;
         Ok(Self::Tls(Box::new(
             DownstreamTlsContext::new(&wire, secrets).at("typed_config")?,
         )))
     }
 
-    /// Sets the transport up on an accepted socket between these addresses.
-    pub(crate) async fn accept(
+    /// Sets the transport up on an accepted socket between these addresses; `stats` are only asked for when there is TLS.
+    pub(crate) async fn accept<'a>(
         &self,
         raw: RawStream,
         addresses: Option<(IpAddr, IpAddr)>,
-        stats: &TlsStats,
+        stats: impl FnOnce() -> &'a TlsStats,
     ) -> Result<(DownstreamStream, Option<Arc<TlsInfo>>), HandshakeError> {
         match self {
             Self::Raw => Ok((DownstreamStream::raw(raw), None)),
             Self::Tls(context) => {
+                let stats = stats();
                 let (local, remote) = addresses.unzip();
                 let handshake = context.handshake(local, remote).inspect_err(|error| {
                     if matches!(error, TlsError::SecretMissing(_)) {
@@ -191,11 +181,21 @@ fn tls_info(session: &rustls::ServerConnection, handshake: &Handshake) -> TlsInf
         let is_validated = !verifier.is_lenient() || verifier.is_valid_client(chain);
         peer_certificate(chain, is_validated)
     });
+    session_info(session, session.server_name(), own, peer)
+}
+
+/// What a session, its own certificate and the peer's come to.
+pub(super) fn session_info(
+    session: &rustls::CommonState,
+    server_name: Option<&str>,
+    own: Option<&CertificateDetails>,
+    peer: Option<PeerCertificate>,
+) -> TlsInfo {
     TlsInfo {
         alpn: session
             .alpn_protocol()
             .map(|name| String::from_utf8_lossy(name).into_owned()),
-        server_name: session.server_name().map(str::to_owned),
+        server_name: server_name.map(str::to_owned),
         version: version_name(session),
         cipher: session
             .negotiated_cipher_suite()

@@ -1,8 +1,8 @@
 //! Streams: a socket, what was read ahead of it, TLS over it, and somebody who counts the bytes. Downstream and upstream
 //! streams differ only in who counts.
 
-use super::revocation::Seat;
-use bytes::{Buf as _, Bytes};
+use super::{ReadAhead, revocation::Seat};
+use bytes::Bytes;
 use std::{
     io,
     net::SocketAddr,
@@ -16,13 +16,13 @@ use tokio::{
 use tokio_rustls::TlsStream;
 
 /// A socket, and what was read ahead of it.
-pub(crate) struct RawStream {
-    ahead: Bytes,
-    socket: Socket,
-}
+pub(crate) type RawStream = ReadAhead<Socket>;
 
-enum Socket {
+/// A socket of either family.
+pub(crate) enum Socket {
+    /// TCP.
     Tcp(TcpStream),
+    /// A Unix domain socket.
     Unix(UnixStream),
 }
 
@@ -55,18 +55,12 @@ pub(crate) trait Count: Unpin {
 impl RawStream {
     /// A TCP connection of which `ahead` has been read.
     pub(crate) fn tcp(stream: TcpStream, ahead: Bytes) -> Self {
-        Self {
-            ahead,
-            socket: Socket::Tcp(stream),
-        }
+        Self::new(ahead, Socket::Tcp(stream))
     }
 
     /// A Unix connection.
     pub(crate) fn unix(stream: UnixStream) -> Self {
-        Self {
-            ahead: Bytes::new(),
-            socket: Socket::Unix(stream),
-        }
+        Self::new(Bytes::new(), Socket::Unix(stream))
     }
 
     /// Our end's address.
@@ -75,7 +69,7 @@ impl RawStream {
     }
 
     fn tcp_socket(&self) -> Option<&TcpStream> {
-        match &self.socket {
+        match &self.stream {
             Socket::Tcp(stream) => Some(stream),
             Socket::Unix(_) => None,
         }
@@ -142,43 +136,37 @@ impl<C: Count> TransportStream<C> {
     }
 }
 
-impl AsyncRead for RawStream {
+impl AsyncRead for Socket {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.ahead.is_empty() {
-            let count = self.ahead.len().min(buf.remaining());
-            buf.put_slice(&self.ahead[..count]);
-            self.ahead.advance(count);
-            return Poll::Ready(Ok(()));
-        }
-        match &mut self.socket {
+        match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
 
-impl AsyncWrite for RawStream {
+impl AsyncWrite for Socket {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
+        match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Socket::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
+        match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
@@ -192,8 +180,8 @@ impl AsyncWrite for RawStream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.socket {
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }

@@ -2,18 +2,20 @@
 
 use super::{
     AlpnFallback, SecretSlot, SecretSlots, TlsStats,
+    certificate::peer_certificate,
+    downstream::session_info,
     revocation::{Peers, Seat},
     stream::{Count, Layer, RawStream, TransportStream},
     tls_context::{ClientKey, TlsError, UpstreamTlsContext},
+    typed_config,
 };
 use crate::{
     invalid::{At as _, Invalid},
+    listener::TlsInfo,
     upstream::ConnectionGuard,
 };
-use proto::envoy::config::core::v3::{TransportSocket, transport_socket::ConfigType};
-use proto::envoy::extensions::transport_sockets::{
-    raw_buffer::v3::RawBuffer, tls::v3::UpstreamTlsContext as WireTls,
-};
+use proto::envoy::config::core::v3::TransportSocket;
+use proto::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext as WireTls;
 use rustls_pki_types::ServerName;
 use std::{
     io::{self, IoSlice},
@@ -59,19 +61,9 @@ impl UpstreamTransport {
         wire: Option<&TransportSocket>,
         secrets: &SecretSlots,
     ) -> Result<Self, Invalid> {
-        let Some(wire) = wire else {
+        let Some(any) = typed_config(wire)? else {
             return Ok(Self::Raw);
         };
-        let Some(ConfigType::TypedConfig(any)) = &wire.config_type else {
-            return if wire.name == "envoy.transport_sockets.raw_buffer" {
-                Ok(Self::Raw)
-            } else {
-                Err(Invalid::new("a typed_config is needed").at("typed_config"))
-            };
-        };
-        if proto::any::is::<RawBuffer>(any) {
-            return Ok(Self::Raw);
-        }
         let wire: WireTls = proto::any::unpack(any).at("typed_config")?;
         Ok(Self::Tls(Box::new(UpstreamTls {
             context: UpstreamTlsContext::new(&wire, secrets).at("typed_config")?,
@@ -92,7 +84,7 @@ impl UpstreamTransport {
     pub(crate) async fn connect(
         &self,
         socket: RawStream,
-        guard: ConnectionGuard,
+        mut guard: ConnectionGuard,
         alpn: AlpnFallback,
         peer: TlsPeer<'_>,
     ) -> Result<UpstreamStream, io::Error> {
@@ -102,7 +94,9 @@ impl UpstreamTransport {
                 let stats = tls
                     .stats
                     .get_or_init(|| TlsStats::new(guard.scope(), "client_ssl_socket_factory"));
-                tls.connect(socket, alpn, peer, stats).await?
+                let (layer, seat, info) = tls.connect(socket, alpn, peer, stats).await?;
+                guard.tls = Some(Arc::new(info));
+                (layer, seat)
             }
         };
         Ok(TransportStream::new(layer, guard).with_seat(seat))
@@ -116,7 +110,7 @@ impl UpstreamTls {
         alpn: AlpnFallback,
         peer: TlsPeer<'_>,
         stats: &TlsStats,
-    ) -> io::Result<(Layer, Option<Seat>)> {
+    ) -> io::Result<(Layer, Option<Seat>, TlsInfo)> {
         let context = &self.context;
         let of_host = (context.asks_for_host && !peer.hostname.is_empty()).then_some(peer.hostname);
         let sni = peer.sni.or(of_host).or(context.sni.as_deref());
@@ -151,11 +145,22 @@ impl UpstreamTls {
         let session = stream.get_ref().1;
         stats.succeeded(session);
         let seat = self.peers.enter(session.peer_certificates());
-        Ok((Layer::Tls(Box::new(stream.into())), seat))
+        let shown = session
+            .peer_certificates()
+            .and_then(|chain| peer_certificate(chain, true));
+        let own = context.certificate();
+        let own = own.as_ref().map(|pair| &pair.details);
+        let info = session_info(session, sni, own, shown);
+        Ok((Layer::Tls(Box::new(stream.into())), seat, info))
     }
 }
 
 impl UpstreamStream {
+    /// Its TLS session.
+    pub(crate) fn tls(&self) -> Option<&Arc<TlsInfo>> {
+        self.count.tls.as_ref()
+    }
+
     /// Counts bytes that went past the stream (splice).
     pub(crate) fn count(&self, received: u64, sent: u64) {
         self.count.add(received, sent);

@@ -35,6 +35,7 @@ struct Level {
     pending: AtomicU64,
     requests: AtomicU64,
     retries: AtomicU64,
+    pools: AtomicU64,
     stats: Arc<BreakerStats>,
     remaining: Option<Arc<RemainingStats>>,
 }
@@ -45,6 +46,7 @@ struct Limits {
     pending: u64,
     requests: u64,
     retries: u64,
+    pools: u64,
     budget: Option<(f64, u64)>,
 }
 
@@ -66,6 +68,7 @@ enum What {
     Pending,
     Request,
     Retry,
+    Pool,
 }
 
 impl CircuitBreakers {
@@ -84,6 +87,7 @@ impl CircuitBreakers {
                 pending: AtomicU64::new(0),
                 requests: AtomicU64::new(0),
                 retries: AtomicU64::new(0),
+                pools: AtomicU64::new(0),
                 stats: scope.group(),
                 remaining: thresholds
                     .is_some_and(|thresholds| thresholds.track_remaining)
@@ -125,6 +129,11 @@ impl CircuitBreakers {
     /// Room for a request.
     pub(crate) fn request(self: &Arc<Self>, priority: Priority) -> Option<RequestGuard> {
         self.take(priority, What::Request)
+    }
+
+    /// Room for a pool of connections.
+    pub(crate) fn pool(self: &Arc<Self>, priority: Priority) -> Option<Guard> {
+        self.take(priority, What::Pool)
     }
 
     /// Room for a retry: within `max_retries`, or within the retry budget if there is one.
@@ -172,6 +181,7 @@ impl Limits {
                 pending: 1024,
                 requests: 1024,
                 retries: 3,
+                pools: u64::MAX,
                 budget: None,
             };
         };
@@ -188,6 +198,7 @@ impl Limits {
             pending: limit(wire.max_pending_requests, 1024),
             requests: limit(wire.max_requests, 1024),
             retries: limit(wire.max_retries, 3),
+            pools: limit(wire.max_connection_pools, u64::MAX),
             budget,
         }
     }
@@ -200,6 +211,7 @@ impl Level {
             What::Pending => &self.pending,
             What::Request => &self.requests,
             What::Retry => &self.retries,
+            What::Pool => &self.pools,
         }
     }
 
@@ -208,6 +220,7 @@ impl Level {
             (What::Connection, _) => self.limits.connections,
             (What::Pending, _) => self.limits.pending,
             (What::Request, _) => self.limits.requests,
+            (What::Pool, _) => self.limits.pools,
             (What::Retry, None) => self.limits.retries,
             (What::Retry, Some((share, least))) => {
                 let active = self.requests.load(Relaxed) + self.pending.load(Relaxed);
@@ -224,7 +237,13 @@ impl Level {
     }
 
     fn show(&self) {
-        for what in [What::Connection, What::Pending, What::Request, What::Retry] {
+        for what in [
+            What::Connection,
+            What::Pending,
+            What::Request,
+            What::Retry,
+            What::Pool,
+        ] {
             self.show_one(what);
         }
     }
@@ -236,6 +255,7 @@ impl Level {
             What::Pending => &self.stats.rq_pending_open,
             What::Request => &self.stats.rq_open,
             What::Retry => &self.stats.rq_retry_open,
+            What::Pool => &self.stats.cx_pool_open,
         };
         open.set(u64::from(count >= limit));
         if let Some(remaining) = &self.remaining {
@@ -244,6 +264,7 @@ impl Level {
                 What::Pending => &remaining.remaining_pending,
                 What::Request => &remaining.remaining_rq,
                 What::Retry => &remaining.remaining_retries,
+                What::Pool => &remaining.remaining_cx_pools,
             };
             gauge.set(limit.saturating_sub(count));
         }

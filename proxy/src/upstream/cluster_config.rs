@@ -4,6 +4,9 @@
     reason = "control planes still send the fields that Envoy has deprecated"
 )]
 
+#[cfg(test)]
+mod tests;
+
 use super::{
     HttpProtocolOptions, dns::DnsOptions, dns_cache::DnsCacheConfig,
     health_check::HealthCheckConfig, load_balancer::policy::Balancing, outlier::OutlierConfig,
@@ -55,6 +58,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) http: HttpProtocolOptions,
     /// How connections are secured.
     pub(crate) transport: TransportMatches,
+    /// Connections to a host for each one in use, at least; 1 for those that are needed.
+    pub(crate) preconnect_ratio: f64,
     /// Source address of connections.
     pub(crate) bind: Option<SocketAddr>,
     /// TCP keepalive.
@@ -145,6 +150,7 @@ impl ClusterConfig {
             )?,
             http: http_options(&wire, &discovery)?,
             transport: TransportMatches::of(&wire, secrets)?,
+            preconnect_ratio: preconnect_ratio(&wire).at("preconnect_policy")?,
             keepalive: wire
                 .upstream_connection_options
                 .as_ref()
@@ -171,6 +177,27 @@ fn http_options(wire: &Wire, discovery: &Discovery) -> Result<HttpProtocolOption
     Ok(options)
 }
 
+fn preconnect_ratio(wire: &Wire) -> Result<f64, Invalid> {
+    let Some(policy) = &wire.preconnect_policy else {
+        return Ok(1.0);
+    };
+    if policy
+        .predictive_preconnect_ratio
+        .is_some_and(|ratio| ratio > 1.0)
+    {
+        return Err(Invalid::unsupported("it").at("predictive_preconnect_ratio"));
+    }
+    if policy.preconnect_enabled_metadata.is_some() {
+        return Err(Invalid::unsupported("it").at("preconnect_enabled_metadata"));
+    }
+    let ratio = policy.per_upstream_preconnect_ratio.unwrap_or(1.0);
+    if (1.0..=3.0).contains(&ratio) {
+        Ok(ratio)
+    } else {
+        Err(Invalid::new("it must be between 1 and 3").at("per_upstream_preconnect_ratio"))
+    }
+}
+
 /// Names are resolved by the system; whoever asks for that gets it.
 fn is_system_resolver(wire: &Wire) -> bool {
     use proto::envoy::extensions::network::dns_resolver::{
@@ -191,6 +218,10 @@ fn is_system_resolver(wire: &Wire) -> bool {
 fn refuse(wire: &Wire) -> Result<(), Invalid> {
     if wire.name.is_empty() {
         return Err(Invalid::new("a cluster needs a name").at("name"));
+    }
+    let connect_timeout = wire.connect_timeout.as_ref();
+    if connect_timeout.is_some_and(|limit| limit.seconds == 0 && limit.nanos == 0) {
+        return Err(Invalid::new("it must be greater than 0s").at("connect_timeout"));
     }
     let breakers = wire.circuit_breakers.as_ref();
     let bind = wire.upstream_bind_config.as_ref();
@@ -430,67 +461,4 @@ pub(crate) fn has_all(fields: Option<&Struct>, criteria: &Struct) -> bool {
         .fields
         .iter()
         .all(|(name, value)| fields.is_some_and(|fields| fields.fields.get(name) == Some(value)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(fields: &str) -> Result<ClusterConfig, Invalid> {
-        let wire = proto::yaml::from_str(&format!("{{name: a, {fields}}}")).unwrap();
-        ClusterConfig::new(wire, &SecretSlots::default())
-    }
-
-    #[test]
-    fn what_is_not_supported_is_refused_with_its_path() {
-        for (fields, path) in [
-            ("upstream_config: {name: x}", "upstream_config"),
-            ("lrs_server: {self: {}}", "lrs_server"),
-            (
-                "circuit_breakers: {per_host_thresholds: [{max_connections: 1}]}",
-                "circuit_breakers.per_host_thresholds",
-            ),
-            (
-                "upstream_bind_config: {freebind: true}",
-                "upstream_bind_config",
-            ),
-            (
-                "type: LOGICAL_DNS, load_assignment: {cluster_name: a}",
-                "load_assignment",
-            ),
-            ("type: ORIGINAL_DST, lb_policy: ROUND_ROBIN", "lb_policy"),
-            (
-                "health_checks: [{timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1}]",
-                "health_checks[0]",
-            ),
-            (
-                "type: EDS, eds_cluster_config: {eds_config: {api_config_source: {api_type: REST}}}",
-                "eds_cluster_config.eds_config.api_config_source.api_type",
-            ),
-        ] {
-            let error = config(fields).err().map(|error| error.to_string());
-            let error = error.unwrap_or_default();
-            assert!(error.starts_with(path), "{fields}: {error}");
-        }
-    }
-
-    #[test]
-    fn the_dns_extension_is_the_older_types_in_another_form() {
-        let dns = |more: &str| {
-            config(&format!(
-                "cluster_type: {{name: envoy.clusters.dns, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster, \
-                 dns_refresh_rate: 7s, dns_lookup_family: V4_ONLY{more}}}}}, load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{{}}]}}]}}"
-            ))
-            .unwrap()
-            .discovery
-        };
-        let older = config(
-            "type: STRICT_DNS, dns_refresh_rate: 7s, dns_lookup_family: V4_ONLY, load_assignment: {cluster_name: a, endpoints: [{lb_endpoints: [{}]}]}",
-        );
-        assert_eq!(dns(""), older.unwrap().discovery);
-        assert!(matches!(
-            dns(", all_addresses_in_single_endpoint: true"),
-            Discovery::LogicalDns(_)
-        ));
-    }
 }

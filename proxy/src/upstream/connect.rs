@@ -2,7 +2,7 @@
 
 use super::{Cluster, Host, HostAddress, circuit_breaker::Guard, cluster_config::Keepalive};
 use crate::{
-    listener::UpstreamSource,
+    listener::{TlsInfo, UpstreamSource},
     stats::Scope,
     transport::{AlpnFallback, RawStream, TlsPeer, UpstreamStream},
 };
@@ -45,6 +45,8 @@ pub(crate) struct ConnectionGuard {
     host: Arc<Host>,
     began: Instant,
     is_remote_close: bool,
+    /// The TLS session, once there is one.
+    pub(crate) tls: Option<Arc<TlsInfo>>,
     /// None for connections that do not count (health checks).
     breaker: Option<Guard>,
 }
@@ -60,6 +62,7 @@ impl ConnectionGuard {
             host,
             began: Instant::now(),
             is_remote_close: false,
+            tls: None,
             breaker: Some(breaker),
         }
     }
@@ -70,6 +73,7 @@ impl ConnectionGuard {
             host,
             began: Instant::now(),
             is_remote_close: false,
+            tls: None,
             breaker: None,
         }
     }

@@ -49,6 +49,8 @@ pub(crate) enum PoolErrorKind {
     ConnectTimeout,
     /// A circuit breaker is open.
     Overflow,
+    /// The cluster has as many pools as it may.
+    PoolOverflow,
     /// The host refused the stream before working on it.
     RefusedStream,
     /// The host reset the stream.
@@ -164,12 +166,32 @@ impl Pools {
             sni: request.sni.map(Into::into),
         };
         let known = self.http.borrow().get(&key).cloned();
-        let pool = known.unwrap_or_else(|| {
-            let pool = Rc::new(HttpPool::new(cluster.clone(), host.clone(), &key));
-            self.http.borrow_mut().insert(key, pool.clone());
-            pool
-        });
+        let pool = match known {
+            Some(pool) => pool,
+            None => self.add(cluster, host, key)?,
+        };
         pool.acquire().await
+    }
+
+    /// A new pool, if the cluster may have one more; pools that nobody uses make room.
+    fn add(
+        &self,
+        cluster: &Arc<Cluster>,
+        host: &Arc<Host>,
+        key: Key,
+    ) -> Result<Rc<HttpPool>, PoolError> {
+        let mut pools = self.http.borrow_mut();
+        let room = cluster.breakers.pool(key.priority).or_else(|| {
+            pools.retain(|_, pool| !pool.is_idle_of(cluster));
+            cluster.breakers.pool(key.priority)
+        });
+        let Some(room) = room else {
+            cluster.stats.upstream_cx_pool_overflow.inc();
+            return Err(PoolError::new(PoolErrorKind::PoolOverflow, ""));
+        };
+        let pool = Rc::new(HttpPool::new(cluster.clone(), host.clone(), &key, room));
+        pools.insert(key, pool.clone());
+        Ok(pool)
     }
 
     /// A TCP connection to `host`.

@@ -49,6 +49,10 @@ pub(crate) struct HttpProtocolOptions {
     pub(crate) max_stream_duration: Option<Duration>,
     /// Number of response headers at most.
     pub(crate) max_headers_count: u32,
+    /// HTTP/1: trailers are passed on, both ways.
+    pub(crate) has_http1_trailers: bool,
+    /// HTTP/1: a response may have a length beside its chunks, which then goes.
+    pub(crate) allows_chunked_length: bool,
     /// HTTP/2: streams at once on a connection.
     pub(crate) max_concurrent_streams: u32,
     /// HTTP/2: window of a stream.
@@ -72,6 +76,8 @@ impl Default for HttpProtocolOptions {
             max_requests_per_connection: 0,
             max_stream_duration: None,
             max_headers_count: 100,
+            has_http1_trailers: false,
+            allows_chunked_length: false,
             max_concurrent_streams: 1024,
             initial_stream_window: 16 << 20,
             initial_connection_window: 24 << 20,
@@ -96,6 +102,9 @@ impl HttpProtocolOptions {
             return options.with(&wire).at(format_args!(
                 "typed_extension_protocol_options[{TYPED_KEY}]"
             ));
+        }
+        if let Some(http1) = &cluster.http_protocol_options {
+            options.http1(http1).at("http_protocol_options")?;
         }
         let wire = Wire {
             common_http_protocol_options: cluster.common_http_protocol_options,
@@ -158,7 +167,11 @@ impl HttpProtocolOptions {
             None => {}
             Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
                 match &explicit.protocol_config {
-                    None | Some(ProtocolConfig::HttpProtocolOptions(_)) => {}
+                    None => {}
+                    Some(ProtocolConfig::HttpProtocolOptions(http1)) => {
+                        self.http1(http1)
+                            .at("explicit_http_config.http_protocol_options")?;
+                    }
                     Some(ProtocolConfig::Http2ProtocolOptions(http2)) => {
                         self.protocol = UpstreamProtocol::Http2;
                         self.http2(http2)
@@ -194,15 +207,26 @@ impl HttpProtocolOptions {
 
     fn both(
         &mut self,
-        _http1: Option<&Http1ProtocolOptions>,
+        http1: Option<&Http1ProtocolOptions>,
         http2: Option<&Http2ProtocolOptions>,
     ) -> Result<(), Invalid> {
+        if let Some(http1) = http1 {
+            self.http1(http1).at("http_protocol_options")?;
+        }
         http2.map_or(Ok(()), |http2| {
             self.http2(http2).at("http2_protocol_options")
         })
     }
 
+    fn http1(&mut self, wire: &Http1ProtocolOptions) -> Result<(), Invalid> {
+        crate::http::config::ranges::http1(wire)?;
+        self.has_http1_trailers = wire.enable_trailers;
+        self.allows_chunked_length = wire.allow_chunked_length;
+        Ok(())
+    }
+
     fn http2(&mut self, wire: &Http2ProtocolOptions) -> Result<(), Invalid> {
+        crate::http::config::ranges::windows(wire)?;
         self.max_concurrent_streams = wire
             .max_concurrent_streams
             .unwrap_or(self.max_concurrent_streams)

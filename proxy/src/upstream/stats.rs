@@ -78,7 +78,7 @@ stat_group! {
 stat_group! {
     /// `cluster.<name>.circuit_breakers.<priority>.remaining_…`, where `track_remaining` is set.
     pub(crate) struct RemainingStats {
-        remaining_cx: Gauge, remaining_pending: Gauge, remaining_retries: Gauge, remaining_rq: Gauge,
+        remaining_cx: Gauge, remaining_cx_pools: Gauge, remaining_pending: Gauge, remaining_retries: Gauge, remaining_rq: Gauge,
     }
 }
 

@@ -10,6 +10,7 @@ mod certificates;
 mod control_plane;
 mod http;
 mod listeners;
+mod network_filters;
 mod running;
 mod scale;
 mod statics;

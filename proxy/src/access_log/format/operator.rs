@@ -1,16 +1,19 @@
 //! The operators: each knows how to write its value, or that it has none.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use http::HeaderMap;
 use tokio::time::Instant;
 
-use crate::http::headers::names;
-use crate::listener::TlsInfo;
+use crate::http::headers::{RequestHeaders, names};
+use crate::http::local_reply::grpc_status_of;
 use crate::matcher::{FieldName, HeaderSource};
 
 use super::json_value::write_metadata;
+use super::tls_field::{Side, TlsField};
 use super::{FormatContext, Kind, TimeFormat};
 
 /// One operator, its arguments parsed.
@@ -44,6 +47,7 @@ pub(super) enum Operator {
     RequestedServerName,
     RouteName,
     VirtualHostName,
+    VirtualClusterName,
     ConnectionId,
     StreamId,
     TraceId,
@@ -56,17 +60,9 @@ pub(super) enum Operator {
     Address(Address),
     AddressWithoutPort(Address),
     Port(Address),
-    PeerUriSan,
-    PeerDnsSan,
-    LocalUriSan,
-    PeerSubject,
-    PeerFingerprint,
-    PeerSerial,
-    PeerIssuer,
-    LocalDnsSan,
-    LocalSubject,
-    TlsVersion,
-    TlsCipher,
+    FilterChainName,
+    HeaderBytes(Map),
+    Tls(Side, TlsField),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -126,6 +122,7 @@ impl Operator {
             | Operator::ResponseTxDuration
             | Operator::AttemptCount
             | Operator::ConnectionId
+            | Operator::HeaderBytes(_)
             | Operator::GrpcStatus(false)
             | Operator::Port(_) => Kind::Number,
             Operator::DynamicMetadata(..) | Operator::RouteMetadata(..) => Kind::Json,
@@ -178,6 +175,7 @@ impl Operator {
             | Operator::UpstreamProtocol
             | Operator::RouteName
             | Operator::VirtualHostName
+            | Operator::VirtualClusterName
             | Operator::RouteMetadata(..) => self.write_upstream(context, out),
             Operator::RequestedServerName => put(info.connection.server_name.as_deref(), out),
             Operator::ConnectionId => number(info.connection.id, out),
@@ -196,19 +194,20 @@ impl Operator {
             | Operator::QueryParameter(_)
             | Operator::QueryParameters
             | Operator::StreamId => self.write_request(context, out),
-            Operator::TraceId => put(
-                info.span.as_ref().map(|span| span.trace_id()).as_deref(),
+            Operator::TraceId => put(info.trace_id().as_deref(), out),
+            Operator::SpanId => put(info.span_id().as_deref(), out),
+            Operator::FilterChainName => put(
+                info.connection.chain.as_ref().map(|chain| chain.name()),
                 out,
             ),
-            Operator::SpanId => put(
-                info.span.as_ref().map(|span| span.span_id()).as_deref(),
-                out,
-            ),
-            _ => info
-                .connection
-                .tls
-                .as_ref()
-                .is_some_and(|tls| self.write_tls(tls, out)),
+            Operator::HeaderBytes(map) => number(header_bytes(context, *map), out),
+            Operator::Tls(side, field) => {
+                let session = match side {
+                    Side::Downstream => &info.connection.tls,
+                    Side::Upstream => &info.upstream.tls,
+                };
+                session.as_ref().is_some_and(|tls| field.write(tls, out))
+            }
         }
     }
 
@@ -242,6 +241,7 @@ impl Operator {
                     .map(|route| route.virtual_host().name.as_ref()),
                 out,
             ),
+            Operator::VirtualClusterName => put(info.virtual_cluster.as_deref(), out),
             Operator::RouteMetadata(filter, path) => {
                 let metadata = info
                     .route
@@ -340,8 +340,15 @@ impl Operator {
         let value = context
             .trailers
             .and_then(|map| map.get(name))
-            .or_else(|| context.response.and_then(|head| head.map.get(name)));
-        let Some(value) = value.and_then(|value| value.to_str().ok()) else {
+            .or_else(|| context.response.and_then(|head| head.map.get(name)))
+            .and_then(|value| value.to_str().ok());
+        // A call that brought no status of its own has that of its HTTP status.
+        let of_http = || {
+            let is_grpc = context.request.is_some_and(RequestHeaders::is_grpc);
+            let code = context.info.response_code.filter(|_| is_grpc)?;
+            Some(grpc_status_of(code).to_string().into())
+        };
+        let Some(value) = value.map(Cow::Borrowed).or_else(of_http) else {
             return false;
         };
         let known = value
@@ -358,31 +365,37 @@ impl Operator {
                     out.push(c.to_ascii_uppercase());
                 }
             }
-            _ => out.push_str(value),
+            _ => out.push_str(&value),
         }
         true
     }
+}
 
-    fn write_tls(&self, tls: &TlsInfo, out: &mut String) -> bool {
-        let peer = tls.peer.as_ref();
-        match self {
-            Operator::PeerUriSan => peer.is_some_and(|peer| join(&peer.uri_sans, out)),
-            Operator::PeerDnsSan => peer.is_some_and(|peer| join(&peer.dns_sans, out)),
-            Operator::PeerSubject => put(peer.map(|peer| peer.subject.as_str()), out),
-            Operator::PeerFingerprint => put(peer.map(|peer| peer.sha256.as_str()), out),
-            Operator::PeerSerial => put(peer.map(|peer| peer.serial.as_str()), out),
-            Operator::PeerIssuer => put(peer.map(|peer| peer.issuer.as_str()), out),
-            Operator::LocalDnsSan => join(&tls.local_dns_sans, out),
-            Operator::LocalSubject => put(
-                Some(tls.local_subject.as_ref()).filter(|text| !text.is_empty()),
-                out,
-            ),
-            Operator::LocalUriSan => join(&tls.local_uri_sans, out),
-            Operator::TlsVersion => put(Some(tls.version), out),
-            Operator::TlsCipher => put(Some(tls.cipher.as_str()), out),
-            _ => false,
-        }
-    }
+/// The names and values of all fields of a head, pseudo headers too, without what stands between them.
+fn header_bytes(context: &FormatContext<'_>, map: Map) -> u64 {
+    let of_map = |map: &HeaderMap| {
+        let sizes = map
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len());
+        sizes.sum::<usize>()
+    };
+    let size = match map {
+        Map::Request => context.request.map(|head| {
+            let pseudo = [
+                (":authority", head.authority.len()),
+                (":path", head.path.as_str().len()),
+                (":method", head.method.as_str().len()),
+                (":scheme", head.scheme.as_str().len()),
+            ];
+            let pseudo = pseudo.iter().map(|(name, length)| name.len() + length);
+            of_map(&head.map) + pseudo.sum::<usize>()
+        }),
+        Map::Response => context
+            .response
+            .map(|head| of_map(&head.map) + ":status".len() + head.status.as_str().len()),
+        Map::Trailers => context.trailers.map(of_map),
+    };
+    size.unwrap_or(0) as u64
 }
 
 /// The value of a query parameter, as it was sent.
@@ -421,7 +434,7 @@ fn either<'a>(
     source.field(name).or_else(|| source.field(other?))
 }
 
-fn put(text: Option<&str>, out: &mut String) -> bool {
+pub(super) fn put(text: Option<&str>, out: &mut String) -> bool {
     text.is_some_and(|text| {
         out.push_str(text);
         true
@@ -431,16 +444,6 @@ fn put(text: Option<&str>, out: &mut String) -> bool {
 fn number(value: u64, out: &mut String) -> bool {
     let _ = write!(out, "{value}");
     true
-}
-
-fn join(items: &[String], out: &mut String) -> bool {
-    for (index, item) in items.iter().enumerate() {
-        if index > 0 {
-            out.push(',');
-        }
-        out.push_str(item);
-    }
-    !items.is_empty()
 }
 
 fn protocol(version: http::Version) -> &'static str {

@@ -4,6 +4,7 @@ use crate::invalid::{At as _, Invalid};
 use crate::matcher::FieldName;
 
 use super::operator::{Address, Map, Operator, TimePoint};
+use super::tls_field::{Side, TlsField};
 use super::{Part, TimeFormat};
 
 /// Parses a format string.
@@ -84,6 +85,9 @@ fn operator(name: &str, argument: Option<&str>) -> Result<Operator, Invalid> {
     if let Some(operator) = address(name).or_else(|| plain(name)) {
         return Ok(operator);
     }
+    if let Some(operator) = tls(name, argument)? {
+        return Ok(operator);
+    }
     Ok(match name {
         "START_TIME" => Operator::Time(TimePoint::Start, time_format(argument)?),
         "EMIT_TIME" => Operator::Time(TimePoint::Now, time_format(argument)?),
@@ -147,7 +151,6 @@ const KNOWN_ABSENT: &[&str] = &[
     "DOWNSTREAM_HANDSHAKE_DURATION",
     "ROUNDTRIP_DURATION",
     "UPSTREAM_CONNECTION_ID",
-    "VIRTUAL_CLUSTER_NAME",
     "CUSTOM_FLAGS",
     "TLS_JA3_FINGERPRINT",
     "TLS_JA4_FINGERPRINT",
@@ -155,8 +158,6 @@ const KNOWN_ABSENT: &[&str] = &[
     "DOWNSTREAM_DETECTED_CLOSE_TYPE",
     "DOWNSTREAM_LOCAL_CLOSE_REASON",
     "DOWNSTREAM_TLS_SESSION_ID",
-    "DOWNSTREAM_PEER_CERT_V_START",
-    "DOWNSTREAM_PEER_CERT_V_END",
     "DOWNSTREAM_PEER_FINGERPRINT_1",
     "DOWNSTREAM_PEER_EMAIL_SAN",
     "DOWNSTREAM_PEER_IP_SAN",
@@ -164,24 +165,12 @@ const KNOWN_ABSENT: &[&str] = &[
     "DOWNSTREAM_PEER_CERT",
     "DOWNSTREAM_LOCAL_IP_SAN",
     "DOWNSTREAM_LOCAL_EMAIL_SAN",
-    "UPSTREAM_PEER_SUBJECT",
-    "UPSTREAM_PEER_ISSUER",
     "UPSTREAM_PEER_CERT",
-    "UPSTREAM_PEER_URI_SAN",
-    "UPSTREAM_PEER_DNS_SAN",
     "UPSTREAM_PEER_IP_SAN",
-    "UPSTREAM_LOCAL_SUBJECT",
-    "UPSTREAM_LOCAL_URI_SAN",
-    "UPSTREAM_TLS_CIPHER",
-    "UPSTREAM_TLS_VERSION",
     "UPSTREAM_TLS_SESSION_ID",
     "UPSTREAM_CONNECTION_POOL_READY_DURATION",
     "UPSTREAM_DETECTED_CLOSE_TYPE",
     "UPSTREAM_LOCAL_CLOSE_REASON",
-    "FILTER_CHAIN_NAME",
-    "REQUEST_HEADERS_BYTES",
-    "RESPONSE_HEADERS_BYTES",
-    "RESPONSE_TRAILERS_BYTES",
     "UPSTREAM_HEADER_BYTES_SENT",
     "UPSTREAM_HEADER_BYTES_RECEIVED",
     "UPSTREAM_WIRE_BYTES_SENT",
@@ -219,6 +208,7 @@ fn plain(name: &str) -> Option<Operator> {
         "REQUESTED_SERVER_NAME" => Operator::RequestedServerName,
         "ROUTE_NAME" => Operator::RouteName,
         "VIRTUAL_HOST_NAME" => Operator::VirtualHostName,
+        "VIRTUAL_CLUSTER_NAME" => Operator::VirtualClusterName,
         "CONNECTION_ID" => Operator::ConnectionId,
         "GRPC_STATUS_NUMBER" => Operator::GrpcStatus(false),
         "HOSTNAME" => Operator::Literal(hostname()),
@@ -228,19 +218,42 @@ fn plain(name: &str) -> Option<Operator> {
         "SPAN_ID" => Operator::SpanId,
         "ACCESS_LOG_TYPE" => Operator::Literal(Some("DownstreamEnd".into())),
         "QUERY_PARAMS" => Operator::QueryParameters,
-        "DOWNSTREAM_PEER_URI_SAN" => Operator::PeerUriSan,
-        "DOWNSTREAM_PEER_DNS_SAN" => Operator::PeerDnsSan,
-        "DOWNSTREAM_LOCAL_URI_SAN" => Operator::LocalUriSan,
-        "DOWNSTREAM_PEER_SUBJECT" => Operator::PeerSubject,
-        "DOWNSTREAM_PEER_FINGERPRINT_256" => Operator::PeerFingerprint,
-        "DOWNSTREAM_PEER_SERIAL" => Operator::PeerSerial,
-        "DOWNSTREAM_PEER_ISSUER" => Operator::PeerIssuer,
-        "DOWNSTREAM_LOCAL_DNS_SAN" => Operator::LocalDnsSan,
-        "DOWNSTREAM_LOCAL_SUBJECT" => Operator::LocalSubject,
-        "DOWNSTREAM_TLS_VERSION" => Operator::TlsVersion,
-        "DOWNSTREAM_TLS_CIPHER" => Operator::TlsCipher,
+        "FILTER_CHAIN_NAME" => Operator::FilterChainName,
+        "REQUEST_HEADERS_BYTES" => Operator::HeaderBytes(Map::Request),
+        "RESPONSE_HEADERS_BYTES" => Operator::HeaderBytes(Map::Response),
+        "RESPONSE_TRAILERS_BYTES" => Operator::HeaderBytes(Map::Trailers),
         _ => return None,
     })
+}
+
+/// `DOWNSTREAM_…` or `UPSTREAM_…`: something of a TLS session.
+fn tls(name: &str, argument: Option<&str>) -> Result<Option<Operator>, Invalid> {
+    let (side, field) = if let Some(field) = name.strip_prefix("DOWNSTREAM_") {
+        (Side::Downstream, field)
+    } else if let Some(field) = name.strip_prefix("UPSTREAM_") {
+        (Side::Upstream, field)
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(Operator::Tls(
+        side,
+        match field {
+            "PEER_URI_SAN" => TlsField::PeerUriSan,
+            "PEER_DNS_SAN" => TlsField::PeerDnsSan,
+            "PEER_SUBJECT" => TlsField::PeerSubject,
+            "PEER_FINGERPRINT_256" => TlsField::PeerFingerprint,
+            "PEER_SERIAL" => TlsField::PeerSerial,
+            "PEER_ISSUER" => TlsField::PeerIssuer,
+            "PEER_CERT_V_START" => TlsField::PeerStart(time_format(argument)?),
+            "PEER_CERT_V_END" => TlsField::PeerEnd(time_format(argument)?),
+            "LOCAL_URI_SAN" => TlsField::LocalUriSan,
+            "LOCAL_DNS_SAN" => TlsField::LocalDnsSan,
+            "LOCAL_SUBJECT" => TlsField::LocalSubject,
+            "TLS_VERSION" => TlsField::Version,
+            "TLS_CIPHER" => TlsField::Cipher,
+            _ => return Ok(None),
+        },
+    )))
 }
 
 fn address(name: &str) -> Option<Operator> {

@@ -5,5 +5,5 @@ mod body;
 mod send;
 mod session;
 
-pub(crate) use body::{RequestBody, RequestBodyError, Tunnel};
+pub(crate) use body::{RequestBody, RequestBodyError};
 pub(super) use session::serve;

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 use crate::http::config::ConnectionManager;
 use crate::http::stream::DownstreamConnection;
+use crate::transport::{DownstreamStream, ReadAhead};
 
-use super::detect::Prefixed;
 use super::{Ending, count_ending, ending};
 
 pub(crate) use tunnel::Tunnel;
@@ -28,7 +28,11 @@ const MAX_STREAMS: u32 = 1024;
 const PREFACE: Duration = Duration::from_secs(10);
 
 /// Serves a connection to its end.
-pub(super) async fn serve(io: Prefixed, connection: Rc<DownstreamConnection>, drain: Drain) {
+pub(super) async fn serve(
+    io: ReadAhead<DownstreamStream>,
+    connection: Rc<DownstreamConnection>,
+    drain: Drain,
+) {
     let start = Instant::now();
     let manager = connection.manager.clone();
     let handshake = builder(&manager).handshake::<_, Bytes>(io);
@@ -81,11 +85,18 @@ fn builder(manager: &ConnectionManager) -> h2::server::Builder {
 }
 
 /// Accepts streams until the connection is over.
-async fn run(http2: &mut Connection<Prefixed, Bytes>, connection: &Rc<DownstreamConnection>) {
+async fn run(
+    http2: &mut Connection<ReadAhead<DownstreamStream>, Bytes>,
+    connection: &Rc<DownstreamConnection>,
+) {
     while let Some(accepted) = http2.accept().await {
         match accepted {
             Ok((request, respond)) => {
                 tokio::task::spawn_local(serve_stream::serve(connection.clone(), request, respond));
+                if connection.is_unhealthy() {
+                    // Streams that run go on; the client is told to open no more.
+                    http2.graceful_shutdown();
+                }
             }
             Err(error) => return note(connection, &error),
         }

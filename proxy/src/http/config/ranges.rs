@@ -1,6 +1,6 @@
 //! What a connection manager's configuration may hold at most and at least, as Envoy validates it.
 
-use proto::envoy::config::core::v3::Http2ProtocolOptions;
+use proto::envoy::config::core::v3::{Http1ProtocolOptions, Http2ProtocolOptions};
 use proto::envoy::extensions::filters::network::http_connection_manager::v3 as wire;
 
 use crate::invalid::Invalid;
@@ -44,13 +44,25 @@ pub(super) fn check(config: &wire::HttpConnectionManager) -> Result<(), Invalid>
         )?;
         seen.push(name);
     }
+    if let Some(options) = &config.http_protocol_options {
+        http1(options).map_err(|error| error.at("http_protocol_options"))?;
+    }
     match &config.http2_protocol_options {
         Some(options) => windows(options).map_err(|error| error.at("http2_protocol_options")),
         None => Ok(()),
     }
 }
 
-fn windows(options: &Http2ProtocolOptions) -> Result<(), Invalid> {
+/// Refuses what the HTTP/1 codec does not do.
+pub(crate) fn http1(options: &Http1ProtocolOptions) -> Result<(), Invalid> {
+    if options.allow_custom_methods {
+        return Err(Invalid::unsupported("it").at("allow_custom_methods"));
+    }
+    Ok(())
+}
+
+/// Refuses windows that HTTP/2 does not have.
+pub(crate) fn windows(options: &Http2ProtocolOptions) -> Result<(), Invalid> {
     for (field, window) in [
         (
             "initial_stream_window_size",

@@ -13,6 +13,7 @@ use crate::http::local_reply::LocalReply;
 use crate::http::stream::Stream;
 use crate::invalid::{At as _, Invalid, try_all};
 use crate::matcher::{Fraction, StringMatcher};
+use crate::runtime::RuntimeFraction;
 use crate::stat_group;
 
 use super::{FilterContext, FilterFactory, FilterKind, FilterStatus, HttpFilter, RouteValue};
@@ -36,11 +37,15 @@ struct Policy {
     headers: Option<HeaderValue>,
     exposed: Option<HeaderValue>,
     max_age: Option<HeaderValue>,
-    allows_credentials: bool,
-    allows_private_network: bool,
-    forwards_unmatched_preflight: bool,
-    enabled: Fraction,
+    allows_credentials: Option<bool>,
+    allows_private_network: Option<bool>,
+    forwards_unmatched_preflight: Option<bool>,
+    enabled: RuntimeFraction,
 }
+
+/// The policies of all levels of a route, the most specific first: each setting is that of the first which has it.
+#[derive(Debug)]
+struct Policies(Vec<Arc<Policy>>);
 
 stat_group! {
     /// `http.<prefix>.cors.…`
@@ -56,7 +61,7 @@ struct Cors {
     name: Box<str>,
     stats: Arc<CorsStats>,
     /// Set when the origin is good: what to tell the client.
-    granted: Option<(Arc<Policy>, HeaderValue)>,
+    granted: Option<(Policies, HeaderValue)>,
 }
 
 fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory>, Invalid> {
@@ -107,38 +112,63 @@ impl Policy {
             headers: value(&policy.allow_headers).at("allow_headers")?,
             exposed: value(&policy.expose_headers).at("expose_headers")?,
             max_age: value(&policy.max_age).at("max_age")?,
-            allows_credentials: policy.allow_credentials.unwrap_or(false),
-            allows_private_network: policy.allow_private_network_access.unwrap_or(false),
-            forwards_unmatched_preflight: policy.forward_not_matching_preflights.unwrap_or(true),
-            enabled: policy
-                .filter_enabled
-                .as_ref()
-                .map_or(Fraction::ALWAYS, Fraction::from),
+            allows_credentials: policy.allow_credentials,
+            allows_private_network: policy.allow_private_network_access,
+            forwards_unmatched_preflight: policy.forward_not_matching_preflights,
+            enabled: RuntimeFraction::or(policy.filter_enabled.as_ref(), Fraction::ALWAYS),
         })
+    }
+}
+
+impl Policies {
+    fn first<T: Clone>(&self, of: impl Fn(&Policy) -> Option<&T>) -> Option<T> {
+        self.0.iter().find_map(|policy| of(policy)).cloned()
+    }
+
+    fn is(&self, of: impl Fn(&Policy) -> Option<&bool>, default: bool) -> bool {
+        self.first(of).unwrap_or(default)
+    }
+
+    fn is_enabled(&self) -> bool {
+        let policy = self.0.first();
+        policy.is_some_and(|policy| policy.enabled.draw())
+    }
+
+    fn knows(&self, origin: &HeaderValue) -> bool {
+        let policy = self.0.iter().find(|policy| !policy.origins.is_empty());
+        let mut origins = policy.into_iter().flat_map(|policy| &policy.origins);
+        origins.any(|matcher| matcher.matches(origin.as_bytes()))
     }
 
     fn preflight(&self, origin: HeaderValue, asks_private_network: bool) -> LocalReply {
         let mut reply = LocalReply::new(StatusCode::OK, "", "cors_response")
             .header(&header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         let optional = [
-            (header::ACCESS_CONTROL_ALLOW_METHODS, &self.methods),
-            (header::ACCESS_CONTROL_ALLOW_HEADERS, &self.headers),
-            (header::ACCESS_CONTROL_MAX_AGE, &self.max_age),
+            (
+                header::ACCESS_CONTROL_ALLOW_METHODS,
+                self.first(|policy| policy.methods.as_ref()),
+            ),
+            (
+                header::ACCESS_CONTROL_ALLOW_HEADERS,
+                self.first(|policy| policy.headers.as_ref()),
+            ),
+            (
+                header::ACCESS_CONTROL_MAX_AGE,
+                self.first(|policy| policy.max_age.as_ref()),
+            ),
         ];
         for (name, value) in optional {
             if let Some(value) = value {
-                reply = reply.header(&name, value.clone());
+                reply = reply.header(&name, value);
             }
         }
-        if self.allows_credentials {
-            reply = reply.header(
-                &header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
-                HeaderValue::from_static("true"),
-            );
+        let yes = HeaderValue::from_static("true");
+        if self.is(|policy| policy.allows_credentials.as_ref(), false) {
+            reply = reply.header(&header::ACCESS_CONTROL_ALLOW_CREDENTIALS, yes.clone());
         }
-        if asks_private_network && self.allows_private_network {
+        if asks_private_network && self.is(|policy| policy.allows_private_network.as_ref(), false) {
             let name = HeaderName::from_static("access-control-allow-private-network");
-            reply = reply.header(&name, HeaderValue::from_static("true"));
+            reply = reply.header(&name, yes);
         }
         reply
     }
@@ -160,12 +190,8 @@ impl HttpFilter for Cors {
         headers: &mut RequestHeaders,
         stream: &mut Stream,
     ) -> FilterStatus {
-        let policy = stream
-            .route_config::<Arc<Policy>>(&self.name)
-            .or_else(|| stream.route_config(NAME));
-        let Some(policy) = policy.cloned() else {
-            return FilterStatus::Continue;
-        };
+        let policies = stream.configs_of::<Arc<Policy>>(&self.name, NAME);
+        let policies = Policies(policies.cloned().collect());
         let Some(origin) = headers
             .map
             .get(header::ORIGIN)
@@ -174,7 +200,7 @@ impl HttpFilter for Cors {
         else {
             return FilterStatus::Continue;
         };
-        if !policy.enabled.draw() {
+        if !policies.is_enabled() {
             return FilterStatus::Continue;
         }
         let is_preflight = headers.method == Method::OPTIONS
@@ -182,13 +208,10 @@ impl HttpFilter for Cors {
                 .map
                 .get(header::ACCESS_CONTROL_REQUEST_METHOD)
                 .is_some_and(|method| !method.is_empty());
-        if !policy
-            .origins
-            .iter()
-            .any(|matcher| matcher.matches(origin.as_bytes()))
-        {
+        if !policies.knows(&origin) {
             self.stats.origin_invalid.inc();
-            if is_preflight && !policy.forwards_unmatched_preflight {
+            let forwards = policies.is(|policy| policy.forwards_unmatched_preflight.as_ref(), true);
+            if is_preflight && !forwards {
                 return FilterStatus::reply(LocalReply::new(StatusCode::OK, "", "cors_response"));
             }
             return FilterStatus::Continue;
@@ -199,31 +222,31 @@ impl HttpFilter for Cors {
                 .map
                 .get("access-control-request-private-network")
                 .is_some_and(|value| value.as_bytes() == b"true");
-            let reply = policy.preflight(origin.clone(), asks);
-            self.granted = Some((policy, origin));
+            let reply = policies.preflight(origin.clone(), asks);
+            self.granted = Some((policies, origin));
             return FilterStatus::reply(reply);
         }
-        self.granted = Some((policy, origin));
+        self.granted = Some((policies, origin));
         FilterStatus::Continue
     }
 
     fn encode_headers(&mut self, headers: &mut ResponseHeaders, _stream: &mut Stream) {
-        let Some((policy, origin)) = self.granted.take() else {
+        let Some((policies, origin)) = self.granted.take() else {
             return;
         };
         headers
             .map
             .insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        if policy.allows_credentials {
+        if policies.is(|policy| policy.allows_credentials.as_ref(), false) {
             headers.map.insert(
                 header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
                 HeaderValue::from_static("true"),
             );
         }
-        if let Some(exposed) = &policy.exposed {
+        if let Some(exposed) = policies.first(|policy| policy.exposed.as_ref()) {
             headers
                 .map
-                .insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed.clone());
+                .insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
         }
     }
 }

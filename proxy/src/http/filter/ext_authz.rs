@@ -208,7 +208,7 @@ impl HttpFilter for ExtAuthz {
         };
         if !self.config.is_enabled(stream) {
             self.config.stats.disabled.inc();
-            return if self.config.denies_when_disabled {
+            return if self.config.denies_when_disabled.now() {
                 FilterStatus::reply(self.config.error_reply())
             } else {
                 FilterStatus::Continue

@@ -17,6 +17,7 @@ use crate::http::stream::Stream;
 use crate::invalid::{At as _, Invalid, try_all};
 use crate::matcher::{Fraction, HeaderMatcher};
 use crate::router::timeout::duration;
+use crate::runtime::RuntimeFraction;
 use crate::stat_group;
 use crate::stream_info::ResponseFlag;
 
@@ -35,9 +36,9 @@ pub(crate) const KIND: FilterKind = FilterKind {
 /// What we use of the wire message, already checked.
 #[derive(Debug)]
 struct FaultConfig {
-    delay: Option<(Delay, Fraction)>,
-    abort: Option<(Abort, Fraction)>,
-    rate: Option<(Rate, Fraction)>,
+    delay: Option<(Delay, RuntimeFraction)>,
+    abort: Option<(Abort, RuntimeFraction)>,
+    rate: Option<(Rate, RuntimeFraction)>,
     body: Bytes,
     upstream_cluster: Option<Box<str>>,
     headers: Vec<HeaderMatcher>,
@@ -112,6 +113,25 @@ impl TryFrom<&wire::HttpFault> for FaultConfig {
     type Error = Invalid;
 
     fn try_from(fault: &wire::HttpFault) -> Result<Self, Invalid> {
+        for (key, field) in [
+            (&fault.delay_duration_runtime, "delay_duration_runtime"),
+            (
+                &fault.abort_http_status_runtime,
+                "abort_http_status_runtime",
+            ),
+            (
+                &fault.abort_grpc_status_runtime,
+                "abort_grpc_status_runtime",
+            ),
+            (
+                &fault.max_active_faults_runtime,
+                "max_active_faults_runtime",
+            ),
+        ] {
+            if !key.is_empty() {
+                return Err(Invalid::unsupported("a runtime key").at(field));
+            }
+        }
         let body = fault
             .abort
             .as_ref()
@@ -123,12 +143,40 @@ impl TryFrom<&wire::HttpFault> for FaultConfig {
             Bytes::from(body)
         };
         Ok(FaultConfig {
-            delay: fault.delay.as_ref().map(delay).transpose().at("delay")?,
-            abort: fault.abort.as_ref().map(abort).transpose().at("abort")?,
+            delay: fault
+                .delay
+                .as_ref()
+                .map(|wire| {
+                    let key = &fault.delay_percent_runtime;
+                    let (kind, share) = delay(wire)?;
+                    Ok::<_, Invalid>((
+                        kind,
+                        keyed(key, "fault.http.delay.fixed_delay_percent", share),
+                    ))
+                })
+                .transpose()
+                .at("delay")?,
+            abort: fault
+                .abort
+                .as_ref()
+                .map(|wire| {
+                    let key = &fault.abort_percent_runtime;
+                    let (kind, share) = abort(wire)?;
+                    Ok::<_, Invalid>((kind, keyed(key, "fault.http.abort.abort_percent", share)))
+                })
+                .transpose()
+                .at("abort")?,
             rate: fault
                 .response_rate_limit
                 .as_ref()
-                .map(rate)
+                .map(|wire| {
+                    let key = &fault.response_rate_limit_percent_runtime;
+                    let (kind, share) = rate(wire)?;
+                    Ok::<_, Invalid>((
+                        kind,
+                        keyed(key, "fault.http.rate_limit.response_percent", share),
+                    ))
+                })
                 .transpose()
                 .at("response_rate_limit")?,
             body,
@@ -143,6 +191,11 @@ impl TryFrom<&wire::HttpFault> for FaultConfig {
             max_active: fault.max_active_faults.map(u64::from),
         })
     }
+}
+
+/// A share with its runtime key, which has a default.
+fn keyed(key: &str, default: &str, share: Fraction) -> RuntimeFraction {
+    RuntimeFraction::new(if key.is_empty() { default } else { key }, share)
 }
 
 fn delay(delay: &common::FaultDelay) -> Result<(Delay, Fraction), Invalid> {
@@ -223,8 +276,9 @@ impl FaultConfig {
     }
 
     fn draw_delay(&self, headers: &RequestHeaders) -> Option<Duration> {
-        let (kind, share) = self.delay?;
-        match kind {
+        let (kind, share) = self.delay.as_ref()?;
+        let share = share.now();
+        match *kind {
             Delay::Fixed(delay) => share.draw().then_some(delay),
             Delay::Header => {
                 let delay = number(headers, &names::X_ENVOY_FAULT_DELAY)?;
@@ -239,8 +293,9 @@ impl FaultConfig {
 
     /// Bytes a second.
     fn draw_rate(&self, headers: &RequestHeaders) -> Option<u64> {
-        let (kind, share) = self.rate?;
-        let kilobytes = match kind {
+        let (kind, share) = self.rate.as_ref()?;
+        let share = share.now();
+        let kilobytes = match *kind {
             Rate::Fixed(rate) => share.draw().then_some(rate)?,
             Rate::Header => {
                 let rate = number(headers, &names::X_ENVOY_FAULT_THROUGHPUT).filter(|r| *r > 0)?;
@@ -252,8 +307,9 @@ impl FaultConfig {
     }
 
     fn draw_abort(&self, headers: &RequestHeaders) -> Option<LocalReply> {
-        let (kind, share) = self.abort?;
-        let (status, grpc) = match kind {
+        let (kind, share) = self.abort.as_ref()?;
+        let share = share.now();
+        let (status, grpc) = match *kind {
             Abort::Http(status) => (status, None),
             Abort::Grpc(code) => (StatusCode::OK, Some(code)),
             Abort::Header => match number(headers, &names::X_ENVOY_FAULT_ABORT) {

@@ -18,6 +18,7 @@ use crate::http::stream::Stream;
 use crate::invalid::{At as _, Invalid, try_all};
 use crate::matcher::Fraction;
 use crate::router::{Descriptor, HeaderMutations, RateLimits, RouteKind};
+use crate::runtime::RuntimeFraction;
 use crate::stat_group;
 use crate::stats::Scope;
 use crate::stream_info::ResponseFlag;
@@ -54,8 +55,8 @@ struct Config {
     status: StatusCode,
     limiter: Limiter,
     per_connection: bool,
-    enabled: Fraction,
-    enforced: Fraction,
+    enabled: RuntimeFraction,
+    enforced: RuntimeFraction,
     when_not_enforced: HeaderMutations,
     response_headers: HeaderMutations,
     stage: u32,
@@ -124,7 +125,7 @@ impl Config {
                 "local rate limit token bucket must be set for per filter configs",
             ));
         }
-        let fraction = |wire: &Option<_>| wire.as_ref().map_or(Fraction::NEVER, Fraction::from);
+        let fraction = |wire: &Option<_>| RuntimeFraction::or(wire.as_ref(), Fraction::NEVER);
         let code = config.status.as_ref().map_or(0, |status| status.code);
         Ok(Config {
             stat_prefix: config.stat_prefix.as_str().into(),
@@ -172,7 +173,7 @@ impl Config {
         let info = &stream.info;
         let cluster = stream.worker().server.node.cluster.as_str();
         let mut add = |limits: &RateLimits, stage: u32| {
-            limits.describe(stage, false, headers, info, cluster, &mut found);
+            limits.describe(stage, headers, info, cluster, &mut found);
         };
         if !self.own_limits.is_empty() {
             add(&self.own_limits, 0);

@@ -26,6 +26,7 @@ use crate::invalid::{At as _, Invalid};
 use crate::matcher::Fraction;
 use crate::router::timeout::duration;
 use crate::router::{Descriptor, HeaderMutations, RateLimits, RouteKind};
+use crate::runtime::RuntimeFraction;
 use crate::stat_group;
 use crate::stream_info::ResponseFlag;
 
@@ -68,7 +69,7 @@ struct Config {
     service: GrpcService,
     timeout: Duration,
     denies_on_failure: bool,
-    denied_on_failure: Fraction,
+    denied_on_failure: RuntimeFraction,
     grpc_status: Option<u32>,
     tells_limits: bool,
     tells_retry_after: bool,
@@ -76,8 +77,8 @@ struct Config {
     status: StatusCode,
     status_on_error: StatusCode,
     response_headers: HeaderMutations,
-    enabled: Fraction,
-    enforced: Fraction,
+    enabled: RuntimeFraction,
+    enforced: RuntimeFraction,
     own_limits: RateLimits,
     metadata_namespace: String,
     stat_prefix: String,
@@ -108,7 +109,7 @@ fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory
         .as_ref()
         .and_then(|service| service.grpc_service.as_ref())
         .ok_or_else(|| Invalid::new("a grpc_service is needed").at("rate_limit_service"))?;
-    let share = |wire: &Option<_>| wire.as_ref().map_or(Fraction::ALWAYS, Fraction::from);
+    let share = |wire: &Option<_>| RuntimeFraction::or(wire.as_ref(), Fraction::ALWAYS);
     let status = |wire: &Option<proto::envoy::r#type::v3::HttpStatus>, default: StatusCode| {
         let code = wire.as_ref().map_or(0, |status| status.code);
         u32::try_from(code)
@@ -191,7 +192,7 @@ impl Config {
         let mut found = Vec::new();
         let cluster = stream.worker().server.node.cluster.as_str();
         let mut add = |limits: &RateLimits, stage: u32| {
-            limits.describe(stage, false, headers, &stream.info, cluster, &mut found);
+            limits.describe(stage, headers, &stream.info, cluster, &mut found);
         };
         if let Some(of_route) = of_route.filter(|route| !route.limits.is_empty()) {
             add(&of_route.limits, 0);

@@ -1,6 +1,6 @@
 //! HTTP RBAC filter: enforced rules answer 403, shadow rules only count and leave their verdict in dynamic metadata.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::StatusCode;
 use prost_types::value::Kind;
@@ -47,7 +47,9 @@ struct Stats {
     denied: Arc<Counter>,
     shadow_allowed: Arc<Counter>,
     shadow_denied: Arc<Counter>,
-    log: Arc<LogStats>,
+    scope: Scope,
+    /// There once rules that only log have decided.
+    log: OnceLock<Arc<LogStats>>,
 }
 
 stat_group! {
@@ -117,7 +119,8 @@ impl Stats {
             denied: of(&config.rules_stat_prefix, "denied"),
             shadow_allowed: of(&config.shadow_rules_stat_prefix, "shadow_allowed"),
             shadow_denied: of(&config.shadow_rules_stat_prefix, "shadow_denied"),
-            log: scope.group(),
+            log: OnceLock::new(),
+            scope,
         }
     }
 }
@@ -184,11 +187,8 @@ impl HttpFilter for Rbac {
             stream.info.metadata.merge(NAME, fields);
         }
         if let Some(hint) = hint {
-            let count = if hint {
-                &self.stats.log.logged
-            } else {
-                &self.stats.log.not_logged
-            };
+            let log = self.stats.log.get_or_init(|| self.stats.scope.group());
+            let count = if hint { &log.logged } else { &log.not_logged };
             count.inc();
             stream.info.metadata.merge(
                 "envoy.common",

@@ -118,10 +118,7 @@ pub(crate) async fn forward(
         let result = tokio::select! {
             biased;
             result = attempt::run(&mut plan, cell, source) => result,
-            limit = &mut limit => {
-                let reply = limit_reply(&mut plan, cell, &limit);
-                return counted(&plan, cell, reply);
-            }
+            limit = &mut limit => return limit_reached(&mut plan, cell, &limit),
         };
         let wait = match result {
             Ok(answer) => match after_answer(&mut plan, cell, source, &answer) {
@@ -145,11 +142,17 @@ pub(crate) async fn forward(
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            limit = &mut limit => {
-                let reply = limit_reply(&mut plan, cell, &limit);
-                return counted(&plan, cell, reply);
-            }
+            limit = &mut limit => return limit_reached(&mut plan, cell, &limit),
         }
+    }
+}
+
+fn limit_reached(plan: &mut Plan, cell: &Rc<StreamCell>, limit: &Limit) -> Forwarded {
+    let reply = limit_reply(plan, cell, limit);
+    match limit {
+        Limit::Global => counted(plan, cell, reply),
+        // It is the connection manager's, which knows nothing of attempts.
+        Limit::Stream => Forwarded::Reply(reply),
     }
 }
 
@@ -193,6 +196,8 @@ fn limit_reply(plan: &mut Plan, cell: &Rc<StreamCell>, limit: &Limit) -> Box<Loc
     match limit {
         Limit::Global => {
             plan.cluster.stats.upstream_rq_timeout.inc();
+            plan.counted
+                .count(|counts| counts.upstream_rq_timeout.inc());
             plan.report_timeout(cell);
             plan.charge(StatusCode::GATEWAY_TIMEOUT);
             Box::new(
@@ -213,11 +218,7 @@ fn limit_reply(plan: &mut Plan, cell: &Rc<StreamCell>, limit: &Limit) -> Box<Loc
             } else {
                 StatusCode::REQUEST_TIMEOUT
             };
-            Box::new(LocalReply::new(
-                status,
-                "downstream duration timeout",
-                "max_duration_timeout",
-            ))
+            Box::new(LocalReply::duration_timeout(status))
         }
     }
 }
@@ -237,6 +238,8 @@ fn after_answer(
     );
     if wait.is_none() && had_retries && !answer.head.status.is_server_error() {
         plan.cluster.stats.upstream_rq_retry_success.inc();
+        let counted = &plan.counted;
+        counted.count(|counts| counts.upstream_rq_retry_success.inc());
     }
     wait
 }
@@ -281,6 +284,7 @@ fn finish(
             );
         }
         info.set_details("via_upstream");
+        info.response_code = Some(head.status.as_u16());
         plan.route
             .finalize_response(&mut head, Some(&state.request), info);
         if let Some(cookie) = &plan.cookie
@@ -339,6 +343,8 @@ impl Plan {
             RetryDecision::No => return None,
             RetryDecision::LimitExceeded => {
                 stats.upstream_rq_retry_limit_exceeded.inc();
+                let counted = &self.counted;
+                counted.count(|counts| counts.upstream_rq_retry_limit_exceeded.inc());
                 cell.with(|state| {
                     state
                         .stream
@@ -357,12 +363,15 @@ impl Plan {
         self.retry_guard = None;
         let Some(guard) = self.cluster.breakers.retry(self.priority) else {
             stats.upstream_rq_retry_overflow.inc();
+            let counted = &self.counted;
+            counted.count(|counts| counts.upstream_rq_retry_overflow.inc());
             cell.with(|state| state.stream.info.flags.set(ResponseFlag::UpstreamOverflow));
             return None;
         };
         self.retry_guard = Some(guard);
         self.retries_made += 1;
         stats.upstream_rq_retry.inc();
+        self.counted.count(|counts| counts.upstream_rq_retry.inc());
         stats.upstream_rq_retry_backoff_exponential.inc();
         self.attempt_end = None;
         Some(wait)

@@ -97,7 +97,7 @@ impl RequestFraming {
 pub(crate) struct ResponseContext {
     /// The request was a HEAD.
     pub(crate) is_head: bool,
-    /// The request was HTTP/1.0.
+    /// The request was HTTP/1.0, and that is spoken here.
     pub(crate) is_old: bool,
     /// Nothing follows the head.
     pub(crate) is_empty: bool,
@@ -114,7 +114,7 @@ pub(crate) fn response(
     out: &mut BytesMut,
 ) -> BodyFraming {
     out.reserve(192 + head.map.len() * 48);
-    status_line(head.status, out);
+    status_line(head.status, context.is_old, out);
     fields(&head.map, out, |name| {
         context.closes && name == header::CONNECTION && !context.is_tunnel
     });
@@ -126,6 +126,7 @@ pub(crate) fn response(
     let has_length = head.map.contains_key(header::CONTENT_LENGTH);
     let never_has_body = head.status.is_informational()
         || head.status == StatusCode::NO_CONTENT
+        || head.status == StatusCode::NOT_MODIFIED
         || context.is_tunnel;
     let framing = if never_has_body {
         BodyFraming::None
@@ -141,7 +142,7 @@ pub(crate) fn response(
         BodyFraming::Chunked
     };
     out.put_slice(b"\r\n");
-    if context.is_head || head.status == StatusCode::NOT_MODIFIED {
+    if context.is_head {
         BodyFraming::None
     } else {
         framing
@@ -159,12 +160,12 @@ pub(crate) fn end_chunks(trailers: Option<&HeaderMap>, out: &mut BytesMut) {
     out.put_slice(b"\r\n");
 }
 
-fn status_line(status: StatusCode, out: &mut BytesMut) {
-    if status == StatusCode::OK {
+fn status_line(status: StatusCode, is_old: bool, out: &mut BytesMut) {
+    if status == StatusCode::OK && !is_old {
         out.put_slice(b"HTTP/1.1 200 OK\r\n");
         return;
     }
-    out.put_slice(b"HTTP/1.1 ");
+    out.put_slice(if is_old { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.put_slice(status.as_str().as_bytes());
     out.put_u8(b' ');
     out.put_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());

@@ -19,6 +19,8 @@ pub(crate) struct HeadLimits {
     pub(crate) bytes: usize,
     /// Number of header fields.
     pub(crate) count: usize,
+    /// A length may stand beside `transfer-encoding: chunked`; it goes, and the chunks count.
+    pub(crate) allows_chunked_length: bool,
 }
 
 /// The head of a request.
@@ -157,7 +159,7 @@ pub(crate) fn parse_request(
     };
     let target = parsed.path.unwrap_or_default();
     let mut map = fields(&block, parsed.headers)?;
-    let said = Said::of(&map)?;
+    let said = Said::of(&mut map, limits)?;
     let framing = said.request_framing(&method, version)?;
     let (scheme, authority, path) = target_of(&block, target, &method, is_tls)?;
     let host = take_host(&mut map)?;
@@ -333,8 +335,8 @@ pub(crate) fn parse_response(
     }
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or(InvalidHead::Codec)?;
-    let map = fields(&block, parsed.headers)?;
-    let said = Said::of(&map)?;
+    let mut map = fields(&block, parsed.headers)?;
+    let said = Said::of(&mut map, limits)?;
     let framing = said.response_framing(status, request)?;
     let is_10 = parsed.version == Some(0);
     let keeps_alive = framing != Framing::UntilClose
@@ -349,18 +351,21 @@ pub(crate) fn parse_response(
 }
 
 /// A header line that goes on in the next one is made one line, as RFC 9112 asks of a proxy.
-fn unfold(mut block: BytesMut) -> Bytes {
-    let mut from = 0;
-    while let Some(at) = memchr::memchr(b'\n', &block[from..]).map(|at| at + from) {
-        if matches!(block.get(at + 1), Some(b' ' | b'\t')) {
-            block[at] = b' ';
-            if at > 0 && block[at - 1] == b'\r' {
-                block[at - 1] = b' ';
-            }
-        }
-        from = at + 1;
+fn unfold(block: BytesMut) -> Bytes {
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let is_folded = |at: usize| block.get(at + 1).is_some_and(is_blank);
+    if !memchr::memchr_iter(b'\n', &block).any(is_folded) {
+        return block.freeze();
     }
-    block.freeze()
+    let mut lines = BytesMut::with_capacity(block.len());
+    for line in block.split_inclusive(|byte| *byte == b'\n') {
+        if line.first().is_some_and(is_blank) {
+            lines.truncate(lines.trim_ascii_end().len());
+            lines.extend_from_slice(b" ");
+        }
+        lines.extend_from_slice(line.trim_ascii_start());
+    }
+    lines.freeze()
 }
 
 /// Header fields as a map; their values stay where they are.
@@ -381,8 +386,11 @@ pub(super) fn fields(
 }
 
 impl Said {
-    fn of(map: &HeaderMap) -> Result<Self, InvalidHead> {
+    fn of(map: &mut HeaderMap, limits: HeadLimits) -> Result<Self, InvalidHead> {
         let mut said = Said::default();
+        if limits.allows_chunked_length && map.contains_key(header::TRANSFER_ENCODING) {
+            map.remove(header::CONTENT_LENGTH);
+        }
         let mut lengths = map.get_all(header::CONTENT_LENGTH).iter();
         if let Some(length) = lengths.next() {
             let digits = length.as_bytes();

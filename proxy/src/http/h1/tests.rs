@@ -11,6 +11,7 @@ use super::{Decoded, Decoder, Framing, HeadLimits, InvalidHead, RequestHead};
 const LIMITS: HeadLimits = HeadLimits {
     bytes: 60 << 10,
     count: 100,
+    allows_chunked_length: false,
 };
 
 fn request(text: &str) -> Result<Option<RequestHead>, InvalidHead> {

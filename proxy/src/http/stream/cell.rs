@@ -143,8 +143,7 @@ impl StreamCell {
             };
             if whole.is_some_and(|at| at <= now) {
                 stats.downstream_rq_max_duration_reached.inc();
-                let (body, details) = ("downstream duration timeout", "max_duration_timeout");
-                return LocalReply::new(late, body, details);
+                return LocalReply::duration_timeout(late);
             }
             if request.is_some_and(|at| at <= now) && !source.is_read() {
                 stats.downstream_rq_timeout.inc();

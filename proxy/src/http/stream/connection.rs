@@ -73,8 +73,17 @@ impl DownstreamConnection {
         )))
     }
 
-    /// Whether the overload manager wants an HTTP/1 connection to end with this response.
+    /// Whether the connection is to end because the process's health checks fail.
+    pub(crate) fn is_unhealthy(&self) -> bool {
+        self.info.drains_when_unhealthy && self.worker.server.fails_health_checks()
+    }
+
+    /// Whether an HTTP/1 connection is to end with this response: the process is drained, or the overload manager wants it.
     pub(super) fn refuses_keepalive(&self, protocol: Option<http::Version>) -> bool {
+        if protocol != Some(http::Version::HTTP_2) && self.is_unhealthy() {
+            self.manager.stats.downstream_cx_drain_close.inc();
+            return true;
+        }
         let overload = &self.worker.server.overload;
         let is_refused = protocol != Some(http::Version::HTTP_2)
             && overload.is_active(Action::DisableHttpKeepalive, || self.worker.random());
@@ -136,6 +145,25 @@ impl Stream {
     pub(crate) fn config_of<T: 'static>(&self, name: &str, canonical: &str) -> Option<&T> {
         self.route_config(name)
             .or_else(|| self.route_config(canonical))
+    }
+
+    /// The configurations of a filter at all levels of the route, the most specific first.
+    pub(crate) fn configs_of<'a, T: 'static>(
+        &'a self,
+        name: &'a str,
+        canonical: &'a str,
+    ) -> impl Iterator<Item = &'a T> {
+        let of = |filter: &'a str| {
+            let configs = self.route().map(|route| route.filter_configs(filter));
+            configs.into_iter().flatten()
+        };
+        let canonical = (canonical != name).then(|| of(canonical));
+        of(name)
+            .chain(canonical.into_iter().flatten())
+            .filter_map(|config| match config {
+                RouteConfig::Value(value) => value.downcast_ref(),
+                RouteConfig::Disabled | RouteConfig::Enabled => None,
+            })
     }
 
     /// The worker.

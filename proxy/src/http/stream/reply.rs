@@ -74,42 +74,38 @@ pub(super) fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> ResponseBo
             stream.info.flags.set(flag);
         }
         let is_http2 = stream.info.protocol == Some(Version::HTTP_2);
-        // What is left of the request would be taken for the next one.
-        if stream.info.request_end.is_none() {
-            stream
-                .connection
-                .manager
-                .stats
-                .downstream_rq_response_before_rq_complete
-                .inc();
-        }
-        let closes = !is_http2 && (reply.closes || stream.info.request_end.is_none());
+        let closes = !is_http2 && reply.closes;
         // QUIRK: the route's formats do not know the status yet.
         let route = stream.info.route.clone().filter(|_| reply.is_of_route);
         let mut head = reply.head();
         if let Some(route) = route {
             route.finalize_response(&mut head, Some(request), &stream.info);
         }
-        stream.info.response_code = Some(reply.status.as_u16());
         let connection = stream.connection.clone();
-        let context = FormatContext {
-            info: &stream.info,
-            request: Some(request),
-            response: None,
-            trailers: None,
-            local_reply_body: "",
-        };
         let (head, body) = reply.build(
             head,
-            &context,
+            &mut stream.info,
             Some(request),
             &connection.manager.local_reply,
         );
         state.stream.is_response_bodyless = body.is_empty();
-        finish_head(state, head, closes);
+        let is_early = is_early(state);
+        finish_head(state, head, closes || is_early);
         body
     });
     ResponseBody::full(cell.clone(), body)
+}
+
+/// Whether the response comes before all of its request, which then keeps an HTTP/1 connection from another one: what is
+/// left of the request would be taken for it.
+fn is_early(state: &StreamState) -> bool {
+    let info = &state.stream.info;
+    if info.request_end.is_some() {
+        return false;
+    }
+    let stats = &state.stream.connection.manager.stats;
+    stats.downstream_rq_response_before_rq_complete.inc();
+    info.protocol != Some(Version::HTTP_2)
 }
 
 /// Turns an upstream response into the downstream one.
@@ -121,7 +117,8 @@ pub(super) fn respond(
     let is_bodyless = body.has_no_data();
     cell.with(|state| {
         state.stream.is_response_bodyless = is_bodyless;
-        finish_head(state, head, false);
+        let is_early = is_early(state);
+        finish_head(state, head, is_early);
     });
     body.for_filters()
 }

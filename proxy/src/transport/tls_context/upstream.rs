@@ -3,7 +3,7 @@
 use super::{
     super::{
         resolver::ClientCertificate,
-        secret::{SecretSlot, SecretSlots},
+        secret::{KeyPair, SecretSlot, SecretSlots},
         verify::{ServerVerifier, Verifier},
     },
     Common, Sources, TlsError,
@@ -80,6 +80,11 @@ impl UpstreamTlsContext {
     /// The secrets it waits for.
     pub(crate) fn slots(&self) -> Vec<Arc<SecretSlot>> {
         self.common.slots()
+    }
+
+    /// The certificate that is shown to whoever asks for one.
+    pub(in crate::transport) fn certificate(&self) -> Option<Arc<KeyPair>> {
+        self.common.pairs().ok()?.into_iter().next()
     }
 
     /// Whether the keys of connections between these addresses are logged.

@@ -3,7 +3,9 @@
 use crate::invalid::{At as _, Invalid, try_all};
 use prost_types::Struct;
 use proto::envoy::{
-    config::cluster::v3::cluster::LbSubsetConfig as Older,
+    config::cluster::v3::cluster::{
+        LbSubsetConfig as Older, lb_subset_config::LbSubsetSelector as OlderSelector,
+    },
     extensions::load_balancing_policies::subset::v3::Subset as Typed,
 };
 use std::collections::BTreeSet;
@@ -58,14 +60,6 @@ pub(crate) enum SelectorFallback {
     Keys(BTreeSet<String>),
 }
 
-/// One selector, whichever message it came in.
-struct Parts<'a> {
-    keys: &'a [String],
-    fallback: i32,
-    fallback_keys: &'a [String],
-    is_single: bool,
-}
-
 impl SubsetConfig {
     /// From `lb_subset_config`.
     pub(super) fn older(wire: &Older) -> Result<Self, Invalid> {
@@ -75,14 +69,11 @@ impl SubsetConfig {
         Ok(Self {
             fallback: SubsetFallback::of(wire.fallback_policy).at("fallback_policy")?,
             default_subset: wire.default_subset.clone().unwrap_or_default(),
-            selectors: try_all("subset_selectors", &wire.subset_selectors, |one| {
-                Selector::new(&Parts {
-                    keys: &one.keys,
-                    fallback: one.fallback_policy,
-                    fallback_keys: &one.fallback_keys_subset,
-                    is_single: one.single_host_per_subset,
-                })
-            })?,
+            selectors: try_all(
+                "subset_selectors",
+                &wire.subset_selectors,
+                Selector::try_from,
+            )?,
             is_locality_aware: wire.locality_weight_aware,
             scales_localities: wire.scale_locality_weight,
             panics_to_any: wire.panic_mode_any,
@@ -90,26 +81,25 @@ impl SubsetConfig {
         })
     }
 
-    /// From the typed policy.
+    /// From the typed policy, whose fields are the older message's under the same names.
     pub(super) fn typed(wire: &Typed) -> Result<Self, Invalid> {
-        if wire.metadata_fallback_policy != 0 {
-            return Err(Invalid::unsupported("FALLBACK_LIST").at("metadata_fallback_policy"));
-        }
-        Ok(Self {
-            fallback: SubsetFallback::of(wire.fallback_policy).at("fallback_policy")?,
-            default_subset: wire.default_subset.clone().unwrap_or_default(),
-            selectors: try_all("subset_selectors", &wire.subset_selectors, |one| {
-                Selector::new(&Parts {
-                    keys: &one.keys,
-                    fallback: one.fallback_policy,
-                    fallback_keys: &one.fallback_keys_subset,
-                    is_single: one.single_host_per_subset,
+        let selectors = wire.subset_selectors.iter();
+        Self::older(&Older {
+            fallback_policy: wire.fallback_policy,
+            default_subset: wire.default_subset.clone(),
+            subset_selectors: selectors
+                .map(|one| OlderSelector {
+                    keys: one.keys.clone(),
+                    single_host_per_subset: one.single_host_per_subset,
+                    fallback_policy: one.fallback_policy,
+                    fallback_keys_subset: one.fallback_keys_subset.clone(),
                 })
-            })?,
-            is_locality_aware: wire.locality_weight_aware,
-            scales_localities: wire.scale_locality_weight,
-            panics_to_any: wire.panic_mode_any,
-            is_list_any: wire.list_as_any,
+                .collect(),
+            locality_weight_aware: wire.locality_weight_aware,
+            scale_locality_weight: wire.scale_locality_weight,
+            panic_mode_any: wire.panic_mode_any,
+            list_as_any: wire.list_as_any,
+            metadata_fallback_policy: wire.metadata_fallback_policy,
         })
     }
 }
@@ -125,21 +115,23 @@ impl SubsetFallback {
     }
 }
 
-impl Selector {
-    fn new(parts: &Parts<'_>) -> Result<Self, Invalid> {
-        let keys: BTreeSet<String> = parts.keys.iter().cloned().collect();
+impl TryFrom<&OlderSelector> for Selector {
+    type Error = Invalid;
+
+    fn try_from(wire: &OlderSelector) -> Result<Self, Invalid> {
+        let keys: BTreeSet<String> = wire.keys.iter().cloned().collect();
         if keys.is_empty() {
             return Err(Invalid::new("at least one is needed").at("keys"));
         }
-        if parts.is_single && keys.len() != 1 {
+        if wire.single_host_per_subset && keys.len() != 1 {
             return Err(Invalid::new("it goes with exactly one key").at("single_host_per_subset"));
         }
-        let fallback = match parts.fallback {
+        let fallback = match wire.fallback_policy {
             0 => SelectorFallback::Inherit,
             // Here the numbers are one higher, zero being "not defined".
             number @ 1..=3 => SelectorFallback::Policy(SubsetFallback::of(number - 1)?),
             4 => {
-                let chosen: BTreeSet<String> = parts.fallback_keys.iter().cloned().collect();
+                let chosen: BTreeSet<String> = wire.fallback_keys_subset.iter().cloned().collect();
                 let is_smaller = !chosen.is_empty() && chosen.is_subset(&keys) && chosen != keys;
                 if !is_smaller {
                     return Err(Invalid::new("some of the keys, not all, are needed")
@@ -155,7 +147,7 @@ impl Selector {
         Ok(Self {
             keys,
             fallback,
-            is_single: parts.is_single,
+            is_single: wire.single_host_per_subset,
         })
     }
 }

@@ -3,6 +3,8 @@
 use super::{HttpConnection, Key, PoolError, PoolErrorKind, Wanted, http1::Http1, http2};
 use crate::{
     http::h1::HeadLimits,
+    listener::TlsInfo,
+    transport::UpstreamStream,
     upstream::{Cluster, Host, Priority, circuit_breaker::Guard, connect},
 };
 use ::http::Version;
@@ -32,7 +34,12 @@ pub(super) struct HttpPool {
     /// An HTTP/2 connection is being made; others wait for it instead of making their own.
     is_connecting: Cell<bool>,
     open: Rc<Cell<u32>>,
+    /// Connections in use.
+    lent: Cell<u32>,
+    /// Connections that are being made before they are needed.
+    ahead: Cell<u32>,
     changed: Notify,
+    _room: Guard,
 }
 
 struct Idle {
@@ -50,6 +57,7 @@ struct Http2 {
 #[derive(Clone)]
 struct Life {
     local_address: Option<SocketAddr>,
+    tls: Option<Arc<TlsInfo>>,
     born: Instant,
     idle_since: Instant,
     requests: u32,
@@ -93,7 +101,7 @@ impl Drop for PendingGauge<'_> {
 }
 
 impl HttpPool {
-    pub(super) fn new(cluster: Arc<Cluster>, host: Arc<Host>, key: &Key) -> Self {
+    pub(super) fn new(cluster: Arc<Cluster>, host: Arc<Host>, key: &Key, room: Guard) -> Self {
         Self {
             cluster,
             host,
@@ -104,16 +112,83 @@ impl HttpPool {
             shared: RefCell::default(),
             is_connecting: Cell::new(false),
             open: Rc::default(),
+            lent: Cell::new(0),
+            ahead: Cell::new(0),
             changed: Notify::new(),
+            _room: room,
         }
+    }
+
+    /// Whether it is one of the cluster's that nobody uses or waits for.
+    pub(super) fn is_idle_of(self: &Rc<Self>, cluster: &Arc<Cluster>) -> bool {
+        Arc::ptr_eq(&self.cluster, cluster) && Rc::strong_count(self) == 1
     }
 
     /// A connection: one that is there, else a new one, else the next that comes free.
     pub(super) async fn acquire(self: &Rc<Self>) -> Result<HttpConnection, PoolError> {
-        if let Some(connection) = self.reuse() {
-            return Ok(connection);
+        let connection = match self.reuse() {
+            Some(connection) => connection,
+            None => self.acquire_new().await?,
+        };
+        if self.cluster.config.preconnect_ratio > 1.0 {
+            self.preconnect();
         }
-        self.acquire_new().await
+        Ok(connection)
+    }
+
+    /// Makes connections before they are needed, so that there are `preconnect_ratio` for each one in use. One of HTTP/2 has
+    /// room for all that is to come.
+    fn preconnect(self: &Rc<Self>) {
+        if self.wanted != Wanted::Http1 {
+            return;
+        }
+        let wanted = f64::from(self.lent.get()) * self.cluster.config.preconnect_ratio;
+        while wanted > f64::from(self.open.get() + self.ahead.get()) {
+            let Some(room) = self.cluster.breakers.connection(self.priority) else {
+                return;
+            };
+            self.ahead.set(self.ahead.get() + 1);
+            let pool = self.clone();
+            tokio::task::spawn_local(async move {
+                // One that fails will fail again when it is needed.
+                let opened = pool.open(room).await;
+                pool.ahead.set(pool.ahead.get().saturating_sub(1));
+                let Ok((stream, life)) = opened else {
+                    return;
+                };
+                let connection = Box::new(pool.http1(stream));
+                pool.idle.borrow_mut().push(Idle {
+                    connection,
+                    open: pool.opened(),
+                    life,
+                });
+                pool.changed.notify_one();
+            });
+        }
+    }
+
+    fn http1(&self, stream: UpstreamStream) -> Http1 {
+        self.cluster.stats.upstream_cx_http1_total.inc();
+        Http1::new(stream)
+    }
+
+    fn opened(self: &Rc<Self>) -> Open {
+        self.open.set(self.open.get() + 1);
+        Open(self.open.clone(), Rc::downgrade(self))
+    }
+
+    async fn open(&self, room: Guard) -> Result<(UpstreamStream, Life), PoolError> {
+        let alpn = self.wanted.alpn();
+        let stream = connect(&self.cluster, &self.host, room, alpn, self.sni.as_deref()).await?;
+        let now = Instant::now();
+        let life = Life {
+            local_address: stream.local_address(),
+            tls: stream.tls().cloned(),
+            born: now,
+            idle_since: now,
+            requests: 0,
+        };
+        Ok((stream, life))
     }
 
     /// As [`Self::acquire`], for a request that waits.
@@ -209,32 +284,17 @@ impl HttpPool {
             self.is_connecting.set(true);
             Connecting(self)
         });
-        let stream = connect(
-            &self.cluster,
-            &self.host,
-            room,
-            self.wanted.alpn(),
-            self.sni.as_deref(),
-        )
-        .await?;
+        let (stream, mut life) = self.open(room).await?;
+        life.requests = 1;
         let is_http2 = match self.wanted {
             Wanted::Http1 => false,
             Wanted::Http2 => true,
             Wanted::Auto => stream.alpn() == Some(b"h2"),
         };
-        let now = Instant::now();
-        let life = Life {
-            local_address: stream.local_address(),
-            born: now,
-            idle_since: now,
-            requests: 1,
-        };
         let limits = &self.cluster.config.http;
-        self.open.set(self.open.get() + 1);
-        let open = Open(self.open.clone(), Rc::downgrade(self));
+        let open = self.opened();
         if !is_http2 {
-            self.cluster.stats.upstream_cx_http1_total.inc();
-            let sender = Sender::Http1(Box::new(Http1::new(stream)));
+            let sender = Sender::Http1(Box::new(self.http1(stream)));
             return Ok(self.lend(sender, life, None, Some(open)));
         }
         let (sender, connection) = http2::handshake(stream, limits)
@@ -269,6 +329,7 @@ impl HttpPool {
         if let Some(streams) = &streams {
             streams.set(streams.get() + 1);
         }
+        self.lent.set(self.lent.get() + 1);
         for active in [
             &self.cluster.stats.upstream_rq_active,
             &self.host.stats.rq_active,
@@ -282,7 +343,7 @@ impl HttpPool {
         } else {
             Version::HTTP_11
         };
-        let local_address = life.local_address;
+        let (local_address, tls) = (life.local_address, life.tls.clone());
         let lease = Lease {
             open,
             life,
@@ -293,13 +354,16 @@ impl HttpPool {
         };
         HttpConnection {
             local_address,
+            tls,
             protocol,
             sender,
             lease,
             limits: HeadLimits {
                 bytes: MAX_RESPONSE_HEAD,
                 count: self.cluster.config.http.max_headers_count as usize,
+                allows_chunked_length: self.cluster.config.http.allows_chunked_length,
             },
+            has_trailers: self.cluster.config.http.has_http1_trailers,
         }
     }
 
@@ -373,6 +437,7 @@ impl Lease {
 
 impl Drop for Count {
     fn drop(&mut self) {
+        self.pool.lent.set(self.pool.lent.get().saturating_sub(1));
         self.pool.cluster.stats.upstream_rq_active.dec();
         self.pool.host.stats.rq_active.dec();
         if let Some(streams) = &self.streams {

@@ -10,10 +10,10 @@ use crate::{
             head::parse_response,
         },
     },
-    transport::UpstreamStream,
+    transport::{ReadAhead, UpstreamStream},
 };
 use ::http::Method;
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame};
 use std::{
     future::Future as _,
@@ -21,7 +21,7 @@ use std::{
     pin::{Pin, pin},
     task::{Context, Poll, Waker, ready},
 };
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead as _, AsyncReadExt as _, ReadBuf};
 
 /// The least and the most room for a read.
 const READ: usize = 4 << 10;
@@ -30,6 +30,9 @@ const READ_MOST: usize = 64 << 10;
 const HIGH_WATER: usize = 64 << 10;
 /// Interim responses that an upstream may send before the real one.
 const MAX_INTERIM: u32 = 16;
+
+/// An upstream connection after an upgrade.
+pub(crate) type UpstreamTunnel = ReadAhead<UpstreamStream>;
 
 /// A connection between requests.
 pub(super) struct Http1 {
@@ -59,6 +62,7 @@ pub(super) struct Exchange {
     is_eof: bool,
     has_input: bool,
     interim: u32,
+    has_trailers: bool,
 }
 
 impl Http1Request {
@@ -98,7 +102,12 @@ impl Http1 {
     }
 
     /// Begins a request.
-    pub(super) fn send(self, mut request: Http1Request, body: Body) -> Exchange {
+    pub(super) fn send(
+        self,
+        mut request: Http1Request,
+        body: Body,
+        has_trailers: bool,
+    ) -> Exchange {
         let is_empty = body.is_end_stream();
         let framing = encode::end_request(&request.framing, is_empty, &mut request.head);
         let mut output = Output::default();
@@ -115,6 +124,7 @@ impl Http1 {
             is_eof: false,
             has_input: false,
             interim: 0,
+            has_trailers,
         }
     }
 }
@@ -153,22 +163,26 @@ impl Exchange {
     /// Takes a piece of the request's body, or (none, trailers) its end.
     fn put(&mut self, frame: Option<Frame<Bytes>>) {
         let is_chunked = self.body_framing == BodyFraming::Chunked;
-        if let Some(frame) = frame
-            && let Ok(data) = frame.into_data()
-        {
-            if is_chunked {
-                self.output.put_chunk(data);
-            } else {
-                self.output.put_data(data);
+        let trailers = match frame.map(Frame::into_data) {
+            Some(Ok(data)) => {
+                if is_chunked {
+                    self.output.put_chunk(data);
+                } else {
+                    self.output.put_data(data);
+                }
+                if !self.body.as_ref().is_some_and(HttpBody::is_end_stream) {
+                    return;
+                }
+                None
             }
-            if !self.body.as_ref().is_some_and(HttpBody::is_end_stream) {
-                return;
-            }
-        }
-        // QUIRK: trailers of a request are not passed on, as in Envoy unless it is told to.
+            // QUIRK: trailers are not passed on, as in Envoy, unless it is told to.
+            Some(Err(frame)) => frame.into_trailers().ok().filter(|_| self.has_trailers),
+            None => None,
+        };
         self.body = None;
         if is_chunked {
-            self.output.put(|flat| encode::end_chunks(None, flat));
+            self.output
+                .put(|flat| encode::end_chunks(trailers.as_ref(), flat));
         }
     }
 
@@ -240,7 +254,9 @@ impl Exchange {
         loop {
             match self.decoder.decode(&mut self.connection.input) {
                 Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                // QUIRK: trailers of a response are not passed on, as in Envoy unless it is told to.
+                Ok(Decoded::Trailers(trailers)) if self.has_trailers => {
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                }
                 Ok(Decoded::Trailers(_) | Decoded::End) => return Poll::Ready(None),
                 Ok(Decoded::More) if self.is_eof => {
                     return Poll::Ready(
@@ -280,10 +296,7 @@ impl Exchange {
 
     /// The connection's bytes after an upgrade.
     pub(super) fn into_tunnel(self) -> UpstreamTunnel {
-        UpstreamTunnel {
-            ahead: self.connection.input,
-            stream: self.connection.stream,
-        }
+        ReadAhead::new(self.connection.input.freeze(), self.connection.stream)
     }
 }
 
@@ -294,44 +307,4 @@ fn is_interim(head: &ResponseHead) -> bool {
 
 fn protocol(text: &str) -> PoolError {
     PoolError::new(PoolErrorKind::Protocol, text)
-}
-
-/// An upstream connection after an upgrade.
-pub(crate) struct UpstreamTunnel {
-    ahead: BytesMut,
-    stream: UpstreamStream,
-}
-
-impl AsyncRead for UpstreamTunnel {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if !self.ahead.is_empty() {
-            let count = self.ahead.len().min(buffer.remaining());
-            buffer.put_slice(&self.ahead[..count]);
-            self.ahead.advance(count);
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for UpstreamTunnel {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, data)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
 }

@@ -4,7 +4,7 @@ use super::{
     PoolError, UpstreamBody,
     body::Exchange,
     http::{Lease, Sender},
-    http1::{Http1, Http1Request},
+    http1::{self, Http1Request},
     http2,
 };
 use crate::http::{
@@ -12,20 +12,24 @@ use crate::http::{
     h1::HeadLimits,
     headers::{RequestHeaders, ResponseHeaders, Scheme},
 };
+use crate::listener::TlsInfo;
 use ::http::{
     HeaderValue, Request, Response, StatusCode, Version, header, request::Parts, uri::PathAndQuery,
 };
-use std::{future::poll_fn, net::SocketAddr};
+use std::{future::poll_fn, net::SocketAddr, sync::Arc};
 
 /// A connection for one request.
 pub(crate) struct HttpConnection {
     /// Our end's address.
     pub(crate) local_address: Option<SocketAddr>,
+    /// Its TLS session.
+    pub(crate) tls: Option<Arc<TlsInfo>>,
     /// What is spoken.
     pub(crate) protocol: Version,
     pub(super) sender: Sender,
     pub(super) lease: Lease,
     pub(super) limits: HeadLimits,
+    pub(super) has_trailers: bool,
 }
 
 /// A request's head as the connection's protocol has it.
@@ -65,7 +69,9 @@ impl HttpConnection {
     ) -> Result<(ResponseHeaders, UpstreamBody), PoolError> {
         match (self.sender, request) {
             (Sender::Http1(connection), UpstreamRequest::Http1(request)) => {
-                send_http1(*connection, request, body, self.lease, self.limits).await
+                let is_connect = request.is_connect();
+                let exchange = connection.send(request, body, self.has_trailers);
+                receive_http1(exchange, is_connect, self.lease, self.limits).await
             }
             (Sender::Http2(sender), UpstreamRequest::Http2(request)) => {
                 let mut exchange = http2::Exchange::send(sender, request, body).await?;
@@ -86,15 +92,13 @@ impl HttpConnection {
     }
 }
 
-async fn send_http1(
-    connection: Http1,
-    request: Http1Request,
-    body: Body,
+async fn receive_http1(
+    exchange: http1::Exchange,
+    is_connect: bool,
     lease: Lease,
     limits: HeadLimits,
 ) -> Result<(ResponseHeaders, UpstreamBody), PoolError> {
-    let is_connect = request.is_connect();
-    let mut exchange = Box::new(connection.send(request, body));
+    let mut exchange = Box::new(exchange);
     let head = poll_fn(|context| exchange.poll_head(limits, context)).await?;
     let status = head.headers.status;
     let is_tunnel = status == StatusCode::SWITCHING_PROTOCOLS || is_connect && status.is_success();

@@ -3,16 +3,16 @@
 use std::cell::RefCell;
 use std::future::Future as _;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http_body::Frame;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::io::AsyncReadExt as _;
 
 use crate::http::h1::{Decoded, Decoder, Framing, Output};
-use crate::transport::DownstreamStream;
+use crate::transport::{DownstreamStream, ReadAhead};
 
 /// The least room for a read.
 const READ: usize = 4 << 10;
@@ -63,6 +63,13 @@ pub(crate) enum RequestBodyError {
 }
 
 impl Io {
+    /// Gives the connection to a tunnel; `None` when it was given before.
+    pub(super) fn take_tunnel(&mut self) -> Option<ReadAhead<DownstreamStream>> {
+        self.decoder = Decoder::new(Framing::Empty);
+        let ahead = std::mem::take(&mut self.input).freeze();
+        Some(ReadAhead::new(ahead, self.stream.take()?))
+    }
+
     /// Reads more; 0 at the end.
     pub(super) fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some(stream) = &mut self.stream else {
@@ -141,57 +148,5 @@ impl RequestBody {
     pub(crate) fn is_end_stream(&self) -> bool {
         let io = self.io.borrow();
         io.request == self.request && io.decoder.is_done()
-    }
-}
-
-/// The connection after an upgrade.
-pub(crate) struct Tunnel {
-    ahead: BytesMut,
-    stream: DownstreamStream,
-}
-
-impl Tunnel {
-    /// Takes the connection; `None` when it was taken before.
-    pub(super) fn take(io: &SharedIo) -> Option<Self> {
-        let mut io = io.borrow_mut();
-        io.decoder = Decoder::new(Framing::Empty);
-        Some(Tunnel {
-            ahead: std::mem::take(&mut io.input),
-            stream: io.stream.take()?,
-        })
-    }
-}
-
-impl AsyncRead for Tunnel {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if !self.ahead.is_empty() {
-            let count = self.ahead.len().min(buffer.remaining());
-            buffer.put_slice(&self.ahead[..count]);
-            self.ahead.advance(count);
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Tunnel {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, data)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -22,6 +22,7 @@ pub(super) fn poll_send(
     is_ended: &mut bool,
     context: &mut Context<'_>,
 ) -> Poll<bool> {
+    let has_trailers = shared.borrow().has_trailers;
     loop {
         let mut is_waiting = false;
         let mut is_broken = false;
@@ -42,7 +43,8 @@ pub(super) fn poll_send(
                         },
                         Err(frame) => {
                             *is_ended = true;
-                            end(output, framing, frame.into_trailers().ok().as_ref());
+                            let trailers = frame.into_trailers().ok().filter(|_| has_trailers);
+                            end(output, framing, trailers.as_ref());
                             break;
                         }
                     }

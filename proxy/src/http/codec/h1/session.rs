@@ -23,23 +23,24 @@ use crate::http::stream::{self, DownstreamConnection, ResponseBody};
 use crate::http::timer::Timer;
 use crate::http::upgrade::DownstreamTunnel;
 use crate::stream_info::ResponseFlag;
+use crate::transport::DownstreamStream;
 
-use super::super::detect::Prefixed;
 use super::super::{Ending, count_ending};
-use super::body::{Io, RequestBody, SharedIo, Tunnel};
+use super::body::{Io, RequestBody, SharedIo};
 use super::send::poll_send;
 
 /// Serves a connection to its end.
 pub(in crate::http::codec) async fn serve(
-    io: Prefixed,
+    stream: DownstreamStream,
+    input: BytesMut,
     connection: Rc<DownstreamConnection>,
     drain: Drain,
 ) {
-    let (input, stream) = io.into_parts();
     let manager = connection.manager.clone();
     let limits = HeadLimits {
         bytes: manager.limits.headers_bytes,
         count: manager.limits.headers_count,
+        allows_chunked_length: manager.http1.allow_chunked_length,
     };
     let signal = drain.clone();
     let mut session = Session {
@@ -301,7 +302,7 @@ impl Session {
         let wants = Wants {
             is_head: head.headers.method == Method::HEAD,
             is_connect: head.headers.method == Method::CONNECT,
-            is_old: head.version == Version::HTTP_10,
+            is_old: head.version == Version::HTTP_10 && self.connection.manager.accepts_http_10,
             keeps_alive: head.keeps_alive,
         };
         let request = stream::Request {
@@ -410,7 +411,7 @@ impl Session {
         if poll_fn(|context| io.borrow_mut().poll_flush(context))
             .await
             .is_ok()
-            && let Some(taken) = Tunnel::take(&io)
+            && let Some(taken) = io.borrow_mut().take_tunnel()
         {
             // Nobody waits when the upstream was lost meanwhile: the connection is closed with the tunnel.
             let _ = tunnel.send(DownstreamTunnel::Http1(taken));

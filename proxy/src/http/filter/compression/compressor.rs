@@ -17,6 +17,7 @@ use crate::http::filter::{
 use crate::http::headers::{RequestHeaders, ResponseHeaders, text_of};
 use crate::http::stream::Stream;
 use crate::invalid::{At as _, Invalid};
+use crate::runtime::RuntimeFlag;
 use crate::stat_group;
 
 use super::{Encoder, Kind, Library, check_name, has_word, typed};
@@ -66,7 +67,7 @@ stat_group! {
 struct Config {
     name: Box<str>,
     library: Library,
-    is_enabled: bool,
+    enabled: RuntimeFlag,
     min_length: u64,
     types: Vec<String>,
     refuses_etag: bool,
@@ -134,9 +135,7 @@ fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory
     Ok(Arc::new(Factory(Arc::new(Config {
         name: context.name.into(),
         library,
-        is_enabled: common
-            .enabled
-            .is_none_or(|enabled| enabled.default_value.unwrap_or(true)),
+        enabled: RuntimeFlag::or_on(common.enabled.as_ref()),
         min_length: common.min_content_length.map_or(MIN_LENGTH, u64::from),
         types,
         refuses_etag: direction
@@ -292,7 +291,7 @@ impl HttpFilter for Compressor {
     ) -> FilterStatus {
         let config = &self.config;
         let of_route = stream.config_of::<PerRoute>(&config.name, NAME);
-        self.is_off = !config.is_enabled || of_route.is_some_and(|route| route.is_disabled);
+        self.is_off = !config.enabled.now() || of_route.is_some_and(|route| route.is_disabled);
         if self.is_off {
             return FilterStatus::Continue;
         }

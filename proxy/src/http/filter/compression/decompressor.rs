@@ -16,6 +16,7 @@ use crate::http::filter::{
 use crate::http::headers::{RequestHeaders, ResponseHeaders, text_of};
 use crate::http::stream::Stream;
 use crate::invalid::{At as _, Invalid};
+use crate::runtime::RuntimeFlag;
 use crate::stat_group;
 
 use super::{Decoder, Kind, check_name, has_word, typed};
@@ -49,7 +50,7 @@ struct Config {
 }
 
 struct Direction {
-    is_enabled: bool,
+    enabled: RuntimeFlag,
     ignores_no_transform: bool,
     stats: Arc<DecompressorStats>,
 }
@@ -86,9 +87,7 @@ fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory
     let scope = context.scope.scope("decompressor").scope(name);
     let scope = scope.scope(kind.name());
     let direction = |common: Option<&CommonDirectionConfig>, word: &str| Direction {
-        is_enabled: common
-            .and_then(|common| common.enabled.as_ref())
-            .is_none_or(|enabled| enabled.default_value.unwrap_or(true)),
+        enabled: RuntimeFlag::or_on(common.and_then(|common| common.enabled.as_ref())),
         ignores_no_transform: common.is_some_and(|common| common.ignore_no_transform_header),
         stats: scope.scope(word).group(),
     };
@@ -117,7 +116,7 @@ impl FilterFactory for Factory {
 impl Direction {
     /// Takes the coding out of a head whose body is going to be unpacked.
     fn begin(&self, kind: Kind, map: &mut HeaderMap) -> Option<Unpacking> {
-        if !self.is_enabled {
+        if !self.enabled.now() {
             return None;
         }
         let is_ours = text_of(map, &CONTENT_ENCODING)
@@ -180,7 +179,7 @@ impl HttpFilter for Decompressor {
         let config = &self.config;
         let map = &mut headers.map;
         if config.advertises
-            && config.response.is_enabled
+            && config.response.enabled.now()
             && !has_word(map, &ACCEPT_ENCODING, config.kind.coding())
         {
             let value = match text_of(map, &ACCEPT_ENCODING) {

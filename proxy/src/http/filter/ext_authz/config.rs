@@ -15,6 +15,7 @@ use crate::http::local_reply::{LocalReply, status_code};
 use crate::http::stream::Stream;
 use crate::invalid::{At as _, Invalid, try_all};
 use crate::matcher::{Fraction, MetadataMatcher, StringMatcher};
+use crate::runtime::{RuntimeFlag, RuntimeFraction};
 use crate::stat_group;
 use crate::stream_info::ResponseFlag;
 
@@ -43,7 +44,7 @@ pub(super) struct Config {
     pub(super) allows_failures: bool,
     pub(super) marks_failures: bool,
     pub(super) clears_route: bool,
-    pub(super) denies_when_disabled: bool,
+    pub(super) denies_when_disabled: RuntimeFlag,
     pub(super) takes_metadata: bool,
     pub(super) max_denied_body: usize,
     pub(super) metadata_namespaces: Vec<String>,
@@ -56,7 +57,7 @@ pub(super) struct Config {
     pub(super) allowed: Option<Vec<StringMatcher>>,
     pub(super) disallowed: Vec<StringMatcher>,
     pub(super) stats: Arc<AuthStats>,
-    enabled: Fraction,
+    enabled: RuntimeFraction,
     enabled_metadata: Option<MetadataMatcher>,
     status_on_error: StatusCode,
     of_clusters: Option<Mutex<HashMap<Arc<str>, Arc<ClusterAuthStats>>>>,
@@ -117,11 +118,7 @@ pub(super) fn build(
         allows_failures: config.failure_mode_allow,
         marks_failures: config.failure_mode_allow_header_add,
         clears_route: config.clear_route_cache,
-        denies_when_disabled: config
-            .deny_at_disable
-            .as_ref()
-            .and_then(|flag| flag.default_value)
-            .unwrap_or(false),
+        denies_when_disabled: RuntimeFlag::or_off(config.deny_at_disable.as_ref()),
         takes_metadata: config.enable_dynamic_metadata_ingestion.unwrap_or(true),
         max_denied_body: config.max_denied_response_body_bytes as usize,
         metadata_namespaces: config.metadata_context_namespaces,
@@ -133,10 +130,7 @@ pub(super) fn build(
         allowed,
         disallowed: disallowed.unwrap_or_default(),
         stats: scope.group(),
-        enabled: config
-            .filter_enabled
-            .as_ref()
-            .map_or(Fraction::ALWAYS, Fraction::from),
+        enabled: RuntimeFraction::or(config.filter_enabled.as_ref(), Fraction::ALWAYS),
         enabled_metadata: config
             .filter_enabled_metadata
             .as_ref()
@@ -199,6 +193,11 @@ fn refuse_unsupported(config: &wire::ExtAuthz) -> Result<(), Invalid> {
         "decoder_header_mutation_rules",
     )?;
     refuse(config.shadow_mode, "shadow_mode")?;
+    refuse(config.validate_mutations, "validate_mutations")?;
+    refuse(
+        config.enforce_response_header_limits,
+        "enforce_response_header_limits",
+    )?;
     refuse(config.filter_metadata.is_some(), "filter_metadata")?;
     refuse(
         !config.typed_metadata_context_namespaces.is_empty(),

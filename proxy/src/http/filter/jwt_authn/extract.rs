@@ -20,7 +20,8 @@ pub(super) struct Locations {
 #[derive(Debug, Clone)]
 pub(super) enum Place {
     Header(HeaderName),
-    Elsewhere,
+    Parameter(Box<str>),
+    Cookie,
 }
 
 impl Locations {
@@ -66,13 +67,40 @@ impl Locations {
         }
         for name in &self.parameters {
             tokens.extend(
-                query_value(request.path.query(), name).map(|token| (token, Place::Elsewhere)),
+                query_value(request.path.query(), name)
+                    .map(|token| (token, Place::Parameter(name.clone()))),
             );
         }
         for name in &self.cookies {
-            tokens.extend(cookie(request, name).map(|token| (token, Place::Elsewhere)));
+            tokens.extend(cookie(request, name).map(|token| (token, Place::Cookie)));
         }
         tokens
+    }
+}
+
+impl Place {
+    /// Takes the token out of a request that goes on without it. A cookie stays, as in Envoy.
+    pub(super) fn take_from(&self, request: &mut RequestHeaders) {
+        match self {
+            Place::Header(name) => {
+                request.map.remove(name);
+            }
+            Place::Parameter(name) => {
+                let Some(query) = request.path.query() else {
+                    return;
+                };
+                let is_other = |pair: &&str| pair.split('=').next() != Some(name.as_ref());
+                let rest: Vec<&str> = query.split('&').filter(is_other).collect();
+                let mut path = request.path.path().to_owned();
+                if !rest.is_empty() {
+                    path.push('?');
+                    path.push_str(&rest.join("&"));
+                }
+                // It was a path before, and is a shorter one now.
+                let _ = request.set_path(path);
+            }
+            Place::Cookie => {}
+        }
     }
 }
 

@@ -243,10 +243,8 @@ impl Provider {
                 request.map.insert(name.clone(), value);
             }
         }
-        if !self.forwards
-            && let Place::Header(name) = &token.place
-        {
-            request.map.remove(name);
+        if !self.forwards {
+            token.place.take_from(request);
         }
         let mut fields = Struct::default();
         if let Some(key) = &self.payload_key {

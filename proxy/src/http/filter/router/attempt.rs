@@ -100,7 +100,8 @@ async fn make(
         connection.protocol,
         random,
     );
-    plan.attempt_end = Some(end.with_span(span));
+    plan.counted.count(|counts| counts.upstream_rq_total.inc());
+    plan.attempt_end = Some(end.counted_in(plan.counted.clone()).with_span(span));
     let (head, mut body) = connection.exchange(request, Body::attempt(source)).await?;
     cell.touch();
     cell.with(|state| state.stream.info.response_start = Some(cell.last_activity()));
@@ -174,6 +175,7 @@ pub(super) fn choose(plan: &mut Plan, state: &mut StreamState) -> Result<Arc<Hos
     upstream.host_name = (!host.hostname.is_empty()).then(|| host.hostname.clone());
     upstream.transport_failure = None;
     upstream.local_address = None;
+    upstream.tls = None;
     plan.tried.push(host.id);
     Ok(host)
 }
@@ -182,6 +184,7 @@ fn note_connection(state: &mut StreamState, connection: &HttpConnection) {
     let upstream = &mut state.stream.info.upstream;
     upstream.local_address = connection.local_address;
     upstream.protocol = Some(connection.protocol);
+    upstream.tls.clone_from(&connection.tls);
 }
 
 /// The request as the upstream's protocol writes it.

@@ -56,6 +56,8 @@ impl From<PoolError> for Failure {
             PoolErrorKind::ConnectFailure => FailureKind::RemoteConnectionFailure,
             PoolErrorKind::ConnectTimeout => FailureKind::ConnectionTimeout,
             PoolErrorKind::Overflow => FailureKind::Overflow,
+            // As in Envoy: a host that may not have a pool is none.
+            PoolErrorKind::PoolOverflow => FailureKind::NoHealthyHost,
             PoolErrorKind::ConnectionTermination => {
                 FailureKind::ConnectionTermination { request_sent: true }
             }

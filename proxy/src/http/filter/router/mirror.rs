@@ -8,6 +8,7 @@ use http::Version;
 use http_body_util::BodyExt as _;
 
 use crate::http::body::{Body, RequestSource};
+use crate::http::client::mark_as_own;
 use crate::http::headers::RequestHeaders;
 use crate::http::stream::StreamCell;
 use crate::router::virtual_host::strip_port;
@@ -33,6 +34,7 @@ pub(super) fn start(plan: &Plan, cell: &Rc<StreamCell>, source: &Rc<RequestSourc
             let cluster = worker.clusters.get(&name)?;
             let mut headers = state.request.clone();
             policy.rewrite_host(&mut headers);
+            mark_as_own(&mut headers.map);
             Some(Copy {
                 worker,
                 cluster,

@@ -10,16 +10,14 @@ use crate::http::headers::{names, number};
 use crate::http::local_reply::LocalReply;
 use crate::http::stream::{StreamCell, StreamState};
 use crate::router::{
-    ForwardAction, HashPolicy, HashedCookie, RetryState, RouteKind, SelectedRoute, Timeouts,
+    CountedIn, ForwardAction, HashPolicy, HashedCookie, RetryState, RouteKind, SelectedRoute,
+    Timeouts,
 };
 use crate::stream_info::{ResponseFlag, StreamInfo};
 use crate::upstream::{Cluster, Host, Outcome, Priority, RetryGuard};
 
 use super::failure::Failure;
 use super::upstream_end::UpstreamEnd;
-
-/// What a body is kept up to for a retry, unless a route says otherwise: Envoy's default connection buffer.
-const BUFFER_LIMIT: usize = 1 << 20;
 
 /// The plan of one request.
 pub(super) struct Plan {
@@ -33,6 +31,8 @@ pub(super) struct Plan {
     pub(super) cookie: Option<HashedCookie>,
     pub(super) priority: Priority,
     pub(super) buffer_limit: usize,
+    /// Statistics of the route and of the virtual cluster.
+    pub(super) counted: CountedIn,
     pub(super) suppresses_headers: bool,
     pub(super) is_internal: bool,
     pub(super) is_upgrade: bool,
@@ -69,10 +69,21 @@ impl Plan {
             .cluster()
             .and_then(|name| connection.worker.clusters.get(name));
         let Some(cluster) = cluster else {
-            return Err(not_found(action.not_found, "cluster_not_found"));
+            let reply = not_found(action.not_found, "cluster_not_found");
+            return Err(Box::new(reply.of_route()));
         };
+        let root = &connection.worker.server.stats;
+        let (counted, virtual_cluster) = route.counted_in(root, request);
+        stream.info.virtual_cluster = virtual_cluster;
         let suppresses_headers = connection.manager.filters.router.suppresses_headers;
-        request.map.remove(http::header::EXPECT);
+        // The codec has answered it.
+        if request
+            .map
+            .get(http::header::EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        {
+            request.map.remove(http::header::EXPECT);
+        }
         let timeouts =
             action
                 .timeouts
@@ -98,7 +109,10 @@ impl Plan {
             } else {
                 Priority::Default
             },
-            buffer_limit: route.buffer_limit().unwrap_or(BUFFER_LIMIT),
+            buffer_limit: route
+                .buffer_limit()
+                .unwrap_or(stream.info.connection.buffer_limit as usize),
+            counted,
             suppresses_headers,
             is_internal: stream.info.is_internal,
             is_upgrade: request.upgrade.is_some(),
@@ -148,6 +162,7 @@ impl Plan {
         let code = status.as_u16();
         self.cluster.response_codes.record(code);
         self.cluster.stats.upstream_rq_completed.inc();
+        self.counted.record(status);
         if self.is_internal {
             self.cluster.internal_response_codes.record(code);
         } else {

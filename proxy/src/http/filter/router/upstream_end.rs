@@ -6,6 +6,7 @@ use http::{HeaderMap, Version};
 use tokio::time::Instant;
 
 use crate::http::headers::{names, text_of};
+use crate::router::CountedIn;
 use crate::stream_info::{ResponseFlag, StreamInfo};
 use crate::tracing::{UpstreamSpan, protocol_text};
 use crate::upstream::{Cluster, Host, Outcome, RequestGuard, RetryGuard};
@@ -23,6 +24,7 @@ pub(crate) struct UpstreamEnd {
     /// The stream became a tunnel.
     pub(super) is_tunnel: bool,
     is_over: bool,
+    counted: CountedIn,
     span: Option<UpstreamSpan>,
     _request: RequestGuard,
     _retry: Option<RetryGuard>,
@@ -49,10 +51,17 @@ impl UpstreamEnd {
             is_grpc_pending: false,
             is_tunnel: false,
             is_over: false,
+            counted: CountedIn::default(),
             span: None,
             _request: request,
             _retry: retry,
         }
+    }
+
+    /// The same with statistics besides the cluster's.
+    pub(super) fn counted_in(mut self, counted: CountedIn) -> Self {
+        self.counted = counted;
+        self
     }
 
     /// The same with a span of its own.
@@ -90,6 +99,7 @@ impl UpstreamEnd {
         if !self.is_tunnel {
             let time = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
             self.cluster.stats.upstream_rq_time.record(time);
+            self.counted.record_time(time);
             if self.is_internal {
                 self.cluster.internal_response_codes.time.record(time);
             } else {
