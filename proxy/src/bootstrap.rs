@@ -26,7 +26,7 @@ use proto::envoy::config::{
     core::v3::{ConfigSource, Node},
 };
 use serde_json::Value;
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 /// A checked bootstrap.
 #[derive(Debug)]
@@ -151,7 +151,14 @@ impl Bootstrap {
                 Secret::new(secret).at(format_args!("static_resources.secrets[{index}]"))?;
             store.secrets.add_static(&secret.name, checked);
         }
+        let mut names = HashSet::new();
         for (index, cluster) in resources.clusters.iter().enumerate() {
+            if !names.insert(&cluster.name) {
+                let text = format!("duplicate cluster '{}'", cluster.name);
+                return Err(
+                    Invalid::new(text).at(format_args!("static_resources.clusters[{index}]"))
+                );
+            }
             store
                 .add_static_cluster(cluster.clone())
                 .at(format_args!("static_resources.clusters[{index}]"))?;

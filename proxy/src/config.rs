@@ -7,17 +7,29 @@
 mod clusters;
 mod endpoints;
 mod entry;
+mod extensions;
 mod listeners;
 mod routes;
 mod store;
 mod wanted;
 
 pub(crate) use entry::{Entry, Raw};
+pub(crate) use extensions::{ExtensionSlot, ExtensionSlots};
 pub(crate) use routes::{RouteSlot, RouteSlots};
 pub(crate) use store::ConfigStore;
 pub(crate) use wanted::{Key, Names, Wanted};
 
 use prost_types::Any;
+use std::{cell::RefCell, sync::Arc};
+
+/// Slots that a listener uses, and waits for.
+#[derive(Default)]
+pub(crate) struct UsedSlots {
+    /// Route configurations.
+    pub(crate) routes: RefCell<Vec<Arc<RouteSlot>>>,
+    /// Extensions.
+    pub(crate) extensions: RefCell<Vec<Arc<ExtensionSlot>>>,
+}
 
 /// What a discovery response says about one type.
 #[derive(Default)]
@@ -57,17 +69,20 @@ pub(crate) enum Kind {
     Route,
     /// RTDS.
     Runtime,
+    /// ECDS.
+    Extension,
 }
 
 impl Kind {
     /// All, in the order in which they are asked for.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Cluster,
         Self::Endpoint,
         Self::Secret,
         Self::Listener,
         Self::Route,
         Self::Runtime,
+        Self::Extension,
     ];
 
     /// Its place in [`Self::ALL`].
@@ -89,6 +104,7 @@ impl Kind {
             Self::Route => proto::type_url::ROUTE,
             Self::Secret => proto::type_url::SECRET,
             Self::Runtime => "type.googleapis.com/envoy.service.runtime.v3.Runtime",
+            Self::Extension => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
         }
     }
 

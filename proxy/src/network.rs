@@ -24,7 +24,7 @@ pub(crate) use tcp_proxy::Tunnels;
 
 use crate::{
     access_log::{AccessLogs, FormatContext},
-    config::{RouteSlot, RouteSlots},
+    config::{ExtensionSlots, RouteSlot, RouteSlots, UsedSlots},
     invalid::Invalid,
     listener::{Connection, Direction},
     server::ServerContext,
@@ -34,7 +34,7 @@ use crate::{
 use futures::future::LocalBoxFuture;
 use prost_types::Any;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
-use std::{cell::RefCell, sync::Arc};
+use std::sync::Arc;
 
 /// A checked filter configuration, shared by every connection of its chain.
 #[derive(Clone)]
@@ -80,8 +80,10 @@ pub(crate) struct FactoryContext<'a> {
     pub(crate) server: &'a Arc<ServerContext>,
     /// Route configurations by name (RDS).
     pub(crate) routes: &'a RouteSlots,
+    /// Extensions by name (ECDS).
+    pub(crate) extensions: &'a ExtensionSlots,
     /// Filled with the slots that are used, for the listener to wait for.
-    pub(crate) used_routes: &'a RefCell<Vec<Arc<RouteSlot>>>,
+    pub(crate) used: &'a UsedSlots,
     /// The statistics' root for filters (`http.<stat_prefix>.`, `tcp.<stat_prefix>.`).
     pub(crate) stats: &'a Scope,
     /// Which way the listener's connections go.
@@ -92,7 +94,7 @@ impl FactoryContext<'_> {
     /// The slot of a route configuration, subscribed to from now on.
     pub(crate) fn rds(&self, rds: &Rds) -> Result<Arc<RouteSlot>, Invalid> {
         let slot = self.routes.subscribe(rds)?;
-        self.used_routes.borrow_mut().push(slot.clone());
+        self.used.routes.borrow_mut().push(slot.clone());
         Ok(slot)
     }
 }

@@ -6,6 +6,7 @@
 mod certificate;
 mod downstream;
 mod key_log;
+mod proxy_header;
 mod read_ahead;
 mod resolver;
 mod revocation;
@@ -24,6 +25,7 @@ use proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 
 pub(crate) use certificate::{CertificateDetails, url_encoded_pem};
 pub(crate) use downstream::{DownstreamStream, DownstreamTransport, Meter, Tap};
+pub(crate) use proxy_header::ClientAddresses;
 pub(crate) use read_ahead::ReadAhead;
 pub(crate) use secret::{Secret, SecretSlot, SecretSlots};
 pub(crate) use stats::TlsStats;

@@ -30,7 +30,7 @@ pub(crate) use circuit_breaker::{CircuitBreakers, Priority, RequestGuard, RetryG
 pub(crate) use cluster::{Cluster, NoHost, Shared};
 pub(crate) use cluster_config::{ClusterConfig, Discovery};
 pub(crate) use cluster_manager::{ClusterManager, run_zone_routing};
-pub(crate) use connect::{ConnectError, ConnectionGuard, connect, connect_from};
+pub(crate) use connect::{Aim, ConnectError, ConnectionGuard, connect};
 pub(crate) use dns::run_dns;
 pub(crate) use dns_cache::{DnsCacheConfig, Unresolved, run_dns_cache};
 pub(crate) use event_log::EventLog;
@@ -42,7 +42,7 @@ pub(crate) use load_balancer::LoadBalancerContext;
 pub(crate) use outlier::{Outcome, run_outlier_sweep};
 pub(crate) use pool::{
     Http1Request, HttpConnection, PoolError, PoolErrorKind, PoolRequest, Pools, TcpOptions,
-    UpstreamBody, UpstreamBodyError, UpstreamRequest, UpstreamTunnel,
+    UpstreamBody, UpstreamBodyError, UpstreamRequest,
 };
-pub(crate) use protocol_options::{HttpProtocolOptions, UpstreamProtocol};
+pub(crate) use protocol_options::{Http1Options, HttpProtocolOptions, UpstreamProtocol};
 pub(crate) use stats::OriginStats;

@@ -23,6 +23,7 @@ pub(super) fn config_dump(admin: &Admin, query: &Query) -> Answer {
     // There are no scoped routes, but those who read the dump by its sections find this one.
     let scoped = json!({"@type": format!("{PREFIX}ScopedRoutesConfigDump")});
     configs.extend([listeners(admin), scoped, routes(admin), secrets(admin)]);
+    configs.extend(extensions(admin));
     let regex = match query
         .get("name_regex")
         .map(|text| regex::Regex::new(&format!("^(?:{text})$")))
@@ -290,6 +291,17 @@ fn listeners(admin: &Admin) -> Value {
         &version(admin, Kind::Listener),
         [("static_listeners", fixed), ("dynamic_listeners", dynamic)],
     )
+}
+
+/// What came by ECDS, if anything is asked for by it.
+fn extensions(admin: &Admin) -> Option<Value> {
+    let slots = admin.store.extensions.all();
+    let filters: Vec<Value> = slots.iter().filter_map(|slot| {
+        let delivered = slot.delivered()?;
+        Some(json!({ "version_info": &*delivered.version, "ecds_filter": message(&delivered.raw.any(Kind::Extension)), "last_updated": timestamp(delivered.updated) }))
+    }).collect();
+    let kind = format!("{PREFIX}EcdsConfigDump");
+    (!slots.is_empty()).then(|| json!({ "@type": kind, "ecds_filters": filters }))
 }
 
 fn routes(admin: &Admin) -> Value {

@@ -1,6 +1,8 @@
 //! Listeners and their routes: checked, warmed, put in force.
 
-use super::{ConfigStore, Entry, Kind, RouteSlot, Update, store::Failures};
+use super::{
+    ConfigStore, Entry, ExtensionSlot, Kind, RouteSlot, Update, UsedSlots, store::Failures,
+};
 use crate::{
     invalid::Invalid,
     listener::{ListenerConfig, ListenerContext},
@@ -11,7 +13,7 @@ use prost::Message as _;
 use prost_types::Any;
 use proto::envoy::config::{listener::v3::Listener as Wire, route::v3::RouteConfiguration};
 use proto_component::task;
-use std::{cell::RefCell, collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 impl ConfigStore {
     /// Builds a listener of the bootstrap; it serves once it is warm.
@@ -22,11 +24,12 @@ impl ConfigStore {
 
     /// Checks a listener of the bootstrap without putting it in force.
     pub(crate) fn check_listener(&self, wire: Wire) -> Result<(), Invalid> {
-        let used = RefCell::new(Vec::new());
+        let used = UsedSlots::default();
         let context = ListenerContext {
             server: &self.server,
             routes: &self.routes,
-            used_routes: &used,
+            extensions: &self.extensions,
+            used: &used,
             secrets: &self.secrets,
         };
         ListenerConfig::new(wire, None, &context).map(|_| ())
@@ -102,18 +105,19 @@ impl ConfigStore {
                 None => None,
             }
         };
-        let used = RefCell::new(Vec::new());
+        let used = UsedSlots::default();
         let context = ListenerContext {
             server: &self.server,
             routes: &self.routes,
-            used_routes: &used,
+            extensions: &self.extensions,
+            used: &used,
             secrets: &self.secrets,
         };
         let config = ListenerConfig::new(wire, before.as_deref(), &context)
             .map_err(|error| error.to_string())?;
         let config = Arc::new(config);
         let slots = config.slots();
-        let used: Vec<Arc<RouteSlot>> = used.into_inner();
+        let (routes, extensions) = (used.routes.into_inner(), used.extensions.into_inner());
         {
             let mut state = self.state.lock();
             let old = state.listeners.remove(&*config.name);
@@ -122,13 +126,13 @@ impl ConfigStore {
             entry.warming = Some(config.clone());
             state.listeners.insert(config.name.to_string(), entry);
         }
-        if is_warm(&slots, &used) {
+        if is_warm(&slots, &routes, &extensions) {
             return self.activate_listener(&config);
         }
         self.listeners.stats.total_listeners_warming.inc();
         let store = self.clone();
         task::spawn("warm-listener", async move {
-            if !warm(&slots, &used).await {
+            if !warm(&slots, &routes, &extensions).await {
                 tracing::warn!(target: "config", listener = %config.name, "initial fetch timed out");
             }
             store.listeners.stats.total_listeners_warming.dec();
@@ -228,13 +232,22 @@ impl ConfigStore {
     }
 }
 
-fn is_warm(slots: &[Arc<SecretSlot>], routes: &[Arc<RouteSlot>]) -> bool {
+fn is_warm(
+    slots: &[Arc<SecretSlot>],
+    routes: &[Arc<RouteSlot>],
+    extensions: &[Arc<ExtensionSlot>],
+) -> bool {
     slots.iter().all(|slot| slot.load().is_some())
         && routes.iter().all(|slot| slot.load().is_some())
+        && extensions.iter().all(|slot| slot.is_ready())
 }
 
 /// Waits for each, as long as its source says; `false` if one did not come in time.
-async fn warm(slots: &[Arc<SecretSlot>], routes: &[Arc<RouteSlot>]) -> bool {
+async fn warm(
+    slots: &[Arc<SecretSlot>],
+    routes: &[Arc<RouteSlot>],
+    extensions: &[Arc<ExtensionSlot>],
+) -> bool {
     let secrets = slots.iter().map(|slot| {
         let patience = slot
             .source
@@ -245,12 +258,17 @@ async fn warm(slots: &[Arc<SecretSlot>], routes: &[Arc<RouteSlot>]) -> bool {
     let routes = routes
         .iter()
         .map(|slot| in_time(slot.fetch_timeout(), slot.ready()));
-    let (secrets, routes) = futures::future::join(
+    let extensions = extensions
+        .iter()
+        .map(|slot| in_time(slot.fetch_timeout(), slot.ready()));
+    let (secrets, routes, extensions) = futures::future::join3(
         futures::future::join_all(secrets),
         futures::future::join_all(routes),
+        futures::future::join_all(extensions),
     )
     .await;
-    secrets.into_iter().chain(routes).all(|is_there| is_there)
+    let mut all = secrets.into_iter().chain(routes).chain(extensions);
+    all.all(|is_there| is_there)
 }
 
 async fn in_time(patience: Duration, ready: impl Future<Output = ()>) -> bool {

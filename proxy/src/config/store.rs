@@ -1,6 +1,6 @@
 //! The one writer of the configuration, and what is remembered of each resource.
 
-use super::{Entry, Key, Kind, RouteSlots, Update, wanted::Wants};
+use super::{Entry, ExtensionSlots, Key, Kind, RouteSlots, Update, wanted::Wants};
 use crate::{
     invalid::Invalid,
     listener::{ListenerConfig, Listeners},
@@ -10,7 +10,10 @@ use crate::{
     xds::{Source, XdsStats},
 };
 use parking_lot::Mutex;
-use proto::envoy::extensions::transport_sockets::tls::v3::Secret as WireSecret;
+use proto::envoy::{
+    config::core::v3::TypedExtensionConfig,
+    extensions::transport_sockets::tls::v3::Secret as WireSecret,
+};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -28,6 +31,8 @@ pub(crate) struct ConfigStore {
     pub(crate) secrets: SecretSlots,
     /// Route configurations by name.
     pub(crate) routes: RouteSlots,
+    /// Extensions by name.
+    pub(crate) extensions: ExtensionSlots,
     /// Listeners at work.
     pub(crate) listeners: Arc<Listeners>,
     /// What subscriptions count.
@@ -81,6 +86,7 @@ impl Failures {
             Kind::Route => "route configuration(s)",
             Kind::Secret => "secret(s)",
             Kind::Runtime => "runtime layer(s)",
+            Kind::Extension => "extension(s)",
         };
         Err(format!("Error adding/updating {what} {}", lines.join("\n")))
     }
@@ -95,6 +101,7 @@ impl ConfigStore {
             xds_stats: XdsStats::new(&server.stats),
             secrets: SecretSlots::default(),
             routes: RouteSlots::default(),
+            extensions: ExtensionSlots::default(),
             state: Mutex::default(),
             wants: Wants::default(),
             warmed: Arc::default(),
@@ -114,6 +121,7 @@ impl ConfigStore {
             Kind::Route => self.apply_routes(&key.source, update),
             Kind::Secret => self.apply_secrets(key, update),
             Kind::Runtime => self.apply_runtime(update),
+            Kind::Extension => self.apply_extensions(&key.source, update),
         };
         if outcome.is_ok() {
             self.state.lock().versions.insert(kind, version);
@@ -161,6 +169,33 @@ impl ConfigStore {
                 .set_discovered(&name, &prost_types::Struct::default());
         }
         failures.into_result(Kind::Runtime)
+    }
+
+    fn apply_extensions(&self, from: &Source, update: Update) -> Result<(), String> {
+        let mut failures = Failures::default();
+        for resource in update.resources {
+            let wire = match proto::any::unpack::<TypedExtensionConfig>(&resource.any) {
+                Ok(wire) => wire,
+                Err(error) => {
+                    failures.add("?", error);
+                    continue;
+                }
+            };
+            let name = wire.name.clone();
+            let Some(slot) = self.extensions.get(from, &name) else {
+                continue;
+            };
+            if let Err(error) = slot.store(wire, &resource.any, &resource.version) {
+                tracing::warn!(target: "config", extension = %name, %error, "extension refused");
+                failures.add(&name, error);
+            }
+        }
+        for name in update.removed {
+            if let Some(slot) = self.extensions.get(from, &name) {
+                slot.remove();
+            }
+        }
+        failures.into_result(Kind::Extension)
     }
 
     fn apply_secrets(&self, key: &Key, update: Update) -> Result<(), String> {

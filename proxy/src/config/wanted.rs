@@ -103,6 +103,10 @@ impl ConfigStore {
             let key = Key::for_name(Kind::Route, &source, &name);
             named.entry(key).or_default().insert(name);
         }
+        for (source, name) in self.extensions.prune() {
+            let key = Key::for_name(Kind::Extension, &source, &name);
+            named.entry(key).or_default().insert(name);
+        }
         for (source, names) in self.endpoints_wanted() {
             named.insert(Key::of(Kind::Endpoint, source), names);
         }

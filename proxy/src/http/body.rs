@@ -88,6 +88,17 @@ impl Body {
         })
     }
 
+    /// The upstream wants the body: a downstream client that waits to hear that is told.
+    pub(crate) fn forward_continue(&self, context: &mut Context<'_>) {
+        if let Kind::Attempt {
+            source, generation, ..
+        } = &self.0
+            && !source.is_superseded(*generation)
+        {
+            source.forward_continue(context);
+        }
+    }
+
     /// A copy of the downstream request's body; must be made before anything is read.
     pub(crate) fn mirror(source: &Rc<RequestSource>) -> Self {
         if source.is_empty() {

@@ -318,6 +318,7 @@ async fn send(
             .http
             .auto_sni
             .then(|| crate::router::virtual_host::strip_port(&sni)),
+        client: None,
     };
     let exchange = async {
         let connection = worker.pools.http(&cluster, &host, &request).await?;

@@ -66,10 +66,14 @@ pub(crate) struct ConnectionManager {
     pub(crate) tracing: Option<TracingConfig>,
     /// Sends `x-envoy-downstream-service-cluster` with the proxy's own name.
     pub(crate) user_agent: Option<HeaderValue>,
+    /// `100 Continue` comes from the upstream instead of from here.
+    pub(crate) proxies_continue: bool,
     /// HTTP/1.0 requests are accepted.
     pub(crate) accepts_http_10: bool,
     /// Host of HTTP/1.0 requests without one.
     pub(crate) default_host: Option<HeaderValue>,
+    /// HTTP/1 header names are written in proper case.
+    pub(crate) has_proper_case: bool,
     /// HTTP/1 settings.
     pub(crate) http1: core::Http1ProtocolOptions,
     /// HTTP/2 settings.
@@ -195,7 +199,7 @@ impl ConnectionManager {
         );
         let common = config.common_http_protocol_options.unwrap_or_default();
         let http1 = config.http_protocol_options.clone().unwrap_or_default();
-        let filters = FilterChain::try_new(&config.http_filters, &scope, context.server)?;
+        let filters = FilterChain::try_new(&config.http_filters, &scope, context)?;
         let spawns = filters.router.starts_child_spans;
         let access_logs = AccessLogs::try_new(&config.access_log, context.server)?;
         Ok(ConnectionManager {
@@ -244,11 +248,13 @@ impl ConnectionManager {
                 Some(true) => optional_value("node.cluster", &context.server.node.cluster)?,
                 _ => None,
             },
+            proxies_continue: config.proxy_100_continue,
             accepts_http_10: http1.accept_http_10,
             default_host: optional_value(
                 "default_host_for_http_10",
                 &http1.default_host_for_http_10,
             )?,
+            has_proper_case: ranges::has_proper_case(&http1),
             http1,
             http2: config.http2_protocol_options.clone().unwrap_or_default(),
             access_logs,

@@ -6,6 +6,7 @@
 pub(crate) mod buffer;
 pub(crate) mod compression;
 pub(crate) mod cors;
+mod discovered;
 pub(crate) mod dynamic_forward_proxy;
 pub(crate) mod ext_authz;
 pub(crate) mod fault;
@@ -31,8 +32,10 @@ use bytes::Bytes;
 use http::HeaderMap;
 use prost_types::Any;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3 as wire;
+use wire::http_filter::ConfigType;
 
 use crate::invalid::{At as _, Invalid};
+use crate::network::FactoryContext;
 use crate::server::ServerContext;
 use crate::stats::Scope;
 
@@ -40,6 +43,7 @@ use super::headers::{RequestHeaders, ResponseHeaders};
 use super::local_reply::LocalReply;
 use super::stream::Stream;
 
+pub(crate) use discovered::Discovered;
 pub(crate) use per_route::{RouteConfig, RouteConfigs};
 
 /// One filter of one stream. Requests pass the chain in order, responses in reverse.
@@ -239,13 +243,13 @@ impl FilterChain {
     pub(crate) fn try_new(
         filters: &[wire::HttpFilter],
         scope: &Scope,
-        server: &Arc<ServerContext>,
+        context: &FactoryContext<'_>,
     ) -> Result<Self, Invalid> {
         let Some((last, others)) = filters.split_last() else {
             return Err(Invalid::new("at least the router filter is needed").at("http_filters"));
         };
         let chain = others.iter().enumerate().map(|(index, filter)| {
-            ChainEntry::try_new(filter, scope, server).at(format_args!("http_filters[{index}]"))
+            ChainEntry::try_new(filter, scope, context).at(format_args!("http_filters[{index}]"))
         });
         let chain: Vec<Option<ChainEntry>> = chain.collect::<Result<_, _>>()?;
         let place = format!("http_filters[{}]", others.len());
@@ -296,18 +300,24 @@ impl ChainEntry {
     fn try_new(
         filter: &wire::HttpFilter,
         scope: &Scope,
-        server: &Arc<ServerContext>,
+        context: &FactoryContext<'_>,
     ) -> Result<Option<Self>, Invalid> {
+        if let Some(ConfigType::ConfigDiscovery(discovery)) = &filter.config_type {
+            let discovered = Discovered::try_new(&filter.name, discovery, scope, context)
+                .at("config_discovery")?;
+            return Ok(Some(ChainEntry {
+                name: filter.name.as_str().into(),
+                canonical: discovered.canonical(),
+                is_disabled: filter.disabled,
+                factory: discovered,
+            }));
+        }
         let any = typed_config(filter)?;
         let message = any.map(|any| proto::type_url::message_name(&any.type_url));
         if message == Some(router::MESSAGE) {
             return Err(Invalid::new("the router must be the last filter"));
         }
-        let kind = FILTERS.iter().find(|kind| match message {
-            Some(message) => kind.message == message,
-            None => kind.name == filter.name,
-        });
-        let Some(kind) = kind else {
+        let Some(kind) = kind_of(message, &filter.name) else {
             if filter.is_optional {
                 return Ok(None);
             }
@@ -317,27 +327,35 @@ impl ChainEntry {
                 message.unwrap_or("no type")
             )));
         };
-        let context = FilterContext {
+        let own = FilterContext {
             name: &filter.name,
             scope,
-            server,
+            server: context.server,
         };
         let empty = Any::default();
         Ok(Some(ChainEntry {
             name: filter.name.as_str().into(),
             canonical: kind.name,
             is_disabled: filter.disabled,
-            factory: (kind.build)(any.unwrap_or(&empty), &context)
+            factory: (kind.build)(any.unwrap_or(&empty), &own)
                 .at(format_args!("'{}'", filter.name))?,
         }))
     }
 }
 
+/// The filter of a message; without one, of a canonical name.
+fn kind_of(message: Option<&str>, name: &str) -> Option<&'static FilterKind> {
+    FILTERS.iter().find(|kind| match message {
+        Some(message) => kind.message == message,
+        None => kind.name == name,
+    })
+}
+
 fn typed_config(filter: &wire::HttpFilter) -> Result<Option<&Any>, Invalid> {
     match &filter.config_type {
-        Some(wire::http_filter::ConfigType::TypedConfig(any)) => Ok(Some(any)),
-        Some(wire::http_filter::ConfigType::ConfigDiscovery(_)) => {
-            Err(Invalid::unsupported("extension config discovery"))
+        Some(ConfigType::TypedConfig(any)) => Ok(Some(any)),
+        Some(ConfigType::ConfigDiscovery(_)) => {
+            Err(Invalid::unsupported("the router by discovery").at("config_discovery"))
         }
         None => Ok(None),
     }

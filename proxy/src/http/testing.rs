@@ -258,12 +258,13 @@ impl Proxy {
         let server = server(clusters, &trigger, &drain);
         let config: HttpConnectionManager = proto::json::from_value(&config).unwrap();
         let routes = RouteSlots::default();
-        let used_routes = Default::default();
+        let (extensions, used) = Default::default();
         let context = FactoryContext {
             server: &server,
             routes: &routes,
             stats: &server.stats,
-            used_routes: &used_routes,
+            extensions: &extensions,
+            used: &used,
             direction,
         };
         let manager = Arc::new(ConnectionManager::try_new(&config, &context).unwrap());

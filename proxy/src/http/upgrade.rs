@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::router::RouteKind;
 use crate::stream_info::ResponseFlag;
-use crate::transport::{DownstreamStream, ReadAhead};
+use crate::transport::{DownstreamStream, ReadAhead, UpstreamStream};
 
 use super::codec::Http2Tunnel;
 use super::config::ConnectionManager;
@@ -28,50 +28,55 @@ const PIECE: usize = 16 << 10;
 /// Resolves with the downstream's bytes when the response's head has been written.
 pub(crate) type OnUpgrade = oneshot::Receiver<DownstreamTunnel>;
 
-/// The downstream's bytes after an upgrade.
-pub(crate) enum DownstreamTunnel {
+/// One side's bytes after an upgrade.
+pub(crate) enum Tunnel<S> {
     /// A whole connection.
-    Http1(ReadAhead<DownstreamStream>),
+    Http1(ReadAhead<S>),
     /// A stream.
     Http2(Http2Tunnel),
 }
 
-impl AsyncRead for DownstreamTunnel {
+/// The downstream's bytes after an upgrade.
+pub(crate) type DownstreamTunnel = Tunnel<DownstreamStream>;
+/// The upstream's.
+pub(crate) type UpstreamTunnel = Tunnel<UpstreamStream>;
+
+impl<S: AsyncRead + Unpin> AsyncRead for Tunnel<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            DownstreamTunnel::Http1(tunnel) => Pin::new(tunnel).poll_read(context, buffer),
-            DownstreamTunnel::Http2(tunnel) => Pin::new(tunnel).poll_read(context, buffer),
+            Tunnel::Http1(tunnel) => Pin::new(tunnel).poll_read(context, buffer),
+            Tunnel::Http2(tunnel) => Pin::new(tunnel).poll_read(context, buffer),
         }
     }
 }
 
-impl AsyncWrite for DownstreamTunnel {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Tunnel<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            DownstreamTunnel::Http1(tunnel) => Pin::new(tunnel).poll_write(context, data),
-            DownstreamTunnel::Http2(tunnel) => Pin::new(tunnel).poll_write(context, data),
+            Tunnel::Http1(tunnel) => Pin::new(tunnel).poll_write(context, data),
+            Tunnel::Http2(tunnel) => Pin::new(tunnel).poll_write(context, data),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            DownstreamTunnel::Http1(tunnel) => Pin::new(tunnel).poll_flush(context),
-            DownstreamTunnel::Http2(tunnel) => Pin::new(tunnel).poll_flush(context),
+            Tunnel::Http1(tunnel) => Pin::new(tunnel).poll_flush(context),
+            Tunnel::Http2(tunnel) => Pin::new(tunnel).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            DownstreamTunnel::Http1(tunnel) => Pin::new(tunnel).poll_shutdown(context),
-            DownstreamTunnel::Http2(tunnel) => Pin::new(tunnel).poll_shutdown(context),
+            Tunnel::Http1(tunnel) => Pin::new(tunnel).poll_shutdown(context),
+            Tunnel::Http2(tunnel) => Pin::new(tunnel).poll_shutdown(context),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     access_log::AccessLogs,
-    config::{RouteSlot, RouteSlots},
+    config::{ExtensionSlots, RouteSlots, UsedSlots},
     filter_chain::{FilterChain, matcher::FilterChains},
     invalid::{At as _, Invalid, try_all},
     listener_filter::{self, ListenerFilter},
@@ -27,7 +27,7 @@ use proto::envoy::config::{
         listener::{DrainType, connection_balance_config::BalanceType},
     },
 };
-use std::{cell::RefCell, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 /// What Envoy buffers for a connection unless it is told otherwise.
 const BUFFER_LIMIT: u32 = 1 << 20;
@@ -78,8 +78,9 @@ pub(crate) struct ListenerConfig {
 pub(crate) struct ListenerContext<'a> {
     pub(crate) server: &'a Arc<ServerContext>,
     pub(crate) routes: &'a RouteSlots,
+    pub(crate) extensions: &'a ExtensionSlots,
     /// Filled with the slots that the listener's filters use.
-    pub(crate) used_routes: &'a RefCell<Vec<Arc<RouteSlot>>>,
+    pub(crate) used: &'a UsedSlots,
     pub(crate) secrets: &'a SecretSlots,
 }
 
@@ -200,7 +201,8 @@ fn chains(
     let factory = FactoryContext {
         server: context.server,
         routes: context.routes,
-        used_routes: context.used_routes,
+        extensions: context.extensions,
+        used: context.used,
         stats: &context.server.stats,
         direction: direction(wire),
     };

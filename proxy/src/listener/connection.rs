@@ -3,7 +3,7 @@
 use crate::{
     filter_chain::FilterChain,
     stream_info::DynamicMetadata,
-    transport::{DownstreamStream, Meter},
+    transport::{ClientAddresses, DownstreamStream, Meter},
     worker::Worker,
 };
 use parking_lot::Mutex;
@@ -145,6 +145,14 @@ pub(crate) struct PeerCertificate {
 }
 
 impl ConnectionInfo {
+    /// The client, and where it connected to.
+    pub(crate) fn addresses(&self) -> ClientAddresses {
+        ClientAddresses {
+            remote: self.remote_address,
+            local: self.local_address,
+        }
+    }
+
     /// The identity the peer proved: its first URI name.
     pub(crate) fn peer_principal(&self) -> Option<&str> {
         let peer = self.tls.as_ref()?.peer.as_ref()?;

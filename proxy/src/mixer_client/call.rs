@@ -124,6 +124,7 @@ async fn send(
         priority: Priority::Default,
         downstream_protocol: Version::HTTP_2,
         sni: None,
+        client: None,
     };
     let exchange = async {
         let connection = worker.pools.http(&cluster, &host, &request).await?;

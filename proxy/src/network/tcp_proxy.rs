@@ -345,6 +345,7 @@ impl TcpProxy {
         }
         let options = TcpOptions {
             source: info.connection.upstream_source,
+            client: Some(info.connection.addresses()),
             ..TcpOptions::default()
         };
         let connected = worker

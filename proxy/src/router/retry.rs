@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use proto::envoy::config::route::v3 as wire;
+use proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use rand::RngExt as _;
 use wire::retry_policy::ResetHeaderFormat;
 
@@ -89,6 +90,8 @@ pub(crate) struct RetryPolicy {
     reset_max: Duration,
     /// Hosts that were tried are avoided.
     pub(crate) avoids_previous_hosts: bool,
+    /// Priorities that were tried are avoided; they are looked at anew after so many attempts.
+    pub(crate) avoids_previous_priorities: Option<usize>,
     /// How often another host is asked for before the offered one is taken.
     pub(crate) host_selection_attempts: u32,
 }
@@ -136,12 +139,6 @@ impl TryFrom<&wire::RetryPolicy> for RetryPolicy {
     type Error = Invalid;
 
     fn try_from(policy: &wire::RetryPolicy) -> Result<Self, Invalid> {
-        if let Some(priority) = &policy.retry_priority {
-            return Err(
-                Invalid::unsupported(&format!("retry priority '{}'", priority.name))
-                    .at("retry_priority"),
-            );
-        }
         if !policy.retry_options_predicates.is_empty() {
             return Err(Invalid::unsupported("retry_options_predicates"));
         }
@@ -180,6 +177,12 @@ impl TryFrom<&wire::RetryPolicy> for RetryPolicy {
             .map(|limited| limited.reset_headers.as_slice())
             .unwrap_or_default();
         Ok(RetryPolicy {
+            avoids_previous_priorities: policy
+                .retry_priority
+                .as_ref()
+                .map(previous_priorities)
+                .transpose()
+                .at("retry_priority")?,
             retry_on: RetryOn::parse(&policy.retry_on),
             retries: policy.num_retries.unwrap_or(1),
             per_try_timeout: duration(policy.per_try_timeout.as_ref())
@@ -374,6 +377,27 @@ impl RetryState {
             (wait <= policy.reset_max).then_some(wait)
         })
     }
+}
+
+/// `envoy.retry_priorities.previous_priorities`: the one way to choose another priority that there is.
+fn previous_priorities(wire: &wire::retry_policy::RetryPriority) -> Result<usize, Invalid> {
+    use wire::retry_policy::retry_priority::ConfigType;
+    let Some(ConfigType::TypedConfig(any)) = &wire.config_type else {
+        return Err(Invalid::new("it is needed").at("typed_config"));
+    };
+    if !proto::any::is::<PreviousPrioritiesConfig>(any) {
+        return Err(Invalid::unsupported(&format!(
+            "retry priority '{}'",
+            wire.name
+        )));
+    }
+    let config: PreviousPrioritiesConfig = proto::any::unpack(any).at("typed_config")?;
+    usize::try_from(config.update_frequency)
+        .ok()
+        .filter(|frequency| *frequency > 0)
+        .ok_or_else(|| {
+            Invalid::new("it must be greater than 0").at("typed_config.update_frequency")
+        })
 }
 
 fn list<T: std::str::FromStr>(value: Option<&HeaderValue>) -> Vec<T> {

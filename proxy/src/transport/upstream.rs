@@ -4,6 +4,7 @@ use super::{
     AlpnFallback, SecretSlot, SecretSlots, TlsStats,
     certificate::peer_certificate,
     downstream::session_info,
+    proxy_header::{ClientAddresses, ProxyHeader},
     revocation::{Peers, Seat},
     stream::{Count, Layer, RawStream, TransportStream},
     tls_context::{ClientKey, TlsError, UpstreamTlsContext},
@@ -15,13 +16,17 @@ use crate::{
     upstream::ConnectionGuard,
 };
 use proto::envoy::config::core::v3::TransportSocket;
-use proto::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext as WireTls;
+use proto::envoy::extensions::transport_sockets::{
+    proxy_protocol::v3::ProxyProtocolUpstreamTransport as WireProxied,
+    tls::v3::UpstreamTlsContext as WireTls,
+};
 use rustls_pki_types::ServerName;
 use std::{
     io::{self, IoSlice},
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, OnceLock},
 };
+use tokio::io::AsyncWriteExt as _;
 
 /// How connections to an endpoint are secured.
 pub(crate) enum UpstreamTransport {
@@ -29,6 +34,8 @@ pub(crate) enum UpstreamTransport {
     Raw,
     /// TLS.
     Tls(Box<UpstreamTls>),
+    /// With a PROXY header first.
+    Proxied(ProxyHeader, Box<UpstreamTransport>),
 }
 
 /// TLS to a host.
@@ -53,6 +60,8 @@ pub(crate) struct TlsPeer<'a> {
     pub(crate) sni: Option<&'a str>,
     /// Whether the certificate must be for that name.
     pub(crate) is_name_checked: bool,
+    /// The client that it is for, where there is one.
+    pub(crate) client: Option<ClientAddresses>,
 }
 
 impl UpstreamTransport {
@@ -64,6 +73,10 @@ impl UpstreamTransport {
         let Some(any) = typed_config(wire)? else {
             return Ok(Self::Raw);
         };
+        if proto::any::is::<WireProxied>(any) {
+            let wire: WireProxied = proto::any::unpack(any).at("typed_config")?;
+            return Self::proxied(&wire, secrets).at("typed_config");
+        }
         let wire: WireTls = proto::any::unpack(any).at("typed_config")?;
         Ok(Self::Tls(Box::new(UpstreamTls {
             context: UpstreamTlsContext::new(&wire, secrets).at("typed_config")?,
@@ -72,24 +85,57 @@ impl UpstreamTransport {
         })))
     }
 
+    fn proxied(wire: &WireProxied, secrets: &SecretSlots) -> Result<Self, Invalid> {
+        if wire.tlv_as_pool_key {
+            return Err(Invalid::unsupported("it").at("tlv_as_pool_key"));
+        }
+        let inner = wire
+            .transport_socket
+            .as_ref()
+            .ok_or_else(|| Invalid::new("it is needed").at("transport_socket"))?;
+        let inner = Self::build(Some(inner), secrets).at("transport_socket")?;
+        let header = ProxyHeader::try_from(&wire.config.clone().unwrap_or_default());
+        Ok(Self::Proxied(header.at("config")?, Box::new(inner)))
+    }
+
     /// The secrets it waits for.
     pub(crate) fn slots(&self) -> Vec<Arc<SecretSlot>> {
         match self {
             Self::Raw => Vec::new(),
             Self::Tls(tls) => tls.context.slots(),
+            Self::Proxied(_, inner) => inner.slots(),
         }
+    }
+
+    /// Whether it is TLS.
+    pub(crate) fn is_tls(&self) -> bool {
+        match self {
+            Self::Raw => false,
+            Self::Tls(_) => true,
+            Self::Proxied(_, inner) => inner.is_tls(),
+        }
+    }
+
+    /// Whether a connection is for one client only.
+    pub(crate) fn tells_client(&self) -> bool {
+        matches!(self, Self::Proxied(..))
     }
 
     /// Sets the transport up on a connected socket.
     pub(crate) async fn connect(
         &self,
-        socket: RawStream,
+        mut socket: RawStream,
         mut guard: ConnectionGuard,
         alpn: AlpnFallback,
         peer: TlsPeer<'_>,
     ) -> Result<UpstreamStream, io::Error> {
-        let (layer, seat) = match self {
-            Self::Raw => (Layer::Raw(socket), None),
+        let mut transport = self;
+        while let Self::Proxied(header, inner) = transport {
+            socket.write_all(&header.bytes(peer.client)).await?;
+            transport = &**inner;
+        }
+        let (layer, seat) = match transport {
+            Self::Proxied(..) | Self::Raw => (Layer::Raw(socket), None),
             Self::Tls(tls) => {
                 let stats = tls
                     .stats

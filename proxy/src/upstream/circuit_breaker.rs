@@ -293,6 +293,7 @@ mod tests {
         let wire = Wire {
             thresholds: vec![Thresholds {
                 max_requests: Some(1),
+                max_connection_pools: Some(1),
                 ..Thresholds::default()
             }],
             ..Wire::default()
@@ -303,5 +304,12 @@ mod tests {
         assert!(breakers.request(Priority::High).is_some());
         drop(first);
         assert!(breakers.request(Priority::Default).is_some());
+        let _pool = breakers.pool(Priority::Default).unwrap();
+        assert!(breakers.pool(Priority::Default).is_none());
+        assert_eq!(
+            breakers.levels[0].stats.cx_pool_open.value(),
+            1,
+            "the gauge tells"
+        );
     }
 }

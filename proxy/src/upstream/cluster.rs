@@ -224,6 +224,11 @@ impl Cluster {
         }
     }
 
+    /// The priority that a host has now.
+    pub(crate) fn priority_of(&self, host: &Arc<Host>) -> Option<u32> {
+        self.sets.load().priority_of(host)
+    }
+
     /// Chooses a host for a request.
     pub(crate) fn choose_host(
         &self,

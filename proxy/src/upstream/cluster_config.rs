@@ -446,7 +446,7 @@ impl TransportMatches {
 
     /// Whether connections are secured, unless an endpoint says otherwise.
     pub(crate) fn is_secure(&self) -> bool {
-        matches!(*self.default, UpstreamTransport::Tls(_))
+        self.default.is_tls()
     }
 
     /// Every transport.

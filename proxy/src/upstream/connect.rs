@@ -4,7 +4,7 @@ use super::{Cluster, Host, HostAddress, circuit_breaker::Guard, cluster_config::
 use crate::{
     listener::{TlsInfo, UpstreamSource},
     stats::Scope,
-    transport::{AlpnFallback, RawStream, TlsPeer, UpstreamStream},
+    transport::{AlpnFallback, ClientAddresses, RawStream, TlsPeer, UpstreamStream},
 };
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -152,6 +152,7 @@ pub(crate) async fn connect_for_health_check(
             hostname: &host.hostname,
             sni: None,
             is_name_checked: false,
+            client: None,
         };
         transport
             .connect(socket, guard, alpn, peer)
@@ -163,36 +164,19 @@ pub(crate) async fn connect_for_health_check(
         .unwrap_or(Err(ConnectError::Timeout))
 }
 
+/// What a connection asks for, where it comes from, and for whom it is.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Aim<'a> {
+    /// The server name to ask for instead of the transport's own.
+    pub(crate) sni: Option<&'a str>,
+    /// The source it takes instead of our own.
+    pub(crate) source: Option<UpstreamSource>,
+    /// The client that it is for, where hosts are told.
+    pub(crate) client: Option<ClientAddresses>,
+}
+
 /// Connects to `host`, transport included, within the cluster's connect timeout.
 pub(crate) async fn connect(
-    cluster: &Arc<Cluster>,
-    host: &Arc<Host>,
-    breaker: Guard,
-    alpn: AlpnFallback,
-    sni: Option<&str>,
-) -> Result<UpstreamStream, ConnectError> {
-    connect_to(cluster, host, breaker, alpn, Aim { sni, source: None }).await
-}
-
-/// As [`connect`], from a source of the caller's choice.
-pub(crate) async fn connect_from(
-    cluster: &Arc<Cluster>,
-    host: &Arc<Host>,
-    breaker: Guard,
-    alpn: AlpnFallback,
-    source: Option<UpstreamSource>,
-) -> Result<UpstreamStream, ConnectError> {
-    connect_to(cluster, host, breaker, alpn, Aim { sni: None, source }).await
-}
-
-/// What a connection asks for, and where it comes from.
-#[derive(Clone, Copy)]
-struct Aim<'a> {
-    sni: Option<&'a str>,
-    source: Option<UpstreamSource>,
-}
-
-async fn connect_to(
     cluster: &Arc<Cluster>,
     host: &Arc<Host>,
     breaker: Guard,
@@ -210,6 +194,7 @@ async fn connect_to(
             hostname: &host.hostname,
             sni: aim.sni,
             is_name_checked: aim.sni.is_some() && cluster.config.http.auto_san_validation,
+            client: aim.client,
         };
         host.transport
             .connect(socket, guard, alpn, peer)

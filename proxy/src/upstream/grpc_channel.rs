@@ -3,7 +3,7 @@
 //! One HTTP/2 connection, made when it is needed and made anew when it is gone; runs on whichever runtime it is used.
 
 use super::{
-    Cluster, ClusterManager, LoadBalancerContext, circuit_breaker::Priority, connect,
+    Aim, Cluster, ClusterManager, LoadBalancerContext, circuit_breaker::Priority, connect,
     load_balancer::mix,
 };
 use crate::transport::AlpnFallback;
@@ -75,7 +75,7 @@ impl GrpcChannel {
             ..LoadBalancerContext::default()
         })?;
         let room = cluster.breakers.first_connection(Priority::Default);
-        let stream = connect(&cluster, &host, room, AlpnFallback::Http2, None).await?;
+        let stream = connect(&cluster, &host, room, AlpnFallback::Http2, Aim::default()).await?;
         let sender = handshake(&cluster, stream).await?;
         *self.connection.lock() = Some(sender.clone());
         Ok(sender)

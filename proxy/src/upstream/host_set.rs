@@ -152,6 +152,13 @@ impl HostSets {
         self.hosts().next().is_none()
     }
 
+    /// The priority that has `host`.
+    pub(crate) fn priority_of(&self, host: &Arc<Host>) -> Option<u32> {
+        let has = |set: &HostSet| set.hosts.iter().any(|one| Arc::ptr_eq(one, host));
+        let priority = self.priorities.iter().position(has)?;
+        u32::try_from(priority).ok()
+    }
+
     /// Chooses a host. `attempt` counts the times that another was wanted, `active` the cluster's requests under way.
     pub(crate) fn choose(
         &self,

@@ -11,12 +11,12 @@ mod http_connection;
 
 pub(crate) use body::{UpstreamBody, UpstreamBodyError};
 pub(crate) use http_connection::{HttpConnection, UpstreamRequest};
-pub(crate) use http1::{Http1Request, UpstreamTunnel};
+pub(crate) use http1::Http1Request;
 
 use self::http::HttpPool;
-use super::{Cluster, ConnectError, Host, Priority, UpstreamProtocol, connect_from};
+use super::{Aim, Cluster, ConnectError, Host, Priority, UpstreamProtocol, connect};
 use crate::listener::UpstreamSource;
-use crate::transport::{AlpnFallback, UpstreamStream};
+use crate::transport::{AlpnFallback, ClientAddresses, UpstreamStream};
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 
 /// What a connection is wanted for.
@@ -28,6 +28,8 @@ pub(crate) struct PoolRequest<'a> {
     pub(crate) downstream_protocol: ::http::Version,
     /// The server name, where it follows the request (`auto_sni`).
     pub(crate) sni: Option<&'a str>,
+    /// The client that it is for.
+    pub(crate) client: Option<ClientAddresses>,
 }
 
 /// Why a connection could not be had, or a request failed on it.
@@ -76,6 +78,8 @@ pub(crate) struct TcpOptions {
     pub(crate) alpn: AlpnFallback,
     /// The source it takes instead of our own.
     pub(crate) source: Option<UpstreamSource>,
+    /// The client that it is for.
+    pub(crate) client: Option<ClientAddresses>,
 }
 
 impl Default for TcpOptions {
@@ -83,6 +87,7 @@ impl Default for TcpOptions {
         Self {
             alpn: AlpnFallback::None,
             source: None,
+            client: None,
         }
     }
 }
@@ -99,6 +104,8 @@ struct Key {
     protocol: Wanted,
     priority: Priority,
     sni: Option<Box<str>>,
+    /// Where hosts are told of it: connections are not shared between clients then.
+    client: Option<ClientAddresses>,
 }
 
 /// Which HTTP a pool speaks.
@@ -164,6 +171,7 @@ impl Pools {
             protocol: Wanted::of(cluster, request.downstream_protocol),
             priority: request.priority,
             sni: request.sni.map(Into::into),
+            client: request.client.filter(|_| host.transport.tells_client()),
         };
         let known = self.http.borrow().get(&key).cloned();
         let pool = match known {
@@ -223,7 +231,12 @@ impl Pools {
             stats.upstream_cx_overflow.inc();
             return Err(PoolError::new(PoolErrorKind::Overflow, "overflow"));
         };
-        let stream = connect_from(cluster, host, room, options.alpn, options.source).await?;
+        let aim = Aim {
+            sni: None,
+            source: options.source,
+            client: options.client,
+        };
+        let stream = connect(cluster, host, room, options.alpn, aim).await?;
         Ok(TcpConnection { stream })
     }
 

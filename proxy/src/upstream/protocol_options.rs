@@ -49,8 +49,8 @@ pub(crate) struct HttpProtocolOptions {
     pub(crate) max_stream_duration: Option<Duration>,
     /// Number of response headers at most.
     pub(crate) max_headers_count: u32,
-    /// HTTP/1: trailers are passed on, both ways.
-    pub(crate) has_http1_trailers: bool,
+    /// HTTP/1: how messages are written and read.
+    pub(crate) http1: Http1Options,
     /// HTTP/1: a response may have a length beside its chunks, which then goes.
     pub(crate) allows_chunked_length: bool,
     /// HTTP/2: streams at once on a connection.
@@ -67,6 +67,15 @@ pub(crate) struct HttpProtocolOptions {
     pub(crate) auto_san_validation: bool,
 }
 
+/// How HTTP/1 messages are written and read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Http1Options {
+    /// Trailers are passed on, both ways.
+    pub(crate) has_trailers: bool,
+    /// Header names are written in proper case.
+    pub(crate) has_proper_case: bool,
+}
+
 impl Default for HttpProtocolOptions {
     fn default() -> Self {
         Self {
@@ -76,7 +85,7 @@ impl Default for HttpProtocolOptions {
             max_requests_per_connection: 0,
             max_stream_duration: None,
             max_headers_count: 100,
-            has_http1_trailers: false,
+            http1: Http1Options::default(),
             allows_chunked_length: false,
             max_concurrent_streams: 1024,
             initial_stream_window: 16 << 20,
@@ -220,7 +229,10 @@ impl HttpProtocolOptions {
 
     fn http1(&mut self, wire: &Http1ProtocolOptions) -> Result<(), Invalid> {
         crate::http::config::ranges::http1(wire)?;
-        self.has_http1_trailers = wire.enable_trailers;
+        self.http1 = Http1Options {
+            has_trailers: wire.enable_trailers,
+            has_proper_case: crate::http::config::ranges::has_proper_case(wire),
+        };
         self.allows_chunked_length = wire.allow_chunked_length;
         Ok(())
     }

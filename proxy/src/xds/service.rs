@@ -8,6 +8,7 @@ use proto::envoy::service::{
         aggregated_discovery_service_client::AggregatedDiscoveryServiceClient as Aggregated,
     },
     endpoint::v3::endpoint_discovery_service_client::EndpointDiscoveryServiceClient as Endpoint,
+    extension::v3::extension_config_discovery_service_client::ExtensionConfigDiscoveryServiceClient as Extension,
     listener::v3::listener_discovery_service_client::ListenerDiscoveryServiceClient as Listener,
     route::v3::route_discovery_service_client::RouteDiscoveryServiceClient as Route,
     runtime::v3::runtime_discovery_service_client::RuntimeDiscoveryServiceClient as Runtime,
@@ -42,6 +43,9 @@ pub(super) async fn open_sotw(
         Some(Kind::Route) => call!(Route, channel, stream_routes, request),
         Some(Kind::Secret) => call!(Secret, channel, stream_secrets, request),
         Some(Kind::Runtime) => call!(Runtime, channel, stream_runtime, request),
+        Some(Kind::Extension) => {
+            call!(Extension, channel, stream_extension_configs, request)
+        }
     }
 }
 
@@ -59,5 +63,6 @@ pub(super) async fn open_delta(
         Some(Kind::Route) => call!(Route, channel, delta_routes, request),
         Some(Kind::Secret) => call!(Secret, channel, delta_secrets, request),
         Some(Kind::Runtime) => call!(Runtime, channel, delta_runtime, request),
+        Some(Kind::Extension) => call!(Extension, channel, delta_extension_configs, request),
     }
 }

@@ -35,6 +35,7 @@ impl XdsStats {
                 Kind::Route => root.scope("rds"),
                 Kind::Secret => root.scope("sds"),
                 Kind::Runtime => root.scope("runtime").scope("rtds"),
+                Kind::Extension => root.scope("extension_config_discovery"),
             };
             scope.group()
         };

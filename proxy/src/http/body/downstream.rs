@@ -57,6 +57,13 @@ impl DownstreamBody {
         }
     }
 
+    /// The upstream wants the body. Clients of HTTP/2 are not told: they need not wait.
+    pub(super) fn forward_continue(&self, context: &mut Context<'_>) {
+        if let DownstreamBody::Http1(body) = self {
+            body.forward_continue(context);
+        }
+    }
+
     pub(super) fn is_end_stream(&self) -> bool {
         match self {
             DownstreamBody::Empty => true,

@@ -103,6 +103,13 @@ impl RequestSource {
         queue
     }
 
+    /// The upstream wants the body.
+    pub(super) fn forward_continue(&self, context: &mut Context<'_>) {
+        if let Some(incoming) = &self.source.borrow().incoming {
+            incoming.forward_continue(context);
+        }
+    }
+
     /// True when the request has no body at all.
     pub(crate) fn is_empty(&self) -> bool {
         let source = self.source.borrow();

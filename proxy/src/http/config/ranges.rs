@@ -1,6 +1,9 @@
 //! What a connection manager's configuration may hold at most and at least, as Envoy validates it.
 
-use proto::envoy::config::core::v3::{Http1ProtocolOptions, Http2ProtocolOptions};
+use proto::envoy::config::core::v3::{
+    Http1ProtocolOptions, Http2ProtocolOptions,
+    http1_protocol_options::header_key_format::HeaderFormat,
+};
 use proto::envoy::extensions::filters::network::http_connection_manager::v3 as wire;
 
 use crate::invalid::Invalid;
@@ -58,7 +61,19 @@ pub(crate) fn http1(options: &Http1ProtocolOptions) -> Result<(), Invalid> {
     if options.allow_custom_methods {
         return Err(Invalid::unsupported("it").at("allow_custom_methods"));
     }
-    Ok(())
+    let format = options.header_key_format.as_ref();
+    match format.and_then(|format| format.header_format.as_ref()) {
+        Some(HeaderFormat::StatefulFormatter(formatter)) => {
+            let text = format!("formatter '{}'", formatter.name);
+            Err(Invalid::unsupported(&text).at("header_key_format"))
+        }
+        Some(HeaderFormat::ProperCaseWords(_)) | None => Ok(()),
+    }
+}
+
+/// Whether header names are written in proper case, as `http1` has let it pass.
+pub(crate) fn has_proper_case(options: &Http1ProtocolOptions) -> bool {
+    options.header_key_format.is_some()
 }
 
 /// Refuses windows that HTTP/2 does not have.

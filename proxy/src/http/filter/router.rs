@@ -308,6 +308,14 @@ fn finish(
         if is_http2 {
             // An extended CONNECT is accepted with 200 where HTTP/1 says 101.
             head.status = StatusCode::OK;
+        } else if head.status == StatusCode::OK && plan.is_upgrade {
+            // And the other way round.
+            head.status = StatusCode::SWITCHING_PROTOCOLS;
+            let upgrade = cell.with(|state| state.request.upgrade.clone());
+            let connection = http::HeaderValue::from_static("upgrade");
+            head.map.insert(http::header::CONNECTION, connection);
+            head.map
+                .extend(upgrade.map(|kind| (http::header::UPGRADE, kind)));
         }
         end.is_tunnel = true;
         upgrade::tunnel(

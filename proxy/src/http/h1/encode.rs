@@ -99,6 +99,8 @@ pub(crate) struct ResponseContext {
     pub(crate) is_head: bool,
     /// The request was HTTP/1.0, and that is spoken here.
     pub(crate) is_old: bool,
+    /// Header names are written in proper case.
+    pub(crate) has_proper_case: bool,
     /// Nothing follows the head.
     pub(crate) is_empty: bool,
     /// The connection is closed after it.
@@ -114,6 +116,7 @@ pub(crate) fn response(
     out: &mut BytesMut,
 ) -> BodyFraming {
     out.reserve(192 + head.map.len() * 48);
+    let start = out.len();
     status_line(head.status, context.is_old, out);
     fields(&head.map, out, |name| {
         context.closes && name == header::CONNECTION && !context.is_tunnel
@@ -142,10 +145,29 @@ pub(crate) fn response(
         BodyFraming::Chunked
     };
     out.put_slice(b"\r\n");
+    if context.has_proper_case {
+        proper_case(&mut out[start..]);
+    }
     if context.is_head {
         BodyFraming::None
     } else {
         framing
+    }
+}
+
+/// Writes the names in a head in proper case: `Content-Length`.
+pub(crate) fn proper_case(head: &mut [u8]) {
+    let mut lines = head.split_inclusive_mut(|byte| *byte == b'\n');
+    // The first line has no name.
+    lines.next();
+    for line in lines {
+        let mut begins = true;
+        for byte in line.iter_mut().take_while(|byte| **byte != b':') {
+            if begins {
+                byte.make_ascii_uppercase();
+            }
+            begins = !byte.is_ascii_alphanumeric();
+        }
     }
 }
 

@@ -156,6 +156,7 @@ impl Tunneling {
         let options = TcpOptions {
             alpn,
             source: info.connection.upstream_source,
+            client: Some(info.connection.addresses()),
         };
         let connected = worker
             .pools

@@ -1,10 +1,7 @@
 //! The body of an upstream response; its end gives the connection back to the pool.
 
-use super::{
-    http::Lease,
-    http1::{self, UpstreamTunnel},
-    http2,
-};
+use super::{http::Lease, http1, http2};
+use crate::http::upgrade::UpstreamTunnel;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::{
@@ -51,11 +48,13 @@ impl UpstreamBody {
     /// The connection's bytes, when the response accepts an upgrade.
     pub(crate) fn take_tunnel(&mut self) -> Option<UpstreamTunnel> {
         match self.exchange.take() {
-            Some((Exchange::Http1(exchange), _)) => Some(exchange.into_tunnel()),
-            other => {
-                self.exchange = other;
-                None
+            Some((Exchange::Http1(exchange), _)) => {
+                Some(UpstreamTunnel::Http1(exchange.into_tunnel()))
             }
+            Some((Exchange::Http2(exchange), _)) => {
+                exchange.into_tunnel().map(UpstreamTunnel::Http2)
+            }
+            None => None,
         }
     }
 

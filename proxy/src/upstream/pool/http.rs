@@ -4,8 +4,8 @@ use super::{HttpConnection, Key, PoolError, PoolErrorKind, Wanted, http1::Http1,
 use crate::{
     http::h1::HeadLimits,
     listener::TlsInfo,
-    transport::UpstreamStream,
-    upstream::{Cluster, Host, Priority, circuit_breaker::Guard, connect},
+    transport::{ClientAddresses, UpstreamStream},
+    upstream::{Aim, Cluster, Host, Priority, circuit_breaker::Guard, connect},
 };
 use ::http::Version;
 use bytes::Bytes;
@@ -29,6 +29,7 @@ pub(super) struct HttpPool {
     wanted: Wanted,
     priority: Priority,
     sni: Option<Box<str>>,
+    client: Option<ClientAddresses>,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Http2>>,
     /// An HTTP/2 connection is being made; others wait for it instead of making their own.
@@ -108,6 +109,7 @@ impl HttpPool {
             wanted: key.protocol,
             priority: key.priority,
             sni: key.sni.clone(),
+            client: key.client,
             idle: RefCell::default(),
             shared: RefCell::default(),
             is_connecting: Cell::new(false),
@@ -179,7 +181,12 @@ impl HttpPool {
 
     async fn open(&self, room: Guard) -> Result<(UpstreamStream, Life), PoolError> {
         let alpn = self.wanted.alpn();
-        let stream = connect(&self.cluster, &self.host, room, alpn, self.sni.as_deref()).await?;
+        let aim = Aim {
+            sni: self.sni.as_deref(),
+            source: None,
+            client: self.client,
+        };
+        let stream = connect(&self.cluster, &self.host, room, alpn, aim).await?;
         let now = Instant::now();
         let life = Life {
             local_address: stream.local_address(),
@@ -363,7 +370,7 @@ impl HttpPool {
                 count: self.cluster.config.http.max_headers_count as usize,
                 allows_chunked_length: self.cluster.config.http.allows_chunked_length,
             },
-            has_trailers: self.cluster.config.http.has_http1_trailers,
+            http1: self.cluster.config.http.http1,
         }
     }
 

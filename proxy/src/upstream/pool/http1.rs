@@ -11,8 +11,9 @@ use crate::{
         },
     },
     transport::{ReadAhead, UpstreamStream},
+    upstream::Http1Options,
 };
-use ::http::Method;
+use ::http::{Method, StatusCode};
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame};
 use std::{
@@ -30,9 +31,6 @@ const READ_MOST: usize = 64 << 10;
 const HIGH_WATER: usize = 64 << 10;
 /// Interim responses that an upstream may send before the real one.
 const MAX_INTERIM: u32 = 16;
-
-/// An upstream connection after an upgrade.
-pub(crate) type UpstreamTunnel = ReadAhead<UpstreamStream>;
 
 /// A connection between requests.
 pub(super) struct Http1 {
@@ -106,10 +104,13 @@ impl Http1 {
         self,
         mut request: Http1Request,
         body: Body,
-        has_trailers: bool,
+        options: Http1Options,
     ) -> Exchange {
         let is_empty = body.is_end_stream();
         let framing = encode::end_request(&request.framing, is_empty, &mut request.head);
+        if options.has_proper_case {
+            encode::proper_case(&mut request.head);
+        }
         let mut output = Output::default();
         output.take_over(request.head);
         Exchange {
@@ -124,7 +125,7 @@ impl Http1 {
             is_eof: false,
             has_input: false,
             interim: 0,
-            has_trailers,
+            has_trailers: options.has_trailers,
         }
     }
 }
@@ -217,6 +218,11 @@ impl Exchange {
                 match parse_response(&mut self.connection.input, limits, &self.method) {
                     Ok(Some(head)) if is_interim(&head) => {
                         self.interim += 1;
+                        if head.headers.status == StatusCode::CONTINUE
+                            && let Some(body) = &self.body
+                        {
+                            body.forward_continue(context);
+                        }
                         if self.interim > MAX_INTERIM {
                             return Poll::Ready(Err(protocol("too many interim responses")));
                         }
@@ -295,14 +301,13 @@ impl Exchange {
     }
 
     /// The connection's bytes after an upgrade.
-    pub(super) fn into_tunnel(self) -> UpstreamTunnel {
+    pub(super) fn into_tunnel(self) -> ReadAhead<UpstreamStream> {
         ReadAhead::new(self.connection.input.freeze(), self.connection.stream)
     }
 }
 
 fn is_interim(head: &ResponseHead) -> bool {
-    head.headers.status.is_informational()
-        && head.headers.status != ::http::StatusCode::SWITCHING_PROTOCOLS
+    head.headers.status.is_informational() && head.headers.status != StatusCode::SWITCHING_PROTOCOLS
 }
 
 fn protocol(text: &str) -> PoolError {

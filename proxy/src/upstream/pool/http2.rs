@@ -2,8 +2,12 @@
 //! waits for them.
 
 use super::{PoolError, PoolErrorKind, UpstreamBodyError};
-use crate::{http::body::Body, transport::UpstreamStream, upstream::HttpProtocolOptions};
-use ::http::{Request, Response};
+use crate::{
+    http::{body::Body, codec::Http2Tunnel},
+    transport::UpstreamStream,
+    upstream::HttpProtocolOptions,
+};
+use ::http::{Method, Request, Response};
 use bytes::Bytes;
 use h2::{
     Ping, Reason, RecvStream, SendStream,
@@ -77,7 +81,9 @@ impl Exchange {
     ) -> Result<Self, PoolError> {
         let mut sender = sender.ready().await.map_err(|error| classify(&error))?;
         let is_empty = body.is_end_stream();
-        let sent = sender.send_request(request, is_empty);
+        // The stream of a CONNECT stays open for what is tunnelled.
+        let is_tunnel = request.method() == Method::CONNECT;
+        let sent = sender.send_request(request, is_empty && !is_tunnel);
         let (response, send) = sent.map_err(|error| classify(&error))?;
         Ok(Exchange {
             response: Some(response),
@@ -201,6 +207,11 @@ impl Exchange {
                 Err(error) => Some(Err(broken(&error))),
             }),
         }
+    }
+
+    /// The stream's bytes, when the response accepts a CONNECT.
+    pub(super) fn into_tunnel(self) -> Option<Http2Tunnel> {
+        Some(Http2Tunnel::new(self.receive?, self.send))
     }
 
     /// All of the response was read.

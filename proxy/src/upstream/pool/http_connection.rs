@@ -13,8 +13,10 @@ use crate::http::{
     headers::{RequestHeaders, ResponseHeaders, Scheme},
 };
 use crate::listener::TlsInfo;
+use crate::upstream::Http1Options;
 use ::http::{
-    HeaderValue, Request, Response, StatusCode, Version, header, request::Parts, uri::PathAndQuery,
+    HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts,
+    uri::PathAndQuery,
 };
 use std::{future::poll_fn, net::SocketAddr, sync::Arc};
 
@@ -29,7 +31,7 @@ pub(crate) struct HttpConnection {
     pub(super) sender: Sender,
     pub(super) lease: Lease,
     pub(super) limits: HeadLimits,
-    pub(super) has_trailers: bool,
+    pub(super) http1: Http1Options,
 }
 
 /// A request's head as the connection's protocol has it.
@@ -70,10 +72,11 @@ impl HttpConnection {
         match (self.sender, request) {
             (Sender::Http1(connection), UpstreamRequest::Http1(request)) => {
                 let is_connect = request.is_connect();
-                let exchange = connection.send(request, body, self.has_trailers);
+                let exchange = connection.send(request, body, self.http1);
                 receive_http1(exchange, is_connect, self.lease, self.limits).await
             }
             (Sender::Http2(sender), UpstreamRequest::Http2(request)) => {
+                let is_connect = request.method() == Method::CONNECT;
                 let mut exchange = http2::Exchange::send(sender, request, body).await?;
                 let response = poll_fn(|context| exchange.poll_head(context)).await?;
                 let (parts, ()) = response.into_parts();
@@ -82,7 +85,8 @@ impl HttpConnection {
                     map: parts.headers,
                 };
                 let exchange = Exchange::Http2(Box::new(exchange));
-                Ok((head, UpstreamBody::new(exchange, self.lease, false)))
+                let is_tunnel = is_connect && head.status.is_success();
+                Ok((head, UpstreamBody::new(exchange, self.lease, is_tunnel)))
             }
             _ => Err(PoolError::new(
                 super::PoolErrorKind::LocalReset,

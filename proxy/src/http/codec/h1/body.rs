@@ -21,6 +21,9 @@ const READ_MOST: usize = 64 << 10;
 /// What a client may send ahead while its request is served.
 const AHEAD: usize = 64 << 10;
 
+/// What a client that waits for it is told.
+pub(super) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
 /// A connection's two directions.
 pub(super) struct Io {
     /// The socket, until a tunnel takes it.
@@ -35,6 +38,8 @@ pub(super) struct Io {
     pub(super) is_eof: bool,
     /// The running request's number.
     pub(super) request: u64,
+    /// The client waits until the upstream lets it go on.
+    pub(super) awaits_continue: bool,
     /// Trailers are passed on.
     pub(super) has_trailers: bool,
 }
@@ -141,6 +146,16 @@ impl RequestBody {
                 }
                 Err(_) => return Poll::Ready(Some(Err(RequestBodyError::Framing))),
             }
+        }
+    }
+
+    /// The upstream wants the body: tells a client that waits for that.
+    pub(crate) fn forward_continue(&self, context: &mut Context<'_>) {
+        let mut io = self.io.borrow_mut();
+        if io.request == self.request && std::mem::take(&mut io.awaits_continue) {
+            io.output.put(|flat| flat.extend_from_slice(CONTINUE));
+            // What cannot go now goes before the response.
+            let _ = io.poll_flush(context);
         }
     }
 

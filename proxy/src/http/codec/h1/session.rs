@@ -26,7 +26,7 @@ use crate::stream_info::ResponseFlag;
 use crate::transport::DownstreamStream;
 
 use super::super::{Ending, count_ending};
-use super::body::{Io, RequestBody, SharedIo};
+use super::body::{CONTINUE, Io, RequestBody, SharedIo};
 use super::send::poll_send;
 
 /// Serves a connection to its end.
@@ -51,6 +51,7 @@ pub(in crate::http::codec) async fn serve(
             decoder: Decoder::new(Framing::Empty),
             is_eof: false,
             request: 0,
+            awaits_continue: false,
             has_trailers: manager.http1.enable_trailers,
         })),
         limits,
@@ -279,11 +280,14 @@ impl Session {
 
     async fn exchange(&mut self, head: RequestHead) -> After {
         let body = self.begin(&head);
-        if head.expects_continue && !self.io.borrow().decoder.is_done() {
+        let awaits_continue = head.expects_continue && !self.io.borrow().decoder.is_done();
+        let is_proxied = self.connection.manager.proxies_continue;
+        self.io.borrow_mut().awaits_continue = awaits_continue && is_proxied;
+        if awaits_continue && !is_proxied {
             self.io
                 .borrow_mut()
                 .output
-                .put(|flat| flat.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n"));
+                .put(|flat| flat.extend_from_slice(CONTINUE));
             let io = self.io.clone();
             if poll_fn(|context| io.borrow_mut().poll_flush(context))
                 .await
@@ -348,6 +352,7 @@ impl Session {
         tunnel: Option<oneshot::Sender<DownstreamTunnel>>,
     ) -> After {
         let must_close = !wants.keeps_alive || self.is_over();
+        let has_proper_case = self.connection.manager.has_proper_case;
         let (is_tunnel, closes, framing) = {
             let mut io = self.io.borrow_mut();
             let is_empty = body.is_end_stream();
@@ -359,6 +364,7 @@ impl Session {
                 let context = ResponseContext {
                     is_head: wants.is_head,
                     is_old: wants.is_old,
+                    has_proper_case,
                     is_empty,
                     closes,
                     is_tunnel,

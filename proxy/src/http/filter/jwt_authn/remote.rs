@@ -145,6 +145,7 @@ impl Remote {
                 .http
                 .auto_sni
                 .then(|| self.uri.host().unwrap_or_default()),
+            client: None,
         };
         let connection = worker
             .pools

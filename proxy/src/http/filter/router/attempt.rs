@@ -3,16 +3,18 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{HeaderValue, Request, StatusCode, Uri, Version};
+use http::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
+use http::{HeaderValue, Method, Request, StatusCode, Uri, Version};
 
 use crate::http::body::{Body, RequestSource};
 use crate::http::headers::{RequestHeaders, ResponseHeaders, is_grpc, names};
 use crate::http::stream::{StreamCell, StreamState};
+use crate::http::upgrade::UpstreamTunnel;
 use crate::router::virtual_host::strip_port;
 use crate::tracing::{self, UpstreamSpan};
 use crate::upstream::{
     Cluster, Host, Http1Request, HttpConnection, LoadBalancerContext, Outcome, PoolRequest,
-    UpstreamBody, UpstreamRequest, UpstreamTunnel,
+    UpstreamBody, UpstreamRequest,
 };
 
 use super::failure::{Failure, FailureKind};
@@ -60,13 +62,14 @@ async fn make(
 ) -> Result<Answer, Failure> {
     let host = cell.with(|state| choose(plan, state))?;
     plan.host = Some(host.clone());
-    let (worker, random, version) = cell.with(|state| {
+    let (worker, random, version, client) = cell.with(|state| {
         let worker = state.stream.worker().clone();
         let random = worker.random();
         (
             worker,
             random,
             state.stream.info.protocol.unwrap_or(Version::HTTP_11),
+            Some(state.stream.info.connection.addresses()),
         )
     });
     let Some(guard) = plan.cluster.breakers.request(plan.priority) else {
@@ -76,13 +79,14 @@ async fn make(
     let sni = server_name(&plan.cluster, cell);
     let request = PoolRequest {
         priority: plan.priority,
-        // An upgrade takes the whole connection, which only HTTP/1 gives away.
+        // Where the upstream may speak either, an upgrade is what HTTP/1 has for it.
         downstream_protocol: if plan.is_upgrade {
             Version::HTTP_11
         } else {
             version
         },
         sni: sni.as_deref(),
+        client,
     };
     let connection = worker.pools.http(&plan.cluster, &host, &request).await?;
     let (request, has_grpc, span) = cell.with(|state| {
@@ -91,6 +95,7 @@ async fn make(
         let span = inject_span(plan, state, &host);
         build(plan, state, &host, connection.protocol).map(|request| (request, grpc, span))
     })?;
+    let protocol = connection.protocol;
     let end = UpstreamEnd::new(
         plan.cluster.clone(),
         host,
@@ -105,8 +110,14 @@ async fn make(
     let (head, mut body) = connection.exchange(request, Body::attempt(source)).await?;
     cell.touch();
     cell.with(|state| state.stream.info.response_start = Some(cell.last_activity()));
-    let is_accepted = head.status == StatusCode::SWITCHING_PROTOCOLS && plan.is_upgrade
-        || head.status.is_success() && plan.is_connect;
+    // Where HTTP/1 switches, HTTP/2 accepts an extended CONNECT.
+    let is_accepted = match head.status {
+        StatusCode::SWITCHING_PROTOCOLS => plan.is_upgrade,
+        status if protocol == Version::HTTP_2 => {
+            status.is_success() && (plan.is_upgrade || plan.is_connect)
+        }
+        status => status.is_success() && plan.is_connect,
+    };
     let upgrade = if is_accepted {
         body.take_tunnel()
     } else {
@@ -167,9 +178,27 @@ pub(super) fn choose(plan: &mut Plan, state: &mut StreamState) -> Result<Arc<Hos
         metadata_match,
         should_select_another: avoids.then_some(&was_tried),
         select_attempts: policy.map_or(1, |policy| policy.host_selection_attempts.max(1)),
-        excluded_priorities: &[],
+        excluded_priorities: plan.excluded_priorities(),
     };
-    let host = plan.cluster.choose_host(&context)?;
+    let mut chosen = plan.cluster.choose_host(&context);
+    let mut was_each_tried = false;
+    if chosen.is_err() && !context.excluded_priorities.is_empty() {
+        // Every priority was tried: all may be again.
+        was_each_tried = true;
+        chosen = plan.cluster.choose_host(&LoadBalancerContext {
+            excluded_priorities: &[],
+            ..context
+        });
+    }
+    let host = chosen?;
+    let notes_priority = policy.is_some_and(|policy| policy.avoids_previous_priorities.is_some());
+    if was_each_tried {
+        plan.tried_priorities.clear();
+    }
+    if notes_priority {
+        plan.tried_priorities
+            .extend(plan.cluster.priority_of(&host));
+    }
     let upstream = &mut state.stream.info.upstream;
     upstream.host = Some(host.address_text.clone());
     upstream.host_name = (!host.hostname.is_empty()).then(|| host.hostname.clone());
@@ -237,13 +266,24 @@ pub(crate) fn build_request(
     let mut request = Request::new(());
     *request.method_mut() = headers.method.clone();
     *request.version_mut() = protocol;
-    *request.uri_mut() = Uri::builder()
-        .scheme(headers.scheme.as_str())
-        .authority(headers.authority.as_bytes())
-        .path_and_query(headers.path.clone())
-        .build()
-        .ok()?;
+    let uri = Uri::builder().authority(headers.authority.as_bytes());
+    let uri = if headers.method == Method::CONNECT && headers.upgrade.is_none() {
+        uri
+    } else {
+        uri.scheme(headers.scheme.as_str())
+            .path_and_query(headers.path.clone())
+    };
+    *request.uri_mut() = uri.build().ok()?;
     *request.headers_mut() = headers.map.clone();
+    if let Some(kind) = &headers.upgrade {
+        // An upgrade becomes the extended CONNECT that stands for it.
+        *request.method_mut() = Method::CONNECT;
+        let kind = h2::ext::Protocol::from(kind.to_str().ok()?);
+        request.extensions_mut().insert(kind);
+        for name in [CONNECTION, UPGRADE, CONTENT_LENGTH] {
+            request.headers_mut().remove(name);
+        }
+    }
     Some(UpstreamRequest::Http2(request))
 }
 

@@ -78,6 +78,7 @@ impl Copy {
             priority: Priority::Default,
             downstream_protocol: self.version,
             sni,
+            client: None,
         };
         let connection = self
             .worker

@@ -41,6 +41,8 @@ pub(super) struct Plan {
     pub(super) was_timeout: bool,
     /// Hosts that were tried.
     pub(super) tried: Vec<u64>,
+    /// Their priorities, where those are to be avoided.
+    pub(super) tried_priorities: Vec<u32>,
     /// The host of the running attempt.
     pub(super) host: Option<Arc<Host>>,
     /// Counts of the running attempt; given on with its response.
@@ -76,12 +78,12 @@ impl Plan {
         let (counted, virtual_cluster) = route.counted_in(root, request);
         stream.info.virtual_cluster = virtual_cluster;
         let suppresses_headers = connection.manager.filters.router.suppresses_headers;
-        // The codec has answered it.
-        if request
+        let expects_continue = request
             .map
             .get(http::header::EXPECT)
-            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-        {
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        if expects_continue && !connection.manager.proxies_continue {
+            // The codec has answered it.
             request.map.remove(http::header::EXPECT);
         }
         let timeouts =
@@ -119,6 +121,7 @@ impl Plan {
             is_connect: request.method == Method::CONNECT && request.upgrade.is_none(),
             was_timeout: false,
             tried: Vec::new(),
+            tried_priorities: Vec::new(),
             host: None,
             attempt_end: None,
             route,
@@ -131,6 +134,17 @@ impl Plan {
             RouteKind::Forward(action) => Some(action),
             RouteKind::Redirect(_) | RouteKind::Direct(_) => None,
         }
+    }
+
+    /// Priorities that the next attempt avoids.
+    pub(super) fn excluded_priorities(&self) -> &[u32] {
+        let policy = self.retry.as_ref().and_then(RetryState::policy);
+        let frequency = policy.and_then(|policy| policy.avoids_previous_priorities);
+        // Looked at anew only after every so many attempts.
+        let known = frequency.map_or(0, |frequency| {
+            self.tried_priorities.len() / frequency * frequency
+        });
+        &self.tried_priorities[..known]
     }
 
     /// A CONNECT that ends here and goes on as TCP.

@@ -1,0 +1,157 @@
+//! Extensions whose configuration comes by itself (ECDS), by source and name. A slot is made when a filter chain names it and
+//! filled when the resource comes; everybody who uses it must take a configuration before it is in force for any.
+
+use super::Raw;
+use crate::{
+    http::filter::Discovered,
+    invalid::Invalid,
+    xds::{Source, fetch_timeout},
+};
+use parking_lot::Mutex;
+use prost_types::Any;
+use proto::envoy::config::core::v3::{ConfigSource, TypedExtensionConfig};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    time::{Duration, SystemTime},
+};
+use tokio::sync::watch;
+
+/// The newest configuration of an extension, and who uses it.
+pub(crate) struct ExtensionSlot {
+    users: Mutex<Vec<Weak<Discovered>>>,
+    delivered: Mutex<Option<DeliveredExtension>>,
+    changed: watch::Sender<u64>,
+    fetch_timeout: Duration,
+}
+
+/// A configuration as it came.
+#[derive(Clone)]
+pub(crate) struct DeliveredExtension {
+    /// The resource, for dumps.
+    pub(crate) raw: Raw,
+    /// Its version.
+    pub(crate) version: Arc<str>,
+    /// When it came.
+    pub(crate) updated: SystemTime,
+    config: Arc<Any>,
+}
+
+/// Every slot.
+#[derive(Default)]
+pub(crate) struct ExtensionSlots(Mutex<Slots>);
+
+/// Slots by source and name.
+type Slots = BTreeMap<(Source, Arc<str>), Arc<ExtensionSlot>>;
+
+impl ExtensionSlot {
+    /// Adds a user, which has what was delivered before at once.
+    pub(crate) fn add(&self, user: &Arc<Discovered>) -> Result<(), Invalid> {
+        let delivered = self.delivered();
+        if let Some(delivered) = &delivered {
+            user.put(Some(user.build(&delivered.config)?));
+        }
+        let mut users = self.users.lock();
+        users.retain(|user| user.strong_count() > 0);
+        users.push(Arc::downgrade(user));
+        Ok(())
+    }
+
+    /// What is in force; `None` before the first delivery.
+    pub(crate) fn delivered(&self) -> Option<DeliveredExtension> {
+        self.delivered.lock().clone()
+    }
+
+    /// Whether there is something in force.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.delivered.lock().is_some()
+    }
+
+    /// How long the first delivery is waited for.
+    pub(crate) fn fetch_timeout(&self) -> Duration {
+        self.fetch_timeout
+    }
+
+    /// Waits for the first word about it.
+    pub(crate) async fn ready(&self) {
+        let mut changed = self.changed.subscribe();
+        // The sender lives in this very slot.
+        let _ = changed.wait_for(|count| *count > 0).await;
+    }
+
+    /// Puts a configuration in force with all users, or with none.
+    pub(super) fn store(
+        &self,
+        wire: TypedExtensionConfig,
+        any: &Any,
+        version: &str,
+    ) -> Result<(), Invalid> {
+        let config = wire.typed_config;
+        let config = config.ok_or_else(|| Invalid::new("it is needed").at("typed_config"))?;
+        let users: Vec<Arc<Discovered>> =
+            self.users.lock().iter().filter_map(Weak::upgrade).collect();
+        let built: Vec<_> = users
+            .iter()
+            .map(|user| user.build(&config))
+            .collect::<Result<_, _>>()?;
+        for (user, built) in users.iter().zip(built) {
+            user.put(Some(built));
+        }
+        *self.delivered.lock() = Some(DeliveredExtension {
+            raw: Raw::new(any),
+            version: version.into(),
+            updated: SystemTime::now(),
+            config: Arc::new(config),
+        });
+        self.changed.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    /// It does not exist (any more): users have their defaults, and nobody need wait.
+    pub(super) fn remove(&self) {
+        *self.delivered.lock() = None;
+        for user in self.users.lock().iter().filter_map(Weak::upgrade) {
+            user.put(None);
+        }
+        self.changed.send_modify(|count| *count += 1);
+    }
+}
+
+impl ExtensionSlots {
+    /// The slot of `name` from a source, made if it is new.
+    pub(crate) fn subscribe(
+        &self,
+        wire: &ConfigSource,
+        name: &str,
+    ) -> Result<Arc<ExtensionSlot>, Invalid> {
+        let source = Source::try_from(wire)?;
+        let mut slots = self.0.lock();
+        let slot = slots.entry((source, Arc::from(name))).or_insert_with(|| {
+            Arc::new(ExtensionSlot {
+                users: Mutex::default(),
+                delivered: Mutex::new(None),
+                changed: watch::channel(0).0,
+                fetch_timeout: fetch_timeout(wire),
+            })
+        });
+        Ok(slot.clone())
+    }
+
+    /// The slot of `name` from `source`, if anybody wants it.
+    pub(super) fn get(&self, source: &Source, name: &str) -> Option<Arc<ExtensionSlot>> {
+        let key = (source.clone(), Arc::from(name));
+        self.0.lock().get(&key).cloned()
+    }
+
+    /// Every slot.
+    pub(crate) fn all(&self) -> Vec<Arc<ExtensionSlot>> {
+        self.0.lock().values().cloned().collect()
+    }
+
+    /// Drops slots that no filter holds any more; source and name of those that stay.
+    pub(super) fn prune(&self) -> Vec<(Source, Arc<str>)> {
+        let mut slots = self.0.lock();
+        slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+        slots.keys().cloned().collect()
+    }
+}
