@@ -40,8 +40,8 @@ const REQUEST: &[&str] = &[
 const LISTENERS: u16 = 10000;
 /// The first upstream's port.
 const UPSTREAMS: u16 = 20000;
-/// The admin interface's port.
-pub const ADMIN: u16 = 9901;
+/// The admin interface's port. Not Envoy's usual one: what listens there on every address would be in the way.
+pub const ADMIN: u16 = 29901;
 
 /// Where a group runs.
 #[derive(Clone, Debug)]

@@ -105,6 +105,7 @@ async fn admin_speaks_envoys_forms() {
             "BootstrapConfigDump",
             "ClustersConfigDump",
             "ListenersConfigDump",
+            "ScopedRoutesConfigDump",
             "RoutesConfigDump",
             "SecretsConfigDump"
         ]

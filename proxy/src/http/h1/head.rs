@@ -362,8 +362,10 @@ fn unfold(block: BytesMut) -> Bytes {
         if line.first().is_some_and(is_blank) {
             lines.truncate(lines.trim_ascii_end().len());
             lines.extend_from_slice(b" ");
+            lines.extend_from_slice(line.trim_ascii_start());
+        } else {
+            lines.extend_from_slice(line);
         }
-        lines.extend_from_slice(line.trim_ascii_start());
     }
     lines.freeze()
 }
