@@ -106,8 +106,13 @@ impl RouteTimeouts {
                 number(milliseconds),
             );
         }
-        if self.grpc_header_max.is_some() && !self.has_stream_limits && headers.is_grpc() {
-            set_grpc_timeout(headers, expected.unwrap_or_default());
+        // Without a limit the client's own header goes on.
+        if let Some(expected) = expected
+            && self.grpc_header_max.is_some()
+            && !self.has_stream_limits
+            && headers.is_grpc()
+        {
+            set_grpc_timeout(headers, expected);
         }
         timeouts
     }
