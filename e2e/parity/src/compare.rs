@@ -4,9 +4,6 @@ use crate::case::{Case, Difference, Group};
 use regex::Regex;
 use serde_json::Value;
 
-/// How a value that is not there is shown.
-const NOTHING: &str = "–";
-
 /// One place where the outcomes differ.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Diff {
@@ -17,9 +14,6 @@ pub struct Diff {
     /// What ours has.
     pub ours: String,
 }
-
-/// Why a statistic may be missing: a counter appears when there is something to count.
-const NOT_SHOWN: &str = "a statistic of ours that would be 0 is not shown";
 
 /// What comparing a case came to.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -40,14 +34,6 @@ impl Verdict {
     }
 }
 
-impl Diff {
-    /// A statistic that one side has at 0 and the other does not have.
-    fn is_zero_statistic(&self) -> bool {
-        let is_statistic = self.at.starts_with("stats.") || self.at.starts_with("stats_now.");
-        is_statistic && self.envoy == "0" && self.ours == NOTHING
-    }
-}
-
 /// Compares the outcomes of a case.
 #[must_use]
 pub fn compare(envoy: &Value, ours: &Value, differs: &[Difference]) -> Verdict {
@@ -56,10 +42,6 @@ pub fn compare(envoy: &Value, ours: &Value, differs: &[Difference]) -> Verdict {
     let mut verdict = Verdict::default();
     let mut used = vec![false; differs.len()];
     for diff in diffs {
-        if diff.is_zero_statistic() {
-            verdict.explained.push((diff, NOT_SHOWN.to_owned()));
-            continue;
-        }
         match differs
             .iter()
             .position(|differs| fits(&differs.at, &diff.at))
@@ -146,7 +128,7 @@ fn join(at: &str, key: &str) -> String {
 
 fn show(value: &Value) -> String {
     match value {
-        Value::Null => NOTHING.to_owned(),
+        Value::Null => "–".to_owned(),
         Value::String(text) => format!("{text:?}"),
         other => other.to_string(),
     }
@@ -177,21 +159,6 @@ mod tests {
             .map(|diff| diff.at.as_str())
             .collect();
         assert_eq!(at, ["a[0].b", "a[0].c"]);
-    }
-
-    #[test]
-    fn a_statistic_that_is_not_shown_counts_only_where_it_counted() {
-        let verdict = compare(
-            &json!({"stats": {"a": 0, "b": 1}, "other": {"c": 0}}),
-            &json!({"stats": {}, "other": {}}),
-            &[],
-        );
-        let at: Vec<&str> = verdict
-            .unexplained
-            .iter()
-            .map(|diff| diff.at.as_str())
-            .collect();
-        assert_eq!(at, ["stats.b", "other.c"]);
     }
 
     #[test]

@@ -18,9 +18,6 @@ static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
             r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT",
             "DATE",
         ),
-        (r"(PROXY TCP4 \S+ \S+) \d+", "$1 EPHEMERAL"),
-        // What a trace begins with is random; what it goes on with is the case's own.
-        (r"\b([0-9a-f]{32}|[0-9a-f]{16})\b", "HEX"),
         // Ephemeral ports; a group's own are below 30000.
         (
             r"\b(127\.\d+\.\d+\.\d+|\[::1\]|ADDRESS):(3[2-9]\d{3}|[456]\d{4})\b",
