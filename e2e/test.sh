@@ -2,7 +2,8 @@
 # Runs every check and test of the project and closes with one line of totals: "N passed, N failed".
 #
 #   e2e/test.sh            everything
-#   e2e/test.sh STAGE ...  only these stages: prepare format lint doc test mesh, and parity, which runs only when named
+#   e2e/test.sh STAGE ...  only these stages: prepare format lint doc test charts mesh, and those that run only when named:
+#                          parity, and kube (a real Kubernetes API server, which it compiles the first time: 10 minutes)
 #
 # What a stage prints in full goes to the terminal; the exit code is 0 only if nothing failed.
 set -uo pipefail
@@ -88,7 +89,7 @@ wanted format && check "format" cargo fmt --all --check
 wanted lint && check "lint" lint
 wanted doc && check "documentation" documentation
 # Every run of cargo below selects the whole workspace, so that features are the same in each and nothing is built twice.
-if wanted test || wanted mesh || named parity; then
+if wanted test || wanted charts || wanted mesh || named parity || named kube; then
     check "build" cargo build --workspace --all-targets --locked
 fi
 if wanted test; then
@@ -96,6 +97,18 @@ if wanted test; then
     # `scale` is a measurement, see e2e/bench/proxy_config.sh; `kubernetes` needs a cluster in $KUBECONFIG.
     tests "tests that need root, curl, h2load, Redis, grpcio or a real Envoy" \
         cargo test --workspace --locked --no-fail-fast --lib --bins --test it -- --ignored --skip scale --skip kubernetes --test-threads=1
+fi
+if wanted charts; then
+    if HELM=$(e2e/helm.sh); then
+        export HELM
+        tests "charts" cargo test --workspace --locked --test helm
+    else
+        say "charts: skipped, there is no Helm to render them"
+    fi
+fi
+# Only when named: Kubernetes is compiled the first time.
+if named kube; then
+    tests "charts and components with a real API server" e2e/kube/run cargo test --workspace --locked --test kube -- --test-threads=1
 fi
 # Only when named: its cases are timed against a real Envoy, and one or two of 850 still vary on a busy machine.
 if named parity; then

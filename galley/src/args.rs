@@ -85,6 +85,8 @@ pub enum Command {
     Validate(ValidateArgs),
     /// Find mistakes that no object shows alone: of files, of a cluster, or of files over a cluster.
     Analyze(Box<AnalyzeArgs>),
+    /// Print the definitions (CRDs) of the mesh's kinds.
+    Crds,
     /// Ask a running server's probe file.
     Probe(ProbeArgs),
     /// Print the version.

@@ -3,7 +3,7 @@
 //! [`source`] (YAML files → checked objects) → [`event`] → [`processor`] (what is in force, what is rejected) →
 //! [`transform`] (objects → collections) → [`snapshot`] (immutable, kept over restarts) → [`server`] (MCP).
 //! Beside it [`validation`]: the same checks as a library, a command and an admission webhook; [`analysis`]: mistakes that
-//! no object shows alone; [`debug`] shows all of it.
+//! no object shows alone; [`crds`]: the kinds' definitions for an API server; [`debug`] shows all of it.
 //!
 //! A new kind is a row in `proto::kind` (or [`schema`]); a new way to make a collection is a file in [`transform`];
 //! another place to read from is a file in [`source`].
@@ -11,6 +11,7 @@
 pub mod analysis;
 pub mod args;
 pub mod bootstrap;
+pub mod crds;
 pub mod debug;
 pub mod event;
 pub mod metrics;

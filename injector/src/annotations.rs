@@ -17,6 +17,8 @@ enum Form {
     Any,
     Number,
     InterceptionMode,
+    AuthPolicy,
+    JsonMap,
     Ports,
     PortsOrAll,
     Blocks,
@@ -31,7 +33,15 @@ const KNOWN: &[(&str, Form)] = &[
     ("sidecar.istio.io/proxyImage", Form::Any),
     ("sidecar.istio.io/proxyCPU", Form::Any),
     ("sidecar.istio.io/proxyMemory", Form::Any),
+    ("sidecar.istio.io/proxyCPULimit", Form::Any),
+    ("sidecar.istio.io/proxyMemoryLimit", Form::Any),
+    ("sidecar.istio.io/controlPlaneAuthPolicy", Form::AuthPolicy),
+    ("sidecar.istio.io/bootstrapOverride", Form::Any),
+    ("sidecar.istio.io/userVolume", Form::JsonMap),
+    ("sidecar.istio.io/userVolumeMount", Form::JsonMap),
+    ("sidecar.istio.io/nativeSidecar", Form::Any),
     ("sidecar.istio.io/logLevel", Form::Any),
+    ("sidecar.istio.io/componentLogLevel", Form::Any),
     ("sidecar.istio.io/interceptionMode", Form::InterceptionMode),
     ("sidecar.istio.io/statsInclusionPrefixes", Form::Any),
     ("sidecar.istio.io/statsInclusionSuffixes", Form::Any),
@@ -48,6 +58,10 @@ const KNOWN: &[(&str, Form)] = &[
     (
         "readiness.status.sidecar.istio.io/failureThreshold",
         Form::Number,
+    ),
+    (
+        "readiness.status.sidecar.istio.io/applicationPorts",
+        Form::Ports,
     ),
     (
         "traffic.sidecar.istio.io/includeOutboundIPRanges",
@@ -123,6 +137,13 @@ fn check_form(form: Form, value: &str) -> Result<(), &'static str> {
             .contains(&value)
             .then_some(())
             .ok_or("REDIRECT, TPROXY or NONE"),
+        Form::AuthPolicy => ["NONE", "MUTUAL_TLS"]
+            .contains(&value)
+            .then_some(())
+            .ok_or("NONE or MUTUAL_TLS"),
+        Form::JsonMap => serde_json::from_str::<serde_json::Map<String, Value>>(value)
+            .map(drop)
+            .map_err(|_| "a JSON object, by name"),
         Form::Ports => is_ports()
             .then_some(())
             .ok_or("a list of ports such as 80,443"),
@@ -173,6 +194,9 @@ mod tests {
             ("sidecar.istio.io/interceptionMode", "redirect", false),
             ("sidecar.istio.io/interceptionMode", "NONE", true),
             ("status.sidecar.istio.io/port", "-1", false),
+            ("sidecar.istio.io/userVolume", "{\"data\":{}}", true),
+            ("sidecar.istio.io/userVolume", "[]", false),
+            ("sidecar.istio.io/controlPlaneAuthPolicy", "MTLS", false),
             ("example.com/anything", "x", true),
         ] {
             assert_eq!(check(&json!({key: value})).is_ok(), good, "{key}: {value}");

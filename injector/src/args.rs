@@ -7,6 +7,7 @@ use proto_component::args::LogArgs;
 use proto_component::version::VersionArgs;
 
 use crate::config::Files;
+use crate::registration::RegistrationArgs;
 
 /// Adds the mesh's proxy to pods.
 #[derive(Debug, Parser)]
@@ -77,6 +78,9 @@ pub struct ServeArgs {
     /// Port of metrics, health and version.
     #[arg(long = "monitoringPort", default_value_t = 15014)]
     pub monitoring_port: u16,
+    /// The webhook's registration.
+    #[command(flatten)]
+    pub registration: RegistrationArgs,
 }
 
 /// Injecting manifests.

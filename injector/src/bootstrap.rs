@@ -17,6 +17,7 @@ use proto_component::tls::{ClientAuth, ServerTls};
 
 use crate::args::ServeArgs;
 use crate::config::{Files, Settings};
+use crate::registration;
 use crate::webhook::{Metrics, Webhook, routes};
 
 /// Serves the webhook until the process drains.
@@ -51,6 +52,10 @@ pub async fn run(args: ServeArgs, process: Process) -> anyhow::Result<()> {
     tracing::info!(address = %listener.address(), version = settings.load().version, "webhook");
     let incoming = listener.tls(tls, &process.drain);
     task::spawn("settings", follow(files, settings.clone()));
+    if args.registration.is_kept {
+        let client = args.registration.client.client().await?;
+        registration::keep(client, args.registration, process.drain.clone());
+    }
     process.readiness.condition("webhook").set();
     let drain = process.drain.clone();
     serve_http(

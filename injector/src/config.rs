@@ -117,11 +117,9 @@ impl Settings {
             "default values",
             DEFAULT_VALUES,
         )?;
-        let (mesh_name, mesh_text) = read_or(
-            files.mesh_config.as_deref(),
-            "default mesh configuration",
-            "",
-        )?;
+        // Without one (Pilot's chart brings it) the defaults hold, until it appears.
+        let mesh_config = files.mesh_config.as_deref().filter(|path| path.exists());
+        let (mesh_name, mesh_text) = read_or(mesh_config, "default mesh configuration", "")?;
         let inject = parse_yaml(&config_name, &config_text)?;
         let inject: InjectConfig =
             serde_json::from_value(inject).map_err(|error| InvalidSettings::Content {

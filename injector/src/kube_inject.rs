@@ -37,18 +37,24 @@ pub enum ManifestError {
 }
 
 /// The manifests of `text` with the proxy in every pod, as YAML. Policy and selectors do not count here: whoever runs it
-/// asks for it. Pods on the host's network and pods that have a proxy already are left alone.
+/// asks for it. Pods on the host's network and pods that have a proxy already are left alone; what is left alone keeps its
+/// text to the letter.
 ///
 /// # Errors
 /// The first document that is not YAML, or whose pod cannot be injected.
 pub fn inject_text(settings: &Settings, file: &str, text: &str) -> Result<String, ManifestError> {
     let mut output = String::new();
-    for document in proto::yaml::parse_documents(text) {
+    for (lines_before, part) in parts(text) {
+        // Line numbers are those of the whole file.
+        let placed = format!("{}{part}", "\n".repeat(lines_before));
+        let Some(document) = proto::yaml::parse_documents(&placed).into_iter().next() else {
+            continue;
+        };
         let document = document.map_err(|error| ManifestError::Yaml {
             file: file.to_owned(),
             error,
         })?;
-        let mut object = document.value;
+        let mut object = document.value.clone();
         let injected = inject_object(settings, &mut object);
         injected.map_err(|error| ManifestError::Inject {
             file: file.to_owned(),
@@ -63,11 +69,30 @@ pub fn inject_text(settings: &Settings, file: &str, text: &str) -> Result<String
         if !output.is_empty() {
             output.push_str("---\n");
         }
+        if object == document.value {
+            output.push_str(part.trim_end());
+            output.push('\n');
+            continue;
+        }
         let yaml = proto::yaml::to_string(&object)
             .map_err(|error| ManifestError::Write(error.to_string()))?;
         output.push_str(&yaml);
     }
     Ok(output)
+}
+
+/// The text between `---` lines, each with the number of lines before it.
+fn parts(text: &str) -> Vec<(usize, &str)> {
+    let (mut parts, mut start, mut first_line, mut offset) = (Vec::new(), 0, 0, 0);
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        offset += line.len();
+        if line.trim_end() == "---" {
+            parts.push((first_line, &text[start..offset - line.len()]));
+            (start, first_line) = (offset, number + 1);
+        }
+    }
+    parts.push((first_line, &text[start..]));
+    parts
 }
 
 /// Injects every pod in one object, whatever kind of object holds it.
@@ -121,8 +146,8 @@ fn workload(object: &Value) -> Workload {
 }
 
 fn has_proxy(pod: &Value) -> bool {
-    let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
-    containers
-        .into_iter()
-        .any(|container| container["name"] == PROXY_CONTAINER)
+    ["containers", "initContainers"].into_iter().any(|list| {
+        let mut containers = pod["spec"][list].as_array().into_iter().flatten();
+        containers.any(|container| container["name"] == PROXY_CONTAINER)
+    })
 }

@@ -4,7 +4,7 @@
 //! [`annotations`] (the pod's own wishes, checked) → [`template`] (what: containers and volumes, from a template that is
 //! data) → [`pod`] (into the pod) with [`probe_rewrite`] (health checks through the agent) → a JSON patch.
 //!
-//! [`config`] holds what a running injector reads from files: policy and template, values, mesh configuration. The template
+//! [`registration`] tells the API server whom to trust at the webhook. [`config`] holds what a running injector reads from files: policy and template, values, mesh configuration. The template
 //! that ships is `default/config.yaml`; change what lands in a pod there, not in code.
 
 pub mod annotations;
@@ -15,5 +15,6 @@ pub mod kube_inject;
 pub mod pod;
 pub mod policy;
 pub mod probe_rewrite;
+pub mod registration;
 pub mod template;
 pub mod webhook;

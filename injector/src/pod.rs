@@ -12,6 +12,8 @@ use crate::template::{Injection, RenderError};
 pub const PROXY_CONTAINER: &str = "istio-proxy";
 /// Group of the proxy, which must be able to read the token.
 const PROXY_GROUP: u32 = 1337;
+/// How often the kubelet asks a native sidecar whether it is up, before it starts it anew.
+const STARTUP_ATTEMPTS: u32 = 600;
 /// Tells clients that this pod takes mutual TLS.
 const TLS_MODE: &str = "security.istio.io/tlsMode";
 /// The lists of a pod that an injection adds to.
@@ -68,6 +70,9 @@ pub fn inject(settings: &Settings, pod: &Value, workload: &Workload) -> Result<V
     let wish = pod["metadata"]["annotations"][REWRITE_PROBES].as_str();
     if wish.map_or(injection.rewrite_app_http_probe, |wish| wish == "true") {
         probe_rewrite::rewrite(&mut pod, &mut injection);
+    }
+    if injection.native_sidecar {
+        make_native(&mut injection);
     }
     let status = status(settings, &injection);
     add(&mut pod, injection);
@@ -128,6 +133,18 @@ fn own_name(metadata: &Value) -> String {
         .map_or_else(generated, str::to_owned)
 }
 
+/// Makes the containers init containers that stay. What waits for them to be up is the kubelet.
+fn make_native(injection: &mut Injection) {
+    for mut container in std::mem::take(&mut injection.containers) {
+        container["restartPolicy"] = json!("Always");
+        if container["startupProbe"].is_null() && container["readinessProbe"].is_object() {
+            container["startupProbe"] = container["readinessProbe"].clone();
+            container["startupProbe"]["failureThreshold"] = json!(STARTUP_ATTEMPTS);
+        }
+        injection.init_containers.push(container);
+    }
+}
+
 /// Takes out what an earlier injection added, by its own record of it.
 fn remove_earlier(pod: &mut Value) {
     let record = pod["metadata"]["annotations"][STATUS]
@@ -136,6 +153,7 @@ fn remove_earlier(pod: &mut Value) {
     let Ok(record) = serde_json::from_str::<Value>(record) else {
         return;
     };
+    probe_rewrite::restore(pod);
     for list in LISTS {
         let added = &record[*list];
         if let (Some(added), Some(items)) = (added.as_array(), pod["spec"][*list].as_array_mut()) {
@@ -144,6 +162,11 @@ fn remove_earlier(pod: &mut Value) {
     }
     if let Some(annotations) = pod["metadata"]["annotations"].as_object_mut() {
         annotations.remove(STATUS);
+    }
+    if let Some(labels) = pod["metadata"]["labels"].as_object_mut()
+        && labels.get(TLS_MODE).is_some_and(|mode| mode == "istio")
+    {
+        labels.remove(TLS_MODE);
     }
 }
 
@@ -165,17 +188,24 @@ fn status(settings: &Settings, injection: &Injection) -> Value {
 
 fn add(pod: &mut Value, injection: Injection) {
     let spec = object(pod, "spec");
+    let comes_first = |list: &str| match list {
+        "initContainers" => injection.native_sidecar,
+        "containers" => injection.hold_application_until_proxy_starts,
+        _ => false,
+    };
+    let first: Vec<bool> = LISTS.iter().map(|list| comes_first(list)).collect();
     let additions = [
         injection.init_containers,
         injection.containers,
         injection.volumes,
         injection.image_pull_secrets,
     ];
-    for (list, added) in LISTS.iter().zip(additions) {
+    for ((list, added), is_first) in LISTS.iter().zip(additions).zip(first) {
         if added.is_empty() {
             continue;
         }
         match spec.entry(*list).or_insert_with(|| json!([])) {
+            Value::Array(items) if is_first => drop(items.splice(0..0, added)),
             Value::Array(items) => items.extend(added),
             other => *other = Value::Array(added),
         }

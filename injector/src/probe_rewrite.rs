@@ -1,12 +1,13 @@
-//! Sends the application's HTTP health checks through the agent: the kubelet has no certificate, so under STRICT mutual TLS
-//! it could not ask the application itself. The agent asks over loopback and passes the status on.
+//! Sends the application's health checks through the agent: the kubelet has no certificate, so under STRICT mutual TLS it
+//! could not ask the application itself, and a TCP connection would be the proxy's to accept. The agent asks over loopback
+//! and passes the status on.
 
 use serde_json::{Map, Value, json};
 
 use crate::pod::PROXY_CONTAINER;
 use crate::template::Injection;
 
-/// Environment variable of the proxy's container: path → the original `httpGet`.
+/// Environment variable of the proxy's container: path → the original `httpGet`, or `{tcpSocket, timeoutSeconds}`.
 const PROBERS: &str = "ISTIO_KUBE_APP_PROBERS";
 const PROBES: &[(&str, &str)] = &[
     ("readinessProbe", "readyz"),
@@ -14,7 +15,7 @@ const PROBES: &[(&str, &str)] = &[
     ("startupProbe", "startupz"),
 ];
 
-/// Rewrites the HTTP probes of every application container in `pod`, and tells the proxy of `injection` about them. Does
+/// Rewrites the HTTP and TCP probes of every application container in `pod`, and tells the proxy of `injection` about them. Does
 /// nothing where the proxy has no status port.
 pub fn rewrite(pod: &mut Value, injection: &mut Injection) {
     let Some(proxy) = injection
@@ -36,18 +37,22 @@ pub fn rewrite(pod: &mut Value, injection: &mut Injection) {
         let name = container["name"].as_str().unwrap_or_default().to_owned();
         let ports = container["ports"].clone();
         for (probe, path) in PROBES {
-            let Some(action) = container
-                .get_mut(*probe)
-                .and_then(|probe| probe.get_mut("httpGet"))
-            else {
+            let Some(probe) = container.get_mut(*probe).and_then(Value::as_object_mut) else {
                 continue;
             };
-            let mut original = action.clone();
-            if let Some(number) = named_port(&ports, &original["port"]) {
-                original["port"] = number;
+            let Some(mut original) = original_of(probe, port) else {
+                continue;
+            };
+            for action in ["/port", "/tcpSocket/port"] {
+                if let Some(named) = original.pointer_mut(action)
+                    && let Some(number) = named_port(&ports, named)
+                {
+                    *named = number;
+                }
             }
             let path = format!("/app-health/{name}/{path}");
-            *action = json!({"path": path, "port": port});
+            probe.remove("tcpSocket");
+            probe.insert("httpGet".to_owned(), json!({"path": path, "port": port}));
             probers.insert(path, original);
         }
     }
@@ -58,6 +63,54 @@ pub fn rewrite(pod: &mut Value, injection: &mut Injection) {
     match proxy["env"].as_array_mut() {
         Some(env) => env.push(variable),
         None => proxy["env"] = json!([variable]),
+    }
+}
+
+/// What the agent is told of a probe; nothing for those that it does not make (commands, gRPC) and those that are its own.
+fn original_of(probe: &Map<String, Value>, port: u16) -> Option<Value> {
+    if let Some(action) = probe.get("httpGet") {
+        return (action["port"] != port).then(|| action.clone());
+    }
+    let mut original = json!({"tcpSocket": probe.get("tcpSocket")?});
+    if let Some(timeout) = probe.get("timeoutSeconds") {
+        original["timeoutSeconds"] = timeout.clone();
+    }
+    Some(original)
+}
+
+/// Gives the application its own probes back, from what the proxy of an earlier injection was told about them.
+pub fn restore(pod: &mut Value) {
+    let mut known = Map::new();
+    for list in ["containers", "initContainers"] {
+        let containers = pod["spec"][list].as_array().into_iter().flatten();
+        let variables = containers
+            .filter(|container| container["name"] == PROXY_CONTAINER)
+            .flat_map(|container| container["env"].as_array().into_iter().flatten());
+        for variable in variables.filter(|variable| variable["name"] == PROBERS) {
+            let text = variable["value"].as_str().unwrap_or_default();
+            if let Ok(Value::Object(probers)) = serde_json::from_str(text) {
+                known.extend(probers);
+            }
+        }
+    }
+    let containers = pod["spec"]["containers"].as_array_mut();
+    for container in containers.into_iter().flatten() {
+        for (probe, _) in PROBES {
+            let Some(probe) = container.get_mut(*probe).and_then(Value::as_object_mut) else {
+                continue;
+            };
+            let path = probe
+                .get("httpGet")
+                .and_then(|action| action["path"].as_str());
+            let Some(original) = path.and_then(|path| known.get(path)) else {
+                continue;
+            };
+            probe.remove("httpGet");
+            match original.get("tcpSocket") {
+                Some(action) => probe.insert("tcpSocket".to_owned(), action.clone()),
+                None => probe.insert("httpGet".to_owned(), original.clone()),
+            };
+        }
     }
 }
 

@@ -21,6 +21,13 @@ pub struct Injection {
     /// Whether HTTP health checks of the application go through the agent.
     #[serde(default, rename = "rewriteAppHTTPProbe")]
     pub rewrite_app_http_probe: bool,
+    /// Whether the proxy is an init container that stays (Kubernetes 1.29 and later), so that the application's own init
+    /// containers have it too.
+    #[serde(default)]
+    pub native_sidecar: bool,
+    /// Whether the proxy is the first container; the kubelet waits for its `postStart` before it starts the next.
+    #[serde(default)]
+    pub hold_application_until_proxy_starts: bool,
     /// Run before the application starts.
     #[serde(default)]
     pub init_containers: Vec<Value>,
@@ -122,6 +129,7 @@ impl Template {
                 image => minijinja::Value::from_function(move |name: &str| {
                     if name.contains('/') { name.to_owned() } else { format!("{hub}/{name}:{tag}") }
                 }),
+                from_json => minijinja::Value::from_function(from_json),
                 exclude_port => minijinja::Value::from_function(exclude_port),
                 application_ports => minijinja::Value::from_function(move |_: Rest<bool>| application_ports.clone()),
                 pod_ports_json => minijinja::Value::from_function(move |_: Rest<bool>| pod_ports_json.clone()),
@@ -151,6 +159,14 @@ fn exclude_port(port: u32, ports: &str) -> String {
         }
         ports => format!("{ports},{port}"),
     }
+}
+
+fn from_json(text: &str) -> Result<minijinja::Value, minijinja::Error> {
+    serde_json::from_str::<Value>(text)
+        .map(minijinja::Value::from_serialize)
+        .map_err(|error| {
+            minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, error.to_string())
+        })
 }
 
 fn container_ports(pod: &Value) -> Vec<Value> {

@@ -2,7 +2,7 @@
 
 use galley::{
     args::{CONFIG_FILE, Command, Galley},
-    bootstrap, probe,
+    bootstrap, crds, probe,
 };
 use proto_component::{args::parse_over_config_file, process};
 use std::process::ExitCode;
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Analyze(analyze) => {
             process::run_command("galley", async move { analyze.run().await })
         }
+        Command::Crds => process::exit_code("galley", crds::run()),
         Command::Probe(probe) => process::run_command("galley", async move { probe::run(&probe) }),
         Command::Version(version) => process::exit_code("galley", version.run()),
     }

@@ -59,6 +59,12 @@ pub struct Options {
     /// Outbound ports to leave alone.
     #[arg(short = 'o', long = "istio-local-outbound-ports-exclude", env = "ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE", default_value = "", value_parser = parse_port_list)]
     pub excluded_outbound_ports: List<u16>,
+    /// Send DNS questions to the agent, which knows the mesh's names.
+    #[arg(long = "redirect-dns", env = "ISTIO_META_DNS_CAPTURE", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub redirect_dns: bool,
+    /// Port of the agent's name server.
+    #[arg(long = "dns-port", default_value_t = 15053)]
+    pub dns_port: u16,
     /// Print the rules instead of programming them.
     #[arg(short = 'n', long)]
     pub dry_run: bool,

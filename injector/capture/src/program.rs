@@ -56,11 +56,6 @@ pub fn apply(options: &Options) -> Result<(), ProgramError> {
         } else {
             &["-4"]
         } {
-            // Deleting what is not there is refused; adding twice would pile up.
-            let _ = run(
-                "ip",
-                &[family, "rule", "del", "fwmark", &mark, "lookup", &table],
-            );
             run(
                 "ip",
                 &[family, "rule", "add", "fwmark", &mark, "lookup", &table],
@@ -76,7 +71,7 @@ pub fn apply(options: &Options) -> Result<(), ProgramError> {
     Ok(())
 }
 
-/// Removes every rule and chain of ours; nothing else is touched.
+/// Removes every rule, chain and route of ours; nothing else is touched.
 ///
 /// # Errors
 /// When a program is missing or refuses.
@@ -85,6 +80,16 @@ pub fn clean() -> Result<(), ProgramError> {
     if has_ipv6() {
         clean_family("ip6tables-save", "ip6tables-restore")?;
     }
+    let (mark, table) = (TPROXY_MARK.to_string(), TPROXY_ROUTE_TABLE.to_string());
+    // What is not there cannot be deleted, and need not be.
+    for family in ["-4", "-6"] {
+        let _ = run(
+            "ip",
+            &[family, "rule", "del", "fwmark", &mark, "lookup", &table],
+        );
+        let _ = run("ip", &[family, "route", "flush", "table", &table]);
+    }
+    let _ = run("ip", &["-6", "addr", "del", "::6/128", "dev", "lo"]);
     Ok(())
 }
 

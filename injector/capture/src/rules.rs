@@ -49,6 +49,7 @@ pub const NAT_CHAINS: &[&str] = &[
     "ISTIO_INBOUND",
     "ISTIO_IN_REDIRECT",
     "ISTIO_OUTPUT",
+    "ISTIO_OUTPUT_DNS",
     "ISTIO_REDIRECT",
 ];
 /// Chains of ours in the mangle table.
@@ -140,7 +141,35 @@ fn build_tproxy(options: &Options, family: Family) -> String {
     mangle.finish()
 }
 
+/// DNS over UDP; the same over TCP is among the outbound rules. The agent's own questions go where they went.
+fn add_dns(nat: &mut Table, options: &Options) {
+    nat.add("OUTPUT -p udp --dport 53 -j ISTIO_OUTPUT_DNS");
+    for owner in owners(options) {
+        nat.add(format!("ISTIO_OUTPUT_DNS -m owner {owner} -j RETURN"));
+    }
+    nat.add(format!(
+        "ISTIO_OUTPUT_DNS -p udp -j REDIRECT --to-ports {}",
+        options.dns_port
+    ));
+}
+
+/// How the proxy's own traffic is told.
+fn owners(options: &Options) -> Vec<String> {
+    let gids = if options.proxy_gids.is_empty() {
+        &options.proxy_uids
+    } else {
+        &options.proxy_gids
+    };
+    let uids = options.proxy_uids.iter();
+    let uids = uids.map(|uid| format!("--uid-owner {uid}"));
+    uids.chain(gids.iter().map(|gid| format!("--gid-owner {gid}")))
+        .collect()
+}
+
 fn add_outbound(nat: &mut Table, options: &Options, family: Family) {
+    if options.redirect_dns {
+        add_dns(nat, options);
+    }
     nat.add("OUTPUT -p tcp -j ISTIO_OUTPUT");
     for port in &options.excluded_outbound_ports.0 {
         nat.add(format!("ISTIO_OUTPUT -p tcp --dport {port} -j RETURN"));
@@ -154,16 +183,14 @@ fn add_outbound(nat: &mut Table, options: &Options, family: Family) {
         "ISTIO_OUTPUT ! -d {} -o lo -j ISTIO_IN_REDIRECT",
         family.loopback()
     ));
-    let gids = if options.proxy_gids.is_empty() {
-        &options.proxy_uids
-    } else {
-        &options.proxy_gids
-    };
-    for uid in &options.proxy_uids {
-        nat.add(format!("ISTIO_OUTPUT -m owner --uid-owner {uid} -j RETURN"));
+    for owner in owners(options) {
+        nat.add(format!("ISTIO_OUTPUT -m owner {owner} -j RETURN"));
     }
-    for gid in gids {
-        nat.add(format!("ISTIO_OUTPUT -m owner --gid-owner {gid} -j RETURN"));
+    if options.redirect_dns {
+        nat.add(format!(
+            "ISTIO_OUTPUT -p tcp --dport 53 -j REDIRECT --to-ports {}",
+            options.dns_port
+        ));
     }
     nat.add(format!("ISTIO_OUTPUT -d {} -j RETURN", family.loopback()));
     for block in options
@@ -200,7 +227,8 @@ mod tests {
     #[test]
     fn everything_is_redirected_but_the_proxy_and_loopback() {
         let want = "*nat\n\
-            :ISTIO_INBOUND - [0:0]\n:ISTIO_IN_REDIRECT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n:ISTIO_REDIRECT - [0:0]\n\
+            :ISTIO_INBOUND - [0:0]\n:ISTIO_IN_REDIRECT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n\
+            :ISTIO_OUTPUT_DNS - [0:0]\n:ISTIO_REDIRECT - [0:0]\n\
             -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\n\
             -A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006\n\
             -A PREROUTING -p tcp -j ISTIO_INBOUND\n\
@@ -259,6 +287,20 @@ mod tests {
                 && rules.contains("--on-port 15006\n")
                 && !rules.contains("nat -A PREROUTING")
         );
+    }
+
+    #[test]
+    fn names_are_asked_of_the_agent_by_everybody_but_the_agent() {
+        let rules = rules(&["--redirect-dns"]);
+        for rule in [
+            "-A OUTPUT -p udp --dport 53 -j ISTIO_OUTPUT_DNS\n\
+             -A ISTIO_OUTPUT_DNS -m owner --uid-owner 1337 -j RETURN\n\
+             -A ISTIO_OUTPUT_DNS -m owner --gid-owner 1337 -j RETURN\n\
+             -A ISTIO_OUTPUT_DNS -p udp -j REDIRECT --to-ports 15053\n",
+            "-A ISTIO_OUTPUT -p tcp --dport 53 -j REDIRECT --to-ports 15053\n-A ISTIO_OUTPUT -d 127.0.0.1/32 -j RETURN\n",
+        ] {
+            assert!(rules.contains(rule), "{rule} is missing in\n{rules}");
+        }
     }
 
     #[test]

@@ -41,6 +41,11 @@ fn a_pod_template_deep_in_a_cron_job_is_found_and_annotations_count() {
 }
 
 #[test]
+fn every_wish_counts_and_what_holds_no_pod_keeps_its_text() {
+    check("annotations");
+}
+
+#[test]
 fn a_pod_that_asks_for_nonsense_is_named_with_file_and_line() {
     let settings = Settings::load(&Files::default()).unwrap();
     let text = "kind: Service\n---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n  annotations:\n    \

@@ -99,6 +99,24 @@ async fn a_pod_is_answered_with_a_patch_that_adds_the_proxy() {
 }
 
 #[tokio::test]
+async fn a_pod_injected_before_is_injected_anew_with_its_own_probes() {
+    for native in ["false", "true"] {
+        let mut pod = pod(&json!({"sidecar.istio.io/nativeSidecar": native}));
+        let web = &mut pod["spec"]["containers"][0];
+        web["readinessProbe"] = json!({"httpGet": {"path": "/ready", "port": 8080}});
+        web["livenessProbe"] = json!({"tcpSocket": {"port": 8080}, "timeoutSeconds": 3});
+        let (_, response) = post("application/json", review(&pod)).await;
+        let once = patched(&pod, &response);
+        assert_eq!(
+            once["spec"]["containers"][0]["livenessProbe"],
+            json!({"httpGet": {"path": "/app-health/web/livez", "port": 15020}, "timeoutSeconds": 3})
+        );
+        let (_, response) = post("application/json", review(&once)).await;
+        assert_eq!(patched(&once, &response), once, "native sidecar: {native}");
+    }
+}
+
+#[tokio::test]
 async fn a_pod_that_declines_is_allowed_without_a_patch() {
     let (_, response) = post(
         "application/json",

@@ -34,6 +34,8 @@ pub enum Action {
     Proxy(Box<ProxyArgs>),
     /// Make a request to the proxy's admin port; prints the answer's body only.
     Request(RequestArgs),
+    /// Wait until the proxy is ready.
+    Wait(WaitArgs),
     /// Print the version.
     Version(VersionArgs),
     /// Read the mesh's settings; see `offload`.
@@ -73,6 +75,28 @@ pub struct RequestArgs {
     #[arg(long = "proxyAdminPort", default_value_t = 15000)]
     pub admin_port: u16,
     /// The workload's address: where pods have a loopback address each, the admin port is there.
+    #[arg(
+        long = "env-instance-ip",
+        hide = true,
+        env = "INSTANCE_IP",
+        default_value = ""
+    )]
+    pub ip: String,
+}
+
+/// Flags of `wait`.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// How long.
+    #[arg(long = "timeoutSeconds", default_value_t = 60)]
+    pub timeout_seconds: u64,
+    /// How often to ask.
+    #[arg(long = "periodMillis", default_value_t = 100)]
+    pub period_millis: u64,
+    /// Port of the status server.
+    #[arg(long = "statusPort", default_value_t = 15020)]
+    pub status_port: u16,
+    /// The workload's address.
     #[arg(
         long = "env-instance-ip",
         hide = true,

@@ -27,3 +27,4 @@ pub mod settings;
 pub mod status;
 pub mod supervisor;
 pub mod trust;
+pub mod wait;

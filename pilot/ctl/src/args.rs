@@ -10,7 +10,11 @@ use crate::{
     analyze::AnalyzeArgs,
     kube_inject::KubeInjectArgs,
     local::{self, FormatArgs, LocalArgs, MeshArgs, pod::sandbox},
+    manifest::{ApplyArgs, ManifestArgs},
+    profile::ProfileArgs,
     proxy_config::command::ProxyConfigArgs,
+    uninstall::UninstallArgs,
+    verify_install::VerifyInstallArgs,
     version::VersionArgs,
 };
 
@@ -43,6 +47,16 @@ pub enum Command {
     Analyze(AnalyzeArgs),
     /// Add the proxy to the pods of a manifest
     KubeInject(KubeInjectArgs),
+    /// An installation in a Kubernetes cluster: render, apply, compare
+    Manifest(ManifestArgs),
+    /// Ready-made sets of values
+    Profile(ProfileArgs),
+    /// Whether everything of an installation is there and runs
+    VerifyInstall(VerifyInstallArgs),
+    /// Put another version or other settings in the place of an installation
+    Upgrade(ApplyArgs),
+    /// Take the mesh out of a cluster
+    Uninstall(UninstallArgs),
     /// Versions of this program and of the mesh
     Version(VersionArgs),
     /// Print a shell's completion script
@@ -139,6 +153,15 @@ pub fn run() -> ExitCode {
         Command::KubeInject(args) => {
             process::run_command("biremectl", crate::kube_inject::run(args))
         }
+        Command::Manifest(args) => process::run_command("biremectl", crate::manifest::run(args)),
+        Command::Profile(args) => {
+            process::run_command("biremectl", async move { crate::profile::run(&args) })
+        }
+        Command::VerifyInstall(args) => {
+            process::run_command("biremectl", crate::verify_install::run(args))
+        }
+        Command::Upgrade(args) => process::run_command("biremectl", crate::upgrade::run(args)),
+        Command::Uninstall(args) => process::run_command("biremectl", crate::uninstall::run(args)),
         Command::Version(args) => process::run_command("biremectl", crate::version::run(args)),
     }
 }

@@ -30,7 +30,7 @@ pub(crate) mod state;
 mod store;
 mod summary;
 mod up;
-mod values;
+pub(crate) mod values;
 mod workloads;
 
 pub(crate) use api::PodRequest;

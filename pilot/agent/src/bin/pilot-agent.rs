@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use pilot_agent::agent::Agent;
 use pilot_agent::args::{self, Action};
-use pilot_agent::{offload, request};
+use pilot_agent::{offload, request, wait};
 use proto_component::process::{self, Shape};
 
 const NAME: &str = "pilot-agent";
@@ -15,6 +15,9 @@ fn main() -> ExitCode {
         Action::Version(version) => process::exit_code(NAME, version.run()),
         Action::Request(args) => process::run_command(NAME, async move {
             request::run(&args).await.map(|()| ExitCode::SUCCESS)
+        }),
+        Action::Wait(args) => process::run_command(NAME, async move {
+            wait::run(&args).await.map(|()| ExitCode::SUCCESS)
         }),
         Action::ReadMesh(args) => process::exit_code(NAME, offload::read_mesh(&args)),
         Action::WriteBootstrap => process::exit_code(NAME, offload::write_bootstrap()),

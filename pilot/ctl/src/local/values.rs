@@ -40,7 +40,7 @@ fn parse(name: &str, text: &str) -> anyhow::Result<Value> {
 }
 
 /// `a.b.c=value`, with Helm's types: true, false, null, integers; lists as `{x,y}`; `\.` in a key is a dot.
-fn parse_setting(setting: &str) -> Result<Value, String> {
+pub(crate) fn parse_setting(setting: &str) -> Result<Value, String> {
     let (path, text) = setting.split_once('=').ok_or("write KEY=VALUE")?;
     let scalar = |text: &str| match text {
         "true" => Value::Bool(true),
@@ -68,7 +68,7 @@ fn parse_setting(setting: &str) -> Result<Value, String> {
 }
 
 /// Splits at `separator`, but not after a backslash or within braces.
-fn split(text: &str, separator: char) -> Vec<String> {
+pub(crate) fn split(text: &str, separator: char) -> Vec<String> {
     let (mut parts, mut part, mut escaped, mut depth) = (Vec::new(), String::new(), false, 0);
     for character in text.chars() {
         match character {
@@ -131,7 +131,8 @@ fn check_keys(known: &Value, over: &Value, path: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn merge(values: &mut Value, over: Value) {
+/// Lays `over` on `values`: maps are merged, everything else replaced.
+pub(crate) fn merge(values: &mut Value, over: Value) {
     match (values, over) {
         (Value::Object(values), Value::Object(over)) => {
             for (key, value) in over {

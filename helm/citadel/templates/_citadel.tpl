@@ -1,0 +1,58 @@
+{{- define "citadel.container" -}}
+{{- $g := .global -}}{{- $v := .root.Values -}}
+name: citadel
+args:
+- --grpc-port=8060
+- --citadel-storage-namespace={{ .root.Release.Namespace }}
+- --grpc-host-identities=istio-ca,istio-citadel
+- --monitoring-port={{ $g.monitoringPort }}
+- --data-dir=/var/lib/citadel
+- --trust-domain={{ $g.trustDomain }}
+- --oidc-audience={{ $g.sds.token.aud }}
+- --workload-cert-ttl={{ $v.workloadCertTtl }}
+- --append-dns-names=true
+- --custom-dns-names=istio-pilot-service-account.{{ .root.Release.Namespace }}:istio-pilot.{{ .root.Release.Namespace }}.svc
+{{- if $v.selfSigned }}
+- --self-signed-ca=true
+{{- else }}
+- --self-signed-ca=false
+- --signing-cert=/etc/cacerts/ca-cert.pem
+- --signing-key=/etc/cacerts/ca-key.pem
+- --root-cert=/etc/cacerts/root-cert.pem
+- --cert-chain=/etc/cacerts/cert-chain.pem
+{{- end }}
+- --log_output_level={{ $g.logging.level }}
+env:
+- {name: CITADEL_ENABLE_NAMESPACES_BY_DEFAULT, value: {{ $v.enableNamespacesByDefault | quote }}}
+{{- include "bireme.environment" $v.env }}
+volumeMounts:
+- {name: data, mountPath: /var/lib/citadel}
+{{- if not $v.selfSigned }}
+- {name: cacerts, mountPath: /etc/cacerts, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "citadel.volumes" -}}
+- name: data
+  emptyDir: {}
+{{- if not .Values.selfSigned }}
+- name: cacerts
+  secret: {secretName: cacerts, defaultMode: 0440}
+{{- end }}
+{{- end -}}
+
+{{- define "citadel.rules" -}}
+- apiGroups: [authentication.k8s.io]
+  resources: [tokenreviews]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [namespaces, serviceaccounts]
+  verbs: [get, list, watch]
+# The root, and the certificates of service accounts whose pods mount them.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, list, watch, create, patch]
+{{- end -}}

@@ -1,0 +1,129 @@
+{{- define "galley.secret" -}}
+{{- .Values.certificateSecret | default "istio-galley-webhook" -}}
+{{- end -}}
+
+{{- define "galley.container" -}}
+{{- $g := .global -}}{{- $v := .root.Values -}}
+name: galley
+args:
+- server
+- --enable-kubernetes=true
+- --meshConfigFile=/etc/mesh-config/mesh
+- --domain={{ $g.proxy.clusterDomain }}
+- --deployment-namespace={{ .root.Release.Namespace }}
+- --insecure=true
+- --enable-server={{ $g.useMCP }}
+- --enableServiceDiscovery={{ $v.enableServiceDiscovery }}
+- --enable-validation={{ $g.configValidation }}
+- --validation-port=9443
+- --enable-reconcileWebhookConfiguration={{ not $g.operatorManageWebhooks }}
+{{- if $g.configValidation }}
+- --validation-webhook-config-file=/etc/config/validatingwebhookconfiguration.yaml
+{{- end }}
+- --tlsCertFile=/etc/certs/cert-chain.pem
+- --tlsKeyFile=/etc/certs/key.pem
+- --validation.tls.caCertificates=/etc/certs/root-cert.pem
+- --enableAnalysis={{ $v.enableAnalysis }}
+- --data-dir=/var/lib/galley
+- --monitoringPort={{ $g.monitoringPort }}
+- --log_output_level={{ $g.logging.level }}
+{{- with include "bireme.environment" $v.env }}
+env: {{- . }}
+{{- end }}
+volumeMounts:
+- {name: config, mountPath: /etc/config, readOnly: true}
+- {name: mesh-config, mountPath: /etc/mesh-config, readOnly: true}
+- {name: certs, mountPath: /etc/certs, readOnly: true}
+- {name: data, mountPath: /var/lib/galley}
+{{- end -}}
+
+{{- define "galley.volumes" -}}
+- name: config
+  configMap: {name: istio-galley-configuration}
+- name: mesh-config
+  configMap: {name: istio, optional: true}
+- name: certs
+  secret: {secretName: {{ include "galley.secret" . }}, defaultMode: 0440}
+- name: data
+  emptyDir: {}
+{{- end -}}
+
+{{/* Everything that Galley reads; it writes its webhook's registration, and status if it analyzes. */}}
+{{- define "galley.rules" -}}
+{{- $g := .global -}}
+{{- $groups := list "networking.istio.io" "security.istio.io" "telemetry.istio.io" "extensions.istio.io" "authentication.istio.io" "rbac.istio.io" "config.istio.io" -}}
+- apiGroups: {{ toJson $groups }}
+  resources: ["*"]
+  verbs: [get, list, watch]
+{{- if .root.Values.enableAnalysis }}
+- apiGroups: {{ toJson $groups }}
+  resources: ["*/status"]
+  verbs: [patch]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch]
+- apiGroups: [admissionregistration.k8s.io]
+  resources: [mutatingwebhookconfigurations]
+  verbs: [get, list, watch]
+{{- end }}
+- apiGroups: [networking.k8s.io]
+  resources: [ingresses]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [services, namespaces, nodes, pods, configmaps]
+  verbs: [get, list, watch]
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [get, list, watch]
+- apiGroups: [admissionregistration.k8s.io]
+  resources: [validatingwebhookconfigurations]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [deployments]
+  resourceNames: [istio-galley]
+  verbs: [get]
+# The registration goes with the Deployment, which asks for this where owner references are enforced.
+- apiGroups: [apps]
+  resources: [deployments/finalizers]
+  resourceNames: [istio-galley]
+  verbs: [update]
+{{- end -}}
+
+{{- define "galley.webhooks" -}}
+{{- $service := dict "name" "istio-galley" "namespace" .Release.Namespace -}}
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata:
+  name: istio-galley
+  labels: {app: galley, release: {{ .Release.Name }}}
+webhooks:
+- name: pilot.validation.istio.io
+  clientConfig:
+    service: {name: istio-galley, namespace: {{ .Release.Namespace }}, path: /admitpilot}
+  rules:
+  - operations: [CREATE, UPDATE]
+    apiGroups: [networking.istio.io, security.istio.io, telemetry.istio.io, extensions.istio.io, authentication.istio.io, rbac.istio.io]
+    apiVersions: ["*"]
+    resources: ["*"]
+    scope: "*"
+  - operations: [CREATE, UPDATE]
+    apiGroups: [config.istio.io]
+    apiVersions: ["*"]
+    resources: [httpapispecs, httpapispecbindings, quotaspecs, quotaspecbindings]
+    scope: "*"
+  failurePolicy: Fail
+  sideEffects: None
+  admissionReviewVersions: [v1, v1beta1]
+- name: mixer.validation.istio.io
+  clientConfig:
+    service: {name: istio-galley, namespace: {{ .Release.Namespace }}, path: /admitmixer}
+  rules:
+  - operations: [CREATE, UPDATE]
+    apiGroups: [config.istio.io]
+    apiVersions: ["*"]
+    resources: [rules, attributemanifests, adapters, handlers, instances, templates]
+    scope: "*"
+  failurePolicy: Fail
+  sideEffects: None
+  admissionReviewVersions: [v1, v1beta1]
+{{- end -}}

@@ -1,0 +1,43 @@
+{{- define "pilot.container" -}}
+{{- $g := .global -}}{{- $v := .root.Values -}}
+name: discovery
+args:
+- discovery
+- --registries={{ join "," $v.registries }}
+- --meshConfig=/etc/istio/config/mesh
+- --networksConfig=/etc/istio/config/meshNetworks
+- --domain={{ $g.proxy.clusterDomain }}
+- --trust-domain={{ $g.trustDomain }}
+- --monitoringAddr=:{{ $g.monitoringPort }}
+- --keepaliveMaxServerConnectionAge={{ $v.keepaliveMaxServerConnectionAge }}
+- --log_output_level={{ $g.logging.level }}
+env:
+{{ include "bireme.podEnvironment" . }}
+- {name: PILOT_TRACE_SAMPLING, value: {{ $v.traceSampling | toString | quote }}}
+{{- include "bireme.environment" $v.env }}
+readinessProbe:
+  httpGet: {path: /ready, port: 8080}
+  initialDelaySeconds: 1
+  periodSeconds: 3
+  timeoutSeconds: 5
+volumeMounts:
+- {name: config-volume, mountPath: /etc/istio/config, readOnly: true}
+- {name: istio-certs, mountPath: /etc/certs, readOnly: true}
+{{- end -}}
+
+{{- define "pilot.volumes" -}}
+- name: config-volume
+  configMap: {name: istio}
+# Certificates for the ports with TLS, once Citadel has written them.
+- name: istio-certs
+  secret: {secretName: istio.istio-pilot-service-account, optional: true, defaultMode: 0440}
+{{- end -}}
+
+{{- define "pilot.rules" -}}
+- apiGroups: [""]
+  resources: [services, pods, nodes, namespaces]
+  verbs: [list, watch]
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [list, watch]
+{{- end -}}

@@ -1,0 +1,332 @@
+//! A cluster with an installation in it: objects are applied on the API server's side, in an order in which nothing misses
+//! another; what an earlier installation left over is taken away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::core::{GroupVersionKind, Status};
+use kube::{Client, ResourceExt as _, discovery};
+use proto_component::backoff::Backoff;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+const MANAGER: &str = "biremectl";
+/// Marks what was installed by `manifest apply`.
+const MARK: &str = "operator.istio.io/managed";
+const DEFINITION: &str = "CustomResourceDefinition";
+/// How long definitions may take to be served.
+const ESTABLISHED: Duration = Duration::from_secs(60);
+
+/// The kinds that an installation consists of, in the order in which they are applied; configuration comes last.
+const KINDS: &[(&str, &str, &str)] = &[
+    ("apiextensions.k8s.io", "v1", DEFINITION),
+    ("", "v1", "ServiceAccount"),
+    ("", "v1", "Secret"),
+    ("", "v1", "ConfigMap"),
+    ("rbac.authorization.k8s.io", "v1", "ClusterRole"),
+    ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding"),
+    ("rbac.authorization.k8s.io", "v1", "Role"),
+    ("rbac.authorization.k8s.io", "v1", "RoleBinding"),
+    ("", "v1", "Service"),
+    ("discovery.k8s.io", "v1", "EndpointSlice"),
+    ("apps", "v1", "Deployment"),
+    ("autoscaling", "v2", "HorizontalPodAutoscaler"),
+    ("policy", "v1", "PodDisruptionBudget"),
+    ("networking.k8s.io", "v1", "NetworkPolicy"),
+    (
+        "admissionregistration.k8s.io",
+        "v1",
+        "MutatingWebhookConfiguration",
+    ),
+];
+
+/// What the components themselves write, beside what is installed: group, version, kind, name.
+const WRITTEN: &[(&str, &str, &str, &str)] = &[
+    (
+        "admissionregistration.k8s.io",
+        "v1",
+        "ValidatingWebhookConfiguration",
+        "istio-galley",
+    ),
+    ("", "v1", "ConfigMap", "istio-ca-root-cert"),
+    ("", "v1", "Secret", "istio-ca-secret"),
+];
+
+/// The cluster.
+pub(crate) struct Cluster {
+    client: Client,
+    is_dry_run: bool,
+}
+
+/// `Kind namespace/name`: what an object is called in messages, and in which order files are compared.
+pub(crate) fn name_of(object: &Value) -> String {
+    let metadata = &object["metadata"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let namespace = metadata["namespace"]
+        .as_str()
+        .map(|namespace| format!("{namespace}/"));
+    format!(
+        "{} {}{}",
+        text(&object["kind"]),
+        namespace.unwrap_or_default(),
+        text(&metadata["name"])
+    )
+}
+
+impl Cluster {
+    /// The cluster behind a client.
+    pub(crate) fn new(client: Client, is_dry_run: bool) -> Self {
+        Self { client, is_dry_run }
+    }
+
+    /// Brings the objects in, and takes away what was installed before and is not among them.
+    pub(crate) async fn apply(
+        &self,
+        namespace: &str,
+        mut objects: Vec<Value>,
+    ) -> anyhow::Result<()> {
+        let params = self.params();
+        let space =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
+        let spaces: Api<DynamicObject> =
+            Api::all_with(self.client.clone(), &resource("", "v1", "Namespace"));
+        spaces
+            .patch(namespace, &params, &Patch::Apply(space))
+            .await?;
+        let rank = |object: &Value| {
+            let known = KINDS.iter().position(|(.., kind)| object["kind"] == *kind);
+            known.unwrap_or(KINDS.len())
+        };
+        objects.sort_by_key(rank);
+        let mut wanted = BTreeSet::new();
+        let mut resources = BTreeMap::new();
+        for object in &mut objects {
+            object["metadata"]["labels"][MARK] = json!("Reconcile");
+            wanted.insert(name_of(object));
+            let api = self.api_of(object, namespace, &mut resources).await;
+            let what = || format!("apply {}", name_of(object));
+            let (api, name) = api.with_context(what)?;
+            // A certificate that is there stays: every render makes another.
+            if object["kind"] == "Secret" && api.get_opt(&name).await?.is_some() {
+                continue;
+            }
+            api.patch(&name, &params, &Patch::Apply(&object))
+                .await
+                .with_context(what)?;
+            if object["kind"] == DEFINITION && !self.is_dry_run {
+                self.established(&api, &name).await?;
+            }
+        }
+        if self.is_dry_run {
+            return Ok(());
+        }
+        self.prune(&wanted).await
+    }
+
+    fn params(&self) -> PatchParams {
+        let mut params = PatchParams::apply(MANAGER).force();
+        params.dry_run = self.is_dry_run;
+        params
+    }
+
+    /// The API of an object's kind, and the object's name.
+    async fn api_of(
+        &self,
+        object: &Value,
+        namespace: &str,
+        known: &mut BTreeMap<(String, String), (ApiResource, bool)>,
+    ) -> anyhow::Result<(Api<DynamicObject>, String)> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (api_version, kind) = (text(&object["apiVersion"]), text(&object["kind"]));
+        let key = (api_version.clone(), kind.clone());
+        if !known.contains_key(&key) {
+            let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+            let of = GroupVersionKind::gvk(group, version, &kind);
+            let (resource, capabilities) = discovery::pinned_kind(&self.client, &of).await?;
+            let is_namespaced = capabilities.scope == discovery::Scope::Namespaced;
+            known.insert(key.clone(), (resource, is_namespaced));
+        }
+        let (resource, is_namespaced) = &known[&key];
+        let place = object["metadata"]["namespace"]
+            .as_str()
+            .unwrap_or(namespace);
+        let api = if *is_namespaced {
+            Api::namespaced_with(self.client.clone(), place, resource)
+        } else {
+            Api::all_with(self.client.clone(), resource)
+        };
+        Ok((api, text(&object["metadata"]["name"])))
+    }
+
+    async fn established(&self, api: &Api<DynamicObject>, name: &str) -> anyhow::Result<()> {
+        let is_served = |object: &DynamicObject| {
+            let conditions = object.data["status"]["conditions"].as_array();
+            conditions.into_iter().flatten().any(|condition| {
+                condition["type"] == "Established" && condition["status"] == "True"
+            })
+        };
+        until(
+            ESTABLISHED,
+            &format!("definition {name} is not served"),
+            async || {
+                Ok(api
+                    .get_opt(name)
+                    .await?
+                    .is_some_and(|object| is_served(&object)))
+            },
+        )
+        .await
+    }
+
+    /// Waits until every Deployment among the objects is available.
+    pub(crate) async fn wait(&self, objects: &[Value], deadline: Duration) -> anyhow::Result<()> {
+        for object in objects
+            .iter()
+            .filter(|object| object["kind"] == "Deployment")
+        {
+            let name = name_of(object);
+            until(deadline, &format!("{name} is not available"), async || {
+                Ok(self
+                    .state_of(object)
+                    .await?
+                    .is_some_and(|is_ready| is_ready))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Whether an object is there, and (a Deployment) whether its pods are.
+    pub(crate) async fn state_of(&self, object: &Value) -> anyhow::Result<Option<bool>> {
+        let (api, name) = match self.api_of(object, "default", &mut BTreeMap::new()).await {
+            Ok(found) => found,
+            // Its kind is not even known.
+            Err(_)
+                if object["apiVersion"]
+                    .as_str()
+                    .is_some_and(|version| version.contains("istio.io")) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(found) = api.get_opt(&name).await? else {
+            return Ok(None);
+        };
+        let conditions = found.data["status"]["conditions"].as_array();
+        let is_available = conditions
+            .into_iter()
+            .flatten()
+            .any(|condition| condition["type"] == "Available" && condition["status"] == "True");
+        Ok(Some(object["kind"] != "Deployment" || is_available))
+    }
+
+    /// Deletes what is marked as installed and not wanted; definitions stay, and with them the users' configuration.
+    async fn prune(&self, wanted: &BTreeSet<String>) -> anyhow::Result<()> {
+        for (group, version, kind) in KINDS.iter().skip(1) {
+            self.delete_marked(&resource(group, version, kind), Some(wanted))
+                .await?;
+        }
+        for served in proto::kind::KINDS {
+            let of = GroupVersionKind::gvk(served.group, served.versions[0], served.kind);
+            let resource = ApiResource::from_gvk_with_plural(&of, served.plural);
+            self.delete_marked(&resource, Some(wanted)).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_marked(
+        &self,
+        resource: &ApiResource,
+        except: Option<&BTreeSet<String>>,
+    ) -> anyhow::Result<()> {
+        let all: Api<DynamicObject> = Api::all_with(self.client.clone(), resource);
+        let marked = ListParams::default().labels(&format!("{MARK}=Reconcile"));
+        let found = match all.list(&marked).await {
+            Ok(found) => found,
+            Err(kube::Error::Api(status)) if is_unknown(&status) => return Ok(()),
+            Err(error) => return Err(error).with_context(|| format!("list {}", resource.plural)),
+        };
+        for object in found {
+            let mut value = serde_json::to_value(&object)?;
+            value["kind"] = json!(resource.kind);
+            if !except.is_some_and(|wanted| wanted.contains(&name_of(&value))) {
+                self.delete(resource, &object).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, resource: &ApiResource, object: &DynamicObject) -> anyhow::Result<()> {
+        let api: Api<DynamicObject> = match object.namespace() {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), &namespace, resource),
+            None => Api::all_with(self.client.clone(), resource),
+        };
+        match api
+            .delete(&object.name_any(), &DeleteParams::default())
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(error)
+                .with_context(|| format!("delete {} {}", resource.kind, object.name_any())),
+        }
+    }
+
+    /// Takes away everything that `apply` installed; with `purge` also the definitions, with all configuration, and what the
+    /// components wrote themselves.
+    pub(crate) async fn remove(&self, purge: bool) -> anyhow::Result<()> {
+        // Webhooks first: nobody answers them any more in a moment.
+        for (group, version, kind) in KINDS.iter().skip(1).rev() {
+            self.delete_marked(&resource(group, version, kind), None)
+                .await?;
+        }
+        for (group, version, kind, name) in WRITTEN {
+            if !purge && *kind != "ValidatingWebhookConfiguration" {
+                continue;
+            }
+            let resource = resource(group, version, kind);
+            let all: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
+            let named = ListParams::default().fields(&format!("metadata.name={name}"));
+            for object in all.list(&named).await? {
+                self.delete(&resource, &object).await?;
+            }
+        }
+        if purge {
+            let resource = resource("apiextensions.k8s.io", "v1", DEFINITION);
+            let all: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
+            let ours = ListParams::default().labels("app=bireme-init");
+            for object in all.list(&ours).await? {
+                self.delete(&resource, &object).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_unknown(status: &Status) -> bool {
+    status.code == 404
+}
+
+fn resource(group: &str, version: &str, kind: &str) -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
+}
+
+/// Asks until the answer is yes.
+async fn until(
+    limit: Duration,
+    otherwise: &str,
+    ask: impl AsyncFn() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let end = Instant::now() + limit;
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+    while !ask().await? {
+        if Instant::now() >= end {
+            bail!("{otherwise} after {} s", limit.as_secs());
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+    Ok(())
+}
