@@ -77,7 +77,7 @@ pub fn build_for(
         .map(|((place, _), endpoints)| {
             let lb_endpoints: Vec<LbEndpoint> = endpoints
                 .iter()
-                .map(|endpoint| lb_endpoint(endpoint, port))
+                .map(|endpoint| lb_endpoint(view, service, endpoint, port))
                 .collect();
             LocalityLbEndpoints {
                 locality: Some(wire_locality(place)),
@@ -122,9 +122,29 @@ fn subset_labels(
     rule.subset(subset).map(|subset| subset.labels.clone())
 }
 
-fn lb_endpoint(endpoint: &Endpoint, port: &ServicePort) -> LbEndpoint {
+/// True when the proxy beside the endpoint takes mutual TLS on what serves `port`.
+pub(super) fn takes_mutual_tls(
+    view: &View<'_>,
+    service: &Service,
+    endpoint: &Endpoint,
+    port: &ServicePort,
+) -> bool {
+    endpoint.is_mtls()
+        && !view.push.policies.disables_workload(
+            &service.namespace,
+            &endpoint.labels,
+            endpoint.port_for(port),
+        )
+}
+
+fn lb_endpoint(
+    view: &View<'_>,
+    service: &Service,
+    endpoint: &Endpoint,
+    port: &ServicePort,
+) -> LbEndpoint {
     let mut filter_metadata = BTreeMap::new();
-    if endpoint.is_mtls() {
+    if takes_mutual_tls(view, service, endpoint, port) {
         filter_metadata.insert(
             "envoy.transport_socket_match".to_owned(),
             strings([("tlsMode", "istio")]),

@@ -209,14 +209,7 @@ impl PolicyIndex {
             by_port: BTreeMap::new(),
             is_set: self.set_mode(&proxy.namespace).is_some(),
         };
-        // A policy with a selector in the root namespace is ignored.
-        if proxy.namespace == self.root {
-            return policy;
-        }
-        let selected = list(&self.peer, &proxy.namespace).iter().find(|config| {
-            selector_labels(config.spec.selector.as_ref())
-                .is_some_and(|labels| proxy.is_selected_by(labels))
-        });
+        let selected = self.selected_peer(&proxy.namespace, |labels| proxy.is_selected_by(labels));
         let Some(config) = selected else {
             return policy;
         };
@@ -235,6 +228,43 @@ impl PolicyIndex {
                 .insert(*port, to_mode(mtls.mode()).unwrap_or(policy.mode));
         }
         policy
+    }
+
+    /// True when a PeerAuthentication for a single workload turns mutual TLS off on its `port`: clients must not try it there.
+    /// What holds for a whole namespace is [`PolicyIndex::service_mode`]'s to say.
+    #[must_use]
+    pub fn disables_workload(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        port: u32,
+    ) -> bool {
+        let is_selected = |wanted: &BTreeMap<String, String>| {
+            wanted
+                .iter()
+                .all(|(key, value)| labels.get(key) == Some(value))
+        };
+        let Some(config) = self.selected_peer(namespace, is_selected) else {
+            return false;
+        };
+        let of_port = config.spec.port_level_mtls.get(&port);
+        of_port
+            .and_then(|mtls| to_mode(mtls.mode()))
+            .or_else(|| to_mode(config.spec.mtls.as_ref()?.mode()))
+            == Some(MtlsMode::Disable)
+    }
+
+    /// The oldest PeerAuthentication of `namespace` whose selector selects the workload. The root namespace's apply to all
+    /// of it: there a policy with a selector is ignored.
+    fn selected_peer(
+        &self,
+        namespace: &str,
+        is_selected: impl Fn(&BTreeMap<String, String>) -> bool,
+    ) -> Option<&Config<wire::PeerAuthentication>> {
+        list(&self.peer, namespace)
+            .iter()
+            .filter(|_| namespace != self.root)
+            .find(|config| selector_labels(config.spec.selector.as_ref()).is_some_and(&is_selected))
     }
 
     /// What PeerAuthentications say of `namespace` as a whole: policies for single workloads do not count.

@@ -5,10 +5,9 @@ use e2e::echo::{Call, Protocol, Tls};
 use super::Stage;
 use crate::SETTLED;
 
-/// Server, client, then HTTP/1.1, HTTP/2, gRPC and TCP. The first line is a gap, not a wish: automatic mutual TLS does not see a
-/// DISABLE that is one workload's only.
+/// Server, client, then HTTP/1.1, HTTP/2, gRPC and TCP.
 const EXPECTED: &str = "\
-disable    sidecar, automatic     no  no  no  no
+disable    sidecar, automatic     yes yes yes yes
 disable    sidecar, mTLS          no  no  no  no
 disable    sidecar, plaintext     yes yes yes yes
 disable    no sidecar             yes yes yes yes

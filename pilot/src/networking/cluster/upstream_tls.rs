@@ -1,6 +1,7 @@
 //! What a client of a cluster speaks: plaintext, TLS, mesh mTLS, or (automatic mTLS) whatever the endpoint can.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use proto::envoy::config::cluster::v3::{Cluster, cluster::TransportSocketMatch};
 use proto::envoy::config::core::v3::{
@@ -17,7 +18,8 @@ use proto::istio::networking::v1alpha3::traffic_policy::{
 use proto::istio::networking::v1alpha3::{ClientTlsSettings, client_tls_settings::TlSmode};
 
 use super::TrafficPolicy;
-use crate::model::{ClusterName, Service, ServicePort};
+use crate::model::{ClusterName, Endpoint, Service, ServicePort};
+use crate::networking::endpoint::takes_mutual_tls;
 use crate::networking::wire::{strings, transport_socket};
 use crate::networking::{View, tls};
 use crate::push_context::policies::MtlsMode;
@@ -204,7 +206,8 @@ fn automatic(
     if service.resolution == crate::model::Resolution::Passthrough {
         // Without endpoint metadata the choice is made for the whole cluster.
         let endpoints = view.push.endpoints.of(&service.key());
-        if !endpoints.is_empty() && endpoints.iter().all(|endpoint| endpoint.is_mtls()) {
+        let takes = |endpoint: &Arc<Endpoint>| takes_mutual_tls(view, service, endpoint, port);
+        if !endpoints.is_empty() && endpoints.iter().all(takes) {
             cluster.transport_socket = Some(socket());
         }
         return;
