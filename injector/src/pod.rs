@@ -156,14 +156,16 @@ fn remove_earlier(pod: &mut Value) {
     probe_rewrite::restore(pod);
     for list in LISTS {
         let added = &record[*list];
-        if let (Some(added), Some(items)) = (added.as_array(), pod["spec"][*list].as_array_mut()) {
+        let items = pod["spec"].get_mut(*list).and_then(Value::as_array_mut);
+        if let (Some(added), Some(items)) = (added.as_array(), items) {
             items.retain(|item| !added.contains(&item["name"]));
         }
     }
     if let Some(annotations) = pod["metadata"]["annotations"].as_object_mut() {
         annotations.remove(STATUS);
     }
-    if let Some(labels) = pod["metadata"]["labels"].as_object_mut()
+    let labels = pod["metadata"].get_mut("labels");
+    if let Some(labels) = labels.and_then(Value::as_object_mut)
         && labels.get(TLS_MODE).is_some_and(|mode| mode == "istio")
     {
         labels.remove(TLS_MODE);
