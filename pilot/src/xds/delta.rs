@@ -13,7 +13,7 @@ use super::generate::generate;
 use super::name::{Name, Names};
 use super::push::PushRequest;
 use super::sent::Pools;
-use super::stream::{Form, Planned, control_plane, names_to_push};
+use super::stream::{Form, Planned, control_plane};
 use super::watch::{Decision, Watched};
 use super::{Connection, ResourceType};
 use crate::networking::View;
@@ -88,7 +88,7 @@ impl Form for Delta {
             let Some(watched) = &watches[kind.index()] else {
                 continue;
             };
-            let names = names_to_push(watched, kind, request);
+            let names = watched.names_to_push(kind, request);
             let mut increment = increment(&view, current, watched, kind, names);
             if kind == ResourceType::Cluster {
                 let changed = increment.resources.iter();

@@ -11,7 +11,7 @@ use super::generate::{generate, version_text};
 use super::name::{Name, Names};
 use super::push::PushRequest;
 use super::sent::Pools;
-use super::stream::{Form, Planned, changed, control_plane, names_to_push};
+use super::stream::{Form, Planned, control_plane};
 use super::watch::{Decision, Watched};
 use super::{Connection, ResourceType};
 use crate::networking::View;
@@ -77,18 +77,21 @@ impl Form for StateOfTheWorld {
             let Some(watched) = &watches[kind.index()] else {
                 continue;
             };
-            let names = names_to_push(watched, kind, request);
+            let names = watched.names_to_push(kind, request);
             let mut resources = generate(&view, kind, names, &current.cache);
             resources.retain(|resource| watched.wants(&resource.name));
             if kind.is_wildcard() {
                 let is_same = resources.len() == watched.sent.len()
-                    && changed(watched, &resources).next().is_none();
+                    && watched.changed(&resources).next().is_none();
                 if is_same {
                     continue;
                 }
                 if kind == ResourceType::Cluster {
-                    warming
-                        .extend(changed(watched, &resources).map(|resource| resource.name.clone()));
+                    warming.extend(
+                        watched
+                            .changed(&resources)
+                            .map(|resource| resource.name.clone()),
+                    );
                 }
             } else {
                 resources.retain(|resource| {

@@ -383,7 +383,7 @@ impl<F: Form> Stream<F> {
             let mut watches = connection.watches.lock();
             let sent = watches[kind.index()].get_or_insert_default();
             let clusters: Vec<Name> = if kind == ResourceType::Cluster {
-                changed(sent, &planned.resources)
+                sent.changed(&planned.resources)
                     .map(|resource| Arc::clone(&resource.name))
                     .collect()
             } else {
@@ -485,29 +485,6 @@ fn note(
             }
         }
         _ => {}
-    }
-}
-
-/// The resources that differ from what was sent last.
-pub(super) fn changed<'a>(
-    watched: &'a Watched,
-    resources: &'a [Generated],
-) -> impl Iterator<Item = &'a Generated> {
-    resources
-        .iter()
-        .filter(|resource| watched.sent.get(&resource.name) != Some(resource.hash))
-}
-
-/// The names of a type whose resources may have changed.
-pub(super) fn names_to_push<'a>(
-    watched: &'a Watched,
-    kind: ResourceType,
-    request: &'a PushRequest,
-) -> Box<dyn Iterator<Item = &'a Name> + 'a> {
-    if kind == ResourceType::Endpoint && request.is_endpoints_only() {
-        Box::new(watched.asked.of_hosts(&request.hosts))
-    } else {
-        Box::new(watched.asked.names().iter())
     }
 }
 

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 
 use super::ResourceType;
+use super::generate::Generated;
 use super::name::{Name, Names};
+use super::push::PushRequest;
 use super::sent::{Asked, Sent};
 
 /// The state of one type on one stream.
@@ -47,6 +49,29 @@ pub enum Decision {
 }
 
 impl Watched {
+    /// The resources that differ from what was sent last.
+    pub(super) fn changed<'a>(
+        &'a self,
+        resources: &'a [Generated],
+    ) -> impl Iterator<Item = &'a Generated> {
+        resources
+            .iter()
+            .filter(|resource| self.sent.get(&resource.name) != Some(resource.hash))
+    }
+
+    /// The names of this type whose resources may have changed.
+    pub(super) fn names_to_push<'a>(
+        &'a self,
+        kind: ResourceType,
+        request: &'a PushRequest,
+    ) -> Box<dyn Iterator<Item = &'a Name> + 'a> {
+        if kind == ResourceType::Endpoint && request.is_endpoints_only() {
+            Box::new(self.asked.of_hosts(&request.hosts))
+        } else {
+            Box::new(self.asked.names().iter())
+        }
+    }
+
     /// Takes a state-of-the-world request in.
     pub fn on_request(
         &mut self,
