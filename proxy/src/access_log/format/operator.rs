@@ -197,7 +197,9 @@ impl Operator {
             Operator::TraceId => put(info.trace_id().as_deref(), out),
             Operator::SpanId => put(info.span_id().as_deref(), out),
             Operator::FilterChainName => put(
-                info.connection.chain.as_ref().map(|chain| chain.name()),
+                (info.connection.chain.as_ref())
+                    .map(|chain| chain.name())
+                    .filter(|name| !name.is_empty()),
                 out,
             ),
             Operator::HeaderBytes(map) => number(header_bytes(context, *map), out),
