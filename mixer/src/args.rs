@@ -68,8 +68,8 @@ pub struct CheckArgs {
     #[command(flatten)]
     pub client: ClientArgs,
     /// Quotas to charge: name=amount,…
-    #[arg(short, long, default_value = "", hide_default_value = true)]
-    pub quotas: String,
+    #[arg(short, long)]
+    pub quotas: Option<String>,
     /// Less than the amount is better than nothing.
     #[arg(long = "bestEffort")]
     pub best_effort: bool,

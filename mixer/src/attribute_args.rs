@@ -19,68 +19,32 @@ const STANDARD: &str = include_str!("../default/config.yaml");
 #[derive(Clone, Debug, Default, Args)]
 pub struct AttributeArgs {
     /// Attributes of any type: name=value,…
-    #[arg(short = 'a', long, default_value = "", hide_default_value = true)]
-    pub attributes: String,
+    #[arg(short = 'a', long)]
+    pub attributes: Option<String>,
     /// Strings: name=value,…
-    #[arg(
-        short = 's',
-        long = "string_attributes",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub strings: String,
+    #[arg(short = 's', long = "string_attributes")]
+    pub strings: Option<String>,
     /// Integers: name=value,…
-    #[arg(
-        short = 'i',
-        long = "int64_attributes",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub int64s: String,
+    #[arg(short = 'i', long = "int64_attributes")]
+    pub int64s: Option<String>,
     /// Floating-point numbers: name=value,…
-    #[arg(
-        short = 'd',
-        long = "double_attributes",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub doubles: String,
+    #[arg(short = 'd', long = "double_attributes")]
+    pub doubles: Option<String>,
     /// Booleans: name=value,…
-    #[arg(
-        short = 'b',
-        long = "bool_attributes",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub bools: String,
+    #[arg(short = 'b', long = "bool_attributes")]
+    pub bools: Option<String>,
     /// Times in RFC 3339: name=value,…
-    #[arg(
-        long = "timestamp_attributes",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub timestamps: String,
+    #[arg(long = "timestamp_attributes")]
+    pub timestamps: Option<String>,
     /// Durations: name=1m30s,…
-    #[arg(
-        long = "duration_attributes",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub durations: String,
+    #[arg(long = "duration_attributes")]
+    pub durations: Option<String>,
     /// Bytes: name=0a:00:00:01,… (an address may be written as one)
-    #[arg(
-        long = "bytes_attributes",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub bytes: String,
+    #[arg(long = "bytes_attributes")]
+    pub bytes: Option<String>,
     /// String maps: name=key:value;key:value,…
-    #[arg(
-        long = "stringmap_attributes",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub maps: String,
+    #[arg(long = "stringmap_attributes")]
+    pub maps: Option<String>,
 }
 
 impl AttributeArgs {
@@ -106,7 +70,7 @@ impl AttributeArgs {
             (&self.bytes, ValueType::IpAddress, "--bytes_attributes"),
             (&self.maps, ValueType::StringMap, "--stringmap_attributes"),
         ];
-        for (name, text) in pairs(&self.attributes, "--attributes")? {
+        for (name, text) in pairs(self.attributes.as_deref(), "--attributes")? {
             let value = match known.get(&name) {
                 Some(kind) => parse(&text, *kind),
                 None => Some(guess(&text)),
@@ -115,7 +79,7 @@ impl AttributeArgs {
             attributes.set(name, value);
         }
         for (list, kind, flag) in typed {
-            for (name, text) in pairs(list, flag)? {
+            for (name, text) in pairs(list.as_deref(), flag)? {
                 let value = parse(&text, kind).with_context(|| unreadable(flag, &name, &text))?;
                 attributes.set(name, value);
             }
@@ -128,10 +92,14 @@ fn unreadable(flag: &str, name: &str, text: &str) -> Usage {
     Usage(format!("{flag}: {name}: {text:?} is not of its type"))
 }
 
-/// `name=value,name=value`; an empty text is none.
-pub(crate) fn pairs(list: &str, flag: &str) -> anyhow::Result<Vec<(String, String)>> {
+/// `name=value,name=value`; no text and an empty one are none.
+pub(crate) fn pairs(list: Option<&str>, flag: &str) -> anyhow::Result<Vec<(String, String)>> {
     let mut pairs = Vec::new();
-    for part in list.split(',').filter(|part| !part.is_empty()) {
+    for part in list
+        .unwrap_or_default()
+        .split(',')
+        .filter(|part| !part.is_empty())
+    {
         let (name, value) = part
             .split_once('=')
             .ok_or_else(|| Usage(format!("{flag}: {part:?} is not name=value")))?;
@@ -229,9 +197,10 @@ mod tests {
     #[test]
     fn attributes_are_read_by_type() {
         let args = AttributeArgs {
-            attributes: "source.ip=10.0.0.1,response.code=200,mine=1.5,source.labels=app:web;v:2"
-                .into(),
-            durations: "response.duration=1ms".into(),
+            attributes: Some(
+                "source.ip=10.0.0.1,response.code=200,mine=1.5,source.labels=app:web;v:2".into(),
+            ),
+            durations: Some("response.duration=1ms".into()),
             ..AttributeArgs::default()
         };
         let read = args.read().unwrap();
@@ -245,7 +214,7 @@ mod tests {
         assert_eq!(read.get("source.labels"), Some(&Value::StringMap(labels)));
         for bad in ["response.code=x", "nothing"] {
             let args = AttributeArgs {
-                attributes: bad.into(),
+                attributes: Some(bad.into()),
                 ..AttributeArgs::default()
             };
             assert!(args.read().is_err(), "{bad}");

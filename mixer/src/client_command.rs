@@ -27,7 +27,7 @@ use crate::attribute_args::pairs;
 /// When the attributes cannot be read, or Mixer does not answer.
 pub async fn check(args: &CheckArgs, mut output: impl Write) -> anyhow::Result<bool> {
     let mut quotas = std::collections::BTreeMap::new();
-    for (name, amount) in pairs(&args.quotas, "--quotas")? {
+    for (name, amount) in pairs(args.quotas.as_deref(), "--quotas")? {
         let amount = amount
             .parse()
             .map_err(|_| Usage(format!("--quotas: {amount:?} is not an amount")))?;

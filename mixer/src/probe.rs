@@ -13,14 +13,14 @@ use crate::args::ProbeFileArgs;
 /// Touches the files that are wanted until the drain, then removes them.
 pub(crate) fn start(args: &ProbeFileArgs, readiness: &Readiness, drain: &Drain) {
     if let Some(path) = args.liveness_path.clone() {
-        task::spawn(
+        task::spawn_drained(
             "liveness-file",
             touch(path, args.liveness_interval, None, drain.clone()),
         );
     }
     if let Some(path) = args.readiness_path.clone() {
         let readiness = Some(readiness.clone());
-        task::spawn(
+        task::spawn_drained(
             "readiness-file",
             touch(path, args.readiness_interval, readiness, drain.clone()),
         );

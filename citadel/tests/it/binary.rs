@@ -16,7 +16,7 @@ use proto_component::grpc::{self, ClientOptions};
 use proto_component::tls::{ClientTls, Pem, ServerIdentity};
 use tonic::Request;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Server(Child);
 

@@ -17,7 +17,7 @@ use proto_component::tls::{ClientTls, Pem, ServerIdentity};
 use rustls_pki_types::CertificateDer;
 use tonic::{Code, Request, Status};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Citadel {
     child: Child,

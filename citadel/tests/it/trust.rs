@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::service::{csr, mesh};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn text(source: Option<&DataSource>) -> String {
     match source.and_then(|source| source.specifier.as_ref()) {

@@ -28,7 +28,7 @@ use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 
 const NAMESPACE: &str = "istio-system";
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 const PROFILES: &[(&str, usize)] = &[
     ("default", 8),
     ("demo", 11),

@@ -35,7 +35,7 @@ use tokio::{
     net::TcpStream,
 };
 
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 pub(crate) const VIRTUAL_SERVICES: &str = "istio/networking/v1alpha3/virtualservices";
 pub(crate) const SERVICES: &str = proto::kind::SYNTHETIC_SERVICE_ENTRIES;
 pub(crate) const MESH: &str = proto::kind::MESH_CONFIG;

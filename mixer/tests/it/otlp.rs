@@ -64,7 +64,7 @@ async fn a_collector_is_told_of_configurations_put_in_force() {
         }
         false
     };
-    let found = tokio::time::timeout(Duration::from_secs(30), span).await;
+    let found = tokio::time::timeout(Duration::from_secs(60), span).await;
     child.kill().unwrap();
     child.wait().unwrap();
     server.abort();

@@ -131,7 +131,7 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(
     what: &str,
     mut condition: impl FnMut() -> F,
 ) {
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if condition().await {
             return;
         }

@@ -17,7 +17,7 @@ use tonic::Streaming;
 use super::mesh::Pilot;
 
 /// Long enough for everything that is to come, and waited for only when something is wrong.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const REVIEWS: &str = "outbound|9080||reviews.default.svc.cluster.local";
 const RATINGS: &str = "outbound|9080||ratings.default.svc.cluster.local";

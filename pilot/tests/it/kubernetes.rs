@@ -22,7 +22,7 @@ use super::mesh::Pilot;
 
 const NAMESPACE: &str = "pilot-test";
 const HOST: &str = "web.pilot-test.svc.cluster.local";
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Writes an object as it should be.
 async fn apply<K>(api: &Api<K>, name: &str, object: Value)

@@ -79,7 +79,7 @@ fn client(change: impl FnOnce(&mut wire::TransportConfig)) -> (Rc<Client>, Rc<Fa
     (client, mixer)
 }
 
-fn attributes(user: &'static str) -> Arc<Attributes> {
+pub(super) fn attributes(user: &'static str) -> Arc<Attributes> {
     let mut attributes = Attributes::new();
     attributes.set("source.user", user);
     attributes.set(
@@ -480,49 +480,4 @@ fn without_batches_reports_are_sent_at_once() {
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert_eq!(mixer.reports.borrow().len(), 1);
     });
-}
-
-#[test]
-fn quota_rules_look_at_text() {
-    use quota_spec::QuotaSpec;
-    let clause =
-        |attribute: &str, match_type: Option<wire::string_match::MatchType>| wire::AttributeMatch {
-            clause: [(attribute.to_owned(), wire::StringMatch { match_type })].into(),
-        };
-    use wire::string_match::MatchType::{Exact, Prefix, Regex};
-    let requires = |attribute_match: Vec<wire::AttributeMatch>| {
-        let quotas = vec![wire::Quota {
-            quota: "q".into(),
-            charge: 2,
-        }];
-        let spec = wire::QuotaSpec {
-            rules: vec![wire::QuotaRule {
-                r#match: attribute_match,
-                quotas,
-            }],
-        };
-        QuotaSpec::try_from(&spec).map(|spec| spec.requirements(&attributes("alice")).count())
-    };
-    assert_eq!(requires(vec![]), Ok(1));
-    assert_eq!(
-        requires(vec![clause("source.user", Some(Exact("alice".into())))]),
-        Ok(1)
-    );
-    assert_eq!(
-        requires(vec![clause("source.user", Some(Prefix("bob".into())))]),
-        Ok(0)
-    );
-    assert_eq!(
-        requires(vec![clause("source.user", Some(Regex("al".into())))]),
-        Ok(0)
-    );
-    assert_eq!(
-        requires(vec![clause("source.user", Some(Regex("al.*".into())))]),
-        Ok(1)
-    );
-    assert_eq!(requires(vec![clause("source.user", None)]), Ok(1));
-    assert_eq!(requires(vec![clause("request.headers", None)]), Ok(0));
-    let either = vec![clause("nothing", None), clause("source.user", None)];
-    assert_eq!(requires(either), Ok(1));
-    assert!(requires(vec![clause("source.user", Some(Regex("(".into())))]).is_err());
 }

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 /// Patience with anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running proxy.
 pub(crate) struct Running {

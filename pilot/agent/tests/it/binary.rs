@@ -16,7 +16,7 @@ use proto_component::grpc::{self, ClientOptions};
 
 use crate::citadel::Citadel;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Agent(Child);
 

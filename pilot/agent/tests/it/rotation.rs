@@ -11,7 +11,7 @@ use proto_component::task;
 
 use crate::citadel::Citadel;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const GRACE: Grace = Grace {
     ratio: 0.5,
     jitter: 0.05,

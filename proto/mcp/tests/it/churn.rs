@@ -104,7 +104,7 @@ async fn play(steps: Vec<Step>) {
     // A refused state is not repeated, so those who refuse are told something new until they accept.
     let mut extra = 1000;
     for (view, consumer) in views.iter().zip(&consumers) {
-        let end = tokio::time::Instant::now() + Duration::from_secs(20);
+        let end = tokio::time::Instant::now() + Duration::from_secs(60);
         loop {
             assert!(!consumer.is_finished(), "a consumer failed");
             assert!(tokio::time::Instant::now() < end, "a sink never caught up");

@@ -119,7 +119,7 @@ pub(crate) fn gateways(resources: &[(&str, u32)]) -> Arc<Snapshot> {
 
 /// The next update, soon.
 pub(crate) async fn next(sink: &Sink) -> Update {
-    tokio::time::timeout(Duration::from_secs(20), sink.next())
+    tokio::time::timeout(Duration::from_secs(60), sink.next())
         .await
         .expect("an update in time")
         .expect("not drained")
@@ -132,7 +132,7 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         }
     };
     assert!(
-        tokio::time::timeout(Duration::from_secs(20), wait)
+        tokio::time::timeout(Duration::from_secs(60), wait)
             .await
             .is_ok(),
         "not in time: {what}"

@@ -41,7 +41,7 @@ impl Raw {
     }
 
     async fn hear(&mut self) -> Result<Resources, tonic::Status> {
-        tokio::time::timeout(Duration::from_secs(20), self.responses.message())
+        tokio::time::timeout(Duration::from_secs(60), self.responses.message())
             .await
             .unwrap()
             .map(|response| response.expect("the stream goes on"))

@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 const TYPE: &str = "networking.istio.io/v1/Gateway";
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 async fn whole(served: &Served) -> (mpsc::Sender<DiscoveryRequest>, Streaming<DiscoveryResponse>) {
     let (requests, receiver) = mpsc::channel(16);
