@@ -228,7 +228,7 @@ pub struct ServerArgs {
 }
 
 /// Flags that are taken so that an Istio command line works, and have no effect: they concern debugging aids that Galley
-/// does not have.
+/// does not have. Whoever gives one is told.
 #[derive(Clone, Debug, Args)]
 #[allow(missing_docs, reason = "named as in Istio; without effect")]
 pub struct CompatibilityArgs {
@@ -250,6 +250,31 @@ pub struct CompatibilityArgs {
     pub use_old_processor: Option<bool>,
     #[arg(long = "service-name", hide = true)]
     pub service_name: Option<String>,
+}
+
+impl CompatibilityArgs {
+    /// The flags that were given.
+    pub fn given(&self) -> Vec<&'static str> {
+        let flags = [
+            ("--resyncPeriod", self.resync_period.is_some()),
+            ("--pprofPort", self.pprof_port.is_some()),
+            ("--enableProfiling", self.enable_profiling.is_some()),
+            ("--ctrlz_address", self.ctrlz_address.is_some()),
+            ("--ctrlz_port", self.ctrlz_port.is_some()),
+            (
+                "--excludedResourceKinds",
+                self.excluded_resource_kinds.is_some(),
+            ),
+            (
+                "--disableResourceReadyCheck",
+                self.disable_resource_ready_check.is_some(),
+            ),
+            ("--useOldProcessor", self.use_old_processor.is_some()),
+            ("--service-name", self.service_name.is_some()),
+        ];
+        let given = flags.into_iter().filter(|(_, is_given)| *is_given);
+        given.map(|(flag, _)| flag).collect()
+    }
 }
 
 /// Flags of `galley probe`.

@@ -43,6 +43,9 @@ const EVENTS: usize = 4;
 
 /// Runs the server until the drain.
 pub async fn run(args: ServerArgs, process: Process) -> anyhow::Result<()> {
+    for flag in args.compatibility.given() {
+        tracing::warn!(flag, "the flag is Istio's and has no effect here");
+    }
     let kubernetes = kubernetes(&args).await?;
     let mut sources: Vec<SourceName> = Vec::new();
     sources.extend(args.config_path.as_ref().map(|_| SourceName::Files));

@@ -67,9 +67,6 @@ pub struct Discovery {
     /// Follow the services of this namespace only; empty: of all.
     #[arg(long = "appNamespace", short = 'a', default_value = "")]
     pub app_namespace: String,
-    /// Istio's; without effect: watches go on from where they were, so nothing has to be told again.
-    #[arg(long, default_value = "1m", value_parser = parse_duration, hide = true)]
-    pub resync: Duration,
     /// File with the mesh's settings; followed. [default: /etc/istio/config/mesh, if it is there]
     #[arg(long = "meshConfig")]
     pub mesh_config: Option<PathBuf>,
@@ -94,14 +91,6 @@ pub struct Discovery {
     /// First part of SPIFFE ids; the mesh's settings say it if this does not.
     #[arg(long = "trust-domain", default_value = "")]
     pub trust_domain: String,
-    /// Plugins in the order of their filters.
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "authn,authz,health,mixer",
-        hide = true
-    )]
-    pub plugins: Vec<String>,
     /// Folder of YAML files to take configuration from; followed.
     #[arg(long = "configDir")]
     pub config_dir: Option<PathBuf>,
@@ -132,4 +121,34 @@ pub struct Discovery {
     /// Logs.
     #[command(flatten)]
     pub log: LogArgs,
+    /// Istio's flags that mean nothing here.
+    #[command(flatten)]
+    pub compatibility: Compatibility,
+}
+
+/// Flags that are taken so that an Istio command line works, and have no effect: whoever gives one is told.
+#[derive(Args, Clone, Debug)]
+pub struct Compatibility {
+    /// How often everything would be told again.
+    #[arg(long, value_parser = parse_duration, hide = true)]
+    pub resync: Option<Duration>,
+    /// Plugins in the order of their filters.
+    #[arg(long, value_delimiter = ',', hide = true)]
+    pub plugins: Option<Vec<String>>,
+}
+
+impl Compatibility {
+    /// The flags that were given, and why they change nothing.
+    #[must_use]
+    pub fn given(&self) -> Vec<(&'static str, &'static str)> {
+        let resync = (self.resync.is_some()).then_some((
+            "--resync",
+            "watches go on from where they were, so that nothing has to be told again",
+        ));
+        let plugins = (self.plugins.is_some()).then_some((
+            "--plugins",
+            "the mesh's settings and policies decide which filters there are",
+        ));
+        resync.into_iter().chain(plugins).collect()
+    }
 }

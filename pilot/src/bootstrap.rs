@@ -1,6 +1,6 @@
 //! Puts Pilot together: settings, sources, the discovery task, the ports; then runs until the process drains.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -31,6 +31,10 @@ use crate::xds::{Discovery, debug};
 /// # Errors
 /// When a flag does not fit, a file cannot be read, or a port is taken.
 pub async fn run(args: Args, process: Process) -> anyhow::Result<()> {
+    for (flag, reason) in args.compatibility.given() {
+        tracing::warn!(flag, reason, "the flag has no effect");
+    }
+    warn_of_networks(&args.networks_config);
     let mesh_config = read_mesh(&args)?;
     let mesh = Arc::new(Mesh::from(&mesh_config));
     let metrics = Metrics::register(&process.registry).context("register metrics")?;
@@ -188,6 +192,22 @@ fn read_mesh(args: &Args) -> anyhow::Result<MeshConfig> {
     };
     parse_mesh(&text, &args.trust_domain)
         .map_err(|error| Usage(format!("--meshConfig {}: {error}", path.display())).into())
+}
+
+/// Says that what stands in the file of the mesh's networks is not served, if anything does.
+fn warn_of_networks(path: &Path) {
+    let Ok(text) = std::fs::read_to_string(path) else {
+        return;
+    };
+    let documents = proto::yaml::parse_documents(&text).into_iter().flatten();
+    let is_empty = |networks: &serde_json::Value| match networks {
+        serde_json::Value::Object(networks) => networks.is_empty(),
+        other => other.is_null(),
+    };
+    let mut networks = documents.filter_map(|document| document.value.get("networks").cloned());
+    if networks.any(|networks| !is_empty(&networks)) {
+        tracing::warn!(file = %path.display(), "several networks are not supported: endpoints of all are sent to every proxy");
+    }
 }
 
 fn mesh_path(args: &Args) -> PathBuf {

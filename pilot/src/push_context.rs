@@ -13,6 +13,7 @@ pub mod destination_rules;
 pub mod endpoints;
 pub mod envoy_filters;
 pub mod gateways;
+pub mod host_index;
 pub mod policies;
 pub mod quotas;
 pub mod services;
@@ -43,6 +44,7 @@ use crate::registry::ServiceRegistry;
 
 /// Namespace and `Sidecar` that a scope was worked out for.
 type ScopeKey = (String, Option<String>);
+type Scopes = Arc<Mutex<HashMap<ScopeKey, Arc<SidecarScope>>>>;
 
 /// Kinds of which the index of policies is made.
 const POLICY_KINDS: [Kind; 8] = [
@@ -91,7 +93,9 @@ pub struct PushContext {
     pub quotas: Arc<QuotaIndex>,
     /// What went wrong.
     pub status: Arc<PushStatus>,
-    scopes: Arc<Mutex<HashMap<ScopeKey, Arc<SidecarScope>>>>,
+    scopes: Scopes,
+    /// Those of the context before, unless nothing in them can still be right.
+    previous_scopes: Scopes,
 }
 
 impl PushContext {
@@ -133,6 +137,7 @@ impl PushContext {
                 has(Kind::VirtualService),
                 || {
                     VirtualServiceIndex::new(
+                        (!mesh_changed).then_some(&previous.virtual_services),
                         store.virtual_services.values(),
                         domain,
                         &mesh.virtual_service_export_to,
@@ -179,13 +184,29 @@ impl PushContext {
             }),
             status: Arc::clone(&previous.status),
             scopes: Arc::clone(&previous.scopes),
+            previous_scopes: Arc::clone(&previous.previous_scopes),
         };
         if !changed.is_only(Kind::Endpoint) {
-            next.scopes = Arc::default();
+            next.previous_scopes = std::mem::take(&mut next.scopes);
+            if mesh_changed {
+                next.previous_scopes = Arc::default();
+            }
+            let is_only_steered =
+                (changed.iter()).all(|kind| matches!(kind, Kind::VirtualService | Kind::Endpoint));
+            if is_only_steered && next.sidecars.is_empty() && next.steers_connections_like(previous)
+            {
+                status.keep(&previous.status, |metric| !metric.is_of_routes());
+            }
             next.report(&status);
             next.status = status;
         }
         next
+    }
+
+    /// True when TCP and TLS routes of virtual services are as in `other`.
+    #[must_use]
+    pub fn steers_connections_like(&self, other: &PushContext) -> bool {
+        (self.virtual_services).steers_connections_like(&other.virtual_services)
     }
 
     /// Notes what was wrong with resources by themselves.
@@ -210,9 +231,15 @@ impl PushContext {
         if let Some(scope) = self.scopes.lock().get(&key) {
             return Arc::clone(scope);
         }
-        let scope = Arc::new(SidecarScope::new(&proxy.namespace, sidecar.cloned(), self));
-        self.scopes.lock().insert(key, Arc::clone(&scope));
-        scope
+        let before = self.previous_scopes.lock().get(&key).cloned();
+        let scope = Arc::new(SidecarScope::new(
+            &proxy.namespace,
+            sidecar.cloned(),
+            self,
+            before.as_deref(),
+        ));
+        // Of several that come at once one has made it for all.
+        Arc::clone(self.scopes.lock().entry(key).or_insert(scope))
     }
 }
 

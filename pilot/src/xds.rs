@@ -1,9 +1,10 @@
 //! xDS: who asks for what, and what he is sent when.
 //!
 //! A change comes to [`discovery`], is debounced, becomes a push context and a [`push`] request for every connection. Each
-//! connection ([`stream`]; state of the world or increments) makes the resources it has asked for with [`generate`], compares
+//! connection ([`stream`]; state of the world or increments) makes the resources it has asked for with [`generate`] (and [`Cache`]), compares
 //! them with what it has sent ([`watch`], [`sent`]), and sends what differs ([`frame`]), in the order CDS, EDS, LDS, RDS. [`debug`] shows all of it.
 
+mod cache;
 pub mod connection;
 pub mod debug;
 mod delta;
@@ -19,6 +20,7 @@ mod state_of_the_world;
 pub mod stream;
 pub mod watch;
 
+pub use cache::Cache;
 pub use connection::Connection;
 pub use discovery::Discovery;
 pub use resource_type::ResourceType;

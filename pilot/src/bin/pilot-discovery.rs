@@ -7,6 +7,10 @@ use pilot::args::{Action, Command};
 use pilot::{bootstrap, request};
 use proto_component::process;
 
+/// Gives back what a push to many proxies has taken, where the system's allocator keeps it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match Command::parse().action {
         Action::Discovery(args) => {

@@ -36,6 +36,8 @@ macro_rules! define {
             Service,
             /// Endpoints, and nothing else of a service.
             Endpoint,
+            /// TCP and TLS routes of virtual services.
+            ConnectionRoute,
             /// Keys that tokens are checked with, fetched anew.
             Jwks,
             /// Pods of a cluster that Pilot follows itself.
@@ -45,7 +47,7 @@ macro_rules! define {
 
         impl Kind {
             /// Every kind.
-            pub const ALL: &'static [Kind] = &[Kind::MeshConfig, Kind::Service, Kind::Endpoint, Kind::Jwks, Kind::Pod, $(Kind::$kind),*];
+            pub const ALL: &'static [Kind] = &[Kind::MeshConfig, Kind::Service, Kind::Endpoint, Kind::ConnectionRoute, Kind::Jwks, Kind::Pod, $(Kind::$kind),*];
 
             /// As in manifests.
             #[must_use]
@@ -54,6 +56,7 @@ macro_rules! define {
                     Kind::MeshConfig => "MeshConfig",
                     Kind::Service => "Service",
                     Kind::Endpoint => "Endpoints",
+                    Kind::ConnectionRoute => "ConnectionRoute",
                     Kind::Jwks => "Jwks",
                     Kind::Pod => "Pod",
                     $(Kind::$kind => $manifest,)*
@@ -109,7 +112,7 @@ macro_rules! define {
                 let keys: BTreeSet<String> = match kind {
                     $(Kind::$kind => self.$field.keys().cloned().collect(),)*
                     Kind::Pod => self.pods.keys().cloned().collect(),
-                    Kind::MeshConfig | Kind::Service | Kind::Endpoint | Kind::Jwks => BTreeSet::new(),
+                    Kind::MeshConfig | Kind::Service | Kind::Endpoint | Kind::ConnectionRoute | Kind::Jwks => BTreeSet::new(),
                 };
                 keys.into_iter().chain(more.into_iter().flatten().cloned()).collect()
             }

@@ -215,7 +215,7 @@ impl Proxy {
         format!("kubernetes://{}", self.id)
     }
 
-    /// True when `selector` is not empty and chooses this workload.
+    /// True when `selector` chooses this workload, as an empty one does.
     #[must_use]
     pub fn is_selected_by(&self, selector: &BTreeMap<String, String>) -> bool {
         selector

@@ -18,7 +18,6 @@ mod virtual_listener;
 
 pub use api::build as api;
 pub(super) use filter_chain::{cluster_of, egress_cluster as destination_cluster};
-pub(super) use outbound::virtual_services_for;
 
 use proto::istio::networking::v1alpha3::envoy_filter::PatchContext;
 

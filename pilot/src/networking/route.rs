@@ -9,11 +9,13 @@ use proto::envoy::config::route::v3::{
 };
 
 mod gateway;
+mod known;
 mod route_action;
 mod route_match;
 mod sidecar;
 mod virtual_host;
 
+pub use known::{KnownHosts, encode};
 use proto::istio::networking::v1alpha3::envoy_filter::PatchContext;
 
 use super::listener::inbound::Target;
@@ -27,14 +29,14 @@ pub fn build(view: &View<'_>, name: &str) -> RouteConfiguration {
     let virtual_hosts = if view.proxy.is_router() {
         gateway::build(view, name)
     } else {
-        sidecar::build(view, name)
+        let planned = sidecar::plan(view, name);
+        planned.iter().filter_map(|host| host.build(view)).collect()
     };
+    let (head, tail) = without_hosts(name);
     let mut routes = RouteConfiguration {
-        name: name.to_owned(),
+        name: head.name,
         virtual_hosts: virtual_host::deduplicate(view, virtual_hosts),
-        // A cluster may come and go: its routes answer 503 meanwhile.
-        validate_clusters: Some(false),
-        ..RouteConfiguration::default()
+        ..tail
     };
     let context = if view.proxy.is_router() {
         PatchContext::Gateway
@@ -43,6 +45,20 @@ pub fn build(view: &View<'_>, name: &str) -> RouteConfiguration {
     };
     envoy_filter::route::apply(view, context, &mut routes);
     routes
+}
+
+/// What stands before and behind the virtual hosts of a route configuration.
+fn without_hosts(name: &str) -> (RouteConfiguration, RouteConfiguration) {
+    let head = RouteConfiguration {
+        name: name.to_owned(),
+        ..RouteConfiguration::default()
+    };
+    let tail = RouteConfiguration {
+        // A cluster may come and go: its routes answer 503 meanwhile.
+        validate_clusters: Some(false),
+        ..RouteConfiguration::default()
+    };
+    (head, tail)
 }
 
 /// The route of one port of the proxy's own workload.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::model::{Endpoint, Proxy, Service, ServicePort};
 use crate::push_context::PushContext;
 use crate::push_context::destination_rules::DestinationRule;
@@ -32,6 +34,14 @@ impl Instance {
     }
 }
 
+/// Trouble with a resource, so that it can be noted again as long as what was made of the resource is used.
+#[derive(Clone, Debug)]
+pub(super) struct Trouble {
+    metric: Metric,
+    what: String,
+    message: String,
+}
+
 /// What generators look at.
 #[derive(Debug)]
 pub struct View<'a> {
@@ -51,6 +61,8 @@ pub struct View<'a> {
     pub patches: Patches,
     /// What is told of the traffic.
     pub telemetry: Telemetry,
+    /// What is noted, while somebody wants to know.
+    recorded: Mutex<Option<Vec<Trouble>>>,
 }
 
 impl<'a> View<'a> {
@@ -85,6 +97,7 @@ impl<'a> View<'a> {
             gateway,
             proxy,
             push,
+            recorded: Mutex::default(),
         }
     }
 
@@ -154,6 +167,28 @@ impl<'a> View<'a> {
         self.push
             .status
             .record(metric, what, &self.proxy.id, message);
+        if let Some(recorded) = self.recorded.lock().as_mut() {
+            recorded.push(Trouble {
+                metric,
+                what: what.to_owned(),
+                message: message.to_owned(),
+            });
+        }
+    }
+
+    /// What `make` makes, and what is noted meanwhile.
+    pub(super) fn recording<T>(&self, make: impl FnOnce() -> T) -> (T, Vec<Trouble>) {
+        *self.recorded.lock() = Some(Vec::new());
+        let made = make();
+        let troubles = self.recorded.lock().take();
+        (made, troubles.unwrap_or_default())
+    }
+
+    /// Notes again what was noted before.
+    pub(super) fn record_again(&self, troubles: &[Trouble]) {
+        for trouble in troubles {
+            self.record(trouble.metric, &trouble.what, &trouble.message);
+        }
     }
 }
 

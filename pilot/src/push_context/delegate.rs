@@ -9,10 +9,10 @@ use proto::istio::networking::v1alpha3::{self as wire, string_match::MatchType};
 
 use super::virtual_services::VirtualService;
 
-/// The routes of `root` with the delegates' routes in place.
-pub(super) fn merge(
+/// The routes of `root` with the delegates' routes in place; `find` knows delegates by namespace and name.
+pub(super) fn merge<'a>(
     root: &VirtualService,
-    delegates: &BTreeMap<(String, String), VirtualService>,
+    find: impl Fn(&str, &str) -> Option<&'a VirtualService>,
 ) -> Vec<wire::HttpRoute> {
     let mut routes = Vec::with_capacity(root.http.len());
     for route in &root.http {
@@ -20,8 +20,7 @@ pub(super) fn merge(
             routes.push(route.clone());
             continue;
         };
-        let Some(delegate) = delegates.get(&(reference.namespace.clone(), reference.name.clone()))
-        else {
+        let Some(delegate) = find(&reference.namespace, &reference.name) else {
             tracing::debug!(target: "model", name = root.name, namespace = root.namespace, delegate = reference.name, "delegate not found");
             continue;
         };

@@ -11,6 +11,7 @@ use proto::istio::networking::v1alpha3 as wire;
 use proto_mesh::host;
 use proto_mesh::visibility::Visibility;
 
+use super::host_index::HostIndex;
 use crate::config::{Config, by_age};
 
 /// The rules of one namespace for one host, merged.
@@ -39,10 +40,17 @@ impl DestinationRule {
     }
 }
 
+/// The rules of one namespace, oldest first.
+#[derive(Debug, Default)]
+struct Rules {
+    all: Vec<Arc<DestinationRule>>,
+    by_host: HostIndex,
+}
+
 /// All destination rules.
 #[derive(Debug, Default)]
 pub struct DestinationRuleIndex {
-    by_namespace: HashMap<String, Vec<Arc<DestinationRule>>>,
+    by_namespace: HashMap<String, Rules>,
     root: String,
     /// Subsets that were declared twice for one host.
     pub duplicate_subsets: Vec<String>,
@@ -87,11 +95,13 @@ impl DestinationRuleIndex {
             .flat_map(|selector| selector.match_labels.clone())
             .collect();
         let rules = self.by_namespace.entry(meta.namespace.clone()).or_default();
-        let existing = rules.iter_mut().find(|rule| {
+        let existing = rules.by_host.of(&host).into_iter().find(|position| {
+            let rule = &rules.all[*position];
             rule.host == host && rule.selector == selector && rule.visibility == visibility
         });
-        let Some(rule) = existing else {
-            rules.push(Arc::new(DestinationRule {
+        let Some(existing) = existing else {
+            rules.by_host.add(&host, rules.all.len());
+            rules.all.push(Arc::new(DestinationRule {
                 host,
                 namespace: meta.namespace.clone(),
                 names: vec![meta.name.clone()],
@@ -102,7 +112,7 @@ impl DestinationRuleIndex {
             }));
             return;
         };
-        let rule = Arc::make_mut(rule);
+        let rule = Arc::make_mut(&mut rules.all[existing]);
         rule.names.push(meta.name.clone());
         if rule.traffic_policy.is_none() {
             rule.traffic_policy.clone_from(&spec.traffic_policy);
@@ -148,17 +158,22 @@ impl DestinationRuleIndex {
                     .all(|(key, value)| labels.get(key) == Some(value));
             (rule.selector.is_empty() || is_selected)
                 && (namespace == client || rule.visibility.is_visible_to(client))
-                && host::is_subset(service_host, &rule.host)
         };
         let rules = self.by_namespace.get(namespace)?;
         // With equal hosts a rule for this very workload goes first; the list is oldest first and the first best is kept.
-        rules.iter().filter(matches).reduce(|best, rule| {
-            let better = host::compare_specificity(&rule.host, &best.host) == Ordering::Less
-                || (rule.host == best.host
-                    && best.selector.is_empty()
-                    && !rule.selector.is_empty());
-            if better { rule } else { best }
-        })
+        let is_better = |best: &Arc<DestinationRule>, rule: &Arc<DestinationRule>| {
+            host::compare_specificity(&rule.host, &best.host) == Ordering::Less
+                || (rule.host == best.host && best.selector.is_empty() && !rule.selector.is_empty())
+        };
+        let choose = |positions: &mut dyn Iterator<Item = usize>| {
+            positions
+                .map(|position| &rules.all[position])
+                .filter(matches)
+                .reduce(|old, rule| if is_better(old, rule) { rule } else { old })
+        };
+        // Names go before wildcards.
+        choose(&mut rules.by_host.named(service_host).iter().copied())
+            .or_else(|| choose(&mut rules.by_host.covering(service_host)))
     }
 
     /// True when some rule is only for certain workloads.
@@ -175,7 +190,7 @@ impl DestinationRuleIndex {
 
     /// Every rule.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
-        self.by_namespace.values().flatten()
+        self.by_namespace.values().flat_map(|rules| &rules.all)
     }
 }
 

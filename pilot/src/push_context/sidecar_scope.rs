@@ -11,7 +11,8 @@ use proto::istio::networking::v1alpha3::{
 };
 use proto_mesh::host;
 
-use super::virtual_services::{MESH, VirtualService, VirtualServiceIndex};
+use super::host_index::HostIndex;
+use super::virtual_services::{MESH, VirtualService, VirtualServiceIndex, is_same_list};
 use super::{PushContext, services::ServiceIndex};
 use crate::config::{Config, by_age};
 use crate::model::{Proxy, Service, mesh::provider_hosts as hosts};
@@ -36,6 +37,7 @@ pub struct EgressListener {
     pub services: Vec<Arc<Service>>,
     /// What steers it, oldest first.
     pub virtual_services: Vec<Arc<VirtualService>>,
+    by_host: HostIndex,
 }
 
 /// What a proxy sees.
@@ -43,6 +45,9 @@ pub struct EgressListener {
 pub struct SidecarScope {
     /// The proxies' namespace.
     pub namespace: String,
+    /// The same in the scopes of following push contexts as long as the same services are seen through the same resource;
+    /// what steers the traffic to them may be another.
+    pub identity: u64,
     /// The resource behind it.
     pub sidecar: Option<Config<wire::Sidecar>>,
     /// At least one.
@@ -112,13 +117,32 @@ fn default_of(configs: &[Config<wire::Sidecar>]) -> Option<&Config<wire::Sidecar
     })
 }
 
+impl EgressListener {
+    /// The virtual services that steer `host`, oldest first.
+    pub fn virtual_services_of(&self, host: &str) -> impl Iterator<Item = &Arc<VirtualService>> {
+        let positions = self.by_host.of(host).into_iter();
+        positions.map(|position| &self.virtual_services[position])
+    }
+
+    /// Finds the virtual services by the hosts that they are for.
+    fn indexed(mut self) -> Self {
+        for (position, service) in self.virtual_services.iter().enumerate() {
+            for host in &service.hosts {
+                self.by_host.add(host, position);
+            }
+        }
+        self
+    }
+}
+
 impl SidecarScope {
-    /// Works the scope out.
+    /// Works the scope out; `previous` is the one of the same group of proxies before.
     #[must_use]
     pub fn new(
         namespace: &str,
         sidecar: Option<Config<wire::Sidecar>>,
         push: &PushContext,
+        previous: Option<&SidecarScope>,
     ) -> Self {
         let visible = push.services.visible_to(namespace);
         let egress: Vec<EgressListener> = match &sidecar {
@@ -144,8 +168,10 @@ impl SidecarScope {
                     .cloned()
                     .collect(),
                 services: visible.clone(),
+                by_host: HostIndex::default(),
             }],
         };
+        let egress: Vec<_> = egress.into_iter().map(EgressListener::indexed).collect();
         let wanted: HashSet<&str> = egress
             .iter()
             .flat_map(|listener| &listener.services)
@@ -167,8 +193,9 @@ impl SidecarScope {
         let policy = sidecar
             .as_ref()
             .and_then(|config| config.spec.outbound_traffic_policy.as_ref());
-        SidecarScope {
+        let mut scope = SidecarScope {
             namespace: namespace.to_owned(),
+            identity: push.version,
             egress,
             services,
             by_host,
@@ -177,7 +204,24 @@ impl SidecarScope {
             }),
             egress_proxy: policy.and_then(|policy| policy.egress_proxy.clone()),
             sidecar,
+        };
+        if let Some(previous) = previous.filter(|previous| scope.sees_the_same(previous)) {
+            scope.identity = previous.identity;
         }
+        scope
+    }
+
+    fn sees_the_same(&self, other: &SidecarScope) -> bool {
+        let is_same_sidecar = match (&self.sidecar, &other.sidecar) {
+            (None, None) => true,
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        };
+        // Of the same resource the listeners are the same.
+        let mut listeners = self.egress.iter().zip(&other.egress);
+        is_same_sidecar
+            && is_same_list(&self.services, &other.services)
+            && listeners.all(|(one, other)| is_same_list(&one.services, &other.services))
     }
 
     /// The service that is meant by `host` here.
@@ -243,6 +287,7 @@ fn egress_listener(
         capture_mode: listener.capture_mode(),
         services,
         virtual_services,
+        by_host: HostIndex::default(),
     }
 }
 

@@ -91,6 +91,12 @@ impl Metric {
 }
 
 impl Metric {
+    /// What routes of HTTP requests are made of is in trouble.
+    #[must_use]
+    pub fn is_of_routes(self) -> bool {
+        matches!(self, Metric::DuplicateDomain | Metric::InvalidRoute)
+    }
+
     /// What the metric counts.
     #[must_use]
     pub fn help(self) -> &'static str {
@@ -145,6 +151,14 @@ impl PushStatus {
                 },
             );
         }
+    }
+
+    /// Takes over what was noted before of things that are not made anew.
+    pub fn keep(&self, previous: &PushStatus, is_kept: impl Fn(Metric) -> bool) {
+        let previous = previous.events.lock();
+        let kept = previous.iter().filter(|(metric, _)| is_kept(**metric));
+        let kept = kept.map(|(metric, events)| (*metric, events.clone()));
+        self.events.lock().extend(kept);
     }
 
     /// How many resources have the trouble `metric`.

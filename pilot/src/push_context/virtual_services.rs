@@ -1,6 +1,8 @@
 //! Virtual services, ready for the generators: short names resolved, delegates merged in.
+//!
+//! What is as it was in the previous index is the same value here, so that whoever has made something of it can tell.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use proto::istio::networking::v1alpha3 as wire;
@@ -14,7 +16,7 @@ use crate::config::{Config, by_age};
 pub const MESH: &str = "mesh";
 
 /// One virtual service.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct VirtualService {
     /// Its name.
     pub name: String,
@@ -34,17 +36,18 @@ pub struct VirtualService {
 }
 
 impl VirtualService {
-    /// True when it is for sidecars.
-    #[must_use]
-    pub fn is_for_mesh(&self) -> bool {
-        self.gateways.iter().any(|gateway| gateway == MESH)
-    }
-
     /// True when clients in `namespace` follow it.
     #[must_use]
     pub fn is_visible_to(&self, namespace: &str) -> bool {
         self.visibility.is_visible_to(namespace)
     }
+}
+
+/// A resource, and what it means by itself: short names resolved, delegates not yet merged.
+#[derive(Clone, Debug)]
+struct Resolved {
+    config: Config<wire::VirtualService>,
+    service: Arc<VirtualService>,
 }
 
 /// All virtual services that have hosts, oldest first.
@@ -53,41 +56,88 @@ pub struct VirtualServiceIndex {
     all: Vec<Arc<VirtualService>>,
     by_gateway: HashMap<String, Vec<Arc<VirtualService>>>,
     has_source_labels: bool,
+    /// Every resource by namespace and name, delegates too.
+    resolved: HashMap<(String, String), Resolved>,
+    /// Those that steer connections.
+    of_connections: Vec<Arc<VirtualService>>,
 }
 
 impl VirtualServiceIndex {
-    /// Builds the index.
+    /// Builds the index. `previous` must have been built with the same domain and default.
     pub fn new<'a>(
+        previous: Option<&Self>,
         configs: impl Iterator<Item = &'a Config<wire::VirtualService>>,
         domain: &str,
         default: &[String],
     ) -> Self {
-        let resolved: Vec<VirtualService> = by_age(configs)
-            .into_iter()
-            .map(|config| resolve(config, domain, default))
-            .collect();
-        let (roots, delegates): (Vec<_>, Vec<_>) = resolved
-            .into_iter()
-            .partition(|service| !service.hosts.is_empty());
-        let delegates: BTreeMap<(String, String), VirtualService> = delegates
-            .into_iter()
-            .map(|service| ((service.namespace.clone(), service.name.clone()), service))
-            .collect();
         let mut index = VirtualServiceIndex::default();
-        for mut service in roots {
-            service.http = delegate::merge(&service, &delegates);
-            index.has_source_labels |= has_source_labels(&service);
-            let service = Arc::new(service);
-            for gateway in &service.gateways {
-                index
-                    .by_gateway
-                    .entry(gateway.clone())
-                    .or_default()
-                    .push(Arc::clone(&service));
-            }
-            index.all.push(service);
+        let mut order = Vec::new();
+        for config in by_age(configs) {
+            let key = (config.meta.namespace.clone(), config.meta.name.clone());
+            let known = previous
+                .and_then(|previous| previous.resolved.get(&key))
+                .filter(|known| Arc::ptr_eq(&known.config, config));
+            let resolved = known.cloned().unwrap_or_else(|| Resolved {
+                config: Arc::clone(config),
+                service: Arc::new(resolve(config, domain, default)),
+            });
+            order.push(Arc::clone(&resolved.service));
+            index.resolved.insert(key, resolved);
+        }
+        let known: HashMap<(&str, &str), &Arc<VirtualService>> = previous
+            .iter()
+            .flat_map(|previous| &previous.all)
+            .map(|service| ((service.namespace.as_str(), service.name.as_str()), service))
+            .collect();
+        for root in order.into_iter().filter(|root| !root.hosts.is_empty()) {
+            let same = known
+                .get(&(root.namespace.as_str(), root.name.as_str()))
+                .copied();
+            let service = index.with_delegates(root, same);
+            index.add(service);
         }
         index
+    }
+
+    /// `root` with the routes of its delegates in place; `same`, if that is what it was before.
+    fn with_delegates(
+        &self,
+        root: Arc<VirtualService>,
+        same: Option<&Arc<VirtualService>>,
+    ) -> Arc<VirtualService> {
+        if root.http.iter().all(|route| route.delegate.is_none()) {
+            return root;
+        }
+        let mut merged = (*root).clone();
+        merged.http = delegate::merge(&root, |namespace, name| {
+            let key = (namespace.to_owned(), name.to_owned());
+            let found = self.resolved.get(&key).map(|found| &*found.service);
+            found.filter(|found| found.hosts.is_empty())
+        });
+        match same {
+            Some(same) if **same == merged => Arc::clone(same),
+            _ => Arc::new(merged),
+        }
+    }
+
+    fn add(&mut self, service: Arc<VirtualService>) {
+        self.has_source_labels |= has_source_labels(&service);
+        for gateway in &service.gateways {
+            self.by_gateway
+                .entry(gateway.clone())
+                .or_default()
+                .push(Arc::clone(&service));
+        }
+        if !service.tcp.is_empty() || !service.tls.is_empty() {
+            self.of_connections.push(Arc::clone(&service));
+        }
+        self.all.push(service);
+    }
+
+    /// True when TCP and TLS routes are as in `other`.
+    #[must_use]
+    pub fn steers_connections_like(&self, other: &Self) -> bool {
+        is_same_list(&self.of_connections, &other.of_connections)
     }
 
     /// Every virtual service, oldest first.
@@ -107,6 +157,15 @@ impl VirtualServiceIndex {
     pub fn bound_to(&self, gateway: &str) -> &[Arc<VirtualService>] {
         self.by_gateway.get(gateway).map_or(&[], Vec::as_slice)
     }
+}
+
+/// True when both hold the same values, and not only equal ones.
+pub(super) fn is_same_list<T>(one: &[Arc<T>], other: &[Arc<T>]) -> bool {
+    one.len() == other.len()
+        && one
+            .iter()
+            .zip(other)
+            .all(|(one, other)| Arc::ptr_eq(one, other))
 }
 
 fn has_source_labels(service: &VirtualService) -> bool {
@@ -212,4 +271,64 @@ fn destinations(spec: &mut wire::VirtualService) -> impl Iterator<Item = &mut wi
         tcp.chain(tls)
             .filter_map(|weighted| weighted.destination.as_mut()),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proto_mesh::{Checked, Metadata};
+
+    use super::*;
+
+    fn config(name: &str, spec: &str) -> Config<wire::VirtualService> {
+        let meta = Metadata {
+            name: name.to_owned(),
+            namespace: "default".to_owned(),
+            ..Metadata::default()
+        };
+        let spec = proto::yaml::from_str(spec).unwrap();
+        Arc::new(Checked::new(meta, spec).unwrap().0)
+    }
+
+    fn route(host: &str) -> String {
+        format!("{{hosts: [{host}], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}")
+    }
+
+    #[test]
+    fn what_has_not_changed_is_the_same_value() {
+        let root = "{hosts: [root], http: [{delegate: {name: child}}]}";
+        let child =
+            |host: &str| format!("{{http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}");
+        let tcp = "{hosts: [tcp], tcp: [{route: [{destination: {host: tcp}}]}]}";
+        let mut configs = BTreeMap::from([
+            ("a", config("a", &route("a"))),
+            ("b", config("b", &route("b"))),
+            ("root", config("root", root)),
+            ("child", config("child", &child("a"))),
+            ("tcp", config("tcp", tcp)),
+        ]);
+        let build = |previous: Option<&VirtualServiceIndex>, configs: &BTreeMap<_, _>| {
+            VirtualServiceIndex::new(previous, configs.values(), "cluster.local", &[])
+        };
+        let named = |index: &VirtualServiceIndex, name: &str| {
+            let found = index.all().iter().find(|service| service.name == name);
+            Arc::clone(found.unwrap())
+        };
+        let is_same = |one: &VirtualServiceIndex, other: &VirtualServiceIndex, name: &str| {
+            Arc::ptr_eq(&named(one, name), &named(other, name))
+        };
+        let first = build(None, &configs);
+        configs.insert("a", config("a", &route("other")));
+        let second = build(Some(&first), &configs);
+        assert!(!is_same(&first, &second, "a") && is_same(&first, &second, "b"));
+        assert!(is_same(&first, &second, "root") && second.steers_connections_like(&first));
+        // A root changes with its delegate, which has no hosts of its own.
+        configs.insert("child", config("child", &child("b")));
+        let third = build(Some(&second), &configs);
+        assert!(!is_same(&second, &third, "root") && is_same(&second, &third, "a"));
+        assert_eq!(third.all().len(), 4);
+        configs.remove("tcp");
+        assert!(!build(Some(&third), &configs).steers_connections_like(&third));
+    }
 }

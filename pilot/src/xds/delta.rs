@@ -2,14 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use prost::Message as _;
-use proto::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
-};
+use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
 use super::discovery::Current;
-use super::frame::{Message, RESOURCES, open_field};
-use super::generate::generate;
+use super::frame::Message;
+use super::generate::{Generated, generate};
 use super::name::{Name, Names};
 use super::push::PushRequest;
 use super::sent::Pools;
@@ -17,9 +14,6 @@ use super::stream::{Form, Planned, control_plane};
 use super::watch::{Decision, Watched};
 use super::{Connection, ResourceType};
 use crate::networking::View;
-
-/// `resource` of a `Resource`.
-const RESOURCE: u32 = 2;
 
 /// The form.
 pub(super) enum Delta {}
@@ -132,18 +126,7 @@ impl Form for Delta {
             control_plane: Some(control_plane()),
             ..DeltaDiscoveryResponse::default()
         };
-        Message::new(&head, &planned.resources, |resource, to| {
-            let head = Resource {
-                version: resource.version(),
-                name: resource.name.to_string(),
-                ..Resource::default()
-            };
-            let mut opening = Vec::with_capacity(head.encoded_len() + 8);
-            head.encode_raw(&mut opening);
-            open_field(RESOURCE, resource.body.len(), &mut opening);
-            open_field(RESOURCES, opening.len() + resource.body.len(), to);
-            to.append(&mut opening);
-        })
+        Message::new(&head, planned.resources.iter().map(Generated::increment))
     }
 }
 

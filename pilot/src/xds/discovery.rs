@@ -12,10 +12,9 @@ use proto_component::drain::Drain;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use super::Connection;
-use super::generate::Cache;
 use super::name::Names;
 use super::push::PushRequest;
+use super::{Cache, Connection};
 use crate::config::store::{ConfigStore, Kind, Update};
 use crate::features::Features;
 use crate::jwks::{self, KeySets};
@@ -34,7 +33,7 @@ const REGISTRY_KINDS: [Kind; 4] = [
     Kind::WorkloadEntry,
 ];
 
-/// A push context and what belongs to it alone.
+/// A push context and what has been made of it.
 #[derive(Debug, Default)]
 pub struct Current {
     /// The context.
@@ -289,7 +288,7 @@ impl Task {
     }
 
     fn push(&mut self) {
-        let request = std::mem::replace(&mut self.pending, PushRequest::new(Instant::now()));
+        let mut request = std::mem::replace(&mut self.pending, PushRequest::new(Instant::now()));
         let metrics = &self.discovery.metrics;
         let timer = metrics.push_context_time.start_timer();
         let previous = self.discovery.current();
@@ -317,12 +316,14 @@ impl Task {
         metrics
             .virtual_services
             .set(i64::try_from(push.virtual_services.all().len()).unwrap_or(i64::MAX));
+        if !push.steers_connections_like(&previous.push) {
+            request.note(Kind::ConnectionRoute, request.since);
+        }
         let version = push.version;
-        self.discovery.current.store(Arc::new(Current {
-            push,
-            cache: Cache::default(),
-        }));
         let connections = self.discovery.connections();
+        let cache = previous.cache.next(&request, &push, connections.len());
+        let current = Arc::new(Current { push, cache });
+        self.discovery.current.store(current);
         tracing::debug!(target: "ads", version, kinds = ?request.kinds.keys().collect::<Vec<_>>(), connections = connections.len(), waited = ?request.since.elapsed(), "push");
         for connection in connections {
             connection.enqueue(&request);

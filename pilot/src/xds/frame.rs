@@ -12,12 +12,10 @@ use http::HeaderMap;
 use http_body::Frame;
 use http_body_util::BodyExt as _;
 use prost::Message as ProstMessage;
-use prost::encoding::{WireType, encode_key, encode_varint};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use proto_component::grpc::DEFAULT_MAX_MESSAGE;
 use tokio::sync::mpsc;
 use tonic::Status;
-
-use super::generate::Generated;
 
 /// Compression flag and length.
 const HEADER: usize = 5;
@@ -34,37 +32,18 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// A response with everything but its resources in `head`; `open` writes what comes before each resource's own bytes.
-    pub(super) fn new(
-        head: &impl ProstMessage,
-        resources: &[Generated],
-        open: impl Fn(&Generated, &mut Vec<u8>),
-    ) -> Self {
+    /// A response with everything but its resources in `head`, and its resources as `fields`.
+    pub(super) fn new(head: &impl ProstMessage, fields: impl Iterator<Item = Bytes>) -> Self {
         let mut written = vec![0; HEADER];
         // Fields may come in any order.
         head.encode_raw(&mut written);
-        let mut ends = vec![written.len()];
-        for resource in resources {
-            open(resource, &mut written);
-            ends.push(written.len());
-        }
-        let bodies: usize = resources.iter().map(|resource| resource.body.len()).sum();
-        let length = written.len() - HEADER + bodies;
+        let mut parts = vec![Bytes::new()];
+        parts.extend(fields);
+        let fields: usize = parts.iter().map(Bytes::len).sum();
         // No list of resources comes near it; a client would refuse the frame.
-        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        let length = u32::try_from(written.len() - HEADER + fields).unwrap_or(u32::MAX);
         written[1..HEADER].copy_from_slice(&length.to_be_bytes());
-        let written = Bytes::from(written);
-        let mut parts = Vec::with_capacity(2 * resources.len() + 1);
-        let mut begin = 0;
-        for (index, end) in ends.into_iter().enumerate() {
-            parts.push(written.slice(begin..end));
-            parts.extend(
-                resources
-                    .get(index.wrapping_sub(1))
-                    .map(|of| of.body.clone()),
-            );
-            begin = end;
-        }
+        parts[0] = written.into();
         parts.reverse();
         Message { parts }
     }
@@ -101,6 +80,11 @@ impl Message {
 pub(super) fn open_field(tag: u32, length: usize, to: &mut Vec<u8>) {
     encode_key(tag, WireType::LengthDelimited, to);
     encode_varint(length as u64, to);
+}
+
+/// The length of such a field.
+pub(super) fn field_length(tag: u32, length: usize) -> usize {
+    key_len(tag) + encoded_len_varint(length as u64) + length
 }
 
 /// The body of an answer: responses as they come, then the status.
@@ -225,17 +209,15 @@ mod tests {
     use proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 
     use super::*;
+    use crate::xds::generate::Generated;
+    use proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 
     fn generated(name: &str, size: usize) -> Generated {
-        let any = prost_types::Any {
-            type_url: "test".to_owned(),
-            value: vec![7; size],
-        };
-        Generated::of(name, &any, false)
+        Generated::encoded(name.into(), "test", &vec![7; size], false)
     }
 
     /// What a client reads of `message`.
-    fn read(mut message: Message) -> DiscoveryResponse {
+    fn read<T: ProstMessage + Default>(mut message: Message) -> T {
         let mut bytes = Vec::new();
         while let Some(chunk) = message.next_chunk() {
             assert!(!chunk.is_empty() && chunk.len() <= CHUNK);
@@ -243,7 +225,7 @@ mod tests {
         }
         let length = u32::from_be_bytes(bytes[1..HEADER].try_into().unwrap());
         assert_eq!(length as usize, bytes.len() - HEADER);
-        DiscoveryResponse::decode(&bytes[HEADER..]).unwrap()
+        T::decode(&bytes[HEADER..]).unwrap()
     }
 
     #[test]
@@ -257,19 +239,44 @@ mod tests {
         ] {
             let resources: Vec<Generated> =
                 sizes.iter().map(|size| generated("a", *size)).collect();
+            let anys: Vec<prost_types::Any> = sizes
+                .iter()
+                .map(|size| prost_types::Any {
+                    type_url: "test".to_owned(),
+                    value: vec![7; *size],
+                })
+                .collect();
             let head = DiscoveryResponse {
                 version_info: "1".to_owned(),
                 nonce: "n".to_owned(),
                 ..DiscoveryResponse::default()
             };
-            let message = Message::new(&head, &resources, |resource, to| {
-                open_field(RESOURCES, resource.body.len(), to);
-            });
+            let message = Message::new(&head, resources.iter().map(Generated::state));
             let wanted = DiscoveryResponse {
-                resources: resources.iter().map(Generated::any).collect(),
+                resources: anys.clone(),
                 ..head
             };
-            assert_eq!(read(message), wanted);
+            assert_eq!(read::<DiscoveryResponse>(message), wanted);
+
+            let head = DeltaDiscoveryResponse {
+                nonce: "n".to_owned(),
+                ..DeltaDiscoveryResponse::default()
+            };
+            let message = Message::new(&head, resources.iter().map(Generated::increment));
+            let wrapped = resources.iter().zip(&anys).map(|(made, any)| {
+                assert_eq!(made.any(), *any);
+                Resource {
+                    name: "a".to_owned(),
+                    version: made.version(),
+                    resource: Some(any.clone()),
+                    ..Resource::default()
+                }
+            });
+            let wanted = DeltaDiscoveryResponse {
+                resources: wrapped.collect(),
+                ..head
+            };
+            assert_eq!(read::<DeltaDiscoveryResponse>(message), wanted);
         }
     }
 

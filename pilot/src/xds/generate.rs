@@ -3,20 +3,27 @@
 //! What does not depend on the proxy itself is made and encoded once for all proxies of a class: those that agree in everything
 //! that generators look at.
 
-use std::collections::HashMap;
 use std::hash::{Hash as _, Hasher as _};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use prost::{Message, Name as MessageName};
+use prost::Message;
 use prost_types::Any;
 use proto::envoy::config::cluster::v3::Cluster;
+use proto::envoy::service::discovery::v3::{DiscoveryResponse, Resource};
 use xxhash_rust::xxh64::{Xxh64, xxh64};
 
 use super::ResourceType;
+use super::cache::Cache;
+use super::frame::{RESOURCES, field_length, open_field};
 use super::name::Name;
 use crate::networking::{View, cluster, endpoint, extension, listener, name_table, route};
+
+/// `resource` of a `Resource`.
+const RESOURCE: u32 = 2;
+/// Fields of an `Any`.
+const ANY_TYPE_URL: u32 = 1;
+const ANY_VALUE: u32 = 2;
 
 /// Metadata of nodes that generators look at.
 const METADATA: &[&str] = &[
@@ -40,37 +47,76 @@ pub struct Generated {
     pub name: Name,
     /// Hash of its bytes: its version.
     pub hash: u64,
-    /// The resource as an encoded `Any`.
-    pub body: Bytes,
+    /// The field `resources` of an increment, which ends with that of a state of the world, which ends with the resource.
+    field: Bytes,
+    /// Where the field of a state of the world begins.
+    world: usize,
+    /// Where the resource begins, without the `Any` around it.
+    value: usize,
     /// A cluster that gets its endpoints by EDS.
     pub is_by_eds: bool,
 }
 
 impl Generated {
-    fn new<T: Message + MessageName>(name: &str, message: &T) -> Self {
-        Generated::of(name, &proto::any::pack(message), false)
+    fn new(kind: ResourceType, name: Name, message: &impl Message) -> Self {
+        Generated::encoded(name, kind.url(), &message.encode_to_vec(), false)
     }
 
     fn cluster(cluster: &Cluster) -> Self {
         let is_by_eds = cluster.eds_cluster_config.is_some();
-        Generated::of(&cluster.name, &proto::any::pack(cluster), is_by_eds)
+        let (url, encoded) = (ResourceType::Cluster.url(), cluster.encode_to_vec());
+        Generated::encoded(cluster.name.as_str().into(), url, &encoded, is_by_eds)
     }
 
-    pub(super) fn of(name: &str, any: &Any, is_by_eds: bool) -> Self {
-        let body = any.encode_to_vec();
+    /// A resource whose message is encoded already.
+    pub(super) fn encoded(name: Name, type_url: &str, value: &[u8], is_by_eds: bool) -> Self {
+        let hash = xxh64(value, 0);
+        let any_length =
+            field_length(ANY_TYPE_URL, type_url.len()) + field_length(ANY_VALUE, value.len());
+        // The fields of an increment's `Resource` before the resource itself.
+        let head = Resource {
+            version: version_text(hash),
+            name: name.to_string(),
+            ..Resource::default()
+        };
+        let length = head.encoded_len() + field_length(RESOURCE, any_length);
+        let mut field = Vec::with_capacity(field_length(RESOURCES, length));
+        open_field(RESOURCES, length, &mut field);
+        head.encode_raw(&mut field);
+        let world = field.len();
+        // Both fields have the same number.
+        open_field(RESOURCE, any_length, &mut field);
+        open_field(ANY_TYPE_URL, type_url.len(), &mut field);
+        field.extend_from_slice(type_url.as_bytes());
+        open_field(ANY_VALUE, value.len(), &mut field);
+        let begin = field.len();
+        field.extend_from_slice(value);
         Generated {
-            name: name.into(),
-            hash: xxh64(&body, 0),
-            body: body.into(),
+            name,
+            hash,
+            field: field.into(),
+            world,
+            value: begin,
             is_by_eds,
         }
+    }
+
+    /// The field of a response with increments.
+    pub(super) fn increment(&self) -> Bytes {
+        self.field.clone()
+    }
+
+    /// The field of a response with the state of the world.
+    pub(super) fn state(&self) -> Bytes {
+        self.field.slice(self.world..)
     }
 
     /// The resource.
     #[must_use]
     pub fn any(&self) -> Any {
         // It was encoded here.
-        Any::decode(self.body.clone()).unwrap_or_default()
+        let response = DiscoveryResponse::decode(self.state()).unwrap_or_default();
+        response.resources.into_iter().next().unwrap_or_default()
     }
 
     /// The version on the wire.
@@ -86,64 +132,16 @@ pub fn version_text(hash: u64) -> String {
     format!("{hash:016x}")
 }
 
-/// A type of resources and a class of proxies.
-type ClassKey = (ResourceType, u64);
-type List = Arc<OnceLock<Arc<[Generated]>>>;
-type Named = Arc<Mutex<HashMap<Name, Generated>>>;
-
-/// Encoded resources of one push context.
-#[derive(Debug, Default)]
-pub struct Cache {
-    lists: Mutex<HashMap<ClassKey, List>>,
-    named: Mutex<HashMap<ClassKey, Named>>,
-}
-
-impl Cache {
-    /// The resources of a class that are asked for as a whole; made by whoever comes first, while the others wait.
-    fn list(
-        &self,
-        view: &View<'_>,
-        kind: ResourceType,
-        build: impl FnOnce() -> Vec<Generated>,
-    ) -> Arc<[Generated]> {
-        let key = (kind, class_of(view, kind));
-        let cell = Arc::clone(self.lists.lock().entry(key).or_default());
-        Arc::clone(cell.get_or_init(|| build().into()))
-    }
-
-    /// Resources of a class by name.
-    fn named<'a>(
-        &self,
-        view: &View<'_>,
-        kind: ResourceType,
-        names: impl Iterator<Item = &'a Name>,
-        build: impl Fn(&str) -> Generated,
-    ) -> Vec<Generated> {
-        let key = (kind, class_of(view, kind));
-        let class = Arc::clone(self.named.lock().entry(key).or_default());
-        // Held while they are made: others of the class would only make the same.
-        let mut class = class.lock();
-        let mut found = Vec::new();
-        for name in names {
-            let known = class.entry(Arc::clone(name));
-            let built = known.or_insert_with(|| Generated {
-                name: Arc::clone(name),
-                ..build(name)
-            });
-            found.push(built.clone());
-        }
-        found
-    }
-}
-
 /// Proxies of one class are sent the same, except for what is about their own workload.
-fn class_of(view: &View<'_>, kind: ResourceType) -> u64 {
+pub(super) fn class_of(view: &View<'_>, kind: ResourceType) -> u64 {
     let (proxy, push) = (view.proxy, view.push);
     let mut hasher = Xxh64::new(0);
     (&proxy.namespace, &proxy.dns_domain, &proxy.locality).hash(&mut hasher);
     (proxy.kind, proxy.interception, proxy.has_mixer).hash(&mut hasher);
     proxy.families().hash(&mut hasher);
-    Arc::as_ptr(&view.scope).addr().hash(&mut hasher);
+    let sidecar = view.scope.sidecar.as_ref().map(|sidecar| &sidecar.meta);
+    let sidecar = sidecar.map(|meta| (&meta.namespace, &meta.name));
+    (view.scope.identity, sidecar).hash(&mut hasher);
     for key in METADATA {
         proxy.metadata_text(key).hash(&mut hasher);
     }
@@ -206,12 +204,12 @@ pub fn generate<'a>(
         }
         ResourceType::Listener if view.proxy.is_proxyless() => names
             .filter_map(|name| listener::api(view, name))
-            .map(|listener| Generated::new(&listener.name, &listener))
+            .map(|listener| Generated::new(kind, listener.name.as_str().into(), &listener))
             .collect(),
         ResourceType::Listener => {
             let encode = |listener: &_| {
                 let listener: &proto::envoy::config::listener::v3::Listener = listener;
-                Generated::new(&listener.name, listener)
+                Generated::new(kind, listener.name.as_str().into(), listener)
             };
             let shared = cache.list(view, kind, || {
                 listener::shared(view).iter().map(encode).collect()
@@ -223,15 +221,23 @@ pub fn generate<'a>(
                 .collect()
         }
         ResourceType::Route => cache.named(view, kind, names, |name| {
-            Generated::new(name, &route::build(view, name))
+            let known = cache.known_hosts(view, name);
+            let mut known = known.lock();
+            let encoded = route::encode(view, name, &mut known);
+            let made = Generated::encoded(Arc::clone(name), kind.url(), &encoded, false);
+            known.keep_in(made.field.slice(made.value..));
+            made
         }),
         ResourceType::Endpoint => cache.named(view, kind, names, |name| {
-            Generated::new(name, &endpoint::build(view, name))
+            Generated::new(kind, Arc::clone(name), &endpoint::build(view, name))
         }),
         ResourceType::Extension => names
             .filter_map(|name| extension::build(view, name))
-            .map(|config| Generated::new(&config.name, &config))
+            .map(|config| Generated::new(kind, config.name.as_str().into(), &config))
             .collect(),
-        ResourceType::NameTable => vec![Generated::new("", &name_table::build(view))],
+        ResourceType::NameTable => {
+            let table = || vec![Generated::new(kind, "".into(), &name_table::build(view))];
+            cache.list(view, kind, table).to_vec()
+        }
     }
 }

@@ -132,62 +132,83 @@ impl PushRequest {
         proxy: &Proxy,
         push: &PushContext,
     ) -> &'static [ResourceType] {
-        use ResourceType::{Cluster, Endpoint, Extension, Listener, Route};
-        let root_namespace = push.policies.root();
         // An empty set means everywhere.
         let is_about_workload = namespaces.is_empty()
-            || namespaces.contains(root_namespace)
+            || namespaces.contains(push.policies.root())
             || namespaces.contains(&proxy.namespace);
-        match kind {
-            Kind::MeshConfig
-            | Kind::Service
-            | Kind::Sidecar
-            | Kind::ServiceEntry
-            | Kind::SyntheticServiceEntry
-            | Kind::WorkloadEntry => &ResourceType::ALL,
+        let is_for_proxy = match kind {
             Kind::Endpoint if proxy.ips.iter().any(|ip| self.addresses.contains(ip)) => {
-                &ResourceType::ALL
+                return &ResourceType::ALL;
             }
-            Kind::Endpoint => &[Endpoint],
-            // Virtual services bring their destinations into a Sidecar's scope; without one they only steer.
-            Kind::VirtualService if push.sidecars.is_empty() => &[Listener, Route],
-            Kind::VirtualService => &[Cluster, Endpoint, Listener, Route],
-            Kind::DestinationRule => &[Cluster, Endpoint, Listener, Route],
-            Kind::Gateway if proxy.is_router() => &ResourceType::ALL,
-            Kind::PeerAuthentication | Kind::AuthenticationPolicy | Kind::MeshPolicy => {
-                &[Cluster, Endpoint, Listener]
-            }
-            Kind::EnvoyFilter if is_about_workload => &ResourceType::ALL,
-            Kind::Jwks => &[Listener],
-            Kind::RequestAuthentication
+            Kind::Gateway => proxy.is_router(),
+            Kind::EnvoyFilter
+            | Kind::RequestAuthentication
             | Kind::AuthorizationPolicy
             | Kind::Telemetry
             | Kind::ServiceRole
             | Kind::ServiceRoleBinding
-                if is_about_workload =>
-            {
-                &[Listener]
-            }
-            Kind::WasmPlugin if is_about_workload => &[Listener, Extension],
-            Kind::ClusterRbacConfig => &[Listener],
-            Kind::QuotaSpec | Kind::QuotaSpecBinding => &[Listener, Route],
-            // These do not concern this proxy, or (groups) nothing that is generated.
-            Kind::Gateway
-            | Kind::Pod
-            | Kind::WorkloadGroup
-            | Kind::EnvoyFilter
-            | Kind::Telemetry
-            | Kind::WasmPlugin
-            | Kind::RequestAuthentication
-            | Kind::AuthorizationPolicy
-            | Kind::ServiceRole
-            | Kind::ServiceRoleBinding => &[],
+            | Kind::WasmPlugin => is_about_workload,
+            _ => true,
+        };
+        if is_for_proxy {
+            types_for_any(kind, push)
+        } else {
+            &[]
         }
+    }
+
+    /// True when resources of `resource` may be different now that are shared by several proxies.
+    #[must_use]
+    pub fn touches(&self, resource: ResourceType, push: &PushContext) -> bool {
+        let mut kinds = self.kinds.keys();
+        kinds.any(|kind| types_for_any(*kind, push).contains(&resource))
+    }
+
+    /// The same, not counting changes of `known`.
+    #[must_use]
+    pub fn touches_besides(&self, resource: ResourceType, known: Kind, push: &PushContext) -> bool {
+        let mut kinds = self.kinds.keys().filter(|kind| **kind != known);
+        kinds.any(|kind| types_for_any(*kind, push).contains(&resource))
     }
 
     /// True when only endpoints have changed, so that other services' assignments are as they were.
     #[must_use]
     pub fn is_endpoints_only(&self) -> bool {
         self.kinds.len() == 1 && self.kinds.contains_key(&Kind::Endpoint)
+    }
+}
+
+/// The types of which a change of `kind` may make resources different for some proxy.
+fn types_for_any(kind: Kind, push: &PushContext) -> &'static [ResourceType] {
+    use ResourceType::{Cluster, Endpoint, Extension, Listener, Route};
+    match kind {
+        Kind::MeshConfig
+        | Kind::Service
+        | Kind::Sidecar
+        | Kind::ServiceEntry
+        | Kind::SyntheticServiceEntry
+        | Kind::WorkloadEntry
+        | Kind::Gateway
+        | Kind::EnvoyFilter => &ResourceType::ALL,
+        Kind::Endpoint => &[Endpoint],
+        // Virtual services bring their destinations into a Sidecar's scope; without one they only steer.
+        Kind::VirtualService if push.sidecars.is_empty() => &[Route],
+        Kind::VirtualService => &ResourceType::ALL,
+        Kind::DestinationRule => &[Cluster, Endpoint, Listener, Route],
+        Kind::PeerAuthentication | Kind::AuthenticationPolicy | Kind::MeshPolicy => {
+            &[Cluster, Endpoint, Listener]
+        }
+        Kind::ConnectionRoute
+        | Kind::Jwks
+        | Kind::RequestAuthentication
+        | Kind::AuthorizationPolicy
+        | Kind::Telemetry
+        | Kind::ServiceRole
+        | Kind::ServiceRoleBinding
+        | Kind::ClusterRbacConfig => &[Listener],
+        Kind::WasmPlugin => &[Listener, Extension],
+        Kind::QuotaSpec | Kind::QuotaSpecBinding => &[Listener, Route],
+        // Nothing that is generated.
+        Kind::Pod | Kind::WorkloadGroup => &[],
     }
 }

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 
 use super::discovery::Current;
-use super::frame::{Message, RESOURCES, open_field};
-use super::generate::{generate, version_text};
+use super::frame::Message;
+use super::generate::{Generated, generate, version_text};
 use super::name::{Name, Names};
 use super::push::PushRequest;
 use super::sent::Pools;
@@ -134,8 +134,6 @@ impl Form for StateOfTheWorld {
             control_plane: Some(control_plane()),
             ..DiscoveryResponse::default()
         };
-        Message::new(&head, &planned.resources, |resource, to| {
-            open_field(RESOURCES, resource.body.len(), to);
-        })
+        Message::new(&head, planned.resources.iter().map(Generated::state))
     }
 }

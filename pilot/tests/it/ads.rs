@@ -180,16 +180,26 @@ async fn refused_responses_are_shown_and_old_nonces_ignored() {
     client
         .ask(ROUTE, &["9080"], &first.nonce, Some("no such thing"))
         .await;
+    let refused = || {
+        let watched = pilot.discovery.connections()[0]
+            .watched(pilot::xds::ResourceType::Route)
+            .unwrap();
+        (watched.nonce_rejected, watched.error)
+    };
+    // The change comes another way than the refusal: it must not overtake it.
+    let wanted = (first.nonce.clone(), "no such thing".to_owned());
+    let taken = async {
+        while refused() != wanted {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, taken)
+        .await
+        .expect("the refusal is shown");
     pilot.apply(&(base() + &route_rule("2s"))).await;
     let second = client.next().await;
     assert_ne!(second.version_info, first.version_info);
-    let watched = pilot.discovery.connections()[0]
-        .watched(pilot::xds::ResourceType::Route)
-        .unwrap();
-    assert_eq!(
-        (watched.nonce_rejected.as_str(), watched.error.as_str()),
-        (first.nonce.as_str(), "no such thing")
-    );
+    assert_eq!(refused(), wanted);
     // An answer to the first response comes too late and must not be answered with everything again.
     client.ask(ROUTE, &["9080", "80"], &first.nonce, None).await;
     client.ask(ROUTE, &["9080"], &second.nonce, None).await;

@@ -6,10 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use pilot::model::Proxy;
+use pilot::networking::route::KnownHosts;
 use pilot::networking::{View, cluster, endpoint, extension, listener, name_table, route};
 use pilot::push_context::PushContext;
+use prost::Message as _;
 use proto::envoy::config::core::v3::Node;
 use proto::envoy::config::listener::v3::{Listener, filter::ConfigType};
+use proto::envoy::config::route::v3::RouteConfiguration;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager::RouteSpecifier, http_filter,
 };
@@ -61,6 +64,16 @@ fn extension_names(managers: &[HttpConnectionManager]) -> BTreeSet<String> {
         .collect()
 }
 
+/// Encoded in parts, and again out of the same parts, a route configuration is what it is as a whole.
+fn assert_encoded(view: &View<'_>, name: &str, built: &RouteConfiguration) {
+    let mut known = KnownHosts::default();
+    for _ in 0..2 {
+        let encoded = route::encode(view, name, &mut known);
+        assert_eq!(encoded, built.encode_to_vec(), "{name}");
+        known.keep_in(encoded.into());
+    }
+}
+
 type Resources = BTreeMap<&'static str, BTreeMap<String, Value>>;
 
 /// Everything that one proxy is sent, by type and name.
@@ -103,6 +116,7 @@ fn generate(node: &Node, push: &PushContext) -> Resources {
                 .into_iter()
                 .map(|name| {
                     let built = route::build(&view, &name);
+                    assert_encoded(&view, &name, &built);
                     (name, to_value_with(&built, names).unwrap())
                 })
                 .collect(),

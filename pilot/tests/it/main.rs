@@ -7,5 +7,6 @@ mod case;
 mod envoy;
 mod golden;
 mod grpc;
+mod incremental;
 mod kubernetes;
 mod mesh;

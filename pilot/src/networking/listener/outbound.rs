@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use proto::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
 use proto::istio::networking::v1alpha3::{CaptureMode, L4MatchAttributes, TlsMatchAttributes};
-use proto_mesh::host;
 
 use super::filter_chain::{chain, routed_tcp_proxy, service_tcp_proxy};
 use crate::model::proxy::ANY_IPV4;
@@ -19,7 +18,7 @@ use crate::networking::wire::parse_cidr;
 use crate::networking::{View, plugin};
 use crate::push_context::sidecar_scope::EgressListener;
 use crate::push_context::status::Metric;
-use crate::push_context::virtual_services::{MESH, VirtualService};
+use crate::push_context::virtual_services::MESH;
 
 mod finish;
 
@@ -278,19 +277,6 @@ fn add_chains(
     }
 }
 
-/// The virtual services of an egress listener that steer `name`, oldest first.
-pub(in crate::networking) fn virtual_services_for<'a>(
-    egress: &'a EgressListener,
-    name: &'a str,
-) -> impl Iterator<Item = &'a Arc<VirtualService>> {
-    egress.virtual_services.iter().filter(move |service| {
-        service
-            .hosts
-            .iter()
-            .any(|pattern| host::is_subset(name, pattern))
-    })
-}
-
 /// The chains of one port of one service: those of TLS routes, those of TCP routes, and the service itself.
 fn tcp_chains(
     view: &View<'_>,
@@ -301,7 +287,7 @@ fn tcp_chains(
 ) -> Vec<FilterChain> {
     let mut chains = Vec::new();
     let is_tls = port.protocol.is_tls();
-    for steering in virtual_services_for(egress, &service.host) {
+    for steering in egress.virtual_services_of(&service.host) {
         if is_tls {
             for route in &steering.tls {
                 for condition in route

@@ -1,7 +1,7 @@
 //! A sidecar's route configurations: `9080` (all HTTP services on the port), `host:9080` (one service whose protocol had to be
 //! found out), `http_proxy` (everything), or the path of a Unix socket.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use proto::envoy::config::route::v3::{
@@ -14,40 +14,128 @@ use super::virtual_host::{Ports, host_domains, service_domains};
 use super::{answering, any_path};
 use crate::model::name::{HTTP_PROXY, PASSTHROUGH};
 use crate::model::{ClusterName, Protocol, Service, ServicePort};
-use crate::networking::listener::virtual_services_for;
 use crate::networking::wire::seconds;
 use crate::networking::{View, plugin};
 use crate::push_context::sidecar_scope::EgressListener;
+use crate::push_context::status::Metric;
 use crate::push_context::virtual_services::{MESH, VirtualService};
 
 /// The port on which hosts without a service are served.
 const DEFAULT_PORT: u32 = 80;
 
-pub(super) fn build(view: &View<'_>, name: &str) -> Vec<VirtualHost> {
+/// A virtual host that a route configuration is to have.
+pub(super) struct Planned<'a> {
+    /// Its name, unique in the configuration.
+    pub(super) name: String,
+    /// The virtual service whose routes it gets.
+    pub(super) steering: Option<&'a Arc<VirtualService>>,
+    subject: Subject<'a>,
+}
+
+/// What a virtual host is for.
+enum Subject<'a> {
+    Service {
+        service: &'a Arc<Service>,
+        port: &'a ServicePort,
+        domains: Domains,
+    },
+    /// A host of the virtual service that no service has.
+    Host(&'a str),
+    /// Hosts that nobody declared.
+    Undeclared,
+}
+
+/// Under which names a service is found.
+#[derive(Clone, Copy)]
+enum Domains {
+    /// Its own.
+    Named(Ports),
+    /// All: its listener is for nothing else.
+    Any,
+}
+
+/// The virtual hosts of the route configuration `name`, sorted, the one for everything else at the end.
+pub(super) fn plan<'a>(view: &'a View<'_>, name: &str) -> Vec<Planned<'a>> {
+    let egress = &view.scope.egress;
     let mut hosts = if name == HTTP_PROXY {
-        let all = view
-            .scope
-            .egress
-            .iter()
-            .filter(|egress| egress.port.is_none());
+        let all = egress.iter().filter(|egress| egress.port.is_none());
         all.flat_map(|egress| of_listener(view, egress, None))
             .collect()
     } else if let Ok(port) = name.parse::<u32>() {
         listener_of(view, port)
             .map(|egress| of_listener(view, egress, Some(port)))
             .unwrap_or_default()
-    } else if let Some(egress) = view.scope.egress.iter().find(|egress| egress.bind == name) {
+    } else if let Some(egress) = egress.iter().find(|egress| egress.bind == name) {
         of_listener(view, egress, egress.port.as_ref().map(|port| port.number))
     } else if let Some(cluster) = ClusterName::parse(name) {
         // A gRPC client that configures itself asks for the routes of one service.
-        return sniffed(view, &format!("{}:{}", cluster.host, cluster.port));
+        return sniffed(view, &cluster.host, cluster.port);
     } else {
         // Whatever is asked for there can only mean the one service.
-        return sniffed(view, name);
+        return name
+            .rsplit_once(':')
+            .and_then(|(host, port)| Some(sniffed(view, host, port.parse().ok()?)))
+            .unwrap_or_default();
     };
     hosts.sort_by(|a, b| a.name.cmp(&b.name));
-    hosts.push(fallthrough(view));
+    hosts.dedup_by(|later, earlier| {
+        let is_duplicate = later.name == earlier.name;
+        if is_duplicate {
+            view.record(
+                Metric::DuplicateDomain,
+                &later.name,
+                "two virtual hosts have this name; the first counts",
+            );
+        }
+        is_duplicate
+    });
+    hosts.push(Planned {
+        name: undeclared_name(view).to_owned(),
+        steering: None,
+        subject: Subject::Undeclared,
+    });
     hosts
+}
+
+impl Planned<'_> {
+    /// Makes it; none, if nothing of it is for this proxy.
+    pub(super) fn build(&self, view: &View<'_>) -> Option<VirtualHost> {
+        let (domains, routes) = match &self.subject {
+            Subject::Undeclared => return Some(undeclared(view, &self.name)),
+            Subject::Service {
+                service,
+                port,
+                domains,
+            } => {
+                let routes = match self.steering {
+                    Some(steering) => routes(view, steering, port.number, &[MESH]),
+                    None => vec![default_route(view, service, port)],
+                };
+                let domains = match domains {
+                    Domains::Named(ports) => {
+                        service_domains(view.proxy, service, port.number, *ports)
+                    }
+                    Domains::Any => vec!["*".to_owned()],
+                };
+                (domains, routes)
+            }
+            Subject::Host(host) => {
+                let routes = self
+                    .steering
+                    .map(|steering| routes(view, steering, DEFAULT_PORT, &[MESH]))
+                    .filter(|routes| !routes.is_empty())?;
+                let domains = host_domains(view.proxy, host, DEFAULT_PORT, Ports::Optional);
+                (domains, routes)
+            }
+        };
+        Some(VirtualHost {
+            name: self.name.clone(),
+            domains,
+            routes,
+            include_request_attempt_count: true,
+            ..VirtualHost::default()
+        })
+    }
 }
 
 /// The egress listener that has the port: its own, or the one for all.
@@ -61,29 +149,25 @@ fn listener_of<'a>(view: &'a View<'_>, port: u32) -> Option<&'a EgressListener> 
         .or_else(|| egress.iter().find(|egress| egress.port.is_none()))
 }
 
-/// `host:port`: one service with an address of its own.
-fn sniffed(view: &View<'_>, name: &str) -> Vec<VirtualHost> {
-    let Some((host, port)) = name
-        .rsplit_once(':')
-        .and_then(|(host, port)| Some((host, port.parse().ok()?)))
-    else {
-        return Vec::new();
-    };
+/// One service with an address of its own.
+fn sniffed<'a>(view: &'a View<'_>, host: &str, port: u32) -> Vec<Planned<'a>> {
     let Some(egress) = listener_of(view, port) else {
         return Vec::new();
     };
     let Some(service) = egress.services.iter().find(|service| service.host == host) else {
         return Vec::new();
     };
-    let Some(service_port) = service.port(port) else {
-        return Vec::new();
-    };
-    let mut virtual_host = of_service(view, egress, service, service_port, Ports::Optional);
-    virtual_host.domains = vec!["*".to_owned()];
-    vec![virtual_host]
+    let planned = service
+        .port(port)
+        .map(|port| of_service(egress, service, port, Domains::Any));
+    planned.into_iter().collect()
 }
 
-fn of_listener(view: &View<'_>, egress: &EgressListener, port: Option<u32>) -> Vec<VirtualHost> {
+fn of_listener<'a>(
+    view: &View<'_>,
+    egress: &'a EgressListener,
+    port: Option<u32>,
+) -> Vec<Planned<'a>> {
     let mut hosts = Vec::new();
     let mut known: HashSet<&str> = HashSet::new();
     for service in &egress.services {
@@ -98,34 +182,31 @@ fn of_listener(view: &View<'_>, egress: &EgressListener, port: Option<u32>) -> V
                 } else {
                     Ports::Required
                 };
-                hosts.push(of_service(view, egress, service, service_port, ports));
+                let domains = Domains::Named(ports);
+                hosts.push(of_service(egress, service, service_port, domains));
             }
         }
     }
     if port.is_none_or(|port| port == DEFAULT_PORT) {
-        hosts.extend(without_service(view, egress, &known));
+        hosts.extend(without_service(view, egress, known));
     }
     hosts
 }
 
-fn of_service(
-    view: &View<'_>,
-    egress: &EgressListener,
-    service: &Arc<Service>,
-    port: &ServicePort,
-    ports: Ports,
-) -> VirtualHost {
-    let steering = best(virtual_services_for(egress, &service.host), &service.host);
-    let routes = match steering {
-        Some(steering) => routes(view, steering, port.number, &[MESH]),
-        None => vec![default_route(view, service, port)],
-    };
-    VirtualHost {
+fn of_service<'a>(
+    egress: &'a EgressListener,
+    service: &'a Arc<Service>,
+    port: &'a ServicePort,
+    domains: Domains,
+) -> Planned<'a> {
+    Planned {
         name: format!("{}:{}", service.host, port.number),
-        domains: service_domains(view.proxy, service, port.number, ports),
-        routes,
-        include_request_attempt_count: true,
-        ..VirtualHost::default()
+        steering: best(egress.virtual_services_of(&service.host), &service.host),
+        subject: Subject::Service {
+            service,
+            port,
+            domains,
+        },
     }
 }
 
@@ -133,7 +214,7 @@ fn of_service(
 fn best<'a>(
     candidates: impl Iterator<Item = &'a Arc<VirtualService>>,
     name: &str,
-) -> Option<&'a VirtualService> {
+) -> Option<&'a Arc<VirtualService>> {
     let closest = |service: &VirtualService| {
         let patterns = service.hosts.iter().map(String::as_str);
         host::most_specific(name, patterns)
@@ -150,62 +231,57 @@ fn best<'a>(
                 best
             }
         })
-        .map(|(_, service)| service.as_ref())
+        .map(|(_, service)| service)
 }
 
 /// Hosts of virtual services that no service has.
-fn without_service(
+fn without_service<'a>(
     view: &View<'_>,
-    egress: &EgressListener,
-    known: &HashSet<&str>,
-) -> Vec<VirtualHost> {
-    let mut hosts: HashMap<&str, VirtualHost> = HashMap::new();
-    for steering in egress
-        .virtual_services
-        .iter()
-        .filter(|service| !service.http.is_empty())
-    {
-        for name in &steering.hosts {
-            if known.contains(name.as_str())
-                || hosts.contains_key(name.as_str())
-                || view.service(name).is_some()
-            {
+    egress: &'a EgressListener,
+    mut known: HashSet<&'a str>,
+) -> Vec<Planned<'a>> {
+    let mut hosts = Vec::new();
+    let steering = egress.virtual_services.iter();
+    for steering in steering.filter(|service| !service.http.is_empty()) {
+        for host in &steering.hosts {
+            if known.contains(host.as_str()) || view.service(host).is_some() {
                 continue;
             }
-            hosts.insert(
-                name,
-                VirtualHost {
-                    name: format!("{name}:{DEFAULT_PORT}"),
-                    domains: host_domains(view.proxy, name, DEFAULT_PORT, Ports::Optional),
-                    routes: routes(view, steering, DEFAULT_PORT, &[MESH]),
-                    include_request_attempt_count: true,
-                    ..VirtualHost::default()
-                },
-            );
+            known.insert(host);
+            hosts.push(Planned {
+                name: format!("{host}:{DEFAULT_PORT}"),
+                steering: Some(steering),
+                subject: Subject::Host(host),
+            });
         }
     }
     hosts
-        .into_values()
-        .filter(|host| !host.routes.is_empty())
-        .collect()
+}
+
+fn undeclared_name(view: &View<'_>) -> &'static str {
+    if view.scope.egress_proxy.is_some() || view.scope.is_any_allowed {
+        "allow_any"
+    } else {
+        "block_all"
+    }
 }
 
 /// What happens to hosts that nobody declared.
-fn fallthrough(view: &View<'_>) -> VirtualHost {
+fn undeclared(view: &View<'_>, name: &str) -> VirtualHost {
     let cluster = match &view.scope.egress_proxy {
         Some(destination) => crate::networking::listener::destination_cluster(view, destination),
         None if view.scope.is_any_allowed => PASSTHROUGH.to_owned(),
         None => {
-            let mut host = answering("block_all", "*", 502);
+            let mut host = answering(name, "*", 502);
             host.include_request_attempt_count = true;
             return host;
         }
     };
     VirtualHost {
-        name: "allow_any".to_owned(),
+        name: name.to_owned(),
         domains: vec!["*".to_owned()],
         routes: vec![Route {
-            name: "allow_any".to_owned(),
+            name: name.to_owned(),
             r#match: Some(any_path()),
             typed_per_filter_config: plugin::mixer::unknown_route(view, &cluster)
                 .into_iter()

@@ -90,19 +90,11 @@ fn host_forms(proxy: &Proxy, name: &str) -> Vec<String> {
     forms
 }
 
-/// Envoy refuses a route configuration in which a domain or a name stands twice: the first virtual host keeps it.
+/// Envoy refuses a route configuration in which a domain stands twice: the first virtual host keeps it.
 pub(super) fn deduplicate(view: &View<'_>, hosts: Vec<VirtualHost>) -> Vec<VirtualHost> {
-    let (mut domains, mut names) = (HashSet::new(), HashSet::new());
+    let mut domains = HashSet::new();
     let mut kept = Vec::with_capacity(hosts.len());
     for mut host in hosts {
-        if !names.insert(host.name.clone()) {
-            view.record(
-                Metric::DuplicateDomain,
-                &host.name,
-                "two virtual hosts have this name; the first counts",
-            );
-            continue;
-        }
         let before = host.domains.len();
         host.domains
             .retain(|domain| domains.insert(domain.to_ascii_lowercase()));
