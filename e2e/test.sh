@@ -60,6 +60,7 @@ prepare() {
     command -v newuidmap >/dev/null || packages+=(uidmap)
     command -v setpriv >/dev/null || packages+=(util-linux)
     command -v ps >/dev/null || packages+=(procps)
+    [ -x /usr/lib/cni/ptp ] || [ -x /opt/cni/bin/ptp ] || packages+=(containernetworking-plugins)
     command -v curl >/dev/null || packages+=(curl)
     command -v h2load >/dev/null || packages+=(nghttp2-client)
     command -v redis-server >/dev/null || command -v valkey-server >/dev/null || packages+=(redis-server)

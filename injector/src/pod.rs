@@ -74,11 +74,17 @@ pub fn inject(settings: &Settings, pod: &Value, workload: &Workload) -> Result<V
     if injection.native_sidecar {
         make_native(&mut injection);
     }
-    let status = status(settings, &injection);
+    let mut redirect = std::mem::take(&mut injection.redirect_annotations);
+    redirect.retain(|key, _| pod["metadata"]["annotations"][key].is_null());
+    let mut status = status(settings, &injection);
+    if !redirect.is_empty() {
+        status["annotations"] = redirect.keys().cloned().collect();
+    }
     add(&mut pod, injection);
     let metadata = object(&mut pod, "metadata");
     let annotations = object_in(metadata, "annotations");
     annotations.insert(STATUS.to_owned(), Value::String(status.to_string()));
+    annotations.extend(redirect.into_iter().map(|(key, value)| (key, json!(value))));
     for (key, value) in &settings.inject.injected_annotations {
         annotations
             .entry(key.clone())
@@ -162,7 +168,10 @@ fn remove_earlier(pod: &mut Value) {
         }
     }
     if let Some(annotations) = pod["metadata"]["annotations"].as_object_mut() {
-        annotations.remove(STATUS);
+        let added = record["annotations"].as_array().into_iter().flatten();
+        for key in added.filter_map(Value::as_str).chain([STATUS]) {
+            annotations.remove(key);
+        }
     }
     let labels = pod["metadata"].get_mut("labels");
     if let Some(labels) = labels.and_then(Value::as_object_mut)

@@ -55,7 +55,9 @@ pub struct RegistrationArgs {
 pub fn keep(client: Client, args: RegistrationArgs, drain: Drain) {
     task::spawn("webhook-registration", async move {
         let api: Api<MutatingWebhookConfiguration> = Api::all(client);
-        let mut changes = kubernetes::watch(api.clone()).boxed();
+        // The chart's role allows this one by name.
+        let own = format!("metadata.name={}", args.configuration);
+        let mut changes = kubernetes::watch_selected(api.clone(), &own, "").boxed();
         let mut files = FileWatcher::files([&args.authority]);
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         loop {

@@ -1,5 +1,7 @@
 //! The template: YAML written in Jinja, rendered for one pod into the containers and volumes to add.
 
+use std::collections::BTreeMap;
+
 use minijinja::value::Rest;
 use minijinja::{Environment, UndefinedBehavior, context};
 use serde::Deserialize;
@@ -28,6 +30,9 @@ pub struct Injection {
     /// Whether the proxy is the first container; the kubelet waits for its `postStart` before it starts the next.
     #[serde(default)]
     pub hold_application_until_proxy_starts: bool,
+    /// Annotations by which the node's CNI plugin knows what to intercept; the pod's own count before them.
+    #[serde(default, rename = "podRedirectAnnot")]
+    pub redirect_annotations: BTreeMap<String, String>,
     /// Run before the application starts.
     #[serde(default)]
     pub init_containers: Vec<Value>,

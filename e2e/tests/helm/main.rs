@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const COMPONENTS: &[&str] = &[
     "pilot",
@@ -21,6 +21,7 @@ const COMPONENTS: &[&str] = &[
     "mixer",
     "injector",
     "gateway",
+    "cni",
     "prometheus",
     "grafana",
     "tracing",
@@ -311,8 +312,8 @@ fn what_we_do_not_have_is_refused_with_a_sentence() {
             "global.meshExpansion is not supported:",
         ),
         (
-            "istio_cni: {enabled: true}",
-            "istio_cni.enabled=true is not supported:",
+            "istio_cni: {enabled: true, repair: {labelPod: true}}",
+            "labelPod",
         ),
         (
             "kiali: {enabled: true}",
@@ -332,6 +333,66 @@ fn what_we_do_not_have_is_refused_with_a_sentence() {
         assert!(!is_good, "{values} was taken");
         assert!(output.contains(sentence), "{values}: {output}");
     }
+}
+
+#[test]
+fn with_the_cni_plugin_the_nodes_intercept_and_pods_only_try() {
+    let without = names(&render("bireme", &[], ""));
+    let values_of = |objects: &[Value]| {
+        let data = &find(objects, "ConfigMap istio-sidecar-injector")["data"];
+        let text = data["values"].as_str().unwrap();
+        let values = proto::yaml::parse_documents(text).remove(0).unwrap().value;
+        values["istio_cni"].clone()
+    };
+    let verbs_of = |objects: &[Value]| {
+        find(objects, "ClusterRole istio-cni-istio-system")["rules"][0]["verbs"].clone()
+    };
+    for (values, containers, verbs) in [
+        (
+            "istio_cni: {enabled: true}",
+            vec!["install-cni", "repair-cni"],
+            json!(["get", "list", "watch", "patch"]),
+        ),
+        (
+            "istio_cni: {enabled: true, repair: {enabled: false}}",
+            vec!["install-cni"],
+            json!(["get"]),
+        ),
+    ] {
+        let objects = render("bireme", &[], values);
+        let more: BTreeSet<String> = names(&objects).difference(&without).cloned().collect();
+        let kinds = "ClusterRole ClusterRoleBinding ConfigMap DaemonSet ServiceAccount";
+        let found: Vec<&str> = more
+            .iter()
+            .filter_map(|name| name.split(' ').next())
+            .collect();
+        assert_eq!(found.join(" "), kinds, "{values}");
+        let pod = &find(&objects, "DaemonSet istio-cni-node")["spec"]["template"]["spec"];
+        let names: Vec<&str> = pod["containers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|container| container["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(names, containers, "{values}");
+        assert_eq!(pod["hostNetwork"], true);
+        assert_eq!(verbs_of(&objects), verbs);
+        let told = values_of(&objects);
+        let has_repair = containers.len() == 2;
+        assert_eq!(
+            (&told["enabled"], &told["repair"]["enabled"]),
+            (&json!(true), &json!(has_repair))
+        );
+    }
+    // The plugin's chart may be a release of its own; the injector's is then told.
+    let alone = render("injector", &[], "istio_cni: {enabled: true}");
+    assert_eq!(values_of(&alone)["enabled"], true);
+    let told = render(
+        "bireme",
+        &[],
+        "sidecarInjectorWebhook: {istio_cni: {enabled: true}}",
+    );
+    assert_eq!(values_of(&told)["enabled"], true);
 }
 
 #[test]

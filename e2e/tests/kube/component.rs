@@ -56,6 +56,7 @@ pub(crate) async fn start(
     port_flag: &str,
     port_name: &str,
 ) -> Component {
+    let monitoring = free_port();
     let api: Api<Deployment> = Api::namespaced(client.clone(), NAMESPACE);
     let found = serde_json::to_value(api.get(deployment).await.unwrap()).unwrap();
     let pod = &found["spec"]["template"]["spec"];
@@ -79,7 +80,7 @@ pub(crate) async fn start(
         write_volume(client, volume.unwrap(), &target).await;
         moved.push((place.to_owned(), target.display().to_string()));
     }
-    let (port, monitoring) = (free_port(), free_port());
+    let port = free_port();
     let arguments = container["args"]
         .as_array()
         .unwrap()
@@ -92,18 +93,29 @@ pub(crate) async fn start(
             if text.starts_with(port_flag) {
                 return format!("{port_flag}={port}");
             }
-            text.replace(
-                "--monitoringPort=15014",
-                &format!("--monitoringPort={monitoring}"),
-            )
+            match text.split_once('=') {
+                Some((flag @ ("--monitoringPort" | "--monitoring-port"), _)) => {
+                    format!("{flag}={monitoring}")
+                }
+                Some((flag @ "--monitoringAddr", _)) => format!("{flag}=127.0.0.1:{monitoring}"),
+                _ => text,
+            }
         });
     let account = pod["serviceAccountName"].as_str().unwrap();
     let config = write_kubeconfig(client, account, &folder).await;
     let mut command = Command::new(debug_folder().join(program));
     command.args(arguments).arg(kubeconfig).arg(config);
-    if program == "galley" {
-        command.arg(format!("--server-address=tcp://127.0.0.1:{}", free_port()));
-    }
+    let more: &[&str] = match program {
+        "galley" => &["--server-address=tcp://127.0.0.1:"],
+        "pilot-discovery" => &[
+            "--httpAddr=127.0.0.1:",
+            "--grpcAddr=127.0.0.1:",
+            "--mtlsGrpcAddr=127.0.0.1:",
+            "--secureGrpcAddr=127.0.0.1:",
+        ],
+        _ => &[],
+    };
+    command.args(more.iter().map(|flag| format!("{flag}{}", free_port())));
     let log = fs::File::create(folder.join("log")).unwrap();
     let process = command
         .stdout(log.try_clone().unwrap())

@@ -1,9 +1,6 @@
 {{/* Combinations that cannot be meant, each with a sentence. */}}
 {{- define "bireme.checkSwitches" -}}
 {{- $v := .root.Values -}}{{- $g := .global -}}
-{{- if $v.istio_cni.enabled -}}
-{{- fail "istio_cni.enabled=true is not supported: there is no CNI plugin; pods program their own interception by an init container" -}}
-{{- end -}}
 {{- $mixer := and $v.mixer.enabled (or $v.mixer.policy.enabled $v.mixer.telemetry.enabled) -}}
 {{- if and $mixer (not (and $v.galley.enabled $g.useMCP)) -}}
 {{- fail "mixer takes its configuration from galley: with galley.enabled=false or global.useMCP=false, set mixer.enabled=false too" -}}

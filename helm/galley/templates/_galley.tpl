@@ -48,45 +48,76 @@ volumeMounts:
   emptyDir: {}
 {{- end -}}
 
-{{/* Everything that Galley reads; it writes its webhook's registration, and status if it analyzes. */}}
+{{/* What Galley reads everywhere; it writes its webhook's registration, and status if it analyzes. */}}
 {{- define "galley.rules" -}}
-{{- $g := .global -}}
+{{- $v := .root.Values -}}
 {{- $groups := list "networking.istio.io" "security.istio.io" "telemetry.istio.io" "extensions.istio.io" "authentication.istio.io" "rbac.istio.io" "config.istio.io" -}}
 - apiGroups: {{ toJson $groups }}
   resources: ["*"]
-  verbs: [get, list, watch]
-{{- if .root.Values.enableAnalysis }}
+  verbs: [list, watch]
+- apiGroups: [networking.k8s.io]
+  resources: [ingresses]
+  verbs: [list, watch]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [list, watch]
+{{- if $v.enableServiceDiscovery }}
+- apiGroups: [""]
+  resources: [namespaces, nodes, pods]
+  verbs: [list, watch]
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [list, watch]
+{{- end }}
+{{- if $v.enableAnalysis }}
 - apiGroups: {{ toJson $groups }}
   resources: ["*/status"]
   verbs: [patch]
+- apiGroups: [""]
+  resources: [namespaces, nodes, pods, configmaps]
+  verbs: [list]
 - apiGroups: [apps]
   resources: [deployments]
-  verbs: [get, list, watch]
+  verbs: [list]
 - apiGroups: [admissionregistration.k8s.io]
-  resources: [mutatingwebhookconfigurations]
-  verbs: [get, list, watch]
+  resources: [mutatingwebhookconfigurations, validatingwebhookconfigurations]
+  verbs: [list]
+- apiGroups: [apiextensions.k8s.io]
+  resources: [customresourcedefinitions]
+  verbs: [list]
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [gateways]
+  verbs: [list]
 {{- end }}
-- apiGroups: [networking.k8s.io]
-  resources: [ingresses]
-  verbs: [get, list, watch]
-- apiGroups: [""]
-  resources: [services, namespaces, nodes, pods, configmaps]
-  verbs: [get, list, watch]
-- apiGroups: [discovery.k8s.io]
-  resources: [endpointslices]
-  verbs: [get, list, watch]
+{{- if not .global.operatorManageWebhooks }}
+# What is to be created has no name yet that could be asked for.
 - apiGroups: [admissionregistration.k8s.io]
   resources: [validatingwebhookconfigurations]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [create]
+- apiGroups: [admissionregistration.k8s.io]
+  resources: [validatingwebhookconfigurations]
+  resourceNames: [istio-galley]
+  verbs: [get, list, watch, patch, delete]
+{{- end }}
+{{- end -}}
+
+{{/* In its own namespace: the registration waits for the webhook's endpoints and goes with the Deployment. */}}
+{{- define "galley.ownRules" -}}
 - apiGroups: [apps]
   resources: [deployments]
   resourceNames: [istio-galley]
   verbs: [get]
-# The registration goes with the Deployment, which asks for this where owner references are enforced.
+# Asked for where owner references are enforced.
 - apiGroups: [apps]
   resources: [deployments/finalizers]
   resourceNames: [istio-galley]
   verbs: [update]
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [list]
+{{- if .Values.enableAnalysis }}
+{{ include "bireme.leaseRules" "istio-analyze-leader" }}
+{{- end }}
 {{- end -}}
 
 {{- define "galley.webhooks" -}}

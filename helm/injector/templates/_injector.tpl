@@ -40,3 +40,27 @@ volumeMounts:
   resourceNames: [istio-sidecar-injector]
   verbs: [get, list, watch, patch]
 {{- end -}}
+
+{{/*
+What is added to a pod: policy and template, and the values that the template sees. Takes root (this chart), global, and cni:
+whether the nodes intercept. Where this chart is a part of another one, that one knows.
+*/}}
+{{- define "injector.configMap" -}}
+{{- $g := .global -}}{{- $v := .root.Values -}}
+{{- if not $g.omitSidecarInjectorConfigMap -}}
+{{- $own := dict "policy" $g.proxy.autoInject "alwaysInjectSelector" $v.alwaysInjectSelector
+  "neverInjectSelector" $v.neverInjectSelector "injectedAnnotations" $v.injectedAnnotations -}}
+{{- $repair := dig "repair" "enabled" true .cni -}}
+{{- $cni := dict "enabled" (dig "enabled" false .cni) "repair" (dict "enabled" $repair) -}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: istio-sidecar-injector
+  namespace: {{ .root.Release.Namespace }}
+  labels: {app: sidecarInjectorWebhook, istio: sidecar-injector, release: {{ .root.Release.Name }}}
+data:
+  config: |- {{- mergeOverwrite (.root.Files.Get "files/config.yaml" | fromYaml) $own | toYaml | nindent 4 }}
+  values: |- {{- dict "global" (omit $g "components") "sidecarInjectorWebhook" (pick $v "rewriteAppHTTPProbe") "istio_cni" $cni | toYaml | nindent 4 }}
+{{- end -}}
+{{- end -}}

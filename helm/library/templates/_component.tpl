@@ -61,12 +61,10 @@ spec:
     matchLabels: {{- toYaml .labels | nindent 6 }}
   template:
     metadata:
-      labels: {{- toYaml .labels | nindent 8 }}
-      annotations:
-        sidecar.istio.io/inject: "false"
-        {{- with $v.podAnnotations }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
+      labels: {{- toYaml (merge (dict "sidecar.istio.io/inject" "false") .labels) | nindent 8 }}
+      {{- with $v.podAnnotations }}
+      annotations: {{- toYaml . | nindent 8 }}
+      {{- end }}
     spec:
       serviceAccountName: {{ .account }}
       {{- with $g.priorityClassName }}
@@ -252,6 +250,39 @@ metadata:
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {{ $name }}}
 subjects:
 - {kind: ServiceAccount, name: {{ .account }}, namespace: {{ .root.Release.Namespace }}}
+{{- end -}}
+
+{{/* Its role in the release's namespace. Takes the same. */}}
+{{- define "bireme.role" -}}
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels: {app: {{ .name }}, release: {{ .root.Release.Name }}}
+rules: {{- .rules | nindent 0 }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels: {app: {{ .name }}, release: {{ .root.Release.Name }}}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: {{ .name }}}
+subjects:
+- {kind: ServiceAccount, name: {{ .account }}, namespace: {{ .root.Release.Namespace }}}
+{{- end -}}
+
+{{/* What the election of a leader needs, by the Lease of that name. */}}
+{{- define "bireme.leaseRules" -}}
+# What is to be created has no name yet that could be asked for.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ . }}]
+  verbs: [get, patch]
 {{- end -}}
 
 {{/*

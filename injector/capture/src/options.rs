@@ -71,6 +71,18 @@ pub struct Options {
     /// Remove the rules instead of adding them.
     #[arg(long)]
     pub clean: bool,
+    /// Leave the rules alone: somebody else programs them.
+    #[arg(long)]
+    pub skip_rule_apply: bool,
+    /// Try whether traffic is intercepted; the exit code is 126 if it is not.
+    #[arg(long)]
+    pub run_validation: bool,
+    /// Port that is tried.
+    #[arg(long = "iptables-probe-port", default_value_t = 15002)]
+    pub probe_port: u16,
+    /// Seconds to try for.
+    #[arg(long, default_value_t = 5)]
+    pub probe_timeout: u64,
 }
 
 /// How inbound traffic reaches the proxy.

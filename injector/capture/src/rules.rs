@@ -55,6 +55,9 @@ pub const NAT_CHAINS: &[&str] = &[
 /// Chains of ours in the mangle table.
 pub const MANGLE_CHAINS: &[&str] = &["ISTIO_DIVERT", "ISTIO_INBOUND", "ISTIO_TPROXY"];
 
+/// The tables that we use, with our chains in each.
+pub const TABLES: &[(&str, &[&str])] = &[("nat", NAT_CHAINS), ("mangle", MANGLE_CHAINS)];
+
 /// One table's worth of rules.
 struct Table {
     name: &'static str,
@@ -134,6 +137,9 @@ fn build_tproxy(options: &Options, family: Family) -> String {
         options.inbound_port
     ));
     if options.inbound_ports != Selection::Only(Vec::new()) {
+        // Nothing comes in by loopback but what outbound rules have sent there: answers of the proxy to the application among
+        // it, which still bear the proxy's address here.
+        mangle.add("ISTIO_INBOUND -i lo -p tcp -j RETURN");
         // A packet of a connection that the proxy already has goes straight to it.
         mangle.add("ISTIO_INBOUND -p tcp -m socket --transparent -j ISTIO_DIVERT");
     }
@@ -282,11 +288,10 @@ mod tests {
     #[test]
     fn tproxy_marks_in_the_mangle_table() {
         let rules = rules(&["-m", "TPROXY", "-b", "*"]);
-        assert!(
-            rules.starts_with("*mangle\n")
-                && rules.contains("--on-port 15006\n")
-                && !rules.contains("nat -A PREROUTING")
-        );
+        let (mangle, nat) = rules.split_once("COMMIT\n").unwrap();
+        assert!(mangle.starts_with("*mangle\n") && mangle.contains("--on-port 15006\n"));
+        assert!(mangle.contains("-A PREROUTING -p tcp -j ISTIO_INBOUND\n"));
+        assert!(nat.starts_with("*nat\n") && !nat.contains("PREROUTING"));
     }
 
     #[test]

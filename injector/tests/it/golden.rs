@@ -5,12 +5,14 @@ use std::path::Path;
 
 use injector::config::{Files, Settings};
 use injector::kube_inject::inject_text;
+use injector::pod::{inject, workload_of};
+use serde_json::json;
 
 fn check(case: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("testdata")
         .join(case);
-    let mut settings = Settings::load(&Files::default()).unwrap();
+    let mut settings = settings(&folder);
     settings.version = "fixed".to_owned();
     let input = fs::read_to_string(folder.join("input.yaml")).unwrap();
     let injected = inject_text(&settings, "input.yaml", &input).unwrap();
@@ -30,6 +32,16 @@ fn check(case: &str) {
     );
 }
 
+/// The shipped settings, with the case's own values over them.
+fn settings(folder: &Path) -> Settings {
+    let values = folder.join("values.yaml");
+    let files = Files {
+        inject_values: values.exists().then_some(values),
+        ..Files::default()
+    };
+    Settings::load(&files).unwrap()
+}
+
 #[test]
 fn a_deployment_gets_proxy_interception_and_rewritten_probes() {
     check("deployment");
@@ -43,6 +55,33 @@ fn a_pod_template_deep_in_a_cron_job_is_found_and_annotations_count() {
 #[test]
 fn every_wish_counts_and_what_holds_no_pod_keeps_its_text() {
     check("annotations");
+}
+
+#[test]
+fn where_the_node_intercepts_pods_only_try_whether_it_works() {
+    check("cni");
+}
+
+#[test]
+fn what_the_plugin_is_told_is_told_anew_at_every_injection() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/cni");
+    let settings = settings(&folder);
+    let pod = json!({
+        "metadata": {"annotations": {"traffic.sidecar.istio.io/excludeOutboundPorts": "3306"}},
+        "spec": {"containers": [{"name": "web"}]},
+    });
+    let workload = workload_of(&pod, "shop");
+    let once = inject(&settings, &pod, &workload).unwrap();
+    assert_eq!(inject(&settings, &once, &workload).unwrap(), once);
+    let annotations = &once["metadata"]["annotations"];
+    assert_eq!(
+        annotations["traffic.sidecar.istio.io/includeOutboundIPRanges"],
+        "10.0.0.0/8"
+    );
+    assert_eq!(
+        annotations["traffic.sidecar.istio.io/excludeOutboundPorts"],
+        "3306"
+    );
 }
 
 #[test]

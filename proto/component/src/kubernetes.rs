@@ -98,7 +98,25 @@ pub fn watch<K>(api: Api<K>) -> impl Stream<Item = Change<K>> + Send
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let config = watcher::Config::default().page_size(PAGE);
+    watch_selected(api, "", "")
+}
+
+/// As [`watch`], of those objects only that selectors of fields and labels select; an empty one selects all.
+pub fn watch_selected<K>(
+    api: Api<K>,
+    fields: &str,
+    labels: &str,
+) -> impl Stream<Item = Change<K>> + Send + use<K>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let mut config = watcher::Config::default().page_size(PAGE);
+    if !fields.is_empty() {
+        config = config.fields(fields);
+    }
+    if !labels.is_empty() {
+        config = config.labels(labels);
+    }
     let events = watcher(api, config).default_backoff();
     events.filter_map(|event| std::future::ready(change_of(event)))
 }

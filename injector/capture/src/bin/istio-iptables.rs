@@ -6,28 +6,38 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser as _;
 use injector_capture::options::Options;
-use injector_capture::program;
 use injector_capture::rules::{Family, build};
+use injector_capture::{program, validation};
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "istio-iptables: {error:#}");
-            ExitCode::FAILURE
+    let options = Options::parse();
+    let outcome = program_rules(&options);
+    let (outcome, code) = match outcome {
+        Ok(()) if options.run_validation => {
+            let tried = validation::run(&options).context("try the rules");
+            (tried, ExitCode::from(validation::FAILED))
         }
-    }
+        other => (other, ExitCode::FAILURE),
+    };
+    let Err(error) = outcome else {
+        return ExitCode::SUCCESS;
+    };
+    let _ = writeln!(std::io::stderr(), "istio-iptables: {error:#}");
+    code
 }
 
-fn run(options: &Options) -> anyhow::Result<()> {
+fn program_rules(options: &Options) -> anyhow::Result<()> {
     if options.dry_run {
-        let rules = build(options, Family::V4);
+        let rules = [Family::V4, Family::V6].map(|family| build(options, family));
         return std::io::stdout()
-            .write_all(rules.as_bytes())
+            .write_all(rules.concat().as_bytes())
             .context("print the rules");
     }
     if options.clean {
         return program::clean().context("remove the rules");
+    }
+    if options.skip_rule_apply {
+        return Ok(());
     }
     program::apply(options).context("program the rules")
 }

@@ -32,6 +32,7 @@ const KINDS: &[(&str, &str, &str)] = &[
     ("", "v1", "Service"),
     ("discovery.k8s.io", "v1", "EndpointSlice"),
     ("apps", "v1", "Deployment"),
+    ("apps", "v1", "DaemonSet"),
     ("autoscaling", "v2", "HorizontalPodAutoscaler"),
     ("policy", "v1", "PodDisruptionBudget"),
     ("networking.k8s.io", "v1", "NetworkPolicy"),
