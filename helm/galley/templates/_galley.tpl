@@ -115,9 +115,6 @@ volumeMounts:
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [list]
-{{- if .Values.enableAnalysis }}
-{{ include "bireme.leaseRules" "istio-analyze-leader" }}
-{{- end }}
 {{- end -}}
 
 {{- define "galley.webhooks" -}}

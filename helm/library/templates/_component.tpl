@@ -273,18 +273,6 @@ subjects:
 - {kind: ServiceAccount, name: {{ .account }}, namespace: {{ .root.Release.Namespace }}}
 {{- end -}}
 
-{{/* What the election of a leader needs, by the Lease of that name. */}}
-{{- define "bireme.leaseRules" -}}
-# What is to be created has no name yet that could be asked for.
-- apiGroups: [coordination.k8s.io]
-  resources: [leases]
-  verbs: [create]
-- apiGroups: [coordination.k8s.io]
-  resources: [leases]
-  resourceNames: [{{ . }}]
-  verbs: [get, patch]
-{{- end -}}
-
 {{/*
 A webhook's serving certificate: the Secret that is there already, or a new one for ten years. Takes root, secret, service.
 */}}

@@ -140,8 +140,10 @@ fn build_tproxy(options: &Options, family: Family) -> String {
         // Nothing comes in by loopback but what outbound rules have sent there: answers of the proxy to the application among
         // it, which still bear the proxy's address here.
         mangle.add("ISTIO_INBOUND -i lo -p tcp -j RETURN");
-        // A packet of a connection that the proxy already has goes straight to it.
-        mangle.add("ISTIO_INBOUND -p tcp -m socket --transparent -j ISTIO_DIVERT");
+        // A packet of a connection that somebody already has goes straight to him: what the proxy was given, and answers to
+        // what it asked for itself, which TPROXY would drop.
+        mangle
+            .add("ISTIO_INBOUND -p tcp -m conntrack --ctstate RELATED,ESTABLISHED -j ISTIO_DIVERT");
     }
     add_inbound(&mut mangle, options, "ISTIO_TPROXY");
     mangle.finish()

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns, unshare};
 use socket2::{Domain, Socket, Type};
 
+/// Runs a script, but not for long: who gets no answer at all would ask for two minutes.
+const PATIENTLY: &[&str] = &["timeout", "5", "bash", "-c"];
+
 /// Runs a test on a thread with a network namespace of its own: the node's. What it starts inherits it.
 pub(crate) fn on_a_node(test: impl FnOnce() + Send + 'static) {
     let node = thread::spawn(|| {
@@ -129,16 +132,8 @@ impl Pod {
     pub(crate) fn ask(&self, user: &str, target: &str) -> String {
         let user = format!("--reuid={user}");
         let script = question(target);
-        let line = [
-            "setpriv",
-            &user,
-            "--regid=1000",
-            "--clear-groups",
-            "bash",
-            "-c",
-            &script,
-        ];
-        said(&self.try_run(&line))
+        let line = ["setpriv", &user, "--regid=1000", "--clear-groups"];
+        said(&self.try_run(&[&line[..], PATIENTLY, &[&script]].concat()))
     }
 }
 
@@ -193,20 +188,20 @@ fn listen(address: SocketAddr) -> TcpListener {
 
 /// Who answers on the node.
 pub(crate) fn ask_on_node(target: &str) -> String {
-    said(
-        &Command::new("bash")
-            .args(["-c", &question(target)])
-            .output()
-            .unwrap(),
-    )
+    let mut command = Command::new(PATIENTLY[0]);
+    command.args(&PATIENTLY[1..]).arg(question(target));
+    said(&command.output().unwrap())
 }
 
 fn question(target: &str) -> String {
     let (protocol, address) = target.split_once(' ').unwrap();
     let (host, port) = address.rsplit_once(':').unwrap();
     let host = host.trim_matches(['[', ']']);
-    format!("exec 3<>/dev/{protocol}/{host}/{port} && echo question >&3; timeout 5 head -c 64 <&3 | tr -d '\\0'")
-        .replace("head -c 64", if protocol == "udp" { "dd bs=64 count=1 status=none" } else { "head -c 64" })
+    let read = match protocol {
+        "udp" => "dd bs=64 count=1 status=none",
+        _ => "head -c 64",
+    };
+    format!("exec 3<>/dev/{protocol}/{host}/{port} && echo question >&3 && {read} <&3")
 }
 
 /// What was answered; `nobody` where nothing was.
