@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use proto::istio::mixer::v1::check_request::QuotaParams;
 use proto::istio::mixer::v1::mixer_client::MixerClient;
 use proto::istio::mixer::v1::report_request::RepeatedAttributesSemantics;
-use proto::istio::mixer::v1::{CheckRequest, ReportRequest};
+use proto::istio::mixer::v1::{CheckRequest, CheckResponse, ReportRequest};
 use proto_component::task;
 use proto_mesh::attribute::codec::{self, Encoder};
 use proto_mesh::attribute::{Attributes, Value, dictionary};
@@ -50,6 +50,8 @@ struct Args {
 struct Tally {
     calls: AtomicU64,
     failed: AtomicU64,
+    /// Checks that were answered with a refusal, or without all of the quota.
+    refused: AtomicU64,
     /// Microseconds.
     latencies: Mutex<Vec<u32>>,
 }
@@ -163,7 +165,7 @@ fn checks(args: &Args) -> Vec<CheckRequest> {
             attributes: Some(codec::encode(&attributes(number), dictionary::WORDS.len())),
             global_word_count: 222,
             quotas: [(
-                "requestcount".to_owned(),
+                "ratelimit".to_owned(),
                 QuotaParams {
                     amount: 1,
                     best_effort: true,
@@ -221,15 +223,22 @@ impl Worker {
                 called = due;
                 due += period;
             }
-            let is_ok = if self.args.mode == "report" {
+            let (is_ok, is_refused) = if self.args.mode == "report" {
                 let request = reports[number % reports.len()].clone();
-                client.report(request).await.is_ok()
+                (client.report(request).await.is_ok(), false)
             } else {
                 let request = checks[number % checks.len()].clone();
-                client.check(request).await.is_ok()
+                let answer = client.check(request).await;
+                let is_refused = answer
+                    .as_ref()
+                    .is_ok_and(|answer| is_refusal(answer.get_ref()));
+                (answer.is_ok(), is_refused)
             };
             number += self.workers;
             self.tally.calls.fetch_add(1, Ordering::Relaxed);
+            self.tally
+                .refused
+                .fetch_add(u64::from(is_refused), Ordering::Relaxed);
             self.tally
                 .failed
                 .fetch_add(u64::from(!is_ok), Ordering::Relaxed);
@@ -237,6 +246,16 @@ impl Worker {
         }
         self.tally.latencies.lock().extend(latencies);
     }
+}
+
+/// Whether a check was refused, or granted less than was asked for.
+fn is_refusal(answer: &CheckResponse) -> bool {
+    let status = answer
+        .precondition
+        .as_ref()
+        .and_then(|found| found.status.as_ref());
+    status.is_some_and(|status| status.code != 0)
+        || answer.quotas.values().any(|quota| quota.granted_amount < 1)
 }
 
 #[tokio::main]
@@ -291,11 +310,12 @@ fn summary(
     };
     let memory = memory_mib(args.pid)?;
     let summary = format!(
-        "{mode}: {units} in {elapsed:.1} s ({rate:.0}/s), {failed} calls failed; {cpu:.1} CPU s: {percore:.0}/s a core; \
+        "{mode}: {units} in {elapsed:.1} s ({rate:.0}/s), {failed} calls failed, {refused} refused; {cpu:.1} CPU s: {percore:.0}/s a core; \
          p50 {p50:.2} ms, p99 {p99:.2} ms; memory {before} -> {memory} MiB\n",
         mode = args.mode,
         rate = units as f64 / elapsed,
         failed = tally.failed.load(Ordering::Relaxed),
+        refused = tally.refused.load(Ordering::Relaxed),
         percore = units as f64 / cpu,
         p50 = at(0.5),
         p99 = at(0.99),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::routing::get;
 use proto::istio::mixer::v1::mixer_server::MixerServer;
 use proto_component::grpc::{self, GrpcMetrics, ServerOptions};
@@ -21,6 +21,7 @@ use crate::args::ServerArgs;
 use crate::load_shed::LoadShedder;
 use crate::metrics::Metrics;
 use crate::runtime::Runtime;
+use crate::seldom::Seldom;
 use crate::server::Service;
 use crate::{debug, probe, store};
 
@@ -99,6 +100,7 @@ impl Server {
             pods,
             metrics,
             shedder: LoadShedder::new(args.shed.limits()),
+            failures: Seldom::default(),
         };
         let service = MixerServer::new(service).max_decoding_message_size(args.max_message_size);
         Ok(Self {
@@ -186,8 +188,13 @@ fn warn_without_configuration(readiness: Readiness, patience: Duration) {
 /// The metrics of all prometheus handlers, until the process ends.
 fn serve_prometheus(listener: Listener, registry: Arc<Registry>, process: &Process) {
     let page = get(move || {
-        let text = registry.expose();
-        async move { ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text) }
+        let registry = registry.clone();
+        async move {
+            // Much text where there are many series: not on a thread that answers calls.
+            let text = tokio::task::spawn_blocking(move || registry.expose()).await;
+            text.map(|text| ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], text))
+                .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+        }
     });
     let router = Router::new().route("/metrics", page);
     let incoming = listener.plaintext(&proto_component::drain::Drain::never());

@@ -5,7 +5,7 @@
 //!
 //! Configuration comes the other way: [`store`] (MCP, files) → [`config`] (a snapshot; what is wrong is left out and reported)
 //! → [`runtime`] (handlers, routing table, swapped whole). [`debug`] shows it, [`metrics`] counts, [`bootstrap`] puts all
-//! together. [`eval_command`] runs the language alone, [`client_command`] calls a server, both with [`attribute_args`].
+//! together; [`seldom`] keeps logs short. [`eval_command`] runs the language alone, [`client_command`] calls a server, both with [`attribute_args`].
 
 mod adapter;
 pub mod args;
@@ -25,6 +25,7 @@ mod pods;
 pub mod probe;
 mod routing;
 mod runtime;
+mod seldom;
 mod server;
 mod store;
 mod template;

@@ -8,6 +8,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::seldom::Seldom;
+
 /// What happens to requests that are too many.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
@@ -41,6 +43,7 @@ pub(crate) struct Limits {
 pub(crate) struct LoadShedder {
     limits: Limits,
     state: Mutex<State>,
+    said: Seldom,
 }
 
 #[derive(Debug)]
@@ -74,6 +77,7 @@ impl LoadShedder {
         Self {
             limits,
             state: Mutex::new(state),
+            said: Seldom::default(),
         }
     }
 
@@ -83,8 +87,8 @@ impl LoadShedder {
             return false;
         }
         let is_too_much = self.state.lock().is_too_much(&self.limits, Instant::now());
-        if is_too_much {
-            tracing::warn!(target: "loadshedding", mode = ?self.limits.mode, "too many requests");
+        if is_too_much && let Some(times) = self.said.times() {
+            tracing::warn!(target: "loadshedding", mode = ?self.limits.mode, times, "too many requests");
         }
         is_too_much && self.limits.mode == Mode::Enforce
     }

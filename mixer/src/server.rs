@@ -14,6 +14,7 @@ use crate::load_shed::LoadShedder;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::routing::Table;
+use crate::seldom::Seldom;
 
 /// The service.
 pub(crate) struct Service {
@@ -21,6 +22,8 @@ pub(crate) struct Service {
     pub(crate) pods: Arc<ArcSwap<Pods>>,
     pub(crate) metrics: Metrics,
     pub(crate) shedder: LoadShedder,
+    /// Failures in the log.
+    pub(crate) failures: Seldom,
 }
 
 impl Service {
@@ -54,7 +57,9 @@ impl Mixer for Service {
         match outcome {
             Ok(response) => Ok(Response::new(response)),
             Err(error) => {
-                tracing::error!(target: "api", %error, "a check failed");
+                if let Some(times) = self.failures.times() {
+                    tracing::error!(target: "api", %error, times, "a check failed");
+                }
                 Err(Status::internal(format!(
                     "performing check operation failed: {error}"
                 )))
@@ -78,7 +83,9 @@ impl Mixer for Service {
         match outcome {
             Ok(()) => Ok(Response::new(ReportResponse {})),
             Err(error) => {
-                tracing::error!(target: "api", %error, "a report failed");
+                if let Some(times) = self.failures.times() {
+                    tracing::error!(target: "api", %error, times, "a report failed");
+                }
                 Err(Status::unknown(error.to_string()))
             }
         }

@@ -206,8 +206,10 @@ impl Client {
     /// Tells Mixer of something that is over. Sent some time later, with others.
     pub(crate) fn report(&self, attributes: &Attributes) {
         self.stats.total_report_calls.inc();
-        let length = self.batch.borrow_mut().add(attributes, self.words.get());
-        if self.transport.disable_report_batch || length >= self.transport.batch_entries {
+        let mut batch = self.batch.borrow_mut();
+        let length = batch.add(attributes, self.words.get());
+        let is_full = length >= self.transport.batch_entries || batch.is_large();
+        if self.transport.disable_report_batch || is_full {
             self.full.notify_one();
         } else if length == 1 {
             self.begun.notify_one();

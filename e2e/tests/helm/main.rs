@@ -408,10 +408,13 @@ fn names_and_ports_are_those_that_users_know() {
             "istio-galley",
             "443 https-validation, 15014 http-monitoring, 9901 grpc-mcp",
         ),
-        ("istio-policy", "9091 grpc-mixer, 15014 http-monitoring"),
+        (
+            "istio-policy",
+            "9091 grpc-mixer, 9093 http-self-metrics, 15014 http-monitoring",
+        ),
         (
             "istio-telemetry",
-            "9091 grpc-mixer, 15014 http-monitoring, 42422 prometheus",
+            "9091 grpc-mixer, 9093 http-self-metrics, 15014 http-monitoring, 42422 prometheus",
         ),
         (
             "istio-sidecar-injector",
@@ -443,6 +446,77 @@ fn names_and_ports_are_those_that_users_know() {
                 self::name(service)
             );
         }
+    }
+}
+
+#[test]
+fn a_secured_control_plane_has_mixer_behind_mutual_tls() {
+    let secured = "global: {controlPlaneSecurityEnabled: true}";
+    let objects = render("bireme", &profile("demo"), secured);
+    let mesh = find(&objects, "ConfigMap istio")["data"]["mesh"].as_str();
+    let mesh = proto::yaml::parse_documents(mesh.unwrap())
+        .remove(0)
+        .unwrap();
+    for (half, server) in [
+        ("policy", "mixerCheckServer"),
+        ("telemetry", "mixerReportServer"),
+    ] {
+        let name = format!("istio-{half}");
+        let host = format!("{name}.istio-system.svc.cluster.local");
+        assert_eq!(mesh.value[server], format!("{host}:15004"));
+        let service = find(&objects, &format!("Service {name}"));
+        let ports = service["spec"]["ports"].as_array().unwrap();
+        assert!(ports.iter().any(|port| port["port"] == 15004), "{name}");
+        let pod = &find(&objects, &format!("Deployment {name}"))["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        let arguments = container["args"].as_array().unwrap();
+        assert!(
+            arguments
+                .iter()
+                .any(|argument| argument == "--securePort=15004")
+        );
+        assert_eq!(container["volumeMounts"][0]["mountPath"], "/etc/certs");
+        let secret = &pod["volumes"][0]["secret"]["secretName"];
+        assert_eq!(*secret, format!("istio.{name}-service-account"));
+        let rule = &find(&objects, &format!("DestinationRule {name}"))["spec"];
+        assert_eq!(rule["host"], host);
+        let port = &rule["trafficPolicy"]["portLevelSettings"][0];
+        assert_eq!(port["port"]["number"], 15004);
+        assert_eq!(port["tls"]["mode"], "ISTIO_MUTUAL");
+    }
+}
+
+#[test]
+fn grafana_has_a_dashboard_for_each_component() {
+    let objects = render("grafana", &[], "");
+    let pod = &find(&objects, "Deployment grafana")["spec"]["template"]["spec"];
+    let volumes = pod["volumes"].as_array().unwrap();
+    let volume = volumes.iter().find(|volume| volume["name"] == "dashboards");
+    let sources = volume.unwrap()["projected"]["sources"].as_array().unwrap();
+    for part in [
+        "istio-mesh",
+        "istio-service",
+        "istio-workload",
+        "mixer",
+        "pilot",
+        "galley",
+        "citadel",
+        "sidecar-injector",
+    ] {
+        let name = format!("istio-grafana-configuration-dashboards-{part}-dashboard");
+        assert!(
+            sources
+                .iter()
+                .any(|source| source["configMap"]["name"] == name),
+            "{name} is not mounted"
+        );
+        let data = &find(&objects, &format!("ConfigMap {name}"))["data"];
+        let text = data[format!("{part}-dashboard.json")].as_str().unwrap();
+        let dashboard: Value = serde_json::from_str(text).unwrap();
+        assert!(
+            !dashboard["panels"].as_array().unwrap().is_empty(),
+            "{part}"
+        );
     }
 }
 

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod dashboards;
 mod dependencies;
 mod envoy;
 mod failure;
@@ -10,6 +11,7 @@ mod graph;
 mod input;
 mod inspection;
 mod lifecycle;
+mod mixer;
 mod modes;
 mod policy;
 mod proof;

@@ -17,6 +17,7 @@ async fn mixer_denies_by_rule_and_counts_what_happened() {
     let mut mesh = Mesh::up("e2e-policy", &["--set", SWITCHES]).await.unwrap();
     settles(&mesh, "the page", 3, has_details).await;
     send_everybody_to_red_stars(&mesh).await;
+    assert!(crate::switches::has_mixer_filters(&mesh).await);
 
     mesh.apply("policy/mixer-denier.yaml").await.unwrap();
     // Proxies keep a verdict as long as Mixer said: a minute where no rule had a say.

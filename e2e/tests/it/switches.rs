@@ -6,10 +6,9 @@ use crate::{SETTLED, has_details, send_everybody_to_red_stars, settles};
 
 #[tokio::test]
 #[ignore = "needs root and iptables"]
-async fn without_citadel_the_page_comes_over_plaintext_at_once() {
-    let mut mesh = Mesh::up("e2e-no-citadel", &["--set", "security.enabled=false"])
-        .await
-        .unwrap();
+async fn without_citadel_and_mixer_the_page_comes_over_plaintext_at_once() {
+    let off = "security.enabled=false,mixer.policy.enabled=false,mixer.telemetry.enabled=false";
+    let mut mesh = Mesh::up("e2e-no-citadel", &["--set", off]).await.unwrap();
     says(&mesh, "Switched off: security (no certificates").await;
     settles(&mesh, "the page", 3, has_details).await;
     let log = mesh
@@ -17,6 +16,7 @@ async fn without_citadel_the_page_comes_over_plaintext_at_once() {
         .await
         .unwrap();
     assert_eq!(log.matches("no certificate of its own").count(), 1, "{log}");
+    assert!(!has_mixer_filters(&mesh).await);
     assert_eq!(mesh.end().await, "");
 }
 
@@ -30,6 +30,14 @@ async fn without_galley_its_readers_read_files() {
     settles(&mesh, "the page", 3, has_details).await;
     send_everybody_to_red_stars(&mesh).await;
     assert_eq!(mesh.end().await, "");
+}
+
+/// Whether anything that Pilot sent to a sidecar is for Mixer.
+pub(crate) async fn has_mixer_filters(mesh: &Mesh) -> bool {
+    let command = ["proxy-config", "all", "deploy/productpage-v1", "-o", "json"];
+    let dump = mesh.ctl_ok(&command).await.unwrap();
+    assert!(dump.contains("HttpConnectionManager"), "{dump}");
+    dump.contains("istio.mixer.v1.config.client")
 }
 
 /// Waits until `local up` has said so.

@@ -21,5 +21,14 @@ volumeMounts:
 - name: config
   configMap: {name: istio-grafana}
 - name: dashboards
-  configMap: {name: istio-grafana-configuration-dashboards-istio-mesh-dashboard}
+  projected:
+    sources:
+    {{- range $path, $_ := .Files.Glob "dashboards/*.json" }}
+    - configMap: {name: {{ include "grafana.dashboard" $path }}}
+    {{- end }}
+{{- end -}}
+
+{{/* The ConfigMap of a dashboard, named after its file. */}}
+{{- define "grafana.dashboard" -}}
+istio-grafana-configuration-dashboards-{{ base . | trimSuffix ".json" }}
 {{- end -}}

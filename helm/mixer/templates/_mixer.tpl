@@ -6,6 +6,10 @@ args:
 - --port=9091
 - --monitoringPort={{ $g.monitoringPort }}
 - --prometheusPort=42422
+- --selfMetricsPort=9093
+{{- if $g.controlPlaneSecurityEnabled }}
+- --securePort=15004
+{{- end }}
 - --configStoreURL=mcp://istio-galley.{{ $g.istioNamespace }}.svc:9901
 - --configDefaultNamespace={{ .root.Release.Namespace }}
 {{- if eq .role "telemetry" }}
@@ -16,4 +20,37 @@ args:
 env:
 {{ include "bireme.podEnvironment" . }}
 {{- include "bireme.environment" $v.env }}
+{{- if $g.controlPlaneSecurityEnabled }}
+volumeMounts:
+- {name: istio-certs, mountPath: /etc/certs, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{/* The certificate for the port with mutual TLS: the pod starts once Citadel has written it. */}}
+{{- define "mixer.volumes" -}}
+{{- if .global.controlPlaneSecurityEnabled -}}
+- name: istio-certs
+  secret: {secretName: istio.{{ .account }}, defaultMode: 0440}
+{{- end -}}
+{{- end -}}
+
+{{/* How proxies reach it: by many calls on a connection, but not for ever on one, so that replicas share them. */}}
+{{- define "mixer.destinationRule" -}}
+{{- $pool := dict "http" (dict "http2MaxRequests" 10000 "maxRequestsPerConnection" 10000) -}}
+apiVersion: networking.istio.io/v1alpha3
+kind: DestinationRule
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Release.Namespace }}
+  labels: {release: {{ .root.Release.Name }}}
+spec:
+  host: {{ .name }}.{{ .root.Release.Namespace }}.svc.{{ .global.proxy.clusterDomain }}
+  trafficPolicy:
+    connectionPool: {{- toYaml $pool | nindent 6 }}
+    {{- if .global.controlPlaneSecurityEnabled }}
+    portLevelSettings:
+    - port: {number: 15004}
+      tls: {mode: ISTIO_MUTUAL}
+      connectionPool: {{- toYaml $pool | nindent 8 }}
+    {{- end }}
 {{- end -}}

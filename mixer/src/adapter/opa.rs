@@ -23,6 +23,7 @@ use super::{
 };
 use crate::config::params;
 use crate::lang::Val;
+use crate::seldom::Seldom;
 use crate::template::{Payload, RecordValues, Values};
 
 /// How long a verdict may be used again.
@@ -54,6 +55,7 @@ struct Opa {
     question: Uri,
     fail_close: bool,
     timeout: Duration,
+    silent: Seldom,
     /// What keeps the policies from being on the server.
     problem: Arc<Mutex<Option<String>>>,
 }
@@ -119,6 +121,7 @@ impl AdapterConfig for Params {
             question: self.question().map_err(AdapterError::new)?,
             fail_close: self.fail_close,
             timeout: self.timeout,
+            silent: Seldom::default(),
             problem,
         }))
     }
@@ -202,7 +205,9 @@ impl Waiting for Opa {
                 Ok(true) => CheckResult::ok(VALID, VALID_USES),
                 Ok(false) => refusal("opa: request was rejected".into()),
                 Err(error) => {
-                    tracing::warn!(target: "adapters", error, "no verdict from the policy agent");
+                    if let Some(times) = self.silent.times() {
+                        tracing::warn!(target: "adapters", error, times, "no verdict from the policy agent");
+                    }
                     if self.fail_close {
                         refusal(format!("opa: request was rejected: {error}"))
                     } else {

@@ -23,6 +23,7 @@ use super::{
     Waiting, status,
 };
 use crate::config::params;
+use crate::seldom::Seldom;
 use crate::template::{Dimensions, Payload, Values};
 
 /// How long one allocation may take, connecting included.
@@ -108,6 +109,7 @@ struct RedisQuota {
     /// Made when it is first needed; it comes back by itself afterwards.
     connection: Mutex<Option<ConnectionManager>>,
     fail_policy: FailPolicy,
+    away: Seldom,
     fixed: Script,
     rolling: Script,
 }
@@ -225,6 +227,7 @@ impl AdapterConfig for Params {
             client: self.client().map_err(AdapterError::new)?,
             connection: Mutex::default(),
             fail_policy: self.fail_policy,
+            away: Seldom::default(),
             fixed: Script::new(FIXED),
             rolling: Script::new(ROLLING),
         }))
@@ -322,7 +325,9 @@ impl Waiting for RedisQuota {
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "no answer in time".to_owned(),
             };
-            tracing::warn!(target: "adapters", problem, quota = instance.name, "the quotas' server is away");
+            if let Some(times) = self.away.times() {
+                tracing::warn!(target: "adapters", problem, times, quota = instance.name, "the quotas' server is away");
+            }
             let code = match self.fail_policy {
                 FailPolicy::FailOpen => Code::Unavailable,
                 FailPolicy::FailClose => Code::ResourceExhausted,

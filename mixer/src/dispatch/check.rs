@@ -197,7 +197,7 @@ impl<'a> Session<'a> {
         request: &QuotaRequest<'_>,
     ) -> Result<QuotaResult, DispatchError> {
         if !self.table.knows_quota(name) {
-            tracing::warn!(target: "dispatcher", quota = name, "a request asks for an unknown quota");
+            tracing::debug!(target: "dispatcher", quota = name, "a request asks for an unknown quota");
         }
         let mut found = None;
         let (mut destinations, mut instances) = (0u32, 0u32);
@@ -228,7 +228,7 @@ impl<'a> Session<'a> {
                         None => call(destination, || adapter.allocate(&values, request)),
                     };
                     let result = result.unwrap_or_else(|error| {
-                        tracing::warn!(target: "dispatcher", %error, quota = name, "a quota handler failed");
+                        tracing::debug!(target: "dispatcher", %error, quota = name, "a quota handler failed");
                         // QUIRK: a failure reads as "nothing granted", and the next handler is asked.
                         Default::default()
                     });

@@ -4,7 +4,6 @@
 
 mod adapters;
 mod check;
-mod dashboards;
 mod exactness;
 mod mcp;
 mod otlp;

@@ -154,3 +154,15 @@ async fn a_report_that_cannot_be_read_is_an_error() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn access_logs_can_be_switched_on() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("default/accesslog.yaml");
+    let accesslog = std::fs::read_to_string(path).unwrap();
+    let server = TestServer::start(&format!("{}\n{accesslog}", default_config())).await;
+    let page: serde_json::Value =
+        serde_json::from_str(&server.page("/debug/config").await).unwrap();
+    assert_eq!(page["errors"], serde_json::json!([]));
+    let handlers = server.page("/debug/handlers").await;
+    assert!(handlers.contains("stdio.istio-system"), "{handlers}");
+}

@@ -10,7 +10,7 @@ use proto::istio::mixer::v1::report_request::RepeatedAttributesSemantics;
 use proto::istio::mixer::v1::{CompressedAttributes, ReportRequest};
 use proto_component::drain::Drain;
 use proto_mesh::attribute::codec::Encoder;
-use proto_mesh::attribute::{Attributes, dictionary};
+use proto_mesh::attribute::{Attributes, Value, dictionary};
 
 use super::Client;
 
@@ -18,6 +18,8 @@ use super::Client;
 const MAX_IN_FLIGHT: usize = 64;
 /// And their size in bytes, for each worker.
 const MAX_BYTES: usize = 4 << 20;
+/// A batch with as many bytes of text is sent, however few entries it has: Mixer takes messages of up to 1 MiB.
+const FULL_BYTES: usize = 512 << 10;
 /// What is left at the end is sent this soon.
 const LAST_TIME: Duration = Duration::from_millis(50);
 
@@ -27,6 +29,8 @@ pub(super) struct Batch {
     encoder: Encoder,
     words: usize,
     entries: Vec<CompressedAttributes>,
+    /// Bytes of text in the entries, those counted twice that are sent once.
+    size: usize,
 }
 
 impl Batch {
@@ -39,6 +43,7 @@ impl Batch {
             encoder: Encoder::new(words),
             words,
             entries: Vec::new(),
+            size: 0,
         }
     }
 
@@ -53,7 +58,16 @@ impl Batch {
                 .map(|(name, value)| (name, value.as_ref())),
         );
         self.entries.push(entry);
+        self.size += attributes
+            .iter()
+            .map(|(_, value)| text_size(value))
+            .sum::<usize>();
         self.entries.len()
+    }
+
+    /// Whether no more text should go into it.
+    pub(super) fn is_large(&self) -> bool {
+        self.size >= FULL_BYTES
     }
 
     /// Everything so far as a request.
@@ -68,6 +82,19 @@ impl Batch {
             global_word_count: u32::try_from(batch.words).unwrap_or(u32::MAX),
             repeated_attributes_semantics: RepeatedAttributesSemantics::IndependentEncoding.into(),
         })
+    }
+}
+
+fn text_size(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Bytes(bytes) => bytes.len(),
+        Value::StringMap(map) => map.iter().map(|(key, value)| key.len() + value.len()).sum(),
+        Value::Int64(_)
+        | Value::Double(_)
+        | Value::Bool(_)
+        | Value::Timestamp(_)
+        | Value::Duration(_) => 0,
     }
 }
 

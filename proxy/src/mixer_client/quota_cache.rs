@@ -1,6 +1,9 @@
 //! Quotas at hand: an amount is fetched ahead, as much as the last second needed, and requests are charged against it.
 //!
-//! Until the first answer requests pass on credit. When Mixer grants less than was asked, nothing is asked for a while.
+//! As long as Mixer grants what it is asked for, an amount that has been asked for may be used before the answer comes; what is
+//! granted less is then taken back from what is left. So a worker never passes more than was granted, but for what it has asked
+//! for and not heard of yet: each time as much as the last second needed, and no less than [`MIN_PREFETCH`]. When Mixer grants
+//! less than was asked, there is no credit, and nothing is asked for a while.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,6 +22,8 @@ const MAX_SHAPES: usize = 64;
 const WINDOW: Duration = Duration::from_millis(1000);
 const SLOTS: u64 = 20;
 const MIN_PREFETCH: i64 = 10;
+/// Questions on their way for one cell.
+const MAX_IN_FLIGHT: u32 = 10;
 /// After an answer that granted less than was asked.
 const CLOSE_WAIT: Duration = Duration::from_millis(500);
 const MAX_GRANT_LIFE: Duration = Duration::from_secs(60);
@@ -46,6 +51,8 @@ pub(super) struct Prefetch {
     pub(super) amount: i64,
     /// The cell that asks.
     cell: u64,
+    /// The grant that is used before it is given.
+    credit: Option<u64>,
 }
 
 /// What Mixer answered to a prefetch.
@@ -68,8 +75,7 @@ struct Quota {
 #[derive(Debug)]
 struct Cell {
     grants: VecDeque<Grant>,
-    /// Before the first answer.
-    is_on_credit: bool,
+    next_grant: u64,
     /// The last answer granted less than was asked.
     is_closed: bool,
     in_flight: u32,
@@ -83,6 +89,7 @@ struct Cell {
 
 #[derive(Debug)]
 struct Grant {
+    id: u64,
     amount: i64,
     expires: Instant,
 }
@@ -113,10 +120,11 @@ impl QuotaCache {
         };
         let prefetch = cell.wanted(requirement.amount, now);
         let is_granted = cell.take(requirement.amount, now);
-        let prefetch = prefetch.map(|amount| Prefetch {
+        let prefetch = prefetch.map(|(amount, credit)| Prefetch {
             name: requirement.name.clone(),
             amount,
             cell: id,
+            credit,
         });
         Decision {
             is_granted,
@@ -141,7 +149,7 @@ impl QuotaCache {
             quota.learn(shape, prefetch, attributes);
         }
         if let Some(cell) = quota.cells.get_mut(&prefetch.cell) {
-            cell.answered(prefetch.amount, granted, now);
+            cell.answered(prefetch, granted, now);
         }
     }
 
@@ -216,7 +224,7 @@ impl Cell {
     fn new(now: Instant) -> Self {
         Self {
             grants: VecDeque::new(),
-            is_on_credit: true,
+            next_grant: 0,
             is_closed: false,
             in_flight: 0,
             asked: None,
@@ -233,8 +241,8 @@ impl Cell {
         self.grants.iter().map(|grant| grant.amount).sum()
     }
 
-    /// What is worth asking for now.
-    fn wanted(&mut self, amount: i64, now: Instant) -> Option<i64> {
+    /// What is worth asking for now, and the grant of it that may be used at once.
+    fn wanted(&mut self, amount: i64, now: Instant) -> Option<(i64, Option<u64>)> {
         if self.is_closed {
             let waits = self
                 .asked
@@ -246,13 +254,27 @@ impl Cell {
         let available = self.available(now);
         let desired = self.passed_lately(now).max(MIN_PREFETCH);
         let is_low = available < desired / 2 && self.in_flight == 0;
-        let is_short = available < amount && !self.is_on_credit;
-        if !is_low && !is_short || self.in_flight >= 10 {
+        if !is_low && available >= amount || self.in_flight >= MAX_IN_FLIGHT {
             return None;
         }
         self.in_flight += 1;
         self.asked = Some(now);
-        Some(desired.max(amount))
+        let asked = desired.max(amount);
+        let has_credit = available == 0 && !self.is_closed;
+        Some((
+            asked,
+            has_credit.then(|| self.add(asked, now + MAX_GRANT_LIFE)),
+        ))
+    }
+
+    fn add(&mut self, amount: i64, expires: Instant) -> u64 {
+        self.next_grant += 1;
+        self.grants.push_back(Grant {
+            id: self.next_grant,
+            amount,
+            expires,
+        });
+        self.next_grant
     }
 
     fn take(&mut self, amount: i64, now: Instant) -> bool {
@@ -260,19 +282,21 @@ impl Cell {
         self.passed_lately(now);
         let slot = usize::try_from(self.slot % SLOTS).unwrap_or(0);
         self.passed[slot] = self.passed[slot].saturating_add(amount);
-        if self.is_on_credit {
-            return true;
-        }
         if self.available(now) < amount {
             return false;
         }
+        self.subtract(amount);
+        true
+    }
+
+    /// Takes from the oldest grants, as far as they go.
+    fn subtract(&mut self, amount: i64) {
         let mut left = amount;
         for grant in &mut self.grants {
             let taken = grant.amount.min(left);
             grant.amount -= taken;
             left -= taken;
         }
-        true
     }
 
     /// What was asked for in the window that ends now.
@@ -290,21 +314,112 @@ impl Cell {
         self.passed.iter().sum()
     }
 
-    fn answered(&mut self, asked: i64, granted: Option<Granted>, now: Instant) {
+    fn answered(&mut self, prefetch: &Prefetch, granted: Option<Granted>, now: Instant) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.is_on_credit = false;
         // Mixer's absence must not stop traffic.
         let granted = granted.unwrap_or(Granted {
-            amount: asked,
+            amount: prefetch.amount,
             valid: WINDOW,
         });
-        self.is_closed = granted.amount < asked;
-        if granted.amount > 0 {
-            let life = granted.valid.min(MAX_GRANT_LIFE);
-            self.grants.push_back(Grant {
-                amount: granted.amount,
-                expires: now + life,
-            });
+        let missing = prefetch.amount.saturating_sub(granted.amount).max(0);
+        self.is_closed = missing > 0;
+        let expires = now + granted.valid.min(MAX_GRANT_LIFE);
+        let Some(credit) = prefetch.credit else {
+            if granted.amount > 0 {
+                self.add(granted.amount, expires);
+            }
+            return;
+        };
+        let mut own = self.grants.iter_mut();
+        let mut left = missing;
+        if let Some(own) = own.find(|grant| grant.id == credit) {
+            let taken = own.amount.min(missing);
+            own.amount -= taken;
+            left -= taken;
+            own.expires = expires;
         }
+        // What has been used of it already is taken from what other answers have granted.
+        self.available(now);
+        self.subtract(left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one() -> Requirement {
+        Requirement {
+            name: "rps".into(),
+            amount: 1,
+        }
+    }
+
+    /// Charges `count` requests; how many passed, and what was asked for.
+    fn charge(cache: &mut QuotaCache, count: usize, now: Instant) -> (i64, Vec<Prefetch>) {
+        let attributes = Attributes::new();
+        let (mut passed, mut asked) = (0, Vec::new());
+        for _ in 0..count {
+            let decision = cache.charge(&one(), &attributes, now);
+            passed += i64::from(decision.is_granted);
+            asked.extend(decision.prefetch);
+        }
+        (passed, asked)
+    }
+
+    fn answer(cache: &mut QuotaCache, prefetch: &Prefetch, amount: i64, now: Instant) {
+        let granted = Granted {
+            amount,
+            valid: Duration::from_secs(10),
+        };
+        let referenced = ReferencedAttributes::default();
+        let attributes = Attributes::new();
+        cache.answered(prefetch, Some(granted), Some(&referenced), &attributes, now);
+    }
+
+    #[test]
+    fn what_passes_before_the_answer_is_charged_to_it() {
+        let mut cache = QuotaCache::default();
+        let now = Instant::now();
+        let (passed, asked) = charge(&mut cache, 4, now);
+        assert_eq!((passed, asked.len(), asked[0].amount), (4, 1, 10));
+        answer(&mut cache, &asked[0], 6, now);
+        let (passed, asked) = charge(&mut cache, 10, now);
+        assert_eq!((passed, asked.len()), (2, 0), "four of the six were used");
+    }
+
+    #[test]
+    fn a_burst_passes_on_credit_and_a_refusal_ends_it() {
+        let mut cache = QuotaCache::default();
+        let now = Instant::now();
+        let (passed, asked) = charge(&mut cache, 100, now);
+        assert_eq!(passed, 100);
+        let granted: i64 = asked.iter().map(|prefetch| prefetch.amount).sum();
+        assert!(granted >= 100 && asked.len() <= 10, "{asked:?}");
+        // Mixer has a third of it; no more than what was on credit is too much.
+        let mut left = granted / 3;
+        for prefetch in &asked {
+            let amount = prefetch.amount.min(left);
+            left -= amount;
+            answer(&mut cache, prefetch, amount, now);
+        }
+        let (passed, asked) = charge(&mut cache, 50, now);
+        assert_eq!((passed, asked.len()), (0, 0));
+        // Half a second later it is asked for again, and nothing passes before the answer.
+        let later = now + CLOSE_WAIT;
+        let (passed, asked) = charge(&mut cache, 5, later);
+        assert_eq!((passed, asked.len()), (0, 1));
+        assert!(asked[0].credit.is_none());
+        answer(&mut cache, &asked[0], asked[0].amount, later);
+        assert_eq!(charge(&mut cache, 5, later).0, 5);
+    }
+
+    #[test]
+    fn a_bounded_number_of_questions_is_on_its_way() {
+        let mut cache = QuotaCache::default();
+        let (passed, asked) = charge(&mut cache, 100_000, Instant::now());
+        let granted: i64 = asked.iter().map(|prefetch| prefetch.amount).sum();
+        assert_eq!(asked.len(), 10);
+        assert_eq!(passed, granted);
     }
 }

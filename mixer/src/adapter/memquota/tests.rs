@@ -58,6 +58,19 @@ async fn a_window_gives_back_what_scrolls_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_long_window_is_as_long_as_it_says() {
+    let days = Duration::from_secs(30 * 86_400);
+    let adapter = limited(10, "720h");
+    let granted = || ask(&*adapter, "a", 10, true, "").granted;
+    assert_eq!(granted(), 10);
+    tokio::time::advance(days - Duration::from_secs(1)).await;
+    assert_eq!(granted(), 0);
+    // Its slots are of some minutes.
+    tokio::time::advance(Duration::from_secs(600)).await;
+    assert_eq!(granted(), 10);
+}
+
+#[tokio::test(start_paused = true)]
 async fn dimensions_have_cells_and_overrides() {
     let adapter = limited(1, "5s");
     assert_eq!(ask(&*adapter, "a", 1, false, "").granted, 1);

@@ -1,11 +1,12 @@
 //! A quota's counter: a rolling window, or a plain count for a quota without a duration.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Ten ticks a second.
 const TICK: Duration = Duration::from_millis(100);
-/// A window of more slots (a day has 864,000) would cost more than it says.
-const MAX_SLOTS: u64 = 864_000;
+/// A window has no more slots: one that is longer than ten minutes has slots of several ticks.
+const MAX_SLOTS: u64 = 6_000;
 
 /// What is left of a quota.
 #[derive(Debug)]
@@ -15,14 +16,17 @@ pub(super) enum Cell {
         max: i64,
         available: i64,
     },
-    Window(Box<Window>),
+    Window(Window),
 }
 
 #[derive(Debug)]
 pub(super) struct Window {
-    slots: Vec<i64>,
-    /// The tick of the newest slot.
-    tick: u64,
+    /// What was taken, by slot, the newest last; what is older than the window is available again.
+    taken: VecDeque<(u64, i64)>,
+    /// The window's length in slots.
+    length: u64,
+    /// Ticks of a slot.
+    grain: u64,
     available: i64,
     max: i64,
 }
@@ -41,13 +45,15 @@ impl Cell {
             };
         }
         let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
-        let slots = seconds.saturating_mul(10).clamp(1, MAX_SLOTS);
-        Cell::Window(Box::new(Window {
-            slots: vec![0; usize::try_from(slots).unwrap_or(1)],
-            tick: 0,
+        let ticks = seconds.saturating_mul(10);
+        let grain = ticks.div_ceil(MAX_SLOTS);
+        Cell::Window(Window {
+            taken: VecDeque::new(),
+            length: ticks.div_ceil(grain),
+            grain,
             available: max,
             max,
-        }))
+        })
     }
 
     /// Takes `amount`, or gives back a negative one; what was granted.
@@ -69,9 +75,7 @@ impl Cell {
                     return amount;
                 }
                 let granted = grant(amount, window.available, best_effort);
-                let newest = window.newest();
-                window.slots[newest] += granted;
-                window.available -= granted;
+                window.take(granted, tick);
                 granted
             }
         }
@@ -100,35 +104,42 @@ fn grant(amount: i64, available: i64, best_effort: bool) -> i64 {
 }
 
 impl Window {
-    fn newest(&self) -> usize {
-        usize::try_from(self.tick % self.slots.len() as u64).unwrap_or(0)
+    /// What scrolls out at `tick` is available again.
+    fn roll(&mut self, tick: u64) {
+        let slot = tick / self.grain;
+        while let Some((at, amount)) = self.taken.front().copied()
+            && at + self.length <= slot
+        {
+            self.available += amount;
+            self.taken.pop_front();
+        }
     }
 
-    /// Scrolls to `tick`; what scrolls out is available again.
-    fn roll(&mut self, tick: u64) {
-        let steps = tick.saturating_sub(self.tick).min(self.slots.len() as u64);
-        self.tick = self.tick.max(tick);
-        for step in 0..steps {
-            let position = (self.tick - step) % self.slots.len() as u64;
-            let position = usize::try_from(position).unwrap_or(0);
-            self.available += self.slots[position];
-            self.slots[position] = 0;
+    fn take(&mut self, amount: i64, tick: u64) {
+        if amount == 0 {
+            return;
+        }
+        self.available -= amount;
+        let slot = tick / self.grain;
+        match self.taken.back_mut() {
+            // Callers may come a moment late.
+            Some((newest, taken)) if *newest >= slot => *taken += amount,
+            _ => self.taken.push_back((slot, amount)),
         }
     }
 
     /// Gives back from the newest slot backwards; no more than was taken.
     fn release(&mut self, amount: u64) {
         let mut left = i64::try_from(amount).unwrap_or(i64::MAX);
-        let (newest, length) = (self.newest(), self.slots.len());
-        for step in 0..length {
-            let slot = &mut self.slots[(newest + length - step) % length];
-            let back = left.min(*slot);
-            *slot -= back;
+        while let Some((_, taken)) = self.taken.back_mut() {
+            let back = left.min(*taken);
+            *taken -= back;
             self.available += back;
             left -= back;
-            if left == 0 {
+            if *taken > 0 {
                 return;
             }
+            self.taken.pop_back();
         }
     }
 }

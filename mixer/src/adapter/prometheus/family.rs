@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ pub(super) struct Family {
     /// Label names, sorted as dimensions are.
     labels: Vec<String>,
     /// By the hash of the label values; a list for the rare clash.
-    series: RwLock<HashMap<u64, Vec<Series>, foldhash::fast::RandomState>>,
+    series: RwLock<HashMap<u64, Vec<Arc<Series>>, foldhash::fast::RandomState>>,
     /// Counts what found no series of its own.
     overflowed: IntCounter,
     begun: Instant,
@@ -126,7 +127,7 @@ impl Family {
         let position = match series.iter().position(|s| dimensions.is(&s.values)) {
             Some(position) => position,
             None => {
-                series.push(Series::new(dimensions, self.bounds.len()));
+                series.push(Arc::new(Series::new(dimensions, self.bounds.len())));
                 series.len() - 1
             }
         };
@@ -175,8 +176,8 @@ impl Family {
 
     /// Writes the metric in Prometheus' text form, series sorted by label values.
     pub(super) fn expose(&self, text: &mut String) {
-        let all = self.series.read();
-        let mut sorted: Vec<&Series> = all.values().flatten().collect();
+        // Nobody who counts waits for the text.
+        let mut sorted: Vec<_> = self.series.read().values().flatten().cloned().collect();
         if sorted.is_empty() {
             return;
         }
@@ -197,7 +198,7 @@ impl Family {
         let _ = writeln!(text, "# HELP {} {help}", self.name);
         let _ = writeln!(text, "# TYPE {} {kind}", self.name);
         for series in sorted {
-            self.expose_series(series, text);
+            self.expose_series(&series, text);
         }
     }
 

@@ -37,7 +37,7 @@ pub fn http_inbound(view: &View<'_>, port: u32) -> Option<HttpFilter> {
     let attributes = inbound_attributes(view, port);
     let service = ServiceConfig {
         disable_check_calls: !is_checked(view, Side::Server),
-        disable_report_calls: view.push.mesh.mixer.is_http_report_disabled,
+        disable_report_calls: !is_reported(view),
         ..ServiceConfig::default()
     };
     http(view, attributes, None, service)
@@ -52,7 +52,7 @@ pub fn http_outbound(view: &View<'_>) -> Option<HttpFilter> {
     };
     let service = ServiceConfig {
         disable_check_calls: !is_checked(view, Side::Client),
-        disable_report_calls: view.push.mesh.mixer.is_http_report_disabled,
+        disable_report_calls: !is_reported(view),
         ..ServiceConfig::default()
     };
     http(view, attributes, Some(forward), service)
@@ -142,6 +142,12 @@ fn is_checked(view: &View<'_>, side: Side) -> bool {
     }
 }
 
+/// Whether HTTP requests are reported.
+fn is_reported(view: &View<'_>) -> bool {
+    let mixer = &view.push.mesh.mixer;
+    !mixer.is_http_report_disabled && !mixer.report_server.is_empty()
+}
+
 fn http(
     view: &View<'_>,
     attributes: Attributes,
@@ -182,12 +188,11 @@ fn route(
     side: Side,
     quota_spec: Vec<QuotaSpec>,
 ) -> Option<(String, Any)> {
-    let mixer = &view.push.mesh.mixer;
     is_enabled(view).then(|| {
         let attributes = Attributes { attributes };
         let config = ServiceConfig {
             disable_check_calls: !is_checked(view, side),
-            disable_report_calls: mixer.is_http_report_disabled || mixer.report_server.is_empty(),
+            disable_report_calls: !is_reported(view),
             forward_attributes: (side == Side::Client).then(|| attributes.clone()),
             mixer_attributes: Some(attributes),
             quota_spec,
