@@ -173,7 +173,7 @@ async fn secured(
     Ok(Some((listener.tls(tls, &process.drain), port)))
 }
 
-/// Says so when no configuration has come in time: the server answers, but every request is let through.
+/// Says so when no configuration has come in time: until then every call is answered with UNAVAILABLE.
 fn warn_without_configuration(readiness: Readiness, patience: Duration) {
     task::spawn("config-wait", async move {
         if tokio::time::timeout(patience, readiness.wait())

@@ -37,6 +37,10 @@ impl Service {
         if usize::try_from(global_word_count).unwrap_or(usize::MAX) > dictionary::WORDS.len() {
             return Err(Status::internal("inconsistent global dictionary"));
         }
+        // Nobody is let through, and nothing forgotten, because the rules have not come yet.
+        if self.table.load().id == 0 {
+            return Err(Status::unavailable("no configuration has come yet"));
+        }
         Ok(())
     }
 }
