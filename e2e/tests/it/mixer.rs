@@ -1,7 +1,8 @@
 //! The proxy's Mixer client with a real Mixer, both as processes on the loopback: what is asked and told, by route and by
-//! connection; what happens while the one or the other half of Mixer is away; how exact a quota is.
+//! connection; what happens while the one or the other half of Mixer is away; how exact a quota is ([`quota`]).
 
 mod programs;
+mod quota;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,15 +11,15 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use proto::istio::mixer::v1::attributes::{AttributeValue, attribute_value};
-use proto_component::task;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
 
+use crate::proof::authority::Authority;
+use e2e::load::HttpClient;
 use programs::{
-    Place, Proxy, app, attributes, cluster, echo, eventually, get, http_filter, http_listener,
-    of_route, route, tcp_filter, tcp_listener,
+    Place, Proxy, app, attributes, cluster, echo, eventually, free_port, get, http_filter,
+    http_listener, of_route, over_http2, route, tcp_filter, tcp_listener, tls,
 };
 
 const RULES: &str = r#"
@@ -352,94 +353,60 @@ async fn connections_are_reported_when_they_open_go_on_and_close() {
     eventually("the refusal is counted", refused).await;
 }
 
-const QUOTA: &str = r"
-apiVersion: config.istio.io/v1alpha2
-kind: handler
-metadata: {name: quota, namespace: istio-system}
-spec:
-  compiledAdapter: memquota
-  params: {quotas: [{name: requestcount.instance.istio-system, maxAmount: {{limit}}, validDuration: 600s}]}
----
-apiVersion: config.istio.io/v1alpha2
-kind: instance
-metadata: {name: requestcount, namespace: istio-system}
-spec: {compiledTemplate: quota, params: {dimensions: {}}}
----
-apiVersion: config.istio.io/v1alpha2
-kind: rule
-metadata: {name: quota, namespace: istio-system}
-spec: {actions: [{handler: quota, instances: [requestcount]}]}
-";
-
-/// Four clients of each of three proxies use up one quota. The bound: a worker passes no more than was granted, but for what it
-/// asked for and has not heard of: what the last second needed, or ten. A slow machine may have two such questions on the way.
 #[tokio::test]
-async fn a_quota_is_exact_within_what_workers_have_in_flight() {
-    const LIMIT: usize = 400;
-    const CLIENTS: usize = 4;
+async fn with_mutual_tls_only_proxies_with_a_certificate_are_answered() {
+    let authority = Authority::new("mixer");
     let place = Place::new();
-    let rules = QUOTA.replace("{{limit}}", &LIMIT.to_string());
-    let _mixer = place.start(&rules).await;
-    let quota =
-        json!({"quotaSpec": [{"rules": [{"quotas": [{"quota": "requestcount", "charge": 1}]}]}]});
-    let routes = [route("/", Some(of_route(quota)))];
-    let listeners = [http_listener("inbound", &http_filter(json!({})), &routes)];
-    let mut proxies = Vec::new();
-    for _ in 0..3 {
-        let proxy = proxy_of(&place, &listeners).await;
-        let to = proxy.address("inbound").await;
-        proxies.push((proxy, to));
+    let folder = tempfile::tempdir().unwrap();
+    let mixer = authority.leaf("spiffe://cluster.local/ns/istio-system/sa/istio-policy");
+    let (secure, own) = (free_port(), free_port());
+    let mut flags = vec![
+        format!("--securePort={secure}"),
+        format!("--selfMetricsPort={own}"),
+    ];
+    for (flag, text) in [
+        ("certFile", &mixer.chain),
+        ("keyFile", &mixer.key),
+        ("caCertFile", &authority.root()),
+    ] {
+        let path = folder.path().join(flag);
+        std::fs::write(&path, text).unwrap();
+        flags.push(format!("--{flag}={}", path.display()));
     }
-    let clients: Vec<Vec<_>> = proxies
-        .iter()
-        .map(|(_, to)| {
-            let client = |_| task::spawn("client", use_up(*to));
-            (0..CLIENTS).map(client).collect()
-        })
-        .collect();
-    let (mut passed, mut in_flight) = (0, 0);
-    for of_proxy in clients {
-        let mut times = Vec::new();
-        for client in of_proxy {
-            times.extend(client.await.unwrap());
-        }
-        passed += times.len();
-        in_flight += 2 * most_in_a_second(&times).max(10);
-    }
-    assert!(
-        (LIMIT..=LIMIT + in_flight).contains(&passed),
-        "{passed} passed of {LIMIT}, with {in_flight} in flight"
-    );
-    // Most were never asked about.
-    for (proxy, _) in &proxies {
-        let asked = proxy.stat("http_mixer_filter.total_remote_calls").await;
-        assert!(asked < 100, "{asked} calls");
-    }
-}
-
-/// Asks ten times a second until nothing has passed for two seconds; when what passed did.
-async fn use_up(to: SocketAddr) -> Vec<Instant> {
-    let mut passed = vec![];
-    let mut last = Instant::now();
-    while last.elapsed() < Duration::from_secs(2) {
-        let answer = get(to, "/", &[]).await;
-        if answer.starts_with("HTTP/1.1 200 ") {
-            last = Instant::now();
-            passed.push(last);
-        } else {
-            let why = "Quota is exhausted for: requestcount";
-            assert!(answer.contains(why), "{answer}");
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    passed
-}
-
-/// The most that passed in any second.
-fn most_in_a_second(passed: &[Instant]) -> usize {
-    let in_second_from = |first: &Instant| {
-        let second = *first..*first + Duration::from_secs(1);
-        passed.iter().filter(|time| second.contains(time)).count()
+    let _mixer = place.start_with(RULES, &flags).await;
+    let client = authority.leaf("spiffe://cluster.local/ns/shop/sa/web");
+    let policy = |name: &str, certificate| {
+        let mut cluster = over_http2(cluster(name, SocketAddr::from(([127, 0, 0, 1], secure))));
+        cluster["transport_socket"] = tls(&authority.root(), certificate);
+        cluster
     };
-    passed.iter().map(in_second_from).max().unwrap_or(0)
+    let stranger = Authority::new("mixer").leaf("spiffe://cluster.local/ns/shop/sa/web");
+    let clusters = [
+        cluster("app", app().await),
+        place.cluster("telemetry"),
+        policy("known", Some(&client)),
+        policy("unknown", None),
+        policy("stranger", Some(&stranger)),
+    ];
+    let names = ["known", "unknown", "stranger"];
+    let listeners = names.map(|name| {
+        let filter = http_filter(json!({"transport": {"checkCluster": name}}));
+        http_listener(name, &filter, &[route("/", None)])
+    });
+    let proxy = Proxy::start(&listeners, &clusters).await;
+    for (name, path, status) in [
+        ("known", "/", 200),
+        ("known", "/denied", 403),
+        ("unknown", "/", 503),
+        ("stranger", "/", 503),
+    ] {
+        let answer = get(proxy.address(name).await, path, &[]).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{name}: {answer}"
+        );
+    }
+    let url = format!("http://127.0.0.1:{own}/metrics");
+    let page = HttpClient::default().get(&url).await.unwrap();
+    assert!(page.body.contains("mixer_config_rule_configs_total"));
 }

@@ -4,7 +4,7 @@
 //! [`matrix`]: server modes × clients × protocols. [`policies`]: who may ask for what, and forged headers. [`paths`]: one
 //! path in many spellings. [`certificates`]: certificates that are not good, and revocation.
 
-mod authority;
+pub(crate) mod authority;
 mod certificates;
 mod matrix;
 mod paths;

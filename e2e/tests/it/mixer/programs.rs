@@ -11,6 +11,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::proof::authority::Leaf;
+
 /// Patience with anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 const CLIENT: &str = "type.googleapis.com/istio.mixer.v1.config.client";
@@ -80,24 +82,23 @@ impl Place {
 
     /// Starts a Mixer with the default configuration and `rules`, and waits until it has them.
     pub(super) async fn start(&self, rules: &str) -> Mixer {
+        self.start_with(rules, &[]).await
+    }
+
+    /// As [`Self::start`], with further flags.
+    pub(super) async fn start_with(&self, rules: &str, flags: &[String]) -> Mixer {
         let config = self.folder.path().join("config");
         std::fs::create_dir_all(&config).unwrap();
         let default = e2e::mesh::project().join("mixer/default/config.yaml");
         std::fs::copy(default, config.join("default.yaml")).unwrap();
         std::fs::write(config.join("rules.yaml"), rules).unwrap();
         let log = self.folder.path().join("log");
-        let program = Program::start(
-            "mixs",
-            &[
-                "server",
-                &format!("--address=unix://{}", self.socket().display()),
-                "--monitoringPort=0",
-                "--prometheusPort=0",
-                "--log_as_json",
-                &format!("--configStoreURL=fs://{}", config.display()),
-            ],
-            &log,
-        );
+        let address = format!("--address=unix://{}", self.socket().display());
+        let store = format!("--configStoreURL=fs://{}", config.display());
+        let mut arguments = vec!["server", &address, &store, "--log_as_json"];
+        arguments.extend(["--monitoringPort=0", "--prometheusPort=0"]);
+        arguments.extend(flags.iter().map(String::as_str));
+        let program = Program::start("mixs", &arguments, &log);
         let port = eventually("Mixer serves its configuration", async || {
             let log = std::fs::read_to_string(&log).ok()?;
             log.contains("\"configuration in force\"").then_some(())?;
@@ -113,15 +114,8 @@ impl Place {
 
     /// A cluster of proxies with this Mixer for its host.
     pub(super) fn cluster(&self, name: &str) -> Value {
-        let http2 = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-        json!({
-            "name": name, "connect_timeout": "1s",
-            "typed_extension_protocol_options": {http2: {
-                "@type": format!("type.googleapis.com/{http2}"),
-                "explicit_http_config": {"http2_protocol_options": {}}}},
-            "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [
-                {"endpoint": {"address": {"pipe": {"path": self.socket()}}}}]}]},
-        })
+        let address = json!({"pipe": {"path": self.socket()}});
+        over_http2(cluster_at(name, &address))
     }
 }
 
@@ -234,13 +228,50 @@ impl Proxy {
     }
 }
 
+/// A port that is free at this moment.
+pub(super) fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// TLS towards a cluster, with a certificate if there is one.
+pub(super) fn tls(roots: &str, leaf: Option<&Leaf>) -> Value {
+    let context =
+        "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+    let certificates = leaf.map(|leaf| {
+        json!({"certificate_chain": {"inline_string": leaf.chain}, "private_key": {"inline_string": leaf.key}})
+    });
+    json!({"name": "envoy.transport_sockets.tls", "typed_config": {
+        "@type": context,
+        "common_tls_context": {
+            "alpn_protocols": ["h2"],
+            "tls_certificates": certificates.into_iter().collect::<Vec<_>>(),
+            "validation_context": {"trusted_ca": {"inline_string": roots}},
+        },
+    }})
+}
+
 /// A cluster with one host.
 pub(super) fn cluster(name: &str, host: SocketAddr) -> Value {
+    let address = json!({"socket_address": {"address": host.ip(), "port_value": host.port()}});
+    cluster_at(name, &address)
+}
+
+fn cluster_at(name: &str, address: &Value) -> Value {
     json!({
         "name": name, "connect_timeout": "1s",
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address":
-            {"socket_address": {"address": host.ip(), "port_value": host.port()}}}}]}]},
+        "load_assignment": {"cluster_name": name, "endpoints": [
+            {"lb_endpoints": [{"endpoint": {"address": address}}]}]},
     })
+}
+
+/// The same cluster, spoken to by HTTP/2.
+pub(super) fn over_http2(mut cluster: Value) -> Value {
+    let http2 = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    cluster["typed_extension_protocol_options"] = json!({http2: {
+        "@type": format!("type.googleapis.com/{http2}"),
+        "explicit_http_config": {"http2_protocol_options": {}}}});
+    cluster
 }
 
 /// The Mixer filter's configuration for HTTP: `change` is laid over what every test wants.

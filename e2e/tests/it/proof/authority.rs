@@ -16,7 +16,7 @@ use time::{Duration, OffsetDateTime};
 type Issuer = CertifiedIssuer<'static, KeyPair>;
 
 /// A root and the intermediate that signs.
-pub(super) struct Authority {
+pub(crate) struct Authority {
     root: Issuer,
     intermediate: Issuer,
     intermediate_key: String,
@@ -24,9 +24,9 @@ pub(super) struct Authority {
 
 /// A certificate and its key, PEM; the chain is without the root.
 #[derive(Clone, Default)]
-pub(super) struct Leaf {
-    pub(super) chain: String,
-    pub(super) key: String,
+pub(crate) struct Leaf {
+    pub(crate) chain: String,
+    pub(crate) key: String,
 }
 
 /// An issuer of tokens.
@@ -47,7 +47,7 @@ fn ca_params(name: &str) -> CertificateParams {
 
 impl Authority {
     /// A new one; the intermediate's key is on P-384.
-    pub(super) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let root = CertifiedIssuer::self_signed(ca_params(name), KeyPair::generate().unwrap());
         let root = root.unwrap();
         let key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
@@ -75,12 +75,12 @@ impl Authority {
     }
 
     /// The root, PEM.
-    pub(super) fn root(&self) -> String {
+    pub(crate) fn root(&self) -> String {
         self.root.pem()
     }
 
     /// A certificate for `identity`, good for an hour.
-    pub(super) fn leaf(&self, identity: &str) -> Leaf {
+    pub(crate) fn leaf(&self, identity: &str) -> Leaf {
         self.leaf_from(identity, Duration::minutes(-5), Duration::hours(1))
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hyper::Uri;
+use proto_component::fetch::{self, Roots};
 use proto_component::task;
 use tokio::time::Instant;
 
@@ -19,14 +20,19 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) enum Place {
     File(PathBuf),
     Web(Uri),
+    /// The server has to have a certificate of an authority that the system trusts.
+    SecureWeb(Uri),
 }
 
-/// Where a URL points to: `http://…` or `file:///PATH`.
+/// Where a URL points to: `http://…`, `https://…` or `file:///PATH`.
 pub(super) fn place(url: &str) -> Result<Place, String> {
     match url.strip_prefix("file://") {
         Some(path) if path.starts_with('/') => Ok(Place::File(path.into())),
         Some(_) => Err("a file's URL is file:///PATH".into()),
-        None => http::check_url(url).map(Place::Web),
+        None => match url.parse::<Uri>() {
+            Ok(uri) if uri.scheme_str() == Some("https") => Ok(Place::SecureWeb(uri)),
+            _ => http::check_url(url).map(Place::Web),
+        },
     }
 }
 
@@ -92,6 +98,9 @@ async fn fetch(client: &HttpClient, place: &Place) -> Result<String, String> {
             .await
             .map_err(|error| error.to_string())?,
         Place::Web(uri) => http::get(client, uri.clone()).await?.to_vec(),
+        Place::SecureWeb(uri) => fetch::get(uri, Roots::SystemAnd(&[]), FETCH_TIMEOUT)
+            .await
+            .map_err(|error| error.to_string())?,
     };
     String::from_utf8(body).map_err(|_| "the body is not UTF-8".to_owned())
 }

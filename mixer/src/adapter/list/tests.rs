@@ -95,9 +95,11 @@ fn bad_parameters_are_refused() {
         json!({"overrides": ["x"], "entryType": "IP_ADDRESSES"}),
         json!({"overrides": ["("], "entryType": "REGEX"}),
         json!({"entryType": "OTHER"}),
+        json!({"providerUrl": "ftp://h/"}),
     ] {
         assert!(configure(&bad).is_err(), "{bad}");
     }
+    configure(&json!({"providerUrl": "https://h/list"})).unwrap();
 }
 
 #[tokio::test]
@@ -112,7 +114,7 @@ async fn a_list_is_fetched_and_the_overrides_added() {
     assert!(request[..length].starts_with(b"GET /list HTTP/1.1"));
     let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nfoo\n\nbar b";
     stream.write_all(answer).await.unwrap();
-    for _ in 0..1000 {
+    for _ in 0..30_000 {
         if check(&*adapter, text("foo")).is_ok() {
             break;
         }
