@@ -294,9 +294,13 @@ mod tests {
             .unwrap();
         handler.report(&[entry(None)]).unwrap();
         drop(handler);
-        let (mut stream, _) = listener.accept().await.unwrap();
         let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).await.unwrap();
+        let heard = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_to_end(&mut bytes).await.unwrap();
+        };
+        let patience = Duration::from_secs(60);
+        tokio::time::timeout(patience, heard).await.unwrap();
         let mut want = vec![0x92, 0xaf];
         want.extend(b"log.instance.ns");
         want.extend([0x91, 0x92, 0xd7, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0x83]);

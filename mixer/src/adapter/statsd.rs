@@ -293,7 +293,8 @@ mod tests {
         ]);
         assert!(reported.is_err());
         let mut packet = [0; 1000];
-        let length = socket.recv(&mut packet).await.unwrap();
+        let heard = tokio::time::timeout(Duration::from_secs(60), socket.recv(&mut packet));
+        let length = heard.await.unwrap().unwrap();
         let text = std::str::from_utf8(&packet[..length]).unwrap();
         assert_eq!(text, "mesh.count:3|c\nmesh.a_b-<no value>.time:2|ms");
     }

@@ -71,7 +71,7 @@ fn typed(text: &str) -> Collections {
 
 /// A Mixer that has its configuration from a source with these collections.
 async fn start(process: &Process, collections: Collections) -> TestServer {
-    let names = collections.iter().map(|(name, _)| name.clone()).collect();
+    let names: Vec<_> = collections.iter().map(|(name, _)| name.clone()).collect();
     let mut snapshot = Snapshot::new();
     for (name, resources) in collections {
         snapshot.insert(name, Arc::new(Collection::new(resources)));
