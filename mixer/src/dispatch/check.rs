@@ -35,7 +35,7 @@ pub(crate) async fn check(
     let own = OwnWords::new(&table.vocabulary, words);
     let bag = Bag::decode(&table.vocabulary, message, words, &own);
     let mut tracker = Tracker::default();
-    let bag = generate(table, pods, bag, &mut tracker);
+    let bag = generate(table, pods, &bag, &mut tracker).unwrap_or(bag);
     let session = Session {
         table,
         metrics,

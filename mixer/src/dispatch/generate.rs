@@ -7,29 +7,29 @@ use crate::pods::Pods;
 use crate::routing::Table;
 use crate::template::{Variety, bind};
 
-/// The attributes of `bag` with what the generators make of them. What was made is not reported as looked at: the caller does
-/// not have it, only what it was made from.
+/// The attributes of `bag` with what the generators make of them; none without generators. What was made is not reported as
+/// looked at: the caller does not have it, only what it was made from.
 pub(crate) fn generate<'a, R: Record>(
     table: &'a Table,
     pods: &'a Pods,
-    bag: Bag<'a>,
+    bag: &Bag<'a>,
     record: &mut R,
-) -> Bag<'a> {
+) -> Option<Bag<'a>> {
     if !table.has_generators {
-        return bag;
+        return None;
     }
     let mut overlaid = bag.clone();
     let mut made = Vec::new();
-    for rule in &table.routes(&bag, record).rules {
+    for rule in &table.routes(bag, record).rules {
         let actions = rule.actions(Variety::Generator);
-        if actions.is_empty() || !rule.applies(&bag, record) {
+        if actions.is_empty() || !rule.applies(bag, record) {
             continue;
         }
         for action in actions {
             let destination = &table.destinations[action.destination];
             for instance in &action.instances {
                 let generated = instance
-                    .eval(&bag, record)
+                    .eval(bag, record)
                     .map_err(|error| error.to_string())
                     .and_then(|values| {
                         let generate = || destination.handler.adapter.generate(&values, pods);
@@ -51,5 +51,5 @@ pub(crate) fn generate<'a, R: Record>(
     for slot in made {
         record.hide(slot);
     }
-    overlaid
+    Some(overlaid)
 }

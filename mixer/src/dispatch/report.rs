@@ -70,13 +70,8 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn collect(&mut self, bag: &Bag<'a>) {
         let mut record = Unrecorded;
-        let made;
-        let bag = if self.table.has_generators {
-            made = generate(self.table, self.pods, bag.clone(), &mut record);
-            &made
-        } else {
-            bag
-        };
+        let made = generate(self.table, self.pods, bag, &mut record);
+        let bag = made.as_ref().unwrap_or(bag);
         let routes = self.table.routes(bag, &mut record);
         let (mut destinations, mut instances) = (0u32, 0u32);
         self.sets.clear();

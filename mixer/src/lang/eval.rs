@@ -81,6 +81,19 @@ impl Expression {
         Eval { bag, record }.value(&self.root)
     }
 
+    /// Evaluates it; `None` when it is a single attribute, and that is missing.
+    pub(crate) fn eval_some<'a, R: Record>(
+        &'a self,
+        bag: &Bag<'a>,
+        record: &mut R,
+    ) -> Result<Option<Val<'a>>, EvalError> {
+        let mut eval = Eval { bag, record };
+        match &self.root {
+            Node::Attribute(slot, kind) => eval.attribute(*slot, *kind),
+            root => eval.value(root).map(Some),
+        }
+    }
+
     /// Evaluates a condition.
     pub(crate) fn eval_bool<'a, R: Record>(
         &'a self,

@@ -84,21 +84,23 @@ pub(crate) fn bind<'a>(
         }
     }
     for binding in bindings {
-        let value = binding.expression.eval(&outputs, &mut Unrecorded);
+        // Most outputs are missing where a pod is not known.
+        let Ok(Some(value)) = binding.expression.eval_some(&outputs, &mut Unrecorded) else {
+            continue;
+        };
         let value = match value {
-            Ok(Val::String(Cow::Borrowed(text))) => ValueRef::String(text),
-            Ok(Val::Ip(ip)) => match pods.bytes_of(ip) {
+            Val::String(Cow::Borrowed(text)) => ValueRef::String(text),
+            Val::Ip(ip) => match pods.bytes_of(ip) {
                 Some(bytes) => ValueRef::Bytes(bytes),
                 None => continue,
             },
-            Ok(Val::StringMap(map)) => ValueRef::StringMap(map),
-            Ok(Val::Int64(number)) => ValueRef::Int64(number),
-            Ok(Val::Bool(flag)) => ValueRef::Bool(flag),
+            Val::StringMap(map) => ValueRef::StringMap(map),
+            Val::Int64(number) => ValueRef::Int64(number),
+            Val::Bool(flag) => ValueRef::Bool(flag),
             // A text put together from outputs has nobody to own it, and no use here.
-            Ok(
-                Val::String(Cow::Owned(_)) | Val::Double(_) | Val::Timestamp(_) | Val::Duration(_),
-            )
-            | Err(_) => continue,
+            Val::String(Cow::Owned(_)) | Val::Double(_) | Val::Timestamp(_) | Val::Duration(_) => {
+                continue;
+            }
         };
         bag.set(binding.slot, value);
         each(binding.slot);
