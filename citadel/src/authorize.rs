@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use proto_component::kubernetes::token::service_account;
 use proto_mesh::spiffe::{InvalidSpiffeId, SpiffeId};
 
 use crate::authenticate::Caller;
@@ -83,10 +84,7 @@ impl Impersonators {
 /// The identity of a token's `sub`.
 pub fn from_subject(trust_domain: &str, subject: &str) -> Result<SpiffeId, InvalidIdentity> {
     let invalid = || InvalidIdentity::Subject(subject.to_owned());
-    let rest = subject
-        .strip_prefix("system:serviceaccount:")
-        .ok_or_else(invalid)?;
-    let (namespace, service_account) = rest.split_once(':').ok_or_else(invalid)?;
+    let (namespace, service_account) = service_account(subject).ok_or_else(invalid)?;
     checked(SpiffeId::new(trust_domain, namespace, service_account)?)
 }
 

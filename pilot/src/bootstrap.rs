@@ -1,6 +1,6 @@
 //! Puts Pilot together: settings, sources, the discovery task, the ports; then runs until the process drains.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -19,8 +19,9 @@ mod sources;
 
 use crate::args::Discovery as Args;
 use crate::config::Update;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, count_troubles};
 use crate::model::Mesh;
+use crate::xds::authenticate::Authenticator;
 use crate::xds::discovery::{self, UPDATES};
 use crate::xds::server::Server;
 use crate::xds::stream::StreamLimits;
@@ -31,14 +32,12 @@ use crate::xds::{Discovery, debug};
 /// # Errors
 /// When a flag does not fit, a file cannot be read, or a port is taken.
 pub async fn run(args: Args, process: Process) -> anyhow::Result<()> {
-    for (flag, reason) in args.compatibility.given() {
-        tracing::warn!(flag, reason, "the flag has no effect");
-    }
-    warn_of_networks(&args.networks_config);
+    warn_of_what_is_ignored(&args);
     let mesh_config = read_mesh(&args)?;
     let mesh = Arc::new(Mesh::from(&mesh_config));
     let metrics = Metrics::register(&process.registry).context("register metrics")?;
     let discovery = Discovery::new(args.features.clone(), metrics);
+    count_troubles_of(&discovery, &process)?;
 
     // Sockets first: a port that is taken must be said at once.
     let plaintext = Listener::bind_text(&args.grpc_address, "--grpcAddr").await?;
@@ -73,7 +72,10 @@ pub async fn run(args: Args, process: Process) -> anyhow::Result<()> {
     }
     .with_keepalive(&args.keepalive);
     let grpc_metrics = GrpcMetrics::register(&process.registry, &[]).ok();
-    let server = Server::new(Arc::clone(&discovery), limits);
+    let authenticator = Authenticator {
+        reviewer: sources.reviewer.clone(),
+    };
+    let server = Server::new(Arc::clone(&discovery), limits, authenticator);
     tracing::info!(address = %plaintext.address(), "xds");
     let mut serving = vec![serve(
         plaintext.plaintext(&process.drain),
@@ -194,8 +196,21 @@ fn read_mesh(args: &Args) -> anyhow::Result<MeshConfig> {
         .map_err(|error| Usage(format!("--meshConfig {}: {error}", path.display())).into())
 }
 
-/// Says that what stands in the file of the mesh's networks is not served, if anything does.
-fn warn_of_networks(path: &Path) {
+/// Metrics of what is wrong in the newest push context.
+fn count_troubles_of(discovery: &Arc<Discovery>, process: &Process) -> anyhow::Result<()> {
+    let newest = Arc::downgrade(discovery);
+    count_troubles(&process.registry, move || {
+        Some(Arc::clone(&newest.upgrade()?.current().push.status))
+    })
+    .context("register metrics")
+}
+
+/// Says which flags have no effect, and that what stands in the file of the mesh's networks is not served, if anything does.
+fn warn_of_what_is_ignored(args: &Args) {
+    for (flag, reason) in args.compatibility.given() {
+        tracing::warn!(flag, reason, "the flag has no effect");
+    }
+    let path = &args.networks_config;
     let Ok(text) = std::fs::read_to_string(path) else {
         return;
     };

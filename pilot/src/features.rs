@@ -12,11 +12,11 @@ pub struct Features {
     /// Pushes at once.
     #[arg(long, env = "PILOT_PUSH_THROTTLE", default_value_t = 100, hide = true)]
     pub push_throttle: usize,
-    /// Quiet time before changes take effect. (Istio waits 100 ms.)
-    #[arg(long, env = "PILOT_DEBOUNCE_AFTER", default_value = "10ms", value_parser = parse_duration, hide = true)]
+    /// Quiet time before changes take effect; endpoints alone wait no longer than 10 ms.
+    #[arg(long, env = "PILOT_DEBOUNCE_AFTER", default_value = "100ms", value_parser = parse_duration, hide = true)]
     pub debounce_after: Duration,
-    /// Longest time from the first change. (Istio waits up to 10 s.)
-    #[arg(long, env = "PILOT_DEBOUNCE_MAX", default_value = "100ms", value_parser = parse_duration, hide = true)]
+    /// Longest time from the first change; endpoints alone wait no longer than 100 ms.
+    #[arg(long, env = "PILOT_DEBOUNCE_MAX", default_value = "10s", value_parser = parse_duration, hide = true)]
     pub debounce_max: Duration,
     /// Streams on one connection. The name is Istio's.
     #[arg(
@@ -32,6 +32,15 @@ pub struct Features {
     /// Name of the cluster that `--registries Kubernetes` is about.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes", hide = true)]
     pub cluster_id: String,
+    /// Whom the tokens of proxies must be made out to.
+    #[arg(
+        long,
+        env = "TOKEN_AUDIENCES",
+        value_delimiter = ',',
+        default_value = "istio-ca",
+        hide = true
+    )]
+    pub token_audiences: Vec<String>,
     /// Folder with `cert-chain.pem`, `key.pem` and `root-cert.pem` for the ports with TLS.
     #[arg(
         long,

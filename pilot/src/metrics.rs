@@ -1,5 +1,9 @@
 //! Pilot's metrics, under Istio's names.
 
+use std::sync::Arc;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry,
@@ -44,7 +48,12 @@ pub struct Metrics {
     pub jwks: Counters,
     /// What the API server tells, by kind and event.
     pub cluster_events: IntCounterVec,
-    status: Vec<(Metric, IntGauge)>,
+}
+
+/// What is wrong in the newest push context, counted when somebody asks.
+struct Troubles<F> {
+    gauges: Vec<(Metric, IntGauge)>,
+    newest: F,
 }
 
 impl Metrics {
@@ -101,6 +110,7 @@ impl Metrics {
                 reject("rds")?,
                 reject("ecds")?,
                 reject("nds")?,
+                reject("sds")?,
             ],
             total_rejects: counter("pilot_total_xds_rejects", "Refused responses.")?,
             expired_nonce: counter(
@@ -128,7 +138,6 @@ impl Metrics {
             )?,
             jwks: jwks_counters()?,
             cluster_events: cluster_events()?,
-            status: status_gauges()?,
         };
         metrics.add_to(registry)?;
         register_info(registry)?;
@@ -136,7 +145,7 @@ impl Metrics {
     }
 
     fn add_to(&self, registry: &Registry) -> prometheus::Result<()> {
-        let collectors: Vec<Box<dyn prometheus::core::Collector>> = vec![
+        let collectors: Vec<Box<dyn Collector>> = vec![
             Box::new(self.xds.clone()),
             Box::new(self.pushes.clone()),
             Box::new(self.push_time.clone()),
@@ -157,20 +166,43 @@ impl Metrics {
         for collector in collectors {
             registry.register(collector)?;
         }
-        for (_, gauge) in &self.status {
-            registry.register(Box::new(gauge.clone()))?;
-        }
         for reject in &self.rejects {
             registry.register(Box::new(reject.clone()))?;
         }
         Ok(())
     }
+}
 
-    /// Takes the counts of a push context over.
-    pub fn publish(&self, status: &PushStatus) {
-        for (metric, gauge) in &self.status {
-            gauge.set(i64::try_from(status.count(*metric)).unwrap_or(i64::MAX));
-        }
+/// Counts the troubles of the push context that `newest` gives, whenever metrics are read.
+///
+/// # Errors
+/// When a name is taken.
+pub fn count_troubles(
+    registry: &Registry,
+    newest: impl Fn() -> Option<Arc<PushStatus>> + Send + Sync + 'static,
+) -> prometheus::Result<()> {
+    let gauge = |metric: Metric| Ok((metric, IntGauge::new(metric.name(), metric.help())?));
+    let gauges: prometheus::Result<_> = Metric::ALL.into_iter().map(gauge).collect();
+    registry.register(Box::new(Troubles {
+        gauges: gauges?,
+        newest,
+    }))
+}
+
+impl<F: Fn() -> Option<Arc<PushStatus>> + Send + Sync> Collector for Troubles<F> {
+    fn desc(&self) -> Vec<&Desc> {
+        let gauges = self.gauges.iter();
+        gauges.flat_map(|(_, gauge)| gauge.desc()).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let newest = (self.newest)().unwrap_or_default();
+        let gauges = self.gauges.iter();
+        let counted = gauges.flat_map(|(metric, gauge)| {
+            gauge.set(i64::try_from(newest.count(*metric)).unwrap_or(i64::MAX));
+            gauge.collect()
+        });
+        counted.collect()
     }
 }
 
@@ -192,15 +224,33 @@ fn jwks_counters() -> prometheus::Result<Counters> {
     })
 }
 
-fn status_gauges() -> prometheus::Result<Vec<(Metric, IntGauge)>> {
-    let gauge = |metric: Metric| Ok((metric, IntGauge::new(metric.name(), metric.help())?));
-    Metric::ALL.into_iter().map(gauge).collect()
-}
-
 /// The version, as a label.
 fn register_info(registry: &Registry) -> prometheus::Result<()> {
     let info = GaugeVec::new(Opts::new("pilot_info", "Pilot's version."), &["version"])?;
     info.with_label_values(&[env!("CARGO_PKG_VERSION")])
         .set(1.0);
     registry.register(Box::new(info))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn troubles_are_those_of_the_moment() {
+        let registry = Registry::new();
+        let status = Arc::new(PushStatus::default());
+        let newest = Arc::clone(&status);
+        count_troubles(&registry, move || Some(Arc::clone(&newest))).unwrap();
+        let count = || {
+            let families = registry.gather();
+            let found = families
+                .iter()
+                .find(|family| family.name() == Metric::InvalidRoute.name());
+            found.unwrap().get_metric()[0].get_gauge().get_value()
+        };
+        assert!(count().abs() < f64::EPSILON);
+        status.record(Metric::InvalidRoute, "a", "", "leads nowhere");
+        assert!((count() - 1.0).abs() < f64::EPSILON);
+    }
 }

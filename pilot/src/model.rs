@@ -3,12 +3,14 @@
 //! Plain data without behaviour that needs anything else. Mesh resources (VirtualService, …) are not repeated here: behind
 //! the edge they travel as [`proto_mesh::Checked`] values.
 
+pub mod credential;
 pub mod endpoint;
 pub mod mesh;
 pub mod name;
 pub mod proxy;
 pub mod service;
 
+pub use credential::{Credential, Credentials};
 pub use endpoint::Endpoint;
 pub use mesh::Mesh;
 pub use name::{ClusterName, Direction};

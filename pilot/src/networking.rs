@@ -13,6 +13,7 @@ pub mod name_table;
 pub mod plugin;
 mod provider;
 pub mod route;
+pub mod secret;
 pub mod tls;
 mod tracing;
 mod view;

@@ -3,7 +3,7 @@
 //! Each index is shared with the previous context unless something it is made of has changed; when only endpoints have
 //! changed, everything but the endpoints is shared. Generators are pure functions of a proxy and a push context.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -39,7 +39,7 @@ use self::{
 };
 use crate::config::store::{ConfigStore, Kind, KindSet};
 use crate::jwks::KeySets;
-use crate::model::{Mesh, Proxy};
+use crate::model::{Credentials, Mesh, Proxy};
 use crate::registry::ServiceRegistry;
 
 /// Namespace and `Sidecar` that a scope was worked out for.
@@ -89,6 +89,8 @@ pub struct PushContext {
     pub telemetries: Arc<TelemetryIndex>,
     /// Plugins.
     pub wasm_plugins: Arc<WasmPluginIndex>,
+    /// Credentials of gateways by namespace.
+    pub credentials: Arc<BTreeMap<String, Credentials>>,
     /// Quotas of the 1.4 line.
     pub quotas: Arc<QuotaIndex>,
     /// What went wrong.
@@ -179,6 +181,7 @@ impl PushContext {
             wasm_plugins: share(&previous.wasm_plugins, has(Kind::WasmPlugin), || {
                 WasmPluginIndex::new(store.wasm_plugins.values(), root)
             }),
+            credentials: Arc::clone(&store.credentials),
             quotas: share(&previous.quotas, quotas_changed, || {
                 QuotaIndex::new(store, domain)
             }),

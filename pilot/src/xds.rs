@@ -4,11 +4,13 @@
 //! connection ([`stream`]; state of the world or increments) makes the resources it has asked for with [`generate`] (and [`Cache`]), compares
 //! them with what it has sent ([`watch`], [`sent`]), and sends what differs ([`frame`]), in the order CDS, EDS, LDS, RDS. [`debug`] shows all of it.
 
+pub mod authenticate;
 mod cache;
 pub mod connection;
 pub mod debug;
 mod delta;
 pub mod discovery;
+mod form;
 mod frame;
 pub mod generate;
 pub mod name;

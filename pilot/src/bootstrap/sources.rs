@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use kube::Client;
 use proto::istio::mesh::v1alpha1::MeshConfig;
 use proto_component::Process;
 use proto_component::file_watcher::{Debounce, FileWatcher};
 use proto_component::grpc::{self, ClientOptions};
+use proto_component::kubernetes::token::TokenReviewer;
 use proto_component::process::Usage;
 use proto_component::task;
 use proto_mcp::metrics::McpMetrics;
@@ -18,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::args::{Discovery as Args, RegistryKind};
 use crate::config::{Update, file, mcp};
 use crate::model::Mesh;
-use crate::registry::kubernetes;
+use crate::registry::kubernetes::{self, secrets};
 use crate::xds::Discovery;
 
 /// Where configuration comes from.
@@ -32,6 +34,8 @@ enum Config {
 pub(super) struct Sources {
     config: Config,
     cluster: Option<oneshot::Receiver<()>>,
+    /// Tells whose tokens are, if there is a cluster.
+    pub(super) reviewer: Option<TokenReviewer>,
 }
 
 impl Sources {
@@ -75,22 +79,28 @@ impl Starting<'_> {
         let of_mcp = place(RegistryKind::Mcp);
         self.discovery.store.lock().is_mcp_first =
             of_mcp.is_some_and(|mcp| of_cluster.is_none_or(|cluster| mcp < cluster));
-        let cluster = match of_cluster {
-            Some(_) => Some(self.follow_cluster(changes).await?),
-            None => None,
+        let (cluster, reviewer) = match of_cluster {
+            Some(_) => {
+                let client = (self.args.kubernetes.client().await)
+                    .map_err(|error| Usage(format!("--registries Kubernetes: {error:#}")))?;
+                let audiences = self.args.features.token_audiences.clone();
+                let reviewer = TokenReviewer::new(client.clone(), audiences);
+                (Some(self.follow_cluster(client, changes)), Some(reviewer))
+            }
+            None => (None, None),
         };
         Ok(Sources {
             config: self.start_config(mesh, of_mcp.is_some())?,
             cluster,
+            reviewer,
         })
     }
 
-    async fn follow_cluster(
+    fn follow_cluster(
         &self,
+        client: Client,
         mesh: watch::Receiver<Arc<Mesh>>,
-    ) -> anyhow::Result<oneshot::Receiver<()>> {
-        let client = (self.args.kubernetes.client().await)
-            .map_err(|error| Usage(format!("--registries Kubernetes: {error:#}")))?;
+    ) -> oneshot::Receiver<()> {
         let options = kubernetes::Options {
             domain: self.args.domain.clone(),
             namespace: self.args.app_namespace.clone(),
@@ -99,12 +109,10 @@ impl Starting<'_> {
         };
         tracing::info!(target: "kubernetes", cluster = self.args.features.cluster_id, "source of services");
         let drain = &self.process.drain;
-        Ok(kubernetes::start(
-            &client,
-            options,
-            self.updates.clone(),
-            drain,
-        ))
+        let first = kubernetes::start(&client, options, self.updates.clone(), drain);
+        let wanted = self.discovery.gateway_namespaces.subscribe();
+        secrets::start(client, wanted, self.updates.clone(), drain.clone());
+        first
     }
 
     fn start_config(&self, mesh: &MeshConfig, has_services: bool) -> anyhow::Result<Config> {

@@ -9,7 +9,7 @@ use proto_mesh::{Checked, Metadata};
 
 use super::kinds::for_each_kind;
 use super::{Object, Synthetic};
-use crate::model::Mesh;
+use crate::model::{Credentials, Mesh};
 
 /// Resources of one kind by `namespace/name`.
 pub type Collection<O> = BTreeMap<String, Arc<O>>;
@@ -42,12 +42,14 @@ macro_rules! define {
             Jwks,
             /// Pods of a cluster that Pilot follows itself.
             Pod,
+            /// Credentials of gateways.
+            Credential,
             $(#[doc = concat!("A resource: ", $manifest, ".")] $kind,)*
         }
 
         impl Kind {
             /// Every kind.
-            pub const ALL: &'static [Kind] = &[Kind::MeshConfig, Kind::Service, Kind::Endpoint, Kind::ConnectionRoute, Kind::Jwks, Kind::Pod, $(Kind::$kind),*];
+            pub const ALL: &'static [Kind] = &[Kind::MeshConfig, Kind::Service, Kind::Endpoint, Kind::ConnectionRoute, Kind::Jwks, Kind::Pod, Kind::Credential, $(Kind::$kind),*];
 
             /// As in manifests.
             #[must_use]
@@ -59,6 +61,7 @@ macro_rules! define {
                     Kind::ConnectionRoute => "ConnectionRoute",
                     Kind::Jwks => "Jwks",
                     Kind::Pod => "Pod",
+                    Kind::Credential => "Secret",
                     $(Kind::$kind => $manifest,)*
                 }
             }
@@ -72,6 +75,8 @@ macro_rules! define {
             ClusterServices(Change<Synthetic<ServiceEntry>>),
             /// Pods of that cluster.
             Pods(Change<Synthetic<WorkloadEntry>>),
+            /// Every credential in a namespace of that cluster.
+            Credentials(String, Credentials),
             /// The mesh's settings.
             Mesh(Arc<Mesh>),
         }
@@ -85,6 +90,8 @@ macro_rules! define {
             pub cluster_services: Collection<Synthetic<ServiceEntry>>,
             /// Pods of that cluster.
             pub pods: Collection<Synthetic<WorkloadEntry>>,
+            /// Credentials by namespace.
+            pub credentials: Arc<BTreeMap<String, Credentials>>,
             /// Services that come over MCP count before those of the cluster.
             pub is_mcp_first: bool,
         }
@@ -101,6 +108,12 @@ macro_rules! define {
                         (Kind::SyntheticServiceEntry, apply(&mut self.cluster_services, change))
                     }
                     Update::Pods(change) => (Kind::Pod, apply(&mut self.pods, change)),
+                    Update::Credentials(namespace, credentials) => {
+                        let is_same = self.credentials.get(&namespace) == Some(&credentials);
+                        let touched = (!is_same).then(|| format!("{namespace}/*"));
+                        Arc::make_mut(&mut self.credentials).insert(namespace, credentials);
+                        (Kind::Credential, touched.into_iter().collect())
+                    }
                     other @ Update::Mesh(_) => return Err(other),
                 })
             }
@@ -112,7 +125,7 @@ macro_rules! define {
                 let keys: BTreeSet<String> = match kind {
                     $(Kind::$kind => self.$field.keys().cloned().collect(),)*
                     Kind::Pod => self.pods.keys().cloned().collect(),
-                    Kind::MeshConfig | Kind::Service | Kind::Endpoint | Kind::ConnectionRoute | Kind::Jwks => BTreeSet::new(),
+                    Kind::MeshConfig | Kind::Service | Kind::Endpoint | Kind::ConnectionRoute | Kind::Jwks | Kind::Credential => BTreeSet::new(),
                 };
                 keys.into_iter().chain(more.into_iter().flatten().cloned()).collect()
             }

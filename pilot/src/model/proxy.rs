@@ -71,6 +71,8 @@ pub struct Proxy {
     pub labels: BTreeMap<String, String>,
     /// `region/zone/subzone`.
     pub locality: String,
+    /// It has proved that it is of its namespace.
+    pub is_authenticated: bool,
     /// How it gets its traffic.
     pub interception: InterceptionMode,
     /// It has the Mixer filter.
@@ -261,6 +263,7 @@ impl TryFrom<&Node> for Proxy {
             _ => InterceptionMode::Redirect,
         };
         Ok(Proxy {
+            is_authenticated: false,
             node_id: node.id.clone(),
             id: id.to_owned(),
             kind,

@@ -1,5 +1,5 @@
-//! TLS contexts of both ends. Certificates always come by SDS from the agent beside the proxy, over the cluster `sds-grpc`,
-//! unless a resource names files.
+//! TLS contexts of both ends. Certificates come by SDS from the agent beside the proxy, over the cluster `sds-grpc`, or
+//! ([`super::secret`]) from Pilot itself, unless a resource names files.
 
 use proto::envoy::config::core::v3::{
     ApiConfigSource, ApiVersion, ConfigSource, DataSource, GrpcService, TransportSocket,
@@ -14,7 +14,7 @@ use proto::envoy::extensions::transport_sockets::tls::v3::{
 };
 use proto::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 
-use super::wire::{exact, pattern, seconds, transport_socket};
+use super::wire::{ads, exact, pattern, seconds, transport_socket};
 
 /// The agent's cluster.
 pub const SDS_CLUSTER: &str = "sds-grpc";
@@ -61,15 +61,27 @@ pub fn secret(name: &str) -> SdsSecretConfig {
     }
 }
 
+/// A reference to a secret that Pilot serves on the aggregated stream.
+#[must_use]
+pub fn served_secret(name: &str) -> SdsSecretConfig {
+    SdsSecretConfig {
+        name: name.to_owned(),
+        sds_config: Some(ads()),
+    }
+}
+
 /// Checks a peer against the roots in `root` and, if there are any, `names`.
 #[must_use]
-pub fn validation(root: &str, names: Vec<SubjectAltNameMatcher>) -> ValidationContextType {
+pub fn validation(
+    root: SdsSecretConfig,
+    names: Vec<SubjectAltNameMatcher>,
+) -> ValidationContextType {
     ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
         default_validation_context: Some(CertificateValidationContext {
             match_typed_subject_alt_names: names,
             ..CertificateValidationContext::default()
         }),
-        validation_context_sds_secret_config: Some(secret(root)),
+        validation_context_sds_secret_config: Some(root),
         ..CombinedCertificateValidationContext::default()
     })
 }
@@ -139,7 +151,7 @@ pub fn mesh_client(names: &[String], sni: &str, is_http2: bool) -> TransportSock
             tls_params: Some(minimum_version()),
             tls_certificate_sds_secret_configs: vec![secret(WORKLOAD_SECRET)],
             validation_context_type: Some(validation(
-                ROOT_SECRET,
+                secret(ROOT_SECRET),
                 san_matchers(names.iter().map(String::as_str)),
             )),
             ..CommonTlsContext::default()
@@ -160,7 +172,10 @@ pub fn mesh_server<'a>(
             alpn_protocols: alpn.iter().map(ToString::to_string).collect(),
             tls_params: Some(minimum_version()),
             tls_certificate_sds_secret_configs: vec![secret(WORKLOAD_SECRET)],
-            validation_context_type: Some(validation(ROOT_SECRET, trust_domain_matchers(domains))),
+            validation_context_type: Some(validation(
+                secret(ROOT_SECRET),
+                trust_domain_matchers(domains),
+            )),
             ..CommonTlsContext::default()
         }),
         require_client_certificate: Some(true),

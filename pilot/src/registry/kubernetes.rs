@@ -10,6 +10,8 @@
 //! |---|---|---|
 //! | `""` | `services`, `pods`, `nodes`, `namespaces` | `list`, `watch` |
 //! | `discovery.k8s.io` | `endpointslices` | `list`, `watch` |
+//! | `""` | `secrets`, in the namespaces of gateways ([`secrets`]) | `list`, `watch` |
+//! | `authentication.k8s.io` | `tokenreviews` | `create` |
 //!
 //! Without `nodes` endpoints have no locality but their slices' zones; without `namespaces`, `discoverySelectors` choose nothing.
 
@@ -31,6 +33,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 mod namespaces;
 mod objects;
+pub mod secrets;
 
 use self::objects::Objects;
 use crate::config::Update;

@@ -25,6 +25,9 @@ use crate::registry::{ServiceRegistry, service_entry::Settings};
 
 /// Updates that may wait for the discovery task.
 pub const UPDATES: usize = 64;
+/// The fast path: endpoints are made and sent for little, and clients should know soon where not to go any more.
+const ENDPOINTS_QUIET: Duration = Duration::from_millis(10);
+const ENDPOINTS_CAP: Duration = Duration::from_millis(100);
 /// Kinds whose resources stand for services and endpoints.
 const REGISTRY_KINDS: [Kind; 4] = [
     Kind::Pod,
@@ -57,6 +60,8 @@ pub struct Discovery {
     /// Settings.
     pub features: Features,
     ready: watch::Sender<bool>,
+    /// Namespaces in which there are gateways that have proved it.
+    pub gateway_namespaces: watch::Sender<BTreeSet<String>>,
     /// Everything that counts; written by the discovery task, read by debug pages.
     pub store: Mutex<ConfigStore>,
 }
@@ -74,6 +79,7 @@ impl Discovery {
             metrics,
             features,
             ready: watch::channel(false).0,
+            gateway_namespaces: watch::channel(BTreeSet::new()).0,
             store: Mutex::default(),
         })
     }
@@ -118,6 +124,10 @@ impl Discovery {
     pub fn register(self: &Arc<Self>, mut proxy: Proxy, is_delta: bool) -> Registered {
         if proxy.locality.is_empty() {
             proxy.locality = self.locality_of(&proxy);
+        }
+        if proxy.is_router() && proxy.is_authenticated {
+            self.gateway_namespaces
+                .send_if_modified(|known| known.insert(proxy.namespace.clone()));
         }
         let number = self.next_connection.fetch_add(1, Ordering::Relaxed);
         let connection = Connection::new(format!("{}-{number}", proxy.node_id), proxy, is_delta);
@@ -227,6 +237,11 @@ pub async fn run(
 }
 
 fn deadline(pending: &PushRequest, last_event: Instant, quiet: Duration, cap: Duration) -> Instant {
+    let (quiet, cap) = if pending.is_endpoints_only() {
+        (quiet.min(ENDPOINTS_QUIET), cap.min(ENDPOINTS_CAP))
+    } else {
+        (quiet, cap)
+    };
     (last_event + quiet).min(pending.since + cap)
 }
 
@@ -309,7 +324,6 @@ impl Task {
             is_new
         });
         timer.observe_duration();
-        metrics.publish(&previous.push.status);
         metrics
             .services
             .set(i64::try_from(push.services.all().len()).unwrap_or(i64::MAX));

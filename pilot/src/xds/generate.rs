@@ -17,7 +17,7 @@ use super::ResourceType;
 use super::cache::Cache;
 use super::frame::{RESOURCES, field_length, open_field};
 use super::name::Name;
-use crate::networking::{View, cluster, endpoint, extension, listener, name_table, route};
+use crate::networking::{View, cluster, endpoint, extension, listener, name_table, route, secret};
 
 /// `resource` of a `Resource`.
 const RESOURCE: u32 = 2;
@@ -171,7 +171,7 @@ pub(super) fn class_of(view: &View<'_>, kind: ResourceType) -> u64 {
         proxy.extensions.hash(&mut hasher);
     }
     if proxy.is_router() && kind != ResourceType::Endpoint {
-        proxy.node_id.hash(&mut hasher);
+        (&proxy.node_id, proxy.is_authenticated).hash(&mut hasher);
     }
     hasher.finish()
 }
@@ -234,6 +234,10 @@ pub fn generate<'a>(
         ResourceType::Extension => names
             .filter_map(|name| extension::build(view, name))
             .map(|config| Generated::new(kind, config.name.as_str().into(), &config))
+            .collect(),
+        ResourceType::Secret => names
+            .filter_map(|name| Some((name, secret::build(view, name)?)))
+            .map(|(name, secret)| Generated::new(kind, Arc::clone(name), &secret))
             .collect(),
         ResourceType::NameTable => {
             let table = || vec![Generated::new(kind, "".into(), &name_table::build(view))];

@@ -141,6 +141,7 @@ impl PushRequest {
                 return &ResourceType::ALL;
             }
             Kind::Gateway => proxy.is_router(),
+            Kind::Credential => proxy.is_router() && namespaces.contains(&proxy.namespace),
             Kind::EnvoyFilter
             | Kind::RequestAuthentication
             | Kind::AuthorizationPolicy
@@ -180,7 +181,7 @@ impl PushRequest {
 
 /// The types of which a change of `kind` may make resources different for some proxy.
 fn types_for_any(kind: Kind, push: &PushContext) -> &'static [ResourceType] {
-    use ResourceType::{Cluster, Endpoint, Extension, Listener, Route};
+    use ResourceType::{Cluster, Endpoint, Extension, Listener, Route, Secret};
     match kind {
         Kind::MeshConfig
         | Kind::Service
@@ -208,6 +209,8 @@ fn types_for_any(kind: Kind, push: &PushContext) -> &'static [ResourceType] {
         | Kind::ClusterRbacConfig => &[Listener],
         Kind::WasmPlugin => &[Listener, Extension],
         Kind::QuotaSpec | Kind::QuotaSpecBinding => &[Listener, Route],
+        // Listeners and clusters say who serves them.
+        Kind::Credential => &[Cluster, Listener, Secret],
         // Nothing that is generated.
         Kind::Pod | Kind::WorkloadGroup => &[],
     }

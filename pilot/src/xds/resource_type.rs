@@ -17,10 +17,12 @@ pub enum ResourceType {
     Extension,
     /// NDS: the names that the agent's DNS proxy answers.
     NameTable,
+    /// SDS: credentials of gateways.
+    Secret,
 }
 
 /// How many types there are.
-pub const TYPES: usize = 6;
+pub const TYPES: usize = 7;
 
 impl ResourceType {
     /// All of them, in push order: what is referred to comes first.
@@ -31,6 +33,7 @@ impl ResourceType {
         ResourceType::Route,
         ResourceType::Extension,
         ResourceType::NameTable,
+        ResourceType::Secret,
     ];
 
     /// The type with this URL.
@@ -49,6 +52,7 @@ impl ResourceType {
             ResourceType::Route => type_url::ROUTE,
             ResourceType::Extension => type_url::EXTENSION_CONFIG,
             ResourceType::NameTable => type_url::NAME_TABLE,
+            ResourceType::Secret => type_url::SECRET,
         }
     }
 
@@ -62,6 +66,7 @@ impl ResourceType {
             ResourceType::Route => "rds",
             ResourceType::Extension => "ecds",
             ResourceType::NameTable => "nds",
+            ResourceType::Secret => "sds",
         }
     }
 
@@ -75,6 +80,7 @@ impl ResourceType {
             ResourceType::Route => "rds_senderr",
             ResourceType::Extension => "ecds_senderr",
             ResourceType::NameTable => "nds_senderr",
+            ResourceType::Secret => "sds_senderr",
         }
     }
 
@@ -82,6 +88,12 @@ impl ResourceType {
     #[must_use]
     pub fn index(self) -> usize {
         self as usize
+    }
+
+    /// A request is not answered before there is something: Envoy takes an answer without a secret for a mistake.
+    #[must_use]
+    pub fn is_withheld(self) -> bool {
+        self == ResourceType::Secret
     }
 
     /// A request without names asks for everything there is.

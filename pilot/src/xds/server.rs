@@ -17,10 +17,12 @@ use tokio::sync::mpsc;
 use tonic::Status;
 use tonic::service::Routes;
 
+use super::authenticate::{Authenticator, Evidence};
 use super::delta::Delta;
+use super::form::Form;
 use super::frame::{Requests, Responses};
 use super::state_of_the_world::StateOfTheWorld;
-use super::stream::{Form, OUTGOING, StreamLimits};
+use super::stream::{OUTGOING, StreamLimits};
 use super::{Discovery, ResourceType, stream};
 
 /// The services, what their methods end with, and the only type that they serve.
@@ -37,13 +39,22 @@ const SERVICES: [(&str, &str, Option<ResourceType>); 5] = [
 pub struct Server {
     discovery: Arc<Discovery>,
     limits: StreamLimits,
+    authenticator: Authenticator,
 }
 
 impl Server {
     /// A server of `discovery`.
     #[must_use]
-    pub fn new(discovery: Arc<Discovery>, limits: StreamLimits) -> Self {
-        Server { discovery, limits }
+    pub fn new(
+        discovery: Arc<Discovery>,
+        limits: StreamLimits,
+        authenticator: Authenticator,
+    ) -> Self {
+        Server {
+            discovery,
+            limits,
+            authenticator,
+        }
     }
 
     /// The services, for a gRPC server.
@@ -74,12 +85,23 @@ impl Server {
     /// Begins a stream.
     fn open<F: Form>(&self, request: Request, only: Option<ResourceType>) -> Response<Responses> {
         let (outgoing, responses) = mpsc::channel(OUTGOING);
+        let evidence = Evidence::of(request.extensions(), request.headers());
         let requests = Requests::new(request.into_body());
         let (discovery, limits) = (Arc::clone(&self.discovery), self.limits.clone());
-        task::spawn(
-            "xds-stream",
-            stream::serve::<F>(discovery, requests, outgoing, only, limits),
-        );
+        let authenticator = self.authenticator.clone();
+        task::spawn("xds-stream", async move {
+            discovery.ready().await;
+            let mesh = Arc::clone(&discovery.current().push.mesh);
+            match authenticator.namespace(&evidence, &mesh).await {
+                Ok(caller) => {
+                    stream::serve::<F>(discovery, requests, outgoing, only, caller, limits).await;
+                }
+                Err(reason) => {
+                    tracing::warn!(target: "ads", error = reason, "stream refused");
+                    stream::refuse(&outgoing, Status::unauthenticated(reason)).await;
+                }
+            }
+        });
         let mut response = Response::new(Responses::new(responses));
         let grpc = HeaderValue::from_static("application/grpc");
         response.headers_mut().insert(CONTENT_TYPE, grpc);

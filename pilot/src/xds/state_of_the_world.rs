@@ -6,12 +6,12 @@ use std::collections::BTreeSet;
 use proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 
 use super::discovery::Current;
+use super::form::{Form, Planned, control_plane};
 use super::frame::Message;
 use super::generate::{Generated, generate, version_text};
 use super::name::{Name, Names};
 use super::push::PushRequest;
 use super::sent::Pools;
-use super::stream::{Form, Planned, control_plane};
 use super::watch::{Decision, Watched};
 use super::{Connection, ResourceType};
 use crate::networking::View;

@@ -6,17 +6,16 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::envoy::config::core::v3::{ControlPlane, Node};
-use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use proto_component::drain::Drain;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::discovery::{Current, Registered};
+use super::form::{Form, Planned, Said};
 use super::frame::{Message, Requests};
 use super::generate::Generated;
-use super::name::{Name, Names};
+use super::name::Name;
 use super::push::PushRequest;
 use super::resource_type::TYPES;
 use super::sent::Pools;
@@ -27,6 +26,8 @@ use crate::model::proxy::InvalidNode;
 
 /// How long a new stream may take to say who it is.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
+/// How long a client may take to hear why its stream ends.
+const LAST_WORD: Duration = Duration::from_secs(5);
 /// How long listeners and routes wait for new clusters to become warm.
 const WARMING: Duration = Duration::from_secs(3);
 /// Responses that may wait for a slow proxy.
@@ -42,92 +43,6 @@ pub struct StreamLimits {
     pub drain: Drain,
     /// The stream is old enough to come back, perhaps to another replica.
     pub max_age: Option<Duration>,
-}
-
-/// What a request says, in whichever form.
-pub(super) struct Said<'a> {
-    pub(super) node: Option<&'a Node>,
-    pub(super) type_url: &'a str,
-    pub(super) nonce: &'a str,
-    pub(super) error: Option<&'a proto::google::rpc::Status>,
-}
-
-/// A request, in whichever form.
-pub(super) trait Request: prost::Message + Default + 'static {
-    fn said(&self) -> Said<'_>;
-}
-
-macro_rules! requests {
-    ($($request:ty)*) => {
-        $(impl Request for $request {
-            fn said(&self) -> Said<'_> {
-                Said {
-                    node: self.node.as_ref(),
-                    type_url: &self.type_url,
-                    nonce: &self.response_nonce,
-                    error: self.error_detail.as_ref(),
-                }
-            }
-        })*
-    };
-}
-requests!(DiscoveryRequest DeltaDiscoveryRequest);
-
-/// One form of the protocol.
-pub(super) trait Form: Send + Sync + 'static {
-    type Request: Request;
-    /// Responses hold increments.
-    const IS_DELTA: bool;
-
-    /// Takes a request in.
-    fn decide(
-        watched: &mut Watched,
-        kind: ResourceType,
-        request: &Self::Request,
-        is_first: bool,
-        names: &Names,
-    ) -> Decision;
-
-    /// What answers a request for `names`, or for everything that is watched.
-    fn answer(
-        connection: &Connection,
-        current: &Current,
-        kind: ResourceType,
-        names: Option<&[Name]>,
-    ) -> Planned;
-
-    /// What has to be sent of each of `kinds` after a change: nothing, if it is as it was sent last.
-    fn plan(
-        connection: &Connection,
-        current: &Current,
-        request: &PushRequest,
-        kinds: &[ResourceType],
-    ) -> Vec<Planned>;
-
-    /// Takes down what is sent, and writes the response.
-    fn respond(
-        watched: &mut Watched,
-        planned: &Planned,
-        current: &Current,
-        number: u64,
-        pools: &Pools,
-    ) -> Message;
-}
-
-/// What is to be sent of one type.
-pub(super) struct Planned {
-    pub(super) kind: ResourceType,
-    pub(super) resources: Vec<Generated>,
-    /// Names of what is gone.
-    pub(super) removed: Vec<Name>,
-}
-
-impl Planned {
-    /// Names and hashes of the resources.
-    pub(super) fn sent(&self) -> impl Iterator<Item = (Name, u64)> + Clone {
-        let resources = self.resources.iter();
-        resources.map(|resource| (Arc::clone(&resource.name), resource.hash))
-    }
 }
 
 /// Listeners and routes that wait until the clusters they may lead to are warm.
@@ -159,28 +74,37 @@ impl Held {
 /// The proxy cannot be reached any more.
 struct Gone;
 
-/// Serves one stream; `only` restricts it to one type (the services for single types).
+/// Serves one stream; `only` restricts it to one type (the services for single types), `caller` is the namespace that its
+/// opener has proved to be of.
 pub(super) async fn serve<F: Form>(
     discovery: Arc<Discovery>,
     mut requests: Requests<F::Request>,
     outgoing: Outgoing,
     only: Option<ResourceType>,
+    caller: Option<String>,
     limits: StreamLimits,
 ) {
-    discovery.ready().await;
     let first = match tokio::time::timeout(FIRST_REQUEST, requests.next()).await {
         Ok(Some(Ok(request))) => request,
         Ok(_) => return,
         Err(_) => return refuse(&outgoing, Status::deadline_exceeded("no request came")).await,
     };
-    let node = first.said().node.ok_or(InvalidNode::Missing);
-    let proxy = match node.and_then(Proxy::try_from) {
+    let node = Said::of(&first).node.ok_or(InvalidNode::Missing);
+    let mut proxy = match node.and_then(Proxy::try_from) {
         Ok(proxy) => proxy,
         Err(error) => {
             tracing::warn!(target: "ads", %error, "stream refused");
             return refuse(&outgoing, Status::invalid_argument(error.to_string())).await;
         }
     };
+    if let Some(caller) = &caller
+        && *caller != proxy.namespace
+    {
+        tracing::warn!(target: "ads", node = proxy.node_id, namespace = caller, "stream refused: the node is of another namespace than its opener");
+        let reason = format!("the node is not of namespace {caller}");
+        return refuse(&outgoing, Status::permission_denied(reason)).await;
+    }
+    proxy.is_authenticated = caller.is_some();
     let registered = discovery.register(proxy, F::IS_DELTA);
     let stream = Stream::<F> {
         discovery,
@@ -194,9 +118,10 @@ pub(super) async fn serve<F: Form>(
     stream.run(first, requests, limits).await;
 }
 
-async fn refuse(outgoing: &Outgoing, status: Status) {
+/// Ends a stream with a reason, if its client still reads.
+pub(super) async fn refuse(outgoing: &Outgoing, status: Status) {
     // A client that is gone needs no reason.
-    let _ = outgoing.send(Err(status)).await;
+    let _ = outgoing.send_timeout(Err(status), LAST_WORD).await;
 }
 
 /// Until when a stream may live.
@@ -274,7 +199,7 @@ impl<F: Form> Stream<F> {
 
     async fn on_request(&mut self, request: &F::Request) -> Result<(), Gone> {
         let connection = Arc::clone(&self.registered.connection);
-        let said = request.said();
+        let said = Said::of(request);
         let kind = match (ResourceType::from_url(said.type_url), self.only) {
             (Some(kind), None) => kind,
             (Some(kind), Some(only)) if kind == only => kind,
@@ -302,6 +227,9 @@ impl<F: Form> Stream<F> {
         let _permit = discovery.throttle.acquire().await;
         let current = discovery.current();
         let planned = F::answer(&connection, &current, kind, names.as_deref());
+        if planned.is_empty() && kind.is_withheld() {
+            return Ok(());
+        }
         self.send(planned, &current).await
     }
 
@@ -443,13 +371,6 @@ fn new_clusters(connection: &Connection, planned: &Planned) -> Vec<Name> {
 async fn wait_until(due: Option<Instant>) {
     if let Some(due) = due {
         tokio::time::sleep_until(due).await;
-    }
-}
-
-/// Who answers.
-pub(super) fn control_plane() -> ControlPlane {
-    ControlPlane {
-        identifier: concat!("pilot-", env!("CARGO_PKG_VERSION")).to_owned(),
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use tonic::transport::Channel;
 
 use super::mesh::Pilot;
 
@@ -68,8 +69,12 @@ impl Client {
     }
 
     pub(crate) async fn connect_as(pilot: &Pilot, node: Node) -> Self {
+        Client::connect_to(pilot.channel.clone(), node).await
+    }
+
+    pub(crate) async fn connect_to(channel: Channel, node: Node) -> Self {
         let (requests, outgoing) = mpsc::channel(16);
-        let mut client = AggregatedDiscoveryServiceClient::new(pilot.channel.clone());
+        let mut client = AggregatedDiscoveryServiceClient::new(channel);
         let responses = client
             .stream_aggregated_resources(ReceiverStream::new(outgoing))
             .await
@@ -82,7 +87,13 @@ impl Client {
         }
     }
 
-    async fn ask(&self, type_url: &str, names: &[&str], nonce: &str, error: Option<&str>) {
+    pub(crate) async fn ask(
+        &self,
+        type_url: &str,
+        names: &[&str],
+        nonce: &str,
+        error: Option<&str>,
+    ) {
         let request = DiscoveryRequest {
             node: Some(self.node.clone()),
             type_url: type_url.to_owned(),
@@ -95,7 +106,8 @@ impl Client {
             }),
             ..DiscoveryRequest::default()
         };
-        self.requests.send(request).await.unwrap();
+        // A stream that has ended says why in what comes next.
+        let _ = self.requests.send(request).await;
     }
 
     pub(crate) async fn next(&mut self) -> DiscoveryResponse {
@@ -104,6 +116,12 @@ impl Client {
             .expect("a response in time")
             .unwrap()
             .unwrap()
+    }
+
+    /// Why the stream ends.
+    pub(crate) async fn refusal(&mut self) -> tonic::Code {
+        let next = tokio::time::timeout(PATIENCE, self.responses.next()).await;
+        next.expect("an end in time").unwrap().unwrap_err().code()
     }
 
     /// Asks, takes the answer and accepts it.
@@ -240,12 +258,7 @@ async fn the_first_request_must_say_who_asks() {
         })
         .await
         .unwrap();
-    let status = tokio::time::timeout(PATIENCE, client.responses.next())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap_err();
-    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    assert_eq!(client.refusal().await, tonic::Code::InvalidArgument);
 }
 
 struct DeltaClient {

@@ -4,6 +4,7 @@
 
 mod ads;
 mod case;
+mod credentials;
 mod envoy;
 mod golden;
 mod grpc;

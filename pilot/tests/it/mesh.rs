@@ -9,13 +9,15 @@ use pilot::features::Features;
 use pilot::metrics::Metrics;
 use pilot::model::Mesh;
 use pilot::xds::Discovery;
+use pilot::xds::authenticate::Authenticator;
 use pilot::xds::discovery::{self, UPDATES};
 use pilot::xds::server::Server;
 use pilot::xds::stream::StreamLimits;
 use proto_component::drain::{self, Drain, Trigger};
 use proto_component::grpc::{self, ServerOptions};
-use proto_component::listen::Listener;
+use proto_component::listen::{Incoming, Listener};
 use proto_component::task;
+use proto_component::tls::ServerTls;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
@@ -38,6 +40,19 @@ pub(crate) struct Pilot {
 pub(crate) fn features() -> Features {
     let matches = Features::augment_args(Command::new("test")).get_matches_from(["test"]);
     Features::from_arg_matches(&matches).unwrap()
+}
+
+fn serve(discovery: &Arc<Discovery>, incoming: Incoming, drain: &Drain) {
+    let limits = StreamLimits {
+        drain: drain.clone(),
+        max_age: None,
+    };
+    let server = Server::new(Arc::clone(discovery), limits, Authenticator::default());
+    let drain = drain.clone();
+    task::spawn("xds", async move {
+        let options = ServerOptions::default();
+        grpc::serve(incoming, server.routes(), &options, None, drain).await
+    });
 }
 
 impl Pilot {
@@ -63,23 +78,7 @@ impl Pilot {
             .await
             .unwrap();
         let port = listener.port().unwrap();
-        let limits = StreamLimits {
-            drain: drain.clone(),
-            max_age: None,
-        };
-        let server = Server::new(Arc::clone(&discovery), limits);
-        let incoming = listener.plaintext(&drain);
-        let serving = drain.clone();
-        task::spawn("xds", async move {
-            grpc::serve(
-                incoming,
-                server.routes(),
-                &ServerOptions::default(),
-                None,
-                serving,
-            )
-            .await
-        });
+        serve(&discovery, listener.plaintext(&drain), &drain);
         let mesh = Arc::new(Mesh::default());
         task::spawn(
             "discovery",
@@ -106,6 +105,16 @@ impl Pilot {
             drain,
             _trigger: trigger,
         }
+    }
+
+    /// Serves with TLS too; the port.
+    pub(crate) async fn serve_tls(&self, tls: ServerTls) -> u16 {
+        let listener = Listener::bind_text("127.0.0.1:0", "--secureGrpcAddr")
+            .await
+            .unwrap();
+        let port = listener.port().unwrap();
+        serve(&self.discovery, listener.tls(tls, &self.drain), &self.drain);
+        port
     }
 
     /// Replaces the configuration and the mesh's settings; returns when they are in force.

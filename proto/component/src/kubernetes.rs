@@ -1,5 +1,5 @@
 //! The Kubernetes API, for those that follow it: a client from a kubeconfig file or from what a pod is given, and one stream of
-//! changes a kind.
+//! changes a kind; [`token`]: whose token it is.
 
 use std::fmt::Debug;
 use std::path::PathBuf;
@@ -11,6 +11,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
+
+pub mod token;
 
 /// No single answer may take longer, watches apart.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

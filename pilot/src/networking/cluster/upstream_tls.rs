@@ -9,8 +9,8 @@ use proto::envoy::config::core::v3::{
 };
 use proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use proto::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, CommonTlsContext, TlsCertificate, UpstreamTlsContext,
-    common_tls_context::ValidationContextType,
+    CertificateValidationContext, CommonTlsContext, SdsSecretConfig, TlsCertificate,
+    UpstreamTlsContext, common_tls_context::ValidationContextType,
 };
 use proto::istio::networking::v1alpha3::traffic_policy::{
     ProxyProtocol, proxy_protocol::Version as VersionOfIstio,
@@ -21,7 +21,7 @@ use super::TrafficPolicy;
 use crate::model::{ClusterName, Endpoint, Service, ServicePort};
 use crate::networking::endpoint::takes_mutual_tls;
 use crate::networking::wire::{strings, transport_socket};
-use crate::networking::{View, tls};
+use crate::networking::{View, secret, tls};
 use crate::push_context::policies::MtlsMode;
 use crate::push_context::status::Metric;
 
@@ -96,7 +96,7 @@ fn explicit(
             };
             cluster.transport_socket = Some(tls::mesh_client(&names, &sni, is_http2));
         }
-        TlSmode::Simple | TlSmode::Mutual => match origination(settings, service, is_http2) {
+        TlSmode::Simple | TlSmode::Mutual => match origination(view, settings, service, is_http2) {
             Ok(context) => cluster.transport_socket = Some(tls::client(&context)),
             Err(reason) => {
                 // Without what it needs the connection must fail rather than go out in the clear.
@@ -113,6 +113,7 @@ fn explicit(
 
 /// TLS to a server outside of the mesh.
 fn origination(
+    view: &View<'_>,
     settings: &ClientTlsSettings,
     service: &Service,
     is_http2: bool,
@@ -131,7 +132,7 @@ fn origination(
     if settings.mode() == TlSmode::Mutual {
         if !settings.credential_name.is_empty() {
             common.tls_certificate_sds_secret_configs =
-                vec![tls::secret(&settings.credential_name)];
+                vec![credential(view, &settings.credential_name)];
         } else if settings.client_certificate.is_empty() || settings.private_key.is_empty() {
             return Err(
                 "mode MUTUAL needs clientCertificate and privateKey, or credentialName".to_owned(),
@@ -147,10 +148,8 @@ fn origination(
     common.validation_context_type = if skip_verify {
         None
     } else if !settings.credential_name.is_empty() {
-        Some(tls::validation(
-            &format!("{}-cacert", settings.credential_name),
-            matchers,
-        ))
+        let roots = format!("{}-cacert", settings.credential_name);
+        Some(tls::validation(credential(view, &roots), matchers))
     } else if !settings.ca_certificates.is_empty() {
         Some(ValidationContextType::ValidationContext(
             CertificateValidationContext {
@@ -185,6 +184,15 @@ fn origination(
         auto_sni_san_validation: false,
         ..UpstreamTlsContext::default()
     })
+}
+
+/// The reference to a credential: a gateway's may be served from here, all others are their agents'.
+fn credential(view: &View<'_>, name: &str) -> SdsSecretConfig {
+    if secret::is_served(view) {
+        secret::reference(view, name)
+    } else {
+        tls::secret(name)
+    }
 }
 
 /// mTLS to the endpoints that can, plaintext to the others.

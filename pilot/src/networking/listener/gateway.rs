@@ -21,7 +21,7 @@ use super::http::{Place, RouteSource, connection_manager};
 use super::tls_inspector;
 use crate::model::name::BLACK_HOLE;
 use crate::networking::wire::{address, network_filter, parse_cidr, seconds};
-use crate::networking::{Instance, View, plugin, tls};
+use crate::networking::{Instance, View, plugin, secret, tls};
 use crate::push_context::gateways::{GatewayPort, GatewayServer};
 use crate::push_context::status::Metric;
 use crate::push_context::virtual_services::VirtualService;
@@ -157,7 +157,8 @@ fn downstream(
     if mode == TlSmode::IstioMutual {
         common.tls_certificate_sds_secret_configs = vec![tls::secret(tls::WORKLOAD_SECRET)];
         let domains = tls::trust_domain_matchers(view.push.mesh.trust_domains());
-        common.validation_context_type = Some(tls::validation(tls::ROOT_SECRET, domains));
+        common.validation_context_type =
+            Some(tls::validation(tls::secret(tls::ROOT_SECRET), domains));
         return Ok(DownstreamTlsContext {
             common_tls_context: Some(common),
             require_client_certificate: Some(true),
@@ -171,7 +172,7 @@ fn downstream(
     if !credentials.is_empty() {
         common.tls_certificate_sds_secret_configs = credentials
             .iter()
-            .map(|name| tls::secret(&format!("kubernetes://{name}")))
+            .map(|name| secret::reference(view, name))
             .collect();
     } else if !settings.server_certificate.is_empty() && !settings.private_key.is_empty() {
         common.tls_certificates = vec![certificate(
@@ -200,7 +201,7 @@ fn downstream(
                 ..CertificateValidationContext::default()
             })
         } else if let Some(name) = credentials.first() {
-            tls::validation(&format!("kubernetes://{name}-cacert"), names)
+            tls::validation(secret::roots_reference(view, name), names)
         } else {
             return Err(format!(
                 "mode {} needs caCertificates or credentialName",
