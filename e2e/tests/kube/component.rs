@@ -46,6 +46,20 @@ fn free_port() -> u16 {
         .port()
 }
 
+/// Flags of ports that the chart leaves as they are; several components run on this machine.
+fn ports_of(program: &str) -> &'static [&'static str] {
+    match program {
+        "galley" => &["--server-address"],
+        "pilot-discovery" => &[
+            "--httpAddr",
+            "--grpcAddr",
+            "--mtlsGrpcAddr",
+            "--secureGrpcAddr",
+        ],
+        _ => &[],
+    }
+}
+
 /// Starts what the chart calls `deployment`: its arguments with volumes in a folder of our own and free ports, its service
 /// account's token, and an endpoint of its service here.
 pub(crate) async fn start(
@@ -105,17 +119,8 @@ pub(crate) async fn start(
     let config = write_kubeconfig(client, account, &folder).await;
     let mut command = Command::new(debug_folder().join(program));
     command.args(arguments).arg(kubeconfig).arg(config);
-    let more: &[&str] = match program {
-        "galley" => &["--server-address=tcp://127.0.0.1:"],
-        "pilot-discovery" => &[
-            "--httpAddr=127.0.0.1:",
-            "--grpcAddr=127.0.0.1:",
-            "--mtlsGrpcAddr=127.0.0.1:",
-            "--secureGrpcAddr=127.0.0.1:",
-        ],
-        _ => &[],
-    };
-    command.args(more.iter().map(|flag| format!("{flag}{}", free_port())));
+    let more = ports_of(program).iter();
+    command.args(more.map(|flag| format!("{flag}=127.0.0.1:{}", free_port())));
     let log = fs::File::create(folder.join("log")).unwrap();
     let process = command
         .stdout(log.try_clone().unwrap())
