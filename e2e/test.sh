@@ -2,8 +2,8 @@
 # Runs every check and test of the project and closes with one line of totals: "N passed, N failed".
 #
 #   e2e/test.sh            everything
-#   e2e/test.sh STAGE ...  only these stages: prepare format lint doc test charts mesh, and those that run only when named:
-#                          parity, and kube (a real Kubernetes API server, which it compiles the first time: 10 minutes)
+#   e2e/test.sh STAGE ...  only these stages: prepare format lint doc test charts parity mesh, and one that runs only when
+#                          named: kube (a real Kubernetes API server, which it compiles the first time: 10 minutes)
 #
 # What a stage prints in full goes to the terminal; the exit code is 0 only if nothing failed.
 set -uo pipefail
@@ -94,7 +94,7 @@ wanted format && check "format" cargo fmt --all --check
 wanted lint && check "lint" lint
 wanted doc && check "documentation" documentation
 # Every run of cargo below selects the whole workspace, so that features are the same in each and nothing is built twice.
-if wanted test || wanted charts || wanted mesh || named parity || named kube; then
+if wanted test || wanted charts || wanted parity || wanted mesh || named kube; then
     check "build" cargo build --workspace --all-targets --locked
 fi
 if wanted test; then
@@ -115,8 +115,7 @@ fi
 if named kube; then
     tests "charts and components with a real API server" e2e/kube/run cargo test --workspace --locked --test kube -- --test-threads=1
 fi
-# Only when named: its cases are timed against a real Envoy, and one or two of 850 still vary on a busy machine.
-if named parity; then
+if wanted parity; then
     tests "the proxy beside Envoy" cargo test --workspace --locked --test parity
 fi
 if wanted mesh; then

@@ -75,7 +75,7 @@ pub(crate) struct StreamInfo {
 }
 
 /// The upstream side of a stream.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(crate) struct UpstreamInfo {
     /// The cluster's name.
     pub(crate) cluster: Option<Arc<str>>,

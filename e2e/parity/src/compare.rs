@@ -1,8 +1,12 @@
-//! Two outcomes side by side: every place where they differ, less those that the case names with a reason.
+//! Two outcomes side by side: every place where they differ, less those that the case names with a reason. A statistic that is
+//! 0 on one side and not shown on the other is no difference.
 
 use crate::case::{Case, Difference, Group};
 use regex::Regex;
 use serde_json::Value;
+
+/// How a value that is not there is shown.
+const NOTHING: &str = "–";
 
 /// One place where the outcomes differ.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -34,6 +38,15 @@ impl Verdict {
     }
 }
 
+impl Diff {
+    /// A statistic that one side has at 0 and the other does not show: some appear only when there is something to count.
+    fn is_zero_statistic(&self) -> bool {
+        let is_statistic = self.at.starts_with("stats.") || self.at.starts_with("stats_now.");
+        let sides = (self.envoy.as_str(), self.ours.as_str());
+        is_statistic && matches!(sides, ("0", NOTHING) | (NOTHING, "0"))
+    }
+}
+
 /// Compares the outcomes of a case.
 #[must_use]
 pub fn compare(envoy: &Value, ours: &Value, differs: &[Difference]) -> Verdict {
@@ -41,7 +54,7 @@ pub fn compare(envoy: &Value, ours: &Value, differs: &[Difference]) -> Verdict {
     walk(envoy, ours, String::new(), &mut diffs);
     let mut verdict = Verdict::default();
     let mut used = vec![false; differs.len()];
-    for diff in diffs {
+    for diff in diffs.into_iter().filter(|diff| !diff.is_zero_statistic()) {
         match differs
             .iter()
             .position(|differs| fits(&differs.at, &diff.at))
@@ -128,7 +141,7 @@ fn join(at: &str, key: &str) -> String {
 
 fn show(value: &Value) -> String {
     match value {
-        Value::Null => "–".to_owned(),
+        Value::Null => NOTHING.to_owned(),
         Value::String(text) => format!("{text:?}"),
         other => other.to_string(),
     }
@@ -159,6 +172,21 @@ mod tests {
             .map(|diff| diff.at.as_str())
             .collect();
         assert_eq!(at, ["a[0].b", "a[0].c"]);
+    }
+
+    #[test]
+    fn a_statistic_that_is_not_shown_counts_only_where_it_counted() {
+        let verdict = compare(
+            &json!({"stats": {"a": 0, "b": 1}, "other": {"c": 0}}),
+            &json!({"stats": {"d": 0}, "other": {}}),
+            &[],
+        );
+        let at: Vec<&str> = verdict
+            .unexplained
+            .iter()
+            .map(|diff| diff.at.as_str())
+            .collect();
+        assert_eq!(at, ["stats.b", "other.c"]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::{
 /// The longest wait for anything.
 pub const DEADLINE: Duration = Duration::from_secs(8);
 /// How long an open connection is watched before it is called open.
-const OPEN: Duration = Duration::from_millis(40);
+const OPEN: Duration = Duration::from_millis(100);
 
 /// Both directions of a stream.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {
@@ -218,6 +218,8 @@ impl Connection {
             Step::Bytes(count) => log.push(normal::bytes(&self.read_count(*count).await?)),
             Step::Eof => log.push(json!({"to the end": normal::bytes(&self.read_all().await?)})),
             Step::Drain => log.push(json!({"bytes to the end": self.read_all().await?.len()})),
+            // A peer that said so closes sooner or later; when, is for `closed_within` to say.
+            Step::Fate if log.last().is_some_and(says_close) => log.push(json!("closes")),
             Step::Fate => {
                 let fate = self.usual_fate(false).await;
                 log.push(fate);
@@ -244,6 +246,11 @@ impl Connection {
     pub fn abort(&self) {
         self.stream.abort();
     }
+}
+
+/// Whether a response in an outcome ends its connection.
+fn says_close(response: &Value) -> bool {
+    response.pointer("/headers/connection") == Some(&json!("close"))
 }
 
 /// Bytes from hexadecimal; blanks are allowed.

@@ -24,7 +24,9 @@ use tokio::time::{sleep, timeout};
 /// How long a case may take.
 const CASE: Duration = Duration::from_secs(30);
 /// How long statistics must stand still.
-const SETTLED: Duration = Duration::from_millis(25);
+const SETTLED: Duration = Duration::from_millis(40);
+/// How long the proxy may take to notice that the clients are gone.
+const BUSY: Duration = Duration::from_secs(3);
 
 /// Outcomes by case.
 pub type Outcomes = IndexMap<String, Value>;
@@ -237,21 +239,37 @@ fn seen(how: Seen, upstreams: &Upstreams) -> Value {
     }
 }
 
-/// Statistics once they stand still.
+/// Statistics once the clients' connections and all requests are over for the proxy, and nothing moves any more.
 async fn settled(process: &Process) -> anyhow::Result<Stats> {
+    let start = Instant::now();
     let mut last = process.stats().await?;
-    for _ in 0..40 {
+    loop {
         sleep(SETTLED).await;
         let next = process.stats().await?;
         let is_same = next
             .iter()
             .all(|(name, value)| is_moving(name) || last.get(name) == Some(value));
-        if is_same {
+        let is_busy = next
+            .iter()
+            .any(|(name, value)| *value > 0 && counts_work(name) && !is_moving(name));
+        // What a case leaves behind on purpose (an upstream that holds) is there for good.
+        if (is_same && !is_busy) || start.elapsed() > BUSY {
             return Ok(next);
         }
         last = next;
     }
-    Ok(last)
+}
+
+/// Gauges that are back at 0 when the clients are gone.
+fn counts_work(name: &str) -> bool {
+    [
+        ".downstream_cx_active",
+        ".downstream_rq_active",
+        ".upstream_rq_active",
+        ".upstream_rq_pending_active",
+    ]
+    .iter()
+    .any(|gauge| name.ends_with(gauge))
 }
 
 /// Statistics that a look at them moves.

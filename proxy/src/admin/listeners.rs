@@ -8,15 +8,28 @@ use std::fmt::Write as _;
 pub(super) fn listeners(admin: &Admin, query: &Query) -> Answer {
     let map = admin.store.listeners.map();
     if query.get("format") == Some("json") {
-        let statuses: Vec<Value> = map.by_name.values()
-            .map(|listener| json!({ "name": &*listener.name, "local_address": address(&listener.local_address) }))
+        let statuses: Vec<Value> = map
+            .by_name
+            .values()
+            .map(|listener| {
+                let mut addresses = listener.local_addresses.iter().map(address);
+                let mut status =
+                    json!({ "name": &*listener.name, "local_address": addresses.next() });
+                let more: Vec<Value> = addresses.collect();
+                if !more.is_empty() {
+                    status["additional_local_addresses"] = more.into();
+                }
+                status
+            })
             .collect();
         return Answer::Json(json!({ "listener_statuses": statuses }));
     }
     let mut text = String::new();
     for listener in map.by_name.values() {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "{}::{}", listener.name, listener.local_address);
+        for address in &listener.local_addresses {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{}::{address}", listener.name);
+        }
     }
     Answer::Text(text)
 }

@@ -88,6 +88,18 @@ impl Body {
         })
     }
 
+    /// The downstream request's body once more, beside the attempt that has read it: all of it must have been read and kept.
+    pub(crate) fn replay(source: &Rc<RequestSource>) -> Self {
+        if source.is_empty() {
+            return Body::empty();
+        }
+        Body(Kind::Attempt {
+            generation: source.generation(),
+            source: source.clone(),
+            position: 0,
+        })
+    }
+
     /// The upstream wants the body: a downstream client that waits to hear that is told.
     pub(crate) fn forward_continue(&self, context: &mut Context<'_>) {
         if let Kind::Attempt {

@@ -65,6 +65,8 @@ pub(crate) struct HttpTarget {
     pub(crate) scheme: Scheme,
     /// No call takes longer.
     pub(crate) timeout: Duration,
+    /// Calls say in `x-forwarded-for` where they come from.
+    pub(crate) says_from: bool,
 }
 
 /// A gRPC service behind a cluster.
@@ -108,6 +110,7 @@ impl TryFrom<&wire::HttpUri> for HttpTarget {
             timeout: duration(uri.timeout.as_ref())
                 .at("timeout")?
                 .unwrap_or(Duration::from_secs(5)),
+            says_from: true,
         })
     }
 }
@@ -132,6 +135,7 @@ impl HttpTarget {
         mut request: RequestHeaders,
         body: Bytes,
     ) -> Result<Response<Bytes>, CallError> {
+        mark_as_own(&mut request.map, self.says_from);
         let milliseconds = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
         request.map.insert(
             names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS.clone(),
@@ -209,10 +213,8 @@ impl GrpcService {
         method: &'static str,
         message: &Q,
         timeout: Duration,
-        more: HeaderMap,
     ) -> Result<R, CallError> {
         let mut request = self.request(method, Some(timeout));
-        request.map.extend(more);
         let body = Body::full(frame(message));
         let exchange = async {
             let response = send(worker, &self.cluster, &mut request, body, Version::HTTP_2).await?;
@@ -270,10 +272,16 @@ impl GrpcService {
             if let Ok(value) = HeaderValue::try_from(text) {
                 map.insert(names::GRPC_TIMEOUT.clone(), value);
             }
+            let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+            map.insert(
+                names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS.clone(),
+                number(milliseconds),
+            );
         }
         for (name, value) in &self.metadata {
             map.append(name.clone(), value.clone());
         }
+        mark_as_own(&mut map, true);
         RequestHeaders {
             method: Method::POST,
             scheme: Scheme::Http,
@@ -308,7 +316,6 @@ async fn send(
         .breakers
         .request(Priority::Default)
         .ok_or_else(|| CallError::Transport(format!("cluster {name} has too many requests")))?;
-    mark_as_own(&mut headers.map);
     let sni = headers.host().to_owned();
     let request = PoolRequest {
         priority: Priority::Default,
@@ -342,12 +349,15 @@ async fn send(
 }
 
 /// What Envoy puts on requests of its own.
-pub(crate) fn mark_as_own(map: &mut HeaderMap) {
+pub(crate) fn mark_as_own(map: &mut HeaderMap, says_from: bool) {
     static OWN_ADDRESS: OnceLock<Option<IpAddr>> = OnceLock::new();
     map.insert(
         names::X_ENVOY_INTERNAL.clone(),
         HeaderValue::from_static("true"),
     );
+    if !says_from {
+        return;
+    }
     if let Some(address) = OWN_ADDRESS.get_or_init(super::config::local_address) {
         append_forwarded_for(map, *address);
     }

@@ -49,7 +49,7 @@ pub(crate) async fn serve(
                 .unwrap_or(Duration::from_secs(3600));
             let detected = tokio::select! {
                 detected = tokio::time::timeout(wait, detect::is_http2(&mut stream, &mut ahead)) => detected,
-                () = drain.signaled() => return,
+                () = without_request(&drain) => return,
             };
             match detected {
                 Ok(Ok(Some(detected))) => detected,
@@ -71,6 +71,18 @@ pub(crate) async fn serve(
         stats.downstream_cx_http1_active.inc();
         h1::serve(stream, ahead, connection, drain).await;
         stats.downstream_cx_http1_active.dec();
+    }
+}
+
+/// What a connection that is told to drain is still given for its first request: the client may have sent it already.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Resolves when a connection without a request is to end.
+async fn without_request(drain: &Drain) {
+    drain.signaled().await;
+    tokio::select! {
+        () = tokio::time::sleep(FRESH) => {}
+        () = drain.expired() => {}
     }
 }
 

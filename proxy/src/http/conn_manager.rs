@@ -13,6 +13,7 @@ use http::{Method, StatusCode, Version};
 use proto::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
 
+use crate::matcher::{FieldName, HeaderSource as _};
 use crate::router::virtual_host::strip_port;
 use crate::stream_info::{ResponseFlag, StreamInfo};
 
@@ -192,7 +193,7 @@ pub(crate) fn mutate_request(
     request_id::set(&manager.request_id, headers, is_edge);
     client_cert::set(&manager.client_cert, headers, &info.connection);
     if let Some(via) = &manager.via {
-        headers.map.append(header::VIA, via.clone());
+        append_via(&mut headers.map, via);
     }
 }
 
@@ -260,7 +261,7 @@ pub(crate) fn mutate_response(
         map.insert(names::X_REQUEST_ID.clone(), id.clone());
     }
     if let Some(via) = &manager.via {
-        map.append(header::VIA, via.clone());
+        append_via(map, via);
     }
     map.entry(header::DATE)
         .or_insert_with(|| date::header(info.start_time));
@@ -275,6 +276,16 @@ pub(crate) fn mutate_response(
         hcm::ServerHeaderTransformation::PassThrough => {}
     }
     info.response_code = Some(response.status.as_u16());
+}
+
+/// Names this proxy behind those that `via` names, in one line as Envoy does.
+fn append_via(map: &mut HeaderMap, via: &HeaderValue) {
+    let joined = map.field(&FieldName::Header(header::VIA)).map(|known| {
+        let all = [known.as_ref(), b", ", via.as_bytes()].concat();
+        HeaderValue::try_from(all)
+    });
+    let value = joined.and_then(Result::ok).unwrap_or_else(|| via.clone());
+    map.insert(header::VIA, value);
 }
 
 fn remove_hop_by_hop(headers: &mut RequestHeaders) {

@@ -59,8 +59,7 @@ impl OtlpTarget {
         let (target, headers) = match self {
             Self::Grpc(service) => {
                 let timeout = service.timeout.unwrap_or(TIMEOUT);
-                let answer =
-                    service.unary::<_, R>(worker, method, request, timeout, HeaderMap::new());
+                let answer = service.unary::<_, R>(worker, method, request, timeout);
                 return answer.await.map(|_| ());
             }
             Self::Http(target, headers) => (target, headers),

@@ -265,11 +265,9 @@ async fn buffer(
                 let stats = &state.stream.connection.manager.stats;
                 stats.downstream_rq_too_large.inc();
             });
-            FilterStatus::reply(LocalReply::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "Payload Too Large",
-                "request_payload_too_large",
-            ))
+            let (status, body) = (StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large");
+            let reply = LocalReply::new(status, body, "request_payload_too_large");
+            FilterStatus::reply(reply.closing())
         }
         Err(NotBuffered::Broken) => FilterStatus::reply(
             LocalReply::new(StatusCode::BAD_REQUEST, "", "http1.codec_error").closing(),

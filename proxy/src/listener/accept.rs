@@ -87,10 +87,10 @@ pub(crate) async fn run_listeners(worker: Rc<Worker>, listeners: Arc<Listeners>)
             .map(|listener| Arc::as_ptr(listener) as usize)
             .collect();
         for listener in map.by_name.values() {
-            if known.insert(Arc::as_ptr(listener) as usize)
-                && let Some(socket) = listener.take_socket(worker.index)
-            {
-                start(&worker, &listeners, listener.clone(), socket);
+            if known.insert(Arc::as_ptr(listener) as usize) {
+                for socket in listener.take_sockets(worker.index) {
+                    start(&worker, &listeners, listener.clone(), socket);
+                }
             }
         }
         known.retain(|pointer| now.contains(pointer));

@@ -21,9 +21,9 @@ use crate::{
     wire::{AnyAddress, duration_or},
 };
 use proto::envoy::config::{
-    core::v3::{TrafficDirection, address::Address as AddressKind},
+    core::v3::{Address, SocketOption, TrafficDirection, address::Address as AddressKind},
     listener::v3::{
-        FilterChain as WireChain, Listener as Wire,
+        AdditionalAddress, FilterChain as WireChain, Listener as Wire,
         listener::{DrainType, connection_balance_config::BalanceType},
     },
 };
@@ -40,6 +40,8 @@ pub(crate) struct ListenerConfig {
     pub(crate) name: Arc<str>,
     /// Where it listens.
     pub(crate) address: AnyAddress,
+    /// Where else it listens, with the settings of those sockets.
+    pub(crate) more: Vec<(AnyAddress, SocketOptions)>,
     /// Whether it has sockets of its own; if not, connections come from a listener with `use_original_dst`.
     pub(crate) is_bound: bool,
     /// Whether connections go on to the listener of their original destination.
@@ -93,6 +95,11 @@ impl ListenerConfig {
     ) -> Result<Self, Invalid> {
         refuse(&wire)?;
         let (address, socket) = address_and_socket(&wire)?;
+        let more = try_all(
+            "additional_addresses",
+            &wire.additional_addresses,
+            |another| additional(another, &socket),
+        )?;
         let direction = direction(&wire);
         let name = if wire.name.is_empty() {
             address.to_string()
@@ -144,11 +151,18 @@ impl ListenerConfig {
             chains,
             access_logs: AccessLogs::try_new(&wire.access_log, context.server).at("access_log")?,
             address,
+            more,
             hands_over,
             direction,
             socket,
             wire,
         })
+    }
+
+    /// Every address, with the settings of its sockets.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (&AnyAddress, &SocketOptions)> {
+        let more = self.more.iter().map(|(address, socket)| (address, socket));
+        std::iter::once((&self.address, &self.socket)).chain(more)
     }
 
     /// The secrets it waits for.
@@ -166,9 +180,7 @@ fn direction(wire: &Wire) -> Direction {
 }
 
 fn address_and_socket(wire: &Wire) -> Result<(AnyAddress, SocketOptions), Invalid> {
-    let address = wire.address.as_ref();
-    let address = address.ok_or_else(|| Invalid::new("an address is needed").at("address"))?;
-    let mut socket = SocketOptions {
+    let socket = SocketOptions {
         backlog: wire
             .tcp_backlog_size
             .map_or(1024, |size| i32::try_from(size).unwrap_or(i32::MAX)),
@@ -176,11 +188,36 @@ fn address_and_socket(wire: &Wire) -> Result<(AnyAddress, SocketOptions), Invali
         is_freebind: wire.freebind.unwrap_or(false),
         is_port_shared: wire.enable_reuse_port.unwrap_or(true),
         keepalive: wire.tcp_keepalive,
-        raw: try_all("socket_options", &wire.socket_options, |option| {
-            RawOption::try_from(option)
-        })?,
+        raw: raw_options(&wire.socket_options)?,
         ..SocketOptions::default()
     };
+    bind_address(wire.address.as_ref(), socket)
+}
+
+/// Another address, with the settings of the first one's sockets where it does not say otherwise.
+fn additional(
+    wire: &AdditionalAddress,
+    first: &SocketOptions,
+) -> Result<(AnyAddress, SocketOptions), Invalid> {
+    let mut socket = first.clone();
+    if let Some(options) = &wire.socket_options {
+        socket.raw = raw_options(&options.socket_options).at("socket_options")?;
+    }
+    if wire.tcp_keepalive.is_some() {
+        socket.keepalive = wire.tcp_keepalive;
+    }
+    bind_address(wire.address.as_ref(), socket)
+}
+
+fn raw_options(wire: &[SocketOption]) -> Result<Vec<RawOption>, Invalid> {
+    try_all("socket_options", wire, RawOption::try_from)
+}
+
+fn bind_address(
+    address: Option<&Address>,
+    mut socket: SocketOptions,
+) -> Result<(AnyAddress, SocketOptions), Invalid> {
+    let address = address.ok_or_else(|| Invalid::new("an address is needed").at("address"))?;
     match &address.address {
         Some(AddressKind::SocketAddress(address)) => socket.is_v4_compatible = address.ipv4_compat,
         Some(AddressKind::Pipe(pipe)) => socket.mode = pipe.mode,
@@ -230,10 +267,6 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
         (wire.listener_specifier.is_some(), "internal_listener"),
         (wire.filter_chain_matcher.is_some(), "filter_chain_matcher"),
         (wire.fcds_config.is_some(), "fcds_config"),
-        (
-            !wire.additional_addresses.is_empty(),
-            "additional_addresses",
-        ),
         (wire.enable_mptcp, "enable_mptcp"),
         (
             wire.per_connection_buffer_high_watermark_timeout.is_some(),

@@ -56,8 +56,8 @@ pub(crate) struct Listener {
     pub(crate) name: Arc<str>,
     /// The configuration in force.
     pub(crate) config: ArcSwap<ListenerConfig>,
-    /// Where it really listens (port 0 resolved).
-    pub(crate) local_address: AnyAddress,
+    /// Where it really listens (port 0 resolved), the configuration's own address first.
+    pub(crate) local_addresses: Vec<AnyAddress>,
     /// What it counts.
     pub(crate) stats: Arc<ListenerStats>,
     /// What each worker counts of it.
@@ -70,7 +70,8 @@ pub(crate) struct Listener {
     pub(super) balancer: Option<Balancer>,
     /// Cancelled when it stops accepting.
     pub(crate) closed: CancellationToken,
-    sockets: Mutex<Vec<Option<BoundSocket>>>,
+    /// By worker.
+    sockets: Mutex<Vec<Vec<BoundSocket>>>,
     tls: OnceLock<Arc<TlsStats>>,
 }
 
@@ -101,9 +102,13 @@ pub(crate) struct BindError {
 }
 
 impl Listener {
-    /// The socket of worker `index`; taken once.
-    pub(crate) fn take_socket(&self, index: usize) -> Option<BoundSocket> {
-        self.sockets.lock().get_mut(index)?.take()
+    /// The sockets of worker `index`, one an address; taken once.
+    pub(crate) fn take_sockets(&self, index: usize) -> Vec<BoundSocket> {
+        let mut sockets = self.sockets.lock();
+        sockets
+            .get_mut(index)
+            .map(std::mem::take)
+            .unwrap_or_default()
     }
 
     /// What its TLS counts; shown from the first use on.
@@ -146,9 +151,12 @@ impl ListenerMap {
     fn index(by_name: BTreeMap<Arc<str>, Arc<Listener>>) -> Self {
         let by_address = by_name
             .values()
-            .filter_map(|listener| match listener.local_address {
-                AnyAddress::Socket(address) => Some((address, listener.clone())),
-                AnyAddress::Name(..) | AnyAddress::Pipe(_) => None,
+            .flat_map(|listener| {
+                let all = listener.local_addresses.iter();
+                all.filter_map(|address| match address {
+                    AnyAddress::Socket(address) => Some((*address, listener.clone())),
+                    AnyAddress::Name(..) | AnyAddress::Pipe(_) => None,
+                })
             })
             .collect();
         Self {
@@ -212,26 +220,29 @@ impl Listeners {
     }
 
     fn open(&self, config: Arc<ListenerConfig>) -> Result<Arc<Listener>, BindError> {
-        let sockets = if config.is_bound {
-            socket::bind(&config, self.server.concurrency).map_err(|source| {
-                self.stats.listener_create_failure.inc();
-                BindError {
-                    address: config.address.to_string(),
-                    source,
-                }
-            })?
-        } else {
-            Vec::new()
-        };
-        self.stats
-            .listener_create_success
-            .add(self.server.concurrency as u64);
-        let local_address = sockets
-            .first()
-            .and_then(BoundSocket::local_address)
-            .map_or_else(|| config.address.clone(), AnyAddress::Socket);
-        tracing::info!(target: "config", listener = %config.name, address = %local_address, bound = config.is_bound, "listener added");
         let workers = self.server.concurrency;
+        let mut sockets: Vec<Vec<BoundSocket>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut local_addresses = Vec::new();
+        for (address, options) in config.addresses() {
+            let bound = if config.is_bound {
+                socket::bind(address, options, workers).map_err(|source| {
+                    self.stats.listener_create_failure.inc();
+                    BindError {
+                        address: address.to_string(),
+                        source,
+                    }
+                })?
+            } else {
+                Vec::new()
+            };
+            let local = bound.first().and_then(BoundSocket::local_address);
+            local_addresses.push(local.map_or_else(|| address.clone(), AnyAddress::Socket));
+            for (of_worker, socket) in sockets.iter_mut().zip(bound) {
+                of_worker.push(socket);
+            }
+        }
+        self.stats.listener_create_success.add(workers as u64);
+        tracing::info!(target: "config", listener = %config.name, addresses = ?local_addresses, bound = config.is_bound, "listener added");
         let listener = Arc::new(Listener {
             name: config.name.clone(),
             stats: config.scope.group(),
@@ -244,9 +255,9 @@ impl Listeners {
                 config.name
             ),
             balancer: config.is_balanced.then(|| Balancer::new(workers)),
-            local_address,
+            local_addresses,
             closed: CancellationToken::new(),
-            sockets: Mutex::new(sockets.into_iter().map(Some).collect()),
+            sockets: Mutex::new(sockets),
             tls: OnceLock::new(),
             config: ArcSwap::new(config),
         });
@@ -317,8 +328,7 @@ impl Listeners {
 }
 
 fn is_same_socket(old: &ListenerConfig, new: &ListenerConfig) -> bool {
-    old.address == new.address
+    old.addresses().eq(new.addresses())
         && old.is_bound == new.is_bound
         && old.is_balanced == new.is_balanced
-        && old.socket == new.socket
 }

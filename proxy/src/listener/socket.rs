@@ -1,6 +1,6 @@
 //! Listening sockets, one a worker.
 
-use super::ListenerConfig;
+use super::options::SocketOptions;
 use crate::wire::AnyAddress;
 use proto::envoy::config::core::v3::socket_option::SocketState;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -19,25 +19,29 @@ pub(crate) enum BoundSocket {
     Unix(std::os::unix::net::UnixListener),
 }
 
-/// Takes `count` sockets for `config`; all or none. A port of 0 is the same for all.
-pub(crate) fn bind(config: &ListenerConfig, count: usize) -> io::Result<Vec<BoundSocket>> {
-    match &config.address {
+/// Takes `count` sockets at an address; all or none. A port of 0 is the same for all.
+pub(super) fn bind(
+    address: &AnyAddress,
+    options: &SocketOptions,
+    count: usize,
+) -> io::Result<Vec<BoundSocket>> {
+    match address {
         AnyAddress::Socket(address) => {
             let mut address = *address;
             let mut sockets = Vec::with_capacity(count);
             for _ in 0..count {
                 let socket = match sockets.first() {
-                    Some(BoundSocket::Tcp(first)) if !config.socket.is_port_shared => {
+                    Some(BoundSocket::Tcp(first)) if !options.is_port_shared => {
                         std::net::TcpListener::try_clone(first)?
                     }
-                    _ => bind_tcp(address, config)?,
+                    _ => bind_tcp(address, options)?,
                 };
                 address = socket.local_addr()?;
                 sockets.push(BoundSocket::Tcp(socket));
             }
             Ok(sockets)
         }
-        AnyAddress::Pipe(path) => bind_unix(path, config.socket.mode, count),
+        AnyAddress::Pipe(path) => bind_unix(path, options.mode, count),
         AnyAddress::Name(name, _) => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("{name} is not an address"),
@@ -45,8 +49,7 @@ pub(crate) fn bind(config: &ListenerConfig, count: usize) -> io::Result<Vec<Boun
     }
 }
 
-fn bind_tcp(address: SocketAddr, config: &ListenerConfig) -> io::Result<std::net::TcpListener> {
-    let options = &config.socket;
+fn bind_tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM.nonblocking().cloexec(),

@@ -29,7 +29,7 @@ use proto::envoy::extensions::filters::network::redis_proxy::v3::{
     RedisProxy as Wire,
     redis_proxy::{ConnPoolSettings, ProtocolVersion, conn_pool_settings::ReadPolicy},
 };
-use resp::Value;
+use resp::{Decoder, Value};
 use route::Routes;
 use std::{sync::Arc, time::Duration};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -167,6 +167,7 @@ impl TerminalFilter for RedisProxy {
 impl RedisProxy {
     async fn run(&self, mut connection: Connection) {
         let mut input = BytesMut::with_capacity(4 << 10);
+        let mut decoder = Decoder::of_client();
         let mut output = BytesMut::new();
         let mut working: FuturesOrdered<LocalBoxFuture<'static, Value>> = FuturesOrdered::new();
         let mut is_known = self.passwords.is_empty() && self.username.is_none();
@@ -184,9 +185,16 @@ impl RedisProxy {
                         answer.encode(&mut output);
                         self.stats.downstream_rq_active.dec();
                     }
-                    if connection.stream.write_all(&output).await.is_err()
-                        || connection.stream.flush().await.is_err()
-                    {
+                    let sent = async {
+                        connection.stream.write_all(&output).await?;
+                        connection.stream.flush().await
+                    };
+                    // A client that does not read must not outlive the drain.
+                    let is_sent = tokio::select! {
+                        sent = sent => sent.is_ok(),
+                        () = connection.drain.expired() => false,
+                    };
+                    if !is_sent {
                         break;
                     }
                     output.clear();
@@ -202,7 +210,12 @@ impl RedisProxy {
                     if !count.is_ok_and(|count| count > 0) {
                         break;
                     }
-                    is_over = self.take(&connection, &mut input, &mut working, &mut is_known);
+                    is_over = self.take(
+                        &connection,
+                        (&mut decoder, &mut input),
+                        &mut working,
+                        &mut is_known,
+                    );
                 }
                 () = connection.drain.expired() => break,
             }
@@ -217,12 +230,12 @@ impl RedisProxy {
     fn take(
         &self,
         connection: &Connection,
-        input: &mut BytesMut,
+        (decoder, input): (&mut Decoder, &mut BytesMut),
         working: &mut FuturesOrdered<LocalBoxFuture<'static, Value>>,
         is_known: &mut bool,
     ) -> bool {
         loop {
-            let value = match Value::decode(input) {
+            let value = match decoder.decode(input) {
                 Ok(Some(value)) => value,
                 Ok(None) => return false,
                 Err(_) => {

@@ -105,6 +105,13 @@ impl VirtualClusters {
         Ok(VirtualClusters { clusters, other })
     }
 
+    /// Whether it is the one for all that fit none.
+    pub(super) fn is_rest(&self, slot: &StatsSlot) -> bool {
+        self.other
+            .as_ref()
+            .is_some_and(|other| std::ptr::eq(other, slot))
+    }
+
     /// The one that a request belongs to.
     pub(super) fn find(&self, headers: &RequestHeaders) -> Option<&StatsSlot> {
         let fits = |matchers: &[HeaderMatcher]| matchers.iter().all(|one| one.matches(headers));

@@ -1,5 +1,6 @@
 //! Retries: which outcomes deserve another attempt, how many, and how long to wait before it.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -109,6 +110,8 @@ pub(crate) enum Outcome<'a> {
     Reset { request_sent: bool },
     /// The attempt's timeout.
     PerTryTimeout,
+    /// The same where the attempt goes on beside another one.
+    SoftTimeout,
     /// A circuit breaker or pool limit.
     Overflow,
 }
@@ -132,7 +135,7 @@ pub(crate) struct RetryState {
     attempt: u32,
     status_codes: Vec<u16>,
     header_names: Vec<HeaderName>,
-    policy: Option<RetryPolicy>,
+    policy: Option<Arc<RetryPolicy>>,
 }
 
 impl TryFrom<&wire::RetryPolicy> for RetryPolicy {
@@ -223,7 +226,10 @@ impl TryFrom<&wire::RetryPolicy> for RetryPolicy {
 
 impl RetryState {
     /// The retries of a request by its route's policy and its own headers, which are taken away. `None` without any.
-    pub(crate) fn new(policy: Option<&RetryPolicy>, headers: &mut RequestHeaders) -> Option<Self> {
+    pub(crate) fn new(
+        policy: Option<&Arc<RetryPolicy>>,
+        headers: &mut RequestHeaders,
+    ) -> Option<Self> {
         let map = &mut headers.map;
         let asked = [
             names::X_ENVOY_RETRY_ON.clone(),
@@ -240,7 +246,7 @@ impl RetryState {
         let header_names = list(map.remove(&names::X_ENVOY_RETRIABLE_HEADER_NAMES).as_ref());
         map.remove(&names::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT);
 
-        let applies = |policy: &&RetryPolicy| {
+        let applies = |policy: &&Arc<RetryPolicy>| {
             policy.request_headers.is_empty()
                 || policy
                     .request_headers
@@ -265,7 +271,7 @@ impl RetryState {
 
     /// The policy behind it.
     pub(crate) fn policy(&self) -> Option<&RetryPolicy> {
-        self.policy.as_ref()
+        self.policy.as_deref()
     }
 
     /// Whether to try again. Uses up an attempt when the answer is yes.
@@ -285,11 +291,14 @@ impl RetryState {
         RetryDecision::After(wait)
     }
 
-    fn is_retriable(&self, outcome: Outcome<'_>) -> bool {
+    /// Whether an outcome deserves another attempt, however many are left.
+    pub(crate) fn is_retriable(&self, outcome: Outcome<'_>) -> bool {
         let on = self.retry_on;
         let counts_as_5xx = on.has(RetryOn::FIVE_XX) || on.has(RetryOn::GATEWAY_ERROR);
         match outcome {
             Outcome::Overflow => false,
+            // QUIRK: a hedge needs no condition, only a retry that is left.
+            Outcome::SoftTimeout => true,
             Outcome::Headers(status, map) => self.are_headers_retriable(status.as_u16(), map),
             Outcome::PerTryTimeout => counts_as_5xx || on.has(RetryOn::RESET),
             Outcome::ConnectFailure => {

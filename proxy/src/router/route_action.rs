@@ -31,7 +31,9 @@ pub(crate) struct ForwardAction {
     append_x_forwarded_host: bool,
     /// The route's timeouts.
     pub(crate) timeouts: RouteTimeouts,
-    pub(super) retry: Option<RetryPolicy>,
+    pub(super) retry: Option<Arc<RetryPolicy>>,
+    /// Whether late attempts go on beside the next; none where the virtual host decides.
+    pub(super) hedges: Option<bool>,
     pub(super) mirrors: Vec<MirrorPolicy>,
     /// What rate limiters are told of a request.
     pub(crate) rate_limits: RateLimits,
@@ -135,7 +137,12 @@ impl TryFrom<&wire::RouteAction> for ForwardAction {
                 .as_ref()
                 .map(RetryPolicy::try_from)
                 .transpose()
-                .at("retry_policy")?,
+                .at("retry_policy")?
+                .map(Arc::new),
+            hedges: action
+                .hedge_policy
+                .as_ref()
+                .map(|policy| policy.hedge_on_per_try_timeout),
             mirrors: mirror::try_all_policies(&action.request_mirror_policies)?,
             rate_limits: RateLimits::try_new(&action.rate_limits)?,
             #[allow(deprecated, reason = "control planes still send the older field")]
@@ -155,24 +162,10 @@ impl TryFrom<&wire::RouteAction> for ForwardAction {
 }
 
 fn refuse_unsupported(action: &wire::RouteAction) -> Result<(), Invalid> {
-    let refuse = |is_set: bool, field: &str| {
-        if is_set {
-            Err(Invalid::unsupported(field))
-        } else {
-            Ok(())
-        }
-    };
-    refuse(
-        action.retry_policy_typed_config.is_some(),
-        "retry_policy_typed_config",
-    )?;
-    refuse(
-        action
-            .hedge_policy
-            .as_ref()
-            .is_some_and(|policy| policy.hedge_on_per_try_timeout),
-        "hedge_policy.hedge_on_per_try_timeout",
-    )
+    if action.retry_policy_typed_config.is_some() {
+        return Err(Invalid::unsupported("retry_policy_typed_config"));
+    }
+    Ok(())
 }
 
 /// The policy, or the older fields in its place.

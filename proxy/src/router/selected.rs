@@ -81,12 +81,20 @@ impl SelectedRoute {
     }
 
     /// The retry policy: the route's, else the virtual host's.
-    pub(crate) fn retry_policy(&self) -> Option<&RetryPolicy> {
+    pub(crate) fn retry_policy(&self) -> Option<&Arc<RetryPolicy>> {
         match &self.route().kind {
             RouteKind::Forward(action) => {
                 action.retry.as_ref().or(self.virtual_host().retry.as_ref())
             }
             RouteKind::Redirect(_) | RouteKind::Direct(_) => None,
+        }
+    }
+
+    /// Whether attempts that are out of their time go on beside the next: the route's word, else the virtual host's.
+    pub(crate) fn hedges(&self) -> bool {
+        match &self.route().kind {
+            RouteKind::Forward(action) => action.hedges.unwrap_or(self.virtual_host().hedges),
+            RouteKind::Redirect(_) | RouteKind::Direct(_) => false,
         }
     }
 
@@ -119,7 +127,9 @@ impl SelectedRoute {
         let virtual_cluster = host.clusters.find(headers);
         let slots = [self.route().stats.as_ref(), virtual_cluster];
         let counted = CountedIn::new(root, &host.name, slots);
-        (counted, virtual_cluster.map(|slot| slot.name.clone()))
+        // What fits no virtual cluster is counted, but has no name.
+        let named = virtual_cluster.filter(|slot| !host.clusters.is_rest(slot));
+        (counted, named.map(|slot| slot.name.clone()))
     }
 
     /// The most specific configuration of a filter: weighted cluster, route, virtual host, table.

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use proto::envoy::config::route::v3 as wire;
 use wire::virtual_host::TlsRequirementType;
@@ -24,7 +25,8 @@ pub(crate) struct VirtualHost {
     pub(super) routes: Vec<Route>,
     require_tls: RequireTls,
     pub(super) mutations: Mutations,
-    pub(super) retry: Option<RetryPolicy>,
+    pub(super) retry: Option<Arc<RetryPolicy>>,
+    pub(super) hedges: bool,
     /// Put `x-envoy-attempt-count` into the request.
     pub(crate) counts_attempts: bool,
     /// Put `x-envoy-attempt-count` into the response.
@@ -75,13 +77,6 @@ impl VirtualHost {
                 Invalid::unsupported("a retry policy extension").at("retry_policy_typed_config")
             );
         }
-        if host
-            .hedge_policy
-            .as_ref()
-            .is_some_and(|policy| policy.hedge_on_per_try_timeout)
-        {
-            return Err(Invalid::unsupported("hedging").at("hedge_policy"));
-        }
         Ok(VirtualHost {
             name: host.name.as_str().into(),
             routes: try_all("routes", &host.routes, |route| {
@@ -103,7 +98,12 @@ impl VirtualHost {
                 .as_ref()
                 .map(RetryPolicy::try_from)
                 .transpose()
-                .at("retry_policy")?,
+                .at("retry_policy")?
+                .map(Arc::new),
+            hedges: host
+                .hedge_policy
+                .as_ref()
+                .is_some_and(|policy| policy.hedge_on_per_try_timeout),
             counts_attempts: host.include_request_attempt_count,
             counts_attempts_in_response: host.include_attempt_count_in_response,
             marks_timeout_retry: host.include_is_timeout_retry_header,

@@ -261,6 +261,7 @@ fn legacy_target(config: &ZipkinConfig) -> Result<HttpTarget, Invalid> {
             .map_err(|_| Invalid::new("not a path").at("collector_endpoint"))?,
         scheme: Scheme::Http,
         timeout: TIMEOUT,
+        says_from: true,
     })
 }
 

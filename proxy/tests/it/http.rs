@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::running::{Running, static_cluster};
 
 /// An upstream that sends bodies back, over HTTP/1 and HTTP/2.
-async fn echo() -> SocketAddr {
+pub(crate) async fn echo() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {

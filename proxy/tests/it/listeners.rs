@@ -385,3 +385,26 @@ async fn an_updated_chain_drains_its_own_connections_and_no_others() {
     drop(connect(2).await);
     proxy.stop().await;
 }
+
+#[tokio::test]
+async fn a_listener_serves_all_its_addresses() {
+    let upstream = greeter("hello").await;
+    let another = "{socket_address: {address: 127.0.0.2, port_value: 0}}";
+    let more = format!("additional_addresses: [{{address: {another}}}],");
+    let listener = listener("both", &[tcp_proxy("up", "")], &more);
+    let proxy = start(&[listener], &[static_cluster("up", upstream)], "").await;
+    let (_, text) = proxy.get("/listeners").await;
+    let addresses: Vec<SocketAddr> = text
+        .lines()
+        .map(|line| line.split_once("::").unwrap().1.parse().unwrap())
+        .collect();
+    assert_eq!(addresses.len(), 2, "{text}");
+    assert_eq!(addresses[1].ip().to_string(), "127.0.0.2");
+    for address in addresses {
+        let mut text = [0; 5];
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.read_exact(&mut text).await.unwrap();
+        assert_eq!(&text, b"hello");
+    }
+    proxy.stop().await;
+}

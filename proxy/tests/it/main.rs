@@ -7,6 +7,7 @@
 )]
 
 mod certificates;
+mod churn;
 mod control_plane;
 mod http;
 mod listeners;

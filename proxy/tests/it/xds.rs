@@ -20,13 +20,13 @@ async fn greeting(from: SocketAddr, length: usize) -> Option<String> {
     String::from_utf8(text).ok()
 }
 
-fn eds_cluster(name: &str) -> String {
+pub(crate) fn eds_cluster(name: &str) -> String {
     format!(
         "{{name: {name}, type: EDS, connect_timeout: 1s, eds_cluster_config: {{eds_config: {{ads: {{}}}}}}}}"
     )
 }
 
-fn assignment(name: &str, host: SocketAddr) -> String {
+pub(crate) fn assignment(name: &str, host: SocketAddr) -> String {
     let (ip, port) = (host.ip(), host.port());
     format!(
         "{{cluster_name: {name}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {ip}, port_value: {port}}}}}}}}}]}}]}}"

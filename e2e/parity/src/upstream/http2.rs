@@ -219,6 +219,7 @@ async fn tunnel(
         let _ = body.flow_control().release_capacity(data.len());
         send_body(&mut stream, &data, false).await?;
     }
-    stream.send_data(Bytes::new(), true)?;
+    // A proxy that has reset the stream is done with it.
+    let _ = stream.send_data(Bytes::new(), true);
     Ok(())
 }

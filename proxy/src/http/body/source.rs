@@ -76,6 +76,11 @@ impl RequestSource {
         generation
     }
 
+    /// The attempt that reads now.
+    pub(super) fn generation(&self) -> u32 {
+        self.generation.get()
+    }
+
     /// True when a later attempt reads.
     pub(super) fn is_superseded(&self, generation: u32) -> bool {
         self.generation.get() != generation

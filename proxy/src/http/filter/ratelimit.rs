@@ -355,17 +355,13 @@ impl HttpFilter for RateLimit {
             descriptors: descriptors.into_iter().map(wire_descriptor).collect(),
             hits_addend: 0,
         };
-        let mut metadata = HeaderMap::new();
-        if let Some(id) = headers.map.get(&names::X_REQUEST_ID) {
-            metadata.insert(names::X_REQUEST_ID.clone(), id.clone());
-        }
         let stats = config.stats(stream);
         let worker = stream.worker().clone();
         let response = self.response.clone();
         FilterStatus::Wait(Box::pin(async move {
             let call = config
                 .service
-                .unary(&worker, SHOULD, &request, config.timeout, metadata);
+                .unary(&worker, SHOULD, &request, config.timeout);
             let answer = call.await;
             Resume::Then(Box::new(move |headers, stream| {
                 config.settle(answer, stats.as_deref(), &response, headers, stream)

@@ -6,11 +6,13 @@
 mod attempt;
 mod connect;
 mod failure;
+mod hedge;
 mod mirror;
 mod plan;
 mod redirect;
 mod upstream_end;
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -26,7 +28,7 @@ use crate::http::stream::{Deadlines, ResponseBody, StreamCell};
 use crate::http::upgrade::{self, OnUpgrade};
 use crate::invalid::Invalid;
 use crate::router::{Outcome as RetryOutcome, RetryDecision, Timeouts};
-use crate::stream_info::ResponseFlag;
+use crate::stream_info::{ResponseFlag, UpstreamInfo};
 
 use attempt::Answer;
 use failure::Failure;
@@ -114,40 +116,57 @@ pub(crate) async fn forward(
     }
     let limit = limits(plan.timeouts, cell, source);
     tokio::pin!(limit);
+    let shared = RefCell::new(plan);
     loop {
         let result = tokio::select! {
             biased;
-            result = attempt::run(&mut plan, cell, source) => result,
-            limit = &mut limit => return limit_reached(&mut plan, cell, &limit),
+            result = make(&shared, cell, source) => result,
+            limit = &mut limit => return limit_reached(&shared.borrow(), cell, &limit),
         };
-        let wait = match result {
-            Ok(answer) => match after_answer(&mut plan, cell, source, &answer) {
-                Some(wait) => wait,
-                None if may_redirect && redirect::follow(&plan, cell, source, &answer) => {
-                    plan.charge(answer.head.status);
-                    return Forwarded::Redirect;
-                }
-                None => {
-                    source.stop_keeping();
-                    return finish(&plan, cell, answer, downstream_upgrade.take());
-                }
-            },
-            Err(failure) => match after_failure(&mut plan, cell, source, &failure) {
-                Some(wait) => wait,
-                None => {
-                    let reply = plan.failure_reply(cell, &failure);
-                    return counted(&plan, cell, reply);
-                }
-            },
+        let wait = {
+            let mut plan = shared.borrow_mut();
+            match result {
+                Ok(answer) => match after_answer(&mut plan, cell, source, &answer) {
+                    Some(wait) => wait,
+                    None if may_redirect && redirect::follow(&plan, cell, source, &answer) => {
+                        plan.charge(answer.head.status);
+                        return Forwarded::Redirect;
+                    }
+                    None => {
+                        source.stop_keeping();
+                        return finish(&plan, cell, answer, downstream_upgrade.take());
+                    }
+                },
+                Err(failure) => match after_failure(&mut plan, cell, source, &failure) {
+                    Some(wait) => wait,
+                    None => {
+                        let reply = plan.failure_reply(cell, &failure);
+                        return counted(&plan, cell, reply);
+                    }
+                },
+            }
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            limit = &mut limit => return limit_reached(&mut plan, cell, &limit),
+            limit = &mut limit => return limit_reached(&shared.borrow(), cell, &limit),
         }
     }
 }
 
-fn limit_reached(plan: &mut Plan, cell: &Rc<StreamCell>, limit: &Limit) -> Forwarded {
+/// An attempt, or several where the route hedges.
+async fn make(
+    plan: &RefCell<Plan>,
+    cell: &Rc<StreamCell>,
+    source: &Rc<RequestSource>,
+) -> Result<Answer, Failure> {
+    let hedges = plan.borrow().hedges;
+    if hedges {
+        return Box::pin(hedge::run(plan, cell, source)).await;
+    }
+    attempt::run(plan, cell, source).await
+}
+
+fn limit_reached(plan: &Plan, cell: &Rc<StreamCell>, limit: &Limit) -> Forwarded {
     let reply = limit_reply(plan, cell, limit);
     match limit {
         Limit::Global => counted(plan, cell, reply),
@@ -191,8 +210,7 @@ async fn limits(timeouts: Timeouts, cell: &Rc<StreamCell>, source: &Rc<RequestSo
     }
 }
 
-fn limit_reply(plan: &mut Plan, cell: &Rc<StreamCell>, limit: &Limit) -> Box<LocalReply> {
-    plan.abandon();
+fn limit_reply(plan: &Plan, cell: &Rc<StreamCell>, limit: &Limit) -> Box<LocalReply> {
     match limit {
         Limit::Global => {
             plan.cluster.stats.upstream_rq_timeout.inc();
@@ -230,7 +248,8 @@ fn after_answer(
     source: &Rc<RequestSource>,
     answer: &Answer,
 ) -> Option<Duration> {
-    let had_retries = plan.retries_made > 0;
+    let is_first = |seen: &UpstreamInfo| seen.attempts <= 1;
+    let had_retries = plan.retries_made > 0 && !answer.seen.as_deref().is_some_and(is_first);
     let wait = plan.retry(
         cell,
         source,
@@ -265,11 +284,13 @@ fn finish(
         body,
         upgrade,
         mut end,
+        ..
     } = answer;
     plan.charge(head.status);
     let deadlines = cell.with(|state| {
         let info = &mut state.stream.info;
-        if !plan.suppresses_headers && info.request_end.is_some() {
+        let is_tunnel = plan.is_upgrade || plan.is_connect;
+        if !plan.suppresses_headers && !is_tunnel && info.request_end.is_some() {
             let since = info.request_end.unwrap_or(info.start).elapsed();
             let milliseconds = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
             head.map.insert(
@@ -381,7 +402,6 @@ impl Plan {
         stats.upstream_rq_retry.inc();
         self.counted.count(|counts| counts.upstream_rq_retry.inc());
         stats.upstream_rq_retry_backoff_exponential.inc();
-        self.attempt_end = None;
         Some(wait)
     }
 }

@@ -53,14 +53,15 @@ pub(crate) fn end_request(
     is_empty: bool,
     out: &mut BytesMut,
 ) -> BodyFraming {
-    let framing = if headers.has_length || headers.is_tunnel {
+    let framing = if headers.has_length {
         BodyFraming::Plain
     } else if is_empty {
-        if !headers.is_bodiless {
+        if !headers.is_bodiless && !headers.is_tunnel {
             out.put_slice(b"content-length: 0\r\n");
         }
         BodyFraming::Plain
     } else {
+        // Whoever asks for an upgrade keeps to this too: an upstream that refuses it must not read the body as a request.
         out.put_slice(b"transfer-encoding: chunked\r\n");
         BodyFraming::Chunked
     };
@@ -190,7 +191,12 @@ fn status_line(status: StatusCode, is_old: bool, out: &mut BytesMut) {
     out.put_slice(if is_old { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.put_slice(status.as_str().as_bytes());
     out.put_u8(b' ');
-    out.put_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
+    // QUIRK: Envoy does not know the teapot.
+    let reason = match status {
+        StatusCode::IM_A_TEAPOT => None,
+        status => status.canonical_reason(),
+    };
+    out.put_slice(reason.unwrap_or("Unknown").as_bytes());
     out.put_slice(b"\r\n");
 }
 

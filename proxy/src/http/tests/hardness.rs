@@ -107,6 +107,37 @@ fn what_could_be_read_in_two_ways_does_not_reach_the_upstream() {
 }
 
 #[test]
+fn a_body_behind_a_wish_for_an_upgrade_stays_a_body() {
+    on_worker(async {
+        let mut upstream = Upstream::start(&[OK]).await;
+        let mut config = manager(routes());
+        config["upgrade_configs"] = json!([{"upgrade_type": "websocket"}]);
+        let proxy = Proxy::start(config, &[upstream.cluster("c")]).await;
+        let smuggled = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
+        let wish =
+            "POST / HTTP/1.1\r\nhost: a\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n";
+        let chunked = format!(
+            "{wish}transfer-encoding: chunked\r\n\r\n{:x}\r\n{smuggled}\r\n0\r\n\r\n",
+            smuggled.len()
+        );
+        let counted = format!("{wish}content-length: {}\r\n\r\n{smuggled}", smuggled.len());
+        for (request, framing) in [
+            (chunked, "transfer-encoding: chunked"),
+            (counted, "content-length:"),
+        ] {
+            let answer = proxy.send(&request).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            let seen = upstream.request().await;
+            assert!(
+                seen.starts_with("POST / ") && seen.contains(framing),
+                "{seen}"
+            );
+        }
+        assert_eq!(proxy.stat("cluster.c.upstream_rq_total"), 2);
+    });
+}
+
+#[test]
 fn pipelined_requests_are_answered_in_their_order() {
     on_worker(async {
         let mut upstream = Upstream::start(&[OK]).await;

@@ -70,6 +70,28 @@ fn a_silent_attempt_is_given_up_and_retried() {
 }
 
 #[test]
+fn a_late_attempt_goes_on_beside_the_next() {
+    on_worker(async {
+        let mut upstream = Upstream::start(&["(silence)", OK]).await;
+        let mut routes = route(
+            json!({"retry_on": "connect-failure", "per_try_timeout": "0.05s", "retry_back_off": {"base_interval": "0.001s"}}),
+        );
+        routes[0]["route"]["hedge_policy"] = json!({"hedge_on_per_try_timeout": true});
+        let proxy = Proxy::with_routes(routes, &[upstream.cluster("c")]).await;
+        let response = proxy
+            .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello")
+            .await;
+        assert!(response.ends_with("ok"), "{response}");
+        for _ in 0..2 {
+            let request = upstream.request().await;
+            assert!(request.ends_with("\r\n\r\nhello"), "{request}");
+        }
+        assert_eq!(proxy.stat("cluster.c.upstream_rq_retry"), 1);
+        assert_eq!(proxy.stat("cluster.c.upstream_rq_active"), 0);
+    });
+}
+
+#[test]
 fn requests_are_mirrored_with_their_bodies() {
     on_worker(async {
         let upstream = Upstream::start(&[OK]).await;

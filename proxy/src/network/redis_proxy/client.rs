@@ -1,6 +1,6 @@
 //! Connections to Redis servers: one a host and worker, on which commands follow each other without waiting.
 
-use super::resp::Value;
+use super::resp::{Decoder, Value};
 use crate::{
     upstream::{Cluster, Host, Outcome, Priority},
     worker::Worker,
@@ -122,7 +122,7 @@ impl Link {
         drop(worker);
         let mut waiting: VecDeque<oneshot::Sender<Value>> = VecDeque::new();
         let mut input = BytesMut::with_capacity(4 << 10);
-        let mut output = BytesMut::new();
+        let (mut decoder, mut output) = (Decoder::default(), BytesMut::new());
         let mut deadline = Instant::now();
         loop {
             tokio::select! {
@@ -160,7 +160,7 @@ impl Link {
                     }
                 }
                 count = stream.read_buf(&mut input) => {
-                    if !count.is_ok_and(|count| count > 0) || !self.answer(&mut input, &mut waiting) {
+                    if !count.is_ok_and(|count| count > 0) || !self.answer((&mut decoder, &mut input), &mut waiting) {
                         return;
                     }
                     deadline = Instant::now() + self.patience;
@@ -175,9 +175,13 @@ impl Link {
     }
 
     /// Hands answers out; `false` when the server does not speak the protocol.
-    fn answer(&self, input: &mut BytesMut, waiting: &mut VecDeque<oneshot::Sender<Value>>) -> bool {
+    fn answer(
+        &self,
+        (decoder, input): (&mut Decoder, &mut BytesMut),
+        waiting: &mut VecDeque<oneshot::Sender<Value>>,
+    ) -> bool {
         loop {
-            match Value::decode(input) {
+            match decoder.decode(input) {
                 Ok(Some(value)) => {
                     let Some(answer) = waiting.pop_front() else {
                         return false;

@@ -6,6 +6,8 @@ use bytes::{Buf as _, Bytes, BytesMut};
 const LONGEST_STRING: usize = 64 << 20;
 const LONGEST_ARRAY: usize = 1 << 20;
 const DEEPEST: usize = 8;
+/// What a value begins with.
+const MARKS: &[u8] = b"+-:$*";
 /// The most that is held of a value that is not whole yet.
 const LONGEST_WHOLE: usize = LONGEST_STRING + (8 << 20);
 /// The longest line that says a length, a number or an error.
@@ -27,6 +29,17 @@ pub(super) enum Value {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not the Redis protocol")]
 pub(super) struct Broken;
+
+/// Takes values off a stream. What it has looked at of one that is not whole yet it does not look at again.
+#[derive(Debug, Default)]
+pub(super) struct Decoder {
+    /// Where the next element of the value begins.
+    at: usize,
+    /// How many elements are still to come of the lists that are open, the innermost last.
+    open: Vec<usize>,
+    /// Lines of words are commands too: how people type them.
+    takes_lines: bool,
+}
 
 /// More bytes are needed, or they are broken.
 enum Stop {
@@ -76,18 +89,80 @@ impl Value {
             Self::NullArray => out.extend_from_slice(b"*-1\r\n"),
         }
     }
+}
+
+impl Decoder {
+    /// For what clients say.
+    pub(super) fn of_client() -> Self {
+        Decoder {
+            takes_lines: true,
+            ..Decoder::default()
+        }
+    }
+
+    /// A command in a line of words, if that is what comes next.
+    fn words(bytes: &mut BytesMut) -> Result<Option<Value>, Stop> {
+        let mut at = 0;
+        let text = line(bytes, &mut at)?;
+        let words: Vec<Value> = text
+            .split(u8::is_ascii_whitespace)
+            .filter(|word| !word.is_empty())
+            .map(|word| Value::Bulk(Bytes::copy_from_slice(word)))
+            .collect();
+        bytes.advance(at);
+        Ok((!words.is_empty()).then_some(Value::Array(words)))
+    }
 
     /// Takes the next whole value off the front; none when there is not all of it yet.
-    pub(super) fn decode(bytes: &mut BytesMut) -> Result<Option<Self>, Broken> {
-        let mut at = 0;
-        match measure(bytes, &mut at, 0) {
+    pub(super) fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<Value>, Broken> {
+        let is_fresh = self.at == 0 && self.open.is_empty();
+        while self.takes_lines
+            && is_fresh
+            && bytes.first().is_some_and(|mark| !MARKS.contains(mark))
+        {
+            match Self::words(bytes) {
+                Ok(Some(words)) => return Ok(Some(words)),
+                // An empty line.
+                Ok(None) => {}
+                Err(Stop::More) => return Ok(None),
+                Err(Stop::Broken) => return Err(Broken),
+            }
+        }
+        match self.measure(bytes) {
             Err(Stop::More) if bytes.len() > LONGEST_WHOLE => return Err(Broken),
             Err(Stop::More) => return Ok(None),
             Err(Stop::Broken) => return Err(Broken),
             Ok(()) => {}
         }
-        let mut whole = bytes.split_to(at).freeze();
+        let mut whole = bytes.split_to(std::mem::take(&mut self.at)).freeze();
         read(&mut whole).map(Some)
+    }
+
+    /// Moves on to the end of the value.
+    fn measure(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        loop {
+            let mut at = self.at;
+            let elements = element(bytes, &mut at)?;
+            self.at = at;
+            if elements > 0 {
+                if self.open.len() >= DEEPEST {
+                    return Err(Stop::Broken);
+                }
+                self.open.push(elements);
+                continue;
+            }
+            // The element may have been the last of its list, and the list the last of another.
+            while let Some(left) = self.open.last_mut() {
+                *left -= 1;
+                if *left > 0 {
+                    break;
+                }
+                self.open.pop();
+            }
+            if self.open.is_empty() {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -121,13 +196,15 @@ fn length(text: &[u8], most: usize) -> Result<Option<usize>, Stop> {
     }
 }
 
-/// Moves `at` behind the value that begins there.
-fn measure(bytes: &[u8], at: &mut usize, depth: usize) -> Result<(), Stop> {
+/// Moves `at` behind the element that begins there; of a list only behind its length, which is what comes back.
+fn element(bytes: &[u8], at: &mut usize) -> Result<usize, Stop> {
     let text = line(bytes, at)?;
     let (mark, text) = text.split_first().ok_or(Stop::Broken)?;
     match mark {
-        b'+' | b'-' => Ok(()),
-        b':' => number(text).map(|_| ()),
+        b'+' | b'-' => {}
+        b':' => {
+            number(text)?;
+        }
         b'$' => {
             if let Some(length) = length(text, LONGEST_STRING)? {
                 let end = *at + length;
@@ -137,16 +214,11 @@ fn measure(bytes: &[u8], at: &mut usize, depth: usize) -> Result<(), Stop> {
                     None => return Err(Stop::More),
                 }
             }
-            Ok(())
         }
-        b'*' if depth < DEEPEST => {
-            for _ in 0..length(text, LONGEST_ARRAY)?.unwrap_or(0) {
-                measure(bytes, at, depth + 1)?;
-            }
-            Ok(())
-        }
-        _ => Err(Stop::Broken),
+        b'*' => return Ok(length(text, LONGEST_ARRAY)?.unwrap_or(0)),
+        _ => return Err(Stop::Broken),
     }
+    Ok(0)
 }
 
 /// Reads a value that is known to be whole.
@@ -208,20 +280,36 @@ mod tests {
     proptest! {
         #[test]
         fn values_round_trip_and_wait_for_their_last_byte(value in values()) {
-            let mut bytes = BytesMut::new();
+            let (mut bytes, mut decoder) = (BytesMut::new(), Decoder::default());
             value.encode(&mut bytes);
-            for cut in 0..bytes.len() {
-                let mut part = BytesMut::from(&bytes[..cut]);
-                prop_assert_eq!(Value::decode(&mut part), Ok(None));
+            let mut part = BytesMut::new();
+            for byte in &bytes {
+                prop_assert_eq!(decoder.decode(&mut part), Ok(None));
+                part.extend_from_slice(&[*byte]);
             }
-            prop_assert_eq!(Value::decode(&mut bytes), Ok(Some(value)));
+            prop_assert_eq!(decoder.decode(&mut part), Ok(Some(value.clone())));
+            prop_assert!(part.is_empty());
+            // Whole, and with another one behind it.
+            value.encode(&mut bytes);
+            for _ in 0..2 {
+                prop_assert_eq!(decoder.decode(&mut bytes), Ok(Some(value.clone())));
+            }
+            prop_assert!(bytes.is_empty());
+        }
+
+        #[test]
+        fn lines_of_words_are_commands(words in proptest::collection::vec("[a-zA-Z0-9]{1,9}", 1..5)) {
+            let mut bytes = BytesMut::from(format!("\r\n{}\r\n", words.join(" ")).as_bytes());
+            let wanted = words.into_iter().map(|word| Value::Bulk(word.into())).collect();
+            prop_assert_eq!(Decoder::of_client().decode(&mut bytes), Ok(Some(Value::Array(wanted))));
             prop_assert!(bytes.is_empty());
         }
 
         #[test]
         fn garbage_never_panics(garbage in proptest::collection::vec(any::<u8>(), 0..200), marks in "[*$:+-]{1,3}[0-9\r\n-]{0,20}") {
-            let _ = Value::decode(&mut BytesMut::from(garbage.as_slice()));
-            let _ = Value::decode(&mut BytesMut::from(marks.as_bytes()));
+            let _ = Decoder::default().decode(&mut BytesMut::from(garbage.as_slice()));
+            let _ = Decoder::of_client().decode(&mut BytesMut::from(garbage.as_slice()));
+            let _ = Decoder::default().decode(&mut BytesMut::from(marks.as_bytes()));
         }
     }
 }

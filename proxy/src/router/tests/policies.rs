@@ -1,5 +1,7 @@
 //! Timeouts, retries, hashes, mirrors, TLS.
 
+use std::sync::Arc;
+
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -23,9 +25,10 @@ fn timeouts_follow_route_and_headers() {
         let RouteKind::Forward(action) = &route.route().kind else {
             panic!("not a forwarding route");
         };
-        let timeouts = action
-            .timeouts
-            .of_request(&mut headers, route.retry_policy(), true);
+        let timeouts =
+            action
+                .timeouts
+                .of_request(&mut headers, route.retry_policy().map(AsRef::as_ref), true);
         let expected = headers
             .map
             .get("x-envoy-expected-rq-timeout-ms")
@@ -108,7 +111,9 @@ fn retries_follow_their_conditions() {
         ("connect-failure", Outcome::PerTryTimeout, false),
     ];
     for (on, outcome, want) in cases {
-        let policy = policy(json!({"retry_on": on, "retriable_status_codes": [418]}));
+        let policy = Arc::new(policy(
+            json!({"retry_on": on, "retriable_status_codes": [418]}),
+        ));
         let mut state = RetryState::new(Some(&policy), &mut request("h", "/", &[])).unwrap();
         let decision = state.decide(outcome);
         assert_eq!(decision != RetryDecision::No, want, "{on} {outcome:?}");

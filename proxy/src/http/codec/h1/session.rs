@@ -25,7 +25,7 @@ use crate::http::upgrade::DownstreamTunnel;
 use crate::stream_info::ResponseFlag;
 use crate::transport::DownstreamStream;
 
-use super::super::{Ending, count_ending};
+use super::super::{Ending, FRESH, count_ending};
 use super::body::{CONTINUE, Io, RequestBody, SharedIo};
 use super::send::poll_send;
 
@@ -183,6 +183,14 @@ impl Session {
             io.input = BytesMut::new();
             io.output = Output::default();
             if is_draining {
+                let is_fresh = self.connection.total.get() == 0;
+                let until = Some(self.start + FRESH);
+                if is_fresh
+                    && self.watch.poll_expired(context).is_pending()
+                    && self.timer.poll_until(until, context).is_pending()
+                {
+                    return Poll::Pending;
+                }
                 count_ending(&self.connection, Ending::Drain);
                 return Poll::Ready(Next::End);
             }

@@ -116,6 +116,8 @@ async fn send_body(body: &mut ResponseBody, stream: &mut SendStream<Bytes>) -> b
             Err(()) => return false,
             Ok(None) => return stream.send_data(Bytes::new(), true).is_ok(),
             Ok(Some(Err(_))) => {
+                // A reset takes back what waits to be written: the connection's task writes the head and the data first.
+                tokio::task::yield_now().await;
                 stream.send_reset(Reason::INTERNAL_ERROR);
                 return true;
             }

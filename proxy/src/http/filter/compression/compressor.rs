@@ -304,7 +304,10 @@ impl HttpFilter for Compressor {
     }
 
     fn encode_headers(&mut self, headers: &mut ResponseHeaders, stream: &mut Stream) {
-        if self.is_off || stream.is_response_bodyless || headers.status.is_informational() {
+        // The answer to a HEAD says what the one to a GET would.
+        let is_head = stream.is_response_bodyless && headers.map.contains_key(CONTENT_LENGTH);
+        let is_empty = stream.is_response_bodyless && !is_head;
+        if self.is_off || is_empty || headers.status.is_informational() {
             return;
         }
         let config = self.config.clone();
@@ -314,7 +317,7 @@ impl HttpFilter for Compressor {
         }
         add_vary(&mut headers.map);
         let encoder = config.library.encoder().ok();
-        let Some(encoder) = encoder.filter(|_| self.accepts) else {
+        let Some(encoder) = encoder.filter(|_| self.accepts && !is_head) else {
             config.stats.not_compressed.inc();
             return;
         };

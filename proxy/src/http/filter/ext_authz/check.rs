@@ -166,7 +166,6 @@ fn http_request(
     if let Some(is_partial) = is_partial {
         map.insert(PARTIAL_BODY.to_owned(), is_partial.to_string());
     }
-    let size = headers.text(&http::header::CONTENT_LENGTH);
     context::HttpRequest {
         id: info
             .connection
@@ -178,7 +177,8 @@ fn http_request(
         path: headers.path.as_str().to_owned(),
         host: headers.host().to_owned(),
         scheme: headers.scheme.as_str().to_owned(),
-        size: size.and_then(|text| text.parse().ok()).unwrap_or(-1),
+        // QUIRK: what has come of the body so far, whatever the head says of it.
+        size: i64::try_from(info.bytes_received).unwrap_or(i64::MAX),
         protocol: info
             .protocol
             .map(protocol_text)

@@ -7,7 +7,7 @@ use auth::check_response::HttpResponse;
 use bytes::Bytes;
 use core::header_value_option::HeaderAppendAction;
 use http::StatusCode;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderName, HeaderValue};
 use proto::envoy::config::core::v3 as core;
 use proto::envoy::service::auth::v3 as auth;
 
@@ -25,7 +25,7 @@ const TIMEOUT: Duration = Duration::from_millis(200);
 pub(super) async fn ask(service: &GrpcService, worker: &Rc<Worker>, request: Request) -> Verdict {
     let timeout = service.timeout.unwrap_or(TIMEOUT);
     let answer = service
-        .unary::<_, auth::CheckResponse>(worker, CHECK, &request.message, timeout, HeaderMap::new())
+        .unary::<_, auth::CheckResponse>(worker, CHECK, &request.message, timeout)
         .await;
     match answer {
         Ok(response) => verdict(response),

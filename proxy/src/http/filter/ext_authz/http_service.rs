@@ -60,7 +60,10 @@ impl HttpService {
         let of_service = matchers("allowed_headers", request.allowed_headers.as_ref())?;
         let list = |field: &str, list| matchers(field, list).map(Option::unwrap_or_default);
         Ok(HttpService {
-            target: HttpTarget::try_from(uri).at("server_uri")?,
+            target: HttpTarget {
+                says_from: false,
+                ..HttpTarget::try_from(uri).at("server_uri")?
+            },
             prefix: service.path_prefix.clone(),
             path: (!service.path_override.is_empty()).then(|| service.path_override.clone()),
             allowed: allowed

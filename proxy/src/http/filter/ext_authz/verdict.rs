@@ -54,8 +54,11 @@ impl Changes {
         for (name, value) in &self.set {
             headers.map.insert(name.clone(), value.clone());
         }
+        // QUIRK: appending to a header that is not there does nothing.
         for (name, value) in &self.append {
-            headers.map.append(name.clone(), value.clone());
+            if headers.map.contains_key(name) {
+                headers.map.append(name.clone(), value.clone());
+            }
         }
         for name in &self.remove {
             headers.map.remove(name);

@@ -126,24 +126,18 @@ impl Provider {
         })
     }
 
-    /// The first good token at this provider's places; the error is the last bad one's.
+    /// The tokens at this provider's places. As in Envoy all of them must be good: nobody is to choose which one is believed.
     pub(super) fn verify(
         &self,
         request: &RequestHeaders,
         audiences: Option<&[String]>,
-    ) -> Result<VerifiedToken, Failure> {
+    ) -> Result<Vec<VerifiedToken>, Failure> {
         let tokens = self.locations.tokens(request);
         if tokens.is_empty() {
             return Err(Failure::Missing);
         }
-        let mut failure = Failure::Missing;
-        for (text, place) in tokens {
-            match self.verify_one(text, place, audiences) {
-                Ok(token) => return Ok(token),
-                Err(worse) => failure = failure.max(worse),
-            }
-        }
-        Err(failure)
+        let verify = |(text, place)| self.verify_one(text, place, audiences);
+        tokens.into_iter().map(verify).collect()
     }
 
     fn verify_one(

@@ -1,7 +1,5 @@
 //! Requirements: which providers' tokens a request must carry.
 
-use std::collections::HashMap;
-
 use proto::envoy::extensions::filters::http::jwt_authn::v3 as wire;
 use wire::jwt_requirement::RequiresType;
 
@@ -20,11 +18,18 @@ pub(super) enum Requirement {
     All(Vec<Requirement>),
 }
 
-/// One request's tokens, each looked at once a provider.
+/// One request's tokens, each looked at once a provider and its audiences.
 pub(super) struct Evaluation<'p, 'h> {
     providers: &'p [Provider],
     headers: &'h RequestHeaders,
-    results: HashMap<usize, Result<VerifiedToken, Failure>>,
+    results: Vec<Verified<'p>>,
+}
+
+/// What came of a provider's tokens, asked for with these audiences.
+struct Verified<'p> {
+    provider: usize,
+    audiences: Option<&'p [String]>,
+    result: Result<Vec<VerifiedToken>, Failure>,
 }
 
 impl Requirement {
@@ -104,7 +109,10 @@ impl Requirement {
         }
     }
 
-    pub(super) fn evaluate(&self, evaluation: &mut Evaluation<'_, '_>) -> Result<(), Failure> {
+    pub(super) fn evaluate<'p>(
+        &'p self,
+        evaluation: &mut Evaluation<'p, '_>,
+    ) -> Result<(), Failure> {
         match self {
             Requirement::Provider(index, audiences) => {
                 evaluation.verify(*index, audiences.as_deref())
@@ -139,30 +147,40 @@ impl<'p, 'h> Evaluation<'p, 'h> {
         Evaluation {
             providers,
             headers,
-            results: HashMap::new(),
+            results: Vec::new(),
         }
     }
 
-    fn verify(&mut self, index: usize, audiences: Option<&[String]>) -> Result<(), Failure> {
-        let provider = &self.providers[index];
-        let result = self
+    fn verify(&mut self, provider: usize, audiences: Option<&'p [String]>) -> Result<(), Failure> {
+        let known = self
             .results
-            .entry(index)
-            .or_insert_with(|| provider.verify(self.headers, audiences));
-        result.as_ref().map(|_| ()).map_err(|failure| *failure)
+            .iter()
+            .find(|known| known.provider == provider && known.audiences == audiences);
+        if let Some(known) = known {
+            return known
+                .result
+                .as_ref()
+                .map(|_| ())
+                .map_err(|failure| *failure);
+        }
+        let result = self.providers[provider].verify(self.headers, audiences);
+        let outcome = result.as_ref().map(|_| ()).map_err(|failure| *failure);
+        self.results.push(Verified {
+            provider,
+            audiences,
+            result,
+        });
+        outcome
     }
 
     /// The good tokens, with their providers.
-    pub(super) fn into_verified(self) -> Vec<(&'p Provider, VerifiedToken)> {
+    pub(super) fn into_verified(mut self) -> Vec<(&'p Provider, VerifiedToken)> {
         let providers = self.providers;
-        let mut verified: Vec<(usize, VerifiedToken)> = self
-            .results
+        self.results.sort_by_key(|verified| verified.provider);
+        self.results
             .into_iter()
-            .filter_map(|(index, result)| Some((index, result.ok()?)))
-            .collect();
-        verified.sort_by_key(|(index, _)| *index);
-        verified
-            .into_iter()
+            .filter_map(|verified| Some((verified.provider, verified.result.ok()?)))
+            .flat_map(|(index, tokens)| tokens.into_iter().map(move |token| (index, token)))
             .map(|(index, token)| (&providers[index], token))
             .collect()
     }

@@ -1,5 +1,6 @@
 //! One attempt: a host, a connection, the request, the response's head.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use crate::http::headers::{RequestHeaders, ResponseHeaders, is_grpc, names};
 use crate::http::stream::{StreamCell, StreamState};
 use crate::http::upgrade::UpstreamTunnel;
 use crate::router::virtual_host::strip_port;
+use crate::stream_info::UpstreamInfo;
 use crate::tracing::{self, UpstreamSpan};
 use crate::upstream::{
     Cluster, Host, Http1Request, HttpConnection, LoadBalancerContext, Outcome, PoolRequest,
@@ -27,41 +29,76 @@ pub(super) struct Answer {
     pub(super) body: UpstreamBody,
     pub(super) upgrade: Option<UpstreamTunnel>,
     pub(super) end: UpstreamEnd,
+    /// Where it came from, if other attempts ran beside it.
+    pub(super) seen: Option<Box<UpstreamInfo>>,
+}
+
+/// The counts of an attempt that runs; given on with its response, else the attempt was given up.
+struct Running(Option<UpstreamEnd>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut end) = self.0.take() {
+            end.cancel();
+        }
+    }
 }
 
 /// Makes one attempt, within its own time limits.
 pub(super) async fn run(
-    plan: &mut Plan,
+    plan: &RefCell<Plan>,
     cell: &Rc<StreamCell>,
     source: &Rc<RequestSource>,
 ) -> Result<Answer, Failure> {
-    let per_try = [plan.timeouts.per_try, plan.timeouts.per_try_idle]
-        .into_iter()
-        .flatten()
-        .min();
+    let per_try = {
+        let timeouts = &plan.borrow().timeouts;
+        let both = [timeouts.per_try, timeouts.per_try_idle];
+        both.into_iter().flatten().min()
+    };
+    let mut host = None;
     let result = match per_try {
-        None => make(plan, cell, source).await,
-        Some(limit) => match tokio::time::timeout(limit, make(plan, cell, source)).await {
-            Ok(result) => result,
-            Err(_) => {
-                plan.cluster.stats.upstream_rq_per_try_timeout.inc();
-                Err(FailureKind::PerTryTimeout.into())
+        None => make(plan, cell, source, &mut host).await,
+        Some(limit) => {
+            let attempt = make(plan, cell, source, &mut host);
+            match tokio::time::timeout(limit, attempt).await {
+                Ok(result) => result,
+                Err(_) => {
+                    let plan = plan.borrow();
+                    plan.cluster.stats.upstream_rq_per_try_timeout.inc();
+                    Err(FailureKind::PerTryTimeout.into())
+                }
             }
-        },
+        }
     };
     if let Err(failure) = &result {
-        blame(plan, cell, failure);
+        blame(&mut plan.borrow_mut(), cell, failure, host.as_ref());
+    }
+    result
+}
+
+/// Makes one attempt without a limit of its own, beside others.
+pub(super) async fn run_unlimited(
+    plan: &RefCell<Plan>,
+    cell: &Rc<StreamCell>,
+    source: &Rc<RequestSource>,
+) -> Result<Answer, Failure> {
+    let mut host = None;
+    let result = make(plan, cell, source, &mut host).await;
+    if let Err(failure) = &result {
+        blame(&mut plan.borrow_mut(), cell, failure, host.as_ref());
     }
     result
 }
 
 async fn make(
-    plan: &mut Plan,
+    plan: &RefCell<Plan>,
     cell: &Rc<StreamCell>,
     source: &Rc<RequestSource>,
+    tried: &mut Option<Arc<Host>>,
 ) -> Result<Answer, Failure> {
-    let host = cell.with(|state| choose(plan, state))?;
-    plan.host = Some(host.clone());
+    let host = cell.with(|state| choose(&mut plan.borrow_mut(), state))?;
+    plan.borrow_mut().host = Some(host.clone());
+    *tried = Some(host.clone());
     let (worker, random, version, client) = cell.with(|state| {
         let worker = state.stream.worker().clone();
         let random = worker.random();
@@ -72,15 +109,19 @@ async fn make(
             Some(state.stream.info.connection.addresses()),
         )
     });
-    let Some(guard) = plan.cluster.breakers.request(plan.priority) else {
-        plan.cluster.stats.upstream_rq_pending_overflow.inc();
+    let (cluster, priority, is_upgrade) = {
+        let plan = plan.borrow();
+        (plan.cluster.clone(), plan.priority, plan.is_upgrade)
+    };
+    let Some(guard) = cluster.breakers.request(priority) else {
+        cluster.stats.upstream_rq_pending_overflow.inc();
         return Err(FailureKind::Overflow.into());
     };
-    let sni = server_name(&plan.cluster, cell);
+    let sni = server_name(&cluster, cell);
     let request = PoolRequest {
-        priority: plan.priority,
+        priority,
         // Where the upstream may speak either, an upgrade is what HTTP/1 has for it.
-        downstream_protocol: if plan.is_upgrade {
+        downstream_protocol: if is_upgrade {
             Version::HTTP_11
         } else {
             version
@@ -88,42 +129,39 @@ async fn make(
         sni: sni.as_deref(),
         client,
     };
-    let connection = worker.pools.http(&plan.cluster, &host, &request).await?;
-    let (request, has_grpc, span) = cell.with(|state| {
-        note_connection(state, &connection);
-        let grpc = is_grpc(&state.request.map);
-        let span = inject_span(plan, state, &host);
-        build(plan, state, &host, connection.protocol).map(|request| (request, grpc, span))
-    })?;
+    let connection = worker.pools.http(&cluster, &host, &request).await?;
     let protocol = connection.protocol;
-    let end = UpstreamEnd::new(
-        plan.cluster.clone(),
-        host,
-        guard,
-        plan.retry_guard.take(),
-        plan.is_internal,
-        connection.protocol,
-        random,
-    );
-    plan.counted.count(|counts| counts.upstream_rq_total.inc());
-    plan.attempt_end = Some(end.counted_in(plan.counted.clone()).with_span(span));
-    let (head, mut body) = connection.exchange(request, Body::attempt(source)).await?;
+    let (request, has_grpc, mut running, seen) = cell.with(|state| {
+        let mut plan = plan.borrow_mut();
+        note_connection(state, &connection);
+        let span = inject_span(&plan, state, &host);
+        let request = build(&plan, state, &host, protocol)?;
+        let retry = plan.retry_guard.take();
+        let is_internal = plan.is_internal;
+        let end = UpstreamEnd::new(cluster, host, guard, retry, is_internal, protocol, random);
+        let counted = &plan.counted;
+        counted.count(|counts| counts.upstream_rq_total.inc());
+        let end = end.counted_in(counted.clone()).with_span(span);
+        // Another attempt may be noted before this one answers.
+        let seen = plan.hedges.then(|| state.stream.info.upstream.clone());
+        let has_grpc = is_grpc(&state.request.map);
+        Ok::<_, Failure>((request, has_grpc, Running(Some(end)), seen.map(Box::new)))
+    })?;
+    let body = if seen.is_some() && source.is_read() {
+        Body::replay(source)
+    } else {
+        Body::attempt(source)
+    };
+    let (head, mut body) = connection.exchange(request, body).await?;
     cell.touch();
     cell.with(|state| state.stream.info.response_start = Some(cell.last_activity()));
-    // Where HTTP/1 switches, HTTP/2 accepts an extended CONNECT.
-    let is_accepted = match head.status {
-        StatusCode::SWITCHING_PROTOCOLS => plan.is_upgrade,
-        status if protocol == Version::HTTP_2 => {
-            status.is_success() && (plan.is_upgrade || plan.is_connect)
-        }
-        status => status.is_success() && plan.is_connect,
-    };
+    let is_accepted = accepts(head.status, protocol, is_upgrade, plan.borrow().is_connect);
     let upgrade = if is_accepted {
         body.take_tunnel()
     } else {
         None
     };
-    let Some(mut end) = plan.attempt_end.take() else {
+    let Some(mut end) = running.0.take() else {
         return Err(FailureKind::LocalReset.into());
     };
     end.answered(head.status.as_u16(), &head.map, has_grpc);
@@ -132,7 +170,17 @@ async fn make(
         body,
         upgrade,
         end,
+        seen,
     })
+}
+
+/// Whether a response makes a tunnel of its connection: where HTTP/1 switches, HTTP/2 accepts an extended CONNECT.
+fn accepts(status: StatusCode, protocol: Version, is_upgrade: bool, is_connect: bool) -> bool {
+    match status {
+        StatusCode::SWITCHING_PROTOCOLS => is_upgrade,
+        status if protocol == Version::HTTP_2 => status.is_success() && (is_upgrade || is_connect),
+        status => status.is_success() && is_connect,
+    }
 }
 
 /// Tells the upstream of the span that the attempt belongs to: its own, or the stream's.
@@ -288,8 +336,7 @@ pub(crate) fn build_request(
 }
 
 /// Counts a failed attempt and tells outlier detection whose fault it was.
-fn blame(plan: &mut Plan, cell: &Rc<StreamCell>, failure: &Failure) {
-    plan.abandon();
+fn blame(plan: &mut Plan, cell: &Rc<StreamCell>, failure: &Failure, host: Option<&Arc<Host>>) {
     plan.was_timeout = failure.is_timeout();
     if failure.is_remote_reset() {
         plan.cluster.stats.upstream_rq_rx_reset.inc();
@@ -297,7 +344,7 @@ fn blame(plan: &mut Plan, cell: &Rc<StreamCell>, failure: &Failure) {
     if failure.is_connect() {
         plan.cluster.stats.upstream_rq_pending_failure_eject.inc();
     }
-    let Some(host) = plan.host.clone().filter(|_| failure.is_of_host()) else {
+    let Some(host) = host.filter(|_| failure.is_of_host()) else {
         return;
     };
     host.stats.rq_error.inc();
@@ -307,5 +354,5 @@ fn blame(plan: &mut Plan, cell: &Rc<StreamCell>, failure: &Failure) {
         Outcome::LocalFailure
     };
     let random = cell.with(|state| state.stream.worker().random());
-    plan.cluster.report(&host, outcome, random);
+    plan.cluster.report(host, outcome, random);
 }

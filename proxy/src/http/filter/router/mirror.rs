@@ -34,7 +34,7 @@ pub(super) fn start(plan: &Plan, cell: &Rc<StreamCell>, source: &Rc<RequestSourc
             let cluster = worker.clusters.get(&name)?;
             let mut headers = state.request.clone();
             policy.rewrite_host(&mut headers);
-            mark_as_own(&mut headers.map);
+            mark_as_own(&mut headers.map, true);
             Some(Copy {
                 worker,
                 cluster,

@@ -10,14 +10,13 @@ use crate::http::headers::{names, number};
 use crate::http::local_reply::LocalReply;
 use crate::http::stream::{StreamCell, StreamState};
 use crate::router::{
-    CountedIn, ForwardAction, HashPolicy, HashedCookie, RetryState, RouteKind, SelectedRoute,
-    Timeouts,
+    CountedIn, ForwardAction, HashPolicy, HashedCookie, Outcome as RetryOutcome, RetryState,
+    RouteKind, SelectedRoute, Timeouts,
 };
 use crate::stream_info::{ResponseFlag, StreamInfo};
 use crate::upstream::{Cluster, Host, Outcome, Priority, RetryGuard};
 
 use super::failure::Failure;
-use super::upstream_end::UpstreamEnd;
 
 /// The plan of one request.
 pub(super) struct Plan {
@@ -45,8 +44,8 @@ pub(super) struct Plan {
     pub(super) tried_priorities: Vec<u32>,
     /// The host of the running attempt.
     pub(super) host: Option<Arc<Host>>,
-    /// Counts of the running attempt; given on with its response.
-    pub(super) attempt_end: Option<UpstreamEnd>,
+    /// An attempt that is out of its time goes on beside the next one.
+    pub(super) hedges: bool,
 }
 
 impl Plan {
@@ -86,10 +85,16 @@ impl Plan {
             // The codec has answered it.
             request.map.remove(http::header::EXPECT);
         }
-        let timeouts =
-            action
-                .timeouts
-                .of_request(request, route.retry_policy(), !suppresses_headers);
+        let timeouts = action.timeouts.of_request(
+            request,
+            route.retry_policy().map(AsRef::as_ref),
+            !suppresses_headers,
+        );
+        let hedges = match request.text(&names::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT) {
+            Some("true") => true,
+            Some("false") => false,
+            _ => route.hedges(),
+        };
         let retry = RetryState::new(route.retry_policy(), request);
         let (hash, cookie) =
             HashPolicy::hash(&action.hash, request, stream.info.remote_address.ip());
@@ -123,7 +128,7 @@ impl Plan {
             tried: Vec::new(),
             tried_priorities: Vec::new(),
             host: None,
-            attempt_end: None,
+            hedges,
             route,
         })
     }
@@ -134,6 +139,12 @@ impl Plan {
             RouteKind::Forward(action) => Some(action),
             RouteKind::Redirect(_) | RouteKind::Direct(_) => None,
         }
+    }
+
+    /// Whether an outcome is kept from the client while another attempt may bring a better one.
+    pub(super) fn is_bad(&self, outcome: RetryOutcome<'_>) -> bool {
+        let retry = self.retry.as_ref();
+        retry.is_some_and(|retry| retry.is_retriable(outcome))
     }
 
     /// Priorities that the next attempt avoids.
@@ -184,13 +195,6 @@ impl Plan {
         }
     }
 
-    /// The running attempt is given up.
-    pub(super) fn abandon(&mut self) {
-        if let Some(mut end) = self.attempt_end.take() {
-            end.cancel();
-        }
-    }
-
     /// The host of the running attempt did not answer in time.
     pub(super) fn report_timeout(&self, cell: &Rc<StreamCell>) {
         if let Some(host) = &self.host {
@@ -206,7 +210,6 @@ impl Plan {
         cell: &Rc<StreamCell>,
         failure: &Failure,
     ) -> Box<LocalReply> {
-        self.abandon();
         let attempts = cell.with(|state| {
             state
                 .stream
