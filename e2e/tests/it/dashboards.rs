@@ -37,26 +37,29 @@ fn samples(job: &str, text: &str) -> Vec<Sample> {
 
 /// Whether a sample is one of a selector's. Variables match everything.
 fn matches(sample: &Sample, name: &str, matchers: &str) -> bool {
+    // Most are not, and patterns are slow to compile.
+    if sample.0 != name {
+        return false;
+    }
     let matcher = Regex::new(r#"([a-z_]+)(=~|!~|!=|=)"([^"]*)""#).unwrap();
-    sample.0 == name
-        && matcher.captures_iter(matchers).all(|found| {
-            let (label, operator, want) = (&found[1], &found[2], &found[3]);
-            if want.starts_with('$') {
-                return true;
-            }
-            let known = sample.1.iter().find(|(known, _)| known == label);
-            let value = known.map_or("", |(_, value)| value);
-            let is_match = || {
-                let pattern = Regex::new(&format!("^(?:{want})$"));
-                pattern.unwrap().is_match(value)
-            };
-            match operator {
-                "=" => value == want,
-                "!=" => value != want,
-                "=~" => is_match(),
-                _ => !is_match(),
-            }
-        })
+    matcher.captures_iter(matchers).all(|found| {
+        let (label, operator, want) = (&found[1], &found[2], &found[3]);
+        if want.starts_with('$') {
+            return true;
+        }
+        let known = sample.1.iter().find(|(known, _)| known == label);
+        let value = known.map_or("", |(_, value)| value);
+        let is_match = || {
+            let pattern = Regex::new(&format!("^(?:{want})$"));
+            pattern.unwrap().is_match(value)
+        };
+        match operator {
+            "=" => value == want,
+            "!=" => value != want,
+            "=~" => is_match(),
+            _ => !is_match(),
+        }
+    })
 }
 
 /// What an expression asks for that nobody exports.
