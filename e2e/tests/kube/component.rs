@@ -147,12 +147,15 @@ pub(crate) async fn start(
 async fn write_volume(client: &Client, volume: &Value, folder: &Path) {
     if let Some(name) = volume["configMap"]["name"].as_str() {
         let api: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
-        for (key, text) in api.get(name).await.unwrap().data.unwrap_or_default() {
+        let found = api.get_opt(name).await.unwrap();
+        for (key, text) in found.and_then(|found| found.data).unwrap_or_default() {
             fs::write(folder.join(key), text).unwrap();
         }
     } else if let Some(name) = volume["secret"]["secretName"].as_str() {
         let api: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
-        for (key, bytes) in api.get(name).await.unwrap().data.unwrap_or_default() {
+        // Some are optional.
+        let found = api.get_opt(name).await.unwrap();
+        for (key, bytes) in found.and_then(|found| found.data).unwrap_or_default() {
             fs::write(folder.join(key), bytes.0).unwrap();
         }
     }
