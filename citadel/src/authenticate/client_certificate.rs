@@ -1,11 +1,13 @@
 //! A caller that already has a certificate of ours: its SPIFFE identity is the one in it. The TLS handshake has verified
-//! chain and validity before this stage; whether it is revoked is looked up here.
+//! chain and validity before this stage; whether it is revoked, or has ended since on a connection that stayed open, is looked
+//! up here.
 
 use proto_mesh::spiffe::SpiffeId;
+use time::OffsetDateTime;
 
 use super::{Authenticator, Credentials, Unauthenticated};
 use crate::authorize;
-use crate::pki::{serial_of, uri_sans};
+use crate::pki::{Validity, serial_of, uri_sans};
 use crate::revocation::Revocations;
 
 /// The authenticator of client certificates.
@@ -41,6 +43,10 @@ impl Authenticator for ClientCertificate {
         };
         let uris = uri_sans(certificate).map_err(|error| refused(error.to_string()))?;
         let serial = serial_of(certificate).map_err(|error| refused(error.to_string()))?;
+        let life = Validity::of(certificate).map_err(|error| refused(error.to_string()))?;
+        if !life.contains(OffsetDateTime::now_utc()) {
+            return Err(refused("it is not valid any more".to_owned()));
+        }
         match self.revocations.is_revoked(&serial) {
             Ok(false) => {}
             Ok(true) => return Err(refused("it is revoked".to_owned())),

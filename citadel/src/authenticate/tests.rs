@@ -203,7 +203,7 @@ fn a_client_certificate_needs_exactly_one_spiffe_uri() {
     let validity = Validity::starting(OffsetDateTime::now_utc(), Duration::from_secs(3600));
     let root = mint_root(&key, "cluster.local", validity).unwrap();
     let issuer = issuer_of(&root.der, &key).unwrap();
-    let recognised = |sans: &[San]| {
+    let recognised_then = |sans: &[San], validity| {
         let profile = LeafProfile {
             sans,
             validity,
@@ -216,12 +216,18 @@ fn a_client_certificate_needs_exactly_one_spiffe_uri() {
         };
         block_on(ClientCertificate::new(nothing_revoked()).authenticate(&credentials))
     };
+    let recognised = |sans: &[San]| recognised_then(sans, validity);
     let uri = |text: &str| San::Uri(text.to_owned());
     let good = uri("spiffe://cluster.local/ns/a/sa/b");
     assert_eq!(
         recognised(std::slice::from_ref(&good)).unwrap().to_string(),
         good.to_string()
     );
+    // The connection may be older than the certificate's end.
+    let begin = OffsetDateTime::now_utc() - Duration::from_secs(3600);
+    let ended = Validity::starting(begin, Duration::from_secs(60));
+    let error = recognised_then(std::slice::from_ref(&good), ended).unwrap_err();
+    assert!(error.to_string().contains("not valid any more"), "{error}");
     assert!(recognised(&[San::Dns("istio-citadel".to_owned())]).is_err());
     assert!(recognised(&[good.clone(), uri("spiffe://cluster.local/ns/a/sa/c")]).is_err());
     assert!(recognised(&[uri("https://example.com")]).is_err());
