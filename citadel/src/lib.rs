@@ -24,6 +24,7 @@ pub mod ledger;
 pub mod metrics;
 pub mod pki;
 pub mod probe;
+pub mod program;
 pub mod revocation;
 mod root_file;
 pub mod server;

@@ -17,6 +17,7 @@ pub mod event;
 pub mod metrics;
 pub mod probe;
 pub mod processor;
+pub mod program;
 pub mod schema;
 pub mod server;
 pub mod snapshot;

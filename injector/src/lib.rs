@@ -15,6 +15,7 @@ pub mod kube_inject;
 pub mod pod;
 pub mod policy;
 pub mod probe_rewrite;
+pub mod program;
 pub mod registration;
 pub mod template;
 pub mod webhook;

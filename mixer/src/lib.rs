@@ -23,6 +23,7 @@ pub mod load_shed;
 mod metrics;
 mod pods;
 pub mod probe;
+pub mod program;
 mod routing;
 mod runtime;
 mod seldom;

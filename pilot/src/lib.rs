@@ -17,6 +17,7 @@ pub mod jwks;
 pub mod metrics;
 pub mod model;
 pub mod networking;
+pub mod program;
 pub mod push_context;
 pub mod registry;
 pub mod request;

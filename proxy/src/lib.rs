@@ -33,6 +33,7 @@ mod matcher;
 mod mixer_client;
 mod network;
 mod overload;
+pub mod program;
 mod rbac;
 mod router;
 mod run;

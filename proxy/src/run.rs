@@ -13,6 +13,7 @@ use crate::{
     xds,
 };
 use anyhow::Context as _;
+use futures::future::BoxFuture;
 use proto_component::{
     drain::{self, Drain, Trigger},
     task, tls,
@@ -29,7 +30,12 @@ const INITIAL_WAIT: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// When the bootstrap is not good, or an address cannot be had.
-pub async fn run(options: Options, drain: Drain) -> anyhow::Result<()> {
+pub fn run(options: Options, drain: Drain) -> BoxFuture<'static, anyhow::Result<()>> {
+    // Boxed here: who awaits it (the program, the agent, tests) does not compile the proxy once more.
+    Box::pin(build_and_run(options, drain))
+}
+
+async fn build_and_run(options: Options, drain: Drain) -> anyhow::Result<()> {
     tls::install_provider();
     let bootstrap = Bootstrap::load(&options)?;
     let concurrency = options

@@ -1,29 +1,5 @@
-//! `galley`: serves the mesh's configuration, or checks files.
+//! `galley`: serves the mesh's configuration, or checks files. Everything is in the library.
 
-use galley::{
-    args::{CONFIG_FILE, Command, Galley},
-    bootstrap, crds, probe,
-};
-use proto_component::{args::parse_over_config_file, process};
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    let args: Galley = match parse_over_config_file(std::env::args_os(), CONFIG_FILE) {
-        Ok(args) => args,
-        Err(error) => return process::exit_code("galley", Err(error)),
-    };
-    match args.command {
-        Command::Server(server) => process::run("galley", &args.log, |process| {
-            bootstrap::run(*server, process)
-        }),
-        Command::Validate(validate) => {
-            process::run_command("galley", async move { validate.run() })
-        }
-        Command::Analyze(analyze) => {
-            process::run_command("galley", async move { analyze.run().await })
-        }
-        Command::Crds => process::exit_code("galley", crds::run()),
-        Command::Probe(probe) => process::run_command("galley", async move { probe::run(&probe) }),
-        Command::Version(version) => process::exit_code("galley", version.run()),
-    }
+fn main() -> std::process::ExitCode {
+    galley::program::run()
 }

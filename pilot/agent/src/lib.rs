@@ -18,6 +18,7 @@ pub mod features;
 mod in_process;
 pub mod node;
 pub mod offload;
+pub mod program;
 pub mod request;
 pub mod rotation;
 pub mod sds;

@@ -1,5 +1,6 @@
 //! One small GET over HTTP or HTTPS, with a deadline and without redirects: key sets, discovery documents.
 
+use futures::future::BoxFuture;
 use http::{Uri, header, uri::Scheme};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
@@ -51,10 +52,16 @@ pub enum FetchError {
 ///
 /// # Errors
 /// When it does not, or not in time.
-pub async fn get(uri: &Uri, roots: Roots<'_>, deadline: Duration) -> Result<Vec<u8>, FetchError> {
-    tokio::time::timeout(deadline, ask(uri, roots))
-        .await
-        .map_err(|_| FetchError::Deadline)?
+pub fn get<'a>(
+    uri: &'a Uri,
+    roots: Roots<'a>,
+    deadline: Duration,
+) -> BoxFuture<'a, Result<Vec<u8>, FetchError>> {
+    Box::pin(async move {
+        tokio::time::timeout(deadline, ask(uri, roots))
+            .await
+            .map_err(|_| FetchError::Deadline)?
+    })
 }
 
 async fn ask(uri: &Uri, roots: Roots<'_>) -> Result<Vec<u8>, FetchError> {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::future::BoxFuture;
 use futures::{Stream, StreamExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -38,7 +39,11 @@ impl KubeArgs {
     ///
     /// # Errors
     /// When the file, or what the pod is given, is unusable.
-    pub async fn client(&self) -> anyhow::Result<Client> {
+    pub fn client(&self) -> BoxFuture<'_, anyhow::Result<Client>> {
+        Box::pin(self.connect())
+    }
+
+    async fn connect(&self) -> anyhow::Result<Client> {
         let options = KubeConfigOptions {
             context: self.context.clone(),
             ..KubeConfigOptions::default()

@@ -17,6 +17,7 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::{MethodRouter, get},
 };
+use futures::future::BoxFuture;
 use prometheus::Encoder as _;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -151,16 +152,26 @@ impl Bound {
 }
 
 /// Serves HTTP/1.1 on a listener until `end`, then lets requests in flight finish.
-pub async fn serve_http(
+pub fn serve_http(
     incoming: Incoming,
     router: Router,
     end: impl Future<Output = ()> + Send + 'static,
-) {
+) -> BoxFuture<'static, ()> {
+    serve_until(incoming, router, Box::pin(end))
+}
+
+/// Not generic and boxed, so that HTTP is compiled here once and not in every component.
+fn serve_until(
+    incoming: Incoming,
+    router: Router,
+    end: BoxFuture<'static, ()>,
+) -> BoxFuture<'static, ()> {
     let service = router.into_make_service_with_connect_info::<crate::listen::Peer>();
     // Serving has no errors of its own: the listener retries, connections fail one by one.
-    let _ = axum::serve(incoming, service)
-        .with_graceful_shutdown(end)
-        .await;
+    let serving = axum::serve(incoming, service).with_graceful_shutdown(end);
+    Box::pin(async move {
+        let _ = serving.await;
+    })
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {

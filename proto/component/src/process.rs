@@ -7,6 +7,7 @@ use crate::{
     args::LogArgs, drain, listen::BindError, logging, logging::Logging, readiness::Readiness, task,
     tls,
 };
+use futures::future::LocalBoxFuture;
 use std::{future::Future, io::Write as _, process::ExitCode, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -66,6 +67,9 @@ impl Process {
     }
 }
 
+/// A component's own part of its life.
+type Main<'a> = Box<dyn FnOnce(Process) -> LocalBoxFuture<'a, anyhow::Result<()>> + 'a>;
+
 /// Runs a component: builds the runtime, calls `main`, waits for its end, then for drained tasks.
 ///
 /// `main` returns when it has drained (it watches [`Process::drain`]); an error ends the process at once.
@@ -83,10 +87,10 @@ where
     M: FnOnce(Process) -> F,
     F: Future<Output = anyhow::Result<()>>,
 {
-    let outcome = in_runtime(shape.single_threaded, || {
-        supervise(name, log, shape.grace, main)
-    });
-    exit_code(name, outcome)
+    // From here on nothing is generic, so that it is compiled once.
+    let main: Main<'_> = Box::new(|process| Box::pin(main(process)));
+    let work = supervise(name, log, shape.grace, main);
+    exit_code(name, in_runtime(shape.single_threaded, Box::pin(work)))
 }
 
 /// Runs a one-shot command: no logging, no signals; errors become one line and an exit code.
@@ -95,7 +99,7 @@ where
     F: Future<Output = anyhow::Result<ExitCode>>,
 {
     tls::install_provider();
-    match in_runtime(false, || command) {
+    match in_runtime(false, Box::pin(command)) {
         Ok(code) => code,
         Err(error) => exit_code(name, Err(error)),
     }
@@ -115,32 +119,28 @@ pub fn exit_code(name: &str, outcome: anyhow::Result<()>) -> ExitCode {
     ExitCode::from(if is_usage(&error) { 2 } else { 1 })
 }
 
-fn in_runtime<F, T>(single_threaded: bool, work: impl FnOnce() -> F) -> anyhow::Result<T>
-where
-    F: Future<Output = anyhow::Result<T>>,
-{
+fn in_runtime<T>(
+    single_threaded: bool,
+    work: LocalBoxFuture<'_, anyhow::Result<T>>,
+) -> anyhow::Result<T> {
     let mut builder = if single_threaded {
         tokio::runtime::Builder::new_current_thread()
     } else {
         tokio::runtime::Builder::new_multi_thread()
     };
     let runtime = builder.enable_all().build()?;
-    let outcome = runtime.block_on(async { work().await });
+    let outcome = runtime.block_on(work);
     // Blocking work (a file read) must not hold the exit.
     runtime.shutdown_timeout(Duration::from_millis(500));
     outcome
 }
 
-async fn supervise<M, F>(
+async fn supervise(
     name: &'static str,
     log: &LogArgs,
     grace: Duration,
-    main: M,
-) -> anyhow::Result<()>
-where
-    M: FnOnce(Process) -> F,
-    F: Future<Output = anyhow::Result<()>>,
-{
+    main: Main<'_>,
+) -> anyhow::Result<()> {
     let logging = logging::init(name, log)?;
     log_panics();
     tls::install_provider();

@@ -1,42 +1,5 @@
-//! `pilot-agent`: runs the proxy in a pod and what it needs beside it.
+//! `pilot-agent`: runs the proxy in a pod and what it needs beside it. Everything is in the library.
 
-use std::process::ExitCode;
-
-use pilot_agent::agent::Agent;
-use pilot_agent::args::{self, Action};
-use pilot_agent::{offload, request, wait};
-use proto_component::process::{self, Shape};
-
-const NAME: &str = "pilot-agent";
-
-fn main() -> ExitCode {
-    let (command, unknown) = args::parse(std::env::args_os());
-    match command.action {
-        Action::Version(version) => process::exit_code(NAME, version.run()),
-        Action::Request(args) => process::run_command(NAME, async move {
-            request::run(&args).await.map(|()| ExitCode::SUCCESS)
-        }),
-        Action::Wait(args) => process::run_command(NAME, async move {
-            wait::run(&args).await.map(|()| ExitCode::SUCCESS)
-        }),
-        Action::ReadMesh(args) => process::exit_code(NAME, offload::read_mesh(&args)),
-        Action::WriteBootstrap => process::exit_code(NAME, offload::write_bootstrap()),
-        Action::Proxy(args) => {
-            // Where huge pages are given unasked, the proxy inside would keep MiBs for a few KiB. Another proxy program decides
-            // for itself (it would inherit this); an old kernel says no.
-            if args.binary_path.is_none() {
-                let _ = nix::sys::prctl::set_thp_disable(true);
-            }
-            let agent = match Agent::new(*args, unknown) {
-                Ok(agent) => agent,
-                Err(error) => return process::exit_code(NAME, Err(error)),
-            };
-            // One thread for the agent itself: the proxy brings its own workers.
-            let shape = Shape {
-                single_threaded: true,
-                grace: agent.grace(),
-            };
-            process::run_with(NAME, &command.log, shape, |process| agent.run(process))
-        }
-    }
+fn main() -> std::process::ExitCode {
+    pilot_agent::program::run()
 }

@@ -2,6 +2,7 @@
 
 use super::GrpcMetrics;
 use crate::{args::KeepaliveArgs, drain::Drain, listen::Incoming};
+use futures::future::BoxFuture;
 use std::time::Duration;
 use tonic::{service::Routes, transport::Server};
 
@@ -49,13 +50,15 @@ impl ServerOptions {
 /// Serves until the drain begins, then lets calls in flight finish until its deadline.
 ///
 /// Long-lived streams have to end themselves when the drain begins; those that do not are cut at the deadline.
-pub async fn serve(
+///
+/// Boxed, so that HTTP/2 is compiled here once and not in every component.
+pub fn serve(
     incoming: Incoming,
     routes: Routes,
     options: &ServerOptions,
     metrics: Option<GrpcMetrics>,
     drain: Drain,
-) -> anyhow::Result<()> {
+) -> BoxFuture<'static, anyhow::Result<()>> {
     let mut server = Server::builder()
         .max_concurrent_streams(options.max_concurrent_streams)
         .http2_keepalive_interval(Some(options.keepalive_interval))
@@ -70,8 +73,10 @@ pub async fn serve(
     let serving = server
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, async move { signal.signaled().await });
-    tokio::select! {
-        outcome = serving => Ok(outcome?),
-        () = drain.expired() => Ok(()),
-    }
+    Box::pin(async move {
+        tokio::select! {
+            outcome = serving => Ok(outcome?),
+            () = drain.expired() => Ok(()),
+        }
+    })
 }

@@ -1,0 +1,30 @@
+//! The program: from the command line to the exit code.
+
+use crate::{Args, Mode, Options, compile, precompiled};
+use clap::Parser as _;
+use proto_component::process::{self, Usage};
+use std::process::ExitCode;
+
+/// Reads the command line and does what it says, to the exit code.
+#[must_use]
+pub fn run() -> ExitCode {
+    // The allocator asks for huge pages; an idle proxy would keep eight MiB of them for a few hundred KiB. An old kernel says no.
+    let _ = nix::sys::prctl::set_thp_disable(true);
+    let args = Args::parse();
+    let (log, mode) = (args.log(), args.mode);
+    let options = match args.options() {
+        Ok(options) => options,
+        Err(error) => return process::exit_code("bireme-proxy", Err(Usage(error).into())),
+    };
+    if mode == Mode::Compile {
+        return process::exit_code("bireme-proxy", compile(&options));
+    }
+    let options = precompiled(options);
+    process::run("bireme-proxy", &log, |process| async move {
+        let options = Options {
+            logging: Some(process.logging.clone()),
+            ..options
+        };
+        crate::run(options, process.drain.clone()).await
+    })
+}
