@@ -2,6 +2,7 @@
 //!
 //! A source delivers [`Update`]s; the discovery task applies them to its [`store::ConfigStore`] and is told what that changed.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
@@ -116,4 +117,16 @@ pub fn by_age<'a, T: 'a>(configs: impl Iterator<Item = &'a Config<T>>) -> Vec<&'
     let mut sorted: Vec<_> = configs.collect();
     sorted.sort_by(|a, b| a.meta.age_key().cmp(&b.meta.age_key()));
     sorted
+}
+
+/// By namespace, each oldest first.
+pub fn by_namespace<'a, T: 'a>(
+    configs: impl Iterator<Item = &'a Config<T>>,
+) -> HashMap<String, Vec<Config<T>>> {
+    let mut found: HashMap<String, Vec<Config<T>>> = HashMap::new();
+    for config in by_age(configs) {
+        let namespace = config.meta.namespace.clone();
+        found.entry(namespace).or_default().push(Arc::clone(config));
+    }
+    found
 }

@@ -1,7 +1,6 @@
 //! Security policies by namespace: who must speak mutual TLS, which tokens count, who may do what.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 
 use proto::istio::rbac::v1alpha1::{EnforcementMode, ServiceRole, ServiceRoleBinding};
 use proto::istio::security::v1beta1::{
@@ -15,7 +14,7 @@ pub use legacy::{Legacy, TokenPolicy};
 
 use super::PushContext;
 use crate::config::store::ConfigStore;
-use crate::config::{Config, by_age};
+use crate::config::{Config, by_namespace};
 use crate::jwks::{KeySource, Wanted};
 use crate::model::{ClusterName, Proxy, Service, ServicePort};
 
@@ -332,18 +331,6 @@ impl PolicyIndex {
             })
             .collect()
     }
-}
-
-fn by_namespace<'a, T: 'a>(
-    configs: impl Iterator<Item = &'a Config<T>>,
-) -> HashMap<String, Vec<Config<T>>> {
-    let mut all: HashMap<String, Vec<Config<T>>> = HashMap::new();
-    for config in by_age(configs) {
-        all.entry(config.meta.namespace.clone())
-            .or_default()
-            .push(Arc::clone(config));
-    }
-    all
 }
 
 fn list<'a, T>(all: &'a HashMap<String, Vec<Config<T>>>, namespace: &str) -> &'a [Config<T>] {

@@ -14,7 +14,7 @@ use proto_mesh::host;
 use super::host_index::HostIndex;
 use super::virtual_services::{MESH, VirtualService, VirtualServiceIndex, is_same_list};
 use super::{PushContext, services::ServiceIndex};
-use crate::config::{Config, by_age};
+use crate::config::{Config, by_namespace};
 use crate::model::{Proxy, Service, mesh::provider_hosts as hosts};
 
 /// All `Sidecar` resources by namespace, oldest first.
@@ -64,15 +64,8 @@ pub struct SidecarScope {
 impl SidecarIndex {
     /// Builds the index.
     pub fn new<'a>(configs: impl Iterator<Item = &'a Config<wire::Sidecar>>, root: &str) -> Self {
-        let mut by_namespace: HashMap<String, Vec<Config<wire::Sidecar>>> = HashMap::new();
-        for config in by_age(configs) {
-            by_namespace
-                .entry(config.meta.namespace.clone())
-                .or_default()
-                .push(Arc::clone(config));
-        }
         SidecarIndex {
-            by_namespace,
+            by_namespace: by_namespace(configs),
             root: root.to_owned(),
         }
     }

@@ -9,7 +9,7 @@ use proto::istio::telemetry::v1alpha1::{
     metrics_overrides::{TagOverride, tag_override},
 };
 
-use crate::config::{Config, by_age};
+use crate::config::{Config, by_namespace};
 use crate::model::Proxy;
 
 /// Which side of a request is told of.
@@ -106,15 +106,8 @@ const METRICS: &[(IstioMetric, &str)] = &[
 impl TelemetryIndex {
     /// Builds the index.
     pub fn new<'a>(configs: impl Iterator<Item = &'a Config<wire::Telemetry>>, root: &str) -> Self {
-        let mut by_namespace: HashMap<String, Vec<Config<wire::Telemetry>>> = HashMap::new();
-        for config in by_age(configs) {
-            by_namespace
-                .entry(config.meta.namespace.clone())
-                .or_default()
-                .push(Config::clone(config));
-        }
         TelemetryIndex {
-            by_namespace,
+            by_namespace: by_namespace(configs),
             root: root.to_owned(),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use proto::istio::extensions::v1alpha1::WasmPlugin;
 
-use crate::config::{Config, by_age};
+use crate::config::{Config, by_namespace};
 use crate::model::Proxy;
 
 /// All of them.
@@ -17,15 +17,8 @@ pub struct WasmPluginIndex {
 impl WasmPluginIndex {
     /// Builds the index.
     pub fn new<'a>(configs: impl Iterator<Item = &'a Config<WasmPlugin>>, root: &str) -> Self {
-        let mut by_namespace: HashMap<String, Vec<Config<WasmPlugin>>> = HashMap::new();
-        for config in by_age(configs) {
-            by_namespace
-                .entry(config.meta.namespace.clone())
-                .or_default()
-                .push(Config::clone(config));
-        }
         WasmPluginIndex {
-            by_namespace,
+            by_namespace: by_namespace(configs),
             root: root.to_owned(),
         }
     }

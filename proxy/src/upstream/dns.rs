@@ -2,7 +2,7 @@
 
 mod options;
 
-pub(crate) use options::{DnsFamily, DnsOptions};
+pub(crate) use options::{DnsFamily, DnsOptions, failure_refresh};
 
 use super::{Cluster, Discovery, HostAddress, LocalityEndpoints, endpoints::Resolved};
 use crate::{invalid::Invalid, wire::AnyAddress};

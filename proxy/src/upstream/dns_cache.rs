@@ -8,7 +8,7 @@
 use super::{
     Cluster, Discovery, Host, HostAddress, LoadBalancerContext,
     cluster::NoHost,
-    dns::{DnsFamily, DnsOptions, resolve},
+    dns::{DnsFamily, DnsOptions, failure_refresh, resolve},
     host::{HealthCheckTarget, HostParts},
 };
 use crate::{
@@ -120,17 +120,7 @@ impl TryFrom<&Wire> for DnsCacheConfig {
             seconds(5),
             "dns_min_refresh_rate",
         )?;
-        let failure = wire.dns_failure_refresh_rate.as_ref();
-        let base = duration_or(
-            failure.and_then(|rate| rate.base_interval.as_ref()),
-            refresh,
-            "dns_failure_refresh_rate.base_interval",
-        )?;
-        let most = duration_or(
-            failure.and_then(|rate| rate.max_interval.as_ref()),
-            base.saturating_mul(10),
-            "dns_failure_refresh_rate.max_interval",
-        )?;
+        let failure = failure_refresh(wire.dns_failure_refresh_rate.as_ref(), refresh)?;
         let family = match Family::try_from(wire.dns_lookup_family) {
             Ok(Family::V4Only) => DnsFamily::V4Only,
             Ok(Family::V6Only) => DnsFamily::V6Only,
@@ -151,7 +141,7 @@ impl TryFrom<&Wire> for DnsCacheConfig {
             name: wire.name.clone(),
             options: DnsOptions {
                 refresh: refresh.max(least),
-                failure_refresh: (base, most),
+                failure_refresh: failure,
                 family,
                 jitter: Duration::ZERO,
                 is_awaited: true,

@@ -72,17 +72,7 @@ impl DnsOptions {
             "dns_refresh_rate",
         )?
         .max(Duration::from_millis(1));
-        let failure = wire.dns_failure_refresh_rate.as_ref();
-        let base = duration_or(
-            failure.and_then(|rate| rate.base_interval.as_ref()),
-            refresh,
-            "dns_failure_refresh_rate.base_interval",
-        )?;
-        let most = duration_or(
-            failure.and_then(|rate| rate.max_interval.as_ref()),
-            base.saturating_mul(10),
-            "dns_failure_refresh_rate.max_interval",
-        )?;
+        let failure = failure_refresh(wire.dns_failure_refresh_rate.as_ref(), refresh)?;
         let family = match wire.dns_lookup_family() {
             Family::Auto => DnsFamily::Auto,
             Family::V4Only => DnsFamily::V4Only,
@@ -92,10 +82,28 @@ impl DnsOptions {
         };
         Ok(Self {
             refresh,
-            failure_refresh: (base, most),
+            failure_refresh: failure,
             family,
             jitter: duration_or(wire.dns_jitter.as_ref(), Duration::ZERO, "dns_jitter")?,
             is_awaited: wire.wait_for_warm_on_init.unwrap_or(true),
         })
     }
+}
+
+/// Times after a failure, the first and the longest, of a rate that may say neither.
+pub(crate) fn failure_refresh(
+    rate: Option<&RefreshRate>,
+    refresh: Duration,
+) -> Result<(Duration, Duration), Invalid> {
+    let base = duration_or(
+        rate.and_then(|rate| rate.base_interval.as_ref()),
+        refresh,
+        "dns_failure_refresh_rate.base_interval",
+    )?;
+    let most = duration_or(
+        rate.and_then(|rate| rate.max_interval.as_ref()),
+        base.saturating_mul(10),
+        "dns_failure_refresh_rate.max_interval",
+    )?;
+    Ok((base, most))
 }
