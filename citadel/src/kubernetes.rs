@@ -9,10 +9,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::Client;
 use proto_component::backoff::Backoff;
 use proto_component::drain::Drain;
+use proto_component::kubernetes::KubeArgs;
 use proto_component::tls;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
@@ -23,27 +23,21 @@ pub use root_config_map::{CONFIG_MAP, ROOT_KEY, RootConfigMaps};
 pub use root_secret::{RootSecret, SECRET};
 pub use workload_secret::{Account, SecretSettings, WorkloadSecrets};
 
-/// A client of the API server: that of `kubeconfig`, else the pod's own, else none.
+/// A client of the API server: that of `kubeconfig`, in a pod of a cluster the pod's own, else none.
 ///
 /// # Errors
 /// When the file or the pod's credentials are unusable.
 pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Option<Client>> {
-    let config = match kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path)
-                .with_context(|| format!("--kube-config {}", path.display()))?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .with_context(|| format!("--kube-config {}", path.display()))?
-        }
-        // What the kubelet puts into every pod's environment.
-        None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => {
-            Config::incluster().context("the pod's service account")?
-        }
-        None => return Ok(None),
+    // What the kubelet puts into every pod's environment.
+    let is_in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+    if kubeconfig.is_none() && !is_in_cluster {
+        return Ok(None);
+    }
+    let cluster = KubeArgs {
+        kubeconfig: kubeconfig.map(Path::to_owned),
+        context: None,
     };
-    let client = Client::try_from(config).context("make a client of the API server")?;
-    Ok(Some(client))
+    cluster.client().await.map(Some)
 }
 
 /// The self-signed root: in a cluster the Secret is the truth, and the store follows it.

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
 use super::signer::{InvalidSigner, Signer};
 use super::{CertificateAuthority, SignError, SignRequest};
@@ -53,9 +54,9 @@ pub struct Overlap {
     pub retirement: Duration,
 }
 
-/// Everything that the store has of a root, for another safe: texts by name.
+/// Everything that the store has of a root, for another safe: texts by name, wiped when nobody needs them any more.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub struct RootFiles(pub BTreeMap<String, String>);
+pub struct RootFiles(pub BTreeMap<String, Zeroizing<String>>);
 
 /// The self-signed authority.
 pub struct SelfSigned {
@@ -212,7 +213,7 @@ impl SelfSigned {
     fn replace(&self, mut files: RootFiles, now: OffsetDateTime) -> Result<(), SelfSignedError> {
         files
             .0
-            .insert(SINCE.to_owned(), now.unix_timestamp().to_string());
+            .insert(SINCE.to_owned(), now.unix_timestamp().to_string().into());
         let roots = Roots::read(&files, &self.provider, now)?;
         persist(&self.store, &files)?;
         self.roots.store(Arc::new(roots));
@@ -317,7 +318,7 @@ impl RootFiles {
     fn get(&self, prefix: &str) -> Result<Option<(PrivateKey, &str)>, SelfSignedError> {
         let text = |name: &str| self.0.get(&format!("{prefix}{name}"));
         match (text(KEY), text(CERTIFICATE)) {
-            (Some(key), Some(pem)) => Ok(Some((PrivateKey::from_pem(key)?, pem))),
+            (Some(key), Some(pem)) => Ok(Some((PrivateKey::from_pem(key)?, pem.as_str()))),
             (None, None) => Ok(None),
             _ => Err(SelfSignedError::Damaged("key or certificate is missing")),
         }
@@ -326,7 +327,7 @@ impl RootFiles {
     fn set(&mut self, prefix: &str, key: &PrivateKey, pem: &str) {
         self.0.insert(format!("{prefix}{KEY}"), key.to_pem());
         self.0
-            .insert(format!("{prefix}{CERTIFICATE}"), pem.to_owned());
+            .insert(format!("{prefix}{CERTIFICATE}"), pem.to_owned().into());
     }
 
     fn remove(&mut self, prefix: &str) {
@@ -358,7 +359,7 @@ fn read(store: &sled::Tree) -> Result<RootFiles, SelfSignedError> {
     let mut files = RootFiles::default();
     for entry in store {
         let (name, value) = entry?;
-        files.0.insert(text(&name)?, text(&value)?);
+        files.0.insert(text(&name)?, text(&value)?.into());
     }
     Ok(files)
 }

@@ -25,6 +25,7 @@ const FIELD_MANAGER: &str = "istio-citadel";
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How long until what failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+const NOT_FOUND: u16 = 404;
 
 /// Keeps the ConfigMaps.
 pub struct RootConfigMaps {
@@ -99,6 +100,11 @@ impl RootConfigMaps {
             let written = config_maps.patch(CONFIG_MAP, &parameters, &patch);
             let error = match tokio::time::timeout(DEADLINE, written).await {
                 Ok(Ok(_)) => continue,
+                Ok(Err(kube::Error::Api(status))) if status.code == NOT_FOUND => {
+                    // The namespace has gone while nobody told us.
+                    work.forget(&namespace);
+                    continue;
+                }
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "the API server does not answer".to_owned(),
             };

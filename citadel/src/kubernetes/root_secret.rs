@@ -8,6 +8,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use zeroize::Zeroizing;
 
 use crate::ca::RootFiles;
 
@@ -46,7 +47,7 @@ impl RootSecret {
         let text = |(name, ByteString(bytes)): (String, ByteString)| {
             let text = String::from_utf8(bytes)
                 .with_context(|| format!("Secret {SECRET}: {name} is not text"))?;
-            anyhow::Ok((name, text))
+            anyhow::Ok((name, text.into()))
         };
         let data = secret.data.unwrap_or_default().into_iter();
         Ok(Some(RootFiles(
@@ -92,8 +93,9 @@ impl RootSecret {
 }
 
 fn secret(files: &RootFiles) -> Secret {
-    let entry =
-        |(name, text): (&String, &String)| (name.clone(), ByteString(text.as_bytes().to_vec()));
+    let entry = |(name, text): (&String, &Zeroizing<String>)| {
+        (name.clone(), ByteString(text.as_bytes().to_vec()))
+    };
     Secret {
         metadata: ObjectMeta {
             name: Some(SECRET.to_owned()),

@@ -199,7 +199,7 @@ impl WorkloadSecrets {
             .collect();
         Ok(BTreeMap::from([
             (CHAIN.to_owned(), chain),
-            (KEY.to_owned(), key.to_pem()),
+            (KEY.to_owned(), key.to_pem().to_string()),
             (ROOT.to_owned(), roots.to_owned()),
         ]))
     }

@@ -15,7 +15,7 @@ use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::FromDer as _;
 use x509_parser::public_key::PublicKey as ParsedKey;
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
 const SEQUENCE: u8 = 0x30;
 const OCTET_STRING: u8 = 0x04;
@@ -133,8 +133,8 @@ impl PrivateKey {
     }
 
     /// PKCS#8 in PEM. Only for the store and for a peer's own key: never log it.
-    pub fn to_pem(&self) -> String {
-        self.0.0.serialize_pem()
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        self.0.0.serialize_pem().into()
     }
 
     /// The public half.

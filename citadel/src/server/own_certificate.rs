@@ -120,7 +120,7 @@ fn mint(
         .collect();
     let pem = Pem {
         chain: chain.into_bytes(),
-        key: key.to_pem().into_bytes(),
+        key: key.to_pem().as_bytes().to_vec(),
         roots: bundle.roots_pem().into_bytes(),
     };
     Ok((pem, certificate.validity.not_after))

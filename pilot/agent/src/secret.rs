@@ -14,6 +14,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
+use zeroize::Zeroizing;
 
 /// Name of the workload's own certificate.
 pub const DEFAULT: &str = "default";
@@ -23,7 +24,7 @@ pub const ROOT_CA: &str = "ROOTCA";
 /// A certified key and its trust anchors.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Workload {
-    key: String,
+    key: Zeroizing<String>,
     chain: String,
     roots: String,
     /// End of the certificate's life.
@@ -126,7 +127,7 @@ impl Workload {
         }
         let chain: Vec<&str> = certificates.iter().map(|entry| entry.trim_end()).collect();
         Ok(Self {
-            key,
+            key: Zeroizing::new(key),
             chain: chain.join("\n") + "\n",
             roots: roots.clone(),
             not_after,

@@ -180,27 +180,34 @@ fn message(any: &Any) -> Value {
     value
 }
 
-/// Private keys, wherever they are.
+/// Fields that hold secrets, at whatever depth below them.
+const SECRETS: &[&str] = &[
+    "private_key",
+    "password",
+    "pkcs12",
+    "session_ticket_keys",
+    "generic_secret",
+    "token_secret",
+    "hmac_secret",
+];
+
+/// Private keys and other secrets, wherever they are.
 fn redact(value: &mut Value) {
+    blot(value, false);
+}
+
+fn blot(value: &mut Value, is_secret: bool) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields.iter_mut() {
-                if matches!(
-                    name.as_str(),
-                    "private_key" | "password" | "session_ticket_keys"
-                ) && let Value::Object(source) = value
-                {
-                    for (kind, data) in source.iter_mut() {
-                        if kind == "inline_string" || kind == "inline_bytes" {
-                            *data = json!(REDACTED);
-                        }
-                    }
+                if is_secret && (name == "inline_string" || name == "inline_bytes") {
+                    *value = json!(REDACTED);
                 } else {
-                    redact(value);
+                    blot(value, is_secret || SECRETS.contains(&name.as_str()));
                 }
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(redact),
+        Value::Array(items) => items.iter_mut().for_each(|item| blot(item, is_secret)),
         _ => {}
     }
 }
@@ -433,4 +440,24 @@ fn dump<const N: usize>(kind: &str, version: &str, lists: [(&str, Vec<Value>); N
         }
     }
     Value::Object(dump)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_blotted_out_however_deep_they_are() {
+        let mut value = json!({
+            "tls_certificates": [{"certificate_chain": {"inline_string": "chain"}, "private_key": {"inline_string": "k1"}}],
+            "session_ticket_keys": {"keys": [{"inline_bytes": "k2"}, {"filename": "/f"}]},
+            "pkcs12": {"inline_bytes": "k3"},
+        });
+        redact(&mut value);
+        let text = value.to_string();
+        assert!(text.contains("chain") && text.contains("/f"), "{text}");
+        for key in ["k1", "k2", "k3"] {
+            assert!(!text.contains(key), "{key}: {text}");
+        }
+    }
 }
