@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod biremectl;
+mod components;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const COMPONENTS: &[&str] = &[
     "pilot",
@@ -336,66 +337,6 @@ fn what_we_do_not_have_is_refused_with_a_sentence() {
 }
 
 #[test]
-fn with_the_cni_plugin_the_nodes_intercept_and_pods_only_try() {
-    let without = names(&render("bireme", &[], ""));
-    let values_of = |objects: &[Value]| {
-        let data = &find(objects, "ConfigMap istio-sidecar-injector")["data"];
-        let text = data["values"].as_str().unwrap();
-        let values = proto::yaml::parse_documents(text).remove(0).unwrap().value;
-        values["istio_cni"].clone()
-    };
-    let verbs_of = |objects: &[Value]| {
-        find(objects, "ClusterRole istio-cni-istio-system")["rules"][0]["verbs"].clone()
-    };
-    for (values, containers, verbs) in [
-        (
-            "istio_cni: {enabled: true}",
-            vec!["install-cni", "repair-cni"],
-            json!(["get", "list", "watch", "patch"]),
-        ),
-        (
-            "istio_cni: {enabled: true, repair: {enabled: false}}",
-            vec!["install-cni"],
-            json!(["get"]),
-        ),
-    ] {
-        let objects = render("bireme", &[], values);
-        let more: BTreeSet<String> = names(&objects).difference(&without).cloned().collect();
-        let kinds = "ClusterRole ClusterRoleBinding ConfigMap DaemonSet ServiceAccount";
-        let found: Vec<&str> = more
-            .iter()
-            .filter_map(|name| name.split(' ').next())
-            .collect();
-        assert_eq!(found.join(" "), kinds, "{values}");
-        let pod = &find(&objects, "DaemonSet istio-cni-node")["spec"]["template"]["spec"];
-        let names: Vec<&str> = pod["containers"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|container| container["name"].as_str().unwrap())
-            .collect();
-        assert_eq!(names, containers, "{values}");
-        assert_eq!(pod["hostNetwork"], true);
-        assert_eq!(verbs_of(&objects), verbs);
-        let told = values_of(&objects);
-        let has_repair = containers.len() == 2;
-        assert_eq!(
-            (&told["enabled"], &told["repair"]["enabled"]),
-            (&json!(true), &json!(has_repair))
-        );
-    }
-    // The plugin's chart may be a release of its own; the injector's is then told.
-    let alone = render("injector", &[], "istio_cni: {enabled: true}");
-    assert_eq!(values_of(&alone)["enabled"], true);
-    let told = render(
-        "bireme",
-        &[],
-        "sidecarInjectorWebhook: {istio_cni: {enabled: true}}",
-    );
-    assert_eq!(values_of(&told)["enabled"], true);
-}
-
-#[test]
 fn names_and_ports_are_those_that_users_know() {
     let objects = render("bireme", &profile("demo"), "");
     for (service, ports) in [
@@ -446,77 +387,6 @@ fn names_and_ports_are_those_that_users_know() {
                 self::name(service)
             );
         }
-    }
-}
-
-#[test]
-fn a_secured_control_plane_has_mixer_behind_mutual_tls() {
-    let secured = "global: {controlPlaneSecurityEnabled: true}";
-    let objects = render("bireme", &profile("demo"), secured);
-    let mesh = find(&objects, "ConfigMap istio")["data"]["mesh"].as_str();
-    let mesh = proto::yaml::parse_documents(mesh.unwrap())
-        .remove(0)
-        .unwrap();
-    for (half, server) in [
-        ("policy", "mixerCheckServer"),
-        ("telemetry", "mixerReportServer"),
-    ] {
-        let name = format!("istio-{half}");
-        let host = format!("{name}.istio-system.svc.cluster.local");
-        assert_eq!(mesh.value[server], format!("{host}:15004"));
-        let service = find(&objects, &format!("Service {name}"));
-        let ports = service["spec"]["ports"].as_array().unwrap();
-        assert!(ports.iter().any(|port| port["port"] == 15004), "{name}");
-        let pod = &find(&objects, &format!("Deployment {name}"))["spec"]["template"]["spec"];
-        let container = &pod["containers"][0];
-        let arguments = container["args"].as_array().unwrap();
-        assert!(
-            arguments
-                .iter()
-                .any(|argument| argument == "--securePort=15004")
-        );
-        assert_eq!(container["volumeMounts"][0]["mountPath"], "/etc/certs");
-        let secret = &pod["volumes"][0]["secret"]["secretName"];
-        assert_eq!(*secret, format!("istio.{name}-service-account"));
-        let rule = &find(&objects, &format!("DestinationRule {name}"))["spec"];
-        assert_eq!(rule["host"], host);
-        let port = &rule["trafficPolicy"]["portLevelSettings"][0];
-        assert_eq!(port["port"]["number"], 15004);
-        assert_eq!(port["tls"]["mode"], "ISTIO_MUTUAL");
-    }
-}
-
-#[test]
-fn grafana_has_a_dashboard_for_each_component() {
-    let objects = render("grafana", &[], "");
-    let pod = &find(&objects, "Deployment grafana")["spec"]["template"]["spec"];
-    let volumes = pod["volumes"].as_array().unwrap();
-    let volume = volumes.iter().find(|volume| volume["name"] == "dashboards");
-    let sources = volume.unwrap()["projected"]["sources"].as_array().unwrap();
-    for part in [
-        "istio-mesh",
-        "istio-service",
-        "istio-workload",
-        "mixer",
-        "pilot",
-        "galley",
-        "citadel",
-        "sidecar-injector",
-    ] {
-        let name = format!("istio-grafana-configuration-dashboards-{part}-dashboard");
-        assert!(
-            sources
-                .iter()
-                .any(|source| source["configMap"]["name"] == name),
-            "{name} is not mounted"
-        );
-        let data = &find(&objects, &format!("ConfigMap {name}"))["data"];
-        let text = data[format!("{part}-dashboard.json")].as_str().unwrap();
-        let dashboard: Value = serde_json::from_str(text).unwrap();
-        assert!(
-            !dashboard["panels"].as_array().unwrap().is_empty(),
-            "{part}"
-        );
     }
 }
 
