@@ -90,11 +90,14 @@ impl Sync {
         if !platform.mode.is_isolated() {
             forward_cluster_ports(platform, &ports).await;
         }
-        for address in platform.forwarder.sync(&host_ports(&pods)) {
+        let wanted = host_ports(&pods);
+        for address in platform.forwarder.sync(&wanted) {
             if let Err(error) = platform.forwarder.bind(address).await {
                 tracing::error!(error = format!("{error:#}"), "a host port cannot be had");
             }
         }
+        // What was just bound has its pods now.
+        platform.forwarder.sync(&wanted);
         Ok(())
     }
 }

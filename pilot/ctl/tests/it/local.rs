@@ -86,6 +86,8 @@ impl Mesh {
         eventually("the pods are ready", || {
             mesh.run(&["status"]).contains("2/2")
         });
+        // The network follows a moment later.
+        eventually("the page through the host's port", || mesh.page().is_some());
         mesh
     }
 
