@@ -14,11 +14,7 @@ pub fn table(groups: &[GroupReport], is_wide: bool) -> String {
     if is_wide {
         rows.push(["CASE", "RESULT", "NOTE"].map(ToOwned::to_owned).to_vec());
         for report in groups.iter().flat_map(|group| &group.cases) {
-            let note = if report.is_second_try {
-                "second try"
-            } else {
-                ""
-            };
+            let note = if report.is_repeated { "repeated" } else { "" };
             let name = format!("{}/{}", report.group, report.case);
             rows.push(vec![name, report.result().to_owned(), note.to_owned()]);
         }
@@ -30,7 +26,7 @@ pub fn table(groups: &[GroupReport], is_wide: bool) -> String {
                 "SAME",
                 "EXPLAINED",
                 "DIFFERENT",
-                "SECOND TRY",
+                "REPEATED",
                 "TIME",
             ]
             .map(ToOwned::to_owned)
@@ -51,7 +47,7 @@ pub fn table(groups: &[GroupReport], is_wide: bool) -> String {
                 count(&|report| report.result() == "same"),
                 count(&|report| report.result() == "explained"),
                 count(&|report| !report.is_good()),
-                count(&|report| report.is_second_try),
+                count(&|report| report.is_repeated),
                 format!("{:.1} s", group.time.as_secs_f32()),
             ]);
         }
@@ -64,7 +60,18 @@ pub fn table(groups: &[GroupReport], is_wide: bool) -> String {
     {
         text.push_str(&differences(report));
     }
-    let _ = writeln!(text, "\n{}{}", stale(groups), totals(groups));
+    let stale = stale(groups);
+    text.push('\n');
+    if is_wide {
+        text.push_str(&stale);
+    } else if !stale.is_empty() {
+        let count = stale.lines().count();
+        let _ = writeln!(
+            text,
+            "{count} explained differences were not there (`-o wide` names them)"
+        );
+    }
+    let _ = writeln!(text, "{}", totals(groups));
     text
 }
 
@@ -157,7 +164,7 @@ pub fn json(groups: &[GroupReport], oracle: &str) -> Value {
             "group": report.group,
             "case": report.case,
             "result": report.result(),
-            "secondTry": report.is_second_try,
+            "repeated": report.is_repeated,
             "error": report.error,
             "differences": report.verdict.unexplained,
             "explained": report.verdict.explained.iter().map(|(diff, why)| json!({"at": diff.at, "why": why})).collect::<Vec<_>>(),

@@ -1,4 +1,4 @@
-//! All groups: finds the files, gives each an address, plays it against both proxies, compares, repeats once what differed.
+//! All groups: finds the files, gives each an address, plays it against both proxies, compares, repeats what differed.
 
 use crate::{
     case::{Case, Group},
@@ -16,6 +16,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How often a case that differs is played again before it counts.
+const REPEATS: usize = 3;
+
 /// What came of one case.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -26,7 +29,7 @@ pub struct Report {
     /// The comparison.
     pub verdict: Verdict,
     /// It agreed only when it was played again.
-    pub is_second_try: bool,
+    pub is_repeated: bool,
     /// Envoy's outcome.
     pub envoy: Value,
     /// Ours.
@@ -221,7 +224,7 @@ impl Suite {
                 group: name.clone(),
                 case: "the group".to_owned(),
                 verdict: Verdict::default(),
-                is_second_try: false,
+                is_repeated: false,
                 envoy: Value::Null,
                 ours: Value::Null,
                 error: Some(format!("{error:#}")),
@@ -243,23 +246,27 @@ impl Suite {
             .filter(|case| self.wants(&stage.group.name, &case.name))
             .collect();
         let mut reports = self.once(&stage, &cases).await?;
-        // What differs is played once more, alone: a machine that hangs for a moment is not a difference.
-        let again: Vec<&Case> = cases
-            .iter()
-            .filter(|case| {
-                reports
-                    .iter()
-                    .any(|report| report.case == case.name && !report.verdict.is_good())
-            })
-            .copied()
-            .collect();
-        if !again.is_empty() {
-            for second in self.once(&stage, &again).await? {
-                if let Some(first) = reports.iter_mut().find(|report| report.case == second.case) {
-                    let is_second_try = second.verdict.is_good();
-                    *first = Report {
-                        is_second_try,
-                        ..second
+        // What differs is played again, alone: a machine that hangs for a moment is not a difference.
+        for _ in 0..REPEATS {
+            let again: Vec<&Case> = cases
+                .iter()
+                .filter(|case| {
+                    reports
+                        .iter()
+                        .any(|report| report.case == case.name && !report.verdict.is_good())
+                })
+                .copied()
+                .collect();
+            if again.is_empty() {
+                break;
+            }
+            for repeated in self.once(&stage, &again).await? {
+                let same = |report: &&mut Report| report.case == repeated.case;
+                if let Some(earlier) = reports.iter_mut().find(same) {
+                    let is_repeated = repeated.verdict.is_good();
+                    *earlier = Report {
+                        is_repeated,
+                        ..repeated
                     };
                 }
             }
@@ -287,7 +294,7 @@ impl Suite {
                     group: name.clone(),
                     case: case.name.clone(),
                     verdict: compare(&envoy, &ours, &explanations(&stage.group, case)),
-                    is_second_try: false,
+                    is_repeated: false,
                     error: envoy
                         .is_null()
                         .then(|| "Envoy's answer is not recorded".to_owned()),
@@ -301,7 +308,7 @@ impl Suite {
                 group: name.clone(),
                 case: "the process".to_owned(),
                 verdict: Verdict::default(),
-                is_second_try: false,
+                is_repeated: false,
                 envoy: Value::Null,
                 ours: wrong.clone(),
                 error: Some(wrong.as_str().unwrap_or_default().to_owned()),
