@@ -79,7 +79,7 @@ prepare() {
 # Tests that run only when named are targets that `--all-targets` leaves out.
 lint() {
     cargo clippy --workspace --all-targets --locked -- -D warnings &&
-        cargo clippy --workspace --test helm --test kube --locked -- -D warnings
+        cargo clippy --workspace --test helm --test kube --test mesh --locked -- -D warnings
 }
 
 documentation() { RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items --locked --quiet; }

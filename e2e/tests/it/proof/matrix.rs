@@ -44,6 +44,9 @@ pub(super) async fn holds(stage: &Stage) {
     assert_eq!(seen, EXPECTED, "\nseen:\n{seen}\nexpected:\n{EXPECTED}");
 }
 
+/// What a client speaks TLS with, by its ALPN.
+type TlsOf<'a> = &'a dyn Fn(&[&str]) -> Option<Tls>;
+
 async fn table(stage: &Stage) -> String {
     let own = stage
         .authority
@@ -52,7 +55,7 @@ async fn table(stage: &Stage) -> String {
         .authority
         .leaf("spiffe://other.domain/ns/outside/sa/client");
     let tls = |leaf: &super::authority::Leaf, alpn: &[&str]| Some(leaf.tls(&stage.authority, alpn));
-    let clients: [(&str, &str, &dyn Fn(&[&str]) -> Option<Tls>); 6] = [
+    let clients: [(&str, &str, TlsOf<'_>); 6] = [
         ("sidecar, automatic", "auto", &|_| None),
         ("sidecar, mTLS", "mtls", &|_| None),
         ("sidecar, plaintext", "plain", &|_| None),
