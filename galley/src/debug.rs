@@ -72,7 +72,7 @@ fn collections(view: &View) -> Value {
         .iter()
         .map(|(name, collection)| {
             let row =
-                json!({"version": collection.version, "resources": collection.resources.len()});
+                json!({"version": collection.version, "resources": collection.resources.size()});
             (name, row)
         })
         .collect();

@@ -245,7 +245,7 @@ impl Processor {
         let is_stored = !self.awaited.is_empty();
         metrics.is_from_store.set(i64::from(is_stored));
         for (name, collection) in kept.snapshot.iter() {
-            let count = i64::try_from(collection.resources.len()).unwrap_or(i64::MAX);
+            let count = i64::try_from(collection.resources.size()).unwrap_or(i64::MAX);
             metrics.instances.with_label_values(&[name]).set(count);
         }
         let earlier = self.outputs.view.load();

@@ -65,7 +65,7 @@ pub(crate) fn reuse(
     resources: Vec<Arc<Resource>>,
 ) -> Arc<Collection> {
     if let Some(last) = last {
-        let is_same = last.resources.len() == resources.len()
+        let is_same = last.resources.size() == resources.len()
             && last
                 .resources
                 .values()

@@ -302,7 +302,7 @@ async fn a_sink_that_stops_reading_does_not_hold_up_the_end() {
     let galley = place.start();
     let sink = place.sink(&[VIRTUAL_SERVICES]);
     state(&sink, VIRTUAL_SERVICES, |state| {
-        state.resources.len() == 3000
+        state.resources.size() == 3000
     })
     .await;
 

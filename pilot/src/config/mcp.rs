@@ -112,7 +112,7 @@ pub async fn run(sink: Sink, updates: mpsc::Sender<Update>) {
             update.nack(reason);
             continue;
         };
-        tracing::debug!(target: "mcp", collection = update.collection, version = update.state.version, resources = update.state.resources.len(), "collection received");
+        tracing::debug!(target: "mcp", collection = update.collection, version = update.state.version, resources = update.state.resources.size(), "collection received");
         if updates.send(decoded).await.is_err() {
             return;
         }

@@ -1,11 +1,16 @@
 //! What a source has at one moment: collections of resources, immutable and shared.
 
 use crate::wire::Resource;
+use rpds::RedBlackTreeMapSync;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 use xxhash_rust::xxh64::Xxh64;
+
+/// Resources by name. A copy shares everything that does not change, so that the next state of a large collection costs
+/// what changed and not what there is.
+pub type Resources = RedBlackTreeMapSync<String, Arc<Resource>>;
 
 /// One collection; resources by name (`namespace/name`, or the bare name of what belongs to the cluster).
 #[derive(Clone, Debug, Default)]
@@ -13,7 +18,7 @@ pub struct Collection {
     /// Changes when, and only when, a resource does.
     pub version: String,
     /// The resources; each has metadata with name and version.
-    pub resources: BTreeMap<String, Arc<Resource>>,
+    pub resources: Resources,
     /// The sum of the resources' hashes, from which the version is made.
     hash: u64,
     /// What it was made of, so that many sinks need not find out each for itself.
@@ -46,7 +51,7 @@ impl Collection {
     /// A collection whose version is the hash of its resources' names and versions. Resources without a name are left
     /// out; of two with the same name the later one counts.
     pub fn new(resources: impl IntoIterator<Item = Arc<Resource>>) -> Self {
-        let resources: BTreeMap<String, Arc<Resource>> = resources
+        let resources: Resources = resources
             .into_iter()
             .filter_map(|resource| Some((resource.metadata.as_ref()?.name.clone(), resource)))
             .collect();
@@ -54,7 +59,7 @@ impl Collection {
             .values()
             .fold(0_u64, |sum, resource| sum.wrapping_add(hash_of(resource)));
         Self {
-            version: version(hash, resources.len()),
+            version: version(hash, resources.size()),
             resources,
             hash,
             step: None,
@@ -62,7 +67,7 @@ impl Collection {
     }
 
     /// A state that somebody else made, under the version that it has there.
-    pub fn received(version: String, resources: BTreeMap<String, Arc<Resource>>) -> Self {
+    pub fn received(version: String, resources: Resources) -> Self {
         Self {
             version,
             resources,
@@ -78,19 +83,21 @@ impl Collection {
         let mut resources = self.resources.clone();
         let mut hash = self.hash;
         for name in &delta.removed {
-            if let Some(old) = resources.remove(name) {
-                hash = hash.wrapping_sub(hash_of(&old));
+            if let Some(old) = resources.get(name) {
+                hash = hash.wrapping_sub(hash_of(old));
+                resources.remove_mut(name);
             }
         }
         for resource in &delta.updated {
             hash = hash.wrapping_add(hash_of(resource));
-            let name = name_of(resource).to_owned();
-            if let Some(old) = resources.insert(name, resource.clone()) {
-                hash = hash.wrapping_sub(hash_of(&old));
+            let name = name_of(resource);
+            if let Some(old) = resources.get(name) {
+                hash = hash.wrapping_sub(hash_of(old));
             }
+            resources.insert_mut(name.to_owned(), resource.clone());
         }
         Self {
-            version: version(hash, resources.len()),
+            version: version(hash, resources.size()),
             resources,
             hash,
             step: Some(Arc::new(Step {

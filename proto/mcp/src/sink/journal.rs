@@ -137,7 +137,7 @@ impl Journal {
                 resources: entry
                     .accepted
                     .as_ref()
-                    .map_or(0, |state| state.resources.len()),
+                    .map_or(0, |state| state.resources.size()),
                 refused: entry.refused.clone(),
             };
             (name.clone(), status)

@@ -134,7 +134,7 @@ impl<'a> Session<'a> {
                 nonce: nonce.clone(),
             }),
         };
-        tracing::debug!(target: "mcp", collection = name, version = state.version, nonce, resources = state.resources.len(), "received");
+        tracing::debug!(target: "mcp", collection = name, version = state.version, nonce, resources = state.resources.size(), "received");
         self.handed.insert(name.clone(), (nonce, state));
         let earlier = self.shared.pending.lock().insert(name, update);
         if let Some(earlier) = earlier {
@@ -148,14 +148,14 @@ impl<'a> Session<'a> {
     fn fold(&self, response: Resources) -> Collection {
         let mut resources = match self.bases.get(&response.collection) {
             Some(base) if response.incremental => base.resources.clone(),
-            _ => BTreeMap::new(),
+            _ => crate::snapshot::Resources::default(),
         };
         for name in &response.removed_resources {
-            resources.remove(name);
+            resources.remove_mut(name);
         }
         for resource in response.resources {
             let name = name_of(&resource).to_owned();
-            resources.insert(name, Arc::new(resource));
+            resources.insert_mut(name, Arc::new(resource));
         }
         Collection::received(response.system_version_info, resources)
     }

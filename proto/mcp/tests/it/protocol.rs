@@ -129,7 +129,7 @@ async fn increments_carry_only_what_changed_and_the_sink_folds_them() {
     assert!(sink.view().is_synced());
     served.source.publish(gateways(&[("a/x", 2), ("a/z", 1)]));
     let update = next(&sink).await;
-    assert_eq!(update.state.resources.len(), 2);
+    assert_eq!(update.state.resources.size(), 2);
     assert_eq!(update.delta.updated.len(), 2);
     assert_eq!(update.delta.removed, ["a/y"]);
     update.nack("not this one");
