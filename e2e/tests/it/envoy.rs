@@ -4,6 +4,8 @@ use std::path::Path;
 
 use e2e::mesh::Mesh;
 
+use crate::security::policies_decide_who_gets_through;
+use crate::traffic::weights_headers_and_faults_count;
 use crate::{has_details, settles};
 
 #[tokio::test]
@@ -12,7 +14,7 @@ use crate::{has_details, settles};
     reason = "a test has no command line of its own"
 )]
 #[ignore = "needs root, iptables and Envoy: set ENVOY to its path"]
-async fn envoys_carry_bookinfo_and_follow_changes() {
+async fn envoys_carry_bookinfo_and_pass_the_same_cases() {
     let envoy = std::env::var("ENVOY").expect("ENVOY is the path of an Envoy, see e2e/envoy.sh");
     assert!(Path::new(&envoy).is_absolute(), "{envoy} is absolute");
     let replace = format!("proxy={envoy}");
@@ -20,17 +22,9 @@ async fn envoys_carry_bookinfo_and_follow_changes() {
         .await
         .unwrap();
     settles(&mesh, "the page", 5, has_details).await;
-    for manifest in [
-        "policy/peer-authentication-strict.yaml",
-        "networking/destination-rule-all.yaml",
-        "networking/virtual-service-reviews-v3.yaml",
-    ] {
-        mesh.apply(manifest).await.unwrap();
-    }
-    settles(&mesh, "red stars over mutual TLS", 5, |page| {
-        has_details(page) && page.body.contains("stars red")
-    })
-    .await;
+    // The very cases that our proxy is tested with.
+    weights_headers_and_faults_count(&mesh).await;
+    policies_decide_who_gets_through(&mesh).await;
     let server_info = [
         "local",
         "exec",

@@ -12,6 +12,12 @@ const STRANGER: &str = "e2e/tests/stranger.yaml";
 async fn strict_mutual_tls_and_policies_decide_who_gets_through() {
     let mut mesh = Mesh::up("e2e-security", &[]).await.unwrap();
     settles(&mesh, "the page", 3, has_details).await;
+    policies_decide_who_gets_through(&mesh).await;
+    assert_eq!(mesh.end().await, "");
+}
+
+/// The case itself, whichever proxies `mesh` has.
+pub(crate) async fn policies_decide_who_gets_through(mesh: &Mesh) {
     mesh.ctl_ok(&["local", "apply", "-f", STRANGER])
         .await
         .unwrap();
@@ -47,12 +53,12 @@ async fn strict_mutual_tls_and_policies_decide_who_gets_through() {
     })
     .await
     .unwrap();
-    settles(&mesh, "the page works under STRICT", 5, has_details).await;
+    settles(mesh, "the page works under STRICT", 5, has_details).await;
 
     mesh.apply("policy/authorization-policy-deny-details.yaml")
         .await
         .unwrap();
-    settles(&mesh, "details are denied", 3, |page| {
+    settles(mesh, "details are denied", 3, |page| {
         page.body.contains("Error fetching product details!")
     })
     .await;
@@ -65,10 +71,9 @@ async fn strict_mutual_tls_and_policies_decide_who_gets_through() {
     mesh.delete("policy/authorization-policy-deny-details.yaml")
         .await
         .unwrap();
-    settles(&mesh, "details are back", 3, has_details).await;
+    settles(mesh, "details are back", 3, has_details).await;
 
-    only_the_product_page_may_read_reviews(&mesh).await;
-    assert_eq!(mesh.end().await, "");
+    only_the_product_page_may_read_reviews(mesh).await;
 }
 
 async fn only_the_product_page_may_read_reviews(mesh: &Mesh) {

@@ -9,13 +9,18 @@ use crate::{has_details, send_everybody_to_red_stars, settles};
 async fn requests_follow_subsets_weights_headers_and_faults() {
     let mut mesh = Mesh::up("e2e-traffic", &[]).await.unwrap();
     settles(&mesh, "the page", 3, has_details).await;
+    weights_headers_and_faults_count(&mesh).await;
+    assert_eq!(mesh.end().await, "");
+}
 
-    send_everybody_to_red_stars(&mesh).await;
+/// The case itself, whichever proxies `mesh` has.
+pub(crate) async fn weights_headers_and_faults_count(mesh: &Mesh) {
+    send_everybody_to_red_stars(mesh).await;
 
     mesh.apply("networking/virtual-service-reviews-50-v3.yaml")
         .await
         .unwrap();
-    settles(&mesh, "pages without stars", 1, |page| {
+    settles(mesh, "pages without stars", 1, |page| {
         page.status == 200 && !page.body.contains("stars red")
     })
     .await;
@@ -37,7 +42,7 @@ async fn requests_follow_subsets_weights_headers_and_faults() {
     mesh.apply("networking/virtual-service-reviews-test-v2.yaml")
         .await
         .unwrap();
-    settles(&mesh, "no stars for strangers", 6, |page| {
+    settles(mesh, "no stars for strangers", 6, |page| {
         page.status == 200 && !page.body.contains("class=\"stars")
     })
     .await;
@@ -54,13 +59,12 @@ async fn requests_follow_subsets_weights_headers_and_faults() {
     mesh.apply("networking/virtual-service-details-abort.yaml")
         .await
         .unwrap();
-    settles(&mesh, "details abort", 3, |page| {
+    settles(mesh, "details abort", 3, |page| {
         page.body.contains("Error fetching product details!")
     })
     .await;
     mesh.delete("networking/virtual-service-details-abort.yaml")
         .await
         .unwrap();
-    settles(&mesh, "details are back", 5, has_details).await;
-    assert_eq!(mesh.end().await, "");
+    settles(mesh, "details are back", 5, has_details).await;
 }
