@@ -133,8 +133,9 @@ async fn main() -> anyhow::Result<()> {
     let loaded = pilot.memory("VmRSS")?;
     let route = change(&pilot, &source, snapshot(&args, 7, 0), &mut all, 3).await?;
     let endpoint = change(&pilot, &source, snapshot(&args, 7, 40_000), &mut all, 1).await?;
+    let ended: u32 = all.iter().map(|progress| progress.borrow().ended).sum();
     let line = json!({
-        "services": args.services, "endpoints": args.endpoints, "proxies": args.proxies, "delta": args.delta,
+        "services": args.services, "endpoints": args.endpoints, "proxies": args.proxies, "delta": args.delta, "streams_ended": ended,
         "load": {"cpu_s": cpu, "cpu_s_per_proxy": cpu / args.proxies as f64, "wall_s": percentile(&full, 100)},
         "virtual_service": route, "endpoint": endpoint,
         "rss_mib": {"idle": idle.1, "loaded": loaded, "end": pilot.memory("VmRSS")?, "peak": pilot.memory("VmHWM")?},

@@ -1,7 +1,7 @@
 //! A simulated proxy: asks for everything, accepts everything, and tells how far it is. Of responses it reads no more than it needs:
 //! what it costs is not Pilot's.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -24,6 +24,8 @@ use super::config::namespace;
 
 /// The types in the order in which they are asked for.
 const TYPES: [&str; 4] = [CLUSTER, ENDPOINT, LISTENER, ROUTE];
+/// How long a proxy stays away at least.
+const COME_BACK: Duration = Duration::from_millis(500);
 const WORLD: &str =
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
 const INCREMENTS: &str =
@@ -34,6 +36,8 @@ const INCREMENTS: &str =
 pub(super) struct Progress {
     pub(super) counts: [u32; 4],
     pub(super) last: Option<Instant>,
+    /// Streams that ended.
+    pub(super) ended: u32,
 }
 
 /// What both forms' responses have in common.
@@ -101,17 +105,25 @@ fn node(args: &Args, index: usize) -> Node {
     }
 }
 
-/// One proxy, until Pilot ends.
+/// One proxy: like a real one it comes back when its stream ends.
 pub(super) async fn run(
     args: Args,
     index: usize,
     channel: Channel,
     progress: watch::Sender<Progress>,
-) -> anyhow::Result<()> {
-    if args.delta {
-        follow::<DeltaDiscoveryRequest>(&args, index, channel, &progress).await
-    } else {
-        follow::<DiscoveryRequest>(&args, index, channel, &progress).await
+) {
+    loop {
+        let channel = channel.clone();
+        let outcome = if args.delta {
+            follow::<DeltaDiscoveryRequest>(&args, index, channel, &progress).await
+        } else {
+            follow::<DiscoveryRequest>(&args, index, channel, &progress).await
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(target: "load", index, %error, "stream ended");
+        }
+        progress.send_modify(|progress| progress.ended += 1);
+        tokio::time::sleep(COME_BACK + Duration::from_millis(index as u64 % 500)).await;
     }
 }
 
@@ -134,6 +146,7 @@ async fn follow<F: Form>(
     let ask = |kind: usize, names: &[String], nonce: &str| F::new(&node, TYPES[kind], names, nonce);
     requests.send(ask(0, names(0), "")).await?;
     let mut responses = open::<F>(channel, ReceiverStream::new(outgoing)).await?;
+    let mut has_asked = [true, false, false, false];
     while let Some(response) = responses.next().await {
         let response = response?;
         let kind = TYPES.iter().position(|known| *known == response.type_url);
@@ -144,8 +157,10 @@ async fn follow<F: Form>(
         }
         let again = if F::REPEATS_NAMES { names(kind) } else { &[] };
         requests.send(ask(kind, again, &response.nonce)).await?;
-        if is_first && kind + 1 < TYPES.len() {
-            requests.send(ask(kind + 1, names(kind + 1), "")).await?;
+        let next = kind + 1;
+        if has_asked.get(next) == Some(&false) {
+            has_asked[next] = true;
+            requests.send(ask(next, names(next), "")).await?;
         }
         progress.send_modify(|progress| {
             progress.counts[kind] += 1;
