@@ -12,12 +12,24 @@ pub struct Features {
     /// Pushes at once.
     #[arg(long, env = "PILOT_PUSH_THROTTLE", default_value_t = 100, hide = true)]
     pub push_throttle: usize,
+    /// Streams that may begin in a second; the others wait for their turn, and come back later if it takes too long. 0 means 50
+    /// for each core.
+    #[arg(
+        long,
+        env = "PILOT_MAX_REQUESTS_PER_SECOND",
+        default_value_t = 0,
+        hide = true
+    )]
+    pub max_requests_per_second: u32,
     /// Quiet time before changes take effect; endpoints alone wait no longer than 10 ms.
     #[arg(long, env = "PILOT_DEBOUNCE_AFTER", default_value = "100ms", value_parser = parse_duration, hide = true)]
     pub debounce_after: Duration,
     /// Longest time from the first change; endpoints alone wait no longer than 100 ms.
     #[arg(long, env = "PILOT_DEBOUNCE_MAX", default_value = "10s", value_parser = parse_duration, hide = true)]
     pub debounce_max: Duration,
+    /// How long the entry of a machine that has registered itself outlives its last stream.
+    #[arg(long, env = "PILOT_WORKLOAD_ENTRY_GRACE_PERIOD", default_value = "10s", value_parser = parse_duration, hide = true)]
+    pub workload_entry_grace_period: Duration,
     /// Streams on one connection. The name is Istio's.
     #[arg(
         long,

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub mod kubernetes;
+pub mod registration;
 pub mod service_entry;
 
 use self::service_entry::Settings;
@@ -123,9 +124,13 @@ impl ServiceRegistry {
                     set(&mut self.pods, key, pod);
                 }
                 _ => {
-                    let workload = store.workload_entries.get(key).map(|entry| {
-                        Arc::new(service_entry::workload(&entry.meta, &entry.spec, settings))
+                    let written = (store.workload_entries.get(key))
+                        .map(|entry| service_entry::workload(&entry.meta, &entry.spec, settings));
+                    let workload = written.or_else(|| {
+                        let entry = store.registered.get(key)?;
+                        Some(service_entry::workload(&entry.meta, &entry.spec, settings))
                     });
+                    let workload = workload.map(Arc::new);
                     set(&mut self.workloads, key, workload);
                 }
             }

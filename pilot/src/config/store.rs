@@ -75,6 +75,8 @@ macro_rules! define {
             ClusterServices(Change<Synthetic<ServiceEntry>>),
             /// Pods of that cluster.
             Pods(Change<Synthetic<WorkloadEntry>>),
+            /// Entries of machines that have registered themselves.
+            Registered(Change<Synthetic<WorkloadEntry>>),
             /// Every credential in a namespace of that cluster.
             Credentials(String, Credentials),
             /// The mesh's settings.
@@ -90,6 +92,8 @@ macro_rules! define {
             pub cluster_services: Collection<Synthetic<ServiceEntry>>,
             /// Pods of that cluster.
             pub pods: Collection<Synthetic<WorkloadEntry>>,
+            /// Entries of machines that have registered themselves.
+            pub registered: Collection<Synthetic<WorkloadEntry>>,
             /// Credentials by namespace.
             pub credentials: Arc<BTreeMap<String, Credentials>>,
             /// Services that come over MCP count before those of the cluster.
@@ -107,6 +111,9 @@ macro_rules! define {
                     Update::ClusterServices(change) => {
                         (Kind::SyntheticServiceEntry, apply(&mut self.cluster_services, change))
                     }
+                    Update::Registered(change) => {
+                        (Kind::WorkloadEntry, apply(&mut self.registered, change))
+                    }
                     Update::Pods(change) => (Kind::Pod, apply(&mut self.pods, change)),
                     Update::Credentials(namespace, credentials) => {
                         let is_same = self.credentials.get(&namespace) == Some(&credentials);
@@ -121,13 +128,15 @@ macro_rules! define {
             /// The keys of every resource of a kind.
             #[must_use]
             pub fn keys(&self, kind: Kind) -> BTreeSet<String> {
-                let more = (kind == Kind::SyntheticServiceEntry).then(|| self.cluster_services.keys());
+                let of_cluster = (kind == Kind::SyntheticServiceEntry).then(|| self.cluster_services.keys());
+                let of_machines = (kind == Kind::WorkloadEntry).then(|| self.registered.keys());
                 let keys: BTreeSet<String> = match kind {
                     $(Kind::$kind => self.$field.keys().cloned().collect(),)*
                     Kind::Pod => self.pods.keys().cloned().collect(),
                     Kind::MeshConfig | Kind::Service | Kind::Endpoint | Kind::ConnectionRoute | Kind::Jwks | Kind::Credential => BTreeSet::new(),
                 };
-                keys.into_iter().chain(more.into_iter().flatten().cloned()).collect()
+                let more = of_cluster.into_iter().flatten().chain(of_machines.into_iter().flatten());
+                keys.into_iter().chain(more.cloned()).collect()
             }
 
             /// Every resource by `kind/namespace/name`, for `/debug/configz`.
@@ -137,6 +146,10 @@ macro_rules! define {
                 $(for (key, config) in &self.$field {
                     all.insert(format!("{}/{key}", $manifest), describe($manifest, &config.meta, &config.spec));
                 })*
+                for (key, entry) in &self.registered {
+                    let described = describe("WorkloadEntry", &entry.meta, &entry.spec);
+                    all.entry(format!("WorkloadEntry/{key}")).or_insert(described);
+                }
                 all
             }
 

@@ -150,7 +150,6 @@ fn endpoints(
 #[must_use]
 pub fn pod(meta: &Metadata, entry: &WorkloadEntry, settings: &Settings<'_>) -> Endpoint {
     Endpoint {
-        is_ready: meta.annotation(NOT_READY_ENDPOINTS).is_none(),
         cluster: Arc::clone(settings.cluster),
         ..workload(meta, entry, settings)
     }
@@ -175,7 +174,7 @@ pub fn workload(meta: &Metadata, entry: &WorkloadEntry, settings: &Settings<'_>)
         locality: entry.locality.clone(),
         weight: entry.weight,
         network: entry.network.clone(),
-        is_ready: true,
+        is_ready: meta.annotation(NOT_READY_ENDPOINTS).is_none(),
         cluster: Arc::default(),
     }
 }

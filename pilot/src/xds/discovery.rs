@@ -9,18 +9,21 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use proto_component::drain::Drain;
+use proto_component::task;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
+use super::admission::Admission;
 use super::name::Names;
 use super::push::PushRequest;
 use super::{Cache, Connection};
-use crate::config::store::{ConfigStore, Kind, Update};
+use crate::config::store::{Change, ConfigStore, Kind, Update};
 use crate::features::Features;
 use crate::jwks::{self, KeySets};
 use crate::metrics::Metrics;
 use crate::model::{Mesh, Proxy};
 use crate::push_context::PushContext;
+use crate::registry::registration::Registrations;
 use crate::registry::{ServiceRegistry, service_entry::Settings};
 
 /// Updates that may wait for the discovery task.
@@ -53,6 +56,10 @@ pub struct Discovery {
     next_connection: AtomicU64,
     /// Pushes at once.
     pub throttle: Semaphore,
+    /// Machines that have registered themselves.
+    pub registrations: Registrations,
+    /// How fast streams may begin.
+    pub admission: Admission,
     /// Names of resources.
     pub names: Names,
     /// Metrics.
@@ -75,6 +82,8 @@ impl Discovery {
             connections: Mutex::default(),
             next_connection: AtomicU64::new(1),
             throttle: Semaphore::new(features.push_throttle.max(1)),
+            registrations: Registrations::default(),
+            admission: Admission::new(features.max_requests_per_second),
             names: Names::default(),
             metrics,
             features,
@@ -129,6 +138,13 @@ impl Discovery {
             self.gateway_namespaces
                 .send_if_modified(|known| known.insert(proxy.namespace.clone()));
         }
+        let machine = match self.registrations.enter(&proxy) {
+            Ok(machine) => machine,
+            Err(refused) => {
+                tracing::warn!(target: "ads", node = proxy.node_id, reason = %refused, "the machine is not registered");
+                None
+            }
+        };
         let number = self.next_connection.fetch_add(1, Ordering::Relaxed);
         let connection = Connection::new(format!("{}-{number}", proxy.node_id), proxy, is_delta);
         self.connections
@@ -138,6 +154,7 @@ impl Discovery {
         Registered {
             connection,
             number,
+            machine,
             discovery: Arc::clone(self),
         }
     }
@@ -149,13 +166,32 @@ pub struct Registered {
     /// The connection.
     pub connection: Arc<Connection>,
     number: u64,
+    /// Its entry, if it is a machine that has registered itself.
+    machine: Option<String>,
     discovery: Arc<Discovery>,
+}
+
+impl Registered {
+    /// Takes in what the proxy's agent says of its workload's health.
+    pub(super) fn report(&self, is_healthy: bool) {
+        if let Some(machine) = &self.machine {
+            self.discovery.registrations.report(machine, is_healthy);
+        }
+    }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
         self.discovery.connections.lock().remove(&self.number);
         self.discovery.metrics.xds.dec();
+        if let Some(machine) = self.machine.take() {
+            let discovery = Arc::clone(&self.discovery);
+            let grace = discovery.features.workload_entry_grace_period;
+            task::spawn("machine-left", async move {
+                tokio::time::sleep(grace).await;
+                discovery.registrations.leave(&machine);
+            });
+        }
         for reject in &self.discovery.metrics.rejects {
             for code in 0..=16 {
                 // Only there if this proxy has refused something.
@@ -194,6 +230,7 @@ pub async fn run(
     );
     let (wanted_keys, mut fetched_keys) =
         jwks::start(discovery.metrics.jwks.clone(), drain.clone());
+    let machines = Arc::clone(&discovery);
     let mut task = Task {
         cluster: discovery.features.cluster_id.as_str().into(),
         discovery,
@@ -230,6 +267,10 @@ pub async fn run(
                     task.pending.note(Kind::Jwks, last_event);
                 }
             }
+            () = machines.registrations.changed() => {
+                task.apply_registrations();
+                last_event = Instant::now();
+            }
             () = &mut synced, if !is_synced => is_synced = true,
             () = wait_until(due), if due.is_some() => task.push(),
         }
@@ -259,6 +300,7 @@ impl Task {
             | Update::ClusterServices(_)
             | Update::Pods(_)
             | Update::ServiceEntries(_)
+            | Update::Registered(_)
             | Update::WorkloadEntries(_) => "svc",
             _ => "config",
         };
@@ -268,10 +310,26 @@ impl Task {
             Ok((kind, touched)) if REGISTRY_KINDS.contains(&kind) => {
                 self.apply_services(kind, &touched);
             }
-            Ok((kind, touched)) => self.pending.add_configs(kind, &touched),
+            Ok((kind, touched)) => {
+                self.pending.add_configs(kind, &touched);
+                if kind == Kind::WorkloadGroup && !touched.is_empty() {
+                    self.apply_registrations();
+                }
+            }
             Err(Update::Mesh(mesh)) => self.apply_mesh(mesh),
             Err(_) => {}
         }
+    }
+
+    /// Makes the entries of registered machines anew.
+    fn apply_registrations(&mut self) {
+        let registrations = &self.discovery.registrations;
+        let set = registrations.entries(&self.discovery.store.lock().workload_groups);
+        self.apply(Update::Registered(Change {
+            is_full: true,
+            set,
+            removed: Vec::new(),
+        }));
     }
 
     fn apply_mesh(&mut self, mesh: Arc<Mesh>) {

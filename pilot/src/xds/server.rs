@@ -91,6 +91,11 @@ impl Server {
         let authenticator = self.authenticator.clone();
         task::spawn("xds-stream", async move {
             discovery.ready().await;
+            if discovery.admission.admit().await.is_err() {
+                tracing::warn!(target: "ads", "stream refused: too many begin at once");
+                let status = Status::resource_exhausted("too many streams begin at once");
+                return stream::refuse(&outgoing, status).await;
+            }
             let mesh = Arc::clone(&discovery.current().push.mesh);
             match authenticator.namespace(&evidence, &mesh).await {
                 Ok(caller) => {

@@ -23,6 +23,7 @@ use super::watch::{Decision, Watched};
 use super::{Connection, Discovery, ResourceType};
 use crate::model::Proxy;
 use crate::model::proxy::InvalidNode;
+use crate::registry::registration::HEALTH;
 
 /// How long a new stream may take to say who it is.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
@@ -200,6 +201,10 @@ impl<F: Form> Stream<F> {
     async fn on_request(&mut self, request: &F::Request) -> Result<(), Gone> {
         let connection = Arc::clone(&self.registered.connection);
         let said = Said::of(request);
+        if said.type_url == HEALTH {
+            self.registered.report(said.error.is_none());
+            return Ok(());
+        }
         let kind = match (ResourceType::from_url(said.type_url), self.only) {
             (Some(kind), None) => kind,
             (Some(kind), Some(only)) if kind == only => kind,

@@ -25,13 +25,13 @@ const GATEWAY: &str = "---\napiVersion: networking.istio.io/v1alpha3\nkind: Gate
     tls: {mode: MUTUAL, credentialName: shop}}]\n";
 
 /// Who signs for the mesh.
-struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     roots: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -40,7 +40,7 @@ impl Authority {
         Authority { issuer, roots }
     }
 
-    fn issue(&self, id: &str) -> Pem {
+    pub(crate) fn issue(&self, id: &str) -> Pem {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec!["pilot.test".to_owned()]).unwrap();
         let uri = id.to_owned().try_into().unwrap();
@@ -64,13 +64,18 @@ fn gateway(namespace: &str) -> Node {
     .unwrap()
 }
 
-/// A gateway of `namespace` that shows the certificate of `id`.
-async fn connect(authority: &Authority, port: u16, id: &str, namespace: &str) -> Client {
+/// A proxy that shows the certificate of `id`.
+pub(crate) async fn connect_as(authority: &Authority, port: u16, id: &str, node: Node) -> Client {
     let identity = ServerIdentity::Trusted;
     let tls = ClientTls::from_pem(&authority.issue(id), identity, &["h2"]).unwrap();
     let target = format!("127.0.0.1:{port}");
     let channel = channel(&target, Some(tls), &ClientOptions::default()).unwrap();
-    Client::connect_to(channel, gateway(namespace)).await
+    Client::connect_to(channel, node).await
+}
+
+/// A gateway of `namespace` that shows the certificate of `id`.
+async fn connect(authority: &Authority, port: u16, id: &str, namespace: &str) -> Client {
+    connect_as(authority, port, id, gateway(namespace)).await
 }
 
 fn credentials(certificate: &str) -> Update {
@@ -118,7 +123,12 @@ fn secrets(response: &DiscoveryResponse) -> Vec<(String, String)> {
 }
 
 async fn start(authority: &Authority) -> (Pilot, u16) {
-    let pilot = Pilot::start(GATEWAY).await;
+    start_with(authority, GATEWAY).await
+}
+
+/// A Pilot with a port for mutual TLS.
+pub(crate) async fn start_with(authority: &Authority, yaml: &str) -> (Pilot, u16) {
+    let pilot = Pilot::start(yaml).await;
     let own = authority.issue("spiffe://cluster.local/ns/istio-system/sa/pilot");
     let tls = ServerTls::from_pem(&own, ClientAuth::Optional, &["h2"]).unwrap();
     let port = pilot.serve_tls(tls).await;

@@ -11,3 +11,4 @@ mod grpc;
 mod incremental;
 mod kubernetes;
 mod mesh;
+mod registration;

@@ -68,6 +68,7 @@ impl Pilot {
         proto_component::tls::install_provider();
         let features = Features {
             debounce_after: Duration::from_millis(1),
+            workload_entry_grace_period: Duration::from_millis(1),
             ..features()
         };
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
