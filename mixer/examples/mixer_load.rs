@@ -1,27 +1,40 @@
 //! Load for a Mixer, for `e2e/bench/mixer/run.sh`: reports or checks over some connections, as fast as they are answered or at a
 //! rate; then a line with what was done, what it cost the server (CPU time of its process), and how long calls took.
+//!
+//! Calls are encoded before, and all of a connection are made by one task: the load shares the machine with the server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Parser;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use clap::{Parser, ValueEnum};
+use h2::client::SendRequest;
+use http::Request;
 use parking_lot::Mutex;
+use prost::Message;
 use proto::istio::mixer::v1::check_request::QuotaParams;
-use proto::istio::mixer::v1::mixer_client::MixerClient;
 use proto::istio::mixer::v1::report_request::RepeatedAttributesSemantics;
 use proto::istio::mixer::v1::{CheckRequest, CheckResponse, ReportRequest};
 use proto_component::task;
 use proto_mesh::attribute::codec::{self, Encoder};
 use proto_mesh::attribute::{Attributes, Value, dictionary};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tonic::transport::Channel;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    Report,
+    Check,
+    /// Reports of nothing: what calls cost by themselves.
+    Empty,
+}
 
 #[derive(Clone, Debug, Parser)]
 struct Args {
-    /// `report` or `check`.
-    mode: String,
+    /// What is sent.
+    mode: Mode,
     /// Address of Mixer.
     #[arg(long)]
     mixer: String,
@@ -138,7 +151,7 @@ fn attributes(number: usize) -> Attributes {
     set
 }
 
-fn reports(args: &Args) -> Vec<ReportRequest> {
+fn reports(args: &Args) -> Vec<Bytes> {
     let count = (args.label_sets / args.batch).clamp(1, 200);
     (0..count)
         .map(|request| {
@@ -148,33 +161,41 @@ fn reports(args: &Args) -> Vec<ReportRequest> {
                 encoder.encode(set.iter().map(|(name, value)| (name, value.as_ref())))
             });
             let attributes = sets.collect();
-            ReportRequest {
+            frame(&ReportRequest {
                 attributes,
                 default_words: encoder.into_words(),
                 global_word_count: 222,
                 repeated_attributes_semantics: RepeatedAttributesSemantics::IndependentEncoding
                     .into(),
-            }
+            })
         })
         .collect()
 }
 
-fn checks(args: &Args) -> Vec<CheckRequest> {
+fn checks(args: &Args) -> Vec<Bytes> {
+    let params = QuotaParams {
+        amount: 1,
+        best_effort: true,
+    };
     (0..args.label_sets.clamp(1, 1000))
-        .map(|number| CheckRequest {
-            attributes: Some(codec::encode(&attributes(number), dictionary::WORDS.len())),
-            global_word_count: 222,
-            quotas: [(
-                "ratelimit".to_owned(),
-                QuotaParams {
-                    amount: 1,
-                    best_effort: true,
-                },
-            )]
-            .into(),
-            ..CheckRequest::default()
+        .map(|number| {
+            frame(&CheckRequest {
+                attributes: Some(codec::encode(&attributes(number), dictionary::WORDS.len())),
+                global_word_count: 222,
+                quotas: [("ratelimit".to_owned(), params)].into(),
+                ..CheckRequest::default()
+            })
         })
         .collect()
+}
+
+/// A message as it travels.
+fn frame(message: &impl Message) -> Bytes {
+    let mut buffer = BytesMut::new();
+    buffer.put_u8(0);
+    buffer.put_u32(u32::try_from(message.encoded_len()).unwrap_or(u32::MAX));
+    message.encode_raw(&mut buffer);
+    buffer.freeze()
 }
 
 /// CPU seconds that a process has used.
@@ -198,15 +219,14 @@ struct Worker {
     number: usize,
     workers: usize,
     begun: Instant,
-    requests: Arc<(Vec<ReportRequest>, Vec<CheckRequest>)>,
+    requests: Arc<Vec<Bytes>>,
     tally: Arc<Tally>,
     args: Args,
 }
 
 impl Worker {
-    async fn run(self, mut client: MixerClient<Channel>) {
+    async fn run(self, client: SendRequest<Bytes>) {
         let until = self.begun + Duration::from_secs(self.args.seconds);
-        let (reports, checks) = self.requests.as_ref();
         let mut latencies = Vec::new();
         let mut number = self.number;
         // Workers take turns.
@@ -223,33 +243,74 @@ impl Worker {
                 called = due;
                 due += period;
             }
-            let (is_ok, is_refused) = if self.args.mode == "report" {
-                let request = reports[number % reports.len()].clone();
-                (client.report(request).await.is_ok(), false)
-            } else {
-                let request = checks[number % checks.len()].clone();
-                let answer = client.check(request).await;
-                let is_refused = answer
-                    .as_ref()
-                    .is_ok_and(|answer| is_refusal(answer.get_ref()));
-                (answer.is_ok(), is_refused)
-            };
+            let request = self.requests[number % self.requests.len()].clone();
+            let answer = call(&client, self.args.mode, request).await;
+            let is_refused = self.args.mode == Mode::Check
+                && answer.as_ref().is_ok_and(|answer| is_refusal(answer));
             number += self.workers;
-            self.tally.calls.fetch_add(1, Ordering::Relaxed);
-            self.tally
-                .refused
-                .fetch_add(u64::from(is_refused), Ordering::Relaxed);
-            self.tally
-                .failed
-                .fetch_add(u64::from(!is_ok), Ordering::Relaxed);
+            let count = |counter: &AtomicU64, is: bool| {
+                counter.fetch_add(u64::from(is), Ordering::Relaxed);
+            };
+            count(&self.tally.calls, true);
+            count(&self.tally.refused, is_refused);
+            count(&self.tally.failed, answer.is_err());
             latencies.push(u32::try_from(called.elapsed().as_micros()).unwrap_or(u32::MAX));
         }
         self.tally.latencies.lock().extend(latencies);
     }
 }
 
+/// Makes a call; what is answered without its prefix.
+async fn call(client: &SendRequest<Bytes>, mode: Mode, body: Bytes) -> anyhow::Result<Bytes> {
+    let path = match mode {
+        Mode::Check => "http://mixer/istio.mixer.v1.Mixer/Check",
+        Mode::Report | Mode::Empty => "http://mixer/istio.mixer.v1.Mixer/Report",
+    };
+    let request = Request::post(path)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())?;
+    let mut client = client.clone().ready().await?;
+    let (response, mut stream) = client.send_request(request, false)?;
+    stream.send_data(body, true)?;
+    let mut body = response.await?.into_body();
+    let mut answer = BytesMut::new();
+    while let Some(part) = body.data().await {
+        let part = part?;
+        body.flow_control().release_capacity(part.len())?;
+        answer.extend_from_slice(&part);
+    }
+    let trailers = body.trailers().await?.context("no status")?;
+    anyhow::ensure!(
+        trailers
+            .get("grpc-status")
+            .is_some_and(|status| status == "0")
+    );
+    anyhow::ensure!(answer.len() >= 5, "no message");
+    Ok(answer.freeze().slice(5..))
+}
+
+/// All calls of one connection, in one task.
+async fn connection(address: String, workers: Vec<Worker>) -> anyhow::Result<()> {
+    let stream = TcpStream::connect(address).await.context("connect")?;
+    stream.set_nodelay(true)?;
+    let (client, connection) = h2::client::Builder::new()
+        .initial_connection_window_size(16 << 20)
+        .handshake(stream)
+        .await
+        .context("shake hands")?;
+    let working = futures::future::join_all(workers.into_iter().map(|w| w.run(client.clone())));
+    tokio::select! {
+        ended = connection => ended.context("the connection"),
+        _ = working => Ok(()),
+    }
+}
+
 /// Whether a check was refused, or granted less than was asked for.
-fn is_refusal(answer: &CheckResponse) -> bool {
+fn is_refusal(answer: &[u8]) -> bool {
+    let Ok(answer) = CheckResponse::decode(answer) else {
+        return true;
+    };
     let status = answer
         .precondition
         .as_ref()
@@ -261,27 +322,30 @@ fn is_refusal(answer: &CheckResponse) -> bool {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let requests = Arc::new((reports(&args), checks(&args)));
+    let requests = Arc::new(match args.mode {
+        Mode::Report => reports(&args),
+        Mode::Check => checks(&args),
+        Mode::Empty => vec![frame(&ReportRequest::default())],
+    });
     let tally = Arc::new(Tally::default());
     let before = (cpu_seconds(args.pid)?, memory_mib(args.pid)?);
     let begun = Instant::now();
     let mut tasks = Vec::new();
-    for connection in 0..args.connections {
-        let client = MixerClient::connect(format!("http://{}", args.mixer)).await?;
-        for stream in 0..args.streams {
-            let worker = Worker {
-                number: connection * args.streams + stream,
-                workers: args.connections * args.streams,
-                begun,
-                requests: requests.clone(),
-                tally: tally.clone(),
-                args: args.clone(),
-            };
-            tasks.push(task::spawn("load", worker.run(client.clone())));
-        }
+    for number in 0..args.connections {
+        let streams = number * args.streams..(number + 1) * args.streams;
+        let workers = streams.map(|number| Worker {
+            number,
+            workers: args.connections * args.streams,
+            begun,
+            requests: requests.clone(),
+            tally: tally.clone(),
+            args: args.clone(),
+        });
+        let calls = connection(args.mixer.clone(), workers.collect());
+        tasks.push(task::spawn("load", calls));
     }
     for task in tasks {
-        task.await?;
+        task.await??;
     }
     let summary = summary(&args, &tally, begun, before)?;
     std::io::Write::write_all(&mut std::io::stdout(), summary.as_bytes())?;
@@ -297,10 +361,9 @@ fn summary(
     let elapsed = begun.elapsed().as_secs_f64();
     let cpu = cpu_seconds(args.pid)? - before.0;
     let calls = tally.calls.load(Ordering::Relaxed);
-    let units = if args.mode == "report" {
-        calls * args.batch as u64
-    } else {
-        calls
+    let units = match args.mode {
+        Mode::Report => calls * args.batch as u64,
+        Mode::Check | Mode::Empty => calls,
     };
     let mut latencies = tally.latencies.lock();
     latencies.sort_unstable();
@@ -312,7 +375,7 @@ fn summary(
     let summary = format!(
         "{mode}: {units} in {elapsed:.1} s ({rate:.0}/s), {failed} calls failed, {refused} refused; {cpu:.1} CPU s: {percore:.0}/s a core; \
          p50 {p50:.2} ms, p99 {p99:.2} ms; memory {before} -> {memory} MiB\n",
-        mode = args.mode,
+        mode = format!("{:?}", args.mode).to_lowercase(),
         rate = units as f64 / elapsed,
         failed = tally.failed.load(Ordering::Relaxed),
         refused = tally.refused.load(Ordering::Relaxed),

@@ -31,7 +31,7 @@ use std::time::Duration;
 use ::prometheus::IntCounterVec;
 use futures::future::BoxFuture;
 use proto::google::rpc::Status;
-use proto_mesh::attribute::ValueRef;
+use proto_mesh::attribute::{Value, ValueRef};
 use serde_json::Value as Json;
 
 use crate::metrics;
@@ -118,6 +118,8 @@ pub(crate) struct CheckResult {
     pub(crate) status: Status,
     pub(crate) valid_duration: Duration,
     pub(crate) valid_use_count: i32,
+    /// What else the handler says, by field of its template's output.
+    pub(crate) outputs: Vec<(String, Value)>,
 }
 
 /// How much of a quota is wanted.
@@ -273,6 +275,7 @@ impl CheckResult {
             status: Status::default(),
             valid_duration,
             valid_use_count,
+            outputs: Vec::new(),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The attributes of a request: which there are ([`Vocabulary`], from the manifests), what this request has ([`Bag`], read in
-//! place from the decoded message), and which of them an answer depended on ([`Tracker`]).
+//! place from the message), and which of them an answer depended on ([`Tracker`]).
 
 mod bag;
 mod tracker;

@@ -7,13 +7,11 @@ use anyhow::Context;
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
-use proto::istio::mixer::v1::mixer_server::MixerServer;
-use proto_component::grpc::{self, GrpcMetrics, ServerOptions};
+use proto_component::grpc::{GrpcMetrics, ServerOptions};
 use proto_component::listen::{Incoming, Listener};
 use proto_component::monitoring::{self, Monitoring};
 use proto_component::readiness::Readiness;
 use proto_component::{Process, task};
-use tonic::service::Routes;
 
 use crate::adapter::BuildContext;
 use crate::adapter::prometheus::Registry;
@@ -23,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::runtime::Runtime;
 use crate::seldom::Seldom;
 use crate::server::Service;
+use crate::server::transport::Transport;
 use crate::{debug, probe, store};
 
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -32,9 +31,7 @@ pub struct Server {
     incoming: Incoming,
     /// With mutual TLS.
     secured: Option<Incoming>,
-    routes: Routes,
-    options: ServerOptions,
-    grpc_metrics: GrpcMetrics,
+    transport: Arc<Transport>,
     process: Process,
     /// The ports taken: gRPC, monitoring, prometheus, gRPC with mutual TLS.
     ports: [Option<u16>; 4],
@@ -102,17 +99,19 @@ impl Server {
             shedder: LoadShedder::new(args.shed.limits()),
             failures: Seldom::default(),
         };
-        let service = MixerServer::new(service).max_decoding_message_size(args.max_message_size);
-        Ok(Self {
-            incoming: listener.plaintext(&process.drain),
-            secured,
-            routes: Routes::new(service),
+        let transport = Transport {
+            service,
             options: ServerOptions {
                 max_concurrent_streams: args.max_concurrent_streams,
                 ..ServerOptions::default()
             },
-            grpc_metrics: GrpcMetrics::register(&process.registry, &[])
-                .context("register metrics")?,
+            max_message: args.max_message_size,
+            metrics: GrpcMetrics::register(&process.registry, &[]).context("register metrics")?,
+        };
+        Ok(Self {
+            incoming: listener.plaintext(&process.drain),
+            secured,
+            transport: Arc::new(transport),
             process: process.clone(),
             ports,
         })
@@ -125,33 +124,15 @@ impl Server {
     }
 
     /// Serves until the drain.
-    ///
-    /// # Errors
-    /// When serving fails.
-    pub async fn run(self) -> anyhow::Result<()> {
+    pub async fn run(self) {
         let [grpc_port, monitoring, prometheus, secure] = self.ports;
         tracing::info!(address = %self.incoming.address(), ?grpc_port, ?monitoring, ?prometheus, ?secure, "serving");
-        let drain = self.process.drain.clone();
+        let drain = self.process.drain;
         if let Some(secured) = self.secured {
-            let (routes, options) = (self.routes.clone(), self.options.clone());
-            let (metrics, drain) = (self.grpc_metrics.clone(), drain.clone());
-            task::spawn_drained("grpc-tls", async move {
-                if let Err(error) =
-                    grpc::serve(secured, routes, &options, Some(metrics), drain).await
-                {
-                    tracing::error!(%error, "the port with mutual TLS has failed");
-                }
-            });
+            let serving = self.transport.clone().serve(secured, drain.clone());
+            task::spawn_drained("grpc-tls", serving);
         }
-        grpc::serve(
-            self.incoming,
-            self.routes,
-            &self.options,
-            Some(self.grpc_metrics),
-            drain,
-        )
-        .await
-        .context("serve")
+        self.transport.serve(self.incoming, drain).await;
     }
 }
 

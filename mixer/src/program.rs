@@ -40,7 +40,8 @@ pub fn run() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }),
         Action::Server(args) => process::run(NAME, &command.log, |process| async move {
-            Server::new(&process, &args).await?.run().await
+            Server::new(&process, &args).await?.run().await;
+            Ok(())
         }),
     }
 }

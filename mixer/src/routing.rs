@@ -3,6 +3,8 @@
 //! A request is judged by the rules of the root namespace, then by those of its identity namespace: the destination's for
 //! what the server side reports, the source's for what the client side does.
 
+mod sampling;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -13,6 +15,7 @@ use crate::handler::{Handler, Handlers};
 use crate::lang::Expression;
 use crate::metrics::{DispatchMetrics, Metrics};
 use crate::template::{Instance, Variety};
+pub(crate) use sampling::Sampling;
 
 /// Everything a request is judged by; swapped whole.
 #[derive(Debug)]
@@ -58,15 +61,21 @@ pub(crate) struct Rule {
     condition: Option<Expression>,
     /// The condition as it is written.
     pub(crate) condition_text: String,
+    /// None: all that it matches.
+    sampling: Option<Sampling>,
     /// By variety.
     actions: [Vec<Action>; Variety::COUNT],
     pub(crate) request_headers: Vec<HeaderTemplate>,
     pub(crate) response_headers: Vec<HeaderTemplate>,
+    /// All attributes and the outputs of the rule's actions, of which its header operations speak.
+    pub(crate) outputs: Option<Vocabulary>,
 }
 
 /// Instances of one template for a handler.
 #[derive(Debug)]
 pub(crate) struct Action {
+    /// By which the rule calls its outputs; empty if it does not.
+    pub(crate) name: String,
     pub(crate) variety: Variety,
     /// Position in [`Table::destinations`].
     pub(crate) destination: usize,
@@ -133,9 +142,11 @@ impl Table {
                 name: config.name.to_string(),
                 condition: config.condition,
                 condition_text: config.condition_text,
+                sampling: config.sampling,
                 actions: Default::default(),
                 request_headers: config.request_headers,
                 response_headers: config.response_headers,
+                outputs: config.outputs,
             };
             for action in &config.actions {
                 let Some(handler) = table.handlers.get(&action.handler.label).cloned() else {
@@ -143,7 +154,7 @@ impl Table {
                 };
                 for instance in &action.instances {
                     let destination = table.destination(&handler, instance.kind.name(), metrics);
-                    rule.add(destination, instance);
+                    rule.add(destination, &action.name, instance);
                     table.has_generators |= instance.kind.variety() == Variety::Generator;
                     if instance.kind.variety() == Variety::Quota {
                         let name = instance.name.short.to_lowercase();
@@ -219,15 +230,16 @@ impl Table {
 }
 
 impl Rule {
-    fn add(&mut self, destination: usize, instance: &Arc<Instance>) {
+    fn add(&mut self, destination: usize, name: &str, instance: &Arc<Instance>) {
         let variety = instance.kind.variety();
         let actions = &mut self.actions[variety as usize];
         let known = actions
             .iter_mut()
-            .find(|action| action.destination == destination);
+            .find(|action| action.destination == destination && action.name == name);
         match known {
             Some(action) => action.instances.push(instance.clone()),
             None => actions.push(Action {
+                name: name.to_owned(),
                 variety,
                 destination,
                 instances: vec![instance.clone()],
@@ -258,5 +270,11 @@ impl Rule {
             tracing::debug!(target: "runtime", %error, rule = self.name, "a rule's match cannot be evaluated");
             false
         })
+    }
+
+    /// Whether a request to which the rule applies is one that is told of.
+    pub(crate) fn is_sampled(&self, bag: &Bag<'_>) -> bool {
+        let sampling = self.sampling.as_ref();
+        sampling.is_none_or(|sampling| sampling.chooses(bag))
     }
 }

@@ -1,13 +1,18 @@
-//! The gRPC service `istio.mixer.v1.Mixer`: load shedding, then [`crate::dispatch`].
+//! The gRPC service `istio.mixer.v1.Mixer`: [`transport`] (HTTP/2) → [`message`] (requests read in place) → load shedding →
+//! [`crate::dispatch`].
+
+pub(crate) mod message;
+pub(crate) mod transport;
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use proto::istio::mixer::v1::mixer_server::Mixer;
-use proto::istio::mixer::v1::{CheckRequest, CheckResponse, ReportRequest, ReportResponse};
+use bytes::Bytes;
+use proto::istio::mixer::v1::{CheckResponse, ReportResponse};
 use proto_mesh::attribute::dictionary;
+use proto_mesh::attribute::wire::InvalidMessage;
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::Status;
 
 use crate::dispatch;
 use crate::load_shed::LoadShedder;
@@ -15,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::routing::Table;
 use crate::seldom::Seldom;
+use message::{CheckMessage, ReportMessage};
 
 /// The service.
 pub(crate) struct Service {
@@ -27,6 +33,17 @@ pub(crate) struct Service {
 }
 
 impl Service {
+    /// Answers a call of a method; the answer is framed.
+    pub(crate) async fn call(&self, method: &str, message: Bytes) -> Result<Bytes, Status> {
+        match method {
+            "/istio.mixer.v1.Mixer/Check" => Ok(transport::frame(&self.check(&message).await?)),
+            "/istio.mixer.v1.Mixer/Report" => Ok(transport::frame(&self.report(&message)?)),
+            _ => Err(Status::unimplemented(format!(
+                "there is no method {method}"
+            ))),
+        }
+    }
+
     fn admit(&self, global_word_count: u32) -> Result<(), Status> {
         if self.shedder.throttles() {
             self.metrics.throttled.inc();
@@ -45,53 +62,44 @@ impl Service {
     }
 }
 
-#[tonic::async_trait]
-impl Mixer for Service {
-    async fn check(
-        &self,
-        request: Request<CheckRequest>,
-    ) -> Result<Response<CheckResponse>, Status> {
-        let request = request.into_inner();
+impl Service {
+    async fn check(&self, message: &[u8]) -> Result<CheckResponse, Status> {
+        let request = CheckMessage::read(message).map_err(unreadable)?;
         self.admit(request.global_word_count)?;
         let begun = Instant::now();
         let table = self.table.load_full();
         let pods = self.pods.load_full();
         let outcome = dispatch::check::check(&table, &pods, &self.metrics, &request).await;
         self.shedder.observe(begun.elapsed());
-        match outcome {
-            Ok(response) => Ok(Response::new(response)),
-            Err(error) => {
-                if let Some(times) = self.failures.times() {
-                    tracing::error!(target: "api", %error, times, "a check failed");
-                }
-                Err(Status::internal(format!(
-                    "performing check operation failed: {error}"
-                )))
+        outcome.map_err(|error| {
+            if let Some(times) = self.failures.times() {
+                tracing::error!(target: "api", %error, times, "a check failed");
             }
-        }
+            Status::internal(format!("performing check operation failed: {error}"))
+        })
     }
 
-    async fn report(
-        &self,
-        request: Request<ReportRequest>,
-    ) -> Result<Response<ReportResponse>, Status> {
-        let request = request.into_inner();
+    fn report(&self, message: &[u8]) -> Result<ReportResponse, Status> {
+        let request = ReportMessage::read(message).map_err(unreadable)?;
         self.admit(request.global_word_count)?;
-        if request.attributes.is_empty() {
-            return Ok(Response::new(ReportResponse {}));
+        if request.sets.is_empty() {
+            return Ok(ReportResponse {});
         }
         let begun = Instant::now();
-        let table = self.table.load_full();
+        let table = self.table.load();
         let outcome = dispatch::report::report(&table, &self.pods.load(), &self.metrics, &request);
         self.shedder.observe(begun.elapsed());
-        match outcome {
-            Ok(()) => Ok(Response::new(ReportResponse {})),
-            Err(error) => {
-                if let Some(times) = self.failures.times() {
-                    tracing::error!(target: "api", %error, times, "a report failed");
-                }
-                Err(Status::unknown(error.to_string()))
+        outcome.map_err(|error| {
+            if let Some(times) = self.failures.times() {
+                tracing::error!(target: "api", %error, times, "a report failed");
             }
-        }
+            Status::unknown(error.to_string())
+        })?;
+        Ok(ReportResponse {})
     }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "it is an error's last stop")]
+fn unreadable(error: InvalidMessage) -> Status {
+    Status::internal(error.to_string())
 }

@@ -210,6 +210,15 @@ impl InstanceKind {
         }
     }
 
+    /// Names and types of what a handler says besides its verdict.
+    pub(crate) fn outputs(&self) -> impl Iterator<Item = (&str, ValueType)> {
+        let output = match self {
+            InstanceKind::Compiled(_) => None,
+            InstanceKind::Remote(template) => template.output.as_ref(),
+        };
+        output.into_iter().flat_map(remote::Output::fields)
+    }
+
     pub(crate) fn variety(&self) -> Variety {
         match self {
             InstanceKind::Compiled(template) => template.variety(),

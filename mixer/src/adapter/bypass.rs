@@ -221,7 +221,7 @@ impl Waiting for Bypass {
     ) -> BoxFuture<'a, Result<CheckResult, AdapterError>> {
         Box::pin(async move {
             let (template, message) = message(instance, "checknothing")?;
-            self.calls.check(&template.method, message).await
+            self.calls.check(&template, message).await
         })
     }
 

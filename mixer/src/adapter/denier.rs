@@ -64,6 +64,7 @@ pub(super) fn configure(json: &Json) -> Result<Box<dyn AdapterConfig>, String> {
             status,
             valid_duration: params.valid_duration,
             valid_use_count: params.valid_use_count,
+            outputs: Vec::new(),
         },
     }))
 }

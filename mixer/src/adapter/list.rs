@@ -115,6 +115,7 @@ impl Adapter for ListChecker {
             status: status(code, message),
             valid_duration: self.params.caching_interval,
             valid_use_count: self.params.caching_use_count,
+            outputs: Vec::new(),
         };
         if !matches!(value, Val::String(_) | Val::Ip(_)) {
             let message = "the value of a list entry is a STRING or an IP_ADDRESS";

@@ -200,6 +200,7 @@ impl Waiting for Opa {
                 status: status(Code::PermissionDenied, message),
                 valid_duration: VALID,
                 valid_use_count: VALID_USES,
+                outputs: Vec::new(),
             };
             Ok(match self.ask(&document(record)).await {
                 Ok(true) => CheckResult::ok(VALID, VALID_USES),

@@ -109,8 +109,10 @@ const OVERFLOW_REASON: &str = "too many label sets";
 #[derive(Debug)]
 struct Prometheus {
     /// By instance name.
-    families: HashMap<String, Arc<Family>>,
+    families: Families,
 }
+
+type Families = HashMap<String, Arc<Family>, foldhash::fast::RandomState>;
 
 fn default_namespace() -> String {
     "istio".into()
@@ -239,7 +241,7 @@ impl Registry {
         &self,
         metrics: &[MetricInfo],
         overflowed: &::prometheus::IntCounter,
-    ) -> Result<HashMap<String, Arc<Family>>, AdapterError> {
+    ) -> Result<Families, AdapterError> {
         let mut known = self.families.lock();
         // What no handler uses any more is not shown any more.
         known.retain(|_, family| Arc::strong_count(family) > 1);
@@ -251,7 +253,7 @@ impl Registry {
         if metrics.iter().any(is_changed) {
             known.clear();
         }
-        let mut families = HashMap::new();
+        let mut families = Families::default();
         for metric in metrics {
             let name = metric.full_name();
             let family = match known.get(&name) {

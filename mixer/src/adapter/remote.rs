@@ -7,6 +7,7 @@
 
 mod call;
 pub(super) mod session;
+mod token;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -87,6 +88,15 @@ pub(super) struct HandleRequest {
     pub(super) dedup_id: String,
     #[prost(message, optional, tag = "4")]
     pub(super) quota_request: Option<model::QuotaRequest>,
+}
+
+/// The answer of a check with outputs.
+#[derive(Clone, PartialEq, prost::Message)]
+struct CheckWithOutput {
+    #[prost(message, optional, tag = "1")]
+    result: Option<model::CheckResult>,
+    #[prost(bytes = "vec", tag = "2")]
+    output: Vec<u8>,
 }
 
 impl RemoteInfo {
@@ -283,16 +293,27 @@ impl Calls {
 
     pub(super) async fn check(
         &self,
-        method: &str,
+        template: &RemoteTemplate,
         message: Vec<u8>,
     ) -> Result<CheckResult, AdapterError> {
         let request = self.request(vec![message], "", None);
-        let answer = self.call(method, &request).await?;
-        let result = model::CheckResult::decode(answer.as_slice()).map_err(malformed)?;
+        let answer = self.call(&template.method, &request).await?;
+        let (result, outputs) = match &template.output {
+            None => (
+                model::CheckResult::decode(answer.as_slice()).map_err(malformed)?,
+                Vec::new(),
+            ),
+            Some(output) => {
+                let answer = CheckWithOutput::decode(answer.as_slice()).map_err(malformed)?;
+                let outputs = output.read(&answer.output).map_err(malformed)?;
+                (answer.result.unwrap_or_default(), outputs)
+            }
+        };
         Ok(CheckResult {
             status: result.status.unwrap_or_default(),
             valid_duration: wire_duration(result.valid_duration),
             valid_use_count: result.valid_use_count,
+            outputs,
         })
     }
 
@@ -363,7 +384,7 @@ impl Waiting for Remote {
                 return Err(AdapterError::unsupported());
             };
             let named = with_name(message, instance.name);
-            self.calls.check(&template.method, named).await
+            self.calls.check(template, named).await
         })
     }
 

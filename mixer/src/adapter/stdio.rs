@@ -1,16 +1,17 @@
 //! `stdio`: log entries and metrics as lines on standard output, standard error or into a file.
 //!
+//! Nobody waits for the stream: lines go through a bounded queue ([`writer`]), and what does not fit is counted.
+//!
 //! JSON: `level`, `time`, `instance`, then the variables by name. Else: time, level, instance and a JSON object, tab-separated.
 //! QUIRK: the rotation's `maxDaysBeforeRotation` is the number of files kept, `maxRotatedFiles` their age in days; the size
 //! is in megabytes although its default reads like bytes.
 
+mod writer;
+
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use prost_types::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
@@ -20,6 +21,7 @@ use super::{Adapter, AdapterConfig, AdapterError, BuildContext};
 use crate::config::params;
 use crate::lang::{Val, time_text};
 use crate::template::{Dimensions, Payload, Values};
+use writer::{Output, RotatingFile, Writer};
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -66,25 +68,7 @@ struct Params {
 #[derive(Debug)]
 struct Stdio {
     params: Params,
-    output: Mutex<Output>,
-}
-
-#[derive(Debug)]
-enum Output {
-    Stdout,
-    Stderr,
-    File(RotatingFile),
-}
-
-/// A file that is set aside when it has grown too large.
-#[derive(Debug)]
-struct RotatingFile {
-    path: PathBuf,
-    file: File,
-    size: u64,
-    /// No limit for a plain file.
-    limit: Option<u64>,
-    keep: usize,
+    writer: Writer,
 }
 
 impl Default for Params {
@@ -147,39 +131,30 @@ fn default_severities() -> BTreeMap<String, Level> {
 }
 
 impl AdapterConfig for Params {
-    fn build(&self, _: &BuildContext) -> Result<Arc<dyn Adapter>, AdapterError> {
+    fn build(&self, context: &BuildContext) -> Result<Arc<dyn Adapter>, AdapterError> {
+        let path = Path::new(&self.output_path);
+        let file = |limit| RotatingFile::open(path, limit, self.max_days_before_rotation);
         let output = match self.log_stream {
-            Stream::Stdout => Output::Stdout,
-            Stream::Stderr => Output::Stderr,
-            Stream::File => Output::File(self.open(None)?),
+            Stream::Stdout => Ok(Output::Stdout),
+            Stream::Stderr => Ok(Output::Stderr),
+            Stream::File => file(None).map(Output::File),
             Stream::RotatedFile => {
                 let limit = self.max_megabytes_before_rotation.saturating_mul(1 << 20);
-                Output::File(self.open(Some(limit))?)
+                file(Some(limit)).map(Output::File)
             }
         };
+        let output = output.map_err(|error| {
+            AdapterError::new(format!("cannot open {}: {error}", path.display()))
+        })?;
         Ok(Arc::new(Stdio {
             params: self.clone(),
-            output: Mutex::new(output),
+            writer: Writer::start(output, context)
+                .map_err(|error| AdapterError::new(format!("cannot start to write: {error}")))?,
         }))
     }
 }
 
 impl Params {
-    fn open(&self, limit: Option<u64>) -> Result<RotatingFile, AdapterError> {
-        let path = PathBuf::from(&self.output_path);
-        let opened = open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
-        let (size, file) = opened.map_err(|error| {
-            AdapterError::new(format!("cannot open {}: {error}", path.display()))
-        })?;
-        Ok(RotatingFile {
-            path,
-            file,
-            size,
-            limit,
-            keep: self.max_days_before_rotation,
-        })
-    }
-
     fn line(&self, level: Level, time: &str, instance: &str, entries: Map<String, Json>) -> String {
         if self.output_as_json {
             let mut object = Map::new();
@@ -199,7 +174,6 @@ impl Params {
 
 impl Adapter for Stdio {
     fn report(&self, instances: &[Values<'_>]) -> Result<(), AdapterError> {
-        let mut lines = String::new();
         for instance in instances {
             let (level, time, entries) = match &instance.payload {
                 Payload::LogEntry {
@@ -220,88 +194,12 @@ impl Adapter for Stdio {
                 _ => return Err(AdapterError::unsupported()),
             };
             if level >= self.params.output_level {
-                lines.push_str(&self.params.line(level, &time, instance.name, entries));
+                let line = self.params.line(level, &time, instance.name, entries);
+                self.writer.push(line);
             }
-        }
-        if lines.is_empty() {
-            return Ok(());
-        }
-        self.output
-            .lock()
-            .write(lines.as_bytes())
-            .map_err(|error| AdapterError::new(format!("cannot write a log entry: {error}")))
-    }
-}
-
-impl Output {
-    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
-        match self {
-            Output::Stdout => {
-                let mut stdout = io::stdout().lock();
-                stdout.write_all(lines)?;
-                stdout.flush()
-            }
-            Output::Stderr => io::stderr().lock().write_all(lines),
-            Output::File(file) => file.write(lines),
-        }
-    }
-}
-
-impl RotatingFile {
-    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
-        let length = lines.len() as u64;
-        if let Some(limit) = self.limit
-            && self.size > 0
-            && self.size + length > limit
-        {
-            self.rotate()?;
-        }
-        self.file.write_all(lines)?;
-        self.size += length;
-        Ok(())
-    }
-
-    /// `access.log` becomes `access-2020-01-02T03-04-05.000.log`; the oldest go when there are too many.
-    fn rotate(&mut self) -> io::Result<()> {
-        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
-        let suffix = self
-            .path
-            .extension()
-            .map(|suffix| format!(".{}", suffix.to_string_lossy()))
-            .unwrap_or_default();
-        let stamp = now().replace(':', "-");
-        let stamp = stamp.trim_end_matches('Z');
-        let aside = self.path.with_file_name(format!("{stem}-{stamp}{suffix}"));
-        std::fs::rename(&self.path, aside)?;
-        self.file = open(&self.path)?;
-        self.size = 0;
-        self.remove_oldest(&format!("{stem}-"), &suffix)
-    }
-
-    fn remove_oldest(&self, prefix: &str, suffix: &str) -> io::Result<()> {
-        let folder = match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let mut aside: Vec<PathBuf> = std::fs::read_dir(folder)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                name.starts_with(prefix) && name.ends_with(suffix)
-            })
-            .collect();
-        // The stamp in the name sorts by time.
-        aside.sort();
-        let surplus = aside.len().saturating_sub(self.keep.max(1));
-        for path in &aside[..surplus] {
-            std::fs::remove_file(path)?;
         }
         Ok(())
     }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
 }
 
 fn object(dimensions: &Dimensions<'_>) -> Map<String, Json> {
@@ -359,6 +257,7 @@ fn micro_time(time: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn entry<'a>(severity: &'a str) -> Values<'a> {
         Values {
@@ -383,8 +282,23 @@ mod tests {
         configure(json).unwrap().build(&context).unwrap()
     }
 
-    #[test]
-    fn entries_become_lines() {
+    /// What is in a file when as much has come.
+    async fn written(path: &Path, length: usize) -> String {
+        let read = async {
+            loop {
+                let text = std::fs::read_to_string(path).unwrap();
+                if text.len() >= length {
+                    return text;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let read = tokio::time::timeout(Duration::from_secs(30), read);
+        read.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn entries_become_lines() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.log");
         let json = json!({"log_stream": "FILE", "outputPath": path, "outputLevel": "WARNING"});
@@ -398,35 +312,14 @@ mod tests {
                  \"a\":1,\"d\":\"1.5ms\",\"ip\":\"10.0.0.1\"}}\n"
             )
         };
-        assert_eq!(
-            std::fs::read_to_string(&path).unwrap(),
-            want("warn") + &want("error")
-        );
+        let want = want("warn") + &want("error");
+        assert_eq!(written(&path, want.len()).await, want);
         let console = dir.path().join("console.log");
         let json = json!({"logStream": "FILE", "outputPath": console, "outputAsJson": false});
+        // What is queued when the handler goes is still written.
         build(&json).report(&[entry("?")]).unwrap();
-        assert_eq!(
-            std::fs::read_to_string(&console).unwrap(),
-            "1970-01-01T00:00:00.000001Z\tinfo\tlog.instance.ns\t{\"a\":1,\"d\":\"1.5ms\",\"ip\":\"10.0.0.1\"}\n"
-        );
-    }
-
-    #[test]
-    fn a_full_file_is_set_aside() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("out.log");
-        let mut file = RotatingFile {
-            file: open(&path).unwrap(),
-            path: path.clone(),
-            size: 0,
-            limit: Some(10),
-            keep: 1,
-        };
-        for _ in 0..4 {
-            file.write(b"12345678\n").unwrap();
-        }
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "12345678\n");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+        let want = "1970-01-01T00:00:00.000001Z\tinfo\tlog.instance.ns\t{\"a\":1,\"d\":\"1.5ms\",\"ip\":\"10.0.0.1\"}\n";
+        assert_eq!(written(&console, want.len()).await, want);
     }
 
     #[test]

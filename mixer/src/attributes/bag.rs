@@ -1,8 +1,8 @@
-//! What one request has: a slot for every attribute of the vocabulary, filled with values that borrow from the message.
+//! What one request has: a place for every attribute of the vocabulary, filled with values that borrow from the message.
 
-use proto::istio::mixer::v1::CompressedAttributes;
 use proto_mesh::attribute::ValueRef;
-use proto_mesh::attribute::codec::{self, InvalidAttributes, Words};
+use proto_mesh::attribute::codec::{InvalidAttributes, Words};
+use proto_mesh::attribute::wire::{EncodedSet, InvalidMessage};
 
 use super::vocabulary::{Slot, Vocabulary};
 
@@ -10,7 +10,9 @@ use super::vocabulary::{Slot, Vocabulary};
 #[derive(Clone, Debug)]
 pub(crate) struct Bag<'a> {
     vocabulary: &'a Vocabulary,
-    values: Vec<Option<ValueRef<'a>>>,
+    /// By slot: the place among the values, from 1; 0 for what is not there. Small, as it is emptied for each set of a report.
+    places: Box<[u16]>,
+    values: Vec<ValueRef<'a>>,
 }
 
 /// What the words that travel with a message mean, worked out once for all sets of attributes that share them.
@@ -22,9 +24,8 @@ pub(crate) struct OwnWords {
 }
 
 impl OwnWords {
-    pub(crate) fn new(vocabulary: &Vocabulary, words: Words<'_>) -> Self {
+    pub(crate) fn new(vocabulary: &Vocabulary, words: &[&str]) -> Self {
         let slots: Vec<_> = words
-            .own()
             .iter()
             .map(|word| vocabulary.find(word).map(|attribute| attribute.slot))
             .collect();
@@ -53,78 +54,110 @@ impl<'a> Bag<'a> {
     pub(crate) fn new(vocabulary: &'a Vocabulary) -> Self {
         Self {
             vocabulary,
-            values: vec![None; vocabulary.len()],
+            places: vec![0; vocabulary.len()].into(),
+            values: Vec::new(),
         }
     }
 
-    /// What a message has. Attributes that no manifest declares are of no use to anybody and left out.
+    /// The same attributes with places for more: `vocabulary` extends that of this bag.
+    pub(crate) fn extended<'b>(&self, vocabulary: &'b Vocabulary) -> Bag<'b>
+    where
+        'a: 'b,
+    {
+        let mut places = self.places.to_vec();
+        places.resize(vocabulary.len(), 0);
+        Bag {
+            vocabulary,
+            places: places.into(),
+            values: self.values.clone(),
+        }
+    }
+
+    /// Takes what a message has, in the place of all that was there. Attributes that no manifest declares are of no use to
+    /// anybody and left out.
     ///
     /// A name that is both a word of the message and a global word means the former, as on the other side.
     pub(crate) fn decode(
-        vocabulary: &'a Vocabulary,
-        message: &'a CompressedAttributes,
+        &mut self,
+        set: &EncodedSet<'a>,
         words: Words<'a>,
         own: &OwnWords,
-    ) -> Self {
-        let mut bag = Self::new(vocabulary);
-        for (index, value) in codec::entries(message, words) {
+    ) -> Result<(), InvalidMessage> {
+        self.places.fill(0);
+        self.values.clear();
+        set.each(words, |index, value| {
             let slot = match usize::try_from(index) {
-                Ok(position) => vocabulary
+                Ok(position) => self
+                    .vocabulary
                     .of_global_word(position)
                     .filter(|slot| !own.names(*slot)),
                 Err(_) => own.get(index),
             };
             let Some(slot) = slot else {
-                continue;
+                return Ok(());
             };
-            let place = &mut bag.values[usize::from(slot.0)];
-            if value.is_none() {
-                tracing::debug!(target: "api", attribute = vocabulary.name(slot),
+            let Some(value) = value else {
+                tracing::debug!(target: "api", attribute = self.name(slot),
                     "a string attribute points to a word that does not exist");
+                return Ok(());
+            };
+            // The first map that has the name wins, and of its entries the last.
+            if self
+                .get(slot)
+                .is_none_or(|known| known.rank() >= value.rank())
+            {
+                self.set(slot, value);
             }
-            // The first map that has the name wins.
-            if place.is_none() {
-                *place = value;
-            }
-        }
-        bag
+            Ok(())
+        })
     }
 
     /// Applies a message of a delta-encoded report on top of what is there.
     pub(crate) fn apply(
         &mut self,
-        message: &'a CompressedAttributes,
+        set: &EncodedSet<'a>,
         words: Words<'a>,
     ) -> Result<(), InvalidAttributes> {
         let mut seen = Vec::with_capacity(32);
-        for (index, value) in codec::entries(message, words) {
-            let name = words
-                .get(index)
-                .ok_or(InvalidAttributes::UnknownIndex(index))?;
-            let value = value.ok_or(InvalidAttributes::UnknownIndex(index))?;
-            if seen.contains(&name) {
+        set.each(words, |index, value| {
+            let unknown = InvalidAttributes::UnknownIndex(index);
+            let name = words.get(index).ok_or(unknown.clone())?;
+            let value = value.ok_or(unknown)?;
+            // An entry that comes twice is one entry.
+            let entry = (index, value.rank());
+            if seen
+                .iter()
+                .any(|(known, at)| *known == name && *at != entry)
+            {
                 return Err(InvalidAttributes::Duplicate(name.to_owned()));
             }
-            seen.push(name);
-            if let Some(slot) = self.slot_of(name) {
-                self.set(slot, value);
+            seen.push((name, entry));
+            if let Some(attribute) = self.vocabulary.find(name) {
+                self.set(attribute.slot, value);
             }
-        }
-        Ok(())
-    }
-
-    fn slot_of(&self, name: &str) -> Option<Slot> {
-        self.vocabulary.find(name).map(|attribute| attribute.slot)
+            Ok(())
+        })
     }
 
     /// The value in a slot.
+    #[inline]
     pub(crate) fn get(&self, slot: Slot) -> Option<ValueRef<'a>> {
-        self.values[usize::from(slot.0)]
+        match self.places[usize::from(slot.0)] {
+            0 => None,
+            place => Some(self.values[usize::from(place) - 1]),
+        }
     }
 
     /// Puts a value into a slot.
     pub(crate) fn set(&mut self, slot: Slot, value: ValueRef<'a>) {
-        self.values[usize::from(slot.0)] = Some(value);
+        let place = &mut self.places[usize::from(slot.0)];
+        if *place == 0 {
+            // There are no more values than slots, and fewer slots than numbers.
+            *place = u16::try_from(self.values.len() + 1).unwrap_or(u16::MAX);
+            self.values.push(value);
+        } else {
+            self.values[usize::from(*place) - 1] = value;
+        }
     }
 
     /// The text of an attribute that has one.

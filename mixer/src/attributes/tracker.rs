@@ -1,8 +1,6 @@
 //! Which attributes, and which keys of string maps, an answer depended on, and whether by value or by absence: the caller
 //! may use the answer again for a request that is the same in these.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use proto::istio::mixer::v1::ReferencedAttributes;
 use proto::istio::mixer::v1::referenced_attributes::{AttributeMatch, Condition};
 use proto_mesh::attribute::codec::Encoder;
@@ -32,37 +30,39 @@ impl Record for Unrecorded {
 }
 
 /// Records everything. Cloning it is the snapshot from which every quota starts.
+///
+/// A check looks at a dozen things: lists that are searched cost less than trees.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tracker {
-    scalars: BTreeMap<Slot, bool>,
-    maps: BTreeMap<Slot, BTreeMap<Box<str>, bool>>,
-    hidden: BTreeSet<Slot>,
+    scalars: Vec<(Slot, bool)>,
+    maps: Vec<Slot>,
+    keys: Vec<(Slot, Box<str>, bool)>,
+    hidden: Vec<Slot>,
 }
 
 impl Record for Tracker {
     fn scalar(&mut self, slot: Slot, present: bool) {
-        if !self.hidden.contains(&slot) {
-            self.scalars.insert(slot, present);
+        if !self.scalars.iter().any(|(known, _)| *known == slot) && !self.hidden.contains(&slot) {
+            self.scalars.push((slot, present));
         }
     }
 
     fn map(&mut self, slot: Slot) {
-        if !self.hidden.contains(&slot) {
-            self.maps.entry(slot).or_default();
+        if !self.maps.contains(&slot) && !self.hidden.contains(&slot) {
+            self.maps.push(slot);
         }
     }
 
     fn hide(&mut self, slot: Slot) {
-        self.hidden.insert(slot);
+        self.hidden.push(slot);
     }
 
     fn key(&mut self, slot: Slot, key: &str, present: bool) {
-        if self.hidden.contains(&slot) {
-            return;
-        }
-        let keys = self.maps.entry(slot).or_default();
-        if !keys.contains_key(key) {
-            keys.insert(key.into(), present);
+        let mut known = self.keys.iter();
+        if !known.any(|(at, known, _)| *at == slot && **known == *key)
+            && !self.hidden.contains(&slot)
+        {
+            self.keys.push((slot, key.into(), present));
         }
     }
 }
@@ -75,28 +75,33 @@ impl Tracker {
         global_words: usize,
     ) -> ReferencedAttributes {
         let mut encoder = Encoder::new(global_words);
-        let mut attribute_matches = Vec::new();
-        let mut add = |name: &str, key: Option<&str>, present: bool| {
+        let mut attribute_matches = Vec::with_capacity(self.scalars.len() + self.keys.len());
+        let mut add = |slot: Slot, key: Option<&str>, present: bool| {
             let condition = if present {
                 Condition::Exact
             } else {
                 Condition::Absence
             };
+            let known = vocabulary.global_word(slot);
+            let known = known.filter(|position| *position < global_words);
+            let name = known.and_then(|position| i32::try_from(position).ok());
             attribute_matches.push(AttributeMatch {
-                name: encoder.index(name),
+                name: name.unwrap_or_else(|| encoder.index(vocabulary.name(slot))),
                 condition: condition.into(),
                 regex: String::new(),
                 // QUIRK: 0 means "no key", though it is also the index of source.ip.
                 map_key: key.map_or(0, |key| encoder.index(key)),
             });
         };
-        for (slot, present) in &self.scalars {
-            add(vocabulary.name(*slot), None, *present);
+        let mut scalars: Vec<_> = self.scalars.iter().collect();
+        scalars.sort_unstable();
+        for (slot, present) in scalars {
+            add(*slot, None, *present);
         }
-        for (slot, keys) in &self.maps {
-            for (key, present) in keys {
-                add(vocabulary.name(*slot), Some(key), *present);
-            }
+        let mut keys: Vec<_> = self.keys.iter().collect();
+        keys.sort_unstable();
+        for (slot, key, present) in keys {
+            add(*slot, Some(key), *present);
         }
         ReferencedAttributes {
             words: encoder.into_words(),
@@ -111,12 +116,12 @@ impl Tracker {
         for (slot, present) in &self.scalars {
             text.push(format!("{}{}", mark(*present), vocabulary.name(*slot)));
         }
-        for (slot, keys) in &self.maps {
+        for slot in &self.maps {
             text.push(vocabulary.name(*slot).to_owned());
-            for (key, present) in keys {
-                let name = vocabulary.name(*slot);
-                text.push(format!("{}{name}[{key}]", mark(*present)));
-            }
+        }
+        for (slot, key, present) in &self.keys {
+            let name = vocabulary.name(*slot);
+            text.push(format!("{}{name}[{key}]", mark(*present)));
         }
         text.sort();
         text

@@ -21,10 +21,12 @@ pub(crate) struct Attribute {
 }
 
 /// Every declared attribute.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Vocabulary {
-    by_name: HashMap<Box<str>, Attribute>,
+    by_name: HashMap<Box<str>, Attribute, foldhash::quality::RandomState>,
     names: Vec<Box<str>>,
+    /// By slot: the position in the global list.
+    global_words: Vec<Option<usize>>,
     /// Slot of every word of the global list that is an attribute.
     by_global_word: Vec<Option<Slot>>,
 }
@@ -40,8 +42,9 @@ impl Vocabulary {
     /// Slots for `declared`, in the order of their names. Attributes beyond 65,535 are left out.
     pub(crate) fn new(declared: &BTreeMap<String, ValueType>) -> Self {
         let mut vocabulary = Self {
-            by_name: HashMap::new(),
+            by_name: HashMap::default(),
             names: Vec::new(),
+            global_words: Vec::new(),
             by_global_word: vec![None; dictionary::WORDS.len()],
         };
         for (name, value_type) in declared {
@@ -55,15 +58,34 @@ impl Vocabulary {
         vocabulary
     }
 
+    /// The same and more: what is here keeps its slot.
+    pub(crate) fn extended(&self, more: &BTreeMap<String, ValueType>) -> Self {
+        let mut extended = self.clone();
+        for (name, value_type) in more {
+            extended.add(name, *value_type);
+        }
+        extended
+    }
+
+    /// The slots from that of another vocabulary's end on.
+    pub(crate) fn slots_beyond(&self, other: &Vocabulary) -> impl Iterator<Item = Slot> + use<> {
+        let numbers = other.len()..self.len();
+        numbers.filter_map(|number| u16::try_from(number).ok().map(Slot))
+    }
+
     fn add(&mut self, name: &str, value_type: ValueType) {
-        let Ok(position) = u16::try_from(self.names.len()) else {
+        // One less than there are numbers: a bag counts its places from 1.
+        let position = u16::try_from(self.names.len());
+        let Some(position) = position.ok().filter(|position| *position < u16::MAX) else {
             return;
         };
         let slot = Slot(position);
         self.names.push(name.into());
         self.by_name
             .insert(name.into(), Attribute { slot, value_type });
-        if let Some(position) = dictionary::index_of(name) {
+        let global_word = dictionary::index_of(name);
+        self.global_words.push(global_word);
+        if let Some(position) = global_word {
             self.by_global_word[position] = Some(slot);
         }
     }
@@ -76,6 +98,11 @@ impl Vocabulary {
     /// The name of a slot.
     pub(crate) fn name(&self, slot: Slot) -> &str {
         &self.names[usize::from(slot.0)]
+    }
+
+    /// The position of a slot's name in the global list.
+    pub(super) fn global_word(&self, slot: Slot) -> Option<usize> {
+        self.global_words[usize::from(slot.0)]
     }
 
     /// How many slots there are.

@@ -14,6 +14,7 @@ use crate::adapter::remote::RemoteInfo;
 use crate::adapter::{self, AdapterConfig};
 use crate::attributes::Vocabulary;
 use crate::lang::Expression;
+use crate::routing::Sampling;
 use crate::template::remote::{self, RemoteTemplate};
 use crate::template::{Instance, InstanceKind, Template, Variety};
 use rules::RuleBuilder;
@@ -57,14 +58,20 @@ pub(crate) struct RuleConfig {
     /// None: always.
     pub(crate) condition: Option<Expression>,
     pub(crate) condition_text: String,
+    /// None: all that it matches.
+    pub(crate) sampling: Option<Sampling>,
     pub(crate) actions: Vec<ActionConfig>,
     pub(crate) request_headers: Vec<HeaderTemplate>,
     pub(crate) response_headers: Vec<HeaderTemplate>,
+    /// All attributes and the outputs of the rule's actions, if there are any.
+    pub(crate) outputs: Option<Vocabulary>,
 }
 
 /// Instances for a handler.
 #[derive(Debug)]
 pub(crate) struct ActionConfig {
+    /// By which the rule calls its outputs; empty if it does not.
+    pub(crate) name: String,
     pub(crate) handler: Arc<HandlerConfig>,
     pub(crate) instances: Vec<Arc<Instance>>,
 }

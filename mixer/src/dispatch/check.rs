@@ -1,22 +1,25 @@
 //! Check: is the request let through, and what of its quotas is granted?
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::google::rpc::Status;
 use proto::istio::mixer::v1::check_response::{PreconditionResult, QuotaResult};
 use proto::istio::mixer::v1::header_operation::Operation;
-use proto::istio::mixer::v1::{CheckRequest, CheckResponse, HeaderOperation, RouteDirective};
+use proto::istio::mixer::v1::{CheckResponse, HeaderOperation, RouteDirective};
+use proto_mesh::attribute::Value;
 use proto_mesh::attribute::codec::Words;
 
 use super::combine::Verdict;
 use super::generate::generate;
 use super::{DispatchError, call, wait};
 use crate::adapter::QuotaRequest;
-use crate::attributes::{Bag, OwnWords, Tracker};
+use crate::attributes::{Bag, OwnWords, Record as _, Tracker};
 use crate::config::snapshot::HeaderTemplate;
 use crate::metrics::Metrics;
 use crate::pods::Pods;
-use crate::routing::{Action, Routes, Table};
+use crate::routing::{Action, Routes, Rule, Table};
+use crate::server::message::CheckMessage;
 use crate::template::{Instance, Variety};
 
 /// What a quota is granted that no rule knows.
@@ -27,15 +30,15 @@ pub(crate) async fn check(
     table: &Table,
     pods: &Pods,
     metrics: &Metrics,
-    request: &CheckRequest,
+    request: &CheckMessage<'_>,
 ) -> Result<CheckResponse, DispatchError> {
-    let empty = Default::default();
-    let message = request.attributes.as_ref().unwrap_or(&empty);
-    let words = Words::new(&message.words);
+    let words = request.attributes.words();
     let own = OwnWords::new(&table.vocabulary, words);
-    let bag = Bag::decode(&table.vocabulary, message, words, &own);
+    let mut bag = Bag::new(&table.vocabulary);
+    bag.decode(&request.attributes, Words::borrowed(words), &own)
+        .map_err(|error| DispatchError(error.to_string()))?;
     let mut tracker = Tracker::default();
-    let bag = generate(table, pods, &bag, &mut tracker).unwrap_or(bag);
+    generate(table, pods, &mut bag, &mut tracker);
     let session = Session {
         table,
         metrics,
@@ -51,8 +54,8 @@ pub(crate) async fn check(
         ..CheckResponse::default()
     };
     if is_ok {
-        for (name, params) in &request.quotas {
-            let deduplication_id = match request.deduplication_id.as_str() {
+        for (name, params) in request.quotas.iter().copied() {
+            let deduplication_id = match request.deduplication_id {
                 "" => String::new(),
                 id => format!("{id}{name}"),
             };
@@ -63,10 +66,17 @@ pub(crate) async fn check(
             };
             let before = before_rules.clone();
             let result = session.quota(routes, before, name, &quota).await?;
-            response.quotas.insert(name.clone(), result);
+            response.quotas.insert(name.to_owned(), result);
         }
     }
     Ok(response)
+}
+
+/// What a handler has said besides its verdict.
+struct Outputs<'a> {
+    rule: &'a Arc<Rule>,
+    action: &'a Action,
+    values: Vec<(String, Value)>,
 }
 
 struct Session<'a> {
@@ -83,6 +93,7 @@ impl<'a> Session<'a> {
         mut tracker: Tracker,
     ) -> Result<(PreconditionResult, bool), DispatchError> {
         let mut verdict = Verdict::new();
+        let mut outputs = Vec::new();
         let mut errors = Vec::new();
         let (mut destinations, mut instances) = (0u32, 0u32);
         for rule in &routes.rules {
@@ -108,7 +119,17 @@ impl<'a> Session<'a> {
                         None => call(destination, || adapter.check(&values)),
                     };
                     match result {
-                        Ok(result) => verdict.add(&destination.handler.label, result),
+                        Ok(mut result) => {
+                            if !result.outputs.is_empty() && !action.name.is_empty() {
+                                let values = std::mem::take(&mut result.outputs);
+                                outputs.push(Outputs {
+                                    rule,
+                                    action,
+                                    values,
+                                });
+                            }
+                            verdict.add(&destination.handler.label, result);
+                        }
                         Err(error) => errors.push(error.to_string()),
                     }
                 }
@@ -122,7 +143,7 @@ impl<'a> Session<'a> {
         let is_ok = verdict.is_ok();
         let (status, valid_duration, valid_use_count, mut directive) = verdict.into_parts();
         if is_ok {
-            directive = self.directive(routes, &mut tracker);
+            directive = self.directive(routes, &outputs, &mut tracker);
         }
         let result = PreconditionResult {
             status: Some(status),
@@ -135,12 +156,19 @@ impl<'a> Session<'a> {
     }
 
     /// The header operations of the rules that apply.
-    fn directive(&self, routes: &'a Routes, tracker: &mut Tracker) -> Option<RouteDirective> {
+    fn directive(
+        &self,
+        routes: &'a Routes,
+        outputs: &[Outputs<'_>],
+        tracker: &mut Tracker,
+    ) -> Option<RouteDirective> {
         let mut directive = RouteDirective::default();
         for rule in &routes.directives {
             if !rule.applies(&self.bag, tracker) {
                 continue;
             }
+            let with_outputs = self.with_outputs(rule, outputs, tracker);
+            let bag = with_outputs.as_ref().unwrap_or(&self.bag);
             for (templates, operations) in [
                 (
                     &rule.request_headers,
@@ -152,40 +180,35 @@ impl<'a> Session<'a> {
                 ),
             ] {
                 for template in templates {
-                    self.operations(template, tracker, operations);
+                    operations_of(template, bag, tracker, operations);
                 }
             }
         }
         (directive != RouteDirective::default()).then_some(directive)
     }
 
-    fn operations(
-        &self,
-        template: &'a HeaderTemplate,
+    /// The attributes and what the rule's own handlers have said, if its header operations may speak of that.
+    fn with_outputs<'b>(
+        &'b self,
+        rule: &'b Arc<Rule>,
+        outputs: &'b [Outputs<'_>],
         tracker: &mut Tracker,
-        operations: &mut Vec<HeaderOperation>,
-    ) {
-        let mut push = |value: String| {
-            operations.push(HeaderOperation {
-                name: template.name.clone(),
-                value,
-                operation: template.operation,
-            });
-        };
-        if template.operation == i32::from(Operation::Remove) {
-            push(String::new());
-            return;
+    ) -> Option<Bag<'b>> {
+        let vocabulary = rule.outputs.as_ref()?;
+        let mut bag = self.bag.extended(vocabulary);
+        // The caller does not have them.
+        for slot in vocabulary.slots_beyond(&self.table.vocabulary) {
+            tracker.hide(slot);
         }
-        for expression in &template.values {
-            match expression.eval(&self.bag, tracker) {
-                // An empty value sets nothing.
-                Ok(value) if value.to_text().is_empty() => {}
-                Ok(value) => push(value.to_text().into_owned()),
-                Err(error) => {
-                    tracing::debug!(target: "dispatcher", %error, header = template.name, "a header operation is skipped");
+        for said in outputs.iter().filter(|said| Arc::ptr_eq(said.rule, rule)) {
+            for (field, value) in &said.values {
+                let name = format!("{}.output.{field}", said.action.name);
+                if let Some(attribute) = vocabulary.find(&name) {
+                    bag.set(attribute.slot, value.as_ref());
                 }
             }
         }
+        Some(bag)
     }
 
     /// One quota: the first result that says anything, or all that was asked for when nobody limits it.
@@ -253,6 +276,35 @@ impl<'a> Session<'a> {
             referenced_attributes: Some(tracker.to_wire(&self.table.vocabulary, self.global_words)),
             status: Some(status),
         })
+    }
+}
+
+fn operations_of<'a>(
+    template: &'a HeaderTemplate,
+    bag: &Bag<'a>,
+    tracker: &mut Tracker,
+    operations: &mut Vec<HeaderOperation>,
+) {
+    let mut push = |value: String| {
+        operations.push(HeaderOperation {
+            name: template.name.clone(),
+            value,
+            operation: template.operation,
+        });
+    };
+    if template.operation == i32::from(Operation::Remove) {
+        push(String::new());
+        return;
+    }
+    for expression in &template.values {
+        match expression.eval(bag, tracker) {
+            // An empty value sets nothing.
+            Ok(value) if value.to_text().is_empty() => {}
+            Ok(value) => push(value.to_text().into_owned()),
+            Err(error) => {
+                tracing::debug!(target: "dispatcher", %error, header = template.name, "a header operation is skipped");
+            }
+        }
     }
 }
 

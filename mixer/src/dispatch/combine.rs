@@ -130,6 +130,7 @@ mod tests {
             status: status(code, message),
             valid_duration: Duration::from_secs(seconds),
             valid_use_count: uses,
+            outputs: Vec::new(),
         }
     }
 

@@ -7,18 +7,18 @@ use crate::pods::Pods;
 use crate::routing::Table;
 use crate::template::{Variety, bind};
 
-/// The attributes of `bag` with what the generators make of them; none without generators. What was made is not reported as
-/// looked at: the caller does not have it, only what it was made from.
+/// Adds what the generators make of the attributes of `bag`. What was made is not reported as looked at: the caller does not
+/// have it, only what it was made from.
 pub(crate) fn generate<'a, R: Record>(
     table: &'a Table,
     pods: &'a Pods,
-    bag: &Bag<'a>,
+    bag: &mut Bag<'a>,
     record: &mut R,
-) -> Option<Bag<'a>> {
+) {
     if !table.has_generators {
-        return None;
+        return;
     }
-    let mut overlaid = bag.clone();
+    // No generator sees what another has made.
     let mut made = Vec::new();
     for rule in &table.routes(bag, record).rules {
         let actions = rule.actions(Variety::Generator);
@@ -37,8 +37,8 @@ pub(crate) fn generate<'a, R: Record>(
                     });
                 match generated {
                     Ok(generated) => {
-                        let each = |slot| made.push(slot);
-                        bind(&instance.bindings, &generated, pods, &mut overlaid, each);
+                        let each = |slot, value| made.push((slot, value));
+                        bind(&instance.bindings, &generated, pods, each);
                     }
                     // The request is judged by what it has itself.
                     Err(error) => {
@@ -48,8 +48,8 @@ pub(crate) fn generate<'a, R: Record>(
             }
         }
     }
-    for slot in made {
+    for (slot, value) in made {
+        bag.set(slot, value);
         record.hide(slot);
     }
-    Some(overlaid)
 }

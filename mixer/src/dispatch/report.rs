@@ -1,7 +1,5 @@
 //! Report: every set of attributes becomes instances; each handler gets all of the request's in one call.
 
-use proto::istio::mixer::v1::ReportRequest;
-use proto::istio::mixer::v1::report_request::RepeatedAttributesSemantics;
 use proto_mesh::attribute::codec::Words;
 
 use super::generate::generate;
@@ -10,6 +8,7 @@ use crate::attributes::{Bag, OwnWords, Unrecorded};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::routing::Table;
+use crate::server::message::ReportMessage;
 use crate::template::{SharedSets, Values, Variety};
 
 /// Takes note of everything in a request. What can't be made or delivered is told at the end; the rest is.
@@ -17,7 +16,7 @@ pub(crate) fn report(
     table: &Table,
     pods: &Pods,
     metrics: &Metrics,
-    request: &ReportRequest,
+    request: &ReportMessage<'_>,
 ) -> Result<(), DispatchError> {
     let mut session = Session {
         table,
@@ -29,29 +28,30 @@ pub(crate) fn report(
         sets: SharedSets::default(),
         errors: Vec::new(),
     };
-    let is_delta = request.repeated_attributes_semantics
-        != i32::from(RepeatedAttributesSemantics::IndependentEncoding);
+    let refused = |error: &dyn std::error::Error| DispatchError(error.to_string());
+    let mut bag = Bag::new(&table.vocabulary);
     let mut accumulated = Bag::new(&table.vocabulary);
-    let default_words = Words::new(&request.default_words);
-    let default_own = OwnWords::new(&table.vocabulary, default_words);
-    for message in &request.attributes {
+    let default_own = OwnWords::new(&table.vocabulary, &request.default_words);
+    for set in &request.sets {
         // A set without words of its own uses the request's.
         let own;
-        let (words, own) = if message.words.is_empty() {
-            (default_words, &default_own)
+        let (words, own) = if set.words().is_empty() {
+            (request.default_words.as_slice(), &default_own)
         } else {
-            let words = Words::new(&message.words);
-            own = OwnWords::new(&table.vocabulary, words);
-            (words, &own)
+            own = OwnWords::new(&table.vocabulary, set.words());
+            (set.words(), &own)
         };
-        if is_delta {
+        let words = Words::borrowed(words);
+        if request.is_delta {
             accumulated
-                .apply(message, words)
-                .map_err(|error| DispatchError(error.to_string()))?;
-            session.collect(&accumulated);
+                .apply(set, words)
+                .map_err(|error| refused(&error))?;
+            bag.clone_from(&accumulated);
         } else {
-            session.collect(&Bag::decode(&table.vocabulary, message, words, own));
+            bag.decode(set, words, own)
+                .map_err(|error| refused(&error))?;
         }
+        session.collect(&mut bag);
     }
     session.flush()
 }
@@ -68,16 +68,16 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn collect(&mut self, bag: &Bag<'a>) {
+    fn collect(&mut self, bag: &mut Bag<'a>) {
         let mut record = Unrecorded;
-        let made = generate(self.table, self.pods, bag, &mut record);
-        let bag = made.as_ref().unwrap_or(bag);
+        generate(self.table, self.pods, bag, &mut record);
+        let bag = &*bag;
         let routes = self.table.routes(bag, &mut record);
         let (mut destinations, mut instances) = (0u32, 0u32);
         self.sets.clear();
         for rule in &routes.rules {
             let actions = rule.actions(Variety::Report);
-            if actions.is_empty() || !rule.applies(bag, &mut record) {
+            if actions.is_empty() || !rule.applies(bag, &mut record) || !rule.is_sampled(bag) {
                 continue;
             }
             for action in actions {

@@ -1,5 +1,7 @@
 //! Tree → what is evaluated: attributes are slots, operators know their operand's type, constant patterns are compiled once.
 
+use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use proto_mesh::attribute::ValueType;
@@ -7,6 +9,7 @@ use regex::Regex;
 
 use super::CompileError;
 use super::ast::{Ast, Constant};
+use super::eval::Val;
 use super::functions::Function;
 use super::re2;
 use crate::attributes::{Slot, Vocabulary};
@@ -27,6 +30,8 @@ pub(super) enum Node {
     Bool(bool),
     /// Nanoseconds.
     Duration(i64),
+    /// `ip("constant")`.
+    Ip(IpAddr),
     Attribute(Slot, ValueType),
     /// First of the two that is there.
     Or(Box<[Node; 2]>),
@@ -162,6 +167,13 @@ fn function_call(function: Function, operands: Vec<Node>) -> Node {
         // A constant that does not compile stays a call: it fails when it is evaluated, as it always did.
         let text = operands.into_iter().nth(1).unwrap_or(Node::Bool(false));
         return Node::MatchesConstant(Arc::new(regex), Box::new(text));
+    }
+    // So does an address that is none.
+    if function == Function::Ip
+        && let [Node::String(text)] = operands.as_slice()
+        && let Ok(Val::Ip(address)) = function.call(&[Val::String(Cow::Borrowed(text))])
+    {
+        return Node::Ip(address);
     }
     Node::Call(function, operands.into_boxed_slice())
 }

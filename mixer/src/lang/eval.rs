@@ -160,13 +160,16 @@ impl<'a, R: Record> Eval<'_, 'a, R> {
                 Val::String(text) => Val::Bool(regex.is_match(&text)),
                 _ => return Err(EvalError::Internal("subject")),
             },
-            Node::Call(function, operands) => {
-                let mut values = Vec::with_capacity(operands.len());
-                for operand in operands {
-                    values.push(self.value(operand)?);
+            Node::Ip(address) => Val::Ip(*address),
+            Node::Call(function, operands) => match operands.as_ref() {
+                // No function has more operands than three.
+                [] => function.call(&[])?,
+                [a] => function.call(&[self.value(a)?])?,
+                [a, b] => function.call(&[self.value(a)?, self.value(b)?])?,
+                [a, b, c, ..] => {
+                    function.call(&[self.value(a)?, self.value(b)?, self.value(c)?])?
                 }
-                function.call(&values)?
-            }
+            },
         })
     }
 

@@ -16,7 +16,15 @@ static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::default);
 #[derive(Debug)]
 pub(crate) struct DimensionSet<'a> {
     values: Dimensions<'a>,
-    hash: OnceLock<u64>,
+    key: OnceLock<Key>,
+}
+
+/// What all series of a set of values are found by.
+#[derive(Debug)]
+struct Key {
+    hash: u64,
+    /// Those values as text that are none.
+    texts: Vec<String>,
 }
 
 /// The sets of one request, by the number that instances with equal dimensions share.
@@ -27,28 +35,41 @@ impl<'a> DimensionSet<'a> {
     pub(crate) fn new(values: Dimensions<'a>) -> Arc<Self> {
         Arc::new(Self {
             values,
-            hash: OnceLock::new(),
+            key: OnceLock::new(),
+        })
+    }
+
+    fn key(&self) -> &Key {
+        self.key.get_or_init(|| {
+            let mut hasher = HASHER.build_hasher();
+            let mut texts = Vec::new();
+            for (_, value) in &self.values {
+                match value {
+                    Val::String(text) => hasher.write(text.as_bytes()),
+                    other => {
+                        let text = other.to_text().into_owned();
+                        hasher.write(text.as_bytes());
+                        texts.push(text);
+                    }
+                }
+                // Ends a text: no text has this byte.
+                hasher.write_u8(0xff);
+            }
+            Key {
+                hash: hasher.finish(),
+                texts,
+            }
         })
     }
 
     /// The hash of the values as text.
     pub(crate) fn hash(&self) -> u64 {
-        *self.hash.get_or_init(|| {
-            let mut hasher = HASHER.build_hasher();
-            for (_, value) in &self.values {
-                match value {
-                    Val::String(text) => hasher.write(text.as_bytes()),
-                    other => hasher.write(other.to_text().as_bytes()),
-                }
-                // Ends a text: no text has this byte.
-                hasher.write_u8(0xff);
-            }
-            hasher.finish()
-        })
+        self.key().hash
     }
 
     /// Whether the values as text are these.
     pub(crate) fn is(&self, texts: &[Box<str>]) -> bool {
+        let mut others = self.key().texts.iter();
         self.values.len() == texts.len()
             && self
                 .values
@@ -56,7 +77,7 @@ impl<'a> DimensionSet<'a> {
                 .zip(texts)
                 .all(|((_, value), text)| match value {
                     Val::String(value) => **value == **text,
-                    other => other.to_text() == **text,
+                    _ => others.next().is_some_and(|other| **other == **text),
                 })
     }
 }

@@ -67,14 +67,13 @@ pub(super) fn compile(
     Ok(compiled)
 }
 
-/// Puts the outputs of a handler into `bag` as the bindings say; `each` hears of every attribute made. A binding whose
-/// outputs are missing makes nothing.
+/// Gives the attributes that the bindings make of a handler's outputs to `each`. A binding whose outputs are missing makes
+/// nothing.
 pub(crate) fn bind<'a>(
     bindings: &'a [Binding],
     generated: &[(&'static str, ValueRef<'a>)],
     pods: &'a Pods,
-    bag: &mut Bag<'a>,
-    mut each: impl FnMut(Slot),
+    mut each: impl FnMut(Slot, ValueRef<'a>),
 ) {
     let vocabulary: &'static Vocabulary = &OUTPUTS;
     let mut outputs = Bag::new(vocabulary);
@@ -102,7 +101,6 @@ pub(crate) fn bind<'a>(
                 continue;
             }
         };
-        bag.set(binding.slot, value);
-        each(binding.slot);
+        each(binding.slot, value);
     }
 }

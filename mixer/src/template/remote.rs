@@ -3,6 +3,8 @@
 //!
 //! An instance's params have the message's shape, with an expression in the place of every value ([`Node`]).
 
+mod output;
+
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
@@ -21,10 +23,13 @@ use super::record::some_expression;
 use super::{Payload, Variety};
 use crate::attributes::{Bag, Record, Vocabulary};
 use crate::lang::{Expression, Val, time_text};
+pub(crate) use output::Output;
 
 /// The number of an instance's name in its message, and of a template's variety among a file's options.
 const NAME_NUMBER: u32 = 72_295_727;
 const POLICY: &str = "istio.policy.v1beta1.";
+/// The variety of a check with outputs, on the wire.
+const CHECK_WITH_OUTPUT: i32 = 4;
 
 /// A template that came with its descriptors.
 #[derive(Debug)]
@@ -36,6 +41,8 @@ pub(crate) struct RemoteTemplate {
     instance: MessageDescriptor,
     /// The message of the inferred types.
     types: Option<MessageDescriptor>,
+    /// Of a check whose answer says more than yes or no.
+    pub(crate) output: Option<Output>,
 }
 
 /// Compiled params of an instance.
@@ -99,8 +106,9 @@ impl RemoteTemplate {
 
 fn of_file(file: &FileDescriptor) -> Result<RemoteTemplate, String> {
     let variety = template_variety(file).ok_or("has no template_variety")?;
+    let has_output = variety == CHECK_WITH_OUTPUT;
     let variety = match variety {
-        0 => Variety::Check,
+        0 | CHECK_WITH_OUTPUT => Variety::Check,
         1 => Variety::Report,
         2 => Variety::Quota,
         other => return Err(format!("template_variety {other} is not supported")),
@@ -120,6 +128,9 @@ fn of_file(file: &FileDescriptor) -> Result<RemoteTemplate, String> {
         method: format!("/{}/{}", service.full_name(), method.name()),
         instance: message("InstanceMsg").ok_or("has no message InstanceMsg")?,
         types: message("Type"),
+        output: has_output
+            .then(|| Output::new(message("OutputMsg").ok_or("has no message OutputMsg")?))
+            .transpose()?,
     })
 }
 

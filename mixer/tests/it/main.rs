@@ -7,6 +7,8 @@ mod check;
 mod exactness;
 mod mcp;
 mod otlp;
+mod outputs;
 mod process;
 mod report;
 mod server;
+mod transport;

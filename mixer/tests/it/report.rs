@@ -155,6 +155,66 @@ async fn a_report_that_cannot_be_read_is_an_error() {
         .unwrap();
 }
 
+const SAMPLED: &str = r#"
+---
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: {name: sampled, namespace: istio-system}
+spec:
+  compiledAdapter: prometheus
+  params: {metrics: [{name: sampled, instanceName: one.instance.istio-system, kind: COUNTER}]}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: {name: one, namespace: istio-system}
+spec: {compiledTemplate: metric, params: {value: "1"}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {name: sampled, namespace: istio-system}
+spec:
+  match: response.code == 200
+  actions: [{handler: sampled, instances: [one]}]
+  sampling: {rateLimit: {samplingDuration: 3600s, maxUnsampledEntries: 2, samplingRate: 4}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: {name: nothing, namespace: istio-system}
+spec: {compiledTemplate: checknothing}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: {name: noop, namespace: istio-system}
+spec: {compiledAdapter: noop}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {name: verdict, namespace: istio-system}
+spec:
+  actions: [{handler: noop, instances: [nothing]}]
+  sampling: {random: {percentSampled: {numerator: 50}}}
+"#;
+
+#[tokio::test]
+async fn a_rule_tells_of_a_sample() {
+    let mut server = TestServer::start(&(default_config() + SAMPLED)).await;
+    let page: serde_json::Value =
+        serde_json::from_str(&server.page("/debug/config").await).unwrap();
+    let [error] = page["errors"].as_array().unwrap().as_slice() else {
+        panic!("{page}");
+    };
+    // A verdict is used again and again: it cannot be drawn.
+    assert!(error.to_string().contains("nothing but report templates"));
+    let request = encode(
+        &vec![http(200); 10],
+        RepeatedAttributesSemantics::IndependentEncoding,
+    );
+    server.client.report(request).await.unwrap();
+    // The first two, then the sixth and the tenth.
+    let text = server.scrape().await;
+    assert!(text.contains("istio_sampled 4\n"), "{text}");
+}
+
 #[tokio::test]
 async fn access_logs_can_be_switched_on() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("default/accesslog.yaml");

@@ -1,8 +1,8 @@
-//! One small GET over HTTP or HTTPS, with a deadline and without redirects: key sets, discovery documents.
+//! One small exchange over HTTP or HTTPS, with a deadline and without redirects: key sets, discovery documents, tokens.
 
 use futures::future::BoxFuture;
 use http::{Uri, header, uri::Scheme};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use rustls::RootCertStore;
@@ -58,13 +58,53 @@ pub fn get<'a>(
     deadline: Duration,
 ) -> BoxFuture<'a, Result<Vec<u8>, FetchError>> {
     Box::pin(async move {
-        tokio::time::timeout(deadline, ask(uri, roots))
+        let request = http::Request::get(path(uri))
+            .header(header::ACCEPT, "application/jwk-set+json, application/json");
+        tokio::time::timeout(deadline, ask(uri, roots, request, String::new()))
             .await
             .map_err(|_| FetchError::Deadline)?
     })
 }
 
-async fn ask(uri: &Uri, roots: Roots<'_>) -> Result<Vec<u8>, FetchError> {
+/// What `uri` answers with 200 to the fields of a form.
+///
+/// # Errors
+/// When it does not, or not in time.
+pub fn post_form<'a>(
+    uri: &'a Uri,
+    form: String,
+    authorization: Option<&'a str>,
+    roots: Roots<'a>,
+    deadline: Duration,
+) -> BoxFuture<'a, Result<Vec<u8>, FetchError>> {
+    Box::pin(async move {
+        let mut request = http::Request::post(path(uri))
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header(header::ACCEPT, "application/json");
+        if let Some(authorization) = authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        tokio::time::timeout(deadline, ask(uri, roots, request, form))
+            .await
+            .map_err(|_| FetchError::Deadline)?
+    })
+}
+
+fn path(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("/", |path| path.as_str())
+}
+
+async fn ask(
+    uri: &Uri,
+    roots: Roots<'_>,
+    request: http::request::Builder,
+    body: String,
+) -> Result<Vec<u8>, FetchError> {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let request = request
+        .header(header::HOST, authority)
+        .body(Full::from(body))
+        .map_err(|error| FetchError::Address(error.to_string()))?;
     let bad = |reason: &str| FetchError::Address(reason.to_owned());
     let host = uri.host().ok_or_else(|| bad("no host"))?;
     let host = host.trim_matches(['[', ']']);
@@ -76,7 +116,7 @@ async fn ask(uri: &Uri, roots: Roots<'_>) -> Result<Vec<u8>, FetchError> {
     let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
     let stream = TcpStream::connect((host, port)).await?;
     if !is_tls {
-        return request(stream, uri).await.map_err(FetchError::Answer);
+        return exchange(stream, request).await.map_err(FetchError::Answer);
     }
     let name = ServerName::try_from(host.to_owned()).map_err(|error| bad(&error.to_string()))?;
     let config = rustls::ClientConfig::builder()
@@ -84,23 +124,16 @@ async fn ask(uri: &Uri, roots: Roots<'_>) -> Result<Vec<u8>, FetchError> {
         .with_no_client_auth();
     let connector = TlsConnector::from(Arc::new(config));
     let stream = connector.connect(name, stream).await?;
-    request(stream, uri).await.map_err(FetchError::Answer)
+    exchange(stream, request).await.map_err(FetchError::Answer)
 }
 
-async fn request(
+async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    uri: &Uri,
+    request: http::Request<Full<Bytes>>,
 ) -> Result<Vec<u8>, String> {
     let text = |error: hyper::Error| error.to_string();
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
     let (mut sender, connection) = handshake.await.map_err(text)?;
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let authority = uri.authority().map_or("", |authority| authority.as_str());
-    let request = http::Request::get(path)
-        .header(header::HOST, authority)
-        .header(header::ACCEPT, "application/jwk-set+json, application/json")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
     // The connection is driven here, beside the exchange: no task outlives the deadline.
     let exchange = async move {
         let response = sender.send_request(request).await.map_err(text)?;

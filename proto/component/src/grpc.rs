@@ -7,7 +7,7 @@ mod server;
 mod tests;
 
 pub use client::{ClientOptions, InvalidTarget, channel};
-pub use metrics::GrpcMetrics;
+pub use metrics::{Call, GrpcMetrics};
 pub use server::{ServerOptions, serve};
 
 /// Istio's default for the largest message a control-plane server takes (set it on the service:

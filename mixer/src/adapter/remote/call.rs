@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _};
-use proto::istio::policy::v1beta1::{self as policy, tls::TokenSource, tls::TokenType};
+use proto::istio::policy::v1beta1 as policy;
 use proto_component::grpc::{self, ClientOptions};
 use proto_component::tls::{ClientTls, PemFiles, ServerIdentity};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::metadata::{MetadataKey, MetadataValue};
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::Authentication;
+use super::token::Token;
 
 /// The roots of a connection with `tls` that names none.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -31,13 +32,6 @@ pub(in crate::adapter) struct Caller {
     channel: Arc<std::sync::OnceLock<Channel>>,
 }
 
-/// A token that goes with every call, read anew each time: it may be exchanged.
-struct Token {
-    path: PathBuf,
-    header: String,
-    prefix: &'static str,
-}
-
 impl fmt::Debug for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Caller({})", self.address)
@@ -52,7 +46,9 @@ impl Caller {
         let (tls, token) = match authentication {
             None => (None, None),
             Some(Authentication::Mutual(mutual)) => (Some(mutual_tls(mutual)?), None),
-            Some(Authentication::Tls(tls)) => (Some(plain_tls(tls)?), token(tls)?),
+            Some(Authentication::Tls(tls)) => {
+                (Some(plain_tls(tls)?), Token::new(tls)?.map(Arc::new))
+            }
         };
         let caller = Self {
             address: address.to_owned(),
@@ -96,13 +92,7 @@ impl Caller {
             request.metadata_mut().insert(SESSION, value);
         }
         if let Some(token) = &self.token {
-            let text = tokio::fs::read_to_string(&token.path)
-                .await
-                .map_err(|error| Status::unauthenticated(format!("the token's file: {error}")))?;
-            let value = MetadataValue::try_from(format!("{}{}", token.prefix, text.trim()))
-                .map_err(|_| Status::unauthenticated("the token is not printable"))?;
-            let key = MetadataKey::from_bytes(token.header.as_bytes())
-                .map_err(|_| Status::unauthenticated("the token's header is not one"))?;
+            let (key, value) = token.header().await?;
             request.metadata_mut().insert(key, value);
         }
         let mut client = tonic::client::Grpc::new(self.channel()?);
@@ -169,27 +159,6 @@ fn with_name(tls: ClientTls, name: &str) -> Result<ClientTls, String> {
     }
     tls.with_server_name(name)
         .map_err(|error| format!("authentication: serverName: {error}"))
-}
-
-fn token(config: &policy::Tls) -> Result<Option<Arc<Token>>, String> {
-    let path = match &config.token_source {
-        None => return Ok(None),
-        Some(TokenSource::Oauth(_)) => {
-            return Err("authentication.tls.oauth: is not supported; use tokenPath".into());
-        }
-        Some(TokenSource::TokenPath(path)) => PathBuf::from(path),
-    };
-    let bearer = i32::from(policy::tls::AuthHeader::Bearer);
-    let (header, prefix) = match &config.token_type {
-        Some(TokenType::CustomHeader(header)) => (header.to_ascii_lowercase(), ""),
-        Some(TokenType::AuthHeader(kind)) if *kind == bearer => ("authorization".into(), "Bearer "),
-        _ => ("authorization".into(), ""),
-    };
-    Ok(Some(Arc::new(Token {
-        path,
-        header,
-        prefix,
-    })))
 }
 
 /// Messages as they are.

@@ -1,6 +1,6 @@
 //! Rules: conditions compiled, references followed; what cannot be used is left out and reported.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use proto::istio::policy::v1beta1 as wire;
@@ -10,7 +10,8 @@ use super::{ActionConfig, Counts, HandlerConfig, HeaderTemplate, RuleConfig, fin
 use crate::attributes::Vocabulary;
 use crate::config::{FullName, HANDLER, INSTANCE, ItemError};
 use crate::lang;
-use crate::template::Instance;
+use crate::routing::Sampling;
+use crate::template::{Instance, Variety};
 
 /// Understands rules by the handlers and instances that there are.
 pub(super) struct RuleBuilder<'a> {
@@ -33,11 +34,6 @@ impl RuleBuilder<'_> {
     }
 
     fn build(&mut self, name: &FullName, wire: &wire::Rule) -> Option<RuleConfig> {
-        if wire.sampling.is_some() {
-            let error = ItemError::new(name, "sampling", "is not supported");
-            self.errors.push(error);
-            return None;
-        }
         let condition = match wire.r#match.trim() {
             "" | "true" => None,
             text => match lang::compile_as(text, ValueType::Bool, self.vocabulary) {
@@ -54,29 +50,84 @@ impl RuleBuilder<'_> {
         for (position, action) in wire.actions.iter().enumerate() {
             actions.extend(self.action(name, position, action));
         }
+        let outputs = self.outputs(name, &actions);
+        let scope = outputs.as_ref().unwrap_or(self.vocabulary);
         let request_headers = self.headers(
             name,
             "requestHeaderOperations",
             &wire.request_header_operations,
+            scope,
         );
         let response_headers = self.headers(
             name,
             "responseHeaderOperations",
             &wire.response_header_operations,
+            scope,
         );
         if actions.is_empty() && request_headers.is_empty() && response_headers.is_empty() {
             self.errors
                 .push(ItemError::new(name, "", "nothing of the rule can be used"));
             return None;
         }
+        let sampling = match self.sampling(wire, &actions) {
+            Ok(sampling) => sampling,
+            Err((field, problem)) => {
+                self.errors.push(ItemError::new(name, field, problem));
+                return None;
+            }
+        };
         Some(RuleConfig {
             name: name.clone(),
             condition,
             condition_text: wire.r#match.clone(),
+            sampling,
             actions,
             request_headers,
             response_headers,
+            outputs,
         })
+    }
+
+    /// A verdict is kept and used again by the caller: only telemetry can be drawn request by request.
+    fn sampling(
+        &self,
+        wire: &wire::Rule,
+        actions: &[ActionConfig],
+    ) -> Result<Option<Sampling>, (&'static str, String)> {
+        let Some(sampling) = &wire.sampling else {
+            return Ok(None);
+        };
+        let mut instances = actions.iter().flat_map(|action| &action.instances);
+        if !instances.all(|instance| instance.kind.variety() == Variety::Report)
+            || !wire.request_header_operations.is_empty()
+            || !wire.response_header_operations.is_empty()
+        {
+            let problem = "is for rules with nothing but report templates";
+            return Err(("sampling", problem.to_owned()));
+        }
+        Sampling::new(sampling, self.vocabulary).map(Some)
+    }
+
+    /// What header operations may speak of, where actions have outputs: `NAME.output.FIELD`.
+    fn outputs(&mut self, rule: &FullName, actions: &[ActionConfig]) -> Option<Vocabulary> {
+        let mut declared = BTreeMap::new();
+        for (position, action) in actions.iter().enumerate() {
+            if action.name.is_empty() {
+                continue;
+            }
+            let mut before = actions[..position].iter();
+            if before.any(|known| known.name == action.name) {
+                let field = format!("actions[{position}].name");
+                self.errors
+                    .push(ItemError::new(rule, field, "is given twice"));
+            }
+            for instance in &action.instances {
+                for (field, value_type) in instance.kind.outputs() {
+                    declared.insert(format!("{}.output.{field}", action.name), value_type);
+                }
+            }
+        }
+        (!declared.is_empty()).then(|| self.vocabulary.extended(&declared))
     }
 
     fn action(
@@ -128,7 +179,11 @@ impl RuleBuilder<'_> {
             ));
             return None;
         }
-        Some(ActionConfig { handler, instances })
+        Some(ActionConfig {
+            name: action.name.clone(),
+            handler,
+            instances,
+        })
     }
 
     fn headers(
@@ -136,6 +191,7 @@ impl RuleBuilder<'_> {
         rule: &FullName,
         field: &str,
         templates: &[wire::rule::HeaderOperationTemplate],
+        scope: &Vocabulary,
     ) -> Vec<HeaderTemplate> {
         let mut headers = Vec::new();
         for (position, template) in templates.iter().enumerate() {
@@ -145,7 +201,7 @@ impl RuleBuilder<'_> {
                 .is_empty()
                 .then(|| "name: a name is needed".to_owned());
             for (index, text) in template.values.iter().enumerate() {
-                match lang::compile_as(text, ValueType::String, self.vocabulary) {
+                match lang::compile_as(text, ValueType::String, scope) {
                     Ok(expression) => values.push(expression),
                     Err(error) => problem = Some(format!("values[{index}]: {error}")),
                 }

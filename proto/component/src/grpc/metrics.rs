@@ -2,15 +2,18 @@
 
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt as _;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use parking_lot::RwLock;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
+};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
 };
 use tokio::time::Instant;
-use tonic::body::Body;
+use tonic::{Code, body::Body};
 
 /// Counters of a process's gRPC servers; also the layer that counts.
 #[derive(Clone, Debug)]
@@ -22,6 +25,18 @@ struct Inner {
     handled: IntCounterVec,
     seconds: HistogramVec,
     streaming: BTreeMap<String, &'static str>,
+    /// Methods that exist, by path: looking their metrics up for each call costs more than counting.
+    methods: RwLock<HashMap<Box<str>, Arc<Method>>>,
+}
+
+/// The metrics of a method.
+#[derive(Debug)]
+struct Method {
+    path: Box<str>,
+    labels: [String; 3],
+    started: IntCounter,
+    /// With the code of success, and how long calls took; not before the method is known to exist.
+    known: OnceLock<(IntCounter, Histogram)>,
 }
 
 /// The service with the layer around it.
@@ -31,12 +46,13 @@ pub struct Counted<S> {
     metrics: GrpcMetrics,
 }
 
-/// Counts a call as handled when dropped, whatever ended it.
-struct Call {
+/// A call; counted as handled when dropped, whatever ended it.
+#[derive(Debug)]
+pub struct Call {
     metrics: GrpcMetrics,
-    labels: [String; 3],
+    method: Arc<Method>,
     begun: Instant,
-    code: Option<&'static str>,
+    code: Option<Code>,
 }
 
 impl GrpcMetrics {
@@ -85,22 +101,35 @@ impl GrpcMetrics {
                 .iter()
                 .map(|(path, kind)| ((*path).to_owned(), *kind))
                 .collect(),
+            methods: RwLock::default(),
         })))
     }
 
-    fn call(&self, path: &str) -> Call {
+    /// Begins a call of the method with that path.
+    pub fn begin(&self, path: &str) -> Call {
+        let known = self.0.methods.read().get(path).cloned();
+        let method = known.unwrap_or_else(|| Arc::new(self.method(path)));
+        method.started.inc();
+        Call {
+            metrics: self.clone(),
+            method,
+            begun: Instant::now(),
+            code: None,
+        }
+    }
+
+    fn method(&self, path: &str) -> Method {
         let (service, method) = path
             .trim_start_matches('/')
             .split_once('/')
             .unwrap_or(("unknown", "unknown"));
         let kind = self.0.streaming.get(path).copied().unwrap_or("unary");
         let labels = [kind.to_owned(), service.to_owned(), method.to_owned()];
-        self.0.started.with_label_values(&labels).inc();
-        Call {
-            metrics: self.clone(),
+        Method {
+            path: path.into(),
+            started: self.0.started.with_label_values(&labels),
             labels,
-            begun: Instant::now(),
-            code: None,
+            known: OnceLock::new(),
         }
     }
 }
@@ -131,15 +160,11 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let mut call = self.metrics.call(request.uri().path());
+        let mut call = self.metrics.begin(request.uri().path());
         let response = self.inner.call(request);
         Box::pin(async move {
             let response = response.await?;
             call.see(response.headers());
-            // What an unknown method asks for is the caller's choice: it must not become a label.
-            if call.code == Some("Unimplemented") {
-                call.labels[1..].fill("unknown".to_owned());
-            }
             Ok(response.map(|body| {
                 Body::new(body.map_frame(move |frame| {
                     if let Some(trailers) = frame.trailers_ref() {
@@ -153,31 +178,55 @@ where
 }
 
 impl Call {
+    /// What the call ended with.
+    pub fn end(&mut self, code: Code) {
+        self.code = Some(code);
+    }
+
     fn see(&mut self, headers: &HeaderMap) {
         if let Some(status) = headers.get("grpc-status") {
-            self.code = Some(code_name(tonic::Code::from_bytes(status.as_bytes())));
+            self.end(Code::from_bytes(status.as_bytes()));
         }
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let [kind, service, method] = &self.labels;
-        let code = self.code.unwrap_or("Canceled");
-        let metrics = &self.metrics.0;
-        metrics
-            .handled
-            .with_label_values(&[kind, service, method, code])
-            .inc();
-        metrics
-            .seconds
-            .with_label_values(&self.labels)
-            .observe(self.begun.elapsed().as_secs_f64());
+        let (method, metrics) = (&self.method, &self.metrics.0);
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let count = |[kind, service, name]: [&str; 3], code| {
+            let labels = [kind, service, name, code_name(code)];
+            metrics.handled.with_label_values(&labels).inc();
+        };
+        let [kind, service, name] = method.labels.each_ref().map(String::as_str);
+        let code = self.code.unwrap_or(Code::Cancelled);
+        if code == Code::Unimplemented {
+            // What an unknown method asks for is the caller's choice: it must not become a label.
+            let labels = [kind, "unknown", "unknown"];
+            count(labels, code);
+            metrics.seconds.with_label_values(&labels).observe(seconds);
+            return;
+        }
+        let (succeeded, durations) = method.known.get_or_init(|| {
+            let mut methods = metrics.methods.write();
+            methods.insert(method.path.clone(), method.clone());
+            let ok = [kind, service, name, code_name(Code::Ok)];
+            let labels = [kind, service, name];
+            (
+                metrics.handled.with_label_values(&ok),
+                metrics.seconds.with_label_values(&labels),
+            )
+        });
+        durations.observe(seconds);
+        if code == Code::Ok {
+            succeeded.inc();
+        } else {
+            count([kind, service, name], code);
+        }
     }
 }
 
-fn code_name(code: tonic::Code) -> &'static str {
-    use tonic::Code;
+fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "Canceled",

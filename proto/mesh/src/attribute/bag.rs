@@ -7,6 +7,7 @@ use prost_types::{Duration, Timestamp};
 use proto::istio::mixer::v1 as wire;
 
 use super::codec::Words;
+use super::wire::EncodedMap;
 
 /// A value, borrowed from where it was decoded.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +35,8 @@ pub enum ValueRef<'a> {
 pub enum MapRef<'a> {
     /// Indices into word lists.
     Compressed(&'a BTreeMap<i32, i32>, Words<'a>),
+    /// The same, as it came.
+    Encoded(EncodedMap<'a>, Words<'a>),
     /// Text.
     Plain(&'a [(Cow<'static, str>, String)]),
 }
@@ -69,17 +72,26 @@ impl<'a> MapRef<'a> {
     /// The value of `key`.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&'a str> {
-        self.iter()
-            .find(|(candidate, _)| *candidate == key)
-            .map(|(_, value)| value)
+        let mut found = self.iter().filter(|(candidate, _)| *candidate == key);
+        let found = match self {
+            // Nobody has seen to it that every key is there but once.
+            MapRef::Encoded(..) => found.last(),
+            MapRef::Compressed(..) | MapRef::Plain(_) => found.next(),
+        };
+        found.map(|(_, value)| value)
     }
 
     /// Every entry whose key and value are words that exist.
     pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        let (compressed, plain) = match *self {
-            MapRef::Compressed(entries, words) => (Some((entries, words)), None),
-            MapRef::Plain(entries) => (None, Some(entries)),
+        let (compressed, encoded, plain) = match *self {
+            MapRef::Compressed(entries, words) => (Some((entries, words)), None, None),
+            MapRef::Encoded(map, words) => (None, Some((map, words)), None),
+            MapRef::Plain(entries) => (None, None, Some(entries)),
         };
+        let encoded = encoded.into_iter().flat_map(|(map, words)| {
+            map.entries()
+                .filter_map(move |(key, value)| Some((words.get(key)?, words.get(value)?)))
+        });
         let compressed = compressed.into_iter().flat_map(|(entries, words)| {
             entries
                 .iter()
@@ -89,11 +101,26 @@ impl<'a> MapRef<'a> {
             .into_iter()
             .flatten()
             .map(|(key, value)| (key.as_ref(), value.as_str()));
-        compressed.chain(plain)
+        compressed.chain(encoded).chain(plain)
     }
 }
 
 impl ValueRef<'_> {
+    /// The place of its type among the maps of a message, in the order in which the server looks for a name.
+    #[must_use]
+    pub fn rank(&self) -> u8 {
+        match self {
+            ValueRef::String(_) => 0,
+            ValueRef::StringMap(_) => 1,
+            ValueRef::Int64(_) => 2,
+            ValueRef::Double(_) => 3,
+            ValueRef::Bool(_) => 4,
+            ValueRef::Timestamp(_) => 5,
+            ValueRef::Duration(_) => 6,
+            ValueRef::Bytes(_) => 7,
+        }
+    }
+
     /// A copy that owns what it holds.
     #[must_use]
     pub fn to_value(&self) -> Value {

@@ -7,11 +7,18 @@ use proto::istio::mixer::v1::{CompressedAttributes, StringMap};
 
 use super::bag::{Attributes, MapRef, ValueRef};
 use super::dictionary;
+use super::wire::InvalidMessage;
 
 /// The words that a message's indices point into.
 #[derive(Clone, Copy, Debug)]
 pub struct Words<'a> {
-    own: &'a [String],
+    own: Own<'a>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Own<'a> {
+    Owned(&'a [String]),
+    Borrowed(&'a [&'a str]),
 }
 
 /// A message that cannot be decoded strictly.
@@ -23,6 +30,9 @@ pub enum InvalidAttributes {
     /// One name with two values.
     #[error("duplicate attribute {0}")]
     Duplicate(String),
+    /// The message itself.
+    #[error(transparent)]
+    Message(#[from] InvalidMessage),
 }
 
 /// Collects words and encodes attributes; several sets may share one encoder and its words.
@@ -37,7 +47,17 @@ impl<'a> Words<'a> {
     /// Words that travel with a message.
     #[must_use]
     pub fn new(own: &'a [String]) -> Self {
-        Self { own }
+        Self {
+            own: Own::Owned(own),
+        }
+    }
+
+    /// The same, of a message that is read in place.
+    #[must_use]
+    pub fn borrowed(own: &'a [&'a str]) -> Self {
+        Self {
+            own: Own::Borrowed(own),
+        }
     }
 
     /// The word of an index.
@@ -46,17 +66,14 @@ impl<'a> Words<'a> {
         match usize::try_from(index) {
             Ok(position) => dictionary::WORDS.get(position).copied(),
             // -1 is slot 0; widened, because the smallest i32 has no positive twin.
-            Err(_) => usize::try_from(-(i64::from(index)) - 1)
-                .ok()
-                .and_then(|slot| self.own.get(slot))
-                .map(String::as_str),
+            Err(_) => {
+                let slot = usize::try_from(-(i64::from(index)) - 1).ok()?;
+                match self.own {
+                    Own::Owned(own) => own.get(slot).map(String::as_str),
+                    Own::Borrowed(own) => own.get(slot).copied(),
+                }
+            }
         }
-    }
-
-    /// The words that travel with the message.
-    #[must_use]
-    pub fn own(&self) -> &'a [String] {
-        self.own
     }
 }
 
