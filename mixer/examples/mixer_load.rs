@@ -152,7 +152,7 @@ fn attributes(number: usize) -> Attributes {
 }
 
 fn reports(args: &Args) -> Vec<Bytes> {
-    let count = (args.label_sets / args.batch).clamp(1, 200);
+    let count = (args.label_sets / args.batch).clamp(1, 5000);
     (0..count)
         .map(|request| {
             let mut encoder = Encoder::new(dictionary::WORDS.len());

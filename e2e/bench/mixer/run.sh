@@ -14,8 +14,10 @@ start "$repository/mixer/default/config.yaml"
 measure "reports, the standard rules, 100 label sets" report --label-sets 100
 measure "reports, the standard rules, 10,000 label sets (memory)" report --label-sets 10000
 measure "the same again" report --label-sets 10000
+measure "calls alone: reports of nothing" empty --streams 32
 start "$folder/attributes.yaml" "$bench/one_counter.yaml"
 measure "reports, one counter" report --label-sets 100
 start "$folder/attributes.yaml" "$bench/check.yaml"
-measure "checks with a quota and a list" check --label-sets 100
+measure "checks with a quota and a list" check --label-sets 100 --streams 32
+measure "the same, fewer at once" check --label-sets 100
 measure "the same at 20,000 a second" check --label-sets 100 --rate 20000

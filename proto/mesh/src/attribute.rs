@@ -1,11 +1,13 @@
 //! Mixer's attributes: typed values by name, as the proxy's client and the Mixer server exchange them.
 //!
 //! [`dictionary`] (words both sides know) → [`codec`] (compressed wire form) ↔ [`bag`] (attributes in memory).
-//! The server reads a message in place ([`wire`]; [`ValueRef`] borrows from it); the client collects an owned [`Attributes`].
+//! The server reads a message in place ([`wire`]; [`ValueRef`] borrows from it); the client collects an owned [`Attributes`]
+//! and writes its reports as they travel ([`report`]).
 
 pub mod bag;
 pub mod codec;
 pub mod dictionary;
+pub mod report;
 pub mod wire;
 
 use std::fmt;

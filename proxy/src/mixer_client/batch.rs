@@ -5,11 +5,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use prost::Message as _;
-use proto::istio::mixer::v1::report_request::RepeatedAttributesSemantics;
-use proto::istio::mixer::v1::{CompressedAttributes, ReportRequest};
 use proto_component::drain::Drain;
-use proto_mesh::attribute::codec::Encoder;
+use proto_mesh::attribute::report::ReportWriter;
 use proto_mesh::attribute::{Attributes, Value, dictionary};
 
 use super::Client;
@@ -26,9 +23,7 @@ const LAST_TIME: Duration = Duration::from_millis(50);
 /// A batch.
 #[derive(Debug)]
 pub(super) struct Batch {
-    encoder: Encoder,
-    words: usize,
-    entries: Vec<CompressedAttributes>,
+    entries: ReportWriter,
     /// Bytes of text in the entries, those counted twice that are sent once.
     size: usize,
 }
@@ -40,29 +35,24 @@ impl Batch {
 
     fn for_words(words: usize) -> Self {
         Self {
-            encoder: Encoder::new(words),
-            words,
-            entries: Vec::new(),
+            entries: ReportWriter::new(words),
             size: 0,
         }
     }
 
     /// Adds an entry for a server that knows `words`; how many there are now.
     pub(super) fn add(&mut self, attributes: &Attributes, words: usize) -> usize {
-        if self.entries.is_empty() && self.words != words {
+        if self.entries.sets() == 0 && self.entries.global_words() != words {
             *self = Self::for_words(words);
         }
-        let entry = self.encoder.encode(
-            attributes
-                .iter()
-                .map(|(name, value)| (name, value.as_ref())),
-        );
-        self.entries.push(entry);
+        let entries = attributes.iter();
+        self.entries
+            .add(entries.map(|(name, value)| (name, value.as_ref())));
         self.size += attributes
             .iter()
             .map(|(_, value)| text_size(value))
             .sum::<usize>();
-        self.entries.len()
+        self.entries.sets()
     }
 
     /// Whether no more text should go into it.
@@ -70,18 +60,11 @@ impl Batch {
         self.size >= FULL_BYTES
     }
 
-    /// Everything so far as a request.
-    fn take(&mut self) -> Option<ReportRequest> {
-        if self.entries.is_empty() {
-            return None;
-        }
-        let batch = std::mem::replace(self, Self::for_words(self.words));
-        Some(ReportRequest {
-            attributes: batch.entries,
-            default_words: batch.encoder.into_words(),
-            global_word_count: u32::try_from(batch.words).unwrap_or(u32::MAX),
-            repeated_attributes_semantics: RepeatedAttributesSemantics::IndependentEncoding.into(),
-        })
+    /// Everything so far: how many entries, and the request.
+    fn take(&mut self) -> Option<(usize, Vec<u8>)> {
+        let entries = self.entries.sets();
+        self.size = 0;
+        (entries > 0).then(|| (entries, self.entries.take()))
     }
 }
 
@@ -133,11 +116,9 @@ async fn wait(client: &Client, drain: &Drain) {
 impl Client {
     /// Sends what there is, beside everything else.
     pub(super) fn flush(self: &Rc<Self>) {
-        let Some(request) = self.batch.borrow_mut().take() else {
+        let Some((entries, message)) = self.batch.borrow_mut().take() else {
             return;
         };
-        let entries = request.attributes.len();
-        let message = request.encode_to_vec();
         let (batches, bytes) = self.reports_in_flight.get();
         let size = message.len();
         if batches >= MAX_IN_FLIGHT || bytes + size > MAX_BYTES {

@@ -1,8 +1,7 @@
 //! The compressed wire form: every word of a message is an index. An index from 0 up is a position in the global list; a
 //! negative one is the slot `-index - 1` of the words that travel with the message.
 
-use std::collections::HashMap;
-
+use indexmap::IndexSet;
 use proto::istio::mixer::v1::{CompressedAttributes, StringMap};
 
 use super::bag::{Attributes, MapRef, ValueRef};
@@ -38,8 +37,8 @@ pub enum InvalidAttributes {
 /// Collects words and encodes attributes; several sets may share one encoder and its words.
 #[derive(Debug)]
 pub struct Encoder {
-    words: Vec<String>,
-    positions: HashMap<String, i32>,
+    /// Seeded anew in every process: words come from requests.
+    words: IndexSet<String, foldhash::quality::RandomState>,
     global_words: usize,
 }
 
@@ -152,8 +151,7 @@ impl Encoder {
     #[must_use]
     pub fn new(global_words: usize) -> Self {
         Self {
-            words: Vec::new(),
-            positions: HashMap::new(),
+            words: IndexSet::default(),
             global_words,
         }
     }
@@ -165,14 +163,11 @@ impl Encoder {
         {
             return i32::try_from(position).unwrap_or(i32::MAX);
         }
-        if let Some(index) = self.positions.get(word) {
-            return *index;
-        }
-        let slot = i32::try_from(self.words.len()).unwrap_or(i32::MAX - 1);
-        let index = -slot - 1;
-        self.words.push(word.to_owned());
-        self.positions.insert(word.to_owned(), index);
-        index
+        let slot = match self.words.get_index_of(word) {
+            Some(slot) => slot,
+            None => self.words.insert_full(word.to_owned()).0,
+        };
+        -i32::try_from(slot).unwrap_or(i32::MAX - 1) - 1
     }
 
     /// Encodes one set. Its `words` stay empty: put [`Encoder::into_words`] there, or into `default_words`.
@@ -220,7 +215,7 @@ impl Encoder {
     /// The words that are not global, in slot order.
     #[must_use]
     pub fn into_words(self) -> Vec<String> {
-        self.words
+        self.words.into_iter().collect()
     }
 }
 

@@ -253,13 +253,14 @@ pub const WORDS: [&str; 222] = [
     "context.proxy_version",
 ];
 
-static INDEX: LazyLock<HashMap<&'static str, usize>> = LazyLock::new(|| {
-    WORDS
-        .iter()
-        .enumerate()
-        .map(|(position, word)| (*word, position))
-        .collect()
-});
+static INDEX: LazyLock<HashMap<&'static str, usize, foldhash::fast::RandomState>> =
+    LazyLock::new(|| {
+        WORDS
+            .iter()
+            .enumerate()
+            .map(|(position, word)| (*word, position))
+            .collect()
+    });
 
 /// The position of `word`, if the list has it.
 #[must_use]

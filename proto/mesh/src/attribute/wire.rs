@@ -6,7 +6,7 @@
 
 use std::iter;
 
-use bytes::Buf as _;
+use prost::bytes::Buf as _;
 use prost::encoding::{self, DecodeContext, WireType};
 use prost_types::{Duration, Timestamp};
 
