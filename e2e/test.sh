@@ -113,7 +113,11 @@ if wanted charts; then
 fi
 # Only when named: Kubernetes is compiled the first time.
 if named kube; then
-    tests "charts and components with a real API server" e2e/kube/run cargo test --workspace --locked --test kube -- --test-threads=1
+    HELM=$(e2e/helm.sh) && export HELM
+    tests "charts and components with a real API server" \
+        e2e/kube/run cargo test --workspace --locked --test kube -- --test-threads=1
+    tests "controllers with a real API server" \
+        e2e/kube/run cargo test --workspace --locked --no-fail-fast --test it -- --ignored kubernetes --test-threads=1
 fi
 if wanted parity; then
     tests "the proxy beside Envoy" cargo test --workspace --locked --test parity

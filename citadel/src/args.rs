@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use proto_component::args::{LogArgs, parse_duration};
+use proto_component::kubernetes::lease::LeaseArgs;
 use proto_component::version::VersionArgs;
 
 use proto_component::process::Usage;
@@ -236,6 +237,9 @@ pub struct ServeArgs {
     /// Further host names: ACCOUNT.NAMESPACE:HOST.
     #[arg(long, value_delimiter = ',')]
     pub custom_dns_names: Vec<String>,
+    /// Of several replicas the leader writes to the cluster.
+    #[command(flatten)]
+    pub election: LeaseArgs,
     /// Flags of Istio that nothing here looks at.
     #[command(flatten)]
     pub ignored: IgnoredArgs,

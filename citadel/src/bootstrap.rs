@@ -10,7 +10,9 @@ use proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDi
 use proto::istio::v1::auth::istio_ca_service_server::IstioCaServiceServer;
 use proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 use proto_component::args::Address;
+use proto_component::drain::Drain;
 use proto_component::grpc::{self, GrpcMetrics, ServerOptions};
+use proto_component::kubernetes::lease::{self, Leadership};
 use proto_component::listen::{Incoming, Listener};
 use proto_component::monitoring::Monitoring;
 use proto_component::process::{Process, Usage};
@@ -22,7 +24,7 @@ use crate::admin::Admin;
 use crate::args::ServeArgs;
 use crate::authenticate::KeyRing;
 use crate::authorize::Impersonators;
-use crate::ca::{CertificateAuthority, TtlRules};
+use crate::ca::{CertificateAuthority, SelfSigned, TtlRules};
 use crate::features::Features;
 use crate::kubernetes::{self, RootConfigMaps, RootSecret, WorkloadSecrets};
 use crate::ledger::{Ledger, Writer};
@@ -38,6 +40,9 @@ use crate::store;
 use crate::trust::Trust;
 
 use authority::{Authority, authenticators, authority, key_ring};
+
+/// The Lease of whoever of several replicas writes to the cluster.
+const LEASE: &str = "istio-citadel";
 
 /// Everything built and bound, nothing started.
 pub struct Citadel {
@@ -168,21 +173,24 @@ impl Citadel {
         let own_drain = drain.clone();
         task::spawn("own-certificate", async move { own.run(own_drain).await });
         self.admin.start(&self.args.data_dir, drain).await?;
-        if let Some(secrets) = self.secrets {
-            task::spawn("workload-secrets", secrets.run(drain.clone()));
-        }
         let new_root = Arc::new(Notify::new());
         let ca = self.authority.ca();
         if let Some(cluster) = self.cluster {
-            let config_maps = RootConfigMaps::new(cluster.clone(), ca.clone());
-            let config_maps_changed = config_maps.changed();
-            task::spawn("root-config-maps", config_maps.run(drain.clone()));
-            let secret = RootSecret::new(cluster, &self.args.citadel_storage_namespace);
-            let root = self.authority.root().cloned();
-            let (new_root, drain) = (new_root.clone(), drain.clone());
-            task::spawn("root-secret", async move {
-                kubernetes::keep_root(root, &secret, &new_root, &config_maps_changed, &drain).await;
-            });
+            let secret = RootSecret::new(cluster.clone(), &self.args.citadel_storage_namespace);
+            let writers = Writers {
+                leadership: lease::elect(
+                    cluster.clone(),
+                    LEASE,
+                    &self.args.election,
+                    drain.clone(),
+                ),
+                secrets: self.secrets,
+                config_maps: RootConfigMaps::new(cluster, ca.clone()),
+                root: self.authority.root().cloned(),
+                secret,
+                new_root: new_root.clone(),
+            };
+            task::spawn("cluster-writers", writers.run(drain.clone()));
         }
         let (trust, args, metrics) = (self.trust.clone(), self.args.clone(), self.metrics.clone());
         task::spawn(
@@ -206,6 +214,44 @@ impl Citadel {
         tracing::info!(target: "ca", %address, trust_domain = self.args.trust_domain(), "serving certificate requests");
         let discovery = TrustDiscovery::new(self.trust.watch(), drain.clone());
         serve(self.service, discovery, incoming, &self.process).await
+    }
+}
+
+/// Who writes to the cluster: of several replicas, the leader.
+struct Writers {
+    leadership: Leadership,
+    secrets: Option<WorkloadSecrets>,
+    config_maps: RootConfigMaps,
+    root: Option<Arc<SelfSigned>>,
+    secret: RootSecret,
+    new_root: Arc<Notify>,
+}
+
+impl Writers {
+    /// Writes while this replica leads, until the drain.
+    async fn run(mut self, drain: Drain) {
+        let config_maps_changed = self.config_maps.changed();
+        let mut is_pending = false;
+        while self.leadership.gained().await {
+            let secrets = async {
+                match &mut self.secrets {
+                    Some(secrets) => secrets.run(&drain).await,
+                    None => drain.signaled().await,
+                }
+            };
+            let root = kubernetes::keep_root(
+                self.root.clone(),
+                &self.secret,
+                &self.new_root,
+                &mut is_pending,
+                &config_maps_changed,
+                &drain,
+            );
+            tokio::select! {
+                ((), (), ()) = futures::future::join3(secrets, root, self.config_maps.run(&drain)) => return,
+                () = self.leadership.lost() => {}
+            }
+        }
     }
 }
 

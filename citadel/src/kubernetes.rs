@@ -63,18 +63,21 @@ pub async fn open_root(
     Ok(open()?)
 }
 
-/// Carries each renewed root into the Secret, and only then to the namespaces.
+/// Carries each renewed root into the Secret, and only then to the namespaces. `is_pending`: there is one that is not there yet.
 pub async fn keep_root(
     root: Option<Arc<SelfSigned>>,
     secret: &RootSecret,
     new_root: &Notify,
+    is_pending: &mut bool,
     config_maps: &Notify,
     drain: &Drain,
 ) {
     loop {
-        tokio::select! {
-            () = new_root.notified() => {}
-            () = drain.signaled() => return,
+        if !*is_pending {
+            tokio::select! {
+                () = new_root.notified() => *is_pending = true,
+                () = drain.signaled() => return,
+            }
         }
         let mut backoff = Backoff::default();
         while let Some(root) = &root {
@@ -88,6 +91,7 @@ pub async fn keep_root(
                 return;
             }
         }
+        *is_pending = false;
         config_maps.notify_one();
     }
 }

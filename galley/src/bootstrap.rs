@@ -23,6 +23,7 @@ use proto_component::{
     Process,
     drain::Drain,
     grpc::{ClientOptions, GrpcMetrics, ServerOptions, channel, serve},
+    kubernetes::lease,
     listen::Listener,
     monitoring::{Monitoring, serve_http},
     process::Usage,
@@ -38,6 +39,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 use tonic::service::Routes;
 
+/// The Lease of whoever of several replicas writes to the cluster.
+const LEASE: &str = "istio-galley";
 /// Events on their way to the processor: each is a full state, so few are enough.
 const EVENTS: usize = 4;
 
@@ -157,19 +160,26 @@ impl Kubernetes {
             let makes_service_entries = args.enable_service_discovery;
             source::kube::watch(&self.client, makes_service_entries, events, drain.clone());
         }
+        let writes_status = flags.writes_status && self.is_source;
+        if !flags.registers_webhook && !writes_status {
+            return;
+        }
+        let leadership = lease::elect(self.client.clone(), LEASE, &flags.election, drain.clone());
         if flags.registers_webhook && args.enable_validation {
             registration::keep(
                 self.client.clone(),
                 flags.clone(),
                 metrics.clone(),
+                leadership.clone(),
                 drain.clone(),
             );
         } else if flags.registers_webhook {
             let name = flags.webhook_name.clone();
-            registration::remove(self.client.clone(), name, drain.clone());
+            let client = self.client.clone();
+            registration::remove(client, name, leadership.clone(), drain.clone());
         }
-        if flags.writes_status && self.is_source {
-            status::keep(self.client, source.changes(), drain.clone());
+        if writes_status {
+            status::keep(self.client, source.changes(), leadership, drain.clone());
         }
     }
 }

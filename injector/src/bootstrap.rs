@@ -54,7 +54,7 @@ pub async fn run(args: ServeArgs, process: Process) -> anyhow::Result<()> {
     task::spawn("settings", follow(files, settings.clone()));
     if args.registration.is_kept {
         let client = args.registration.client.client().await?;
-        registration::keep(client, args.registration, process.drain.clone());
+        registration::keep(&client, args.registration, process.drain.clone());
     }
     process.readiness.condition("webhook").set();
     let drain = process.drain.clone();

@@ -15,9 +15,13 @@ use kube::{Client, ResourceExt as _};
 use proto_component::backoff::Backoff;
 use proto_component::drain::Drain;
 use proto_component::file_watcher::FileWatcher;
+use proto_component::kubernetes::lease::{self, LeaseArgs};
 use proto_component::kubernetes::{self, KubeArgs};
 use proto_component::task;
 use serde_json::json;
+
+/// The Lease of whoever of several replicas writes to the cluster.
+const LEASE: &str = "istio-sidecar-injector";
 
 /// Flags about the registration.
 #[derive(Clone, Debug, Args)]
@@ -49,42 +53,55 @@ pub struct RegistrationArgs {
         default_value = "sidecar-injector.istio.io"
     )]
     pub webhook: String,
+    /// Of several replicas the leader keeps the registration.
+    #[command(flatten)]
+    pub election: LeaseArgs,
 }
 
-/// Keeps the registration until the drain.
-pub fn keep(client: Client, args: RegistrationArgs, drain: Drain) {
+/// Keeps the registration while this replica leads, until the drain.
+pub fn keep(client: &Client, args: RegistrationArgs, drain: Drain) {
+    let mut leadership = lease::elect(client.clone(), LEASE, &args.election, drain.clone());
+    let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
     task::spawn("webhook-registration", async move {
-        let api: Api<MutatingWebhookConfiguration> = Api::all(client);
-        // The chart's role allows this one by name.
-        let own = format!("metadata.name={}", args.configuration);
-        let mut changes = kubernetes::watch_selected(api.clone(), &own, "").boxed();
-        let mut files = FileWatcher::files([&args.authority]);
-        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-        loop {
-            let name = &args.configuration;
-            match register(&api, &args).await {
-                Ok(is_new) => {
-                    backoff.reset();
-                    if is_new {
-                        tracing::info!(name, "webhook registered");
-                    }
-                }
-                Err(error) => {
-                    let error = format!("{error:#}");
-                    tracing::warn!(error, name, "cannot register the webhook; trying again");
-                    if !backoff.wait(&drain).await {
-                        return;
-                    }
-                    continue;
-                }
-            }
+        while leadership.gained().await {
             tokio::select! {
-                () = files.changed() => {}
-                _ = changes.next() => {}
-                () = drain.signaled() => return,
+                () = follow(&api, &args, &drain) => return,
+                () = leadership.lost() => {}
             }
         }
     });
+}
+
+async fn follow(api: &Api<MutatingWebhookConfiguration>, args: &RegistrationArgs, drain: &Drain) {
+    // The chart's role allows this one by name.
+    let own = format!("metadata.name={}", args.configuration);
+    let mut changes = kubernetes::watch_selected(api.clone(), &own, "").boxed();
+    let mut files = FileWatcher::files([&args.authority]);
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    loop {
+        let name = &args.configuration;
+        match register(api, args).await {
+            Ok(is_new) => {
+                backoff.reset();
+                if is_new {
+                    tracing::info!(name, "webhook registered");
+                }
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, name, "cannot register the webhook; trying again");
+                if !backoff.wait(drain).await {
+                    return;
+                }
+                continue;
+            }
+        }
+        tokio::select! {
+            () = files.changed() => {}
+            _ = changes.next() => {}
+            () = drain.signaled() => return,
+        }
+    }
 }
 
 /// Writes the certificate where it is not there already; false if it was.

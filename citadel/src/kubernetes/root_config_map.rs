@@ -56,7 +56,7 @@ impl RootConfigMaps {
     }
 
     /// Keeps them until the drain.
-    pub async fn run(self, drain: Drain) {
+    pub async fn run(&self, drain: &Drain) {
         let namespaces = watcher(
             Api::<Namespace>::all(self.client.clone()),
             watcher::Config::default(),

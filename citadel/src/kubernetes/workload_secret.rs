@@ -99,7 +99,7 @@ impl WorkloadSecrets {
     }
 
     /// Keeps them until the drain.
-    pub async fn run(mut self, drain: Drain) {
+    pub async fn run(&mut self, drain: &Drain) {
         let all = watcher::Config::default;
         let ours = all().fields(&format!("type={KIND}"));
         let mut namespaces = events::<Namespace>(&self.client, all());

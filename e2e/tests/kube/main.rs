@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod component;
+mod leader;
+mod outage;
 mod roles;
 
 use std::collections::BTreeSet;
@@ -12,15 +14,17 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use component::start;
+use component::{GALLEY, INJECTOR, start};
 use e2e::mesh::eventually;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
@@ -65,42 +69,45 @@ fn helm(arguments: &[&str], values: &str) -> Result<String, String> {
     }
 }
 
-/// An umbrella chart with everything that it depends on, for a Helm that wants `helm dependency build`.
-fn umbrella() -> String {
+/// The umbrella chart with everything that it depends on, for a Helm that wants `helm dependency build`.
+static UMBRELLA: LazyLock<String> = LazyLock::new(|| {
     let path = charts().join("bireme").display().to_string();
     helm(&["dependency", "build", &path], "").unwrap();
     path
-}
+});
 
 fn install(values: &str) {
-    let definitions = charts().join("bireme-init").display().to_string();
-    helm(
-        &[
-            "upgrade",
-            "istio-init",
-            &definitions,
-            "--install",
-            "--create-namespace",
-            "-f",
-            "-",
-        ],
-        "",
-    )
-    .unwrap();
-    helm(
-        &["upgrade", "istio", &umbrella(), "--install", "-f", "-"],
-        values,
-    )
-    .unwrap();
+    let arguments = [
+        "upgrade",
+        "istio",
+        UMBRELLA.as_str(),
+        "--install",
+        "-f",
+        "-",
+    ];
+    helm(&arguments, values).unwrap();
 }
 
-/// The cluster, without a registration whose Galley an earlier test has taken along.
+/// The cluster with the mesh's kinds, without the registration and the endpoints of components that an earlier test has taken
+/// along.
 async fn fresh() -> Client {
     let client = Client::try_default().await.unwrap();
     let registrations: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
     let params = DeleteParams::default();
     // Most often there is none.
     let _ = registrations.delete("istio-galley", &params).await;
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), NAMESPACE);
+    let ours = ListParams::default().labels("here=yes");
+    slices.delete_collection(&params, &ours).await.unwrap();
+    let definitions = charts().join("bireme-init").display().to_string();
+    let arguments = [
+        "upgrade",
+        "istio-init",
+        &definitions,
+        "--install",
+        "--create-namespace",
+    ];
+    helm(&arguments, "").unwrap();
     client
 }
 
@@ -203,15 +210,7 @@ async fn galleys_webhook_refuses_with_a_sentence_until_it_is_switched_off() {
     let client = fresh().await;
     install("");
     let registrations: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
-    let galley = start(
-        &client,
-        "istio-galley",
-        "galley",
-        "--kubeconfig",
-        "--validation-port",
-        "https-validation",
-    )
-    .await;
+    let galley = start(&client, &GALLEY).await;
     eventually("the webhook's registration", SOON, async || {
         registrations
             .get_opt("istio-galley")
@@ -243,15 +242,7 @@ async fn galleys_webhook_refuses_with_a_sentence_until_it_is_switched_off() {
     );
     install("global: {configValidation: false}");
     drop(galley);
-    let galley = start(
-        &client,
-        "istio-galley",
-        "galley",
-        "--kubeconfig",
-        "--validation-port",
-        "https-validation",
-    )
-    .await;
+    let galley = start(&client, &GALLEY).await;
     eventually("the registration's end", SOON, async || {
         registrations
             .get_opt("istio-galley")
@@ -273,15 +264,7 @@ async fn galleys_webhook_refuses_with_a_sentence_until_it_is_switched_off() {
 async fn the_injectors_webhook_patches_pods_and_registers_itself() {
     let client = fresh().await;
     install("");
-    let injector = start(
-        &client,
-        "istio-sidecar-injector",
-        "sidecar-injector",
-        "--kubeconfig",
-        "--port",
-        "https-inject",
-    )
-    .await;
+    let injector = start(&client, &INJECTOR).await;
     let registrations: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
     let has_bundle = async || {
         let found = registrations.get("istio-sidecar-injector").await.ok();

@@ -4,34 +4,28 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use e2e::mesh::eventually;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, DeleteParams, ListParams};
 use serde_json::Value;
 
-use crate::component::start;
-use crate::{SOON, fresh, install};
+use crate::component::{CITADEL, GALLEY, INJECTOR, PILOT, start};
+use crate::{NAMESPACE, SOON, fresh, install};
 
 #[tokio::test]
 async fn roles_allow_what_components_ask_for() {
     let client = fresh().await;
+    // So that they are made anew.
+    let leases: Api<Lease> = Api::namespaced(client.clone(), NAMESPACE);
+    let (params, all) = (DeleteParams::default(), ListParams::default());
+    leases.delete_collection(&params, &all).await.unwrap();
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
+    // Most often there is none.
+    let _ = secrets.delete("istio-ca-secret", &params).await;
     install("galley: {enableServiceDiscovery: true, enableAnalysis: true}");
-    let components = [
-        (
-            "istio-galley",
-            "galley",
-            "--validation-port",
-            "https-validation",
-        ),
-        (
-            "istio-sidecar-injector",
-            "sidecar-injector",
-            "--port",
-            "https-inject",
-        ),
-        ("istio-pilot", "pilot-discovery", "--grpcAddr", "grpc-xds"),
-    ];
     let mut running = Vec::new();
-    for (deployment, program, port_flag, port_name) in components {
-        let flag = "--kubeconfig";
-        running.push(start(&client, deployment, program, flag, port_flag, port_name).await);
+    for kind in [&GALLEY, &INJECTOR, &PILOT, &CITADEL] {
+        running.push(start(&client, kind).await);
     }
     // What each asks for when all is well, as its account, a verb and a resource.
     let wanted = [
@@ -44,6 +38,14 @@ async fn roles_allow_what_components_ask_for() {
         "istio-galley list customresourcedefinitions",
         "istio-galley patch validatingwebhookconfigurations",
         "istio-galley watch validatingwebhookconfigurations",
+        "istio-galley create leases",
+        "istio-galley update leases",
+        "istio-citadel update leases",
+        "istio-citadel watch namespaces",
+        "istio-citadel watch serviceaccounts",
+        "istio-citadel patch configmaps",
+        "istio-citadel create secrets",
+        "istio-sidecar-injector update leases",
         "istio-sidecar-injector patch mutatingwebhookconfigurations",
         "istio-sidecar-injector watch mutatingwebhookconfigurations",
         "istio-pilot watch services",

@@ -11,7 +11,7 @@ use kube::{
     api::{ApiResource, DynamicObject, Patch, PatchParams},
     core::GroupVersionKind,
 };
-use proto_component::drain::Drain;
+use proto_component::{drain::Drain, kubernetes::lease::Leadership};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use tokio::sync::watch;
@@ -19,14 +19,27 @@ use tokio::sync::watch;
 /// The condition's type.
 const CONDITION: &str = "PassedAnalysis";
 
-/// Looks at the cluster after each change that `changes` tells, and writes what it finds; until the drain.
-pub fn keep<T: Send + Sync + 'static>(client: Client, changes: watch::Receiver<T>, drain: Drain) {
+/// Looks at the cluster after each change that `changes` tells, and writes what it finds while this replica leads; until the drain.
+pub fn keep<T: Send + Sync + 'static>(
+    client: Client,
+    changes: watch::Receiver<T>,
+    leadership: Leadership,
+    drain: Drain,
+) {
     follow("analysis-status", changes, drain, move || {
-        let client = client.clone();
+        let (client, mut leadership) = (client.clone(), leadership.clone());
         async move {
-            let written = look(&client).await?;
-            if written > 0 {
-                tracing::info!(target: "analysis", objects = written, "status written");
+            if !leadership.gained().await {
+                return Ok(());
+            }
+            tokio::select! {
+                written = look(&client) => {
+                    let written = written?;
+                    if written > 0 {
+                        tracing::info!(target: "analysis", objects = written, "status written");
+                    }
+                }
+                () = leadership.lost() => {}
             }
             Ok(())
         }

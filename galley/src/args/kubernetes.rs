@@ -12,13 +12,14 @@
 //! | `--enable-reconcileWebhookConfiguration` | `admissionregistration.k8s.io` | `validatingwebhookconfigurations` | `get`, `list`, `watch`, `create`, `patch`, `delete` |
 //! | the same | `apps` (own namespace) | `deployments` | `get` |
 //! | the same | `discovery.k8s.io` (own namespace) | `endpointslices` | `list` |
+//! | either of the two, more replicas | `coordination.k8s.io` (own namespace) | `leases` | `create`; of the one named `istio-galley` `get`, `update` |
 //! | `--enableAnalysis` | the mesh's; `""`: `namespaces`, `nodes`, `pods`, `services`, `secrets`, `configmaps`; `apps`: `deployments`; `admissionregistration.k8s.io`: both kinds; `apiextensions.k8s.io`: `customresourcedefinitions`; `gateway.networking.k8s.io`: `gateways` | as named | `list`; what is refused is left out of the analysis |
 //! | `--enableAnalysis` | the mesh's | `*/status`, `*` | `patch` |
 //!
 //! The version of the API server and the lists of what it serves are open to every authenticated account.
 
 use clap::{ArgAction, Args};
-use proto_component::kubernetes::KubeArgs;
+use proto_component::kubernetes::{KubeArgs, lease::LeaseArgs};
 use std::path::PathBuf;
 
 /// Flags of `galley server` about Kubernetes.
@@ -69,6 +70,9 @@ pub struct KubernetesArgs {
         value_name = "NAME"
     )]
     pub deployment_name: String,
+    /// Of several replicas the leader keeps the webhook's registration and writes status.
+    #[command(flatten)]
+    pub election: LeaseArgs,
 }
 
 impl KubernetesArgs {

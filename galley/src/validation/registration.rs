@@ -18,7 +18,8 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 use proto_component::{
-    backoff::Backoff, drain::Drain, file_watcher::FileWatcher, process::Usage, task,
+    backoff::Backoff, drain::Drain, file_watcher::FileWatcher, kubernetes::lease::Leadership,
+    process::Usage, task,
 };
 use serde_json::{Value, json};
 use std::{fs, time::Duration};
@@ -26,50 +27,70 @@ use std::{fs, time::Duration};
 /// Who the API server says has written the fields.
 const MANAGER: &str = "galley";
 
-/// Registers the webhook and keeps it registered, until the drain.
-pub fn keep(client: Client, args: KubernetesArgs, metrics: ValidationMetrics, drain: Drain) {
+/// Registers the webhook and keeps it registered while this replica leads, until the drain.
+pub fn keep(
+    client: Client,
+    args: KubernetesArgs,
+    metrics: ValidationMetrics,
+    mut leadership: Leadership,
+    drain: Drain,
+) {
     task::spawn("webhook-registration", async move {
-        let mut files = vec![args.webhook_ca_file.clone()];
-        files.extend(args.webhook_config_file.clone());
-        let mut files = FileWatcher::files(files);
-        let api: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
-        let selector = format!("metadata.name={}", args.webhook_name);
-        let config = watcher::Config::default().fields(&selector);
-        let mut changes = watcher(api, config).default_backoff().boxed();
-        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-        loop {
-            match register(&client, &args).await {
-                Ok(true) => {
-                    metrics.config_updated(Ok(()));
-                    tracing::info!(target: "validation", name = args.webhook_name, "webhook registered");
-                    backoff.reset();
-                }
-                Ok(false) => backoff.reset(),
-                Err(error) => {
-                    metrics.config_updated(Err(()));
-                    let error = format!("{error:#}");
-                    tracing::warn!(target: "validation", error, name = args.webhook_name, "cannot register the webhook; trying again");
-                    if !backoff.wait(&drain).await {
-                        return;
-                    }
-                    continue;
-                }
-            }
+        while leadership.gained().await {
             tokio::select! {
-                () = files.changed() => {}
-                _ = changes.next() => {}
-                () = drain.signaled() => return,
+                () = follow(&client, &args, &metrics, &drain) => return,
+                () = leadership.lost() => {}
             }
         }
     });
 }
 
-/// Takes the registration away: validation is switched off.
-pub fn remove(client: Client, name: String, drain: Drain) {
+async fn follow(
+    client: &Client,
+    args: &KubernetesArgs,
+    metrics: &ValidationMetrics,
+    drain: &Drain,
+) {
+    let mut files = vec![args.webhook_ca_file.clone()];
+    files.extend(args.webhook_config_file.clone());
+    let mut files = FileWatcher::files(files);
+    let api: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    let selector = format!("metadata.name={}", args.webhook_name);
+    let config = watcher::Config::default().fields(&selector);
+    let mut changes = watcher(api, config).default_backoff().boxed();
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    loop {
+        match register(client, args).await {
+            Ok(true) => {
+                metrics.config_updated(Ok(()));
+                tracing::info!(target: "validation", name = args.webhook_name, "webhook registered");
+                backoff.reset();
+            }
+            Ok(false) => backoff.reset(),
+            Err(error) => {
+                metrics.config_updated(Err(()));
+                let error = format!("{error:#}");
+                tracing::warn!(target: "validation", error, name = args.webhook_name, "cannot register the webhook; trying again");
+                if !backoff.wait(drain).await {
+                    return;
+                }
+                continue;
+            }
+        }
+        tokio::select! {
+            () = files.changed() => {}
+            _ = changes.next() => {}
+            () = drain.signaled() => return,
+        }
+    }
+}
+
+/// Takes the registration away once this replica leads: validation is switched off.
+pub fn remove(client: Client, name: String, mut leadership: Leadership, drain: Drain) {
     task::spawn("webhook-registration", async move {
         let api: Api<ValidatingWebhookConfiguration> = Api::all(client);
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-        loop {
+        while leadership.gained().await {
             match api.delete(&name, &kube::api::DeleteParams::default()).await {
                 Ok(_) => {
                     tracing::info!(target: "validation", name, "webhook's registration removed");

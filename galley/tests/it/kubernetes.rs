@@ -1,5 +1,4 @@
-//! Galley with a real API server: `cargo test -p galley -- --ignored kubernetes`, with `KUBECONFIG` naming a cluster
-//! in which the mesh's kinds are installed.
+//! Galley with a real API server: `cargo test -p galley -- --ignored kubernetes`, with `KUBECONFIG` naming a cluster.
 
 use super::*;
 use kube::{
@@ -31,6 +30,7 @@ async fn cluster() -> (Client, Api<DynamicObject>) {
         .patch(NAMESPACE, &params, &Patch::Apply(namespace))
         .await
         .unwrap();
+    define(&client).await;
     // An old version: what is stored in one is read in another.
     let routes = resource(
         "networking.istio.io",
@@ -40,6 +40,41 @@ async fn cluster() -> (Client, Api<DynamicObject>) {
     );
     let api = Api::namespaced_with(client.clone(), NAMESPACE, &routes);
     (client, api)
+}
+
+/// Installs the definition of virtual services, and waits until they are served.
+async fn define(client: &Client) {
+    let output = Command::new(env!("CARGO_BIN_EXE_galley"))
+        .arg("crds")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let definitions = proto::yaml::parse_documents(&text).into_iter();
+    let mut definitions = definitions.map(|document| document.unwrap().value);
+    let name = "virtualservices.networking.istio.io";
+    let definition = definitions.find(|value| value["metadata"]["name"] == name);
+    let kind = resource(
+        "apiextensions.k8s.io",
+        "v1",
+        "CustomResourceDefinition",
+        "customresourcedefinitions",
+    );
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
+    let params = PatchParams::apply("galley-test").force();
+    let patch = Patch::Apply(definition.unwrap());
+    api.patch(name, &params, &patch).await.unwrap();
+    let is_served = async || {
+        let version = "networking.istio.io/v1alpha3";
+        client.list_api_group_resources(version).await.is_ok()
+    };
+    let waiting = async {
+        while !is_served().await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting)
+        .await
+        .expect("virtual services are served in time");
 }
 
 fn virtual_service(name: &str, host: &str) -> DynamicObject {
@@ -57,7 +92,7 @@ fn virtual_service(name: &str, host: &str) -> DynamicObject {
 }
 
 #[tokio::test]
-#[ignore = "needs a Kubernetes API server with the mesh's kinds"]
+#[ignore = "needs a Kubernetes API server: KUBECONFIG"]
 async fn objects_of_a_cluster_are_served_and_files_count_before_them() {
     let (_client, routes) = cluster().await;
     let _ = routes.delete("reviews", &DeleteParams::default()).await;

@@ -23,6 +23,7 @@ args:
 {{- end }}
 - --log_output_level={{ $g.logging.level }}
 env:
+{{ include "bireme.podEnvironment" . }}
 - {name: CITADEL_ENABLE_NAMESPACES_BY_DEFAULT, value: {{ $v.enableNamespacesByDefault | quote }}}
 {{- include "bireme.environment" $v.env }}
 volumeMounts:

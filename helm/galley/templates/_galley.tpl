@@ -27,9 +27,9 @@ args:
 - --data-dir=/var/lib/galley
 - --monitoringPort={{ $g.monitoringPort }}
 - --log_output_level={{ $g.logging.level }}
-{{- with include "bireme.environment" $v.env }}
-env: {{- . }}
-{{- end }}
+env:
+{{ include "bireme.podEnvironment" . }}
+{{- include "bireme.environment" $v.env }}
 volumeMounts:
 - {name: config, mountPath: /etc/config, readOnly: true}
 - {name: mesh-config, mountPath: /etc/mesh-config, readOnly: true}
@@ -103,6 +103,7 @@ volumeMounts:
 
 {{/* In its own namespace: the registration waits for the webhook's endpoints and goes with the Deployment. */}}
 {{- define "galley.ownRules" -}}
+{{ include "bireme.leaseRules" "istio-galley" }}
 - apiGroups: [apps]
   resources: [deployments]
   resourceNames: [istio-galley]

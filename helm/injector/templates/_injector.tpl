@@ -12,9 +12,9 @@ args:
 - --monitoringPort={{ $g.monitoringPort }}
 - --reconcileWebhookConfig={{ not $g.operatorManageWebhooks }}
 - --log_output_level={{ $g.logging.level }}
-{{- with include "bireme.environment" $v.env }}
-env: {{- . }}
-{{- end }}
+env:
+{{ include "bireme.podEnvironment" . }}
+{{- include "bireme.environment" $v.env }}
 volumeMounts:
 - {name: config-volume, mountPath: /etc/istio/config, readOnly: true}
 - {name: certs, mountPath: /etc/istio/certs, readOnly: true}

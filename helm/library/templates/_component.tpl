@@ -223,6 +223,17 @@ nodeAffinity:
 - {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
 {{- end -}}
 
+{{/* In its own namespace: the Lease by which replicas elect a leader. What is to be created has no name yet that could be asked for. */}}
+{{- define "bireme.leaseRules" -}}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ . }}]
+  verbs: [get, update]
+{{- end -}}
+
 {{/* A component's `env`: a map, as text. */}}
 {{- define "bireme.environment" -}}
 {{- range $name, $value := . }}

@@ -1,5 +1,5 @@
 //! The Kubernetes API, for those that follow it: a client from a kubeconfig file or from what a pod is given, and one stream of
-//! changes a kind; [`token`]: whose token it is.
+//! changes a kind; [`token`]: whose token it is; [`lease`]: which of several replicas leads.
 
 use std::fmt::Debug;
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
 
+pub mod lease;
 pub mod token;
 
 /// No single answer may take longer, watches apart.

@@ -53,6 +53,14 @@ const WRITTEN: &[(&str, &str, &str, &str)] = &[
     ),
     ("", "v1", "ConfigMap", "istio-ca-root-cert"),
     ("", "v1", "Secret", "istio-ca-secret"),
+    ("coordination.k8s.io", "v1", "Lease", "istio-citadel"),
+    ("coordination.k8s.io", "v1", "Lease", "istio-galley"),
+    (
+        "coordination.k8s.io",
+        "v1",
+        "Lease",
+        "istio-sidecar-injector",
+    ),
 ];
 
 /// The cluster.
