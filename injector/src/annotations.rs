@@ -11,6 +11,11 @@ pub const STATUS: &str = "sidecar.istio.io/status";
 /// Whether HTTP health checks go through the agent.
 pub const REWRITE_PROBES: &str = "sidecar.istio.io/rewriteAppHTTPProbers";
 
+/// Settings of the proxy, laid over those of the mesh: YAML.
+pub const PROXY_CONFIG: &str = "proxy.istio.io/config";
+/// Whether the application's metrics are served by the agent, together with the proxy's.
+pub const MERGE_METRICS: &str = "prometheus.istio.io/merge-metrics";
+
 /// What an annotation's value may be.
 #[derive(Clone, Copy)]
 enum Form {
@@ -29,6 +34,8 @@ const KNOWN: &[(&str, Form)] = &[
     (INJECT, Form::Any),
     (STATUS, Form::Any),
     (REWRITE_PROBES, Form::Any),
+    (PROXY_CONFIG, Form::Any),
+    (MERGE_METRICS, Form::Any),
     ("sidecar.istio.io/discoveryAddress", Form::Any),
     ("sidecar.istio.io/proxyImage", Form::Any),
     ("sidecar.istio.io/proxyCPU", Form::Any),

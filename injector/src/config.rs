@@ -6,11 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use proto::istio::mesh::v1alpha1::MeshConfig;
+use proto::istio::mesh::v1alpha1::{MeshConfig, ProxyConfig};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::annotations::PROXY_CONFIG;
 use crate::template::{InvalidTemplate, Template};
 
 const DEFAULT_CONFIG: &str = include_str!("../default/config.yaml");
@@ -149,10 +150,29 @@ impl Settings {
         })
     }
 
-    /// What the template sees as `proxy`.
-    #[must_use]
-    pub fn proxy(&self) -> &Value {
-        &self.mesh["defaultConfig"]
+    /// What the template sees as `proxy`: the mesh's `defaultConfig`, and a pod's own settings over it. Of `proxyMetadata` each
+    /// entry counts for itself.
+    ///
+    /// # Errors
+    /// When the pod's settings are none.
+    pub fn proxy(&self, own: &str) -> Result<Value, InvalidSettings> {
+        let mut proxy = self.mesh["defaultConfig"].clone();
+        let checked: ProxyConfig =
+            proto::yaml::from_str(own).map_err(|error| InvalidSettings::Content {
+                path: format!("annotation {PROXY_CONFIG}"),
+                problem: error.to_string(),
+            })?;
+        // Without fields that nobody has set.
+        if let Ok(Value::Object(own)) = proto::json::to_value(&checked) {
+            for (name, value) in own {
+                if name == "proxyMetadata" {
+                    merge(&mut proxy[name], value);
+                } else {
+                    proxy[name] = value;
+                }
+            }
+        }
+        Ok(proxy)
     }
 }
 
@@ -237,7 +257,29 @@ mod tests {
     fn the_shipped_defaults_are_sound() {
         let settings = Settings::load(&Files::default()).unwrap();
         assert_eq!(settings.inject.policy, Policy::Enabled);
-        assert_eq!(settings.proxy()["concurrency"], 2);
+        assert_eq!(settings.proxy("").unwrap()["concurrency"], 2);
+    }
+
+    #[test]
+    fn a_pods_own_settings_are_laid_over_the_meshs() {
+        let folder = tempfile::tempdir().unwrap();
+        let mesh = folder.path().join("mesh");
+        fs::write(&mesh, "defaultConfig: {proxyMetadata: {A: a, B: b}}\n").unwrap();
+        let settings = Settings::load(&Files {
+            mesh_config: Some(mesh),
+            ..Files::default()
+        });
+        let settings = settings.unwrap();
+        let own = "concurrency: 4\nproxyMetadata: {B: c}\n";
+        let proxy = settings.proxy(own).unwrap();
+        assert_eq!(proxy["concurrency"], 4);
+        assert_eq!(proxy["proxyMetadata"], json!({"A": "a", "B": "c"}));
+        assert_eq!(proxy["proxyAdminPort"], 15000);
+        let error = settings.proxy("concurency: 4\n").unwrap_err().to_string();
+        assert!(
+            error.starts_with("annotation proxy.istio.io/config: line 1: concurency"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Flow: [`webhook`] (a pod in an `AdmissionReview`) or [`kube_inject`] (manifests in a file) → [`policy`] (whether) →
 //! [`annotations`] (the pod's own wishes, checked) → [`template`] (what: containers and volumes, from a template that is
-//! data) → [`pod`] (into the pod) with [`probe_rewrite`] (health checks through the agent) → a JSON patch.
+//! data) → [`pod`] (into the pod) with [`probe_rewrite`] (health checks through the agent) and [`metrics_merge`] (the
+//! application's metrics, too) → a JSON patch.
 //!
 //! [`registration`] tells the API server whom to trust at the webhook. [`config`] holds what a running injector reads from files: policy and template, values, mesh configuration. The template
 //! that ships is `default/config.yaml`; change what lands in a pod there, not in code.
@@ -12,6 +13,7 @@ pub mod args;
 pub mod bootstrap;
 pub mod config;
 pub mod kube_inject;
+pub mod metrics_merge;
 pub mod pod;
 pub mod policy;
 pub mod probe_rewrite;

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::annotations::{self, InvalidAnnotation, REWRITE_PROBES, STATUS};
 use crate::config::Settings;
+use crate::metrics_merge;
 use crate::probe_rewrite;
 use crate::template::{Injection, RenderError};
 
@@ -71,6 +72,7 @@ pub fn inject(settings: &Settings, pod: &Value, workload: &Workload) -> Result<V
     if wish.map_or(injection.rewrite_app_http_probe, |wish| wish == "true") {
         probe_rewrite::rewrite(&mut pod, &mut injection);
     }
+    metrics_merge::merge(settings, &mut pod, &mut injection);
     if injection.native_sidecar {
         make_native(&mut injection);
     }
@@ -160,6 +162,7 @@ fn remove_earlier(pod: &mut Value) {
         return;
     };
     probe_rewrite::restore(pod);
+    metrics_merge::restore(pod);
     for list in LISTS {
         let added = &record[*list];
         let items = pod["spec"].get_mut(*list).and_then(Value::as_array_mut);
@@ -230,7 +233,8 @@ fn add(pod: &mut Value, injection: Injection) {
         .or_insert_with(|| json!(PROXY_GROUP));
 }
 
-fn object<'a>(value: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
+/// The object below `key`, made if it is not there.
+pub(crate) fn object<'a>(value: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
     if !value.is_object() {
         *value = json!({});
     }
@@ -240,7 +244,11 @@ fn object<'a>(value: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
     }
 }
 
-fn object_in<'a>(map: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String, Value> {
+/// The same of a map.
+pub(crate) fn object_in<'a>(
+    map: &'a mut Map<String, Value>,
+    key: &str,
+) -> &'a mut Map<String, Value> {
     let entry = map.entry(key).or_insert_with(|| json!({}));
     if !entry.is_object() {
         *entry = json!({});

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::pod::PROXY_CONTAINER;
 use crate::template::Injection;
 
-/// Environment variable of the proxy's container: path → the original `httpGet`, or `{tcpSocket, timeoutSeconds}`.
+/// Environment variable of the proxy's container: path → the original `httpGet`, or `{tcpSocket | grpc, timeoutSeconds}`.
 const PROBERS: &str = "ISTIO_KUBE_APP_PROBERS";
 const PROBES: &[(&str, &str)] = &[
     ("readinessProbe", "readyz"),
@@ -15,8 +15,8 @@ const PROBES: &[(&str, &str)] = &[
     ("startupProbe", "startupz"),
 ];
 
-/// Rewrites the HTTP and TCP probes of every application container in `pod`, and tells the proxy of `injection` about them. Does
-/// nothing where the proxy has no status port.
+/// Rewrites the HTTP, TCP and gRPC probes of every application container in `pod`, and tells the proxy of `injection` about
+/// them. Does nothing where the proxy has no status port.
 pub fn rewrite(pod: &mut Value, injection: &mut Injection) {
     let Some(proxy) = injection
         .containers
@@ -52,6 +52,7 @@ pub fn rewrite(pod: &mut Value, injection: &mut Injection) {
             }
             let path = format!("/app-health/{name}/{path}");
             probe.remove("tcpSocket");
+            probe.remove("grpc");
             probe.insert("httpGet".to_owned(), json!({"path": path, "port": port}));
             probers.insert(path, original);
         }
@@ -59,19 +60,40 @@ pub fn rewrite(pod: &mut Value, injection: &mut Injection) {
     if probers.is_empty() {
         return;
     }
-    let variable = json!({"name": PROBERS, "value": Value::Object(probers).to_string()});
-    match proxy["env"].as_array_mut() {
+    add_variable(proxy, PROBERS, &Value::Object(probers).to_string());
+}
+
+/// Adds a variable to a container's environment.
+pub(crate) fn add_variable(container: &mut Value, name: &str, value: &str) {
+    let variable = json!({"name": name, "value": value});
+    match container["env"].as_array_mut() {
         Some(env) => env.push(variable),
-        None => proxy["env"] = json!([variable]),
+        None => container["env"] = json!([variable]),
     }
 }
 
-/// What the agent is told of a probe; nothing for those that it does not make (commands, gRPC) and those that are its own.
+/// What the proxies in a pod were told by the variable `name`.
+pub(crate) fn variables(pod: &Value, name: &str) -> impl DoubleEndedIterator<Item = String> {
+    let containers = ["containers", "initContainers"].map(|list| pod["spec"][list].as_array());
+    let proxies = containers.into_iter().flatten().flatten();
+    let proxies = proxies.filter(|container| container["name"] == PROXY_CONTAINER);
+    let all = proxies.flat_map(|proxy| proxy["env"].as_array().into_iter().flatten());
+    let found: Vec<String> = all
+        .filter(|variable| variable["name"] == name)
+        .filter_map(|variable| variable["value"].as_str().map(str::to_owned))
+        .collect();
+    found.into_iter()
+}
+
+/// What the agent is told of a probe; nothing for those that it does not make (commands) and those that are its own.
 fn original_of(probe: &Map<String, Value>, port: u16) -> Option<Value> {
     if let Some(action) = probe.get("httpGet") {
         return (action["port"] != port).then(|| action.clone());
     }
-    let mut original = json!({"tcpSocket": probe.get("tcpSocket")?});
+    let kind = ["tcpSocket", "grpc"]
+        .into_iter()
+        .find(|kind| probe.contains_key(*kind))?;
+    let mut original = json!({kind: probe.get(kind)?});
     if let Some(timeout) = probe.get("timeoutSeconds") {
         original["timeoutSeconds"] = timeout.clone();
     }
@@ -81,16 +103,9 @@ fn original_of(probe: &Map<String, Value>, port: u16) -> Option<Value> {
 /// Gives the application its own probes back, from what the proxy of an earlier injection was told about them.
 pub fn restore(pod: &mut Value) {
     let mut known = Map::new();
-    for list in ["containers", "initContainers"] {
-        let containers = pod["spec"][list].as_array().into_iter().flatten();
-        let variables = containers
-            .filter(|container| container["name"] == PROXY_CONTAINER)
-            .flat_map(|container| container["env"].as_array().into_iter().flatten());
-        for variable in variables.filter(|variable| variable["name"] == PROBERS) {
-            let text = variable["value"].as_str().unwrap_or_default();
-            if let Ok(Value::Object(probers)) = serde_json::from_str(text) {
-                known.extend(probers);
-            }
+    for text in variables(pod, PROBERS) {
+        if let Ok(Value::Object(probers)) = serde_json::from_str(&text) {
+            known.extend(probers);
         }
     }
     let containers = pod["spec"]["containers"].as_array_mut();
@@ -105,17 +120,18 @@ pub fn restore(pod: &mut Value) {
             let Some(original) = path.and_then(|path| known.get(path)) else {
                 continue;
             };
+            let kinds = ["tcpSocket", "grpc"].into_iter();
+            let mut action = kinds.filter_map(|kind| Some((kind, original.get(kind)?)));
+            let (kind, action) = action.next_back().unwrap_or(("httpGet", original));
+            let action = action.clone();
             probe.remove("httpGet");
-            match original.get("tcpSocket") {
-                Some(action) => probe.insert("tcpSocket".to_owned(), action.clone()),
-                None => probe.insert("httpGet".to_owned(), original.clone()),
-            };
+            probe.insert(kind.to_owned(), action);
         }
     }
 }
 
 /// The agent's port, from the proxy's own arguments.
-fn status_port(proxy: &Value) -> Option<u16> {
+pub(crate) fn status_port(proxy: &Value) -> Option<u16> {
     let args: Vec<&str> = proxy["args"]
         .as_array()?
         .iter()

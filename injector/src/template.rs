@@ -7,7 +7,8 @@ use minijinja::{Environment, UndefinedBehavior, context};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::Settings;
+use crate::annotations::PROXY_CONFIG;
+use crate::config::{InvalidSettings, Settings};
 use crate::pod::Workload;
 
 const NAME: &str = "template";
@@ -69,6 +70,9 @@ pub enum RenderError {
         /// What is wrong there.
         problem: String,
     },
+    /// The pod's own settings of its proxy are none.
+    #[error(transparent)]
+    Settings(#[from] InvalidSettings),
     /// What came out is not YAML, or not what is wanted.
     #[error("the rendered template: {0}")]
     Result(String),
@@ -115,6 +119,7 @@ impl Template {
             text(&settings.values["global"]["tag"]),
         );
         let annotations = pod["metadata"]["annotations"].clone();
+        let proxy = settings.proxy(annotations[PROXY_CONFIG].as_str().unwrap_or_default())?;
         let ports = container_ports(pod);
         let application_ports = ports
             .iter()
@@ -127,7 +132,7 @@ impl Template {
                 pod, workload,
                 values => settings.values,
                 mesh => settings.mesh,
-                proxy => settings.proxy(),
+                proxy,
                 annotation => minijinja::Value::from_function(move |key: &str, default: minijinja::Value| {
                     annotations[key].as_str().map_or(default, minijinja::Value::from)
                 }),

@@ -54,6 +54,10 @@ scrape_configs:
   - source_labels: [__meta_kubernetes_pod_container_port_name]
     action: keep
     regex: .*-envoy-prom
+  # Merged into the application's page, which the next job reads.
+  - source_labels: [__meta_kubernetes_pod_annotation_prometheus_io_scrape, __meta_kubernetes_pod_annotation_prometheus_io_path]
+    action: drop
+    regex: true;/stats/prometheus
   - source_labels: [__meta_kubernetes_namespace]
     target_label: namespace
   - source_labels: [__meta_kubernetes_pod_name]
@@ -74,4 +78,8 @@ scrape_configs:
     regex: ([^:]+)(?::\d+)?;(\d+)
     replacement: $1:$2
     target_label: __address__
+  - source_labels: [__meta_kubernetes_namespace]
+    target_label: namespace
+  - source_labels: [__meta_kubernetes_pod_name]
+    target_label: pod_name
 {{- end -}}

@@ -1,12 +1,13 @@
 //! `testdata/<case>/input.yaml` injected must give `want.yaml`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use injector::config::{Files, Settings};
 use injector::kube_inject::inject_text;
 use injector::pod::{inject, workload_of};
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn check(case: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -60,6 +61,87 @@ fn every_wish_counts_and_what_holds_no_pod_keeps_its_text() {
 #[test]
 fn where_the_node_intercepts_pods_only_try_whether_it_works() {
     check("cni");
+}
+
+/// The pod after an injection, and the proxy's environment in it.
+fn injected(annotations: &Value) -> (Value, BTreeMap<String, String>) {
+    let settings = Settings::load(&Files::default()).unwrap();
+    let pod = json!({
+        "metadata": {"annotations": annotations},
+        "spec": {"containers": [{
+            "name": "web", "livenessProbe": {"grpc": {"port": 9000, "service": "shop"}, "timeoutSeconds": 3},
+        }]},
+    });
+    let workload = workload_of(&pod, "shop");
+    let once = inject(&settings, &pod, &workload).unwrap();
+    let twice = inject(&settings, &once, &workload).unwrap();
+    assert_eq!(twice, once, "a second run changes nothing");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let proxy = once["spec"]["containers"][1]["env"].as_array().unwrap();
+    let env = proxy
+        .iter()
+        .map(|variable| (text(&variable["name"]), text(&variable["value"])));
+    let env = env.collect();
+    (once, env)
+}
+
+#[test]
+fn grpc_probes_go_through_the_agent() {
+    let (pod, env) = injected(&json!({}));
+    let probe = &pod["spec"]["containers"][0]["livenessProbe"];
+    let path = "/app-health/web/livez";
+    assert_eq!(
+        *probe,
+        json!({"timeoutSeconds": 3, "httpGet": {"path": path, "port": 15020}})
+    );
+    let probers: Value = serde_json::from_str(&env["ISTIO_KUBE_APP_PROBERS"]).unwrap();
+    assert_eq!(
+        probers[path],
+        json!({"grpc": {"port": 9000, "service": "shop"}, "timeoutSeconds": 3})
+    );
+}
+
+#[test]
+fn prometheus_is_led_to_the_agent_where_the_pod_asks_for_it() {
+    let asked = json!({"prometheus.io/scrape": "true", "prometheus.io/port": "9090"});
+    let (pod, env) = injected(&asked);
+    let annotations = &pod["metadata"]["annotations"];
+    assert_eq!(annotations["prometheus.io/port"], "15020");
+    assert_eq!(annotations["prometheus.io/path"], "/stats/prometheus");
+    assert_eq!(
+        env["ISTIO_PROMETHEUS_ANNOTATIONS"],
+        r#"{"scrape":"true","port":"9090"}"#
+    );
+    for others in [
+        json!({}),
+        json!({"prometheus.io/scrape": "false", "prometheus.io/port": "9090"}),
+        json!({"prometheus.io/scrape": "true", "prometheus.istio.io/merge-metrics": "false"}),
+    ] {
+        let (pod, env) = injected(&others);
+        let annotations = &pod["metadata"]["annotations"];
+        assert_eq!(
+            annotations["prometheus.io/port"],
+            others["prometheus.io/port"]
+        );
+        assert!(
+            !env.contains_key("ISTIO_PROMETHEUS_ANNOTATIONS"),
+            "{others}"
+        );
+    }
+}
+
+#[test]
+fn the_proxys_own_settings_reach_its_environment_and_that_of_interception() {
+    let config = "concurrency: 3\nproxyMetadata: {ISTIO_META_DNS_CAPTURE: \"true\"}\n";
+    let (pod, env) = injected(&json!({"proxy.istio.io/config": config}));
+    assert_eq!(env["ISTIO_META_DNS_CAPTURE"], "true");
+    let init = &pod["spec"]["initContainers"][0]["env"];
+    assert_eq!(
+        *init,
+        json!([{"name": "ISTIO_META_DNS_CAPTURE", "value": "true"}])
+    );
+    let arguments = pod["spec"]["containers"][1]["args"].to_string();
+    assert!(arguments.contains(r#""--concurrency","3""#), "{arguments}");
 }
 
 #[test]

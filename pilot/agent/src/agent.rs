@@ -18,6 +18,7 @@ use crate::args::{ProxyArgs, Role};
 use crate::bootstrap;
 use crate::citadel_client::CitadelClient;
 use crate::credentials;
+use crate::dns::{self, discovery::Pilot, forward::Resolvers};
 use crate::drain::Termination;
 use crate::in_process;
 use crate::node::{Node, Surroundings};
@@ -26,10 +27,12 @@ use crate::rotation::{self, Grace, Rotation};
 use crate::sds::{self, SecretDiscovery};
 use crate::secret_cache::SecretCache;
 use crate::settings::Settings;
-use crate::status::{AppProbers, Readiness, Status};
+use crate::status::{AppMetrics, AppProbers, Readiness, Status};
 use crate::supervisor::Program;
 use crate::trust;
 
+/// The pod's resolvers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The proxy's time to end once connections have had theirs.
 const PROXY_GRACE: Duration = Duration::from_secs(2);
 /// What the process needs beyond the connections' time.
@@ -80,7 +83,8 @@ impl Agent {
         );
         fs::create_dir_all(&settings.config_path)
             .with_context(|| format!("make --configPath {}", settings.config_path.display()))?;
-        self.start_secrets(&process).await?;
+        let secrets = self.start_secrets(&process).await?;
+        self.start_names(secrets, &process).await?;
         let admin = AdminClient::new(settings.admin_address());
         self.start_status(admin, &process).await?;
         let runner = self.runner(&process)?;
@@ -110,7 +114,7 @@ impl Agent {
     }
 
     /// Secrets: the cache, its rotation, and the socket on which the proxy asks for them.
-    async fn start_secrets(&self, process: &Process) -> anyhow::Result<()> {
+    async fn start_secrets(&self, process: &Process) -> anyhow::Result<SecretCache> {
         let cache = SecretCache::new(self.args.credentials_path.clone());
         let metrics = sds::Metrics::new(&process.registry)?;
         SecretDiscovery::new(cache.clone(), metrics, process.drain.clone())
@@ -122,7 +126,7 @@ impl Agent {
         );
         if self.args.ca_address.is_empty() {
             tracing::warn!(target: "ca", "no --caAddress: this proxy has no certificate of its own");
-            return Ok(());
+            return Ok(cache);
         }
         let features = &self.args.features;
         let client = CitadelClient {
@@ -142,9 +146,29 @@ impl Agent {
             jitter: features.secret_grace_period_ratio_jitter,
         };
         let metrics = rotation::Metrics::new(&process.registry)?;
-        let rotation = Rotation::new(client, cache, grace, metrics);
+        let rotation = Rotation::new(client, cache.clone(), grace, metrics);
         task::spawn("rotation", rotation.run(process.drain.clone()));
-        Ok(())
+        Ok(cache)
+    }
+
+    /// The name server, where it is asked for. A gateway has no application that asks.
+    async fn start_names(&self, secrets: SecretCache, process: &Process) -> anyhow::Result<()> {
+        let (features, settings) = (&self.args.features, &self.settings);
+        if !features.dns_capture || self.args.role == Role::Router {
+            return Ok(());
+        }
+        let pilot = Pilot {
+            address: settings.discovery_address.clone(),
+            identity: settings.discovery_identity.clone(),
+            secrets,
+            node: bootstrap::node(&settings.node),
+            namespace: settings.node.metadata.namespace.clone(),
+            domain: settings.node.id.dns_domain.clone(),
+        };
+        let address = settings.dns_address(&features.dns_proxy_address)?;
+        let resolvers = Resolvers::read(Path::new(RESOLV_CONF));
+        let metrics = dns::server::Metrics::new(&process.registry)?;
+        dns::start(address, pilot, resolvers, metrics, &process.drain).await
     }
 
     /// The identity that the token should give us.
@@ -170,8 +194,13 @@ impl Agent {
             Role::Router => self.args.application_ports.clone(),
             Role::Sidecar => Vec::new(),
         };
+        let address = self.settings.application_address();
+        let annotations = &self.args.features.prometheus_annotations;
+        let metrics = AppMetrics::new(annotations, address, &process.registry)
+            .map_err(|error| Usage(error.to_string()))?;
         let status = Status {
             admin,
+            metrics,
             readiness: Readiness::new(ports),
             probers,
             registry: process.registry.clone(),

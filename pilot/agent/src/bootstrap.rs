@@ -89,7 +89,8 @@ pub fn to_json(bootstrap: &Bootstrap) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(&value)? + "\n")
 }
 
-fn node(node: &Node) -> WireNode {
+/// The node as it introduces itself.
+pub(crate) fn node(node: &Node) -> WireNode {
     let [region, zone, sub_zone] = node.locality.clone();
     let is_local = node.locality.iter().any(|part| !part.is_empty());
     WireNode {

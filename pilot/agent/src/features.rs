@@ -49,6 +49,14 @@ pub struct Features {
         default_value = ""
     )]
     pub app_probers: String,
+    /// Where the application's metrics are, JSON: the pod's `prometheus.io` annotations.
+    #[arg(
+        long = "env-prometheus-annotations",
+        hide = true,
+        env = "ISTIO_PROMETHEUS_ANNOTATIONS",
+        default_value = ""
+    )]
+    pub prometheus_annotations: String,
     /// Seconds that connections may go on after SIGTERM.
     #[arg(
         long = "env-termination-drain",
@@ -71,6 +79,17 @@ pub struct Features {
     /// Spread of that share, so that proxies do not come back together.
     #[arg(long = "env-grace-jitter", hide = true, env = "SECRET_GRACE_PERIOD_RATIO_JITTER", default_value_t = 0.05, value_parser = parse_ratio)]
     pub secret_grace_period_ratio_jitter: f64,
+    /// Answer the application's name queries, with the names of the mesh among them.
+    #[arg(long = "env-dns-capture", hide = true, env = "ISTIO_META_DNS_CAPTURE", default_value_t = false, action = clap::ArgAction::Set)]
+    pub dns_capture: bool,
+    /// Where the name server listens (default: port 15053 of the loopback address).
+    #[arg(
+        long = "env-dns-proxy-address",
+        hide = true,
+        env = "DNS_PROXY_ADDR",
+        default_value = ""
+    )]
+    pub dns_proxy_address: String,
     /// Where the pod's labels are (downward API).
     #[arg(
         long = "env-labels-file",

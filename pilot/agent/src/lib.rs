@@ -2,7 +2,7 @@
 //!
 //! Flow: [`args`], [`features`] → [`settings`] and [`node`] → [`bootstrap`] → token → [`citadel_client`] (CSR) →
 //! [`rotation`] (certificates) and [`trust`] (roots, revocations) fill the [`secret_cache`] → [`sds`] serves it to the proxy over a Unix socket. [`agent`] starts them all, then the
-//! proxy: `in_process`, or another program under the [`supervisor`]. Beside them [`status`] (probes), [`mod@drain`], [`request`].
+//! proxy: `in_process`, or another program under the [`supervisor`]. Beside them [`status`] (probes), [`dns`] (names), [`mod@drain`], [`request`].
 //!
 //! - What the proxy is told at its start: `bootstrap/`.
 //! - Another source of secrets: fill [`secret_cache`].
@@ -13,6 +13,7 @@ pub mod args;
 pub mod bootstrap;
 pub mod citadel_client;
 pub mod credentials;
+pub mod dns;
 pub mod drain;
 pub mod features;
 mod in_process;

@@ -146,6 +146,11 @@ impl Workload {
         (&self.chain, &self.key)
     }
 
+    /// The root that the chain leads to, PEM.
+    pub fn trusted(&self) -> &str {
+        &self.roots
+    }
+
     /// The secret `default`.
     pub fn certificate(&self) -> Versioned {
         certificate(DEFAULT, &self.chain, &self.key)
@@ -158,6 +163,11 @@ impl Workload {
 }
 
 impl Anchors {
+    /// The roots, PEM.
+    pub fn trusted(&self) -> &str {
+        &self.roots
+    }
+
     /// Checks what Citadel has pushed.
     pub fn new(context: &CertificateValidationContext) -> Result<Self, InvalidSecret> {
         let roots = text(context.trusted_ca.as_ref())?;

@@ -64,6 +64,18 @@ impl SecretCache {
         self.0.workload.load_full()
     }
 
+    /// The roots that others' certificates must lead to, PEM.
+    pub fn trusted(&self) -> Option<String> {
+        if let Some(anchors) = self.0.anchors.load().as_ref() {
+            return Some(anchors.trusted().to_owned());
+        }
+        let workload = self.0.workload.load();
+        workload
+            .as_ref()
+            .as_ref()
+            .map(|workload| workload.trusted().to_owned())
+    }
+
     /// The secret of this name, if it is at hand.
     pub fn get(&self, name: &str) -> Option<Versioned> {
         let workload = self.0.workload.load();

@@ -11,6 +11,7 @@ use proto_mesh::mesh_config;
 use proto_mesh::spiffe::{DEFAULT_TRUST_DOMAIN, SpiffeId};
 
 use crate::args::{MeshArgs, ProxyArgs};
+use crate::dns;
 use crate::node::Node;
 
 /// The control plane's service account, as the identity in its certificate.
@@ -163,6 +164,27 @@ impl Settings {
     /// The proxy's admin interface.
     pub fn admin_address(&self) -> SocketAddr {
         SocketAddr::new(self.loopback(), self.admin_port)
+    }
+
+    /// Where the name server listens.
+    pub fn dns_address(&self, wanted: &str) -> Result<SocketAddr, Usage> {
+        let default = SocketAddr::new(self.loopback(), dns::PORT);
+        let Some((host, port)) = wanted.rsplit_once(':') else {
+            return match wanted {
+                "" => Ok(default),
+                _ => Err(Usage(format!("DNS_PROXY_ADDR {wanted}: write HOST:PORT"))),
+            };
+        };
+        let wrong = || {
+            Usage(format!(
+                "DNS_PROXY_ADDR {wanted}: write an address and a port"
+            ))
+        };
+        let host = match host.trim_matches(['[', ']']) {
+            "localhost" => self.loopback(),
+            host => host.parse().map_err(|_| wrong())?,
+        };
+        Ok(SocketAddr::new(host, port.parse().map_err(|_| wrong())?))
     }
 
     /// Where the application listens for its proxy.

@@ -1,6 +1,7 @@
 //! The status server (15020): the kubelet's view of the pod. Readiness of the proxy, the application's own probes (which the
 //! injector has redirected here), statistics for Prometheus, and the way to end the agent.
 
+mod metrics;
 mod probe;
 mod ready;
 
@@ -21,6 +22,7 @@ use proto_component::{monitoring, task};
 
 use crate::admin::AdminClient;
 
+pub use metrics::{AppMetrics, InvalidScrape};
 pub use probe::{AppProbers, InvalidProbers};
 pub use ready::Readiness;
 
@@ -34,6 +36,8 @@ pub struct Status {
     pub readiness: Readiness,
     /// The application's probes.
     pub probers: AppProbers,
+    /// The application's metrics.
+    pub metrics: AppMetrics,
     /// The agent's own metrics.
     pub registry: prometheus::Registry,
     /// Ends the agent.
@@ -104,24 +108,31 @@ async fn app_health(
     status.probers.probe(&path, &headers).await
 }
 
-/// The proxy's statistics, then the agent's.
+/// The proxy's statistics, then the agent's, then the application's.
 async fn stats(State(status): State<Arc<Status>>) -> Response {
     let encoder = prometheus::TextEncoder::new();
-    let mut text = status
-        .admin
-        .get("/stats/prometheus", STATS_DEADLINE)
-        .await
-        .unwrap_or_default();
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
-    }
+    let (proxy, application) = tokio::join!(
+        status.admin.get("/stats/prometheus", STATS_DEADLINE),
+        status.metrics.scrape(STATS_DEADLINE),
+    );
+    let mut text = String::new();
+    append(&mut text, &proxy.unwrap_or_default());
     let mut own = Vec::new();
     if let Err(error) = encoder.encode(&status.registry.gather(), &mut own) {
         return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
     }
-    text.push_str(&String::from_utf8_lossy(&own));
+    append(&mut text, &String::from_utf8_lossy(&own));
+    append(&mut text, &application);
     let content_type = [(header::CONTENT_TYPE, encoder.format_type().to_owned())];
     (content_type, Body::from(text)).into_response()
+}
+
+/// Whole lines only.
+fn append(text: &mut String, more: &str) {
+    text.push_str(more);
+    if !more.is_empty() && !more.ends_with('\n') {
+        text.push('\n');
+    }
 }
 
 #[cfg(test)]

@@ -80,6 +80,16 @@ impl Connection {
         }
     }
 
+    /// True for an agent that asks for nothing but names: its proxy has a stream of its own.
+    #[must_use]
+    pub fn is_name_server(&self) -> bool {
+        let watches = self.watches.lock();
+        let names = ResourceType::NameTable.index();
+        let asked =
+            |(index, watched): (usize, &Option<Watched>)| watched.is_some() == (index == names);
+        watches.iter().enumerate().all(asked)
+    }
+
     /// A copy of the state of one type.
     #[must_use]
     pub fn watched(&self, kind: ResourceType) -> Option<Watched> {

@@ -158,8 +158,7 @@ fn show_distribution(discovery: &Discovery, resource: &str, namespace: Option<&s
         return (StatusCode::NOT_FOUND, format!("{resource} is not known\n")).into_response();
     };
     let current = discovery.current().push.version;
-    let connections = discovery.connections().into_iter();
-    let rows = connections
+    let rows = proxies(discovery)
         .filter(|connection| {
             namespace.is_none_or(|namespace| connection.proxy.namespace == namespace)
         })
@@ -192,11 +191,17 @@ fn find(discovery: &Discovery, proxy_id: &str) -> Option<Arc<Connection>> {
             || connection.proxy.node_id == proxy_id
             || connection.id == proxy_id
     };
-    discovery.connections().into_iter().rev().find(matches)
+    proxies(discovery).rev().find(matches)
+}
+
+/// The connections of proxies, without those that agents have beside them.
+fn proxies(discovery: &Discovery) -> impl DoubleEndedIterator<Item = Arc<Connection>> {
+    let connections = discovery.connections().into_iter();
+    connections.filter(|connection| !connection.is_name_server())
 }
 
 fn syncz(discovery: &Discovery) -> Value {
-    let rows = discovery.connections().into_iter().map(|connection| {
+    let rows = proxies(discovery).map(|connection| {
         let mut row = json!({
             "proxy": connection.proxy.id,
             "connection": connection.id,
@@ -372,7 +377,7 @@ fn adsz(discovery: &Discovery) -> Value {
 
 fn names_by_connection(discovery: &Discovery, kind: ResourceType) -> Value {
     let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for connection in discovery.connections() {
+    for connection in proxies(discovery) {
         let sent = connection.watched(kind).unwrap_or_default().sent;
         let mut names: Vec<String> = sent.names().map(ToString::to_string).collect();
         names.sort();

@@ -2,14 +2,16 @@
 //! them from inside the pod and gives back the status code only.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use proto_component::grpc::{self, ClientOptions};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::{DigitallySignedStruct, SignatureScheme};
@@ -18,7 +20,10 @@ use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tonic_prost::ProstCodec;
 
+/// `grpc.health.v1.HealthCheckResponse.ServingStatus`
+const SERVING: i32 = 1;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Headers of the kubelet's request that belong to its own connection.
 const HOP_BY_HOP: &[HeaderName] = &[
@@ -53,6 +58,7 @@ struct Prober {
 enum Action {
     Http(HttpGet),
     Tcp(Port),
+    Grpc(Grpc),
 }
 
 #[derive(Debug, Deserialize)]
@@ -60,6 +66,7 @@ enum Action {
 struct WrappedProber {
     http_get: Option<HttpGet>,
     tcp_socket: Option<TcpSocket>,
+    grpc: Option<Grpc>,
     timeout_seconds: Option<u64>,
 }
 
@@ -79,6 +86,28 @@ struct HttpGet {
 #[derive(Debug, Deserialize)]
 struct TcpSocket {
     port: Port,
+}
+
+/// Kubernetes' `GRPCAction`.
+#[derive(Debug, Deserialize)]
+struct Grpc {
+    port: Port,
+    #[serde(default)]
+    service: Option<String>,
+}
+
+/// `grpc.health.v1.HealthCheckRequest`
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+/// `grpc.health.v1.HealthCheckResponse`; 1 is `SERVING`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -121,12 +150,13 @@ impl TryFrom<serde_json::Value> for Prober {
             });
         }
         let wrapped: WrappedProber = serde_json::from_value(value)?;
-        let action = match (wrapped.http_get, wrapped.tcp_socket) {
-            (Some(get), _) => Action::Http(get),
-            (None, Some(tcp)) => Action::Tcp(tcp.port),
-            (None, None) => {
+        let action = match (wrapped.http_get, wrapped.tcp_socket, wrapped.grpc) {
+            (Some(get), ..) => Action::Http(get),
+            (None, Some(tcp), _) => Action::Tcp(tcp.port),
+            (None, None, Some(grpc)) => Action::Grpc(grpc),
+            (None, None, None) => {
                 return Err(serde::de::Error::custom(
-                    "a probe needs httpGet or tcpSocket",
+                    "a probe needs httpGet, tcpSocket or grpc",
                 ));
             }
         };
@@ -169,6 +199,7 @@ impl AppProbers {
             match &prober.action {
                 Action::Http(get) => http_get(host, get, headers).await,
                 Action::Tcp(port) => connect(host, port.0).await.map(|_| StatusCode::OK),
+                Action::Grpc(grpc) => check_health(host, grpc).await,
             }
         };
         match tokio::time::timeout(prober.timeout, attempt).await {
@@ -186,6 +217,26 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 async fn connect(host: IpAddr, port: u16) -> Result<TcpStream, Failure> {
     Ok(TcpStream::connect((host, port)).await?)
+}
+
+/// gRPC's health protocol, in plain text as the kubelet speaks it.
+async fn check_health(host: IpAddr, grpc: &Grpc) -> Result<StatusCode, Failure> {
+    let target = SocketAddr::new(host, grpc.port.0).to_string();
+    let channel = grpc::channel(&target, None, &ClientOptions::default())?;
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await?;
+    let request = HealthCheckRequest {
+        service: grpc.service.clone().unwrap_or_default(),
+    };
+    let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+    let codec = ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
+    let answer = client
+        .unary(tonic::Request::new(request), path, codec)
+        .await?;
+    Ok(match answer.into_inner().status {
+        SERVING => StatusCode::OK,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    })
 }
 
 async fn http_get(host: IpAddr, get: &HttpGet, headers: &HeaderMap) -> Result<StatusCode, Failure> {

@@ -4,9 +4,9 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::http::Uri;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
@@ -53,6 +53,10 @@ async fn proxy(state: Arc<Proxy>) -> u16 {
 }
 
 async fn status(admin_port: u16, probers: &str) -> (u16, Process) {
+    status_with(admin_port, probers, "").await
+}
+
+async fn status_with(admin_port: u16, probers: &str, annotations: &str) -> (u16, Process) {
     let process = Process::detached("pilot-agent");
     let counter = prometheus::IntCounter::new("total_pushes", "pushes").unwrap();
     process.registry.register(Box::new(counter)).unwrap();
@@ -60,6 +64,8 @@ async fn status(admin_port: u16, probers: &str) -> (u16, Process) {
         admin: AdminClient::new((std::net::Ipv4Addr::LOCALHOST, admin_port).into()),
         readiness: Readiness::default(),
         probers: AppProbers::parse(probers).unwrap(),
+        metrics: AppMetrics::new(annotations, Ipv4Addr::LOCALHOST.into(), &process.registry)
+            .unwrap(),
         registry: process.registry.clone(),
         trigger: process.trigger.clone(),
     };
@@ -109,6 +115,29 @@ async fn ready_after_the_first_configuration_and_while_the_proxy_is_live() {
 }
 
 #[tokio::test]
+async fn the_applications_metrics_are_on_the_same_page() {
+    let admin = proxy(Arc::default()).await;
+    let page = get(|| async { "orders_total 7\n# EOF" });
+    let application = serve(Router::new().route("/numbers", page)).await;
+    let annotations =
+        |port: u16| format!(r#"{{"scrape":"true","port":"{port}","path":"numbers"}}"#);
+    let (port, _process) = status_with(admin, "", &annotations(application)).await;
+    let (code, text) = ask(Method::GET, port, "/stats/prometheus").await;
+    assert_eq!(code, StatusCode::OK);
+    assert!(text.contains("envoy_server_live{} 1\n"), "{text}");
+    assert!(text.ends_with("\norders_total 7\n"), "{text}");
+    // Without the application the rest is there, and one can see that something failed.
+    let (port, _process) = status_with(admin, "", &annotations(1)).await;
+    let (code, text) = ask(Method::GET, port, "/stats/prometheus").await;
+    assert_eq!(code, StatusCode::OK);
+    assert!(text.contains("envoy_server_live{} 1\n"), "{text}");
+    assert!(
+        text.contains(r#"istio_agent_scrape_failures_total{type="application"} 1"#),
+        "{text}"
+    );
+}
+
+#[tokio::test]
 async fn statistics_of_proxy_and_agent_are_one_page_even_without_the_proxy() {
     let admin = proxy(Arc::default()).await;
     let (port, _process) = status(admin, "").await;
@@ -135,6 +164,32 @@ async fn quitting_needs_post_and_begins_the_drain() {
     process.drain.signaled().await;
 }
 
+/// gRPC's health service, by hand: the service `good` is well, no other is.
+async fn health_server() -> u16 {
+    let answer = |request: http::Request<hyper::body::Incoming>| async move {
+        assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+        let asked = request.into_body().collect().await.unwrap().to_bytes();
+        let status = if asked.ends_with(b"good") { 1 } else { 2 };
+        let body = Full::new(Bytes::from(vec![0, 0, 0, 0, 2, 8, status]));
+        let trailers =
+            HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]);
+        let body = body.with_trailers(std::future::ready(Some(Ok(trailers))));
+        let response = http::Response::builder().header("content-type", "application/grpc");
+        Ok::<_, std::convert::Infallible>(response.body(body).unwrap())
+    };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    task::spawn("pretended", async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = hyper::service::service_fn(answer);
+            let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let connection = server.serve_connection(TokioIo::new(stream), service);
+            task::spawn("pretended", async move { drop(connection.await) });
+        }
+    });
+    port
+}
+
 #[tokio::test]
 async fn application_probes_are_made_from_here_and_only_the_code_comes_back() {
     let page = |uri: Uri, headers: HeaderMap| async move {
@@ -149,8 +204,12 @@ async fn application_probes_are_made_from_here_and_only_the_code_comes_back() {
         (code, "secret text")
     };
     let app = serve(Router::new().fallback(page)).await;
+    let grpc = health_server().await;
     let probers = format!(
-        r#"{{"/app-health/web/livez": {{"path": "/live", "port": {app}, "httpHeaders": [{{"name": "x-own", "value": "1"}}]}},
+        r#"{{"/app-health/grpc/livez": {{"grpc": {{"port": {grpc}, "service": "good"}}, "timeoutSeconds": 20}},
+            "/app-health/grpc/readyz": {{"grpc": {{"port": {grpc}}}, "timeoutSeconds": 20}},
+            "/app-health/gone/readyz": {{"grpc": {{"port": 1}}}},
+            "/app-health/web/livez": {{"path": "/live", "port": {app}, "httpHeaders": [{{"name": "x-own", "value": "1"}}]}},
             "/app-health/web/readyz": {{"httpGet": {{"path": "missing", "port": "{app}"}}, "timeoutSeconds": 2}},
             "/app-health/tcp/readyz": {{"tcpSocket": {{"port": {app}}}}},
             "/app-health/gone/livez": {{"path": "/", "port": 1}}}}"#
@@ -160,6 +219,9 @@ async fn application_probes_are_made_from_here_and_only_the_code_comes_back() {
         ("/app-health/web/livez", StatusCode::ACCEPTED),
         ("/app-health/web/readyz", StatusCode::NOT_FOUND),
         ("/app-health/tcp/readyz", StatusCode::OK),
+        ("/app-health/grpc/livez", StatusCode::OK),
+        ("/app-health/grpc/readyz", StatusCode::INTERNAL_SERVER_ERROR),
+        ("/app-health/gone/readyz", StatusCode::INTERNAL_SERVER_ERROR),
         ("/app-health/gone/livez", StatusCode::INTERNAL_SERVER_ERROR),
         ("/app-health/unknown/livez", StatusCode::BAD_REQUEST),
     ] {
