@@ -109,10 +109,15 @@ const OVERFLOW_REASON: &str = "too many label sets";
 #[derive(Debug)]
 struct Prometheus {
     /// By instance name.
-    families: Families,
+    metrics: HashMap<String, Metric, foldhash::fast::RandomState>,
 }
 
-type Families = HashMap<String, Arc<Family>, foldhash::fast::RandomState>;
+#[derive(Debug)]
+struct Metric {
+    family: Arc<Family>,
+    /// Whether the instance's dimensions are known to be the labels.
+    is_fitting: bool,
+}
 
 fn default_namespace() -> String {
     "istio".into()
@@ -224,7 +229,21 @@ impl AdapterConfig for Params {
                 }
             });
         }
-        Ok(Arc::new(Prometheus { families }))
+        let is_fitting = |name: &str, family: &Family| {
+            let mut instances = context.instances.iter();
+            let instance = instances.find(|instance| instance.full_name == name);
+            instance.is_some_and(|instance| {
+                let (_, dimensions) = instance.dimension_types();
+                family.fits(dimensions.iter().map(|(name, _)| *name))
+            })
+        };
+        let metrics = families.into_iter().map(|(name, family)| {
+            let is_fitting = is_fitting(&name, &family);
+            (name, Metric { family, is_fitting })
+        });
+        Ok(Arc::new(Prometheus {
+            metrics: metrics.collect(),
+        }))
     }
 }
 
@@ -241,7 +260,7 @@ impl Registry {
         &self,
         metrics: &[MetricInfo],
         overflowed: &::prometheus::IntCounter,
-    ) -> Result<Families, AdapterError> {
+    ) -> Result<HashMap<String, Arc<Family>>, AdapterError> {
         let mut known = self.families.lock();
         // What no handler uses any more is not shown any more.
         known.retain(|_, family| Arc::strong_count(family) > 1);
@@ -253,7 +272,7 @@ impl Registry {
         if metrics.iter().any(is_changed) {
             known.clear();
         }
-        let mut families = Families::default();
+        let mut families = HashMap::new();
         for metric in metrics {
             let name = metric.full_name();
             let family = match known.get(&name) {
@@ -304,7 +323,7 @@ impl Prometheus {
         let Payload::Metric { value, dimensions } = &instance.payload else {
             return Err(AdapterError::unsupported());
         };
-        let Some(family) = self.families.get(instance.name) else {
+        let Some(metric) = self.metrics.get(instance.name) else {
             return Err(AdapterError::new(format!(
                 "no metric is configured for instance {}",
                 instance.name
@@ -313,7 +332,14 @@ impl Prometheus {
         let value = number(value).ok_or_else(|| {
             AdapterError::new(format!("the value of {} is no number", instance.name))
         })?;
-        family.record(value, dimensions, now)
+        if !metric.is_fitting && !metric.family.fits(dimensions.iter().map(|(name, _)| *name)) {
+            return Err(AdapterError::new(format!(
+                "the dimensions of {} are not the labels of its metric",
+                instance.name
+            )));
+        }
+        metric.family.record(value, dimensions, now);
+        Ok(())
     }
 }
 

@@ -17,6 +17,7 @@ static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::default);
 pub(crate) struct DimensionSet<'a> {
     values: Dimensions<'a>,
     key: OnceLock<Key>,
+    owned: OnceLock<Arc<[Box<str>]>>,
 }
 
 /// What all series of a set of values are found by.
@@ -36,7 +37,14 @@ impl<'a> DimensionSet<'a> {
         Arc::new(Self {
             values,
             key: OnceLock::new(),
+            owned: OnceLock::new(),
         })
+    }
+
+    /// The values as text, to keep: all that keep them share them.
+    pub(crate) fn texts(&self) -> Arc<[Box<str>]> {
+        let texts = || self.values.iter().map(|(_, value)| value.to_text().into());
+        self.owned.get_or_init(|| texts().collect()).clone()
     }
 
     fn key(&self) -> &Key {

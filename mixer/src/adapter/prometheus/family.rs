@@ -11,7 +11,7 @@ use ::prometheus::IntCounter;
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
-use super::{AdapterError, Kind, MetricInfo};
+use super::{Kind, MetricInfo};
 use crate::lang::Val;
 use crate::template::DimensionSet;
 
@@ -38,7 +38,8 @@ pub(super) struct Family {
 /// What was counted for one set of label values.
 #[derive(Debug)]
 struct Series {
-    values: Box<[Box<str>]>,
+    /// Shared with the series of other metrics.
+    values: Arc<[Box<str>]>,
     /// The value, or the sum of a distribution: a double's bits.
     sum: AtomicU64,
     count: AtomicU64,
@@ -76,31 +77,20 @@ impl Family {
         &self.info
     }
 
-    /// Counts `value`. The dimensions' names must be the label names, all of them.
-    pub(super) fn record(
-        &self,
-        value: f64,
-        dimensions: &DimensionSet<'_>,
-        now: Instant,
-    ) -> Result<(), AdapterError> {
-        let fits = dimensions.len() == self.labels.len()
-            && dimensions
-                .iter()
-                .zip(&self.labels)
-                .all(|((name, _), label)| name == label);
-        if !fits {
-            return Err(AdapterError::new(format!(
-                "the dimensions are not the labels of metric {}",
-                self.name
-            )));
-        }
+    /// Whether these names, sorted, are the labels.
+    pub(super) fn fits<'n>(&self, names: impl Iterator<Item = &'n str>) -> bool {
+        names.eq(self.labels.iter().map(String::as_str))
+    }
+
+    /// Counts `value` for dimensions that fit.
+    pub(super) fn record(&self, value: f64, dimensions: &DimensionSet<'_>, now: Instant) {
         let touched = self.millis(now);
         if self.add_to_known(dimensions, value, touched) {
-            return Ok(());
+            return;
         }
         if self.series.read().len() < MAX_SERIES {
             self.add_to_new(dimensions, value, touched);
-            return Ok(());
+            return;
         }
         self.overflowed.inc();
         let labels = self.labels.iter();
@@ -109,7 +99,6 @@ impl Family {
         if !self.add_to_known(&overflow, value, touched) {
             self.add_to_new(&overflow, value, touched);
         }
-        Ok(())
     }
 
     fn add_to_known(&self, dimensions: &DimensionSet<'_>, value: f64, touched: u64) -> bool {
@@ -204,7 +193,7 @@ impl Family {
 
     fn expose_series(&self, series: &Series, text: &mut String) {
         let mut labels = String::new();
-        for (name, value) in self.labels.iter().zip(&series.values) {
+        for (name, value) in self.labels.iter().zip(&*series.values) {
             let value = value
                 .replace('\\', "\\\\")
                 .replace('"', "\\\"")
@@ -237,9 +226,8 @@ impl Family {
 
 impl Series {
     fn new(dimensions: &DimensionSet<'_>, buckets: usize) -> Self {
-        let values = dimensions.iter();
         Self {
-            values: values.map(|(_, value)| value.to_text().into()).collect(),
+            values: dimensions.texts(),
             sum: AtomicU64::new(0f64.to_bits()),
             count: AtomicU64::new(0),
             buckets: (0..buckets).map(|_| AtomicU64::new(0)).collect(),

@@ -30,6 +30,11 @@ pub enum InvalidMessage {
     Text(u32),
 }
 
+/// What a map's entry consists of: field 1 as a number, field 2 as a number, field 2 as bytes.
+const KEY: u8 = 1 << 3;
+const NUMBER: u8 = 2 << 3;
+const TEXT: u8 = 2 << 3 | 2;
+
 /// The value of a field.
 #[derive(Clone, Copy, Debug)]
 pub enum Field<'a> {
@@ -72,6 +77,23 @@ pub fn fields(
 
 #[inline]
 fn next<'a>(rest: &mut &'a [u8]) -> Result<(u32, Field<'a>), InvalidMessage> {
+    // Bytes under a key of one byte: texts, messages, entries.
+    if let [key, after @ ..] = *rest
+        && *key < 0x80
+        && *key & 7 == 2
+        && *key >= 8
+        && let Some((length, after)) = short(after)
+        && let Ok(length) = usize::try_from(length)
+        && let Some((taken, left)) = after.split_at_checked(length)
+    {
+        *rest = left;
+        return Ok((u32::from(*key >> 3), Field::Bytes(taken)));
+    }
+    any_field(rest)
+}
+
+/// The same for all that protobuf allows.
+fn any_field<'a>(rest: &mut &'a [u8]) -> Result<(u32, Field<'a>), InvalidMessage> {
     let (tag, wire_type) = encoding::decode_key(rest)?;
     let field = match wire_type {
         WireType::Varint => Field::Varint(encoding::decode_varint(rest)?),
@@ -151,9 +173,42 @@ fn unfold(number: u64) -> i32 {
     (number >> 1) as i32 ^ -((number & 1) as i32)
 }
 
+/// A number of one or two bytes, as almost all are.
+#[inline]
+fn short(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    match bytes {
+        [low, rest @ ..] if *low < 0x80 => Some((u64::from(*low), rest)),
+        [low, high, rest @ ..] if *high < 0x80 => {
+            Some((u64::from(*low & 0x7f) | u64::from(*high) << 7, rest))
+        }
+        _ => None,
+    }
+}
+
 /// The key and the value of a map's entry.
 #[inline]
-fn entry(mut bytes: &[u8]) -> Result<(i32, Option<Field<'_>>), InvalidMessage> {
+fn entry(bytes: &[u8]) -> Result<(i32, Option<Field<'_>>), InvalidMessage> {
+    // As everybody writes it: the key, then the value, and nothing else.
+    if let [KEY, rest @ ..] = bytes
+        && let Some((key, rest)) = short(rest)
+    {
+        if let [NUMBER, rest @ ..] = rest
+            && let Some((number, [])) = short(rest)
+        {
+            return Ok((unfold(key), Some(Field::Varint(number))));
+        }
+        if let [TEXT, rest @ ..] = rest
+            && let Some((length, text)) = short(rest)
+            && length == text.len() as u64
+        {
+            return Ok((unfold(key), Some(Field::Bytes(text))));
+        }
+    }
+    any_entry(bytes)
+}
+
+/// The same for all that protobuf allows.
+fn any_entry(mut bytes: &[u8]) -> Result<(i32, Option<Field<'_>>), InvalidMessage> {
     let (mut key, mut value) = (0, None);
     while !bytes.is_empty() {
         match next(&mut bytes)? {
