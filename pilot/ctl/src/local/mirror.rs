@@ -143,7 +143,7 @@ fn service_entries(store: &Store) -> anyhow::Result<Vec<(String, Value)>> {
         trust_domain: DOMAIN.to_owned(),
     };
     let made = service_entry::build_collection(&objects, &settings, &Dirty::All, None);
-    let mut entries = Vec::with_capacity(made.resources.len());
+    let mut entries = Vec::with_capacity(made.resources.size());
     for (name, resource) in &made.resources {
         let (Some(meta), Some(body)) = (&resource.metadata, &resource.body) else {
             continue;
