@@ -5,6 +5,7 @@
 
 mod biremectl;
 mod components;
+mod images;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -294,9 +295,47 @@ fn the_mesh_configuration_speaks_of_what_is_there() {
     assert_eq!(strict["accessLogFile"], "/dev/stdout");
 }
 
+/// Helm does not look at the schema of a component that is switched off: the umbrella's own holds all of them.
+#[test]
+fn the_umbrellas_schema_has_those_of_the_components() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm");
+    let read = |chart: &str| -> Value {
+        let path = source.join(chart).join("values.schema.json");
+        serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+    };
+    let found = read("bireme");
+    let mut wanted = found.clone();
+    let chart = fs::read_to_string(source.join("bireme/Chart.yaml")).unwrap();
+    let chart = proto::yaml::parse_documents(&chart)
+        .remove(0)
+        .unwrap()
+        .value;
+    for dependency in chart["dependencies"].as_array().unwrap() {
+        let name = dependency["name"].as_str().unwrap();
+        if name == "library" {
+            continue;
+        }
+        let mut schema = read(name);
+        schema.as_object_mut().unwrap().remove("$schema");
+        wanted["properties"][dependency["alias"].as_str().unwrap_or(name)] = schema;
+    }
+    if std::env::var_os("REFRESH_GOLDEN").is_some() {
+        let text = serde_json::to_string_pretty(&wanted).unwrap() + "\n";
+        fs::write(source.join("bireme/values.schema.json"), text).unwrap();
+    }
+    assert!(found == wanted, "REFRESH_GOLDEN=1 rewrites it");
+}
+
 #[test]
 fn what_we_do_not_have_is_refused_with_a_sentence() {
     for (values, sentence) in [
+        ("pilot: {enabled: false, enabeld: true}", "enabeld"),
+        ("grafana: {enabled: false, persit: true}", "persit"),
+        ("mixer: {policy: {enabled: false, replicas: 2}}", "replicas"),
+        (
+            "gateways: {istio-egressgateway: {enabled: false, typ: ClusterIP}}",
+            "typ",
+        ),
         ("pilot: {enabeld: true}", "enabeld"),
         ("mixr: {enabled: true}", "mixr"),
         ("pilot: {autoscaleEnabled: 3}", "boolean"),
