@@ -18,8 +18,10 @@ use crate::args::{ProxyArgs, Role};
 use crate::bootstrap;
 use crate::citadel_client::CitadelClient;
 use crate::credentials;
-use crate::dns::{self, discovery::Pilot, forward::Resolvers};
+use crate::discovery::Pilot;
+use crate::dns::{self, discovery::NameSource, forward::Resolvers};
 use crate::drain::Termination;
+use crate::health::Prober;
 use crate::in_process;
 use crate::node::{Node, Surroundings};
 use crate::offload;
@@ -84,6 +86,7 @@ impl Agent {
         fs::create_dir_all(&settings.config_path)
             .with_context(|| format!("make --configPath {}", settings.config_path.display()))?;
         let secrets = self.start_secrets(&process).await?;
+        self.start_health(secrets.clone(), &process)?;
         self.start_names(secrets, &process).await?;
         let admin = AdminClient::new(settings.admin_address());
         self.start_status(admin, &process).await?;
@@ -157,18 +160,36 @@ impl Agent {
         if !features.dns_capture || self.args.role == Role::Router {
             return Ok(());
         }
-        let pilot = Pilot {
-            address: settings.discovery_address.clone(),
-            identity: settings.discovery_identity.clone(),
-            secrets,
-            node: bootstrap::node(&settings.node),
+        let source = NameSource {
+            pilot: self.pilot(secrets),
             namespace: settings.node.metadata.namespace.clone(),
             domain: settings.node.id.dns_domain.clone(),
         };
         let address = settings.dns_address(&features.dns_proxy_address)?;
         let resolvers = Resolvers::read(Path::new(RESOLV_CONF));
         let metrics = dns::server::Metrics::new(&process.registry)?;
-        dns::start(address, pilot, resolvers, metrics, &process.drain).await
+        dns::start(address, source, resolvers, metrics, &process.drain).await
+    }
+
+    /// Our own way to Pilot.
+    fn pilot(&self, secrets: SecretCache) -> Pilot {
+        let settings = &self.settings;
+        Pilot {
+            address: settings.discovery_address.clone(),
+            identity: settings.discovery_identity.clone(),
+            secrets,
+            node: bootstrap::node(&settings.node),
+        }
+    }
+
+    /// Reports of the workload's health, where there is a probe for it.
+    fn start_health(&self, secrets: SecretCache, process: &Process) -> anyhow::Result<()> {
+        if let Some(probe) = &self.settings.readiness_probe {
+            let prober = Prober::new(probe, self.settings.application_address())
+                .map_err(|error| Usage(format!("{error:#}")))?;
+            prober.start(self.pilot(secrets), process.drain.clone());
+        }
+        Ok(())
     }
 
     /// The identity that the token should give us.

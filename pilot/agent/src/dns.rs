@@ -17,7 +17,7 @@ pub mod forward;
 pub mod server;
 pub mod table;
 
-use discovery::Pilot;
+use discovery::NameSource;
 use forward::Resolvers;
 use server::{Bound, Metrics, NameServer};
 use table::Table;
@@ -34,7 +34,7 @@ pub type Names = Arc<ArcSwapOption<Table>>;
 /// When the address is taken.
 pub async fn start(
     address: SocketAddr,
-    pilot: Pilot,
+    source: NameSource,
     resolvers: Resolvers,
     metrics: Metrics,
     drain: &Drain,
@@ -55,7 +55,7 @@ pub async fn start(
     }
     let (search, drain) = (server.first_search_domain(), drain.clone());
     task::spawn("name-table", async move {
-        pilot.follow(&names, &search, &drain).await;
+        source.follow(&names, &search, &drain).await;
     });
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use proto::istio::mesh::v1alpha1::{AuthenticationPolicy, MeshConfig, ProxyConfig, proxy_config};
+use proto::istio::networking::v1alpha3::ReadinessProbe;
 use proto_component::process::Usage;
 use proto_mesh::mesh_config;
 use proto_mesh::spiffe::{DEFAULT_TRUST_DOMAIN, SpiffeId};
@@ -57,6 +58,8 @@ pub struct Settings {
     pub stats_inclusion: StatsInclusion,
     /// Runtime values.
     pub runtime_values: Vec<(String, String)>,
+    /// How the agent finds out whether the workload is healthy, for Pilot (machines that register themselves).
+    pub readiness_probe: Option<ReadinessProbe>,
     /// The mesh's trust domain.
     pub trust_domain: String,
 }
@@ -136,6 +139,7 @@ impl Settings {
                 .map(Into::into)
                 .unwrap_or_default(),
             runtime_values: config.runtime_values.into_iter().collect(),
+            readiness_probe: config.readiness_probe,
             trust_domain,
         })
     }

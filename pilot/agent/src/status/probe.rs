@@ -190,7 +190,7 @@ impl AppProbers {
     }
 
     /// Makes the probe of `path`; the status code to give back.
-    pub(super) async fn probe(&self, path: &str, headers: &HeaderMap) -> StatusCode {
+    pub(crate) async fn probe(&self, path: &str, headers: &HeaderMap) -> StatusCode {
         let Some(prober) = self.probers.get(path) else {
             return StatusCode::BAD_REQUEST;
         };

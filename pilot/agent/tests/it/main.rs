@@ -5,4 +5,5 @@
 mod binary;
 mod citadel;
 mod envoy;
+mod health;
 mod rotation;
