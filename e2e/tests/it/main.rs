@@ -13,6 +13,7 @@ mod inspection;
 mod lifecycle;
 mod mixer;
 mod modes;
+mod names;
 mod policy;
 mod proof;
 mod security;

@@ -39,9 +39,19 @@ fn server(names: Names, resolvers: Vec<SocketAddr>) -> NameServer {
     NameServer::new(names, resolvers, Metrics::new(&Registry::new()).unwrap())
 }
 
+/// A free port, for both transports.
+async fn bound() -> Bound {
+    loop {
+        // Somebody else may have the port for one of the two.
+        if let Ok(bound) = Bound::new((Ipv4Addr::LOCALHOST, 0).into()).await {
+            return bound;
+        }
+    }
+}
+
 /// A resolver that says `result` to everything, with an address if all is well.
 async fn resolver(result: RCODE) -> SocketAddr {
-    let bound = Bound::new((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+    let bound = bound().await;
     let address = bound.address();
     let answer = move |query: &[u8]| {
         let query = Packet::parse(query).unwrap();
@@ -90,7 +100,7 @@ async fn ask(
     transport: Transport,
     query: &[u8],
 ) -> (RCODE, bool, Vec<String>) {
-    let bound = Bound::new((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+    let bound = bound().await;
     let address = bound.address();
     server.serve(bound, &Drain::never());
     let exchange = async {
@@ -191,10 +201,8 @@ async fn an_answer_that_is_too_long_comes_by_tcp_with_another_address_first() {
 
 #[tokio::test]
 async fn a_resolver_that_fails_is_followed_by_the_next() {
-    let unused = std::net::UdpSocket::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    // Nobody listens there.
+    let unused = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
     let good = resolver(RCODE::NoError).await;
     let refusing = resolver(RCODE::Refused).await;
     let question = query("elsewhere.example.net", TYPE::A);
