@@ -70,7 +70,50 @@ async fn no_request_fails_when_a_component_is_killed() {
         })
         .await;
     }
+    a_gateway_that_goes_serves_its_clients_to_the_end(&mesh).await;
     assert_eq!(mesh.end().await, "");
+}
+
+/// Scaled up, and down again while requests flow.
+async fn a_gateway_that_goes_serves_its_clients_to_the_end(mesh: &Mesh) {
+    let scale = async |replicas: &str| {
+        let command = [
+            "local",
+            "scale",
+            "istio-ingressgateway",
+            "-n",
+            "istio-system",
+            "--replicas",
+            replicas,
+        ];
+        mesh.ctl_ok(&command).await.unwrap();
+    };
+    let is_at = async |ready: &str| {
+        let status = mesh.ctl_ok(&["local", "status", "-o", "json"]).await;
+        let rows: Value = serde_json::from_str(&status.unwrap()).unwrap();
+        rows.as_array().unwrap().iter().any(|row| {
+            let name = row["name"].as_str().unwrap_or_default();
+            name.starts_with("istio-ingressgateway") && row["ready"] == ready
+        })
+    };
+    let load = Load::start(&mesh.url("/productpage"), 4, has_details);
+    scale("2").await;
+    eventually("two gateways", SETTLED, async || is_at("2/2").await)
+        .await
+        .unwrap();
+    settles(mesh, "the page through both", 10, has_details).await;
+    scale("1").await;
+    eventually("one gateway", SETTLED, async || is_at("1/1").await)
+        .await
+        .unwrap();
+    let report = load.stop().await;
+    assert_eq!(
+        report.failed(),
+        0,
+        "{} good, {:?}",
+        report.good,
+        report.failures
+    );
 }
 
 /// How often a component's pod was restarted, and whether it is ready now.
@@ -83,12 +126,13 @@ async fn restarts(mesh: &Mesh, component: &str) -> Option<(u64, bool)> {
             .is_some_and(|name| name.starts_with(component))
     })?;
     let number = |value: &Value| value.as_u64().or_else(|| value.as_str()?.parse().ok());
+    Some((number(&row["restarts"]).unwrap_or_default(), is_ready(row)))
+}
+
+fn is_ready(row: &Value) -> bool {
     let ready = row["ready"].as_bool().or_else(|| {
         let (ready, all) = row["ready"].as_str()?.split_once('/')?;
         Some(ready == all && all != "0")
     });
-    Some((
-        number(&row["restarts"]).unwrap_or_default(),
-        ready.unwrap_or_default(),
-    ))
+    ready.unwrap_or_default()
 }
