@@ -138,16 +138,19 @@ fn serve(
     })
 }
 
+/// The files of this process's own certificate.
+fn own_certificate(args: &Args) -> PemFiles {
+    let folder = &args.features.cert_dir;
+    PemFiles::new(
+        folder.join("cert-chain.pem"),
+        folder.join("key.pem"),
+        Some(folder.join("root-cert.pem")),
+    )
+}
+
 /// The ports with TLS, if there is a certificate: one demands the client's too.
 async fn bind_secure(args: &Args) -> anyhow::Result<Vec<(Listener, ServerTls)>> {
     let folder = &args.features.cert_dir;
-    let files = || {
-        PemFiles::new(
-            folder.join("cert-chain.pem"),
-            folder.join("key.pem"),
-            Some(folder.join("root-cert.pem")),
-        )
-    };
     if !folder.join("cert-chain.pem").exists() {
         tracing::info!(folder = %folder.display(), "no certificate: xds is served without tls only");
         return Ok(Vec::new());
@@ -169,7 +172,7 @@ async fn bind_secure(args: &Args) -> anyhow::Result<Vec<(Listener, ServerTls)>> 
         if address.is_empty() {
             continue;
         }
-        let tls = ServerTls::from_files(files(), auth, &["h2"])
+        let tls = ServerTls::from_files(own_certificate(args), auth, &["h2"])
             .map_err(|error| Usage(error.to_string()))?;
         bound.push((Listener::bind_text(address, flag).await?, tls));
     }

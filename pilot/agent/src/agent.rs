@@ -66,6 +66,11 @@ impl Agent {
         })
     }
 
+    /// Whether the proxy is within this process.
+    pub fn has_own_proxy(&self) -> bool {
+        self.settings.binary_path.is_none()
+    }
+
     /// How long a drain may take altogether.
     pub fn grace(&self) -> Duration {
         self.settings.termination_drain + EXTRA_GRACE
@@ -233,10 +238,8 @@ impl Agent {
 
     fn runner(&self, process: &Process) -> anyhow::Result<Runner> {
         let custom = self.args.custom_config_file.as_ref();
-        for (flag, path) in [
-            ("--customConfigFile", custom),
-            ("--binaryPath", self.args.binary_path.as_ref()),
-        ] {
+        let program = self.settings.binary_path.as_ref();
+        for (flag, path) in [("--customConfigFile", custom), ("--binaryPath", program)] {
             if let Some(path) = path.filter(|path| !path.exists()) {
                 let text = format!("{flag} {}: no such file", path.display());
                 return Err(Usage(text).into());
@@ -244,7 +247,7 @@ impl Agent {
         }
         let bootstrap = bootstrap::build(&self.settings, &self.settings.sds_socket());
         let file = self.settings.bootstrap_file();
-        let Some(program) = &self.args.binary_path else {
+        let Some(program) = program else {
             let source = match custom {
                 Some(custom) => in_process::Source::File(custom.clone()),
                 None => {

@@ -54,12 +54,18 @@ impl Credential {
             && name
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-        let folder = is_plain.then(|| folder.join(name))?;
-        let files = |names: &[&str]| names.iter().map(|name| folder.join(name)).collect();
+        if !is_plain {
+            return None;
+        }
+        let files = |folder: &Path, names: [&str; 2]| names.map(|name| folder.join(name));
+        let own = folder.join(name);
+        // A secret of its own for the trust anchors comes before those beside the key.
+        let anchors = folder.join(format!("{name}{CA_SUFFIX}"));
+        let anchors = [anchors.as_path(), &own].map(|folder| files(folder, ["ca.crt", "cacert"]));
         Some(Self::new(
-            files(&["tls.crt", "cert"]),
-            files(&["tls.key", "key"]),
-            files(&["ca.crt", "cacert"]),
+            files(&own, ["tls.crt", "cert"]).into(),
+            files(&own, ["tls.key", "key"]).into(),
+            anchors.concat(),
             wants_roots,
         ))
     }
@@ -161,6 +167,11 @@ mod tests {
         cache.check_files();
         assert!(changes.has_changed().unwrap());
         assert_ne!(cache.get("shop").unwrap().version, secret.version);
+        let beside = cache.get("shop-cacert").unwrap().version;
+        fs::create_dir(folder.path().join("shop-cacert")).unwrap();
+        fs::write(folder.path().join("shop-cacert/cacert"), "other roots").unwrap();
+        cache.check_files();
+        assert_ne!(cache.get("shop-cacert").unwrap().version, beside);
     }
 
     #[test]

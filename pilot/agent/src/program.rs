@@ -24,15 +24,15 @@ pub fn run() -> ExitCode {
         Action::ReadMesh(args) => process::exit_code(NAME, offload::read_mesh(&args)),
         Action::WriteBootstrap => process::exit_code(NAME, offload::write_bootstrap()),
         Action::Proxy(args) => {
-            // Where huge pages are given unasked, the proxy inside would keep MiBs for a few KiB. Another proxy program decides
-            // for itself (it would inherit this); an old kernel says no.
-            if args.binary_path.is_none() {
-                let _ = nix::sys::prctl::set_thp_disable(true);
-            }
             let agent = match Agent::new(*args, unknown) {
                 Ok(agent) => agent,
                 Err(error) => return process::exit_code(NAME, Err(error)),
             };
+            // Where huge pages are given unasked, the proxy inside would keep MiBs for a few KiB. Another proxy program decides
+            // for itself (it would inherit this); an old kernel says no.
+            if agent.has_own_proxy() {
+                let _ = nix::sys::prctl::set_thp_disable(true);
+            }
             // One thread for the agent itself: the proxy brings its own workers.
             let shape = Shape {
                 single_threaded: true,

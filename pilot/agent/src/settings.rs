@@ -62,6 +62,8 @@ pub struct Settings {
     pub readiness_probe: Option<ReadinessProbe>,
     /// The mesh's trust domain.
     pub trust_domain: String,
+    /// Another program to run as the proxy.
+    pub binary_path: Option<PathBuf>,
 }
 
 /// Which statistics a proxy keeps when somebody wants to limit them.
@@ -141,6 +143,10 @@ impl Settings {
             runtime_values: config.runtime_values.into_iter().collect(),
             readiness_probe: config.readiness_probe,
             trust_domain,
+            binary_path: args
+                .binary_path
+                .clone()
+                .or_else(|| other_program(&config.binary_path)),
         })
     }
 
@@ -212,6 +218,12 @@ pub fn loopback_of(own: IpAddr) -> IpAddr {
     } else {
         IpAddr::V4(Ipv4Addr::LOCALHOST)
     }
+}
+
+/// `binaryPath` of the proxy's settings, if it names something else than what they say by default: the proxy is in the agent.
+fn other_program(configured: &str) -> Option<PathBuf> {
+    let default = mesh_config::default_proxy_config().binary_path;
+    (!configured.is_empty() && configured != default).then(|| configured.into())
 }
 
 impl From<proxy_config::ProxyStatsMatcher> for StatsInclusion {

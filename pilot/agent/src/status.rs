@@ -85,10 +85,7 @@ async fn quit(
     ConnectInfo(peer): ConnectInfo<Peer>,
     method: Method,
 ) -> (StatusCode, &'static str) {
-    if !peer
-        .remote
-        .is_some_and(|remote| remote.ip().to_canonical().is_loopback())
-    {
+    if !peer.is_local() {
         return (StatusCode::FORBIDDEN, "only from this pod\n");
     }
     if method != Method::POST {

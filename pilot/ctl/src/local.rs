@@ -1,9 +1,10 @@
 //! `biremectl local`: the mesh on one machine, a small platform with Kubernetes' vocabulary.
 //!
 //! Flow: `up` (values, control plane, application) → `apply` (manifests → `admission` → `store`) → `platform`
-//! (the loop) → `workloads` → `pod` (processes in namespaces), `services` → `network`, `mirror` → Galley.
+//! (the loop) → `workloads` → `pod` (processes in namespaces), `services` → `network`, `mirror` → Galley,
+//! `credentials` → gateways.
 //! Beside it `api` and `client` (the control socket), `commands` (everything but `up`), `state` (what must be found
-//! again), `identity` (tokens, serving certificates), `isolation` (what keeps pods apart here).
+//! again), `identity` (tokens, serving certificates), `component_certificates` (those of the control plane's own channels), `isolation` (what keeps pods apart here).
 
 use std::path::PathBuf;
 
@@ -14,7 +15,9 @@ mod api;
 mod apply;
 pub(crate) mod client;
 pub(crate) mod commands;
+mod component_certificates;
 mod control_plane;
+mod credentials;
 mod http_client;
 mod identity;
 pub(crate) mod isolation;

@@ -23,6 +23,11 @@ use crate::model::Mesh;
 use crate::registry::kubernetes::{self, secrets};
 use crate::xds::Discovery;
 
+use super::own_certificate;
+
+/// The account of the source of configuration.
+const GALLEY_ACCOUNT: &str = "istio-galley-service-account";
+
 /// Where configuration comes from.
 enum Config {
     Mcp(SinkView),
@@ -116,9 +121,9 @@ impl Starting<'_> {
     }
 
     fn start_config(&self, mesh: &MeshConfig, has_services: bool) -> anyhow::Result<Config> {
-        let addresses = mcp::sources(mesh);
+        let named = mcp::sources(mesh);
         if let Some(folder) = &self.args.config_dir {
-            if !addresses.is_empty() {
+            if !named.is_empty() {
                 tracing::warn!("--configDir is given: the mesh's configSources are not asked");
             }
             let (loaded, first) = oneshot::channel();
@@ -128,19 +133,32 @@ impl Starting<'_> {
             );
             return Ok(Config::Folder(first));
         }
-        let Some(address) = addresses.first() else {
+        let Some(source) = named.first() else {
             tracing::warn!(
                 "no source of configuration: neither configSources in the mesh's settings nor --configDir"
             );
             return Ok(Config::None);
         };
-        if addresses.len() > 1 {
+        let address = &source.address;
+        if named.len() > 1 {
             tracing::warn!(
                 used = address,
                 "several configSources: only the first is asked"
             );
         }
-        let channel = grpc::channel(address, None, &ClientOptions::default())
+        let args = self.args;
+        let domain = match mesh.trust_domain.as_str() {
+            "" => &args.domain,
+            domain => domain,
+        };
+        let galley = format!(
+            "spiffe://{domain}/ns/{}/sa/{GALLEY_ACCOUNT}",
+            args.namespace
+        );
+        let tls = mcp::source_tls(source, &own_certificate(args), &galley)
+            .map_err(|error| Usage(format!("configSources: {address}: {error}")))?;
+        let is_tls = tls.is_some();
+        let channel = grpc::channel(address, tls, &ClientOptions::default())
             .map_err(|error| Usage(format!("configSources: {error}")))?;
         let metrics =
             McpMetrics::register("pilot", &self.process.registry).context("register metrics")?;
@@ -150,7 +168,7 @@ impl Starting<'_> {
             max_message: self.args.mcp_max_message,
             ..SinkOptions::default()
         };
-        tracing::info!(target: "mcp", address, "source of configuration");
+        tracing::info!(target: "mcp", address, tls = is_tls, "source of configuration");
         let sink = Sink::dial(channel, options, metrics, self.process.drain.clone());
         let view = sink.view();
         task::spawn("mcp", mcp::run(sink, self.updates.clone()));

@@ -4,11 +4,14 @@
 //! of its collection takes effect; what it was before stays in force. When the source goes away, everything stays.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use prost::{Message, Name};
 use proto::istio::mcp::v1alpha1::Resource as WireResource;
-use proto::istio::mesh::v1alpha1::MeshConfig;
+use proto::istio::mesh::v1alpha1::{ConfigSource, MeshConfig};
+use proto::istio::networking::v1alpha3::client_tls_settings::TlSmode;
+use proto_component::tls::{ClientTls, PemFiles, ServerIdentity, TlsError};
 use proto_mcp::sink::{Sink, Subscription};
 use proto_mcp::snapshot::Collection;
 use proto_mesh::{Checked, Metadata};
@@ -124,12 +127,65 @@ pub async fn run(sink: Sink, updates: mpsc::Sender<Update>) {
     }
 }
 
-/// Addresses of the sources that the mesh's settings name.
+/// The sources that the mesh's settings name.
 #[must_use]
-pub fn sources(mesh: &MeshConfig) -> Vec<String> {
-    mesh.config_sources
-        .iter()
-        .map(|source| source.address.clone())
-        .filter(|address| !address.is_empty())
+pub fn sources(mesh: &MeshConfig) -> Vec<&ConfigSource> {
+    let sources = mesh.config_sources.iter();
+    sources
+        .filter(|source| !source.address.is_empty())
         .collect()
+}
+
+/// TLS towards a source; none for plain text. Files that its settings do not name are those of `own`, and a source under the
+/// mesh's mutual TLS must be Galley (`galley` is its identity) unless they name somebody else.
+///
+/// # Errors
+/// When the settings are none for a source, or the files unusable.
+pub fn source_tls(
+    source: &ConfigSource,
+    own: &PemFiles,
+    galley: &str,
+) -> Result<Option<ClientTls>, String> {
+    let Some(settings) = &source.tls_settings else {
+        return Ok(None);
+    };
+    let or = |given: &str, own: &Option<PathBuf>| match given {
+        "" => own.clone(),
+        given => Some(given.into()),
+    };
+    let files = match settings.mode() {
+        TlSmode::Disable => return Ok(None),
+        TlSmode::IstioMutual => own.clone(),
+        TlSmode::Mutual => PemFiles {
+            chain: or(&settings.client_certificate, &own.chain),
+            key: or(&settings.private_key, &own.key),
+            roots: or(&settings.ca_certificates, &own.roots),
+        },
+        TlSmode::Simple => PemFiles {
+            roots: or(&settings.ca_certificates, &own.roots),
+            ..PemFiles::default()
+        },
+    };
+    let identity = match settings.subject_alt_names.as_slice() {
+        [] if settings.mode() == TlSmode::IstioMutual => {
+            ServerIdentity::AnyOf(vec![galley.to_owned()])
+        }
+        [] => ServerIdentity::Name,
+        names => ServerIdentity::AnyOf(names.to_vec()),
+    };
+    let tls = ClientTls::from_files(files, identity, &["h2"]).map_err(|error| describe(&error))?;
+    let sni = settings.sni.as_str();
+    let tls = if sni.is_empty() {
+        tls
+    } else {
+        tls.with_server_name(sni)
+            .map_err(|error| describe(&error))?
+    };
+    Ok(Some(tls))
+}
+
+fn describe(error: &TlsError) -> String {
+    use std::error::Error as _;
+    let cause = error.source().map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
 }

@@ -110,6 +110,14 @@ pub struct Peer {
     pub spiffe_id: Option<String>,
 }
 
+impl Peer {
+    /// Whether it calls over loopback: from the same pod.
+    pub fn is_local(&self) -> bool {
+        let is_loopback = |remote: SocketAddr| remote.ip().to_canonical().is_loopback();
+        self.remote.is_some_and(is_loopback)
+    }
+}
+
 impl Listener {
     /// Takes the socket. `flag` is named in the error. A stale Unix socket file is replaced.
     pub async fn bind(address: &Address, flag: &str) -> Result<Self, BindError> {

@@ -3,7 +3,7 @@
 use crate::{
     args::Address,
     drain::Drain,
-    listen::{BindError, Incoming, Listener},
+    listen::{BindError, Incoming, Listener, Peer},
     logging::Logging,
     process::Process,
     readiness::Readiness,
@@ -12,7 +12,7 @@ use crate::{
 };
 use axum::{
     Json, Router,
-    extract::{Query, State},
+    extract::{ConnectInfo, Query, State},
     http::{HeaderMap, StatusCode, header},
     response::{Html, IntoResponse, Response},
     routing::{MethodRouter, get},
@@ -166,7 +166,7 @@ fn serve_until(
     router: Router,
     end: BoxFuture<'static, ()>,
 ) -> BoxFuture<'static, ()> {
-    let service = router.into_make_service_with_connect_info::<crate::listen::Peer>();
+    let service = router.into_make_service_with_connect_info::<Peer>();
     // Serving has no errors of its own: the listener retries, connections fail one by one.
     let serving = axum::serve(incoming, service).with_graceful_shutdown(end);
     Box::pin(async move {
@@ -216,11 +216,16 @@ async fn levels(State(shared): State<Arc<Shared>>) -> Json<BTreeMap<String, Stri
     Json(shared.logging.scopes())
 }
 
-/// `?level=debug`, `?scope=ads&level=debug`, `?level=ads:debug,default:info`, or `?scope=ads:debug`.
+/// `?level=debug`, `?scope=ads&level=debug`, `?level=ads:debug,default:info`, or `?scope=ads:debug`. Only for whoever is in the
+/// same pod: the port is everybody's.
 async fn change_level(
     State(shared): State<Arc<Shared>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     Query(query): Query<LevelQuery>,
 ) -> Response {
+    if !peer.is_local() {
+        return (StatusCode::FORBIDDEN, "only from this pod\n").into_response();
+    }
     let levels = match (query.scope, query.level) {
         (Some(scope), Some(level)) => format!("{scope}:{level}"),
         (Some(levels), None) | (None, Some(levels)) => levels,

@@ -57,7 +57,7 @@ pub enum TlsError {
 }
 
 /// PEM text of a certificate chain, its key, and trust anchors; from files or made in memory.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Pem {
     /// Certificate chain, leaf first.
     pub chain: Vec<u8>,
@@ -65,6 +65,16 @@ pub struct Pem {
     pub key: Vec<u8>,
     /// Certificates that the peer's chain must lead to.
     pub roots: Vec<u8>,
+}
+
+impl std::fmt::Debug for Pem {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pem")
+            .field("chain", &String::from_utf8_lossy(&self.chain))
+            .field("roots", &String::from_utf8_lossy(&self.roots))
+            .finish_non_exhaustive()
+    }
 }
 
 /// Files that hold [`Pem`]; each may be absent, according to use.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use base64::Engine as _;
+use proto_component::process::Usage;
 use serde_json::{Value, json};
 
 use super::{
@@ -45,6 +46,26 @@ pub(crate) fn settle_citadel(values: &mut Value, addresses: &Addresses) {
         global["caAddress"] = json!(format!("{address}:8060"));
         global["caServerName"] = json!(name);
     }
+}
+
+/// Whether the control plane's own channels are under mutual TLS.
+///
+/// # Errors
+/// When they are to be, and nobody gives certificates.
+pub(crate) fn is_secured(values: &Value) -> anyhow::Result<bool> {
+    let is_secured = is_on(values, "global.controlPlaneSecurityEnabled");
+    if is_secured && !is_on(values, "security.enabled") {
+        let problem =
+            "global.controlPlaneSecurityEnabled=true needs certificates: set security.enabled=true";
+        return Err(Usage(problem.to_owned()).into());
+    }
+    Ok(is_secured)
+}
+
+/// The identity of one of the control plane's accounts.
+fn identity_of(values: &Value, account: &str) -> String {
+    let trust_domain = values["global"]["trustDomain"].as_str().unwrap_or_default();
+    format!("spiffe://{trust_domain}/ns/{NAMESPACE}/sa/{account}")
 }
 
 /// A manifest with its name for messages.
@@ -130,7 +151,15 @@ pub(crate) fn manifests(
     let mesh = proto::yaml::to_string(&mesh).context("write the mesh configuration")?;
     // Without Galley its readers read what the platform writes themselves.
     let reads_files = !(is_on(values, "galley.enabled") && is_on(values, "global.useMCP"));
+    let is_secured = is_secured(values)?;
+    let (pilot, mixer) = ("istio-pilot-service-account", "istio-mixer-service-account");
+    let readers = [pilot, mixer].map(|account| identity_of(values, account));
     let base = json!({
+        "is_secured": is_secured,
+        "discovery_port": discovery_port(values),
+        // Where nobody but the component itself speaks plain text.
+        "plain_host": if is_secured && addresses.is_empty() { "127.0.0.1" } else { "" },
+        "mcp_readers": readers,
         "cluster_ips": addresses,
         "is_shared": !addresses.is_empty(),
         "reads_files": reads_files,
@@ -191,11 +220,26 @@ impl Extra {
 
 /// Configuration that the control plane itself wants in force, once Galley is there.
 pub(crate) fn default_configuration(values: &Value) -> Option<Manifest> {
-    let has_mixer =
-        is_on(values, "mixer.policy.enabled") || is_on(values, "mixer.telemetry.enabled");
-    has_mixer.then(|| Manifest {
+    let roles = ["policy", "telemetry"];
+    let mut roles = roles
+        .into_iter()
+        .filter(|role| is_on(values, &format!("mixer.{role}.enabled")))
+        .peekable();
+    roles.peek()?;
+    let mut text = MIXER_CONFIG.to_owned();
+    if is_on(values, "global.controlPlaneSecurityEnabled") {
+        // Mixer has no sidecar whose mutual TLS would be found out.
+        text.extend(roles.map(|role| {
+            format!(
+                "\n---\n{{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {{name: istio-{role}, \
+                 namespace: {NAMESPACE}}}, spec: {{host: istio-{role}.{NAMESPACE}.svc.cluster.local, trafficPolicy: \
+                 {{portLevelSettings: [{{port: {{number: 15004}}, tls: {{mode: ISTIO_MUTUAL}}}}]}}}}}}\n"
+            )
+        }));
+    }
+    Some(Manifest {
         name: "mixer/default/config.yaml",
-        text: MIXER_CONFIG.to_owned(),
+        text,
     })
 }
 
@@ -207,6 +251,15 @@ fn render(name: &'static str, template: &str, context: &Value) -> anyhow::Result
     environment
         .render_str(template, context)
         .with_context(|| format!("fill in {name}"))
+}
+
+/// Pilot's port for proxies.
+fn discovery_port(values: &Value) -> u16 {
+    if is_on(values, "global.controlPlaneSecurityEnabled") {
+        15011
+    } else {
+        15010
+    }
 }
 
 /// The mesh configuration (ConfigMap `istio`, key `mesh`).
@@ -236,24 +289,34 @@ pub(crate) fn mesh_config(values: &Value, addresses: &Addresses) -> Value {
             "parentShutdownDuration": "60s",
             "proxyAdminPort": 15000,
             "concurrency": proxy["concurrency"],
-            "discoveryAddress": format!("{}:15010", host(addresses, "istio-pilot")),
+            "discoveryAddress": format!("{}:{}", host(addresses, "istio-pilot"), discovery_port(values)),
         },
     });
+    let is_secured = is_on(values, "global.controlPlaneSecurityEnabled");
+    if is_secured {
+        mesh["defaultConfig"]["controlPlaneAuthPolicy"] = json!("MUTUAL_TLS");
+    }
+    let mixer = |service: &str| {
+        let port = if is_secured { 15004 } else { 9091 };
+        json!(format!("{service}.{NAMESPACE}.svc.cluster.local:{port}"))
+    };
     if has_policy {
-        mesh["mixerCheckServer"] =
-            json!(format!("istio-policy.{NAMESPACE}.svc.cluster.local:9091"));
+        mesh["mixerCheckServer"] = mixer("istio-policy");
     }
     if is_on(values, "mixer.telemetry.enabled") {
         let telemetry = &values["mixer"]["telemetry"];
-        mesh["mixerReportServer"] = json!(format!(
-            "istio-telemetry.{NAMESPACE}.svc.cluster.local:9091"
-        ));
+        mesh["mixerReportServer"] = mixer("istio-telemetry");
         mesh["reportBatchMaxEntries"] = telemetry["reportBatchMaxEntries"].clone();
         mesh["reportBatchMaxTime"] = telemetry["reportBatchMaxTime"].clone();
     }
     if is_on(values, "galley.enabled") && is_on(values, "global.useMCP") {
         mesh["configSources"] =
             json!([{"address": format!("{}:9901", host(addresses, "istio-galley"))}]);
+        if is_secured {
+            let galley = identity_of(values, "istio-galley-service-account");
+            mesh["configSources"][0]["tlsSettings"] =
+                json!({"mode": "ISTIO_MUTUAL", "subjectAltNames": [galley]});
+        }
     }
     if is_on(values, "gateways.enabled") && is_on(values, "gateways.istio-ingressgateway.enabled") {
         mesh["ingressService"] = json!("istio-ingressgateway");
@@ -321,5 +384,35 @@ mod tests {
         assert!(mesh.get("mixerCheckServer").is_none() && mesh.get("mixerReportServer").is_none());
         assert!(mesh.get("configSources").is_none());
         assert_eq!(mesh["disablePolicyChecks"], true);
+    }
+
+    #[test]
+    fn a_secured_control_plane_is_reached_by_its_other_ports() {
+        let secured = "global.controlPlaneSecurityEnabled=true";
+        let values = values::load(&[], &[secured.into()]).unwrap();
+        let mesh = mesh_config(&values, &Addresses::new());
+        let proxy = &mesh["defaultConfig"];
+        assert_eq!(
+            proxy["discoveryAddress"],
+            "istio-pilot.istio-system.svc:15011"
+        );
+        assert_eq!(proxy["controlPlaneAuthPolicy"], "MUTUAL_TLS");
+        assert_eq!(
+            mesh["mixerCheckServer"],
+            "istio-policy.istio-system.svc.cluster.local:15004"
+        );
+        assert_eq!(
+            mesh["configSources"][0]["tlsSettings"]["mode"],
+            "ISTIO_MUTUAL"
+        );
+        let _: proto::istio::mesh::v1alpha1::MeshConfig = proto::json::from_value(&mesh).unwrap();
+        let defaults = default_configuration(&values).unwrap();
+        for document in proto::yaml::parse_documents(&defaults.text) {
+            document.unwrap();
+        }
+        assert_eq!(defaults.text.matches("ISTIO_MUTUAL").count(), 2);
+        let without = [format!("{secured},security.enabled=false")];
+        let values = values::load(&[], &without).unwrap();
+        assert!(is_secured(&values).is_err());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Flow: a change in the [`Store`](super::store) wakes [`run`]: [`workloads`] (deployments → pods) →
 //! [`services`] (pods → endpoints → names, addresses, ports) → [`mirror`](super::mirror) (objects →
-//! Galley's directory). Each step is idempotent; changes that arrive meanwhile are taken together.
+//! Galley's directory), [`Credentials`] (secrets → gateways). Each step is idempotent; changes that arrive meanwhile are taken together.
 
 use std::{collections::BTreeMap, net::Ipv4Addr, ops::Deref, sync::Arc, time::Duration};
 
@@ -14,6 +14,7 @@ use serde_json::Value;
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
+    credentials::Credentials,
     identity::Identity,
     mirror::Mirror,
     network::{
@@ -277,6 +278,7 @@ pub(crate) async fn run(platform: Platform, has_galley: bool, drain: Drain) {
             .path(if has_galley { "config" } else { "served" }),
         has_galley,
     );
+    let mut credentials = Credentials::new(platform.state.path("credentials"));
     loop {
         changes.mark_unchanged();
         workloads::reconcile(&platform);
@@ -284,6 +286,7 @@ pub(crate) async fn run(platform: Platform, has_galley: bool, drain: Drain) {
             tracing::error!(error = format!("{error:#}"), "services cannot be published");
         }
         mirror.write(&platform.store);
+        credentials.write(&platform.store);
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
             () = drain.signaled() => return,

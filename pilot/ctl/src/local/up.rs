@@ -12,6 +12,7 @@ use tokio::net::{TcpStream, UnixListener};
 use super::{
     admission, api, apply,
     apply::Source,
+    component_certificates,
     control_plane::{self, Addresses, NAMESPACE},
     http_client,
     isolation::Isolation,
@@ -149,11 +150,7 @@ async fn run_claimed(
         "platform",
         platform::run(platform.clone(), has_galley, process.drain.clone()),
     );
-    task::spawn(
-        "root-certificate",
-        publish_root(platform.clone(), is_on(values, "security.enabled")),
-    );
-    task::spawn("logs", rotate_logs(platform.clone()));
+    start_helpers(&platform, values)?;
 
     let state_path = state
         .path("")
@@ -192,6 +189,25 @@ async fn run_claimed(
     running.abort();
     platform.stop_all(Duration::from_secs(2)).await;
     outcome
+}
+
+/// What goes on beside the loop, as long as the process lives.
+fn start_helpers(platform: &Platform, values: &Value) -> anyhow::Result<()> {
+    let has_citadel = is_on(values, "security.enabled");
+    task::spawn(
+        "root-certificate",
+        publish_root(platform.clone(), has_citadel),
+    );
+    task::spawn("logs", rotate_logs(platform.clone()));
+    if control_plane::is_secured(values)? {
+        let audience = &values["global"]["sds"]["token"]["aud"];
+        let audience = audience.as_str().unwrap_or_default().to_owned();
+        task::spawn(
+            "component-certificates",
+            component_certificates::keep(platform.clone(), audience),
+        );
+    }
+    Ok(())
 }
 
 fn read_values(args: &UpArgs) -> anyhow::Result<Value> {
