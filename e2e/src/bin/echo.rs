@@ -1,6 +1,7 @@
 //! `echo serve|call|hold`: the workload of the tests of who gets through.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -25,9 +26,21 @@ enum Role {
         /// A port for HTTP.
         #[arg(long)]
         http: Vec<u16>,
+        /// A port for HTTP over TLS.
+        #[arg(long)]
+        tls: Vec<u16>,
+        /// A port for HTTP over TLS, for clients with a certificate.
+        #[arg(long)]
+        mutual_tls: Vec<u16>,
+        /// Folder with tls.crt, tls.key and, for clients, ca.crt.
+        #[arg(long, default_value = ".")]
+        tls_files: PathBuf,
         /// A port for lines.
         #[arg(long)]
         tcp: Vec<u16>,
+        /// A port for an external authorizer, which goes by header `x-check`.
+        #[arg(long)]
+        check: Vec<u16>,
         /// A fixed answer, `PATH=BODY`.
         #[arg(long, value_parser = parse_file)]
         file: Vec<(String, String)>,
@@ -71,13 +84,21 @@ async fn run(role: Role) -> anyhow::Result<Option<String>> {
         Role::Serve {
             address,
             http,
+            tls,
+            mutual_tls,
+            tls_files,
             tcp,
+            check,
             file,
         } => {
             let server = Server {
                 address,
                 http,
+                tls,
+                mutual_tls,
+                tls_files,
                 tcp,
+                check,
                 files: file,
             };
             server.run().await.map(|()| None)

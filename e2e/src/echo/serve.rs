@@ -1,7 +1,8 @@
-//! The server: HTTP/1.1, HTTP/2 and gRPC on its HTTP ports, lines on its TCP ports. It answers with what it got.
+//! The server: HTTP/1.1, HTTP/2 and gRPC on its HTTP ports (also over TLS), lines on its TCP ports. It answers with what it got.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -12,10 +13,11 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use proto_component::tls::{ClientAuth, PemFiles, ServerTls};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::MARK;
+use super::{MARK, check};
 
 /// Where to listen, and fixed answers.
 #[derive(Clone, Debug)]
@@ -24,13 +26,30 @@ pub struct Server {
     pub address: IpAddr,
     /// Ports for HTTP.
     pub http: Vec<u16>,
+    /// Ports for HTTP over TLS.
+    pub tls: Vec<u16>,
+    /// Ports for HTTP over TLS, for clients with a certificate.
+    pub mutual_tls: Vec<u16>,
+    /// Folder with `tls.crt`, `tls.key` and, for clients, `ca.crt`.
+    pub tls_files: PathBuf,
     /// Ports for lines.
     pub tcp: Vec<u16>,
+    /// Ports for an external authorizer.
+    pub check: Vec<u16>,
     /// Bodies by path, instead of what was asked.
     pub files: Vec<(String, String)>,
 }
 
 type Body = BoxBody<Bytes, Infallible>;
+
+/// What is spoken on a port.
+#[derive(Clone)]
+enum Speech {
+    Http,
+    Tls(ServerTls),
+    Lines,
+    Check,
+}
 
 impl Server {
     /// Serves until the process ends.
@@ -40,60 +59,90 @@ impl Server {
     pub async fn run(self) -> anyhow::Result<()> {
         let server = Arc::new(self);
         let mut ports = Vec::new();
-        for (port, is_http) in server
-            .http
-            .iter()
-            .map(|port| (*port, true))
-            .chain(server.tcp.iter().map(|port| (*port, false)))
-        {
+        for (port, speech) in server.ports()? {
             let address = SocketAddr::from((server.address, port));
             let listener = TcpListener::bind(address)
                 .await
                 .with_context(|| format!("bind {address}"))?;
-            ports.push((listener, is_http));
+            ports.push((listener, speech));
         }
         let loops = ports
             .into_iter()
-            .map(|(listener, is_http)| accept(server.clone(), listener, is_http));
+            .map(|(listener, speech)| accept(server.clone(), listener, speech));
         try_join_all(loops).await.map(drop)
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
+    fn ports(&self) -> anyhow::Result<Vec<(u16, Speech)>> {
+        let file = |name: &str| self.tls_files.join(name);
+        let files = PemFiles::new(file("tls.crt"), file("tls.key"), Some(file("ca.crt")));
+        let mut ports = Vec::new();
+        ports.extend(self.http.iter().map(|port| (*port, Speech::Http)));
+        ports.extend(self.tcp.iter().map(|port| (*port, Speech::Lines)));
+        ports.extend(self.check.iter().map(|port| (*port, Speech::Check)));
+        for (of, auth) in [
+            (&self.tls, ClientAuth::None),
+            (&self.mutual_tls, ClientAuth::Required),
+        ] {
+            for port in of {
+                let tls = ServerTls::from_files(files.clone(), auth, &["h2", "http/1.1"])?;
+                ports.push((*port, Speech::Tls(tls)));
+            }
+        }
+        Ok(ports)
+    }
+
+    async fn answer(&self, request: Request<Incoming>, is_check: bool) -> Response<Body> {
+        if is_check {
+            return check::answer(request).await;
+        }
         let is_grpc = request
             .headers()
             .get(header::CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
         if is_grpc {
-            return grpc(&describe(request));
+            return unary(describe(&request).as_bytes());
         }
         let path = request.uri().path();
         let fixed = self.files.iter().find(|(name, _)| name == path);
-        let text = fixed.map_or_else(|| describe(request), |(_, text)| text.clone());
+        let text = fixed.map_or_else(|| describe(&request), |(_, text)| text.clone());
         Response::new(Full::new(Bytes::from(text)).boxed())
     }
 }
 
-async fn accept(server: Arc<Server>, listener: TcpListener, is_http: bool) -> anyhow::Result<()> {
+async fn accept(server: Arc<Server>, listener: TcpListener, speech: Speech) -> anyhow::Result<()> {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             continue;
         };
-        let server = server.clone();
+        let (server, speech) = (server.clone(), speech.clone());
         proto_component::task::spawn("echo", async move {
             // A caller that breaks off is its own affair.
-            if is_http {
-                let answer = service_fn(move |request| {
-                    let answer = server.answer(&request);
-                    async move { Ok::<_, Infallible>(answer) }
-                });
-                let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
-                    .serve_connection(TokioIo::new(stream), answer)
-                    .await;
-            } else {
-                let _ = lines(stream).await;
+            match speech {
+                Speech::Http => http(server, stream, false).await,
+                Speech::Check => http(server, stream, true).await,
+                Speech::Lines => drop(lines(stream).await),
+                Speech::Tls(tls) => {
+                    if let Ok(stream) = tls.acceptor().accept(stream).await {
+                        http(server, stream, false).await;
+                    }
+                }
             }
         });
     }
+}
+
+async fn http(
+    server: Arc<Server>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    is_check: bool,
+) {
+    let answer = service_fn(move |request| {
+        let server = server.clone();
+        async move { Ok::<_, Infallible>(server.answer(request, is_check).await) }
+    });
+    let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
+        .serve_connection(TokioIo::new(stream), answer)
+        .await;
 }
 
 /// Answers each line with itself.
@@ -131,10 +180,14 @@ fn describe(request: &Request<Incoming>) -> String {
 }
 
 /// One message and its trailers.
-fn grpc(text: &str) -> Response<Body> {
+pub(super) fn unary(content: &[u8]) -> Response<Body> {
     let mut message = vec![0];
-    message.extend(u32::try_from(text.len()).unwrap_or_default().to_be_bytes());
-    message.extend(text.as_bytes());
+    message.extend(
+        u32::try_from(content.len())
+            .unwrap_or_default()
+            .to_be_bytes(),
+    );
+    message.extend(content);
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
     let frames = [

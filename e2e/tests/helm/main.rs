@@ -6,6 +6,7 @@
 mod biremectl;
 mod components;
 mod images;
+mod secured;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod authority;
 mod dashboards;
 mod dependencies;
+mod edge;
 mod envoy;
 mod failure;
 mod graph;
@@ -16,6 +18,7 @@ mod modes;
 mod names;
 mod policy;
 mod proof;
+mod scene;
 mod security;
 mod switches;
 mod tour;

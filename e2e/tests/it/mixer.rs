@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::proof::authority::Authority;
+use crate::authority::Authority;
 use e2e::load::HttpClient;
 use programs::{
     Place, Proxy, app, attributes, cluster, echo, eventually, free_port, get, http_filter,

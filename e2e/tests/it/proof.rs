@@ -1,28 +1,35 @@
 //! Proof that nobody gets through who should not: one mesh, whose CA is the test's own, and every way in that we know of,
 //! each beside one that is allowed.
 //!
-//! [`matrix`]: server modes × clients × protocols. [`policies`]: who may ask for what, and forged headers. [`paths`]: one
-//! path in many spellings. [`certificates`]: certificates that are not good, and revocation.
+//! [`matrix`]: server modes × clients × protocols, with our proxy and a real Envoy on either side. [`policies`]: who may ask for
+//! what, and forged headers. [`paths`]: one path in many spellings. [`certificates`]: certificates that are not good, and
+//! revocation. [`checks`]: what others decide, and policies that only look on. [`pages`]: what debug pages and files give away.
+//! [`reload`]: another plugged-in CA.
 
-pub(crate) mod authority;
 mod certificates;
+mod checks;
 mod matrix;
+mod pages;
 mod paths;
 mod policies;
+mod reload;
 
+use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use e2e::echo::{Call, Outcome};
-use e2e::mesh::{Mesh, eventually};
 use futures::FutureExt as _;
-use serde_json::Value;
+use tempfile::TempDir;
 
-use crate::SETTLED;
-use authority::{Authority, Tokens};
+use crate::authority::{Authority, Tokens};
+use crate::scene::{self, Scene};
 
 /// Namespaces with a client that has a sidecar.
 const CLIENTS: &[&str] = &["auto", "mtls", "plain", "monitoring", "ops"];
-/// Servers, and what they take.
+/// Those that are there a second time, with a real Envoy, under this suffix.
+const ENVOY_CLIENTS: &[&str] = &["auto", "mtls", "plain"];
+const ENVOY: &str = "-envoy";
+/// Servers, and what they take; all but the last are there with a real Envoy, too.
 const SERVERS: &[(&str, &str)] = &[
     ("disable", "DISABLE"),
     ("permissive", "PERMISSIVE"),
@@ -30,153 +37,115 @@ const SERVERS: &[(&str, &str)] = &[
     ("app", "PERMISSIVE"),
 ];
 const SETTINGS: &str = "mixer.policy.enabled=false,mixer.telemetry.enabled=false,\
-    gateways.istio-egressgateway.enabled=false,security.selfSigned=false,\
-    meshConfig.pathNormalization.normalization=DECODE_AND_MERGE_SLASHES,meshConfig.trustDomainAliases={old.domain}";
+    gateways.istio-egressgateway.enabled=false,security.selfSigned=false";
 
 /// The mesh and what the test knows of it.
 struct Stage {
-    mesh: Mesh,
+    scene: Scene,
     authority: Authority,
     /// Issuer whose keys stand in the policy.
     inline: Tokens,
     /// Issuer whose keys are fetched.
     fetched: Tokens,
+    /// Issuer whose tokens are good in several clusters, each for its own.
+    shared: Tokens,
+    /// Where the plugged-in CA's files are.
+    plugged_in: TempDir,
+}
+
+impl Deref for Stage {
+    type Target = Scene;
+
+    fn deref(&self) -> &Scene {
+        &self.scene
+    }
 }
 
 impl Stage {
-    async fn up(name: &str, arguments: &[&str]) -> Self {
+    async fn up(name: &str, envoy: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::new("proof");
         authority.write(folder.path());
         let settings = format!("{SETTINGS},local.cacerts={}", folder.path().display());
-        let arguments = [&["--app", "none", "--set", &settings], arguments].concat();
-        let mesh = Mesh::up(name, &arguments).await.unwrap();
+        let values = e2e::mesh::project().join("e2e/tests/security/values.yaml");
+        let values = values.to_str().unwrap();
         let stage = Self {
-            mesh,
+            scene: Scene::up(name, &["-f", values, "--set", &settings]).await,
             authority,
             inline: Tokens::new("https://inline.test"),
             fetched: Tokens::new("https://fetched.test"),
+            shared: Tokens::new("https://shared.test"),
+            plugged_in: folder,
         };
-        let text = stage.manifests();
-        stage.apply(folder.path(), &text).await;
-        eventually("every pod is ready", SETTLED * 3, async || {
-            stage
-                .are_pods_ready(SERVERS.len() + CLIENTS.len() + 2)
-                .await
-        })
-        .await
-        .unwrap();
+        stage.apply(&stage.manifests(envoy)).await;
+        let (servers, clients) = (SERVERS.len() * 2 - 1, CLIENTS.len() + ENVOY_CLIENTS.len());
+        // And one client without a sidecar, and the server of keys.
+        stage.are_ready(servers + clients + 2).await;
         stage
     }
 
-    fn manifests(&self) -> String {
-        let namespace = |name: &&str| {
-            format!(
-                "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{istio-injection: enabled}}}}\n"
-            )
-        };
-        let injected: Vec<String> = [&["servers"], CLIENTS]
-            .concat()
+    fn manifests(&self, envoy: &str) -> String {
+        let with_envoy: Vec<String> = ENVOY_CLIENTS
             .iter()
-            .map(namespace)
+            .map(|name| format!("{name}{ENVOY}"))
             .collect();
+        let mut text = scene::namespace("servers", true) + &scene::namespace("outside", false);
+        let namespaces = CLIENTS.iter().map(ToString::to_string);
+        for name in namespaces.chain(with_envoy.iter().cloned()) {
+            text += &scene::namespace(&name, true);
+        }
         let keys = format!("'--file=/jwks.json={}'", self.fetched.jwks());
-        let mut text = include_str!("../security/workloads.yaml")
-            .replace("{{namespaces}}", &injected.join("---\n"))
-            .replace("{{keys}}", &keys);
+        text += &include_str!("../security/workloads.yaml").replace("{{keys}}", &keys);
         for (name, mode) in SERVERS {
-            text += &include_str!("../security/server.yaml")
-                .replace("{{name}}", name)
-                .replace(
-                    "{{account}}",
-                    if *name == "app" { "app" } else { "default" },
-                )
-                .replace("{{mode}}", mode);
+            if *name == "app" {
+                text += &scene::server(name, "app", mode, None);
+                continue;
+            }
+            text += &scene::server(name, "default", mode, None);
+            text += &scene::server(&format!("{name}{ENVOY}"), "default", mode, Some(envoy));
         }
         for namespace in [CLIENTS, &["outside"]].concat() {
-            text += &include_str!("../security/client.yaml").replace("{{namespace}}", namespace);
+            text += &scene::client(namespace, None);
         }
-        let policies =
-            include_str!("../security/policies.yaml").replace("{{jwks}}", &self.inline.jwks());
-        text += "---\n";
-        text += include_str!("../security/client-tls.yaml");
-        text += "---\n";
-        text += &policies;
-        text.replace("{{echo}}", &echo())
-    }
-
-    async fn apply(&self, folder: &Path, text: &str) {
-        let file = folder.join("manifests.yaml");
-        std::fs::write(&file, text).unwrap();
-        self.mesh
-            .ctl_ok(&["local", "apply", "-f", file.to_str().unwrap()])
-            .await
-            .unwrap();
-    }
-
-    async fn pods(&self) -> Vec<Value> {
-        let shown = self
-            .mesh
-            .ctl_ok(&["local", "get", "pods", "-A", "-o", "json"]);
-        let list: Value = serde_json::from_str(&shown.await.unwrap()).unwrap();
-        let pods = list["items"].as_array().cloned().unwrap();
-        let is_ours = |pod: &Value| pod["metadata"]["namespace"] != "istio-system";
-        pods.into_iter().filter(is_ours).collect()
-    }
-
-    async fn are_pods_ready(&self, wanted: usize) -> bool {
-        let pods = self.pods().await;
-        let is_ready = |pod: &&Value| {
-            let containers = pod["status"]["containerStatuses"].as_array();
-            containers.is_some_and(|containers| {
-                !containers.is_empty()
-                    && containers
-                        .iter()
-                        .all(|container| container["ready"] == true)
-            })
-        };
-        pods.iter().filter(is_ready).count() == wanted
-    }
-
-    /// The address of the pod of a server.
-    async fn pod_ip(&self, server: &str) -> String {
-        let pods = self.pods().await;
-        let is_it = |pod: &&Value| {
-            pod["metadata"]["namespace"] == "servers" && pod["metadata"]["labels"]["app"] == server
-        };
-        let pod = pods.iter().find(is_it).unwrap();
-        pod["status"]["podIP"].as_str().unwrap().to_owned()
-    }
-
-    /// Makes calls from the client of `namespace`; the outcomes are in their order.
-    async fn call(&self, namespace: &str, calls: &[Call]) -> Vec<Outcome> {
-        let calls = serde_json::to_string(calls).unwrap();
-        let command = [
-            "local",
-            "exec",
-            "-n",
-            namespace,
-            "deploy/client",
-            "--",
-            &echo(),
-            "call",
-            &calls,
-        ];
-        let shown = self.mesh.ctl_ok(&command).await.unwrap();
-        serde_json::from_str(&shown).unwrap()
+        for namespace in &with_envoy {
+            text += &scene::client(namespace, Some(envoy));
+        }
+        let rules = include_str!("../security/client-tls.yaml");
+        for suffix in ["", ENVOY] {
+            text += &rules.replace("{{suffix}}", suffix);
+        }
+        text += include_str!("../security/policies.yaml");
+        text += &checks::manifests();
+        let (rsa, _) = Tokens::rsa("https://rsa.test");
+        text.replace("{{jwks}}", &self.inline.jwks())
+            .replace("{{rsa}}", &rsa.jwks())
+            .replace("{{shared}}", &self.shared.jwks())
     }
 }
 
-/// The workload's program.
-fn echo() -> String {
-    let path = e2e::mesh::programs().unwrap().join("echo");
-    path.to_str().unwrap().to_owned()
+/// The Envoy of `$ENVOY`, where every pod's user may run it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test has no command line of its own"
+)]
+fn envoy(folder: &Path) -> String {
+    let from = std::env::var("ENVOY").expect("ENVOY is the path of an Envoy, see e2e/envoy.sh");
+    let to = folder.join("envoy");
+    if std::fs::hard_link(&from, &to).is_err() {
+        std::fs::copy(&from, &to).unwrap();
+    }
+    for path in [folder, &to] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    to.to_str().unwrap().to_owned()
 }
 
 #[tokio::test]
-#[ignore = "needs root and iptables"]
+#[ignore = "needs root, iptables and Envoy: set ENVOY to its path"]
 async fn nobody_gets_through_who_should_not() {
-    let mut stage = Stage::up("e2e-proof", &[]).await;
+    // Pods have a /tmp of their own.
+    let programs = tempfile::tempdir_in("/var/tmp").unwrap();
+    let mut stage = Stage::up("e2e-proof", &envoy(programs.path())).await;
     let mut failed = Vec::new();
     // Each part stands for itself: one that fails does not hide what the others find.
     for (name, part) in [
@@ -184,6 +153,9 @@ async fn nobody_gets_through_who_should_not() {
         ("policies", policies::hold(&stage).boxed_local()),
         ("paths", paths::hold(&stage).boxed_local()),
         ("certificates", certificates::hold(&stage).boxed_local()),
+        ("checks", checks::hold(&stage).boxed_local()),
+        ("pages", pages::keep_secrets(&stage).boxed_local()),
+        ("reload", reload::breaks_nothing(&stage).boxed_local()),
         (
             "revocation",
             certificates::are_revoked_at_once(&stage).boxed_local(),
@@ -198,5 +170,5 @@ async fn nobody_gets_through_who_should_not() {
         }
     }
     assert!(failed.is_empty(), "failed, see above: {failed:?}");
-    assert_eq!(stage.mesh.end().await, "");
+    assert_eq!(stage.scene.mesh.end().await, "");
 }

@@ -11,7 +11,7 @@ args:
 - --meshConfigFile=/etc/mesh-config/mesh
 - --domain={{ $g.proxy.clusterDomain }}
 - --deployment-namespace={{ .root.Release.Namespace }}
-- --insecure=true
+- --insecure={{ not $g.controlPlaneSecurityEnabled }}
 - --enable-server={{ $g.useMCP }}
 - --enableServiceDiscovery={{ $v.enableServiceDiscovery }}
 - --enable-validation={{ $g.configValidation }}
@@ -20,8 +20,14 @@ args:
 {{- if $g.configValidation }}
 - --validation-webhook-config-file=/etc/config/validatingwebhookconfiguration.yaml
 {{- end }}
-- --tlsCertFile=/etc/certs/cert-chain.pem
-- --tlsKeyFile=/etc/certs/key.pem
+{{- if $g.controlPlaneSecurityEnabled }}
+- --tlsCertFile=/etc/istio-certs/cert-chain.pem
+- --tlsKeyFile=/etc/istio-certs/key.pem
+- --caCertFile=/etc/istio-certs/root-cert.pem
+- --accessListFile=/etc/config/accesslist.yaml
+{{- end }}
+- --validation.tls.clientCertificate=/etc/certs/cert-chain.pem
+- --validation.tls.privateKey=/etc/certs/key.pem
 - --validation.tls.caCertificates=/etc/certs/root-cert.pem
 - --enableAnalysis={{ $v.enableAnalysis }}
 - --data-dir=/var/lib/galley
@@ -34,6 +40,9 @@ volumeMounts:
 - {name: config, mountPath: /etc/config, readOnly: true}
 - {name: mesh-config, mountPath: /etc/mesh-config, readOnly: true}
 - {name: certs, mountPath: /etc/certs, readOnly: true}
+{{- if $g.controlPlaneSecurityEnabled }}
+- {name: istio-certs, mountPath: /etc/istio-certs, readOnly: true}
+{{- end }}
 - {name: data, mountPath: /var/lib/galley}
 {{- end -}}
 
@@ -44,8 +53,21 @@ volumeMounts:
   configMap: {name: istio, optional: true}
 - name: certs
   secret: {secretName: {{ include "galley.secret" . }}, defaultMode: 0440}
+{{- if .global.controlPlaneSecurityEnabled }}
+- name: istio-certs
+  secret: {secretName: istio.istio-galley-service-account, defaultMode: 0440}
+{{- end }}
 - name: data
   emptyDir: {}
+{{- end -}}
+
+{{/* Who may subscribe. */}}
+{{- define "galley.accessList" -}}
+{{- $g := .global -}}
+allowed:
+{{- range $component := list "pilot" "policy" "telemetry" }}
+- spiffe://{{ $g.trustDomain }}/ns/{{ $g.istioNamespace }}/sa/istio-{{ $component }}-service-account
+{{- end }}
 {{- end -}}
 
 {{/* What Galley reads everywhere; it writes its webhook's registration, and status if it analyzes. */}}

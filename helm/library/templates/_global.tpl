@@ -26,7 +26,7 @@ useMCP: true
 configValidation: true
 # The components themselves keep their webhooks' certificates registered; true leaves that to somebody else.
 operatorManageWebhooks: false
-# Proxies reach Pilot by mutual TLS.
+# The control plane's own channels (xDS, MCP, Mixer) are under mutual TLS.
 controlPlaneSecurityEnabled: false
 disablePolicyChecks: true
 policyCheckFailOpen: false

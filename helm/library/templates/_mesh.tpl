@@ -51,6 +51,11 @@ ingressService: istio-ingressgateway
 {{- if $galley }}
 configSources:
 - address: istio-galley.{{ $g.istioNamespace }}.svc:9901
+  {{- if $g.controlPlaneSecurityEnabled }}
+  tlsSettings:
+    mode: ISTIO_MUTUAL
+    subjectAltNames: [spiffe://{{ $g.trustDomain }}/ns/{{ $g.istioNamespace }}/sa/istio-galley-service-account]
+  {{- end }}
 {{- end }}
 defaultConfig:
   configPath: /etc/istio/proxy

@@ -3,14 +3,16 @@
 name: mixer
 args:
 - server
+{{- if $g.controlPlaneSecurityEnabled }}
+- --address=tcp://127.0.0.1:9091
+- --securePort=15004
+{{- else }}
 - --port=9091
+{{- end }}
 - --monitoringPort={{ $g.monitoringPort }}
 - --prometheusPort=42422
 - --selfMetricsPort=9093
-{{- if $g.controlPlaneSecurityEnabled }}
-- --securePort=15004
-{{- end }}
-- --configStoreURL=mcp://istio-galley.{{ $g.istioNamespace }}.svc:9901
+- --configStoreURL={{ ternary "mcps" "mcp" $g.controlPlaneSecurityEnabled }}://istio-galley.{{ $g.istioNamespace }}.svc:9901
 - --configDefaultNamespace={{ .root.Release.Namespace }}
 {{- if eq .role "telemetry" }}
 - --averageLatencyThreshold={{ $v.telemetry.loadshedding.latencyThreshold }}

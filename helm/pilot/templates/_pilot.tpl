@@ -9,6 +9,9 @@ args:
 - --domain={{ $g.proxy.clusterDomain }}
 - --trust-domain={{ $g.trustDomain }}
 - --monitoringAddr=:{{ $g.monitoringPort }}
+{{- if $g.controlPlaneSecurityEnabled }}
+- --grpcAddr=127.0.0.1:15010
+{{- end }}
 - --keepaliveMaxServerConnectionAge={{ $v.keepaliveMaxServerConnectionAge }}
 - --log_output_level={{ $g.logging.level }}
 env:
@@ -28,9 +31,9 @@ volumeMounts:
 {{- define "pilot.volumes" -}}
 - name: config-volume
   configMap: {name: istio}
-# Certificates for the ports with TLS, once Citadel has written them.
+# Certificates for the ports with TLS, which Citadel writes; proxies that need them wait with Pilot.
 - name: istio-certs
-  secret: {secretName: istio.istio-pilot-service-account, optional: true, defaultMode: 0440}
+  secret: {secretName: istio.istio-pilot-service-account, optional: {{ not .global.controlPlaneSecurityEnabled }}, defaultMode: 0440}
 {{- end -}}
 
 {{- define "pilot.rules" -}}

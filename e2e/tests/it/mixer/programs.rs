@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::proof::authority::Leaf;
+use crate::authority::Leaf;
 
 /// Patience with anything.
 const PATIENCE: Duration = Duration::from_secs(60);

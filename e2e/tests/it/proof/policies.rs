@@ -17,6 +17,8 @@ type Case = (&'static str, Call, u16);
 pub(super) async fn hold(stage: &Stage) {
     let mut cases = identities();
     cases.extend(tokens(stage));
+    cases.extend(confused_keys(stage));
+    cases.extend(replayed(stage));
     let pod = stage.pod_ip("app").await;
     cases.extend(addresses(stage, &pod).await);
     let start = std::time::Instant::now();
@@ -26,6 +28,7 @@ pub(super) async fn hold(stage: &Stage) {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     forged_headers_are_not_believed(stage, &pod).await;
+    claims_are_the_tokens(stage).await;
 }
 
 fn get(path: &str) -> Call {
@@ -37,6 +40,8 @@ fn identities() -> Vec<Case> {
     vec![
         ("auto", get("/info"), 200),
         ("auto", get("/info/deep"), 200),
+        ("auto", get("/moved"), 200),
+        ("mtls", get("/moved"), 403),
         ("mtls", get("/info"), 403),
         ("plain", get("/info"), 403),
         ("outside", get("/info"), 403),
@@ -65,7 +70,7 @@ fn tokens(stage: &Stage) -> Vec<Case> {
     let inline = stage.inline.token("alice", &none);
     let fetched = stage.fetched.token("bob", &none);
     let admin = stage.inline.token("alice", &json!({"group": "admins"}));
-    let impostor = super::authority::Tokens::new("https://inline.test").token("alice", &none);
+    let impostor = crate::authority::Tokens::new("https://inline.test").token("alice", &none);
     let expired = stage.inline.token("alice", &json!({"exp": 1000}));
     let unsigned =
         "eyJhbGciOiJub25lIn0.eyJpc3MiOiJodHRwczovL2lubGluZS50ZXN0Iiwic3ViIjoiYWxpY2UifQ.";
@@ -84,11 +89,85 @@ fn tokens(stage: &Stage) -> Vec<Case> {
     ]
 }
 
+/// The public key for an HMAC's secret, in whatever form it might be taken.
+fn confused_keys(stage: &Stage) -> Vec<Case> {
+    use base64::Engine as _;
+    let (rsa, pem) = crate::authority::Tokens::rsa("https://rsa.test");
+    let body: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    let der = base64::engine::general_purpose::STANDARD.decode(body);
+    let field = |tokens: &crate::authority::Tokens, name: &str| {
+        let jwks: serde_json::Value = serde_json::from_str(&tokens.jwks()).unwrap();
+        jwks["keys"][0][name].as_str().unwrap().to_owned()
+    };
+    let modulus = field(&rsa, "n");
+    let raw = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(&modulus);
+    let secrets = [
+        pem.as_bytes().to_vec(),
+        pem.trim_end().as_bytes().to_vec(),
+        der.unwrap(),
+        modulus.into_bytes(),
+        raw.unwrap(),
+        rsa.jwks().into_bytes(),
+        Vec::new(),
+    ];
+    let of_rsa = secrets.map(|secret| rsa.confused("mallory", &secret));
+    let of_ec = ["x", "y"].map(|name| {
+        let secret = field(&stage.inline, name);
+        stage.inline.confused("alice", secret.as_bytes())
+    });
+    let tokens = of_rsa.into_iter().chain(of_ec);
+    tokens
+        .map(|token| {
+            let call = get("/api/x").header("authorization", &format!("Bearer {token}"));
+            ("auto", call, 401)
+        })
+        .collect()
+}
+
+/// A token for another cluster is not for this one; a claim's header is what the token says, or is not there.
+fn replayed(stage: &Stage) -> Vec<Case> {
+    let of = |audience: &str| {
+        let claims = json!({"aud": audience, "group": "guests"});
+        stage.shared.token("carol", &claims)
+    };
+    let (own, others) = (of("shop"), of("warehouse"));
+    let without = stage.shared.token("carol", &json!({}));
+    let header = |token: &str| get("/api/x").header("x-token", &format!("Token {token}"));
+    vec![
+        ("auto", header(&own), 200),
+        ("auto", get(&format!("/api/x?token={own}")), 200),
+        (
+            "auto",
+            get("/api/x").header("cookie", &format!("token={own}")),
+            200,
+        ),
+        ("auto", header(&others), 403),
+        ("auto", header(&without), 403),
+        ("auto", get(&format!("/open?token={others}")), 403),
+        (
+            "auto",
+            get("/open").header("cookie", &format!("token={others}")),
+            403,
+        ),
+        // Only where the rule looks for it: of those who look there nobody knows the issuer.
+        (
+            "auto",
+            get("/api/x").header("authorization", &format!("Bearer {own}")),
+            401,
+        ),
+    ]
+}
+
 /// The pod's own address instead of the service's leads to the same sidecar.
 async fn addresses(stage: &Stage, app: &str) -> Vec<Case> {
     let strict = stage.pod_ip("strict").await;
     let at = |address: &str, path: &str| {
         Call::new(Protocol::Http1, &format!("{address}:8001")).target(path)
+    };
+    let behind = |address: &str, port: u16| {
+        let mut call = Call::new(Protocol::Http1, &format!("{address}:{port}")).target("/admin/x");
+        APP.clone_into(&mut call.host);
+        call
     };
     vec![
         ("outside", at(app, "/open"), 200),
@@ -102,6 +181,12 @@ async fn addresses(stage: &Stage, app: &str) -> Vec<Case> {
             Call::new(Protocol::Tcp, &format!("{strict}:8004")),
             0,
         ),
+        // The sidecar's own doors lead nowhere.
+        ("outside", behind(app, 15006), 0),
+        ("outside", behind(app, 15001), 0),
+        ("outside", behind(&strict, 15006), 0),
+        ("outside", behind(&strict, 15001), 0),
+        ("auto", behind(&strict, 15006), 0),
     ]
 }
 
@@ -146,10 +231,21 @@ async fn forged_headers_are_not_believed(stage: &Stage, pod: &str) {
         forged(direct("/admin/x")),
         forged(get("/open")),
     ];
-    for host in ["secret.example.com", "SECRET.example.com"] {
+    // Another name for where it goes, by every way that there is to say it.
+    for host in [
+        "secret.example.com",
+        "SECRET.example.com",
+        "secret.example.com:8001",
+        "secret.example.com:80",
+    ] {
         let mut call = direct("/open");
         host.clone_into(&mut call.host);
+        calls.push(call.clone());
+        call.protocol = Protocol::Http2;
         calls.push(call);
+        let mut absolute = Call::new(Protocol::Raw, &format!("{pod}:8001"));
+        absolute.target = format!("http://{host}/open");
+        calls.push(absolute);
     }
     let from_mesh = stage.call("auto", &calls[..3]).await;
     let from_outside = stage.call("outside", &calls).await;
@@ -161,5 +257,29 @@ async fn forged_headers_are_not_believed(stage: &Stage, pod: &str) {
     }
     for outcome in &from_outside[3..] {
         assert_eq!(outcome.status, Some(403), "{outcome:?}");
+    }
+}
+
+/// Whoever forges a claim's header is not believed, with a token or without.
+async fn claims_are_the_tokens(stage: &Stage) {
+    let claims = json!({"aud": "shop", "group": "guests"});
+    let token = stage.shared.token("carol", &claims);
+    let forged = get("/open").header("x-group", "admins");
+    let calls = [
+        forged.clone().header("x-token", &format!("Token {token}")),
+        forged,
+    ];
+    for (outcome, group) in stage
+        .call("auto", &calls)
+        .await
+        .iter()
+        .zip([Some("guests"), None])
+    {
+        assert!(outcome.is_served(), "{outcome:?}");
+        let seen = outcome
+            .text
+            .lines()
+            .find_map(|line| line.strip_prefix("header x-group: "));
+        assert_eq!(seen, group, "{outcome:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! The proof's own certificate authority, which Citadel is given as a plugged-in one: so a test can make the certificates of
-//! an attacker who has everything but the right identity. And the issuers of its tokens.
+//! A test's own certificate authority. Citadel may be given it as a plugged-in one: so a test can make the certificates of an
+//! attacker who has everything but the right identity. And issuers of tokens.
 
 use std::fs;
 use std::path::Path;
@@ -12,6 +12,12 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
+
+/// Modulus of the key of `rsa.pem`.
+const RSA_MODULUS: &str = "1OeXLW5TtcvUcySLvBjmwbs6-e_JIksv_a0KYCn62pHisfcIeIB3hr-LxnQLud-ZbZo85tYb_06Z74XTPesU2cb-MZI34SCC\
+    -Fo7tY3wgh8jIc_lF8LbFjwg3wGeFIK0myfcHQfw5qK0baGJza5jKjVHIXnOUgf6gisI5xlCQlb3UStHFPZOH7_YBfuaJ0_k\
+    t-k-nDH1JXshPiRD11c2ODpPwZHQDvwm4hNrz9vIfZVKh29295uYeo6qQ0RJdA4WV0zREfQ_PXXKO8BEdJyM6V6Vx1Q2BbKi\
+    yDhzG7uwwgPg1cBe0zOI0Q-1JKgX11r5h4DW6OsGF9cLk1mnAKHpQw";
 
 type Issuer = CertifiedIssuer<'static, KeyPair>;
 
@@ -30,7 +36,7 @@ pub(crate) struct Leaf {
 }
 
 /// An issuer of tokens.
-pub(super) struct Tokens {
+pub(crate) struct Tokens {
     issuer: &'static str,
     key: EncodingKey,
     jwks: Value,
@@ -62,16 +68,33 @@ impl Authority {
     }
 
     /// Writes the four files of a plugged-in CA.
-    pub(super) fn write(&self, folder: &Path) {
+    pub(crate) fn write(&self, folder: &Path) {
+        self.write_with(folder, &self.root.pem());
+    }
+
+    /// As [`write`](Self::write), with other roots to trust.
+    pub(crate) fn write_with(&self, folder: &Path, roots: &str) {
         let chain = self.intermediate.pem() + &self.root.pem();
         for (name, text) in [
             ("ca-cert.pem", self.intermediate.pem()),
             ("ca-key.pem", self.intermediate_key.clone()),
             ("cert-chain.pem", chain),
-            ("root-cert.pem", self.root.pem()),
+            ("root-cert.pem", roots.to_owned()),
         ] {
             fs::write(folder.join(name), text).unwrap();
         }
+    }
+
+    /// The key that signs, PEM.
+    pub(crate) fn key(&self) -> &str {
+        &self.intermediate_key
+    }
+
+    /// A server's certificate, good for an hour.
+    pub(crate) fn host(&self, name: &str) -> Leaf {
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        self.certify(params, Duration::minutes(-5), Duration::hours(1))
     }
 
     /// The root, PEM.
@@ -85,9 +108,12 @@ impl Authority {
     }
 
     /// A certificate for `identity` that is good from `begin` to `end`, counted from now.
-    pub(super) fn leaf_from(&self, identity: &str, begin: Duration, end: Duration) -> Leaf {
+    pub(crate) fn leaf_from(&self, identity: &str, begin: Duration, end: Duration) -> Leaf {
+        self.certify(leaf_params(identity), begin, end)
+    }
+
+    fn certify(&self, mut params: CertificateParams, begin: Duration, end: Duration) -> Leaf {
         let key = KeyPair::generate().unwrap();
-        let mut params = leaf_params(identity);
         params.not_before = OffsetDateTime::now_utc() + begin;
         params.not_after = OffsetDateTime::now_utc() + end;
         let leaf = params.signed_by(&key, &self.intermediate).unwrap();
@@ -99,7 +125,7 @@ impl Authority {
 }
 
 /// A certificate that vouches for itself.
-pub(super) fn self_signed(identity: &str) -> Leaf {
+pub(crate) fn self_signed(identity: &str) -> Leaf {
     let key = KeyPair::generate().unwrap();
     let leaf = leaf_params(identity).self_signed(&key).unwrap();
     Leaf {
@@ -117,7 +143,7 @@ fn leaf_params(identity: &str) -> CertificateParams {
 
 impl Leaf {
     /// TLS with this certificate, as a sidecar offers it for `alpn`.
-    pub(super) fn tls(&self, authority: &Authority, alpn: &[&str]) -> Tls {
+    pub(crate) fn tls(&self, authority: &Authority, alpn: &[&str]) -> Tls {
         Tls {
             server_name: "outbound_.8001_._.server.servers.svc.cluster.local".to_owned(),
             alpn: alpn.iter().map(ToString::to_string).collect(),
@@ -129,8 +155,20 @@ impl Leaf {
 }
 
 impl Tokens {
+    /// An issuer with an RSA key that nobody has; and its public half, PEM.
+    pub(crate) fn rsa(issuer: &'static str) -> (Self, &'static str) {
+        let jwks = json!({"keys": [{
+            "kty": "RSA", "use": "sig", "kid": issuer, "n": RSA_MODULUS, "e": "AQAB",
+        }]});
+        let without = Self {
+            jwks,
+            ..Self::new(issuer)
+        };
+        (without, include_str!("../security/rsa.pem"))
+    }
+
     /// A new key.
-    pub(super) fn new(issuer: &'static str) -> Self {
+    pub(crate) fn new(issuer: &'static str) -> Self {
         use base64::Engine as _;
         let pair = KeyPair::generate().unwrap();
         let point = pair.public_key_raw();
@@ -147,19 +185,33 @@ impl Tokens {
     }
 
     /// The public keys.
-    pub(super) fn jwks(&self) -> String {
+    pub(crate) fn jwks(&self) -> String {
         self.jwks.to_string()
     }
 
+    /// A token as [`token`](Self::token) makes it, whose signature is HMAC with `secret` for a key.
+    pub(crate) fn confused(&self, subject: &str, secret: &[u8]) -> String {
+        self.sign(
+            subject,
+            &json!({}),
+            Algorithm::HS256,
+            &EncodingKey::from_secret(secret),
+        )
+    }
+
     /// A token for `subject`, with these claims over the usual ones.
-    pub(super) fn token(&self, subject: &str, claims: &Value) -> String {
+    pub(crate) fn token(&self, subject: &str, claims: &Value) -> String {
+        self.sign(subject, claims, Algorithm::ES256, &self.key)
+    }
+
+    fn sign(&self, subject: &str, claims: &Value, by: Algorithm, key: &EncodingKey) -> String {
         let now = OffsetDateTime::now_utc().unix_timestamp();
         let mut all = json!({"iss": self.issuer, "sub": subject, "iat": now, "exp": now + 3600});
         for (name, value) in claims.as_object().into_iter().flatten() {
             all[name] = value.clone();
         }
-        let mut header = Header::new(Algorithm::ES256);
+        let mut header = Header::new(by);
         header.kid = Some(self.issuer.to_owned());
-        jsonwebtoken::encode(&header, &all, &self.key).unwrap()
+        jsonwebtoken::encode(&header, &all, key).unwrap()
     }
 }

@@ -1,0 +1,178 @@
+//! Workloads of the tests of who gets through: the program `echo` in pods of a mesh, applied from manifests and called from
+//! inside.
+
+use e2e::echo::{Call, Outcome};
+use e2e::mesh::{Mesh, eventually};
+use serde_json::{Value, json};
+use time::Duration;
+
+use crate::SETTLED;
+
+/// A mesh with such workloads.
+pub(crate) struct Scene {
+    pub(crate) mesh: Mesh,
+}
+
+impl Scene {
+    /// A mesh without an application.
+    pub(crate) async fn up(name: &str, arguments: &[&str]) -> Self {
+        let arguments = [&["--app", "none"], arguments].concat();
+        let mesh = Mesh::up(name, &arguments).await.unwrap();
+        Self { mesh }
+    }
+
+    /// Applies manifests, in which `{{echo}}` is the workloads' program.
+    pub(crate) async fn apply(&self, text: &str) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("manifests.yaml");
+        std::fs::write(&file, text.replace("{{echo}}", &echo())).unwrap();
+        self.mesh
+            .ctl_ok(&["local", "apply", "-f", file.to_str().unwrap()])
+            .await
+            .unwrap();
+    }
+
+    /// Waits until there are `wanted` pods and all of them are ready.
+    pub(crate) async fn are_ready(&self, wanted: usize) {
+        let all = async || {
+            let pods = self.pods().await;
+            pods.iter().filter(|pod| is_ready(pod)).count() == wanted
+        };
+        if eventually("every pod is ready", SETTLED * 3, all).await.is_err() {
+            let pods = self.pods().await;
+            let waiting = pods.iter().filter(|pod| !is_ready(pod));
+            let waiting: Vec<String> = waiting
+                .map(|pod| format!("{} {}", pod["metadata"]["name"], pod["status"]))
+                .collect();
+            panic!("{} pods, not ready:\n{}", pods.len(), waiting.join("\n"));
+        }
+    }
+
+    async fn pods(&self) -> Vec<Value> {
+        let shown = self
+            .mesh
+            .ctl_ok(&["local", "get", "pods", "-A", "-o", "json"]);
+        let list: Value = serde_json::from_str(&shown.await.unwrap()).unwrap();
+        let pods = list["items"].as_array().cloned().unwrap();
+        let is_ours = |pod: &Value| pod["metadata"]["namespace"] != "istio-system";
+        pods.into_iter().filter(is_ours).collect()
+    }
+
+    /// The address of the pod of a server in namespace `servers`.
+    pub(crate) async fn pod_ip(&self, server: &str) -> String {
+        let pods = self.pods().await;
+        let is_it = |pod: &&Value| {
+            pod["metadata"]["namespace"] == "servers" && pod["metadata"]["labels"]["app"] == server
+        };
+        let pod = pods.iter().find(is_it).unwrap();
+        pod["status"]["podIP"].as_str().unwrap().to_owned()
+    }
+
+    /// Makes calls from the client of `namespace`; the outcomes are in their order.
+    pub(crate) async fn call(&self, namespace: &str, calls: &[Call]) -> Vec<Outcome> {
+        let calls = serde_json::to_string(calls).unwrap();
+        let echo = echo();
+        let command = [&at_client(namespace)[..], &[&echo, "call", &calls]].concat();
+        let shown = self.mesh.ctl_ok(&command).await.unwrap();
+        serde_json::from_str(&shown).unwrap()
+    }
+
+    /// Keeps a connection of the client of `namespace` busy; how many rounds it made, and how long it lasted.
+    pub(crate) async fn keep_busy(
+        &self,
+        namespace: &str,
+        line: &Call,
+        seconds: u16,
+    ) -> (usize, Duration) {
+        let line = serde_json::to_string(line).unwrap();
+        let echo = echo();
+        let seconds = seconds.to_string();
+        let hold = [echo.as_str(), "hold", &line, "--patience", &seconds];
+        let start = std::time::Instant::now();
+        let command = [&at_client(namespace)[..], &hold[..]].concat();
+        let rounds = self.mesh.ctl_ok(&command).await.unwrap();
+        let took = Duration::try_from(start.elapsed()).unwrap();
+        (rounds.trim().parse().unwrap(), took)
+    }
+
+    /// Runs a command in a container of the control plane.
+    pub(crate) async fn in_control_plane(&self, deployment: &str, command: &[&str]) -> String {
+        let at = ["local", "exec", "-n", "istio-system", deployment, "--"];
+        self.mesh
+            .ctl_ok(&[&at[..], command].concat())
+            .await
+            .unwrap()
+    }
+}
+
+fn at_client(namespace: &str) -> [&str; 6] {
+    ["local", "exec", "-n", namespace, "deploy/client", "--"]
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let containers = pod["status"]["containerStatuses"].as_array();
+    containers.is_some_and(|containers| {
+        !containers.is_empty()
+            && containers
+                .iter()
+                .all(|container| container["ready"] == true)
+    })
+}
+
+/// The workload's program.
+pub(crate) fn echo() -> String {
+    let path = e2e::mesh::programs().unwrap().join("echo");
+    path.to_str().unwrap().to_owned()
+}
+
+/// A namespace whose pods are in the mesh, or not.
+pub(crate) fn namespace(name: &str, is_injected: bool) -> String {
+    let labels = if is_injected {
+        json!({"istio-injection": "enabled"})
+    } else {
+        json!({})
+    };
+    document(&json!({
+        "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels},
+    }))
+}
+
+/// The client of a namespace; its sidecar's proxy is the program `proxy` if there is one.
+pub(crate) fn client(namespace: &str, proxy: Option<&str>) -> String {
+    include_str!("../security/client.yaml")
+        .replace("{{namespace}}", namespace)
+        .replace("{{annotations}}", &annotations(proxy))
+}
+
+/// A server in namespace `servers`, what it takes, and its proxy if it is another program.
+pub(crate) fn server(name: &str, account: &str, mode: &str, proxy: Option<&str>) -> String {
+    include_str!("../security/server.yaml")
+        .replace("{{name}}", name)
+        .replace("{{account}}", account)
+        .replace("{{mode}}", mode)
+        .replace("{{annotations}}", &annotations(proxy))
+}
+
+fn annotations(proxy: Option<&str>) -> String {
+    let config = proxy.map(|path| json!({"binaryPath": path}).to_string());
+    config.map_or_else(
+        || json!({}).to_string(),
+        |config| json!({"proxy.istio.io/config": config}).to_string(),
+    )
+}
+
+/// A Secret.
+pub(crate) fn secret(namespace: &str, name: &str, data: &[(&str, &str)]) -> String {
+    let data: serde_json::Map<String, Value> = data
+        .iter()
+        .map(|(name, text)| ((*name).to_owned(), json!(text)))
+        .collect();
+    document(&json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace},
+        "stringData": data,
+    }))
+}
+
+fn document(object: &Value) -> String {
+    format!("---\n{object}\n")
+}
