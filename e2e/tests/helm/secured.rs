@@ -1,5 +1,7 @@
 //! `global.controlPlaneSecurityEnabled`: who listens where, and with what.
 
+use serde_json::Value;
+
 use crate::{find, profile, render};
 
 #[test]
@@ -66,7 +68,12 @@ fn a_secured_control_plane_has_no_open_channel_left() {
         );
         assert_ne!(secret["optional"], true, "{deployment}");
     }
-    let mesh = find(&objects, "ConfigMap istio")["data"]["mesh"].as_str();
+    clients_go_by_mutual_tls(&objects);
+}
+
+/// The mesh's settings and rules name the secured ports, and Galley whom it lets read.
+fn clients_go_by_mutual_tls(objects: &[Value]) {
+    let mesh = find(objects, "ConfigMap istio")["data"]["mesh"].as_str();
     let mesh = proto::yaml::parse_documents(mesh.unwrap())
         .remove(0)
         .unwrap();
@@ -80,11 +87,11 @@ fn a_secured_control_plane_has_no_open_channel_left() {
         "istio-policy.istio-system.svc.cluster.local:15004"
     );
     for role in ["policy", "telemetry"] {
-        let rule = find(&objects, &format!("DestinationRule istio-{role}"));
+        let rule = find(objects, &format!("DestinationRule istio-{role}"));
         let port = &rule["spec"]["trafficPolicy"]["portLevelSettings"][0];
         assert_eq!(port["tls"]["mode"], "ISTIO_MUTUAL");
     }
-    let access = &find(&objects, "ConfigMap istio-galley-configuration")["data"];
+    let access = &find(objects, "ConfigMap istio-galley-configuration")["data"];
     let access = access["accesslist.yaml"].as_str().unwrap();
     for account in ["pilot", "policy", "telemetry"] {
         let identity =

@@ -38,7 +38,10 @@ impl Scene {
             let pods = self.pods().await;
             pods.iter().filter(|pod| is_ready(pod)).count() == wanted
         };
-        if eventually("every pod is ready", SETTLED * 3, all).await.is_err() {
+        if eventually("every pod is ready", SETTLED * 3, all)
+            .await
+            .is_err()
+        {
             let pods = self.pods().await;
             let waiting = pods.iter().filter(|pod| !is_ready(pod));
             let waiting: Vec<String> = waiting

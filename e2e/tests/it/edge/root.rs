@@ -1,4 +1,5 @@
-//! The change of Citadel's self-signed root, with two roots in between: nobody's request fails, nobody's connection breaks.
+//! The change of Citadel's self-signed root, with two roots in between: nobody's request fails, nobody's connection breaks, and
+//! the control plane's channels have new certificates, too.
 
 use std::collections::BTreeSet;
 
@@ -91,6 +92,7 @@ pub(super) async fn changes_and_nobody_notices(stage: &Stage) {
         for outcome in scene.call("auto", &[line.clone(), http.clone()]).await {
             assert!(outcome.is_served(), "{outcome:?}");
         }
+        channels_come_back(stage).await;
         load.stop().await
     };
     let ((rounds, lasted), report) = tokio::join!(scene.keep_busy("auto", &line, PATIENCE), change);
@@ -106,6 +108,23 @@ pub(super) async fn changes_and_nobody_notices(stage: &Stage) {
         rounds > 0 && lasted >= Duration::seconds(PATIENCE.into()),
         "what was open stays open: {rounds} rounds, {lasted}"
     );
+}
+
+/// Pilot starts anew with the certificate that it has by now: Galley gives it the configuration, proxies come back to it.
+async fn channels_come_back(stage: &Stage) {
+    let mesh = &stage.scene.mesh;
+    mesh.ctl_ok(&["local", "kill", "istio-pilot"])
+        .await
+        .unwrap();
+    stage
+        .scene
+        .apply(include_str!("../../security/late.yaml"))
+        .await;
+    eventually("a change goes through", SETTLED, async || {
+        mesh.get("/late").await.is_ok_and(|page| page.status == 418)
+    })
+    .await
+    .unwrap();
 }
 
 fn is_good(answer: &Answer) -> bool {

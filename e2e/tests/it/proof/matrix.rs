@@ -33,8 +33,16 @@ strict     no sidecar, own mTLS   yes yes yes yes
 /// Their protocols, ports, and what a sidecar's TLS offers for them.
 pub(super) const PORTS: [(Protocol, u16, &[&str]); 4] = [
     (Protocol::Http1, 8001, &["istio-peer-exchange", "istio"]),
-    (Protocol::Http2, 8002, &["istio-peer-exchange", "istio", "h2"]),
-    (Protocol::Grpc, 8003, &["istio-peer-exchange", "istio", "h2"]),
+    (
+        Protocol::Http2,
+        8002,
+        &["istio-peer-exchange", "istio", "h2"],
+    ),
+    (
+        Protocol::Grpc,
+        8003,
+        &["istio-peer-exchange", "istio", "h2"],
+    ),
     (Protocol::Tcp, 8004, &["istio-peer-exchange", "istio"]),
 ];
 
@@ -78,6 +86,9 @@ async fn tables(stage: &Stage) -> String {
     text
 }
 
+/// What a client speaks TLS with, by its ALPN.
+type TlsOf<'a> = &'a dyn Fn(&[&str]) -> Option<Tls>;
+
 /// The rows for our own servers and for Envoy's, if the clients' proxies are those of `suffix`.
 async fn rows(stage: &Stage, suffix: &str) -> [Vec<String>; 2] {
     let own = stage
@@ -87,7 +98,7 @@ async fn rows(stage: &Stage, suffix: &str) -> [Vec<String>; 2] {
         .authority
         .leaf("spiffe://other.domain/ns/outside/sa/client");
     let tls = |leaf: &Leaf, alpn: &[&str]| Some(leaf.tls(&stage.authority, alpn));
-    let clients: [(&str, &str, &dyn Fn(&[&str]) -> Option<Tls>); 6] = [
+    let clients: [(&str, &str, TlsOf<'_>); 6] = [
         ("sidecar, automatic", "auto", &|_| None),
         ("sidecar, mTLS", "mtls", &|_| None),
         ("sidecar, plaintext", "plain", &|_| None),
