@@ -64,6 +64,7 @@ prepare() {
     command -v curl >/dev/null || packages+=(curl)
     command -v h2load >/dev/null || packages+=(nghttp2-client)
     command -v redis-server >/dev/null || command -v valkey-server >/dev/null || packages+=(redis-server)
+    ! named kube || command -v openssl >/dev/null || packages+=(openssl)
     python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
     if [ ${#packages[@]} -gt 0 ]; then
@@ -82,18 +83,6 @@ lint() {
         cargo clippy --workspace --test helm --test kube --test mesh --locked -- -D warnings
 }
 
-# Licences, sources, versions (.deny.toml); known vulnerabilities where their database is (`cargo deny fetch` brings it).
-dependencies() {
-    local deny checks=(licenses bans sources)
-    deny=$(e2e/deny.sh) || return 1
-    if [ -d "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs" ]; then
-        checks+=(advisories)
-    else
-        echo "   advisories are not checked: there is no database of them here"
-    fi
-    "$deny" --offline --locked check "${checks[@]}"
-}
-
 documentation() { RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items --locked --quiet; }
 
 stages=("$@")
@@ -104,7 +93,6 @@ wanted() { [ ${#stages[@]} -eq 0 ] || named "$1"; }
 check "prepare" prepare
 wanted format && check "format" cargo fmt --all --check
 wanted lint && check "lint" lint
-wanted lint && check "dependencies" dependencies
 wanted doc && check "documentation" documentation
 # Every run of cargo below selects the whole workspace, so that features are the same in each and nothing is built twice.
 if wanted test || wanted charts || wanted parity || wanted mesh || named kube; then

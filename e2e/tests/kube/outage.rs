@@ -135,7 +135,11 @@ async fn change(client: &Client, name: &str, pilot: &Component, galley: &Compone
     )
     .unwrap();
     let params = PostParams::default();
-    services.create(&params, &service).await.unwrap();
+    // A new API server has no addresses to give in its first moments.
+    let created = eventually("the service's creation", SOON, async || {
+        services.create(&params, &service).await.is_ok() || services.get(name).await.is_ok()
+    });
+    created.await.unwrap();
     let outcome = eventually("the service at Pilot", SOON, async || {
         knows_service(pilot, name).await
     })
