@@ -83,6 +83,18 @@ lint() {
         cargo clippy --workspace --test helm --test kube --test mesh --locked -- -D warnings
 }
 
+# Licences, sources, versions (.deny.toml); known vulnerabilities where their database is (`cargo deny fetch` brings it).
+dependencies() {
+    local deny checks=(licenses bans sources)
+    deny=$(e2e/deny.sh) || return 1
+    if [ -d "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs" ]; then
+        checks+=(advisories)
+    else
+        echo "   advisories are not checked: there is no database of them here"
+    fi
+    "$deny" --offline --locked check "${checks[@]}"
+}
+
 documentation() { RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items --locked --quiet; }
 
 stages=("$@")
@@ -93,6 +105,7 @@ wanted() { [ ${#stages[@]} -eq 0 ] || named "$1"; }
 check "prepare" prepare
 wanted format && check "format" cargo fmt --all --check
 wanted lint && check "lint" lint
+wanted lint && check "dependencies" dependencies
 wanted doc && check "documentation" documentation
 # Every run of cargo below selects the whole workspace, so that features are the same in each and nothing is built twice.
 if wanted test || wanted charts || wanted parity || wanted mesh || named kube; then
