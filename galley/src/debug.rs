@@ -1,4 +1,5 @@
-//! Debug pages on the monitoring port: what is served, what is left out and why, who is subscribed.
+//! Debug pages on the monitoring port: what is served (to this pod only, without secrets), what is left out and why, who is
+//! subscribed.
 
 use crate::{
     analysis::folder::Found,
@@ -14,7 +15,7 @@ use axum::{
     routing::get,
 };
 use proto::{istio::mcp::v1alpha1::Resource, json::FieldNames};
-use proto_component::monitoring::Monitoring;
+use proto_component::{monitoring::Monitoring, redact::redact};
 use proto_mcp::source::Source;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
@@ -34,7 +35,7 @@ pub fn pages(
 ) -> Monitoring {
     let (all, counts, rejected) = (view.clone(), view.clone(), view);
     monitoring
-        .debug(
+        .private_debug(
             "/debug/snapshot",
             "what is served: ?collection=… for resources, &amp;name=… for one",
             get(async move |Query(which): Query<Which>| snapshot(&all.load(), &which)),
@@ -107,8 +108,10 @@ fn snapshot(view: &View, which: &Which) -> Response {
 fn describe(resource: &Resource, origin: Option<&Origin>) -> Value {
     let metadata = resource.metadata.clone().unwrap_or_default();
     let spec = resource.body.as_ref().map(|body| {
-        proto::json::any_to_value(body, FieldNames::Json)
-            .unwrap_or_else(|error| Value::String(error.to_string()))
+        let mut spec = proto::json::any_to_value(body, FieldNames::Json)
+            .unwrap_or_else(|error| Value::String(error.to_string()));
+        redact(&mut spec);
+        spec
     });
     json!({
         "name": metadata.name,

@@ -11,6 +11,7 @@ use proto_component::file_watcher::FileWatcher;
 use proto_component::listen::Listener;
 use proto_component::monitoring::{Monitoring, serve_http};
 use proto_component::process::Usage;
+use proto_component::redact::redact;
 use proto_component::task;
 use proto_component::tls::PemFiles;
 use proto_component::tls::{ClientAuth, ServerTls};
@@ -39,11 +40,12 @@ pub async fn run(args: ServeArgs, process: Process) -> anyhow::Result<()> {
     let shown = settings.clone();
     let configz = get(move || {
         let settings = shown.load();
-        let shown = serde_json::json!({"version": settings.version, "values": settings.values, "mesh": settings.mesh});
+        let mut shown = serde_json::json!({"version": settings.version, "values": settings.values, "mesh": settings.mesh});
+        redact(&mut shown);
         async move { Json(shown) }
     });
     Monitoring::new(&process)
-        .debug("/debug/configz", "settings in force", configz)
+        .private_debug("/debug/configz", "settings in force", configz)
         .bind(&format!(":{}", args.monitoring_port), "--monitoringPort")
         .await?
         .start(&process);

@@ -1,4 +1,4 @@
-//! The debug pages, with Istio's paths.
+//! The debug pages, with Istio's paths. Those that show configuration do so without secrets, and to this pod only.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use proto_component::monitoring::Monitoring;
+use proto_component::redact::redact;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -67,7 +68,7 @@ pub fn pages(monitoring: Monitoring, discovery: &Arc<Discovery>) -> Monitoring {
             "endpoints by host, namespace and registry",
             page(endpoint_shardz),
         )
-        .debug("/debug/configz", "all configuration", page(configz))
+        .private_debug("/debug/configz", "all configuration", page(configz))
         .debug(
             "/debug/edsz",
             "the endpoints that proxies follow; ?push=1 sends everything again",
@@ -84,7 +85,7 @@ pub fn pages(monitoring: Monitoring, discovery: &Arc<Discovery>) -> Monitoring {
             "trouble found while configuration was made",
             page(push_status),
         )
-        .debug("/debug/mesh", "the mesh's settings in force", page(mesh))
+        .private_debug("/debug/mesh", "the mesh's settings in force", page(mesh))
         .debug(
             "/debug/authorizationz",
             "the authorization policies",
@@ -118,7 +119,7 @@ fn proxy_pages(monitoring: Monitoring, discovery: &Arc<Discovery>) -> Monitoring
                 show_distribution(&distribution, resource, query.proxy_namespace.as_deref())
             }),
         )
-        .debug(
+        .private_debug(
             "/debug/config_dump",
             "what a proxy (?proxyID=pod.namespace) would be sent",
             get(move |Query(query): Query<ProxyQuery>| async move {
@@ -142,7 +143,10 @@ fn with_proxy(
         return (StatusCode::NOT_FOUND, text).into_response();
     };
     match show(discovery, &connection) {
-        Ok(shown) => Json(shown).into_response(),
+        Ok(mut shown) => {
+            redact(&mut shown);
+            Json(shown).into_response()
+        }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
@@ -322,7 +326,9 @@ fn endpoint_shardz(discovery: &Discovery) -> Value {
 }
 
 fn configz(discovery: &Discovery) -> Value {
-    Value::Array(discovery.store.lock().summary().into_values().collect())
+    let mut shown = Value::Array(discovery.store.lock().summary().into_values().collect());
+    redact(&mut shown);
+    shown
 }
 
 fn mesh(discovery: &Discovery) -> Value {

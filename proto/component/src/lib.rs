@@ -33,6 +33,7 @@ pub mod logging;
 pub mod monitoring;
 pub mod process;
 pub mod readiness;
+pub mod redact;
 pub mod task;
 pub mod telemetry;
 pub mod tls;

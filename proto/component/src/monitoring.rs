@@ -12,8 +12,9 @@ use crate::{
 };
 use axum::{
     Json, Router,
-    extract::{ConnectInfo, Query, State},
+    extract::{ConnectInfo, Query, Request, State},
     http::{HeaderMap, StatusCode, header},
+    middleware::{Next, from_fn},
     response::{Html, IntoResponse, Response},
     routing::{MethodRouter, get},
 };
@@ -91,6 +92,13 @@ impl Monitoring {
     pub fn debug(mut self, path: &str, what: &str, page: MethodRouter) -> Self {
         self.debug.insert(path.to_owned(), what.to_owned());
         self.route(path, page)
+    }
+
+    /// Adds a debug page that shows configuration, and with it perhaps what is not meant for everybody: only whoever is in the
+    /// same pod may read it (`kubectl port-forward` and `exec` are).
+    #[must_use]
+    pub fn private_debug(self, path: &str, what: &str, page: MethodRouter) -> Self {
+        self.debug(path, what, page.layer(from_fn(only_from_this_pod)))
     }
 
     /// Merges routes of the component.
@@ -172,6 +180,17 @@ fn serve_until(
     Box::pin(async move {
         let _ = serving.await;
     })
+}
+
+async fn only_from_this_pod(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if peer.is_local() {
+        return next.run(request).await;
+    }
+    (StatusCode::FORBIDDEN, "only from this pod\n").into_response()
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {

@@ -8,12 +8,12 @@ use crate::{
 use http::StatusCode;
 use prost_types::Any;
 use proto::json::{FieldNames, any_to_value, to_value_with};
+use proto_component::redact::{REDACTED, redact};
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, time::SystemTime};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 const PREFIX: &str = "type.googleapis.com/envoy.admin.v3.";
-const REDACTED: &str = "[redacted]";
 
 pub(super) fn config_dump(admin: &Admin, query: &Query) -> Answer {
     let mut configs = vec![bootstrap(admin), clusters(admin)];
@@ -178,38 +178,6 @@ fn message(any: &Any) -> Value {
     let mut value = with_type(&any.type_url, value);
     redact(&mut value);
     value
-}
-
-/// Fields that hold secrets, at whatever depth below them.
-const SECRETS: &[&str] = &[
-    "private_key",
-    "password",
-    "pkcs12",
-    "session_ticket_keys",
-    "generic_secret",
-    "token_secret",
-    "hmac_secret",
-];
-
-/// Private keys and other secrets, wherever they are.
-fn redact(value: &mut Value) {
-    blot(value, false);
-}
-
-fn blot(value: &mut Value, is_secret: bool) {
-    match value {
-        Value::Object(fields) => {
-            for (name, value) in fields.iter_mut() {
-                if is_secret && (name == "inline_string" || name == "inline_bytes") {
-                    *value = json!(REDACTED);
-                } else {
-                    blot(value, is_secret || SECRETS.contains(&name.as_str()));
-                }
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(|item| blot(item, is_secret)),
-        _ => {}
-    }
 }
 
 /// RFC 3339 in UTC, to the millisecond.
@@ -440,24 +408,4 @@ fn dump<const N: usize>(kind: &str, version: &str, lists: [(&str, Vec<Value>); N
         }
     }
     Value::Object(dump)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn secrets_are_blotted_out_however_deep_they_are() {
-        let mut value = json!({
-            "tls_certificates": [{"certificate_chain": {"inline_string": "chain"}, "private_key": {"inline_string": "k1"}}],
-            "session_ticket_keys": {"keys": [{"inline_bytes": "k2"}, {"filename": "/f"}]},
-            "pkcs12": {"inline_bytes": "k3"},
-        });
-        redact(&mut value);
-        let text = value.to_string();
-        assert!(text.contains("chain") && text.contains("/f"), "{text}");
-        for key in ["k1", "k2", "k3"] {
-            assert!(!text.contains(key), "{key}: {text}");
-        }
-    }
 }

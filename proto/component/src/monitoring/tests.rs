@@ -18,6 +18,43 @@ async fn request(address: &Address, line: &str, headers: &str) -> String {
     answer
 }
 
+/// An address of this machine that is not on loopback; nothing is sent to find it.
+fn other_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect("192.0.2.1:9").ok()?;
+    Some(socket.local_addr().unwrap().ip())
+}
+
+#[tokio::test]
+async fn private_pages_are_for_the_pod_itself() {
+    let process = Process::detached("test");
+    let page = || get(async || "extra");
+    let bound = Monitoring::new(&process)
+        .debug("/debug/open", "for everybody", page())
+        .private_debug("/debug/private", "for us", page())
+        .bind("0.0.0.0:0", "--monitoringPort")
+        .await
+        .unwrap();
+    let Address::Tcp(all) = *bound.address() else {
+        panic!("not TCP")
+    };
+    bound.start(&process);
+    let ask = async |address: std::net::IpAddr, path: &str| {
+        let address = Address::Tcp((address, all.port()).into());
+        request(&address, &format!("GET {path}"), "").await
+    };
+    let local = std::net::Ipv4Addr::LOCALHOST.into();
+    for path in ["/debug/open", "/debug/private"] {
+        assert!(ask(local, path).await.ends_with("extra"), "{path}");
+    }
+    // A machine without a network has nobody else either.
+    let Some(other) = other_address() else { return };
+    assert!(ask(other, "/debug/open").await.ends_with("extra"));
+    let refused = ask(other, "/debug/private").await;
+    assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
+    assert!(refused.ends_with("only from this pod\n"), "{refused}");
+}
+
 async fn started(process: &Process) -> Address {
     let bound = Monitoring::new(process)
         .debug(
