@@ -166,6 +166,13 @@ pub struct ServerArgs {
     /// How to dial the sink: NONE (plaintext) or MUTUAL_TLS.
     #[arg(long = "sinkAuthMode", default_value = "", value_name = "MODE")]
     pub sink_auth_mode: String,
+    /// Names (SPIFFE ids, DNS names) of which one must be in the sink's certificate (default: the host dialled).
+    #[arg(
+        long = "sinkSubjectAltNames",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
+    pub sink_names: Vec<String>,
     /// key=value metadata for the sink.
     #[arg(long = "sinkMeta", value_delimiter = ',', value_name = "KEY=VALUE")]
     pub sink_meta: Vec<String>,

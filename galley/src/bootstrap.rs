@@ -340,7 +340,10 @@ fn push_to_sink(args: &ServerArgs, source: &Source) -> anyhow::Result<()> {
         "" | "NONE" => None,
         "MUTUAL_TLS" => Some(ClientTls::from_files(
             mtls_files(args),
-            ServerIdentity::Trusted,
+            match args.sink_names.as_slice() {
+                [] => ServerIdentity::Name,
+                names => ServerIdentity::AnyOf(names.to_vec()),
+            },
             &["h2"],
         )?),
         other => {

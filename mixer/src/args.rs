@@ -4,13 +4,20 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use proto_component::args::{LogArgs, parse_duration};
-use proto_component::tls::{ClientAuth, ClientTls, PemFiles, ServerIdentity, ServerTls, TlsError};
+use proto_component::tls::{
+    self, ClientAuth, ClientTls, PemFiles, ServerIdentity, ServerTls, TlsError,
+};
 use proto_component::version::VersionArgs;
+use proto_mesh::spiffe::SpiffeId;
 
 use crate::attribute_args::AttributeArgs;
 use crate::load_shed::{Limits, Mode};
+
+/// The account of the usual source of configuration.
+const GALLEY_ACCOUNT: &str = "istio-galley-service-account";
 
 /// Mixer: policy checks and telemetry of the mesh.
 #[derive(Debug, Parser)]
@@ -170,6 +177,14 @@ pub struct TlsArgs {
     /// Trusted roots.
     #[arg(long = "caCertFile", default_value = "/etc/certs/root-cert.pem")]
     pub roots: PathBuf,
+    /// Names (SPIFFE ids, DNS names) of which one must be in the server's certificate. Without any, mcps:// wants Galley's service
+    /// account, in the trust domain and namespace of our own certificate.
+    #[arg(
+        long = "serverSubjectAltNames",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub server_names: Vec<String>,
 }
 
 /// Load shedding.
@@ -258,10 +273,42 @@ impl ServerArgs {
 }
 
 impl TlsArgs {
-    /// TLS towards a configuration source.
+    /// TLS towards a source of configuration.
+    ///
+    /// # Errors
+    /// When the files are unusable, or our own certificate does not say where Galley would be.
+    pub fn source(&self) -> anyhow::Result<ClientTls> {
+        if self.server_names.is_empty() {
+            let galley = self.neighbour(GALLEY_ACCOUNT).context("who Galley is")?;
+            return Ok(self.client_of(ServerIdentity::AnyOf(vec![galley]))?);
+        }
+        Ok(self.client()?)
+    }
+
+    /// TLS towards a server with one of the names, or whichever of the mesh if there are none.
     pub(crate) fn client(&self) -> Result<ClientTls, TlsError> {
+        self.client_of(match self.server_names.as_slice() {
+            [] => ServerIdentity::Trusted,
+            names => ServerIdentity::AnyOf(names.to_vec()),
+        })
+    }
+
+    fn client_of(&self, identity: ServerIdentity) -> Result<ClientTls, TlsError> {
         let files = PemFiles::new(&self.certificate, &self.key, Some(self.roots.clone()));
-        ClientTls::from_files(files, ServerIdentity::Trusted, &["h2"])
+        ClientTls::from_files(files, identity, &["h2"])
+    }
+
+    /// The identity of another account of our namespace.
+    fn neighbour(&self, account: &str) -> anyhow::Result<String> {
+        let place = self.certificate.display();
+        let pem = std::fs::read(&self.certificate).with_context(|| format!("read {place}"))?;
+        let chain = tls::certificates(&pem, &place.to_string())?;
+        let own = chain.first().and_then(|leaf| tls::spiffe_id(leaf));
+        let own: SpiffeId = own
+            .and_then(|id| id.parse().ok())
+            .with_context(|| format!("{place} has no SPIFFE id: give --serverSubjectAltNames"))?;
+        let id = SpiffeId::new(own.trust_domain(), own.namespace(), account)?;
+        Ok(id.to_string())
     }
 
     /// TLS towards proxies, who must have a certificate.

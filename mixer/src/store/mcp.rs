@@ -96,7 +96,7 @@ fn optional() -> impl Iterator<Item = (&'static str, String)> {
 }
 
 fn client_tls(args: &TlsArgs) -> anyhow::Result<ClientTls> {
-    args.client().context("read the certificates for mcps://")
+    args.source().context("TLS for mcps://")
 }
 
 async fn receive(

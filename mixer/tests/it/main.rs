@@ -10,5 +10,6 @@ mod otlp;
 mod outputs;
 mod process;
 mod report;
+mod secured;
 mod server;
 mod transport;
