@@ -15,9 +15,13 @@ pub fn run() -> ExitCode {
         Err(error) => return process::exit_code("galley", Err(error)),
     };
     match args.command {
-        Command::Server(server) => process::run("galley", &args.log, |process| {
-            bootstrap::run(*server, process)
-        }),
+        Command::Server(server) => {
+            // Configuration may hold secrets, and is kept on disk.
+            process::keep_files_private();
+            process::run("galley", &args.log, |process| {
+                bootstrap::run(*server, process)
+            })
+        }
         Command::Validate(validate) => {
             process::run_command("galley", async move { validate.run() })
         }

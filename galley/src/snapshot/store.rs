@@ -14,6 +14,7 @@ use proto_component::{drain::Drain, task};
 use proto_mcp::snapshot::{Collection, Snapshot};
 use std::{
     collections::BTreeMap,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -194,11 +195,14 @@ impl Store {
 }
 
 fn open(path: &Path) -> sled::Result<sled::Db> {
-    sled::Config::new()
+    let database = sled::Config::new()
         .path(path)
         .cache_capacity(16 << 20)
         .flush_every_ms(None)
-        .open()
+        .open()?;
+    // Also one that an older umask made.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))?;
+    Ok(database)
 }
 
 /// The current store gives up its name only when the next one is whole; from that alone a start after a kill can tell.
@@ -339,6 +343,8 @@ mod tests {
         );
         {
             let store = Store::open(dir.path()).unwrap();
+            let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+            assert_eq!(mode(&dir.path().join(CURRENT)) & 0o777, 0o700);
             assert!(store.load().unwrap().is_none());
             store.save(None, &first).await.unwrap();
             store.save(Some(&first), &second).await.unwrap();

@@ -67,6 +67,12 @@ impl Process {
     }
 }
 
+/// From here on the files and folders that this process makes are for its owner only, unless it says otherwise; to be called
+/// before anything else runs. For components whose files hold secrets, which libraries make as openly as they may.
+pub fn keep_files_private() {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+}
+
 /// A component's own part of its life.
 type Main<'a> = Box<dyn FnOnce(Process) -> LocalBoxFuture<'a, anyhow::Result<()>> + 'a>;
 
