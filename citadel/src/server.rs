@@ -1,5 +1,5 @@
 //! The CSR services (`istio.v1.auth.IstioCertificateService` and the older `IstioCAService`): authenticate, authorize, sign,
-//! enter into the ledger, answer. Beside them [`discovery`] hands out what is to be trusted.
+//! enter into the ledger, answer. Beside them [`discovery`] hands out what is to be trusted, to those whom the services know.
 
 mod deadline;
 mod discovery;
@@ -15,10 +15,10 @@ use proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 use proto_component::listen::Peer;
 use proto_mesh::spiffe::SpiffeId;
 use time::OffsetDateTime;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 
-use crate::authenticate::{Authenticator, Credentials, authenticate};
+use crate::authenticate::{Authenticator, Caller, Credentials, authenticate};
 use crate::authorize::{Impersonators, authorize};
 use crate::ca::{CertificateAuthority, SignError, SignRequest, TtlRules};
 use crate::ledger::{Issued, Ledger};
@@ -27,15 +27,18 @@ use crate::pki::{Bundle, Certificate, San, SigningRequest, fingerprint, to_pem};
 use crate::revocation::Revocations;
 
 pub use deadline::with_deadline;
-pub use discovery::TrustDiscovery;
+pub use discovery::{StreamLimits, TrustDiscovery};
 pub use own_certificate::{OwnCertificate, OwnCertificateError};
 
 /// A request is a key and a few names: anything bigger is no request.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 /// How long one call may take.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
-/// Calls at work at once; more are told to come back.
+/// Calls at work at once; more wait.
 const MAX_CALLS: usize = 256;
+/// Calls that wait for their turn; more are told to come back. A whole cluster's agents may start at once, and one that is sent
+/// away has its TLS handshake for nothing.
+const MAX_WAITING: usize = 8192;
 /// Istio's name of the field in a request's metadata.
 const IMPERSONATED: &str = "ImpersonatedIdentity";
 
@@ -64,6 +67,7 @@ struct Inner {
     revocations: Revocations,
     metrics: Metrics,
     calls: Semaphore,
+    waiting: Semaphore,
 }
 
 /// A call of either service, as far as they are alike.
@@ -94,7 +98,16 @@ impl CertificateService {
             revocations,
             metrics,
             calls: Semaphore::new(MAX_CALLS),
+            waiting: Semaphore::new(MAX_WAITING),
         }))
+    }
+
+    /// Who opens a stream: known to the authenticators and of our mesh. It gets no certificate by that, so it may be revoked.
+    async fn recognise<T>(&self, request: &Request<T>) -> Result<SpiffeId, Status> {
+        let _permit = self.0.permit().await?;
+        let peer = peer(request);
+        let caller = self.0.caller(&peer, bearer(request)).await?;
+        self.0.acts_for(&caller, None, &peer)
     }
 }
 
@@ -148,34 +161,43 @@ impl Inner {
 }
 
 impl Inner {
-    /// Who calls, and the identity that it gets a certificate for.
-    async fn identify(&self, call: &Call<'_>) -> Result<(SpiffeId, &'static str), Status> {
-        let peer = call.peer.remote;
+    /// Who calls.
+    async fn caller(&self, peer: &Peer, bearer: Option<&str>) -> Result<Caller, Status> {
         let credentials = Credentials {
-            certificate: call.peer.certificates.first(),
-            bearer: call.bearer,
+            certificate: peer.certificates.first(),
+            bearer,
         };
-        let caller = authenticate(&self.authenticators, &credentials)
-            .await
-            .map_err(|reasons| {
-                self.metrics.authentication_failure.inc();
-                tracing::warn!(target: "ca", reasons, ?peer, "caller not authenticated");
-                Status::unauthenticated(format!("request authenticate failure: {reasons}"))
-            })?;
+        let outcome = authenticate(&self.authenticators, &credentials).await;
+        outcome.map_err(|reasons| {
+            self.metrics.authentication_failure.inc();
+            tracing::warn!(target: "ca", reasons, peer = ?peer.remote, "caller not authenticated");
+            Status::unauthenticated(format!("request authenticate failure: {reasons}"))
+        })
+    }
+
+    /// The identity that a caller acts for: its own, or the one that it asks for and may have.
+    fn acts_for(
+        &self,
+        caller: &Caller,
+        wanted: Option<&str>,
+        peer: &Peer,
+    ) -> Result<SpiffeId, Status> {
         let rules = &self.rules;
-        let identity = authorize(
-            &caller,
-            call.impersonated,
-            &rules.trust_domain,
-            &rules.impersonators,
-        )
-        .map_err(|denied| {
+        let outcome = authorize(caller, wanted, &rules.trust_domain, &rules.impersonators);
+        outcome.map_err(|denied| {
             self.metrics.id_extraction_error.inc();
-            tracing::warn!(target: "ca", %denied, ?peer, "caller not authorized");
+            tracing::warn!(target: "ca", %denied, peer = ?peer.remote, "caller not authorized");
             Status::permission_denied(denied.to_string())
-        })?;
-        self.check_barred(&identity)?;
-        Ok((identity, caller.authenticator))
+        })
+    }
+
+    /// A turn to work; the call's own deadline bounds the wait.
+    async fn permit(&self) -> Result<SemaphorePermit<'_>, Status> {
+        let full = |_| Status::resource_exhausted("too many requests at once, retry");
+        let _place = self.waiting.try_acquire().map_err(full)?;
+        let permit = self.calls.acquire().await;
+        // It is closed never.
+        permit.map_err(|error| Status::unavailable(error.to_string()))
     }
 
     fn check_barred(&self, identity: &SpiffeId) -> Result<(), Status> {
@@ -192,13 +214,11 @@ impl Inner {
 
     /// The whole way from a call to a certificate.
     async fn issue(&self, call: &Call<'_>) -> Result<(Certificate, Arc<Bundle>), Status> {
-        let Ok(_permit) = self.calls.try_acquire() else {
-            return Err(Status::resource_exhausted(
-                "too many requests at once, retry",
-            ));
-        };
+        let _permit = self.permit().await?;
         self.metrics.csr.inc();
-        let (identity, authenticator) = self.identify(call).await?;
+        let caller = self.caller(&call.peer, call.bearer).await?;
+        let identity = self.acts_for(&caller, call.impersonated, &call.peer)?;
+        self.check_barred(&identity)?;
         // Of before the signature: a root that is introduced meanwhile does no harm, one that is missing would.
         let bundle = self.ca.bundle();
         let (certificate, key_fingerprint) = self
@@ -210,7 +230,7 @@ impl Inner {
             issued_at: OffsetDateTime::now_utc(),
             not_before: certificate.validity.not_before,
             not_after: certificate.validity.not_after,
-            authenticator: authenticator.to_owned(),
+            authenticator: caller.authenticator.to_owned(),
             peer: call.peer.remote.map(|address| address.to_string()),
             key_fingerprint,
         };
@@ -226,9 +246,8 @@ impl Inner {
 
 impl<'a> Call<'a> {
     fn new<T>(request: &'a Request<T>, csr: &'a str, seconds: i64) -> Self {
-        let peer = request.extensions().get::<Peer>().cloned();
         Self {
-            peer: peer.unwrap_or_default(),
+            peer: peer(request),
             bearer: bearer(request),
             csr,
             seconds,
@@ -276,6 +295,10 @@ fn chain(certificate: &Certificate, bundle: &Bundle) -> Vec<String> {
     chain.extend(bundle.intermediates.iter().map(to_pem));
     chain.push(bundle.roots_pem());
     chain
+}
+
+fn peer<T>(request: &Request<T>) -> Peer {
+    request.extensions().get().cloned().unwrap_or_default()
 }
 
 fn bearer<T>(request: &Request<T>) -> Option<&str> {

@@ -1,6 +1,9 @@
 //! Secret discovery of one resource, `ROOTCA`: what everybody is to believe, pushed to every agent as soon as it changes.
 //!
-//! Nothing of it is secret, so nobody is asked who it is; how many may listen is bounded.
+//! Nothing of it is secret, but each stream costs something: it is for those whom the CSR services know, and how many may
+//! listen is bounded, altogether and for each identity.
+
+mod seats;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,19 +18,25 @@ use proto::envoy::service::discovery::v3::{
 };
 use proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryService;
 use proto_component::drain::Drain;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use proto_mesh::spiffe::SpiffeId;
+use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::{CALL_DEADLINE, CertificateService};
 use crate::trust::Anchors;
+
+use seats::{Seat, Seats};
+
+pub use seats::StreamLimits;
 
 /// Name of the resource, as proxies ask for it.
 const ROOT_CA: &str = "ROOTCA";
-const MAX_STREAMS: usize = 20_000;
 
 /// The service.
 pub struct TrustDiscovery {
+    callers: CertificateService,
     anchors: watch::Receiver<Arc<Anchors>>,
-    streams: Arc<Semaphore>,
+    seats: Seats,
     drain: Drain,
 }
 
@@ -40,19 +49,31 @@ struct Session {
     sent: String,
     is_subscribed: bool,
     nonce: u64,
-    _seat: OwnedSemaphorePermit,
+    _seat: Seat,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl TrustDiscovery {
-    /// A service of `anchors`.
-    pub fn new(anchors: watch::Receiver<Arc<Anchors>>, drain: Drain) -> Self {
+    /// A service of `anchors` for those whom `callers` knows.
+    pub fn new(
+        callers: CertificateService,
+        anchors: watch::Receiver<Arc<Anchors>>,
+        limits: StreamLimits,
+        drain: Drain,
+    ) -> Self {
         Self {
+            callers,
             anchors,
-            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            seats: Seats::new(limits),
             drain,
         }
+    }
+
+    async fn recognise<T>(&self, request: &Request<T>) -> Result<SpiffeId, Status> {
+        tokio::time::timeout(CALL_DEADLINE, self.callers.recognise(request))
+            .await
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded("the call took too long")))
     }
 }
 
@@ -65,8 +86,8 @@ impl SecretDiscoveryService for TrustDiscovery {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamSecretsStream>, Status> {
-        let seat = self.streams.clone().try_acquire_owned();
-        let seat = seat.map_err(|_| Status::resource_exhausted("too many streams"))?;
+        let identity = self.recognise(&request).await?;
+        let seat = self.seats.take(identity)?;
         let session = Session {
             requests: request.into_inner(),
             anchors: self.anchors.clone(),
@@ -94,6 +115,7 @@ impl SecretDiscoveryService for TrustDiscovery {
         &self,
         request: Request<DiscoveryRequest>,
     ) -> Result<Response<DiscoveryResponse>, Status> {
+        self.recognise(&request).await?;
         check(request.get_ref())?;
         let anchors = self.anchors.borrow().clone();
         Ok(Response::new(response(&anchors, String::new())))

@@ -8,6 +8,7 @@ use proto_component::drain::Drain;
 use proto_component::tls::{ClientAuth, Pem, ServerTls, TlsError};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
+use zeroize::Zeroize as _;
 
 use crate::ca::{CertificateAuthority, SignError, SignRequest};
 use crate::pki::{InvalidKey, PrivateKey, San, to_pem};
@@ -49,9 +50,11 @@ impl OwnCertificate {
         ttl: Duration,
     ) -> Result<Self, OwnCertificateError> {
         let sans: Vec<San> = hosts.iter().map(|host| San::from_host(host)).collect();
-        let (pem, not_after) = mint(ca.as_ref(), &sans, ttl)?;
+        let (mut pem, not_after) = mint(ca.as_ref(), &sans, ttl)?;
         // A client's certificate is optional, but verified against our roots if it is given.
-        let tls = ServerTls::from_pem(&pem, ClientAuth::Optional, &["h2"])?;
+        let tls = ServerTls::from_pem(&pem, ClientAuth::Optional, &["h2"]);
+        pem.key.zeroize();
+        let tls = tls?;
         Ok(Self {
             ca,
             sans,
@@ -92,8 +95,10 @@ impl OwnCertificate {
     }
 
     fn renew(&self) -> Result<(), OwnCertificateError> {
-        let (pem, not_after) = mint(self.ca.as_ref(), &self.sans, self.ttl)?;
-        self.tls.replace(&pem)?;
+        let (mut pem, not_after) = mint(self.ca.as_ref(), &self.sans, self.ttl)?;
+        let replaced = self.tls.replace(&pem);
+        pem.key.zeroize();
+        replaced?;
         *self.not_after.lock() = not_after;
         tracing::info!(target: "ca", %not_after, "renewed the server certificate");
         Ok(())

@@ -13,9 +13,10 @@ use citadel::metrics::Metrics;
 use citadel::pki::{Curve, PrivateKey};
 use citadel::revocation::Revocations;
 use citadel::server::{
-    CertificateService, MAX_MESSAGE, OwnCertificate, Rules, TrustDiscovery, with_deadline,
+    CertificateService, MAX_MESSAGE, OwnCertificate, Rules, StreamLimits, TrustDiscovery,
+    with_deadline,
 };
-use citadel::testing::{ISSUER, TokenIssuer};
+use citadel::testing::{ISSUER, TokenIssuer, open_store};
 use citadel::trust::Trust;
 use proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use proto::istio::v1::auth::IstioCertificateRequest;
@@ -54,15 +55,15 @@ impl Drop for Mesh {
 
 pub(crate) async fn mesh() -> Mesh {
     let folder = tempfile::tempdir().unwrap();
-    let database = sled::open(folder.path()).unwrap();
+    let store = open_store(folder.path());
     let settings = SelfSignedSettings {
         organization: "cluster.local".to_owned(),
         ttl: DAY * 3650,
         curve: Curve::P256,
     };
     let now = OffsetDateTime::now_utc();
-    let ca = Arc::new(SelfSigned::open(&database, settings, provider(), now).unwrap());
-    let (ledger, writer) = Ledger::open(&database, DAY).unwrap();
+    let ca = Arc::new(SelfSigned::open(&store, settings, provider(), now).unwrap());
+    let (ledger, writer) = Ledger::open(&store, DAY).unwrap();
     let (trigger, drain) = drain::channel();
     task::spawn("ledger", writer.run(Drain::never()));
     let issuer = TokenIssuer::new();
@@ -76,7 +77,7 @@ pub(crate) async fn mesh() -> Mesh {
         dual_use: false,
         impersonators: Impersonators::parse(&["istio-system/node".to_owned()]).unwrap(),
     };
-    let revocations = Revocations::open(&database).unwrap();
+    let revocations = Revocations::open(&store).unwrap();
     let trust = Arc::new(Trust::new(ca.clone(), revocations.clone()).unwrap());
     let service = CertificateService::new(
         ca.clone(),
@@ -93,10 +94,14 @@ pub(crate) async fn mesh() -> Mesh {
     let address = listener.address().to_string();
     let incoming = listener.tls(own.tls(), &drain);
     let legacy = IstioCaServiceServer::new(service.clone());
+    let limits = StreamLimits {
+        total: 4,
+        of_one: 2,
+    };
+    let discovery = TrustDiscovery::new(service.clone(), trust.watch(), limits, drain.clone());
     let service =
         IstioCertificateServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE);
     let calls = tonic::service::Routes::new(service).add_service(legacy);
-    let discovery = TrustDiscovery::new(trust.watch(), drain.clone());
     let streams = tonic::service::Routes::new(SecretDiscoveryServiceServer::new(discovery));
     let streams = streams.into_axum_router().reset_fallback();
     let routes = with_deadline(calls).into_axum_router().merge(streams);

@@ -8,13 +8,15 @@ use proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use proto::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, secret::Type,
 };
-use proto::envoy::service::discovery::v3::DiscoveryRequest;
+use proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use proto::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
 use time::OffsetDateTime;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, Sender};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status, Streaming};
 
-use crate::service::{csr, mesh};
+use crate::service::{Mesh, csr, mesh, with_token};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -36,7 +38,9 @@ async fn roots_and_revocations_are_pushed_when_they_change() {
     };
     requests.send(request(&["ROOTCA"])).await.unwrap();
     let mut client = SecretDiscoveryServiceClient::new(mesh.channel("", ""));
-    let answers = client.stream_secrets(ReceiverStream::new(stream)).await;
+    let token = mesh.issuer.token("default", "b");
+    let listen = with_token(Request::new(ReceiverStream::new(stream)), &token);
+    let answers = client.stream_secrets(listen).await;
     let mut answers = answers.unwrap().into_inner();
     let mut next = async || -> CertificateValidationContext {
         let answer = tokio::time::timeout(PATIENCE, answers.message()).await;
@@ -79,5 +83,59 @@ async fn roots_and_revocations_are_pushed_when_they_change() {
     let refused = tokio::time::timeout(PATIENCE, answers.message())
         .await
         .unwrap();
-    assert_eq!(refused.unwrap_err().code(), tonic::Code::InvalidArgument);
+    assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
+}
+
+type Stream = (Sender<DiscoveryRequest>, Streaming<DiscoveryResponse>);
+
+/// Opens a stream, and hears what it is sent first.
+async fn listen(channel: Channel, token: &str) -> Result<Stream, Status> {
+    let (requests, stream) = mpsc::channel(1);
+    requests.send(DiscoveryRequest::default()).await.unwrap();
+    let mut client = SecretDiscoveryServiceClient::new(channel);
+    let request = Request::new(ReceiverStream::new(stream));
+    let answers = client.stream_secrets(with_token(request, token));
+    let mut answers = answers.await?.into_inner();
+    answers.message().await?;
+    Ok((requests, answers))
+}
+
+async fn fetch(mesh: &Mesh, token: &str) -> Result<(), Status> {
+    let mut client = SecretDiscoveryServiceClient::new(mesh.channel("", ""));
+    let request = with_token(Request::new(DiscoveryRequest::default()), token);
+    client.fetch_secrets(request).await.map(drop)
+}
+
+#[tokio::test]
+async fn only_those_of_the_mesh_listen_and_nobody_in_the_others_places() {
+    let mesh = mesh().await;
+    let token = mesh.issuer.token("default", "a");
+    for bad in ["", "hello", &format!("{token}x")] {
+        let stranger = listen(mesh.channel("", ""), bad).await.unwrap_err();
+        assert_eq!(stranger.code(), Code::Unauthenticated, "{bad:?}");
+        let stranger = fetch(&mesh, bad).await.unwrap_err();
+        assert_eq!(stranger.code(), Code::Unauthenticated, "{bad:?}");
+    }
+    fetch(&mesh, &token).await.unwrap();
+
+    // One by its token, one by its certificate: the same identity.
+    let first = listen(mesh.channel("", ""), &token).await.unwrap();
+    let (key, request) = csr();
+    let chain = mesh.ask(&token, request, 0).await.unwrap();
+    let with_certificate = || mesh.channel(&chain[0], &key.to_pem());
+    let second = listen(with_certificate(), "").await.unwrap();
+    let third = listen(mesh.channel("", ""), &token).await.unwrap_err();
+    assert_eq!(third.code(), Code::ResourceExhausted, "{third}");
+    let others = mesh.issuer.token("default", "b");
+    let other = listen(mesh.channel("", ""), &others).await.unwrap();
+    drop(first);
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let again = loop {
+        match listen(mesh.channel("", ""), &token).await {
+            Ok(again) => break again,
+            Err(status) => assert!(std::time::Instant::now() < deadline, "{status}"),
+        }
+        tokio::task::yield_now().await;
+    };
+    drop((second, other, again));
 }

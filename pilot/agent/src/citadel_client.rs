@@ -78,16 +78,27 @@ pub enum FetchError {
     Answer(#[from] InvalidSecret),
 }
 
+impl FetchError {
+    /// The certificate in use, if this says that the token counts for nothing and the certificate still does.
+    pub(crate) fn other_proof<'a>(&self, current: Option<&'a Workload>) -> Option<&'a Workload> {
+        let is_token_bad = match self {
+            Self::Token { .. } | Self::TokenText => true,
+            Self::Citadel(status) => status.code() == Code::Unauthenticated,
+            _ => false,
+        };
+        current.filter(|workload| is_token_bad && !workload.remaining().is_zero())
+    }
+}
+
 impl CitadelClient {
     /// Gets a new key certified; `current` is the certificate in use.
     pub async fn fetch(&self, current: Option<&Workload>) -> Result<Workload, FetchError> {
         let by_token = self.fetch_as(None).await;
-        let is_token_bad = match &by_token {
-            Err(FetchError::Token { .. } | FetchError::TokenText) => true,
-            Err(FetchError::Citadel(status)) => status.code() == Code::Unauthenticated,
-            _ => false,
-        };
-        match current.filter(|workload| is_token_bad && !workload.remaining().is_zero()) {
+        match by_token
+            .as_ref()
+            .err()
+            .and_then(|error| error.other_proof(current))
+        {
             // The first reason says more: why there is no token.
             Some(workload) => self.fetch_as(Some(workload)).await.or(by_token),
             None => by_token,
@@ -103,11 +114,7 @@ impl CitadelClient {
             validity_duration: i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX),
             ..IstioCertificateRequest::default()
         });
-        if current.is_none() {
-            request
-                .metadata_mut()
-                .insert("authorization", self.bearer()?);
-        }
+        self.sign(&mut request, current)?;
         let channel = self.channel(current, Some(CALL_DEADLINE))?;
         let mut client =
             IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
@@ -124,6 +131,19 @@ impl CitadelClient {
                 .push(SanType::URI(identity.as_str().try_into()?));
         }
         params.serialize_request(key)?.pem()
+    }
+
+    /// Puts the token on a request that is not made with the certificate in use.
+    pub(crate) fn sign<T>(
+        &self,
+        request: &mut Request<T>,
+        current: Option<&Workload>,
+    ) -> Result<(), FetchError> {
+        if current.is_none() {
+            let metadata = request.metadata_mut();
+            metadata.insert("authorization", self.bearer()?);
+        }
+        Ok(())
     }
 
     fn bearer(&self) -> Result<MetadataValue<Ascii>, FetchError> {

@@ -1,5 +1,6 @@
 //! What everybody is to believe, pushed by Citadel over secret discovery: roots and revocation lists go into the cache, and from
-//! there to the proxy, as soon as they change. A CA that does not speak it is asked again now and then.
+//! there to the proxy, as soon as they change. As for certificates, the token says who listens, or else the certificate in use. A
+//! CA that does not speak it is asked again now and then.
 
 use std::time::Duration;
 
@@ -8,12 +9,12 @@ use proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use proto::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
 use proto_component::backoff::Backoff;
 use proto_component::drain::Drain;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, Sender};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
+use tonic::{Code, Request, Streaming};
 
 use crate::citadel_client::{CitadelClient, FetchError};
-use crate::secret::{Anchors, InvalidSecret, ROOT_CA};
+use crate::secret::{Anchors, InvalidSecret, ROOT_CA, Workload};
 use crate::secret_cache::SecretCache;
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
@@ -54,21 +55,19 @@ async fn listen(
     cache: &SecretCache,
     backoff: &mut Backoff,
 ) -> Result<(), FetchError> {
-    let channel = client.channel(None, None)?;
-    let mut discovery =
-        SecretDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
-    let (requests, stream) = mpsc::channel(2);
     let mut request = DiscoveryRequest {
         resource_names: vec![ROOT_CA.to_owned()],
         type_url: proto::type_url::SECRET.to_owned(),
         ..DiscoveryRequest::default()
     };
-    // The channel is new: there is room.
-    let _ = requests.try_send(request.clone());
-    let answers = discovery
-        .stream_secrets(ReceiverStream::new(stream))
-        .await?;
-    let mut answers = answers.into_inner();
+    let current = cache.workload();
+    let by_token = open(client, &request, None).await;
+    let refused = by_token.as_ref().err();
+    let (requests, mut answers) =
+        match refused.and_then(|error| error.other_proof(current.as_ref().as_ref())) {
+            Some(workload) => open(client, &request, Some(workload)).await.or(by_token)?,
+            None => by_token?,
+        };
     while let Some(answer) = answers.message().await? {
         request.response_nonce.clone_from(&answer.nonce);
         request.error_detail = None;
@@ -93,6 +92,24 @@ async fn listen(
         }
     }
     Ok(())
+}
+
+/// A stream as the token's owner, or as that of the certificate in use; its first request is sent.
+async fn open(
+    client: &CitadelClient,
+    first: &DiscoveryRequest,
+    current: Option<&Workload>,
+) -> Result<(Sender<DiscoveryRequest>, Streaming<DiscoveryResponse>), FetchError> {
+    let channel = client.channel(current, None)?;
+    let mut discovery =
+        SecretDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
+    let (requests, stream) = mpsc::channel(2);
+    // The channel is new: there is room.
+    let _ = requests.try_send(first.clone());
+    let mut request = Request::new(ReceiverStream::new(stream));
+    client.sign(&mut request, current)?;
+    let answers = discovery.stream_secrets(request).await?;
+    Ok((requests, answers.into_inner()))
 }
 
 fn read(answer: &DiscoveryResponse) -> Result<Anchors, InvalidSecret> {

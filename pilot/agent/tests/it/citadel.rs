@@ -2,10 +2,22 @@
 //! of the test's choice.
 
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
+use proto::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, Secret, secret::Type,
+};
+use proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use proto::envoy::service::secret::v3::secret_discovery_service_server::{
+    SecretDiscoveryService, SecretDiscoveryServiceServer,
+};
 use proto::istio::v1::auth::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
 };
@@ -19,7 +31,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair,
 };
 use time::OffsetDateTime;
-use tonic::{Request, Response, Status};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
 
 /// The token that it takes.
 pub(crate) const TOKEN: &str = "the-token";
@@ -30,14 +43,20 @@ pub(crate) struct Citadel {
     pub(crate) root_file: PathBuf,
     pub(crate) token_file: PathBuf,
     pub(crate) asked: Arc<AtomicUsize>,
+    /// Of each stream of what is to be trusted: whether it was by certificate.
+    pub(crate) heard: Arc<Mutex<Vec<bool>>>,
     _trigger: Trigger,
 }
 
-struct Service {
+#[derive(Clone)]
+struct Service(Arc<Inner>);
+
+struct Inner {
     key: KeyPair,
     params: CertificateParams,
     life: Duration,
     asked: Arc<AtomicUsize>,
+    heard: Arc<Mutex<Vec<bool>>>,
 }
 
 impl Citadel {
@@ -65,15 +84,19 @@ impl Citadel {
         std::fs::write(&root_file, &root).unwrap();
         std::fs::write(&token_file, format!("{TOKEN}\n")).unwrap();
         let asked = Arc::new(AtomicUsize::new(0));
-        let service = Service {
+        let heard = Arc::default();
+        let service = Service(Arc::new(Inner {
             key,
             params,
             life,
             asked: asked.clone(),
-        };
+            heard: Arc::clone(&heard),
+        }));
         let (trigger, drain) = drain::channel();
         let incoming = listener.tls(tls, &drain);
+        let discovery = SecretDiscoveryServiceServer::new(service.clone());
         let routes = tonic::service::Routes::new(IstioCertificateServiceServer::new(service));
+        let routes = routes.add_service(discovery);
         task::spawn("citadel", async move {
             grpc::serve(incoming, routes, &ServerOptions::default(), None, drain).await
         });
@@ -82,6 +105,7 @@ impl Citadel {
             root_file,
             token_file,
             asked,
+            heard,
             _trigger: trigger,
         }
     }
@@ -93,23 +117,81 @@ impl IstioCertificateService for Service {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        self.asked.fetch_add(1, Ordering::SeqCst);
-        let token = request.metadata().get("authorization");
-        let peer = request.extensions().get::<Peer>();
-        let has_certificate = peer.is_some_and(|peer| !peer.certificates.is_empty());
-        let is_good =
-            token.and_then(|value| value.to_str().ok()) == Some(&format!("Bearer {TOKEN}"));
-        if !is_good && !has_certificate {
-            return Err(Status::unauthenticated("who are you?"));
-        }
-        let issuer = Issuer::from_params(&self.params, &self.key);
+        let inner = &self.0;
+        inner.asked.fetch_add(1, Ordering::SeqCst);
+        is_by_certificate(&request)?;
+        let issuer = Issuer::from_params(&inner.params, &inner.key);
         let mut csr = CertificateSigningRequestParams::from_pem(&request.get_ref().csr).unwrap();
         csr.params.not_before = OffsetDateTime::now_utc() - Duration::from_secs(60);
-        csr.params.not_after = OffsetDateTime::now_utc() + self.life;
+        csr.params.not_after = OffsetDateTime::now_utc() + inner.life;
         let leaf = csr.signed_by(&issuer).unwrap();
-        let root = self.params.self_signed(&self.key).unwrap();
+        let root = inner.params.self_signed(&inner.key).unwrap();
         Ok(Response::new(IstioCertificateResponse {
             cert_chain: vec![leaf.pem(), root.pem()],
         }))
+    }
+}
+
+/// Whether a caller shows a certificate instead of the token; who shows neither is nobody.
+fn is_by_certificate<T>(request: &Request<T>) -> Result<bool, Status> {
+    let token = request.metadata().get("authorization");
+    if token.and_then(|value| value.to_str().ok()) == Some(&format!("Bearer {TOKEN}")) {
+        return Ok(false);
+    }
+    let peer = request.extensions().get::<Peer>();
+    if peer.is_some_and(|peer| !peer.certificates.is_empty()) {
+        return Ok(true);
+    }
+    Err(Status::unauthenticated("who are you?"))
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl SecretDiscoveryService for Service {
+    type StreamSecretsStream = Answers<DiscoveryResponse>;
+    type DeltaSecretsStream = Answers<DeltaDiscoveryResponse>;
+
+    async fn stream_secrets(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamSecretsStream>, Status> {
+        let is_by_certificate = is_by_certificate(&request)?;
+        let inner = &self.0;
+        inner.heard.lock().push(is_by_certificate);
+        let root = inner.params.self_signed(&inner.key).unwrap().pem();
+        let context = CertificateValidationContext {
+            trusted_ca: Some(DataSource {
+                specifier: Some(Specifier::InlineBytes(root.into_bytes())),
+                ..DataSource::default()
+            }),
+            ..CertificateValidationContext::default()
+        };
+        let secret = Secret {
+            name: "ROOTCA".to_owned(),
+            r#type: Some(Type::ValidationContext(context)),
+        };
+        let answer = DiscoveryResponse {
+            version_info: "1".to_owned(),
+            resources: vec![proto::any::pack(&secret)],
+            type_url: proto::type_url::SECRET.to_owned(),
+            ..DiscoveryResponse::default()
+        };
+        let answers = tokio_stream::once(Ok(answer)).chain(tokio_stream::pending());
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn delta_secrets(
+        &self,
+        _: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn fetch_secrets(
+        &self,
+        _: Request<DiscoveryRequest>,
+    ) -> Result<Response<DiscoveryResponse>, Status> {
+        Err(Status::unimplemented("not here"))
     }
 }

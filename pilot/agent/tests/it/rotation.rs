@@ -6,6 +6,7 @@ use std::time::Duration;
 use pilot_agent::citadel_client::CitadelClient;
 use pilot_agent::rotation::{Grace, Metrics, Rotation};
 use pilot_agent::secret_cache::SecretCache;
+use pilot_agent::trust;
 use proto_component::drain;
 use proto_component::task;
 
@@ -109,4 +110,32 @@ async fn without_a_good_token_the_certificate_in_use_renews_itself() {
     assert!(client.fetch(None).await.is_err());
     let third = client.fetch(Some(&second)).await.unwrap();
     assert!(first.serial != second.serial && second.serial != third.serial);
+}
+
+#[tokio::test]
+async fn what_is_to_be_trusted_is_asked_for_by_token_or_else_by_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let citadel = Citadel::start(folder.path(), Duration::from_secs(3600)).await;
+    let workload = client(&citadel).fetch(None).await.unwrap();
+    for is_by_certificate in [false, true] {
+        let cache = SecretCache::new(folder.path().to_owned());
+        if is_by_certificate {
+            std::fs::write(&citadel.token_file, "another").unwrap();
+            cache.set_workload(workload.clone());
+        }
+        let mut changes = cache.subscribe();
+        changes.mark_unchanged();
+        let (trigger, drain) = drain::channel();
+        let following = trust::follow(client(&citadel), cache.clone(), drain);
+        let following = task::spawn("trust", following);
+        tokio::time::timeout(PATIENCE, changes.changed())
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(cache.get("ROOTCA").is_some());
+        assert_eq!(*citadel.heard.lock(), [is_by_certificate]);
+        citadel.heard.lock().clear();
+        trigger.drain(Duration::ZERO);
+        following.await.unwrap();
+    }
 }
