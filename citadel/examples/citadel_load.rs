@@ -3,14 +3,15 @@
 
 #![allow(clippy::print_stdout, reason = "what it prints is its result")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use citadel::testing::TokenIssuer;
 use clap::{Parser, Subcommand};
 use futures::future::join_all;
+use parking_lot::Mutex;
 use proto::istio::v1::auth::IstioCertificateRequest;
 use proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use proto_component::backoff::Backoff;
@@ -42,6 +43,9 @@ enum Step {
         /// Citadel's port.
         #[arg(long)]
         port: u16,
+        /// Citadel's process.
+        #[arg(long)]
+        pid: u32,
         /// How long the first part takes, in seconds.
         #[arg(long, default_value_t = 10)]
         seconds: u64,
@@ -74,13 +78,15 @@ async fn main() -> anyhow::Result<()> {
         Step::Run {
             folder,
             port,
+            pid,
             seconds,
             connections,
             agents,
         } => {
             let caller = Caller::new(&folder, port)?;
-            one_after_the_other(&caller, connections, Duration::from_secs(seconds)).await?;
-            all_at_once(&caller, agents).await
+            let time = Duration::from_secs(seconds);
+            one_after_the_other(&caller, pid, connections, time).await?;
+            all_at_once(&caller, pid, agents).await
         }
     }
 }
@@ -130,10 +136,11 @@ impl Caller {
 
 async fn one_after_the_other(
     caller: &Caller,
+    pid: u32,
     connections: usize,
     time: Duration,
 ) -> anyhow::Result<()> {
-    let begin = Instant::now();
+    let (begin, cpu) = (Instant::now(), cpu_seconds(pid)?);
     let workers = (0..connections).map(|_| {
         let caller = caller.clone();
         task::spawn("caller", async move {
@@ -153,27 +160,23 @@ async fn one_after_the_other(
     }
     times.sort();
     let at = |share: usize| {
-        times
-            .get(times.len() * share / 100)
-            .copied()
-            .unwrap_or_default()
+        let place = times.get(times.len() * share / 100);
+        place.copied().unwrap_or_default()
     };
     println!(
-        "{} certificates in {:?} over {connections} connections: {} a second, p50 {:?}, p99 {:?}",
-        times.len(),
-        begin.elapsed(),
-        times.len() as u64 / begin.elapsed().as_secs().max(1),
+        "{connections} connections: {}; p50 {:.1?}, p99 {:.1?}",
+        rates(times.len(), begin, cpu_seconds(pid)? - cpu),
         at(50),
         at(99),
     );
     Ok(())
 }
 
-async fn all_at_once(caller: &Caller, agents: usize) -> anyhow::Result<()> {
-    let begin = Instant::now();
-    let retries = Arc::new(AtomicUsize::new(0));
+async fn all_at_once(caller: &Caller, pid: u32, agents: usize) -> anyhow::Result<()> {
+    let (begin, cpu) = (Instant::now(), cpu_seconds(pid)?);
+    let refusals: Arc<Mutex<BTreeMap<String, usize>>> = Arc::default();
     let workers = (0..agents).map(|_| {
-        let (caller, retries) = (caller.clone(), retries.clone());
+        let (caller, refusals) = (caller.clone(), refusals.clone());
         task::spawn("agent", async move {
             let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
             loop {
@@ -182,8 +185,9 @@ async fn all_at_once(caller: &Caller, agents: usize) -> anyhow::Result<()> {
                     Ok(()) => return anyhow::Ok(begin.elapsed()),
                     Err(error) if error.code() == Code::Unauthenticated => return Err(error.into()),
                     // As the agent does.
-                    Err(_) => {
-                        retries.fetch_add(1, Ordering::Relaxed);
+                    Err(error) => {
+                        let reason = format!("{:?}: {}", error.code(), error.message());
+                        *refusals.lock().entry(reason).or_default() += 1;
                         tokio::time::sleep(backoff.next_delay()).await;
                     }
                 }
@@ -195,8 +199,29 @@ async fn all_at_once(caller: &Caller, agents: usize) -> anyhow::Result<()> {
         slowest = slowest.max(outcome??);
     }
     println!(
-        "{agents} agents at once: all have a certificate after {slowest:?}, {} retries",
-        retries.load(Ordering::Relaxed)
+        "{agents} agents at once: {}; the last has its certificate after {slowest:.1?}; failed starts: {:?}",
+        rates(agents, begin, cpu_seconds(pid)? - cpu),
+        refusals.lock(),
     );
     Ok(())
+}
+
+/// What was issued, a second and for each of the server's CPU seconds.
+#[allow(clippy::cast_precision_loss, reason = "a count of seconds of work")]
+fn rates(count: usize, begin: Instant, cpu: f64) -> String {
+    let elapsed = begin.elapsed().as_secs_f64();
+    format!(
+        "{count} certificates in {elapsed:.1} s ({:.0} a second); {cpu:.2} CPU s of istio_ca: {:.0} a CPU second",
+        count as f64 / elapsed,
+        count as f64 / cpu.max(0.01),
+    )
+}
+
+/// CPU seconds that a process has used.
+fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the server")?;
+    let (_, rest) = stat.rsplit_once(')').context("its state")?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+    Ok(ticks / 100.0)
 }

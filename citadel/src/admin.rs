@@ -15,9 +15,10 @@ use proto_component::listen::{BindError, Listener};
 use proto_component::{monitoring, task};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use tokio::sync::Notify;
+use tokio::sync::{MutexGuard, Notify};
 
 use crate::ca::SelfSigned;
+use crate::kubernetes::{Change, SharedRevocations};
 use crate::ledger::{Issued, Ledger, LedgerError};
 use crate::revocation::{Revocations, RevokeError, Revoked, Target, normalized};
 use crate::trust::{Trust, TrustError};
@@ -53,6 +54,8 @@ pub struct Admin {
     pub revocations: Revocations,
     /// Whom to tell of it.
     pub trust: Arc<Trust>,
+    /// How other replicas learn of it, if there may be some.
+    pub shared: Option<Arc<SharedRevocations>>,
     /// The root that can be rotated, and who does it.
     pub root: Option<(Arc<SelfSigned>, Arc<Notify>)>,
 }
@@ -66,6 +69,8 @@ enum Refused {
     Revoke(#[from] RevokeError),
     #[error("it is revoked, but nobody was told: {0}")]
     Trust(#[from] TrustError),
+    #[error("it is done here, but the other replicas were not told: {0}")]
+    Others(String),
     #[error("this root is not ours to rotate: replace the plugged-in CA's files")]
     NoRoot,
     #[error(transparent)]
@@ -95,6 +100,24 @@ impl Admin {
             monitoring::serve_http(incoming, router, async move { end.signaled().await }).await;
         });
         Ok(())
+    }
+}
+
+impl Admin {
+    /// What other replicas have done meanwhile waits until this is over.
+    async fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        match &self.shared {
+            Some(shared) => Some(shared.turn().await),
+            None => None,
+        }
+    }
+
+    async fn tell_others(&self, change: Change<'_>) -> Result<(), Refused> {
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        let told = shared.push(change).await;
+        told.map_err(|error| Refused::Others(format!("{error:#}")))
     }
 }
 
@@ -156,26 +179,39 @@ async fn revoke(
     State(admin): State<Arc<Admin>>,
     Json(target): Json<Target>,
 ) -> Result<Json<Vec<Revoked>>, Refused> {
-    in_background(move || {
+    let _turn = admin.turn().await;
+    let (here, wanted) = (admin.clone(), target.clone());
+    let revoked = in_background(move || {
         let now = OffsetDateTime::now_utc();
-        let revoked = admin.revocations.revoke(&target, &admin.ledger, now)?;
-        admin.trust.refresh()?;
-        tracing::warn!(target: "ca", ?target, certificates = revoked.len(), "revoked");
-        Ok(Json(revoked))
+        let revoked = here.revocations.revoke(&wanted, &here.ledger, now)?;
+        here.trust.refresh()?;
+        tracing::warn!(target: "ca", target = ?wanted, certificates = revoked.len(), "revoked");
+        Ok(revoked)
     })
-    .await
+    .await?;
+    admin
+        .tell_others(match &target {
+            Target::Serial(_) => Change::Certificates,
+            Target::Identity(identity) => Change::Barred(identity),
+        })
+        .await?;
+    Ok(Json(revoked))
 }
 
 async fn restore(
     State(admin): State<Arc<Admin>>,
     Json(identity): Json<String>,
 ) -> Result<Json<bool>, Refused> {
-    in_background(move || {
-        let was_barred = admin.revocations.restore(&identity)?;
-        tracing::warn!(target: "ca", identity, was_barred, "restored");
-        Ok(Json(was_barred))
+    let _turn = admin.turn().await;
+    let (here, restored) = (admin.clone(), identity.clone());
+    let was_barred = in_background(move || {
+        let was_barred = here.revocations.restore(&restored)?;
+        tracing::warn!(target: "ca", identity = restored, was_barred, "restored");
+        Ok(was_barred)
     })
-    .await
+    .await?;
+    admin.tell_others(Change::Restored(&identity)).await?;
+    Ok(Json(was_barred))
 }
 
 async fn rotate_root(State(admin): State<Arc<Admin>>) -> Result<Json<()>, Refused> {

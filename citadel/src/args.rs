@@ -108,6 +108,9 @@ pub struct ShowArgs {
     pub admin: AdminArgs,
     /// Serial number, hexadecimal.
     pub serial: String,
+    /// json instead of lines.
+    #[arg(short, long, value_parser = ["json"])]
+    pub output: Option<String>,
 }
 
 /// Flags of `revoke`.

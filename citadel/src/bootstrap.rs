@@ -26,7 +26,7 @@ use crate::authenticate::KeyRing;
 use crate::authorize::Impersonators;
 use crate::ca::{CertificateAuthority, SelfSigned, TtlRules};
 use crate::features::Features;
-use crate::kubernetes::{self, RootConfigMaps, RootSecret, WorkloadSecrets};
+use crate::kubernetes::{self, RootConfigMaps, RootSecret, SharedRevocations, WorkloadSecrets};
 use crate::ledger::{Ledger, Writer};
 use crate::metrics::{Metrics, SecretMetrics};
 use crate::pki::Validity;
@@ -34,7 +34,8 @@ use crate::probe;
 use crate::revocation::Revocations;
 use crate::root_file;
 use crate::server::{
-    CertificateService, MAX_MESSAGE, OwnCertificate, Rules, TrustDiscovery, with_deadline,
+    CertificateService, MAX_MESSAGE, OwnCertificate, Rules, StreamLimits, TrustDiscovery,
+    with_deadline,
 };
 use crate::store;
 use crate::trust::Trust;
@@ -73,18 +74,20 @@ impl Citadel {
         // Declared before anybody can ask on the monitoring port.
         let serving = process.readiness.condition("serving");
         let keys_loaded = process.readiness.condition("token issuer's keys");
-        let database = store::open(&args.data_dir).await?;
+        let store = store::open(&args.data_dir).await?;
         let cluster = kubernetes::client(args.kube_config.as_deref()).await?;
-        let authority = authority(&database, args, features, cluster.as_ref()).await?;
+        let authority = authority(&store, args, features, cluster.as_ref()).await?;
         let ca = authority.ca();
-        let (ledger, writer) = Ledger::open(&database, args.ledger_retention)?;
+        let (ledger, writer) = Ledger::open(&store, args.ledger_retention)?;
         match ledger.verify() {
             Ok(count) => tracing::info!(target: "ca", count, "the ledger is as it was written"),
             // What it has is still shown, and new entries are still made.
             Err(error) => tracing::error!(target: "ca", %error, "the ledger is damaged"),
         }
-        let revocations = Revocations::open(&database)?;
+        let revocations = Revocations::open(&store)?;
         let trust = Arc::new(Trust::new(ca.clone(), revocations.clone())?);
+        let shared =
+            shared_revocations(args, cluster.as_ref(), &revocations, &ledger, &trust).await?;
         let metrics = Metrics::new(&process.registry)?;
         let keys = key_ring(args)?.map(Arc::new);
         let own = OwnCertificate::new(ca.clone(), &args.host_names(), args.max_workload_cert_ttl)
@@ -112,6 +115,7 @@ impl Citadel {
             ledger,
             revocations,
             trust: trust.clone(),
+            shared,
             root: match &authority {
                 Authority::SelfSigned { ca, rotator } => Some((ca.clone(), rotator.wanted())),
                 Authority::PluggedIn(_) => None,
@@ -172,6 +176,10 @@ impl Citadel {
         let own = self.own.clone();
         let own_drain = drain.clone();
         task::spawn("own-certificate", async move { own.run(own_drain).await });
+        if let Some(shared) = self.admin.shared.clone() {
+            let drain = drain.clone();
+            task::spawn("shared-revocations", async move { shared.run(drain).await });
+        }
         self.admin.start(&self.args.data_dir, drain).await?;
         let new_root = Arc::new(Notify::new());
         let ca = self.authority.ca();
@@ -212,7 +220,8 @@ impl Citadel {
         let address = listener.address().clone();
         let incoming: Incoming = listener.tls(self.own.tls(), drain);
         tracing::info!(target: "ca", %address, trust_domain = self.args.trust_domain(), "serving certificate requests");
-        let discovery = TrustDiscovery::new(self.trust.watch(), drain.clone());
+        let (callers, limits) = (self.service.clone(), StreamLimits::default());
+        let discovery = TrustDiscovery::new(callers, self.trust.watch(), limits, drain.clone());
         serve(self.service, discovery, incoming, &self.process).await
     }
 }
@@ -253,6 +262,28 @@ impl Writers {
             }
         }
     }
+}
+
+/// What other replicas have revoked, and others before this pod, is in force before anybody is served.
+async fn shared_revocations(
+    args: &ServeArgs,
+    cluster: Option<&kube::Client>,
+    revocations: &Revocations,
+    ledger: &Ledger,
+    trust: &Arc<Trust>,
+) -> anyhow::Result<Option<Arc<SharedRevocations>>> {
+    let Some(client) = cluster else {
+        return Ok(None);
+    };
+    let shared = SharedRevocations::new(
+        client.clone(),
+        &args.citadel_storage_namespace,
+        revocations.clone(),
+        ledger.clone(),
+        trust.clone(),
+    );
+    shared.load().await?;
+    Ok(Some(Arc::new(shared)))
 }
 
 /// How the CSR services work.

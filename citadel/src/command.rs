@@ -105,6 +105,9 @@ async fn show(args: &ShowArgs) -> anyhow::Result<()> {
     let entry = entries
         .first()
         .with_context(|| format!("no certificate {} was issued here", args.serial))?;
+    if args.output.is_some() {
+        return say(&serde_json::to_string_pretty(entry)?);
+    }
     let issued = &entry.issued;
     for (name, value) in [
         ("Serial", issued.serial.as_str()),

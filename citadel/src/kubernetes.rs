@@ -1,14 +1,17 @@
 //! Citadel in a cluster: the API server as witness of tokens, a Secret as the root's safe, a ConfigMap in every namespace
-//! from which workloads learn the root, and, for pods that mount them, Secrets with certificates.
+//! from which workloads learn the root, a ConfigMap that replicas share their revocations by, and, for pods that mount them, Secrets with certificates.
 
+mod revocation_map;
 mod root_config_map;
 mod root_secret;
 mod workload_secret;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
 use proto_component::backoff::Backoff;
 use proto_component::drain::Drain;
@@ -16,12 +19,21 @@ use proto_component::kubernetes::KubeArgs;
 use proto_component::tls;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
+use zeroize::Zeroize as _;
 
 use crate::ca::{SelfSigned, SelfSignedSettings};
+use crate::store::Store;
 
+pub use revocation_map::{Change, REVOCATIONS, SharedRevocations};
 pub use root_config_map::{CONFIG_MAP, ROOT_KEY, RootConfigMaps};
 pub use root_secret::{RootSecret, SECRET};
 pub use workload_secret::{Account, SecretSettings, WorkloadSecrets};
+
+/// Wipes what is in a Secret that has been sent.
+fn wipe(secret: &mut Secret) {
+    let texts = secret.data.iter_mut().flat_map(BTreeMap::values_mut);
+    texts.for_each(|text| text.0.zeroize());
+}
 
 /// A client of the API server: that of `kubeconfig`, in a pod of a cluster the pod's own, else none.
 ///
@@ -45,12 +57,12 @@ pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Option<Client>>
 /// # Errors
 /// When the API server does not answer, or a root is unusable.
 pub async fn open_root(
-    database: &sled::Db,
+    store: &Store,
     settings: SelfSignedSettings,
     secret: Option<&RootSecret>,
     now: OffsetDateTime,
 ) -> anyhow::Result<SelfSigned> {
-    let open = || SelfSigned::open(database, settings.clone(), tls::provider(), now);
+    let open = || SelfSigned::open(store, settings.clone(), tls::provider(), now);
     let Some(secret) = secret else {
         return Ok(open()?);
     };
@@ -59,7 +71,7 @@ pub async fn open_root(
         secret.create(&open()?.files()?).await?;
     }
     let files = secret.read().await?.context("the root's Secret vanished")?;
-    SelfSigned::adopt(database, &files, &tls::provider(), now)?;
+    SelfSigned::adopt(store, &files, &tls::provider(), now)?;
     Ok(open()?)
 }
 

@@ -14,6 +14,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use proto_component::drain::Drain;
 
+use crate::store::{Store, Tree};
+
 const TREE: &str = "certificates";
 /// Requests that may wait to be written.
 const QUEUE: usize = 1024;
@@ -77,13 +79,13 @@ pub enum LedgerError {
 /// The ledger; cheap to clone.
 #[derive(Clone)]
 pub struct Ledger {
-    tree: sled::Tree,
+    tree: Tree,
     queue: mpsc::Sender<Write>,
 }
 
 /// The writing half, to be run as a task.
 pub struct Writer {
-    tree: sled::Tree,
+    tree: Tree,
     queue: mpsc::Receiver<Write>,
     retention: Duration,
     next: u64,
@@ -97,8 +99,8 @@ struct Write {
 
 impl Ledger {
     /// Opens the ledger. Entries are forgotten `retention` after their certificate has expired.
-    pub fn open(database: &sled::Db, retention: Duration) -> Result<(Self, Writer), LedgerError> {
-        let tree = database.open_tree(TREE)?;
+    pub fn open(store: &Store, retention: Duration) -> Result<(Self, Writer), LedgerError> {
+        let tree = store.tree(TREE)?;
         let (next, last) = match tree.last()? {
             Some((key, value)) => (
                 number(&key) + 1,
@@ -121,7 +123,7 @@ impl Ledger {
     pub fn verify(&self) -> Result<usize, LedgerError> {
         let mut before = None;
         let mut count = 0;
-        for entry in &self.tree {
+        for entry in self.tree.iter() {
             let (key, value) = entry?;
             let index = number(&key);
             let (checksum, text) = parts(index, &value)?;
@@ -239,7 +241,7 @@ impl Writer {
             Ok(()) => {
                 // In the tree, even if not yet on disk: what follows builds on it.
                 (self.next, self.last) = (next, last);
-                self.tree.flush_async().await.map(drop)
+                self.persist().await
             }
             Err(error) => Err(error),
         };
@@ -249,12 +251,20 @@ impl Writer {
         }
     }
 
+    async fn persist(&self) -> Result<(), sled::Error> {
+        let tree = self.tree.clone();
+        match tokio::task::spawn_blocking(move || tree.persist()).await {
+            Ok(outcome) => outcome,
+            Err(error) => Err(std::io::Error::other(error).into()),
+        }
+    }
+
     /// Forgets certificates that have been expired for the retention time, up to the first that has not: what is left has no
     /// gaps.
     fn prune(&self, now: OffsetDateTime) -> Result<usize, LedgerError> {
         let horizon = now - self.retention;
         let mut forgotten = 0;
-        for entry in &self.tree {
+        for entry in self.tree.iter() {
             let (key, value) = entry?;
             let (_, text) = parts(number(&key), &value)?;
             let issued: Issued = serde_json::from_slice(text)?;

@@ -28,7 +28,7 @@ pub mod program;
 pub mod revocation;
 mod root_file;
 pub mod server;
-mod store;
+pub mod store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod trust;

@@ -23,11 +23,17 @@ pub fn run() -> ExitCode {
         Some(Action::Revoke(args)) => once(async move { command::revoke(&args).await }),
         Some(Action::Restore(args)) => once(async move { command::restore(&args).await }),
         Some(Action::RotateRoot(args)) => once(async move { command::rotate_root(&args).await }),
-        None => process::run(NAME, &line.log, |process| async move {
-            let citadel = Citadel::new(&process, &line.serve, &line.features).await?;
-            citadel.run().await
-        }),
+        None => serve(line),
     }
+}
+
+/// The root's key is among the files.
+fn serve(line: CommandLine) -> ExitCode {
+    process::keep_files_private();
+    process::run(NAME, &line.log, |process| async move {
+        let citadel = Citadel::new(&process, &line.serve, &line.features).await?;
+        citadel.run().await
+    })
 }
 
 fn once(command: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> ExitCode {

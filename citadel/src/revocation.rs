@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::ledger::{Issued, Ledger, LedgerError, rfc3339};
+use crate::store::{Store, Tree};
 
 const REVOKED: &str = "revoked";
 const BARRED: &str = "barred";
@@ -68,16 +69,16 @@ pub enum RevokeError {
 /// The revocations; cheap to clone.
 #[derive(Clone)]
 pub struct Revocations {
-    revoked: sled::Tree,
-    barred: sled::Tree,
+    revoked: Tree,
+    barred: Tree,
 }
 
 impl Revocations {
     /// Those in the store.
-    pub fn open(database: &sled::Db) -> Result<Self, sled::Error> {
+    pub fn open(store: &Store) -> Result<Self, sled::Error> {
         Ok(Self {
-            revoked: database.open_tree(REVOKED)?,
-            barred: database.open_tree(BARRED)?,
+            revoked: store.tree(REVOKED)?,
+            barred: store.tree(BARRED)?,
         })
     }
 
@@ -114,7 +115,7 @@ impl Revocations {
             batch.insert(entry.serial.as_bytes(), serde_json::to_vec(entry)?);
         }
         self.revoked.apply_batch(batch)?;
-        self.revoked.flush()?;
+        self.revoked.persist()?;
         Ok(revoked)
     }
 
@@ -122,7 +123,7 @@ impl Revocations {
     pub fn restore(&self, identity: &str) -> Result<bool, RevokeError> {
         check_identity(identity)?;
         let was_barred = self.barred.remove(identity)?.is_some();
-        self.barred.flush()?;
+        self.barred.persist()?;
         Ok(was_barred)
     }
 
@@ -139,7 +140,7 @@ impl Revocations {
     /// All that a list must name at `now`; forgets what has ended by itself.
     pub fn current(&self, now: OffsetDateTime) -> Result<Vec<Revoked>, RevokeError> {
         let mut current = Vec::new();
-        for entry in &self.revoked {
+        for entry in self.revoked.iter() {
             let (key, value) = entry?;
             let revoked: Revoked = serde_json::from_slice(&value)?;
             if revoked.not_after > now {
@@ -149,6 +150,37 @@ impl Revocations {
             }
         }
         Ok(current)
+    }
+
+    /// Takes over what is known elsewhere: those of `barred` are barred and nobody else, what is in `revoked` is added. Says
+    /// whether something has changed.
+    pub fn adopt(
+        &self,
+        barred: &BTreeSet<String>,
+        revoked: &[Revoked],
+        ledger: &Ledger,
+        now: OffsetDateTime,
+    ) -> Result<bool, RevokeError> {
+        let known = self.barred()?;
+        let is_identity = |identity: &&String| check_identity(identity).is_ok();
+        let barred: BTreeSet<String> = barred.iter().filter(is_identity).cloned().collect();
+        for identity in known.difference(&barred) {
+            self.restore(identity)?;
+        }
+        for identity in barred.difference(&known) {
+            self.revoke(&Target::Identity(identity.clone()), ledger, now)?;
+        }
+        let mut is_changed = known != barred;
+        let mut batch = sled::Batch::default();
+        for entry in revoked.iter().filter(|entry| entry.not_after > now) {
+            if !self.is_revoked(&entry.serial)? {
+                batch.insert(entry.serial.as_bytes(), serde_json::to_vec(entry)?);
+                is_changed = true;
+            }
+        }
+        self.revoked.apply_batch(batch)?;
+        self.revoked.persist()?;
+        Ok(is_changed)
     }
 
     /// The identities that get no certificates.
@@ -210,8 +242,8 @@ mod tests {
     #[tokio::test]
     async fn an_identity_loses_all_it_has_and_a_serial_only_itself() {
         let folder = tempfile::tempdir().unwrap();
-        let database = crate::testing::open_store(folder.path());
-        let (ledger, writer) = Ledger::open(&database, Duration::from_secs(3600)).unwrap();
+        let store = crate::testing::open_store(folder.path());
+        let (ledger, writer) = Ledger::open(&store, Duration::from_secs(3600)).unwrap();
         proto_component::task::spawn("ledger", writer.run(Drain::never()));
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         for (serial, identity, seconds) in [
@@ -225,7 +257,7 @@ mod tests {
                 .await
                 .unwrap();
         }
-        let revocations = Revocations::open(&database).unwrap();
+        let revocations = Revocations::open(&store).unwrap();
         let later = now + Duration::from_secs(120);
         let serials = |revoked: Vec<Revoked>| -> Vec<String> {
             revoked.into_iter().map(|entry| entry.serial).collect()
@@ -248,6 +280,18 @@ mod tests {
         assert!(revocations.is_revoked("4c").unwrap() && !revocations.is_revoked("4d").unwrap());
         assert!(revocations.restore(ALICE).unwrap() && !revocations.is_barred(ALICE).unwrap());
         assert!(revocations.is_revoked("4b").unwrap());
+        // What another replica knows: it bars Bob, no longer Alice, and has a certificate of its own.
+        let elsewhere = Revoked::new(issued("5a", BOB, now, 600), now);
+        let barred = BTreeSet::from([BOB.to_owned(), "no identity".to_owned()]);
+        let mut adopt =
+            || revocations.adopt(&barred, std::slice::from_ref(&elsewhere), &ledger, later);
+        assert!(adopt().unwrap() && !adopt().unwrap());
+        assert_eq!(
+            revocations.barred().unwrap(),
+            BTreeSet::from([BOB.to_owned()])
+        );
+        let all = revocations.current(later).unwrap();
+        assert_eq!(serials(all), ["4b", "4c", "4d", "5a"]);
         let end = now + Duration::from_secs(601);
         assert!(revocations.current(end).unwrap().is_empty());
         for bad in [

@@ -15,7 +15,7 @@ pub(crate) fn write(path: &Path, pem: &str) -> io::Result<()> {
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or_else(|| Path::new("."));
-    fs::create_dir_all(folder)?;
+    make_public(folder)?;
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let temporary = folder.join(format!(
         ".{}.{}",
@@ -34,6 +34,19 @@ pub(crate) fn write(path: &Path, pem: &str) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// Makes the folders that are missing, for everybody to look into, whatever the umask.
+fn make_public(folder: &Path) -> io::Result<()> {
+    if folder.as_os_str().is_empty() || folder.is_dir() {
+        return Ok(());
+    }
+    folder.parent().map_or(Ok(()), make_public)?;
+    match fs::create_dir(folder) {
+        Ok(()) => fs::set_permissions(folder, fs::Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

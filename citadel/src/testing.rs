@@ -7,6 +7,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 
+use crate::store::Store;
+
 /// An issuer with an ECDSA P-256 key.
 pub struct TokenIssuer {
     key: EncodingKey,
@@ -87,11 +89,11 @@ impl Default for TokenIssuer {
 ///
 /// # Panics
 /// When it stays locked.
-pub fn open_store(folder: &std::path::Path) -> sled::Db {
+pub fn open_store(folder: &std::path::Path) -> Store {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     loop {
-        match sled::open(folder) {
-            Ok(database) => return database,
+        match Store::open(folder) {
+            Ok(store) => return store,
             Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
         }
         std::thread::yield_now();

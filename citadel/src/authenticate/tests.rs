@@ -193,8 +193,10 @@ async fn keys_are_read_from_file_and_over_http_and_replaced() {
 }
 
 fn nothing_revoked() -> crate::revocation::Revocations {
-    let database = sled::Config::new().temporary(true).open().unwrap();
-    crate::revocation::Revocations::open(&database).unwrap()
+    // Its files live as long as they are open.
+    let folder = tempfile::tempdir().unwrap();
+    let store = crate::testing::open_store(folder.path());
+    crate::revocation::Revocations::open(&store).unwrap()
 }
 
 #[test]

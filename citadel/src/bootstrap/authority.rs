@@ -18,6 +18,7 @@ use crate::ca::{
 use crate::features::Features;
 use crate::kubernetes::{self, RootSecret};
 use crate::revocation::Revocations;
+use crate::store::Store;
 
 /// The authority, and what keeps it fresh.
 pub(super) enum Authority {
@@ -60,7 +61,7 @@ impl Authority {
 
 /// The authority that the flags name.
 pub(super) async fn authority(
-    database: &sled::Db,
+    store: &Store,
     args: &ServeArgs,
     features: &Features,
     cluster: Option<&kube::Client>,
@@ -79,7 +80,7 @@ pub(super) async fn authority(
         };
         let secret =
             cluster.map(|client| RootSecret::new(client.clone(), &args.citadel_storage_namespace));
-        let ca = Arc::new(kubernetes::open_root(database, settings, secret.as_ref(), now).await?);
+        let ca = Arc::new(kubernetes::open_root(store, settings, secret.as_ref(), now).await?);
         let retirement = match features.root_cert_retirement {
             Duration::ZERO => args.max_workload_cert_ttl,
             given => given,

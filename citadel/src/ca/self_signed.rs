@@ -23,6 +23,7 @@ use crate::pki::{
     certificates_from_pem, mint_root,
 };
 use crate::revocation::Revoked;
+use crate::store::{Store, Tree};
 
 const TREE: &str = "ca";
 const KEY: &str = "key.pem";
@@ -63,7 +64,7 @@ pub struct SelfSigned {
     roots: ArcSwap<Roots>,
     /// Changes are made one at a time.
     changing: Mutex<()>,
-    store: sled::Tree,
+    store: Tree,
     settings: SelfSignedSettings,
     provider: Arc<CryptoProvider>,
 }
@@ -123,12 +124,12 @@ pub enum SelfSignedError {
 impl SelfSigned {
     /// Takes the root from the store, or makes one and stores it.
     pub fn open(
-        database: &sled::Db,
+        store: &Store,
         settings: SelfSignedSettings,
         provider: Arc<CryptoProvider>,
         now: OffsetDateTime,
     ) -> Result<Self, SelfSignedError> {
-        let store = database.open_tree(TREE)?;
+        let store = store.tree(TREE)?;
         let mut files = read(&store)?;
         if files.0.is_empty() {
             let (key, pem) = make(&settings, now)?;
@@ -150,13 +151,13 @@ impl SelfSigned {
     /// # Errors
     /// When it is unusable or the store fails; the store then keeps what it has.
     pub fn adopt(
-        database: &sled::Db,
+        store: &Store,
         files: &RootFiles,
         provider: &Arc<CryptoProvider>,
         now: OffsetDateTime,
     ) -> Result<(), SelfSignedError> {
         Roots::read(files, provider, now)?;
-        persist(&database.open_tree(TREE)?, files)
+        persist(&store.tree(TREE)?, files)
     }
 
     /// The root for another safe.
@@ -352,12 +353,12 @@ fn make(
     Ok((key, root.pem))
 }
 
-fn read(store: &sled::Tree) -> Result<RootFiles, SelfSignedError> {
+fn read(store: &Tree) -> Result<RootFiles, SelfSignedError> {
     let text = |bytes: &[u8]| {
         String::from_utf8(bytes.to_vec()).map_err(|_| SelfSignedError::Damaged("not text"))
     };
     let mut files = RootFiles::default();
-    for entry in store {
+    for entry in store.iter() {
         let (name, value) = entry?;
         files.0.insert(text(&name)?, text(&value)?.into());
     }
@@ -365,7 +366,7 @@ fn read(store: &sled::Tree) -> Result<RootFiles, SelfSignedError> {
 }
 
 /// All in one write, on disk when this returns.
-fn persist(store: &sled::Tree, files: &RootFiles) -> Result<(), SelfSignedError> {
+fn persist(store: &Tree, files: &RootFiles) -> Result<(), SelfSignedError> {
     let mut batch = sled::Batch::default();
     for name in store.iter().keys() {
         batch.remove(name?);
@@ -374,6 +375,6 @@ fn persist(store: &sled::Tree, files: &RootFiles) -> Result<(), SelfSignedError>
         batch.insert(name.as_bytes(), text.as_bytes());
     }
     store.apply_batch(batch)?;
-    store.flush()?;
+    store.persist()?;
     Ok(())
 }

@@ -74,12 +74,12 @@ fn lifetimes_follow_istios_rules() {
 fn the_same_root_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     let (first, leaf) = {
-        let database = crate::testing::open_store(folder.path());
-        let ca = SelfSigned::open(&database, settings(), provider(), now()).unwrap();
+        let store = crate::testing::open_store(folder.path());
+        let ca = SelfSigned::open(&store, settings(), provider(), now()).unwrap();
         (ca.bundle(), leaf_of(&ca))
     };
-    let database = crate::testing::open_store(folder.path());
-    let ca = SelfSigned::open(&database, settings(), provider(), now()).unwrap();
+    let store = crate::testing::open_store(folder.path());
+    let ca = SelfSigned::open(&store, settings(), provider(), now()).unwrap();
     assert_eq!(ca.bundle(), first);
     verify_chain(&leaf.der, &ca.bundle(), &provider(), now()).unwrap();
 }
@@ -110,9 +110,9 @@ fn at_no_step_of_a_rotation_does_anybody_meet_a_root_that_it_does_not_know() {
         (1, false, 1),
     ] {
         time += DAY * days;
-        let database = crate::testing::open_store(folder.path());
+        let store = crate::testing::open_store(folder.path());
         let made = if known.is_empty() { now() } else { time };
-        let ca = Arc::new(SelfSigned::open(&database, settings(), provider(), made).unwrap());
+        let ca = Arc::new(SelfSigned::open(&store, settings(), provider(), made).unwrap());
         let rotator = RootRotator::new(ca.clone(), rotation);
         assert_eq!(rotator.check(time).unwrap(), changes, "day {days}");
         assert_eq!(ca.bundle().roots.len(), roots, "day {days}");
@@ -141,12 +141,12 @@ fn at_no_step_of_a_rotation_does_anybody_meet_a_root_that_it_does_not_know() {
 #[test]
 fn a_second_rotation_waits_for_the_first() {
     let folder = tempfile::tempdir().unwrap();
-    let database = crate::testing::open_store(folder.path());
+    let store = crate::testing::open_store(folder.path());
     let p384 = SelfSignedSettings {
         curve: crate::pki::Curve::P384,
         ..settings()
     };
-    let ca = SelfSigned::open(&database, p384, provider(), now()).unwrap();
+    let ca = SelfSigned::open(&store, p384, provider(), now()).unwrap();
     let overlap = Overlap {
         introduction: Duration::ZERO,
         retirement: Duration::ZERO,
@@ -164,8 +164,8 @@ fn a_second_rotation_waits_for_the_first() {
 #[test]
 fn a_revocation_list_names_serials_for_every_root_in_use() {
     let folder = tempfile::tempdir().unwrap();
-    let database = crate::testing::open_store(folder.path());
-    let ca = SelfSigned::open(&database, settings(), provider(), now()).unwrap();
+    let store = crate::testing::open_store(folder.path());
+    let ca = SelfSigned::open(&store, settings(), provider(), now()).unwrap();
     let leaf = leaf_of(&ca);
     ca.rotate(now()).unwrap();
     let revoked = crate::revocation::Revoked {
@@ -245,12 +245,12 @@ fn a_plugged_in_ca_follows_its_files_and_keeps_the_last_good_ones() {
 #[test]
 fn a_leaf_does_not_outlive_its_ca_and_an_expired_ca_does_not_sign() {
     let folder = tempfile::tempdir().unwrap();
-    let database = crate::testing::open_store(folder.path());
+    let store = crate::testing::open_store(folder.path());
     let short = SelfSignedSettings {
         ttl: Duration::from_secs(3600),
         ..settings()
     };
-    let ca = SelfSigned::open(&database, short, provider(), now()).unwrap();
+    let ca = SelfSigned::open(&store, short, provider(), now()).unwrap();
     assert_eq!(leaf_of(&ca).validity.not_after, ca.validity().not_after);
     let key = PrivateKey::generate().unwrap().public().unwrap();
     let request = SignRequest {

@@ -60,10 +60,15 @@ impl RootSecret {
     /// # Errors
     /// When the API server refuses.
     pub async fn create(&self, files: &RootFiles) -> anyhow::Result<bool> {
-        let (parameters, secret) = (PostParams::default(), secret(files));
+        let (parameters, mut secret) = (PostParams::default(), secret(files));
         let create = self.secrets.create(&parameters, &secret);
-        match tokio::time::timeout(DEADLINE, create).await {
-            Ok(Ok(_)) => Ok(true),
+        let created = tokio::time::timeout(DEADLINE, create).await;
+        super::wipe(&mut secret);
+        match created {
+            Ok(Ok(mut sent_back)) => {
+                super::wipe(&mut sent_back);
+                Ok(true)
+            }
             Ok(Err(kube::Error::Api(status))) if status.code == CONFLICT => Ok(false),
             Ok(Err(error)) => Err(error).with_context(|| format!("create Secret {SECRET}")),
             Err(_) => bail!("create Secret {SECRET}: the API server does not answer"),

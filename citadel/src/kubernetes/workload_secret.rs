@@ -136,12 +136,15 @@ impl WorkloadSecrets {
         match step {
             Step::Write(account) => {
                 let data = self.issue(account, roots).await?;
-                let secret = secret(account, data);
+                let mut secret = secret(account, data);
                 let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &account.namespace);
                 let parameters = PatchParams::apply(FIELD_MANAGER).force();
-                secrets
+                let written = secrets
                     .patch(&account.secret(), &parameters, &Patch::Apply(&secret))
-                    .await?;
+                    .await;
+                super::wipe(&mut secret);
+                // The API server sends it back.
+                super::wipe(&mut written?);
                 self.metrics.created.inc();
                 Ok(())
             }

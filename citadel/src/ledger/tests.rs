@@ -21,8 +21,8 @@ async fn recorded_entries_survive_reopening_newest_first() {
     let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
     let day = Duration::from_secs(86400);
     {
-        let database = crate::testing::open_store(folder.path());
-        let (ledger, writer) = Ledger::open(&database, day).unwrap();
+        let store = crate::testing::open_store(folder.path());
+        let (ledger, writer) = Ledger::open(&store, day).unwrap();
         let task = proto_component::task::spawn("ledger", writer.run(Drain::never()));
         for (serial, at) in [("01", now), ("02", now + day), ("03", now + day * 2)] {
             ledger.record(&issued(serial, at, day)).await.unwrap();
@@ -30,8 +30,8 @@ async fn recorded_entries_survive_reopening_newest_first() {
         drop(ledger);
         task.await.unwrap();
     }
-    let database = crate::testing::open_store(folder.path());
-    let (ledger, writer) = Ledger::open(&database, day).unwrap();
+    let store = crate::testing::open_store(folder.path());
+    let (ledger, writer) = Ledger::open(&store, day).unwrap();
     let serials =
         |list: Vec<Issued>| -> Vec<String> { list.into_iter().map(|entry| entry.serial).collect() };
     assert_eq!(
@@ -51,9 +51,9 @@ async fn recorded_entries_survive_reopening_newest_first() {
 #[tokio::test]
 async fn a_changed_a_lost_and_an_inserted_entry_show() {
     let folder = tempfile::tempdir().unwrap();
-    let database = crate::testing::open_store(folder.path());
+    let store = crate::testing::open_store(folder.path());
     let day = Duration::from_secs(86400);
-    let (ledger, writer) = Ledger::open(&database, day).unwrap();
+    let (ledger, writer) = Ledger::open(&store, day).unwrap();
     proto_component::task::spawn("ledger", writer.run(Drain::never()));
     let now = OffsetDateTime::now_utc();
     for serial in ["01", "02", "03", "04"] {

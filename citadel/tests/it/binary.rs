@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -187,11 +188,22 @@ async fn killed_at_any_time_it_comes_back_with_root_and_ledger() {
         format!("{} entries, each as it was written\n", entries.len())
     );
     operators_see_and_revoke(folder.path(), identity, &acknowledged);
-    let data = fs::metadata(folder.path().join("data")).unwrap();
-    assert_eq!(
-        std::os::unix::fs::PermissionsExt::mode(&data.permissions()) & 0o777,
-        0o700
-    );
+    files_are_their_owners_only(&folder.path().join("data"));
+}
+
+/// Whatever the umask: the root's key is among them.
+fn files_are_their_owners_only(path: &Path) {
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(path), 0o700, "{}", path.display());
+    for entry in fs::read_dir(path).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            files_are_their_owners_only(&entry.path());
+        } else {
+            let mode = mode(&entry.path());
+            assert_eq!(mode & 0o077, 0, "{}: {mode:o}", entry.path().display());
+        }
+    }
 }
 
 fn operators_see_and_revoke(folder: &Path, identity: &str, serials: &[String]) {
@@ -200,6 +212,10 @@ fn operators_see_and_revoke(folder: &Path, identity: &str, serials: &[String]) {
         shown.contains(identity) && shown.contains("State          good"),
         "{shown}"
     );
+    let shown = certs(folder, &["certs", "show", "-o=json", &serials[0]]);
+    let entry: Entry = serde_json::from_str(&shown).unwrap();
+    assert_eq!(entry.issued.serial, serials[0]);
+    assert!(entry.issued.peer.is_some() && !entry.revoked, "{shown}");
     let list = certs(
         folder,
         &["certs", "list", "--limit=2", "--identity", identity],

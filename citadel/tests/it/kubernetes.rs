@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use citadel::kubernetes::{CONFIG_MAP, ROOT_KEY, SECRET};
-use citadel::pki::{certificates_from_pem, uri_sans};
+use citadel::kubernetes::{CONFIG_MAP, REVOCATIONS, ROOT_KEY, SECRET};
+use citadel::pki::{certificates_from_pem, serial_of, uri_sans};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, ServiceAccount};
 use kube::Client;
@@ -281,4 +281,84 @@ async fn a_webhooks_account_has_its_host_names(client: &Client, namespace: &str)
         secrets.get_opt(&name).await.ok()?.is_none().then_some(())
     })
     .await;
+}
+
+/// The operator's command, carried out by the replica with this folder.
+fn operate(data: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_istio_ca"))
+        .args(arguments)
+        .arg(format!("--data-dir={}", data.display()))
+        .output()
+        .unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{arguments:?}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+#[ignore = "needs an API server: set KUBECONFIG"]
+async fn replicas_share_what_is_revoked_and_a_new_pod_knows_it() {
+    let client = Client::try_default().await.unwrap();
+    let namespace = format!("citadel-replicas-{}", std::process::id());
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    make_namespace(&namespaces, &namespace, Some("false")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let folders = ["first", "second", "third"].map(|name| folder.path().join(name));
+    let first = start(&folders[0], &namespace);
+    let second = start(&folders[1], &namespace);
+    let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+    let content = async |name: &str, key: &str| {
+        let config_map = config_maps.get_opt(name).await.ok()??;
+        config_map.data?.get(key).cloned()
+    };
+    let root = eventually("the root", async || content(CONFIG_MAP, ROOT_KEY).await).await;
+    let token = token(&client, &namespace, "istio-ca").await;
+    let issue = async |citadel: &Citadel| {
+        let chain = eventually("a certificate", async || {
+            ask(citadel, &root, &token).await.ok()
+        })
+        .await;
+        serial_of(&leaf(&chain[0])).unwrap()
+    };
+    let serials = [issue(&first).await, issue(&second).await];
+
+    let identity = format!("spiffe://cluster.local/ns/{namespace}/sa/default");
+    let flag = format!("--identity={identity}");
+    let told = operate(&folders[0], &["revoke", &flag]);
+    assert!(told.contains(&serials[0]), "{told}");
+    let is_refused = async |citadel: &Citadel| {
+        eventually("it is refused", async || {
+            let refused = ask(citadel, &root, &token).await.err()?;
+            (refused.code() == Code::PermissionDenied).then_some(())
+        })
+        .await;
+    };
+    is_refused(&second).await;
+    // The second replica has added what it has issued itself.
+    eventually("both certificates are revoked", async || {
+        let text = content(REVOCATIONS, "revocations.json").await?;
+        let has_all = serials.iter().all(|serial| text.contains(serial));
+        has_all.then_some(())
+    })
+    .await;
+    for (folder, serial) in folders.iter().zip(&serials) {
+        eventually("the ledger says so", async || {
+            let shown = operate(folder, &["certs", "show", serial]);
+            shown.contains("State          revoked").then_some(())
+        })
+        .await;
+    }
+
+    // Their folders go with them; what they knew stays.
+    drop((first, second));
+    let third = start(&folders[2], &namespace);
+    is_refused(&third).await;
+    operate(&folders[2], &["restore", &flag]);
+    issue(&third).await;
+    let text = content(REVOCATIONS, "revocations.json").await.unwrap();
+    assert!(serials.iter().all(|serial| text.contains(serial)), "{text}");
+    namespaces
+        .delete(&namespace, &DeleteParams::default())
+        .await
+        .unwrap();
 }

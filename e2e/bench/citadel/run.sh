@@ -19,5 +19,5 @@ for _ in $(seq 100); do
     curl -sf http://127.0.0.1:18061/ready >/dev/null && break
     sleep 0.1
 done
-"$target/examples/citadel_load" run "$folder" --port 18060 --seconds "${1:-10}" --agents "${2:-2000}"
+"$target/examples/citadel_load" run "$folder" --port 18060 --pid "$server" --seconds "${1:-10}" --agents "${2:-2000}"
 ps -o rss=,time= -p "$server" | awk '{ printf "istio_ca: %d MiB resident, %s of CPU\n", $1 / 1024, $2 }'

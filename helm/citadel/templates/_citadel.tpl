@@ -48,12 +48,31 @@ volumeMounts:
   verbs: [create]
 - apiGroups: [""]
   resources: [namespaces, serviceaccounts]
-  verbs: [get, list, watch]
-# The root, and the certificates of service accounts whose pods mount them.
+  verbs: [list, watch]
+# The certificates of service accounts whose pods mount them; each in a Secret of its account's name, in any namespace.
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
+# The root for everybody. What is to be created has no name yet that could be asked for.
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [get, list, watch, create, patch]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [configmaps]
+  resourceNames: [istio-ca-root-cert]
+  verbs: [list, watch, patch]
+{{- end -}}
+
+{{/* In its own namespace: the root's key, which is read by name only, and the revocations. */}}
+{{- define "citadel.ownRules" -}}
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: [istio-ca-secret]
+  verbs: [get]
+# What replicas have revoked.
+- apiGroups: [""]
+  resources: [configmaps]
+  resourceNames: [istio-ca-revocations]
+  verbs: [get, list, watch, update]
+{{ include "bireme.leaseRules" "istio-citadel" }}
 {{- end -}}
