@@ -283,8 +283,7 @@ mod tests {
         // What another replica knows: it bars Bob, no longer Alice, and has a certificate of its own.
         let elsewhere = Revoked::new(issued("5a", BOB, now, 600), now);
         let barred = BTreeSet::from([BOB.to_owned(), "no identity".to_owned()]);
-        let mut adopt =
-            || revocations.adopt(&barred, std::slice::from_ref(&elsewhere), &ledger, later);
+        let adopt = || revocations.adopt(&barred, std::slice::from_ref(&elsewhere), &ledger, later);
         assert!(adopt().unwrap() && !adopt().unwrap());
         assert_eq!(
             revocations.barred().unwrap(),

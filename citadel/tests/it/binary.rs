@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use citadel::admin::Entry;
 use citadel::pki::{certificates_from_pem, serial_of};
 use citadel::testing::{ISSUER, TokenIssuer};
+use parking_lot::Mutex;
 use proto::istio::v1::auth::IstioCertificateRequest;
 use proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use proto_component::grpc::{self, ClientOptions};
@@ -18,6 +19,7 @@ use proto_component::tls::{ClientTls, Pem, ServerIdentity};
 use tonic::Request;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+const CALLERS: usize = 8;
 
 struct Server(Child);
 
@@ -117,40 +119,41 @@ async fn ask_until_killed(
         .unwrap();
     let target = format!("127.0.0.1:{port}");
     let channel = grpc::channel(&target, Some(tls), &ClientOptions::default()).unwrap();
-    let mut client = IstioCertificateServiceClient::new(channel);
     let key = rcgen::KeyPair::generate().unwrap();
-    let csr = rcgen::CertificateParams::default()
-        .serialize_request(&key)
-        .unwrap()
-        .pem()
-        .unwrap();
-    let mut server = Some(server);
-    let mut acknowledged = Vec::new();
-    loop {
-        let mut request = Request::new(IstioCertificateRequest {
-            csr: csr.clone(),
-            ..IstioCertificateRequest::default()
-        });
-        let value = format!("Bearer {token}").parse().unwrap();
-        request.metadata_mut().insert("authorization", value);
-        match client.create_certificate(request).await {
-            Ok(answer) => {
-                let chain = answer.into_inner().cert_chain;
-                let leaf = certificates_from_pem(&chain[0]).unwrap().remove(0);
-                acknowledged.push(serial_of(&leaf).unwrap());
-            }
-            Err(error) => {
-                assert!(server.is_none(), "refused before the kill: {error}");
-                return acknowledged;
+    let csr = rcgen::CertificateParams::default();
+    let csr = csr.serialize_request(&key).unwrap().pem().unwrap();
+    let server = Mutex::new(Some(server));
+    let acknowledged = Mutex::new(Vec::new());
+    // Several at once, so that there are always some on their way.
+    let callers = (0..CALLERS).map(|_| async {
+        let mut client = IstioCertificateServiceClient::new(channel.clone());
+        loop {
+            let mut request = Request::new(IstioCertificateRequest {
+                csr: csr.clone(),
+                ..IstioCertificateRequest::default()
+            });
+            let value = format!("Bearer {token}").parse().unwrap();
+            request.metadata_mut().insert("authorization", value);
+            let answer = match client.create_certificate(request).await {
+                Ok(answer) => answer.into_inner(),
+                Err(error) => {
+                    let is_killed = server.lock().is_none();
+                    assert!(is_killed, "refused before the kill: {error}");
+                    return;
+                }
+            };
+            let leaf = certificates_from_pem(&answer.cert_chain[0]).unwrap();
+            let mut acknowledged = acknowledged.lock();
+            acknowledged.push(serial_of(&leaf[0]).unwrap());
+            if acknowledged.len() >= kill_after
+                && let Some(mut running) = server.lock().take()
+            {
+                running.0.kill().unwrap();
             }
         }
-        if acknowledged.len() == kill_after
-            && let Some(mut running) = server.take()
-        {
-            // SIGKILL, while more requests are on their way.
-            running.0.kill().unwrap();
-        }
-    }
+    });
+    futures::future::join_all(callers).await;
+    acknowledged.into_inner()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,7 +165,7 @@ async fn killed_at_any_time_it_comes_back_with_root_and_ledger() {
     let ports = free_ports();
     let mut acknowledged = Vec::new();
     let mut first_root = None;
-    for kill_after in [1, 10, 3, 17] {
+    for kill_after in [1, 40, 3, 170, 11, 90] {
         let server = start(folder.path(), &ports);
         let root = fs::read(folder.path().join("root.pem")).unwrap();
         assert_eq!(*first_root.get_or_insert_with(|| root.clone()), root);
