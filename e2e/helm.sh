@@ -12,13 +12,15 @@ fi
 if command -v helm; then exit; fi
 command -v python3 >/dev/null || { echo "there is no helm; to have one installed with pip, install python3 and python3-pip" >&2; exit 1; }
 folder=$(realpath -m "${CARGO_TARGET_DIR:-target}")/helm-$version
-if [ ! -x "$folder/helm" ]; then
+if [ ! -d "$folder/python" ]; then
     rm -rf "$folder.new"
     python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps \
         --target "$folder.new/python" "helm-python-sdk==$version" >&2
-    printf '#!/bin/sh\nPYTHONPATH=%s exec python3 %s "$@"\n' "$folder/python" "$(realpath e2e/helm.py)" >"$folder.new/helm"
-    chmod +x "$folder.new/helm"
     rm -rf "$folder"
     mv "$folder.new" "$folder"
 fi
+# Written every time: the clone or the target folder may have moved.
+printf '#!/bin/sh\nPYTHONPATH=%s exec python3 %s "$@"\n' "$folder/python" "$(realpath e2e/helm.py)" >"$folder/helm.$$"
+chmod +x "$folder/helm.$$"
+mv "$folder/helm.$$" "$folder/helm"
 echo "$folder/helm"
