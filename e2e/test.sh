@@ -87,7 +87,7 @@ lint() {
 dependencies() {
     local deny checks=(licenses bans sources)
     deny=$(e2e/deny.sh) || return 1
-    if [ -d "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs" ]; then
+    if compgen -G "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs/*/.git" >/dev/null; then
         checks+=(advisories)
     else
         echo "   advisories are not checked: there is no database of them here"
