@@ -92,7 +92,8 @@ dependencies() {
     else
         echo "   advisories are not checked: there is no database of them here"
     fi
-    "$deny" --offline --locked check "${checks[@]}"
+    # It asks about the packages of every platform; a build has brought only this one's.
+    cargo fetch --locked --quiet && "$deny" --offline --locked check "${checks[@]}"
 }
 
 documentation() { RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items --locked --quiet; }
