@@ -34,13 +34,25 @@ const SETTLED: Duration = Duration::from_secs(60);
 
 /// Waits until `times` product pages in a row are as wanted.
 async fn settles(mesh: &Mesh, what: &str, times: usize, is_wanted: impl Fn(&Answer) -> bool) {
+    pages_settle(
+        what,
+        times,
+        async || mesh.get("/productpage").await,
+        is_wanted,
+    )
+    .await;
+}
+
+/// Waits until `times` answers of `page` in a row are as wanted.
+async fn pages_settle(
+    what: &str,
+    times: usize,
+    page: impl AsyncFn() -> anyhow::Result<Answer>,
+    is_wanted: impl Fn(&Answer) -> bool,
+) {
     let seen = async || {
         for _ in 0..times {
-            if !mesh
-                .get("/productpage")
-                .await
-                .is_ok_and(|answer| is_wanted(&answer))
-            {
+            if !page().await.is_ok_and(|answer| is_wanted(&answer)) {
                 return false;
             }
         }
