@@ -65,6 +65,7 @@ prepare() {
     command -v h2load >/dev/null || packages+=(nghttp2-client)
     command -v redis-server >/dev/null || command -v valkey-server >/dev/null || packages+=(redis-server)
     ! named kube || command -v openssl >/dev/null || packages+=(openssl)
+    ! named kube || command -v kubectl >/dev/null || packages+=(kubernetes-client)
     python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
     if [ ${#packages[@]} -gt 0 ]; then

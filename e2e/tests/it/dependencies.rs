@@ -4,7 +4,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-fn metadata() -> Value {
+/// What cargo says of the workspace's own packages.
+pub(crate) fn metadata() -> Value {
     let output = Command::new(env!("CARGO"))
         .args([
             "metadata",

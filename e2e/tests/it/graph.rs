@@ -1,8 +1,8 @@
 //! Components meet on the wire only: no component package depends on another one.
 
-use std::process::Command;
-
 use serde_json::Value;
+
+use crate::dependencies::metadata;
 
 /// What several components share.
 const SHARED: &[&str] = &["proto", "proto-mesh", "proto-mcp", "proto-component"];
@@ -14,18 +14,7 @@ const MORE: &[(&str, &[&str])] = &[
 
 #[test]
 fn no_component_depends_on_another() {
-    let output = Command::new(env!("CARGO"))
-        .args([
-            "metadata",
-            "--format-version=1",
-            "--no-deps",
-            "--offline",
-            "--locked",
-        ])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .unwrap();
-    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let metadata = metadata();
     let packages = metadata["packages"].as_array().unwrap();
     let name = |value: &Value| value["name"].as_str().unwrap().to_owned();
     let ours: Vec<String> = packages.iter().map(name).collect();

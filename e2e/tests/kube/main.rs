@@ -176,6 +176,39 @@ async fn profiles_and_switches_install_upgrade_and_leave_nothing() {
 }
 
 #[tokio::test]
+async fn the_commands_of_the_readme_install_the_mesh() {
+    let client = fresh().await;
+    for release in ["istio", "istio-init"] {
+        helm(&["uninstall", release, "--ignore-not-found"], "").unwrap();
+    }
+    let project = charts().join("..");
+    let readme = fs::read_to_string(project.join("README.md")).unwrap();
+    let (_, section) = readme.split_once("\n## Kubernetes\n\n```sh\n").unwrap();
+    let (commands, _) = section.split_once("```").unwrap();
+    // `helm` is the one that the other tests use.
+    let script = format!("set -eu; helm() {{ \"$HELM\" \"$@\"; }}\n{commands}");
+    let output = Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(&project)
+        .output()
+        .unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{errors}");
+    assert_eq!(deployments(&client).await.len(), 11);
+    let namespaces: Api<Namespace> = Api::all(client);
+    let labels = namespaces.get("default").await.unwrap().metadata.labels;
+    assert_eq!(labels.unwrap()["istio-injection"], "enabled");
+    let unlabel = json!({"metadata": {"labels": {"istio-injection": null}}});
+    namespaces
+        .patch("default", &PatchParams::default(), &Patch::Merge(unlabel))
+        .await
+        .unwrap();
+    for release in ["istio", "istio-init"] {
+        helm(&["uninstall", release], "").unwrap();
+    }
+}
+
+#[tokio::test]
 async fn the_api_server_itself_refuses_what_the_contract_does_not_have() {
     let client = fresh().await;
     install("sidecarInjectorWebhook: {enabled: false}");
