@@ -1,7 +1,7 @@
 //! Bad input: one clear line, and everything else goes on.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use e2e::mesh::{Mesh, programs};
 
@@ -81,4 +81,18 @@ fn wrong_flags_and_missing_files_end_with_one_line_and_exit_code_2() {
             "{program}: {stderr}"
         );
     }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_a_command_without_a_word() {
+    let mut child = Command::new(programs().unwrap().join("biremectl"))
+        .args(["completion", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stderr, b"", "{output:?}");
 }

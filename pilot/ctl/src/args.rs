@@ -1,6 +1,6 @@
 //! The command line, and the way from it to the commands.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
@@ -134,13 +134,10 @@ pub fn run() -> ExitCode {
             process::exit_code("biremectl", Err(sandbox::enter_container(&args)))
         }
         Command::Completion { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Cli::command(),
-                "biremectl",
-                &mut std::io::stdout(),
-            );
-            ExitCode::SUCCESS
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "biremectl", &mut script);
+            let written = std::io::stdout().write_all(&script);
+            process::exit_code("biremectl", written.map_err(anyhow::Error::from))
         }
         Command::Local(args) => run_local(args),
         Command::ProxyStatus(args) => {

@@ -89,7 +89,7 @@ impl Client {
             let hint = if self.state.is_stale() {
                 "it seems to have been killed: `biremectl local down` cleans up after it"
             } else {
-                "start one with `biremectl local up`, or name it with --name"
+                "start one with `biremectl local up`, or name it with --mesh"
             };
             format!("no mesh runs here ({}); {hint}", socket.display())
         })?;
