@@ -361,6 +361,7 @@ impl Task {
     }
 
     fn push(&mut self) {
+        let _span = tracing::info_span!(target: "ads", "push").entered();
         let mut request = std::mem::replace(&mut self.pending, PushRequest::new(Instant::now()));
         let metrics = &self.discovery.metrics;
         let timer = metrics.push_context_time.start_timer();
