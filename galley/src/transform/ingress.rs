@@ -9,12 +9,12 @@ use crate::{
     source::file::version,
     validation::Kube,
 };
-use k8s_openapi::api::networking::v1::{HTTPIngressPath, Ingress, IngressBackend};
 use proto::istio::{
     mcp::v1alpha1::{Metadata, Resource},
     mesh::v1alpha1::{MeshConfig, mesh_config::IngressControllerMode},
 };
 use proto_mcp::snapshot::{Collection, Delta, Snapshot};
+use proto_mesh::kubernetes::object::{HttpIngressPath, Ingress, IngressBackend};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -229,7 +229,7 @@ fn take(hosts: &mut BTreeMap<String, Host>, name: &str, ingress: &Ingress, route
 }
 
 fn route(
-    path: &HTTPIngressPath,
+    path: &HttpIngressPath,
     ingress: &Ingress,
     objects: &Objects,
     domain: &str,

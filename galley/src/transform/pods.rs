@@ -6,10 +6,10 @@ use crate::{
     event::{Content, Key, Object, Objects},
     validation::Kube,
 };
-use k8s_openapi::api::core::v1::Pod;
 use prost_types::Any;
 use proto::istio::mcp::v1alpha1::{Metadata, Resource};
 use proto_mcp::snapshot::Collection;
+use proto_mesh::kubernetes::object::Pod;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::{collections::BTreeMap, sync::Arc};

@@ -9,10 +9,10 @@ use crate::{
 };
 use backends::Backends;
 
-use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proto::istio::mcp::v1alpha1::{Metadata, Resource};
 use proto_mcp::snapshot::Collection;
-use proto_mesh::kubernetes::{self, Source};
+use proto_mesh::kubernetes::{self, Source, object::Service};
 use std::{collections::BTreeMap, sync::Arc};
 
 mod backends;

@@ -3,13 +3,11 @@
 
 use super::operator;
 use crate::schema::{self, KubeKind, Lookup, Served};
-use k8s_openapi::api::{
-    core::v1::{Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
-    discovery::v1::EndpointSlice,
-    networking::v1::Ingress,
-};
 use prost_types::Any;
 use proto::{kind::Scope, type_url};
+use proto_mesh::kubernetes::object::{
+    EndpointSlice, Endpoints, Ingress, Namespace, Node, Pod, Service, ServiceAccount,
+};
 use proto_mesh::{Metadata, Severity, Topic, kind};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};

@@ -20,14 +20,13 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::{Api, Client, Resource};
 use prometheus::IntCounterVec;
 use proto_component::drain::Drain;
 use proto_component::kubernetes::{self, Change};
 use proto_component::task;
 use proto_mesh::kubernetes::Settings;
+use proto_mesh::kubernetes::object::{EndpointSlice, Namespace, Node, Pod, Service};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 

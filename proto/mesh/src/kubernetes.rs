@@ -8,7 +8,6 @@
 use std::collections::BTreeSet;
 use std::time::SystemTime;
 
-use k8s_openapi::api::core::v1::{Service, ServicePort as KubePort};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proto::istio::networking::v1alpha3::{
     ServiceEntry, ServicePort, WorkloadEntry,
@@ -20,10 +19,12 @@ use crate::resource::Metadata;
 use crate::spiffe::SpiffeId;
 
 mod backend;
+pub mod object;
 
 pub use backend::{Lookup, Source, ip_of, service_of, source, workload};
 
 use backend::Found;
+use object::{Service, ServicePort as KubePort, ServiceSpec};
 
 /// Annotation with the endpoints (`ip:port`, comma-separated) that exist and must not get traffic.
 pub const NOT_READY_ENDPOINTS: &str = "networking.alpha.istio.io/notReadyEndpoints";
@@ -123,7 +124,7 @@ fn build_entry(
     }
 }
 
-fn cluster_ips(spec: &k8s_openapi::api::core::v1::ServiceSpec) -> Vec<String> {
+fn cluster_ips(spec: &ServiceSpec) -> Vec<String> {
     let first = spec.cluster_ip.iter();
     let all = spec.cluster_ips.iter().flatten();
     let mut addresses: Vec<String> = Vec::new();

@@ -4,11 +4,11 @@ use crate::{
     event::{Content, Objects},
     validation::Kube,
 };
-use k8s_openapi::api::{
-    core::v1::{Endpoints, Node, Pod},
-    discovery::v1::EndpointSlice,
+use proto_mesh::kubernetes::{
+    Lookup, ip_of,
+    object::{EndpointSlice, Endpoints, Node, Pod},
+    service_of,
 };
-use proto_mesh::kubernetes::{Lookup, ip_of, service_of};
 use std::collections::HashMap;
 
 type Named<'a> = (&'a str, &'a str);

@@ -4,8 +4,10 @@ use crate::{
     event::{Content, Key, Object, Objects},
     validation::Kube,
 };
-use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice};
-use proto_mesh::kubernetes;
+use proto_mesh::kubernetes::{
+    self,
+    object::{EndpointSlice, ObjectReference, Pod},
+};
 use std::collections::{BTreeSet, HashSet};
 
 /// Services to make anew.
@@ -77,7 +79,7 @@ fn service_with_pod(key: &Key, object: &Object, pods: &HashSet<String>) -> Optio
         .name
         .split_once('/')
         .map_or("", |(namespace, _)| namespace);
-    let is_named = |target: Option<&k8s_openapi::api::core::v1::ObjectReference>| {
+    let is_named = |target: Option<&ObjectReference>| {
         let name = target.and_then(|target| {
             let namespace = target.namespace.as_deref().unwrap_or(namespace);
             Some(format!("{namespace}/{}", target.name.as_deref()?))

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, PodSpec, PodStatus, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use prometheus::IntCounterVec;
 use proto::istio::mesh::v1alpha1::LabelSelector;
 use proto_component::kubernetes::Change;
+use proto_mesh::kubernetes::object::{
+    EndpointSlice, Endpoints, Node, Pod, PodSpec, PodStatus, Service,
+};
 use proto_mesh::kubernetes::{
     Lookup, NOT_READY_ENDPOINTS, Settings, ip_of, metadata, service_entry, service_of, workload,
 };
@@ -339,11 +340,7 @@ impl Objects {
                     labels: Some(labels.clone()),
                     ..ObjectMeta::default()
                 };
-                let node = Node {
-                    metadata,
-                    ..Node::default()
-                };
-                self.node_objects.insert(name.clone(), node);
+                self.node_objects.insert(name.clone(), Node { metadata });
             }
             None => drop(self.node_objects.remove(name)),
         }
@@ -406,27 +403,19 @@ fn outline_of_slice(slice: EndpointSlice) -> EndpointSlice {
     }
 }
 
-/// Of a pod what the mesh looks at: what it runs is a hundred times as much.
+/// Of a pod what the registry looks at.
 fn outline_of_pod(pod: Pod) -> Pod {
     let spec = pod.spec.map(|spec| PodSpec {
-        service_account_name: spec.service_account_name,
-        node_name: spec.node_name,
-        host_network: spec.host_network,
-        ..PodSpec::default()
+        containers: Vec::new(),
+        ..spec
     });
     let status = pod.status.map(|status| {
         let mut conditions = status.conditions.unwrap_or_default();
         conditions.retain(|condition| condition.type_ == "Ready");
-        for condition in &mut conditions {
-            condition.last_probe_time = None;
-            condition.last_transition_time = None;
-            condition.message = None;
-        }
         PodStatus {
-            pod_ip: status.pod_ip,
-            pod_ips: status.pod_ips,
             conditions: Some(conditions),
-            ..PodStatus::default()
+            host_ip: None,
+            ..status
         }
     });
     Pod {

@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Endpoints, Node, ObjectReference, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use proto::istio::networking::v1alpha3::WorkloadEntry;
 
+use super::object::{EndpointSlice, Endpoints, Node, ObjectReference, Pod, Service};
 use super::{UNNAMED_PORT, number};
 use crate::locality::Locality;
 
