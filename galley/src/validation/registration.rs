@@ -13,14 +13,18 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
 };
 use kube::{
-    Api, Client,
-    api::{ListParams, Patch, PatchParams},
-    runtime::{WatchStreamExt as _, watcher},
+    Api, Client, Resource,
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
 };
 use proto_component::{
-    backoff::Backoff, drain::Drain, file_watcher::FileWatcher, kubernetes::lease::Leadership,
-    process::Usage, task,
+    backoff::Backoff,
+    drain::Drain,
+    file_watcher::FileWatcher,
+    kubernetes::{self, lease::Leadership},
+    process::Usage,
+    task,
 };
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 use std::{fs, time::Duration};
 
@@ -54,10 +58,8 @@ async fn follow(
     let mut files = vec![args.webhook_ca_file.clone()];
     files.extend(args.webhook_config_file.clone());
     let mut files = FileWatcher::files(files);
-    let api: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
     let selector = format!("metadata.name={}", args.webhook_name);
-    let config = watcher::Config::default().fields(&selector);
-    let mut changes = watcher(api, config).default_backoff().boxed();
+    let mut changes = kubernetes::watch_selected(registrations(client), &selector, "").boxed();
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
     loop {
         match register(client, args).await {
@@ -88,7 +90,7 @@ async fn follow(
 /// Takes the registration away once this replica leads: validation is switched off.
 pub fn remove(client: Client, name: String, mut leadership: Leadership, drain: Drain) {
     task::spawn("webhook-registration", async move {
-        let api: Api<ValidatingWebhookConfiguration> = Api::all(client);
+        let api = registrations(&client);
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         while leadership.gained().await {
             match api.delete(&name, &kube::api::DeleteParams::default()).await {
@@ -108,6 +110,15 @@ pub fn remove(client: Client, name: String, mut leadership: Leadership, drain: D
     });
 }
 
+fn registrations(client: &Client) -> Api<DynamicObject> {
+    Api::all_with(client.clone(), &kind::<ValidatingWebhookConfiguration>())
+}
+
+/// How a kind is asked for whose objects are read as they come: code that reads all of their fields is large.
+fn kind<K: Resource<DynamicType = ()>>() -> ApiResource {
+    ApiResource::erase::<K>(&())
+}
+
 /// Brings the registration into the wanted state; false if it is in it already.
 async fn register(client: &Client, args: &KubernetesArgs) -> anyhow::Result<bool> {
     let authority = fs::read(&args.webhook_ca_file)
@@ -116,7 +127,7 @@ async fn register(client: &Client, args: &KubernetesArgs) -> anyhow::Result<bool
         bail!("{} holds no certificate", args.webhook_ca_file.display());
     }
     let bundle = STANDARD.encode(&authority);
-    let api: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    let api = registrations(client);
     let current = api.get_opt(&args.webhook_name).await?;
     let current = current.map(serde_json::to_value).transpose()?;
     let mut wanted = match &args.webhook_config_file {
@@ -187,13 +198,15 @@ fn read_configuration(text: &str, name: &str) -> anyhow::Result<Value> {
     }
     value["metadata"]["name"] = name.into();
     // The type's own reading says what is wrong with it, before the API server does.
-    let _: ValidatingWebhookConfiguration = serde_json::from_value(value.clone())?;
+    ValidatingWebhookConfiguration::deserialize(&value)?;
     Ok(value)
 }
 
 /// Our Deployment, with which the registration goes.
 async fn owner(client: &Client, args: &KubernetesArgs) -> anyhow::Result<Option<Value>> {
-    let api: Api<Deployment> = Api::namespaced(client.clone(), &args.deployment_namespace);
+    let namespace = &args.deployment_namespace;
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(client.clone(), namespace, &kind::<Deployment>());
     let found = api.get_opt(&args.deployment_name).await?;
     Ok(found.and_then(|deployment| {
         Some(json!({
@@ -212,18 +225,14 @@ async fn wait_for_service(client: &Client, wanted: &Value) -> anyhow::Result<()>
         else {
             continue;
         };
-        let api: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(client.clone(), namespace, &kind::<EndpointSlice>());
         let params = ListParams::default().labels(&format!("kubernetes.io/service-name={name}"));
         let slices = api.list(&params).await?;
         let is_ready = slices
             .iter()
-            .flat_map(|slice| &slice.endpoints)
-            .any(|endpoint| {
-                let conditions = endpoint.conditions.as_ref();
-                conditions
-                    .and_then(|conditions| conditions.ready)
-                    .unwrap_or(true)
-            });
+            .flat_map(|slice| items(&slice.data["endpoints"]))
+            .any(|endpoint| endpoint["conditions"]["ready"].as_bool().unwrap_or(true));
         if !is_ready {
             bail!("service {namespace}/{name} has no endpoint yet");
         }
