@@ -3,7 +3,7 @@
 //! The book of running tasks is the one piece of process-wide state: a task may be started from anywhere.
 //! Not for the proxy's request path: starting and ending a task each take a lock.
 
-use futures::FutureExt as _;
+use futures::{FutureExt as _, future::BoxFuture};
 use parking_lot::Mutex;
 use std::{
     any::Any, collections::BTreeMap, future::Future, panic::AssertUnwindSafe, sync::LazyLock,
@@ -79,6 +79,15 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
+    // Boxed here: what follows, with the runtime's own part of a task, is the same code for all of them.
+    start_boxed(name, shutdown, Box::pin(future))
+}
+
+fn start_boxed<T: Send + 'static>(
+    name: &'static str,
+    shutdown: Shutdown,
+    future: BoxFuture<'static, T>,
+) -> JoinHandle<T> {
     let entry = Entry::new(name, shutdown);
     let work = async move {
         let outcome = AssertUnwindSafe(future).catch_unwind().await;

@@ -3,7 +3,10 @@
 use crate::tls::ClientTls;
 use hyper_util::rt::TokioIo;
 use std::{io, path::PathBuf, time::Duration};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 /// Timeouts of a channel.
@@ -18,6 +21,19 @@ pub struct ClientOptions {
     /// Deadline of each call (none for streams).
     pub call_timeout: Option<Duration>,
 }
+
+/// What is dialled.
+#[derive(Clone)]
+enum Target {
+    Unix(PathBuf),
+    /// `HOST:PORT`.
+    Tcp(String),
+}
+
+/// A connection of any kind.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// A target that cannot be dialled.
 #[derive(Debug, thiserror::Error)]
@@ -50,44 +66,47 @@ pub fn channel(
         target: target.to_owned(),
         reason,
     };
-    if let Some(path) = target.strip_prefix("unix:") {
-        let path = PathBuf::from(path.strip_prefix("//").unwrap_or(path));
-        let endpoint = endpoint("localhost", tls.is_some(), options).map_err(invalid)?;
-        let connector = tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        return Ok(endpoint.connect_with_connector_lazy(connector));
-    }
-    let authority = ["tcp://", "http://", "https://", "dns:///"]
-        .iter()
-        .find_map(|scheme| target.strip_prefix(scheme))
-        .unwrap_or(target)
-        .to_owned();
-    if !authority
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-    {
-        return Err(invalid("host and port are needed".to_owned()));
-    }
-    let endpoint = endpoint(&authority, tls.is_some(), options).map_err(invalid)?;
-    let Some(tls) = tls else {
-        let connector = tower::service_fn(move |_: Uri| {
-            let authority = authority.clone();
-            async move { dial(&authority).await.map(TokioIo::new) }
-        });
-        return Ok(endpoint.connect_with_connector_lazy(connector));
+    let (authority, target) = match target.strip_prefix("unix:") {
+        Some(path) => {
+            let path = PathBuf::from(path.strip_prefix("//").unwrap_or(path));
+            ("localhost".to_owned(), Target::Unix(path))
+        }
+        None => {
+            let authority = ["tcp://", "http://", "https://", "dns:///"]
+                .iter()
+                .find_map(|scheme| target.strip_prefix(scheme))
+                .unwrap_or(target);
+            if !authority
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+            {
+                return Err(invalid("host and port are needed".to_owned()));
+            }
+            (authority.to_owned(), Target::Tcp(authority.to_owned()))
+        }
     };
-    let connector = tower::service_fn(move |uri: Uri| {
-        let (authority, tls) = (authority.clone(), tls.clone());
-        async move {
+    let endpoint = endpoint(&authority, tls.is_some(), options).map_err(invalid)?;
+    let tls = tls.filter(|_| matches!(target, Target::Tcp(_)));
+    // One type of connector: tonic and HTTP/2 are compiled anew for each.
+    let connector = tower::service_fn(move |uri: Uri| connect(target.clone(), tls.clone(), uri));
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}
+
+async fn connect(
+    target: Target,
+    tls: Option<ClientTls>,
+    uri: Uri,
+) -> io::Result<TokioIo<Box<dyn Io>>> {
+    let stream: Box<dyn Io> = match (target, tls) {
+        (Target::Unix(path), _) => Box::new(UnixStream::connect(path).await?),
+        (Target::Tcp(authority), None) => Box::new(dial(&authority).await?),
+        (Target::Tcp(authority), Some(tls)) => {
             let name = tls.server_name(uri.host().unwrap_or_default())?;
             let stream = dial(&authority).await?;
-            let stream = tls.connector().connect(name, stream).await?;
-            Ok::<_, io::Error>(TokioIo::new(stream))
+            Box::new(tls.connector().connect(name, stream).await?)
         }
-    });
-    Ok(endpoint.connect_with_connector_lazy(connector))
+    };
+    Ok(TokioIo::new(stream))
 }
 
 fn endpoint(authority: &str, is_tls: bool, options: &ClientOptions) -> Result<Endpoint, String> {
