@@ -47,7 +47,9 @@ pub(super) struct Plan {
     accounts: BTreeSet<Account>,
     secrets: BTreeMap<Account, State>,
     /// A list of accounts is being read: nothing is deleted until it is whole.
-    is_listing: bool,
+    lists_accounts: bool,
+    /// A list of Secrets is being read: nothing is written until it is whole.
+    lists_secrets: bool,
     failed: BTreeSet<Step>,
 }
 
@@ -110,7 +112,8 @@ impl Plan {
             namespaces: BTreeMap::new(),
             accounts: BTreeSet::new(),
             secrets: BTreeMap::new(),
-            is_listing: true,
+            lists_accounts: true,
+            lists_secrets: true,
             failed: BTreeSet::new(),
         }
     }
@@ -163,9 +166,9 @@ impl Plan {
             }
             Event::Init => {
                 self.accounts.clear();
-                self.is_listing = true;
+                self.lists_accounts = true;
             }
-            Event::InitDone => self.is_listing = false,
+            Event::InitDone => self.lists_accounts = false,
         }
     }
 
@@ -191,8 +194,11 @@ impl Plan {
                     self.secrets.remove(&account);
                 }
             }
-            Event::Init => self.secrets.clear(),
-            Event::InitDone => {}
+            Event::Init => {
+                self.secrets.clear();
+                self.lists_secrets = true;
+            }
+            Event::InitDone => self.lists_secrets = false,
         }
     }
 
@@ -205,7 +211,7 @@ impl Plan {
                 .secrets
                 .get(account)
                 .is_some_and(|state| state.is_good(roots, now, self.rules.grace));
-            if is_managed && !is_good {
+            if is_managed && !is_good && !self.lists_secrets {
                 steps.insert(Step::Write(account.clone()));
                 let done = State {
                     not_after: Some(now + self.rules.grace * 2),
@@ -214,7 +220,7 @@ impl Plan {
                 self.secrets.insert(account.clone(), done);
             }
         }
-        if !self.is_listing {
+        if !self.lists_accounts {
             let accounts = &self.accounts;
             let orphans = self
                 .secrets
@@ -335,6 +341,8 @@ mod tests {
         plan.account(Event::InitApply(account("a", "one")));
         plan.account(Event::InitApply(account("off", "one")));
         plan.account(Event::InitDone);
+        assert!(plan.steps("root", now).is_empty(), "it may be there");
+        plan.secret(Event::InitDone);
         assert_eq!(plan.steps("root", now), [write("a", "one")]);
         assert!(plan.steps("root", now).is_empty());
         assert_eq!(plan.steps("other root", now), [write("a", "one")]);
@@ -363,6 +371,7 @@ mod tests {
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         plan.namespace(Event::Apply(namespace("a", &[])));
         plan.account(Event::Apply(account("a", "one")));
+        plan.secret(Event::InitDone);
         assert_eq!(plan.steps("root", now).len(), 1);
         let mut secret = Secret {
             metadata: meta("a", "istio.one"),
