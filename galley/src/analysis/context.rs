@@ -5,7 +5,7 @@ use super::object::{
     texts,
 };
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Exported to every namespace.
 pub const EVERYWHERE: &str = "*";
@@ -30,6 +30,8 @@ pub struct Context {
     by_kind: HashMap<(String, String), Vec<usize>>,
     by_name: HashMap<(String, String, String), usize>,
     hosts: Hosts,
+    /// Kinds of which nobody has told, by group and kind.
+    unread: HashSet<(String, String)>,
 }
 
 /// Who is served, by the namespace that may see it.
@@ -79,6 +81,7 @@ impl Context {
             by_kind: HashMap::new(),
             by_name: HashMap::new(),
             hosts: Hosts::default(),
+            unread: HashSet::new(),
             objects: kept,
         };
         for (index, object) in context.objects.iter().enumerate() {
@@ -93,6 +96,19 @@ impl Context {
         }
         context.hosts = Hosts::new(&context);
         context
+    }
+
+    /// The same, where nothing is known of some kinds.
+    #[must_use]
+    pub fn without(mut self, unread: HashSet<(String, String)>) -> Self {
+        self.unread = unread;
+        self
+    }
+
+    /// Whether a name that is not among the objects of this kind is nobody's.
+    pub fn is_read(&self, kind: Kind) -> bool {
+        let key = (kind.group.to_owned(), kind.kind.to_owned());
+        !self.unread.contains(&key)
     }
 
     /// Every object.

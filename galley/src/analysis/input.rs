@@ -11,6 +11,7 @@ use proto_component::process::Usage;
 use proto_mesh::mesh_config;
 use serde_json::{Value, json};
 use std::{
+    collections::HashSet,
     fs,
     io::Read as _,
     path::{Path, PathBuf},
@@ -24,6 +25,8 @@ pub struct Input {
     objects: Vec<Object>,
     /// Text that is no YAML, and what else stands in the way of reading.
     problems: Vec<Message>,
+    /// Kinds that are not read, by group and kind.
+    unread: HashSet<(String, String)>,
     default_namespace: String,
     mesh_config: Option<Value>,
 }
@@ -92,6 +95,17 @@ impl Input {
     pub fn add_values<'a>(&mut self, values: impl IntoIterator<Item = &'a Value>) {
         self.objects
             .extend(values.into_iter().filter_map(Object::from_value));
+    }
+
+    /// Nothing is read of a kind: nobody may say that something of it is missing.
+    pub fn leave_out(&mut self, group: &str, kind: &str) {
+        self.unread.insert((group.to_owned(), kind.to_owned()));
+    }
+
+    /// Whether a kind is to be read.
+    pub fn reads(&self, group: &str, kind: &str) -> bool {
+        let key = (group.to_owned(), kind.to_owned());
+        !self.unread.contains(&key)
     }
 
     /// Something that stood in the way of reading a kind of object.
@@ -183,7 +197,8 @@ impl Input {
             "istio",
             mesh_config,
         ));
-        Ok((Context::new(self.objects), self.problems))
+        let context = Context::new(self.objects).without(self.unread);
+        Ok((context, self.problems))
     }
 
     /// The `mesh` of ConfigMap `istio`, if it was read and is good.

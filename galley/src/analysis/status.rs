@@ -3,7 +3,7 @@
 
 use super::{
     Input, Level, Message, Object, analyze, analyzer::all, follow::follow, input::cluster,
-    suppression::Suppressions,
+    object::SECRET, suppression::Suppressions,
 };
 use crate::schema;
 use kube::{
@@ -49,6 +49,8 @@ pub fn keep<T: Send + Sync + 'static>(
 /// One look; how many objects were written to.
 async fn look(client: &Client) -> anyhow::Result<usize> {
     let mut input = Input::new("");
+    // A mesh's Galley has no business with keys.
+    input.leave_out(SECRET.group, SECRET.kind);
     cluster::read(client, &mut input).await?;
     let (context, _) = input.into_context()?;
     let messages = analyze(&context, &all(), &Suppressions::default());
@@ -146,13 +148,8 @@ async fn write(
     let params = PatchParams::default();
     let patch = Patch::Merge(status);
     match api.patch_status(&object.name, &params, &patch).await {
-        // The kind's definition has no status of its own, or the object has gone.
-        Err(kube::Error::Api(error)) if error.code == 404 => {
-            match api.patch(&object.name, &params, &patch).await {
-                Err(kube::Error::Api(error)) if error.code == 404 => Ok(()),
-                outcome => outcome.map(drop),
-            }
-        }
+        // The object has gone.
+        Err(kube::Error::Api(error)) if error.code == 404 => Ok(()),
         outcome => outcome.map(drop),
     }
 }

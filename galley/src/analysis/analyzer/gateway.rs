@@ -109,6 +109,9 @@ fn check_secret(
 ) {
     let bare = name.strip_prefix("kubernetes://").unwrap_or(name);
     let Some(secret) = context.find(SECRET, namespace, bare) else {
+        if !context.is_read(SECRET) {
+            return;
+        }
         let text =
             format!("Referenced credentialName not found: {name:?} in namespace {namespace}");
         messages.add(Code::ReferencedResourceNotFound, gateway, path, text);

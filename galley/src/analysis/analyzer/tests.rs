@@ -173,3 +173,32 @@ spec: {host: nowhere, hots: x}
         ["IST0133 DestinationRule a", "IST0174 DestinationRule a"]
     );
 }
+
+#[test]
+fn whoever_may_not_read_secrets_does_not_miss_any() {
+    let gateway = "
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - port: {number: 443, name: https, protocol: HTTPS}
+    hosts: [shop.example.com]
+    tls: {mode: SIMPLE, credentialName: nowhere}
+";
+    let missed = |leave_out: bool| {
+        let mut input = Input::new("default");
+        input.add_usual_gateway();
+        input.add_text(gateway, "x.yaml");
+        if leave_out {
+            input.leave_out("", "Secret");
+        }
+        let (context, _) = input.into_context().unwrap();
+        let messages = analyze(&context, &all(), &Suppressions::default());
+        messages
+            .iter()
+            .any(|message| message.code == Code::ReferencedResourceNotFound)
+    };
+    assert!(missed(false) && !missed(true));
+}

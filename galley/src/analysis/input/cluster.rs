@@ -1,4 +1,5 @@
-//! The objects of a cluster: every kind that an analyzer looks at, page by page. What may not be read is told and left out.
+//! The objects of a cluster: every kind that an analyzer looks at, page by page, but for those that the input leaves out. What
+//! may not be read is told and left out, too.
 
 use super::{super::Code, Input};
 use crate::schema;
@@ -61,6 +62,9 @@ pub async fn read(client: &Client, input: &mut Input) -> anyhow::Result<()> {
         ApiResource::from_gvk_with_plural(&kind, served.plural)
     });
     for resource in platform.chain(mesh) {
+        if !input.reads(&resource.group, &resource.kind) {
+            continue;
+        }
         match list(client, &resource).await {
             Ok(values) => input.add_values(&values),
             // The definition of the kind is not installed, or not in this version.
@@ -73,6 +77,7 @@ pub async fn read(client: &Client, input: &mut Input) -> anyhow::Result<()> {
                     resource.plural, status.message
                 );
                 input.add_problem(Code::InsufficientPermissions, &resource.kind, text);
+                input.leave_out(&resource.group, &resource.kind);
             }
             Err(error) => {
                 return Err(error)
