@@ -196,6 +196,8 @@ pub(crate) async fn start_with(
             .iter()
             .map(|(flag, port)| format!("{flag}=127.0.0.1:{port}")),
     );
+    // Where it looks for certificates without being told.
+    command.env("PILOT_CERT_DIR", folder.join("istio-certs"));
     for variable in container["env"].as_array().into_iter().flatten() {
         let value = match variable["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
             Some("metadata.name") => &name,
@@ -273,7 +275,7 @@ pub(crate) fn debug_folder() -> PathBuf {
 }
 
 /// A kubeconfig that speaks for a service account.
-async fn write_kubeconfig(client: &Client, account: &str, folder: &Path) -> PathBuf {
+pub(crate) async fn write_kubeconfig(client: &Client, account: &str, folder: &Path) -> PathBuf {
     let api: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
     let request: TokenRequest =
         serde_json::from_value(json!({"spec": {"audiences": [], "expirationSeconds": 3600}}))

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod component;
+mod gateway;
 mod leader;
 mod outage;
 mod roles;

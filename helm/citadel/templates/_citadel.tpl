@@ -65,10 +65,12 @@ volumeMounts:
 
 {{/* In its own namespace: the root's key, which is read by name only, and the revocations. */}}
 {{- define "citadel.ownRules" -}}
+{{- if .Values.selfSigned }}
 - apiGroups: [""]
   resources: [secrets]
   resourceNames: [istio-ca-secret]
   verbs: [get]
+{{- end }}
 # What replicas have revoked.
 - apiGroups: [""]
   resources: [configmaps]

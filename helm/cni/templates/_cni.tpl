@@ -83,7 +83,7 @@ securityContext:
 - apiGroups: [""]
   resources: [pods]
   {{- if $repair.enabled }}
-  verbs: [get, list, watch{{ if $repair.deletePods }}, delete{{ end }}{{ if $repair.labelPods }}, patch{{ end }}]
+  verbs: [get, list, watch{{ if $repair.deletePods }}, delete{{ else if $repair.labelPods }}, patch{{ end }}]
   {{- else }}
   verbs: [get]
   {{- end }}

@@ -111,7 +111,7 @@ allowed:
   resources: [gateways]
   verbs: [list]
 {{- end }}
-{{- if not .global.operatorManageWebhooks }}
+{{- if and .global.configValidation (not .global.operatorManageWebhooks) }}
 # What is to be created has no name yet that could be asked for.
 - apiGroups: [admissionregistration.k8s.io]
   resources: [validatingwebhookconfigurations]
@@ -119,25 +119,34 @@ allowed:
 - apiGroups: [admissionregistration.k8s.io]
   resources: [validatingwebhookconfigurations]
   resourceNames: [istio-galley]
-  verbs: [get, list, watch, patch, delete]
+  verbs: [get, list, watch, patch]
+{{- else if not .global.operatorManageWebhooks }}
+# It takes away what it wrote while validation was on.
+- apiGroups: [admissionregistration.k8s.io]
+  resources: [validatingwebhookconfigurations]
+  resourceNames: [istio-galley]
+  verbs: [delete]
 {{- end }}
 {{- end -}}
 
-{{/* In its own namespace: the registration waits for the webhook's endpoints and goes with the Deployment. */}}
+{{/*
+In its own namespace: one of several replicas writes, and the registration waits for the webhook's endpoints and goes with the
+Deployment. Nothing where it does not write.
+*/}}
 {{- define "galley.ownRules" -}}
+{{- $g := include "bireme.global" . | fromYaml -}}
+{{- if or .Values.enableAnalysis (not $g.operatorManageWebhooks) }}
 {{ include "bireme.leaseRules" "istio-galley" }}
+{{- end }}
+{{- if and $g.configValidation (not $g.operatorManageWebhooks) }}
 - apiGroups: [apps]
   resources: [deployments]
   resourceNames: [istio-galley]
   verbs: [get]
-# Asked for where owner references are enforced.
-- apiGroups: [apps]
-  resources: [deployments/finalizers]
-  resourceNames: [istio-galley]
-  verbs: [update]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [list]
+{{- end }}
 {{- end -}}
 
 {{- define "galley.webhooks" -}}
