@@ -11,6 +11,7 @@ use prometheus::{
 
 use crate::jwks::Counters;
 use crate::push_context::status::{Metric, PushStatus};
+use crate::xds::ResourceType;
 use crate::xds::resource_type::TYPES;
 
 /// All of them; cheap to clone.
@@ -71,15 +72,6 @@ impl Metrics {
         let histogram = |name: &str, help: &str| {
             Histogram::with_opts(HistogramOpts::new(name, help).buckets(times.clone()))
         };
-        let reject = |name: &str| {
-            IntGaugeVec::new(
-                Opts::new(
-                    format!("pilot_xds_{name}_reject"),
-                    "Proxies that refuse what they were sent.",
-                ),
-                &["node", "err"],
-            )
-        };
         let metrics = Metrics {
             xds: gauge("pilot_xds", "Connected proxies.")?,
             pushes: counters(
@@ -103,15 +95,7 @@ impl Metrics {
                 "pilot_proxy_convergence_time",
                 "Seconds from a change to the end of a proxy's push.",
             )?,
-            rejects: [
-                reject("cds")?,
-                reject("eds")?,
-                reject("lds")?,
-                reject("rds")?,
-                reject("ecds")?,
-                reject("nds")?,
-                reject("sds")?,
-            ],
+            rejects: rejects()?,
             total_rejects: counter("pilot_total_xds_rejects", "Refused responses.")?,
             expired_nonce: counter(
                 "pilot_rds_expired_nonce",
@@ -204,6 +188,17 @@ impl<F: Fn() -> Option<Arc<PushStatus>> + Send + Sync> Collector for Troubles<F>
         });
         counted.collect()
     }
+}
+
+/// By [`ResourceType::index`].
+fn rejects() -> prometheus::Result<[IntGaugeVec; TYPES]> {
+    let gauge = |kind: ResourceType| {
+        let name = format!("pilot_xds_{}_reject", kind.short_name());
+        let help = "Proxies that refuse what they were sent.";
+        IntGaugeVec::new(Opts::new(name, help), &["node", "err"])
+    };
+    let [a, b, c, d, e, f, g, h] = ResourceType::ALL.map(gauge);
+    Ok([a?, b?, c?, d?, e?, f?, g?, h?])
 }
 
 fn cluster_events() -> prometheus::Result<IntCounterVec> {

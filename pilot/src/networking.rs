@@ -4,6 +4,7 @@
 //! types of resources, always sorted, so that equal inputs give equal bytes.
 
 pub mod access_log;
+pub mod bootstrap;
 pub mod cluster;
 pub mod endpoint;
 mod envoy_filter;

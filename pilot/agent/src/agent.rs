@@ -92,10 +92,15 @@ impl Agent {
             .with_context(|| format!("make --configPath {}", settings.config_path.display()))?;
         let secrets = self.start_secrets(&process).await?;
         self.start_health(secrets.clone(), &process)?;
-        self.start_names(secrets, &process).await?;
+        self.start_names(secrets.clone(), &process).await?;
         let admin = AdminClient::new(settings.admin_address());
         self.start_status(admin, &process).await?;
-        let runner = self.runner(&process)?;
+        self.check_files()?;
+        let bootstrap = tokio::select! {
+            bootstrap = self.bootstrap(secrets) => bootstrap,
+            () = process.drain.signaled() => return Ok(()),
+        };
+        let runner = self.runner(bootstrap, &process)?;
         let (stop, proxy_drain) = drain::channel();
         let proxy = task::spawn("proxy", async move { runner.run(proxy_drain).await });
         tokio::pin!(proxy);
@@ -236,16 +241,34 @@ impl Agent {
         Ok(())
     }
 
-    fn runner(&self, process: &Process) -> anyhow::Result<Runner> {
+    /// What the user gives must be there, and fit together.
+    fn check_files(&self) -> Result<(), Usage> {
         let custom = self.args.custom_config_file.as_ref();
         let program = self.settings.binary_path.as_ref();
         for (flag, path) in [("--customConfigFile", custom), ("--binaryPath", program)] {
             if let Some(path) = path.filter(|path| !path.exists()) {
-                let text = format!("{flag} {}: no such file", path.display());
-                return Err(Usage(text).into());
+                return Err(Usage(format!("{flag} {}: no such file", path.display())));
             }
         }
-        let bootstrap = bootstrap::build(&self.settings, &self.settings.sds_socket());
+        if custom.is_some() && self.args.features.bootstrap_xds_agent {
+            let text = "BOOTSTRAP_XDS_AGENT: nothing can be merged into --customConfigFile";
+            return Err(Usage(text.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The bootstrap, with what Pilot says about it where that is asked for.
+    async fn bootstrap(&self, secrets: SecretCache) -> Bootstrap {
+        let mut built = bootstrap::build(&self.settings, &self.settings.sds_socket());
+        if self.args.features.bootstrap_xds_agent {
+            bootstrap::discovery::patch(&mut built, &self.pilot(secrets)).await;
+        }
+        built
+    }
+
+    fn runner(&self, bootstrap: Bootstrap, process: &Process) -> anyhow::Result<Runner> {
+        let custom = self.args.custom_config_file.as_ref();
+        let program = self.settings.binary_path.as_ref();
         let file = self.settings.bootstrap_file();
         let Some(program) = program else {
             let source = match custom {

@@ -1,9 +1,11 @@
 //! The proxy's bootstrap (Envoy v3), a pure function of the settings: node, admin, ADS through the static cluster `xds-grpc`,
-//! secrets through `sds-grpc`, and the listener that serves `/stats/prometheus` on 15090.
+//! secrets through `sds-grpc`, and the listener that serves `/stats/prometheus` on 15090. Into it goes what EnvoyFilters say about
+//! it, for proxies that wait for that ([`discovery`]).
 //!
 //! The same file starts a real Envoy. Unlike Istio 1.4, all statistics are kept unless the configuration limits them.
 
 mod cluster;
+pub(crate) mod discovery;
 mod listener;
 
 use std::net::SocketAddr;

@@ -90,6 +90,9 @@ pub struct Features {
         default_value = ""
     )]
     pub dns_proxy_address: String,
+    /// Ask Pilot for patches of the bootstrap, and do not start the proxy without.
+    #[arg(long = "env-bootstrap-xds-agent", hide = true, env = "BOOTSTRAP_XDS_AGENT", default_value_t = false, action = clap::ArgAction::Set)]
+    pub bootstrap_xds_agent: bool,
     /// Where the pod's labels are (downward API).
     #[arg(
         long = "env-labels-file",

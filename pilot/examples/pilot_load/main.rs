@@ -122,11 +122,13 @@ async fn main() -> anyhow::Result<()> {
 
     let begun = Instant::now();
     let mut all = Vec::new();
+    let asked = proxy::asked(&args);
     for index in 0..args.proxies {
         let channel = grpc::channel(&pilot.xds, None, &ClientOptions::default())?;
         let (progress, follow) = watch::channel(Progress::default());
         all.push(follow);
-        task::spawn("proxy", proxy::run(args.clone(), index, channel, progress));
+        let proxy = proxy::run(args.clone(), index, Arc::clone(&asked), channel, progress);
+        task::spawn("proxy", proxy);
     }
     let full = reached(&mut all, 3, &vec![0; args.proxies], begun).await?;
     let cpu = pilot.cpu()? - idle.0;

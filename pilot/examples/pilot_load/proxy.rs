@@ -1,12 +1,14 @@
-//! A simulated proxy: asks for everything, accepts everything, and tells how far it is. Of responses it reads no more than it needs:
-//! what it costs is not Pilot's.
+//! A simulated proxy: asks for everything, accepts everything, and tells how far it is. Of responses it reads no more than it needs,
+//! and what its acknowledgements repeat is encoded once for all proxies: what it costs is not Pilot's.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes};
 use http::uri::PathAndQuery;
-use prost::Message;
+use prost::encoding::{DecodeContext, WireType, skip_field};
+use prost::{DecodeError, Message};
 use proto::envoy::config::cluster::v3::Cluster;
 use proto::envoy::config::core::v3::Node;
 use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
@@ -57,20 +59,85 @@ trait Form: Message + 'static {
     /// An acknowledgement names what is followed again.
     const REPEATS_NAMES: bool;
 
-    fn new(node: &Node, type_url: &str, names: &[String], nonce: &str) -> Self;
+    fn new(node: &Node, type_url: &str, names: &Names, nonce: &str) -> Self;
 }
 
-impl Form for DiscoveryRequest {
+/// What is asked for of one type by name.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    texts: Vec<String>,
+    /// As the field of a request for the state of the world.
+    encoded: Bytes,
+}
+
+impl Names {
+    fn new(texts: Vec<String>) -> Self {
+        let request = DiscoveryRequest {
+            resource_names: texts.clone(),
+            ..DiscoveryRequest::default()
+        };
+        Names {
+            texts,
+            encoded: request.encode_to_vec().into(),
+        }
+    }
+}
+
+/// What every proxy asks for, by type.
+pub(super) fn asked(args: &Args) -> Arc<[Names; 4]> {
+    let routes = Names::new(vec!["8080".to_owned()]);
+    let endpoints = Names::new(clusters(args));
+    Arc::new([Names::default(), endpoints, Names::default(), routes])
+}
+
+/// A request for the state of the world.
+#[derive(Debug, Default)]
+struct WorldRequest {
+    /// All but the names.
+    head: DiscoveryRequest,
+    names: Bytes,
+}
+
+impl Message for WorldRequest {
+    fn encode_raw(&self, to: &mut impl BufMut) {
+        self.head.encode_raw(to);
+        to.put_slice(&self.names);
+    }
+
+    fn encoded_len(&self) -> usize {
+        self.head.encoded_len() + self.names.len()
+    }
+
+    /// Nobody reads one here.
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        from: &mut impl Buf,
+        context: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        skip_field(wire_type, tag, from, context)
+    }
+
+    fn clear(&mut self) {
+        *self = WorldRequest::default();
+    }
+}
+
+impl Form for WorldRequest {
     const PATH: &'static str = WORLD;
     const REPEATS_NAMES: bool = true;
 
-    fn new(node: &Node, type_url: &str, names: &[String], nonce: &str) -> Self {
-        DiscoveryRequest {
+    fn new(node: &Node, type_url: &str, names: &Names, nonce: &str) -> Self {
+        let head = DiscoveryRequest {
             node: Some(node.clone()),
             type_url: type_url.to_owned(),
-            resource_names: names.to_vec(),
             response_nonce: nonce.to_owned(),
             ..DiscoveryRequest::default()
+        };
+        WorldRequest {
+            head,
+            names: names.encoded.clone(),
         }
     }
 }
@@ -79,11 +146,11 @@ impl Form for DeltaDiscoveryRequest {
     const PATH: &'static str = INCREMENTS;
     const REPEATS_NAMES: bool = false;
 
-    fn new(node: &Node, type_url: &str, names: &[String], nonce: &str) -> Self {
+    fn new(node: &Node, type_url: &str, names: &Names, nonce: &str) -> Self {
         DeltaDiscoveryRequest {
             node: Some(node.clone()),
             type_url: type_url.to_owned(),
-            resource_names_subscribe: names.to_vec(),
+            resource_names_subscribe: names.texts.clone(),
             response_nonce: nonce.to_owned(),
             ..DeltaDiscoveryRequest::default()
         }
@@ -109,15 +176,16 @@ fn node(args: &Args, index: usize) -> Node {
 pub(super) async fn run(
     args: Args,
     index: usize,
+    asked: Arc<[Names; 4]>,
     channel: Channel,
     progress: watch::Sender<Progress>,
 ) {
     loop {
         let channel = channel.clone();
         let outcome = if args.delta {
-            follow::<DeltaDiscoveryRequest>(&args, index, channel, &progress).await
+            follow::<DeltaDiscoveryRequest>(&args, index, &asked, channel, &progress).await
         } else {
-            follow::<DiscoveryRequest>(&args, index, channel, &progress).await
+            follow::<WorldRequest>(&args, index, &asked, channel, &progress).await
         };
         if let Err(error) = outcome {
             tracing::warn!(target: "load", index, %error, "stream ended");
@@ -130,21 +198,15 @@ pub(super) async fn run(
 async fn follow<F: Form>(
     args: &Args,
     index: usize,
+    names: &[Names; 4],
     channel: Channel,
     progress: &watch::Sender<Progress>,
 ) -> anyhow::Result<()> {
     let node = node(args, index);
-    // Of each type what is asked for by name.
-    let names = [
-        Vec::new(),
-        clusters(args),
-        Vec::new(),
-        vec!["8080".to_owned()],
-    ];
-    let names = |kind: usize| names[kind].as_slice();
+    let nothing = Names::default();
     let (requests, outgoing) = mpsc::channel(16);
-    let ask = |kind: usize, names: &[String], nonce: &str| F::new(&node, TYPES[kind], names, nonce);
-    requests.send(ask(0, names(0), "")).await?;
+    let ask = |kind: usize, names: &Names, nonce: &str| F::new(&node, TYPES[kind], names, nonce);
+    requests.send(ask(0, &names[0], "")).await?;
     let mut responses = open::<F>(channel, ReceiverStream::new(outgoing)).await?;
     let mut has_asked = [true, false, false, false];
     while let Some(response) = responses.next().await {
@@ -153,14 +215,18 @@ async fn follow<F: Form>(
         let kind = kind.context("a type that nobody asked for")?;
         let is_first = progress.borrow().counts[kind] == 0;
         if index == 0 && kind == 0 && is_first && F::REPEATS_NAMES {
-            check(names(1), &response.resources)?;
+            check(&names[1].texts, &response.resources)?;
         }
-        let again = if F::REPEATS_NAMES { names(kind) } else { &[] };
+        let again = if F::REPEATS_NAMES {
+            &names[kind]
+        } else {
+            &nothing
+        };
         requests.send(ask(kind, again, &response.nonce)).await?;
         let next = kind + 1;
         if has_asked.get(next) == Some(&false) {
             has_asked[next] = true;
-            requests.send(ask(next, names(next), "")).await?;
+            requests.send(ask(next, &names[next], "")).await?;
         }
         progress.send_modify(|progress| {
             progress.counts[kind] += 1;

@@ -1,7 +1,8 @@
 //! EnvoyFilter patches, applied to what the generators have made: [`listener`], [`route`], [`cluster`].
 //!
 //! Follows Istio: LISTENER, FILTER_CHAIN, NETWORK_FILTER, HTTP_FILTER and LISTENER_FILTER on listeners; ROUTE_CONFIGURATION,
-//! VIRTUAL_HOST and HTTP_ROUTE on routes (inline ones too); CLUSTER; EXTENSION_CONFIG.
+//! VIRTUAL_HOST and HTTP_ROUTE on routes (inline ones too); CLUSTER. EXTENSION_CONFIG and BOOTSTRAP are resources of their own
+//! ([`super::extension`], [`super::bootstrap`]).
 
 use proto::envoy::config::core::v3::{SocketAddress, address, socket_address::PortSpecifier};
 use proto::istio::networking::v1alpha3::envoy_filter::patch::Operation;

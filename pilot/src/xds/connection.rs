@@ -80,14 +80,14 @@ impl Connection {
         }
     }
 
-    /// True for an agent that asks for nothing but names: its proxy has a stream of its own.
+    /// True for a stream of an agent's own (names, bootstrap, health): its proxy has another one.
     #[must_use]
-    pub fn is_name_server(&self) -> bool {
+    pub fn is_agent(&self) -> bool {
         let watches = self.watches.lock();
-        let names = ResourceType::NameTable.index();
-        let asked =
-            |(index, watched): (usize, &Option<Watched>)| watched.is_some() == (index == names);
-        watches.iter().enumerate().all(asked)
+        let mut of_proxies = ResourceType::ALL
+            .iter()
+            .filter(|kind| !kind.is_for_agents());
+        of_proxies.all(|kind| watches[kind.index()].is_none())
     }
 
     /// A copy of the state of one type.

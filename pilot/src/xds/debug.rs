@@ -201,7 +201,7 @@ fn find(discovery: &Discovery, proxy_id: &str) -> Option<Arc<Connection>> {
 /// The connections of proxies, without those that agents have beside them.
 fn proxies(discovery: &Discovery) -> impl DoubleEndedIterator<Item = Arc<Connection>> {
     let connections = discovery.connections().into_iter();
-    connections.filter(|connection| !connection.is_name_server())
+    connections.filter(|connection| !connection.is_agent())
 }
 
 fn syncz(discovery: &Discovery) -> Value {
@@ -218,6 +218,7 @@ fn syncz(discovery: &Discovery) -> Value {
             (ResourceType::Listener, "listener"),
             (ResourceType::Route, "route"),
             (ResourceType::Endpoint, "endpoint"),
+            (ResourceType::Extension, "extension_config"),
         ] {
             let watched = connection.watched(kind).unwrap_or_default();
             row[format!("{name}_sent")] = watched.nonce_sent.into();

@@ -130,7 +130,12 @@ impl Discovery {
     }
 
     /// Takes a connection in until the guard is dropped.
-    pub fn register(self: &Arc<Self>, mut proxy: Proxy, is_delta: bool) -> Registered {
+    pub fn register(
+        self: &Arc<Self>,
+        mut proxy: Proxy,
+        is_delta: bool,
+        drain: Drain,
+    ) -> Registered {
         if proxy.locality.is_empty() {
             proxy.locality = self.locality_of(&proxy);
         }
@@ -156,6 +161,7 @@ impl Discovery {
             number,
             machine,
             discovery: Arc::clone(self),
+            drain,
         }
     }
 }
@@ -169,6 +175,7 @@ pub struct Registered {
     /// Its entry, if it is a machine that has registered itself.
     machine: Option<String>,
     discovery: Arc<Discovery>,
+    drain: Drain,
 }
 
 impl Registered {
@@ -187,9 +194,13 @@ impl Drop for Registered {
         if let Some(machine) = self.machine.take() {
             let discovery = Arc::clone(&self.discovery);
             let grace = discovery.features.workload_entry_grace_period;
+            let drain = self.drain.clone();
             task::spawn("machine-left", async move {
-                tokio::time::sleep(grace).await;
-                discovery.registrations.leave(&machine);
+                tokio::select! {
+                    () = tokio::time::sleep(grace) => discovery.registrations.leave(&machine),
+                    // It ends with the process, which must not wait for it.
+                    () = drain.signaled() => {}
+                }
             });
         }
         for reject in &self.discovery.metrics.rejects {

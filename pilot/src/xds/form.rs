@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use proto::envoy::config::core::v3::{ControlPlane, Node};
-use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use proto::google::rpc::Status;
 
 use super::discovery::Current;
 use super::frame::Message;
@@ -19,7 +21,31 @@ pub(super) struct Said<'a> {
     pub(super) node: Option<&'a Node>,
     pub(super) type_url: &'a str,
     pub(super) nonce: &'a str,
-    pub(super) error: Option<&'a proto::google::rpc::Status>,
+    pub(super) error: Option<&'a Status>,
+}
+
+/// A request for the state of the world, as far as it is read. An acknowledgement repeats the name of everything that the proxy
+/// follows, thousands of them: the names stay in the frame in which they came.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct WorldRequest {
+    #[prost(message, optional, tag = "2")]
+    pub(super) node: Option<Node>,
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub(super) resource_names: Vec<Bytes>,
+    #[prost(string, tag = "4")]
+    pub(super) type_url: String,
+    #[prost(string, tag = "5")]
+    pub(super) response_nonce: String,
+    #[prost(message, optional, tag = "6")]
+    pub(super) error_detail: Option<Status>,
+}
+
+impl WorldRequest {
+    /// The names; what is not text names nothing.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> + Clone {
+        let names = self.resource_names.iter();
+        names.filter_map(|name| std::str::from_utf8(name).ok())
+    }
 }
 
 impl<'a> Said<'a> {
@@ -48,7 +74,7 @@ macro_rules! requests {
         })*
     };
 }
-requests!(DiscoveryRequest DeltaDiscoveryRequest);
+requests!(WorldRequest DeltaDiscoveryRequest);
 
 /// One form of the protocol.
 pub(super) trait Form: Send + Sync + 'static {

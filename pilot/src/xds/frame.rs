@@ -178,7 +178,7 @@ impl<T: ProstMessage + Default> Requests<T> {
 
     /// The request at the front, if all of it is there.
     fn take(&mut self) -> Result<Option<T>, Status> {
-        let Some((header, rest)) = self.read.split_first_chunk::<HEADER>() else {
+        let Some(header) = self.read.first_chunk::<HEADER>() else {
             return Ok(None);
         };
         let [flag, length @ ..] = header;
@@ -191,11 +191,12 @@ impl<T: ProstMessage + Default> Requests<T> {
             let reason = format!("a request of {length} bytes is too large");
             return Err(Status::resource_exhausted(reason));
         }
-        let Some(message) = rest.get(..length) else {
+        if self.read.len() < HEADER + length {
             return Ok(None);
-        };
+        }
+        let mut message = self.read.split_to(HEADER + length).freeze();
+        message.advance(HEADER);
         let request = T::decode(message).map_err(|error| Status::internal(error.to_string()))?;
-        self.read.advance(HEADER + length);
         if self.read.is_empty() {
             // The room of a large request is given back.
             self.read = BytesMut::new();

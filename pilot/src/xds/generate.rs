@@ -17,7 +17,9 @@ use super::ResourceType;
 use super::cache::Cache;
 use super::frame::{RESOURCES, field_length, open_field};
 use super::name::Name;
-use crate::networking::{View, cluster, endpoint, extension, listener, name_table, route, secret};
+use crate::networking::{
+    View, bootstrap, cluster, endpoint, extension, listener, name_table, route, secret,
+};
 
 /// `resource` of a `Resource`.
 const RESOURCE: u32 = 2;
@@ -238,6 +240,10 @@ pub fn generate<'a>(
         ResourceType::Secret => names
             .filter_map(|name| Some((name, secret::build(view, name)?)))
             .map(|(name, secret)| Generated::new(kind, Arc::clone(name), &secret))
+            .collect(),
+        ResourceType::Bootstrap => names
+            .filter_map(|name| Some((name, bootstrap::build(view, name)?)))
+            .map(|(name, patches)| Generated::new(kind, Arc::clone(name), &patches))
             .collect(),
         ResourceType::NameTable => {
             let table = || vec![Generated::new(kind, "".into(), &name_table::build(view))];

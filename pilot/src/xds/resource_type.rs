@@ -2,6 +2,8 @@
 
 use proto::type_url;
 
+use crate::networking::bootstrap;
+
 /// One of them, in the order in which they are pushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResourceType {
@@ -19,10 +21,12 @@ pub enum ResourceType {
     NameTable,
     /// SDS: credentials of gateways.
     Secret,
+    /// BDS: patches that an agent merges into its proxy's bootstrap.
+    Bootstrap,
 }
 
 /// How many types there are.
-pub const TYPES: usize = 7;
+pub const TYPES: usize = 8;
 
 impl ResourceType {
     /// All of them, in push order: what is referred to comes first.
@@ -34,6 +38,7 @@ impl ResourceType {
         ResourceType::Extension,
         ResourceType::NameTable,
         ResourceType::Secret,
+        ResourceType::Bootstrap,
     ];
 
     /// The type with this URL.
@@ -53,6 +58,7 @@ impl ResourceType {
             ResourceType::Extension => type_url::EXTENSION_CONFIG,
             ResourceType::NameTable => type_url::NAME_TABLE,
             ResourceType::Secret => type_url::SECRET,
+            ResourceType::Bootstrap => bootstrap::TYPE_URL,
         }
     }
 
@@ -67,6 +73,7 @@ impl ResourceType {
             ResourceType::Extension => "ecds",
             ResourceType::NameTable => "nds",
             ResourceType::Secret => "sds",
+            ResourceType::Bootstrap => "bds",
         }
     }
 
@@ -81,6 +88,7 @@ impl ResourceType {
             ResourceType::Extension => "ecds_senderr",
             ResourceType::NameTable => "nds_senderr",
             ResourceType::Secret => "sds_senderr",
+            ResourceType::Bootstrap => "bds_senderr",
         }
     }
 
@@ -90,10 +98,17 @@ impl ResourceType {
         self as usize
     }
 
-    /// A request is not answered before there is something: Envoy takes an answer without a secret for a mistake.
+    /// A request is not answered before there is something: Envoy takes an answer without a secret for a mistake, and no agent can
+    /// do anything with an answer without a bootstrap.
     #[must_use]
     pub fn is_withheld(self) -> bool {
-        self == ResourceType::Secret
+        matches!(self, ResourceType::Secret | ResourceType::Bootstrap)
+    }
+
+    /// Agents ask for it, on streams of their own; proxies never do.
+    #[must_use]
+    pub fn is_for_agents(self) -> bool {
+        matches!(self, ResourceType::NameTable | ResourceType::Bootstrap)
     }
 
     /// A request without names asks for everything there is.

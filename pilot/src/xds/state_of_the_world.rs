@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use proto::envoy::service::discovery::v3::DiscoveryResponse;
 
 use super::discovery::Current;
-use super::form::{Form, Planned, control_plane};
+use super::form::{Form, Planned, WorldRequest, control_plane};
 use super::frame::Message;
 use super::generate::{Generated, generate, version_text};
 use super::name::{Name, Names};
@@ -20,13 +20,13 @@ use crate::networking::View;
 pub(super) enum StateOfTheWorld {}
 
 impl Form for StateOfTheWorld {
-    type Request = DiscoveryRequest;
+    type Request = WorldRequest;
     const IS_DELTA: bool = false;
 
     fn decide(
         watched: &mut Watched,
         kind: ResourceType,
-        request: &DiscoveryRequest,
+        request: &WorldRequest,
         _: bool,
         names: &Names,
     ) -> Decision {

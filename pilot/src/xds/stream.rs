@@ -106,7 +106,7 @@ pub(super) async fn serve<F: Form>(
         return refuse(&outgoing, Status::permission_denied(reason)).await;
     }
     proxy.is_authenticated = caller.is_some();
-    let registered = discovery.register(proxy, F::IS_DELTA);
+    let registered = discovery.register(proxy, F::IS_DELTA, limits.drain.clone());
     let stream = Stream::<F> {
         discovery,
         registered,

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 
 use super::ResourceType;
+use super::form::WorldRequest;
 use super::generate::Generated;
 use super::name::{Name, Names};
 use super::push::PushRequest;
@@ -73,17 +74,17 @@ impl Watched {
     }
 
     /// Takes a state-of-the-world request in.
-    pub fn on_request(
+    pub(super) fn on_request(
         &mut self,
         kind: ResourceType,
-        request: &DiscoveryRequest,
+        request: &WorldRequest,
         known: &Names,
     ) -> Decision {
         let is_first = request.response_nonce.is_empty() || self.nonce_sent.is_empty();
         if request.error_detail.is_none() && is_first {
             // The first request of the stream; a nonce can only be of an earlier stream.
             *self = Watched::default();
-            self.subscribe(kind, &request.resource_names, known);
+            self.subscribe(kind, request.names(), known);
             return Decision::Respond;
         }
         if request.response_nonce != self.nonce_sent {
@@ -98,7 +99,7 @@ impl Watched {
         if self.asked.is(&request.resource_names) {
             return Decision::Nothing;
         }
-        let names = interned(&request.resource_names, known);
+        let names = interned(request.names(), known);
         let added: BTreeSet<Name> = names.difference(self.asked.names()).cloned().collect();
         if !self.is_wildcard {
             self.sent.retain(|name| names.contains(name), &known.pools);
@@ -146,14 +147,11 @@ impl Watched {
             self.is_wildcard = false;
         }
         if is_first {
-            self.subscribe(kind, &request.resource_names_subscribe, known);
+            self.subscribe(kind, texts(&request.resource_names_subscribe), known);
             return Decision::Respond;
         }
-        let subscribed = interned(&request.resource_names_subscribe, known);
-        let wants_all = request
-            .resource_names_subscribe
-            .iter()
-            .any(|name| name == "*");
+        let subscribed = interned(texts(&request.resource_names_subscribe), known);
+        let wants_all = texts(&request.resource_names_subscribe).any(|name| name == "*");
         if !subscribed.is_empty() || !unsubscribed.is_empty() {
             let added = subscribed.iter().cloned();
             self.asked.change(added, unsubscribed, &known.pools);
@@ -178,9 +176,15 @@ impl Watched {
         Decision::RespondWith(subscribed)
     }
 
-    fn subscribe(&mut self, kind: ResourceType, given: &[String], known: &Names) {
-        self.is_wildcard =
-            kind.is_wildcard() && (given.is_empty() || given.iter().any(|name| name == "*"));
+    fn subscribe<'a>(
+        &mut self,
+        kind: ResourceType,
+        given: impl Iterator<Item = &'a str> + Clone,
+        known: &Names,
+    ) {
+        let is_empty = given.clone().next().is_none();
+        let wants_all = is_empty || given.clone().any(|name| name == "*");
+        self.is_wildcard = kind.is_wildcard() && wants_all;
         self.asked.set(interned(given, known), &known.pools);
     }
 
@@ -204,20 +208,29 @@ impl Watched {
     }
 }
 
-fn interned(names: &[String], known: &Names) -> BTreeSet<Name> {
-    let named = names.iter().filter(|name| *name != "*");
+fn texts(names: &[String]) -> impl Iterator<Item = &str> + Clone {
+    names.iter().map(String::as_str)
+}
+
+fn interned<'a>(names: impl Iterator<Item = &'a str>, known: &Names) -> BTreeSet<Name> {
+    let named = names.filter(|name| *name != "*");
     named.map(|name| known.intern(name)).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
-    fn request(nonce: &str, names: &[&str]) -> DiscoveryRequest {
-        DiscoveryRequest {
+    fn request(nonce: &str, names: &[&str]) -> WorldRequest {
+        WorldRequest {
             response_nonce: nonce.to_owned(),
-            resource_names: names.iter().map(ToString::to_string).collect(),
-            ..DiscoveryRequest::default()
+            resource_names: names
+                .iter()
+                .map(|name| Bytes::copy_from_slice(name.as_bytes()))
+                .collect(),
+            ..WorldRequest::default()
         }
     }
 

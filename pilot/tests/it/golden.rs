@@ -7,7 +7,9 @@ use std::path::Path;
 
 use pilot::model::Proxy;
 use pilot::networking::route::KnownHosts;
-use pilot::networking::{View, cluster, endpoint, extension, listener, name_table, route};
+use pilot::networking::{
+    View, bootstrap, cluster, endpoint, extension, listener, name_table, route,
+};
 use pilot::push_context::PushContext;
 use prost::Message as _;
 use proto::envoy::config::core::v3::Node;
@@ -132,6 +134,14 @@ fn generate(node: &Node, push: &PushContext) -> Resources {
                 .collect(),
         ),
     ]);
+    let patches = bootstrap::build(&view, bootstrap::PATCHES).unwrap();
+    if patches.encoded_len() > 0 {
+        let patches = to_value_with(&patches, names).unwrap();
+        all.insert(
+            "bootstrap",
+            BTreeMap::from([(bootstrap::PATCHES.to_owned(), patches)]),
+        );
+    }
     if proxy.metadata_text("DNS_CAPTURE").is_some() {
         let table = to_value_with(&name_table::build(&view), names).unwrap();
         all.insert("names", BTreeMap::from([("table".to_owned(), table)]));

@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod ads;
+mod bootstrap;
 mod case;
 mod credentials;
 mod envoy;
 mod golden;
 mod grpc;
+mod handover;
 mod incremental;
 mod kubernetes;
 mod mesh;

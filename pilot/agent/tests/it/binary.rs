@@ -18,7 +18,7 @@ use crate::citadel::Citadel;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-struct Agent(Child);
+pub(crate) struct Agent(pub(crate) Child);
 
 impl Drop for Agent {
     fn drop(&mut self) {
@@ -28,7 +28,7 @@ impl Drop for Agent {
     }
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -36,7 +36,7 @@ fn free_port() -> u16 {
         .port()
 }
 
-fn agent(folder: &Path) -> Command {
+pub(crate) fn agent(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pilot-agent"));
     command
         .args([
@@ -59,7 +59,7 @@ fn agent(folder: &Path) -> Command {
     command
 }
 
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "{what}");

@@ -6,4 +6,6 @@ mod binary;
 mod citadel;
 mod envoy;
 mod health;
+mod patches;
+mod pilot;
 mod rotation;

@@ -340,6 +340,25 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
 }
 
+/// The names of the pods of `namespace` with a label.
+pub(crate) async fn pods_labelled(
+    client: &Client,
+    namespace: &str,
+    (key, value): (&str, &str),
+) -> anyhow::Result<Vec<String>> {
+    let pods = Selector {
+        namespace: namespace.to_owned(),
+        ..all_of_kind("pods")
+    };
+    let pods: Vec<Value> = client.get("/v1/objects", &pods).await?;
+    let meant = pods
+        .iter()
+        .filter(|pod| pod["metadata"]["labels"][key] == value);
+    Ok(meant
+        .map(|pod| text(&pod["metadata"], "name").to_owned())
+        .collect())
+}
+
 /// Selects every object of a kind.
 pub(crate) fn all_of_kind(kind: &str) -> Selector {
     Selector {

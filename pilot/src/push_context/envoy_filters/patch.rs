@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use prost::Message as _;
 use prost_reflect::DynamicMessage;
+use proto::envoy::config::bootstrap::v3::Bootstrap;
 use proto::envoy::config::cluster::v3::Cluster;
 use proto::envoy::config::core::v3::TypedExtensionConfig;
 use proto::envoy::config::listener::v3::{Filter, FilterChain, Listener, ListenerFilter};
@@ -43,6 +44,8 @@ pub enum Value {
     Cluster(Box<Cluster>),
     /// EXTENSION_CONFIG.
     Extension(TypedExtensionConfig),
+    /// BOOTSTRAP.
+    Bootstrap(Box<Bootstrap>),
 }
 
 /// One patch.
@@ -70,10 +73,13 @@ impl Patch {
     /// Reads it.
     ///
     /// # Errors
-    /// When the value is no message of its kind, or an expression does not compile.
+    /// When the value is no message of its kind, an expression does not compile, or the operation is none for the kind.
     pub fn read(patch: &wire::EnvoyConfigObjectPatch) -> Result<Self, String> {
         let apply_to = patch.apply_to();
         let change = patch.patch.as_ref().ok_or("no patch")?;
+        if apply_to == ApplyTo::Bootstrap && change.operation() != Operation::Merge {
+            return Err("BOOTSTRAP: MERGE is the only operation".to_owned());
+        }
         let condition = patch.r#match.clone().unwrap_or_default();
         let proxy = condition.proxy.clone().unwrap_or_default();
         let version = (!proxy.proxy_version.is_empty())
@@ -196,12 +202,7 @@ fn decode(
         ApplyTo::HttpRoute => decode!(Route Route, Box::new),
         ApplyTo::Cluster => decode!(Cluster Cluster, Box::new),
         ApplyTo::ExtensionConfig => decode!(Extension TypedExtensionConfig),
-        ApplyTo::Bootstrap => {
-            return Err(
-                "BOOTSTRAP: the bootstrap is not made by Pilot, so it cannot be patched here"
-                    .to_owned(),
-            );
-        }
+        ApplyTo::Bootstrap => decode!(Bootstrap Bootstrap, Box::new),
         ApplyTo::Invalid => return Err("applyTo is missing".to_owned()),
     })
 }
