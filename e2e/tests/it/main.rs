@@ -6,6 +6,7 @@
 mod authority;
 mod dashboards;
 mod dependencies;
+mod discovery;
 mod edge;
 mod envoy;
 mod failure;

@@ -1,0 +1,216 @@
+//! Pilot and its agents in one mesh, under mutual TLS: a machine registers itself, a proxy starts with a patched bootstrap, and a
+//! replica of Pilot that ends hands its proxies over to another one.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use e2e::echo::{Call, Protocol};
+use e2e::load::Load;
+use e2e::mesh::{Mesh, eventually};
+use serde_json::Value;
+
+use crate::scene::{self, Scene};
+use crate::{SETTLED, has_details, send_everybody_to_red_stars, settles};
+
+/// How long a machine is remembered once it has gone.
+const GRACE: Duration = Duration::from_secs(3);
+const SETTINGS: &str = "global.controlPlaneSecurityEnabled=true,pilot.env.PILOT_WORKLOAD_ENTRY_GRACE_PERIOD=3s,\
+    mixer.policy.enabled=false,mixer.telemetry.enabled=false";
+/// The machine's sign of health.
+const SIGN: &str = "/etc/istio/proxy/healthy";
+
+#[tokio::test]
+#[ignore = "needs root and iptables"]
+async fn machines_patches_and_replicas_of_pilot() {
+    let mesh = Mesh::up("e2e-discovery", &["--set", SETTINGS]).await;
+    let mut scene = Scene {
+        mesh: mesh.unwrap(),
+    };
+    let manifests = [
+        scene::namespace("shop", true),
+        scene::client("shop", None),
+        "---\n".to_owned(),
+        include_str!("../discovery.yaml").to_owned(),
+    ];
+    scene.apply(&manifests.concat()).await;
+    a_machine_serves_while_it_is_healthy_and_there(&scene).await;
+    a_proxy_that_waits_for_patches_has_them(&scene).await;
+    a_replica_that_ends_hands_its_proxies_over(&scene.mesh).await;
+    assert_eq!(scene.mesh.end().await, "");
+}
+
+/// The machine's endpoints, as the client's proxy knows them.
+async fn endpoints(scene: &Scene) -> Vec<Value> {
+    let cluster = "outbound|80||legacy.test";
+    let command = [
+        "proxy-config",
+        "endpoint",
+        "deploy/client",
+        "-n",
+        "shop",
+        "--cluster",
+        cluster,
+        "-o",
+        "json",
+    ];
+    let shown = scene.mesh.ctl_ok(&command).await.unwrap();
+    let rows: Value = serde_json::from_str(&shown).unwrap();
+    rows.as_array().cloned().unwrap()
+}
+
+async fn in_machine(scene: &Scene, command: &[&str]) {
+    let at = [
+        "local",
+        "exec",
+        "-n",
+        "shop",
+        "deploy/machine",
+        "-c",
+        "istio-proxy",
+        "--",
+    ];
+    let command = [&at[..], command].concat();
+    let done = async || scene.mesh.ctl_ok(&command).await.is_ok();
+    eventually("the machine runs", SETTLED, done).await.unwrap();
+}
+
+async fn a_machine_serves_while_it_is_healthy_and_there(scene: &Scene) {
+    let call = Call {
+        host: "legacy.test".to_owned(),
+        ..Call::new(Protocol::Http1, "240.240.7.7:80")
+    };
+    let is_served = async || {
+        let outcomes = scene.call("shop", std::slice::from_ref(&call)).await;
+        (outcomes[0].is_served(), outcomes[0].status)
+    };
+    let settles_at = async |what: &str, wanted: bool| {
+        let is_so =
+            async || is_served().await.0 == wanted && endpoints(scene).await.is_empty() != wanted;
+        let settled = eventually(what, SETTLED, is_so).await;
+        if settled.is_err() {
+            let (seen, known) = (is_served().await, endpoints(scene).await);
+            panic!("{what}: {seen:?}, {known:?}");
+        }
+    };
+    eventually("the service is known", SETTLED, async || {
+        is_served().await.1 == Some(503)
+    })
+    .await
+    .unwrap();
+    in_machine(scene, &["true"]).await;
+    settles_at("a machine that nobody calls healthy is not asked", false).await;
+    in_machine(scene, &["touch", SIGN]).await;
+    settles_at("a healthy machine serves", true).await;
+    in_machine(scene, &["rm", SIGN]).await;
+    settles_at("one that is not healthy any more is left out", false).await;
+    in_machine(scene, &["touch", SIGN]).await;
+    settles_at("one that has recovered serves again", true).await;
+
+    let begun = Instant::now();
+    let scale = ["local", "scale", "machine", "-n", "shop", "--replicas", "0"];
+    scene.mesh.ctl_ok(&scale).await.unwrap();
+    eventually(
+        "a machine that has gone is forgotten",
+        SETTLED,
+        async || endpoints(scene).await.is_empty(),
+    )
+    .await
+    .unwrap();
+    assert!(begun.elapsed() >= GRACE, "but not at once");
+}
+
+async fn a_proxy_that_waits_for_patches_has_them(scene: &Scene) {
+    scene.apply(include_str!("../patched.yaml")).await;
+    let curl = [
+        "local",
+        "exec",
+        "-n",
+        "shop",
+        "deploy/patched",
+        "--",
+        "curl",
+        "-s",
+        "http://127.0.0.1:15099/",
+    ];
+    let says_so = async || {
+        let output = scene.mesh.ctl(&curl).await;
+        output.is_ok_and(|output| output.stdout == "patched")
+    };
+    eventually("the patched listener answers", SETTLED, says_so)
+        .await
+        .unwrap();
+}
+
+/// Which replica each proxy is connected to, and whether it has accepted everything.
+async fn served_by(mesh: &Mesh) -> Vec<(String, String, bool)> {
+    let Ok(shown) = mesh.ctl_ok(&["proxy-status", "-o", "json"]).await else {
+        return Vec::new();
+    };
+    let rows: Value = serde_json::from_str(&shown).unwrap();
+    let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+    let rows = rows.as_array().into_iter().flatten();
+    rows.map(|row| {
+        // A gateway without routes is sent none.
+        let is_so =
+            |kind: &str| row[kind] == "SYNCED" || (kind == "rds" && row[kind] == "NOT SENT");
+        let is_synced = ["cds", "lds", "eds", "rds"].into_iter().all(is_so);
+        (text(row, "name"), text(row, "pilot"), is_synced)
+    })
+    .collect()
+}
+
+async fn a_replica_that_ends_hands_its_proxies_over(mesh: &Mesh) {
+    settles(mesh, "the page", 5, has_details).await;
+    let scale = [
+        "local",
+        "scale",
+        "istio-pilot",
+        "-n",
+        "istio-system",
+        "--replicas",
+        "2",
+    ];
+    mesh.ctl_ok(&scale).await.unwrap();
+    eventually("two replicas", SETTLED, async || {
+        let status = mesh.ctl_ok(&["local", "status", "-o", "json"]).await;
+        let rows: Value = serde_json::from_str(&status.unwrap()).unwrap();
+        let mut rows = rows.as_array().unwrap().iter();
+        rows.any(|row| row["name"] == "istio-pilot" && row["ready"] == "2/2")
+    })
+    .await
+    .unwrap();
+    let before = served_by(mesh).await;
+    let proxies: BTreeSet<&String> = before.iter().map(|(proxy, ..)| proxy).collect();
+    // The second came later than every proxy.
+    let first = before[0].1.clone();
+    assert!(
+        before.iter().all(|(_, replica, _)| *replica == first),
+        "{before:?}"
+    );
+
+    let load = Load::start(&mesh.url("/productpage"), 4, has_details);
+    // SIGTERM, as from anybody who takes a pod away.
+    let restart = ["local", "restart", &first, "-n", "istio-system"];
+    mesh.ctl_ok(&restart).await.unwrap();
+    let mut after = Vec::new();
+    let moved = eventually("every proxy is with another replica", SETTLED, async || {
+        after = served_by(mesh).await;
+        let now: BTreeSet<&String> = after.iter().map(|(proxy, ..)| proxy).collect();
+        let has_moved =
+            |(_, replica, is_synced): &(String, String, bool)| *replica != first && *is_synced;
+        now == proxies && after.iter().all(has_moved)
+    });
+    let moved = moved.await;
+    assert!(moved.is_ok(), "{first} ended: {after:?}");
+    // They take a change from there.
+    send_everybody_to_red_stars(mesh).await;
+    let report = load.stop().await;
+    assert_eq!(
+        report.failed(),
+        0,
+        "{} good, {:?}",
+        report.good,
+        report.failures
+    );
+    assert!(report.good > 10, "there was traffic: {}", report.good);
+}
