@@ -216,7 +216,8 @@ fn provider(certificate: &str) -> tls::CertificateProviderPluginInstance {
     }
 }
 
-/// Mesh mTLS of a gRPC client that configures itself.
+/// Mesh mTLS of a gRPC client that configures itself: of the server's names it looks only at the older field.
+#[allow(deprecated, reason = "gRPC reads no other field")]
 #[must_use]
 pub fn grpc_client(names: &[String], sni: &str) -> TransportSocket {
     client(&UpstreamTlsContext {
@@ -226,9 +227,7 @@ pub fn grpc_client(names: &[String], sni: &str) -> TransportSocket {
                 CombinedCertificateValidationContext {
                     default_validation_context: Some(CertificateValidationContext {
                         ca_certificate_provider_instance: Some(provider(ROOT_SECRET)),
-                        match_typed_subject_alt_names: san_matchers(
-                            names.iter().map(String::as_str),
-                        ),
+                        match_subject_alt_names: names.iter().map(|name| exact(name)).collect(),
                         ..CertificateValidationContext::default()
                     }),
                     ..CombinedCertificateValidationContext::default()

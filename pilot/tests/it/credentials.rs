@@ -12,7 +12,7 @@ use proto::envoy::service::discovery::v3::DiscoveryResponse;
 use proto::type_url::{CLUSTER, LISTENER, SECRET};
 use proto_component::grpc::{ClientOptions, channel};
 use proto_component::tls::{ClientAuth, ClientTls, Pem, ServerIdentity, ServerTls};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 
 use super::ads::Client;
 use super::mesh::Pilot;
@@ -35,6 +35,10 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Not that of what it issues, which would look self-signed.
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "authority");
         let roots = params.self_signed(&key).unwrap().pem();
         let issuer = Issuer::new(params, key);
         Authority { issuer, roots }
