@@ -22,6 +22,10 @@ use crate::routing::Table;
 use crate::seldom::Seldom;
 use message::{CheckMessage, ReportMessage};
 
+/// Quotas of a check, and sets of attributes of a report: each is work for all rules at one go.
+const MOST_QUOTAS: usize = 1000;
+const MOST_SETS: usize = 10_000;
+
 /// The service.
 pub(crate) struct Service {
     pub(crate) table: Arc<ArcSwap<Table>>,
@@ -32,15 +36,33 @@ pub(crate) struct Service {
     pub(crate) failures: Seldom,
 }
 
+/// Its methods.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Method {
+    Check,
+    Report,
+}
+
+impl Method {
+    fn of(path: &str) -> Option<Self> {
+        let methods = [Method::Check, Method::Report];
+        methods.into_iter().find(|method| method.path() == path)
+    }
+
+    fn path(self) -> &'static str {
+        match self {
+            Method::Check => "/istio.mixer.v1.Mixer/Check",
+            Method::Report => "/istio.mixer.v1.Mixer/Report",
+        }
+    }
+}
+
 impl Service {
     /// Answers a call of a method; the answer is framed.
-    pub(crate) async fn call(&self, method: &str, message: Bytes) -> Result<Bytes, Status> {
+    pub(crate) async fn call(&self, method: Method, message: Bytes) -> Result<Bytes, Status> {
         match method {
-            "/istio.mixer.v1.Mixer/Check" => Ok(transport::frame(&self.check(&message).await?)),
-            "/istio.mixer.v1.Mixer/Report" => Ok(transport::frame(&self.report(&message)?)),
-            _ => Err(Status::unimplemented(format!(
-                "there is no method {method}"
-            ))),
+            Method::Check => Ok(transport::frame(&self.check(&message).await?)),
+            Method::Report => Ok(transport::frame(&self.report(&message)?)),
         }
     }
 
@@ -65,6 +87,7 @@ impl Service {
 impl Service {
     async fn check(&self, message: &[u8]) -> Result<CheckResponse, Status> {
         let request = CheckMessage::read(message).map_err(unreadable)?;
+        bounded("quotas", request.quotas.len(), MOST_QUOTAS)?;
         self.admit(request.global_word_count)?;
         let begun = Instant::now();
         let table = self.table.load_full();
@@ -81,6 +104,7 @@ impl Service {
 
     fn report(&self, message: &[u8]) -> Result<ReportResponse, Status> {
         let request = ReportMessage::read(message).map_err(unreadable)?;
+        bounded("sets of attributes", request.sets.len(), MOST_SETS)?;
         self.admit(request.global_word_count)?;
         if request.sets.is_empty() {
             return Ok(ReportResponse {});
@@ -97,6 +121,14 @@ impl Service {
         })?;
         Ok(ReportResponse {})
     }
+}
+
+fn bounded(what: &str, number: usize, most: usize) -> Result<(), Status> {
+    if number > most {
+        let problem = format!("there are {number} {what} in the message: {most} are allowed");
+        return Err(Status::invalid_argument(problem));
+    }
+    Ok(())
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it is an error's last stop")]

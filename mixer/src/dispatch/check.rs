@@ -54,7 +54,7 @@ pub(crate) async fn check(
         ..CheckResponse::default()
     };
     if is_ok {
-        for (name, params) in request.quotas.iter().copied() {
+        for (&name, params) in &request.quotas {
             let deduplication_id = match request.deduplication_id {
                 "" => String::new(),
                 id => format!("{id}{name}"),

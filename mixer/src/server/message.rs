@@ -1,5 +1,7 @@
 //! The two requests as they came, read in place.
 
+use std::collections::BTreeMap;
+
 use proto::istio::mixer::v1::check_request::QuotaParams;
 use proto::istio::mixer::v1::report_request::RepeatedAttributesSemantics;
 use proto_mesh::attribute::wire::{EncodedSet, InvalidMessage, fields};
@@ -10,8 +12,7 @@ pub(crate) struct CheckMessage<'a> {
     pub(crate) attributes: EncodedSet<'a>,
     pub(crate) global_word_count: u32,
     pub(crate) deduplication_id: &'a str,
-    /// By name, each once.
-    pub(crate) quotas: Vec<(&'a str, QuotaParams)>,
+    pub(crate) quotas: BTreeMap<&'a str, QuotaParams>,
 }
 
 /// A `ReportRequest`.
@@ -35,13 +36,11 @@ impl<'a> CheckMessage<'a> {
                 (4, field) => {
                     let (name, params) = quota(field.bytes(4)?)?;
                     // Of two with one name the last counts.
-                    message.quotas.retain(|(known, _)| *known != name);
-                    message.quotas.push((name, params));
+                    message.quotas.insert(name, params);
                 }
                 _ => {}
             }
         }
-        message.quotas.sort_unstable_by_key(|(name, _)| *name);
         Ok(message)
     }
 }
@@ -115,7 +114,7 @@ mod tests {
         let read = CheckMessage::read(&check).unwrap();
         assert_eq!(read.attributes.words(), ["w"]);
         assert_eq!((read.global_word_count, read.deduplication_id), (222, "id"));
-        assert_eq!(read.quotas, [("a", params(7)), ("b", params(-2))]);
+        assert_eq!(read.quotas, [("a", params(7)), ("b", params(-2))].into());
         let report = ReportRequest {
             attributes: vec![attributes, CompressedAttributes::default()],
             default_words: vec!["x".into(), "y".into()],

@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use h2::server::SendResponse;
 use h2::{Ping, PingPong, RecvStream};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, request};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use proto_component::drain::Drain;
 use proto_component::grpc::{Call, GrpcMetrics, ServerOptions};
 use proto_component::listen::{Connection, Incoming};
@@ -22,14 +22,16 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tonic::{Code, Status};
 
-use super::Service;
+use super::{Method, Service};
 
 /// For the connection's first frames.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// The longest a call may take if the caller sets no deadline.
+/// The longest a call may take, whatever the caller says.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Calls that are answered before their answers are written.
 const BATCH: usize = 64;
+/// A request's headers are a path and what proxies add.
+const LARGEST_HEADERS: u32 = 16 << 10;
 /// Reports are large: few frames, and no copy to put them together.
 const LARGEST_FRAME: u32 = 256 << 10;
 /// In front of a message: whether it is compressed, and its length.
@@ -89,6 +91,7 @@ impl Transport {
             .max_concurrent_streams(self.options.max_concurrent_streams)
             .initial_window_size(self.options.stream_window)
             .initial_connection_window_size(self.options.connection_window)
+            .max_header_list_size(LARGEST_HEADERS)
             .max_frame_size(LARGEST_FRAME);
         let handshake = builder.handshake::<_, Bytes>(connection);
         let mut connection = match timeout(HANDSHAKE, handshake).await {
@@ -108,7 +111,17 @@ impl Transport {
         let mut requests = Requests::with_capacity(BATCH);
         loop {
             tokio::select! {
+                // New calls come last: a peer that always has more of them would keep everything else from its turn.
                 biased;
+                () = &mut draining, if !is_draining => {
+                    is_draining = true;
+                    connection.graceful_shutdown();
+                }
+                () = poll_fn(|cx| keepalive.poll_lost(cx)) => {
+                    tracing::debug!(target: "api", "a connection is given up: no answer to a ping");
+                    return;
+                }
+                Some(()) = waiting.next(), if !waiting.is_empty() => {}
                 is_open = poll_fn(|cx| take(&mut connection, &mut requests, cx)) => {
                     for (request, respond) in requests.drain(..) {
                         let mut call: BoxFuture<'static, ()> =
@@ -123,15 +136,6 @@ impl Transport {
                     }
                     // Others are waiting, too.
                     tokio::task::consume_budget().await;
-                }
-                Some(()) = waiting.next(), if !waiting.is_empty() => {}
-                () = &mut draining, if !is_draining => {
-                    is_draining = true;
-                    connection.graceful_shutdown();
-                }
-                () = poll_fn(|cx| keepalive.poll_lost(cx)) => {
-                    tracing::debug!(target: "api", "a connection is given up: no answer to a ping");
-                    return;
                 }
             }
         }
@@ -150,24 +154,35 @@ impl Transport {
             let _ = respond.send_response(response, true);
             return;
         }
-        let mut call = self.metrics.begin(head.uri.path());
+        let path = head.uri.path();
+        let Some(method) = Method::of(path) else {
+            // A name of the caller's choice must not become a label.
+            let mut call = self.metrics.begin("");
+            let unknown = Status::unimplemented(format!("there is no method {path}"));
+            conclude(respond, Err(unknown), &mut call);
+            return;
+        };
+        let mut call = self.metrics.begin(method.path());
         let outcome = tokio::select! {
             biased;
-            outcome = self.exchange(&head, body) => outcome,
+            outcome = self.exchange(method, &head.headers, body) => outcome,
             // The caller does not want the answer any more.
             _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
         };
-        if let Err(error) = send(respond, outcome, &mut call) {
-            tracing::debug!(target: "api", %error, "an answer could not be sent");
-        }
+        conclude(respond, outcome, &mut call);
     }
 
-    async fn exchange(&self, head: &request::Parts, body: RecvStream) -> Result<Bytes, Status> {
+    async fn exchange(
+        &self,
+        method: Method,
+        headers: &HeaderMap,
+        body: RecvStream,
+    ) -> Result<Bytes, Status> {
         let work = async {
             let message = gather(body, self.max_message).await?;
-            self.service.call(head.uri.path(), message).await
+            self.service.call(method, message).await
         };
-        let patience = patience(&head.headers).unwrap_or(PATIENCE).min(PATIENCE);
+        let patience = patience(headers).unwrap_or(PATIENCE).min(PATIENCE);
         timeout(patience, work)
             .await
             .unwrap_or_else(|_| Err(Status::deadline_exceeded("the call's time is up")))
@@ -257,6 +272,12 @@ async fn gather(mut body: RecvStream, max_message: usize) -> Result<Bytes, Statu
         ));
     }
     Ok(whole.slice(PREFIX..))
+}
+
+fn conclude(respond: SendResponse<Bytes>, outcome: Result<Bytes, Status>, call: &mut Call) {
+    if let Err(error) = send(respond, outcome, call) {
+        tracing::debug!(target: "api", %error, "an answer could not be sent");
+    }
 }
 
 fn send(

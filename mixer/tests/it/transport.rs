@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use h2::client::SendRequest;
 use http::Request;
 use prost::Message as _;
-use proto::istio::mixer::v1::ReportRequest;
+use proto::istio::mixer::v1::check_request::QuotaParams;
+use proto::istio::mixer::v1::{CheckRequest, CompressedAttributes, ReportRequest};
 use proto_component::task;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -82,7 +85,21 @@ async fn calls_are_told_from_what_is_none() {
     let mut compressed = body.clone();
     compressed[0] = 1;
     let large = framed(&vec![0; (1 << 20) + 1]);
+    let many = CheckRequest {
+        quotas: (0..100_000)
+            .map(|n| (format!("{n:05}"), QuotaParams::default()))
+            .collect(),
+        ..CheckRequest::default()
+    };
+    let many_quotas = framed(&many.encode_to_vec());
+    let many = ReportRequest {
+        attributes: vec![CompressedAttributes::default(); 10_001],
+        ..ReportRequest::default()
+    };
+    let many_sets = framed(&many.encode_to_vec());
     let grpc = [("content-type", "application/grpc")];
+    let long = "x".repeat(20 << 10);
+    let long = [grpc[0], ("x-long", long.as_str())];
     let bytes: Vec<&[u8]> = body.chunks(1).collect();
     for (what, path, headers, parts, want) in [
         (
@@ -106,12 +123,34 @@ async fn calls_are_told_from_what_is_none() {
             vec![&[0; 5]],
             (200, Some(Code::Ok)),
         ),
+        (
+            "too many quotas",
+            CHECK,
+            &grpc,
+            vec![&many_quotas],
+            (200, Some(Code::InvalidArgument)),
+        ),
+        (
+            "too many sets",
+            REPORT,
+            &grpc,
+            vec![&many_sets],
+            (200, Some(Code::InvalidArgument)),
+        ),
+        ("too long headers", CHECK, &long, vec![&body], (431, None)),
         ("no gRPC", CHECK, &[], vec![&body], (415, None)),
         (
             "no such method",
             "/istio.mixer.v1.Mixer/Guess",
             &grpc,
             vec![&body],
+            (200, Some(Code::Unimplemented)),
+        ),
+        (
+            "no such method, and no message",
+            "/made.up.Service/Guess",
+            &grpc,
+            vec![],
             (200, Some(Code::Unimplemented)),
         ),
         (
@@ -161,6 +200,8 @@ async fn calls_are_told_from_what_is_none() {
         ) && metrics.contains("grpc_code=\"Unimplemented\",grpc_method=\"unknown\"")
     })
     .await;
+    let metrics = server.page("/metrics").await;
+    assert!(!metrics.contains("Guess"), "{metrics}");
 }
 
 /// A policy agent that takes questions and never answers.
@@ -222,6 +263,36 @@ async fn a_call_that_waits_holds_up_nobody_and_has_an_end() {
     };
     let (ended, _question) = tokio::join!(waiting, meanwhile);
     assert_eq!(ended, (200, Some(Code::DeadlineExceeded)));
+}
+
+#[tokio::test]
+async fn new_calls_do_not_keep_one_that_waits_from_its_answer() {
+    let server = TestServer::start(MANIFEST).await;
+    let client = connect(server.grpc).await;
+    let begin = |is_whole: bool| {
+        let request = Request::post(format!("http://mixer{REPORT}"))
+            .header("content-type", "application/grpc");
+        let mut client = client.clone();
+        client
+            .send_request(request.body(()).unwrap(), is_whole)
+            .unwrap()
+    };
+    let (waiting, mut body) = begin(false);
+    // Who comes second is answered second: the one that waits has begun by then.
+    let grpc = [("content-type", "application/grpc")];
+    let answered = call(&client, REPORT, &grpc, &[]).await;
+    assert_eq!(answered, (200, Some(Code::Internal)));
+    // It goes on, and at once there are more calls than are answered at one go.
+    body.send_data(Bytes::from(framed(&[])), true).unwrap();
+    let later: Vec<_> = (0..500).map(|_| begin(true).0).collect();
+    let answers: FuturesUnordered<_> = std::iter::once(waiting)
+        .chain(later)
+        .enumerate()
+        .map(|(number, answer)| async move { answer.await.map(|_| number).unwrap() })
+        .collect();
+    let order: Vec<usize> = answers.collect().await;
+    let position = order.iter().position(|number| *number == 0).unwrap();
+    assert!(position < 250, "answered as number {position}");
 }
 
 #[tokio::test]

@@ -91,18 +91,24 @@ impl Caller {
                 .map_err(|_| Status::internal("the session's name is not printable"))?;
             request.metadata_mut().insert(SESSION, value);
         }
-        if let Some(token) = &self.token {
-            let (key, value) = token.header().await?;
-            request.metadata_mut().insert(key, value);
-        }
         let mut client = tonic::client::Grpc::new(self.channel()?);
         let exchange = async {
+            if let Some(token) = &self.token {
+                let (key, value) = token.header().await?;
+                request.metadata_mut().insert(key, value);
+            }
             let not_ready = |error: tonic::transport::Error| {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 Status::unavailable(cause.unwrap_or_else(|| error.to_string()))
             };
             client.ready().await.map_err(not_ready)?;
-            client.unary(request, path, Raw).await
+            let answer = client.unary(request, path, Raw).await;
+            if let (Some(token), Err(status)) = (&self.token, &answer)
+                && status.code() == Code::Unauthenticated
+            {
+                token.refused();
+            }
+            answer
         };
         let answered = tokio::time::timeout(timeout, exchange).await;
         let answer = answered.map_err(|_| {
@@ -201,5 +207,40 @@ impl Decoder for Raw {
         let mut message = vec![0; buffer.remaining()];
         buffer.copy_to_slice(&mut message);
         Ok(Some(message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::istio::policy::v1beta1::tls::TokenSource;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn waiting_for_a_token_is_part_of_a_call() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("secret");
+        std::fs::write(&secret, "s").unwrap();
+        // It is connected to, and says nothing.
+        let issuer = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let oauth = policy::OAuth {
+            client_id: "mixer".into(),
+            client_secret: secret.display().to_string(),
+            token_url: format!("http://{}/token", issuer.local_addr().unwrap()),
+            ..policy::OAuth::default()
+        };
+        let tls = policy::Tls {
+            token_source: Some(TokenSource::Oauth(oauth)),
+            ..policy::Tls::default()
+        };
+        let caller = Caller {
+            address: "127.0.0.1:9".into(),
+            tls: None,
+            token: Token::new(&tls).unwrap().map(Arc::new),
+            channel: Arc::default(),
+        };
+        let timeout = Duration::from_millis(50);
+        let answer = caller.call("/a.B/C", Vec::new(), None, timeout).await;
+        assert_eq!(answer.unwrap_err().code(), Code::DeadlineExceeded);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -10,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::Uri;
 use proto::istio::policy::v1beta1::{self as policy, tls::TokenSource, tls::TokenType};
 use proto_component::fetch::{self, FetchError, Roots};
+use proto_component::task;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -20,7 +22,7 @@ use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A token is not used in the last seconds of its life: calls take time.
 const MARGIN: Duration = Duration::from_secs(10);
-/// After a failure nobody asks again at once.
+/// After a failure, or for a token that the adapter refuses, nobody asks again at once.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Where tokens come from, and how they are shown.
@@ -34,7 +36,7 @@ pub(super) struct Token {
 #[derive(Debug)]
 enum Source {
     File(PathBuf),
-    OAuth(Box<OAuth>),
+    OAuth(Arc<OAuth>),
 }
 
 /// An issuer, and what it has said last.
@@ -45,11 +47,12 @@ struct OAuth {
     secret: PathBuf,
     scopes: String,
     params: BTreeMap<String, String>,
-    last: Mutex<Option<Answer>>,
+    last: Arc<Mutex<Option<Answer>>>,
 }
 
 struct Answer {
     token: Result<String, String>,
+    came: Instant,
     /// Never, if the issuer does not say.
     until: Option<Instant>,
 }
@@ -79,7 +82,7 @@ impl Token {
                 let oauth =
                     OAuth::new(oauth).map_err(|e| format!("authentication.tls.oauth.{e}"))?;
                 return Ok(Some(Self {
-                    source: Source::OAuth(Box::new(oauth)),
+                    source: Source::OAuth(Arc::new(oauth)),
                     header: AsciiMetadataKey::from_static("authorization"),
                     // The issuer says what kind of token it is.
                     prefix: "",
@@ -117,6 +120,13 @@ impl Token {
             .map_err(|_| Status::unauthenticated("the token is not printable"))?;
         Ok((self.header.clone(), value))
     }
+
+    /// The adapter has refused the token: the next call needs another one.
+    pub(super) fn refused(&self) {
+        if let Source::OAuth(oauth) = &self.source {
+            oauth.forget();
+        }
+    }
 }
 
 impl OAuth {
@@ -140,30 +150,51 @@ impl OAuth {
             secret: PathBuf::from(&config.client_secret),
             scopes: config.scopes.join(" "),
             params: config.endpoint_params.clone(),
-            last: Mutex::default(),
+            last: Arc::default(),
         })
     }
 
     /// The token in force, with its kind in front.
-    async fn token(&self) -> Result<String, String> {
+    async fn token(self: &Arc<Self>) -> Result<String, String> {
         // Who comes while somebody asks waits for that answer.
-        let mut last = self.last.lock().await;
+        let mut last = self.last.clone().lock_owned().await;
         if let Some(answer) = last.as_ref()
             && answer.until.is_none_or(|until| Instant::now() < until)
         {
             return answer.token.clone();
         }
-        let answer = match self.issue().await {
+        // In a task of its own: a caller whose time is up must not take the answer away from those after it.
+        let oauth = self.clone();
+        let asking = task::spawn("adapter-token", async move {
+            let answer = oauth.ask().await;
+            last.insert(answer).token.clone()
+        });
+        asking
+            .await
+            .unwrap_or_else(|error| Err(format!("no token from {}: {error}", self.uri)))
+    }
+
+    async fn ask(&self) -> Answer {
+        match self.issue().await {
             Ok(issued) => issued.into_answer(),
             Err(problem) => {
                 tracing::warn!(target: "adapters", issuer = ?self, problem, "no token for calls to an adapter");
+                let now = Instant::now();
                 Answer {
                     token: Err(format!("no token from {}: {problem}", self.uri)),
-                    until: Some(Instant::now() + PAUSE),
+                    came: now,
+                    until: Some(now + PAUSE),
                 }
             }
-        };
-        last.insert(answer).token.clone()
+        }
+    }
+
+    /// Forgets a token, but not one that has just come: an adapter that refuses all must not keep the issuer busy.
+    fn forget(&self) {
+        // Who holds the lock is about to look at the answer, or to replace it.
+        if let Ok(mut last) = self.last.try_lock() {
+            last.take_if(|answer| answer.came.elapsed() >= PAUSE);
+        }
     }
 
     async fn issue(&self) -> Result<Issued, String> {
@@ -221,9 +252,12 @@ impl Issued {
             kind if kind.is_empty() || kind.eq_ignore_ascii_case("bearer") => "Bearer",
             kind => kind,
         };
+        let now = Instant::now();
         Answer {
             token: Ok(format!("{kind} {}", self.access_token)),
-            until: life.map(|life| Instant::now() + life.saturating_sub(MARGIN).max(PAUSE)),
+            came: now,
+            // A life that no clock can tell the end of has none.
+            until: life.and_then(|life| now.checked_add(life.saturating_sub(MARGIN).max(PAUSE))),
         }
     }
 }
@@ -246,7 +280,6 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     use axum::Form;
     use axum::http::{HeaderMap, StatusCode};
@@ -282,7 +315,7 @@ mod tests {
         let router = axum::Router::new().route("/token", post(answer));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/token", listener.local_addr().unwrap());
-        proto_component::task::spawn("issuer", async move { axum::serve(listener, router).await });
+        task::spawn("issuer", async move { axum::serve(listener, router).await });
         (url, asked)
     }
 
@@ -352,6 +385,59 @@ mod tests {
         let status = token.header().await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unauthenticated);
         assert!(status.message().contains("the secret's file"), "{status}");
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_refused_is_fetched_anew_but_not_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("secret");
+        std::fs::write(&secret, "s").unwrap();
+        let (url, _) = issuer(true, "0").await;
+        let token = token(&url, &secret);
+        assert_eq!(shown(&token).await, "authorization: Bearer t1");
+        token.refused();
+        assert_eq!(shown(&token).await, "authorization: Bearer t1");
+        tokio::time::pause();
+        tokio::time::advance(PAUSE).await;
+        tokio::time::resume();
+        token.refused();
+        assert_eq!(shown(&token).await, "authorization: Bearer t2");
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_goes_does_not_take_the_answer_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("secret");
+        std::fs::write(&secret, "s").unwrap();
+        let (url, asked) = issuer(true, "3600").await;
+        let token = token(&url, &secret);
+        let mut first = Box::pin(token.header());
+        while asked.lock().is_empty() {
+            assert!(futures::poll!(&mut first).is_pending());
+            tokio::task::yield_now().await;
+        }
+        drop(first);
+        assert_eq!(shown(&token).await, "authorization: Bearer t1");
+        assert_eq!(asked.lock().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_life_without_end_is_none() {
+        for (expires_in, has_end) in [
+            (serde_json::json!(3600), true),
+            (serde_json::json!("3600"), true),
+            (serde_json::json!(u64::MAX), false),
+            (serde_json::json!(0), false),
+            (serde_json::json!(null), false),
+        ] {
+            let issued = Issued {
+                access_token: "t".into(),
+                token_type: String::new(),
+                expires_in: expires_in.clone(),
+            };
+            let answer = issued.into_answer();
+            assert_eq!(answer.until.is_some(), has_end, "{expires_in}");
+        }
     }
 
     #[test]

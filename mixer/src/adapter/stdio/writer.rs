@@ -3,7 +3,10 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc as blocking;
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::now;
@@ -14,11 +17,17 @@ use crate::seldom::Seldom;
 const CAPACITY: usize = 16_384;
 /// Bytes that are written at once, about.
 const CHUNK: usize = 64 << 10;
+/// For what is in the queue at the end.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The way to the thread that writes; it ends when this goes, with what is in the queue written.
+/// The way to the thread that writes. When this goes the thread ends, with what is in the queue written; that is waited for,
+/// as the process may be about to end, but not for long.
 #[derive(Debug)]
 pub(super) struct Writer {
-    sender: mpsc::Sender<String>,
+    /// None at the end.
+    sender: Option<mpsc::Sender<String>>,
+    /// Disconnected when all is written.
+    done: Mutex<blocking::Receiver<()>>,
     full: prometheus::IntCounter,
 }
 
@@ -44,6 +53,7 @@ impl Writer {
     /// Starts the thread.
     pub(super) fn start(output: Output, context: &BuildContext) -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel(CAPACITY);
+        let (writing, done) = blocking::channel();
         let counter = |reason: &str| {
             let labels = [context.handler.as_str(), reason];
             context.dropped.with_label_values(&labels)
@@ -51,18 +61,31 @@ impl Writer {
         let (handler, failed) = (context.handler.clone(), counter("write failed"));
         std::thread::Builder::new()
             .name("stdio".to_owned())
-            .spawn(move || write_all(output, receiver, &handler, &failed))?;
+            .spawn(move || {
+                let _writing: blocking::Sender<()> = writing;
+                write_all(output, receiver, &handler, &failed);
+            })?;
         Ok(Self {
-            sender,
+            sender: Some(sender),
+            done: Mutex::new(done),
             full: counter("queue full"),
         })
     }
 
     /// Puts a line in, or counts it as dropped.
     pub(super) fn push(&self, line: String) {
-        if self.sender.try_send(line).is_err() {
+        let sender = self.sender.as_ref();
+        if sender.is_none_or(|sender| sender.try_send(line).is_err()) {
             self.full.inc();
         }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.sender = None;
+        // What is still not written then is lost with the process, if that ends.
+        let _ = self.done.get_mut().recv_timeout(PATIENCE);
     }
 }
 
@@ -141,10 +164,17 @@ impl RotatingFile {
         let stamp = now().replace(':', "-");
         let stamp = stamp.trim_end_matches('Z');
         let aside = self.path.with_file_name(format!("{stem}-{stamp}{suffix}"));
-        std::fs::rename(&self.path, aside)?;
+        match std::fs::rename(&self.path, aside) {
+            // Somebody else has taken it away: a new one is needed all the same.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         self.file = open(&self.path)?;
         self.size = 0;
-        self.remove_oldest(&format!("{stem}-"), &suffix)
+        if let Err(error) = self.remove_oldest(&format!("{stem}-"), &suffix) {
+            tracing::warn!(target: "adapters", %error, path = %self.path.display(), "old log files stay");
+        }
+        Ok(())
     }
 
     fn remove_oldest(&self, prefix: &str, suffix: &str) -> io::Result<()> {
@@ -190,6 +220,43 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_was_taken_away_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.log");
+        let mut file = RotatingFile::open(&path, Some(10), 1).unwrap();
+        file.write(b"1234567\n").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.write(b"again\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "again\n");
+    }
+
+    #[test]
+    fn old_files_that_stay_hold_up_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        // It looks like the oldest file, but cannot be removed like one.
+        std::fs::create_dir(dir.path().join("out-2000.log")).unwrap();
+        let path = dir.path().join("out.log");
+        let mut file = RotatingFile::open(&path, Some(10), 1).unwrap();
+        file.write(b"1234567\n").unwrap();
+        file.write(b"again\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "again\n");
+    }
+
+    #[test]
+    fn what_is_in_the_queue_at_the_end_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.log");
+        let file = RotatingFile::open(&path, None, 1).unwrap();
+        let writer = Writer::start(Output::File(file), &BuildContext::default()).unwrap();
+        let line = "x".repeat(999) + "\n";
+        for _ in 0..1000 {
+            writer.push(line.clone());
+        }
+        drop(writer);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1_000_000);
+    }
+
+    #[test]
     fn what_does_not_fit_is_counted_and_nobody_waits() {
         let context = BuildContext {
             handler: "h".into(),
@@ -197,7 +264,8 @@ mod tests {
         };
         let (sender, mut receiver) = mpsc::channel(2);
         let writer = Writer {
-            sender,
+            sender: Some(sender),
+            done: Mutex::new(blocking::channel().1),
             full: context.dropped.with_label_values(&["h", "queue full"]),
         };
         for line in ["a", "b", "c"] {
