@@ -9,11 +9,16 @@ use prometheus::{
 use std::{
     collections::{BTreeMap, HashMap},
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     task::{Context, Poll},
 };
 use tokio::time::Instant;
 use tonic::{Code, body::Body};
+
+/// The kind of a method that does not stream.
+const UNARY: &str = "unary";
+/// Stands for methods that there are not.
+const UNKNOWN: &str = "unknown";
 
 /// Counters of a process's gRPC servers; also the layer that counts.
 #[derive(Clone, Debug)]
@@ -32,11 +37,12 @@ struct Inner {
 /// The metrics of a method.
 #[derive(Debug)]
 struct Method {
-    path: Box<str>,
     labels: [String; 3],
     started: IntCounter,
-    /// With the code of success, and how long calls took; not before the method is known to exist.
-    known: OnceLock<(IntCounter, Histogram)>,
+    /// Handled with the code of success.
+    succeeded: IntCounter,
+    /// How long calls took.
+    durations: Histogram,
 }
 
 /// The service with the layer around it.
@@ -46,11 +52,15 @@ pub struct Counted<S> {
     metrics: GrpcMetrics,
 }
 
-/// A call; counted as handled when dropped, whatever ended it.
+/// A call; counted as handled when dropped, whatever ended it. What it asks for is its caller's choice and becomes a label only
+/// when there is such a method: when it is answered with anything but `Unimplemented`.
 #[derive(Debug)]
 pub struct Call {
     metrics: GrpcMetrics,
-    method: Arc<Method>,
+    /// Nothing as long as it is not known to exist.
+    method: Option<Arc<Method>>,
+    /// Empty if the method was known at once.
+    path: Box<str>,
     begun: Instant,
     code: Option<Code>,
 }
@@ -107,30 +117,42 @@ impl GrpcMetrics {
 
     /// Begins a call of the method with that path.
     pub fn begin(&self, path: &str) -> Call {
-        let known = self.0.methods.read().get(path).cloned();
-        let method = known.unwrap_or_else(|| Arc::new(self.method(path)));
-        method.started.inc();
+        let method = self.0.methods.read().get(path).cloned();
+        if let Some(method) = &method {
+            method.started.inc();
+        }
         Call {
             metrics: self.clone(),
+            path: if method.is_some() { "" } else { path }.into(),
             method,
             begun: Instant::now(),
             code: None,
         }
     }
+}
 
-    fn method(&self, path: &str) -> Method {
-        let (service, method) = path
+impl Inner {
+    /// The metrics of the method with that path, which exists.
+    fn method(&self, path: &str) -> Arc<Method> {
+        let mut methods = self.methods.write();
+        if let Some(known) = methods.get(path) {
+            return Arc::clone(known);
+        }
+        let (service, name) = path
             .trim_start_matches('/')
             .split_once('/')
-            .unwrap_or(("unknown", "unknown"));
-        let kind = self.0.streaming.get(path).copied().unwrap_or("unary");
-        let labels = [kind.to_owned(), service.to_owned(), method.to_owned()];
-        Method {
-            path: path.into(),
-            started: self.0.started.with_label_values(&labels),
-            labels,
-            known: OnceLock::new(),
-        }
+            .unwrap_or((UNKNOWN, UNKNOWN));
+        let kind = self.streaming.get(path).copied().unwrap_or(UNARY);
+        let ok = [kind, service, name, code_name(Code::Ok)];
+        let labels = [kind, service, name];
+        let method = Arc::new(Method {
+            started: self.started.with_label_values(&labels),
+            succeeded: self.handled.with_label_values(&ok),
+            durations: self.seconds.with_label_values(&labels),
+            labels: labels.map(str::to_owned),
+        });
+        methods.insert(path.into(), Arc::clone(&method));
+        method
     }
 }
 
@@ -165,6 +187,9 @@ where
         Box::pin(async move {
             let response = response.await?;
             call.see(response.headers());
+            if call.code.is_none() {
+                call.found();
+            }
             Ok(response.map(|body| {
                 Body::new(body.map_frame(move |frame| {
                     if let Some(trailers) = frame.trailers_ref() {
@@ -181,6 +206,18 @@ impl Call {
     /// What the call ended with.
     pub fn end(&mut self, code: Code) {
         self.code = Some(code);
+        if code != Code::Unimplemented {
+            self.found();
+        }
+    }
+
+    /// There is such a method.
+    fn found(&mut self) {
+        if self.method.is_none() {
+            let method = self.metrics.0.method(&self.path);
+            method.started.inc();
+            self.method = Some(method);
+        }
     }
 
     fn see(&mut self, headers: &HeaderMap) {
@@ -192,36 +229,24 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let (method, metrics) = (&self.method, &self.metrics.0);
+        let metrics = &self.metrics.0;
         let seconds = self.begun.elapsed().as_secs_f64();
-        let count = |[kind, service, name]: [&str; 3], code| {
+        let code = self.code.unwrap_or(Code::Cancelled);
+        let count = |[kind, service, name]: [&str; 3]| {
             let labels = [kind, service, name, code_name(code)];
             metrics.handled.with_label_values(&labels).inc();
         };
-        let [kind, service, name] = method.labels.each_ref().map(String::as_str);
-        let code = self.code.unwrap_or(Code::Cancelled);
-        if code == Code::Unimplemented {
-            // What an unknown method asks for is the caller's choice: it must not become a label.
-            let labels = [kind, "unknown", "unknown"];
-            count(labels, code);
+        let Some(method) = &self.method else {
+            let labels = [UNARY, UNKNOWN, UNKNOWN];
+            metrics.started.with_label_values(&labels).inc();
             metrics.seconds.with_label_values(&labels).observe(seconds);
-            return;
-        }
-        let (succeeded, durations) = method.known.get_or_init(|| {
-            let mut methods = metrics.methods.write();
-            methods.insert(method.path.clone(), method.clone());
-            let ok = [kind, service, name, code_name(Code::Ok)];
-            let labels = [kind, service, name];
-            (
-                metrics.handled.with_label_values(&ok),
-                metrics.seconds.with_label_values(&labels),
-            )
-        });
-        durations.observe(seconds);
+            return count(labels);
+        };
+        method.durations.observe(seconds);
         if code == Code::Ok {
-            succeeded.inc();
+            method.succeeded.inc();
         } else {
-            count([kind, service, name], code);
+            count(method.labels.each_ref().map(String::as_str));
         }
     }
 }

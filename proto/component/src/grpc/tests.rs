@@ -96,6 +96,27 @@ async fn plaintext_calls_are_served_counted_and_drained() {
     );
 }
 
+#[test]
+fn a_method_that_there_is_not_never_becomes_a_label() {
+    let registry = prometheus::Registry::new();
+    let metrics = GrpcMetrics::register(&registry, &[]).unwrap();
+    drop(metrics.begin("/made.up/Dropped"));
+    metrics
+        .begin("/made.up/Refused")
+        .end(tonic::Code::Unimplemented);
+    metrics.begin("/real.one/Ask").end(tonic::Code::Internal);
+    let text = prometheus::TextEncoder::new()
+        .encode_to_string(&registry.gather())
+        .unwrap();
+    assert!(!text.contains("made.up"), "{text}");
+    for started in [
+        r#"grpc_server_started_total{grpc_method="Ask",grpc_service="real.one",grpc_type="unary"} 1"#,
+        r#"grpc_server_started_total{grpc_method="unknown",grpc_service="unknown",grpc_type="unary"} 2"#,
+    ] {
+        assert!(text.contains(started), "{text}");
+    }
+}
+
 #[tokio::test]
 async fn mutual_tls_gives_the_servers_the_callers_spiffe_id() {
     let ca = authority();
