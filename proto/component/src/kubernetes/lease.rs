@@ -82,7 +82,7 @@ pub fn elect(client: Client, name: &str, args: &LeaseArgs, drain: Drain) -> Lead
     if is_alone {
         task::spawn("leader-election", async move {
             drain.signaled().await;
-            drop(leads);
+            leads.send_replace(false);
         });
         return Leadership(told);
     }
@@ -234,7 +234,7 @@ impl Candidate {
             spec: Some(self.held(None)),
         };
         let made = self.api.create(&PostParams::default(), &lease).await;
-        self.written(made)
+        self.written(made, &[CONFLICT])
     }
 
     /// Writes that we hold the Lease into the version of it that is at hand; false if there is another by now.
@@ -244,18 +244,17 @@ impl Candidate {
             .api
             .replace(&self.name, &PostParams::default(), &lease)
             .await;
-        self.written(written)
+        self.written(written, &[CONFLICT, NOT_FOUND])
     }
 
-    fn written(&mut self, outcome: kube::Result<Lease>) -> Result<bool, String> {
+    /// Takes note of what was written; false if another was `faster`, as these codes say.
+    fn written(&mut self, outcome: kube::Result<Lease>, faster: &[u16]) -> Result<bool, String> {
         match outcome {
             Ok(lease) => {
                 self.observed = Some((lease, Instant::now()));
                 Ok(true)
             }
-            Err(kube::Error::Api(status)) if [NOT_FOUND, CONFLICT].contains(&status.code) => {
-                Ok(false)
-            }
+            Err(kube::Error::Api(status)) if faster.contains(&status.code) => Ok(false),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -286,19 +285,23 @@ impl Candidate {
 
     /// Gives the Lease back: the next one need not wait.
     async fn release(&self) {
-        let Some((record, _)) = &self.observed else {
-            return;
-        };
-        let mut record = record.clone();
-        if let Some(spec) = &mut record.spec {
+        if let Err(error) = self.try_release().await {
+            tracing::debug!(lease = self.name, %error, "the Lease is not given back");
+        }
+    }
+
+    async fn try_release(&self) -> kube::Result<()> {
+        // Not what we saw last: a renewal that the drain has interrupted may have been written.
+        let mut record = self.api.get(&self.name).await?;
+        let ours = |spec: &&mut LeaseSpec| spec.holder_identity.as_ref() == Some(&self.identity);
+        if let Some(spec) = record.spec.as_mut().filter(ours) {
             spec.holder_identity = None;
             spec.acquire_time = None;
+            let params = PostParams::default();
+            self.api.replace(&self.name, &params, &record).await?;
+            tracing::info!(lease = self.name, "the Lease is given back");
         }
-        let params = PostParams::default();
-        match self.api.replace(&self.name, &params, &record).await {
-            Ok(_) => tracing::info!(lease = self.name, "the Lease is given back"),
-            Err(error) => tracing::debug!(lease = self.name, %error, "the Lease is not given back"),
-        }
+        Ok(())
     }
 }
 

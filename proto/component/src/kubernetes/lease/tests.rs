@@ -186,4 +186,5 @@ async fn outside_of_a_cluster_each_one_leads_until_the_drain() {
     assert!(leadership.gained().await);
     trigger.drain(Duration::from_secs(1));
     leadership.lost().await;
+    assert!(!leadership.gained().await, "it never will again");
 }
