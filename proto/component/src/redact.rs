@@ -101,14 +101,41 @@ fn blot_keys(value: &mut Value) -> bool {
     }
 }
 
-/// An address without the password in it.
+/// Addresses without what stands before their hosts: a password, or a token in a user's place.
 fn without_password(text: &str) -> Option<String> {
-    let (scheme, rest) = text.split_once("://")?;
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    let (user_info, host) = authority.rsplit_once('@')?;
-    let (user, _) = user_info.split_once(':')?;
-    Some(format!("{scheme}://{user}:{REDACTED}@{host}{path}"))
+    let mut parts = text.split("://");
+    let mut blotted = parts.next()?.to_owned();
+    let mut found = false;
+    for part in parts {
+        // A list's next address begins after a comma.
+        let end = part.find([',', ' ']).unwrap_or(part.len());
+        let (address, rest) = part.split_at(end);
+        let host = without_user(address);
+        found |= host.is_some();
+        blotted = match host {
+            Some((user, host)) => format!("{blotted}://{user}{REDACTED}@{host}{rest}"),
+            None => format!("{blotted}://{part}"),
+        };
+    }
+    found.then_some(blotted)
+}
+
+/// The user with its colon, and the host with what follows, of an address that says more than its host; a password may hold
+/// letters that should have been escaped, so the last `@` before a query counts, unless it can only be in the path.
+fn without_user(address: &str) -> Option<(String, &str)> {
+    let query = address.find(['?', '#']).unwrap_or(address.len());
+    let at = address[..query].rfind('@')?;
+    let (user_info, host) = (&address[..at], &address[at + 1..]);
+    match user_info.split_once(':') {
+        Some((user, password)) => {
+            // `host:8080/users/@me`: a port, and a path.
+            let port = password.split('/').next().unwrap_or_default();
+            let is_port =
+                password.contains('/') && port.bytes().all(|digit| digit.is_ascii_digit());
+            (!user.contains('/') && !is_port).then(|| (format!("{user}:"), host))
+        }
+        None => (!user_info.contains('/')).then(|| (String::new(), host)),
+    }
 }
 
 #[cfg(test)]
@@ -145,5 +172,31 @@ mod tests {
             "session": {"sessionTicketKeys": {"keys": [{"inlineBytes": REDACTED}]}},
         });
         assert_eq!(value, want);
+    }
+
+    #[test]
+    fn addresses_keep_their_hosts_only() {
+        for (text, want) in [
+            ("redis://:pa/ss@host:1", "redis://:[redacted]@host:1"),
+            (
+                "redis://u:p@a,redis://v:q@b/0",
+                "redis://u:[redacted]@a,redis://v:[redacted]@b/0",
+            ),
+            ("https://TOKEN@host/path", "https://[redacted]@host/path"),
+            (
+                "https://u:p@host/path?to=a@b",
+                "https://u:[redacted]@host/path?to=a@b",
+            ),
+            ("http://host:8080/users/@me", "http://host:8080/users/@me"),
+            ("http://host/?mail=a:b@c", "http://host/?mail=a:b@c"),
+            (
+                "call http://host, or mail a:b@c",
+                "call http://host, or mail a:b@c",
+            ),
+        ] {
+            let mut value = json!(text);
+            redact(&mut value);
+            assert_eq!(value, want);
+        }
     }
 }
