@@ -24,6 +24,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 mod process_metrics;
 
+/// How the list of pages looks.
+const STYLE: &str = "body { max-width: 56rem; margin: 3rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #1f2933 } \
+    a { color: #7c3a2d } p a { margin-right: 1rem } table { border-collapse: collapse } \
+    td { padding: .35rem 1.5rem .35rem 0; border-top: 1px solid #e4e0da } td a { font-family: ui-monospace, monospace } small { color: #6b7280 }";
+
 /// The pages of a component's monitoring port, put together before it is bound.
 pub struct Monitoring {
     router: Router,
@@ -98,7 +103,8 @@ impl Monitoring {
     /// same pod may read it (`kubectl port-forward` and `exec` are).
     #[must_use]
     pub fn private_debug(self, path: &str, what: &str, page: MethodRouter) -> Self {
-        self.debug(path, what, page.layer(from_fn(only_from_this_pod)))
+        let what = format!("{what} <small>from this pod only</small>");
+        self.debug(path, &what, page.layer(from_fn(only_from_this_pod)))
     }
 
     /// Merges routes of the component.
@@ -119,9 +125,10 @@ impl Monitoring {
             })
             .collect();
         let listing = format!(
-            "<!DOCTYPE html><html><head><title>{name}</title></head><body><h1>{name}</h1>\n<table>\n{rows}</table>\n\
+            "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{name}</title><style>{STYLE}</style></head>\n\
+             <body><h1>{name}</h1>\n\
              <p><a href=\"/metrics\">metrics</a> <a href=\"/ready\">ready</a> <a href=\"/version\">version</a> \
-             <a href=\"/logging\">logging</a></p></body></html>\n"
+             <a href=\"/logging\">logging</a></p>\n<table>\n{rows}</table></body></html>\n"
         );
         let page = get(move || {
             let listing = listing.clone();
