@@ -1,7 +1,10 @@
 //! What analysis finds in the folder of a running Galley: on the page `/debug/analysis`, and in the log when it is new.
 
 use super::{
-    Input, Level, Message, analyze, analyzer::all, follow::follow, report::rows,
+    Input, Level, Message, analyze,
+    analyzer::all,
+    follow::{follow, in_time},
+    report::rows,
     suppression::Suppressions,
 };
 use anyhow::Context as _;
@@ -77,8 +80,12 @@ pub fn keep<T: Send + Sync + 'static>(
     follow("analysis-folder", changes, drain, move || {
         let (folder, found) = (folder.clone(), found.clone());
         async move {
-            let looking = spawn_blocking(move || folder.look());
-            found.replace(looking.await.context("analyze")??);
+            let looking = async {
+                spawn_blocking(move || folder.look())
+                    .await
+                    .context("analyze")?
+            };
+            found.replace(in_time(looking).await?);
             Ok(())
         }
     });

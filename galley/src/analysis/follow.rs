@@ -11,7 +11,14 @@ const CAP: Duration = Duration::from_secs(60);
 /// How long one look may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Looks at once and after each change that `changes` tells, until the drain; a look that fails is repeated.
+/// What `look` finds, if it finds it in time.
+pub(super) async fn in_time<T>(look: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let outcome = tokio::time::timeout(TIMEOUT, look).await;
+    outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("it took too long")))
+}
+
+/// Looks at once and after each change that `changes` tells, until the drain; a look that fails is repeated. How long one may
+/// take is for `look` to bound: it may also wait for its turn.
 pub(super) fn follow<T, L>(
     name: &'static str,
     mut changes: watch::Receiver<T>,
@@ -25,9 +32,7 @@ pub(super) fn follow<T, L>(
         let mut backoff = Backoff::new(INTERVAL, CAP);
         loop {
             changes.mark_unchanged();
-            let outcome = tokio::time::timeout(TIMEOUT, look()).await;
-            let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("it took too long")));
-            let pause = match outcome {
+            let pause = match look().await {
                 Ok(()) => {
                     backoff.reset();
                     INTERVAL

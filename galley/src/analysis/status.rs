@@ -2,8 +2,12 @@
 //! `PassedAnalysis`. An object without messages is only touched if it had some.
 
 use super::{
-    Input, Level, Message, Object, analyze, analyzer::all, follow::follow, input::cluster,
-    object::SECRET, suppression::Suppressions,
+    Input, Level, Message, Object, analyze,
+    analyzer::all,
+    follow::{follow, in_time},
+    input::cluster,
+    object::SECRET,
+    suppression::Suppressions,
 };
 use crate::schema;
 use kube::{
@@ -29,17 +33,18 @@ pub fn keep<T: Send + Sync + 'static>(
     follow("analysis-status", changes, drain, move || {
         let (client, mut leadership) = (client.clone(), leadership.clone());
         async move {
-            if !leadership.gained().await {
-                return Ok(());
-            }
-            tokio::select! {
-                written = look(&client) => {
-                    let written = written?;
-                    if written > 0 {
-                        tracing::info!(target: "analysis", objects = written, "status written");
+            while leadership.gained().await {
+                tokio::select! {
+                    written = in_time(look(&client)) => {
+                        let written = written?;
+                        if written > 0 {
+                            tracing::info!(target: "analysis", objects = written, "status written");
+                        }
+                        return Ok(());
                     }
+                    // Perhaps half of it is written: whoever leads next looks at everything.
+                    () = leadership.lost() => {}
                 }
-                () = leadership.lost() => {}
             }
             Ok(())
         }
