@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use proto::envoy::service::discovery::v3::DiscoveryRequest;
@@ -156,16 +156,25 @@ impl Prober {
     }
 }
 
-/// Tells Pilot, on one stream after another.
+/// Tells Pilot, on one stream after another; what keeps it from that is said once.
 async fn report(pilot: Pilot, mut health: watch::Receiver<Health>, drain: Drain) {
     let mut backoff = Backoff::new(FIRST_RETRY, RETRY_CAP);
+    let mut said = String::new();
     loop {
+        let begun = Instant::now();
         let outcome = tokio::select! {
-            outcome = tell(&pilot, &mut health, &mut backoff) => outcome,
+            outcome = tell(&pilot, &mut health) => outcome,
             () = drain.signaled() => return,
         };
+        if begun.elapsed() > RETRY_CAP {
+            backoff.reset();
+        }
         if let Err(error) = outcome {
-            tracing::debug!(target: "health", %error, "the stream of reports has ended");
+            let reason = error.to_string();
+            if reason != said {
+                tracing::warn!(target: "health", reason, "Pilot does not hear of the workload's health; trying again");
+                said = reason;
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(backoff.next_delay()) => {}
@@ -175,11 +184,7 @@ async fn report(pilot: Pilot, mut health: watch::Receiver<Health>, drain: Drain)
 }
 
 /// One stream, to its end.
-async fn tell(
-    pilot: &Pilot,
-    health: &mut watch::Receiver<Health>,
-    backoff: &mut Backoff,
-) -> Result<(), StreamError> {
+async fn tell(pilot: &Pilot, health: &mut watch::Receiver<Health>) -> Result<(), StreamError> {
     // Before the probe has an outcome there is nothing to tell; the proxy's own stream registers the machine.
     let Ok(first) = health
         .wait_for(Option::is_some)
@@ -188,9 +193,7 @@ async fn tell(
     else {
         return Ok(());
     };
-    health.mark_unchanged();
     let mut stream = pilot.open(first).await?;
-    backoff.reset();
     loop {
         tokio::select! {
             answer = stream.answers.message() => {

@@ -30,6 +30,9 @@ const IDLE: Duration = Duration::from_secs(10);
 /// A message's head, and what a client takes that says nothing else.
 const HEAD: usize = 12;
 const SMALL: usize = 512;
+/// Where the head has its flags, and the one of answers.
+const FLAGS: usize = 2;
+const RESPONSE: u8 = 0x80;
 /// What we take, and say that we do.
 const MAX_DATAGRAM: u16 = 4096;
 /// The pause after the socket could not be read.
@@ -227,16 +230,14 @@ impl NameServer {
     }
 
     fn decide(&self, message: &[u8], transport: Transport) -> Decision {
-        if message.len() < HEAD {
-            return Decision::Ignore;
-        }
-        let Ok(query) = Packet::parse(message) else {
-            return Decision::Ignore;
-        };
-        if query.has_flags(PacketFlag::RESPONSE) {
+        if message.len() < HEAD || message[FLAGS] & RESPONSE != 0 {
             return Decision::Ignore;
         }
         self.0.metrics.requests.inc();
+        // What cannot be read (a kind of record that came later, say) may still mean something to a resolver.
+        let Ok(query) = Packet::parse(message) else {
+            return Decision::Ask;
+        };
         self.answer(&query, transport)
             .map_or(Decision::Ask, Decision::Answer)
     }

@@ -219,6 +219,19 @@ async fn a_resolver_that_fails_is_followed_by_the_next() {
     }
 }
 
+#[test]
+fn resolvers_are_asked_for_kinds_that_came_later_and_answers_are_ignored() {
+    let server = server(names(1), Vec::new());
+    let mut question = query("_443._tcp.example.net", TYPE::A);
+    // The kind stands before the class at the end; this one is TLSA.
+    let kind = question.len() - 4;
+    question[kind..kind + 2].copy_from_slice(&52_u16.to_be_bytes());
+    let decide = |message: &[u8]| server.decide(message, Transport::Udp);
+    assert!(matches!(decide(&question), Decision::Ask));
+    question[2] |= 0x80;
+    assert!(matches!(decide(&question), Decision::Ignore));
+}
+
 proptest! {
     #[test]
     fn no_message_is_too_strange(message in proptest::collection::vec(any::<u8>(), 0..96)) {
