@@ -313,16 +313,8 @@ impl Mesh {
     /// # Errors
     /// When it cannot be started or does not end in time.
     pub async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<Output> {
-        let mut command = biremectl(self.person.as_ref())?;
-        let split = arguments
-            .iter()
-            .position(|argument| *argument == "--")
-            .unwrap_or(arguments.len());
-        command
-            .args(&arguments[..split])
-            .args(["--mesh", &self.name])
-            .args(&arguments[split..]);
-        command.stdin(Stdio::null()).kill_on_drop(true);
+        let mut command = self.command(arguments)?;
+        command.stdin(Stdio::null());
         let output = tokio::time::timeout(COMMAND, command.output());
         let output = output
             .await
@@ -333,6 +325,30 @@ impl Mesh {
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
             code: output.status.code().unwrap_or(-1),
         })
+    }
+
+    /// Starts `biremectl`, with pipes for input and output; dropping the process ends it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, arguments: &[&str]) -> anyhow::Result<Child> {
+        let mut command = self.command(arguments)?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.spawn().context("run biremectl")
+    }
+
+    fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
+        let mut command = biremectl(self.person.as_ref())?;
+        let split = arguments
+            .iter()
+            .position(|argument| *argument == "--")
+            .unwrap_or(arguments.len());
+        command
+            .args(&arguments[..split])
+            .args(["--mesh", &self.name])
+            .args(&arguments[split..])
+            .kill_on_drop(true);
+        Ok(command)
     }
 
     /// Runs `biremectl` and wants it to succeed.
@@ -422,11 +438,14 @@ where
     F: AsyncFnMut() -> bool,
 {
     let start = Instant::now();
-    while start.elapsed() < patience {
+    loop {
         if is_so().await {
             return Ok(start.elapsed());
         }
+        // A last look is taken however long the one before took.
+        if start.elapsed() >= patience {
+            bail!("not in {patience:?}: {what}");
+        }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    bail!("not in {patience:?}: {what}")
 }

@@ -1,9 +1,9 @@
 //! `echo serve|call|hold`: the workload of the tests of who gets through.
 
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -50,13 +50,10 @@ enum Role {
         /// The calls.
         calls: String,
     },
-    /// Keeps one connection busy until the other side ends it; prints the number of rounds.
+    /// Keeps one connection busy; says `open`, then `cut` when the other side ends it, or `held` when standard input ends before.
     Hold {
         /// The call.
         call: String,
-        /// The longest, in seconds.
-        #[arg(long, default_value_t = 30)]
-        patience: u64,
     },
 }
 
@@ -69,9 +66,7 @@ fn parse_file(text: &str) -> Result<(String, String), String> {
 async fn main() -> ExitCode {
     match run(Arguments::parse().role).await {
         Ok(Some(text)) => {
-            use std::io::Write as _;
-            // Nobody reads any more: nothing is left to do.
-            let _ = writeln!(std::io::stdout(), "{text}");
+            say(&text);
             ExitCode::SUCCESS
         }
         Ok(None) => ExitCode::SUCCESS,
@@ -108,10 +103,29 @@ async fn run(role: Role) -> anyhow::Result<Option<String>> {
             let outcomes = call::all(&calls).await;
             Ok(Some(serde_json::to_string(&outcomes)?))
         }
-        Role::Hold { call, patience } => {
+        Role::Hold { call } => {
             let wanted: Call = serde_json::from_str(&call).context("read the call")?;
-            let rounds = call::hold(&wanted, Duration::from_secs(patience)).await?;
-            Ok(Some(rounds.to_string()))
+            let end = tokio::select! {
+                outcome = call::hold(&wanted, || say("open")) => outcome.map(|()| "cut")?,
+                () = input_ends() => "held",
+            };
+            Ok(Some(end.to_owned()))
         }
     }
+}
+
+/// Resolves when nobody writes to standard input any more.
+async fn input_ends() {
+    let (ends, ended) = tokio::sync::oneshot::channel::<()>();
+    // A thread of its own: the runtime would wait for one of its own.
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        drop(ends);
+    });
+    let _ = ended.await;
+}
+
+fn say(text: &str) {
+    // Nobody reads any more: nothing is left to do.
+    let _ = writeln!(std::io::stdout(), "{text}");
 }

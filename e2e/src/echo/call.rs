@@ -40,29 +40,26 @@ pub async fn one(call: &Call) -> Outcome {
     }
 }
 
-/// A line to and fro over the same connection, again and again, until the other side ends it; the number of good rounds.
+/// A line to and fro over the same connection, again and again: `opened` is told of the first, and it goes on until the other side
+/// ends it.
 ///
 /// # Errors
-/// When there is no connection in the first place.
-pub async fn hold(call: &Call, patience: Duration) -> anyhow::Result<usize> {
+/// When there is no connection in the first place, or no answer.
+pub async fn hold(call: &Call, opened: impl FnOnce()) -> anyhow::Result<()> {
     let mut stream = connect(call).await?;
-    let mut rounds = 0_usize;
-    let go_on = async {
-        let mut answer = [0; 1024];
-        loop {
-            if stream.write_all(b"hold\n").await.is_err() {
-                return;
-            }
-            match stream.read(&mut answer).await {
-                Ok(0) | Err(_) => return,
-                Ok(_) => rounds += 1,
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    // Whoever holds out is not cut off: the caller sees it by the time that this took.
-    let _ = tokio::time::timeout(patience, go_on).await;
-    Ok(rounds)
+    round(&mut stream).await?;
+    opened();
+    while round(&mut stream).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+async fn round(stream: &mut dyn Stream) -> anyhow::Result<()> {
+    stream.write_all(b"hold\n").await?;
+    let count = stream.read(&mut [0; 1024]).await?;
+    anyhow::ensure!(count > 0, "closed without an answer");
+    Ok(())
 }
 
 async fn make(call: &Call) -> anyhow::Result<Outcome> {

@@ -18,7 +18,7 @@ const CONTROL_PLANE: &str = "istio-system";
 /// The steps of a change of roots, a good deal shorter than a mesh that nobody waits for would have them.
 const SETTINGS: &str = "global.controlPlaneSecurityEnabled=true,\
     security.env.CITADEL_SELF_SIGNED_ROOT_CERT_INTRODUCTION=4s,\
-    security.env.CITADEL_SELF_SIGNED_ROOT_CERT_RETIREMENT=18s";
+    security.env.CITADEL_SELF_SIGNED_ROOT_CERT_RETIREMENT=30s";
 
 /// The mesh, and who vouches for whom around it.
 struct Stage {

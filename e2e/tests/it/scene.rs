@@ -4,7 +4,8 @@
 use e2e::echo::{Call, Outcome};
 use e2e::mesh::{Mesh, eventually};
 use serde_json::{Value, json};
-use time::Duration;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout};
 
 use crate::SETTLED;
 
@@ -80,22 +81,25 @@ impl Scene {
         serde_json::from_str(&shown).unwrap()
     }
 
-    /// Keeps a connection of the client of `namespace` busy; how many rounds it made, and how long it lasted.
-    pub(crate) async fn keep_busy(
-        &self,
-        namespace: &str,
-        line: &Call,
-        seconds: u16,
-    ) -> (usize, Duration) {
+    /// Opens a connection from the client of `namespace` and keeps it busy; it is open when this returns.
+    pub(crate) async fn hold(&self, namespace: &str, line: &Call) -> Line {
         let line = serde_json::to_string(line).unwrap();
         let echo = echo();
-        let seconds = seconds.to_string();
-        let hold = [echo.as_str(), "hold", &line, "--patience", &seconds];
-        let start = std::time::Instant::now();
+        let hold = [echo.as_str(), "hold", &line];
         let command = [&at_client(namespace)[..], &hold[..]].concat();
-        let rounds = self.mesh.ctl_ok(&command).await.unwrap();
-        let took = Duration::try_from(start.elapsed()).unwrap();
-        (rounds.trim().parse().unwrap(), took)
+        let mut child = self.mesh.spawn(&command).unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+        let opened = tokio::time::timeout(SETTLED, output.next_line()).await;
+        let opened = opened.expect("the line is open in time").unwrap();
+        assert_eq!(opened.as_deref(), Some("open"));
+        Line { child, output }
+    }
+
+    /// Runs a command beside the proxy of the client of `namespace`.
+    pub(crate) async fn in_proxy(&self, namespace: &str, command: &[&str]) -> String {
+        let at = ["local", "exec", "-n", namespace, "deploy/client", "-c"];
+        let command = [&at[..], &["istio-proxy", "--"], command].concat();
+        self.mesh.ctl_ok(&command).await.unwrap()
     }
 
     /// Runs a command in a container of the control plane.
@@ -105,6 +109,29 @@ impl Scene {
             .ctl_ok(&[&at[..], command].concat())
             .await
             .unwrap()
+    }
+}
+
+/// A connection that is kept busy.
+pub(crate) struct Line {
+    child: Child,
+    output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Line {
+    /// Waits until the other side has ended it.
+    pub(crate) async fn is_cut(&mut self) {
+        let end = tokio::time::timeout(SETTLED, self.output.next_line()).await;
+        let end = end.expect("the line is cut in time").unwrap();
+        assert_eq!(end.as_deref(), Some("cut"));
+    }
+
+    /// Lets it go, after it has been open all the while.
+    pub(crate) async fn was_held(mut self) {
+        drop(self.child.stdin.take());
+        let end = tokio::time::timeout(SETTLED, self.output.next_line()).await;
+        let end = end.expect("the line ends in time").unwrap();
+        assert_eq!(end.as_deref(), Some("held"), "what was open stays open");
     }
 }
 

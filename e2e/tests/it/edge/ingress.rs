@@ -190,25 +190,19 @@ async fn a_certificate_is_replaced(stage: &Stage) {
     let either = stage.a.root() + &next.root();
     let mut lines = Call::new(Protocol::Tcp, GATEWAY);
     lines.tls = Some(tls("lines.test", &stage.a.root()));
-    let replace = async {
-        let credential = stage.credential("a", &next.host("a.test"), None);
-        stage.scene.apply(&credential).await;
-        eventually("the next certificate", SETTLED, async || {
-            let any = call("a.test", tls("a.test", &either));
-            let new = call("a.test", tls("a.test", &next.root()));
-            let outcomes = stage.scene.call("outside", &[any, new]).await;
-            assert!(outcomes[0].is_served(), "{:?}", outcomes[0]);
-            outcomes[1].is_served()
-        })
-        .await
-        .unwrap();
-    };
-    let ((rounds, lasted), ()) =
-        tokio::join!(stage.scene.keep_busy("outside", &lines, 12), replace);
-    assert!(
-        rounds > 0 && lasted >= Duration::seconds(12),
-        "what was open stays open: {rounds} rounds, {lasted}"
-    );
+    let line = stage.scene.hold("outside", &lines).await;
+    let credential = stage.credential("a", &next.host("a.test"), None);
+    stage.scene.apply(&credential).await;
+    eventually("the next certificate", SETTLED, async || {
+        let any = call("a.test", tls("a.test", &either));
+        let new = call("a.test", tls("a.test", &next.root()));
+        let outcomes = stage.scene.call("outside", &[any, new]).await;
+        assert!(outcomes[0].is_served(), "{:?}", outcomes[0]);
+        outcomes[1].is_served()
+    })
+    .await
+    .unwrap();
+    line.was_held().await;
     let old = call("a.test", tls("a.test", &stage.a.root()));
     assert!(!stage.scene.call("outside", &[old]).await[0].is_served());
 }

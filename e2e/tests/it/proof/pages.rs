@@ -89,21 +89,8 @@ async fn of_proxies(stage: &Stage, secrets: &[String]) {
     let redacted = "W3JlZGFjdGVkXQ==";
     for namespace in ["auto", "auto-envoy"] {
         for path in DUMPS {
-            let request = [
-                "local",
-                "exec",
-                "-n",
-                namespace,
-                "deploy/client",
-                "-c",
-                "istio-proxy",
-                "--",
-                "pilot-agent",
-                "request",
-                "GET",
-                path,
-            ];
-            let dump = stage.mesh.ctl_ok(&request).await.unwrap();
+            let request = ["pilot-agent", "request", "GET", path];
+            let dump = stage.in_proxy(namespace, &request).await;
             check(secrets, &format!("{namespace} {path}"), &dump);
             if *path == DUMPS[0] {
                 let is_there = dump.contains("SecretsConfigDump") && dump.contains("private_key");
@@ -132,17 +119,7 @@ async fn files_are_their_owners_only(stage: &Stage) {
         .in_control_plane("deploy/istio-citadel", &folder)
         .await;
     assert_eq!(mode.trim(), "700");
-    let at = [
-        "local",
-        "exec",
-        "-n",
-        "auto",
-        "deploy/client",
-        "-c",
-        "istio-proxy",
-        "--",
-    ];
     let socket = ["stat", "-c", "%a %F", "/etc/istio/proxy/SDS"];
-    let shown = stage.mesh.ctl_ok(&[&at[..], &socket].concat()).await;
-    assert_eq!(shown.unwrap().trim(), "600 socket");
+    let shown = stage.in_proxy("auto", &socket).await;
+    assert_eq!(shown.trim(), "600 socket");
 }
