@@ -278,12 +278,17 @@ pub async fn run(
                     task.pending.note(Kind::Jwks, last_event);
                 }
             }
-            () = machines.registrations.changed() => {
-                task.apply_registrations();
-                last_event = Instant::now();
-            }
             () = &mut synced, if !is_synced => is_synced = true,
             () = wait_until(due), if due.is_some() => task.push(),
+            // After what is due: in a rush of machines there is always another one.
+            () = machines.registrations.changed() => {
+                let was_empty = task.pending.is_empty();
+                task.apply_registrations();
+                last_event = Instant::now();
+                if was_empty {
+                    task.pending.since = last_event;
+                }
+            }
         }
     }
 }

@@ -90,20 +90,28 @@ impl Server {
         let (discovery, limits) = (Arc::clone(&self.discovery), self.limits.clone());
         let authenticator = self.authenticator.clone();
         task::spawn("xds-stream", async move {
-            discovery.ready().await;
-            if discovery.admission.admit().await.is_err() {
-                tracing::warn!(target: "ads", "stream refused: too many begin at once");
-                let status = Status::resource_exhausted("too many streams begin at once");
-                return stream::refuse(&outgoing, status).await;
-            }
-            let mesh = Arc::clone(&discovery.current().push.mesh);
-            match authenticator.namespace(&evidence, &mesh).await {
+            let admitted = async {
+                discovery.ready().await;
+                if discovery.admission.admit().await.is_err() {
+                    return Err(Status::resource_exhausted("too many streams begin at once"));
+                }
+                let mesh = Arc::clone(&discovery.current().push.mesh);
+                let caller = authenticator.namespace(&evidence, &mesh).await;
+                caller.map_err(Status::unauthenticated)
+            };
+            let admitted = tokio::select! {
+                admitted = admitted => admitted,
+                // Whoever has gone gives up its turn, and whoever is not served yet looks for another replica.
+                () = outgoing.closed() => return,
+                () = limits.drain.signaled() => Err(Status::unavailable("this replica is going")),
+            };
+            match admitted {
                 Ok(caller) => {
                     stream::serve::<F>(discovery, requests, outgoing, only, caller, limits).await;
                 }
-                Err(reason) => {
-                    tracing::warn!(target: "ads", error = reason, "stream refused");
-                    stream::refuse(&outgoing, Status::unauthenticated(reason)).await;
+                Err(refused) => {
+                    tracing::warn!(target: "ads", reason = refused.message(), "stream refused");
+                    stream::refuse(&outgoing, refused).await;
                 }
             }
         });

@@ -392,10 +392,11 @@ fn note(
     match (decision, said.error) {
         (Decision::Rejected, Some(error)) => {
             metrics.total_rejects.inc();
-            reject
-                .with_label_values(&[&connection.proxy.id, &error.code.to_string()])
-                .set(1);
+            // A number that is no code must not become a label.
             let code = Code::from_i32(error.code);
+            reject
+                .with_label_values(&[&connection.proxy.id, &(code as i32).to_string()])
+                .set(1);
             tracing::warn!(target: "ads", connection = connection.id, kind = kind.short_name(), nonce = said.nonce, ?code, error = error.message, "proxy refuses what it was sent");
         }
         (Decision::Stale, _) => {
