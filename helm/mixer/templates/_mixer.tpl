@@ -13,6 +13,9 @@ args:
 - --prometheusPort=42422
 - --selfMetricsPort=9093
 - --configStoreURL={{ ternary "mcps" "mcp" $g.controlPlaneSecurityEnabled }}://istio-galley.{{ $g.istioNamespace }}.svc:9901
+{{- if $g.controlPlaneSecurityEnabled }}
+- --serverSubjectAltNames=spiffe://{{ $g.trustDomain }}/ns/{{ $g.istioNamespace }}/sa/istio-galley-service-account
+{{- end }}
 - --configDefaultNamespace={{ .root.Release.Namespace }}
 {{- if eq .role "telemetry" }}
 - --averageLatencyThreshold={{ $v.telemetry.loadshedding.latencyThreshold }}
