@@ -7,6 +7,8 @@ mod principal;
 #[cfg(test)]
 mod tests;
 
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
 use proto::envoy::config::rbac::v3 as wire;
 
 use crate::http::headers::RequestHeaders;
@@ -54,6 +56,39 @@ pub(crate) struct Decision<'a> {
     pub(crate) policy: Option<&'a str>,
     /// `action` is LOG and a policy matched (or did not): the access-log hint to set.
     pub(crate) log_hint: Option<bool>,
+}
+
+/// Where the hint of rules that only log is left in dynamic metadata.
+pub(crate) const HINTS: &str = "envoy.common";
+
+impl Decision<'_> {
+    /// What the verdict of shadow rules is in dynamic metadata, under names with this prefix.
+    pub(crate) fn shadow_metadata(&self, prefix: &str) -> Struct {
+        let result = if self.is_allowed { "allowed" } else { "denied" };
+        let result = (format!("{prefix}shadow_engine_result"), result);
+        let policy =
+            (self.policy).map(|policy| (format!("{prefix}shadow_effective_policy_id"), policy));
+        let texts = [result].into_iter().chain(policy);
+        fields(texts.map(|(name, text)| (name, Kind::StringValue(text.to_owned()))))
+    }
+
+    /// What rules that only log leave in dynamic metadata, under [`HINTS`].
+    pub(crate) fn hint_metadata(&self) -> Option<Struct> {
+        let hint = self.log_hint?;
+        Some(fields([(
+            "access_log_hint".to_owned(),
+            Kind::BoolValue(hint),
+        )]))
+    }
+}
+
+fn fields(items: impl IntoIterator<Item = (String, Kind)>) -> Struct {
+    Struct {
+        fields: items
+            .into_iter()
+            .map(|(key, kind)| (key, Value { kind: Some(kind) }))
+            .collect(),
+    }
 }
 
 impl TryFrom<&wire::Rbac> for RbacEngine {

@@ -1,4 +1,5 @@
-//! RBAC for connections: the engine's answer with what is known before the first byte.
+//! RBAC for connections: the engine's answer with what is known before the first byte. Shadow rules only count, and leave their
+//! verdict in dynamic metadata for the filters behind.
 //!
 //! It is asked when the connection is up, not with the first byte as in Envoy: a refused client learns it sooner.
 
@@ -6,13 +7,16 @@ use super::{FactoryContext, Filter, NetworkFilter, Verdict};
 use crate::{
     invalid::{At as _, Invalid},
     listener::Connection,
-    rbac::{RbacContext, RbacEngine},
+    rbac::{HINTS, RbacContext, RbacEngine},
     stat_group,
 };
 use futures::future::{FutureExt as _, LocalBoxFuture};
-use prost_types::Any;
-use proto::envoy::extensions::filters::network::rbac::v3::Rbac as Wire;
-use std::sync::Arc;
+use prost_types::{Any, Struct};
+use proto::envoy::extensions::filters::network::rbac::v3::{Rbac as Wire, rbac::EnforcementType};
+use std::{rc::Rc, sync::Arc};
+
+/// Where the verdict of shadow rules is left.
+const NAMESPACE: &str = "envoy.filters.network.rbac";
 
 stat_group! {
     /// `<stat_prefix>rbac.…`
@@ -22,6 +26,7 @@ stat_group! {
 struct Rbac {
     rules: Option<RbacEngine>,
     shadow: Option<RbacEngine>,
+    shadow_prefix: String,
     stats: Arc<RbacStats>,
 }
 
@@ -30,6 +35,9 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
     let wire: Wire = proto::any::unpack(any)?;
     if wire.matcher.is_some() || wire.shadow_matcher.is_some() {
         return Err(Invalid::unsupported("matcher"));
+    }
+    if wire.enforcement_type() == EnforcementType::Continuous {
+        return Err(Invalid::unsupported("CONTINUOUS").at("enforcement_type"));
     }
     let prefix = wire.stat_prefix.trim_end_matches('.');
     let scope = if prefix.is_empty() {
@@ -50,6 +58,7 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
             .map(RbacEngine::try_from)
             .transpose()
             .at("shadow_rules")?,
+        shadow_prefix: wire.shadow_rules_stat_prefix,
         stats: scope.scope("rbac").group(),
     })))
 }
@@ -64,7 +73,7 @@ impl NetworkFilter for Rbac {
 }
 
 impl Rbac {
-    fn decide(&self, connection: &Connection) -> Verdict {
+    fn decide(&self, connection: &mut Connection) -> Verdict {
         let info = &connection.info;
         let context = RbacContext {
             connection: info,
@@ -72,24 +81,40 @@ impl Rbac {
             headers: None,
             metadata: &info.metadata,
         };
-        if let Some(shadow) = &self.shadow {
-            if shadow.decide(&context).is_allowed {
+        let shadow = self.shadow.as_ref().map(|rules| rules.decide(&context));
+        let decision = self.rules.as_ref().map(|rules| rules.decide(&context));
+        if let Some(shadow) = shadow {
+            let count = if shadow.is_allowed {
                 &self.stats.shadow_allowed
             } else {
                 &self.stats.shadow_denied
-            }
-            .inc();
+            };
+            count.inc();
+            leave(
+                connection,
+                NAMESPACE,
+                shadow.shadow_metadata(&self.shadow_prefix),
+            );
         }
-        let Some(rules) = &self.rules else {
+        let Some(decision) = decision else {
             return Verdict::Continue;
         };
-        let decision = rules.decide(&context);
+        if let Some(hint) = decision.hint_metadata() {
+            leave(connection, HINTS, hint);
+        }
         if decision.is_allowed {
             self.stats.allowed.inc();
             return Verdict::Continue;
         }
         self.stats.denied.inc();
-        tracing::debug!(target: "rbac", connection = info.id, policy = decision.policy.unwrap_or("none"), "connection refused");
+        tracing::debug!(target: "rbac", connection = connection.info.id, policy = decision.policy.unwrap_or("none"), "connection refused");
         Verdict::Close
     }
+}
+
+/// Leaves something for the filters behind, and for the log.
+fn leave(connection: &mut Connection, namespace: &'static str, fields: Struct) {
+    Rc::make_mut(&mut connection.info)
+        .metadata
+        .merge(namespace, fields);
 }

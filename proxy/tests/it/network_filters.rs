@@ -257,6 +257,16 @@ async fn an_external_service_decides_about_connections() {
         .unwrap()
         .local_addr()
         .unwrap();
+    // Marks every connection, as a policy's rules do those that they match.
+    let mark = format!(
+        r#"{{name: mark, typed_config: {{"@type": {NETWORK}.rbac.v3.RBAC, stat_prefix: tcp., shadow_rules_stat_prefix: mark_, shadow_rules: {{action: DENY, policies: {{ours: {{permissions: [{{any: true}}], principals: [{{any: true}}]}}}}}}}}}}"#
+    );
+    let marked = |mark: &str| {
+        let wanted = format!(
+            "filter_enabled_metadata: {{filter: envoy.filters.network.rbac, path: [{{key: mark_shadow_effective_policy_id}}], value: {{string_match: {{exact: {mark}}}}}}},"
+        );
+        filter("marked", "dead", &wanted)
+    };
     let plain = || tcp_proxy("hello", "");
     let proxy = start(
         &[
@@ -267,6 +277,8 @@ async fn an_external_service_decides_about_connections() {
                 "",
             ),
             listener("shut", &[filter("shut", "dead", ""), plain()], ""),
+            listener("ours", &[mark.clone(), marked("ours"), plain()], ""),
+            listener("theirs", &[mark, marked("theirs"), plain()], ""),
         ],
         &[hello().await, http2, static_cluster("dead", dead)],
         "",
@@ -276,12 +288,16 @@ async fn an_external_service_decides_about_connections() {
     assert!(greeted(proxy.address("asks").await).await.is_none());
     assert!(greeted(proxy.address("open").await).await.is_some());
     assert!(greeted(proxy.address("shut").await).await.is_none());
+    assert!(greeted(proxy.address("ours").await).await.is_none());
+    assert!(greeted(proxy.address("theirs").await).await.is_some());
     for (name, count) in [
         ("asks.ok", 1),
         ("asks.denied", 1),
         ("asks.cx_closed", 1),
         ("open.failure_mode_allowed", 1),
         ("shut.error", 1),
+        ("marked.error", 1),
+        ("marked.disabled", 1),
     ] {
         proxy.stat_is(&format!("ext_authz.{name}"), count).await;
     }

@@ -3,15 +3,14 @@
 use std::sync::{Arc, OnceLock};
 
 use http::StatusCode;
-use prost_types::value::Kind;
-use prost_types::{Any, Struct, Value};
+use prost_types::Any;
 use proto::envoy::extensions::filters::http::rbac::v3 as wire;
 
 use crate::http::headers::RequestHeaders;
 use crate::http::local_reply::LocalReply;
 use crate::http::stream::Stream;
 use crate::invalid::{At as _, Invalid};
-use crate::rbac::{RbacContext, RbacEngine};
+use crate::rbac::{HINTS, RbacContext, RbacEngine};
 use crate::stat_group;
 use crate::stats::{Counter, Scope};
 
@@ -161,18 +160,15 @@ impl HttpFilter for Rbac {
             } else {
                 self.stats.shadow_denied.inc();
             }
-            shadow_metadata(
-                &self.rules.shadow_prefix,
-                decision.is_allowed,
-                decision.policy,
-            )
+            decision.shadow_metadata(&self.rules.shadow_prefix)
         });
         let enforced = self
             .rules
             .enforced
             .as_ref()
             .map(|enforced| enforced.decide(&context));
-        let hint = enforced.and_then(|decision| decision.log_hint);
+        let hint =
+            enforced.and_then(|decision| Some((decision.log_hint?, decision.hint_metadata()?)));
         let denial = enforced
             .filter(|decision| !decision.is_allowed)
             .map(|decision| denial(decision.policy));
@@ -186,14 +182,11 @@ impl HttpFilter for Rbac {
         if let Some(fields) = shadow {
             stream.info.metadata.merge(NAME, fields);
         }
-        if let Some(hint) = hint {
+        if let Some((hint, fields)) = hint {
             let log = self.stats.log.get_or_init(|| self.stats.scope.group());
             let count = if hint { &log.logged } else { &log.not_logged };
             count.inc();
-            stream.info.metadata.merge(
-                "envoy.common",
-                fields([("access_log_hint".to_owned(), Kind::BoolValue(hint))]),
-            );
+            stream.info.metadata.merge(HINTS, fields);
         }
         denial.map_or(FilterStatus::Continue, FilterStatus::reply)
     }
@@ -204,28 +197,4 @@ fn denial(policy: Option<&str>) -> LocalReply {
     let policy = policy.unwrap_or("none").replace(char::is_whitespace, "_");
     let details = format!("rbac_access_denied_matched_policy[{policy}]");
     LocalReply::new(StatusCode::FORBIDDEN, "RBAC: access denied", details)
-}
-
-fn shadow_metadata(prefix: &str, is_allowed: bool, policy: Option<&str>) -> Struct {
-    let result = if is_allowed { "allowed" } else { "denied" };
-    let result = (
-        format!("{prefix}shadow_engine_result"),
-        Kind::StringValue(result.to_owned()),
-    );
-    let policy = policy.map(|policy| {
-        (
-            format!("{prefix}shadow_effective_policy_id"),
-            Kind::StringValue(policy.to_owned()),
-        )
-    });
-    fields([result].into_iter().chain(policy))
-}
-
-fn fields(items: impl IntoIterator<Item = (String, Kind)>) -> Struct {
-    Struct {
-        fields: items
-            .into_iter()
-            .map(|(key, kind)| (key, Value { kind: Some(kind) }))
-            .collect(),
-    }
 }
