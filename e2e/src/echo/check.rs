@@ -1,4 +1,4 @@
-//! An external authorizer, over HTTP and over gRPC: whoever says `x-check: allow` may pass.
+//! An external authorizer, over HTTP and over gRPC: whoever says `x-check: allow` may pass, and connections of [`TRUSTED`].
 
 use std::convert::Infallible;
 
@@ -11,7 +11,8 @@ use proto::envoy::config::core::v3::{
     HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction,
 };
 use proto::envoy::service::auth::v3::{
-    CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse, check_response::HttpResponse,
+    AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
+    check_response::HttpResponse,
 };
 use proto::envoy::r#type::v3::HttpStatus;
 
@@ -19,6 +20,8 @@ use super::serve::unary;
 
 /// What the caller says.
 pub const ASKED: &str = "x-check";
+/// What is in the identity of those whose connections may pass.
+pub const TRUSTED: &str = "/ns/auto";
 /// What the authorizer adds.
 pub const CHECKED: &str = "x-checked-by";
 /// What it answers whom it does not let pass.
@@ -38,10 +41,18 @@ pub(super) async fn answer(request: Request<Incoming>) -> Response<BoxBody<Bytes
     let message = body.map(Collected::to_bytes).unwrap_or_default();
     // A message begins with a flag and its length.
     let check = CheckRequest::decode(message.get(5..).unwrap_or_default()).unwrap_or_default();
-    let http = check.attributes.and_then(|attributes| attributes.request);
-    let headers = http.and_then(|request| request.http);
-    let asked = headers.and_then(|http| http.headers.get(ASKED).cloned());
-    unary(&over_grpc(asked.as_deref() == Some(ALLOW)).encode_to_vec())
+    unary(&over_grpc(may_pass(check.attributes.unwrap_or_default())).encode_to_vec())
+}
+
+fn may_pass(attributes: AttributeContext) -> bool {
+    match attributes.request.and_then(|request| request.http) {
+        Some(http) => http.headers.get(ASKED).is_some_and(|asked| asked == ALLOW),
+        // A connection, of which there is no more to be seen than whose it is.
+        None => {
+            let source = attributes.source.unwrap_or_default();
+            source.principal.contains(TRUSTED)
+        }
+    }
 }
 
 fn over_http(is_allowed: bool) -> Response<BoxBody<Bytes, Infallible>> {

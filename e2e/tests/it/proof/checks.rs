@@ -45,6 +45,7 @@ pub(super) async fn hold(stage: &Stage) {
     });
     let settled = settled.await;
     assert!(settled.is_ok(), "{}", wrong.join("\n"));
+    connections_are_asked_about(stage).await;
     for server in ["permissive".to_owned(), format!("permissive{ENVOY}")] {
         are_noted(stage, &server).await;
     }
@@ -92,6 +93,32 @@ fn cases() -> Vec<Case> {
         })
     }));
     cases
+}
+
+/// A service that speaks gRPC says whose connections may pass; of one that speaks HTTP only nobody can ask about them.
+async fn connections_are_asked_about(stage: &Stage) {
+    let servers: Vec<(String, bool)> = PROVIDERS
+        .iter()
+        .flat_map(|(server, provider)| {
+            ["", ENVOY].map(|of| (format!("{server}{of}"), *provider == "grpc-checker"))
+        })
+        .collect();
+    let calls: Vec<Call> = servers
+        .iter()
+        .map(|(server, _)| Call::new(Protocol::Tcp, &format!("{server}.servers:8005")))
+        .collect();
+    for of in ["", ENVOY] {
+        for (client, is_trusted) in [("auto", true), ("mtls", false)] {
+            let outcomes = stage.call(&format!("{client}{of}"), &calls).await;
+            for ((server, can_ask), outcome) in servers.iter().zip(outcomes) {
+                assert_eq!(
+                    outcome.is_served(),
+                    *can_ask && is_trusted,
+                    "{client}{of} → {server}: {outcome:?}"
+                );
+            }
+        }
+    }
 }
 
 async fn mistakes(stage: &Stage) -> Vec<String> {
