@@ -3,11 +3,12 @@
 //!
 //! [`matrix`]: server modes × clients × protocols, with our proxy and a real Envoy on either side. [`policies`]: who may ask for
 //! what, and forged headers. [`paths`]: one path in many spellings. [`certificates`]: certificates that are not good, and
-//! revocation. [`checks`]: what others decide, and policies that only look on. [`pages`]: what debug pages and files give away.
+//! revocation. [`matchers`]: every matcher of a policy. [`checks`]: what others decide, and policies that only look on. [`pages`]: what debug pages and files give away.
 //! [`reload`]: another plugged-in CA.
 
 mod certificates;
 mod checks;
+mod matchers;
 mod matrix;
 mod pages;
 mod paths;
@@ -34,6 +35,7 @@ const SERVERS: &[(&str, &str)] = &[
     ("disable", "DISABLE"),
     ("permissive", "PERMISSIVE"),
     ("strict", "STRICT"),
+    ("matchers", "PERMISSIVE"),
     ("app", "PERMISSIVE"),
 ];
 const SETTINGS: &str = "mixer.policy.enabled=false,mixer.telemetry.enabled=false,\
@@ -153,6 +155,7 @@ async fn nobody_gets_through_who_should_not() {
         ("policies", policies::hold(&stage).boxed_local()),
         ("paths", paths::hold(&stage).boxed_local()),
         ("certificates", certificates::hold(&stage).boxed_local()),
+        ("matchers", matchers::hold(&stage).boxed_local()),
         ("checks", checks::hold(&stage).boxed_local()),
         ("pages", pages::keep_secrets(&stage).boxed_local()),
         ("reload", reload::breaks_nothing(&stage).boxed_local()),

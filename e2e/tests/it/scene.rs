@@ -62,11 +62,11 @@ impl Scene {
         pods.into_iter().filter(is_ours).collect()
     }
 
-    /// The address of the pod of a server in namespace `servers`.
-    pub(crate) async fn pod_ip(&self, server: &str) -> String {
+    /// The address of the pod of a workload.
+    pub(crate) async fn pod_ip(&self, namespace: &str, app: &str) -> String {
         let pods = self.pods().await;
         let is_it = |pod: &&Value| {
-            pod["metadata"]["namespace"] == "servers" && pod["metadata"]["labels"]["app"] == server
+            pod["metadata"]["namespace"] == namespace && pod["metadata"]["labels"]["app"] == app
         };
         let pod = pods.iter().find(is_it).unwrap();
         pod["status"]["podIP"].as_str().unwrap().to_owned()

@@ -12,8 +12,6 @@ use crate::SETTLED;
 use crate::authority::{Authority, Leaf, Tokens, self_signed};
 
 const CALLER: &str = "spiffe://cluster.local/ns/outside/sa/client";
-/// Where the command that revokes finds Citadel.
-const CITADEL_DATA: &str = "--data-dir=/var/lib/citadel";
 
 /// Only the good ones get an answer, whatever is spoken inside.
 pub(super) async fn hold(stage: &Stage) {
@@ -148,27 +146,62 @@ async fn identities_are_the_certificates(stage: &Stage) {
     assert_eq!(served, [true, true, false, true, false], "{outcomes:?}");
 }
 
-/// A revoked identity is refused, and what it has open is closed, while everybody else goes on.
+/// A revoked identity is refused, and what it has open is closed; whoever has lost one certificate has another at once, but what
+/// was open with that one is closed, too. Everybody else goes on.
 pub(super) async fn are_revoked_at_once(stage: &Stage) {
+    let (whole, once, other) = ("mtls", "ops", "monitoring");
     let ask = Call::new(Protocol::Http1, "strict.servers:8001");
     let gets_through = async |namespace: &str| {
         stage.call(namespace, std::slice::from_ref(&ask)).await[0].is_served()
     };
-    assert!(gets_through("mtls").await && gets_through("monitoring").await);
+    for namespace in [whole, once, other] {
+        assert!(gets_through(namespace).await, "{namespace}");
+    }
     let line = Call::new(Protocol::Tcp, "strict.servers:8004");
-    let mut revoked = stage.hold("mtls", &line).await;
-    let other = stage.hold("monitoring", &line).await;
-    let identity = "--identity=spiffe://cluster.local/ns/mtls/sa/client";
-    let revoke = ["istio_ca", "revoke", identity, CITADEL_DATA];
-    stage
-        .in_control_plane("deploy/istio-citadel", &revoke)
-        .await;
+    let mut of_whole = stage.hold(whole, &line).await;
+    let mut of_once = stage.hold(once, &line).await;
+    let of_other = stage.hold(other, &line).await;
+    let all = format!("--identity={}", identity(whole));
+    citadel(stage, &["revoke", &all]).await;
+    let serial = newest(stage, once).await;
+    let told = citadel(stage, &["revoke", "--serial", &serial]).await;
+    assert!(told.contains(&serial), "{told}");
     eventually("new handshakes are refused", SETTLED, async || {
-        !gets_through("mtls").await
+        !gets_through(whole).await
     })
     .await
     .unwrap();
-    revoked.is_cut().await;
-    other.was_held().await;
-    assert!(gets_through("monitoring").await);
+    eventually("another certificate", SETTLED, async || {
+        newest(stage, once).await != serial && gets_through(once).await
+    })
+    .await
+    .unwrap();
+    let shown = citadel(stage, &["certs", "show", &serial]).await;
+    assert!(shown.contains("State          revoked"), "{shown}");
+    of_whole.is_cut().await;
+    of_once.is_cut().await;
+    of_other.was_held().await;
+    assert!(gets_through(other).await && !gets_through(whole).await);
+}
+
+/// The identity of the client of a namespace.
+fn identity(namespace: &str) -> String {
+    format!("spiffe://cluster.local/ns/{namespace}/sa/client")
+}
+
+/// The serial number of the newest certificate of the client of a namespace.
+async fn newest(stage: &Stage, namespace: &str) -> String {
+    let identity = format!("--identity={}", identity(namespace));
+    let list = ["certs", "list", "--limit=1", "--output=json", &identity];
+    let shown: Value = serde_json::from_str(&citadel(stage, &list).await).unwrap();
+    shown[0]["serial"].as_str().unwrap().to_owned()
+}
+
+/// An operator's command.
+async fn citadel(stage: &Stage, command: &[&str]) -> String {
+    let data = "--data-dir=/var/lib/citadel";
+    let command = [&["istio_ca"], command, &[data]].concat();
+    stage
+        .in_control_plane("deploy/istio-citadel", &command)
+        .await
 }

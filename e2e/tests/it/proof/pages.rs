@@ -99,7 +99,7 @@ async fn of_proxies(stage: &Stage, secrets: &[String]) {
         }
     }
     for server in ["app".to_owned(), format!("strict{ENVOY}")] {
-        let pod = stage.pod_ip(&server).await;
+        let pod = stage.pod_ip("servers", &server).await;
         let admin = |path: &str| Call::new(Protocol::Raw, &format!("{pod}:15000")).target(path);
         let calls = ["/config_dump", "/certs", "/quitquitquit"].map(admin);
         for namespace in ["outside", "auto"] {

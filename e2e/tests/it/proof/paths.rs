@@ -54,7 +54,7 @@ const SPELLINGS: &[&str] = &[
 
 /// No spelling gets through to the server, from inside or from outside.
 pub(super) async fn hold(stage: &Stage) {
-    let pod = stage.pod_ip("app").await;
+    let pod = stage.pod_ip("servers", "app").await;
     let call = |target: &str| Call::new(Protocol::Raw, &format!("{pod}:8001")).target(target);
     let mut calls: Vec<Call> = SPELLINGS.iter().map(|target| call(target)).collect();
     // What is allowed is still allowed.

@@ -19,7 +19,7 @@ pub(super) async fn hold(stage: &Stage) {
     cases.extend(tokens(stage));
     cases.extend(confused_keys(stage));
     cases.extend(replayed(stage));
-    let pod = stage.pod_ip("app").await;
+    let pod = stage.pod_ip("servers", "app").await;
     cases.extend(addresses(stage, &pod).await);
     let start = std::time::Instant::now();
     let mut wrong = mistakes(stage, &cases).await;
@@ -160,7 +160,7 @@ fn replayed(stage: &Stage) -> Vec<Case> {
 
 /// The pod's own address instead of the service's leads to the same sidecar.
 async fn addresses(stage: &Stage, app: &str) -> Vec<Case> {
-    let strict = stage.pod_ip("strict").await;
+    let strict = stage.pod_ip("servers", "strict").await;
     let at = |address: &str, path: &str| {
         Call::new(Protocol::Http1, &format!("{address}:8001")).target(path)
     };
