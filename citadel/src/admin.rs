@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::sync::{MutexGuard, Notify};
 
-use crate::ca::SelfSigned;
-use crate::kubernetes::{Change, SharedRevocations};
+use crate::kubernetes::SharedRevocations;
 use crate::ledger::{Issued, Ledger, LedgerError};
 use crate::revocation::{Revocations, RevokeError, Revoked, Target, normalized};
+use crate::root::RootKeeper;
 use crate::trust::{Trust, TrustError};
 
 const LIST_LIMIT: usize = 100_000;
@@ -57,7 +57,7 @@ pub struct Admin {
     /// How other replicas learn of it, if there may be some.
     pub shared: Option<Arc<SharedRevocations>>,
     /// The root that can be rotated, and who does it.
-    pub root: Option<(Arc<SelfSigned>, Arc<Notify>)>,
+    pub root: Option<(Arc<RootKeeper>, Arc<Notify>)>,
 }
 
 /// Why something was not done.
@@ -69,12 +69,12 @@ enum Refused {
     Revoke(#[from] RevokeError),
     #[error("it is revoked, but nobody was told: {0}")]
     Trust(#[from] TrustError),
-    #[error("it is done here, but the other replicas were not told: {0}")]
+    #[error("it is done here; other replicas are told as soon as the API server takes it: {0}")]
     Others(String),
     #[error("this root is not ours to rotate: replace the plugged-in CA's files")]
     NoRoot,
-    #[error(transparent)]
-    Rotate(#[from] crate::ca::SelfSignedError),
+    #[error("{0:#}")]
+    Rotate(anyhow::Error),
 }
 
 /// Where the socket is.
@@ -112,11 +112,11 @@ impl Admin {
         }
     }
 
-    async fn tell_others(&self, change: Change<'_>) -> Result<(), Refused> {
+    async fn tell_others(&self) -> Result<(), Refused> {
         let Some(shared) = &self.shared else {
             return Ok(());
         };
-        let told = shared.push(change).await;
+        let told = shared.push().await;
         told.map_err(|error| Refused::Others(format!("{error:#}")))
     }
 }
@@ -180,21 +180,16 @@ async fn revoke(
     Json(target): Json<Target>,
 ) -> Result<Json<Vec<Revoked>>, Refused> {
     let _turn = admin.turn().await;
-    let (here, wanted) = (admin.clone(), target.clone());
+    let here = admin.clone();
     let revoked = in_background(move || {
         let now = OffsetDateTime::now_utc();
-        let revoked = here.revocations.revoke(&wanted, &here.ledger, now)?;
+        let revoked = here.revocations.revoke(&target, &here.ledger, now)?;
         here.trust.refresh()?;
-        tracing::warn!(target: "ca", target = ?wanted, certificates = revoked.len(), "revoked");
+        tracing::warn!(target: "ca", ?target, certificates = revoked.len(), "revoked");
         Ok(revoked)
     })
     .await?;
-    admin
-        .tell_others(match &target {
-            Target::Serial(_) => Change::Certificates,
-            Target::Identity(identity) => Change::Barred(identity),
-        })
-        .await?;
+    admin.tell_others().await?;
     Ok(Json(revoked))
 }
 
@@ -203,21 +198,22 @@ async fn restore(
     Json(identity): Json<String>,
 ) -> Result<Json<bool>, Refused> {
     let _turn = admin.turn().await;
-    let (here, restored) = (admin.clone(), identity.clone());
+    let here = admin.clone();
     let was_barred = in_background(move || {
-        let was_barred = here.revocations.restore(&restored)?;
-        tracing::warn!(target: "ca", identity = restored, was_barred, "restored");
+        let was_barred = here.revocations.restore(&identity)?;
+        tracing::warn!(target: "ca", identity, was_barred, "restored");
         Ok(was_barred)
     })
     .await?;
-    admin.tell_others(Change::Restored(&identity)).await?;
+    admin.tell_others().await?;
     Ok(Json(was_barred))
 }
 
 async fn rotate_root(State(admin): State<Arc<Admin>>) -> Result<Json<()>, Refused> {
+    let (root, rotator) = admin.root.clone().ok_or(Refused::NoRoot)?;
+    let rotated = root.rotate(OffsetDateTime::now_utc()).await;
+    rotated.map_err(Refused::Rotate)?;
     in_background(move || {
-        let (root, rotator) = admin.root.as_ref().ok_or(Refused::NoRoot)?;
-        root.rotate(OffsetDateTime::now_utc())?;
         admin.trust.refresh()?;
         rotator.notify_one();
         tracing::warn!(target: "ca", "the next self-signed root is made known");

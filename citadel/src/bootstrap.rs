@@ -24,9 +24,9 @@ use crate::admin::Admin;
 use crate::args::ServeArgs;
 use crate::authenticate::KeyRing;
 use crate::authorize::Impersonators;
-use crate::ca::{CertificateAuthority, SelfSigned, TtlRules};
+use crate::ca::{CertificateAuthority, TtlRules};
 use crate::features::Features;
-use crate::kubernetes::{self, RootConfigMaps, RootSecret, SharedRevocations, WorkloadSecrets};
+use crate::kubernetes::{self, RootConfigMaps, SharedRevocations, WorkloadSecrets};
 use crate::ledger::{Ledger, Writer};
 use crate::metrics::{Metrics, SecretMetrics};
 use crate::pki::Validity;
@@ -116,10 +116,7 @@ impl Citadel {
             revocations,
             trust: trust.clone(),
             shared,
-            root: match &authority {
-                Authority::SelfSigned { ca, rotator } => Some((ca.clone(), rotator.wanted())),
-                Authority::PluggedIn(_) => None,
-            },
+            root: authority.root(),
         };
         let listener = match args.grpc_port {
             // QUIRK: Istio turns the CSR service off with a port that is not positive.
@@ -181,10 +178,9 @@ impl Citadel {
             task::spawn("shared-revocations", async move { shared.run(drain).await });
         }
         self.admin.start(&self.args.data_dir, drain).await?;
-        let new_root = Arc::new(Notify::new());
         let ca = self.authority.ca();
+        let mut new_root = None;
         if let Some(cluster) = self.cluster {
-            let secret = RootSecret::new(cluster.clone(), &self.args.citadel_storage_namespace);
             let writers = Writers {
                 leadership: lease::elect(
                     cluster.clone(),
@@ -194,10 +190,8 @@ impl Citadel {
                 ),
                 secrets: self.secrets,
                 config_maps: RootConfigMaps::new(cluster, ca.clone()),
-                root: self.authority.root().cloned(),
-                secret,
-                new_root: new_root.clone(),
             };
+            new_root = Some(writers.config_maps.changed());
             task::spawn("cluster-writers", writers.run(drain.clone()));
         }
         let (trust, args, metrics) = (self.trust.clone(), self.args.clone(), self.metrics.clone());
@@ -206,11 +200,12 @@ impl Citadel {
             follow(trust, args, metrics, ca.clone(), self.own.clone(), new_root),
         );
         let trust = self.trust.clone();
-        task::spawn("authority", self.authority.keep(move || {
+        let changed = move || {
             if let Err(error) = trust.refresh() {
                 tracing::error!(target: "ca", error = format!("{error:#}"), "hand out the new root");
             }
-        }));
+        };
+        task::spawn("authority", self.authority.keep(changed, drain.clone()));
         spawn_probe(&ca, &self.args, &self.process);
         self.serving.set();
         let Some(listener) = self.listener else {
@@ -231,16 +226,11 @@ struct Writers {
     leadership: Leadership,
     secrets: Option<WorkloadSecrets>,
     config_maps: RootConfigMaps,
-    root: Option<Arc<SelfSigned>>,
-    secret: RootSecret,
-    new_root: Arc<Notify>,
 }
 
 impl Writers {
     /// Writes while this replica leads, until the drain.
     async fn run(mut self, drain: Drain) {
-        let config_maps_changed = self.config_maps.changed();
-        let mut is_pending = false;
         while self.leadership.gained().await {
             let secrets = async {
                 match &mut self.secrets {
@@ -248,16 +238,8 @@ impl Writers {
                     None => drain.signaled().await,
                 }
             };
-            let root = kubernetes::keep_root(
-                self.root.clone(),
-                &self.secret,
-                &self.new_root,
-                &mut is_pending,
-                &config_maps_changed,
-                &drain,
-            );
             tokio::select! {
-                ((), (), ()) = futures::future::join3(secrets, root, self.config_maps.run(&drain)) => return,
+                ((), ()) = futures::future::join(secrets, self.config_maps.run(&drain)) => return,
                 () = self.leadership.lost() => {}
             }
         }
@@ -308,16 +290,21 @@ async fn follow(
     metrics: Metrics,
     ca: Arc<dyn CertificateAuthority>,
     own: Arc<OwnCertificate>,
-    new_root: Arc<Notify>,
+    new_root: Option<Arc<Notify>>,
 ) {
     let mut anchors = trust.watch();
+    let mut roots = anchors.borrow().roots.clone();
     while anchors.changed().await.is_ok() {
         anchors.mark_unchanged();
         if let Err(error) = publish_root(&trust, &args, &metrics, &ca) {
             tracing::error!(target: "ca", error = format!("{error:#}"), "publish the new root");
         }
         own.refresh();
-        new_root.notify_one();
+        // Revocations are no concern of the namespaces'.
+        let before = std::mem::replace(&mut roots, anchors.borrow().roots.clone());
+        if let Some(new_root) = new_root.as_ref().filter(|_| before != roots) {
+            new_root.notify_one();
+        }
     }
 }
 

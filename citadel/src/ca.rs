@@ -2,7 +2,6 @@
 //! intermediate implement it.
 
 mod plugged_in;
-mod root_rotator;
 mod self_signed;
 mod signer;
 
@@ -15,7 +14,6 @@ use crate::pki::{Bundle, Certificate, MintError, PublicKey, San};
 use crate::revocation::Revoked;
 
 pub use plugged_in::{InvalidPluggedIn, PluggedIn, PluggedInFiles};
-pub use root_rotator::{RootRotator, Rotation};
 pub use self_signed::{Overlap, RootFiles, SelfSigned, SelfSignedError, SelfSignedSettings};
 pub use signer::{InvalidSigner, Signer};
 

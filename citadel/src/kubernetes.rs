@@ -4,30 +4,33 @@
 mod revocation_map;
 mod root_config_map;
 mod root_secret;
+#[cfg(test)]
+pub(crate) mod testing;
 mod workload_secret;
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::path::Path;
-use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context as _;
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Secret;
-use kube::Client;
-use proto_component::backoff::Backoff;
+use kube::api::{Api, PartialObjectMeta};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::watch_object;
+use kube::{Client, Resource};
 use proto_component::drain::Drain;
 use proto_component::kubernetes::KubeArgs;
-use proto_component::tls;
-use time::OffsetDateTime;
-use tokio::sync::Notify;
 use zeroize::Zeroize as _;
 
-use crate::ca::{SelfSigned, SelfSignedSettings};
-use crate::store::Store;
-
-pub use revocation_map::{Change, REVOCATIONS, SharedRevocations};
+pub use revocation_map::{REVOCATIONS, SharedRevocations};
 pub use root_config_map::{CONFIG_MAP, ROOT_KEY, RootConfigMaps};
-pub use root_secret::{RootSecret, SECRET};
+pub use root_secret::{KeptRoot, RootSecret, SECRET};
 pub use workload_secret::{Account, SecretSettings, WorkloadSecrets};
+
+/// How soon what failed is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Wipes what is in a Secret that has been sent.
 fn wipe(secret: &mut Secret) {
@@ -52,58 +55,37 @@ pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Option<Client>>
     cluster.client().await.map(Some)
 }
 
-/// The self-signed root: in a cluster the Secret is the truth, and the store follows it.
-///
-/// # Errors
-/// When the API server does not answer, or a root is unusable.
-pub async fn open_root(
-    store: &Store,
-    settings: SelfSignedSettings,
-    secret: Option<&RootSecret>,
-    now: OffsetDateTime,
-) -> anyhow::Result<SelfSigned> {
-    let open = || SelfSigned::open(store, settings.clone(), tls::provider(), now);
-    let Some(secret) = secret else {
-        return Ok(open()?);
-    };
-    if secret.read().await?.is_none() {
-        // Another that is faster wins; what counts is read below.
-        secret.create(&open()?.files()?).await?;
-    }
-    let files = secret.read().await?.context("the root's Secret vanished")?;
-    SelfSigned::adopt(store, &files, &tls::provider(), now)?;
-    Ok(open()?)
-}
-
-/// Carries each renewed root into the Secret, and only then to the namespaces. `is_pending`: there is one that is not there yet.
-pub async fn keep_root(
-    root: Option<Arc<SelfSigned>>,
-    secret: &RootSecret,
-    new_root: &Notify,
-    is_pending: &mut bool,
-    config_maps: &Notify,
+/// Calls `load` each time the object of that name may have changed, and again soon after a failure and while `is_behind`, until
+/// the drain.
+async fn follow<'a, K>(
+    objects: &Api<PartialObjectMeta<K>>,
+    name: &str,
+    is_behind: impl Fn() -> bool,
+    load: impl Fn() -> BoxFuture<'a, anyhow::Result<()>>,
     drain: &Drain,
-) {
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+{
+    let changes = watch_object(objects.clone(), name).default_backoff();
+    let mut changes = changes.boxed();
+    let mut has_failed = false;
     loop {
-        if !*is_pending {
-            tokio::select! {
-                () = new_root.notified() => *is_pending = true,
-                () = drain.signaled() => return,
-            }
+        tokio::select! {
+            () = drain.signaled() => return,
+            // Also said when there is no such object, or no longer.
+            Some(change) = changes.next() => if let Err(error) = change {
+                tracing::warn!(target: "ca", %error, name, "watch an object of Citadel's own");
+                continue;
+            },
+            () = tokio::time::sleep(RETRY) => if !has_failed && !is_behind() {
+                continue;
+            },
         }
-        let mut backoff = Backoff::default();
-        while let Some(root) = &root {
-            let written = match root.files() {
-                Ok(files) => secret.replace(&files).await,
-                Err(error) => Err(error.into()),
-            };
-            let Err(error) = written else { break };
-            tracing::error!(target: "ca", error = format!("{error:#}"), "keep the new root");
-            if !backoff.wait(drain).await {
-                return;
-            }
+        let outcome = load().await;
+        has_failed = outcome.is_err();
+        if let Err(error) = outcome {
+            let error = format!("{error:#}");
+            tracing::error!(target: "ca", error, name, "follow an object of Citadel's own");
         }
-        *is_pending = false;
-        config_maps.notify_one();
     }
 }

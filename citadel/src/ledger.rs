@@ -175,11 +175,17 @@ impl Ledger {
             .transpose()
     }
 
-    /// All certificates of `identity` that are still good at `now`.
-    pub fn alive(&self, identity: &str, now: OffsetDateTime) -> Result<Vec<Issued>, LedgerError> {
-        let mut found = self.newest(usize::MAX, Some(identity))?;
-        found.retain(|issued| issued.not_after > now);
-        Ok(found)
+    /// All certificates that are still good at `now`, of those identities that are `wanted`.
+    pub fn alive(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        now: OffsetDateTime,
+    ) -> Result<Vec<Issued>, LedgerError> {
+        let is_wanted = |issued: &Issued| issued.not_after > now && wanted(&issued.identity);
+        let entries = self.backwards();
+        entries
+            .filter(|entry| entry.as_ref().map_or(true, is_wanted))
+            .collect()
     }
 
     /// Entries from the newest on; one that cannot be read is passed over, [`Ledger::verify`] names it.

@@ -6,6 +6,7 @@
 //! [`server::TrustDiscovery`] pushes it to every agent. [`admin`] is the operator's way in, [`command`] the other end of it.
 //!
 //! - A new way to prove who one is: a file in `authenticate/` and a line in [`bootstrap`].
+//! - A root of our own is kept and replaced by [`root`].
 //! - Under Kubernetes, [`kubernetes`] keeps the root in a Secret and hands it to every namespace as a ConfigMap; tokens are
 //!   reviewed by the API server.
 //! - A new kind of authority: a file in `ca/` that implements [`ca::CertificateAuthority`], and a line in [`bootstrap`].
@@ -26,6 +27,7 @@ pub mod pki;
 pub mod probe;
 pub mod program;
 pub mod revocation;
+pub mod root;
 mod root_file;
 pub mod server;
 pub mod store;

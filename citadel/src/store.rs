@@ -50,6 +50,12 @@ impl Store {
         Ok(Self { database, log })
     }
 
+    /// Whether it has a tree of that name.
+    pub(crate) fn has_tree(&self, name: &str) -> bool {
+        let names = self.database.tree_names();
+        names.iter().any(|known| *known == name.as_bytes())
+    }
+
     /// One of its trees, made if there is none.
     pub(crate) fn tree(&self, name: &str) -> Result<Tree, sled::Error> {
         Ok(Tree {

@@ -1,12 +1,14 @@
-//! A token issuer for tests: signs service account tokens and publishes its key.
+//! For tests: a token issuer, which signs service account tokens and publishes its key; a store and a root.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 
+use crate::ca::SelfSignedSettings;
+use crate::pki::Curve;
 use crate::store::Store;
 
 /// An issuer with an ECDSA P-256 key.
@@ -85,12 +87,21 @@ impl Default for TokenIssuer {
     }
 }
 
+/// A root like that of the defaults.
+pub fn settings() -> SelfSignedSettings {
+    SelfSignedSettings {
+        organization: "cluster.local".to_owned(),
+        ttl: Duration::from_secs(3650 * 86400),
+        curve: Curve::P256,
+    }
+}
+
 /// Opens a store that may have been closed just now: sled lets go of its lock a moment after the last handle.
 ///
 /// # Panics
 /// When it stays locked.
 pub fn open_store(folder: &std::path::Path) -> Store {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
     loop {
         match Store::open(folder) {
             Ok(store) => return store,

@@ -3,21 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto_component::drain::Drain;
 use proto_component::process::Usage;
 use proto_component::tls;
 use time::OffsetDateTime;
+use tokio::sync::Notify;
 
 use crate::args::ServeArgs;
 use crate::authenticate::{
     Authenticator, ClientCertificate, JwksSource, KeyRing, KubeJwt, Oidc, OidcSettings,
 };
-use crate::ca::{
-    CertificateAuthority, Overlap, PluggedIn, PluggedInFiles, RootRotator, Rotation, SelfSigned,
-    SelfSignedSettings,
-};
+use crate::ca::{CertificateAuthority, Overlap, PluggedIn, PluggedInFiles, SelfSignedSettings};
 use crate::features::Features;
-use crate::kubernetes::{self, RootSecret};
+use crate::kubernetes::RootSecret;
 use crate::revocation::Revocations;
+use crate::root::{RootKeeper, RootRotator, Rotation};
 use crate::store::Store;
 
 /// The authority, and what keeps it fresh.
@@ -25,7 +25,7 @@ pub(super) enum Authority {
     /// Our own root, and who renews it.
     SelfSigned {
         /// The root.
-        ca: Arc<SelfSigned>,
+        keeper: Arc<RootKeeper>,
         /// Who renews it.
         rotator: RootRotator,
     },
@@ -37,23 +37,34 @@ impl Authority {
     /// What signs.
     pub(super) fn ca(&self) -> Arc<dyn CertificateAuthority> {
         match self {
-            Self::SelfSigned { ca, .. } => ca.clone(),
+            Self::SelfSigned { keeper, .. } => keeper.ca().clone(),
             Self::PluggedIn(ca) => ca.clone(),
         }
     }
 
-    /// The root that is our own, if it is.
-    pub(super) fn root(&self) -> Option<&Arc<SelfSigned>> {
+    /// The root that can be rotated, and whom to tell of it.
+    pub(super) fn root(&self) -> Option<(Arc<RootKeeper>, Arc<Notify>)> {
         match self {
-            Self::SelfSigned { ca, .. } => Some(ca),
+            Self::SelfSigned { keeper, rotator } => Some((keeper.clone(), rotator.wanted())),
             Self::PluggedIn(_) => None,
         }
     }
 
-    /// Keeps it fresh, for ever; `changed` is told of each change.
-    pub(super) async fn keep(self, changed: impl Fn()) {
+    /// Keeps it fresh; `changed` is told of each change.
+    pub(super) async fn keep(self, changed: impl Fn() + Send + Sync, drain: Drain) {
         match self {
-            Self::SelfSigned { rotator, .. } => rotator.run(changed).await,
+            Self::SelfSigned { keeper, rotator } => {
+                let wanted = rotator.wanted();
+                let taken = || {
+                    changed();
+                    // Whoever has begun a rotation may be gone before its end.
+                    if keeper.ca().is_rotating() {
+                        wanted.notify_one();
+                    }
+                };
+                let follow = keeper.follow(taken, &drain);
+                futures::future::join(follow, rotator.run(&changed)).await;
+            }
             Self::PluggedIn(ca) => ca.follow(changed).await,
         }
     }
@@ -80,7 +91,7 @@ pub(super) async fn authority(
         };
         let secret =
             cluster.map(|client| RootSecret::new(client.clone(), &args.citadel_storage_namespace));
-        let ca = Arc::new(kubernetes::open_root(store, settings, secret.as_ref(), now).await?);
+        let keeper = Arc::new(RootKeeper::open(store, settings, secret, now).await?);
         let retirement = match features.root_cert_retirement {
             Duration::ZERO => args.max_workload_cert_ttl,
             given => given,
@@ -94,8 +105,8 @@ pub(super) async fn authority(
                 retirement,
             },
         };
-        let rotator = RootRotator::new(ca.clone(), rotation);
-        return Ok(Authority::SelfSigned { ca, rotator });
+        let rotator = RootRotator::new(keeper.clone(), rotation);
+        return Ok(Authority::SelfSigned { keeper, rotator });
     }
     let (Some(certificate), Some(key), Some(root)) =
         (&args.signing_cert, &args.signing_key, &args.root_cert)

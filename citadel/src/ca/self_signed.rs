@@ -1,5 +1,6 @@
 //! A root of our own: an ECDSA key made at the first start and kept in the store, so that the same root comes back after any
-//! crash. Nothing is used before it is durable.
+//! crash. Nothing is used before it is durable; a change is first what [`SelfSigned::rotated`] and [`SelfSigned::advanced`] make
+//! of the files, for another safe to keep ([`crate::root`]), and in force once it was taken.
 //!
 //! A root is replaced by one with another key in two steps, with two roots in between, so that nobody ever meets a certificate
 //! whose root it does not know: first the next root is only made known (*introduction*), then it signs while the previous one
@@ -178,21 +179,30 @@ impl SelfSigned {
         !matches!(self.roots.load().step, Step::Idle)
     }
 
-    /// Begins a rotation: makes the next root and makes it known.
-    pub fn rotate(&self, now: OffsetDateTime) -> Result<(), SelfSignedError> {
-        let _one_at_a_time = self.changing.lock();
+    /// What begins a rotation: with the next root, to be made known.
+    ///
+    /// # Errors
+    /// When there is a rotation already, or the store fails.
+    pub fn rotated(&self, now: OffsetDateTime) -> Result<RootFiles, SelfSignedError> {
         if self.is_rotating() {
             return Err(SelfSignedError::Rotating);
         }
         let (key, pem) = make(&self.settings, now)?;
         let mut files = read(&self.store)?;
         files.set(NEXT, &key, &pem);
-        self.replace(files, now)
+        files.step_begins(now);
+        Ok(files)
     }
 
-    /// Goes on to the next step of a rotation if it is time; says whether it did.
-    pub fn advance(&self, overlap: &Overlap, now: OffsetDateTime) -> Result<bool, SelfSignedError> {
-        let _one_at_a_time = self.changing.lock();
+    /// What goes on to the next step of a rotation, if it is time.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn advanced(
+        &self,
+        overlap: &Overlap,
+        now: OffsetDateTime,
+    ) -> Result<Option<RootFiles>, SelfSignedError> {
         let roots = self.roots.load_full();
         let mut files = read(&self.store)?;
         match &roots.step {
@@ -204,21 +214,25 @@ impl SelfSigned {
             Step::Retirement { since, .. } if now - *since >= overlap.retirement => {
                 files.remove(PREVIOUS);
             }
-            _ => return Ok(false),
+            _ => return Ok(None),
         }
-        self.replace(files, now)?;
-        Ok(true)
+        files.step_begins(now);
+        Ok(Some(files))
     }
 
-    /// Puts other files in force, once they are durable.
-    fn replace(&self, mut files: RootFiles, now: OffsetDateTime) -> Result<(), SelfSignedError> {
-        files
-            .0
-            .insert(SINCE.to_owned(), now.unix_timestamp().to_string().into());
-        let roots = Roots::read(&files, &self.provider, now)?;
-        persist(&self.store, &files)?;
+    /// Puts other files in force, once they are durable; says whether they are others.
+    ///
+    /// # Errors
+    /// When they are unusable or the store fails; what was in force then stays.
+    pub fn take(&self, files: &RootFiles, now: OffsetDateTime) -> Result<bool, SelfSignedError> {
+        let _one_at_a_time = self.changing.lock();
+        if read(&self.store)? == *files {
+            return Ok(false);
+        }
+        let roots = Roots::read(files, &self.provider, now)?;
+        persist(&self.store, files)?;
         self.roots.store(Arc::new(roots));
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -333,6 +347,11 @@ impl RootFiles {
 
     fn remove(&mut self, prefix: &str) {
         self.0.retain(|name, _| !name.starts_with(prefix));
+    }
+
+    fn step_begins(&mut self, now: OffsetDateTime) {
+        let since = now.unix_timestamp().to_string();
+        self.0.insert(SINCE.to_owned(), since.into());
     }
 
     fn since(&self) -> OffsetDateTime {

@@ -2,19 +2,19 @@
 //! have the same.
 //!
 //! Who is barred stands in the ConfigMap, and every replica follows it; what is revoked is the union of what each has. A replica
-//! that learns of a barred identity adds the certificates that it has issued itself: each has a ledger of its own.
+//! that learns of a barred identity adds the certificates that it has issued itself: each has a ledger of its own. What an
+//! operator has done here counts from then on; the ConfigMap gets it as soon as the API server takes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
-use kube::api::{Api, ObjectMeta, PostParams};
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::api::{Api, ObjectMeta, PartialObjectMeta, PostParams};
 use proto_component::drain::Drain;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -24,12 +24,13 @@ use crate::ledger::Ledger;
 use crate::revocation::{Revocations, Revoked};
 use crate::trust::Trust;
 
+#[cfg(test)]
+mod tests;
+
 /// The ConfigMap's name.
 pub const REVOCATIONS: &str = "istio-ca-revocations";
 const KEY: &str = "revocations.json";
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How soon what failed is tried again.
-const RETRY: Duration = Duration::from_secs(5);
 /// Others may write at the same time.
 const TRIES: usize = 10;
 const CONFLICT: u16 = 409;
@@ -37,32 +38,31 @@ const CONFLICT: u16 = 409;
 /// Keeps this replica's revocations and the ConfigMap alike.
 pub struct SharedRevocations {
     config_maps: Api<ConfigMap>,
+    changes: Api<PartialObjectMeta<ConfigMap>>,
     revocations: Revocations,
     ledger: Ledger,
     trust: Arc<Trust>,
     /// What is done here and what others have done is taken one at a time.
     changing: Mutex<()>,
+    /// Whether the two may differ: a change was begun, and it is not known to be in both.
+    is_behind: AtomicBool,
 }
 
-/// What an operator has done to an identity here.
-#[derive(Debug, Clone, Copy)]
-pub enum Change<'a> {
-    /// Only certificates are revoked.
-    Certificates,
-    /// It gets no certificates.
-    Barred(&'a str),
-    /// It may have certificates again.
-    Restored(&'a str),
-}
-
-/// The ConfigMap's content.
+/// The ConfigMap's content. What lacks a part is not ours: nobody is restored because of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Content {
-    #[serde(default)]
     barred: BTreeSet<String>,
     /// By identity: serial number, end of its life and when it was revoked (Unix seconds). Small: 10,000 must fit.
-    #[serde(default)]
     revoked: BTreeMap<String, BTreeSet<(String, i64, i64)>>,
+}
+
+/// What the API server has.
+#[derive(Debug, Default)]
+struct Found {
+    /// The ConfigMap's, if there is one.
+    version: Option<String>,
+    /// None in a ConfigMap that has none, either.
+    content: Option<Content>,
 }
 
 impl SharedRevocations {
@@ -75,17 +75,21 @@ impl SharedRevocations {
         trust: Arc<Trust>,
     ) -> Self {
         Self {
-            config_maps: Api::namespaced(client, namespace),
+            config_maps: Api::namespaced(client.clone(), namespace),
+            changes: Api::namespaced(client, namespace),
             revocations,
             ledger,
             trust,
             changing: Mutex::default(),
+            is_behind: AtomicBool::new(true),
         }
     }
 
     /// To be held from before a change here until it is pushed.
     pub async fn turn(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().await
+        let turn = self.changing.lock().await;
+        self.is_behind.store(true, Ordering::Relaxed);
+        turn
     }
 
     /// Takes what is there, before anybody is served.
@@ -94,70 +98,56 @@ impl SharedRevocations {
     /// When the API server does not answer, or the store fails.
     pub async fn load(&self) -> anyhow::Result<()> {
         let _turn = self.turn().await;
-        match self.read().await? {
-            Some((_, content)) => self.adopt(&content).await,
-            None if self.own()?.is_empty() => Ok(()),
-            None => self.push(Change::Certificates).await,
+        match self.read().await?.content {
+            Some(content) => self.adopt(content).await,
+            None if self.own()?.is_empty() && self.revocations.untold()?.is_empty() => {
+                self.is_behind.store(false, Ordering::Relaxed);
+                Ok(())
+            }
+            None => self.push().await,
         }
     }
 
     /// Follows the ConfigMap until the drain.
     pub async fn run(&self, drain: Drain) {
-        let ours = watcher::Config::default().fields(&format!("metadata.name={REVOCATIONS}"));
-        let mut events = watcher(self.config_maps.clone(), ours)
-            .default_backoff()
-            .boxed();
-        let mut has_failed = false;
-        loop {
-            tokio::select! {
-                () = drain.signaled() => return,
-                Some(event) = events.next() => match event {
-                    Ok(Event::Apply(_) | Event::InitApply(_) | Event::Delete(_)) => {}
-                    Ok(Event::Init | Event::InitDone) => continue,
-                    Err(error) => {
-                        tracing::warn!(target: "ca", %error, "watch ConfigMap {REVOCATIONS}");
-                        continue;
-                    }
-                },
-                () = tokio::time::sleep(RETRY), if has_failed => {}
-            }
-            let outcome = self.load().await;
-            has_failed = outcome.is_err();
-            if let Err(error) = outcome {
-                let error = format!("{error:#}");
-                tracing::error!(target: "ca", error, "follow ConfigMap {REVOCATIONS}");
-            }
-        }
+        let has_untold = || {
+            self.revocations
+                .untold()
+                .is_ok_and(|untold| !untold.is_empty())
+        };
+        let is_behind = || self.is_behind.load(Ordering::Relaxed) || has_untold();
+        let load = || -> BoxFuture<'_, _> { Box::pin(self.load()) };
+        super::follow(&self.changes, REVOCATIONS, is_behind, load, &drain).await;
     }
 
     /// Tells the others what was done here.
     ///
     /// # Errors
     /// When the API server refuses.
-    pub async fn push(&self, change: Change<'_>) -> anyhow::Result<()> {
+    pub async fn push(&self) -> anyhow::Result<()> {
         for _ in 0..TRIES {
             let found = self.read().await?;
-            let (version, before) = match found {
-                Some((version, content)) => (Some(version), content),
-                None => (None, Content::default()),
-            };
             let own = self.own()?;
-            let mut content = before.clone();
-            if version.is_none() {
-                content.barred.clone_from(&own.barred);
-            }
+            let mut content = found.content.clone().unwrap_or_else(|| Content {
+                barred: own.barred.clone(),
+                ..Content::default()
+            });
             content.add(own);
-            match change {
-                Change::Certificates => {}
-                Change::Barred(identity) => {
-                    content.barred.insert(identity.to_owned());
-                }
-                Change::Restored(identity) => {
+            let untold = self.revocations.untold()?;
+            for (identity, is_barred) in &untold {
+                if *is_barred {
+                    content.barred.insert(identity.clone());
+                } else {
                     content.barred.remove(identity);
                 }
             }
             content.forget(OffsetDateTime::now_utc());
-            if (version.is_some() && content == before) || self.write(version, &content).await? {
+            let is_there = found.content.as_ref() == Some(&content);
+            if is_there || self.write(found.version, &content).await? {
+                let revocations = self.revocations.clone();
+                let told = move || revocations.told(untold.into_keys());
+                tokio::task::spawn_blocking(told).await??;
+                self.is_behind.store(false, Ordering::Relaxed);
                 return Ok(());
             }
         }
@@ -165,25 +155,28 @@ impl SharedRevocations {
     }
 
     /// Makes this replica's revocations like `content`, and adds to it what only this replica knows.
-    async fn adopt(&self, content: &Content) -> anyhow::Result<()> {
-        let revoked: Vec<Revoked> = content.entries().collect();
+    async fn adopt(&self, content: Content) -> anyhow::Result<()> {
         let (revocations, ledger) = (self.revocations.clone(), self.ledger.clone());
-        let (trust, barred) = (self.trust.clone(), content.barred.clone());
+        let trust = self.trust.clone();
         let work = move || {
+            let revoked: Vec<Revoked> = content.entries().collect();
             let now = OffsetDateTime::now_utc();
-            if revocations.adopt(&barred, &revoked, &ledger, now)? {
-                trust.refresh()?;
-                tracing::warn!(target: "ca", barred = barred.len(), "revocations of other replicas are in force");
+            let adopted = revocations.adopt(&content.barred, &revoked, &ledger, now);
+            // Also after a failure, of what came before it; and of what was adopted before a failure here.
+            trust.refresh()?;
+            if adopted? {
+                tracing::warn!(target: "ca", barred = content.barred.len(), "revocations of other replicas are in force");
             }
-            anyhow::Ok(())
+            anyhow::Ok(content)
         };
-        tokio::task::spawn_blocking(work).await??;
+        let content = tokio::task::spawn_blocking(work).await??;
         let mut all = content.clone();
         all.add(self.own()?);
-        if all == *content {
+        if all == content && self.revocations.untold()?.is_empty() {
+            self.is_behind.store(false, Ordering::Relaxed);
             return Ok(());
         }
-        self.push(Change::Certificates).await
+        self.push().await
     }
 
     fn own(&self) -> anyhow::Result<Content> {
@@ -199,18 +192,20 @@ impl SharedRevocations {
         Ok(own)
     }
 
-    /// What is there, with its version.
-    async fn read(&self) -> anyhow::Result<Option<(String, Content)>> {
+    async fn read(&self) -> anyhow::Result<Found> {
         let found = tokio::time::timeout(DEADLINE, self.config_maps.get_opt(REVOCATIONS))
             .await
             .context("the API server does not answer")?
             .with_context(|| format!("read ConfigMap {REVOCATIONS}"))?;
-        let Some(found) = found else { return Ok(None) };
+        let Some(found) = found else {
+            return Ok(Found::default());
+        };
         let text = found.data.as_ref().and_then(|data| data.get(KEY));
-        let content = text.map_or(Ok(Content::default()), |text| serde_json::from_str(text));
-        let content = content.with_context(|| format!("ConfigMap {REVOCATIONS}: {KEY}"))?;
-        let version = found.metadata.resource_version.unwrap_or_default();
-        Ok(Some((version, content)))
+        let content = text.map(|text| serde_json::from_str(text)).transpose();
+        Ok(Found {
+            version: found.metadata.resource_version,
+            content: content.with_context(|| format!("ConfigMap {REVOCATIONS}: {KEY}"))?,
+        })
     }
 
     /// Writes in the place of `version`; says `false` if another was faster.

@@ -1,13 +1,16 @@
 //! The self-signed root in the Secret `istio-ca-secret`, as Istio keeps it (`ca-cert.pem`, `ca-key.pem`): the pod's folder
-//! may vanish, the cluster's root may not. Whoever is first writes it; everybody else takes it from there.
+//! may vanish, the cluster's root may not. Whoever is first writes it; everybody else takes it from there. What replaces it names
+//! the version that it replaces.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use futures::future::BoxFuture;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
-use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Api, ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams};
+use proto_component::drain::Drain;
 use zeroize::Zeroizing;
 
 use crate::ca::RootFiles;
@@ -16,19 +19,30 @@ use crate::ca::RootFiles;
 pub const SECRET: &str = "istio-ca-secret";
 const KIND: &str = "istio.io/ca-root";
 const DEADLINE: Duration = Duration::from_secs(10);
+const NOT_FOUND: u16 = 404;
 const CONFLICT: u16 = 409;
 
 /// The Secret of one namespace.
 #[derive(Clone)]
 pub struct RootSecret {
     secrets: Api<Secret>,
+    changes: Api<PartialObjectMeta<Secret>>,
+}
+
+/// What the Secret has.
+pub struct KeptRoot {
+    /// The root.
+    pub files: RootFiles,
+    /// The Secret's.
+    version: Option<String>,
 }
 
 impl RootSecret {
     /// The Secret in `namespace`.
     pub fn new(client: Client, namespace: &str) -> Self {
         Self {
-            secrets: Api::namespaced(client, namespace),
+            secrets: Api::namespaced(client.clone(), namespace),
+            changes: Api::namespaced(client, namespace),
         }
     }
 
@@ -36,7 +50,7 @@ impl RootSecret {
     ///
     /// # Errors
     /// When the API server does not answer, or the Secret is not a root.
-    pub async fn read(&self) -> anyhow::Result<Option<RootFiles>> {
+    pub async fn read(&self) -> anyhow::Result<Option<KeptRoot>> {
         let found = tokio::time::timeout(DEADLINE, self.secrets.get_opt(SECRET))
             .await
             .context("the API server does not answer")?
@@ -50,9 +64,11 @@ impl RootSecret {
             anyhow::Ok((name, text.into()))
         };
         let data = secret.data.unwrap_or_default().into_iter();
-        Ok(Some(RootFiles(
-            data.map(text).collect::<anyhow::Result<_>>()?,
-        )))
+        let files = data.map(text).collect::<anyhow::Result<_>>()?;
+        Ok(Some(KeptRoot {
+            files: RootFiles(files),
+            version: secret.metadata.resource_version,
+        }))
     }
 
     /// Writes the first root; says `false` if another was faster.
@@ -75,25 +91,44 @@ impl RootSecret {
         }
     }
 
-    /// Puts a renewed root in the place of the old one.
+    /// Puts a renewed root in the place of the one before; says `false` if that is not there any more.
     ///
     /// # Errors
     /// When the API server refuses.
-    pub async fn replace(&self, files: &RootFiles) -> anyhow::Result<()> {
-        let (parameters, secret) = (PatchParams::default(), secret(files));
-        // Merging would keep what a rotation has left behind.
+    pub async fn replace(&self, before: &KeptRoot, files: &RootFiles) -> anyhow::Result<bool> {
+        let parameters = PatchParams::default();
+        let mut secret = secret(files);
+        secret.metadata.resource_version.clone_from(&before.version);
         let mut patch = serde_json::to_value(&secret)?;
-        for gone in self.read().await?.unwrap_or_default().0.into_keys() {
-            if !files.0.contains_key(&gone) {
+        super::wipe(&mut secret);
+        // Merging would keep what a rotation has left behind.
+        for gone in before.files.0.keys() {
+            if !files.0.contains_key(gone) {
                 patch["data"][gone] = serde_json::Value::Null;
             }
         }
         let patch = Patch::Merge(&patch);
-        tokio::time::timeout(DEADLINE, self.secrets.patch(SECRET, &parameters, &patch))
-            .await
-            .context("the API server does not answer")?
-            .with_context(|| format!("replace Secret {SECRET}"))?;
-        Ok(())
+        let replace = self.secrets.patch(SECRET, &parameters, &patch);
+        match tokio::time::timeout(DEADLINE, replace).await {
+            Ok(Ok(mut sent_back)) => {
+                super::wipe(&mut sent_back);
+                Ok(true)
+            }
+            Ok(Err(kube::Error::Api(status))) if [NOT_FOUND, CONFLICT].contains(&status.code) => {
+                Ok(false)
+            }
+            Ok(Err(error)) => Err(error).with_context(|| format!("replace Secret {SECRET}")),
+            Err(_) => bail!("replace Secret {SECRET}: the API server does not answer"),
+        }
+    }
+
+    /// Calls `load` each time it may have changed, until the drain.
+    pub(crate) async fn follow<'a>(
+        &self,
+        load: impl Fn() -> BoxFuture<'a, anyhow::Result<()>>,
+        drain: &Drain,
+    ) {
+        super::follow(&self.changes, SECRET, || false, load, drain).await;
     }
 }
 

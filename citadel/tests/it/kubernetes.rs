@@ -1,7 +1,7 @@
 //! The real binary beside a real API server: tokens are reviewed there, the root lives there, every namespace learns it.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use citadel::kubernetes::{CONFIG_MAP, REVOCATIONS, ROOT_KEY, SECRET};
@@ -283,13 +283,17 @@ async fn a_webhooks_account_has_its_host_names(client: &Client, namespace: &str)
     .await;
 }
 
-/// The operator's command, carried out by the replica with this folder.
-fn operate(data: &Path, arguments: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_istio_ca"))
+fn command(data: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_istio_ca"))
         .args(arguments)
         .arg(format!("--data-dir={}", data.display()))
         .output()
-        .unwrap();
+        .unwrap()
+}
+
+/// The operator's command, carried out by the replica with this folder.
+fn operate(data: &Path, arguments: &[&str]) -> String {
+    let output = command(data, arguments);
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{arguments:?}: {error}");
     String::from_utf8(output.stdout).unwrap()
@@ -357,6 +361,67 @@ async fn replicas_share_what_is_revoked_and_a_new_pod_knows_it() {
     issue(&third).await;
     let text = content(REVOCATIONS, "revocations.json").await.unwrap();
     assert!(serials.iter().all(|serial| text.contains(serial)), "{text}");
+    namespaces
+        .delete(&namespace, &DeleteParams::default())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs an API server: set KUBECONFIG"]
+async fn any_replica_rotates_the_root_of_all() {
+    let client = Client::try_default().await.unwrap();
+    let namespace = format!("citadel-rotation-{}", std::process::id());
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    make_namespace(&namespaces, &namespace, Some("false")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let folders = ["first", "second"].map(|name| folder.path().join(name));
+    let first = start(&folders[0], &namespace);
+    let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+    let roots = async |count: usize| {
+        eventually("the namespace has the roots", async || {
+            let config_map = config_maps.get_opt(CONFIG_MAP).await.ok()??;
+            let roots = config_map.data?.get(ROOT_KEY).cloned()?;
+            (certificates_from_pem(&roots).ok()?.len() == count).then_some(roots)
+        })
+        .await
+    };
+    let root = roots(1).await;
+    let second = start(&folders[1], &namespace);
+    let token = token(&client, &namespace, "istio-ca").await;
+    let chain = async |citadel: &Citadel| {
+        eventually("a certificate", async || {
+            ask(citadel, &root, &token).await.ok()
+        })
+        .await
+    };
+    assert_eq!(chain(&first).await[1], chain(&second).await[1]);
+
+    operate(&folders[1], &["rotate-root"]);
+    roots(2).await;
+    // The first one has made it its own.
+    eventually("both roots come with a certificate", async || {
+        let both = chain(&first).await;
+        let count = certificates_from_pem(&both[1]).ok()?.len();
+        (count == 2 && both[1] == chain(&second).await[1]).then_some(())
+    })
+    .await;
+    let refused = command(&folders[0], &["rotate-root"]);
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(error.contains("being rotated already"), "{error}");
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+    let secret = secrets.get(SECRET).await.unwrap();
+    assert!(text(&secret, "next-cert.pem").is_some());
+
+    // Somebody deletes it: it is the same again.
+    secrets
+        .delete(SECRET, &DeleteParams::default())
+        .await
+        .unwrap();
+    let again = eventually("the Secret again", async || {
+        secrets.get_opt(SECRET).await.ok()?
+    });
+    assert_eq!(again.await.data, secret.data);
     namespaces
         .delete(&namespace, &DeleteParams::default())
         .await

@@ -7,16 +7,16 @@ use citadel::authenticate::{
     Authenticator, ClientCertificate, KeyRing, KeySet, Oidc, OidcSettings,
 };
 use citadel::authorize::Impersonators;
-use citadel::ca::{CertificateAuthority as _, SelfSigned, SelfSignedSettings, TtlRules};
+use citadel::ca::{CertificateAuthority as _, SelfSigned, TtlRules};
 use citadel::ledger::Ledger;
 use citadel::metrics::Metrics;
-use citadel::pki::{Curve, PrivateKey};
+use citadel::pki::PrivateKey;
 use citadel::revocation::Revocations;
 use citadel::server::{
     CertificateService, MAX_MESSAGE, OwnCertificate, Rules, StreamLimits, TrustDiscovery,
     with_deadline,
 };
-use citadel::testing::{ISSUER, TokenIssuer, open_store};
+use citadel::testing::{ISSUER, TokenIssuer, open_store, settings};
 use citadel::trust::Trust;
 use proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use proto::istio::v1::auth::IstioCertificateRequest;
@@ -56,13 +56,8 @@ impl Drop for Mesh {
 pub(crate) async fn mesh() -> Mesh {
     let folder = tempfile::tempdir().unwrap();
     let store = open_store(folder.path());
-    let settings = SelfSignedSettings {
-        organization: "cluster.local".to_owned(),
-        ttl: DAY * 3650,
-        curve: Curve::P256,
-    };
     let now = OffsetDateTime::now_utc();
-    let ca = Arc::new(SelfSigned::open(&store, settings, provider(), now).unwrap());
+    let ca = Arc::new(SelfSigned::open(&store, settings(), provider(), now).unwrap());
     let (ledger, writer) = Ledger::open(&store, DAY).unwrap();
     let (trigger, drain) = drain::channel();
     task::spawn("ledger", writer.run(Drain::never()));

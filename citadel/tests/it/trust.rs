@@ -69,7 +69,7 @@ async fn roots_and_revocations_are_pushed_when_they_change() {
     assert!(text(context.crl.as_ref()).contains("BEGIN X509 CRL"));
     assert!(context.only_verify_leaf_cert_crl);
 
-    mesh.ca.rotate(now).unwrap();
+    mesh.ca.take(&mesh.ca.rotated(now).unwrap(), now).unwrap();
     mesh.trust.refresh().unwrap();
     let context = next().await;
     let roots = text(context.trusted_ca.as_ref());

@@ -1,5 +1,5 @@
-//! Replaces the self-signed root before it ends, or when somebody asks for it: looked at at an interval whose first delay is
-//! random, so that replicas do not rotate at once, and carried through step by step, also across restarts.
+//! Replaces the self-signed root before it ends, and carries through step by step, also across restarts, what was begun by it or
+//! by somebody else. It looks at an interval whose first delay is random, so that replicas do not all make a root at once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,8 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
-use super::self_signed::{Overlap, SelfSigned, SelfSignedError};
+use super::RootKeeper;
+use crate::ca::{Overlap, RootFiles, SelfSignedError};
 
 /// While a rotation is on its way it is looked at this often, or more often if its steps are shorter.
 const STEP_INTERVAL: Duration = Duration::from_secs(10);
@@ -28,16 +29,16 @@ pub struct Rotation {
 
 /// Watches one root.
 pub struct RootRotator {
-    ca: Arc<SelfSigned>,
+    keeper: Arc<RootKeeper>,
     rotation: Rotation,
     wanted: Arc<Notify>,
 }
 
 impl RootRotator {
-    /// A rotator for `ca`.
-    pub fn new(ca: Arc<SelfSigned>, rotation: Rotation) -> Self {
+    /// A rotator for what `keeper` has.
+    pub fn new(keeper: Arc<RootKeeper>, rotation: Rotation) -> Self {
         Self {
-            ca,
+            keeper,
             rotation,
             wanted: Arc::default(),
         }
@@ -49,30 +50,48 @@ impl RootRotator {
     }
 
     /// Begins a rotation if it is time, or goes on with one; says whether something changed.
-    pub fn check(&self, now: OffsetDateTime) -> Result<bool, SelfSignedError> {
-        if self.ca.is_rotating() {
-            let is_advanced = self.ca.advance(&self.rotation.overlap, now)?;
-            if is_advanced {
-                let is_over = !self.ca.is_rotating();
-                tracing::info!(target: "rootcertrotator", is_over, "the root's rotation went on");
-            }
-            return Ok(is_advanced);
-        }
-        let life = self.ca.validity();
-        let whole = life.not_after - life.not_before;
-        let grace = whole * f64::from(self.rotation.grace_percent) / 100;
-        if self.rotation.check_interval.is_zero() || life.not_after - now > grace {
+    ///
+    /// # Errors
+    /// When the root cannot be kept; everything then stays as it is.
+    pub async fn check(&self, now: OffsetDateTime) -> anyhow::Result<bool> {
+        let ca = self.keeper.ca();
+        let is_due = if ca.is_rotating() {
+            ca.advanced(&self.rotation.overlap, now)?.is_some()
+        } else {
+            self.is_ending(now)
+        };
+        // Whoever has nothing to do asks nobody.
+        if !is_due || !self.keeper.change(now, || self.step(now)).await? {
             return Ok(false);
         }
-        self.ca.rotate(now)?;
-        tracing::info!(target: "rootcertrotator", "the next self-signed root is made known");
+        let is_over = !ca.is_rotating();
+        tracing::info!(target: "rootcertrotator", is_over, "the root's rotation has begun or gone on");
         Ok(true)
+    }
+
+    /// What is to be done with the root as it is at this moment.
+    fn step(&self, now: OffsetDateTime) -> Result<Option<RootFiles>, SelfSignedError> {
+        let ca = self.keeper.ca();
+        if ca.is_rotating() {
+            return ca.advanced(&self.rotation.overlap, now);
+        }
+        if !self.is_ending(now) {
+            return Ok(None);
+        }
+        ca.rotated(now).map(Some)
+    }
+
+    fn is_ending(&self, now: OffsetDateTime) -> bool {
+        let life = self.keeper.ca().validity();
+        let whole = life.not_after - life.not_before;
+        let grace = whole * f64::from(self.rotation.grace_percent) / 100;
+        !self.rotation.check_interval.is_zero() && life.not_after - now <= grace
     }
 
     /// Looks at every interval, for ever; `changed` is told of each step.
     pub async fn run(self, changed: impl Fn()) {
         let mut delay = self.interval();
-        if self.rotation.jitter && !self.ca.is_rotating() {
+        if self.rotation.jitter && !self.keeper.ca().is_rotating() {
             delay = delay.mul_f64(rand::random::<f64>());
         }
         loop {
@@ -80,11 +99,12 @@ impl RootRotator {
                 () = tokio::time::sleep(delay) => {}
                 () = self.wanted.notified() => {}
             }
-            match self.check(OffsetDateTime::now_utc()) {
+            match self.check(OffsetDateTime::now_utc()).await {
                 Ok(true) => changed(),
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::error!(target: "rootcertrotator", %error, "rotate the self-signed root");
+                    let error = format!("{error:#}");
+                    tracing::error!(target: "rootcertrotator", error, "rotate the self-signed root");
                 }
             }
             delay = self.interval();
@@ -93,7 +113,7 @@ impl RootRotator {
 
     fn interval(&self) -> Duration {
         let overlap = &self.rotation.overlap;
-        if self.ca.is_rotating() {
+        if self.keeper.ca().is_rotating() {
             let shortest = overlap.introduction.min(overlap.retirement);
             return shortest.clamp(SHORTEST_INTERVAL, STEP_INTERVAL);
         }
