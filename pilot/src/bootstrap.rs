@@ -15,6 +15,7 @@ use proto_component::task;
 use proto_component::tls::{ClientAuth, PemFiles, ServerTls};
 use tokio::sync::{mpsc, watch};
 
+mod ignored;
 mod sources;
 
 use crate::args::Discovery as Args;
@@ -34,6 +35,7 @@ use crate::xds::{Discovery, debug};
 pub async fn run(args: Args, process: Process) -> anyhow::Result<()> {
     warn_of_what_is_ignored(&args);
     let mesh_config = read_mesh(&args)?;
+    warn_of_ignored_settings(&mesh_config);
     let mesh = Arc::new(Mesh::from(&mesh_config));
     let metrics = Metrics::register(&process.registry).context("register metrics")?;
     let discovery = Discovery::new(args.features.clone(), metrics);
@@ -199,6 +201,14 @@ fn read_mesh(args: &Args) -> anyhow::Result<MeshConfig> {
         .map_err(|error| Usage(format!("--meshConfig {}: {error}", path.display())).into())
 }
 
+/// Says which settings have no effect.
+fn warn_of_ignored_settings(mesh: &MeshConfig) {
+    let settings = ignored::settings(mesh);
+    if !settings.is_empty() {
+        tracing::warn!(?settings, "these settings of the mesh have no effect");
+    }
+}
+
 /// Metrics of what is wrong in the newest push context.
 fn count_troubles_of(discovery: &Arc<Discovery>, process: &Process) -> anyhow::Result<()> {
     let newest = Arc::downgrade(discovery);
@@ -259,6 +269,7 @@ fn watch_mesh(args: &Args, updates: mpsc::Sender<Update>, changes: watch::Sender
             match parse_mesh(&text, &trust_domain) {
                 Ok(mesh) => {
                     tracing::info!(file = %path.display(), "mesh settings read again");
+                    warn_of_ignored_settings(&mesh);
                     let mesh = Arc::new(Mesh::from(&mesh));
                     changes.send_replace(Arc::clone(&mesh));
                     if updates.send(Update::Mesh(mesh)).await.is_err() {

@@ -56,6 +56,8 @@ pub(crate) struct TracingConfig {
     operation: Option<Format>,
     upstream_operation: Option<Format>,
     driver: Option<Driver>,
+    /// Upstreams are told of the spans.
+    propagates: bool,
     stats: Arc<TracingStats>,
 }
 
@@ -124,6 +126,7 @@ impl TracingConfig {
             operation: format(&config.operation).at("operation")?,
             upstream_operation: format(&config.upstream_operation).at("upstream_operation")?,
             driver,
+            propagates: !config.no_context_propagation,
             stats: scope.scope("tracing").group(),
         })
     }

@@ -8,6 +8,7 @@ use proto::istio::mesh::v1alpha1::{
         outbound_traffic_policy, proxy_path_normalization::NormalizationType,
         tls_config::TlsProtocol,
     },
+    proxy_config::ProxyHeaders,
 };
 use proto::istio::networking::v1alpha3::{
     HttpRetry, LocalityLoadBalancerSetting, connection_pool_settings::tcp_settings::TcpKeepalive,
@@ -102,6 +103,8 @@ pub struct Mesh {
     pub mesh_id: String,
     /// What policies and telemetry may call by name.
     pub extension_providers: Vec<ExtensionProvider>,
+    /// Which headers proxies add, and what they say.
+    pub headers: ProxyHeaders,
     /// The tracer where no Telemetry names one.
     pub default_tracing_provider: Option<String>,
     /// The metrics where no Telemetry names others.
@@ -214,6 +217,7 @@ impl From<&MeshConfig> for Mesh {
             mixer: MixerSettings::from(config),
             mesh_id: proxy.mesh_id.clone(),
             extension_providers: config.extension_providers.clone(),
+            headers: proxy.proxy_headers.unwrap_or_default(),
             default_tracing_provider: providers.tracing.first().cloned(),
             default_metrics_providers: providers.metrics.clone(),
             default_logging_providers: providers.access_logging.clone(),
@@ -244,6 +248,13 @@ fn seconds_or(duration: Option<Duration>, seconds: i64) -> Duration {
 }
 
 impl Mesh {
+    /// True when upstreams are told how often a request has been tried.
+    #[must_use]
+    pub fn is_attempt_told(&self) -> bool {
+        let header = self.headers.attempt_count.as_ref();
+        !header.is_some_and(|header| header.disabled.unwrap_or_default())
+    }
+
     /// The name of an outbound cluster in statistics, empty: its own name.
     #[must_use]
     pub fn outbound_stat_name(

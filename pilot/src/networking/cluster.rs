@@ -116,7 +116,10 @@ fn original_destination(view: &View<'_>, name: &str, source: Option<&str>) -> Cl
             source_address: Some(socket(source, 0)),
             ..BindConfig::default()
         }),
-        typed_extension_protocol_options: protocol_options::downstream(None),
+        typed_extension_protocol_options: protocol_options::downstream(
+            &protocol_options::Common::default(),
+            http2(),
+        ),
         ..Cluster::default()
     }
 }

@@ -8,10 +8,14 @@ use std::collections::BTreeMap;
 use proto::envoy::config::core::v3::{HttpService, TypedExtensionConfig};
 use proto::envoy::config::trace::v3::{
     ClientConfig, DatadogConfig, OpenTelemetryConfig, SkyWalkingConfig, ZipkinConfig,
-    client_config, tracing::{Http, http},
+    client_config,
+    tracing::{Http, http},
     zipkin_config::{CollectorEndpointVersion, TraceContextOption},
 };
-use proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::Tracing;
+use proto::envoy::extensions::filters::network::http_connection_manager::v3::{
+    RequestIdExtension, http_connection_manager::Tracing,
+};
+use proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use proto::envoy::extensions::tracers::opentelemetry::{
     resource_detectors::v3::{DynatraceResourceDetectorConfig, EnvironmentResourceDetectorConfig},
     samplers::v3::DynatraceSamplerConfig,
@@ -22,7 +26,7 @@ use proto::istio::mesh::v1alpha1::mesh_config::extension_provider::{
     OpenTelemetryTracingProvider, Provider, ZipkinTracingProvider,
     open_telemetry_tracing_provider::Sampling, zipkin_tracing_provider,
 };
-use proto::istio::mesh::v1alpha1::{tracing as proxy_tracing, Tracing as ProxyTracing};
+use proto::istio::mesh::v1alpha1::{Tracing as ProxyTracing, tracing as proxy_tracing};
 use proto::istio::telemetry::v1alpha1::tracing as telemetry;
 
 use super::View;
@@ -82,7 +86,20 @@ pub(super) fn build(view: &View<'_>, side: Side) -> Option<Tracing> {
             })
             .collect(),
         provider: tracer,
+        no_context_propagation: settings.is_not_propagated,
         ..Tracing::default()
+    })
+}
+
+/// How request ids are made, where it is not as usual: whether a request is traced is not drawn by its id.
+pub(super) fn request_id(view: &View<'_>, side: Side) -> Option<RequestIdExtension> {
+    let is_drawn = view.telemetry.tracing(side).draws_by_request_id?;
+    let config = UuidRequestIdConfig {
+        use_request_id_for_trace_sampling: Some(is_drawn),
+        ..UuidRequestIdConfig::default()
+    };
+    Some(RequestIdExtension {
+        typed_config: Some(any(&config)),
     })
 }
 

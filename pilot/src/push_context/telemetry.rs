@@ -56,6 +56,10 @@ pub struct Tracing {
     pub tags: BTreeMap<String, wire::tracing::CustomTag>,
     /// Tags about the mesh are added too.
     pub has_istio_tags: Option<bool>,
+    /// Whether a request is traced is drawn by its id.
+    pub draws_by_request_id: Option<bool>,
+    /// Upstreams are not told of the trace.
+    pub is_not_propagated: bool,
 }
 
 /// What becomes of one metric.
@@ -226,6 +230,12 @@ impl Telemetry {
             merged.sampling = entry.random_sampling_percentage.or(merged.sampling);
             merged.is_disabled = entry.disable_span_reporting.unwrap_or(merged.is_disabled);
             merged.has_istio_tags = entry.enable_istio_tags.or(merged.has_istio_tags);
+            merged.draws_by_request_id = entry
+                .use_request_id_for_trace_sampling
+                .or(merged.draws_by_request_id);
+            merged.is_not_propagated = entry
+                .disable_context_propagation
+                .unwrap_or(merged.is_not_propagated);
             if !entry.custom_tags.is_empty() {
                 merged.tags.clone_from(&entry.custom_tags);
             }

@@ -31,6 +31,8 @@ pub(crate) struct Span {
     pub(super) begun: Instant,
     pub(super) tags: Vec<(Cow<'static, str>, String)>,
     pub(super) driver: Driver,
+    /// Upstreams are told of it.
+    propagates: bool,
     /// The route's word for what it does, as long as it may be told to the other side.
     decorated: Option<Box<str>>,
 }
@@ -111,6 +113,7 @@ impl Span {
             begun: info.start,
             tags: Vec::new(),
             driver: driver.clone(),
+            propagates: config.propagates,
             decorated: None,
         })
     }
@@ -180,6 +183,9 @@ impl Span {
 
     /// Puts the context into the headers of a request that goes on.
     pub(crate) fn inject(&self, map: &mut HeaderMap) {
+        if !self.propagates {
+            return;
+        }
         match &self.driver {
             Driver::Zipkin(zipkin) => {
                 context::put_b3(map, &self.context, self.is_sampled);
@@ -276,6 +282,7 @@ pub(crate) fn start_upstream(
         begun: Instant::now(),
         tags: Vec::new(),
         driver: parent.driver.clone(),
+        propagates: parent.propagates,
         decorated: None,
     };
     span.tag("component", "proxy");

@@ -103,7 +103,10 @@ impl Cluster {
             _ => None,
         };
         let scope = root.tagged("cluster", "envoy.cluster_name", &config.stat_name);
-        let outlier = config.outlier.clone().map(|outlier| {
+        let outlier = config.outlier.clone().map(|mut outlier| {
+            outlier
+                .error_statuses
+                .clone_from(&config.http.error_statuses);
             let log = shared.outlier_log.get().cloned();
             OutlierDetector::new(outlier, scope.scope("outlier_detection").group(), log)
         });

@@ -81,6 +81,14 @@ impl OutlierDetector {
         random: u64,
     ) -> bool {
         let (config, state) = (&self.config, &host.outlier);
+        // As Envoy does with a matcher: all failures are alike.
+        let outcome = match (outcome, &config.error_statuses) {
+            (Outcome::Status(status), Some(failures)) if failures.contains(&status) => {
+                Outcome::Status(500)
+            }
+            (Outcome::Status(_), Some(_)) => Outcome::Status(200),
+            (outcome, _) => outcome,
+        };
         let is_failure = match outcome {
             Outcome::Status(status) => status >= 500,
             Outcome::LocalFailure | Outcome::Timeout => true,

@@ -10,12 +10,17 @@ use crate::{
 };
 use proto::envoy::config::{
     cluster::v3::Cluster as WireCluster,
+    common::matcher::v3::{MatchPredicate, match_predicate::Rule},
     core::v3::{Http1ProtocolOptions, Http2ProtocolOptions},
+    route::v3::header_matcher::HeaderMatchSpecifier,
 };
 use proto::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions as Wire,
-    http_protocol_options::{UpstreamProtocolOptions, explicit_http_config::ProtocolConfig},
+    http_protocol_options::{
+        OutlierDetection, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+    },
 };
+use proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use std::time::Duration;
 
 const TYPED_KEY: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -59,6 +64,8 @@ pub(crate) struct HttpProtocolOptions {
     pub(crate) initial_stream_window: u32,
     /// HTTP/2: window of a connection.
     pub(crate) initial_connection_window: u32,
+    /// The answers that outlier detection takes for failures, instead of those from 500 on.
+    pub(crate) error_statuses: Option<Vec<u16>>,
     /// HTTP/2: ping interval and patience.
     pub(crate) keepalive: Option<(Duration, Duration)>,
     /// SNI is the request's host.
@@ -90,6 +97,7 @@ impl Default for HttpProtocolOptions {
             max_concurrent_streams: 1024,
             initial_stream_window: 16 << 20,
             initial_connection_window: 24 << 20,
+            error_statuses: None,
             keepalive: None,
             auto_sni: false,
             auto_san_validation: false,
@@ -163,15 +171,13 @@ impl HttpProtocolOptions {
                 return Err(Invalid::unsupported("auto_san_validation without auto_sni"));
             }
         }
-        // A filter chain on the upstream side may only hold the codec, which every upstream has.
-        if let Some(filter) = wire
-            .http_filters
-            .iter()
-            .find(|filter| filter.name != "envoy.filters.http.upstream_codec")
-        {
-            return Err(Invalid::unsupported("an upstream HTTP filter")
-                .at(format_args!("http_filters[{}]", filter.name)));
-        }
+        self.error_statuses = wire
+            .outlier_detection
+            .as_ref()
+            .map(error_statuses)
+            .transpose()
+            .at("outlier_detection.error_matcher")?;
+        refuse_filters(wire)?;
         match &wire.upstream_protocol_options {
             None => {}
             Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
@@ -265,5 +271,52 @@ impl HttpProtocolOptions {
             self.keepalive = Some((interval, timeout));
         }
         Ok(())
+    }
+}
+
+/// A filter chain on the upstream side may only hold the codec, which every upstream has.
+fn refuse_filters(wire: &Wire) -> Result<(), Invalid> {
+    let mut filters = wire.http_filters.iter();
+    match filters.find(|filter| filter.name != "envoy.filters.http.upstream_codec") {
+        Some(filter) => Err(Invalid::unsupported("an upstream HTTP filter")
+            .at(format_args!("http_filters[{}]", filter.name))),
+        None => Ok(()),
+    }
+}
+
+fn error_statuses(wire: &OutlierDetection) -> Result<Vec<u16>, Invalid> {
+    let matcher = wire.error_matcher.as_ref();
+    let matcher = matcher.ok_or_else(|| Invalid::new("a matcher is needed"))?;
+    let mut statuses = Vec::new();
+    add_statuses(matcher, &mut statuses)?;
+    Ok(statuses)
+}
+
+/// The statuses that `matcher` names: one, or any of several.
+fn add_statuses(matcher: &MatchPredicate, statuses: &mut Vec<u16>) -> Result<(), Invalid> {
+    let other = || Invalid::unsupported("a condition other than whole statuses");
+    match &matcher.rule {
+        Some(Rule::OrMatch(set)) => set
+            .rules
+            .iter()
+            .try_for_each(|rule| add_statuses(rule, statuses)),
+        Some(Rule::HttpResponseHeadersMatch(wanted)) => {
+            let [header] = wanted.headers.as_slice() else {
+                return Err(other());
+            };
+            let Some(HeaderMatchSpecifier::StringMatch(text)) = &header.header_match_specifier
+            else {
+                return Err(other());
+            };
+            let Some(MatchPattern::Exact(status)) = &text.match_pattern else {
+                return Err(other());
+            };
+            if header.name != ":status" || header.invert_match {
+                return Err(other());
+            }
+            statuses.push(status.parse().map_err(|_| other())?);
+            Ok(())
+        }
+        _ => Err(other()),
     }
 }

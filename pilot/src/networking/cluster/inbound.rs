@@ -64,9 +64,9 @@ fn build_one(view: &View<'_>, target: &Target) -> Cluster {
     policy.apply_connection_pool(&mut cluster, mesh);
     let common = policy.common_http_options();
     cluster.typed_extension_protocol_options = match target.protocol {
-        protocol if protocol.is_http2() => protocol_options::http2(common, super::http2()),
-        Protocol::Http => protocol_options::http1(common),
-        Protocol::Unsupported => protocol_options::downstream(common),
+        protocol if protocol.is_http2() => protocol_options::http2(&common, policy.http2_options()),
+        Protocol::Http => protocol_options::http1(&common),
+        Protocol::Unsupported => protocol_options::downstream(&common, policy.http2_options()),
         _ => protocol_options::Options::new(),
     };
     cluster

@@ -16,6 +16,7 @@ use proto::istio::networking::v1alpha3::{
     server_tls_settings::TlSmode,
 };
 
+use super::protocol_options::Common;
 use super::{TrafficPolicy, protocol_options, upstream_tls};
 use crate::model::{ClusterName, Protocol, Resolution, Service, ServicePort};
 use crate::networking::wire::{ads, any};
@@ -95,7 +96,7 @@ fn build_one(
     policy.apply_connection_pool(&mut cluster, mesh);
     policy.apply_outlier_detection(&mut cluster);
     apply_discovery(view, service, port, name, policy, &mut cluster);
-    let is_http2 = apply_protocol(view, port, policy, &mut cluster);
+    let is_http2 = apply_protocol(view, service, port, policy, &mut cluster);
     upstream_tls::apply(view, &mut cluster, service, port, name, policy, is_http2);
     cluster
 }
@@ -209,12 +210,16 @@ fn keep_first_endpoint(assignment: &mut proto::envoy::config::endpoint::v3::Clus
 /// Chooses the HTTP version; true for HTTP/2.
 fn apply_protocol(
     view: &View<'_>,
+    service: &Service,
     port: &ServicePort,
     policy: &TrafficPolicy<'_>,
     cluster: &mut Cluster,
 ) -> bool {
     let http = policy.connection_pool.and_then(|pool| pool.http.as_ref());
-    let common = policy.common_http_options();
+    let common = Common {
+        checks_names: service.resolution == Resolution::DynamicDns,
+        ..policy.common_http_options()
+    };
     let upgrade = match http.map(HttpSettings::h2_upgrade_policy) {
         Some(H2UpgradePolicy::Upgrade) => true,
         Some(H2UpgradePolicy::DoNotUpgrade) => false,
@@ -224,20 +229,13 @@ fn apply_protocol(
     let is_http2 = port.protocol.is_http2() || (is_http1 && upgrade);
     cluster.typed_extension_protocol_options = if http.is_some_and(|http| http.use_client_protocol)
     {
-        protocol_options::downstream(common)
+        protocol_options::downstream(&common, policy.http2_options())
     } else if is_http2 {
-        let mut options = super::http2();
-        if let Some(streams) = http
-            .and_then(|http| u32::try_from(http.max_concurrent_streams).ok())
-            .filter(|max| *max > 0)
-        {
-            options.max_concurrent_streams = Some(streams);
-        }
-        protocol_options::http2(common, options)
+        protocol_options::http2(&common, policy.http2_options())
     } else if port.protocol == Protocol::Unsupported {
-        protocol_options::downstream(common)
+        protocol_options::downstream(&common, policy.http2_options())
     } else if is_http1 {
-        protocol_options::http1(common)
+        protocol_options::http1(&common)
     } else {
         protocol_options::Options::new()
     };

@@ -13,7 +13,9 @@ use proto::envoy::config::cluster::v3::{
         ring_hash_lb_config::HashFunction,
     },
 };
-use proto::envoy::config::core::v3::{HttpProtocolOptions, RuntimeDouble, TcpKeepalive};
+use proto::envoy::config::core::v3::{
+    Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings, RuntimeDouble, TcpKeepalive,
+};
 use proto::envoy::r#type::v3::Percent;
 use proto::istio::networking::v1alpha3::{
     self as wire, ClientTlsSettings, ConnectionPoolSettings, LoadBalancerSettings,
@@ -22,9 +24,16 @@ use proto::istio::networking::v1alpha3::{
     },
 };
 
+use super::protocol_options::Common;
 use super::{positive, unlimited};
 use crate::model::{Mesh, Service};
 use crate::networking::View;
+
+/// How long an answer to a ping may take, if nobody says it: gRPC's default, as Envoy has none.
+const PING_TIMEOUT: Duration = Duration {
+    seconds: 20,
+    nanos: 0,
+};
 
 /// The four groups that may differ by port.
 #[derive(Clone, Debug, Default)]
@@ -227,7 +236,7 @@ impl<'a> TrafficPolicy<'a> {
         threshold.retry_budget = self.retry_budget.map(|budget| RetryBudget {
             budget_percent: budget.percent.map(|value| Percent { value }),
             min_retry_concurrency: Some(budget.min_retry_concurrency).filter(|min| *min > 0),
-            ..RetryBudget::default()
+            budget_interval: positive(budget.budget_interval.as_ref()),
         });
         cluster.circuit_breakers = Some(breakers);
         let keepalive = tcp
@@ -241,8 +250,38 @@ impl<'a> TrafficPolicy<'a> {
         }
     }
 
-    /// What holds for HTTP of any version, if anything is said about it.
-    pub(super) fn common_http_options(&self) -> Option<HttpProtocolOptions> {
+    /// What holds for HTTP of any version.
+    pub(super) fn common_http_options(&self) -> Common {
+        let codes = self
+            .outlier_detection
+            .map(|outlier| outlier.outlier_detection_http_error_codes.clone());
+        Common {
+            http: self.http_limits(),
+            error_codes: codes.unwrap_or_default(),
+            checks_names: false,
+        }
+    }
+
+    /// What holds for HTTP/2.
+    pub(super) fn http2_options(&self) -> Http2ProtocolOptions {
+        let mut options = super::http2();
+        let http = self.connection_pool.and_then(|pool| pool.http.as_ref());
+        let streams = http
+            .and_then(|http| u32::try_from(http.max_concurrent_streams).ok())
+            .filter(|max| *max > 0);
+        if streams.is_some() {
+            options.max_concurrent_streams = streams;
+        }
+        let keepalive = http.and_then(|http| http.http2_keep_alive.as_ref());
+        options.connection_keepalive = keepalive.map(|keepalive| KeepaliveSettings {
+            interval: positive(keepalive.interval.as_ref()),
+            timeout: positive(keepalive.timeout.as_ref()).or(Some(PING_TIMEOUT)),
+            ..KeepaliveSettings::default()
+        });
+        options
+    }
+
+    fn http_limits(&self) -> Option<HttpProtocolOptions> {
         let pool = self.connection_pool?;
         let http = pool.http.as_ref();
         let idle_timeout = positive(http.and_then(|http| http.idle_timeout.as_ref()));

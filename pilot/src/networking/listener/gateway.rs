@@ -200,6 +200,9 @@ fn downstream(
                 crl: (!settings.ca_crl.is_empty()).then(|| tls::file(&settings.ca_crl)),
                 ..CertificateValidationContext::default()
             })
+        } else if !settings.ca_cert_credential_name.is_empty() {
+            let roots = secret::roots_reference(view, &settings.ca_cert_credential_name);
+            tls::validation(roots, names)
         } else if let Some(name) = credentials.first() {
             tls::validation(secret::roots_reference(view, name), names)
         } else {

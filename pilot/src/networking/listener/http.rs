@@ -14,11 +14,12 @@ use proto::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds,
     http_connection_manager::{
         ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
-        SetCurrentClientCertDetails, UpgradeConfig,
+        ServerHeaderTransformation, SetCurrentClientCertDetails, UpgradeConfig,
     },
 };
 use proto::istio::mesh::v1alpha1::ForwardClientCertDetails as WireDetails;
 use proto::istio::mesh::v1alpha1::mesh_config::proxy_path_normalization::NormalizationType;
+use proto::istio::mesh::v1alpha1::proxy_config::ProxyHeaders;
 
 use super::inbound::Target;
 use crate::model::Resolution;
@@ -83,6 +84,7 @@ pub(super) fn connection_manager(view: &View<'_>, place: Place<'_>, stat_prefix:
         }],
         normalize_path: Some(mesh.path_normalization != NormalizationType::None),
         tracing: tracing::build(view, side),
+        request_id_extension: tracing::request_id(view, side),
         ..HttpConnectionManager::default()
     };
     match mesh.path_normalization {
@@ -94,32 +96,17 @@ pub(super) fn connection_manager(view: &View<'_>, place: Place<'_>, stat_prefix:
         }
         NormalizationType::Default | NormalizationType::None | NormalizationType::Base => {}
     }
-    let details = |cert| SetCurrentClientCertDetails {
-        subject: Some(true),
-        cert,
-        dns: true,
-        uri: true,
-        ..SetCurrentClientCertDetails::default()
-    };
+    if matches!(place, Place::Inbound(..) | Place::Gateway(_)) {
+        apply_headers(&mesh.headers, &mut manager);
+    }
     match place {
-        Place::Inbound(..) => {
-            "istio-envoy".clone_into(&mut manager.server_name);
-            manager.forward_client_cert_details = ForwardClientCertDetails::AppendForward as i32;
-            manager.set_current_client_cert_details = Some(details(false));
-        }
+        Place::Inbound(..) => apply_client_certificate(&mesh.headers, &mut manager),
         Place::Gateway(_) => {
-            "istio-envoy".clone_into(&mut manager.server_name);
-            manager.forward_client_cert_details = match mesh.gateway_client_cert {
-                WireDetails::Sanitize => ForwardClientCertDetails::Sanitize,
-                WireDetails::ForwardOnly => ForwardClientCertDetails::ForwardOnly,
-                WireDetails::AppendForward => ForwardClientCertDetails::AppendForward,
-                WireDetails::AlwaysForwardOnly => ForwardClientCertDetails::AlwaysForwardOnly,
-                WireDetails::Undefined | WireDetails::SanitizeSet => {
-                    ForwardClientCertDetails::SanitizeSet
-                }
-            } as i32;
+            manager.forward_client_cert_details = forwarding(mesh.gateway_client_cert)
+                .unwrap_or(ForwardClientCertDetails::SanitizeSet)
+                as i32;
             manager.xff_num_trusted_hops = mesh.trusted_proxies;
-            manager.set_current_client_cert_details = Some(details(true));
+            manager.set_current_client_cert_details = Some(client_certificate(true));
         }
         Place::Outbound(_) | Place::HttpProxy(_) => {}
     }
@@ -132,6 +119,64 @@ pub(super) fn connection_manager(view: &View<'_>, place: Place<'_>, stat_prefix:
         });
     }
     network_filter("envoy.filters.network.http_connection_manager", &manager)
+}
+
+/// Headers of what comes to workloads and gateways, as the mesh wants them.
+fn apply_headers(headers: &ProxyHeaders, manager: &mut HttpConnectionManager) {
+    let server = headers.server.clone().unwrap_or_default();
+    if server.disabled.unwrap_or_default() {
+        manager.server_header_transformation = ServerHeaderTransformation::PassThrough as i32;
+    } else if server.value.is_empty() {
+        "istio-envoy".clone_into(&mut manager.server_name);
+    } else {
+        manager.server_name = server.value;
+    }
+    let id = headers.request_id.as_ref();
+    manager.generate_request_id = Some(!id.is_some_and(|id| id.disabled.unwrap_or_default()));
+    let port = headers.x_forwarded_port.as_ref();
+    manager.append_x_forwarded_port = port.is_some_and(|port| port.enabled.unwrap_or_default());
+}
+
+fn client_certificate(cert: bool) -> SetCurrentClientCertDetails {
+    SetCurrentClientCertDetails {
+        subject: Some(true),
+        cert,
+        dns: true,
+        uri: true,
+        ..SetCurrentClientCertDetails::default()
+    }
+}
+
+/// What the workload hears of its client's certificate.
+fn apply_client_certificate(headers: &ProxyHeaders, manager: &mut HttpConnectionManager) {
+    manager.forward_client_cert_details = forwarding(headers.forwarded_client_cert())
+        .unwrap_or(ForwardClientCertDetails::AppendForward)
+        as i32;
+    let wanted = headers.set_current_client_cert_details.as_ref();
+    let details = wanted.map_or_else(
+        || client_certificate(false),
+        |wanted| SetCurrentClientCertDetails {
+            subject: wanted.subject,
+            cert: wanted.cert.unwrap_or_default(),
+            chain: wanted.chain.unwrap_or_default(),
+            dns: wanted.dns.unwrap_or_default(),
+            uri: wanted.uri.unwrap_or_default(),
+            ..SetCurrentClientCertDetails::default()
+        },
+    );
+    manager.set_current_client_cert_details = Some(details);
+}
+
+/// None if nothing is said.
+fn forwarding(wanted: WireDetails) -> Option<ForwardClientCertDetails> {
+    Some(match wanted {
+        WireDetails::Undefined => return None,
+        WireDetails::Sanitize => ForwardClientCertDetails::Sanitize,
+        WireDetails::ForwardOnly => ForwardClientCertDetails::ForwardOnly,
+        WireDetails::AppendForward => ForwardClientCertDetails::AppendForward,
+        WireDetails::SanitizeSet => ForwardClientCertDetails::SanitizeSet,
+        WireDetails::AlwaysForwardOnly => ForwardClientCertDetails::AlwaysForwardOnly,
+    })
 }
 
 fn filters(view: &View<'_>, place: Place<'_>) -> Vec<HttpFilter> {
@@ -186,7 +231,12 @@ fn filters(view: &View<'_>, place: Place<'_>) -> Vec<HttpFilter> {
     if side == Side::Client {
         filters.extend(name_resolution(view));
     }
-    filters.push(http_filter("envoy.filters.http.router", &Router::default()));
+    let debug = view.push.mesh.headers.envoy_debug_headers.as_ref();
+    let router = Router {
+        suppress_envoy_headers: debug.is_some_and(|debug| debug.disabled.unwrap_or_default()),
+        ..Router::default()
+    };
+    filters.push(http_filter("envoy.filters.http.router", &router));
     filters
 }
 

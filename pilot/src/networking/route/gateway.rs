@@ -30,7 +30,7 @@ pub(super) fn build(view: &View<'_>, name: &str) -> Vec<VirtualHost> {
                 let found = routes(view, service, port, &[&server.gateway]);
                 let entry = hosts
                     .entry(domain.clone())
-                    .or_insert_with(|| virtual_host(&domain, port));
+                    .or_insert_with(|| virtual_host(view, &domain, port));
                 if redirects {
                     entry.require_tls = TlsRequirementType::All as i32;
                 }
@@ -47,7 +47,7 @@ pub(super) fn build(view: &View<'_>, name: &str) -> Vec<VirtualHost> {
             for domain in server.hosts() {
                 let entry = hosts
                     .entry(domain.to_owned())
-                    .or_insert_with(|| virtual_host(domain, port));
+                    .or_insert_with(|| virtual_host(view, domain, port));
                 entry.require_tls = TlsRequirementType::All as i32;
             }
         }
@@ -65,7 +65,7 @@ fn port_of(name: &str) -> u32 {
         .unwrap_or(0)
 }
 
-fn virtual_host(domain: &str, port: u32) -> VirtualHost {
+fn virtual_host(view: &View<'_>, domain: &str, port: u32) -> VirtualHost {
     // A gateway is reached through ports that it does not know of; Envoy has no wildcard at both ends.
     let with_port = match domain {
         host::ANY => None,
@@ -77,7 +77,7 @@ fn virtual_host(domain: &str, port: u32) -> VirtualHost {
         domains: std::iter::once(domain.to_owned())
             .chain(with_port)
             .collect(),
-        include_request_attempt_count: true,
+        include_request_attempt_count: view.push.mesh.is_attempt_told(),
         ..VirtualHost::default()
     }
 }

@@ -132,7 +132,7 @@ impl Planned<'_> {
             name: self.name.clone(),
             domains,
             routes,
-            include_request_attempt_count: true,
+            include_request_attempt_count: view.push.mesh.is_attempt_told(),
             ..VirtualHost::default()
         })
     }
@@ -273,7 +273,7 @@ fn undeclared(view: &View<'_>, name: &str) -> VirtualHost {
         None if view.scope.is_any_allowed => PASSTHROUGH.to_owned(),
         None => {
             let mut host = answering(name, "*", 502);
-            host.include_request_attempt_count = true;
+            host.include_request_attempt_count = view.push.mesh.is_attempt_told();
             return host;
         }
     };
@@ -293,7 +293,7 @@ fn undeclared(view: &View<'_>, name: &str) -> VirtualHost {
             })),
             ..Route::default()
         }],
-        include_request_attempt_count: true,
+        include_request_attempt_count: view.push.mesh.is_attempt_told(),
         ..VirtualHost::default()
     }
 }

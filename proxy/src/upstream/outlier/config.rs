@@ -7,6 +7,8 @@ use std::time::Duration;
 /// A checked configuration.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct OutlierConfig {
+    /// The answers that are failures, instead of those from 500 on.
+    pub(crate) error_statuses: Option<Vec<u16>>,
     pub(super) consecutive_5xx: u32,
     pub(super) consecutive_gateway: u32,
     pub(super) consecutive_local: u32,

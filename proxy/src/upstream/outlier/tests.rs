@@ -8,6 +8,11 @@ use crate::{
 };
 
 fn cluster(outlier: &str, hosts: u16) -> Arc<Cluster> {
+    cluster_with(outlier, "", hosts)
+}
+
+/// With something else besides.
+fn cluster_with(outlier: &str, more: &str, hosts: u16) -> Arc<Cluster> {
     let endpoints: Vec<String> = (1..=hosts)
         .map(|port| {
             format!(
@@ -16,7 +21,7 @@ fn cluster(outlier: &str, hosts: u16) -> Arc<Cluster> {
         })
         .collect();
     let text = format!(
-        "{{name: a, outlier_detection: {outlier}, load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{}]}}]}}}}",
+        "{{name: a, outlier_detection: {outlier}{more}, load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{}]}}]}}}}",
         endpoints.join(", ")
     );
     let wire = proto::yaml::from_str(&text).unwrap();
@@ -153,4 +158,29 @@ async fn local_failures_are_counted_apart_where_asked_for() {
         1
     );
     assert_eq!(stats.ejections_enforced_consecutive_5xx.value(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_may_be_other_answers_than_those_from_500_on() {
+    let status = |code: u16| {
+        format!(
+            "{{http_response_headers_match: {{headers: [{{name: ':status', string_match: {{exact: '{code}'}}}}]}}}}"
+        )
+    };
+    let options = format!(
+        ", typed_extension_protocol_options: {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: \
+         {{'@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {{http_protocol_options: {{}}}}, \
+         outlier_detection: {{error_matcher: {{or_match: {{rules: [{}, {}]}}}}}}}}}}",
+        status(429),
+        status(503)
+    );
+    let settings = "{consecutive_5xx: 2, max_ejection_percent: 100}";
+    let cluster = cluster_with(settings, &options, 2);
+    let bad = host(&cluster, 0);
+    for status in [500, 500, 429, 500, 503] {
+        cluster.report(&bad, Outcome::Status(status), 0);
+    }
+    assert!(bad.is_healthy());
+    cluster.report(&bad, Outcome::Status(429), 0);
+    assert!(!bad.is_healthy());
 }
