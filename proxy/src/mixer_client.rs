@@ -26,7 +26,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use futures::future::LocalBoxFuture;
-use proto_mesh::attribute::{Attributes, dictionary};
+use proto_mesh::attribute::dictionary;
+use proto_mesh::attribute::record::{Base, Record};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -43,6 +44,9 @@ pub(crate) use stats::{FilterKind, Stats};
 
 /// A worker has no more clients than this; the oldest makes room. There is one for each distinct transport configuration.
 const MAX_CLIENTS: usize = 16;
+
+/// Records that are kept for requests to come.
+const MAX_RECORDS: usize = 256;
 
 thread_local! {
     /// The clients of this thread's worker.
@@ -70,6 +74,8 @@ pub(crate) struct Client {
     calls: Cell<u64>,
     /// Batches on their way, and their size in bytes.
     reports_in_flight: Cell<(usize, usize)>,
+    /// For requests to come.
+    records: RefCell<Vec<Rc<Record>>>,
     /// Another client has taken its place.
     is_closed: Cell<bool>,
 }
@@ -128,6 +134,7 @@ impl Client {
             id: uuid::Uuid::new_v4(),
             calls: Cell::new(0),
             reports_in_flight: Cell::new((0, 0)),
+            records: RefCell::default(),
             is_closed: Cell::new(false),
             transport,
             kind,
@@ -136,23 +143,19 @@ impl Client {
         })
     }
 
-    /// Whether a request with these attributes may pass. What it costs in quotas is charged.
+    /// Whether such a request may pass. What it costs in quotas is charged.
     pub(crate) fn check(
         self: &Rc<Self>,
-        attributes: Arc<Attributes>,
+        record: &Rc<Record>,
         quotas: Vec<Requirement>,
         policy: &FailPolicy,
     ) -> Check {
         let now = Instant::now();
         self.stats.total_check_calls.inc();
-        let cached = self.checks.borrow_mut().get(&attributes, now);
+        let cached = self.checks.borrow_mut().get(record, now);
         let Some(answer) = cached else {
             self.stats.total_check_cache_misses.inc();
-            let client = self.clone();
-            let policy = policy.clone();
-            return Check::Wait(Box::pin(async move {
-                client.ask(attributes, quotas, &policy).await
-            }));
+            return self.wait(record, quotas, policy);
         };
         self.stats.total_check_cache_hits.inc();
         let mut outcome = Outcome::new(&answer, true);
@@ -165,28 +168,36 @@ impl Client {
             return Check::Done(outcome);
         }
         if self.transport.disable_quota_cache {
-            let client = self.clone();
-            let policy = policy.clone();
-            return Check::Wait(Box::pin(async move {
-                client.ask(attributes, quotas, &policy).await
-            }));
+            return self.wait(record, quotas, policy);
         }
         outcome.quota_cache_hit = true;
-        outcome.exhausted(&self.charge(&attributes, &quotas, now));
+        outcome.exhausted(&self.charge(record, &quotas, now));
         Check::Done(outcome)
+    }
+
+    fn wait(
+        self: &Rc<Self>,
+        record: &Rc<Record>,
+        quotas: Vec<Requirement>,
+        policy: &FailPolicy,
+    ) -> Check {
+        let (client, record, policy) = (self.clone(), record.clone(), policy.clone());
+        Check::Wait(Box::pin(async move {
+            client.ask(record, quotas, &policy).await
+        }))
     }
 
     /// Charges quotas from the cache, and fetches more ahead; names of those that are exhausted.
     fn charge(
         self: &Rc<Self>,
-        attributes: &Arc<Attributes>,
+        record: &Rc<Record>,
         quotas: &[Requirement],
         now: Instant,
     ) -> Vec<String> {
         let mut exhausted = Vec::new();
         for quota in quotas {
             self.stats.total_quota_calls.inc();
-            let decision = self.quotas.borrow_mut().charge(quota, attributes, now);
+            let decision = self.quotas.borrow_mut().charge(quota, record, now);
             self.stats.total_quota_cache_hits.inc();
             if decision.is_granted {
                 self.stats.total_quota_cache_hit_accepts.inc();
@@ -196,24 +207,47 @@ impl Client {
             }
             if let Some(fetch) = decision.prefetch {
                 self.stats.total_remote_quota_prefetch_calls.inc();
-                let (client, attributes) = (self.clone(), attributes.clone());
-                tokio::task::spawn_local(async move { client.prefetch(&attributes, fetch).await });
+                let (client, record) = (self.clone(), record.clone());
+                tokio::task::spawn_local(async move { client.prefetch(&record, fetch).await });
             }
         }
         exhausted
     }
 
     /// Tells Mixer of something that is over. Sent some time later, with others.
-    pub(crate) fn report(&self, attributes: &Attributes) {
+    pub(crate) fn report(&self, record: &Record) {
         self.stats.total_report_calls.inc();
         let mut batch = self.batch.borrow_mut();
-        let length = batch.add(attributes, self.words.get());
+        let length = batch.add(record, self.words.get());
         let is_full = length >= self.transport.batch_entries || batch.is_large();
         if self.transport.disable_report_batch || is_full {
             self.full.notify_one();
         } else if length == 1 {
             self.begun.notify_one();
         }
+    }
+
+    /// An empty record on `base`.
+    pub(crate) fn record(&self, base: &Rc<Base>) -> Rc<Record> {
+        let Some(mut record) = self.records.borrow_mut().pop() else {
+            return Rc::new(Record::new(base.clone()));
+        };
+        // Nobody else has it, or it would not be here.
+        Rc::make_mut(&mut record).reset(base.clone());
+        record
+    }
+
+    /// Takes back a record that is no longer needed, for another request.
+    pub(crate) fn recycle(&self, record: Rc<Record>) {
+        let mut records = self.records.borrow_mut();
+        if records.len() < MAX_RECORDS && Rc::strong_count(&record) == 1 && record.is_small() {
+            records.push(record);
+        }
+    }
+
+    /// Whether another client has taken its place.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed.get()
     }
 
     /// An id that no other call has.

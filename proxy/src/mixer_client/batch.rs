@@ -5,17 +5,19 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use proto_component::drain::Drain;
+use proto_mesh::attribute::dictionary;
+use proto_mesh::attribute::record::Record;
 use proto_mesh::attribute::report::ReportWriter;
-use proto_mesh::attribute::{Attributes, Value, dictionary};
 
-use super::Client;
+use super::{Client, call};
 
 /// Batches that may be on their way, those that wait for Mixer to come back included; more are dropped.
 const MAX_IN_FLIGHT: usize = 64;
 /// And their size in bytes, for each worker.
 const MAX_BYTES: usize = 4 << 20;
-/// A batch with as many bytes of text is sent, however few entries it has: Mixer takes messages of up to 1 MiB.
+/// A batch of as many bytes is sent, however few entries it has: Mixer takes messages of up to 1 MiB.
 const FULL_BYTES: usize = 512 << 10;
 /// What is left at the end is sent this soon.
 const LAST_TIME: Duration = Duration::from_millis(50);
@@ -24,60 +26,32 @@ const LAST_TIME: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Batch {
     entries: ReportWriter,
-    /// Bytes of text in the entries, those counted twice that are sent once.
-    size: usize,
 }
 
 impl Batch {
     pub(super) fn new() -> Self {
-        Self::for_words(dictionary::WORDS.len())
-    }
-
-    fn for_words(words: usize) -> Self {
-        Self {
-            entries: ReportWriter::new(words),
-            size: 0,
-        }
+        let entries = ReportWriter::new(dictionary::WORDS.len());
+        Self { entries }
     }
 
     /// Adds an entry for a server that knows `words`; how many there are now.
-    pub(super) fn add(&mut self, attributes: &Attributes, words: usize) -> usize {
+    pub(super) fn add(&mut self, record: &Record, words: usize) -> usize {
         if self.entries.sets() == 0 && self.entries.global_words() != words {
-            *self = Self::for_words(words);
+            self.entries = ReportWriter::new(words);
         }
-        let entries = attributes.iter();
-        self.entries
-            .add(entries.map(|(name, value)| (name, value.as_ref())));
-        self.size += attributes
-            .iter()
-            .map(|(_, value)| text_size(value))
-            .sum::<usize>();
+        self.entries.add(record);
         self.entries.sets()
     }
 
-    /// Whether no more text should go into it.
+    /// Whether no more should go into it.
     pub(super) fn is_large(&self) -> bool {
-        self.size >= FULL_BYTES
+        self.entries.size() >= FULL_BYTES
     }
 
     /// Everything so far: how many entries, and the request.
-    fn take(&mut self) -> Option<(usize, Vec<u8>)> {
+    fn take(&mut self) -> Option<(usize, Bytes)> {
         let entries = self.entries.sets();
-        self.size = 0;
-        (entries > 0).then(|| (entries, self.entries.take()))
-    }
-}
-
-fn text_size(value: &Value) -> usize {
-    match value {
-        Value::String(text) => text.len(),
-        Value::Bytes(bytes) => bytes.len(),
-        Value::StringMap(map) => map.iter().map(|(key, value)| key.len() + value.len()).sum(),
-        Value::Int64(_)
-        | Value::Double(_)
-        | Value::Bool(_)
-        | Value::Timestamp(_)
-        | Value::Duration(_) => 0,
+        (entries > 0).then(|| (entries, call::frame(|buffer| self.entries.take(buffer))))
     }
 }
 

@@ -4,7 +4,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use ::http::{Method, Request, Uri, Version, header};
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use http_body_util::{BodyExt as _, Limited};
 use tonic::Code;
@@ -17,15 +17,17 @@ use crate::worker::Worker;
 
 const AUTHORITY: &str = "mixer";
 const MAX_ANSWER: usize = 4 << 20;
+/// Compression and length, before each message.
+const HEAD: usize = 5;
 
 /// Mixer, somewhere else.
 pub(super) trait Remote {
-    /// Calls a method with an encoded message; the answer's message comes back. The caller sets the deadline.
+    /// Calls a method with a [framed](frame) message; the answer's message comes back. The caller sets the deadline.
     fn call(
         &self,
         cluster: &str,
         method: &'static str,
-        message: Vec<u8>,
+        message: Bytes,
     ) -> LocalBoxFuture<'static, Result<Bytes, CallError>>;
 
     /// A random number.
@@ -85,7 +87,7 @@ impl Remote for WorkerRemote {
         &self,
         cluster: &str,
         method: &'static str,
-        message: Vec<u8>,
+        message: Bytes,
     ) -> LocalBoxFuture<'static, Result<Bytes, CallError>> {
         let (worker, cluster) = (self.worker.upgrade(), cluster.to_owned());
         Box::pin(async move {
@@ -103,7 +105,7 @@ async fn send(
     worker: &Rc<Worker>,
     name: &str,
     method: &'static str,
-    message: Vec<u8>,
+    message: Bytes,
 ) -> Result<Bytes, CallError> {
     let cluster = worker
         .clusters
@@ -128,7 +130,7 @@ async fn send(
     };
     let exchange = async {
         let connection = worker.pools.http(&cluster, &host, &request).await?;
-        connection.send(grpc_request(method, &message)?).await
+        connection.send(grpc_request(method, message)?).await
     };
     let response = exchange.await.inspect_err(|_| {
         cluster.report(&host, Outcome::LocalFailure, worker.random());
@@ -152,11 +154,16 @@ async fn send(
     unframe(&body.to_bytes())
 }
 
-fn grpc_request(method: &'static str, message: &[u8]) -> Result<Request<Body>, PoolError> {
-    let mut framed = BytesMut::with_capacity(message.len() + 5);
-    framed.put_u8(0);
-    framed.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
-    framed.put_slice(message);
+/// A message, encoded by `write`, with gRPC's head.
+pub(super) fn frame(write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+    let mut framed = vec![0; HEAD];
+    write(&mut framed);
+    let length = u32::try_from(framed.len() - HEAD).unwrap_or(u32::MAX);
+    framed[1..HEAD].copy_from_slice(&length.to_be_bytes());
+    framed.into()
+}
+
+fn grpc_request(method: &'static str, message: Bytes) -> Result<Request<Body>, PoolError> {
     let uri = Uri::builder()
         .scheme("http")
         .authority(AUTHORITY)
@@ -168,7 +175,7 @@ fn grpc_request(method: &'static str, message: &[u8]) -> Result<Request<Body>, P
             .uri(uri)
             .header(header::CONTENT_TYPE, "application/grpc")
             .header(header::TE, "trailers")
-            .body(Body::full(framed.freeze()))
+            .body(Body::full(message))
     });
     built.map_err(|error| PoolError {
         kind: PoolErrorKind::LocalReset,
@@ -211,12 +218,12 @@ fn percent_decode(text: &[u8]) -> String {
 /// The one message of a unary answer.
 fn unframe(body: &Bytes) -> Result<Bytes, CallError> {
     let malformed = || CallError::transport("the answer is not one gRPC message");
-    let head = body.get(..5).ok_or_else(malformed)?;
+    let head = body.get(..HEAD).ok_or_else(malformed)?;
     let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
-    if head[0] != 0 || body.len() != length + 5 {
+    if head[0] != 0 || body.len() != length + HEAD {
         return Err(malformed());
     }
-    Ok(body.slice(5..))
+    Ok(body.slice(HEAD..))
 }
 
 #[cfg(test)]

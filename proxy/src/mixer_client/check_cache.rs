@@ -1,16 +1,19 @@
-//! Answers that may be used again. A lookup tries every shape of key that answers so far had; the oldest answer makes room.
+//! Answers that may be used again. A lookup tries every shape of key that answers so far had; those that were not used for
+//! longest make room.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use proto::istio::mixer::v1::check_response::PreconditionResult;
-use proto_mesh::attribute::Attributes;
+use proto_mesh::attribute::record::Record;
 use tokio::time::Instant;
 
 use super::referenced::{Referenced, Signature};
 
 const CAPACITY: usize = 10_000;
+/// How many answers go at a time.
+const ROOM: usize = CAPACITY / 8;
 /// Shapes come from rules, so there are few; more would make every lookup slow.
 const MAX_SHAPES: usize = 64;
 
@@ -19,10 +22,11 @@ const MAX_SHAPES: usize = 64;
 pub(super) struct CheckCache {
     is_enabled: bool,
     shapes: Vec<Referenced>,
-    entries: HashMap<Signature, Entry>,
-    /// Last use → entry.
-    uses: BTreeMap<u64, Signature>,
+    /// Seeded anew in every process: part of the keys comes from whoever sends requests.
+    entries: HashMap<Signature, Entry, foldhash::quality::RandomState>,
     next_use: u64,
+    /// The key that is looked for.
+    signature: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -40,69 +44,57 @@ impl CheckCache {
         Self {
             is_enabled,
             shapes: Vec::new(),
-            entries: HashMap::new(),
-            uses: BTreeMap::new(),
+            entries: HashMap::default(),
             next_use: 0,
+            signature: Vec::new(),
         }
     }
 
     /// The answer for a request like this one.
-    pub(super) fn get(
-        &mut self,
-        attributes: &Attributes,
-        now: Instant,
-    ) -> Option<Rc<PreconditionResult>> {
-        for position in 0..self.shapes.len() {
-            let Some(signature) = self.shapes[position].signature(attributes, "") else {
+    pub(super) fn get(&mut self, record: &Record, now: Instant) -> Option<Rc<PreconditionResult>> {
+        for (position, shape) in self.shapes.iter().enumerate() {
+            if !shape.sign(position, record, &mut self.signature) {
                 continue;
-            };
-            let Some(entry) = self.entries.get_mut(&signature) else {
+            }
+            let Some(entry) = self.entries.get_mut(self.signature.as_slice()) else {
                 continue;
             };
             if entry.left == 0 || entry.expires.is_some_and(|expires| expires <= now) {
-                let used = entry.used;
-                self.uses.remove(&used);
-                self.entries.remove(&signature);
+                self.entries.remove(self.signature.as_slice());
                 continue;
             }
             if entry.left > 0 {
                 entry.left -= 1;
             }
-            self.uses.remove(&entry.used);
             entry.used = self.next_use;
             self.next_use += 1;
-            let answer = entry.answer.clone();
-            self.uses.insert(entry.used, signature);
-            return Some(answer);
+            return Some(entry.answer.clone());
         }
         None
     }
 
     /// Keeps an answer, if it may be used again.
-    pub(super) fn put(
-        &mut self,
-        attributes: &Attributes,
-        answer: &Rc<PreconditionResult>,
-        now: Instant,
-    ) {
+    pub(super) fn put(&mut self, record: &Record, answer: &Rc<PreconditionResult>, now: Instant) {
         if !self.is_enabled {
             return;
         }
         let Some(referenced) = answer.referenced_attributes.as_ref() else {
             return;
         };
-        let Some(shape) = Referenced::decode(referenced, attributes) else {
+        let Some(shape) = Referenced::decode(referenced, record) else {
             return;
         };
+        let known = self.shapes.iter().position(|known| *known == shape);
+        if known.is_none() && self.shapes.len() >= MAX_SHAPES {
+            // New rules have new shapes: what the old ones remember goes with them.
+            *self = Self::new(true);
+        }
+        let position = known.unwrap_or(self.shapes.len());
         // An answer that does not fit its own request is of no use.
-        let Some(signature) = shape.signature(attributes, "") else {
+        let Some(signature) = shape.signature(position, record) else {
             return;
         };
-        if !self.shapes.contains(&shape) {
-            if self.shapes.len() >= MAX_SHAPES {
-                // New rules have new shapes: what the old ones remember goes with them.
-                *self = Self::new(true);
-            }
+        if known.is_none() {
             self.shapes.push(shape);
         }
         let valid = answer
@@ -115,15 +107,16 @@ impl CheckCache {
             used: self.next_use,
         };
         self.next_use += 1;
-        self.uses.insert(entry.used, signature.clone());
-        if let Some(old) = self.entries.insert(signature, entry) {
-            self.uses.remove(&old.used);
+        self.entries.insert(signature, entry);
+        if self.entries.len() > CAPACITY {
+            self.make_room();
         }
-        while self.entries.len() > CAPACITY {
-            let Some((_, oldest)) = self.uses.pop_first() else {
-                return;
-            };
-            self.entries.remove(&oldest);
-        }
+    }
+
+    fn make_room(&mut self) {
+        let mut used: Vec<u64> = self.entries.values().map(|entry| entry.used).collect();
+        let (_, limit, _) = used.select_nth_unstable(ROOM);
+        let limit = *limit;
+        self.entries.retain(|_, entry| entry.used >= limit);
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::istio::mixer::v1::ReferencedAttributes;
-use proto_mesh::attribute::Attributes;
+use proto_mesh::attribute::record::Record;
 use tokio::time::Instant;
 
 use super::quota_spec::Requirement;
@@ -99,18 +99,16 @@ impl QuotaCache {
     pub(super) fn charge(
         &mut self,
         requirement: &Requirement,
-        attributes: &Attributes,
+        record: &Record,
         now: Instant,
     ) -> Decision {
         self.sweep(now);
         let quota = self.by_name.entry(requirement.name.clone()).or_default();
-        let id = quota
-            .find(attributes, &requirement.name)
-            .unwrap_or_else(|| {
-                self.next_id += 1;
-                quota.add(self.next_id, attributes, &requirement.name, now);
-                self.next_id
-            });
+        let id = quota.find(record).unwrap_or_else(|| {
+            self.next_id += 1;
+            quota.add(self.next_id, record, now);
+            self.next_id
+        });
         let Some(cell) = quota.cells.get_mut(&id) else {
             // The id was just found or added.
             return Decision {
@@ -138,15 +136,14 @@ impl QuotaCache {
         prefetch: &Prefetch,
         granted: Option<Granted>,
         referenced: Option<&ReferencedAttributes>,
-        attributes: &Attributes,
+        record: &Record,
         now: Instant,
     ) {
         let Some(quota) = self.by_name.get_mut(&prefetch.name) else {
             return;
         };
-        if let Some(shape) = referenced.and_then(|message| Referenced::decode(message, attributes))
-        {
-            quota.learn(shape, prefetch, attributes);
+        if let Some(shape) = referenced.and_then(|message| Referenced::decode(message, record)) {
+            quota.learn(shape, prefetch, record);
         }
         if let Some(cell) = quota.cells.get_mut(&prefetch.cell) {
             cell.answered(prefetch, granted, now);
@@ -177,11 +174,9 @@ impl QuotaCache {
 }
 
 impl Quota {
-    fn find(&self, attributes: &Attributes, name: &str) -> Option<u64> {
-        let known = self.shapes.iter().find_map(|shape| {
-            let signature = shape.signature(attributes, name)?;
-            self.by_signature.get(&signature).copied()
-        });
+    fn find(&self, record: &Record) -> Option<u64> {
+        let mut signatures = self.signatures(record);
+        let known = signatures.find_map(|signature| self.by_signature.get(&signature).copied());
         known.or(if self.shapes.is_empty() {
             self.pending
         } else {
@@ -189,12 +184,15 @@ impl Quota {
         })
     }
 
-    fn add(&mut self, id: u64, attributes: &Attributes, name: &str, now: Instant) {
+    /// The request's keys in the shapes that it has.
+    fn signatures(&self, record: &Record) -> impl Iterator<Item = Signature> {
+        let shapes = self.shapes.iter().enumerate();
+        shapes.filter_map(|(position, shape)| shape.signature(position, record))
+    }
+
+    fn add(&mut self, id: u64, record: &Record, now: Instant) {
         self.cells.insert(id, Cell::new(now));
-        let fitting = self
-            .shapes
-            .iter()
-            .find_map(|shape| shape.signature(attributes, name));
+        let fitting = self.signatures(record).next();
         match fitting {
             Some(signature) => {
                 self.by_signature.insert(signature, id);
@@ -204,15 +202,17 @@ impl Quota {
     }
 
     /// The cell that asked is the one for requests like the one it asked for.
-    fn learn(&mut self, shape: Referenced, prefetch: &Prefetch, attributes: &Attributes) {
-        let Some(signature) = shape.signature(attributes, &prefetch.name) else {
+    fn learn(&mut self, shape: Referenced, prefetch: &Prefetch, record: &Record) {
+        let known = self.shapes.iter().position(|known| *known == shape);
+        if known.is_none() && self.shapes.len() >= MAX_SHAPES {
+            self.shapes.clear();
+            self.by_signature.clear();
+        }
+        let position = known.unwrap_or(self.shapes.len());
+        let Some(signature) = shape.signature(position, record) else {
             return;
         };
-        if !self.shapes.contains(&shape) {
-            if self.shapes.len() >= MAX_SHAPES {
-                self.shapes.clear();
-                self.by_signature.clear();
-            }
+        if known.is_none() {
             self.shapes.push(shape);
         }
         self.by_signature.entry(signature).or_insert(prefetch.cell);
@@ -346,6 +346,9 @@ impl Cell {
 
 #[cfg(test)]
 mod tests {
+    use proto_mesh::attribute::Attributes;
+    use proto_mesh::attribute::record::Base;
+
     use super::*;
 
     fn one() -> Requirement {
@@ -357,10 +360,10 @@ mod tests {
 
     /// Charges `count` requests; how many passed, and what was asked for.
     fn charge(cache: &mut QuotaCache, count: usize, now: Instant) -> (i64, Vec<Prefetch>) {
-        let attributes = Attributes::new();
+        let record = Record::new(Base::new(&Attributes::new()));
         let (mut passed, mut asked) = (0, Vec::new());
         for _ in 0..count {
-            let decision = cache.charge(&one(), &attributes, now);
+            let decision = cache.charge(&one(), &record, now);
             passed += i64::from(decision.is_granted);
             asked.extend(decision.prefetch);
         }
@@ -373,8 +376,8 @@ mod tests {
             valid: Duration::from_secs(10),
         };
         let referenced = ReferencedAttributes::default();
-        let attributes = Attributes::new();
-        cache.answered(prefetch, Some(granted), Some(&referenced), &attributes, now);
+        let record = Record::new(Base::new(&Attributes::new()));
+        cache.answered(prefetch, Some(granted), Some(&referenced), &record, now);
     }
 
     #[test]

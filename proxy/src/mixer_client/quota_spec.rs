@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use proto::istio::mixer::v1::config::client as wire;
-use proto_mesh::attribute::{Attributes, Value};
+use proto_mesh::attribute::record::Record;
+use proto_mesh::attribute::{Name, ValueRef};
 use regex::Regex;
 
 use crate::invalid::{Invalid, try_all};
@@ -34,7 +35,7 @@ struct Rule {
 /// One attribute's condition.
 #[derive(Debug)]
 struct Clause {
-    attribute: String,
+    attribute: Name,
     text: TextMatch,
 }
 
@@ -92,7 +93,7 @@ fn clauses(attribute_match: &wire::AttributeMatch) -> Result<Vec<Clause>, Invali
                 }
             };
             Ok(Clause {
-                attribute: attribute.clone(),
+                attribute: Name::new(attribute),
                 text,
             })
         })
@@ -100,17 +101,17 @@ fn clauses(attribute_match: &wire::AttributeMatch) -> Result<Vec<Clause>, Invali
 }
 
 impl QuotaSpec {
-    /// What a request with these attributes costs.
+    /// What such a request costs.
     pub(crate) fn requirements<'a>(
         &'a self,
-        attributes: &'a Attributes,
+        record: &'a Record,
     ) -> impl Iterator<Item = Requirement> + 'a {
         let applies = |rule: &&Rule| {
             rule.matches.is_empty()
                 || rule
                     .matches
                     .iter()
-                    .any(|clauses| clauses.iter().all(|clause| clause.holds(attributes)))
+                    .any(|clauses| clauses.iter().all(|clause| clause.holds(record)))
         };
         self.rules
             .iter()
@@ -120,8 +121,8 @@ impl QuotaSpec {
 }
 
 impl Clause {
-    fn holds(&self, attributes: &Attributes) -> bool {
-        let Some(Value::String(value)) = attributes.get(&self.attribute) else {
+    fn holds(&self, record: &Record) -> bool {
+        let Some(ValueRef::String(value)) = record.get(&self.attribute) else {
             return false;
         };
         match &self.text {
@@ -135,7 +136,7 @@ impl Clause {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::attributes;
+    use super::super::tests::record;
     use super::*;
     use wire::string_match::MatchType::{Exact, Prefix, Regex};
 
@@ -157,7 +158,7 @@ mod tests {
                     quotas,
                 }],
             };
-            QuotaSpec::try_from(&spec).map(|spec| spec.requirements(&attributes("alice")).count())
+            QuotaSpec::try_from(&spec).map(|spec| spec.requirements(&record("alice")).count())
         };
         assert_eq!(requires(vec![]), Ok(1));
         assert_eq!(

@@ -4,20 +4,21 @@
 use proto::istio::mixer::v1::ReferencedAttributes;
 use proto::istio::mixer::v1::referenced_attributes::Condition;
 use proto_mesh::attribute::codec::Words;
-use proto_mesh::attribute::{Attributes, MapRef, Value, ValueRef};
+use proto_mesh::attribute::record::Record;
+use proto_mesh::attribute::{MapRef, Name, ValueRef};
 
 /// The shape of a key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Referenced {
-    absent: Vec<Name>,
-    exact: Vec<Name>,
+    absent: Vec<Place>,
+    exact: Vec<Place>,
 }
 
 /// An attribute, or a key of one that is a string map.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Name {
-    attribute: String,
-    key: Option<String>,
+struct Place {
+    attribute: Name,
+    key: Option<Box<str>>,
 }
 
 /// A request's values in a shape. The values themselves, not a hash of them: part of them comes from whoever sends requests.
@@ -25,60 +26,58 @@ pub(super) type Signature = Box<[u8]>;
 
 impl Referenced {
     /// The shape that the server tells, read against the request it was told for; `None` when it cannot be used again.
-    pub(super) fn decode(message: &ReferencedAttributes, attributes: &Attributes) -> Option<Self> {
+    pub(super) fn decode(message: &ReferencedAttributes, record: &Record) -> Option<Self> {
         let words = Words::new(&message.words);
         let mut referenced = Self::default();
         for found in &message.attribute_matches {
-            let attribute = words.get(found.name)?.to_owned();
+            let attribute = Name::new(words.get(found.name)?);
             // QUIRK: key 0 means none, and a key counts only for an attribute that is a map here.
-            let is_map = matches!(attributes.get(&attribute), Some(Value::StringMap(_)));
+            let is_map = matches!(record.get(&attribute), Some(ValueRef::StringMap(_)));
             let key = if is_map && found.map_key != 0 {
-                Some(words.get(found.map_key)?.to_owned())
+                Some(words.get(found.map_key)?.into())
             } else {
                 None
             };
-            let name = Name { attribute, key };
+            let place = Place { attribute, key };
             if found.condition == i32::from(Condition::Absence) {
-                referenced.absent.push(name);
+                referenced.absent.push(place);
             } else if found.condition == i32::from(Condition::Exact) {
-                referenced.exact.push(name);
+                referenced.exact.push(place);
             } else {
                 return None;
             }
         }
-        for names in [&mut referenced.absent, &mut referenced.exact] {
-            names.sort();
-            names.dedup();
+        for places in [&mut referenced.absent, &mut referenced.exact] {
+            places.sort();
+            places.dedup();
         }
         Some(referenced)
     }
 
-    /// The request's key in this shape; `None` when it is of another shape.
-    pub(super) fn signature(&self, attributes: &Attributes, extra: &str) -> Option<Signature> {
-        if self
-            .absent
-            .iter()
-            .any(|name| name.find(attributes).is_some())
-        {
-            return None;
+    /// Writes the request's key in this shape, which is the one at `position`; false when it is of another shape.
+    pub(super) fn sign(&self, position: usize, record: &Record, signature: &mut Vec<u8>) -> bool {
+        signature.clear();
+        signature.extend_from_slice(&position.to_le_bytes());
+        for place in &self.exact {
+            let Some(value) = place.find(record) else {
+                return false;
+            };
+            push_value(signature, value);
         }
-        let mut signature = Vec::with_capacity(256);
-        for name in &self.exact {
-            let value = name.find(attributes)?;
-            push(&mut signature, name.attribute.as_bytes());
-            if let Some(key) = &name.key {
-                push(&mut signature, key.as_bytes());
-            }
-            push_value(&mut signature, value);
-        }
-        push(&mut signature, extra.as_bytes());
-        Some(signature.into())
+        self.absent.iter().all(|place| place.find(record).is_none())
+    }
+
+    /// The same key, to be kept.
+    pub(super) fn signature(&self, position: usize, record: &Record) -> Option<Signature> {
+        let mut signature = Vec::new();
+        self.sign(position, record, &mut signature)
+            .then(|| signature.into())
     }
 }
 
-impl Name {
-    fn find<'a>(&self, attributes: &'a Attributes) -> Option<ValueRef<'a>> {
-        let value = attributes.get(&self.attribute)?.as_ref();
+impl Place {
+    fn find<'a>(&self, record: &'a Record) -> Option<ValueRef<'a>> {
+        let value = record.get(&self.attribute)?;
         match (&self.key, value) {
             (None, value) => Some(value),
             (Some(key), ValueRef::StringMap(map)) => map.get(key).map(ValueRef::String),
@@ -94,6 +93,8 @@ fn push(signature: &mut Vec<u8>, part: &[u8]) {
 }
 
 fn push_value(signature: &mut Vec<u8>, value: ValueRef<'_>) {
+    // An attribute may have another type in another request.
+    signature.push(value.rank());
     match value {
         ValueRef::String(text) => push(signature, text.as_bytes()),
         ValueRef::Int64(number) => push(signature, &number.to_le_bytes()),

@@ -1,19 +1,20 @@
 //! Asking Mixer: the request, its retries, what the answer leaves in the caches.
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use prost::Message as _;
 use proto::istio::mixer::v1::check_request::QuotaParams;
 use proto::istio::mixer::v1::check_response::QuotaResult;
 use proto::istio::mixer::v1::{CheckRequest, CheckResponse};
-use proto_mesh::attribute::{Attributes, codec, dictionary};
+use proto_mesh::attribute::record::Record;
+use proto_mesh::attribute::{codec, dictionary};
 use tokio::time::Instant;
 use tonic::Code;
 
 use super::Client;
-use super::call::CallError;
+use super::call::{self, CallError};
 use super::config::FailPolicy;
 use super::outcome::{Outcome, status};
 use super::quota_cache::{Granted, Prefetch};
@@ -37,7 +38,7 @@ impl Client {
     /// Asks whether the request may pass and for its quotas.
     pub(super) async fn ask(
         self: Rc<Self>,
-        attributes: Arc<Attributes>,
+        record: Rc<Record>,
         quotas: Vec<Requirement>,
         policy: &FailPolicy,
     ) -> Outcome {
@@ -54,9 +55,9 @@ impl Client {
             };
             (quota.name.to_string(), params)
         });
-        let request = self.request(&attributes, params.collect());
+        let request = self.request(&record, params.collect());
         let outcome = match self.check_call(&request, policy).await {
-            Ok(response) => self.read(&attributes, &quotas, response, policy),
+            Ok(response) => self.read(&record, &quotas, response, policy),
             Err(error) => {
                 if error.code == Code::InvalidArgument && error.message.starts_with(OLD_SERVER) {
                     self.words.set(dictionary::BASE_WORDS);
@@ -90,7 +91,7 @@ impl Client {
 
     fn read(
         &self,
-        attributes: &Arc<Attributes>,
+        record: &Record,
         quotas: &[Requirement],
         mut response: CheckResponse,
         policy: &FailPolicy,
@@ -109,7 +110,7 @@ impl Client {
         let answer = Rc::new(answer);
         self.checks
             .borrow_mut()
-            .put(attributes, &answer, Instant::now());
+            .put(record, &answer, Instant::now());
         let mut outcome = Outcome::new(&answer, false);
         if outcome.is_ok() {
             let is_refused =
@@ -131,13 +132,13 @@ impl Client {
     }
 
     /// Fetches an amount ahead; nobody waits for it.
-    pub(super) async fn prefetch(self: Rc<Self>, attributes: &Attributes, prefetch: Prefetch) {
+    pub(super) async fn prefetch(self: Rc<Self>, record: &Record, prefetch: Prefetch) {
         let name = prefetch.name.to_string();
         let params = QuotaParams {
             amount: prefetch.amount,
             best_effort: true,
         };
-        let request = self.request(attributes, [(name.clone(), params)].into());
+        let request = self.request(record, [(name.clone(), params)].into());
         let result = match self.check_call(&request, &self.transport.fail_policy).await {
             Ok(mut response) => response.quotas.remove(&name),
             Err(error) => {
@@ -155,23 +156,19 @@ impl Client {
         let referenced = result
             .as_ref()
             .and_then(|result| result.referenced_attributes.as_ref());
-        self.quotas.borrow_mut().answered(
-            &prefetch,
-            granted,
-            referenced,
-            attributes,
-            Instant::now(),
-        );
+        self.quotas
+            .borrow_mut()
+            .answered(&prefetch, granted, referenced, record, Instant::now());
     }
 
     fn request(
         &self,
-        attributes: &Attributes,
+        record: &Record,
         quotas: std::collections::BTreeMap<String, QuotaParams>,
     ) -> CheckRequest {
         let words = self.words.get();
         CheckRequest {
-            attributes: Some(codec::encode(attributes, words)),
+            attributes: Some(codec::encode_all(record.iter(), words)),
             global_word_count: u32::try_from(words).unwrap_or(u32::MAX),
             // The same for every retry: Mixer charges quotas once.
             deduplication_id: self.next_call_id(),
@@ -184,7 +181,7 @@ impl Client {
         request: &CheckRequest,
         policy: &FailPolicy,
     ) -> Result<CheckResponse, CallError> {
-        let message = request.encode_to_vec();
+        let message = call::frame(|buffer| buffer.extend_from_slice(&request.encode_to_vec()));
         let mut attempt = 0;
         loop {
             if !self.breaker.admits(Instant::now()) {
@@ -234,7 +231,7 @@ impl Client {
     }
 
     /// Sends a batch. While Mixer is away it is tried again, with growing pauses; the batch waits in memory, within bounds.
-    pub(super) async fn send_report(&self, entries: usize, message: Vec<u8>) {
+    pub(super) async fn send_report(&self, entries: usize, message: Bytes) {
         for attempt in 1..=REPORT_TRIES {
             self.stats.total_remote_report_calls.inc();
             let call = self

@@ -12,13 +12,17 @@ use proto::istio::mixer::v1::{
     CheckRequest, CheckResponse, ReferencedAttributes, ReportRequest, ReportResponse,
 };
 use proto_component::drain::Drain;
-use proto_mesh::attribute::Value;
 use proto_mesh::attribute::codec::{self, Encoder, Words};
+use proto_mesh::attribute::{Attributes, Known};
 use std::time::Duration;
 use tonic::Code;
 
 use super::call::{CallError, Remote};
 use super::*;
+
+const HEADERS: Known = Known::new("request.headers");
+const PATH: Known = Known::new("request.path");
+const USER: Known = Known::new("source.user");
 
 #[derive(Default)]
 struct FakeMixer {
@@ -34,13 +38,14 @@ impl Remote for FakeMixer {
         &self,
         cluster: &str,
         method: &'static str,
-        message: Vec<u8>,
+        message: Bytes,
     ) -> LocalBoxFuture<'static, Result<Bytes, CallError>> {
+        let message = &message[5..];
         let answer = if method.ends_with("Report") {
             assert_eq!(cluster, "reports");
             self.reports
                 .borrow_mut()
-                .push(ReportRequest::decode(message.as_slice()).unwrap());
+                .push(ReportRequest::decode(message).unwrap());
             match self.away.get() {
                 0 => Ok(ReportResponse {}.encode_to_vec()),
                 away => {
@@ -52,7 +57,7 @@ impl Remote for FakeMixer {
             assert_eq!(cluster, "mixer_server");
             self.checks
                 .borrow_mut()
-                .push(CheckRequest::decode(message.as_slice()).unwrap());
+                .push(CheckRequest::decode(message).unwrap());
             let answer = self.answers.borrow_mut().pop_front();
             answer
                 .unwrap_or_else(|| Err(CallError::transport("no answer")))
@@ -79,15 +84,15 @@ fn client(change: impl FnOnce(&mut wire::TransportConfig)) -> (Rc<Client>, Rc<Fa
     (client, mixer)
 }
 
-pub(super) fn attributes(user: &'static str) -> Arc<Attributes> {
-    let mut attributes = Attributes::new();
-    attributes.set("source.user", user);
-    attributes.set(
-        "request.headers",
-        Value::StringMap(vec![("x-a".into(), "1".into()), ("x-b".into(), "2".into())]),
-    );
-    attributes.set("request.path", "/x");
-    Arc::new(attributes)
+pub(super) fn record(user: &str) -> Rc<Record> {
+    let mut record = Record::new(Base::new(&Attributes::new()));
+    record.set_text(USER, user);
+    record.set_map(HEADERS, |entries| {
+        entries.push("x-a", "1");
+        entries.push("x-b", "2");
+    });
+    record.set_text(PATH, "/x");
+    Rc::new(record)
 }
 
 /// An answer that depended on the user, one header that was there and one that was not.
@@ -131,13 +136,9 @@ fn answer(code: Code, uses: i32) -> CheckResponse {
     }
 }
 
-async fn check(
-    client: &Rc<Client>,
-    attributes: Arc<Attributes>,
-    quotas: Vec<Requirement>,
-) -> Outcome {
+async fn check(client: &Rc<Client>, record: Rc<Record>, quotas: Vec<Requirement>) -> Outcome {
     let policy = client.transport.fail_policy.clone();
-    match client.check(attributes, quotas, &policy) {
+    match client.check(&record, quotas, &policy) {
         Check::Done(outcome) => outcome,
         Check::Wait(answer) => answer.await,
     }
@@ -162,56 +163,32 @@ fn an_answer_is_used_again_for_requests_that_agree() {
             Ok(answer(Code::Ok, -1)),
             Ok(answer(Code::Ok, -1)),
         ]);
-        assert!(check(&client, attributes("a"), vec![]).await.is_ok());
-        assert!(
-            check(&client, attributes("a"), vec![])
-                .await
-                .check_cache_hit
-        );
+        assert!(check(&client, record("a"), vec![]).await.is_ok());
+        assert!(check(&client, record("a"), vec![]).await.check_cache_hit);
         // Another path makes no difference, another header value or user does.
-        let mut other = Attributes::clone(&attributes("a"));
-        other.set("request.path", "/other");
+        let mut other = Record::clone(&record("a"));
+        other.set_text(PATH, "/other");
         assert!(
-            check(&client, Arc::new(other.clone()), vec![])
+            check(&client, Rc::new(other.clone()), vec![])
                 .await
                 .check_cache_hit
         );
-        let denied = check(&client, attributes("b"), vec![]).await;
+        let denied = check(&client, record("b"), vec![]).await;
         assert_eq!(denied.body(), "PERMISSION_DENIED:why");
         assert_eq!(denied.http_status(), 403);
-        assert!(
-            check(&client, attributes("b"), vec![])
-                .await
-                .check_cache_hit
-        );
+        assert!(check(&client, record("b"), vec![]).await.check_cache_hit);
         // The two uses are up.
-        assert!(
-            !check(&client, attributes("a"), vec![])
-                .await
-                .check_cache_hit
-        );
-        assert!(
-            check(&client, attributes("a"), vec![])
-                .await
-                .check_cache_hit
-        );
+        assert!(!check(&client, record("a"), vec![]).await.check_cache_hit);
+        assert!(check(&client, record("a"), vec![]).await.check_cache_hit);
         // A header that was not there is now.
-        other.set(
-            "request.headers",
-            Value::StringMap(vec![("x-a".into(), "1".into()), ("x-c".into(), "3".into())]),
-        );
-        assert!(
-            !check(&client, Arc::new(other), vec![])
-                .await
-                .check_cache_hit
-        );
+        other.set_map(HEADERS, |entries| {
+            entries.push("x-a", "1");
+            entries.push("x-c", "3");
+        });
+        assert!(!check(&client, Rc::new(other), vec![]).await.check_cache_hit);
         assert_eq!(mixer.checks.borrow().len(), 4);
         tokio::time::advance(Duration::from_secs(11)).await;
-        assert!(
-            !check(&client, attributes("a"), vec![])
-                .await
-                .check_cache_hit
-        );
+        assert!(!check(&client, record("a"), vec![]).await.check_cache_hit);
         assert_eq!(mixer.checks.borrow().len(), 5);
         assert_eq!(client.stats.total_check_calls.value(), 9);
         assert_eq!(client.stats.total_check_cache_hits.value(), 4);
@@ -228,12 +205,8 @@ fn without_a_cache_every_request_is_asked_about() {
             .answers
             .borrow_mut()
             .extend([Ok(answer(Code::Ok, 100)), Ok(answer(Code::Ok, 100))]);
-        assert!(check(&client, attributes("a"), vec![]).await.is_ok());
-        assert!(
-            !check(&client, attributes("a"), vec![])
-                .await
-                .check_cache_hit
-        );
+        assert!(check(&client, record("a"), vec![]).await.is_ok());
+        assert!(!check(&client, record("a"), vec![]).await.check_cache_hit);
         let ids: Vec<_> = mixer
             .checks
             .borrow()
@@ -253,7 +226,7 @@ fn without_a_cache_every_request_is_asked_about() {
 fn without_mixer_the_policy_decides() {
     local(async {
         let (open, _) = client(|_| {});
-        assert!(check(&open, attributes("a"), vec![]).await.is_ok());
+        assert!(check(&open, record("a"), vec![]).await.is_ok());
         let (closed, mixer) = client(|config| {
             let policy = wire::NetworkFailPolicy {
                 policy: 1,
@@ -262,7 +235,7 @@ fn without_mixer_the_policy_decides() {
             };
             config.network_fail_policy = Some(policy);
         });
-        let refused = check(&closed, attributes("a"), vec![]).await;
+        let refused = check(&closed, record("a"), vec![]).await;
         assert_eq!(refused.http_status(), 503);
         assert_eq!(
             refused.body(),
@@ -286,19 +259,13 @@ fn without_mixer_the_policy_decides() {
             })
         };
         mixer.answers.borrow_mut().push_back(internal());
-        assert_eq!(
-            check(&closed, attributes("a"), vec![]).await.http_status(),
-            500
-        );
+        assert_eq!(check(&closed, record("a"), vec![]).await.http_status(), 500);
         assert_eq!(mixer.checks.borrow().len(), 4);
         mixer
             .answers
             .borrow_mut()
             .push_back(Ok(CheckResponse::default()));
-        assert_eq!(
-            check(&closed, attributes("a"), vec![]).await.http_status(),
-            400
-        );
+        assert_eq!(check(&closed, record("a"), vec![]).await.http_status(), 400);
     });
 }
 
@@ -307,7 +274,7 @@ fn a_mixer_that_does_not_answer_is_left_alone() {
     local(async {
         let (client, mixer) = client(|_| {});
         for _ in 0..8 {
-            assert!(check(&client, attributes("a"), vec![]).await.is_ok());
+            assert!(check(&client, record("a"), vec![]).await.is_ok());
         }
         assert_eq!(mixer.checks.borrow().len(), 5);
         assert_eq!(client.stats.total_circuit_breaker_opened.value(), 1);
@@ -318,8 +285,8 @@ fn a_mixer_that_does_not_answer_is_left_alone() {
             .answers
             .borrow_mut()
             .push_back(Ok(answer(Code::Ok, 1)));
-        check(&client, attributes("b"), vec![]).await;
-        check(&client, attributes("c"), vec![]).await;
+        check(&client, record("b"), vec![]).await;
+        check(&client, record("c"), vec![]).await;
         assert_eq!(mixer.checks.borrow().len(), 7);
     });
 }
@@ -329,7 +296,7 @@ fn reports_wait_for_a_mixer_that_is_away() {
     local(async {
         let (client, mixer) = client(|config| config.disable_report_batch = true);
         mixer.away.set(3);
-        client.report(&attributes("a"));
+        client.report(&record("a"));
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert_eq!(mixer.reports.borrow().len(), 4);
         assert_eq!(client.stats.total_remote_report_successes.value(), 1);
@@ -337,7 +304,7 @@ fn reports_wait_for_a_mixer_that_is_away() {
         // It stays away: what does not fit is dropped at once, the rest in the end.
         mixer.away.set(usize::MAX);
         for _ in 0..100 {
-            client.report(&attributes("a"));
+            client.report(&record("a"));
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         assert_eq!(client.stats.total_report_dropped.value(), 36);
@@ -357,8 +324,8 @@ fn a_server_of_the_first_days_gets_the_base_words_only() {
             message,
             is_transport: false,
         }));
-        check(&client, attributes("a"), vec![]).await;
-        check(&client, attributes("a"), vec![]).await;
+        check(&client, record("a"), vec![]).await;
+        check(&client, record("a"), vec![]).await;
         let counts: Vec<_> = mixer
             .checks
             .borrow()
@@ -399,19 +366,19 @@ fn quotas_are_asked_for_then_fetched_ahead() {
             Ok(answer)
         };
         mixer.answers.borrow_mut().extend([with(1), with(3)]);
-        let first = check(&client, attributes("a"), quota()).await;
+        let first = check(&client, record("a"), quota()).await;
         assert!(first.is_ok() && !first.quota_cache_hit);
         assert!(!mixer.checks.borrow()[0].quotas["rps"].best_effort);
         // On credit, while ten are fetched ahead; three are granted, of which one is used already.
-        let second = check(&client, attributes("a"), quota()).await;
+        let second = check(&client, record("a"), quota()).await;
         assert!(second.is_ok() && second.quota_cache_hit && second.check_cache_hit);
         tokio::time::sleep(Duration::from_millis(1)).await;
         let fetched = mixer.checks.borrow()[1].quotas["rps"];
         assert!(fetched.best_effort && fetched.amount == 10);
         for _ in 0..2 {
-            assert!(check(&client, attributes("a"), quota()).await.is_ok());
+            assert!(check(&client, record("a"), quota()).await.is_ok());
         }
-        let exhausted = check(&client, attributes("a"), quota()).await;
+        let exhausted = check(&client, record("a"), quota()).await;
         assert_eq!(exhausted.http_status(), 429);
         assert_eq!(
             exhausted.body(),
@@ -420,10 +387,10 @@ fn quotas_are_asked_for_then_fetched_ahead() {
         assert_eq!(mixer.checks.borrow().len(), 2);
         // After a pause it is tried again, and Mixer's absence lets requests pass.
         tokio::time::advance(Duration::from_millis(600)).await;
-        check(&client, attributes("a"), quota()).await;
+        check(&client, record("a"), quota()).await;
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert_eq!(mixer.checks.borrow().len(), 3);
-        assert!(check(&client, attributes("a"), quota()).await.is_ok());
+        assert!(check(&client, record("a"), quota()).await.is_ok());
     });
 }
 
@@ -438,10 +405,7 @@ fn a_quota_that_is_not_granted_refuses() {
             name: "rps".into(),
             amount: 5,
         }];
-        assert_eq!(
-            check(&client, attributes("a"), quota).await.http_status(),
-            429
-        );
+        assert_eq!(check(&client, record("a"), quota).await.http_status(), 429);
         assert_eq!(client.stats.total_remote_quota_denies.value(), 1);
     });
 }
@@ -450,13 +414,13 @@ fn a_quota_that_is_not_granted_refuses() {
 fn reports_are_sent_together() {
     local(async {
         let (client, mixer) = client(|config| config.report_batch_max_entries = 3);
-        client.report(&attributes("a"));
+        client.report(&record("a"));
         tokio::time::sleep(Duration::from_millis(900)).await;
         assert!(mixer.reports.borrow().is_empty());
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(mixer.reports.borrow().len(), 1);
         for _ in 0..3 {
-            client.report(&attributes("b"));
+            client.report(&record("b"));
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
         let reports = mixer.reports.borrow();
@@ -476,9 +440,9 @@ fn reports_are_sent_together() {
 fn a_batch_of_much_text_is_sent_before_it_has_many_entries() {
     local(async {
         let (client, mixer) = client(|_| {});
-        let mut large = Attributes::clone(&attributes("a"));
-        large.set("request.path", "x".repeat(200 << 10));
-        for _ in 0..3 {
+        let mut large = Record::clone(&record("a"));
+        for number in 0..3 {
+            large.set_text(PATH, &format!("{number}{}", "x".repeat(200 << 10)));
             assert!(mixer.reports.borrow().is_empty());
             client.report(&large);
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -491,7 +455,7 @@ fn a_batch_of_much_text_is_sent_before_it_has_many_entries() {
 fn without_batches_reports_are_sent_at_once() {
     local(async {
         let (client, mixer) = client(|config| config.disable_report_batch = true);
-        client.report(&attributes("a"));
+        client.report(&record("a"));
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert_eq!(mixer.reports.borrow().len(), 1);
     });

@@ -17,7 +17,10 @@ use crate::{
 use futures::future::LocalBoxFuture;
 use prost_types::{Any, Timestamp};
 use proto::istio::mixer::v1::config::client as wire;
-use proto_mesh::attribute::{Attributes, Value};
+use proto_mesh::attribute::{
+    Attributes, Known, ValueRef,
+    record::{Base, Record},
+};
 use std::{
     rc::Rc,
     sync::Arc,
@@ -25,13 +28,22 @@ use std::{
 };
 use tokio::{sync::oneshot, time::Instant};
 
+const DURATION: Known = Known::new("connection.duration");
+const EVENT: Known = Known::new("connection.event");
+const ID: Known = Known::new("connection.id");
+const PROTOCOL: Known = Known::new("context.protocol");
+const RECEIVED: Known = Known::new("connection.received.bytes");
+const RECEIVED_TOTAL: Known = Known::new("connection.received.bytes_total");
+const SENT: Known = Known::new("connection.sent.bytes");
+const SENT_TOTAL: Known = Known::new("connection.sent.bytes_total");
+const TIME: Known = Known::new("context.time");
+
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 const MIN_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 struct MixerConfig {
     transport: Arc<Transport>,
     attributes: Attributes,
-    own: Attributes,
     is_checked: bool,
     is_reported: bool,
     quotas: Option<QuotaSpec>,
@@ -43,7 +55,7 @@ struct MixerConfig {
 /// One connection's reports.
 struct Reports {
     client: Rc<Client>,
-    attributes: Arc<Attributes>,
+    record: Rc<Record>,
     info: Rc<ConnectionInfo>,
     begun: Instant,
     /// Bytes in and out at the last `continue`. QUIRK: no other report moves it.
@@ -54,8 +66,10 @@ struct Reports {
 /// Checks the filter's configuration.
 pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, Invalid> {
     let config: wire::TcpClientConfig = crate::http::filter::unpack(any)?;
-    let attributes = config::attributes(config.mixer_attributes.as_ref());
-    let is_outbound = attributes.get_string("context.reporter.kind") == Some("outbound");
+    let configured = config::attributes(config.mixer_attributes.as_ref());
+    let is_outbound = configured.get_string("context.reporter.kind") == Some("outbound");
+    let mut attributes = mixer::own_attributes(&context.server.node, is_outbound);
+    attributes.merge(&configured);
     let quotas = config
         .connection_quota_spec
         .as_ref()
@@ -64,7 +78,6 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
         config::duration(config.report_interval.as_ref(), REPORT_INTERVAL).at("report_interval")?;
     Ok(Filter::Passing(Arc::new(MixerConfig {
         transport: config::transport(config.transport.as_ref())?,
-        own: mixer::own_attributes(&context.server.node, is_outbound),
         attributes,
         is_checked: !config.disable_check_calls,
         is_reported: !config.disable_report_calls,
@@ -82,7 +95,7 @@ impl NetworkFilter for MixerConfig {
         Box::pin(async move {
             let client = Client::of(&connection.worker, &self.transport, FilterKind::Tcp);
             let mut reports = Reports {
-                attributes: Arc::new(self.describe(&connection.info)),
+                record: Rc::new(self.describe(&connection.info)),
                 client,
                 info: connection.info.clone(),
                 begun: Instant::now(),
@@ -112,32 +125,26 @@ impl NetworkFilter for MixerConfig {
 
 impl MixerConfig {
     async fn check(&self, reports: &Reports) -> Outcome {
-        let attributes = reports.attributes.clone();
-        let quotas = self
-            .quotas
-            .iter()
-            .flat_map(|spec| spec.requirements(&attributes))
-            .collect();
-        match reports
-            .client
-            .check(attributes.clone(), quotas, &self.transport.fail_policy)
-        {
+        let record = &reports.record;
+        let quotas = self.quotas.iter();
+        let quotas = quotas.flat_map(|spec| spec.requirements(record)).collect();
+        let policy = &self.transport.fail_policy;
+        match reports.client.check(record, quotas, policy) {
             Check::Done(outcome) => outcome,
             Check::Wait(answer) => answer.await,
         }
     }
 
-    fn describe(&self, info: &ConnectionInfo) -> Attributes {
-        let mut attributes = self.own.clone();
-        attributes.merge(&self.attributes);
-        let remote = mixer::ip_bytes(info.remote_address.ip());
-        attributes.set("source.ip", Value::Bytes(remote.clone()));
-        attributes.set("origin.ip", Value::Bytes(remote));
-        mixer::add_connection(&mut attributes, info);
-        attributes.set("context.protocol", "tcp");
-        attributes.set("context.time", now());
-        attributes.set("connection.id", format!("{}-{}", self.id, info.id));
-        attributes
+    fn describe(&self, info: &ConnectionInfo) -> Record {
+        let mut record = Record::new(Base::new(&self.attributes));
+        for name in ["source.ip", "origin.ip"] {
+            mixer::set_ip(&mut record, name, info.remote_address.ip());
+        }
+        mixer::add_connection(&mut record, info);
+        record.set_text(PROTOCOL, "tcp");
+        record.set(TIME, now());
+        record.set_text(ID, &format!("{}-{}", self.id, info.id));
+        record
     }
 }
 
@@ -158,38 +165,29 @@ impl Reports {
     }
 
     fn close(&self) {
-        self.report("close", |reports, attributes| {
-            attributes.set(
-                "connection.duration",
-                mixer::duration(reports.begun.elapsed()),
-            );
-            mixer::add_outcome(attributes, reports.outcome.as_ref());
+        self.report("close", |reports, record| {
+            record.set(DURATION, mixer::duration(reports.begun.elapsed()));
+            mixer::add_outcome(record, reports.outcome.as_ref());
         });
     }
 
-    fn report(&self, event: &'static str, add: impl FnOnce(&Self, &mut Attributes)) {
-        let mut attributes = Attributes::clone(&self.attributes);
+    fn report(&self, event: &'static str, add: impl FnOnce(&Self, &mut Record)) {
+        let mut record = Record::clone(&self.record);
         let (received, sent) = (self.info.meter.received(), self.info.meter.sent());
-        attributes.set("context.time", now());
-        attributes.set("connection.event", event);
-        attributes.set(
-            "connection.received.bytes",
-            count(received.saturating_sub(self.base.0)),
-        );
-        attributes.set("connection.received.bytes_total", count(received));
-        attributes.set(
-            "connection.sent.bytes",
-            count(sent.saturating_sub(self.base.1)),
-        );
-        attributes.set("connection.sent.bytes_total", count(sent));
+        record.set(TIME, now());
+        record.set_text(EVENT, event);
+        record.set(RECEIVED, count(received.saturating_sub(self.base.0)));
+        record.set(RECEIVED_TOTAL, count(received));
+        record.set(SENT, count(sent.saturating_sub(self.base.1)));
+        record.set(SENT_TOTAL, count(sent));
         if self.info.is_local_restored {
-            mixer::add_destination(&mut attributes, self.info.local_address);
+            mixer::add_destination(&mut record, self.info.local_address);
         }
-        add(self, &mut attributes);
-        self.client.report(&attributes);
+        add(self, &mut record);
+        self.client.report(&record);
     }
 }
 
-fn now() -> Value {
-    Value::Timestamp(Timestamp::from(SystemTime::now()))
+fn now() -> ValueRef<'static> {
+    ValueRef::Timestamp(Timestamp::from(SystemTime::now()))
 }

@@ -7,6 +7,7 @@ use prost_types::{Duration, Timestamp};
 use proto::istio::mixer::v1 as wire;
 
 use super::codec::Words;
+use super::record::Pair;
 use super::wire::EncodedMap;
 
 /// A value, borrowed from where it was decoded.
@@ -39,6 +40,8 @@ pub enum MapRef<'a> {
     Encoded(EncodedMap<'a>, Words<'a>),
     /// Text.
     Plain(&'a [(Cow<'static, str>, String)]),
+    /// Parts of a text.
+    Pairs(&'a [Pair], &'a str),
 }
 
 /// A value that owns what it holds.
@@ -76,17 +79,18 @@ impl<'a> MapRef<'a> {
         let found = match self {
             // Nobody has seen to it that every key is there but once.
             MapRef::Encoded(..) => found.last(),
-            MapRef::Compressed(..) | MapRef::Plain(_) => found.next(),
+            MapRef::Compressed(..) | MapRef::Plain(_) | MapRef::Pairs(..) => found.next(),
         };
         found.map(|(_, value)| value)
     }
 
     /// Every entry whose key and value are words that exist.
     pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        let (compressed, encoded, plain) = match *self {
-            MapRef::Compressed(entries, words) => (Some((entries, words)), None, None),
-            MapRef::Encoded(map, words) => (None, Some((map, words)), None),
-            MapRef::Plain(entries) => (None, None, Some(entries)),
+        let (compressed, encoded, plain, pairs) = match *self {
+            MapRef::Compressed(entries, words) => (Some((entries, words)), None, None, None),
+            MapRef::Encoded(map, words) => (None, Some((map, words)), None, None),
+            MapRef::Plain(entries) => (None, None, Some(entries), None),
+            MapRef::Pairs(pairs, text) => (None, None, None, Some((pairs, text))),
         };
         let encoded = encoded.into_iter().flat_map(|(map, words)| {
             map.entries()
@@ -101,7 +105,10 @@ impl<'a> MapRef<'a> {
             .into_iter()
             .flatten()
             .map(|(key, value)| (key.as_ref(), value.as_str()));
-        compressed.chain(encoded).chain(plain)
+        let pairs = pairs
+            .into_iter()
+            .flat_map(|(pairs, text)| pairs.iter().map(move |pair| pair.of(text)));
+        compressed.chain(encoded).chain(plain).chain(pairs)
     }
 }
 

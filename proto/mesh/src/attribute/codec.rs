@@ -2,6 +2,7 @@
 //! negative one is the slot `-index - 1` of the words that travel with the message.
 
 use indexmap::IndexSet;
+use prost::encoding::encoded_len_varint;
 use proto::istio::mixer::v1::{CompressedAttributes, StringMap};
 
 use super::bag::{Attributes, MapRef, ValueRef};
@@ -39,6 +40,8 @@ pub enum InvalidAttributes {
 pub struct Encoder {
     /// Seeded anew in every process: words come from requests.
     words: IndexSet<String, foldhash::quality::RandomState>,
+    /// Bytes that they take in a message, with their keys and lengths.
+    size: usize,
     global_words: usize,
 }
 
@@ -152,6 +155,7 @@ impl Encoder {
     pub fn new(global_words: usize) -> Self {
         Self {
             words: IndexSet::default(),
+            size: 0,
             global_words,
         }
     }
@@ -163,11 +167,34 @@ impl Encoder {
         {
             return i32::try_from(position).unwrap_or(i32::MAX);
         }
-        let slot = match self.words.get_index_of(word) {
-            Some(slot) => slot,
-            None => self.words.insert_full(word.to_owned()).0,
-        };
-        -i32::try_from(slot).unwrap_or(i32::MAX - 1) - 1
+        match self.words.get_index_of(word) {
+            Some(slot) => index_of_slot(slot),
+            None => self.add(word),
+        }
+    }
+
+    /// The same for a word that is most likely one of the message's own.
+    pub(super) fn index_text(&mut self, word: &str) -> i32 {
+        match self.words.get_index_of(word) {
+            Some(slot) => index_of_slot(slot),
+            None => self.index(word),
+        }
+    }
+
+    /// Bytes that the message's own words take in it.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The words that are not global, in slot order; the encoder begins anew.
+    pub(super) fn take_words(&mut self) -> impl Iterator<Item = String> + '_ {
+        self.size = 0;
+        self.words.drain(..)
+    }
+
+    fn add(&mut self, word: &str) -> i32 {
+        self.size += 1 + encoded_len_varint(word.len() as u64) + word.len();
+        index_of_slot(self.words.insert_full(word.to_owned()).0)
     }
 
     /// Encodes one set. Its `words` stay empty: put [`Encoder::into_words`] there, or into `default_words`.
@@ -219,15 +246,28 @@ impl Encoder {
     }
 }
 
+/// -1 is slot 0.
+fn index_of_slot(slot: usize) -> i32 {
+    -i32::try_from(slot).unwrap_or(i32::MAX - 1) - 1
+}
+
 /// Encodes one bag into a message that stands alone.
 #[must_use]
 pub fn encode(attributes: &Attributes, global_words: usize) -> CompressedAttributes {
+    let all = attributes.iter();
+    encode_all(
+        all.map(|(name, value)| (name, value.as_ref())),
+        global_words,
+    )
+}
+
+/// The same of attributes that are held otherwise.
+pub fn encode_all<'a>(
+    attributes: impl Iterator<Item = (&'a str, ValueRef<'a>)>,
+    global_words: usize,
+) -> CompressedAttributes {
     let mut encoder = Encoder::new(global_words);
-    let mut message = encoder.encode(
-        attributes
-            .iter()
-            .map(|(name, value)| (name, value.as_ref())),
-    );
+    let mut message = encoder.encode(attributes);
     message.words = encoder.into_words();
     message
 }

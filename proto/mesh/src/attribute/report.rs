@@ -5,8 +5,13 @@ use prost::bytes::BufMut as _;
 use prost::encoding::{encode_varint, encoded_len_varint};
 use proto::istio::mixer::v1::report_request::RepeatedAttributesSemantics;
 
-use super::bag::ValueRef;
+use std::ops::Range;
+use std::rc::Rc;
+
+use super::bag::{MapRef, ValueRef};
 use super::codec::Encoder;
+use super::name::{Known, Name};
+use super::record::{Base, Record};
 
 /// Wire types of fields, in the lower bits of their keys.
 const VARINT: u8 = 0;
@@ -24,7 +29,15 @@ pub struct ReportWriter {
     /// For the set that is being written.
     set: Vec<u8>,
     pairs: Vec<(u64, u64)>,
+    /// Bases, written out for this message.
+    bases: Vec<(Rc<Base>, Range<usize>)>,
+    written: Vec<u8>,
 }
+
+/// More than these are written out each time.
+const MAX_BASES: usize = 64;
+/// What comes after the words is not longer.
+const MAX_TAIL: usize = 16;
 
 impl ReportWriter {
     /// Nothing yet, for a peer that knows the first `global_words` of the global list.
@@ -37,6 +50,8 @@ impl ReportWriter {
             sets: 0,
             set: Vec::with_capacity(1024),
             pairs: Vec::new(),
+            bases: Vec::new(),
+            written: Vec::new(),
         }
     }
 
@@ -52,10 +67,25 @@ impl ReportWriter {
         self.sets
     }
 
+    /// How many bytes the message has so far.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.message.len() + self.encoder.size()
+    }
+
     /// Adds a set.
-    pub fn add<'a>(&mut self, attributes: impl Iterator<Item = (&'a str, ValueRef<'a>)>) {
+    pub fn add(&mut self, record: &Record) {
         self.set.clear();
-        for (name, value) in attributes {
+        if record.overrides() || !self.add_base(record.base()) {
+            for (name, value) in record.shared() {
+                self.named(name, value);
+            }
+        }
+        for (name, value) in record.known() {
+            let name = self.known(name);
+            self.entry(name, value);
+        }
+        for (name, value) in record.own() {
             let name = fold(self.encoder.index(name));
             self.entry(name, value);
         }
@@ -64,23 +94,58 @@ impl ReportWriter {
         self.sets += 1;
     }
 
-    /// The message; the writer begins anew.
-    #[must_use]
-    pub fn take(&mut self) -> Vec<u8> {
-        let set = std::mem::take(&mut self.set);
-        let done = std::mem::replace(self, Self::new(self.global_words));
-        self.set = set;
-        let mut message = done.message;
-        // The next message is about as long.
-        self.message.reserve(message.len());
-        for word in done.encoder.into_words() {
-            put_bytes(&mut message, 2, word.as_bytes());
+    /// Appends the message to `buffer`; the writer begins anew.
+    pub fn take(&mut self, buffer: &mut Vec<u8>) {
+        buffer.reserve(self.size() + MAX_TAIL);
+        buffer.append(&mut self.message);
+        for word in self.encoder.take_words() {
+            put_bytes(buffer, 2, word.as_bytes());
         }
-        put_varint(&mut message, 3, self.global_words as u64);
+        put_varint(buffer, 3, self.global_words as u64);
         // A small positive number.
         let semantics = RepeatedAttributesSemantics::IndependentEncoding as u64;
-        put_varint(&mut message, 4, semantics);
-        message
+        put_varint(buffer, 4, semantics);
+        self.sets = 0;
+        self.bases.clear();
+        self.written.clear();
+    }
+
+    /// Writes all of a base; false if there are too many.
+    fn add_base(&mut self, base: &Rc<Base>) -> bool {
+        let known = self.bases.iter().find(|(known, _)| Rc::ptr_eq(known, base));
+        if let Some((_, range)) = known {
+            self.set.extend_from_slice(&self.written[range.clone()]);
+            return true;
+        }
+        if self.bases.len() >= MAX_BASES {
+            return false;
+        }
+        for (name, value) in base.iter() {
+            self.named(name, value);
+        }
+        let start = self.written.len();
+        self.written.extend_from_slice(&self.set);
+        let range = start..self.written.len();
+        self.bases.push((base.clone(), range));
+        true
+    }
+
+    fn named(&mut self, name: &Name, value: ValueRef<'_>) {
+        let name = match name {
+            Name::Known(name) => self.known(*name),
+            Name::Own(name) => fold(self.encoder.index(name)),
+        };
+        self.entry(name, value);
+    }
+
+    /// The index of a name of the global list.
+    fn known(&mut self, name: Known) -> u64 {
+        if name.position() < self.global_words {
+            // Indices from 0 up, folded.
+            (name.position() as u64) << 1
+        } else {
+            fold(self.encoder.index(name.as_str()))
+        }
     }
 
     /// An entry of the map that has values of this type.
@@ -88,7 +153,7 @@ impl ReportWriter {
     fn entry(&mut self, name: u64, value: ValueRef<'_>) {
         match value {
             ValueRef::String(text) => {
-                let word = fold(self.encoder.index(text));
+                let word = fold(self.encoder.index_text(text));
                 self.number(2, name, word);
             }
             ValueRef::Int64(number) => self.number(3, name, number as u64),
@@ -106,9 +171,13 @@ impl ReportWriter {
             }
             ValueRef::StringMap(map) => {
                 self.pairs.clear();
-                for (key, value) in map.iter() {
-                    let pair = (self.encoder.index(key), self.encoder.index(value));
-                    self.pairs.push((fold(pair.0), fold(pair.1)));
+                match map {
+                    MapRef::Pairs(pairs, text) => {
+                        for pair in pairs {
+                            self.pair(pair.of(text));
+                        }
+                    }
+                    other => other.iter().for_each(|entry| self.pair(entry)),
                 }
                 let pair_len = |(key, value): &(u64, u64)| varint_len(*key) + varint_len(*value);
                 let lengths = self.pairs.iter().map(|pair| bytes_len(pair_len(pair)));
@@ -122,6 +191,11 @@ impl ReportWriter {
                 }
             }
         }
+    }
+
+    fn pair(&mut self, (key, value): (&str, &str)) {
+        let key = fold(self.encoder.index(key));
+        self.pairs.push((key, fold(self.encoder.index_text(value))));
     }
 
     /// An entry with that many bytes after its name.
@@ -216,20 +290,37 @@ mod tests {
         }
         let mut second = Attributes::new();
         second.set("my.own", "yours");
+        let mut third = first.clone();
+        third.set("request.method", "PUT");
+        let shared = Base::new(&first);
+        let mut changed = Record::new(shared.clone());
+        changed.set_text(Known::new("request.method"), "PUT");
+        let mut own = Record::new(Base::new(&Attributes::new()));
+        own.set_named("my.own", ValueRef::String("yours"));
+        let records = [
+            Record::new(shared.clone()),
+            own,
+            Record::new(shared),
+            changed,
+        ];
         for global_words in [dictionary::WORDS.len(), dictionary::BASE_WORDS, 0] {
             let mut writer = ReportWriter::new(global_words);
             for _ in 0..2 {
-                for set in [&first, &second] {
-                    writer.add(set.iter().map(|(name, value)| (name, value.as_ref())));
+                for record in &records {
+                    writer.add(record);
                 }
-                assert_eq!(writer.sets(), 2);
-                let message = ReportRequest::decode(writer.take().as_slice()).unwrap();
+                assert_eq!(writer.sets(), 4);
+                let size = writer.size();
+                let mut message = vec![];
+                writer.take(&mut message);
+                assert!(message.len().abs_diff(size) < 64, "{size}");
+                let message = ReportRequest::decode(message.as_slice()).unwrap();
                 assert_eq!(message.global_word_count as usize, global_words);
                 assert_eq!(message.repeated_attributes_semantics, 1);
                 let words = Words::new(&message.default_words);
                 let sets = message.attributes.iter();
                 let sets: Vec<_> = sets.map(|set| codec::decode(set, words).unwrap()).collect();
-                for (got, want) in sets.iter().zip([&first, &second]) {
+                for (got, want) in sets.iter().zip([&first, &second, &first, &third]) {
                     assert_eq!(got.len(), want.len());
                     for (name, value) in want.iter() {
                         assert_eq!(sorted(got.get(name).unwrap()), sorted(value), "{name}");

@@ -1,10 +1,14 @@
 //! The Mixer filter: collects what is known of a request, asks Mixer whether it may pass, and tells it afterwards what became
 //! of it. Follows the filter of Istio's 1.4 proxy.
+//!
+//! What is the same for all requests of a route on a worker is put together once ([`profile`]); of each request only what is its
+//! own is written down, into a record that another has used before it.
 
+mod profile;
 mod request;
 mod response;
 
-use std::cell::RefCell;
+use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
@@ -17,8 +21,9 @@ use proto::istio::mixer::v1::HeaderOperation;
 use proto::istio::mixer::v1::config::client as wire;
 use proto::istio::mixer::v1::header_operation::Operation;
 use proto_mesh::attribute::Attributes;
+use proto_mesh::attribute::record::Record;
 
-pub(crate) use request::{add_connection, ip_bytes, own_attributes};
+pub(crate) use request::{add_connection, own_attributes, set_ip};
 pub(crate) use response::{add_destination, add_outcome, count, duration};
 
 use crate::http::headers::{RequestHeaders, ResponseHeaders};
@@ -26,13 +31,14 @@ use crate::http::local_reply::LocalReply;
 use crate::http::stream::Stream;
 use crate::invalid::{At as _, Invalid};
 use crate::mixer_client::config::{self, ServiceConfig, Transport};
-use crate::mixer_client::{Check, Client, FilterKind as ClientKind, Outcome};
+use crate::mixer_client::{Check, Client, Outcome};
 use crate::stream_info::ResponseFlag;
 
 use super::{
     FilterContext, FilterFactory, FilterKind, FilterStatus, HttpFilter, Resume, RouteValue,
     StreamEnd,
 };
+use profile::Profile;
 
 /// The filter's name, also on routes.
 const NAME: &str = "mixer";
@@ -74,8 +80,8 @@ struct Mixer {
 struct CheckedRequest {
     client: Rc<Client>,
     is_reported: bool,
-    attributes: Arc<Attributes>,
-    outcome: Rc<RefCell<Option<Outcome>>>,
+    record: Rc<Record>,
+    outcome: Rc<OnceCell<Outcome>>,
 }
 
 fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory>, Invalid> {
@@ -141,52 +147,58 @@ impl HttpFilter for Mixer {
         // Attributes are never passed on as they came.
         let forwarded = headers.map.remove(&FORWARDED);
         let service = self.config.service(stream);
-        set_forward(headers, &self.config.forward, service.as_deref());
-        let Some(service) = service.filter(|service| service.is_checked || service.is_reported)
-        else {
+        let profile = Profile::of(&self.config, service.as_ref(), stream);
+        if let Some(forward) = &profile.forward {
+            headers.map.insert(FORWARDED.clone(), forward.clone());
+        }
+        let (Some(service), Some(client)) = (&service, &profile.client) else {
             return FilterStatus::Continue;
         };
         let forwarded = forwarded.filter(|_| !self.config.ignores_forwarded);
-        let layers = [&self.config.attributes, &service.attributes];
-        let own = self.config.own_attributes(stream);
-        let attributes = request::attributes(headers, stream, layers, own, forwarded.as_ref());
-        let attributes = Arc::new(attributes);
-        let client = Client::of(stream.worker(), &self.config.transport, ClientKind::Http);
-        let outcome = Rc::new(RefCell::new(None));
+        let mut record = client.record(&profile.base);
+        request::fill(
+            Rc::make_mut(&mut record),
+            headers,
+            stream,
+            forwarded.as_ref(),
+        );
+        let outcome = Rc::new(OnceCell::new());
+        let status = if service.is_checked {
+            let quotas = service.quotas.iter();
+            let quotas = quotas.flat_map(|spec| spec.requirements(&record)).collect();
+            let policy = service
+                .fail_policy
+                .as_ref()
+                .unwrap_or(&self.config.transport.fail_policy);
+            match client.check(&record, quotas, policy) {
+                Check::Done(done) => settle(done, &outcome, headers, stream),
+                Check::Wait(answer) => {
+                    let outcome = outcome.clone();
+                    FilterStatus::Wait(Box::pin(async move {
+                        let done = answer.await;
+                        Resume::Then(Box::new(move |headers, stream| {
+                            settle(done, &outcome, headers, stream)
+                        }))
+                    }))
+                }
+            }
+        } else {
+            FilterStatus::Continue
+        };
         self.request = Some(CheckedRequest {
             client: client.clone(),
             is_reported: service.is_reported,
-            attributes: attributes.clone(),
-            outcome: outcome.clone(),
+            record,
+            outcome,
         });
-        if !service.is_checked {
-            return FilterStatus::Continue;
-        }
-        let quotas = service
-            .quotas
-            .iter()
-            .flat_map(|spec| spec.requirements(&attributes))
-            .collect();
-        let policy = service
-            .fail_policy
-            .as_ref()
-            .unwrap_or(&self.config.transport.fail_policy);
-        match client.check(attributes.clone(), quotas, policy) {
-            Check::Done(done) => settle(done, &outcome, headers, stream),
-            Check::Wait(answer) => FilterStatus::Wait(Box::pin(async move {
-                let done = answer.await;
-                Resume::Then(Box::new(move |headers, stream| {
-                    settle(done, &outcome, headers, stream)
-                }))
-            })),
-        }
+        status
     }
 
     fn encode_headers(&mut self, headers: &mut ResponseHeaders, _: &mut Stream) {
         let Some(request) = &self.request else {
             return;
         };
-        if let Some(outcome) = request.outcome.borrow().as_ref()
+        if let Some(outcome) = request.outcome.get()
             && outcome.is_ok()
             && let Some(directive) = outcome.directive()
         {
@@ -195,25 +207,29 @@ impl HttpFilter for Mixer {
     }
 
     fn on_log(&mut self, end: &StreamEnd<'_>) {
-        let Some(request) = self.request.take().filter(|request| request.is_reported) else {
+        let Some(mut request) = self.request.take() else {
             return;
         };
-        let attributes = Arc::unwrap_or_clone(request.attributes);
-        let outcome = request.outcome.borrow();
-        let attributes = response::attributes(attributes, end, outcome.as_ref());
-        request.client.report(&attributes);
+        if request.is_reported {
+            // A copy only where the client has gone while Mixer was asked.
+            let record = Rc::make_mut(&mut request.record);
+            response::fill(record, end, request.outcome.get());
+            request.client.report(record);
+        }
+        request.client.recycle(request.record);
     }
 }
 
 /// Does what the check says.
 fn settle(
     done: Outcome,
-    place: &RefCell<Option<Outcome>>,
+    place: &OnceCell<Outcome>,
     headers: &mut RequestHeaders,
     stream: &mut Stream,
 ) -> FilterStatus {
     let status = decide(&done, headers, stream);
-    place.replace(Some(done));
+    // There is one check for each request.
+    let _ = place.set(done);
     status
 }
 
@@ -256,21 +272,6 @@ fn note(stream: &mut Stream, done: &Outcome) {
     };
     let fields = [("status".to_owned(), code)].into();
     stream.info.metadata.merge(METADATA, Struct { fields });
-}
-
-/// Tells the next proxy who we are.
-fn set_forward(
-    headers: &mut RequestHeaders,
-    forward: &Attributes,
-    service: Option<&ServiceConfig>,
-) {
-    let mut forward = forward.clone();
-    if let Some(service) = service {
-        forward.merge(&service.forward);
-    }
-    if let Some(value) = request::encode_forwarded(&forward) {
-        headers.map.insert(FORWARDED.clone(), value);
-    }
 }
 
 fn change_request(headers: &mut RequestHeaders, operations: &[HeaderOperation]) {

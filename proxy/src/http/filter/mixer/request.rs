@@ -1,6 +1,10 @@
 //! The attributes of a request at the time of the check.
 
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::SystemTime;
 
 use base64::Engine as _;
@@ -11,129 +15,152 @@ use prost_types::value::Kind;
 use prost_types::{Struct, Timestamp};
 use proto::envoy::config::core::v3::Node;
 use proto::istio::mixer::v1 as mixer;
-use proto_mesh::attribute::{Attributes, Value};
+use proto_mesh::attribute::record::{Entries, Record};
+use proto_mesh::attribute::{Attributes, Known, Value, ValueRef};
 
 use crate::http::headers::RequestHeaders;
 use crate::http::stream::Stream;
 use crate::listener::ConnectionInfo;
 
 /// What another proxy may tell about itself and about where the request goes.
-const FORWARDABLE: [&str; 6] = [
-    "source.uid",
-    "source.namespace",
-    "destination.service.name",
-    "destination.service.uid",
-    "destination.service.host",
-    "destination.service.namespace",
+const FORWARDABLE: [Known; 6] = [
+    SOURCE_UID,
+    SOURCE_NAMESPACE,
+    Known::new("destination.service.name"),
+    Known::new("destination.service.uid"),
+    Known::new("destination.service.host"),
+    Known::new("destination.service.namespace"),
 ];
 /// Where the authentication filter leaves what it has found.
 const AUTHENTICATION: &str = "istio_authn";
 /// What it leaves as text.
-const AUTHENTICATED: [&str; 6] = [
-    "request.auth.principal",
-    "request.auth.presenter",
-    "request.auth.raw_claims",
-    "request.auth.audiences",
-    "source.principal",
-    "source.user",
+const AUTHENTICATED: [Known; 6] = [
+    Known::new("request.auth.principal"),
+    Known::new("request.auth.presenter"),
+    Known::new("request.auth.raw_claims"),
+    Known::new("request.auth.audiences"),
+    SOURCE_PRINCIPAL,
+    SOURCE_USER,
 ];
 
-/// Everything known of the request; what comes later overwrites: configuration, request, authentication, forwarded.
-pub(super) fn attributes(
-    headers: &RequestHeaders,
-    stream: &Stream,
-    layers: [&Attributes; 2],
-    own: &Attributes,
-    forwarded: Option<&HeaderValue>,
-) -> Attributes {
-    let mut attributes = own.clone();
-    for layer in layers {
-        attributes.merge(layer);
-    }
-    add_head(&mut attributes, headers);
-    attributes.set(
-        "request.time",
-        Value::Timestamp(Timestamp::from(SystemTime::now())),
-    );
-    add_connection(&mut attributes, &stream.info.connection);
-    let remote = stream.info.remote_address.ip();
-    attributes.set("origin.ip", Value::Bytes(ip_bytes(remote)));
-    if let Some(found) = stream.info.metadata.get(AUTHENTICATION) {
-        add_authentication(&mut attributes, found);
-    }
-    if let Some(forwarded) = forwarded {
-        add_forwarded(&mut attributes, forwarded);
-    }
-    attributes
+const CONTEXT_PROTOCOL: Known = Known::new("context.protocol");
+const DESTINATION_PRINCIPAL: Known = Known::new("destination.principal");
+const MTLS: Known = Known::new("connection.mtls");
+/// The list has no such name.
+const ORIGIN_IP: &str = "origin.ip";
+const REQUESTED_SERVER_NAME: Known = Known::new("connection.requested_server_name");
+const REQUEST_CLAIMS: Known = Known::new("request.auth.claims");
+const REQUEST_HEADERS: Known = Known::new("request.headers");
+const REQUEST_HOST: Known = Known::new("request.host");
+const REQUEST_METHOD: Known = Known::new("request.method");
+const REQUEST_PATH: Known = Known::new("request.path");
+const REQUEST_QUERY: Known = Known::new("request.query_params");
+const REQUEST_REFERER: Known = Known::new("request.referer");
+const REQUEST_SCHEME: Known = Known::new("request.scheme");
+const REQUEST_TIME: Known = Known::new("request.time");
+const REQUEST_URL_PATH: Known = Known::new("request.url_path");
+const REQUEST_USERAGENT: Known = Known::new("request.useragent");
+const SOURCE_NAMESPACE: Known = Known::new("source.namespace");
+const SOURCE_PRINCIPAL: Known = Known::new("source.principal");
+const SOURCE_UID: Known = Known::new("source.uid");
+const SOURCE_USER: Known = Known::new("source.user");
+
+/// What different proxies have told, as kept by a worker; beyond, it begins anew. A mesh's proxies tell always the same.
+const MAX_FORWARDED: usize = 256;
+
+thread_local! {
+    static FORWARDED: RefCell<HashMap<Box<[u8]>, Rc<Attributes>, foldhash::quality::RandomState>> = RefCell::default();
 }
 
-fn add_head(attributes: &mut Attributes, headers: &RequestHeaders) {
+/// Everything known of the request, on top of configuration; what comes later overwrites: request, authentication, forwarded.
+pub(super) fn fill(
+    record: &mut Record,
+    headers: &RequestHeaders,
+    stream: &Stream,
+    forwarded: Option<&HeaderValue>,
+) {
+    add_head(record, headers);
+    let now = Timestamp::from(SystemTime::now());
+    record.set(REQUEST_TIME, ValueRef::Timestamp(now));
+    add_connection(record, &stream.info.connection);
+    set_ip(record, ORIGIN_IP, stream.info.remote_address.ip());
+    if let Some(found) = stream.info.metadata.get(AUTHENTICATION) {
+        add_authentication(record, found);
+    }
+    if let Some(forwarded) = forwarded {
+        add_forwarded(record, forwarded);
+    }
+}
+
+fn add_head(record: &mut Record, headers: &RequestHeaders) {
     let path = headers.path.as_str();
-    let mut map = map_of(&headers.map);
-    for (name, value) in [
+    let pseudo = [
         (":authority", headers.host()),
         (":method", headers.method.as_str()),
         (":path", path),
         (":scheme", headers.scheme.as_str()),
-    ] {
-        map.push((name.into(), value.to_owned()));
-    }
-    attributes.set("request.headers", Value::StringMap(map));
-    attributes.set("request.host", headers.host().to_owned());
-    attributes.set("request.path", path.to_owned());
-    attributes.set("request.method", headers.method.as_str().to_owned());
-    attributes.set("request.scheme", headers.scheme.as_str());
+    ];
+    record.set_map(REQUEST_HEADERS, |entries| {
+        add_fields(entries, &headers.map);
+        for (name, value) in pseudo {
+            entries.push(name, value);
+        }
+    });
+    record.set_text(REQUEST_HOST, headers.host());
+    record.set_text(REQUEST_PATH, path);
+    record.set_text(REQUEST_METHOD, headers.method.as_str());
+    record.set_text(REQUEST_SCHEME, headers.scheme.as_str());
     for (attribute, name) in [
-        ("request.referer", http::header::REFERER),
-        ("request.useragent", http::header::USER_AGENT),
+        (REQUEST_REFERER, http::header::REFERER),
+        (REQUEST_USERAGENT, http::header::USER_AGENT),
     ] {
         if let Some(value) = headers.text(&name) {
-            attributes.set(attribute, value.to_owned());
+            record.set_text(attribute, value);
         }
     }
     let (url_path, query) = path.split_once('?').unwrap_or((path, ""));
-    attributes.set("request.url_path", url_path.to_owned());
-    let params: Vec<_> = query
-        .split('&')
-        .filter(|pair| !pair.is_empty())
+    record.set_text(REQUEST_URL_PATH, url_path);
+    let params = query.split('&').filter(|pair| !pair.is_empty());
+    let mut params = params
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-        .map(|(key, value)| (key.to_owned().into(), value.to_owned()))
-        .collect();
-    if !params.is_empty() {
-        attributes.set("request.query_params", Value::StringMap(params));
+        .peekable();
+    if params.peek().is_some() {
+        record.set_map(REQUEST_QUERY, |entries| {
+            params.for_each(|(key, value)| entries.push(key, value));
+        });
     }
     let protocol = if headers.is_grpc() { "grpc" } else { "http" };
-    attributes.set("context.protocol", protocol);
+    record.set_text(CONTEXT_PROTOCOL, protocol);
 }
 
 /// What the connection proves; also for TCP.
-pub(crate) fn add_connection(attributes: &mut Attributes, connection: &ConnectionInfo) {
+pub(crate) fn add_connection(record: &mut Record, connection: &ConnectionInfo) {
     let peer = connection.peer_principal();
-    attributes.set("connection.mtls", peer.is_some());
+    record.set(MTLS, ValueRef::Bool(peer.is_some()));
     if let Some(name) = &connection.server_name {
-        attributes.set("connection.requested_server_name", name.to_string());
+        record.set_text(REQUESTED_SERVER_NAME, name);
     }
     let local = connection
         .tls
         .as_ref()
         .and_then(|tls| tls.local_uri_sans.first());
     if let Some(local) = local {
-        attributes.set("destination.principal", without_scheme(local).to_owned());
+        record.set_text(DESTINATION_PRINCIPAL, without_scheme(local));
     }
     if let Some(peer) = peer.map(without_scheme) {
-        attributes.set("source.principal", peer.to_owned());
-        attributes.set("source.user", peer.to_owned());
+        record.set_text(SOURCE_PRINCIPAL, peer);
+        record.set_text(SOURCE_USER, peer);
         if let Some(namespace) = namespace_of(peer) {
-            attributes.set("source.namespace", namespace.to_owned());
+            record.set_text(SOURCE_NAMESPACE, namespace);
         }
     }
 }
 
 /// 4 or 16 bytes; a mapped IPv4 address is the IPv4 address.
-pub(crate) fn ip_bytes(address: IpAddr) -> Vec<u8> {
+pub(crate) fn set_ip(record: &mut Record, name: &str, address: IpAddr) {
     match address.to_canonical() {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
+        IpAddr::V4(address) => record.set_named(name, ValueRef::Bytes(&address.octets())),
+        IpAddr::V6(address) => record.set_named(name, ValueRef::Bytes(&address.octets())),
     }
 }
 
@@ -158,16 +185,16 @@ pub(crate) fn own_attributes(node: &Node, is_outbound: bool) -> Attributes {
     if let Some(Kind::StructValue(labels)) =
         metadata.fields.get("LABELS").and_then(|v| v.kind.as_ref())
     {
-        let labels = struct_map(labels);
-        attributes.set(format!("{side}.labels"), Value::StringMap(labels));
+        let labels = struct_map(labels).into_iter();
+        let labels = labels.map(|(key, value)| (key.to_owned().into(), value.into_owned()));
+        attributes.set(format!("{side}.labels"), Value::StringMap(labels.collect()));
     }
     attributes
 }
 
 /// The entries of a struct that have a text.
-pub(super) fn struct_map(fields: &Struct) -> Vec<(std::borrow::Cow<'static, str>, String)> {
-    let text = |kind: &Kind| match kind {
-        Kind::StringValue(text) => Some(text.clone()),
+pub(super) fn struct_map(fields: &Struct) -> Vec<(&str, Cow<'_, str>)> {
+    let text = |kind: &'_ Kind| match kind {
         Kind::NumberValue(number) => Some(number.to_string()),
         Kind::BoolValue(flag) => Some(flag.to_string()),
         Kind::ListValue(list) => {
@@ -177,25 +204,30 @@ pub(super) fn struct_map(fields: &Struct) -> Vec<(std::borrow::Cow<'static, str>
             });
             Some(texts.collect::<Vec<_>>().join(","))
         }
-        Kind::NullValue(_) | Kind::StructValue(_) => None,
+        Kind::StringValue(_) | Kind::NullValue(_) | Kind::StructValue(_) => None,
     };
     fields
         .fields
         .iter()
-        .filter_map(|(key, value)| Some((key.clone().into(), text(value.kind.as_ref()?)?)))
+        .filter_map(|(key, value)| {
+            let value = match value.kind.as_ref()? {
+                Kind::StringValue(text) => Cow::Borrowed(text.as_str()),
+                other => Cow::Owned(text(other)?),
+            };
+            Some((key.as_str(), value))
+        })
         .collect()
 }
 
 /// Header fields by name; of several with one name the last counts.
-pub(super) fn map_of(headers: &HeaderMap) -> Vec<(std::borrow::Cow<'static, str>, String)> {
-    headers
-        .keys()
-        .filter_map(|name| {
-            let value = headers.get_all(name).iter().next_back()?;
-            let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-            Some((name.as_str().to_owned().into(), value))
-        })
-        .collect()
+pub(super) fn add_fields(entries: &mut Entries<'_>, headers: &HeaderMap) {
+    // Fields with one name come one after the other.
+    let mut fields = headers.iter().peekable();
+    while let Some((name, value)) = fields.next() {
+        if fields.peek().is_none_or(|(next, _)| *next != name) {
+            entries.push(name.as_str(), &String::from_utf8_lossy(value.as_bytes()));
+        }
+    }
 }
 
 fn text<'a>(fields: &'a Struct, key: &str) -> Option<&'a str> {
@@ -205,43 +237,59 @@ fn text<'a>(fields: &'a Struct, key: &str) -> Option<&'a str> {
     }
 }
 
-fn add_authentication(attributes: &mut Attributes, found: &Struct) {
+fn add_authentication(record: &mut Record, found: &Struct) {
     for name in AUTHENTICATED {
-        if let Some(text) = text(found, name) {
-            attributes.set(name, text.to_owned());
+        if let Some(text) = text(found, name.as_str()) {
+            record.set_text(name, text);
         }
     }
-    let namespace = attributes
-        .get_string("source.principal")
-        .and_then(namespace_of)
-        .map(str::to_owned);
+    let namespace = match record.get_known(SOURCE_PRINCIPAL) {
+        Some(ValueRef::String(principal)) => namespace_of(principal).map(str::to_owned),
+        _ => None,
+    };
     if let Some(namespace) = namespace {
-        attributes.set("source.namespace", namespace);
+        record.set_text(SOURCE_NAMESPACE, &namespace);
     }
     if let Some(Kind::StructValue(claims)) = found
         .fields
-        .get("request.auth.claims")
+        .get(REQUEST_CLAIMS.as_str())
         .and_then(|v| v.kind.as_ref())
     {
-        attributes.set("request.auth.claims", Value::StringMap(struct_map(claims)));
+        record.set_map(REQUEST_CLAIMS, |entries| {
+            for (key, value) in struct_map(claims) {
+                entries.push(key, &value);
+            }
+        });
     }
 }
 
-fn add_forwarded(attributes: &mut Attributes, header: &HeaderValue) {
+fn add_forwarded(record: &mut Record, header: &HeaderValue) {
+    let forwarded = FORWARDED.with_borrow_mut(|known| {
+        if let Some(forwarded) = known.get(header.as_bytes()) {
+            return forwarded.clone();
+        }
+        if known.len() >= MAX_FORWARDED {
+            known.clear();
+        }
+        let forwarded = Rc::new(read_forwarded(header));
+        known.insert(header.as_bytes().into(), forwarded.clone());
+        forwarded
+    });
+    for name in FORWARDABLE {
+        if let Some(value) = forwarded.get(name.as_str()) {
+            record.set(name, value.as_ref());
+        }
+    }
+}
+
+/// What another proxy tells; nothing if it is not from a proxy.
+fn read_forwarded(header: &HeaderValue) -> Attributes {
     let decoded = STANDARD
         .decode(header.as_bytes())
         .ok()
         .and_then(|bytes| mixer::Attributes::decode(bytes.as_slice()).ok());
-    // Whatever else it may be, it is not from a proxy.
-    let Some(message) = decoded else {
-        return;
-    };
-    let forwarded = Attributes::from_wire(&message);
-    for name in FORWARDABLE {
-        if let Some(value) = forwarded.get(name) {
-            attributes.set(name, value.clone());
-        }
-    }
+    let forwarded = decoded.map(|message| Attributes::from_wire(&message));
+    forwarded.unwrap_or_default()
 }
 
 /// The header for the next proxy; none without attributes.
@@ -267,6 +315,8 @@ fn namespace_of(principal: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use proto_mesh::attribute::record::Base;
+
     use super::*;
 
     #[test]
@@ -275,16 +325,18 @@ mod tests {
         sent.set("source.uid", "kubernetes://a.ns");
         sent.set("source.principal", "cluster.local/ns/root/sa/admin");
         let header = encode_forwarded(&sent).unwrap();
-        let mut attributes = Attributes::new();
-        attributes.set("source.uid", "old");
-        add_forwarded(&mut attributes, &header);
-        assert_eq!(
-            attributes.get_string("source.uid"),
-            Some("kubernetes://a.ns")
-        );
-        assert_eq!(attributes.get("source.principal"), None);
-        add_forwarded(&mut attributes, &HeaderValue::from_static("not base64!"));
-        assert_eq!(attributes.len(), 1);
+        let mut own = Attributes::new();
+        own.set("source.uid", "old");
+        for _ in 0..2 {
+            let mut record = Record::new(Base::new(&own));
+            add_forwarded(&mut record, &header);
+            add_forwarded(&mut record, &HeaderValue::from_static("not base64!"));
+            let all: Vec<_> = record
+                .iter()
+                .map(|(name, value)| (name, value.to_value()))
+                .collect();
+            assert_eq!(all, [("source.uid", "kubernetes://a.ns".into())]);
+        }
         assert_eq!(encode_forwarded(&Attributes::new()), None);
     }
 

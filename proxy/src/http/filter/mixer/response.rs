@@ -6,23 +6,38 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use prost_types::value::Kind;
 use prost_types::{Struct, Timestamp};
-use proto_mesh::attribute::{Attributes, Value};
+use proto_mesh::attribute::record::Record;
+use proto_mesh::attribute::{Known, MapRef, ValueRef};
 
 use crate::http::filter::StreamEnd;
 use crate::http::headers::{is_grpc, names};
 use crate::mixer_client::Outcome;
 
-use super::request::{ip_bytes, map_of, struct_map};
+use super::request::{add_fields, set_ip, struct_map};
 
 /// Where the RBAC filter leaves what its shadow rules say.
 const RBAC: &str = "envoy.filters.http.rbac";
 
-/// The attributes of a report.
-pub(super) fn attributes(
-    mut attributes: Attributes,
-    end: &StreamEnd<'_>,
-    outcome: Option<&Outcome>,
-) -> Attributes {
+const CHECK_CACHE_HIT: Known = Known::new("check.cache_hit");
+const CHECK_ERROR_CODE: Known = Known::new("check.error_code");
+const CHECK_ERROR_MESSAGE: Known = Known::new("check.error_message");
+const DESTINATION_IP: Known = Known::new("destination.ip");
+const DESTINATION_PORT: Known = Known::new("destination.port");
+const ERROR_CODE: Known = Known::new("context.proxy_error_code");
+const GRPC_MESSAGE: Known = Known::new("response.grpc_message");
+const GRPC_STATUS: Known = Known::new("response.grpc_status");
+const QUOTA_CACHE_HIT: Known = Known::new("quota.cache_hit");
+const REQUEST_SIZE: Known = Known::new("request.size");
+const REQUEST_TOTAL_SIZE: Known = Known::new("request.total_size");
+const RESPONSE_CODE: Known = Known::new("response.code");
+const RESPONSE_DURATION: Known = Known::new("response.duration");
+const RESPONSE_HEADERS: Known = Known::new("response.headers");
+const RESPONSE_SIZE: Known = Known::new("response.size");
+const RESPONSE_TIME: Known = Known::new("response.time");
+const RESPONSE_TOTAL_SIZE: Known = Known::new("response.total_size");
+
+/// Adds what a report has beside what a check has.
+pub(super) fn fill(record: &mut Record, end: &StreamEnd<'_>, outcome: Option<&Outcome>) {
     let info = &end.stream.info;
     if let Some(host) = info
         .upstream
@@ -30,131 +45,122 @@ pub(super) fn attributes(
         .as_ref()
         .and_then(|host| host.parse().ok())
     {
-        add_destination(&mut attributes, host);
+        add_destination(record, host);
     }
     let request_head =
         head_size(&end.request.map) + end.request.path.as_str().len() + end.request.authority.len();
-    let mut response_head = 0;
-    let mut headers = Vec::new();
-    for map in end
-        .response
-        .map(|response| &response.map)
-        .into_iter()
-        .chain(end.trailers)
-    {
-        response_head += head_size(map);
-        headers.extend(map_of(map));
-    }
-    if let Some(response) = end.response {
-        headers.push((":status".into(), response.status.as_str().to_owned()));
-    }
-    attributes.set("response.headers", Value::StringMap(headers));
-    attributes.set(
-        "response.time",
-        Value::Timestamp(Timestamp::from(SystemTime::now())),
-    );
-    attributes.set("response.duration", duration(info.duration()));
-    attributes.set("request.size", count(info.bytes_received));
-    attributes.set("response.size", count(info.bytes_sent));
-    attributes.set(
-        "request.total_size",
-        count(info.bytes_received + request_head as u64),
-    );
-    attributes.set(
-        "response.total_size",
-        count(info.bytes_sent + response_head as u64),
-    );
-    attributes.set(
-        "response.code",
-        i64::from(info.response_code.unwrap_or(500)),
-    );
-    let flags = if info.flags.is_empty() {
-        "-".to_owned()
+    let maps = || {
+        let head = end.response.map(|response| &response.map);
+        head.into_iter().chain(end.trailers)
+    };
+    let response_head: usize = maps().map(head_size).sum();
+    record.set_map(RESPONSE_HEADERS, |entries| {
+        maps().for_each(|map| add_fields(entries, map));
+        if let Some(response) = end.response {
+            entries.push(":status", response.status.as_str());
+        }
+    });
+    let now = Timestamp::from(SystemTime::now());
+    record.set(RESPONSE_TIME, ValueRef::Timestamp(now));
+    record.set(RESPONSE_DURATION, duration(info.duration()));
+    let (received, sent) = (info.bytes_received, info.bytes_sent);
+    record.set(REQUEST_SIZE, count(received));
+    record.set(RESPONSE_SIZE, count(sent));
+    record.set(REQUEST_TOTAL_SIZE, count(received + request_head as u64));
+    record.set(RESPONSE_TOTAL_SIZE, count(sent + response_head as u64));
+    let code = info.response_code.unwrap_or(500);
+    record.set(RESPONSE_CODE, ValueRef::Int64(code.into()));
+    if info.flags.is_empty() {
+        record.set_text(ERROR_CODE, "-");
     } else {
         let mut flags = String::new();
         info.flags.write(false, &mut flags);
-        flags
-    };
-    attributes.set("context.proxy_error_code", flags);
-    add_grpc(&mut attributes, end);
-    add_outcome(&mut attributes, outcome);
+        record.set_text(ERROR_CODE, &flags);
+    }
+    add_grpc(record, end);
+    add_outcome(record, outcome);
     if let Some(shadow) = info.metadata.get(RBAC) {
-        add_shadow(&mut attributes, shadow);
+        add_shadow(record, shadow);
     }
     for (filter, fields) in info.metadata.iter() {
         let entries = struct_map(fields);
         if !entries.is_empty() {
-            attributes.set(filter.to_owned(), Value::StringMap(entries));
+            let entries = entries.into_iter();
+            let entries: Vec<_> = entries
+                .map(|(key, value)| (key.to_owned().into(), value.into_owned()))
+                .collect();
+            record.set_named(filter, ValueRef::StringMap(MapRef::Plain(&entries)));
         }
     }
-    attributes
 }
 
 /// Where the traffic went, unless configuration has said it.
-pub(crate) fn add_destination(attributes: &mut Attributes, host: SocketAddr) {
-    if attributes.get("destination.ip").is_none() {
-        attributes.set("destination.ip", Value::Bytes(ip_bytes(host.ip())));
+pub(crate) fn add_destination(record: &mut Record, host: SocketAddr) {
+    if record.get_known(DESTINATION_IP).is_none() {
+        set_ip(record, DESTINATION_IP.as_str(), host.ip());
     }
-    if attributes.get("destination.port").is_none() {
-        attributes.set("destination.port", i64::from(host.port()));
+    if record.get_known(DESTINATION_PORT).is_none() {
+        record.set(DESTINATION_PORT, ValueRef::Int64(host.port().into()));
     }
 }
 
 /// What the check said; also for TCP.
-pub(crate) fn add_outcome(attributes: &mut Attributes, outcome: Option<&Outcome>) {
+pub(crate) fn add_outcome(record: &mut Record, outcome: Option<&Outcome>) {
     let Some(outcome) = outcome else {
         return;
     };
-    attributes.set("check.cache_hit", outcome.check_cache_hit);
-    attributes.set("quota.cache_hit", outcome.quota_cache_hit);
+    record.set(CHECK_CACHE_HIT, ValueRef::Bool(outcome.check_cache_hit));
+    record.set(QUOTA_CACHE_HIT, ValueRef::Bool(outcome.quota_cache_hit));
     if !outcome.is_ok() {
-        attributes.set("check.error_code", i64::from(outcome.status.code));
-        attributes.set("check.error_message", outcome.status.message.clone());
+        let code = outcome.status.code.into();
+        record.set(CHECK_ERROR_CODE, ValueRef::Int64(code));
+        record.set_text(CHECK_ERROR_MESSAGE, &outcome.status.message);
     }
 }
 
 /// As an attribute.
-pub(crate) fn duration(duration: Duration) -> Value {
-    Value::Duration(prost_types::Duration {
+pub(crate) fn duration(duration: Duration) -> ValueRef<'static> {
+    ValueRef::Duration(prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
     })
 }
 
 /// As an attribute.
-pub(crate) fn count(bytes: u64) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
+pub(crate) fn count(bytes: u64) -> ValueRef<'static> {
+    ValueRef::Int64(i64::try_from(bytes).unwrap_or(i64::MAX))
 }
 
-fn add_grpc(attributes: &mut Attributes, end: &StreamEnd<'_>) {
+fn add_grpc(record: &mut Record, end: &StreamEnd<'_>) {
     let Some(response) = end.response.filter(|response| is_grpc(&response.map)) else {
         return;
     };
     for (attribute, name) in [
-        ("response.grpc_status", &names::GRPC_STATUS),
-        ("response.grpc_message", &names::GRPC_MESSAGE),
+        (GRPC_STATUS, &names::GRPC_STATUS),
+        (GRPC_MESSAGE, &names::GRPC_MESSAGE),
     ] {
         let value = end
             .trailers
             .and_then(|trailers| trailers.get(name))
             .or_else(|| response.map.get(name));
         if let Some(value) = value.and_then(|value| value.to_str().ok()) {
-            attributes.set(attribute, value.to_owned());
+            record.set_text(attribute, value);
         }
     }
 }
 
-fn add_shadow(attributes: &mut Attributes, shadow: &Struct) {
+fn add_shadow(record: &mut Record, shadow: &Struct) {
     let text = |key: &str| match shadow.fields.get(key)?.kind.as_ref()? {
-        Kind::StringValue(text) => Some(text.clone()),
+        Kind::StringValue(text) => Some(text.as_str()),
         _ => None,
     };
     if let Some(result) = text("shadow_engine_result") {
         let code = if result == "allowed" { "200" } else { "403" };
-        attributes.set("rbac.permissive.response_code", code);
+        record.set_named("rbac.permissive.response_code", ValueRef::String(code));
     }
     if let Some(policy) = text("shadow_effective_policy_id") {
-        attributes.set("rbac.permissive.effective_policy_id", policy);
+        let name = "rbac.permissive.effective_policy_id";
+        record.set_named(name, ValueRef::String(policy));
     }
 }
 
