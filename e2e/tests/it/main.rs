@@ -27,7 +27,7 @@ mod traffic;
 
 use std::time::Duration;
 
-use e2e::load::Answer;
+use e2e::load::{Answer, Report};
 use e2e::mesh::{Mesh, eventually};
 
 /// How long a change may take to reach every proxy, on a busy machine with debug programs.
@@ -60,6 +60,16 @@ async fn pages_settle(
         true
     };
     eventually(what, SETTLED, seen).await.unwrap();
+}
+
+/// There was traffic, at least `least` good answers, and nothing failed.
+fn nothing_failed(what: &str, report: &Report, least: usize) {
+    assert!(
+        report.failed() == 0 && report.good >= least,
+        "{what}: {} good, {:?}",
+        report.good,
+        report.failures
+    );
 }
 
 fn has_details(answer: &Answer) -> bool {
