@@ -2,8 +2,9 @@
 # Runs every check and test of the project and closes with one line of totals: "N passed, N failed".
 #
 #   e2e/test.sh            everything
-#   e2e/test.sh STAGE ...  only these stages: prepare format lint doc test charts parity mesh, and one that runs only when
-#                          named: kube (a real Kubernetes API server, which it compiles the first time: 10 minutes)
+#   e2e/test.sh STAGE ...  only these stages: prepare format lint doc test charts parity mesh, and two that run only when
+#                          named and compile Kubernetes the first time: kube (a real API server; 10 minutes) and node (a
+#                          whole node with pods; 20 minutes; as root)
 #
 # What a stage prints in full goes to the terminal; the exit code is 0 only if nothing failed.
 set -uo pipefail
@@ -64,8 +65,16 @@ prepare() {
     command -v curl >/dev/null || packages+=(curl)
     command -v h2load >/dev/null || packages+=(nghttp2-client)
     command -v redis-server >/dev/null || command -v valkey-server >/dev/null || packages+=(redis-server)
-    ! named kube || command -v openssl >/dev/null || packages+=(openssl)
-    ! named kube || command -v kubectl >/dev/null || packages+=(kubernetes-client)
+    if named kube || named node; then
+        command -v openssl >/dev/null || packages+=(openssl)
+        command -v kubectl >/dev/null || packages+=(kubernetes-client)
+    fi
+    if named node; then
+        command -v containerd >/dev/null || packages+=(containerd)
+        command -v runc >/dev/null || packages+=(runc)
+        command -v nft >/dev/null || packages+=(nftables)
+        command -v conntrack >/dev/null || packages+=(conntrack)
+    fi
     python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
     if [ ${#packages[@]} -gt 0 ]; then
@@ -110,7 +119,7 @@ wanted lint && check "lint" lint
 wanted lint && check "dependencies" dependencies
 wanted doc && check "documentation" documentation
 # Every run of cargo below selects the whole workspace, so that features are the same in each and nothing is built twice.
-if wanted test || wanted charts || wanted parity || wanted mesh || named kube; then
+if wanted test || wanted charts || wanted parity || wanted mesh || named kube || named node; then
     check "build" cargo build --workspace --all-targets --locked
 fi
 if wanted test; then
@@ -135,11 +144,16 @@ if named kube; then
     tests "controllers with a real API server" \
         e2e/kube/run cargo test --workspace --locked --no-fail-fast --test it -- --ignored kubernetes --test-threads=1
 fi
+if named node; then
+    HELM=$(e2e/helm.sh) && export HELM
+    tests "the mesh in pods of a real node" \
+        e2e/kube/node/run cargo test --workspace --locked --test mesh -- --ignored node:: --test-threads=1
+fi
 if wanted parity; then
     tests "the proxy beside Envoy" cargo test --workspace --locked --test parity
 fi
 if wanted mesh; then
-    tests "end-to-end tests" cargo test --workspace --locked --test mesh -- --include-ignored --test-threads=1
+    tests "end-to-end tests" cargo test --workspace --locked --test mesh -- --include-ignored --skip node:: --test-threads=1
 fi
 
 printf '\n%d passed, %d failed\n' "$passed" "$failed"

@@ -18,7 +18,7 @@ use std::process::Command;
 
 use prost::Message as _;
 use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver};
-use protox::prost_reflect::prost_types::FileDescriptorSet;
+use protox::prost_reflect::prost_types::{FileDescriptorProto, FileDescriptorSet};
 
 /// Folders of the package `envoy-types` that serve as include paths.
 const ENVOY_INCLUDES: &[&str] = &[
@@ -177,6 +177,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let descriptors = compile(&roots, &includes)?;
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    fs::write(
+        out.join("own.bin"),
+        without_envoy(&descriptors).encode_to_vec(),
+    )?;
     let extensions = compile_extensions(&descriptors, &envoy, &includes)?;
     fs::write(out.join("extensions.bin"), extensions.encode_to_vec())?;
 
@@ -210,6 +214,14 @@ fn compile(roots: &[String], includes: &[PathBuf]) -> Result<FileDescriptorSet, 
         );
     }
     Ok(set)
+}
+
+/// `set` without Envoy's files, which none of the others imports.
+fn without_envoy(set: &FileDescriptorSet) -> FileDescriptorSet {
+    let own = |file: &&FileDescriptorProto| !file.name().starts_with("envoy/");
+    FileDescriptorSet {
+        file: set.file.iter().filter(own).cloned().collect(),
+    }
 }
 
 /// Files below some folders, with one ambiguous name written out: `common.dynamic_forward_proxy` is looked for in the nearest

@@ -13,7 +13,7 @@ use proto_mesh::spiffe::SpiffeId;
 use rustls_pki_types::CertificateDer;
 
 pub use client_certificate::ClientCertificate;
-pub use jwks::{InvalidJwks, JwksSource, KeyRing, KeySet};
+pub use jwks::{InvalidJwks, JwksSource, KeyRing};
 pub use kube_jwt::KubeJwt;
 pub use oidc::{Oidc, OidcSettings};
 

@@ -6,9 +6,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
-use crate::ca::SelfSignedSettings;
-use crate::pki::Curve;
+use crate::ca::{CertificateAuthority, SelfSignedSettings, SignRequest};
+use crate::pki::{Certificate, Curve, PrivateKey, San};
 use crate::store::Store;
 
 /// An issuer with an ECDSA P-256 key.
@@ -94,6 +95,21 @@ pub fn settings() -> SelfSignedSettings {
         ttl: Duration::from_secs(3650 * 86400),
         curve: Curve::P256,
     }
+}
+
+/// A workload's certificate of `ca` for a day, with a key of its own.
+///
+/// # Panics
+/// When `ca` does not sign it.
+pub fn leaf_of(ca: &dyn CertificateAuthority, now: OffsetDateTime) -> Certificate {
+    let key = PrivateKey::generate().and_then(|key| key.public());
+    let request = SignRequest {
+        public_key: &key.expect("a key"),
+        sans: &[San::Uri("spiffe://cluster.local/ns/a/sa/b".to_owned())],
+        ttl: Duration::from_secs(86400),
+        dual_use: false,
+    };
+    ca.sign(&request, now).expect("a certificate")
 }
 
 /// Opens a store that may have been closed just now: sled lets go of its lock a moment after the last handle.

@@ -1,4 +1,7 @@
-//! A local mesh for a test: `biremectl local up` under a name and on ports of its own, ended with the test.
+//! A mesh for a test: `biremectl local up` under a name and on ports of its own, ended with the test; or one in a cluster
+//! ([`cluster`]), of which the same is asked.
+
+pub mod cluster;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -33,10 +36,11 @@ const PROGRAMS: &[&str] = &[
 pub struct Mesh {
     /// Its name.
     pub name: String,
-    /// Port of the ingress gateway on the host.
-    pub http_port: u16,
-    /// Port of Mixer's Prometheus adapter on the host.
-    pub metrics_port: u16,
+    /// Where the ingress gateway is reached, `HOST:PORT`.
+    gateway: String,
+    /// Where Mixer's Prometheus adapter is.
+    metrics: String,
+    is_cluster: bool,
     output: Arc<Mutex<String>>,
     client: HttpClient,
     child: Option<Child>,
@@ -247,8 +251,9 @@ impl Mesh {
         let is_up = tokio::time::timeout(START, wait).await;
         let mut mesh = Mesh {
             name: name.to_owned(),
-            http_port,
-            metrics_port,
+            gateway: format!("127.0.0.1:{http_port}"),
+            metrics: format!("127.0.0.1:{metrics_port}"),
+            is_cluster: false,
             output: Arc::default(),
             client: HttpClient::default(),
             child: Some(child),
@@ -278,7 +283,19 @@ impl Mesh {
     /// The URL of `path` at the ingress gateway.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.http_port)
+        format!("http://{}{path}", self.gateway)
+    }
+
+    /// The URL of what Mixer has counted.
+    #[must_use]
+    pub fn metrics_url(&self) -> String {
+        format!("http://{}/metrics", self.metrics)
+    }
+
+    /// Whether it is in a cluster.
+    #[must_use]
+    pub fn is_cluster(&self) -> bool {
+        self.is_cluster
     }
 
     /// Gets `path` through the ingress gateway.
@@ -338,6 +355,9 @@ impl Mesh {
     }
 
     fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
+        if self.is_cluster {
+            return cluster::command(arguments);
+        }
         let mut command = biremectl(self.person.as_ref())?;
         let split = arguments
             .iter()

@@ -116,6 +116,9 @@ pub struct ServerArgs {
     /// Make service entries of Kubernetes services.
     #[arg(long = "enableServiceDiscovery", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true")]
     pub enable_service_discovery: bool,
+    /// Serve a cluster's pods, by which Mixer knows who calls and who is called; so does --enableServiceDiscovery.
+    #[arg(long = "serve-pods", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true")]
+    pub serves_pods: bool,
 
     /// Serve MCP.
     #[arg(long = "enable-server", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true")]

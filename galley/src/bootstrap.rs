@@ -8,6 +8,7 @@ use crate::{
     args::ServerArgs,
     debug,
     event::{Event, SourceName},
+    ingress_status::{self, IngressStatus},
     metrics::{RuntimeMetrics, ValidationMetrics},
     probe,
     processor::{Outputs, Processor, View},
@@ -86,6 +87,7 @@ pub async fn run(args: ServerArgs, process: Process) -> anyhow::Result<()> {
         store: store_queue,
         view,
         metrics,
+        ingress_status: kubernetes.as_ref().and_then(Kubernetes::ingress_status),
         ready,
     };
     let (events, taken) = mpsc::channel::<Event>(EVENTS);
@@ -129,6 +131,7 @@ pub async fn run(args: ServerArgs, process: Process) -> anyhow::Result<()> {
 struct Kubernetes {
     client: kube::Client,
     is_source: bool,
+    ingress_status: IngressStatus,
 }
 
 /// A client of the cluster, if anything needs one.
@@ -143,10 +146,19 @@ async fn kubernetes(args: &ServerArgs) -> anyhow::Result<Option<Kubernetes>> {
     // Without any flag about it, a cluster is only a guess; the hint says what else may have been meant.
     let client =
         client.map_err(|error| Usage(format!("no --configPath, and no cluster: {error:#}")))?;
-    Ok(Some(Kubernetes { client, is_source }))
+    let namespace = flags.deployment_namespace.clone();
+    Ok(Some(Kubernetes {
+        client,
+        is_source,
+        ingress_status: IngressStatus::new(namespace, args.enable_service_discovery),
+    }))
 }
 
 impl Kubernetes {
+    fn ingress_status(&self) -> Option<IngressStatus> {
+        self.is_source.then(|| self.ingress_status.clone())
+    }
+
     fn start(
         self,
         args: &ServerArgs,
@@ -157,12 +169,11 @@ impl Kubernetes {
     ) {
         let flags = &args.kubernetes;
         if self.is_source {
-            let makes_service_entries = args.enable_service_discovery;
-            source::kube::watch(&self.client, makes_service_entries, events, drain.clone());
-        }
-        let writes_status = flags.writes_status && self.is_source;
-        if !flags.registers_webhook && !writes_status {
-            return;
+            let wanted = source::kube::Wanted {
+                service_entries: args.enable_service_discovery,
+                pods: args.serves_pods,
+            };
+            source::kube::watch(&self.client, wanted, events, drain.clone());
         }
         let leadership = lease::elect(self.client.clone(), LEASE, &flags.election, drain.clone());
         if flags.registers_webhook && args.enable_validation {
@@ -178,9 +189,15 @@ impl Kubernetes {
             let client = self.client.clone();
             registration::remove(client, name, leadership.clone(), drain.clone());
         }
-        if writes_status {
-            status::keep(self.client, source.changes(), leadership, drain.clone());
+        if !self.is_source {
+            return;
         }
+        if flags.writes_status {
+            let client = self.client.clone();
+            status::keep(client, source.changes(), leadership.clone(), drain.clone());
+        }
+        let wanted = self.ingress_status.wanted();
+        ingress_status::keep(self.client, wanted, leadership, drain.clone());
     }
 }
 

@@ -14,6 +14,7 @@ pub mod bootstrap;
 pub mod crds;
 pub mod debug;
 pub mod event;
+pub mod ingress_status;
 pub mod metrics;
 pub mod probe;
 pub mod processor;

@@ -6,6 +6,7 @@
 
 use crate::{
     event::{Content, Event, Key, Object, Objects, Origin, ParsedFile, SourceName},
+    ingress_status::IngressStatus,
     metrics::RuntimeMetrics,
     schema::PODS,
     snapshot::store::Kept,
@@ -70,6 +71,8 @@ pub struct Outputs {
     pub view: Arc<ArcSwap<View>>,
     /// Metrics.
     pub metrics: RuntimeMetrics,
+    /// Who writes the status of Ingresses, where they are a cluster's.
+    pub ingress_status: Option<IngressStatus>,
     /// Met once something is served.
     pub ready: Condition,
 }
@@ -157,6 +160,10 @@ impl Processor {
                 self.mesh_refusal = None;
             }
             Event::Mesh(Err(verdict)) => {
+                let problems: Vec<String> =
+                    verdict.errors.iter().map(ToString::to_string).collect();
+                let problem = problems.join(" | ");
+                tracing::warn!(target: "processor", file = verdict.file, problem, "mesh configuration refused; the last good one stays in force");
                 self.mesh_refusal = Some(verdict);
                 self.mesh
                     .get_or_insert_with(|| Box::new(proto_mesh::mesh_config::defaults()));
@@ -292,10 +299,18 @@ impl Processor {
         } else {
             direct::change_collections(&changes.gone, &changes.come, &self.last, &mut snapshot);
         }
-        if self.has_new_mesh || self.last_settings.is_none() || changes_ingresses(changes) {
+        let is_new = self.has_new_mesh || self.last_settings.is_none();
+        if is_new || changes_any(changes, ingress::reads) {
             ingress::add(objects, mesh, &self.domain, &mut snapshot);
-            self.has_new_mesh = false;
         }
+        if let Some(status) = &mut self.outputs.ingress_status {
+            status.is_due |= is_new || changes_any(changes, |object| status.reads(object, mesh));
+            // What cannot be read is not gone.
+            if self.unreadable.is_empty() {
+                status.look(objects, mesh);
+            }
+        }
+        self.has_new_mesh = false;
         let config = mesh_config::build_collection(mesh);
         let earlier = self
             .last
@@ -322,7 +337,9 @@ impl Processor {
         };
         snapshot.insert(SYNTHETIC_SERVICE_ENTRIES, entries);
         let pods = match self.last.get(PODS) {
-            Some(last) if self.last_settings.is_some() && !changes_pods(changes) => last.clone(),
+            Some(last) if self.last_settings.is_some() && !changes_any(changes, is_pod) => {
+                last.clone()
+            }
             last => self.pods.build_collection(objects, last),
         };
         snapshot.insert(PODS, pods);
@@ -363,14 +380,13 @@ impl Processor {
     }
 }
 
-fn changes_pods(changes: &Changes) -> bool {
-    let mut objects = changes.gone.values().chain(changes.come.values());
-    objects.any(|object| matches!(object.content, Content::Kube(Kube::Pod(_))))
+fn is_pod(object: &Object) -> bool {
+    matches!(object.content, Content::Kube(Kube::Pod(_)))
 }
 
-fn changes_ingresses(changes: &Changes) -> bool {
+fn changes_any(changes: &Changes, is_such: impl Fn(&Object) -> bool) -> bool {
     let mut objects = changes.gone.values().chain(changes.come.values());
-    objects.any(|object| ingress::reads(object))
+    objects.any(|object| is_such(object))
 }
 
 /// The mesh objects of an earlier process.

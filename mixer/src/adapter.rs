@@ -25,6 +25,7 @@ pub(crate) mod stdio;
 mod zipkin;
 
 use std::fmt::Debug;
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,6 +89,14 @@ pub(crate) trait Waiting: Send + Sync {
         instance: &'a Values<'_>,
         request: &'a QuotaRequest<'_>,
     ) -> BoxFuture<'a, Result<QuotaResult, AdapterError>>;
+
+    /// Makes attributes: outputs by field of the template's message.
+    fn generate<'a>(
+        &'a self,
+        _instance: &'a Values<'_>,
+    ) -> BoxFuture<'a, Result<Vec<(String, Value)>, AdapterError>> {
+        Box::pin(ready(Err(AdapterError::unsupported())))
+    }
 }
 
 /// Outputs of an attribute generator.

@@ -34,6 +34,8 @@ pub(crate) struct Table {
     quota_instances: BTreeSet<String>,
     /// Whether any rule makes attributes.
     pub(crate) has_generators: bool,
+    /// Whether somebody out of process has to be asked for them.
+    pub(crate) asks_generators: bool,
     pub(crate) errors: Vec<ItemError>,
     pub(crate) counts: Counts,
 }
@@ -119,6 +121,7 @@ impl Table {
             instance_count: snapshot.instances.len(),
             quota_instances: BTreeSet::new(),
             has_generators: false,
+            asks_generators: false,
             errors: snapshot.errors,
             counts: snapshot.counts,
         }
@@ -155,7 +158,10 @@ impl Table {
                 for instance in &action.instances {
                     let destination = table.destination(&handler, instance.kind.name(), metrics);
                     rule.add(destination, &action.name, instance);
-                    table.has_generators |= instance.kind.variety() == Variety::Generator;
+                    if instance.kind.variety() == Variety::Generator {
+                        table.has_generators = true;
+                        table.asks_generators |= handler.adapter.waiting().is_some();
+                    }
                     if instance.kind.variety() == Variety::Quota {
                         let name = instance.name.short.to_lowercase();
                         table.quota_instances.insert(name);

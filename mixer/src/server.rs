@@ -62,7 +62,7 @@ impl Service {
     pub(crate) async fn call(&self, method: Method, message: Bytes) -> Result<Bytes, Status> {
         match method {
             Method::Check => Ok(transport::frame(&self.check(&message).await?)),
-            Method::Report => Ok(transport::frame(&self.report(&message)?)),
+            Method::Report => Ok(transport::frame(&self.report(&message).await?)),
         }
     }
 
@@ -102,7 +102,7 @@ impl Service {
         })
     }
 
-    fn report(&self, message: &[u8]) -> Result<ReportResponse, Status> {
+    async fn report(&self, message: &[u8]) -> Result<ReportResponse, Status> {
         let request = ReportMessage::read(message).map_err(unreadable)?;
         bounded("sets of attributes", request.sets.len(), MOST_SETS)?;
         self.admit(request.global_word_count)?;
@@ -110,8 +110,12 @@ impl Service {
             return Ok(ReportResponse {});
         }
         let begun = Instant::now();
-        let table = self.table.load();
-        let outcome = dispatch::report::report(&table, &self.pods.load(), &self.metrics, &request);
+        let table = self.table.load_full();
+        let asked = dispatch::report::ask_all(&table, &request).await;
+        let pods = self.pods.load();
+        let outcome = asked.and_then(|asked| {
+            dispatch::report::report(&table, &pods, &self.metrics, &request, &asked)
+        });
         self.shedder.observe(begun.elapsed());
         outcome.map_err(|error| {
             if let Some(times) = self.failures.times() {

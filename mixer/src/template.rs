@@ -4,6 +4,7 @@
 //! where adapters need them as Rust types, as variants of [`Fields`] and of [`Payload`]. Templates of adapters out of
 //! process come with their descriptors: [`remote`].
 
+mod binding;
 mod dimensions;
 mod fields;
 mod kubernetes;
@@ -23,9 +24,9 @@ use crate::attributes::{Bag, Record, Vocabulary};
 use crate::config::FullName;
 use crate::lang::{EvalError, Val};
 
+pub(crate) use binding::Bindings;
 pub(crate) use dimensions::{DimensionSet, SharedSets};
 pub(crate) use fields::Fields;
-pub(crate) use kubernetes::{Binding, bind};
 pub(crate) use record::Record as RecordValues;
 use remote::RemoteTemplate;
 
@@ -65,7 +66,7 @@ pub(crate) struct Instance {
     /// Compiled expressions.
     fields: Fields,
     /// What becomes of a generator's outputs.
-    pub(crate) bindings: Vec<Binding>,
+    pub(crate) bindings: Bindings,
     /// The configuration, to tell whether it changed.
     pub(crate) params: Json,
     /// Equal for metrics with the same dimensions.
@@ -213,10 +214,23 @@ impl InstanceKind {
     /// Names and types of what a handler says besides its verdict.
     pub(crate) fn outputs(&self) -> impl Iterator<Item = (&str, ValueType)> {
         let output = match self {
-            InstanceKind::Compiled(_) => None,
-            InstanceKind::Remote(template) => template.output.as_ref(),
+            InstanceKind::Remote(template) if template.variety == Variety::Check => {
+                template.output.as_ref()
+            }
+            _ => None,
         };
         output.into_iter().flat_map(remote::Output::fields)
+    }
+
+    /// What a generator's bindings may speak of.
+    fn generated(&self) -> Arc<Vocabulary> {
+        match self {
+            InstanceKind::Compiled(_) => kubernetes::OUTPUTS.clone(),
+            InstanceKind::Remote(template) => match &template.output {
+                Some(output) => output.vocabulary(),
+                None => Arc::new(Vocabulary::new(&BTreeMap::new())),
+            },
+        }
     }
 
     pub(crate) fn variety(&self) -> Variety {
@@ -238,7 +252,8 @@ impl Instance {
     ) -> Result<Self, (&'static str, String)> {
         let fields =
             Fields::compile(&kind, &params, vocabulary).map_err(|error| ("params", error))?;
-        let bindings = kubernetes::compile(bindings, vocabulary)
+        let outputs = kind.generated();
+        let bindings = Bindings::compile(bindings, outputs, vocabulary)
             .map_err(|error| ("attributeBindings", error))?;
         Ok(Self {
             bindings,

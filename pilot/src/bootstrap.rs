@@ -22,7 +22,6 @@ use crate::args::Discovery as Args;
 use crate::config::Update;
 use crate::metrics::{Metrics, count_troubles};
 use crate::model::Mesh;
-use crate::xds::authenticate::Authenticator;
 use crate::xds::discovery::{self, UPDATES};
 use crate::xds::server::Server;
 use crate::xds::stream::StreamLimits;
@@ -74,9 +73,7 @@ pub async fn run(args: Args, process: Process) -> anyhow::Result<()> {
     }
     .with_keepalive(&args.keepalive);
     let grpc_metrics = GrpcMetrics::register(&process.registry, &[]).ok();
-    let authenticator = Authenticator {
-        reviewer: sources.reviewer.clone(),
-    };
+    let authenticator = sources.authenticator.clone();
     let server = Server::new(Arc::clone(&discovery), limits, authenticator);
     tracing::info!(address = %plaintext.address(), "xds");
     let mut serving = vec![serve(

@@ -3,7 +3,7 @@
 //! The discovery task says which key sets it wants ([`Wanted`]); the task `jwks` fetches each, tries again with back-off until it
 //! has it, and refreshes it from time to time. A rule whose keys have not come yet refuses every token.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,8 +34,8 @@ pub enum KeySource {
     Issuer(String),
 }
 
-/// The key sets that configuration needs.
-pub type Wanted = BTreeSet<KeySource>;
+/// The key sets that configuration needs, and how long an answer may take.
+pub type Wanted = BTreeMap<KeySource, Duration>;
 
 /// A key set that was fetched.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ impl KeySets {
 
     /// Forgets what is not wanted any more.
     pub fn retain(&mut self, wanted: &Wanted) {
-        self.sets.retain(|source, _| wanted.contains(source));
+        self.sets.retain(|source, _| wanted.contains_key(source));
     }
 }
 
@@ -91,6 +91,7 @@ pub fn start(counters: Counters, drain: Drain) -> (watch::Sender<Wanted>, mpsc::
 
 struct Due {
     at: Instant,
+    patience: Duration,
     backoff: Backoff,
     is_running: bool,
 }
@@ -112,13 +113,15 @@ async fn run(
                     return;
                 }
                 let wanted = follow.borrow_and_update().clone();
-                due.retain(|source, _| wanted.contains(source));
-                for source in wanted.into_iter().take(LIMIT) {
-                    due.entry(source).or_insert_with(|| Due {
+                due.retain(|source, _| wanted.contains_key(source));
+                for (source, patience) in wanted.into_iter().take(LIMIT) {
+                    let state = due.entry(source).or_insert_with(|| Due {
                         at: Instant::now(),
+                        patience,
                         backoff: Backoff::new(RETRY.0, RETRY.1),
                         is_running: false,
                     });
+                    state.patience = patience;
                 }
             }
             Some(Ok((source, outcome))) = running.join_next(), if !running.is_empty() => {
@@ -131,9 +134,9 @@ async fn run(
         let now = Instant::now();
         for (source, state) in due.iter_mut().filter(|(_, state)| state.at <= now) {
             if !std::mem::replace(&mut state.is_running, true) {
-                let source = source.clone();
+                let (source, patience) = (source.clone(), state.patience);
                 running.spawn(async move {
-                    let outcome = fetch::fetch(&source).await;
+                    let outcome = fetch::fetch(&source, patience).await;
                     (source, outcome)
                 });
             }

@@ -12,6 +12,7 @@ pub mod kubernetes;
 pub mod registration;
 pub mod service_entry;
 
+use self::registration::{GROUP_ANNOTATION, HEALTH_CHECKED};
 use self::service_entry::Settings;
 use crate::config::store::{ConfigStore, Kind};
 use crate::model::{Endpoint, Registry, Resolution, Service, ServiceKey};
@@ -26,6 +27,8 @@ pub struct Converted {
     pub endpoints: Vec<Endpoint>,
     /// Labels of the workloads that serve it, instead of endpoints.
     pub selector: Option<BTreeMap<String, String>>,
+    /// Ports for UDP: they are left out of the services.
+    pub udp: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -33,6 +36,7 @@ struct Entry {
     services: Vec<Arc<Service>>,
     endpoints: Endpoints,
     selector: Option<BTreeMap<String, String>>,
+    udp: Vec<u32>,
 }
 
 impl Entry {
@@ -52,6 +56,8 @@ pub struct RegistryChange {
     pub endpoints: BTreeSet<ServiceKey>,
     /// Addresses whose endpoints are different: the proxies there may have to serve something else.
     pub addresses: HashSet<IpAddr>,
+    /// Entries with ports for UDP, which are left out, if there were none before, or others.
+    pub udp: BTreeMap<String, Vec<u32>>,
 }
 
 impl RegistryChange {
@@ -66,6 +72,7 @@ impl RegistryChange {
         self.is_full |= other.is_full;
         self.endpoints.extend(other.endpoints);
         self.addresses.extend(other.addresses);
+        self.udp.extend(other.udp);
     }
 }
 
@@ -124,14 +131,8 @@ impl ServiceRegistry {
                     set(&mut self.pods, key, pod);
                 }
                 _ => {
-                    let written = (store.workload_entries.get(key))
-                        .map(|entry| service_entry::workload(&entry.meta, &entry.spec, settings));
-                    let workload = written.or_else(|| {
-                        let entry = store.registered.get(key)?;
-                        Some(service_entry::workload(&entry.meta, &entry.spec, settings))
-                    });
-                    let workload = workload.map(Arc::new);
-                    set(&mut self.workloads, key, workload);
+                    let workload = workload(store, key, settings);
+                    set(&mut self.workloads, key, workload.map(Arc::new));
                 }
             }
         }
@@ -216,12 +217,33 @@ impl ServiceRegistry {
                 services: old.services.clone(),
                 endpoints: share_endpoints(Some(old), endpoints),
                 selector: old.selector.clone(),
+                udp: old.udp.clone(),
             };
             change.merge(difference(Some(old), Some(&new)));
             self.users.insert(key, new);
         }
         change
     }
+}
+
+/// The workload of an entry. Of a machine's entry the registrations know more than whoever reads it as configuration, who is not told
+/// of the machine's health.
+fn workload(store: &ConfigStore, key: &str, settings: &Settings<'_>) -> Option<Endpoint> {
+    let registered = store.registered.get(key);
+    let registered =
+        registered.map(|entry| service_entry::workload(&entry.meta, &entry.spec, settings));
+    let Some(written) = store.workload_entries.get(key) else {
+        return registered;
+    };
+    let workload = service_entry::workload(&written.meta, &written.spec, settings);
+    if written.meta.annotation(GROUP_ANNOTATION).is_none() {
+        return Some(workload);
+    }
+    let is_checked = written.meta.annotation(HEALTH_CHECKED).is_some();
+    Some(registered.unwrap_or(Endpoint {
+        is_ready: workload.is_ready && !is_checked,
+        ..workload
+    }))
 }
 
 fn set(all: &mut BTreeMap<String, Arc<Endpoint>>, key: &str, endpoint: Option<Arc<Endpoint>>) {
@@ -251,8 +273,12 @@ fn apply(
         services: converted.services.into_iter().map(Arc::new).collect(),
         endpoints: share_endpoints(old, converted.endpoints),
         selector: converted.selector,
+        udp: converted.udp,
     };
-    let changed = difference(old, Some(&new));
+    let mut changed = difference(old, Some(&new));
+    if !new.udp.is_empty() && old.is_none_or(|old| old.udp != new.udp) {
+        changed.udp.insert(key.to_owned(), new.udp.clone());
+    }
     entries.insert(key.to_owned(), new);
     changed
 }
@@ -287,6 +313,7 @@ fn difference(old: Option<&Entry>, new: Option<&Entry>) -> RegistryChange {
                 .into_iter()
                 .flat_map(|entry| addresses(&entry.endpoints))
                 .collect(),
+            ..RegistryChange::default()
         };
     };
     let services_differ = old.services != new.services;
@@ -309,6 +336,7 @@ fn difference(old: Option<&Entry>, new: Option<&Entry>) -> RegistryChange {
         addresses: different
             .filter_map(|endpoint| endpoint.address.parse().ok())
             .collect(),
+        ..RegistryChange::default()
     }
 }
 

@@ -4,6 +4,7 @@
 //! connection ([`stream`]; state of the world or increments) makes the resources it has asked for with [`generate`] (and [`Cache`]), compares
 //! them with what it has sent ([`watch`], [`sent`]), and sends what differs ([`frame`]), in the order CDS, EDS, LDS, RDS. [`debug`] shows all of it.
 
+pub mod access;
 pub mod admission;
 pub mod authenticate;
 mod cache;

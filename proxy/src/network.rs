@@ -20,7 +20,7 @@ mod tcp_proxy;
 
 pub(crate) use local_ratelimit::SharedBuckets;
 pub(crate) use redis_proxy::RedisClients;
-pub(crate) use tcp_proxy::Tunnels;
+pub(crate) use tcp_proxy::{CopySpace, Tunnels};
 
 use crate::{
     access_log::{AccessLogs, FormatContext},

@@ -4,6 +4,7 @@
 //! handshakes a new context and leaves living connections alone, but for those whose peer it declares revoked.
 
 mod certificate;
+mod cork;
 mod downstream;
 mod key_log;
 mod proxy_header;
@@ -24,12 +25,13 @@ use proto::envoy::config::core::v3::{TransportSocket, transport_socket::ConfigTy
 use proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 
 pub(crate) use certificate::{CertificateDetails, url_encoded_pem};
+pub(crate) use cork::{Cork, Corked};
 pub(crate) use downstream::{DownstreamStream, DownstreamTransport, Meter, Tap};
 pub(crate) use proxy_header::ClientAddresses;
 pub(crate) use read_ahead::ReadAhead;
 pub(crate) use secret::{Secret, SecretSlot, SecretSlots};
 pub(crate) use stats::TlsStats;
-pub(crate) use stream::RawStream;
+pub(crate) use stream::{Count, RawStream};
 pub(crate) use tls_context::AlpnFallback;
 pub(crate) use upstream::{TlsPeer, UpstreamStream, UpstreamTransport};
 

@@ -4,7 +4,7 @@
 
 use crate::{
     http::timer::TimerPool,
-    network::{RedisClients, Tunnels},
+    network::{CopySpace, RedisClients, Tunnels},
     server::ServerContext,
     upstream::{ClusterManager, Pools},
 };
@@ -23,6 +23,8 @@ pub(crate) struct Worker {
     pub(crate) pools: Pools,
     /// Timers that requests use one after the other.
     pub(crate) timers: Rc<TimerPool>,
+    /// What TCP connections copy with.
+    pub(crate) copying: CopySpace,
     /// Connections that TCP tunnels share.
     pub(crate) tunnels: Tunnels,
     /// Connections to Redis servers.
@@ -41,6 +43,7 @@ impl Worker {
             clusters,
             pools: Pools::default(),
             timers: Rc::default(),
+            copying: CopySpace::default(),
             tunnels: Tunnels::default(),
             redis: RedisClients::default(),
             random,

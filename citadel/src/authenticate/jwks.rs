@@ -1,14 +1,13 @@
-//! The keys of a token issuer: read from a file or an address, kept fresh, looked up by key id.
+//! The keys of a token issuer: read from a file or an address, and kept fresh.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey};
 use proto_component::backoff::Backoff;
 use proto_component::drain::Drain;
+use proto_mesh::jwt::{Failure, KeySet, Token};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -19,8 +18,6 @@ const FILE_REFRESH: Duration = Duration::from_secs(5);
 const URL_REFRESH: Duration = Duration::from_secs(300);
 /// Tokens with unknown key ids may ask for a refresh; not more often than this.
 const MIN_REFRESH: Duration = Duration::from_secs(5);
-/// Keys in one set.
-const MAX_KEYS: usize = 64;
 
 /// Where the keys come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,16 +33,6 @@ pub enum JwksSource {
     },
 }
 
-/// The keys at one moment.
-#[derive(Default)]
-pub struct KeySet(Vec<Key>);
-
-struct Key {
-    id: Option<String>,
-    algorithm: Option<Algorithm>,
-    decoding: DecodingKey,
-}
-
 /// Why a set of keys was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidJwks {
@@ -57,15 +44,21 @@ pub enum InvalidJwks {
     Empty,
 }
 
-/// Why no key is at hand.
+/// Why a token's signature does not count.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NoKey {
+pub(super) enum Unverified {
     /// Nothing has been read yet.
     #[error("the issuer's keys have not been loaded yet")]
     NotLoaded,
+    /// Symmetric ones, `none` and unknown ones.
+    #[error("algorithm {0:?} is not accepted")]
+    Algorithm(String),
     /// No key has the id.
-    #[error("no key {0:?} among the issuer's keys")]
-    Unknown(String),
+    #[error("no key {0:?} for that algorithm among the issuer's keys")]
+    UnknownKey(String),
+    /// It is somebody else's.
+    #[error("its signature does not verify")]
+    Signature,
 }
 
 /// The keys of one issuer, kept fresh by [`KeyRing::run`].
@@ -75,59 +68,13 @@ pub struct KeyRing {
     wanted: Notify,
 }
 
-impl KeySet {
-    /// Reads a JSON Web Key Set; keys that cannot verify signatures are left out.
-    pub fn parse(text: &[u8]) -> Result<Self, InvalidJwks> {
-        let raw: serde_json::Value = serde_json::from_slice(text)?;
-        // Unknown kinds of keys must not spoil the others.
-        let entries = raw.get("keys").and_then(serde_json::Value::as_array);
-        let keys: Vec<Key> = entries
-            .into_iter()
-            .flatten()
-            .take(MAX_KEYS)
-            .filter_map(|entry| serde_json::from_value::<Jwk>(entry.clone()).ok())
-            .filter_map(|jwk| Key::from_jwk(&jwk))
-            .collect();
-        if keys.is_empty() {
-            // Says what is wrong if it is no key set at all.
-            serde_json::from_value::<JwkSet>(raw)?;
-            return Err(InvalidJwks::Empty);
-        }
-        Ok(Self(keys))
+/// Reads a set of keys of which at least one can be used.
+fn parse(text: &[u8]) -> Result<KeySet, InvalidJwks> {
+    let keys = KeySet::parse(text)?;
+    if keys.is_empty() {
+        return Err(InvalidJwks::Empty);
     }
-
-    fn candidates(&self, id: Option<&str>, algorithm: Algorithm) -> Vec<DecodingKey> {
-        let fits = |key: &&Key| {
-            let id_fits = id.is_none() || key.id.is_none() || key.id.as_deref() == id;
-            id_fits
-                && key.algorithm.is_none_or(|own| own == algorithm)
-                && key.decoding.family() == algorithm.family()
-        };
-        let fitting = self.0.iter().filter(fits);
-        fitting.map(|key| key.decoding.clone()).collect()
-    }
-}
-
-impl Key {
-    fn from_jwk(jwk: &Jwk) -> Option<Self> {
-        let common = &jwk.common;
-        if !matches!(common.public_key_use, None | Some(PublicKeyUse::Signature)) {
-            return None;
-        }
-        let decoding = DecodingKey::from_jwk(jwk).ok()?;
-        let algorithm = common
-            .key_algorithm
-            .and_then(|name| name.to_string().parse().ok());
-        // A symmetric key in a public set would let anybody sign.
-        if decoding.family() == jsonwebtoken::AlgorithmFamily::Hmac {
-            return None;
-        }
-        Some(Self {
-            id: common.key_id.clone(),
-            algorithm,
-            decoding,
-        })
-    }
+    Ok(keys)
 }
 
 impl KeyRing {
@@ -152,28 +99,24 @@ impl KeyRing {
         self.keys.load().is_some()
     }
 
-    /// The keys that may have signed a token with this header. An unknown id asks for a refresh.
-    pub(super) fn candidates(
-        &self,
-        id: Option<&str>,
-        algorithm: Algorithm,
-    ) -> Result<Vec<DecodingKey>, NoKey> {
+    /// Verifies a token's signature. An unknown key's id asks for a refresh.
+    pub(super) fn verify(&self, token: &Token<'_>) -> Result<(), Unverified> {
         let keys = self.keys.load();
-        let Some(keys) = keys.as_ref() else {
-            return Err(NoKey::NotLoaded);
-        };
-        let found = keys.candidates(id, algorithm);
-        if found.is_empty() {
-            self.wanted.notify_one();
-            return Err(NoKey::Unknown(id.unwrap_or_default().to_owned()));
-        }
-        Ok(found)
+        let keys = keys.as_ref().ok_or(Unverified::NotLoaded)?;
+        keys.verify(token).map_err(|failure| match failure {
+            Failure::BadAlgorithm => Unverified::Algorithm(token.algorithm.clone()),
+            Failure::NoMatchingKey => {
+                self.wanted.notify_one();
+                Unverified::UnknownKey(token.key_id.clone().unwrap_or_default())
+            }
+            _ => Unverified::Signature,
+        })
     }
 
     /// Reads the source once.
     pub async fn refresh(&self) -> Result<(), FetchError> {
         let text = jwks_fetch::fetch(&self.source).await?;
-        let keys = KeySet::parse(&text)?;
+        let keys = parse(&text)?;
         self.keys.store(Some(Arc::new(keys)));
         Ok(())
     }

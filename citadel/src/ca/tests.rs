@@ -6,7 +6,7 @@ use proto_component::tls::provider;
 
 use super::*;
 use crate::pki::{PrivateKey, Validity, verify_chain};
-use crate::testing::settings;
+use crate::testing::{leaf_of, settings};
 
 const DAY: Duration = Duration::from_secs(86400);
 
@@ -26,17 +26,6 @@ fn files() -> PluggedInFiles {
         root_certificate: file("root-cert.pem"),
         certificate_chain: Some(file("cert-chain.pem")),
     }
-}
-
-fn leaf_of(ca: &dyn CertificateAuthority) -> Certificate {
-    let key = PrivateKey::generate().unwrap().public().unwrap();
-    let request = SignRequest {
-        public_key: &key,
-        sans: &[San::Uri("spiffe://cluster.local/ns/a/sa/b".to_owned())],
-        ttl: DAY,
-        dual_use: false,
-    };
-    ca.sign(&request, now()).unwrap()
 }
 
 fn rotate(ca: &SelfSigned) {
@@ -74,7 +63,7 @@ fn the_same_root_comes_back() {
     let (first, leaf) = {
         let store = crate::testing::open_store(folder.path());
         let ca = SelfSigned::open(&store, settings(), provider(), now()).unwrap();
-        (ca.bundle(), leaf_of(&ca))
+        (ca.bundle(), leaf_of(&ca, now()))
     };
     let store = crate::testing::open_store(folder.path());
     let ca = SelfSigned::open(&store, settings(), provider(), now()).unwrap();
@@ -105,7 +94,7 @@ fn a_second_rotation_waits_for_the_first() {
     assert!(matches!(ca.rotated(now()), Err(SelfSignedError::Rotating)));
     assert!(advance() && !advance());
     rotate(&ca);
-    verify_chain(&leaf_of(&ca).der, &ca.bundle(), &provider(), now()).unwrap();
+    verify_chain(&leaf_of(&ca, now()).der, &ca.bundle(), &provider(), now()).unwrap();
 }
 
 #[test]
@@ -113,7 +102,7 @@ fn a_revocation_list_names_serials_for_every_root_in_use() {
     let folder = tempfile::tempdir().unwrap();
     let store = crate::testing::open_store(folder.path());
     let ca = SelfSigned::open(&store, settings(), provider(), now()).unwrap();
-    let leaf = leaf_of(&ca);
+    let leaf = leaf_of(&ca, now());
     rotate(&ca);
     let revoked = crate::revocation::Revoked {
         serial: leaf.serial.clone(),
@@ -186,7 +175,7 @@ fn a_plugged_in_ca_follows_its_files_and_keeps_the_last_good_ones() {
     write("two", crate::pki::Curve::P384);
     assert!(ca.reload(now()).unwrap());
     assert_ne!(ca.bundle(), before);
-    verify_chain(&leaf_of(&ca).der, &ca.bundle(), &provider(), now()).unwrap();
+    verify_chain(&leaf_of(&ca, now()).der, &ca.bundle(), &provider(), now()).unwrap();
 }
 
 #[test]
@@ -198,7 +187,10 @@ fn a_leaf_does_not_outlive_its_ca_and_an_expired_ca_does_not_sign() {
         ..settings()
     };
     let ca = SelfSigned::open(&store, short, provider(), now()).unwrap();
-    assert_eq!(leaf_of(&ca).validity.not_after, ca.validity().not_after);
+    assert_eq!(
+        leaf_of(&ca, now()).validity.not_after,
+        ca.validity().not_after
+    );
     let key = PrivateKey::generate().unwrap().public().unwrap();
     let request = SignRequest {
         public_key: &key,
@@ -215,7 +207,7 @@ fn a_plugged_in_ca_signs_with_its_whole_chain() {
     let ca = PluggedIn::load(&files(), &provider(), now()).unwrap();
     let bundle = ca.bundle();
     assert_eq!((bundle.intermediates.len(), bundle.roots.len()), (2, 1));
-    verify_chain(&leaf_of(&ca).der, &bundle, &provider(), now()).unwrap();
+    verify_chain(&leaf_of(&ca, now()).der, &bundle, &provider(), now()).unwrap();
     assert!(Validity::of(&bundle.roots[0]).unwrap().contains(now()));
 }
 

@@ -1,4 +1,5 @@
-//! Private and public keys. A private key never shows in `Debug` or in an error.
+//! Private and public keys. A private key never shows in `Debug` or in an error, and every form of it that we make or are given
+//! by a library is wiped.
 //!
 //! Private keys may come as PKCS#8, PKCS#1 (`RSA PRIVATE KEY`) or SEC 1 (`EC PRIVATE KEY`); the last two are wrapped as
 //! PKCS#8, the only form that the signing library reads.
@@ -6,6 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use pem_rfc7468::LineEnding;
 use rcgen::{
     KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PublicKeyData, SignatureAlgorithm,
     SigningKey, SubjectPublicKeyInfo,
@@ -15,7 +17,7 @@ use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::FromDer as _;
 use x509_parser::public_key::PublicKey as ParsedKey;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 const SEQUENCE: u8 = 0x30;
 const OCTET_STRING: u8 = 0x04;
@@ -51,9 +53,7 @@ pub enum Curve {
 
 /// A private key that can sign; its bytes are wiped when nobody needs them any more.
 #[derive(Clone)]
-pub struct PrivateKey(Arc<Wiped>);
-
-struct Wiped(KeyPair);
+pub struct PrivateKey(Arc<Zeroizing<KeyPair>>);
 
 /// A public key that is good enough to be certified.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,12 +87,6 @@ pub enum InvalidKey {
     RsaExponent,
 }
 
-impl Drop for Wiped {
-    fn drop(&mut self) {
-        self.0.zeroize();
-    }
-}
-
 impl PrivateKey {
     /// A new ECDSA P-256 key.
     pub fn generate() -> Result<Self, InvalidKey> {
@@ -106,61 +100,64 @@ impl PrivateKey {
             Curve::P384 => &PKCS_ECDSA_P384_SHA384,
         };
         let pair = KeyPair::generate_for(algorithm).map_err(InvalidKey::Generate)?;
-        Ok(Self(Arc::new(Wiped(pair))))
+        Ok(Self(Arc::new(pair.into())))
     }
 
     /// The first private key of `pem`.
     pub fn from_pem(pem: &str) -> Result<Self, InvalidKey> {
         let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| InvalidKey::NoKey)?;
-        let pkcs8 = match &key {
-            PrivateKeyDer::Pkcs8(key) => key.secret_pkcs8_der().to_vec(),
-            PrivateKeyDer::Pkcs1(key) => wrap(RSA_ALGORITHM, key.secret_pkcs1_der()),
+        let key = Zeroizing::new(key);
+        match &*key {
+            PrivateKeyDer::Pkcs8(key) => Self::from_pkcs8(key.secret_pkcs8_der()),
+            PrivateKeyDer::Pkcs1(key) => {
+                Self::from_pkcs8(&wrap(RSA_ALGORITHM, key.secret_pkcs1_der()))
+            }
             PrivateKeyDer::Sec1(key) => {
                 let der = key.secret_sec1_der();
-                return Self::from_pkcs8(wrap(P256_ALGORITHM, der))
-                    .or_else(|_| Self::from_pkcs8(wrap(P384_ALGORITHM, der)));
+                Self::from_pkcs8(&wrap(P256_ALGORITHM, der))
+                    .or_else(|_| Self::from_pkcs8(&wrap(P384_ALGORITHM, der)))
             }
-            _ => return Err(InvalidKey::Unusable),
-        };
-        Self::from_pkcs8(pkcs8)
+            _ => Err(InvalidKey::Unusable),
+        }
     }
 
-    fn from_pkcs8(der: Vec<u8>) -> Result<Self, InvalidKey> {
-        let mut der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der));
-        let pair = KeyPair::try_from(&der).map_err(|_| InvalidKey::Unusable);
-        der.zeroize();
-        Ok(Self(Arc::new(Wiped(pair?))))
+    fn from_pkcs8(der: &[u8]) -> Result<Self, InvalidKey> {
+        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der));
+        let pair = KeyPair::try_from(&der).map_err(|_| InvalidKey::Unusable)?;
+        Ok(Self(Arc::new(pair.into())))
     }
 
     /// PKCS#8 in PEM. Only for the store and for a peer's own key: never log it.
     pub fn to_pem(&self) -> Zeroizing<String> {
-        self.0.0.serialize_pem().into()
+        pem_rfc7468::encode_string("PRIVATE KEY", LineEnding::LF, self.0.serialized_der())
+            .expect("a key is short enough to be written as text")
+            .into()
     }
 
     /// The public half.
     pub fn public(&self) -> Result<PublicKey, InvalidKey> {
-        PublicKey::from_der(&self.0.0.subject_public_key_info())
+        PublicKey::from_der(&self.0.subject_public_key_info())
     }
 
     /// The DER of the public half's `SubjectPublicKeyInfo`.
     pub fn spki(&self) -> Vec<u8> {
-        self.0.0.subject_public_key_info()
+        self.0.subject_public_key_info()
     }
 }
 
 impl PublicKeyData for PrivateKey {
     fn der_bytes(&self) -> &[u8] {
-        self.0.0.der_bytes()
+        self.0.der_bytes()
     }
 
     fn algorithm(&self) -> &'static SignatureAlgorithm {
-        PublicKeyData::algorithm(&self.0.0)
+        PublicKeyData::algorithm(&**self.0)
     }
 }
 
 impl SigningKey for PrivateKey {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        self.0.0.sign(message)
+        self.0.sign(message)
     }
 }
 
@@ -222,16 +219,20 @@ fn bit_length(number: &[u8]) -> usize {
 }
 
 /// `PrivateKeyInfo { version 0, algorithm, privateKey }`.
-fn wrap(algorithm: &[u8], key: &[u8]) -> Vec<u8> {
-    let mut content = VERSION_0.to_vec();
-    content.extend(tlv(SEQUENCE, algorithm));
-    content.extend(tlv(OCTET_STRING, key));
-    tlv(SEQUENCE, &content)
+fn wrap(algorithm: &[u8], key: &[u8]) -> Zeroizing<Vec<u8>> {
+    let parts: [&[u8]; 3] = [
+        VERSION_0,
+        &tlv(SEQUENCE, algorithm),
+        &tlv(OCTET_STRING, key),
+    ];
+    tlv(SEQUENCE, &Zeroizing::new(parts.concat()))
 }
 
 /// A DER tag, length and value.
-fn tlv(tag: u8, value: &[u8]) -> Vec<u8> {
-    let mut out = vec![tag];
+fn tlv(tag: u8, value: &[u8]) -> Zeroizing<Vec<u8>> {
+    // All at once: what grows leaves its old self behind.
+    let mut out = Zeroizing::new(Vec::with_capacity(value.len() + 2 + size_of::<usize>()));
+    out.push(tag);
     let length = value.len();
     if length < 0x80 {
         out.push(u8::try_from(length).unwrap_or_default());

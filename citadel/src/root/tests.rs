@@ -9,10 +9,10 @@ use kube::Client;
 use serde_json::json;
 
 use super::*;
-use crate::ca::{CertificateAuthority as _, Overlap, SignRequest};
+use crate::ca::{CertificateAuthority as _, Overlap};
 use crate::kubernetes::testing::ApiServer;
-use crate::pki::{Bundle, Certificate, PrivateKey, San, verify_chain};
-use crate::testing::settings;
+use crate::pki::{Bundle, Certificate, verify_chain};
+use crate::testing::{leaf_of, settings};
 
 const DAY: Duration = Duration::from_secs(86400);
 
@@ -67,14 +67,7 @@ async fn at_no_step_of_a_rotation_does_anybody_meet_a_root_that_it_does_not_know
         let rotator = RootRotator::new(keeper, rotation);
         assert_eq!(rotator.check(time).await.unwrap(), changes, "day {days}");
         assert_eq!(ca.bundle().roots.len(), roots, "day {days}");
-        let key = PrivateKey::generate().unwrap().public().unwrap();
-        let request = SignRequest {
-            public_key: &key,
-            sans: &[San::Uri("spiffe://cluster.local/ns/a/sa/b".to_owned())],
-            ttl: DAY,
-            dual_use: false,
-        };
-        let leaf = ca.sign(&request, time).unwrap();
+        let leaf = leaf_of(&*ca, time);
         // Who has not heard of this step yet knows the leaf's root all the same, and the other way round.
         if let Some((bundle, old)) = known.last() {
             verify_chain(&leaf.der, bundle, &tls::provider(), time).unwrap();

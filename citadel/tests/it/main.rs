@@ -6,5 +6,6 @@ mod attacks;
 mod binary;
 mod csr_service;
 mod kubernetes;
+mod memory;
 mod service;
 mod trust;

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use citadel::authenticate::{
-    Authenticator, ClientCertificate, KeyRing, KeySet, Oidc, OidcSettings,
-};
+use citadel::authenticate::{Authenticator, ClientCertificate, KeyRing, Oidc, OidcSettings};
 use citadel::authorize::Impersonators;
 use citadel::ca::{CertificateAuthority as _, SelfSigned, TtlRules};
 use citadel::ledger::Ledger;
@@ -118,7 +116,7 @@ pub(crate) async fn mesh() -> Mesh {
 }
 
 fn authenticators(issuer: &TokenIssuer, revocations: &Revocations) -> Vec<Box<dyn Authenticator>> {
-    let keys = KeySet::parse(issuer.jwks().as_bytes()).unwrap();
+    let keys = proto_mesh::jwt::KeySet::parse(issuer.jwks().as_bytes()).unwrap();
     let settings = OidcSettings {
         issuer: ISSUER.to_owned(),
         audiences: vec!["istio-ca".to_owned()],

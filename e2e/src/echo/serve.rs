@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::future::try_join_all;
@@ -36,9 +37,13 @@ pub struct Server {
     pub tcp: Vec<u16>,
     /// Ports for an external authorizer.
     pub check: Vec<u16>,
-    /// Bodies by path, instead of what was asked.
+    /// Bodies by path, instead of what was asked. `?after=N` makes any answer wait for so many milliseconds.
     pub files: Vec<(String, String)>,
 }
+
+/// gRPC's own question of health, and the answer: field `status`, of value `SERVING`.
+const HEALTH: &str = "/grpc.health.v1.Health/Check";
+const SERVING: &[u8] = &[0x08, 0x01];
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -99,10 +104,17 @@ impl Server {
             .headers()
             .get(header::CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        if is_grpc && request.uri().path() == HEALTH {
+            return unary(SERVING);
+        }
         if is_grpc {
             return unary(describe(&request).as_bytes());
         }
-        let path = request.uri().path();
+        let (path, query) = (request.uri().path(), request.uri().query());
+        let after = query.and_then(|query| query.strip_prefix("after=")?.parse().ok());
+        if let Some(after) = after {
+            tokio::time::sleep(Duration::from_millis(after)).await;
+        }
         let fixed = self.files.iter().find(|(name, _)| name == path);
         let text = fixed.map_or_else(|| describe(&request), |(_, text)| text.clone());
         Response::new(Full::new(Bytes::from(text)).boxed())

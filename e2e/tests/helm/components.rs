@@ -67,6 +67,33 @@ fn with_the_cni_plugin_the_nodes_intercept_and_pods_only_try() {
 }
 
 #[test]
+fn gateways_and_nobody_else_may_be_given_the_secrets_of_their_namespace() {
+    let values = "gateways: {istio-ingressgateway: {namespace: edge}}";
+    let objects = render("bireme", &profile("demo"), values);
+    for (gateway, namespace) in [
+        ("istio-ingressgateway", "edge"),
+        ("istio-egressgateway", "istio-system"),
+    ] {
+        let role = find(&objects, &format!("Role {gateway}-sds"));
+        let binding = find(&objects, &format!("RoleBinding {gateway}-sds"));
+        let rules = json!([{"apiGroups": [""], "resources": ["secrets"], "verbs": ["list"]}]);
+        assert_eq!(role["rules"], rules);
+        assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
+        for object in [role, binding] {
+            assert_eq!(object["metadata"]["namespace"], namespace, "{gateway}");
+        }
+        let deployment = find(&objects, &format!("Deployment {gateway}"));
+        let account = &deployment["spec"]["template"]["spec"]["serviceAccountName"];
+        let subjects = json!([{"kind": "ServiceAccount", "name": account, "namespace": namespace}]);
+        assert_eq!(binding["subjects"], subjects);
+    }
+    // Pilot may ask about them.
+    let rules = &find(&objects, "ClusterRole istio-pilot-istio-system")["rules"];
+    let asks = json!({"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]});
+    assert!(rules.as_array().unwrap().contains(&asks), "{rules}");
+}
+
+#[test]
 fn a_secured_control_plane_has_mixer_behind_mutual_tls() {
     let secured = "global: {controlPlaneSecurityEnabled: true}";
     let objects = render("bireme", &profile("demo"), secured);
@@ -135,4 +162,30 @@ fn grafana_has_a_dashboard_for_each_component() {
             "{part}"
         );
     }
+}
+
+#[test]
+fn gateways_are_probed_where_their_agent_listens() {
+    let objects = render("bireme", &profile("demo"), "");
+    for name in ["istio-ingressgateway", "istio-egressgateway"] {
+        let gateway = find(&objects, &format!("Deployment {name}"));
+        let container = &gateway["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!(container["readinessProbe"]["httpGet"]["port"], 15020);
+        // Nobody answers at the components' port of health, and the agent ends with its proxy.
+        assert!(container.get("livenessProbe").is_none(), "{container}");
+    }
+    let pilot = find(&objects, "Deployment istio-pilot");
+    let container = &pilot["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["livenessProbe"]["httpGet"]["port"], 15014);
+}
+
+#[test]
+fn galley_may_read_the_role_with_which_its_registration_goes() {
+    let objects = render("bireme", &[], "");
+    let role = find(&objects, "ClusterRole istio-galley-istio-system");
+    let rules = role["rules"].as_array().unwrap();
+    let is_own = |rule: &&Value| rule["resources"][0] == "clusterroles";
+    let rule = rules.iter().find(is_own).unwrap();
+    assert_eq!(rule["resourceNames"][0], "istio-galley-istio-system");
+    assert_eq!(rule["verbs"], json!(["get"]));
 }

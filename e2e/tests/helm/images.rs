@@ -88,6 +88,30 @@ fn an_image_is_one_layer_that_runs_as_nobody_special() {
 }
 
 #[test]
+fn the_sample_is_not_taken_for_the_sidecar() {
+    let test = std::env::current_exe().unwrap();
+    let binaries = test.ancestors().nth(2).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let built = Command::new(e2e::mesh::project().join("helm/images/build"))
+        .args([Path::new("--binaries"), binaries])
+        .args([Path::new("--out"), out.path()])
+        .args(["--largest", "1000000000", "bookinfo"])
+        .output()
+        .unwrap();
+    let problem = String::from_utf8_lossy(&built.stderr);
+    assert!(built.status.success(), "{problem}");
+    let blobs = out.path().join("bookinfo/blobs/sha256");
+    let texts = fs::read_dir(blobs).unwrap().filter_map(|entry| {
+        let text = fs::read_to_string(entry.unwrap().path()).ok()?;
+        serde_json::from_str(&text).ok()
+    });
+    let configs: Vec<Value> = texts
+        .filter(|value: &Value| value["rootfs"].is_object())
+        .collect();
+    assert_eq!(configs[0]["config"]["User"], "1000:1000");
+}
+
+#[test]
 fn every_image_of_the_charts_can_be_built() {
     let script = e2e::mesh::project().join("helm/images/build");
     let script = fs::read_to_string(script).unwrap();

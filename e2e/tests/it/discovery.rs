@@ -1,5 +1,5 @@
-//! Pilot and its agents in one mesh, under mutual TLS: a machine registers itself, a proxy starts with a patched bootstrap, and a
-//! replica of Pilot that ends hands its proxies over to another one.
+//! Pilot and its agents in one mesh, under mutual TLS: a machine registers itself, a proxy starts with a patched bootstrap, proxies
+//! that know of each other prefer their zone, and a replica of Pilot that ends hands its proxies over to another one.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -35,6 +35,8 @@ async fn machines_patches_and_replicas_of_pilot() {
     scene.apply(&manifests.concat()).await;
     a_machine_serves_while_it_is_healthy_and_there(&scene).await;
     a_proxy_that_waits_for_patches_has_them(&scene).await;
+    a_refusal_is_shown_with_its_reason(&scene).await;
+    requests_stay_in_their_zone_as_far_as_that_is_fair(&scene).await;
     a_replica_that_ends_hands_its_proxies_over(&scene.mesh).await;
     assert_eq!(scene.mesh.end().await, "");
 }
@@ -139,6 +141,93 @@ async fn a_proxy_that_waits_for_patches_has_them(scene: &Scene) {
     eventually("the patched listener answers", SETTLED, says_so)
         .await
         .unwrap();
+}
+
+/// Our proxy has no Lua.
+async fn a_refusal_is_shown_with_its_reason(scene: &Scene) {
+    const FILTER: &str = "---\napiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: lua, namespace: shop}\nspec:\n  \
+        workloadSelector: {labels: {app: client}}\n  configPatches:\n  - applyTo: HTTP_FILTER\n    match: {context: SIDECAR_OUTBOUND}\n    \
+        patch: {operation: INSERT_FIRST, value: {name: envoy.lua, typed_config: \
+        {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua, inline_code: ''}}}\n";
+    scene.apply(FILTER).await;
+    let listeners = async || {
+        let shown = scene.mesh.ctl_ok(&["proxy-status", "-o", "json"]).await;
+        let rows: Value = serde_json::from_str(&shown.unwrap()).unwrap();
+        let mut rows = rows.as_array().unwrap().iter();
+        let row = rows.find(|row| row["name"].as_str().unwrap().starts_with("client-"));
+        row.map(|row| row["lds"].as_str().unwrap().to_owned())
+    };
+    eventually("the refusal is shown", SETTLED, async || {
+        let shown = listeners().await;
+        shown.is_some_and(|shown| shown.starts_with("ERROR (") && shown.contains("lua"))
+    })
+    .await
+    .unwrap();
+    let delete = ["local", "delete", "envoyfilter/lua", "-n", "shop"];
+    scene.mesh.ctl_ok(&delete).await.unwrap();
+    eventually("and gone once it is mended", SETTLED, async || {
+        listeners().await.as_deref() == Some("SYNCED")
+    })
+    .await
+    .unwrap();
+}
+
+async fn requests_stay_in_their_zone_as_far_as_that_is_fair(scene: &Scene) {
+    const CALLS: usize = 30;
+    let manifests = include_str!("../zones.yaml");
+    scene
+        .apply(&[&scene::namespace("zones", true), "---\n", manifests].concat())
+        .await;
+    let call = Call::new(Protocol::Http1, "zoned.zones.svc.cluster.local:8080");
+    let calls = vec![call; CALLS];
+    let mut seen = Vec::new();
+    let mut becomes = async |what: &str, wanted: &dyn Fn(usize, usize) -> bool| {
+        let is_so = eventually(what, SETTLED * 2, async || {
+            seen = scene.call("zones", &calls).await;
+            let count = |place: &str| {
+                seen.iter()
+                    .filter(|outcome| outcome.text.starts_with(place))
+                    .count()
+            };
+            let (near, far) = (count("near"), count("far"));
+            near + far == CALLS && wanted(near, far)
+        });
+        assert!(is_so.await.is_ok(), "{what}: {seen:?}");
+    };
+    let client = [
+        "-n",
+        "zones",
+        "deploy/client",
+        "-c",
+        "istio-proxy",
+        "--",
+        "true",
+    ];
+    let client = [&["local", "exec"][..], &client].concat();
+    eventually("the client runs", SETTLED, async || {
+        scene.mesh.ctl_ok(&client).await.is_ok()
+    })
+    .await
+    .unwrap();
+    // All clients are in the zone in which half of the servers are.
+    let both = |near, far| near > 0 && far > 0;
+    becomes("the near servers alone have too much to do", &both).await;
+    let scale = [
+        "local",
+        "scale",
+        "client-far",
+        "-n",
+        "zones",
+        "--replicas",
+        "1",
+    ];
+    scene.mesh.ctl_ok(&scale).await.unwrap();
+    becomes("each zone has its own", &|near, _| near == CALLS).await;
+    let off = manifests.replace("{minClusterSize: 1}", "{enabled: false}");
+    scene
+        .apply(&off.replace("replicas: 0", "replicas: 1"))
+        .await;
+    becomes("zones do not count any more", &both).await;
 }
 
 /// Which replica each proxy is connected to, and whether it has accepted everything.

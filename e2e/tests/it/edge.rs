@@ -8,6 +8,7 @@ mod root;
 use e2e::echo::{Call, Protocol, Tls};
 use e2e::mesh::eventually;
 use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
 
 use crate::SETTLED;
 use crate::authority::{Authority, Leaf, Tokens};
@@ -34,9 +35,10 @@ struct Stage {
 }
 
 impl Stage {
-    async fn up() -> Self {
+    /// With everything in the mesh of `scene`.
+    async fn set(scene: Scene) -> Self {
         let stage = Self {
-            scene: Scene::up(NAME, &["--set", SETTINGS]).await,
+            scene,
             a: Authority::new("a"),
             b: Authority::new("b"),
             clients: Authority::new("clients"),
@@ -103,8 +105,8 @@ fn tls(server_name: &str, roots: &str) -> Tls {
 #[tokio::test]
 #[ignore = "needs root and iptables"]
 async fn the_edge_holds_while_the_root_changes() {
-    let mut stage = Stage::up().await;
-    let mut failed = Vec::new();
+    let scene = Scene::up(NAME, &["--set", SETTINGS]).await;
+    let mut stage = Stage::set(scene).await;
     control_plane_is_closed(&stage).await;
     // The root changes while everything else is looked at.
     let parts = [
@@ -115,17 +117,34 @@ async fn the_edge_holds_while_the_root_changes() {
         ("ingress", ingress::holds(&stage).boxed_local()),
         ("egress", egress::holds(&stage).boxed_local()),
     ];
+    all_hold(parts).await;
+    assert_eq!(stage.scene.mesh.end().await, "");
+}
+
+/// The case itself, wherever the mesh is; the root stays.
+pub(crate) async fn holds(scene: Scene) {
+    let stage = Stage::set(scene).await;
+    control_plane_is_closed(&stage).await;
+    let parts = [
+        ("ingress", ingress::holds(&stage).boxed_local()),
+        ("egress", egress::holds(&stage).boxed_local()),
+    ];
+    all_hold(parts).await;
+}
+
+/// At the same time; one that fails does not hide what the others find.
+async fn all_hold<'a>(parts: impl IntoIterator<Item = (&'static str, LocalBoxFuture<'a, ()>)>) {
     let (names, parts): (Vec<&str>, Vec<_>) = parts.into_iter().unzip();
     let parts = parts
         .into_iter()
         .map(|part| std::panic::AssertUnwindSafe(part).catch_unwind());
-    for (name, outcome) in names.iter().zip(futures::future::join_all(parts).await) {
-        if outcome.is_err() {
-            failed.push(*name);
-        }
-    }
+    let outcomes = futures::future::join_all(parts).await;
+    let outcomes = names.iter().zip(outcomes);
+    let failed: Vec<&&str> = outcomes
+        .filter(|(_, outcome)| outcome.is_err())
+        .map(|(name, _)| name)
+        .collect();
     assert!(failed.is_empty(), "failed, see above: {failed:?}");
-    assert_eq!(stage.scene.mesh.end().await, "");
 }
 
 /// The control plane's channels: plain text for nobody else, TLS only for those who have a certificate of the mesh. That they
@@ -146,7 +165,7 @@ async fn control_plane_is_closed(stage: &Stage) {
         call("istio-telemetry", 15004),
         call("istio-galley", 9901),
     ];
-    let root = root::present();
+    let root = root::present(stage).await;
     let stranger = Authority::new("stranger");
     let stranger =
         stranger.leaf("spiffe://cluster.local/ns/istio-system/sa/istio-pilot-service-account");

@@ -1,5 +1,5 @@
 //! End-to-end tests: the mesh as its users see it, through the real processes. Those that need network namespaces are
-//! ignored by default and run by name in `e2e/test.sh`.
+//! ignored by default and run by name in `e2e/test.sh`; so do those that need a whole Kubernetes node ([`node`]).
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -17,6 +17,7 @@ mod lifecycle;
 mod mixer;
 mod modes;
 mod names;
+mod node;
 mod policy;
 mod proof;
 mod scene;

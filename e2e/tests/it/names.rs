@@ -10,7 +10,17 @@ const ASKER: &str = "e2e/tests/names.yaml";
 #[ignore = "needs root and iptables"]
 async fn the_agent_knows_names_that_no_other_name_server_does() {
     let mut mesh = Mesh::up("e2e-names", &[]).await.unwrap();
-    settles(&mesh, "the page", 1, has_details).await;
+    names_are_answered(&mesh).await;
+    // One proxy, although its agent has a stream of its own.
+    let status = mesh.ctl_ok(&["proxy-status"]).await.unwrap();
+    let rows = status.lines().filter(|line| line.contains("asker"));
+    assert_eq!(rows.count(), 1, "{status}");
+    assert_eq!(mesh.end().await, "");
+}
+
+/// The case itself, wherever `mesh` is.
+pub(crate) async fn names_are_answered(mesh: &Mesh) {
+    settles(mesh, "the page", 1, has_details).await;
     mesh.ctl_ok(&["local", "apply", "-f", ASKER]).await.unwrap();
     // From a pod that asks its agent, and from one that does not.
     let gets_details = async |pod: &str, url: &str| {
@@ -60,10 +70,4 @@ async fn the_agent_knows_names_that_no_other_name_server_does() {
         .await
         .unwrap();
     assert_eq!(output.code, 6, "{}", output.stderr);
-
-    // One proxy, although its agent has a stream of its own.
-    let status = mesh.ctl_ok(&["proxy-status"]).await.unwrap();
-    let rows = status.lines().filter(|line| line.contains("asker"));
-    assert_eq!(rows.count(), 1, "{status}");
-    assert_eq!(mesh.end().await, "");
 }

@@ -3,11 +3,14 @@
 //!
 //! [`matrix`]: server modes × clients × protocols, with our proxy and a real Envoy on either side. [`policies`]: who may ask for
 //! what, and forged headers. [`paths`]: one path in many spellings. [`certificates`]: certificates that are not good, and
-//! revocation. [`matchers`]: every matcher of a policy. [`checks`]: what others decide, and policies that only look on. [`pages`]: what debug pages and files give away.
+//! revocation. [`matchers`]: every matcher of a policy. [`levels`]: of mesh, namespace, workload and port. [`keys`]: those of token
+//! issuers. [`checks`]: what others decide, and policies that only look on. [`pages`]: what debug pages and files give away.
 //! [`reload`]: another plugged-in CA.
 
 mod certificates;
 mod checks;
+mod keys;
+mod levels;
 mod matchers;
 mod matrix;
 mod pages;
@@ -26,9 +29,9 @@ use crate::authority::{Authority, Tokens};
 use crate::scene::{self, Scene};
 
 /// Namespaces with a client that has a sidecar.
-const CLIENTS: &[&str] = &["auto", "mtls", "plain", "monitoring", "ops"];
+const CLIENTS: &[&str] = &["auto", "mtls", "plain", "ports", "monitoring", "ops"];
 /// Those that are there a second time, with a real Envoy, under this suffix.
-const ENVOY_CLIENTS: &[&str] = &["auto", "mtls", "plain"];
+const ENVOY_CLIENTS: &[&str] = &["auto", "mtls", "plain", "ports"];
 const ENVOY: &str = "-envoy";
 /// Servers, and what they take; all but the last are there with a real Envoy, too.
 const SERVERS: &[(&str, &str)] = &[
@@ -36,6 +39,7 @@ const SERVERS: &[(&str, &str)] = &[
     ("permissive", "PERMISSIVE"),
     ("strict", "STRICT"),
     ("matchers", "PERMISSIVE"),
+    ("levels", "UNSET"),
     ("app", "PERMISSIVE"),
 ];
 const SETTINGS: &str = "mixer.policy.enabled=false,mixer.telemetry.enabled=false,\
@@ -142,6 +146,13 @@ fn envoy(folder: &Path) -> String {
     to.to_str().unwrap().to_owned()
 }
 
+/// What was opened under the CA before is not out of the next one's reach.
+async fn reload_and_revocation(stage: &Stage) {
+    let before = certificates::opened(stage).await;
+    reload::breaks_nothing(stage).await;
+    certificates::are_revoked_at_once(stage, before).await;
+}
+
 #[tokio::test]
 #[ignore = "needs root, iptables and Envoy: set ENVOY to its path"]
 async fn nobody_gets_through_who_should_not() {
@@ -156,12 +167,13 @@ async fn nobody_gets_through_who_should_not() {
         ("paths", paths::hold(&stage).boxed_local()),
         ("certificates", certificates::hold(&stage).boxed_local()),
         ("matchers", matchers::hold(&stage).boxed_local()),
+        ("levels", levels::hold(&stage).boxed_local()),
+        ("keys", keys::hold(&stage).boxed_local()),
         ("checks", checks::hold(&stage).boxed_local()),
         ("pages", pages::keep_secrets(&stage).boxed_local()),
-        ("reload", reload::breaks_nothing(&stage).boxed_local()),
         (
-            "revocation",
-            certificates::are_revoked_at_once(&stage).boxed_local(),
+            "reload and revocation",
+            reload_and_revocation(&stage).boxed_local(),
         ),
     ] {
         if std::panic::AssertUnwindSafe(part)

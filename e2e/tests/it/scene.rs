@@ -26,7 +26,7 @@ impl Scene {
     pub(crate) async fn apply(&self, text: &str) {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("manifests.yaml");
-        std::fs::write(&file, text.replace("{{echo}}", &echo())).unwrap();
+        std::fs::write(&file, text.replace("{{echo}}", &self.echo())).unwrap();
         self.mesh
             .ctl_ok(&["local", "apply", "-f", file.to_str().unwrap()])
             .await
@@ -58,7 +58,9 @@ impl Scene {
             .ctl_ok(&["local", "get", "pods", "-A", "-o", "json"]);
         let list: Value = serde_json::from_str(&shown.await.unwrap()).unwrap();
         let pods = list["items"].as_array().cloned().unwrap();
-        let is_ours = |pod: &Value| pod["metadata"]["namespace"] != "istio-system";
+        let others = ["istio-system", "default"];
+        let is_ours =
+            |pod: &Value| !others.contains(&pod["metadata"]["namespace"].as_str().unwrap());
         pods.into_iter().filter(is_ours).collect()
     }
 
@@ -75,7 +77,7 @@ impl Scene {
     /// Makes calls from the client of `namespace`; the outcomes are in their order.
     pub(crate) async fn call(&self, namespace: &str, calls: &[Call]) -> Vec<Outcome> {
         let calls = serde_json::to_string(calls).unwrap();
-        let echo = echo();
+        let echo = self.echo();
         let command = [&at_client(namespace)[..], &[&echo, "call", &calls]].concat();
         let shown = self.mesh.ctl_ok(&command).await.unwrap();
         serde_json::from_str(&shown).unwrap()
@@ -84,7 +86,7 @@ impl Scene {
     /// Opens a connection from the client of `namespace` and keeps it busy; it is open when this returns.
     pub(crate) async fn hold(&self, namespace: &str, line: &Call) -> Line {
         let line = serde_json::to_string(line).unwrap();
-        let echo = echo();
+        let echo = self.echo();
         let hold = [echo.as_str(), "hold", &line];
         let command = [&at_client(namespace)[..], &hold[..]].concat();
         let mut child = self.mesh.spawn(&command).unwrap();
@@ -93,6 +95,15 @@ impl Scene {
         let opened = opened.expect("the line is open in time").unwrap();
         assert_eq!(opened.as_deref(), Some("open"));
         Line { child, output }
+    }
+
+    /// The workloads' program, where pods have it: those of a local mesh see this machine's files.
+    fn echo(&self) -> String {
+        if self.mesh.is_cluster() {
+            return "/usr/local/bin/echo".to_owned();
+        }
+        let path = e2e::mesh::programs().unwrap().join("echo");
+        path.to_str().unwrap().to_owned()
     }
 
     /// Runs a command beside the proxy of the client of `namespace`.
@@ -147,12 +158,6 @@ fn is_ready(pod: &Value) -> bool {
                 .iter()
                 .all(|container| container["ready"] == true)
     })
-}
-
-/// The workload's program.
-pub(crate) fn echo() -> String {
-    let path = e2e::mesh::programs().unwrap().join("echo");
-    path.to_str().unwrap().to_owned()
 }
 
 /// A namespace whose pods are in the mesh, or not.

@@ -259,12 +259,16 @@ async fn write_volume(
             fs::write(folder.join(key), edit(&text)).unwrap();
         }
     } else if let Some(name) = volume["secret"]["secretName"].as_str() {
-        let api: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
-        // Some are optional.
-        let found = api.get_opt(name).await.unwrap();
-        for (key, bytes) in found.and_then(|found| found.data).unwrap_or_default() {
-            fs::write(folder.join(key), bytes.0).unwrap();
-        }
+        write_secret(client, name, folder).await;
+    }
+}
+
+/// Brings a Secret's files into a folder; none if there is no such Secret, as some are optional.
+pub(crate) async fn write_secret(client: &Client, name: &str, folder: &Path) {
+    let api: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
+    let found = api.get_opt(name).await.unwrap();
+    for (key, bytes) in found.and_then(|found| found.data).unwrap_or_default() {
+        fs::write(folder.join(key), bytes.0).unwrap();
     }
 }
 

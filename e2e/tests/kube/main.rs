@@ -4,11 +4,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod certificates;
 mod component;
 mod gateway;
+mod ingress;
 mod leader;
+mod machine;
 mod outage;
 mod roles;
+mod versions;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,13 +22,13 @@ use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use component::{GALLEY, INJECTOR, start};
+use component::{GALLEY, INJECTOR, log_of, start};
 use e2e::mesh::eventually;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
 use kube::api::{
@@ -244,15 +248,16 @@ async fn galleys_webhook_refuses_with_a_sentence_until_it_is_switched_off() {
     let client = fresh().await;
     install("");
     let registrations: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
-    let galley = start(&client, &GALLEY).await;
-    eventually("the webhook's registration", SOON, async || {
+    let is_registered = async || {
         registrations
             .get_opt("istio-galley")
             .await
-            .is_ok_and(|found| found.is_some())
-    })
-    .await
-    .unwrap();
+            .unwrap()
+            .is_some()
+    };
+    let galley = start(&client, &GALLEY).await;
+    let registered = eventually("the webhook's registration", SOON, &is_registered).await;
+    assert!(registered.is_ok(), "{}", log_of(&galley));
     let api = virtual_services(&client);
     let bad = virtual_service(
         "bad",
@@ -277,14 +282,9 @@ async fn galleys_webhook_refuses_with_a_sentence_until_it_is_switched_off() {
     install("global: {configValidation: false}");
     drop(galley);
     let galley = start(&client, &GALLEY).await;
-    eventually("the registration's end", SOON, async || {
-        registrations
-            .get_opt("istio-galley")
-            .await
-            .is_ok_and(|found| found.is_none())
-    })
-    .await
-    .unwrap();
+    let is_gone = async || !is_registered().await;
+    let gone = eventually("the registration's end", SOON, &is_gone).await;
+    assert!(gone.is_ok(), "{}", log_of(&galley));
     eventually("the object's admission", SOON, async || {
         api.create(&PostParams::default(), &bad).await.is_ok()
     })
@@ -292,6 +292,16 @@ async fn galleys_webhook_refuses_with_a_sentence_until_it_is_switched_off() {
     .unwrap();
     api.delete("bad", &DeleteParams::default()).await.unwrap();
     drop(galley);
+
+    // It goes with the release, or nobody could change anything any more.
+    install("");
+    let galley = start(&client, &GALLEY).await;
+    let registered = eventually("the webhook's registration", SOON, &is_registered).await;
+    assert!(registered.is_ok(), "{}", log_of(&galley));
+    drop(galley);
+    helm(&["uninstall", "istio"], "").unwrap();
+    let gone = eventually("the registration's end", SOON, &is_gone).await;
+    gone.unwrap();
 }
 
 #[tokio::test]
@@ -430,8 +440,17 @@ async fn biremectl_installs_verifies_upgrades_and_purges() {
     // What is switched off goes.
     good(&["upgrade", "--set", "profile=minimal"]);
     assert_eq!(deployments(&client).await.len(), 1);
+    // As Citadel does.
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "default");
+    let secret = serde_json::from_value(json!({
+        "metadata": {"name": "istio.default"}, "type": "istio.io/key-and-cert",
+    }));
+    let params = PostParams::default();
+    secrets.create(&params, &secret.unwrap()).await.unwrap();
     good(&["uninstall", "--purge"]);
     assert!(deployments(&client).await.is_empty());
+    let left = secrets.get_opt("istio.default").await.unwrap();
+    assert!(left.is_none(), "{left:?}");
     let of = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
     let definitions: Api<DynamicObject> = Api::all_with(client, &ApiResource::from_gvk(&of));
     eventually("no definition is left", SOON, async || {

@@ -6,13 +6,15 @@
 //! |---|---|---|---|
 //! | source | the mesh's (`networking.istio.io`, `security.istio.io`, `telemetry.istio.io`, `extensions.istio.io`, `authentication.istio.io`, `rbac.istio.io`, `config.istio.io`) | `*` | `list`, `watch` |
 //! | source | `networking.k8s.io` | `ingresses` | `list`, `watch` |
+//! | source | `networking.k8s.io` | `ingresses/status` | `patch` |
 //! | source | `""` | `services` | `list`, `watch` |
-//! | source, `--enableServiceDiscovery` | `""` | `namespaces`, `nodes`, `pods` | `list`, `watch` |
+//! | source, `--enableServiceDiscovery` | `""` | `namespaces`, `nodes` | `list`, `watch` |
+//! | source, `--enableServiceDiscovery` or `--serve-pods` | `""` | `pods` | `list`, `watch` |
 //! | source, `--enableServiceDiscovery` | `discovery.k8s.io` | `endpointslices` | `list`, `watch` |
 //! | `--enable-reconcileWebhookConfiguration` | `admissionregistration.k8s.io` | `validatingwebhookconfigurations` | `get`, `list`, `watch`, `create`, `patch`, `delete` |
-//! | the same | `apps` (own namespace) | `deployments` | `get` |
+//! | the same | `rbac.authorization.k8s.io` | `clusterroles`, of them its own | `get` |
 //! | the same | `discovery.k8s.io` (own namespace) | `endpointslices` | `list` |
-//! | either of the two, more replicas | `coordination.k8s.io` (own namespace) | `leases` | `create`; of the one named `istio-galley` `get`, `update` |
+//! | source or registration, more replicas | `coordination.k8s.io` (own namespace) | `leases` | `create`; of the one named `istio-galley` `get`, `update` |
 //! | `--enableAnalysis` | the mesh's; `""`: `namespaces`, `nodes`, `pods`, `services`, `secrets`, `configmaps`; `apps`: `deployments`; `admissionregistration.k8s.io`: both kinds; `apiextensions.k8s.io`: `customresourcedefinitions`; `gateway.networking.k8s.io`: `gateways` | as named | `list`; what is refused is left out of the analysis |
 //! | `--enableAnalysis` | the mesh's | `*/status`, `*` | `patch` |
 //!
@@ -56,21 +58,21 @@ pub struct KubernetesArgs {
         value_name = "FILE"
     )]
     pub webhook_ca_file: PathBuf,
-    /// Namespace of Galley's own Deployment, with which the webhook's configuration goes.
+    /// Namespace of Galley's own Deployment.
     #[arg(
         long = "deployment-namespace",
         default_value = "istio-system",
         value_name = "NAMESPACE"
     )]
     pub deployment_namespace: String,
-    /// Name of Galley's own Deployment.
+    /// Name of Galley's own Deployment; the webhook's configuration goes with the ClusterRole NAME-NAMESPACE.
     #[arg(
         long = "deployment-name",
         default_value = "istio-galley",
         value_name = "NAME"
     )]
     pub deployment_name: String,
-    /// Of several replicas the leader keeps the webhook's registration and writes status.
+    /// Of several replicas the leader keeps the webhook's registration and writes status (of Ingresses, too).
     #[command(flatten)]
     pub election: LeaseArgs,
 }

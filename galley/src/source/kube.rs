@@ -48,8 +48,17 @@ struct Watched {
 /// What the inventory is told of a kind.
 type Told = Change<Arc<ParsedFile>>;
 
+/// What is read beside configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// What service entries are made of.
+    pub service_entries: bool,
+    /// Pods.
+    pub pods: bool,
+}
+
 /// The kinds that Galley reads.
-fn kinds(makes_service_entries: bool) -> Vec<Watched> {
+fn kinds(wanted: Wanted) -> Vec<Watched> {
     let mesh = schema::served().iter().map(|served| Watched {
         group: served.group,
         versions: served.versions,
@@ -65,10 +74,12 @@ fn kinds(makes_service_entries: bool) -> Vec<Watched> {
     let mut all: Vec<Watched> = mesh.collect();
     all.push(platform("networking.k8s.io", "Ingress", "ingresses"));
     all.push(platform("", "Service", "services"));
-    if makes_service_entries {
+    if wanted.pods || wanted.service_entries {
+        all.push(platform("", "Pod", "pods"));
+    }
+    if wanted.service_entries {
         all.push(platform("", "Namespace", "namespaces"));
         all.push(platform("", "Node", "nodes"));
-        all.push(platform("", "Pod", "pods"));
         all.push(platform(
             "discovery.k8s.io",
             "EndpointSlice",
@@ -79,13 +90,8 @@ fn kinds(makes_service_entries: bool) -> Vec<Watched> {
 }
 
 /// Follows the API server until the drain.
-pub fn watch(
-    client: &Client,
-    makes_service_entries: bool,
-    events: mpsc::Sender<Event>,
-    drain: Drain,
-) {
-    let kinds = kinds(makes_service_entries);
+pub fn watch(client: &Client, wanted: Wanted, events: mpsc::Sender<Event>, drain: Drain) {
+    let kinds = kinds(wanted);
     let (changes, taken) = mpsc::channel(CHANGES);
     let inventory = Inventory::new(kinds.len());
     for (index, kind) in kinds.into_iter().enumerate() {
@@ -203,11 +209,13 @@ fn path_of(object: &DynamicObject, resource: &ApiResource) -> PathBuf {
 fn file_of(object: &DynamicObject, resource: &ApiResource) -> ParsedFile {
     let path = path_of(object, resource);
     let name = path.display().to_string();
-    // Lists do not repeat the kind on their items; who manages which field is of no interest.
+    // Lists do not repeat the kind on their items; who manages which field is of interest where status is written.
     let mut value = serde_json::to_value(object).unwrap_or_default();
     value["apiVersion"] = resource.api_version.clone().into();
     value["kind"] = resource.kind.clone().into();
-    if let Some(metadata) = value["metadata"].as_object_mut() {
+    if resource.kind != "Ingress"
+        && let Some(metadata) = value["metadata"].as_object_mut()
+    {
         metadata.remove("managedFields");
     }
     ParsedFile {

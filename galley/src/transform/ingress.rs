@@ -80,13 +80,8 @@ fn difference(earlier: &Collection, resources: Vec<Resource>) -> Option<Delta> {
 }
 
 fn build(objects: &Objects, mesh: &MeshConfig, domain: &str) -> Generated {
-    let mut ingresses: Vec<&Ingress> = objects
-        .range(Key::new("Ingress", "")..)
-        .take_while(|(key, _)| key.collection.as_ref() == "Ingress")
-        .filter_map(|(_, object)| match &object.content {
-            Content::Kube(Kube::Ingress(ingress)) => Some(ingress.as_ref()),
-            Content::Kube(_) | Content::Mesh(_) => None,
-        })
+    let mut ingresses: Vec<&Ingress> = all(objects)
+        .map(|(_, ingress)| ingress)
         .filter(|ingress| is_of_the_mesh(ingress, mesh))
         .collect();
     ingresses.sort_by(|a, b| {
@@ -108,7 +103,19 @@ fn build(objects: &Objects, mesh: &MeshConfig, domain: &str) -> Generated {
     }
 }
 
-fn is_of_the_mesh(ingress: &Ingress, mesh: &MeshConfig) -> bool {
+/// Every Ingress, whosever it is.
+pub fn all(objects: &Objects) -> impl Iterator<Item = (&Key, &Ingress)> {
+    objects
+        .range(Key::new("Ingress", "")..)
+        .take_while(|(key, _)| key.collection.as_ref() == "Ingress")
+        .filter_map(|(key, object)| match &object.content {
+            Content::Kube(Kube::Ingress(ingress)) => Some((key, ingress.as_ref())),
+            Content::Kube(_) | Content::Mesh(_) => None,
+        })
+}
+
+/// Whether an Ingress is the mesh's, by its class.
+pub fn is_of_the_mesh(ingress: &Ingress, mesh: &MeshConfig) -> bool {
     let annotations = ingress.metadata.annotations.as_ref();
     let spec = ingress.spec.as_ref();
     let class = annotations
@@ -159,13 +166,17 @@ fn gateway(ingress: &Ingress, mesh: &MeshConfig) -> Resource {
         "port": {"number": 80, "protocol": "HTTP", "name": format!("http-80-ingress-{name}-{namespace}")},
         "hosts": ["*"],
     }));
-    let selector = match mesh.ingress_selector.as_str() {
-        "" => "ingressgateway",
-        selector => selector,
-    };
-    let spec = json!({"selector": {"istio": selector}, "servers": servers});
+    let spec = json!({"selector": {"istio": selector(mesh)}, "servers": servers});
     let name = format!("{GATEWAY_NAMESPACE}/{}", gateway_name(ingress));
     resource("istio.networking.v1alpha3.Gateway", name, &spec)
+}
+
+/// The gateways' label `istio`.
+pub fn selector(mesh: &MeshConfig) -> &str {
+    match mesh.ingress_selector.as_str() {
+        "" => "ingressgateway",
+        selector => selector,
+    }
 }
 
 /// The routes of a host, in the order of the Ingresses.

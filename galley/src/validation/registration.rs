@@ -9,8 +9,8 @@ use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures::StreamExt as _;
 use k8s_openapi::api::{
-    admissionregistration::v1::ValidatingWebhookConfiguration, apps::v1::Deployment,
-    discovery::v1::EndpointSlice,
+    admissionregistration::v1::ValidatingWebhookConfiguration, discovery::v1::EndpointSlice,
+    rbac::v1::ClusterRole,
 };
 use kube::{
     Api, Client, Resource,
@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use std::{fs, time::Duration};
 
 /// Who the API server says has written the fields.
-const MANAGER: &str = "galley";
+pub(crate) const MANAGER: &str = "galley";
 
 /// Registers the webhook and keeps it registered while this replica leads, until the drain.
 pub fn keep(
@@ -202,16 +202,16 @@ fn read_configuration(text: &str, name: &str) -> anyhow::Result<Value> {
     Ok(value)
 }
 
-/// Our Deployment, with which the registration goes.
+/// Our ClusterRole, with which the registration goes: what is the whole cluster's cannot belong to a Deployment, which is a
+/// namespace's.
 async fn owner(client: &Client, args: &KubernetesArgs) -> anyhow::Result<Option<Value>> {
-    let namespace = &args.deployment_namespace;
-    let api: Api<DynamicObject> =
-        Api::namespaced_with(client.clone(), namespace, &kind::<Deployment>());
-    let found = api.get_opt(&args.deployment_name).await?;
-    Ok(found.and_then(|deployment| {
+    let name = format!("{}-{}", args.deployment_name, args.deployment_namespace);
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind::<ClusterRole>());
+    let found = api.get_opt(&name).await?;
+    Ok(found.and_then(|role| {
         Some(json!({
-            "apiVersion": "apps/v1", "kind": "Deployment",
-            "name": args.deployment_name, "uid": deployment.metadata.uid?,
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "name": name, "uid": role.metadata.uid?,
         }))
     }))
 }

@@ -91,16 +91,18 @@ fn virtual_service(name: &str, host: &str) -> DynamicObject {
     }
 }
 
+/// Creates it anew.
+async fn create(routes: &Api<DynamicObject>, object: &DynamicObject) {
+    let name = object.metadata.name.as_deref().unwrap();
+    let _ = routes.delete(name, &DeleteParams::default()).await;
+    routes.create(&PostParams::default(), object).await.unwrap();
+}
+
 #[tokio::test]
 #[ignore = "needs a Kubernetes API server: KUBECONFIG"]
 async fn objects_of_a_cluster_are_served_and_files_count_before_them() {
     let (_client, routes) = cluster().await;
-    let _ = routes.delete("reviews", &DeleteParams::default()).await;
-    let object = virtual_service("reviews", "of-the-cluster");
-    routes
-        .create(&PostParams::default(), &object)
-        .await
-        .unwrap();
+    create(&routes, &virtual_service("reviews", "of-the-cluster")).await;
 
     let place = Place::new();
     let galley = place.start_with(&["--enable-kubernetes=true"]);
@@ -143,4 +145,100 @@ async fn objects_of_a_cluster_are_served_and_files_count_before_them() {
         .unwrap();
     state(&sink, VIRTUAL_SERVICES, |state| hosts(state).is_empty()).await;
     drop(galley);
+}
+
+const NOWHERE: &str = "nowhere.galley-test.svc.cluster.local";
+/// A service that every cluster has.
+const KNOWN: &str = "kubernetes.default.svc.cluster.local";
+
+#[tokio::test]
+#[ignore = "needs a Kubernetes API server: KUBECONFIG"]
+async fn files_are_analyzed_on_top_of_a_cluster() {
+    let (_client, routes) = cluster().await;
+    create(&routes, &virtual_service("lost", NOWHERE)).await;
+    let place = Place::new();
+    let is_lost = |files: &[&str]| {
+        let flags = [
+            "analyze",
+            "--use-kube",
+            "--namespace",
+            NAMESPACE,
+            "-o",
+            "json",
+        ];
+        let output = galley(&[&flags, files].concat(), &place.path("config"));
+        let messages: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let resource = format!("VirtualService lost.{NAMESPACE}");
+        let mut messages = messages.as_array().unwrap().iter();
+        messages.any(|message| message["resource"] == resource && message["code"] == "IST0101")
+    };
+    assert!(is_lost(&[]));
+    let file = |name: &str, kind: &str, spec: Value| {
+        let object = json!({
+            "apiVersion": "networking.istio.io/v1", "kind": kind,
+            "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec,
+        });
+        place.write(&format!("{kind}.yaml"), &object.to_string());
+    };
+    // A file adds the host.
+    let ports = json!([{"number": 80, "name": "http", "protocol": "HTTP"}]);
+    let entry = json!({"hosts": [NOWHERE], "ports": ports, "resolution": "DNS"});
+    file("somewhere", "ServiceEntry", entry);
+    assert!(!is_lost(&["ServiceEntry.yaml"]));
+    // A file stands in for the cluster's object, for better or worse.
+    file(
+        "lost",
+        "VirtualService",
+        virtual_service("lost", KNOWN).data["spec"].clone(),
+    );
+    assert!(!is_lost(&["VirtualService.yaml"]));
+    let wrong = virtual_service("lost", "other.galley-test.svc.cluster.local");
+    file("lost", "VirtualService", wrong.data["spec"].clone());
+    assert!(is_lost(&["ServiceEntry.yaml", "VirtualService.yaml"]));
+    routes
+        .delete("lost", &DeleteParams::default())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a Kubernetes API server: KUBECONFIG"]
+async fn what_analysis_finds_is_in_the_status_of_the_objects() {
+    let (_client, routes) = cluster().await;
+    create(&routes, &virtual_service("noted", NOWHERE)).await;
+    let place = Place::new();
+    let galley = place.start_with(&["--enable-kubernetes=true", "--enableAnalysis=true"]);
+    let until = async |is_good: &str, codes: &[&str]| {
+        let end = Instant::now() + SOON;
+        loop {
+            let status = routes.get("noted").await.unwrap().data["status"].clone();
+            let messages = status["validationMessages"].as_array();
+            let found = messages.map(|messages| {
+                let found = messages
+                    .iter()
+                    .map(|message| message["type"]["code"].as_str());
+                found.map(Option::unwrap_or_default).collect::<Vec<_>>()
+            });
+            let mut conditions = status["conditions"].as_array().into_iter().flatten();
+            let condition = conditions.find(|condition| condition["type"] == "PassedAnalysis");
+            if found.as_deref() == Some(codes)
+                && condition.is_some_and(|condition| condition["status"] == is_good)
+            {
+                return;
+            }
+            assert!(Instant::now() < end, "{status}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    until("False", &["IST0101"]).await;
+    let mended = json!({"spec": virtual_service("noted", KNOWN).data["spec"]});
+    let params = PatchParams::default();
+    let patch = Patch::Merge(mended);
+    routes.patch("noted", &params, &patch).await.unwrap();
+    until("True", &[]).await;
+    drop(galley);
+    routes
+        .delete("noted", &DeleteParams::default())
+        .await
+        .unwrap();
 }

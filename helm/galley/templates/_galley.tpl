@@ -2,6 +2,11 @@
 {{- .Values.certificateSecret | default "istio-galley-webhook" -}}
 {{- end -}}
 
+{{/* Mixer knows by them who calls and is called. */}}
+{{- define "galley.servesPods" -}}
+{{- or .global.components.mixer (not .global.components.umbrella) -}}
+{{- end -}}
+
 {{- define "galley.container" -}}
 {{- $g := .global -}}{{- $v := .root.Values -}}
 name: galley
@@ -14,6 +19,7 @@ args:
 - --insecure={{ not $g.controlPlaneSecurityEnabled }}
 - --enable-server={{ $g.useMCP }}
 - --enableServiceDiscovery={{ $v.enableServiceDiscovery }}
+- --serve-pods={{ include "galley.servesPods" . }}
 - --enable-validation={{ $g.configValidation }}
 - --validation-port=9443
 - --enable-reconcileWebhookConfiguration={{ not $g.operatorManageWebhooks }}
@@ -36,6 +42,9 @@ args:
 env:
 {{ include "bireme.podEnvironment" . }}
 {{- include "bireme.environment" $v.env }}
+lifecycle:
+  # The API server finds the others before this one ends.
+  preStop: {sleep: {seconds: 5}}
 volumeMounts:
 - {name: config, mountPath: /etc/config, readOnly: true}
 - {name: mesh-config, mountPath: /etc/mesh-config, readOnly: true}
@@ -70,7 +79,7 @@ allowed:
 {{- end }}
 {{- end -}}
 
-{{/* What Galley reads everywhere; it writes its webhook's registration, and status if it analyzes. */}}
+{{/* What Galley reads everywhere; it writes its webhook's registration, status of Ingresses, and all status if it analyzes. */}}
 {{- define "galley.rules" -}}
 {{- $v := .root.Values -}}
 {{- $groups := list "networking.istio.io" "security.istio.io" "telemetry.istio.io" "extensions.istio.io" "authentication.istio.io" "rbac.istio.io" "config.istio.io" -}}
@@ -80,12 +89,20 @@ allowed:
 - apiGroups: [networking.k8s.io]
   resources: [ingresses]
   verbs: [list, watch]
+- apiGroups: [networking.k8s.io]
+  resources: [ingresses/status]
+  verbs: [patch]
 - apiGroups: [""]
   resources: [services]
   verbs: [list, watch]
+{{- if or $v.enableServiceDiscovery (eq (include "galley.servesPods" .) "true") }}
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
+{{- end }}
 {{- if $v.enableServiceDiscovery }}
 - apiGroups: [""]
-  resources: [namespaces, nodes, pods]
+  resources: [namespaces, nodes]
   verbs: [list, watch]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
@@ -120,6 +137,11 @@ allowed:
   resources: [validatingwebhookconfigurations]
   resourceNames: [istio-galley]
   verbs: [get, list, watch, patch]
+# With which the registration goes.
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [clusterroles]
+  resourceNames: [istio-galley-{{ .root.Release.Namespace }}]
+  verbs: [get]
 {{- else if not .global.operatorManageWebhooks }}
 # It takes away what it wrote while validation was on.
 - apiGroups: [admissionregistration.k8s.io]
@@ -129,20 +151,11 @@ allowed:
 {{- end }}
 {{- end -}}
 
-{{/*
-In its own namespace: one of several replicas writes, and the registration waits for the webhook's endpoints and goes with the
-Deployment. Nothing where it does not write.
-*/}}
+{{/* In its own namespace: one of several replicas writes, and the registration waits for the webhook's endpoints. */}}
 {{- define "galley.ownRules" -}}
 {{- $g := include "bireme.global" . | fromYaml -}}
-{{- if or .Values.enableAnalysis (not $g.operatorManageWebhooks) }}
 {{ include "bireme.leaseRules" "istio-galley" }}
-{{- end }}
 {{- if and $g.configValidation (not $g.operatorManageWebhooks) }}
-- apiGroups: [apps]
-  resources: [deployments]
-  resourceNames: [istio-galley]
-  verbs: [get]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [list]

@@ -15,6 +15,9 @@ args:
 env:
 {{ include "bireme.podEnvironment" . }}
 {{- include "bireme.environment" $v.env }}
+lifecycle:
+  # The API server finds the others before this one ends.
+  preStop: {sleep: {seconds: 5}}
 volumeMounts:
 - {name: config-volume, mountPath: /etc/istio/config, readOnly: true}
 - {name: certs, mountPath: /etc/istio/certs, readOnly: true}

@@ -17,6 +17,11 @@ Takes a dict:
 {{- $namespace := .namespace | default .root.Release.Namespace -}}
 {{- $labels := merge (dict "release" .root.Release.Name "chart" .root.Chart.Name "heritage" .root.Release.Service) .labels -}}
 {{- $ports := .ports -}}
+{{- $container := merge (deepCopy .container) (include "bireme.containerDefaults" . | fromYaml) -}}
+{{- /* What is null in the container is not wanted. */ -}}
+{{- range $key, $value := .container -}}
+{{- if kindIs "invalid" $value -}}{{- $_ := unset $container $key -}}{{- end -}}
+{{- end -}}
 apiVersion: v1
 kind: ServiceAccount
 metadata:
@@ -75,7 +80,7 @@ spec:
       {{- toYaml . | nindent 6 }}
       {{- end }}
       containers:
-      - {{- toYaml (merge (deepCopy .container) (include "bireme.containerDefaults" . | fromYaml)) | nindent 8 }}
+      - {{- toYaml $container | nindent 8 }}
       {{- with .volumes }}
       volumes: {{- toYaml . | nindent 6 }}
       {{- end }}

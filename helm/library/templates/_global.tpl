@@ -118,6 +118,7 @@ proxy_init:
 components:
   umbrella: false
   security: false
+  mixer: false
 {{- end -}}
 
 {{/* What of the 1.4 line's global values we do not have, with what to do instead. */}}

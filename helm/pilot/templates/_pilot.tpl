@@ -43,8 +43,22 @@ volumeMounts:
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [list, watch]
+# The entries of machines that register themselves.
+- apiGroups: [networking.istio.io]
+  resources: [workloadentries]
+  verbs: [create, delete, list, patch, watch]
+- apiGroups: [networking.istio.io]
+  resources: [workloadentries/status]
+  verbs: [patch]
+- apiGroups: [networking.istio.io]
+  resources: [workloadgroups]
+  verbs: [get]
 # Who opens a stream with a token.
 - apiGroups: [authentication.k8s.io]
   resources: [tokenreviews]
+  verbs: [create]
+# Whether a gateway may read Secrets.
+- apiGroups: [authorization.k8s.io]
+  resources: [subjectaccessreviews]
   verbs: [create]
 {{- end -}}

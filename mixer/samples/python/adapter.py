@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""An adapter out of process in Python: a check by a template of its own (wordcount), and the standard templates metric and
-quota. It shows both ways to get its parameters: with every call, or once, in a session (--session).
+"""An adapter out of process in Python: a check by a template of its own (wordcount), attributes by another (team), and the
+standard templates metric and quota. It shows both ways to get its parameters: with every call, or once, in a session (--session).
 
     adapter.py --port 0 [--session] --generated FOLDER    (FOLDER: what build.sh has made)
 
@@ -27,6 +27,8 @@ def main():
     from istio.mixer.adapter.model.v1beta1 import model_pb2, model_pb2_grpc
     from mixer.template import metric_pb2, metric_pb2_grpc, quota_pb2_grpc
     import config_pb2
+    import team_pb2
+    import team_pb2_grpc
     import wordcount_pb2_grpc
 
     PERMISSION_DENIED = 7
@@ -87,6 +89,12 @@ def main():
                 result.status.message = f"{words} words for {request.instance.name}"
             return result
 
+    class Team(team_pb2_grpc.HandleTeamServiceServicer):
+        def HandleTeam(self, request, context):
+            sessions.params(request, context)
+            # "reviews-v2" belongs to the team "reviews".
+            return team_pb2.OutputMsg(team=request.instance.workload.split("-")[0])
+
     class Metric(metric_pb2_grpc.HandleMetricServiceServicer):
         def HandleMetric(self, request, context):
             params = sessions.params(request, context)
@@ -108,6 +116,7 @@ def main():
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
     model_pb2_grpc.add_InfrastructureBackendServicer_to_server(Backend(), server)
     wordcount_pb2_grpc.add_HandleWordCountServiceServicer_to_server(WordCount(), server)
+    team_pb2_grpc.add_HandleTeamServiceServicer_to_server(Team(), server)
     metric_pb2_grpc.add_HandleMetricServiceServicer_to_server(Metric(), server)
     quota_pb2_grpc.add_HandleQuotaServiceServicer_to_server(Quota(), server)
     port = server.add_insecure_port(f"127.0.0.1:{options.port}")

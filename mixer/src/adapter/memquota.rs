@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::Value as Json;
@@ -73,7 +74,7 @@ struct Override {
 
 #[derive(Debug)]
 struct MemQuota {
-    quotas: HashMap<String, Quota>,
+    quotas: HashMap<String, Quota, RandomState>,
     deduplication: Duration,
     state: Mutex<State>,
 }
@@ -81,7 +82,8 @@ struct MemQuota {
 #[derive(Debug)]
 struct State {
     begun: Instant,
-    cells: HashMap<String, Cell>,
+    /// Seeded anew in every process: dimensions come from requests.
+    cells: HashMap<String, Cell, RandomState>,
     /// Grants by deduplication id: those of this interval and of the one before.
     recent: HashMap<String, Grant>,
     old: HashMap<String, Grant>,
@@ -120,7 +122,7 @@ impl AdapterConfig for Params {
             deduplication: self.min_deduplication_duration,
             state: Mutex::new(State {
                 begun: now,
-                cells: HashMap::new(),
+                cells: HashMap::default(),
                 recent: HashMap::new(),
                 old: HashMap::new(),
                 swapped: now,
@@ -160,17 +162,20 @@ impl Adapter for MemQuota {
             });
         }
         let tick = window::tick(now.saturating_duration_since(state.begun));
-        if !state.cells.contains_key(&key) && state.cells.len() >= MAX_CELLS {
-            state.sweep(now, tick);
+        let (amount, best_effort) = (request.amount, request.best_effort);
+        let granted = if let Some(cell) = state.cells.get_mut(&key) {
+            cell.allocate(amount, best_effort, tick)
+        } else {
+            if state.cells.len() >= MAX_CELLS {
+                state.sweep(now, tick);
+            }
             if state.cells.len() >= MAX_CELLS {
                 return Err(AdapterError::new("too many different quota dimensions"));
             }
-        }
-        let cell = state
-            .cells
-            .entry(key)
-            .or_insert_with(|| Cell::new(max, duration));
-        let granted = cell.allocate(request.amount, request.best_effort, tick);
+            let cell = state.cells.entry(key);
+            let cell = cell.or_insert_with(|| Cell::new(max, duration));
+            cell.allocate(amount, best_effort, tick)
+        };
         let until = (!duration.is_zero()).then(|| now + duration);
         if !request.deduplication_id.is_empty() && state.recent.len() < MAX_REMEMBERED {
             let grant = Grant {
@@ -241,13 +246,19 @@ impl State {
 
 /// The instance's name, then `;name=value` for every dimension.
 fn cell_key(name: &str, dimensions: &Dimensions<'_>) -> String {
-    let mut key = name.to_owned();
+    let mut key = String::with_capacity(128);
+    key.push_str(name);
     for (name, value) in dimensions {
-        // Writing to a string does not fail.
-        let _ = match value {
-            Val::Int64(number) => write!(key, ";{name}={number:x}"),
-            other => write!(key, ";{name}={}", other.to_text()),
-        };
+        key.push(';');
+        key.push_str(name);
+        key.push('=');
+        match value {
+            Val::Int64(number) => {
+                // Writing to a string does not fail.
+                let _ = write!(key, "{number:x}");
+            }
+            other => key.push_str(&other.to_text()),
+        }
     }
     key
 }

@@ -19,6 +19,7 @@ use prost_reflect::{DynamicMessage, ReflectMessage as _};
 use prost_types::Any;
 use proto::istio::mixer::adapter::model::v1beta1 as model;
 use proto::istio::policy::v1beta1::{self as policy, Connection};
+use proto_mesh::attribute::Value;
 use serde_json::Value as Json;
 
 use super::queue::{Queue, Rules};
@@ -79,7 +80,7 @@ pub(super) struct Calls {
 /// A call of a check or report template; a quota's has one field more.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct HandleRequest {
-    /// One for checks and quotas, many for reports.
+    /// Many for reports, one for everything else.
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub(super) instances: Vec<Vec<u8>>,
     #[prost(message, optional, tag = "2")]
@@ -317,6 +318,18 @@ impl Calls {
         })
     }
 
+    async fn generate(
+        &self,
+        template: &RemoteTemplate,
+        message: Vec<u8>,
+    ) -> Result<Vec<(String, Value)>, AdapterError> {
+        let output = template.output.as_ref();
+        let output = output.ok_or_else(AdapterError::unsupported)?;
+        let request = self.request(vec![message], "", None);
+        let answer = self.call(&template.method, &request).await?;
+        output.read(&answer).map_err(malformed)
+    }
+
     pub(super) async fn allocate(
         &self,
         method: &str,
@@ -402,6 +415,19 @@ impl Waiting for Remote {
             self.calls
                 .allocate(method, instance.name, named, request)
                 .await
+        })
+    }
+
+    fn generate<'a>(
+        &'a self,
+        instance: &'a Values<'_>,
+    ) -> BoxFuture<'a, Result<Vec<(String, Value)>, AdapterError>> {
+        Box::pin(async move {
+            let Payload::Remote { message, template } = &instance.payload else {
+                return Err(AdapterError::unsupported());
+            };
+            let named = with_name(message, instance.name);
+            self.calls.generate(template, named).await
         })
     }
 }

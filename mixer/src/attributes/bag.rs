@@ -58,7 +58,8 @@ impl<'a> Bag<'a> {
         Self {
             vocabulary,
             places: vec![0; vocabulary.len()].into(),
-            values: Vec::new(),
+            // A sidecar tells of some forty.
+            values: Vec::with_capacity(48),
         }
     }
 

@@ -11,7 +11,7 @@ use proto_mesh::attribute::Value;
 use proto_mesh::attribute::codec::Words;
 
 use super::combine::Verdict;
-use super::generate::generate;
+use super::generate::{ask, generate};
 use super::{DispatchError, call, wait};
 use crate::adapter::QuotaRequest;
 use crate::attributes::{Bag, OwnWords, Record as _, Tracker};
@@ -38,7 +38,8 @@ pub(crate) async fn check(
     bag.decode(&request.attributes, Words::borrowed(words), &own)
         .map_err(|error| DispatchError(error.to_string()))?;
     let mut tracker = Tracker::default();
-    generate(table, pods, &mut bag, &mut tracker);
+    let asked = ask(table, &bag, &mut tracker).await?;
+    generate(table, pods, &mut bag, &mut tracker, &asked);
     let session = Session {
         table,
         metrics,

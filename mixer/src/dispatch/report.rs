@@ -1,22 +1,49 @@
 //! Report: every set of attributes becomes instances; each handler gets all of the request's in one call.
 
+use futures::stream::{self, StreamExt as _};
+use proto_mesh::attribute::Value;
 use proto_mesh::attribute::codec::Words;
 
-use super::generate::generate;
+use super::generate::{Made, ask, generate};
 use super::{DispatchError, call};
-use crate::attributes::{Bag, OwnWords, Unrecorded};
+use crate::attributes::{Bag, OwnWords, Slot, Unrecorded};
 use crate::metrics::Metrics;
 use crate::pods::Pods;
 use crate::routing::Table;
 use crate::server::message::ReportMessage;
 use crate::template::{SharedSets, Values, Variety};
 
-/// Takes note of everything in a request. What can't be made or delivered is told at the end; the rest is.
-pub(crate) fn report(
+/// What generators out of process make of a set of attributes.
+type Asked = Result<Made, DispatchError>;
+
+/// Sets of attributes for which generators are asked at once.
+const AT_ONCE: usize = 64;
+
+/// Asks the generators out of process for all sets of a request; nothing where there are none.
+pub(crate) async fn ask_all(
     table: &Table,
-    pods: &Pods,
-    metrics: &Metrics,
     request: &ReportMessage<'_>,
+) -> Result<Vec<Asked>, DispatchError> {
+    if !table.asks_generators {
+        return Ok(Vec::new());
+    }
+    let mut bags = Vec::with_capacity(request.sets.len());
+    each(table, request, |_, bag| bags.push(bag.clone()))?;
+    let asked: Vec<_> = bags.iter().map(|bag| ask_unrecorded(table, bag)).collect();
+    Ok(stream::iter(asked).buffered(AT_ONCE).collect().await)
+}
+
+async fn ask_unrecorded(table: &Table, bag: &Bag<'_>) -> Asked {
+    ask(table, bag, &mut Unrecorded).await
+}
+
+/// Takes note of everything in a request. What can't be made or delivered is told at the end; the rest is.
+pub(crate) fn report<'a>(
+    table: &'a Table,
+    pods: &'a Pods,
+    metrics: &'a Metrics,
+    request: &'a ReportMessage<'_>,
+    asked: &'a [Asked],
 ) -> Result<(), DispatchError> {
     let mut session = Session {
         table,
@@ -28,11 +55,25 @@ pub(crate) fn report(
         sets: SharedSets::default(),
         errors: Vec::new(),
     };
+    each(table, request, |position, bag| match asked.get(position) {
+        None => session.collect(bag, &[]),
+        Some(Ok(made)) => session.collect(bag, made),
+        Some(Err(error)) => session.errors.push(error.to_string()),
+    })?;
+    session.flush()
+}
+
+/// Gives the attributes of every set, with its position, to `each`.
+fn each<'a>(
+    table: &'a Table,
+    request: &'a ReportMessage<'_>,
+    mut each: impl FnMut(usize, &mut Bag<'a>),
+) -> Result<(), DispatchError> {
     let refused = |error: &dyn std::error::Error| DispatchError(error.to_string());
     let mut bag = Bag::new(&table.vocabulary);
     let mut accumulated = Bag::new(&table.vocabulary);
     let default_own = OwnWords::new(&table.vocabulary, &request.default_words);
-    for set in &request.sets {
+    for (position, set) in request.sets.iter().enumerate() {
         // A set without words of its own uses the request's.
         let own;
         let (words, own) = if set.words().is_empty() {
@@ -51,9 +92,9 @@ pub(crate) fn report(
             bag.decode(set, words, own)
                 .map_err(|error| refused(&error))?;
         }
-        session.collect(&mut bag);
+        each(position, &mut bag);
     }
-    session.flush()
+    Ok(())
 }
 
 struct Session<'a> {
@@ -68,9 +109,9 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn collect(&mut self, bag: &mut Bag<'a>) {
+    fn collect(&mut self, bag: &mut Bag<'a>, made: &'a [(Slot, Value)]) {
         let mut record = Unrecorded;
-        generate(self.table, self.pods, bag, &mut record);
+        generate(self.table, self.pods, bag, &mut record, made);
         let bag = &*bag;
         let routes = self.table.routes(bag, &mut record);
         let (mut destinations, mut instances) = (0u32, 0u32);

@@ -9,7 +9,7 @@ use std::cmp::Ordering;
 use std::net::IpAddr;
 
 use prost_types::Timestamp;
-use proto_mesh::attribute::{MapRef, ValueRef, ValueType};
+use proto_mesh::attribute::{MapRef, Value, ValueRef, ValueType};
 
 use super::compiler::{Expression, Node, Order};
 use super::{names, time_text};
@@ -49,6 +49,22 @@ pub(crate) enum EvalError {
 
 impl Val<'_> {
     pub(crate) const EMPTY_MAP: Val<'static> = Val::StringMap(MapRef::Plain(&[]));
+
+    /// A copy that owns what it holds, as attributes have it.
+    pub(crate) fn to_value(&self) -> Value {
+        let value = match self {
+            Val::String(text) => ValueRef::String(text),
+            Val::Int64(number) => ValueRef::Int64(*number),
+            Val::Double(number) => ValueRef::Double(*number),
+            Val::Bool(flag) => ValueRef::Bool(*flag),
+            Val::Timestamp(time) => ValueRef::Timestamp(*time),
+            Val::Duration(nanos) => ValueRef::Duration(time_text::wire_duration(*nanos)),
+            Val::Ip(IpAddr::V4(ip)) => return Value::Bytes(ip.octets().into()),
+            Val::Ip(IpAddr::V6(ip)) => return Value::Bytes(ip.octets().into()),
+            Val::StringMap(map) => ValueRef::StringMap(*map),
+        };
+        value.to_value()
+    }
 
     /// As text, the way labels and quota keys show it.
     pub(crate) fn to_text(&self) -> Cow<'_, str> {

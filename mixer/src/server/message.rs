@@ -30,6 +30,7 @@ impl<'a> CheckMessage<'a> {
         let mut message = Self::default();
         for field in fields(bytes) {
             match field? {
+                // Where there are two, generated code would merge them; nobody writes two.
                 (1, field) => message.attributes = EncodedSet::read(field.bytes(1)?)?,
                 (2, field) => message.global_word_count = field.int32(2)?.cast_unsigned(),
                 (3, field) => message.deduplication_id = field.text(3)?,

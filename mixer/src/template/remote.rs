@@ -28,7 +28,8 @@ pub(crate) use output::Output;
 /// The number of an instance's name in its message, and of a template's variety among a file's options.
 const NAME_NUMBER: u32 = 72_295_727;
 const POLICY: &str = "istio.policy.v1beta1.";
-/// The variety of a check with outputs, on the wire.
+/// The varieties with outputs, on the wire.
+const ATTRIBUTE_GENERATOR: i32 = 3;
 const CHECK_WITH_OUTPUT: i32 = 4;
 
 /// A template that came with its descriptors.
@@ -41,7 +42,7 @@ pub(crate) struct RemoteTemplate {
     instance: MessageDescriptor,
     /// The message of the inferred types.
     types: Option<MessageDescriptor>,
-    /// Of a check whose answer says more than yes or no.
+    /// Of a check whose answer says more than yes or no, and of a generator.
     pub(crate) output: Option<Output>,
 }
 
@@ -106,11 +107,12 @@ impl RemoteTemplate {
 
 fn of_file(file: &FileDescriptor) -> Result<RemoteTemplate, String> {
     let variety = template_variety(file).ok_or("has no template_variety")?;
-    let has_output = variety == CHECK_WITH_OUTPUT;
+    let has_output = matches!(variety, ATTRIBUTE_GENERATOR | CHECK_WITH_OUTPUT);
     let variety = match variety {
         0 | CHECK_WITH_OUTPUT => Variety::Check,
         1 => Variety::Report,
         2 => Variety::Quota,
+        ATTRIBUTE_GENERATOR => Variety::Generator,
         other => return Err(format!("template_variety {other} is not supported")),
     };
     let service = file
@@ -122,8 +124,10 @@ fn of_file(file: &FileDescriptor) -> Result<RemoteTemplate, String> {
         .next()
         .ok_or("has a service without a method")?;
     let message = |name: &str| file.messages().find(|message| message.name() == name);
+    let package = file.package_name();
     Ok(RemoteTemplate {
-        name: file.package_name().to_owned(),
+        // `adapter.template.kubernetes` is known as `kubernetes`.
+        name: package.rsplit('.').next().unwrap_or(package).to_owned(),
         variety,
         method: format!("/{}/{}", service.full_name(), method.name()),
         instance: message("InstanceMsg").ok_or("has no message InstanceMsg")?,

@@ -297,6 +297,7 @@ fn python(folder: &Path, port: u16, flags: &[&str]) -> (Running, u16, Arc<Mutex<
 fn python_config(folder: &Path, port: u16, is_session_based: bool, file: &Path) -> String {
     let text = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
     let (params, template) = (text("config.base64"), text("wordcount.base64"));
+    let team = text("team.base64");
     let file = file.display();
     config(&format!(
         r#"
@@ -306,12 +307,17 @@ metadata: {{name: wordcount, namespace: istio-system}}
 spec: {{descriptor: "{template}"}}
 ---
 apiVersion: config.istio.io/v1alpha2
+kind: template
+metadata: {{name: team, namespace: istio-system}}
+spec: {{descriptor: "{team}"}}
+---
+apiVersion: config.istio.io/v1alpha2
 kind: adapter
 metadata: {{name: sample, namespace: istio-system}}
 spec:
   description: counts words
   session_based: {is_session_based}
-  templates: [wordcount, metric, quota]
+  templates: [wordcount, team, metric, quota]
   config: "{params}"
 ---
 apiVersion: config.istio.io/v1alpha2
@@ -329,8 +335,13 @@ spec: {{template: wordcount, params: {{text: my.own, labels: {{size: request.siz
 ---
 apiVersion: config.istio.io/v1alpha2
 kind: instance
+metadata: {{name: team, namespace: istio-system}}
+spec: {{template: team, params: {{workload: source.name}}, attributeBindings: {{source.namespace: output.team}}}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
 metadata: {{name: count, namespace: istio-system}}
-spec: {{template: metric, params: {{value: "1", dimensions: {{source: source.name}}}}}}
+spec: {{template: metric, params: {{value: "1", dimensions: {{source: source.name, team: source.namespace}}}}}}
 ---
 apiVersion: config.istio.io/v1alpha2
 kind: instance
@@ -340,13 +351,13 @@ spec: {{template: quota, params: {{dimensions: {{source: source.name}}}}}}
 apiVersion: config.istio.io/v1alpha2
 kind: rule
 metadata: {{name: sample, namespace: istio-system}}
-spec: {{actions: [{{handler: sample, instances: [words, count, limit]}}]}}
+spec: {{actions: [{{handler: sample, instances: [words, team, count, limit]}}]}}
 "#
     ))
 }
 
 fn words(text: &'static str) -> Attributes {
-    attributes([("my.own", text.into()), ("source.name", "a".into())])
+    attributes([("my.own", text.into()), ("source.name", "a-1".into())])
 }
 
 #[tokio::test]
@@ -376,7 +387,7 @@ async fn an_adapter_in_python_decides_and_counts() {
     report(&mut server, &words("x")).await;
     eventually("the metric is written", || {
         let text = std::fs::read_to_string(metrics.path()).unwrap();
-        async move { text == "count.instance.istio-system 1 {'source': 'a'}\n" }
+        async move { text == "count.instance.istio-system 1 {'source': 'a-1', 'team': 'a'}\n" }
     })
     .await;
     // It dies: an error while it is away; it is used again when it is back.
@@ -409,9 +420,9 @@ async fn a_session_is_opened_kept_and_closed() {
     let config = python_config(&folder, port, true, metrics.path());
     let mut server = TestServer::start(&config).await;
     assert_eq!(code(&mut server, &words("two words")).await, 0);
-    let types =
-        "types count.instance.istio-system limit.instance.istio-system words.instance.istio-system";
-    assert!(printed.lock().iter().any(|line| line == types));
+    let types = ["count", "limit", "words"].map(|name| format!("{name}.instance.istio-system"));
+    let types = format!("types {}", types.join(" "));
+    assert!(printed.lock().contains(&types));
     // Started anew, it knows no session: a new one is opened.
     drop(adapter);
     let (_adapter, _, printed) = python(&folder, port, &["--session"]);

@@ -252,6 +252,33 @@ async fn quotas_are_granted_once_a_call() {
     assert!(server.check(request).await.quotas.is_empty());
 }
 
+#[tokio::test]
+async fn a_quota_survives_a_change_that_does_not_concern_it() {
+    let server = TestServer::start(&policy()).await;
+    let ask = async |id: &str| {
+        let mut request = request(&attributes([("source.name", "a".into())]));
+        request.deduplication_id = id.into();
+        let params = QuotaParams {
+            amount: 6,
+            best_effort: true,
+        };
+        request.quotas.insert("requestcount".into(), params);
+        let answer = server.client.clone().check(request).await.unwrap();
+        answer.into_inner().quotas["requestcount"].granted_amount
+    };
+    assert_eq!(ask("1").await, 6);
+    let before = server.page("/debug/config").await;
+    let other = "apiVersion: config.istio.io/v1alpha2\nkind: handler\n\
+                 metadata: {name: other, namespace: shop}\nspec: {compiledAdapter: noop}\n";
+    server.write(&format!("{}---\n{other}", policy()));
+    eventually("the change is in force", || {
+        let (server, before) = (&server, &before);
+        async move { server.page("/debug/config").await != *before }
+    })
+    .await;
+    assert_eq!(ask("2").await, 4);
+}
+
 fn errors_have_places(page: &serde_json::Value) {
     let places: Vec<_> = page["errors"].as_array().unwrap().iter().collect();
     let place = |name: &str| {

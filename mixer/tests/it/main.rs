@@ -4,7 +4,9 @@
 
 mod adapters;
 mod check;
+mod collectors;
 mod exactness;
+mod generators;
 mod mcp;
 mod otlp;
 mod outputs;

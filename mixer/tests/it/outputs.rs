@@ -55,8 +55,9 @@ struct Answer {
     output: Option<Output>,
 }
 
+/// The same in all templates of these tests.
 #[derive(Clone, PartialEq, Message)]
-struct Output {
+pub(crate) struct Output {
     #[prost(string, tag = "1")]
     team: String,
     #[prost(int64, tag = "2")]
@@ -67,10 +68,10 @@ struct Output {
     marks: std::collections::BTreeMap<String, String>,
 }
 
-/// The template's descriptors as they stand in configuration.
-fn descriptor() -> String {
+/// A template's descriptors as they stand in configuration.
+pub(crate) fn descriptor(template: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("lookup.proto"), TEMPLATE).unwrap();
+    std::fs::write(folder.path().join("template.proto"), template).unwrap();
     std::fs::create_dir_all(folder.path().join("google/rpc")).unwrap();
     let status = "syntax = \"proto3\"; package google.rpc; import \"google/protobuf/any.proto\"; message Status { \
                   int32 code = 1; string message = 2; repeated google.protobuf.Any details = 3; }";
@@ -84,7 +85,7 @@ fn descriptor() -> String {
     let mut compiler = protox::Compiler::new(includes).unwrap();
     compiler
         .include_imports(true)
-        .open_file("lookup.proto")
+        .open_file("template.proto")
         .unwrap();
     base64::engine::general_purpose::STANDARD.encode(compiler.encode_file_descriptor_set())
 }
@@ -109,25 +110,8 @@ async fn answer_all(stream: TcpStream, message: Bytes) {
     }
 }
 
-async fn adapter() -> u16 {
-    let answer = Answer {
-        result: Some(CheckResult {
-            valid_duration: Some(Duration {
-                seconds: 5,
-                nanos: 0,
-            }),
-            valid_use_count: 7,
-            ..CheckResult::default()
-        }),
-        output: Some(Output {
-            team: "red".into(),
-            level: 3,
-            home: Some(proto::istio::policy::v1beta1::IpAddress {
-                value: vec![10, 0, 0, 1],
-            }),
-            marks: [("shade".to_owned(), "dark".to_owned())].into(),
-        }),
-    };
+/// An adapter that answers every call with this; its port.
+pub(crate) async fn adapter(answer: &impl Message) -> u16 {
     let mut message = BytesMut::new();
     message.put_u8(0);
     message.put_u32(u32::try_from(answer.encoded_len()).unwrap());
@@ -143,8 +127,34 @@ async fn adapter() -> u16 {
     port
 }
 
+/// What is known of everybody.
+pub(crate) fn output() -> Output {
+    Output {
+        team: "red".into(),
+        level: 3,
+        home: Some(proto::istio::policy::v1beta1::IpAddress {
+            value: vec![10, 0, 0, 1],
+        }),
+        marks: [("shade".to_owned(), "dark".to_owned())].into(),
+    }
+}
+
+fn answer() -> Answer {
+    Answer {
+        result: Some(CheckResult {
+            valid_duration: Some(Duration {
+                seconds: 5,
+                nanos: 0,
+            }),
+            valid_use_count: 7,
+            ..CheckResult::default()
+        }),
+        output: Some(output()),
+    }
+}
+
 fn config(port: u16, values: &str) -> String {
-    let descriptor = descriptor();
+    let descriptor = descriptor(TEMPLATE);
     format!(
         r#"{MANIFEST}---
 apiVersion: config.istio.io/v1alpha2
@@ -179,7 +189,7 @@ spec:
 
 #[tokio::test]
 async fn outputs_become_headers() {
-    let port = adapter().await;
+    let port = adapter(&answer()).await;
     let values = r#"'x.output.team', 'x.output.marks["shade"]', 'conditional(x.output.level == 3 && x.output.home == ip("10.0.0.1"), source.name, "?")', 'x.output.unsaid'"#;
     let mut server = TestServer::start(&config(port, values)).await;
     let page: Json = serde_json::from_str(&server.page("/debug/config").await).unwrap();

@@ -1,10 +1,11 @@
 //! The program itself: starts, serves, is ready, ends on SIGTERM; refuses what it cannot work with.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead as _, BufReader, Lines};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use proto::istio::mixer::v1::mixer_client::MixerClient;
 use proto_mesh::attribute::Attributes;
+use tonic::Code;
 
 use crate::server::{default_config, get, request};
 
@@ -22,6 +23,25 @@ fn mixs(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mixs"));
     command.args(arguments);
     command
+}
+
+/// What a server tells of its ports, and what else it is going to say.
+fn ports<const N: usize>(
+    running: &mut Running,
+    names: [&str; N],
+) -> ([u16; N], Lines<BufReader<ChildStdout>>) {
+    let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
+    let told = lines
+        .by_ref()
+        .map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap())
+        .find(|line| line.to_string().contains("grpc_port"))
+        .unwrap();
+    let ports = names.map(|name| {
+        let text = told[name].to_string();
+        let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+        digits.parse().unwrap()
+    });
+    (ports, lines)
 }
 
 #[tokio::test]
@@ -43,22 +63,8 @@ async fn the_process_serves_until_it_is_told_to_end() {
     .spawn()
     .unwrap();
     let mut running = Running(child);
-    let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
-    let ports = lines
-        .by_ref()
-        .map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap())
-        .find(|line| line.to_string().contains("grpc_port"))
-        .unwrap();
-    let number = |name: &str| -> u16 {
-        let text = ports[name].to_string();
-        let digits: String = text.chars().filter(char::is_ascii_digit).collect();
-        digits.parse().unwrap()
-    };
-    let (grpc, monitoring, scraped) = (
-        number("grpc_port"),
-        number("monitoring"),
-        number("prometheus"),
-    );
+    let (ports, _lines) = ports(&mut running, ["grpc_port", "monitoring", "prometheus"]);
+    let [grpc, monitoring, scraped] = ports;
     crate::server::eventually("it is ready", || async move {
         get(monitoring, "/ready").await == "ready\n"
     })
@@ -79,6 +85,45 @@ async fn the_process_serves_until_it_is_told_to_end() {
     let status = tokio::task::spawn_blocking(move || running.0.wait()).await;
     assert_eq!(status.unwrap().unwrap().code(), Some(0));
     assert!(!ready.exists());
+}
+
+#[tokio::test]
+async fn too_many_requests_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.yaml"), default_config()).unwrap();
+    let child = mixs(&[
+        "server",
+        "--address=tcp://127.0.0.1:0",
+        "--monitoringPort=0",
+        "--prometheusPort=0",
+        "--log_as_json",
+        "--loadsheddingMode=enforce",
+        "--maxRequestsPerSecond=0.001",
+        "--burstSize=2",
+        &format!("--configStoreURL=fs://{}", folder.path().display()),
+    ])
+    .stdout(Stdio::piped())
+    .spawn()
+    .unwrap();
+    let mut running = Running(child);
+    let ([grpc, monitoring], _lines) = ports(&mut running, ["grpc_port", "monitoring"]);
+    crate::server::eventually("it is ready", || async move {
+        get(monitoring, "/ready").await == "ready\n"
+    })
+    .await;
+    let mut client = MixerClient::connect(format!("http://127.0.0.1:{grpc}"))
+        .await
+        .unwrap();
+    let mut codes = Vec::new();
+    for _ in 0..4 {
+        let answer = client.check(request(&Attributes::new())).await;
+        codes.push(answer.map_or_else(|status| status.code(), |_| Code::Ok));
+    }
+    let want = [Code::Ok, Code::Ok, Code::Unavailable, Code::Unavailable];
+    assert_eq!(codes, want);
+    let metrics = get(monitoring, "/metrics").await;
+    let want = "mixer_loadshedding_requests_throttled 2\n";
+    assert!(metrics.contains(want), "{metrics}");
 }
 
 #[test]

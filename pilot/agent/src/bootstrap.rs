@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use proto::envoy::config::bootstrap::v3::{
-    Admin, Bootstrap, LayeredRuntime, RuntimeLayer,
+    Admin, Bootstrap, ClusterManager, LayeredRuntime, RuntimeLayer,
     bootstrap::{DynamicResources, StaticResources},
     runtime_layer::LayerSpecifier,
 };
@@ -37,6 +37,11 @@ pub(crate) const XDS_CLUSTER: &str = "xds-grpc";
 pub(crate) const SDS_CLUSTER: &str = "sds-grpc";
 /// Cluster of the proxy's own admin port, for the statistics listener.
 pub(crate) const STATS_CLUSTER: &str = "prometheus_stats";
+/// The workload's own cluster, of which Pilot tells who else is in it and where: zone-aware balancing sets its share of each zone
+/// against the share of others' endpoints there.
+pub(crate) const LOCAL_CLUSTER: &str = "local_cluster";
+/// Node metadata: the proxy is to know its own cluster.
+const SELF_DISCOVERY: &str = "ENABLE_SELF_DISCOVERY";
 /// What Istio always keeps when statistics are limited.
 const ALWAYS_KEPT: &[&str] = &[
     "reporter=",
@@ -57,11 +62,17 @@ pub fn build(settings: &Settings, sds_socket: &Path) -> Bootstrap {
         cluster::discovery(settings),
     ];
     clusters.extend(cluster::zipkin(settings));
+    let knows_own_cluster = settings.node.metadata.get(SELF_DISCOVERY) == Some("true");
+    clusters.extend(knows_own_cluster.then(cluster::local));
     Bootstrap {
         node: Some(node(&settings.node)),
         admin: Some(Admin {
             address: Some(socket_address(settings.admin_address())),
             ..Admin::default()
+        }),
+        cluster_manager: knows_own_cluster.then(|| ClusterManager {
+            local_cluster_name: LOCAL_CLUSTER.to_owned(),
+            ..ClusterManager::default()
         }),
         dynamic_resources: Some(DynamicResources {
             lds_config: Some(ads()),

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pem_rfc7468::LineEnding;
 use proto::istio::v1::auth::IstioCertificateRequest;
 use proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use proto_component::grpc::{self, ClientOptions, InvalidTarget};
@@ -15,6 +16,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request};
+use zeroize::Zeroizing;
 
 use crate::secret::{InvalidSecret, Workload};
 
@@ -107,7 +109,7 @@ impl CitadelClient {
 
     /// Asks with the token, or with the certificate in use.
     async fn fetch_as(&self, current: Option<&Workload>) -> Result<Workload, FetchError> {
-        let key = KeyPair::generate()?;
+        let key = Zeroizing::new(KeyPair::generate()?);
         let csr = self.signing_request(&key)?;
         let mut request = Request::new(IstioCertificateRequest {
             csr,
@@ -119,7 +121,9 @@ impl CitadelClient {
         let mut client =
             IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
         let answer = client.create_certificate(request).await?.into_inner();
-        Ok(Workload::new(key.serialize_pem(), &answer.cert_chain)?)
+        let key = pem_rfc7468::encode_string("PRIVATE KEY", LineEnding::LF, key.serialized_der())
+            .expect("a key is short enough to be written as text");
+        Ok(Workload::new(key, &answer.cert_chain)?)
     }
 
     fn signing_request(&self, key: &KeyPair) -> Result<String, rcgen::Error> {

@@ -19,7 +19,6 @@ const IGNORED: &[&str] = &[
     "/sidecarToTelemetrySessionAffinity",
     "/tlsDefaults",
     "/verifyCertificateAtClient",
-    "/zoneAwareLbSetting",
     "/defaultConfig/availabilityZone",
     "/defaultConfig/caCertificatesPem",
     "/defaultConfig/discoveryRefreshDelay",

@@ -21,7 +21,10 @@ use crate::args::{Discovery as Args, RegistryKind};
 use crate::config::{Update, file, mcp};
 use crate::model::Mesh;
 use crate::registry::kubernetes::{self, secrets};
+use crate::registry::registration::cluster;
 use crate::xds::Discovery;
+use crate::xds::access::AccessReviewer;
+use crate::xds::authenticate::Authenticator;
 
 use super::own_certificate;
 
@@ -39,8 +42,8 @@ enum Config {
 pub(super) struct Sources {
     config: Config,
     cluster: Option<oneshot::Receiver<()>>,
-    /// Tells whose tokens are, if there is a cluster.
-    pub(super) reviewer: Option<TokenReviewer>,
+    /// Tells who opens a stream, by the cluster if there is one.
+    pub(super) authenticator: Authenticator,
 }
 
 impl Sources {
@@ -68,7 +71,7 @@ async fn told(all: oneshot::Receiver<()>) {
 pub(super) struct Starting<'a> {
     pub(super) args: &'a Args,
     pub(super) process: &'a Process,
-    pub(super) discovery: &'a Discovery,
+    pub(super) discovery: &'a Arc<Discovery>,
     pub(super) updates: &'a mpsc::Sender<Update>,
 }
 
@@ -84,20 +87,23 @@ impl Starting<'_> {
         let of_mcp = place(RegistryKind::Mcp);
         self.discovery.store.lock().is_mcp_first =
             of_mcp.is_some_and(|mcp| of_cluster.is_none_or(|cluster| mcp < cluster));
-        let (cluster, reviewer) = match of_cluster {
+        let (cluster, authenticator) = match of_cluster {
             Some(_) => {
                 let client = (self.args.kubernetes.client().await)
                     .map_err(|error| Usage(format!("--registries Kubernetes: {error:#}")))?;
                 let audiences = self.args.features.token_audiences.clone();
-                let reviewer = TokenReviewer::new(client.clone(), audiences);
-                (Some(self.follow_cluster(client, changes)), Some(reviewer))
+                let authenticator = Authenticator {
+                    reviewer: Some(TokenReviewer::new(client.clone(), audiences)),
+                    access: Some(AccessReviewer::new(client.clone())),
+                };
+                (Some(self.follow_cluster(client, changes)), authenticator)
             }
-            None => (None, None),
+            None => (None, Authenticator::default()),
         };
         Ok(Sources {
             config: self.start_config(mesh, of_mcp.is_some())?,
             cluster,
-            reviewer,
+            authenticator,
         })
     }
 
@@ -115,6 +121,14 @@ impl Starting<'_> {
         tracing::info!(target: "kubernetes", cluster = self.args.features.cluster_id, "source of services");
         let drain = &self.process.drain;
         let first = kubernetes::start(&client, options, self.updates.clone(), drain);
+        let features = &self.args.features;
+        let machines = cluster::Options {
+            replica: features.pod_name.clone(),
+            grace: features.workload_entry_grace_period,
+            max_age: self.args.keepalive.max_server_connection_age,
+        };
+        let discovery = Arc::clone(self.discovery);
+        cluster::start(client.clone(), discovery, machines, drain.clone());
         let wanted = self.discovery.gateway_namespaces.subscribe();
         secrets::start(client, wanted, self.updates.clone(), drain.clone());
         first

@@ -3,7 +3,6 @@
 //! A resource that cannot be decoded or breaks its kind's rules is refused (NACK, with its name and the reason) while the rest
 //! of its collection takes effect; what it was before stays in force. When the source goes away, everything stays.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,6 +16,7 @@ use proto_mcp::snapshot::Collection;
 use proto_mesh::{Checked, Metadata};
 use tokio::sync::mpsc;
 
+use super::by_name::ByName;
 use super::kinds::for_each_kind;
 use super::store::{Change, Kind, Update};
 use super::{Object, Synthetic};
@@ -56,11 +56,17 @@ macro_rules! define {
 }
 for_each_kind!(define);
 
-type Decoded<O> = BTreeMap<String, (Arc<WireResource>, Option<Arc<O>>)>;
+type Decoded<O> = ByName<(Arc<WireResource>, Option<Arc<O>>)>;
 
 fn decode_all<O: Object>(known: &mut Decoded<O>, state: &Collection) -> (Change<O>, Vec<String>) {
     let mut refused = Vec::new();
-    known.retain(|name, _| state.resources.contains_key(name));
+    let names = known
+        .names()
+        .filter(|name| !state.resources.contains_key(*name));
+    let gone: Vec<String> = names.map(ToOwned::to_owned).collect();
+    for name in gone {
+        known.remove(&name);
+    }
     for (name, resource) in &state.resources {
         if known
             .get(name)
@@ -77,7 +83,7 @@ fn decode_all<O: Object>(known: &mut Decoded<O>, state: &Collection) -> (Change<
                 last_good
             }
         };
-        known.insert(name.clone(), (Arc::clone(resource), config));
+        known.insert(name, (Arc::clone(resource), config));
     }
     let set = known
         .values()

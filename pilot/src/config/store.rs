@@ -7,12 +7,13 @@ use prost::{Message, Name};
 use proto::istio::networking::v1alpha3::{ServiceEntry, WorkloadEntry};
 use proto_mesh::{Checked, Metadata};
 
+use super::by_name::ByName;
 use super::kinds::for_each_kind;
 use super::{Object, Synthetic};
 use crate::model::{Credentials, Mesh};
 
 /// Resources of one kind by `namespace/name`.
-pub type Collection<O> = BTreeMap<String, Arc<O>>;
+pub type Collection<O> = ByName<Arc<O>>;
 
 /// A change to the resources of one kind.
 #[derive(Clone, Debug)]
@@ -128,25 +129,32 @@ macro_rules! define {
             /// The keys of every resource of a kind.
             #[must_use]
             pub fn keys(&self, kind: Kind) -> BTreeSet<String> {
-                let of_cluster = (kind == Kind::SyntheticServiceEntry).then(|| self.cluster_services.keys());
-                let of_machines = (kind == Kind::WorkloadEntry).then(|| self.registered.keys());
-                let keys: BTreeSet<String> = match kind {
-                    $(Kind::$kind => self.$field.keys().cloned().collect(),)*
-                    Kind::Pod => self.pods.keys().cloned().collect(),
-                    Kind::MeshConfig | Kind::Service | Kind::Endpoint | Kind::ConnectionRoute | Kind::Jwks | Kind::Credential => BTreeSet::new(),
+                let mut keys = BTreeSet::new();
+                let mut add = |name: &str| {
+                    keys.insert(name.to_owned());
                 };
-                let more = of_cluster.into_iter().flatten().chain(of_machines.into_iter().flatten());
-                keys.into_iter().chain(more.cloned()).collect()
+                match kind {
+                    $(Kind::$kind => self.$field.names().for_each(&mut add),)*
+                    Kind::Pod => self.pods.names().for_each(&mut add),
+                    Kind::MeshConfig | Kind::Service | Kind::Endpoint | Kind::ConnectionRoute | Kind::Jwks | Kind::Credential => {}
+                }
+                if kind == Kind::SyntheticServiceEntry {
+                    self.cluster_services.names().for_each(&mut add);
+                }
+                if kind == Kind::WorkloadEntry {
+                    self.registered.names().for_each(add);
+                }
+                keys
             }
 
             /// Every resource by `kind/namespace/name`, for `/debug/configz`.
             #[must_use]
             pub fn summary(&self) -> BTreeMap<String, serde_json::Value> {
                 let mut all = BTreeMap::new();
-                $(for (key, config) in &self.$field {
+                $(for (key, config) in self.$field.iter() {
                     all.insert(format!("{}/{key}", $manifest), describe($manifest, &config.meta, &config.spec));
                 })*
-                for (key, entry) in &self.registered {
+                for (key, entry) in self.registered.iter() {
                     let described = describe("WorkloadEntry", &entry.meta, &entry.spec);
                     all.entry(format!("WorkloadEntry/{key}")).or_insert(described);
                 }
@@ -254,16 +262,13 @@ pub fn apply<O: Object>(collection: &mut Collection<O>, change: Change<O>) -> BT
             .is_some_and(|old| Arc::ptr_eq(old, &config) || *old == config);
         if !is_same {
             touched.insert(key.clone());
-            collection.insert(key.clone(), config);
+            collection.insert(&key, config);
         }
         seen.insert(key);
     }
     let gone: Vec<String> = if change.is_full {
-        collection
-            .keys()
-            .filter(|key| !seen.contains(*key))
-            .cloned()
-            .collect()
+        let names = collection.names().filter(|name| !seen.contains(*name));
+        names.map(ToOwned::to_owned).collect()
     } else {
         change.removed
     };

@@ -6,18 +6,17 @@ use proto_component::fetch::{self, Roots};
 
 use super::KeySource;
 
-const DEADLINE: Duration = Duration::from_secs(5);
 /// The authorities that an operator adds.
 const EXTRA: &str = "/cacerts/extra.pem";
 
-/// The text of a key set.
-pub(super) async fn fetch(source: &KeySource) -> Result<String, String> {
+/// The text of a key set, if it comes in time.
+pub(super) async fn fetch(source: &KeySource, patience: Duration) -> Result<String, String> {
     let outcome = async {
         let uri = match source {
             KeySource::Uri(uri) => uri.clone(),
-            KeySource::Issuer(issuer) => discover(issuer).await?,
+            KeySource::Issuer(issuer) => discover(issuer, patience).await?,
         };
-        let text = get(&uri).await?;
+        let text = get(&uri, patience).await?;
         let parsed: serde_json::Value =
             serde_json::from_str(&text).map_err(|error| format!("{uri}: {error}"))?;
         match parsed.get("keys").and_then(serde_json::Value::as_array) {
@@ -25,18 +24,18 @@ pub(super) async fn fetch(source: &KeySource) -> Result<String, String> {
             None => Err(format!("{uri}: not a key set: it has no keys")),
         }
     };
-    tokio::time::timeout(DEADLINE, outcome)
+    tokio::time::timeout(patience, outcome)
         .await
-        .map_err(|_| "no answer in time".to_owned())?
+        .map_err(|_| format!("no answer within {patience:?}"))?
 }
 
 /// The `jwks_uri` of an issuer's discovery document.
-async fn discover(issuer: &str) -> Result<String, String> {
+async fn discover(issuer: &str, patience: Duration) -> Result<String, String> {
     let uri = format!(
         "{}/.well-known/openid-configuration",
         issuer.trim_end_matches('/')
     );
-    let text = get(&uri).await?;
+    let text = get(&uri, patience).await?;
     let document: serde_json::Value =
         serde_json::from_str(&text).map_err(|error| format!("{uri}: {error}"))?;
     document
@@ -46,9 +45,9 @@ async fn discover(issuer: &str) -> Result<String, String> {
         .ok_or_else(|| format!("{uri}: no jwks_uri"))
 }
 
-async fn get(text: &str) -> Result<String, String> {
+async fn get(text: &str, patience: Duration) -> Result<String, String> {
     let uri: http::Uri = text.parse().map_err(|error| format!("{text}: {error}"))?;
-    let bytes = fetch::get(&uri, Roots::SystemAnd(&[EXTRA]), DEADLINE).await;
+    let bytes = fetch::get(&uri, Roots::SystemAnd(&[EXTRA]), patience).await;
     let bytes = bytes.map_err(|error| format!("{text}: {error}"))?;
     String::from_utf8(bytes).map_err(|error| format!("{text}: {error}"))
 }

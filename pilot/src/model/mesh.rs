@@ -11,7 +11,8 @@ use proto::istio::mesh::v1alpha1::{
     proxy_config::ProxyHeaders,
 };
 use proto::istio::networking::v1alpha3::{
-    HttpRetry, LocalityLoadBalancerSetting, connection_pool_settings::tcp_settings::TcpKeepalive,
+    HttpRetry, LocalityLoadBalancerSetting, ZoneAwareLoadBalancerSetting,
+    connection_pool_settings::tcp_settings::TcpKeepalive,
 };
 
 use super::{Service, ServicePort};
@@ -93,6 +94,8 @@ pub struct Mesh {
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// Load balancing between localities.
     pub locality_lb: Option<LocalityLoadBalancerSetting>,
+    /// Load balancing between zones, which proxies do by themselves.
+    pub zone_aware_lb: Option<ZoneAwareLoadBalancerSetting>,
     /// Retries of routes that do not say.
     pub default_retry: Option<HttpRetry>,
     /// How paths are made comparable before anything looks at them.
@@ -209,6 +212,7 @@ impl From<&MeshConfig> for Mesh {
             dns_refresh_rate: seconds_or(config.dns_refresh_rate, 60),
             tcp_keepalive: config.tcp_keepalive,
             locality_lb: config.locality_lb_setting.clone(),
+            zone_aware_lb: config.zone_aware_lb_setting.clone(),
             default_retry: config.default_http_retry_policy.clone(),
             path_normalization: config.path_normalization.as_ref().map_or(
                 NormalizationType::Default,
@@ -270,6 +274,15 @@ impl Mesh {
     #[must_use]
     pub fn inbound_stat_name(&self, service: &Service, port: &ServicePort) -> String {
         stat_name(&self.inbound_stat_pattern, service, port, "")
+    }
+
+    /// True when endpoints are preferred by the client's labels.
+    #[must_use]
+    pub fn has_failover_labels(&self) -> bool {
+        let zones = self.zone_aware_lb.as_ref();
+        let localities = self.locality_lb.as_ref();
+        zones.is_some_and(|setting| !setting.failover_priority.is_empty())
+            || localities.is_some_and(|setting| !setting.failover_priority.is_empty())
     }
 
     /// The trust domain and its aliases.

@@ -73,6 +73,8 @@ pub struct Proxy {
     pub locality: String,
     /// It has proved that it is of its namespace.
     pub is_authenticated: bool,
+    /// It is a gateway that may read the Secrets of its namespace.
+    pub may_read_secrets: bool,
     /// How it gets its traffic.
     pub interception: InterceptionMode,
     /// It has the Mixer filter.
@@ -264,6 +266,7 @@ impl TryFrom<&Node> for Proxy {
         };
         Ok(Proxy {
             is_authenticated: false,
+            may_read_secrets: false,
             node_id: node.id.clone(),
             id: id.to_owned(),
             kind,

@@ -17,7 +17,7 @@ mod traffic_policy;
 mod upstream_tls;
 
 pub use api::build as api;
-pub use traffic_policy::TrafficPolicy;
+pub use traffic_policy::{Places, TrafficPolicy};
 
 use proto::istio::networking::v1alpha3::envoy_filter::PatchContext;
 

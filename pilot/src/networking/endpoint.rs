@@ -9,10 +9,13 @@ use proto::envoy::config::endpoint::v3::{
     cluster_load_assignment, lb_endpoint::HostIdentifier,
 };
 
+mod local_cluster;
 mod locality;
 
+pub use local_cluster::LOCAL_CLUSTER;
+
 use super::View;
-use super::cluster::TrafficPolicy;
+use super::cluster::{Places, TrafficPolicy};
 use super::wire::{address, strings};
 use crate::model::endpoint::split_locality;
 use crate::model::{ClusterName, Endpoint, Service, ServicePort};
@@ -20,6 +23,9 @@ use crate::model::{ClusterName, Endpoint, Service, ServicePort};
 /// The endpoints of the cluster `name`; empty when nothing is known of it.
 #[must_use]
 pub fn build(view: &View<'_>, name: &str) -> ClusterLoadAssignment {
+    if name == LOCAL_CLUSTER {
+        return local_cluster::build(view);
+    }
     let empty = || ClusterLoadAssignment {
         cluster_name: name.to_owned(),
         ..ClusterLoadAssignment::default()
@@ -49,11 +55,17 @@ pub fn build_for(
     policy: &TrafficPolicy<'_>,
 ) -> ClusterLoadAssignment {
     let labels = subset_labels(view, service, &name.subset);
+    // Failover needs outlier detection: without it nobody would notice that a place has failed. Regions are apart all the same
+    // where proxies balance by zone, which they do among endpoints of equal priority.
+    let places = policy.places(&view.push.mesh).filter(|places| {
+        policy.outlier_detection.is_some()
+            || match places {
+                Places::ByLocality(setting) => !setting.distribute.is_empty(),
+                Places::ByZone(_) => true,
+            }
+    });
     // Endpoints of one place may rank differently when labels decide.
-    let by_label = policy
-        .locality(&view.push.mesh)
-        .filter(|setting| policy.outlier_detection.is_some() && setting.distribute.is_empty())
-        .map_or(&[][..], |setting| setting.failover_priority.as_slice());
+    let by_label = places.map_or(&[][..], Places::labels);
     let mut by_locality: BTreeMap<(&str, usize), Vec<&Arc<Endpoint>>> = BTreeMap::new();
     if let Some(labels) = labels {
         let endpoints = view.push.endpoints.of(&service.key()).iter();
@@ -92,14 +104,8 @@ pub fn build_for(
             }
         })
         .collect();
-    if let Some(setting) = policy.locality(&view.push.mesh) {
-        locality::apply(
-            &mut localities,
-            setting,
-            view.proxy,
-            policy.outlier_detection.is_some(),
-            failover_labels,
-        );
+    if let Some(places) = places {
+        locality::apply(&mut localities, places, view.proxy, failover_labels);
     }
     ClusterLoadAssignment {
         cluster_name: name.to_string(),

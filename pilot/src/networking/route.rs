@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use proto::envoy::config::route::v3::{
     DirectResponseAction, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
-    route::Action, route_action::ClusterSpecifier, route_match::PathSpecifier,
+    route::Action,
+    route_action::{ClusterSpecifier, MaxStreamDuration},
+    route_match::PathSpecifier,
 };
 
 mod gateway;
@@ -78,6 +80,12 @@ pub fn inbound(view: &View<'_>, target: &Target) -> RouteConfiguration {
         action: Some(Action::Route(RouteAction {
             cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.clone())),
             timeout: Some(seconds(0)),
+            // A deadline that the caller sets (`grpc-timeout`) holds.
+            max_stream_duration: Some(MaxStreamDuration {
+                max_stream_duration: Some(seconds(0)),
+                grpc_timeout_header_max: Some(seconds(0)),
+                ..MaxStreamDuration::default()
+            }),
             ..RouteAction::default()
         })),
         typed_per_filter_config: plugin::mixer::inbound_route(view, service)

@@ -1,5 +1,5 @@
 //! SDS over the aggregated stream: a gateway's credentials out of the Secrets of its own namespace, for a gateway that has proved
-//! in which namespace it is. All others have them from their agent, which reads files.
+//! that it may read them. All others have them from their agent, which reads files.
 
 use proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use proto::envoy::extensions::transport_sockets::tls::v3::{
@@ -37,9 +37,7 @@ pub fn roots_reference(view: &View<'_>, name: &str) -> SdsSecretConfig {
 #[must_use]
 pub fn is_served(view: &View<'_>) -> bool {
     let proxy = view.proxy;
-    proxy.is_router()
-        && proxy.is_authenticated
-        && view.push.credentials.contains_key(&proxy.namespace)
+    proxy.may_read_secrets && view.push.credentials.contains_key(&proxy.namespace)
 }
 
 /// The secret called `name`, if the proxy may have it and it is there.

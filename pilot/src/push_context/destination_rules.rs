@@ -200,6 +200,13 @@ fn has_failover_labels_in(policy: &wire::TrafficPolicy) -> bool {
         .map(|port| port.load_balancer.as_ref())
         .chain([policy.load_balancer.as_ref()])
         .flatten()
-        .filter_map(|balancer| balancer.locality_lb_setting.as_ref())
-        .any(|setting| !setting.failover_priority.is_empty())
+        .any(|balancer| {
+            let zones = balancer.zone_aware_lb_setting.as_ref();
+            let zones = zones.map(|setting| &setting.failover_priority);
+            let localities = balancer.locality_lb_setting.as_ref();
+            let localities = localities.map(|setting| &setting.failover_priority);
+            zones
+                .or(localities)
+                .is_some_and(|labels| !labels.is_empty())
+        })
 }

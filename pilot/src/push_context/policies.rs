@@ -1,6 +1,7 @@
 //! Security policies by namespace: who must speak mutual TLS, which tokens count, who may do what.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use proto::istio::rbac::v1alpha1::{EnforcementMode, ServiceRole, ServiceRoleBinding};
 use proto::istio::security::v1beta1::{
@@ -17,6 +18,9 @@ use crate::config::store::ConfigStore;
 use crate::config::{Config, by_namespace};
 use crate::jwks::{KeySource, Wanted};
 use crate::model::{ClusterName, Proxy, Service, ServicePort};
+
+/// How long a key set may take of which no rule says it.
+const KEYS_COME_WITHIN: Duration = Duration::from_secs(5);
 
 /// How a server takes connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -137,21 +141,24 @@ impl PolicyIndex {
     /// The keys that Pilot has to fetch.
     #[must_use]
     pub fn wanted_keys(&self, push: &PushContext) -> Wanted {
-        let request = self.request.iter().flat_map(|(namespace, configs)| {
-            let rules = configs.iter().flat_map(|config| &config.spec.jwt_rules);
-            rules.map(move |rule| PolicyIndex::key_place(push, namespace, rule))
-        });
-        let legacy = self
-            .legacy
-            .token_rules()
-            .map(|(namespace, rule)| PolicyIndex::key_place(push, &namespace, &rule));
-        request
-            .chain(legacy)
-            .filter_map(|place| match place {
-                KeyPlace::Fetched(source) => Some(source),
-                KeyPlace::Inline | KeyPlace::Cluster(_) => None,
-            })
-            .collect()
+        let mut wanted = Wanted::new();
+        let mut want = |namespace: &str, rule: &JwtRule| {
+            if let KeyPlace::Fetched(source) = PolicyIndex::key_place(push, namespace, rule) {
+                let timeout = rule.timeout.and_then(|timeout| timeout.try_into().ok());
+                // Of several rules about one key set the most patient counts.
+                let longest = wanted.entry(source).or_default();
+                *longest = timeout.unwrap_or(KEYS_COME_WITHIN).max(*longest);
+            }
+        };
+        for (namespace, configs) in &self.request {
+            for rule in configs.iter().flat_map(|config| &config.spec.jwt_rules) {
+                want(namespace, rule);
+            }
+        }
+        for (namespace, rule) in self.legacy.token_rules() {
+            want(&namespace, &rule);
+        }
+        wanted
     }
 
     /// True when any AuthorizationPolicy is for `proxy`'s workload.

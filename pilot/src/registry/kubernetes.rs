@@ -11,7 +11,11 @@
 //! | `""` | `services`, `pods`, `nodes`, `namespaces` | `list`, `watch` |
 //! | `discovery.k8s.io` | `endpointslices` | `list`, `watch` |
 //! | `""` | `secrets`, in the namespaces of gateways ([`secrets`]) | `list`, `watch` |
+//! | `networking.istio.io` | `workloadentries`, for machines ([`super::registration::cluster`]) | `list`, `watch`, `create`, `patch`, `delete` |
+//! | `networking.istio.io` | `workloadentries/status` | `patch` |
+//! | `networking.istio.io` | `workloadgroups` | `get` |
 //! | `authentication.k8s.io` | `tokenreviews` | `create` |
+//! | `authorization.k8s.io` | `subjectaccessreviews` | `create` |
 //!
 //! Without `nodes` endpoints have no locality but their slices' zones; without `namespaces`, `discoverySelectors` choose nothing.
 

@@ -45,7 +45,7 @@ pub fn convert(
         WireResolution::Dns => Resolution::Dns,
         WireResolution::DnsRoundRobin => Resolution::DnsRoundRobin,
     };
-    let mut ports: Vec<ServicePort> = spec
+    let (udp, mut ports): (Vec<ServicePort>, Vec<ServicePort>) = spec
         .ports
         .iter()
         .map(|port| ServicePort {
@@ -54,8 +54,7 @@ pub fn convert(
             protocol: protocol(&port.protocol, &port.name, port.number, registry),
             target_port: port.target_port,
         })
-        .filter(|port| port.protocol != Protocol::Udp)
-        .collect();
+        .partition(|port| port.protocol == Protocol::Udp);
     ports.sort_by_key(|port| port.number);
     let services = spec
         .hosts
@@ -86,6 +85,7 @@ pub fn convert(
         services,
         endpoints: endpoints(meta, spec, (registry, resolution), &ports, settings),
         selector: selector.map(|selector| selector.labels.clone()),
+        udp: udp.iter().map(|port| port.number).collect(),
     }
 }
 

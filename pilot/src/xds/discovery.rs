@@ -55,7 +55,7 @@ pub struct Discovery {
     connections: Mutex<BTreeMap<u64, Arc<Connection>>>,
     next_connection: AtomicU64,
     /// Pushes at once.
-    pub throttle: Semaphore,
+    pub throttle: Arc<Semaphore>,
     /// Machines that have registered themselves.
     pub registrations: Registrations,
     /// How fast streams may begin.
@@ -67,7 +67,7 @@ pub struct Discovery {
     /// Settings.
     pub features: Features,
     ready: watch::Sender<bool>,
-    /// Namespaces in which there are gateways that have proved it.
+    /// Namespaces in which there are gateways that may read Secrets.
     pub gateway_namespaces: watch::Sender<BTreeSet<String>>,
     /// Everything that counts; written by the discovery task, read by debug pages.
     pub store: Mutex<ConfigStore>,
@@ -81,7 +81,7 @@ impl Discovery {
             current: ArcSwap::default(),
             connections: Mutex::default(),
             next_connection: AtomicU64::new(1),
-            throttle: Semaphore::new(features.push_throttle.max(1)),
+            throttle: Arc::new(Semaphore::new(features.push_throttle.max(1))),
             registrations: Registrations::default(),
             admission: Admission::new(features.max_requests_per_second),
             names: Names::default(),
@@ -139,7 +139,7 @@ impl Discovery {
         if proxy.locality.is_empty() {
             proxy.locality = self.locality_of(&proxy);
         }
-        if proxy.is_router() && proxy.is_authenticated {
+        if proxy.may_read_secrets {
             self.gateway_namespaces
                 .send_if_modified(|known| known.insert(proxy.namespace.clone()));
         }
@@ -180,9 +180,9 @@ pub struct Registered {
 
 impl Registered {
     /// Takes in what the proxy's agent says of its workload's health.
-    pub(super) fn report(&self, is_healthy: bool) {
+    pub(super) fn report(&self, error: Option<String>) {
         if let Some(machine) = &self.machine {
-            self.discovery.registrations.report(machine, is_healthy);
+            self.discovery.registrations.report(machine, error);
         }
     }
 }
@@ -193,6 +193,7 @@ impl Drop for Registered {
         self.discovery.metrics.xds.dec();
         if let Some(machine) = self.machine.take() {
             let discovery = Arc::clone(&self.discovery);
+            discovery.registrations.disconnect(&machine);
             let grace = discovery.features.workload_entry_grace_period;
             let drain = self.drain.clone();
             task::spawn("machine-left", async move {
@@ -329,6 +330,7 @@ impl Task {
             Ok((kind, touched)) => {
                 self.pending.add_configs(kind, &touched);
                 if kind == Kind::WorkloadGroup && !touched.is_empty() {
+                    self.discovery.registrations.groups_changed();
                     self.apply_registrations();
                 }
             }
@@ -373,6 +375,9 @@ impl Task {
             cluster: &self.cluster,
         };
         let change = self.registry.refresh(&store, kind, keys, &settings);
+        for (entry, ports) in &change.udp {
+            tracing::info!(target: "model", entry, ?ports, "ports for UDP are left out: proxies do not carry it");
+        }
         self.pending.add_registry(change);
     }
 

@@ -154,8 +154,7 @@ pub(super) fn class_of(view: &View<'_>, kind: ResourceType) -> u64 {
     let has_label_rules = push.destination_rules.has_selectors()
         || push.virtual_services.has_source_labels()
         || push.destination_rules.has_failover_labels()
-        || (push.mesh.locality_lb.as_ref())
-            .is_some_and(|setting| !setting.failover_priority.is_empty())
+        || push.mesh.has_failover_labels()
         || proxy.is_router();
     if has_label_rules || proxy.is_proxyless() {
         proxy.labels.hash(&mut hasher);
@@ -173,7 +172,7 @@ pub(super) fn class_of(view: &View<'_>, kind: ResourceType) -> u64 {
         proxy.extensions.hash(&mut hasher);
     }
     if proxy.is_router() && kind != ResourceType::Endpoint {
-        (&proxy.node_id, proxy.is_authenticated).hash(&mut hasher);
+        (&proxy.node_id, proxy.may_read_secrets).hash(&mut hasher);
     }
     hasher.finish()
 }
@@ -230,9 +229,21 @@ pub fn generate<'a>(
             known.keep_in(made.field.slice(made.value..));
             made
         }),
-        ResourceType::Endpoint => cache.named(view, kind, names, |name| {
-            Generated::new(kind, Arc::clone(name), &endpoint::build(view, name))
-        }),
+        ResourceType::Endpoint => {
+            let build =
+                |name: &Name| Generated::new(kind, Arc::clone(name), &endpoint::build(view, name));
+            let mut own = None;
+            let shared = names.filter(|name| {
+                let is_own = ***name == *endpoint::LOCAL_CLUSTER;
+                if is_own {
+                    own = Some(*name);
+                }
+                !is_own
+            });
+            let mut all = cache.named(view, kind, shared, build);
+            all.extend(own.map(build));
+            all
+        }
         ResourceType::Extension => names
             .filter_map(|name| extension::build(view, name))
             .map(|config| Generated::new(kind, config.name.as_str().into(), &config))

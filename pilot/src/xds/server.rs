@@ -96,7 +96,7 @@ impl Server {
                     return Err(Status::resource_exhausted("too many streams begin at once"));
                 }
                 let mesh = Arc::clone(&discovery.current().push.mesh);
-                let caller = authenticator.namespace(&evidence, &mesh).await;
+                let caller = authenticator.caller(&evidence, &mesh).await;
                 caller.map_err(Status::unauthenticated)
             };
             let admitted = tokio::select! {

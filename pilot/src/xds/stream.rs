@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto_component::drain::Drain;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
+use super::authenticate::Caller;
 use super::discovery::{Current, Registered};
 use super::form::{Form, Planned, Said};
 use super::frame::{Message, Requests};
@@ -75,14 +76,13 @@ impl Held {
 /// The proxy cannot be reached any more.
 struct Gone;
 
-/// Serves one stream; `only` restricts it to one type (the services for single types), `caller` is the namespace that its
-/// opener has proved to be of.
+/// Serves one stream; `only` restricts it to one type (the services for single types), `caller` is who has proved to open it.
 pub(super) async fn serve<F: Form>(
     discovery: Arc<Discovery>,
     mut requests: Requests<F::Request>,
     outgoing: Outgoing,
     only: Option<ResourceType>,
-    caller: Option<String>,
+    caller: Option<Caller>,
     limits: StreamLimits,
 ) {
     let first = match tokio::time::timeout(FIRST_REQUEST, requests.next()).await {
@@ -98,15 +98,20 @@ pub(super) async fn serve<F: Form>(
             return refuse(&outgoing, Status::invalid_argument(error.to_string())).await;
         }
     };
-    if let Some(caller) = &caller
-        && *caller != proxy.namespace
+    if let Some(Caller { namespace, .. }) = &caller
+        && *namespace != proxy.namespace
     {
-        tracing::warn!(target: "ads", node = proxy.node_id, namespace = caller, "stream refused: the node is of another namespace than its opener");
-        let reason = format!("the node is not of namespace {caller}");
+        tracing::warn!(target: "ads", node = proxy.node_id, namespace, "stream refused: the node is of another namespace than its opener");
+        let reason = format!("the node is not of namespace {namespace}");
         return refuse(&outgoing, Status::permission_denied(reason)).await;
     }
     proxy.is_authenticated = caller.is_some();
-    let registered = discovery.register(proxy, F::IS_DELTA, limits.drain.clone());
+    let reader = caller.filter(|_| proxy.is_router());
+    if let Some(reader) = &reader {
+        proxy.may_read_secrets = reader.may_read_secrets().await;
+    }
+    let (drain, before) = (limits.drain.clone(), proxy.may_read_secrets);
+    let registered = discovery.register(proxy, F::IS_DELTA, drain);
     let stream = Stream::<F> {
         discovery,
         registered,
@@ -114,9 +119,12 @@ pub(super) async fn serve<F: Form>(
         only,
         responses: 0,
         held: None,
+        turn: None,
         form: PhantomData,
     };
-    stream.run(first, requests, limits).await;
+    stream
+        .run(first, requests, end_of(limits, reader, before))
+        .await;
 }
 
 /// Ends a stream with a reason, if its client still reads.
@@ -125,14 +133,25 @@ pub(super) async fn refuse(outgoing: &Outgoing, status: Status) {
     let _ = outgoing.send_timeout(Err(status), LAST_WORD).await;
 }
 
-/// Until when a stream may live.
-async fn end_of(limits: StreamLimits) {
-    match limits.max_age {
-        Some(age) => tokio::select! {
-            () = tokio::time::sleep(age) => {}
-            () = limits.drain.signaled() => {}
-        },
-        None => limits.drain.signaled().await,
+/// Until when a stream may live: the process ends, the stream is old, or its opener, who might read Secrets `before` or not, is to
+/// be told otherwise.
+async fn end_of(limits: StreamLimits, reader: Option<Caller>, before: bool) {
+    let old = async {
+        match limits.max_age {
+            Some(age) => tokio::time::sleep(age).await,
+            None => std::future::pending().await,
+        }
+    };
+    let told = async {
+        match reader {
+            Some(reader) => reader.access_changed(before).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = old => {}
+        () = told => {}
+        () = limits.drain.signaled() => {}
     }
 }
 
@@ -143,6 +162,8 @@ struct Stream<F: Form> {
     only: Option<ResourceType>,
     responses: u64,
     held: Option<Held>,
+    /// The right to have resources made, which few have at a time.
+    turn: Option<OwnedSemaphorePermit>,
     form: PhantomData<fn() -> F>,
 }
 
@@ -151,11 +172,10 @@ impl<F: Form> Stream<F> {
         mut self,
         first: F::Request,
         mut requests: Requests<F::Request>,
-        limits: StreamLimits,
+        end: impl Future<Output = ()>,
     ) {
         let connection = Arc::clone(&self.registered.connection);
         tracing::info!(target: "ads", connection = connection.id, version = connection.proxy.version, delta = F::IS_DELTA, "proxy connected");
-        let end = end_of(limits);
         tokio::pin!(end);
         let mut request = Some(first);
         loop {
@@ -167,6 +187,7 @@ impl<F: Form> Stream<F> {
                 Ok(()) => self.release().await,
                 gone => gone,
             };
+            self.turn = None;
             if outcome.is_err() {
                 tracing::info!(target: "ads", connection = connection.id, "proxy gone");
                 return;
@@ -202,7 +223,8 @@ impl<F: Form> Stream<F> {
         let connection = Arc::clone(&self.registered.connection);
         let said = Said::of(request);
         if said.type_url == HEALTH {
-            self.registered.report(said.error.is_none());
+            let error = said.error.map(|error| error.message.clone());
+            self.registered.report(error);
             return Ok(());
         }
         let kind = match (ResourceType::from_url(said.type_url), self.only) {
@@ -227,10 +249,9 @@ impl<F: Form> Stream<F> {
             Decision::Respond => None,
             Decision::RespondWith(names) => Some(names.into_iter().collect()),
         };
-        let discovery = Arc::clone(&self.discovery);
         // Many proxies that come at once must not all have their answers in memory.
-        let _permit = discovery.throttle.acquire().await;
-        let current = discovery.current();
+        self.take_turn().await;
+        let current = self.discovery.current();
         let planned = F::answer(&connection, &current, kind, names.as_deref());
         if planned.is_empty() && kind.is_withheld() {
             return Ok(());
@@ -242,7 +263,7 @@ impl<F: Form> Stream<F> {
     async fn push(&mut self, request: &PushRequest) -> Result<(), Gone> {
         let discovery = Arc::clone(&self.discovery);
         let connection = Arc::clone(&self.registered.connection);
-        let _permit = discovery.throttle.acquire().await;
+        self.take_turn().await;
         let metrics = &discovery.metrics;
         metrics
             .queue_time
@@ -298,6 +319,7 @@ impl<F: Form> Stream<F> {
         let Some(held) = self.held.take_if(is_due) else {
             return Ok(());
         };
+        self.take_turn().await;
         let current = self.discovery.current();
         let mut kinds = held
             .request
@@ -307,6 +329,7 @@ impl<F: Form> Stream<F> {
     }
 
     async fn send(&mut self, planned: Planned, current: &Current) -> Result<(), Gone> {
+        self.take_turn().await;
         let begun = Instant::now();
         let connection = Arc::clone(&self.registered.connection);
         self.responses += 1;
@@ -337,8 +360,19 @@ impl<F: Form> Stream<F> {
         Ok(())
     }
 
-    /// Hands a response to the proxy's stream within the send deadline.
-    async fn deliver(&self, kind: ResourceType, response: Message) -> Result<(), Gone> {
+    async fn take_turn(&mut self) {
+        if self.turn.is_none() {
+            let throttle = Arc::clone(&self.discovery.throttle);
+            // It is never closed.
+            self.turn = throttle.acquire_owned().await.ok();
+        }
+    }
+
+    /// Hands a response to the proxy's stream within the send deadline. While the proxy is slow to read, others have its turn.
+    async fn deliver(&mut self, kind: ResourceType, response: Message) -> Result<(), Gone> {
+        if self.outgoing.capacity() == 0 {
+            self.turn = None;
+        }
         let metrics = &self.discovery.metrics;
         let patience = self.discovery.features.send_timeout;
         match tokio::time::timeout(patience, self.outgoing.send(Ok(response))).await {

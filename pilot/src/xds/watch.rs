@@ -10,6 +10,7 @@ use super::generate::Generated;
 use super::name::{Name, Names};
 use super::push::PushRequest;
 use super::sent::{Asked, Sent};
+use crate::networking::endpoint::LOCAL_CLUSTER;
 
 /// The state of one type on one stream.
 #[derive(Clone, Debug, Default)]
@@ -67,7 +68,8 @@ impl Watched {
         request: &'a PushRequest,
     ) -> Box<dyn Iterator<Item = &'a Name> + 'a> {
         if kind == ResourceType::Endpoint && request.is_endpoints_only() {
-            Box::new(self.asked.of_hosts(&request.hosts))
+            let own = self.asked.names().get(LOCAL_CLUSTER);
+            Box::new(self.asked.of_hosts(&request.hosts).chain(own))
         } else {
             Box::new(self.asked.names().iter())
         }

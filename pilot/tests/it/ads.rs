@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use pilot::networking::endpoint::LOCAL_CLUSTER;
 use proto::envoy::config::core::v3::Node;
-use proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use proto::envoy::config::endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier};
 use proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -23,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const REVIEWS: &str = "outbound|9080||reviews.default.svc.cluster.local";
 const RATINGS: &str = "outbound|9080||ratings.default.svc.cluster.local";
 
-fn service(name: &str, namespace: &str, addresses: &[&str]) -> String {
+pub(crate) fn service(name: &str, namespace: &str, addresses: &[&str]) -> String {
     let endpoints: String = addresses
         .iter()
         .map(|address| {
@@ -50,7 +51,7 @@ fn base() -> String {
     service("reviews", "default", &["10.1.0.1"]) + &service("ratings", "default", &["10.1.0.2"])
 }
 
-fn node(name: &str, ip: &str) -> Node {
+pub(crate) fn node(name: &str, ip: &str) -> Node {
     Node {
         id: format!("sidecar~{ip}~{name}.default~default.svc.cluster.local"),
         ..Node::default()
@@ -64,7 +65,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    async fn connect(pilot: &Pilot) -> Self {
+    pub(crate) async fn connect(pilot: &Pilot) -> Self {
         Client::connect_as(pilot, node("web", "10.1.9.9")).await
     }
 
@@ -124,6 +125,21 @@ impl Client {
         next.expect("an end in time").unwrap().unwrap_err().code()
     }
 
+    /// Takes and accepts what is sent of the endpoints of `cluster`, until they are `wanted`.
+    pub(crate) async fn endpoints_become(&mut self, cluster: &str, wanted: &[&str]) {
+        let waiting = async {
+            loop {
+                let response = self.next().await;
+                self.ask(ENDPOINT, &[cluster], &response.nonce, None).await;
+                if addresses(&assignments(&response)[0]) == wanted {
+                    return;
+                }
+            }
+        };
+        let outcome = tokio::time::timeout(PATIENCE, waiting).await;
+        outcome.unwrap_or_else(|_| panic!("never {wanted:?}"));
+    }
+
     /// Asks, takes the answer and accepts it.
     pub(crate) async fn subscribe(&mut self, type_url: &str, names: &[&str]) -> DiscoveryResponse {
         self.ask(type_url, names, "", None).await;
@@ -139,6 +155,24 @@ pub(crate) fn assignments(response: &DiscoveryResponse) -> Vec<ClusterLoadAssign
         .resources
         .iter()
         .map(|any| proto::any::unpack(any).unwrap())
+        .collect()
+}
+
+/// The addresses of the endpoints.
+pub(crate) fn addresses(assignment: &ClusterLoadAssignment) -> Vec<String> {
+    let localities = assignment.endpoints.iter();
+    let endpoints = localities.flat_map(|locality| &locality.lb_endpoints);
+    endpoints
+        .map(|endpoint| match &endpoint.host_identifier {
+            Some(HostIdentifier::Endpoint(endpoint)) => {
+                let address = endpoint.address.clone().unwrap();
+                proto::json::to_value(&address).unwrap()["socketAddress"]["address"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned()
+            }
+            other => panic!("{other:?}"),
+        })
         .collect()
 }
 
@@ -393,4 +427,18 @@ async fn delta_subscriptions_are_answered_by_name() {
         .map(|resource| resource.name.as_str())
         .collect();
     assert_eq!(names, [REVIEWS]);
+}
+
+#[tokio::test]
+async fn a_proxy_is_told_of_its_own_cluster_even_if_it_may_not_call_it() {
+    const NOTHING: &str = "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: default, namespace: default}\nspec: {egress: [{hosts: [other/*]}]}\n";
+    let webs = |addresses: &[&str]| service("web", "default", addresses) + NOTHING;
+    let pilot = Pilot::start(&webs(&["10.1.9.9"])).await;
+    let mut client = Client::connect(&pilot).await;
+    client.ask(ENDPOINT, &[LOCAL_CLUSTER], "", None).await;
+    client.endpoints_become(LOCAL_CLUSTER, &["10.1.9.9"]).await;
+    pilot.apply(&webs(&["10.1.9.9", "10.1.9.8"])).await;
+    client
+        .endpoints_become(LOCAL_CLUSTER, &["10.1.9.8", "10.1.9.9"])
+        .await;
 }

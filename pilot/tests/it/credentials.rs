@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pilot::config::Update;
 use pilot::model::Credential;
+use pilot::xds::authenticate::Authenticator;
 use proto::envoy::config::core::v3::Node;
 use proto::envoy::extensions::transport_sockets::tls::v3::{Secret, secret::Type};
 use proto::envoy::service::discovery::v3::DiscoveryResponse;
@@ -14,6 +15,7 @@ use proto_component::grpc::{ClientOptions, channel};
 use proto_component::tls::{ClientAuth, ClientTls, Pem, ServerIdentity, ServerTls};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 
+use super::access::ApiServer;
 use super::ads::Client;
 use super::mesh::Pilot;
 
@@ -132,10 +134,14 @@ async fn start(authority: &Authority) -> (Pilot, u16) {
 
 /// A Pilot with a port for mutual TLS.
 pub(crate) async fn start_with(authority: &Authority, yaml: &str) -> (Pilot, u16) {
+    start_as(authority, yaml, Authenticator::default()).await
+}
+
+async fn start_as(authority: &Authority, yaml: &str, authenticator: Authenticator) -> (Pilot, u16) {
     let pilot = Pilot::start(yaml).await;
     let own = authority.issue("spiffe://cluster.local/ns/istio-system/sa/pilot");
     let tls = ServerTls::from_pem(&own, ClientAuth::Optional, &["h2"]).unwrap();
-    let port = pilot.serve_tls(tls).await;
+    let port = pilot.serve_tls(tls, authenticator).await;
     (pilot, port)
 }
 
@@ -218,4 +224,44 @@ async fn nobody_else_is_served_them() {
         liar.ask(SECRET, &[SHOP], "", None).await;
         assert_eq!(liar.refusal().await, code, "{id}");
     }
+}
+
+#[tokio::test]
+async fn of_a_namespace_only_accounts_that_may_list_its_secrets_are_served_them() {
+    let (authority, api) = (Authority::new(), ApiServer::default());
+    api.allow("istio-system", "ingress");
+    let authenticator = Authenticator {
+        access: Some(api.reviewer()),
+        ..Authenticator::default()
+    };
+    let (pilot, port) = start_as(&authority, GATEWAY, authenticator).await;
+    pilot.updates.send(credentials("first")).await.unwrap();
+    eventually(|| !pilot.discovery.current().push.credentials.is_empty()).await;
+    let connect = async |account: &str| {
+        let id = format!("spiffe://cluster.local/ns/istio-system/sa/{account}");
+        connect(&authority, port, &id, "istio-system").await
+    };
+    let names = [SHOP, SHOP_ROOTS, "kubernetes-gateway://istio-system/shop"];
+
+    let mut seller = connect("seller").await;
+    seller.ask(SECRET, &names, "", None).await;
+    // Its agent has what it may have, and Pilot does not even look at the namespace's Secrets for it.
+    let listeners = seller.subscribe(LISTENER, &[]).await;
+    assert!(names_agent(&listeners));
+    assert!(pilot.discovery.gateway_namespaces.borrow().is_empty());
+
+    let mut ingress = connect("ingress").await;
+    ingress.ask(SECRET, &names, "", None).await;
+    assert_eq!(secrets(&ingress.next().await).len(), names.len());
+    let listeners = ingress.subscribe(LISTENER, &[]).await;
+    assert!(!names_agent(&listeners));
+    let followed = pilot.discovery.gateway_namespaces.borrow().clone();
+    assert_eq!(followed, ["istio-system".to_owned()].into());
+
+    // What has changed is for the one and not for the other.
+    pilot.updates.send(credentials("second")).await.unwrap();
+    assert_eq!(secrets(&ingress.next().await)[0].1, "second");
+    seller.ask(SECRET, &names, "", None).await;
+    seller.ask(CLUSTER, &[], "", None).await;
+    assert_eq!(seller.next().await.type_url, CLUSTER);
 }

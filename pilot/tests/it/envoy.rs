@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pilot::model::Proxy;
+use pilot::networking::endpoint::LOCAL_CLUSTER;
 use proto::envoy::config::core::v3::{DataSource, Node, data_source::Specifier};
 use proto::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, TlsCertificate, secret,
@@ -147,11 +149,20 @@ fn bootstrap(node: &Node, xds: u16, secrets: u16) -> serde_json::Value {
         // Envoy demands one.
         "proxies".clone_into(&mut node.cluster);
     }
-    json!({
+    let mut bootstrap = json!({
         "node": proto::json::to_value_with(&node, names).unwrap(),
         "dynamic_resources": {"ads_config": ads, "cds_config": source, "lds_config": source},
         "static_resources": {"clusters": [cluster("xds-grpc", xds), cluster("sds-grpc", secrets)]},
-    })
+    });
+    let metadata = node.metadata.unwrap_or_default();
+    if metadata.fields.contains_key("ENABLE_SELF_DISCOVERY") {
+        let clusters = bootstrap["static_resources"]["clusters"].as_array_mut();
+        clusters.unwrap().push(json!({
+            "name": LOCAL_CLUSTER, "type": "EDS", "connect_timeout": "5s", "eds_cluster_config": {"eds_config": source},
+        }));
+        bootstrap["cluster_manager"] = json!({"local_cluster_name": LOCAL_CLUSTER});
+    }
+    bootstrap
 }
 
 fn start(program: &str, node: &Node, xds: u16, secrets: u16, index: usize) -> Envoy {
@@ -231,6 +242,11 @@ fn has_own_filters(node: &Node) -> bool {
     extensions.any(|extension| extension.name == "mixer")
 }
 
+/// gRPC's own clients and servers are configured otherwise.
+fn is_proxyless(node: &Node) -> bool {
+    Proxy::try_from(node).unwrap().is_proxyless()
+}
+
 async fn run(program: String) {
     let generated = rcgen::generate_simple_self_signed(["example.com".to_owned()]).unwrap();
     let secrets = Secrets {
@@ -257,7 +273,8 @@ async fn run(program: String) {
     // Cases with the same proxies are pushed to the same Envoys, one after the other.
     let mut groups: BTreeMap<String, Vec<case::Case>> = BTreeMap::new();
     for (_, mut case) in case::all() {
-        case.nodes.retain(|node| !has_own_filters(node));
+        case.nodes
+            .retain(|node| !has_own_filters(node) && !is_proxyless(node));
         let nodes: Vec<_> = case.nodes.iter().map(|node| format!("{node:?}")).collect();
         groups.entry(nodes.join("\n")).or_default().push(case);
     }

@@ -12,6 +12,7 @@ use pilot::networking::{
 };
 use pilot::push_context::PushContext;
 use prost::Message as _;
+use proto::envoy::config::cluster::v3::Cluster;
 use proto::envoy::config::core::v3::Node;
 use proto::envoy::config::listener::v3::{Listener, filter::ConfigType};
 use proto::envoy::config::route::v3::RouteConfiguration;
@@ -23,7 +24,32 @@ use serde_json::{Map, Value, json};
 
 use super::case::{self, Case};
 
+/// What a gRPC client asks for that calls every service, and a server at all ports of its workload.
+fn proxyless(view: &View<'_>) -> (Vec<Cluster>, Vec<Listener>) {
+    let clusters = cluster::build(view);
+    let clusters = clusters
+        .iter()
+        .filter_map(|known| cluster::api(view, &known.name));
+    let services = view.push.services.all().iter();
+    let dialed = services.flat_map(|service| {
+        let ports = service.ports.iter();
+        ports.map(|port| format!("{}:{}", service.host, port.number))
+    });
+    let served = view.instances.iter().map(|instance| {
+        let port = instance.target_port();
+        format!("xds.istio.io/grpc/lds/inbound/0.0.0.0:{port}")
+    });
+    let listeners = dialed
+        .chain(served)
+        .filter_map(|name| listener::api(view, &name));
+    (clusters.collect(), listeners.collect())
+}
+
 fn managers(listeners: &[Listener]) -> Vec<HttpConnectionManager> {
+    let api = listeners
+        .iter()
+        .filter_map(|listener| listener.api_listener.as_ref()?.api_listener.as_ref())
+        .filter_map(|any| proto::any::unpack(any).ok());
     let chains = listeners.iter().flat_map(|listener| {
         listener
             .filter_chains
@@ -38,6 +64,7 @@ fn managers(listeners: &[Listener]) -> Vec<HttpConnectionManager> {
             }
             _ => None,
         })
+        .chain(api)
         .collect()
 }
 
@@ -83,17 +110,21 @@ fn generate(node: &Node, push: &PushContext) -> Resources {
     let proxy = Proxy::try_from(node).unwrap();
     let view = View::new(&proxy, push);
     let names = FieldNames::Proto;
-    let (clusters, listeners) = (cluster::build(&view), listener::build(&view));
+    let (clusters, listeners) = if proxy.is_proxyless() {
+        proxyless(&view)
+    } else {
+        (cluster::build(&view), listener::build(&view))
+    };
     let managers = managers(&listeners);
+    let knows_itself = proxy.metadata_text("ENABLE_SELF_DISCOVERY").is_some();
     let eds = clusters
         .iter()
         .filter(|cluster| cluster.eds_cluster_config.is_some())
-        .map(|cluster| {
-            let assignment = endpoint::build(&view, &cluster.name);
-            (
-                cluster.name.clone(),
-                to_value_with(&assignment, names).unwrap(),
-            )
+        .map(|cluster| cluster.name.as_str())
+        .chain(knows_itself.then_some(endpoint::LOCAL_CLUSTER))
+        .map(|name| {
+            let assignment = endpoint::build(&view, name);
+            (name.to_owned(), to_value_with(&assignment, names).unwrap())
         })
         .collect();
     let mut all = Resources::from([

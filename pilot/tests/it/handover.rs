@@ -11,7 +11,7 @@ use proto::envoy::config::core::v3::Node;
 use proto::type_url::{CLUSTER, ENDPOINT};
 use proto_component::grpc::{ClientOptions, channel};
 
-use super::ads::{Client, assignments};
+use super::ads::{Client, addresses, assignments};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What a process that drains may take at most.
@@ -68,17 +68,8 @@ impl Replica {
         let mut client = Client::connect_to(channel, node).await;
         client.subscribe(CLUSTER, &[]).await;
         let endpoints = client.subscribe(ENDPOINT, &[SHOP]).await;
-        (client, addresses(&endpoints))
+        (client, addresses(&assignments(&endpoints)[0]))
     }
-}
-
-fn addresses(response: &proto::envoy::service::discovery::v3::DiscoveryResponse) -> Vec<String> {
-    let assignment = &assignments(response)[0];
-    let localities = assignment.endpoints.iter();
-    let endpoints = localities.flat_map(|locality| &locality.lb_endpoints);
-    let text = endpoints.map(|endpoint| format!("{:?}", endpoint.host_identifier));
-    text.map(|text| text.split('"').nth(1).unwrap().to_owned())
-        .collect()
 }
 
 fn write(folder: &Path, address: &str) {
@@ -135,6 +126,6 @@ async fn clients_of_a_replica_that_ends_go_on_with_another_one() {
     for client in &mut clients {
         let push = client.next().await;
         assert_eq!(push.type_url, ENDPOINT);
-        assert_eq!(addresses(&push), ["10.9.0.2"]);
+        assert_eq!(addresses(&assignments(&push)[0]), ["10.9.0.2"]);
     }
 }

@@ -17,6 +17,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+mod machines;
+
 use super::ads::{self, assignments};
 use super::mesh::Pilot;
 

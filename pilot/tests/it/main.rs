@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod access;
 mod ads;
 mod bootstrap;
 mod case;
 mod credentials;
+mod debounce;
 mod envoy;
 mod golden;
 mod grpc;
@@ -14,3 +16,5 @@ mod incremental;
 mod kubernetes;
 mod mesh;
 mod registration;
+mod registries;
+mod slow;

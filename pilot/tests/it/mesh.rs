@@ -42,12 +42,17 @@ pub(crate) fn features() -> Features {
     Features::from_arg_matches(&matches).unwrap()
 }
 
-fn serve(discovery: &Arc<Discovery>, incoming: Incoming, drain: &Drain) {
+fn serve(
+    discovery: &Arc<Discovery>,
+    incoming: Incoming,
+    authenticator: Authenticator,
+    drain: &Drain,
+) {
     let limits = StreamLimits {
         drain: drain.clone(),
         max_age: None,
     };
-    let server = Server::new(Arc::clone(discovery), limits, Authenticator::default());
+    let server = Server::new(Arc::clone(discovery), limits, authenticator);
     let drain = drain.clone();
     task::spawn("xds", async move {
         let options = ServerOptions::default();
@@ -65,11 +70,16 @@ impl Pilot {
 
     /// Starts one that knows nothing yet.
     pub(crate) async fn start_empty() -> Self {
+        Pilot::start_with(features()).await
+    }
+
+    /// The same with other settings.
+    pub(crate) async fn start_with(features: Features) -> Self {
         proto_component::tls::install_provider();
         let features = Features {
             debounce_after: Duration::from_millis(1),
             workload_entry_grace_period: Duration::from_millis(1),
-            ..features()
+            ..features
         };
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let discovery = Discovery::new(features, metrics);
@@ -79,7 +89,8 @@ impl Pilot {
             .await
             .unwrap();
         let port = listener.port().unwrap();
-        serve(&discovery, listener.plaintext(&drain), &drain);
+        let nobody = Authenticator::default();
+        serve(&discovery, listener.plaintext(&drain), nobody, &drain);
         let mesh = Arc::new(Mesh::default());
         task::spawn(
             "discovery",
@@ -109,12 +120,13 @@ impl Pilot {
     }
 
     /// Serves with TLS too; the port.
-    pub(crate) async fn serve_tls(&self, tls: ServerTls) -> u16 {
+    pub(crate) async fn serve_tls(&self, tls: ServerTls, authenticator: Authenticator) -> u16 {
         let listener = Listener::bind_text("127.0.0.1:0", "--secureGrpcAddr")
             .await
             .unwrap();
         let port = listener.port().unwrap();
-        serve(&self.discovery, listener.tls(tls, &self.drain), &self.drain);
+        let incoming = listener.tls(tls, &self.drain);
+        serve(&self.discovery, incoming, authenticator, &self.drain);
         port
     }
 

@@ -1,29 +1,24 @@
 //! Machines that register themselves: who has an entry, and when it is sent to others.
 
-use std::time::Duration;
-
 use pilot::registry::registration::HEALTH;
 use proto::envoy::config::core::v3::Node;
-use proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
-use proto::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use proto::type_url::ENDPOINT;
 
 use super::ads::Client;
 use super::credentials::{Authority, connect_as, start_with};
 use super::mesh::Pilot;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-const CLUSTER: &str = "outbound|80||legacy.test";
-const MACHINE: &str = "10.7.0.7";
-const OWNER: &str = "spiffe://cluster.local/ns/shop/sa/legacy";
-const CONFIG: &str = "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: legacy, namespace: shop}\nspec:\n  \
+pub(crate) const CLUSTER: &str = "outbound|80||legacy.test";
+pub(crate) const MACHINE: &str = "10.7.0.7";
+pub(crate) const OWNER: &str = "spiffe://cluster.local/ns/shop/sa/legacy";
+pub(crate) const CONFIG: &str = "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: legacy, namespace: shop}\nspec:\n  \
     hosts: [legacy.test]\n  location: MESH_INTERNAL\n  resolution: STATIC\n  ports: [{number: 80, name: http, protocol: HTTP}]\n  \
     workloadSelector: {labels: {app: legacy}}\n";
-const GROUP: &str = "---\napiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {name: legacy, namespace: shop}\nspec:\n  \
+pub(crate) const GROUP: &str = "---\napiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {name: legacy, namespace: shop}\nspec:\n  \
     metadata: {labels: {app: legacy}}\n  template: {serviceAccount: legacy, ports: {http: 8080}}\n";
-const PROBE: &str = "  probe: {httpGet: {port: 8080, path: /healthz}}\n";
+pub(crate) const PROBE: &str = "  probe: {httpGet: {port: 8080, path: /healthz}}\n";
 
-fn machine(namespace: &str) -> Node {
+pub(crate) fn machine(namespace: &str) -> Node {
     proto::json::from_value(&serde_json::json!({
         "id": format!("sidecar~{MACHINE}~vm-1.{namespace}~{namespace}.svc.cluster.local"),
         "metadata": {"AUTO_REGISTER_GROUP": "legacy", "NAMESPACE": namespace},
@@ -31,45 +26,11 @@ fn machine(namespace: &str) -> Node {
     .unwrap()
 }
 
-fn web() -> Node {
+pub(crate) fn web() -> Node {
     Node {
         id: "sidecar~10.1.9.9~web.default~default.svc.cluster.local".to_owned(),
         ..Node::default()
     }
-}
-
-/// What others are sent: an answer after another until it is `wanted`.
-async fn until(client: &mut Client, wanted: &[&str]) {
-    let waiting = async {
-        loop {
-            let response = client.next().await;
-            client
-                .ask(ENDPOINT, &[CLUSTER], &response.nonce, None)
-                .await;
-            if addresses(&proto::any::unpack(&response.resources[0]).unwrap()) == wanted {
-                return;
-            }
-        }
-    };
-    let outcome = tokio::time::timeout(PATIENCE, waiting).await;
-    outcome.unwrap_or_else(|_| panic!("never {wanted:?}"));
-}
-
-fn addresses(assignment: &ClusterLoadAssignment) -> Vec<String> {
-    let localities = assignment.endpoints.iter();
-    let endpoints = localities.flat_map(|locality| &locality.lb_endpoints);
-    endpoints
-        .map(|endpoint| match &endpoint.host_identifier {
-            Some(HostIdentifier::Endpoint(endpoint)) => {
-                let address = endpoint.address.clone().unwrap();
-                proto::json::to_value(&address).unwrap()["socketAddress"]["address"]
-                    .as_str()
-                    .unwrap()
-                    .to_owned()
-            }
-            other => panic!("{other:?}"),
-        })
-        .collect()
 }
 
 async fn started(group: &str) -> (Authority, Pilot, u16, Client) {
@@ -83,33 +44,33 @@ async fn started(group: &str) -> (Authority, Pilot, u16, Client) {
 #[tokio::test]
 async fn a_machine_serves_while_its_agent_calls_it_healthy() {
     let (authority, _pilot, port, mut web) = started(&format!("{GROUP}{PROBE}")).await;
-    until(&mut web, &[]).await;
+    web.endpoints_become(CLUSTER, &[]).await;
     let agent = connect_as(&authority, port, OWNER, machine("shop")).await;
     agent.ask(HEALTH, &[], "", None).await;
-    until(&mut web, &[MACHINE]).await;
+    web.endpoints_become(CLUSTER, &[MACHINE]).await;
     agent.ask(HEALTH, &[], "", Some("503 from /healthz")).await;
-    until(&mut web, &[]).await;
+    web.endpoints_become(CLUSTER, &[]).await;
     agent.ask(HEALTH, &[], "", None).await;
-    until(&mut web, &[MACHINE]).await;
+    web.endpoints_become(CLUSTER, &[MACHINE]).await;
     drop(agent);
-    until(&mut web, &[]).await;
+    web.endpoints_become(CLUSTER, &[]).await;
 }
 
 #[tokio::test]
 async fn without_a_probe_it_serves_as_soon_as_both_it_and_its_group_are_there() {
     let (authority, pilot, port, mut web) = started("").await;
-    until(&mut web, &[]).await;
+    web.endpoints_become(CLUSTER, &[]).await;
     let agent = connect_as(&authority, port, OWNER, machine("shop")).await;
     // Says who it is.
     agent.ask(ENDPOINT, &[CLUSTER], "", None).await;
     pilot.apply(&format!("{CONFIG}{GROUP}")).await;
-    until(&mut web, &[MACHINE]).await;
+    web.endpoints_become(CLUSTER, &[MACHINE]).await;
 }
 
 #[tokio::test]
 async fn nobody_registers_in_a_namespace_that_is_not_proved_to_be_his() {
     let (authority, pilot, port, mut web) = started(GROUP).await;
-    until(&mut web, &[]).await;
+    web.endpoints_become(CLUSTER, &[]).await;
     let in_the_clear = Client::connect_as(&pilot, machine("shop")).await;
     in_the_clear.ask(HEALTH, &[], "", None).await;
     let stranger = "spiffe://cluster.local/ns/other/sa/legacy";
@@ -122,5 +83,5 @@ async fn nobody_registers_in_a_namespace_that_is_not_proved_to_be_his() {
     // Whatever they had brought about would be seen with this.
     let more = "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: by-hand, namespace: shop}\nspec: {address: 10.7.0.9, labels: {app: legacy}}\n";
     pilot.apply(&format!("{CONFIG}{GROUP}{more}")).await;
-    until(&mut web, &["10.7.0.9"]).await;
+    web.endpoints_become(CLUSTER, &["10.7.0.9"]).await;
 }

@@ -30,6 +30,9 @@ const OUTGOING: usize = 16;
 /// A stream that has lived this long was a good one: the next failure starts the back-off anew.
 const GOOD_STREAM: Duration = Duration::from_secs(10);
 
+/// How long a call that takes no requests any more may take to say why.
+const CALL_END: Duration = Duration::from_secs(1);
+
 /// What to subscribe to, and as whom.
 #[derive(Clone, Debug, Default)]
 pub struct SinkOptions {
@@ -336,7 +339,15 @@ async fn connect(shared: &Arc<Shared>, channel: Channel) -> Result<(), Status> {
     let mut session = session::Session::new(shared, sender);
     // A source may wait for our requests before it answers with headers, so they go out beside the call.
     let open = client.establish_resource_stream(request);
-    let (responses, ()) = tokio::try_join!(open, session.subscribe())?;
+    let subscribed = async {
+        let outcome = session.subscribe().await;
+        if outcome.is_err() {
+            // Most often the call has failed, which says itself why.
+            tokio::time::sleep(CALL_END).await;
+        }
+        outcome
+    };
+    let (responses, ()) = tokio::try_join!(open, subscribed)?;
     session.run(responses.into_inner()).await
 }
 
@@ -396,5 +407,29 @@ impl Shared {
             .collections
             .iter()
             .any(|wanted| wanted.collection == collection && wanted.incremental)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto_component::{drain, grpc};
+
+    #[tokio::test]
+    async fn a_source_that_cannot_be_reached_is_told_so() {
+        // Nobody listens where somebody did a moment ago.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap().to_string();
+        drop(free);
+        let channel = grpc::channel(&address, None, &grpc::ClientOptions::default()).unwrap();
+        let (_trigger, drain) = drain::channel();
+        let options = SinkOptions {
+            collections: vec![Subscription::required("a"); 2 * OUTGOING],
+            ..SinkOptions::default()
+        };
+        let metrics = McpMetrics::register("test", &prometheus::Registry::new()).unwrap();
+        let sink = Sink::listen(options, metrics, drain);
+        let status = connect(&sink.shared, channel).await.unwrap_err();
+        assert!(!status.message().contains("takes no data"), "{status:?}");
     }
 }

@@ -49,7 +49,7 @@ mod workload_group;
 
 pub(crate) use address::check_range;
 pub(crate) use duration::check as check_duration;
-pub(crate) use traffic_policy::check_locality;
+pub(crate) use traffic_policy::{check_locality, check_zones};
 
 /// A message that is the content of a kind, with the kind's rules.
 pub trait Resource: Message + Name + Default + Clone {

@@ -6,7 +6,7 @@
 //! - [`resource`]: metadata, and the proof that a message was checked; [`finding`]: what a check found, with field paths.
 //! - [`host`], [`labels`], [`port`], [`protocol`], [`visibility`], [`locality`]: the small words of configuration.
 //! - [`re2`]: regular expressions as configuration writes them; [`json_struct`]: `google.protobuf.Struct` as JSON.
-//! - [`spiffe`], [`node`]: names of workloads and of proxies.
+//! - [`spiffe`], [`node`]: names of workloads and of proxies; [`jwt`]: tokens, and the keys that verify them.
 //! - [`mesh_config`]: the settings of the whole mesh with their defaults.
 //! - `kubernetes` (a feature): Kubernetes services as service entries.
 //! - [`attribute`]: what Mixer and the proxy tell each other about a request.
@@ -17,6 +17,7 @@ pub mod attribute;
 pub mod finding;
 pub mod host;
 pub mod json_struct;
+pub mod jwt;
 pub mod kind;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;

@@ -74,7 +74,8 @@ pub(crate) async fn serve(
     }
 }
 
-/// What a connection that is told to drain is still given for its first request: the client may have sent it already.
+/// What a connection that is told to drain is still given for its next request, from when it was made or had its last response:
+/// the client may have sent it already, and then learns by its response that no other may follow.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// Resolves when a connection without a request is to end.

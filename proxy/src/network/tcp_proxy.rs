@@ -4,6 +4,7 @@ mod copy;
 mod logs;
 mod tunnel;
 
+pub(crate) use copy::CopySpace;
 pub(crate) use tunnel::Tunnels;
 
 use super::{FactoryContext, Filter, TerminalFilter};

@@ -77,12 +77,6 @@ impl Meter {
     pub(crate) fn sent(&self) -> u64 {
         self.sent.load(Relaxed)
     }
-
-    /// Counts bytes that went past the stream (splice).
-    pub(crate) fn add(&self, received: u64, sent: u64) {
-        self.received.fetch_add(received, Relaxed);
-        self.sent.fetch_add(sent, Relaxed);
-    }
 }
 
 impl Count for Downstream {
@@ -113,6 +107,11 @@ impl Count for Downstream {
                 tap.on_write(part);
             }
         }
+    }
+
+    fn moved(&self, received: u64, sent: u64) {
+        self.meter.received.fetch_add(received, Relaxed);
+        self.meter.sent.fetch_add(sent, Relaxed);
     }
 
     fn sees_bytes(&self) -> bool {

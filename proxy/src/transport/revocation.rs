@@ -85,9 +85,13 @@ impl Peers {
 }
 
 impl Peer {
+    /// Whether a list names it: its issuer's own, or, if there is none, any. An authority that has taken another's place goes on
+    /// with what that one has revoked, and serial numbers are too long to meet by chance.
     fn is_in(&self, lists: &[CertRevocationList<'_>]) -> bool {
+        let is_own = |list: &CertRevocationList<'_>| list.issuer() == &*self.issuer;
+        let has_own = lists.iter().any(is_own);
         lists.iter().any(|list| {
-            list.issuer() == &*self.issuer && matches!(list.find_serial(&self.serial), Ok(Some(_)))
+            (is_own(list) || !has_own) && matches!(list.find_serial(&self.serial), Ok(Some(_)))
         })
     }
 

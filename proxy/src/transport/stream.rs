@@ -48,6 +48,8 @@ pub(crate) trait Count: Unpin {
     fn sent(&mut self, bytes: &[u8]);
     /// So many went to the peer in one gathered write.
     fn sent_vectored(&mut self, bytes: &[io::IoSlice<'_>], count: usize);
+    /// So many went past the stream, from the peer and to it.
+    fn moved(&self, received: u64, sent: u64);
     /// Whether it wants to see every byte, so that none may go past the stream.
     fn sees_bytes(&self) -> bool;
 }
@@ -131,6 +133,19 @@ impl<C: Count> TransportStream<C> {
     pub(crate) fn plain_tcp(&self) -> Option<&TcpStream> {
         match &self.layer {
             Layer::Raw(raw) if raw.ahead.is_empty() && !self.count.sees_bytes() => raw.tcp_socket(),
+            Layer::Raw(_) | Layer::Tls(_) => None,
+        }
+    }
+
+    /// The plain TCP socket, and who counts what goes past the stream.
+    pub(crate) fn plain_tcp_mut(&mut self) -> Option<(&mut TcpStream, &C)> {
+        match &mut self.layer {
+            Layer::Raw(raw) if raw.ahead.is_empty() && !self.count.sees_bytes() => {
+                match &mut raw.stream {
+                    Socket::Tcp(stream) => Some((stream, &self.count)),
+                    Socket::Unix(_) => None,
+                }
+            }
             Layer::Raw(_) | Layer::Tls(_) => None,
         }
     }

@@ -206,11 +206,6 @@ impl UpstreamStream {
     pub(crate) fn tls(&self) -> Option<&Arc<TlsInfo>> {
         self.count.tls.as_ref()
     }
-
-    /// Counts bytes that went past the stream (splice).
-    pub(crate) fn count(&self, received: u64, sent: u64) {
-        self.count.add(received, sent);
-    }
 }
 
 impl Count for ConnectionGuard {
@@ -227,6 +222,10 @@ impl Count for ConnectionGuard {
 
     fn sent_vectored(&mut self, _: &[IoSlice<'_>], count: usize) {
         self.add(0, count as u64);
+    }
+
+    fn moved(&self, received: u64, sent: u64) {
+        self.add(received, sent);
     }
 
     fn sees_bytes(&self) -> bool {

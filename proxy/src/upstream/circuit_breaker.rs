@@ -10,7 +10,7 @@ use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 /// A route's priority; each has thresholds of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -36,6 +36,8 @@ struct Level {
     requests: AtomicU64,
     retries: AtomicU64,
     pools: AtomicU64,
+    /// What a retry budget with an interval is a share of.
+    recent: Option<Recent>,
     stats: Arc<BreakerStats>,
     remaining: Option<Arc<RemainingStats>>,
 }
@@ -48,6 +50,22 @@ struct Limits {
     retries: u64,
     pools: u64,
     budget: Option<(f64, u64)>,
+}
+
+/// Parts that an interval is counted in.
+const PARTS: u64 = 10;
+/// The lower half of a number.
+const LOWER: u64 = u32::MAX as u64;
+/// One more, as the newest is not over.
+const SLOTS: usize = 11;
+
+/// How many requests have begun within the last interval, to a tenth of it.
+struct Recent {
+    since: Instant,
+    /// Nanoseconds of one part.
+    part: u64,
+    /// Each of one part: its number in the upper half, how many in the lower.
+    slots: [AtomicU64; SLOTS],
 }
 
 /// One thing that a breaker counts; given back when dropped.
@@ -88,6 +106,7 @@ impl CircuitBreakers {
                 requests: AtomicU64::new(0),
                 retries: AtomicU64::new(0),
                 pools: AtomicU64::new(0),
+                recent: thresholds.and_then(Recent::of),
                 stats: scope.group(),
                 remaining: thresholds
                     .is_some_and(|thresholds| thresholds.track_remaining)
@@ -160,6 +179,9 @@ impl CircuitBreakers {
             count.fetch_sub(1, Relaxed);
             return None;
         }
+        if let (What::Request, Some(recent)) = (what, &level.recent) {
+            recent.note();
+        }
         level.show_one(what);
         Some(Guard {
             breakers: self.clone(),
@@ -204,6 +226,44 @@ impl Limits {
     }
 }
 
+impl Recent {
+    /// Counts if the retry budget has an interval.
+    fn of(wire: &Thresholds) -> Option<Self> {
+        let interval = wire.retry_budget.as_ref()?.budget_interval?;
+        let interval = std::time::Duration::try_from(interval).ok()?;
+        let part = u64::try_from(interval.as_nanos()).ok()? / PARTS;
+        (part > 0).then(|| Recent {
+            since: Instant::now(),
+            part,
+            slots: Default::default(),
+        })
+    }
+
+    fn now(&self) -> u64 {
+        let elapsed = u64::try_from(self.since.elapsed().as_nanos());
+        elapsed.unwrap_or(u64::MAX) / self.part
+    }
+
+    fn note(&self) {
+        let now = self.now();
+        let slot = usize::try_from(now).unwrap_or_default() % SLOTS;
+        let add = |old: u64| {
+            let is_same = old >> 32 == now & LOWER;
+            Some(if is_same { old + 1 } else { (now << 32) | 1 })
+        };
+        // There is always something to put there.
+        let _ = self.slots[slot].fetch_update(Relaxed, Relaxed, add);
+    }
+
+    fn count(&self) -> u64 {
+        // Another worker may be in the next part already.
+        let next = self.now() + 1;
+        let slots = self.slots.iter().map(|slot| slot.load(Relaxed));
+        let is_recent = |slot: &u64| next.wrapping_sub(slot >> 32) & LOWER <= PARTS + 1;
+        slots.filter(is_recent).map(|slot| slot & LOWER).sum()
+    }
+}
+
 impl Level {
     fn count(&self, what: What) -> &AtomicU64 {
         match what {
@@ -223,7 +283,10 @@ impl Level {
             (What::Pool, _) => self.limits.pools,
             (What::Retry, None) => self.limits.retries,
             (What::Retry, Some((share, least))) => {
-                let active = self.requests.load(Relaxed) + self.pending.load(Relaxed);
+                let active = match &self.recent {
+                    Some(recent) => recent.count(),
+                    None => self.requests.load(Relaxed) + self.pending.load(Relaxed),
+                };
                 #[expect(
                     clippy::cast_precision_loss,
                     clippy::cast_possible_truncation,
@@ -286,6 +349,8 @@ impl Drop for Guard {
 mod tests {
     use super::*;
     use crate::stats::Store;
+    use proto::envoy::config::cluster::v3::circuit_breakers::thresholds::RetryBudget;
+    use proto::envoy::r#type::v3::Percent;
 
     #[test]
     fn a_full_breaker_refuses_until_something_is_given_back() {
@@ -311,5 +376,48 @@ mod tests {
             1,
             "the gauge tells"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_retry_budget_with_an_interval_counts_what_has_begun_in_it() {
+        let scope = Arc::new(Store::default()).root();
+        let budget = RetryBudget {
+            budget_percent: Some(Percent { value: 50.0 }),
+            min_retry_concurrency: Some(0),
+            budget_interval: Some(prost_types::Duration {
+                seconds: 1,
+                nanos: 0,
+            }),
+        };
+        let wire = Wire {
+            thresholds: vec![Thresholds {
+                retry_budget: Some(budget),
+                ..Thresholds::default()
+            }],
+            ..Wire::default()
+        };
+        let breakers = CircuitBreakers::new(Some(&wire), &scope);
+        let pass = |millis| tokio::time::advance(std::time::Duration::from_millis(millis));
+        let allowed = || {
+            let taken = std::iter::from_fn(|| breakers.retry(Priority::Default));
+            taken.collect::<Vec<_>>().len()
+        };
+        assert_eq!(allowed(), 0);
+        // Each is over at once.
+        for _ in 0..8 {
+            drop(breakers.request(Priority::Default));
+        }
+        assert_eq!(allowed(), 4);
+        pass(600).await;
+        for _ in 0..2 {
+            drop(breakers.request(Priority::Default));
+        }
+        assert_eq!(allowed(), 5);
+        pass(390).await;
+        assert_eq!(allowed(), 5, "all within the interval");
+        pass(200).await;
+        assert_eq!(allowed(), 1, "the first ones are forgotten");
+        pass(3_600_000).await;
+        assert_eq!(allowed(), 0);
     }
 }

@@ -46,6 +46,43 @@ async fn tcp_goes_both_ways_and_half_close_is_passed_on() {
 }
 
 #[tokio::test]
+async fn large_flows_and_small_exchanges_alternate_on_a_connection() {
+    let upstream = greeter("").await;
+    let bootstrap = bootstrap(
+        &[tcp_listener("tcp", "local")],
+        &[static_cluster("local", upstream)],
+    );
+    let proxy = Running::start(&bootstrap).await;
+    let client = TcpStream::connect(proxy.address("tcp").await);
+    let mut client = client.await.unwrap();
+    let bytes: Vec<u8> = (0..5_000_000_u32)
+        .map(|index| (index % 251) as u8)
+        .collect();
+    let mut total = 0;
+    for size in [1, 5_000_000, 3, 32 << 10, 100, 1_000_000, 1] {
+        let sent = &bytes[..size];
+        let mut got = vec![0; size];
+        let (mut read, mut write) = client.split();
+        let (sending, receiving) = tokio::join!(write.write_all(sent), read.read_exact(&mut got));
+        sending.unwrap();
+        receiving.unwrap();
+        assert!(got == sent, "{size} bytes came back changed");
+        total += size as u64;
+    }
+    client.shutdown().await.unwrap();
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    for name in [
+        "tcp.tcp.downstream_cx_rx_bytes_total",
+        "tcp.tcp.downstream_cx_tx_bytes_total",
+        "cluster.local.upstream_cx_rx_bytes_total",
+        "cluster.local.upstream_cx_tx_bytes_total",
+    ] {
+        proxy.stat_is(name, total).await;
+    }
+    proxy.stop().await;
+}
+
+#[tokio::test]
 async fn an_unreachable_host_closes_the_connection_and_is_counted() {
     let nobody = TcpListener::bind("127.0.0.1:0")
         .await

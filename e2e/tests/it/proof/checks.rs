@@ -21,6 +21,12 @@ const NOTES: [(&str, &str); 3] = [
     ("/dry", "hint=false deny=denied allow=denied"),
     ("/plain", "hint=false deny=allowed allow=allowed"),
 ];
+/// Whose line it is, whether it is audited, and what those policies say of it.
+const LINES: [(&str, bool, &str); 3] = [
+    ("auto", true, "deny=allowed allow=denied"),
+    ("ops", false, "deny=denied allow=denied"),
+    ("monitoring", false, "deny=allowed allow=allowed"),
+];
 
 /// The policies of all servers.
 pub(super) fn manifests() -> String {
@@ -46,7 +52,16 @@ pub(super) async fn hold(stage: &Stage) {
     let settled = settled.await;
     assert!(settled.is_ok(), "{}", wrong.join("\n"));
     connections_are_asked_about(stage).await;
-    for server in ["permissive".to_owned(), format!("permissive{ENVOY}")] {
+    let servers = ["permissive".to_owned(), format!("permissive{ENVOY}")];
+    let lines = servers
+        .each_ref()
+        .map(|server| Call::new(Protocol::Tcp, &format!("{server}.servers:8004")));
+    for (client, ..) in LINES {
+        let outcomes = stage.call(client, &lines).await;
+        let is_served = outcomes.iter().all(Outcome::is_served);
+        assert!(is_served, "{client}: {outcomes:?}");
+    }
+    for server in servers {
         are_noted(stage, &server).await;
     }
 }
@@ -150,12 +165,16 @@ async fn are_noted(stage: &Stage, server: &str) {
         "-c",
         "istio-proxy",
     ];
+    let requests = NOTES.map(|(path, note)| format!("seen {path} {note}"));
+    let lines = LINES.map(|(client, is_audited, note)| {
+        let caller = format!("spiffe://cluster.local/ns/{client}/sa/client");
+        format!("seen - hint={is_audited} deny=- allow=- line 8004 by {caller} {note}")
+    });
     let mut log = String::new();
     let noted = eventually("what would have been done is logged", SETTLED, async || {
         log = stage.mesh.ctl_ok(&logs).await.unwrap().replace('"', "");
-        NOTES
-            .iter()
-            .all(|(path, note)| log.contains(&format!("seen {path} {note}")))
+        let mut wanted = requests.iter().chain(&lines);
+        wanted.all(|note| log.contains(note))
     });
     let noted = noted.await;
     let seen: Vec<&str> = log

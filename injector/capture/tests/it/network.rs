@@ -64,6 +64,9 @@ impl Pod {
             "link", "add", "node0", "type", "veth", "peer", "name", "eth0", "netns",
         ];
         run("ip", &[&link[..], &[&process]].concat());
+        // Without addresses of the link's own, whose routes would come some seconds later.
+        run("ip", &["link", "set", "node0", "addrgenmode", "none"]);
+        pod.run(&["ip", "link", "set", "eth0", "addrgenmode", "none"]);
         for address in ["10.99.0.1/24", "fd99::1/64"] {
             run(
                 "ip",

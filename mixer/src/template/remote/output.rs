@@ -1,6 +1,8 @@
-//! Outputs of a check out of process: the fields of the template's `OutputMsg`, which header operations of the rule may use.
+//! Outputs out of process: the fields of the template's `OutputMsg`, which header operations of the rule may use where it is
+//! a check's, and bindings where it is a generator's.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use prost_reflect::{
     DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, ReflectMessage as _,
@@ -9,6 +11,7 @@ use prost_reflect::{
 use proto_mesh::attribute::{Value, ValueType};
 
 use super::POLICY;
+use crate::attributes::Vocabulary;
 
 /// The message of the outputs, and the types of those that can be used.
 #[derive(Clone, Debug)]
@@ -35,6 +38,13 @@ impl Output {
     pub(crate) fn fields(&self) -> impl Iterator<Item = (&str, ValueType)> {
         let fields = self.fields.iter();
         fields.map(|(field, value_type)| (field.name(), *value_type))
+    }
+
+    /// The same as bindings name them.
+    pub(in crate::template) fn vocabulary(&self) -> Arc<Vocabulary> {
+        let fields = self.fields();
+        let declared = fields.map(|(name, value_type)| (format!("output.{name}"), value_type));
+        Arc::new(Vocabulary::new(&declared.collect()))
     }
 
     /// The fields that a message has.

@@ -12,9 +12,6 @@ fn vocabulary() -> Vocabulary {
 #[test]
 fn every_standard_template_has_descriptors() {
     for template in crate::template::Template::ALL {
-        if template == crate::template::Template::Kubernetes {
-            continue;
-        }
         let known = builtin(template.name());
         let known = known.unwrap_or_else(|| panic!("{template:?}"));
         assert_eq!(known.variety, template.variety());

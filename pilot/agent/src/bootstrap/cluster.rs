@@ -1,4 +1,4 @@
-//! The static clusters: the discovery service, the agent's secrets, the proxy's own statistics, Zipkin.
+//! The static clusters: the discovery service, the agent's secrets, the proxy's own statistics, Zipkin, the workload's own cluster.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -8,7 +8,9 @@ use std::time::Duration;
 use proto::envoy::config::cluster::v3::{
     CircuitBreakers, Cluster, UpstreamConnectionOptions,
     circuit_breakers::Thresholds,
-    cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, RefreshRate},
+    cluster::{
+        ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, EdsClusterConfig, RefreshRate,
+    },
 };
 use proto::envoy::config::core::v3::ApiVersion;
 use proto::envoy::config::core::v3::{
@@ -31,7 +33,8 @@ use proto::envoy::extensions::upstreams::http::v3::{
 use proto::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 
 use super::{
-    SDS_CLUSTER, STATS_CLUSTER, XDS_CLUSTER, api_source, duration, socket_address, tcp_address,
+    LOCAL_CLUSTER, SDS_CLUSTER, STATS_CLUSTER, XDS_CLUSTER, ads, api_source, duration,
+    socket_address, tcp_address,
 };
 use crate::secret::{DEFAULT, ROOT_CA};
 use crate::settings::Settings;
@@ -148,6 +151,24 @@ fn dns_retry() -> RefreshRate {
     RefreshRate {
         base_interval: Some(duration(DNS_RETRY)),
         max_interval: Some(duration(DNS_RETRY_CAP)),
+    }
+}
+
+/// The workload's own cluster.
+pub(super) fn local() -> Cluster {
+    Cluster {
+        name: LOCAL_CLUSTER.to_owned(),
+        connect_timeout: Some(duration(LOCAL_CONNECT)),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
+        eds_cluster_config: Some(EdsClusterConfig {
+            eds_config: Some(ConfigSource {
+                // Nobody waits for it longer than usual: not every control plane knows it.
+                initial_fetch_timeout: None,
+                ..ads()
+            }),
+            ..EdsClusterConfig::default()
+        }),
+        ..Cluster::default()
     }
 }
 

@@ -5,11 +5,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use base64::Engine as _;
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose,
 };
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use serde_json::{Value, json};
 
 /// The issuer in every token.
@@ -33,7 +35,8 @@ pub(crate) struct Subject<'a> {
 
 /// The platform's keys; new ones for each run.
 pub(crate) struct Identity {
-    signing: EncodingKey,
+    signing: EcdsaKeyPair,
+    random: SystemRandom,
     jwks: Value,
     ca: CertifiedIssuer<'static, KeyPair>,
 }
@@ -51,13 +54,19 @@ impl Identity {
     /// Makes the keys.
     pub(crate) fn generate() -> anyhow::Result<Self> {
         let key = KeyPair::generate().context("make the token key")?;
-        let signing = EncodingKey::from_ec_der(&key.serialize_der());
+        let random = SystemRandom::new();
+        let signing = EcdsaKeyPair::from_pkcs8(
+            &ECDSA_P256_SHA256_FIXED_SIGNING,
+            &key.serialize_der(),
+            &random,
+        )
+        .map_err(|_| anyhow::anyhow!("the token key cannot be read"))?;
         let point = key.public_key_raw();
         anyhow::ensure!(
             point.len() == 65,
             "the token key's public part is no point of P-256"
         );
-        let base64 = &base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        let base64 = &URL_SAFE_NO_PAD;
         let jwks = json!({"keys": [{
             "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": KEY_ID,
             "x": base64.encode(&point[1..33]), "y": base64.encode(&point[33..]),
@@ -70,7 +79,12 @@ impl Identity {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let ca_key = KeyPair::generate().context("make the CA's key")?;
         let ca = CertifiedIssuer::self_signed(params, ca_key).context("make the platform's CA")?;
-        Ok(Self { signing, jwks, ca })
+        Ok(Self {
+            signing,
+            random,
+            jwks,
+            ca,
+        })
     }
 
     /// The keys by which tokens are checked.
@@ -121,16 +135,19 @@ impl Identity {
                 "pod": {"name": subject.pod, "uid": subject.pod_uid},
             },
         });
-        let mut header = Header::new(Algorithm::ES256);
-        header.kid = Some(KEY_ID.into());
-        jsonwebtoken::encode(&header, &claims, &self.signing).context("sign a token")
+        let header = json!({"alg": "ES256", "typ": "JWT", "kid": KEY_ID});
+        let encode = |part: Value| URL_SAFE_NO_PAD.encode(part.to_string());
+        let signed = format!("{}.{}", encode(header), encode(claims));
+        let signature = self.signing.sign(&self.random, signed.as_bytes());
+        let signature = signature.map_err(|_| anyhow::anyhow!("a token cannot be signed"))?;
+        Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use jsonwebtoken::{DecodingKey, Validation};
+    use proto_mesh::jwt::{KeySet, Token};
 
     #[test]
     fn a_token_is_valid_by_the_published_keys() {
@@ -142,16 +159,14 @@ mod tests {
             pod_uid: "u",
         };
         let token = identity.token(&subject, "istio-ca").unwrap();
-        let key = &identity.jwks()["keys"][0];
-        let key =
-            DecodingKey::from_ec_components(key["x"].as_str().unwrap(), key["y"].as_str().unwrap())
-                .unwrap();
-        let mut validation = Validation::new(Algorithm::ES256);
-        validation.set_audience(&["istio-ca"]);
-        validation.set_issuer(&[ISSUER]);
-        let claims = jsonwebtoken::decode::<Value>(&token, &key, &validation)
-            .unwrap()
-            .claims;
+        let keys = KeySet::parse(identity.jwks().to_string().as_bytes()).unwrap();
+        let token = Token::parse(&token).unwrap();
+        keys.verify(&token).unwrap();
+        assert_eq!(
+            (token.issuer(), token.audiences()),
+            (ISSUER, vec!["istio-ca"])
+        );
+        let claims = Value::Object(token.claims);
         assert_eq!(claims["sub"], "system:serviceaccount:default:reviews");
         assert_eq!(claims["kubernetes.io"]["pod"]["name"], "p");
     }

@@ -52,6 +52,7 @@ const WRITTEN: &[(&str, &str, &str, &str)] = &[
         "istio-galley",
     ),
     ("", "v1", "ConfigMap", "istio-ca-root-cert"),
+    ("", "v1", "ConfigMap", "istio-ca-revocations"),
     ("", "v1", "Secret", "istio-ca-secret"),
     ("coordination.k8s.io", "v1", "Lease", "istio-citadel"),
     ("coordination.k8s.io", "v1", "Lease", "istio-galley"),
@@ -62,6 +63,13 @@ const WRITTEN: &[(&str, &str, &str, &str)] = &[
         "istio-sidecar-injector",
     ),
 ];
+
+/// The type of the Secrets that Citadel writes for service accounts.
+const WORKLOAD_SECRET: &str = "istio.io/key-and-cert";
+/// What has pods, which end in their own time.
+const WORKLOADS: &[&str] = &["Deployment", "DaemonSet"];
+/// How long they may take.
+const ENDED: Duration = Duration::from_secs(120);
 
 /// The cluster.
 pub(crate) struct Cluster {
@@ -262,21 +270,29 @@ impl Cluster {
             let mut value = serde_json::to_value(&object)?;
             value["kind"] = json!(resource.kind);
             if !except.is_some_and(|wanted| wanted.contains(&name_of(&value))) {
-                self.delete(resource, &object).await?;
+                // Where everything goes, they go after their pods.
+                let is_awaited = except.is_none() && WORKLOADS.contains(&resource.kind.as_str());
+                let params = match is_awaited {
+                    true => DeleteParams::foreground(),
+                    false => DeleteParams::default(),
+                };
+                self.delete(resource, &object, &params).await?;
             }
         }
         Ok(())
     }
 
-    async fn delete(&self, resource: &ApiResource, object: &DynamicObject) -> anyhow::Result<()> {
+    async fn delete(
+        &self,
+        resource: &ApiResource,
+        object: &DynamicObject,
+        params: &DeleteParams,
+    ) -> anyhow::Result<()> {
         let api: Api<DynamicObject> = match object.namespace() {
             Some(namespace) => Api::namespaced_with(self.client.clone(), &namespace, resource),
             None => Api::all_with(self.client.clone(), resource),
         };
-        match api
-            .delete(&object.name_any(), &DeleteParams::default())
-            .await
-        {
+        match api.delete(&object.name_any(), params).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             Err(error) => Err(error)
@@ -292,24 +308,50 @@ impl Cluster {
             self.delete_marked(&resource(group, version, kind), None)
                 .await?;
         }
+        if purge {
+            self.workloads_end().await?;
+        }
         for (group, version, kind, name) in WRITTEN {
             if !purge && *kind != "ValidatingWebhookConfiguration" {
                 continue;
             }
-            let resource = resource(group, version, kind);
-            let all: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
             let named = ListParams::default().fields(&format!("metadata.name={name}"));
-            for object in all.list(&named).await? {
-                self.delete(&resource, &object).await?;
-            }
+            self.delete_selected(&resource(group, version, kind), &named)
+                .await?;
         }
         if purge {
-            let resource = resource("apiextensions.k8s.io", "v1", DEFINITION);
-            let all: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
+            let secrets = ListParams::default().fields(&format!("type={WORKLOAD_SECRET}"));
+            self.delete_selected(&resource("", "v1", "Secret"), &secrets)
+                .await?;
             let ours = ListParams::default().labels("app=bireme-init");
-            for object in all.list(&ours).await? {
-                self.delete(&resource, &object).await?;
-            }
+            let definitions = resource("apiextensions.k8s.io", "v1", DEFINITION);
+            self.delete_selected(&definitions, &ours).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of the pods: they would write anew what is taken away.
+    async fn workloads_end(&self) -> anyhow::Result<()> {
+        for kind in WORKLOADS {
+            let all: Api<DynamicObject> =
+                Api::all_with(self.client.clone(), &resource("apps", "v1", kind));
+            let marked = ListParams::default().labels(&format!("{MARK}=Reconcile"));
+            let otherwise = format!("pods of a {kind} have not ended");
+            let is_gone = async || Ok(all.list(&marked).await?.items.is_empty());
+            until(ENDED, &otherwise, is_gone).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete_selected(
+        &self,
+        resource: &ApiResource,
+        selected: &ListParams,
+    ) -> anyhow::Result<()> {
+        let all: Api<DynamicObject> = Api::all_with(self.client.clone(), resource);
+        for object in all.list(selected).await? {
+            self.delete(resource, &object, &DeleteParams::default())
+                .await?;
         }
         Ok(())
     }

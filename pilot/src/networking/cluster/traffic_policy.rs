@@ -8,9 +8,7 @@ use proto::envoy::config::cluster::v3::{
     circuit_breakers::thresholds::RetryBudget,
     cluster::{
         CommonLbConfig, LbConfig, LbPolicy, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig,
-        RoundRobinLbConfig, SlowStartConfig,
-        common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig},
-        ring_hash_lb_config::HashFunction,
+        RoundRobinLbConfig, SlowStartConfig, ring_hash_lb_config::HashFunction,
     },
 };
 use proto::envoy::config::core::v3::{
@@ -23,6 +21,10 @@ use proto::istio::networking::v1alpha3::{
         ConsistentHashLb, LbPolicy as WirePolicy, SimpleLb, consistent_hash_lb::HashAlgorithm,
     },
 };
+
+mod places;
+
+pub use places::Places;
 
 use super::protocol_options::Common;
 use super::{positive, unlimited};
@@ -126,27 +128,6 @@ impl<'a> TrafficPolicy<'a> {
         matches!(policy, Some(WirePolicy::Simple(simple)) if *simple == SimpleLb::Passthrough as i32)
     }
 
-    /// The locality settings that hold: the rule's own, or the mesh's.
-    #[must_use]
-    pub fn locality<'m>(&self, mesh: &'m Mesh) -> Option<&'m wire::LocalityLoadBalancerSetting>
-    where
-        'a: 'm,
-    {
-        let own = self
-            .load_balancer
-            .and_then(|balancer| balancer.locality_lb_setting.as_ref());
-        let setting = own.or(mesh.locality_lb.as_ref())?;
-        let mesh_enabled = mesh
-            .locality_lb
-            .as_ref()
-            .and_then(|setting| setting.enabled);
-        setting
-            .enabled
-            .or(mesh_enabled)
-            .unwrap_or(true)
-            .then_some(setting)
-    }
-
     pub(super) fn apply_load_balancer(&self, cluster: &mut Cluster, mesh: &Mesh) {
         match self
             .load_balancer
@@ -167,13 +148,8 @@ impl<'a> TrafficPolicy<'a> {
             None => cluster.lb_policy = LbPolicy::LeastRequest as i32,
         }
         self.apply_warmup(cluster);
-        let has_weights = self
-            .locality(mesh)
-            .is_some_and(|setting| !setting.distribute.is_empty());
-        if has_weights || self.outlier_detection.is_some() {
-            common_lb(cluster).locality_config_specifier = Some(
-                LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig {}),
-            );
+        if let Some(config) = self.locality_config(mesh) {
+            common_lb(cluster).locality_config_specifier = Some(config);
         }
     }
 

@@ -1,6 +1,4 @@
 //! Locality load balancing: shares by place, or the nearest first.
-//!
-//! Failover needs outlier detection: without it nobody would notice that a place has failed.
 
 use std::collections::BTreeSet;
 
@@ -10,35 +8,37 @@ use proto::istio::networking::v1alpha3::LocalityLoadBalancerSetting;
 
 use crate::model::endpoint::split_locality;
 use crate::model::{Endpoint, Proxy};
+use crate::networking::cluster::Places;
 
 /// Sets weights and priorities. `label_priorities` are what [`label_priority`] says of each.
 pub(super) fn apply(
     localities: &mut Vec<LocalityLbEndpoints>,
-    setting: &LocalityLoadBalancerSetting,
+    places: Places<'_>,
     proxy: &Proxy,
-    has_outlier_detection: bool,
     label_priorities: Vec<usize>,
 ) {
     let own = proxy.locality.as_str();
-    if !setting.distribute.is_empty() {
+    if let Places::ByLocality(setting) = places
+        && !setting.distribute.is_empty()
+    {
         if !own.is_empty() {
             distribute(localities, setting, own);
         }
-    } else if has_outlier_detection {
-        let is_by_label = !setting.failover_priority.is_empty();
-        let has_failover = !setting.failover.is_empty();
-        if !own.is_empty() && (!is_by_label || has_failover) {
-            fail_over(localities, setting, own);
-        }
-        if is_by_label {
-            // Labels decide first, the place among equals.
-            for (locality, by_label) in localities.iter_mut().zip(label_priorities) {
-                let by_label = u32::try_from(by_label).unwrap_or(u32::MAX / 8);
-                locality.priority += by_label * 5;
-            }
-        }
-        close_gaps(localities);
+        return;
     }
+    let is_by_label = !places.labels().is_empty();
+    let is_by_zone = matches!(places, Places::ByZone(_));
+    if !own.is_empty() && (is_by_zone || !is_by_label || !places.failover().is_empty()) {
+        fail_over(localities, places, own);
+    }
+    if is_by_label {
+        // Labels decide first, the place among equals.
+        for (locality, by_label) in localities.iter_mut().zip(label_priorities) {
+            let by_label = u32::try_from(by_label).unwrap_or(u32::MAX / 8);
+            locality.priority += by_label * 5;
+        }
+    }
+    close_gaps(localities);
 }
 
 /// How far an endpoint is away by labels: of N labels the first k are the same as the proxy's, so its priority is N - k.
@@ -140,14 +140,11 @@ fn distribute(
     });
 }
 
-fn fail_over(
-    localities: &mut [LocalityLbEndpoints],
-    setting: &LocalityLoadBalancerSetting,
-    own: &str,
-) {
+fn fail_over(localities: &mut [LocalityLbEndpoints], places: Places<'_>, own: &str) {
     let (region, zone, subzone) = split_locality(own);
-    let target = setting
-        .failover
+    let is_by_zone = matches!(places, Places::ByZone(_));
+    let target = places
+        .failover()
         .iter()
         .find(|entry| entry.from == region)
         .map(|entry| entry.to.as_str());
@@ -160,6 +157,8 @@ fn fail_over(
             } else {
                 3
             }
+        } else if is_by_zone {
+            0
         } else if place.zone != zone {
             2
         } else if place.sub_zone != subzone {

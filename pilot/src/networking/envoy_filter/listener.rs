@@ -13,8 +13,7 @@ use proto::istio::networking::v1alpha3::envoy_filter::{
     patch::{FilterClass, Operation},
 };
 
-use super::merge::merge;
-use super::{patch_list, port_of};
+use super::{merge_into, patch_list, port_of};
 use crate::model::name::VIRTUAL_INBOUND;
 use crate::networking::View;
 use crate::networking::wire::any;
@@ -36,38 +35,16 @@ pub(in crate::networking) fn apply(
     if view.patches.is_empty() {
         return;
     }
-    for patch in of(view, ApplyTo::Listener, context) {
-        match patch.operation {
-            Operation::Remove => listeners.retain(|listener| !is_listener(patch, listener)),
-            // What is for any context is added with the outbound listeners.
-            Operation::Add
-                if adds
-                    && (patch.context == context || context != PatchContext::SidecarInbound) =>
-            {
-                if let Some(Value::Listener(listener)) = &patch.value {
-                    listeners.push((**listener).clone());
-                }
-            }
-            _ if patch.is_merge() => {
-                let Some(value) = &patch.merge else { continue };
-                for listener in listeners
-                    .iter_mut()
-                    .filter(|listener| is_listener(patch, listener))
-                {
-                    if !merge(listener, value, patch.replaces_lists()) {
-                        view.record_patch(&listener.name);
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    for listener in listeners.iter_mut() {
-        patch_listener(view, context, listener);
-    }
-    listeners.retain(|listener| {
-        !listener.filter_chains.is_empty() || listener.default_filter_chain.is_some()
+    listeners.retain_mut(|listener| patch_listener(view, context, listener));
+    let added = of(view, ApplyTo::Listener, context).filter(|patch| {
+        // What is for any context is added with the outbound listeners.
+        adds && patch.operation == Operation::Add
+            && (patch.context == context || context != PatchContext::SidecarInbound)
     });
+    listeners.extend(added.filter_map(|patch| match &patch.value {
+        Some(Value::Listener(listener)) => Some((**listener).clone()),
+        _ => None,
+    }));
 }
 
 fn of<'a>(
@@ -79,45 +56,56 @@ fn of<'a>(
     patches.filter(move |patch| patch.is_in(context))
 }
 
-fn patch_listener(view: &View<'_>, context: PatchContext, listener: &mut Listener) {
-    for patch in of(view, ApplyTo::ListenerFilter, context) {
-        if is_listener(patch, listener) {
-            patch_listener_filters(view, patch, listener);
-        }
-    }
+/// False when the listener is to go.
+fn patch_listener(view: &View<'_>, context: PatchContext, listener: &mut Listener) -> bool {
     let name = listener.name.clone();
-    for patch in of(view, ApplyTo::FilterChain, context) {
-        if is_listener(patch, listener) {
-            patch_chains(view, patch, listener);
+    for patch in of(view, ApplyTo::Listener, context) {
+        if !is_listener(patch, listener) {
+            continue;
         }
-    }
-    let inner: Vec<&Patch> = of(view, ApplyTo::NetworkFilter, context)
-        .filter(|patch| is_listener(patch, listener))
-        .collect();
-    let http: Vec<&Patch> = of(view, ApplyTo::HttpFilter, context)
-        .filter(|patch| is_listener(patch, listener))
-        .collect();
-    if inner.is_empty() && http.is_empty() {
-        return;
-    }
-    let chains = listener
-        .filter_chains
-        .iter_mut()
-        .chain(listener.default_filter_chain.as_mut());
-    for chain in chains {
-        for patch in &inner {
-            if is_chain(patch, &name, chain) {
-                patch_network_filters(view, patch, chain);
-            }
+        if patch.operation == Operation::Remove {
+            return false;
         }
-        let wanted: Vec<&&Patch> = http
-            .iter()
-            .filter(|patch| is_chain(patch, &name, chain))
-            .collect();
-        if !wanted.is_empty() {
-            patch_http_filters(view, &wanted, chain);
-        }
+        merge_into(view, patch, listener, &name);
     }
+    let inner = |apply_to| -> Vec<&Patch> {
+        of(view, apply_to, context)
+            .filter(|patch| is_listener(patch, listener))
+            .collect()
+    };
+    let filters = inner(ApplyTo::ListenerFilter);
+    let chains = inner(ApplyTo::FilterChain);
+    let network = inner(ApplyTo::NetworkFilter);
+    let http = inner(ApplyTo::HttpFilter);
+    patch_listener_filters(view, &filters, listener);
+    let name = listener.name.clone();
+    let mut keeps = |chain: &mut FilterChain| {
+        if !patch_chain(view, &chains, &name, chain) {
+            return false;
+        }
+        patch_network_filters(view, &of_chain(&network, &name, chain), chain);
+        patch_http_filters(view, &of_chain(&http, &name, chain), chain);
+        true
+    };
+    listener.filter_chains.retain_mut(&mut keeps);
+    listener.default_filter_chain.take_if(|chain| !keeps(chain));
+    let added = chains.iter().filter_map(|patch| match &patch.value {
+        Some(Value::FilterChain(chain)) if patch.operation == Operation::Add => {
+            Some((**chain).clone())
+        }
+        _ => None,
+    });
+    listener.filter_chains.extend(added);
+    !listener.filter_chains.is_empty() || listener.default_filter_chain.is_some()
+}
+
+/// The patches that are for a chain.
+fn of_chain<'a>(patches: &[&'a Patch], listener: &str, chain: &FilterChain) -> Vec<&'a Patch> {
+    let patches = patches.iter();
+    patches
+        .filter(|patch| is_chain(patch, listener, chain))
+        .copied()
+        .collect()
 }
 
 fn condition(patch: &Patch) -> Option<&ListenerMatch> {
@@ -136,7 +124,7 @@ fn is_listener(patch: &Patch, listener: &Listener) -> bool {
     }
     // The ports of what is captured are conditions of the chains.
     wanted.port_number == 0
-        || listener.name == VIRTUAL_INBOUND
+        || (patch.apply_to != ApplyTo::Listener && listener.name == VIRTUAL_INBOUND)
         || port_of(listener.address.as_ref()) == Some(wanted.port_number)
 }
 
@@ -173,94 +161,103 @@ fn is_chain(patch: &Patch, listener: &str, chain: &FilterChain) -> bool {
         && has_protocols
 }
 
-fn patch_listener_filters(view: &View<'_>, patch: &Patch, listener: &mut Listener) {
-    let wanted = condition(patch).map_or("", |wanted| wanted.listener_filter.as_str());
-    let value = match &patch.value {
-        Some(Value::ListenerFilter(filter)) => Some(filter),
-        _ => None,
-    };
-    let name = listener.name.clone();
-    patch_list(
-        &mut listener.listener_filters,
-        patch,
-        !wanted.is_empty(),
-        |filter: &ListenerFilter| wanted.is_empty() || filter.name == wanted,
-        value,
-        |filter| merge_or_record(view, patch, filter, &name),
-    );
+fn patch_listener_filters(view: &View<'_>, patches: &[&Patch], listener: &mut Listener) {
+    let wanted = |patch| condition(patch).map_or("", |wanted| wanted.listener_filter.as_str());
+    let Listener {
+        name,
+        listener_filters: filters,
+        ..
+    } = listener;
+    for patch in patches {
+        let value = match &patch.value {
+            Some(Value::ListenerFilter(filter)) => Some(filter),
+            _ => None,
+        };
+        let is_target = named(wanted(patch), |filter: &ListenerFilter| &filter.name);
+        let end = filters.len();
+        patch_list(filters, patch, value, end, is_target);
+    }
+    for filter in filters {
+        for patch in patches {
+            if is_named(wanted(patch), &filter.name) {
+                merge_into(view, patch, filter, name);
+            }
+        }
+    }
 }
 
-fn merge_or_record<T: prost::Message + prost::Name + Default>(
+/// Tells the element that a condition names.
+fn named<'a, T>(
+    wanted: &'a str,
+    name_of: impl Fn(&T) -> &String + 'a,
+) -> Option<impl Fn(&T) -> bool + 'a> {
+    (!wanted.is_empty()).then_some(move |element: &T| name_of(element) == wanted)
+}
+
+fn is_named(wanted: &str, name: &str) -> bool {
+    wanted.is_empty() || wanted == name
+}
+
+/// False when the chain is to go.
+fn patch_chain(
     view: &View<'_>,
-    patch: &Patch,
-    target: &mut T,
+    patches: &[&Patch],
     listener: &str,
-) {
-    if let Some(value) = &patch.merge
-        && !merge(target, value, patch.replaces_lists())
-    {
-        view.record_patch(listener);
+    chain: &mut FilterChain,
+) -> bool {
+    for patch in patches {
+        if !is_chain(patch, listener, chain) {
+            continue;
+        }
+        if patch.operation == Operation::Remove {
+            return false;
+        }
+        merge_into(view, patch, chain, listener);
     }
+    true
 }
 
-fn patch_chains(view: &View<'_>, patch: &Patch, listener: &mut Listener) {
-    let name = listener.name.clone();
-    match (&patch.value, patch.operation) {
-        (Some(Value::FilterChain(chain)), Operation::Add) => {
-            listener.filter_chains.push((**chain).clone());
-        }
-        (_, Operation::Remove) => {
-            listener
-                .filter_chains
-                .retain(|chain| !is_chain(patch, &name, chain));
-            if let Some(chain) = &listener.default_filter_chain
-                && is_chain(patch, &name, chain)
-            {
-                listener.default_filter_chain = None;
-            }
-        }
-        _ if patch.is_merge() => {
-            let chains = listener
-                .filter_chains
-                .iter_mut()
-                .chain(listener.default_filter_chain.as_mut());
-            for chain in chains.filter(|chain| is_chain(patch, &name, chain)) {
-                merge_or_record(view, patch, chain, &name);
-            }
-        }
-        _ => {}
-    }
+/// The network filter that a condition names; empty for none.
+fn wanted_filter(patch: &Patch) -> &str {
+    let filter = chain_condition(patch).and_then(|condition| condition.filter.as_ref());
+    filter.map_or("", |filter| filter.name.as_str())
 }
 
-fn patch_network_filters(view: &View<'_>, patch: &Patch, chain: &mut FilterChain) {
-    let wanted = chain_condition(patch)
-        .and_then(|condition| condition.filter.as_ref())
-        .map_or("", |filter| filter.name.as_str());
-    let value = match &patch.value {
-        Some(Value::NetworkFilter(filter)) => Some(filter),
-        _ => None,
-    };
-    let name = chain.name.clone();
-    // An added filter stands before the last one, which ends the chain.
-    if let (Operation::Add, Some(value)) = (patch.operation, value) {
-        let end = chain.filters.len().saturating_sub(1);
-        chain.filters.insert(end, value.clone());
-        return;
+/// The HTTP filter that a condition names; empty for none.
+fn wanted_inner(patch: &Patch) -> &str {
+    let filter = chain_condition(patch).and_then(|condition| condition.filter.as_ref());
+    let inner = filter.and_then(|filter| filter.sub_filter.as_ref());
+    inner.map_or("", |inner| inner.name.as_str())
+}
+
+fn patch_network_filters(view: &View<'_>, patches: &[&Patch], chain: &mut FilterChain) {
+    let FilterChain { name, filters, .. } = chain;
+    for patch in patches {
+        let value = match &patch.value {
+            Some(Value::NetworkFilter(filter)) => Some(filter),
+            _ => None,
+        };
+        // The last filter ends the chain: nothing can stand behind it.
+        let end = filters.len().saturating_sub(1);
+        let is_target = named(wanted_filter(patch), |filter: &Filter| &filter.name);
+        patch_list(filters, patch, value, end, is_target);
     }
-    patch_list(
-        &mut chain.filters,
-        patch,
-        !wanted.is_empty(),
-        |filter: &Filter| wanted.is_empty() || filter.name == wanted,
-        value,
-        |filter| merge_or_record(view, patch, filter, &name),
-    );
+    for filter in filters {
+        for patch in patches {
+            if is_named(wanted_filter(patch), &filter.name) {
+                merge_into(view, patch, filter, name);
+            }
+        }
+    }
 }
 
 /// Takes the connection manager of a chain apart, patches its filters and puts it together again.
-fn patch_http_filters(view: &View<'_>, patches: &[&&Patch], chain: &mut FilterChain) {
-    let name = chain.name.clone();
-    for filter in &mut chain.filters {
+fn patch_http_filters(view: &View<'_>, patches: &[&Patch], chain: &mut FilterChain) {
+    if patches.is_empty() {
+        return;
+    }
+    let FilterChain { name, filters, .. } = chain;
+    for filter in filters {
         if filter.name != CONNECTION_MANAGER {
             continue;
         }
@@ -270,43 +267,37 @@ fn patch_http_filters(view: &View<'_>, patches: &[&&Patch], chain: &mut FilterCh
         let Ok(mut manager) = proto::any::unpack::<HttpConnectionManager>(config) else {
             continue;
         };
-        for patch in patches {
-            let outer = chain_condition(patch).and_then(|condition| condition.filter.as_ref());
-            if outer.is_some_and(|outer| !outer.name.is_empty() && outer.name != filter.name) {
-                continue;
-            }
-            let wanted = outer
-                .and_then(|outer| outer.sub_filter.as_ref())
-                .map_or("", |inner| inner.name.as_str());
-            patch_http_list(view, patch, wanted, &name, &mut manager.http_filters);
-        }
+        let patches = patches.iter().copied();
+        let patches: Vec<&Patch> = patches
+            .filter(|patch| is_named(wanted_filter(patch), &filter.name))
+            .collect();
+        patch_http_list(view, &patches, name, &mut manager.http_filters);
         filter.config_type = Some(ConfigType::TypedConfig(any(&manager)));
     }
 }
 
 fn patch_http_list(
     view: &View<'_>,
-    patch: &Patch,
-    wanted: &str,
+    patches: &[&Patch],
     chain: &str,
     filters: &mut Vec<HttpFilter>,
 ) {
-    let value = match &patch.value {
-        Some(Value::HttpFilter(filter)) => Some(filter),
-        _ => None,
-    };
-    if let (Operation::Add, Some(value)) = (patch.operation, value) {
-        filters.insert(place_of(patch.class, filters), value.clone());
-        return;
+    for patch in patches {
+        let value = match &patch.value {
+            Some(Value::HttpFilter(filter)) => Some(filter),
+            _ => None,
+        };
+        let end = place_of(patch.class, filters);
+        let is_target = named(wanted_inner(patch), |filter: &HttpFilter| &filter.name);
+        patch_list(filters, patch, value, end, is_target);
     }
-    patch_list(
-        filters,
-        patch,
-        !wanted.is_empty(),
-        |filter: &HttpFilter| wanted.is_empty() || filter.name == wanted,
-        value,
-        |filter| merge_or_record(view, patch, filter, chain),
-    );
+    for filter in filters {
+        for patch in patches {
+            if is_named(wanted_inner(patch), &filter.name) {
+                merge_into(view, patch, filter, chain);
+            }
+        }
+    }
 }
 
 /// Where an added filter of a class belongs: behind the last one that does the same, and always before the router.

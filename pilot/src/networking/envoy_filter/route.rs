@@ -8,8 +8,7 @@ use proto::istio::networking::v1alpha3::envoy_filter::{
     route_configuration_match::{RouteMatch, route_match::Action as WantedAction},
 };
 
-use super::merge::merge;
-use super::patch_list;
+use super::{merge_into, patch_list};
 use crate::model::ClusterName;
 use crate::networking::View;
 use crate::push_context::envoy_filters::{Patch, Value};
@@ -40,25 +39,45 @@ pub(in crate::networking) fn apply(
         .of(ApplyTo::HttpRoute)
         .filter(applies)
         .collect();
+    let name = routes.name.clone();
     for patch in whole {
-        if let (true, Some(value)) = (patch.is_merge(), &patch.merge)
-            && !merge(routes, value, patch.replaces_lists())
-        {
-            view.record_patch(&routes.name);
+        merge_into(view, patch, routes, &name);
+    }
+    let known = &mut routes.virtual_hosts;
+    known.retain_mut(|host| patch_host(view, &name, &hosts, &single, host));
+    known.extend(hosts.iter().filter_map(|patch| match &patch.value {
+        Some(Value::VirtualHost(host)) if patch.operation == Operation::Add => {
+            Some((**host).clone())
+        }
+        _ => None,
+    }));
+}
+
+/// False when the virtual host is to go.
+fn patch_host(
+    view: &View<'_>,
+    routes: &str,
+    patches: &[&Patch],
+    inner: &[&Patch],
+    host: &mut VirtualHost,
+) -> bool {
+    for patch in patches {
+        if !is_host(patch, host) {
+            continue;
+        }
+        match (patch.operation, &patch.value) {
+            (Operation::Remove, _) => return false,
+            (Operation::Replace, Some(Value::VirtualHost(value))) => host.clone_from(value),
+            _ => merge_into(view, patch, host, routes),
         }
     }
-    for patch in hosts {
-        patch_hosts(view, patch, routes);
-    }
-    for patch in single {
-        for host in routes
-            .virtual_hosts
-            .iter_mut()
-            .filter(|host| is_host(patch, host))
-        {
-            patch_routes(view, patch, host);
-        }
-    }
+    let inner: Vec<&Patch> = inner
+        .iter()
+        .filter(|patch| is_host(patch, host))
+        .copied()
+        .collect();
+    patch_routes(view, &inner, host);
+    true
 }
 
 fn condition(patch: &Patch) -> Option<&RouteConfigurationMatch> {
@@ -121,39 +140,6 @@ fn is_host(patch: &Patch, host: &VirtualHost) -> bool {
         && (wanted.domain_name.is_empty() || host.domains.contains(&wanted.domain_name))
 }
 
-fn patch_hosts(view: &View<'_>, patch: &Patch, routes: &mut RouteConfiguration) {
-    match (&patch.value, patch.operation) {
-        (Some(Value::VirtualHost(host)), Operation::Add) => {
-            routes.virtual_hosts.push((**host).clone());
-        }
-        (Some(Value::VirtualHost(value)), Operation::Replace) => {
-            let found = routes
-                .virtual_hosts
-                .iter_mut()
-                .find(|host| is_host(patch, host));
-            if let Some(host) = found {
-                *host = (**value).clone();
-            }
-        }
-        (_, Operation::Remove) => routes.virtual_hosts.retain(|host| !is_host(patch, host)),
-        _ => {
-            let Some(value) = patch.merge.as_ref().filter(|_| patch.is_merge()) else {
-                return;
-            };
-            let name = routes.name.clone();
-            for host in routes
-                .virtual_hosts
-                .iter_mut()
-                .filter(|host| is_host(patch, host))
-            {
-                if !merge(host, value, patch.replaces_lists()) {
-                    view.record_patch(&name);
-                }
-            }
-        }
-    }
-}
-
 fn wanted_route(patch: &Patch) -> Option<&RouteMatch> {
     condition(patch)?.vhost.as_ref()?.route.as_ref()
 }
@@ -169,25 +155,36 @@ fn is_route(wanted: Option<&RouteMatch>, route: &Route) -> bool {
     has_action && (wanted.name.is_empty() || wanted.name == route.name)
 }
 
-fn patch_routes(view: &View<'_>, patch: &Patch, host: &mut VirtualHost) {
-    let wanted = wanted_route(patch);
-    let value = match &patch.value {
-        Some(Value::Route(route)) => Some(&**route),
-        _ => None,
-    };
-    let name = host.name.clone();
-    patch_list(
-        &mut host.routes,
-        patch,
-        wanted.is_some(),
-        |route| is_route(wanted, route),
-        value,
-        |route| {
-            if let Some(value) = &patch.merge
-                && !merge(route, value, patch.replaces_lists())
-            {
-                view.record_patch(&name);
+/// Routes are removed and merged before others are added.
+fn patch_routes(view: &View<'_>, patches: &[&Patch], host: &mut VirtualHost) {
+    let VirtualHost { name, routes, .. } = host;
+    routes.retain_mut(|route| {
+        for patch in patches {
+            if !is_route(wanted_route(patch), route) {
+                continue;
             }
-        },
-    );
+            if patch.operation == Operation::Remove {
+                return false;
+            }
+            merge_into(view, patch, route, name);
+        }
+        true
+    });
+    for patch in patches {
+        let wanted = wanted_route(patch);
+        let value = match (&patch.value, patch.operation) {
+            (_, Operation::Remove) => continue,
+            // The condition says whether, the operation where.
+            (_, Operation::InsertFirst)
+                if !(wanted.is_none() || routes.iter().any(|route| is_route(wanted, route))) =>
+            {
+                continue;
+            }
+            (Some(Value::Route(route)), _) => Some(&**route),
+            _ => None,
+        };
+        let is_target = wanted.map(|wanted| |route: &Route| is_route(Some(wanted), route));
+        let end = routes.len();
+        patch_list(routes, patch, value, end, is_target);
+    }
 }

@@ -80,6 +80,7 @@ pub(super) fn service_tcp_proxy(
 #[derive(Clone, Debug, Default)]
 struct Connection {
     idle_timeout: Option<Duration>,
+    max_duration: Option<Duration>,
     hash: Vec<HashPolicy>,
     tunnel: Option<TunnelingConfig>,
 }
@@ -94,6 +95,7 @@ impl Connection {
         let source = PolicySpecifier::SourceIp(hash_policy::SourceIp {});
         Connection {
             idle_timeout: tcp.and_then(|tcp| tcp.idle_timeout),
+            max_duration: tcp.and_then(|tcp| tcp.max_connection_duration),
             hash: by_source
                 .then_some(HashPolicy {
                     policy_specifier: Some(source),
@@ -121,6 +123,7 @@ fn weighted_tcp_proxy(
         access_log: access_log::build(view, side, Layer::Tcp),
         cluster_specifier: Some(cluster),
         idle_timeout: connection.idle_timeout,
+        max_downstream_connection_duration: connection.max_duration,
         hash_policy: connection.hash.clone(),
         tunneling_config: connection.tunnel.clone(),
         ..TcpProxy::default()

@@ -77,8 +77,9 @@ impl Patch {
     pub fn read(patch: &wire::EnvoyConfigObjectPatch) -> Result<Self, String> {
         let apply_to = patch.apply_to();
         let change = patch.patch.as_ref().ok_or("no patch")?;
-        if apply_to == ApplyTo::Bootstrap && change.operation() != Operation::Merge {
-            return Err("BOOTSTRAP: MERGE is the only operation".to_owned());
+        if !is_known(apply_to, change.operation()) {
+            let (what, operation) = (apply_to.as_str_name(), change.operation().as_str_name());
+            return Err(format!("{operation} is no operation for {what}"));
         }
         let condition = patch.r#match.clone().unwrap_or_default();
         let proxy = condition.proxy.clone().unwrap_or_default();
@@ -144,6 +145,29 @@ impl Patch {
             self.operation,
             Operation::Merge | Operation::MergeAndReplaceList
         )
+    }
+}
+
+/// True when `operation` can be done to such objects.
+fn is_known(apply_to: ApplyTo, operation: Operation) -> bool {
+    use Operation::{Add, Merge, MergeAndReplaceList, Remove, Replace};
+    match apply_to {
+        ApplyTo::NetworkFilter | ApplyTo::HttpFilter | ApplyTo::ListenerFilter => {
+            operation != Operation::Invalid
+        }
+        ApplyTo::Listener | ApplyTo::FilterChain | ApplyTo::Cluster => {
+            matches!(operation, Add | Remove | Merge | MergeAndReplaceList)
+        }
+        ApplyTo::VirtualHost => matches!(
+            operation,
+            Add | Remove | Replace | Merge | MergeAndReplaceList
+        ),
+        ApplyTo::HttpRoute => !matches!(operation, Operation::Invalid | Replace),
+        ApplyTo::RouteConfiguration => matches!(operation, Merge | MergeAndReplaceList),
+        ApplyTo::Bootstrap => operation == Merge,
+        ApplyTo::ExtensionConfig => operation == Add,
+        // What is missing is told with the value.
+        ApplyTo::Invalid => true,
     }
 }
 

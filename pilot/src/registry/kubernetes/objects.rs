@@ -340,7 +340,13 @@ impl Objects {
                     labels: Some(labels.clone()),
                     ..ObjectMeta::default()
                 };
-                self.node_objects.insert(name.clone(), Node { metadata });
+                self.node_objects.insert(
+                    name.clone(),
+                    Node {
+                        metadata,
+                        ..Node::default()
+                    },
+                );
             }
             None => drop(self.node_objects.remove(name)),
         }

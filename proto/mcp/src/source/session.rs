@@ -343,3 +343,29 @@ impl RequestLimit {
         self.tokens -= 1.0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Asks `count` times; how long that took.
+    async fn ask(limit: &mut RequestLimit, count: u32) -> Duration {
+        let begun = Instant::now();
+        for _ in 0..count {
+            limit.wait().await;
+        }
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_is_free_and_then_each_request_waits_for_its_share_of_a_second() {
+        let mut limit = RequestLimit::new();
+        assert_eq!(ask(&mut limit, REQUEST_BURST).await, Duration::ZERO);
+        let took = ask(&mut limit, REQUEST_BURST / 2).await;
+        assert!((500..600).contains(&took.as_millis()), "{took:?}");
+        // However long it was quiet: one burst, no more.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(ask(&mut limit, REQUEST_BURST).await, Duration::ZERO);
+        assert!(ask(&mut limit, 1).await >= Duration::from_millis(10));
+    }
+}

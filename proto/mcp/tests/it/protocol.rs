@@ -243,3 +243,24 @@ async fn a_source_may_dial_the_sink() {
     assert_eq!(update.state.versions()["a/x"], "2");
     update.ack();
 }
+
+#[tokio::test]
+async fn a_sink_that_asks_without_end_waits_and_delays_nobody() {
+    const BURST: u32 = 100;
+    let served = Served::start("127.0.0.1:0").await;
+    served.source.publish(gateways(&[("a/x", 1)]));
+    let begun = tokio::time::Instant::now();
+    let mut noisy = Raw::open(&served).await;
+    // What comes after them has to wait for them.
+    for _ in 0..BURST + 30 {
+        noisy.say(GATEWAYS, "777", false).await;
+    }
+    noisy.say(GATEWAYS, "", false).await;
+    let quiet = served.sink(vec![Subscription::required(GATEWAYS)]);
+    let update = next(&quiet).await;
+    assert_eq!(update.state.versions()["a/x"], "1");
+    update.ack();
+    assert_eq!(versions(&noisy.hear().await.unwrap()), ["1"]);
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(300), "{took:?}");
+}

@@ -75,16 +75,20 @@ impl<'a> MapRef<'a> {
     /// The value of `key`.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&'a str> {
+        if let MapRef::Encoded(map, words) = self {
+            // Nobody has seen to it that every key is there but once: as in a map, the last of an index counts, and of two
+            // indices that mean the same word the lower one.
+            let named = map
+                .entries()
+                .filter(|(index, _)| words.get(*index) == Some(key));
+            let found = named.reduce(|known, next| if next.0 <= known.0 { next } else { known });
+            return found.and_then(|(_, value)| words.get(value));
+        }
         let mut found = self.iter().filter(|(candidate, _)| *candidate == key);
-        let found = match self {
-            // Nobody has seen to it that every key is there but once.
-            MapRef::Encoded(..) => found.last(),
-            MapRef::Compressed(..) | MapRef::Plain(_) | MapRef::Pairs(..) => found.next(),
-        };
-        found.map(|(_, value)| value)
+        found.next().map(|(_, value)| value)
     }
 
-    /// Every entry whose key and value are words that exist.
+    /// Every entry whose key and value are words that exist. What came twice in a message that is read in place is there twice.
     pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
         let (compressed, encoded, plain, pairs) = match *self {
             MapRef::Compressed(entries, words) => (Some((entries, words)), None, None, None),

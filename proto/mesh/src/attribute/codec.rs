@@ -173,14 +173,6 @@ impl Encoder {
         }
     }
 
-    /// The same for a word that is most likely one of the message's own.
-    pub(super) fn index_text(&mut self, word: &str) -> i32 {
-        match self.words.get_index_of(word) {
-            Some(slot) => index_of_slot(slot),
-            None => self.index(word),
-        }
-    }
-
     /// Bytes that the message's own words take in it.
     pub(super) fn size(&self) -> usize {
         self.size

@@ -3,9 +3,6 @@
 //!
 //! QUIRK: the list was once generated from raw YAML, so the quotes around 94, 111, 112 and 218 belong to the words.
 
-use std::collections::HashMap;
-use std::sync::LazyLock;
-
 /// How many leading words the oldest clients know.
 pub const BASE_WORDS: usize = 111;
 
@@ -253,19 +250,50 @@ pub const WORDS: [&str; 222] = [
     "context.proxy_version",
 ];
 
-static INDEX: LazyLock<HashMap<&'static str, usize, foldhash::fast::RandomState>> =
-    LazyLock::new(|| {
-        WORDS
-            .iter()
-            .enumerate()
-            .map(|(position, word)| (*word, position))
-            .collect()
-    });
+/// The words by [`slot`]; where that is taken the next one is, and so on.
+static SLOTS: [u8; SLOTS_LEN] = slots();
+
+const SLOTS_LEN: usize = 1024;
+const FREE: u8 = u8::MAX;
 
 /// The position of `word`, if the list has it.
 #[must_use]
 pub fn index_of(word: &str) -> Option<usize> {
-    INDEX.get(word).copied()
+    let mut slot = slot(word.as_bytes());
+    loop {
+        let position = match SLOTS[slot] {
+            FREE => return None,
+            position => usize::from(position),
+        };
+        if WORDS[position] == word {
+            return Some(position);
+        }
+        slot = (slot + 1) % SLOTS_LEN;
+    }
+}
+
+/// Where a word is looked for: a few of its letters tell almost all of them apart, and most others from all of them.
+const fn slot(word: &[u8]) -> usize {
+    let length = word.len();
+    if length == 0 {
+        return 0;
+    }
+    let letters = (word[0] as usize * 7) ^ (word[length / 2] as usize * 59);
+    (letters ^ (word[length - 1] as usize * 211) ^ (length * 37)) % SLOTS_LEN
+}
+
+const fn slots() -> [u8; SLOTS_LEN] {
+    let mut slots = [FREE; SLOTS_LEN];
+    let mut position = 0;
+    while position < WORDS.len() {
+        let mut slot = slot(WORDS[position].as_bytes());
+        while slots[slot] != FREE {
+            slot = (slot + 1) % SLOTS_LEN;
+        }
+        slots[slot] = position as u8;
+        position += 1;
+    }
+    slots
 }
 
 #[cfg(test)]
@@ -307,7 +335,10 @@ mod tests {
 
     #[test]
     fn words_are_unique() {
-        assert_eq!(INDEX.len(), WORDS.len());
+        for (position, word) in WORDS.iter().enumerate() {
+            assert_eq!(index_of(word), Some(position));
+        }
+        assert_eq!(index_of(""), None);
         assert_eq!(index_of("no such word"), None);
     }
 }

@@ -26,9 +26,9 @@ pub struct ReportWriter {
     /// The sets written so far, as fields of the request.
     message: Vec<u8>,
     sets: usize,
-    /// For the set that is being written.
+    /// For the set that is being written, and for the string map in it.
     set: Vec<u8>,
-    pairs: Vec<(u64, u64)>,
+    pairs: Vec<u8>,
     /// Bases, written out for this message.
     bases: Vec<(Rc<Base>, Range<usize>)>,
     written: Vec<u8>,
@@ -153,7 +153,7 @@ impl ReportWriter {
     fn entry(&mut self, name: u64, value: ValueRef<'_>) {
         match value {
             ValueRef::String(text) => {
-                let word = fold(self.encoder.index_text(text));
+                let word = fold(self.encoder.index(text));
                 self.number(2, name, word);
             }
             ValueRef::Int64(number) => self.number(3, name, number as u64),
@@ -179,23 +179,18 @@ impl ReportWriter {
                     }
                     other => other.iter().for_each(|entry| self.pair(entry)),
                 }
-                let pair_len = |(key, value): &(u64, u64)| varint_len(*key) + varint_len(*value);
-                let lengths = self.pairs.iter().map(|pair| bytes_len(pair_len(pair)));
-                let length: usize = lengths.sum();
+                let length = self.pairs.len();
                 self.begin(9, name, bytes_len(length));
                 put_key(&mut self.set, 2, length);
-                for pair in &self.pairs {
-                    put_key(&mut self.set, 1, pair_len(pair));
-                    put_varint(&mut self.set, 1, pair.0);
-                    put_varint(&mut self.set, 2, pair.1);
-                }
+                self.set.extend_from_slice(&self.pairs);
             }
         }
     }
 
     fn pair(&mut self, (key, value): (&str, &str)) {
         let key = fold(self.encoder.index(key));
-        self.pairs.push((key, fold(self.encoder.index_text(value))));
+        let value = fold(self.encoder.index(value));
+        put_pair(&mut self.pairs, 1, key, value);
     }
 
     /// An entry with that many bytes after its name.
@@ -205,8 +200,7 @@ impl ReportWriter {
     }
 
     fn number(&mut self, map: u8, name: u64, value: u64) {
-        self.begin(map, name, varint_len(value));
-        put_varint(&mut self.set, 2, value);
+        put_pair(&mut self.set, map, name, value);
     }
 
     #[allow(clippy::cast_sign_loss, reason = "the wire form's own rule")]
@@ -236,15 +230,57 @@ fn bytes_len(length: usize) -> usize {
     1 + encoded_len_varint(length as u64) + length
 }
 
+/// An entry with two numbers. Almost all are indices below 2^14: such an entry is put together aside and appended at one go.
+#[inline]
+fn put_pair(buffer: &mut Vec<u8>, field: u8, key: u64, value: u64) {
+    if (key | value) >= 0x4000 {
+        put_key(buffer, field, varint_len(key) + varint_len(value));
+        put_varint(buffer, 1, key);
+        put_varint(buffer, 2, value);
+        return;
+    }
+    let mut entry = [field << 3 | BYTES, 0, 1 << 3 | VARINT, 0, 0, 0, 0, 0];
+    let at = put_small(&mut entry, 3, key);
+    entry[at] = 2 << 3 | VARINT;
+    let end = put_small(&mut entry, at + 1, value);
+    entry[1] = end as u8 - 2;
+    buffer.extend_from_slice(&entry[..end]);
+}
+
+/// A number of one or two bytes; the place after it.
+#[inline]
+fn put_small(entry: &mut [u8; 8], at: usize, value: u64) -> usize {
+    if value < 0x80 {
+        entry[at] = value as u8;
+        return at + 1;
+    }
+    entry[at] = value as u8 | 0x80;
+    entry[at + 1] = (value >> 7) as u8;
+    at + 2
+}
+
 fn put_varint(buffer: &mut Vec<u8>, field: u8, value: u64) {
     buffer.push(field << 3 | VARINT);
-    encode_varint(value, buffer);
+    put_number(buffer, value);
 }
 
 /// The key and length of what follows.
 fn put_key(buffer: &mut Vec<u8>, field: u8, length: usize) {
     buffer.push(field << 3 | BYTES);
-    encode_varint(length as u64, buffer);
+    put_number(buffer, length as u64);
+}
+
+/// Most are small: indices of words, lengths.
+#[inline]
+fn put_number(buffer: &mut Vec<u8>, value: u64) {
+    if value < 0x80 {
+        buffer.push(value as u8);
+    } else if value < 0x4000 {
+        buffer.push(value as u8 | 0x80);
+        buffer.push((value >> 7) as u8);
+    } else {
+        encode_varint(value, buffer);
+    }
 }
 
 fn put_bytes(buffer: &mut Vec<u8>, field: u8, bytes: &[u8]) {

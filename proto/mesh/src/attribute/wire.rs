@@ -2,7 +2,7 @@
 //! makes neither maps nor texts of them ([`super::codec`] does, for those who keep or write them).
 //!
 //! What generated code would do with a message is done here: fields in any order, unknown ones skipped, of two entries with
-//! one key the last counts.
+//! one key the last counts. Two messages in a field that has but one, which nobody writes, are not merged: the last counts.
 
 use std::iter;
 
@@ -243,6 +243,10 @@ impl<'a> EncodedSet<'a> {
         let mut words = Vec::new();
         for field in fields(body) {
             if let (1, word) = field? {
+                if words.is_empty() {
+                    // Where there is one there are some dozens.
+                    words.reserve(32);
+                }
                 words.push(word.text(1)?);
             }
         }
@@ -416,6 +420,35 @@ mod tests {
             if let (Ok(ours), Ok(message)) = (read(&bytes), CompressedAttributes::decode(bytes.as_slice())) {
                 prop_assert_eq!(ours, generated(&message));
             }
+        }
+    }
+
+    #[test]
+    fn a_map_is_looked_up_as_generated_code_would() {
+        // Index -1 and -2 mean the same word; -5 means none.
+        let words = ["k", "k", "a", "b"];
+        for (entries, want) in [
+            (vec![(-1, -3)], Some("a")),
+            (vec![(-1, -3), (-1, -4)], Some("b")),
+            (vec![(-1, -3), (-1, -5)], None),
+            (vec![(-1, -5), (-1, -3)], Some("a")),
+            (vec![(-1, -3), (-2, -4)], Some("b")),
+            (vec![(-2, -4), (-1, -3)], Some("b")),
+            (vec![(-3, -4)], None),
+        ] {
+            let maps = entries.iter().map(|entry| StringMap {
+                entries: [*entry].into(),
+            });
+            let bytes: Vec<u8> = maps.flat_map(|map| map.encode_to_vec()).collect();
+            let words = Words::borrowed(&words);
+            let map = MapRef::Encoded(EncodedMap::read(&bytes).unwrap(), words);
+            let generated = StringMap::decode(bytes.as_slice()).unwrap().entries;
+            let generated = MapRef::Compressed(&generated, words);
+            assert_eq!(
+                (map.get("k"), generated.get("k")),
+                (want, want),
+                "{entries:?}"
+            );
         }
     }
 

@@ -16,7 +16,7 @@ use crate::{host, port};
 
 mod load_balancer;
 
-pub(crate) use load_balancer::check_locality;
+pub(crate) use load_balancer::{check_locality, check_zones};
 
 /// How many ports may have a policy of their own.
 const MAX_PORTS: usize = 4096;

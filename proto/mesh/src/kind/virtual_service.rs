@@ -208,6 +208,12 @@ fn check_tcp_route(route: &TcpRoute, report: &mut Report) {
                 &tcp.destination_subnets,
                 |report, range: &String| report.require(check_range(range)),
             );
+            if !tcp.source_subnet.is_empty() {
+                report.warning_at(
+                    "sourceSubnet",
+                    "where a connection comes from is not looked at: the condition does nothing",
+                );
+            }
             check_match_port(tcp.port, report);
             selector::check_assigned("sourceLabels", &tcp.source_labels, report);
             check_gateway_names(&tcp.gateways, report);

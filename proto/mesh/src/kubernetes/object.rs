@@ -69,6 +69,24 @@ object! {
         /// Its metadata.
         #[serde(deserialize_with = "or_default")]
         metadata: ObjectMeta,
+        /// What it is.
+        status: Option<NodeStatus>,
+    }
+
+    /// What a node is.
+    NodeStatus {
+        /// Its addresses, of all types.
+        addresses: Option<Vec<NodeAddress>>,
+    }
+
+    /// An address of a node.
+    NodeAddress {
+        /// `ExternalIP`, `InternalIP`, `Hostname`, …
+        #[serde(rename = "type", deserialize_with = "or_default")]
+        type_: String,
+        /// The address.
+        #[serde(deserialize_with = "or_default")]
+        address: String,
     }
 
     /// A service account.
@@ -85,6 +103,30 @@ object! {
         metadata: ObjectMeta,
         /// What it is to be.
         spec: Option<ServiceSpec>,
+        /// What it is.
+        status: Option<ServiceStatus>,
+    }
+
+    /// What a service is.
+    ServiceStatus {
+        /// Where it is reached from outside.
+        load_balancer: Option<LoadBalancerStatus>,
+    }
+
+    /// Where a service or an ingress is reached from outside.
+    LoadBalancerStatus {
+        /// Its addresses.
+        ingress: Option<Vec<LoadBalancerIngress>>,
+    }
+
+    /// An address of a load balancer, one of the two.
+    LoadBalancerIngress {
+        /// IPv4 or IPv6.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ip: Option<String>,
+        /// Its name.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        hostname: Option<String>,
     }
 
     /// What a service is to be.
@@ -100,6 +142,9 @@ object! {
         cluster_ips: Option<Vec<String>>,
         /// What an `ExternalName` stands for.
         external_name: Option<String>,
+        /// Further addresses that it is reached at from outside.
+        #[serde(rename = "externalIPs")]
+        external_ips: Option<Vec<String>>,
         /// Its ports.
         ports: Option<Vec<ServicePort>>,
         /// Endpoints that are not ready get traffic, too.
@@ -292,6 +337,14 @@ object! {
         metadata: ObjectMeta,
         /// What it is to be.
         spec: Option<IngressSpec>,
+        /// What it is.
+        status: Option<IngressStatus>,
+    }
+
+    /// What an ingress is.
+    IngressStatus {
+        /// Where it is reached from outside.
+        load_balancer: Option<LoadBalancerStatus>,
     }
 
     /// What an ingress is to be.

@@ -11,7 +11,7 @@ use proto::istio::mesh::v1alpha1::{
 };
 
 use crate::finding::{Findings, Report};
-use crate::kind::{check_locality, check_range};
+use crate::kind::{check_locality, check_range, check_zones};
 use crate::labels::is_dns_label;
 use crate::{host, port};
 
@@ -54,6 +54,11 @@ pub fn check(mesh: &MeshConfig) -> Findings {
     if let Some(setting) = &mesh.locality_lb_setting {
         report.at("localityLbSetting", |report| {
             check_locality(setting, true, report);
+        });
+    }
+    if let Some(setting) = &mesh.zone_aware_lb_setting {
+        report.at("zoneAwareLbSetting", |report| {
+            check_zones(setting, true, report);
         });
     }
     report.each(

@@ -3,6 +3,7 @@
 mod serve_stream;
 mod tunnel;
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,11 +15,14 @@ use tokio::time::Instant;
 
 use crate::http::config::ConnectionManager;
 use crate::http::stream::DownstreamConnection;
-use crate::transport::{DownstreamStream, ReadAhead};
+use crate::transport::{Cork, Corked, DownstreamStream, ReadAhead};
 
 use super::{Ending, count_ending, ending};
 
 pub(crate) use tunnel::Tunnel;
+
+/// What a connection's frames are read from and written to.
+type Io = ReadAhead<DownstreamStream>;
 
 /// Envoy's windows.
 const STREAM_WINDOW: u32 = 16 << 20;
@@ -28,13 +32,10 @@ const MAX_STREAMS: u32 = 1024;
 const PREFACE: Duration = Duration::from_secs(10);
 
 /// Serves a connection to its end.
-pub(super) async fn serve(
-    io: ReadAhead<DownstreamStream>,
-    connection: Rc<DownstreamConnection>,
-    drain: Drain,
-) {
+pub(super) async fn serve(io: Io, connection: Rc<DownstreamConnection>, drain: Drain) {
     let start = Instant::now();
     let manager = connection.manager.clone();
+    let (io, cork) = Corked::new(io);
     let handshake = builder(&manager).handshake::<_, Bytes>(io);
     let mut http2 = match tokio::time::timeout(PREFACE, handshake).await {
         Ok(Ok(http2)) => http2,
@@ -45,7 +46,7 @@ pub(super) async fn serve(
     tokio::pin!(pings);
     let end = tokio::select! {
         biased;
-        () = run(&mut http2, &connection) => return,
+        () = run(&mut http2, &cork, &connection) => return,
         () = &mut pings => {
             http2.abrupt_shutdown(h2::Reason::NO_ERROR);
             Ending::Idle
@@ -60,7 +61,7 @@ pub(super) async fn serve(
     http2.graceful_shutdown();
     let patience = (end != Ending::Drain).then_some(manager.timeouts.drain);
     tokio::select! {
-        () = run(&mut http2, &connection) => {}
+        () = run(&mut http2, &cork, &connection) => {}
         () = drain.expired() => {}
         () = idle_after(&connection, patience) => {}
     }
@@ -86,10 +87,13 @@ fn builder(manager: &ConnectionManager) -> h2::server::Builder {
 
 /// Accepts streams until the connection is over.
 async fn run(
-    http2: &mut Connection<ReadAhead<DownstreamStream>, Bytes>,
+    http2: &mut Connection<Corked<Io>, Bytes>,
+    cork: &Cork<Io>,
     connection: &Rc<DownstreamConnection>,
 ) {
-    while let Some(accepted) = http2.accept().await {
+    while let Some(accepted) =
+        poll_fn(|context| cork.poll(context, |context| http2.poll_accept(context))).await
+    {
         match accepted {
             Ok((request, respond)) => {
                 tokio::task::spawn_local(serve_stream::serve(connection.clone(), request, respond));

@@ -2,11 +2,9 @@
 //! for RBAC and the routes. Which tokens a request needs is a tree of requirements chosen by the first rule that matches.
 
 mod extract;
-mod jwks;
 mod provider;
 mod remote;
 mod requirement;
-mod token;
 
 #[cfg(test)]
 mod tests;
@@ -19,6 +17,7 @@ use futures::future::join_all;
 use http::{Method, StatusCode, header};
 use prost_types::Any;
 use proto::envoy::extensions::filters::http::jwt_authn::v3 as wire;
+use proto_mesh::jwt::Failure;
 
 use crate::http::headers::RequestHeaders;
 use crate::http::local_reply::LocalReply;
@@ -32,7 +31,6 @@ use super::{
 };
 use provider::Provider;
 use requirement::{Evaluation, Requirement};
-use token::Failure;
 
 /// The filter's name, which is also where it leaves metadata.
 const NAME: &str = "envoy.filters.http.jwt_authn";

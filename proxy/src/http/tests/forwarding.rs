@@ -148,6 +148,30 @@ fn connections_are_kept_on_both_sides() {
 }
 
 #[test]
+fn a_busy_client_is_told_of_the_drain_by_its_next_response() {
+    on_worker(async {
+        let upstream = Upstream::start(&[OK]).await;
+        let routes = json!([{"match": {"prefix": "/"}, "route": {"cluster": "c"}}]);
+        let proxy = Proxy::with_routes(routes, &[upstream.cluster("c")]).await;
+        let mut stream = proxy.connect().await;
+        for is_last in [false, true] {
+            if is_last {
+                proxy.trigger.drain(std::time::Duration::from_secs(5));
+                // The connection's task has seen it by then.
+                tokio::task::yield_now().await;
+            }
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+                .await
+                .unwrap();
+            let response = proxy.receive(&mut stream).await;
+            assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+            assert_eq!(response.contains("connection: close\r\n"), is_last);
+        }
+    });
+}
+
+#[test]
 fn websockets_become_tunnels_where_allowed() {
     on_worker(async {
         let switch =

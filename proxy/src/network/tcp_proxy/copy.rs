@@ -1,19 +1,54 @@
 //! Copying both ways with half-close: the end of one direction is passed on while the other goes on.
 //!
-//! Two plain TCP sockets are joined by `splice`, so that the bytes never come up from the kernel.
+//! What comes in is read into a buffer that a worker's connections share, and is mostly written at once: only what is left then
+//! needs memory of the connection's own. Between two plain TCP sockets a read that fills the buffer begins a large flow, which is
+//! moved by `splice`, so that its bytes never come up from the kernel; a small exchange costs one read and one write.
 
 mod splice;
 
 use super::tunnel::Http2Tunnel;
-use crate::{listener::Connection, transport::UpstreamStream};
+use crate::{
+    listener::Connection,
+    transport::{Count as _, DownstreamStream, UpstreamStream},
+    worker::Worker,
+};
 use bytes::Bytes;
-use std::{cell::Cell, io, net::SocketAddr, rc::Rc, time::Duration};
+use splice::{Flow, Pipes};
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    task::{Poll, ready},
+    time::Duration,
+};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    net::tcp::{ReadHalf, WriteHalf},
     time::Instant,
 };
 
-const BUFFER: usize = 16 << 10;
+/// What is read at once.
+const BUFFER: usize = 32 << 10;
+/// A pipe holds at least pages; smaller limits are kept by reading.
+const LEAST_SPLICED: usize = 16 << 10;
+
+/// What the connections of a worker copy with.
+pub(crate) struct CopySpace {
+    buffer: RefCell<Box<[u8]>>,
+    pipes: Pipes,
+}
+
+impl Default for CopySpace {
+    fn default() -> Self {
+        Self {
+            buffer: RefCell::new(vec![0; BUFFER].into()),
+            pipes: Pipes::default(),
+        }
+    }
+}
 
 /// How long a connection may be idle, and may last.
 #[derive(Clone, Copy, Debug)]
@@ -84,8 +119,8 @@ pub(super) async fn run(connection: &mut Connection, upstream: Upstream, limits:
                 join_stream(connection, stream, &ahead, &activity).await
             }
             Upstream::Http2(mut tunnel) => {
-                let size = piece(connection);
-                copy_both(&mut connection.stream, &mut *tunnel, &activity, size).await
+                let copy = Copy::new(connection, &activity);
+                copy.both(&mut connection.stream, &mut *tunnel).await
             }
         }
     };
@@ -93,17 +128,6 @@ pub(super) async fn run(connection: &mut Connection, upstream: Upstream, limits:
         ended = copy => ended,
         ended = watch => ended,
         () = drain.expired() => Ended::Drained,
-    }
-}
-
-/// How much is read at once: never more than the connection may buffer.
-fn piece(connection: &Connection) -> usize {
-    let limit = usize::try_from(connection.info.buffer_limit).unwrap_or(usize::MAX);
-    // A limit of zero is none, as in Envoy.
-    if limit == 0 {
-        BUFFER
-    } else {
-        BUFFER.min(limit)
     }
 }
 
@@ -122,13 +146,13 @@ async fn join_stream(
             return Ended::UpstreamReset;
         }
     }
-    let size = piece(connection);
-    // A pipe holds at least a page; smaller limits are kept by reading.
-    if size == BUFFER && connection.stream.plain_tcp().is_some() && upstream.plain_tcp().is_some() {
-        let info = &connection.info;
-        return splice::both(&connection.stream, info, &upstream, activity).await;
+    let copy = Copy::new(connection, activity);
+    if copy.most >= LEAST_SPLICED
+        && let Some(ended) = copy.sockets(&mut connection.stream, &mut upstream).await
+    {
+        return ended;
     }
-    copy_both(&mut connection.stream, &mut upstream, activity, size).await
+    copy.both(&mut connection.stream, &mut upstream).await
 }
 
 async fn watch(activity: Activity, limits: Limits) -> Ended {
@@ -150,23 +174,6 @@ async fn watch(activity: Activity, limits: Limits) -> Ended {
             return Ended::Idle;
         }
     }
-}
-
-async fn copy_both<D, U>(
-    downstream: &mut D,
-    upstream: &mut U,
-    activity: &Activity,
-    size: usize,
-) -> Ended
-where
-    D: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
-{
-    let (mut from_client, mut to_client) = tokio::io::split(downstream);
-    let (mut from_host, mut to_host) = tokio::io::split(upstream);
-    let request = copy(&mut from_client, &mut to_host, activity, size);
-    let response = copy(&mut from_host, &mut to_client, activity, size);
-    join(request, response).await
 }
 
 /// Waits for both directions; the first that breaks ends it.
@@ -198,31 +205,140 @@ async fn join(
     outcome.map_or_else(|ended| ended, |_| Ended::Finished)
 }
 
-async fn copy(
-    reader: &mut (impl AsyncRead + Unpin),
-    writer: &mut (impl AsyncWrite + Unpin),
-    activity: &Activity,
-    size: usize,
-) -> Result<(), Broken> {
-    let mut buffer = vec![0; size];
-    loop {
-        let count = match reader.read(&mut buffer).await {
-            Ok(count) => count,
-            // A TLS peer that leaves without saying so has ended its side all the same.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
-            Err(_) => return Err(Broken::Reader),
+/// Copying for one connection.
+struct Copy {
+    worker: Rc<Worker>,
+    activity: Activity,
+    /// What may be on its way at once, in each direction.
+    most: usize,
+}
+
+impl Copy {
+    fn new(connection: &Connection, activity: &Activity) -> Self {
+        let limit = usize::try_from(connection.info.buffer_limit).unwrap_or(usize::MAX);
+        Self {
+            worker: connection.worker.clone(),
+            activity: activity.clone(),
+            // A limit of zero is none, as in Envoy.
+            most: if limit == 0 { usize::MAX } else { limit },
+        }
+    }
+
+    /// Joins two streams of any kind until both directions are done.
+    async fn both<D, U>(&self, downstream: &mut D, upstream: &mut U) -> Ended
+    where
+        D: AsyncRead + AsyncWrite + Unpin,
+        U: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (mut from_client, mut to_client) = tokio::io::split(downstream);
+        let (mut from_host, mut to_host) = tokio::io::split(upstream);
+        let touch = |_| self.activity.touch();
+        let request = async {
+            while self.relay(&mut from_client, &mut to_host, &touch).await? > 0 {}
+            Ok(())
         };
+        let response = async {
+            while self.relay(&mut from_host, &mut to_client, &touch).await? > 0 {}
+            Ok(())
+        };
+        join(request, response).await
+    }
+
+    /// Joins two plain sockets until both directions are done; `None` when that is not what they are.
+    async fn sockets(
+        &self,
+        downstream: &mut DownstreamStream,
+        upstream: &mut UpstreamStream,
+    ) -> Option<Ended> {
+        let (client, meter) = downstream.plain_tcp_mut()?;
+        let (host, guard) = upstream.plain_tcp_mut()?;
+        let (from_client, to_client) = client.split();
+        let (from_host, to_host) = host.split();
+        let request = self.one_way(from_client, to_host, |count| {
+            self.activity.touch();
+            meter.moved(count, 0);
+            guard.moved(0, count);
+        });
+        let response = self.one_way(from_host, to_client, |count| {
+            self.activity.touch();
+            meter.moved(0, count);
+            guard.moved(count, 0);
+        });
+        Some(join(request, response).await)
+    }
+
+    async fn one_way(
+        &self,
+        mut from: ReadHalf<'_>,
+        mut to: WriteHalf<'_>,
+        moved: impl Fn(u64),
+    ) -> Result<(), Broken> {
+        let pipes = &self.worker.copying.pipes;
+        loop {
+            let count = self.relay(&mut from, &mut to, &moved).await?;
+            if count == 0 {
+                return Ok(());
+            }
+            let mut is_large = count == BUFFER.min(self.most);
+            while is_large {
+                from.readable().await.map_err(|_| Broken::Reader)?;
+                let flow = pipes.flow(from.as_ref(), to.as_ref(), self.most, &moved);
+                is_large = match flow.await.transpose()? {
+                    Some(Flow::End) => {
+                        // The other side may be gone already.
+                        let _ = to.shutdown().await;
+                        return Ok(());
+                    }
+                    Some(Flow::Dry(total)) => total >= BUFFER,
+                    None => false,
+                };
+            }
+        }
+    }
+
+    /// Copies what one read brings and tells `moved` of it; 0 at the end, which is passed on.
+    async fn relay(
+        &self,
+        reader: &mut (impl AsyncRead + Unpin),
+        writer: &mut (impl AsyncWrite + Unpin),
+        moved: &impl Fn(u64),
+    ) -> Result<usize, Broken> {
+        let (count, rest) = poll_fn(|context| {
+            let mut buffer = self.worker.copying.buffer.borrow_mut();
+            let size = buffer.len().min(self.most);
+            let mut buffer = ReadBuf::new(&mut buffer[..size]);
+            match ready!(Pin::new(&mut *reader).poll_read(context, &mut buffer)) {
+                // A TLS peer that leaves without saying so has ended its side all the same.
+                Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                    return Poll::Ready(Err(Broken::Reader));
+                }
+                Ok(()) | Err(_) => {}
+            }
+            let bytes = buffer.filled();
+            if bytes.is_empty() {
+                return Poll::Ready(Ok((0, Vec::new())));
+            }
+            moved(bytes.len() as u64);
+            let written = match Pin::new(&mut *writer).poll_write(context, bytes) {
+                Poll::Ready(written) => written.map_err(|_| Broken::Writer)?,
+                Poll::Pending => 0,
+            };
+            Poll::Ready(Ok((bytes.len(), bytes[written..].to_vec())))
+        })
+        .await?;
         if count == 0 {
             // The other side may be gone already.
             let _ = writer.shutdown().await;
-            return Ok(());
+            return Ok(0);
         }
-        activity.touch();
         let written = async {
-            writer.write_all(&buffer[..count]).await?;
+            writer.write_all(&rest).await?;
             writer.flush().await
         };
         written.await.map_err(|_: io::Error| Broken::Writer)?;
-        activity.touch();
+        if !rest.is_empty() {
+            moved(0);
+        }
+        Ok(count)
     }
 }

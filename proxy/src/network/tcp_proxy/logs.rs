@@ -45,9 +45,11 @@ impl Logs {
     /// Writes what is known by now.
     pub(super) fn write(&self, info: &mut StreamInfo) {
         let connection = info.connection.clone();
-        for (name, fields) in connection.seen.lock().iter() {
+        let seen = connection.seen.lock();
+        for (name, fields) in connection.metadata.iter().chain(seen.iter()) {
             info.metadata.merge(name.to_owned(), fields.clone());
         }
+        drop(seen);
         info.bytes_received = connection.meter.received();
         info.bytes_sent = connection.meter.sent();
         log_connection(&self.logs, info);

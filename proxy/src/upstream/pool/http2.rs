@@ -4,7 +4,7 @@
 use super::{PoolError, PoolErrorKind, UpstreamBodyError};
 use crate::{
     http::{body::Body, codec::Http2Tunnel},
-    transport::UpstreamStream,
+    transport::{Cork, Corked, UpstreamStream},
     upstream::HttpProtocolOptions,
 };
 use ::http::{Method, Request, Response};
@@ -15,6 +15,7 @@ use h2::{
 };
 use http_body::{Body as HttpBody, Frame};
 use std::{
+    future::poll_fn,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -30,31 +31,37 @@ pub(super) struct Exchange {
     piece: Bytes,
 }
 
+/// A connection, to be run by a task of its own.
+pub(super) struct Connection {
+    http2: client::Connection<Corked<UpstreamStream>, Bytes>,
+    cork: Cork<UpstreamStream>,
+}
+
 /// Sets a connection up.
 pub(super) async fn handshake(
     stream: UpstreamStream,
     options: &HttpProtocolOptions,
-) -> Result<
-    (
-        SendRequest<Bytes>,
-        client::Connection<UpstreamStream, Bytes>,
-    ),
-    h2::Error,
-> {
-    client::Builder::new()
+) -> Result<(SendRequest<Bytes>, Connection), h2::Error> {
+    let (stream, cork) = Corked::new(stream);
+    let (sender, http2) = client::Builder::new()
         .enable_push(false)
         .initial_window_size(options.initial_stream_window)
         .initial_connection_window_size(options.initial_connection_window)
         .handshake(stream)
-        .await
+        .await?;
+    Ok((sender, Connection { http2, cork }))
 }
 
 /// Runs a connection to its end, pinging it as configured.
 pub(super) async fn run(
-    mut connection: client::Connection<UpstreamStream, Bytes>,
+    connection: Connection,
     keepalive: Option<(Duration, Duration)>,
 ) -> Result<(), h2::Error> {
-    let (Some((interval, patience)), Some(mut pings)) = (keepalive, connection.ping_pong()) else {
+    let Connection { mut http2, cork } = connection;
+    let pings = keepalive.and_then(|times| Some((times, http2.ping_pong()?)));
+    let connection =
+        poll_fn(|context| cork.poll(context, |context| Pin::new(&mut http2).poll(context)));
+    let Some(((interval, patience), mut pings)) = pings else {
         return connection.await;
     };
     let watch = async {

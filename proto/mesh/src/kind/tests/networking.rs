@@ -114,6 +114,15 @@ fn load_balancers() {
             ],
         ),
         ("localityLbSetting: {}, zoneAwareLbSetting: {}", &["error "]),
+        ("zoneAwareLbSetting: {minClusterSize: 3}", &[]),
+        (
+            "zoneAwareLbSetting: {failoverPriority: [a, topology.kubernetes.io/zone]}",
+            &["error .zoneAwareLbSetting.failoverPriority"],
+        ),
+        (
+            "zoneAwareLbSetting: {failover: [{from: a, to: a}]}",
+            &["error .zoneAwareLbSetting.failover[0]"],
+        ),
         (
             "localityLbSetting: {distribute: [{from: a, to: {b: 100}}], failover: [{from: a, to: b}]}",
             &["error .localityLbSetting"],

@@ -307,6 +307,10 @@ fn tcp_and_tls() {
                     "error tcp[0].route[0].destination",
                 ],
             ),
+            (
+                "{hosts: [a.b], tcp: [{match: [{sourceSubnet: 10.0.0.0/8}], route: [{destination: {host: c}}]}]}",
+                &["warning tcp[0].match[0].sourceSubnet"],
+            ),
         ],
     );
 }

@@ -8,6 +8,7 @@ use proto::istio::networking::v1alpha3::load_balancer_settings::consistent_hash_
 use proto::istio::networking::v1alpha3::load_balancer_settings::{ConsistentHashLb, LbPolicy};
 use proto::istio::networking::v1alpha3::{
     LoadBalancerSettings, LocalityLoadBalancerSetting, WarmupConfiguration,
+    ZoneAwareLoadBalancerSetting,
 };
 
 use super::require_duration;
@@ -37,13 +38,8 @@ pub(super) fn check(settings: &LoadBalancerSettings, ejects: bool, report: &mut 
         });
     }
     if let Some(zones) = &settings.zone_aware_lb_setting {
-        let as_locality = LocalityLoadBalancerSetting {
-            failover: zones.failover.clone(),
-            failover_priority: zones.failover_priority.clone(),
-            ..Default::default()
-        };
         report.at("zoneAwareLbSetting", |report| {
-            check_locality(&as_locality, ejects, report);
+            check_zones(zones, ejects, report);
         });
     }
     check_old_warmup(settings, report);
@@ -153,6 +149,34 @@ fn is_prime(number: u64) -> bool {
                 .all(|factor| !number.is_multiple_of(factor)))
 }
 
+/// Reports what is wrong with a zone-aware setting: it orders by region itself, and leaves zones to the proxy.
+pub(crate) fn check_zones(
+    setting: &ZoneAwareLoadBalancerSetting,
+    ejects: bool,
+    report: &mut Report,
+) {
+    if let Some(label) = by_place(&setting.failover_priority) {
+        report.error_at(
+            "failoverPriority",
+            format!("{label} cannot be in it: regions come first anyway, zones are the proxy's"),
+        );
+        return;
+    }
+    let as_locality = LocalityLoadBalancerSetting {
+        failover: setting.failover.clone(),
+        failover_priority: setting.failover_priority.clone(),
+        ..LocalityLoadBalancerSetting::default()
+    };
+    check_locality(&as_locality, ejects, report);
+}
+
+/// The first label of a place.
+fn by_place(labels: &[String]) -> Option<&String> {
+    labels
+        .iter()
+        .find(|label| TOPOLOGY_LABELS.contains(&label.as_str()))
+}
+
 /// Reports what is wrong with a setting about localities.
 pub(crate) fn check_locality(
     setting: &LocalityLoadBalancerSetting,
@@ -163,11 +187,8 @@ pub(crate) fn check_locality(
         report.error("give either distribute or failover, not both");
         return;
     }
-    let by_place = setting
-        .failover_priority
-        .iter()
-        .find(|label| TOPOLOGY_LABELS.contains(&label.as_str()));
-    if let (false, Some(label)) = (setting.failover.is_empty(), by_place) {
+    let label = by_place(&setting.failover_priority);
+    if let (false, Some(label)) = (setting.failover.is_empty(), label) {
         report.error_at(
             "failoverPriority",
             format!("with failover, {label} cannot be in failoverPriority: both order places"),

@@ -183,10 +183,8 @@ impl Session {
             io.input = BytesMut::new();
             io.output = Output::default();
             if is_draining {
-                let is_fresh = self.connection.total.get() == 0;
-                let until = Some(self.start + FRESH);
-                if is_fresh
-                    && self.watch.poll_expired(context).is_pending()
+                let until = Some(self.connection.idle_since.get() + FRESH);
+                if self.watch.poll_expired(context).is_pending()
                     && self.timer.poll_until(until, context).is_pending()
                 {
                     return Poll::Pending;

@@ -11,6 +11,7 @@ use http::{HeaderName, HeaderValue};
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value as ProstValue};
 use proto::envoy::extensions::filters::http::jwt_authn::v3 as wire;
+use proto_mesh::jwt::{Failure, KeySet, Token};
 use serde_json::Value;
 use wire::jwt_provider::JwksSourceSpecifier;
 
@@ -25,9 +26,7 @@ use crate::worker::Worker;
 
 use super::NAME;
 use super::extract::{Locations, Place};
-use super::jwks::KeySet;
 use super::remote::Remote;
-use super::token::{Failure, Token};
 
 /// Envoy's tolerance for clocks.
 const CLOCK_SKEW: u32 = 60;

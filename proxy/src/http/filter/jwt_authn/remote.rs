@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use proto::envoy::config::core::v3 as core;
 use proto::envoy::config::core::v3::http_uri::HttpUpstreamType;
 use proto::envoy::extensions::filters::http::jwt_authn::v3 as wire;
+use proto_mesh::jwt::KeySet;
 use tokio::time::Instant;
 
 use crate::http::body::Body;
@@ -18,8 +19,6 @@ use crate::invalid::{At as _, Invalid};
 use crate::router::timeout::duration;
 use crate::upstream::{LoadBalancerContext, PoolRequest, Priority};
 use crate::worker::Worker;
-
-use super::jwks::KeySet;
 
 /// A key set larger than this is not believed.
 const JWKS_LIMIT: usize = 1 << 20;

@@ -1,13 +1,13 @@
 //! Requirements: which providers' tokens a request must carry.
 
 use proto::envoy::extensions::filters::http::jwt_authn::v3 as wire;
+use proto_mesh::jwt::Failure;
 use wire::jwt_requirement::RequiresType;
 
 use crate::http::headers::RequestHeaders;
 use crate::invalid::{At as _, Invalid, try_all};
 
 use super::provider::{Provider, VerifiedToken};
-use super::token::Failure;
 
 /// A checked requirement; providers by index.
 #[derive(Debug, Clone)]

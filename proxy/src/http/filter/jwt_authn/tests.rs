@@ -2,12 +2,11 @@
 
 mod tokens;
 
+use proto_mesh::jwt::{Failure, KeySet, Token};
 use serde_json::{Value, json};
 
 use crate::http::testing::{Proxy, Upstream, manager, on_worker, with_filters};
 
-use super::jwks::KeySet;
-use super::token::{Failure, Token};
 use tokens::{AUDIENCE, EDDSA, ES256, EXPIRED, KEYS, OTHER, PS256, RS256, WRONG_KEY};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";

@@ -225,7 +225,10 @@ pub(super) fn add_fields(entries: &mut Entries<'_>, headers: &HeaderMap) {
     let mut fields = headers.iter().peekable();
     while let Some((name, value)) = fields.next() {
         if fields.peek().is_none_or(|(next, _)| *next != name) {
-            entries.push(name.as_str(), &String::from_utf8_lossy(value.as_bytes()));
+            match std::str::from_utf8(value.as_bytes()) {
+                Ok(value) => entries.push(name.as_str(), value),
+                Err(_) => entries.push(name.as_str(), &String::from_utf8_lossy(value.as_bytes())),
+            }
         }
     }
 }

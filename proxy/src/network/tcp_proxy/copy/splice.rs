@@ -1,83 +1,95 @@
 //! `splice(2)`: socket → pipe → socket, in the kernel.
 
-use super::{Activity, Broken, Ended, join};
-use crate::{
-    listener::ConnectionInfo,
-    transport::{DownstreamStream, UpstreamStream},
-};
+use super::Broken;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
-use std::{io, os::fd::OwnedFd};
+use std::{cell::RefCell, io, os::fd::OwnedFd};
 use tokio::{io::Interest, net::TcpStream};
 
-/// What is moved at once at most; also the pipe's size, where the system allows it.
-const CHUNK: usize = 256 << 10;
+/// A pipe's size: what is moved at once at most. A user's pipes share 64 MiB, so that it must not be much more.
+const SIZE: i32 = 512 << 10;
+/// The system's usual size; it grants less only to users who have too many pipes, and then copying is cheaper.
+const LEAST: i32 = 64 << 10;
+/// Others have their turn after so much.
+const TURN: usize = 2 << 20;
+/// Empty pipes that a worker keeps.
+const KEPT: usize = 16;
+
+/// A worker's empty pipes.
+#[derive(Default)]
+pub(super) struct Pipes(RefCell<Vec<Pipe>>);
 
 struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
 }
 
+/// How a flow came to rest.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Flow {
+    /// Nothing more is to be read for now, or it is others' turn; so much was moved.
+    Dry(usize),
+    /// The reader's side is over.
+    End,
+}
+
 impl Pipe {
-    fn new(size: usize) -> io::Result<Self> {
+    fn new() -> io::Result<Self> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        // A larger pipe means fewer calls; the usual size does too.
-        let _ = fcntl(
-            &write,
-            FcntlArg::F_SETPIPE_SZ(i32::try_from(size).unwrap_or(0)),
-        );
+        let granted = fcntl(&write, FcntlArg::F_SETPIPE_SZ(SIZE))
+            .or_else(|_| fcntl(&write, FcntlArg::F_GETPIPE_SZ))?;
+        if granted < LEAST {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
         Ok(Self { read, write })
     }
 }
 
-/// Joins two plain sockets until both directions are done.
-pub(super) async fn both(
-    downstream: &DownstreamStream,
-    info: &ConnectionInfo,
-    upstream: &UpstreamStream,
-    activity: &Activity,
-) -> Ended {
-    let (Some(client), Some(host)) = (downstream.plain_tcp(), upstream.plain_tcp()) else {
-        return Ended::Finished;
-    };
-    let most = usize::try_from(info.buffer_limit).unwrap_or(CHUNK);
-    // A limit of zero is none.
-    let most = if most == 0 { CHUNK } else { CHUNK.min(most) };
-    let request = one_way(client, host, most, |count| {
-        activity.touch();
-        info.meter.add(count, 0);
-        upstream.count(0, count);
-    });
-    let response = one_way(host, client, most, |count| {
-        activity.touch();
-        info.meter.add(0, count);
-        upstream.count(count, 0);
-    });
-    join(request, response).await
+impl Pipes {
+    /// Moves what there is to read, at most `most` at once, and tells `moved` of it; `None` without a pipe.
+    ///
+    /// The pipe is held only while there are bytes to move: idle connections cost no file descriptors.
+    pub(super) async fn flow(
+        &self,
+        from: &TcpStream,
+        to: &TcpStream,
+        most: usize,
+        moved: &impl Fn(u64),
+    ) -> Option<Result<Flow, Broken>> {
+        let kept = self.0.borrow_mut().pop();
+        let pipe = kept.map_or_else(Pipe::new, Ok).ok()?;
+        let flow = flow(&pipe, from, to, most, moved).await;
+        let mut kept = self.0.borrow_mut();
+        // One that broke off may have bytes left.
+        if flow.is_ok() && kept.len() < KEPT {
+            kept.push(pipe);
+        }
+        Some(flow)
+    }
 }
 
-async fn one_way(
+async fn flow(
+    pipe: &Pipe,
     from: &TcpStream,
     to: &TcpStream,
     most: usize,
-    moved: impl Fn(u64),
-) -> Result<(), Broken> {
-    // No pipe is taken before there is anything to carry: idle connections cost no file descriptors.
-    from.readable().await.map_err(|_| Broken::Reader)?;
-    let pipe = Pipe::new(most).map_err(|_| Broken::Reader)?;
+    moved: &impl Fn(u64),
+) -> Result<Flow, Broken> {
     let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
+    let mut total = 0;
     loop {
-        let count = from
-            .async_io(Interest::READABLE, || {
-                splice(from, None, &pipe.write, None, most, flags).map_err(io::Error::from)
-            })
-            .await;
-        let mut left = count.map_err(|_| Broken::Reader)?;
-        if left == 0 {
-            // The other side may be gone already.
-            let _ = socket2::SockRef::from(to).shutdown(std::net::Shutdown::Write);
-            return Ok(());
-        }
+        let count = from.try_io(Interest::READABLE, || {
+            splice(from, None, &pipe.write, None, most, flags).map_err(io::Error::from)
+        });
+        let mut left = match count {
+            Ok(0) => return Ok(Flow::End),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Ok(Flow::Dry(total));
+            }
+            Err(_) => return Err(Broken::Reader),
+        };
+        total += left;
         moved(left as u64);
         while left > 0 {
             let written = to
@@ -86,6 +98,11 @@ async fn one_way(
                 })
                 .await;
             left -= written.map_err(|_| Broken::Writer)?;
+        }
+        moved(0);
+        if total >= TURN {
+            tokio::task::yield_now().await;
+            return Ok(Flow::Dry(total));
         }
     }
 }

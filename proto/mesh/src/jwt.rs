@@ -1,45 +1,73 @@
-//! A token's three parts, and what can be wrong with it in Envoy's words.
+//! JSON Web Tokens as they are checked everywhere: by the proxy for its users, by Citadel for workloads.
+//!
+//! text → [`Token::parse`] → [`KeySet::verify`] (its signature) → what the checker wants of its claims.
+//!
+//! What can be wrong has Envoy's words.
+
+mod key_set;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
+pub use key_set::KeySet;
+
 /// What is wrong. Ordered: the later ones say more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Failure {
+pub enum Failure {
+    /// There is none.
     Missing,
+    /// Of an issuer that is not accepted.
     UnknownIssuer,
+    /// Not three parts with dots between.
     BadFormat,
+    /// Its header cannot be read.
     BadHeader,
+    /// Of an algorithm that is not accepted: symmetric ones and `none` are not.
     BadAlgorithm,
+    /// Its claims cannot be read.
     BadPayload,
+    /// Before its time.
     NotYetValid,
+    /// After its time.
     Expired,
+    /// Good for longer than is accepted.
     LivesTooLong,
+    /// For another audience.
     AudienceNotAllowed,
+    /// Of a subject that is not accepted.
     SubjectNotAllowed,
+    /// The keys are not at hand.
     NoKeys,
+    /// None of the keys has its id and algorithm.
     NoMatchingKey,
+    /// Not signed by that key.
     BadSignature,
 }
 
 /// A token taken apart.
 #[derive(Debug)]
-pub(super) struct Token<'a> {
+pub struct Token<'a> {
     /// What the signature is over.
-    pub(super) signed: &'a str,
-    pub(super) signature: Vec<u8>,
-    pub(super) header: Map<String, Value>,
-    pub(super) algorithm: String,
-    pub(super) key_id: Option<String>,
-    pub(super) claims: Map<String, Value>,
+    pub signed: &'a str,
+    /// The signature.
+    pub signature: Vec<u8>,
+    /// What it says of itself.
+    pub header: Map<String, Value>,
+    /// `alg` of the header.
+    pub algorithm: String,
+    /// `kid` of the header.
+    pub key_id: Option<String>,
+    /// What it says of its bearer.
+    pub claims: Map<String, Value>,
     /// The payload as it was sent, base64.
-    pub(super) payload: &'a str,
+    pub payload: &'a str,
 }
 
 impl Failure {
     /// Envoy's words.
-    pub(super) fn text(self) -> &'static str {
+    #[must_use]
+    pub fn text(self) -> &'static str {
         match self {
             Failure::Missing => "Jwt is missing",
             Failure::UnknownIssuer => "Jwt issuer is not configured",
@@ -62,7 +90,11 @@ impl Failure {
 }
 
 impl<'a> Token<'a> {
-    pub(super) fn parse(text: &'a str) -> Result<Self, Failure> {
+    /// Takes `text` apart. Nothing is checked yet.
+    ///
+    /// # Errors
+    /// When it is no token.
+    pub fn parse(text: &'a str) -> Result<Self, Failure> {
         let (signed, signature) = text.rsplit_once('.').ok_or(Failure::BadFormat)?;
         let (header_text, payload) = signed.split_once('.').ok_or(Failure::BadFormat)?;
         if payload.contains('.') {
@@ -95,7 +127,8 @@ impl<'a> Token<'a> {
     }
 
     /// The issuer.
-    pub(super) fn issuer(&self) -> &str {
+    #[must_use]
+    pub fn issuer(&self) -> &str {
         self.claims
             .get("iss")
             .and_then(Value::as_str)
@@ -103,7 +136,8 @@ impl<'a> Token<'a> {
     }
 
     /// The audiences: one, or a list.
-    pub(super) fn audiences(&self) -> Vec<&str> {
+    #[must_use]
+    pub fn audiences(&self) -> Vec<&str> {
         match self.claims.get("aud") {
             Some(Value::String(one)) => vec![one],
             Some(Value::Array(many)) => many.iter().filter_map(Value::as_str).collect(),
@@ -111,8 +145,11 @@ impl<'a> Token<'a> {
         }
     }
 
-    /// Checks the times, with some tolerance.
-    pub(super) fn check_times(&self, now: u64, skew: u64) -> Result<(), Failure> {
+    /// Checks the times, as far as there are any, against `now` (seconds since 1970) with a tolerance of `skew` seconds.
+    ///
+    /// # Errors
+    /// [`Failure::NotYetValid`] or [`Failure::Expired`].
+    pub fn check_times(&self, now: u64, skew: u64) -> Result<(), Failure> {
         let time = |name: &str| self.claims.get(name).and_then(Value::as_f64);
         #[allow(
             clippy::cast_precision_loss,

@@ -1,16 +1,18 @@
-//! Key sets: JSON Web Keys made ready for rustls' verifiers. RSA (PKCS #1 and PSS), P-256, P-384 and Ed25519; symmetric keys
-//! in a public set would let anybody sign and are left out.
+//! Key sets: JSON Web Keys made ready for the verifiers that check certificates, too. RSA (PKCS #1 and PSS), P-256, P-384 and
+//! Ed25519; symmetric keys in a public set would let anybody sign and are left out, as are those that are not for signatures.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rustls_pki_types::{AlgorithmIdentifier, SignatureVerificationAlgorithm, alg_id};
+use rustls_pki_types::SignatureVerificationAlgorithm;
 use serde::Deserialize;
+use serde_json::Value;
+use webpki::ring;
 
-use super::token::{Failure, Token};
+use super::{Failure, Token};
 
 /// The keys of one issuer.
 #[derive(Debug, Default)]
-pub(super) struct KeySet(Vec<Key>);
+pub struct KeySet(Vec<Key>);
 
 #[derive(Debug)]
 struct Key {
@@ -31,7 +33,7 @@ enum Family {
 
 #[derive(Deserialize)]
 struct WireSet {
-    keys: Vec<WireKey>,
+    keys: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -40,6 +42,8 @@ struct WireKey {
     kid: Option<String>,
     alg: Option<String>,
     crv: Option<String>,
+    #[serde(rename = "use")]
+    purpose: Option<String>,
     n: Option<String>,
     e: Option<String>,
     x: Option<String>,
@@ -47,15 +51,29 @@ struct WireKey {
 }
 
 impl KeySet {
-    /// Reads a key set; keys of unknown kinds are left out.
-    pub(super) fn parse(text: &[u8]) -> Result<Self, serde_json::Error> {
+    /// Reads a key set; keys of unknown kinds and broken ones are left out.
+    ///
+    /// # Errors
+    /// When it is no JSON Web Key Set.
+    pub fn parse(text: &[u8]) -> Result<Self, serde_json::Error> {
         let set: WireSet = serde_json::from_slice(text)?;
-        Ok(KeySet(set.keys.into_iter().filter_map(Key::new).collect()))
+        let keys = set.keys.into_iter();
+        let keys = keys.filter_map(|key| Key::new(WireKey::deserialize(key).ok()?));
+        Ok(KeySet(keys.collect()))
     }
 
-    /// Verifies a token's signature.
-    pub(super) fn verify(&self, token: &Token<'_>) -> Result<(), Failure> {
-        let (family, wanted) = algorithm(&token.algorithm).ok_or(Failure::BadAlgorithm)?;
+    /// True when no token can be verified.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Verifies a token's signature, and nothing else.
+    ///
+    /// # Errors
+    /// [`Failure::BadAlgorithm`], [`Failure::NoMatchingKey`] or [`Failure::BadSignature`].
+    pub fn verify(&self, token: &Token<'_>) -> Result<(), Failure> {
+        let (family, verifier) = algorithm(&token.algorithm).ok_or(Failure::BadAlgorithm)?;
         let fits = |key: &&Key| {
             let id = key.id.is_none() || token.key_id.is_none() || key.id == token.key_id;
             let named = key
@@ -67,7 +85,7 @@ impl KeySet {
         let mut has_key = false;
         for key in self.0.iter().filter(fits) {
             has_key = true;
-            if key.verify(token, wanted) {
+            if key.verify(token, verifier) {
                 return Ok(());
             }
         }
@@ -81,6 +99,9 @@ impl KeySet {
 
 impl Key {
     fn new(wire: WireKey) -> Option<Self> {
+        if wire.purpose.is_some_and(|purpose| purpose != "sig") {
+            return None;
+        }
         let decode = |text: &Option<String>| {
             URL_SAFE_NO_PAD
                 .decode(text.as_ref()?.trim_end_matches('='))
@@ -111,43 +132,30 @@ impl Key {
         })
     }
 
-    fn verify(&self, token: &Token<'_>, wanted: AlgorithmIdentifier) -> bool {
+    fn verify(&self, token: &Token<'_>, verifier: &dyn SignatureVerificationAlgorithm) -> bool {
         let signature = match self.family {
-            Family::P256 | Family::P384 => match ecdsa_to_der(&token.signature) {
-                Some(signature) => signature,
-                None => return false,
-            },
-            Family::Rsa | Family::Ed25519 => token.signature.clone(),
+            Family::P256 | Family::P384 => ecdsa_to_der(&token.signature),
+            Family::Rsa | Family::Ed25519 => Some(token.signature.clone()),
         };
-        verifiers()
-            .iter()
-            .filter(|verifier| verifier.signature_alg_id() == wanted)
-            .any(|verifier| {
-                verifier
-                    .verify_signature(&self.public, token.signed.as_bytes(), &signature)
-                    .is_ok()
-            })
+        signature.is_some_and(|signature| {
+            let verified =
+                verifier.verify_signature(&self.public, token.signed.as_bytes(), &signature);
+            verified.is_ok()
+        })
     }
 }
 
-/// rustls' verifiers, so that the proxy has one cryptography.
-fn verifiers() -> &'static [&'static dyn SignatureVerificationAlgorithm] {
-    rustls::crypto::ring::default_provider()
-        .signature_verification_algorithms
-        .all
-}
-
-fn algorithm(name: &str) -> Option<(Family, AlgorithmIdentifier)> {
+fn algorithm(name: &str) -> Option<(Family, &'static dyn SignatureVerificationAlgorithm)> {
     Some(match name {
-        "RS256" => (Family::Rsa, alg_id::RSA_PKCS1_SHA256),
-        "RS384" => (Family::Rsa, alg_id::RSA_PKCS1_SHA384),
-        "RS512" => (Family::Rsa, alg_id::RSA_PKCS1_SHA512),
-        "PS256" => (Family::Rsa, alg_id::RSA_PSS_SHA256),
-        "PS384" => (Family::Rsa, alg_id::RSA_PSS_SHA384),
-        "PS512" => (Family::Rsa, alg_id::RSA_PSS_SHA512),
-        "ES256" => (Family::P256, alg_id::ECDSA_SHA256),
-        "ES384" => (Family::P384, alg_id::ECDSA_SHA384),
-        "EdDSA" => (Family::Ed25519, alg_id::ED25519),
+        "RS256" => (Family::Rsa, ring::RSA_PKCS1_2048_8192_SHA256),
+        "RS384" => (Family::Rsa, ring::RSA_PKCS1_2048_8192_SHA384),
+        "RS512" => (Family::Rsa, ring::RSA_PKCS1_2048_8192_SHA512),
+        "PS256" => (Family::Rsa, ring::RSA_PSS_2048_8192_SHA256_LEGACY_KEY),
+        "PS384" => (Family::Rsa, ring::RSA_PSS_2048_8192_SHA384_LEGACY_KEY),
+        "PS512" => (Family::Rsa, ring::RSA_PSS_2048_8192_SHA512_LEGACY_KEY),
+        "ES256" => (Family::P256, ring::ECDSA_P256_SHA256),
+        "ES384" => (Family::P384, ring::ECDSA_P384_SHA384),
+        "EdDSA" => (Family::Ed25519, ring::ED25519),
         _ => return None,
     })
 }
