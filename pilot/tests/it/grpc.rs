@@ -209,7 +209,7 @@ async fn grpcs_own_client_and_server_prove_who_they_are() {
     let address = format!("127.0.0.1:{port}");
     let said = tokio::task::spawn_blocking(move || {
         let mut peer = Client::start("grpc_mutual.py", &address, &bootstrap);
-        assert_eq!(peer.read::<String>(), "serving");
+        assert_eq!(peer.read::<String>(), "started");
         let targets = [
             "xds:///server.default.svc.cluster.local:9000",
             "xds:///impostor.default.svc.cluster.local:9000",
