@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What Galley costs while it serves: many resources, one change a second, many MCP sinks.
 
-    cargo build --release -p galley
+    cargo build --release
     pip install grpcio grpcio-tools googleapis-common-protos
     e2e/bench/galley.py [--galley target/release/galley] [--resources 50000] [--sinks 20] [--seconds 30]
 

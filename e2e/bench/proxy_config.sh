@@ -5,7 +5,7 @@
 # usage: proxy_config.sh [ENVOY]      CLUSTERS=5000
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-cargo build --release -q -p proxy --bin bireme-proxy
+cargo build --release -q
 target=${CARGO_TARGET_DIR:-target}
 test=(cargo test -q -p proxy --test it -- --ignored --nocapture --exact scale::a_large_configuration)
 "${test[@]}" --list > /dev/null # built before anything is measured

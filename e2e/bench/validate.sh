@@ -4,7 +4,7 @@
 # usage: e2e/bench/validate.sh [RESOURCES]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-cargo build --release -q -p galley --bin galley
+cargo build --release -q
 galley=${CARGO_TARGET_DIR:-target}/release/galley
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -5,7 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 target="${CARGO_TARGET_DIR:-target}/release"
-cargo build --release --locked -p citadel --bin istio_ca --example citadel_load --features citadel/testing
+cargo build --release --locked
+cargo build --release --locked --workspace --example citadel_load --features citadel/testing
 folder=$(mktemp -d)
 server=
 trap '[ -z "$server" ] || kill "$server"; rm -rf "$folder"' EXIT

@@ -2,7 +2,7 @@
 # Memory over 10 million reports with 10,000 label sets, then with ten times as many label sets as a metric keeps. Fails if it goes on
 # growing after the first million, or if the second part has no end.
 #
-#   cargo build --release -p mixer --bin mixs --example mixer_load
+#   cargo build --release && cargo build --release --workspace --example mixer_load
 #   e2e/bench/mixer/memory.sh [MILLIONS]      (10 by default; TARGET=folder of the build)
 set -euo pipefail
 . "$(dirname "$0")/server.sh"

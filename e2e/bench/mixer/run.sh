@@ -2,7 +2,7 @@
 # What Mixer costs: reports with the standard rules and with one counter, checks with a quota and a list, memory with 10,000
 # label sets. Every line is of `mixer_load`: what was done, the server's CPU time, how long calls took.
 #
-#   cargo build --release -p mixer --bin mixs --example mixer_load
+#   cargo build --release && cargo build --release --workspace --example mixer_load
 #   e2e/bench/mixer/run.sh [SECONDS]        (of each of eight measurements, 8 by default; TARGET=folder of the build)
 set -euo pipefail
 . "$(dirname "$0")/server.sh"

@@ -3,7 +3,7 @@
 # and what the adapters talk to is killed every ten seconds. Fails if a check failed or was refused (no configuration here
 # refuses any), if a report failed, or if memory went on growing.
 #
-#   cargo build --release -p mixer --bin mixs --example mixer_load
+#   cargo build --release && cargo build --release --workspace --example mixer_load
 #   e2e/bench/mixer/soak.sh [SECONDS]       (300 by default; SHARE=60 percent; TARGET=folder of the build)
 set -euo pipefail
 . "$(dirname "$0")/server.sh"

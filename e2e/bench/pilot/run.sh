@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../../.."
 folder=
 if [ "${1:-}" = -o ]; then folder=${2:?a folder after -o}; shift 2; fi
-cargo build --release -q -p pilot --bin pilot-discovery --example pilot_load
+cargo build --release -q
+cargo build --release -q --workspace --example pilot_load
 target=${CARGO_TARGET_DIR:-target}/release
 lines=$(mktemp)
 trap 'rm -f "$lines"' EXIT
