@@ -81,7 +81,7 @@ pub async fn run(args: ServerArgs, process: Process) -> anyhow::Result<()> {
 
     // From source to snapshot.
     let (store_queue, store_latest) = watch::channel(None);
-    let stored = open_store(&args, store_latest, &metrics, &process)?;
+    let stored = open_store(&args, store_latest, &metrics, &process).await?;
     let outputs = Outputs {
         source: source.clone(),
         store: store_queue,
@@ -221,7 +221,7 @@ fn mcp_source(args: &ServerArgs, process: &Process) -> anyhow::Result<Source> {
     ))
 }
 
-fn open_store(
+async fn open_store(
     args: &ServerArgs,
     latest: watch::Receiver<Option<Kept>>,
     metrics: &RuntimeMetrics,
@@ -231,7 +231,7 @@ fn open_store(
         tracing::info!("no --data-dir: the last good snapshot is not kept");
         return Ok(None);
     };
-    let store = Store::open(folder)?;
+    let store = Store::open(folder).await?;
     let stored = match store.load() {
         Ok(stored) => stored,
         Err(error) => {

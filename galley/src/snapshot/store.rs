@@ -41,6 +41,9 @@ pub struct Kept {
 const REWRITE_AT: u64 = 128 << 20;
 /// How often the size is looked at, in saves.
 const LOOK_EVERY: u64 = 1000;
+/// A store that was closed just now is locked for a moment longer, until sled's last thread is done with it.
+const LOCK_TRIES: u32 = 100;
+const LOCK_WAIT: Duration = Duration::from_millis(50);
 
 /// The open store.
 #[derive(Debug)]
@@ -51,13 +54,13 @@ pub struct Store {
 
 impl Store {
     /// Opens the store in `folder`. One that cannot be read is put aside, and a new one begun.
-    pub fn open(folder: &Path) -> anyhow::Result<Self> {
+    pub async fn open(folder: &Path) -> anyhow::Result<Self> {
         let path = folder.join(CURRENT);
         std::fs::create_dir_all(folder)
             .with_context(|| format!("create --data-dir {}", folder.display()))?;
         finish_rewrite(folder).context("finish writing the snapshot store anew")?;
         let folder = folder.to_owned();
-        match open(&path) {
+        match open_when_free(&path).await {
             Ok(database) => Ok(Self { database, folder }),
             Err(sled::Error::Io(error)) => Err(error).with_context(|| {
                 format!(
@@ -190,8 +193,23 @@ impl Store {
         drop((new, database));
         std::fs::rename(folder.join(CURRENT), folder.join(OLD))?;
         finish_rewrite(&folder)?;
-        Self::open(&folder)
+        Self::open(&folder).await
     }
+}
+
+async fn open_when_free(path: &Path) -> sled::Result<sled::Db> {
+    let mut tries = 0;
+    loop {
+        match open(path) {
+            Err(error) if is_locked(&error) && tries < LOCK_TRIES => tries += 1,
+            outcome => return outcome,
+        }
+        tokio::time::sleep(LOCK_WAIT).await;
+    }
+}
+
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
 }
 
 fn open(path: &Path) -> sled::Result<sled::Db> {
@@ -334,6 +352,11 @@ mod tests {
         }
     }
 
+    async fn reopened(folder: &Path) -> Kept {
+        let store = Store::open(folder).await.unwrap();
+        store.load().unwrap().unwrap()
+    }
+
     #[tokio::test]
     async fn what_was_saved_last_is_loaded_whole() {
         let dir = tempfile::tempdir().unwrap();
@@ -342,14 +365,14 @@ mod tests {
             kept(&[("a/x", "2"), ("a/z", "1")]),
         );
         {
-            let store = Store::open(dir.path()).unwrap();
+            let store = Store::open(dir.path()).await.unwrap();
             let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
             assert_eq!(mode(&dir.path().join(CURRENT)) & 0o777, 0o700);
             assert!(store.load().unwrap().is_none());
             store.save(None, &first).await.unwrap();
             store.save(Some(&first), &second).await.unwrap();
         }
-        let loaded = Store::open(dir.path()).unwrap().load().unwrap().unwrap();
+        let loaded = reopened(dir.path()).await;
         assert_eq!(loaded.snapshot.get(GATEWAYS), second.snapshot.get(GATEWAYS));
         assert_eq!(loaded.origins, second.origins);
     }
@@ -358,18 +381,18 @@ mod tests {
     async fn a_store_written_anew_holds_the_same_also_after_a_kill_on_the_way() {
         let dir = tempfile::tempdir().unwrap();
         let first = kept(&[("a/x", "1"), ("a/y", "1")]);
-        let store = Store::open(dir.path()).unwrap();
+        let store = Store::open(dir.path()).await.unwrap();
         store.save(None, &first).await.unwrap();
         drop(store.rewrite(&first).await.unwrap());
         let names = || std::fs::read_dir(dir.path()).unwrap().count();
         assert_eq!(names(), 1);
         // Killed while the next one was not whole, and after the current one had given up its name.
         std::fs::create_dir(dir.path().join(NEXT)).unwrap();
-        drop(Store::open(dir.path()).unwrap());
+        drop(Store::open(dir.path()).await.unwrap());
         assert_eq!(names(), 1);
         std::fs::rename(dir.path().join(CURRENT), dir.path().join(NEXT)).unwrap();
         std::fs::create_dir(dir.path().join(OLD)).unwrap();
-        let loaded = Store::open(dir.path()).unwrap().load().unwrap().unwrap();
+        let loaded = reopened(dir.path()).await;
         assert_eq!(loaded.origins, first.origins);
         assert_eq!(names(), 1);
     }
