@@ -117,7 +117,7 @@ pub fn leaf_of(ca: &dyn CertificateAuthority, now: OffsetDateTime) -> Certificat
 /// # Panics
 /// When it stays locked.
 pub fn open_store(folder: &std::path::Path) -> Store {
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
     loop {
         match Store::open(folder) {
             Ok(store) => return store,

@@ -34,11 +34,9 @@ impl Drop for Citadel {
 
 #[expect(clippy::disallowed_methods, reason = "the test's only input")]
 fn start(data: &Path, namespace: &str) -> Citadel {
-    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let (grpc, monitoring) = (free(), free());
-    let port = |listener: &std::net::TcpListener| listener.local_addr().unwrap().port();
-    let (port, monitoring) = (port(&grpc), port(&monitoring));
-    drop(grpc);
+    let listeners = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    // Both are free again before anybody takes them.
+    let [port, monitoring] = listeners.map(|listener| listener.local_addr().unwrap().port());
     let child = Command::new(env!("CARGO_BIN_EXE_istio_ca"))
         .arg("--self-signed-ca=true")
         .arg(format!("--grpc-port={port}"))
