@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pilot::networking::endpoint::LOCAL_CLUSTER;
+use pilot::xds::ResourceType;
 use proto::envoy::config::core::v3::Node;
 use proto::envoy::config::endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier};
 use proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -16,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::mesh::Pilot;
+use super::mesh::{Pilot, eventually};
 
 /// Long enough for everything that is to come, and waited for only when something is wrong.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -234,20 +235,13 @@ async fn refused_responses_are_shown_and_old_nonces_ignored() {
         .await;
     let refused = || {
         let watched = pilot.discovery.connections()[0]
-            .watched(pilot::xds::ResourceType::Route)
+            .watched(ResourceType::Route)
             .unwrap();
         (watched.nonce_rejected, watched.error)
     };
     // The change comes another way than the refusal: it must not overtake it.
     let wanted = (first.nonce.clone(), "no such thing".to_owned());
-    let taken = async {
-        while refused() != wanted {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, taken)
-        .await
-        .expect("the refusal is shown");
+    eventually(|| refused() == wanted).await;
     pilot.apply(&(base() + &route_rule("2s"))).await;
     let second = client.next().await;
     assert_ne!(second.version_info, first.version_info);
@@ -417,6 +411,12 @@ async fn delta_subscriptions_are_answered_by_name() {
             ..DeltaDiscoveryRequest::default()
         })
         .await;
+    // The change comes another way than the request: it must not overtake it.
+    eventually(|| {
+        let watched = pilot.discovery.connections()[0].watched(ResourceType::Endpoint);
+        !watched.unwrap().wants(RATINGS)
+    })
+    .await;
     let changed = service("reviews", "default", &["10.1.0.7"])
         + &service("ratings", "default", &["10.1.0.8"]);
     pilot.apply(&changed).await;

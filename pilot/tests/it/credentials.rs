@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pilot::config::Update;
 use pilot::model::Credential;
@@ -17,9 +16,8 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 
 use super::access::ApiServer;
 use super::ads::Client;
-use super::mesh::Pilot;
+use super::mesh::{Pilot, eventually};
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const SHOP: &str = "kubernetes://shop";
 const SHOP_ROOTS: &str = "kubernetes://shop-cacert";
 const GATEWAY: &str = "---\napiVersion: networking.istio.io/v1alpha3\nkind: Gateway\nmetadata: {name: shop, namespace: istio-system}\nspec:\n  \
@@ -143,17 +141,6 @@ async fn start_as(authority: &Authority, yaml: &str, authenticator: Authenticato
     let tls = ServerTls::from_pem(&own, ClientAuth::Optional, &["h2"]).unwrap();
     let port = pilot.serve_tls(tls, authenticator).await;
     (pilot, port)
-}
-
-async fn eventually(is_so: impl Fn() -> bool) {
-    let waiting = async {
-        while !is_so() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waiting)
-        .await
-        .expect("in time");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::credentials::Authority;
-use super::mesh::Pilot;
+use super::mesh::{Pilot, eventually};
 
 const HOST: &str = "echo.default.svc.cluster.local";
 const CALLS: u32 = 400;
@@ -138,6 +138,12 @@ async fn grpcs_own_client_follows_weights_and_timeouts() {
     });
     let (mut client, ports) = client.await.unwrap();
     pilot.apply(&config(ports)).await;
+    // Calls would go elsewhere before; the service comes after its routes.
+    eventually(|| {
+        let current = pilot.discovery.current();
+        current.push.services.lookup(HOST, "default").is_some()
+    })
+    .await;
     let calls = tokio::task::spawn_blocking(move || {
         let answers = client.call("/test.Echo/Say", CALLS);
         (answers, client.call("/test.Echo/Slow", 1))

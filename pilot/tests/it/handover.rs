@@ -35,17 +35,16 @@ impl Drop for Replica {
 
 impl Replica {
     async fn start(folder: &Path) -> Self {
-        let free = || {
-            let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-            socket.local_addr().unwrap().to_string()
+        let xds = {
+            let free = TcpListener::bind("127.0.0.1:0").unwrap();
+            free.local_addr().unwrap().to_string()
         };
-        let (xds, http, monitoring) = (free(), free(), free());
         let process = Command::new(env!("CARGO_BIN_EXE_pilot-discovery"))
             .args(["discovery", "--registries=Mock", "--secureGrpcAddr="])
             .args(["--mtlsGrpcAddr=", "--configDir"])
             .arg(folder)
-            .args(["--grpcAddr", &xds, "--httpAddr", &http])
-            .args(["--monitoringAddr", &monitoring])
+            .args(["--grpcAddr", &xds, "--httpAddr=127.0.0.1:0"])
+            .arg("--monitoringAddr=127.0.0.1:0")
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -106,12 +105,6 @@ async fn clients_of_a_replica_that_ends_go_on_with_another_one() {
     for client in &mut clients {
         assert_eq!(client.refusal().await, tonic::Code::Unavailable);
     }
-    let mut clients = Vec::new();
-    for index in 0..CLIENTS {
-        let (client, addresses) = second.serve(index).await;
-        assert_eq!(addresses, ["10.9.0.1"]);
-        clients.push(client);
-    }
     let status = loop {
         if let Some(status) = first.process.try_wait().unwrap() {
             break status;
@@ -121,6 +114,12 @@ async fn clients_of_a_replica_that_ends_go_on_with_another_one() {
     };
     assert_eq!(status.code(), Some(0));
     assert!(begun.elapsed() < GRACE, "nothing was cut off");
+    let mut clients = Vec::new();
+    for index in 0..CLIENTS {
+        let (client, addresses) = second.serve(index).await;
+        assert_eq!(addresses, ["10.9.0.1"]);
+        clients.push(client);
+    }
 
     write(&folder, "10.9.0.2");
     for client in &mut clients {

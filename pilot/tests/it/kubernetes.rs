@@ -20,7 +20,7 @@ use tokio::sync::watch;
 mod machines;
 
 use super::ads::{self, assignments};
-use super::mesh::Pilot;
+use super::mesh::{Pilot, eventually};
 
 const NAMESPACE: &str = "pilot-test";
 const HOST: &str = "web.pilot-test.svc.cluster.local";
@@ -98,17 +98,6 @@ fn places(assignment: &ClusterLoadAssignment) -> Vec<String> {
         }
     }
     places
-}
-
-async fn eventually(is_so: impl Fn() -> bool) {
-    let waiting = async {
-        while !is_so() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waiting)
-        .await
-        .expect("in time");
 }
 
 #[tokio::test]

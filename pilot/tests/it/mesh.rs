@@ -21,6 +21,9 @@ use proto_component::tls::ServerTls;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
+/// Long enough for everything that is to come, and waited for only when something is wrong.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A running Pilot.
 pub(crate) struct Pilot {
     /// Its state.
@@ -40,6 +43,18 @@ pub(crate) struct Pilot {
 pub(crate) fn features() -> Features {
     let matches = Features::augment_args(Command::new("test")).get_matches_from(["test"]);
     Features::from_arg_matches(&matches).unwrap()
+}
+
+/// Waits until it is so.
+pub(crate) async fn eventually(is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("in time");
 }
 
 fn serve(
