@@ -158,7 +158,7 @@ mod tests {
             proto_component::task::spawn("program", async move { program.run(&drain).await })
         };
         let starts = || std::fs::read_to_string(&log).unwrap_or_default();
-        tokio::time::timeout(Duration::from_secs(10), async {
+        tokio::time::timeout(Duration::from_secs(60), async {
             while starts().lines().count() < 2 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use super::*;
 use crate::secret::Workload;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Server {
     cache: SecretCache,
@@ -149,6 +149,15 @@ async fn a_secret_is_withheld_until_it_is_there_then_pushed_and_rotated_on_the_s
         .send(answer_to(&second, &["default"], Some("bad key")))
         .await
         .unwrap();
+
+    // The change comes another way than the refusal: it must not overtake it.
+    let refused = async {
+        while server.metrics.push_errors.get() == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let outcome = tokio::time::timeout(PATIENCE, refused).await;
+    outcome.expect("the refusal is counted");
 
     // What was refused is not sent again; the next one is.
     server.cache.set_workload(workload(Some(&root)));

@@ -210,7 +210,7 @@ async fn application_probes_are_made_from_here_and_only_the_code_comes_back() {
             "/app-health/grpc/readyz": {{"grpc": {{"port": {grpc}}}, "timeoutSeconds": 20}},
             "/app-health/gone/readyz": {{"grpc": {{"port": 1}}}},
             "/app-health/web/livez": {{"path": "/live", "port": {app}, "httpHeaders": [{{"name": "x-own", "value": "1"}}]}},
-            "/app-health/web/readyz": {{"httpGet": {{"path": "missing", "port": "{app}"}}, "timeoutSeconds": 2}},
+            "/app-health/web/readyz": {{"httpGet": {{"path": "missing", "port": "{app}"}}, "timeoutSeconds": 20}},
             "/app-health/tcp/readyz": {{"tcpSocket": {{"port": {app}}}}},
             "/app-health/gone/livez": {{"path": "/", "port": 1}}}}"#
     );

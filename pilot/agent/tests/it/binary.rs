@@ -84,7 +84,7 @@ async fn it_serves_secrets_to_the_proxy_that_it_runs_and_ends_it() {
     let program = folder.path().join("envoy");
     // What is under test is the agent: the proxy only says how it was called and when it was told to end.
     let script = format!(
-        "#!/bin/sh\necho \"$@\" > {0}\ntrap 'echo ended >> {0}; exit 0' TERM\nwhile :; do sleep 0.02; done\n",
+        "#!/bin/sh\ntrap 'echo ended >> {0}; exit 0' TERM\necho \"$@\" > {0}\nwhile :; do sleep 0.02; done\n",
         log.display()
     );
     fs::write(&program, script).unwrap();

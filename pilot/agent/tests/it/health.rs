@@ -18,7 +18,7 @@ const HEALTH: &str = "type.googleapis.com/istio.v1.HealthInformation";
 
 fn prober(file: &Path) -> Prober {
     let probe = proto::json::from_value(&serde_json::json!({
-        "exec": {"command": ["test", "-e", file]}, "periodSeconds": 1, "failureThreshold": 1,
+        "exec": {"command": ["test", "-e", file]}, "periodSeconds": 1, "timeoutSeconds": 60, "failureThreshold": 1,
     }))
     .unwrap();
     Prober::new(&probe, IpAddr::from([127, 0, 0, 1])).unwrap()
