@@ -163,8 +163,11 @@ fn pods_have_volumes_names_services_and_host_ports() {
     assert!(page.starts_with("hello"), "{page}");
     assert!(page.contains("web-"), "{page}");
     let script = "import urllib.request as r; print(sorted({r.urlopen('http://web/index').read() for _ in range(40)}))";
-    let answer = mesh.run(&["exec", "deploy/web", "--", "python3", "-c", script]);
-    assert_eq!(answer.matches("hello").count(), 2, "{answer}");
+    // Here, too, the network may follow a moment later.
+    eventually("both pods answer", || {
+        let answer = mesh.run(&["exec", "deploy/web", "--", "python3", "-c", script]);
+        answer.matches("hello").count() == 2
+    });
     let hosts = mesh.run(&["exec", "deploy/web", "--", "cat", "/etc/resolv.conf"]);
     assert!(hosts.contains("search default.svc.cluster.local"));
     let unknown = mesh.output(&["exec", "deploy/web", "--", "getent", "hosts", "nothing"]);
