@@ -246,7 +246,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    const SOON: Duration = Duration::from_secs(10);
+    const SOON: Duration = Duration::from_secs(60);
     const QUICK: Debounce = Debounce {
         quiet: Duration::from_millis(5),
         cap: Duration::from_millis(50),
