@@ -8,7 +8,7 @@ set -euo pipefail
 . "$(dirname "$0")/server.sh"
 seconds=${1:-8}
 
-measure() { echo "== $1"; shift; line=$(load "$@" --seconds "$seconds"); echo "$line"; }
+measure() { echo "== $1"; shift; load "$@" --seconds "$seconds"; }
 
 start "$repository/mixer/default/config.yaml"
 measure "reports, the standard rules, 100 label sets" report --label-sets 100
@@ -20,5 +20,4 @@ measure "reports, one counter" report --label-sets 100
 start "$folder/attributes.yaml" "$bench/check.yaml"
 measure "checks with a quota and a list, fewer at once" check --label-sets 100
 measure "checks with a quota and a list" check --label-sets 100 --streams 32
-half=$(sed 's/.*(\([0-9]*\)\/s).*/\1/' <<<"$line")
-measure "the same at half of that: p99" check --label-sets 100 --rate $((half / 2))
+measure "the same at half of the aim, 20,000 a second: p99" check --label-sets 100 --rate 20000
