@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use tokio::process::Command;
 
 const DEADLINE: Duration = Duration::from_secs(60);
-const READING: Duration = Duration::from_secs(10);
+const READING: Duration = Duration::from_secs(60);
 /// Commands that change nothing.
 const LOOKS: &[&str] = &["curl", "biremectl proxy-", "biremectl local status"];
 
@@ -59,8 +59,8 @@ pub fn steps(markdown: &str) -> Vec<Step> {
 }
 
 impl Step {
-    /// Runs the command as [`Step::run`] does. One that only looks is repeated for a few seconds until it shows what it
-    /// should: a person reads before typing on, and meanwhile a change has reached every proxy.
+    /// Runs the command as [`Step::run`] does. One that only looks is repeated for a while until it shows what it should:
+    /// a person reads before typing on, and meanwhile a change has reached every proxy, if the machine is not too busy.
     ///
     /// # Errors
     /// As [`Step::run`].

@@ -17,7 +17,7 @@ use tokio::process::{Child, Command};
 use crate::load::{Answer, HttpClient};
 
 /// How long a mesh of debug programs may take to come up on a busy machine.
-const START: Duration = Duration::from_secs(120);
+const START: Duration = Duration::from_secs(240);
 const COMMAND: Duration = Duration::from_secs(60);
 /// What a local mesh runs.
 const PROGRAMS: &[&str] = &[
@@ -167,10 +167,13 @@ fn biremectl(person: Option<&Person>) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// A port that is free at this moment.
-fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
-    Ok(listener.local_addr().context("read the port")?.port())
+/// Two ports that are free at this moment.
+fn free_ports() -> anyhow::Result<(u16, u16)> {
+    let bind = || TcpListener::bind("127.0.0.1:0").context("find a free port");
+    let port = |listener: &TcpListener| anyhow::Ok(listener.local_addr()?.port());
+    // Both are held until both are known: else they may be one.
+    let (first, second) = (bind()?, bind()?);
+    Ok((port(&first)?, port(&second)?))
 }
 
 impl Mesh {
@@ -179,7 +182,7 @@ impl Mesh {
     /// # Errors
     /// When it does not come up in time; the error holds what it printed.
     pub async fn up(name: &str, arguments: &[&str]) -> anyhow::Result<Self> {
-        let (http_port, metrics_port) = (free_port()?, free_port()?);
+        let (http_port, metrics_port) = free_ports()?;
         let ports = format!(
             "local.hostPorts.http={http_port},local.hostPorts.https=0,local.hostPorts.tcp=0,\
              local.hostPorts.pilot=0,local.hostPorts.metrics={metrics_port}"
@@ -198,7 +201,7 @@ impl Mesh {
     /// # Errors
     /// As [`Mesh::up`].
     pub async fn up_as(person: &Person, name: &str, arguments: &[&str]) -> anyhow::Result<Self> {
-        let (http_port, metrics_port) = (free_port()?, free_port()?);
+        let (http_port, metrics_port) = free_ports()?;
         let ports = format!(
             "local.hostPorts.http={http_port},local.hostPorts.https=0,local.hostPorts.tcp=0,\
              local.hostPorts.pilot=0,local.hostPorts.metrics={metrics_port}"

@@ -17,7 +17,7 @@ use std::{
 };
 
 /// How often a case that differs is played again before it counts.
-const REPEATS: usize = 3;
+const REPEATS: usize = 5;
 
 /// What came of one case.
 #[derive(Clone, Debug)]

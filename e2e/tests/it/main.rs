@@ -32,7 +32,7 @@ use e2e::load::{Answer, Report};
 use e2e::mesh::{Mesh, eventually};
 
 /// How long a change may take to reach every proxy, on a busy machine with debug programs.
-const SETTLED: Duration = Duration::from_secs(60);
+const SETTLED: Duration = Duration::from_secs(120);
 
 /// Waits until `times` product pages in a row are as wanted.
 async fn settles(mesh: &Mesh, what: &str, times: usize, is_wanted: impl Fn(&Answer) -> bool) {

@@ -90,8 +90,13 @@ async fn works_and_ends(person: &Person, mesh: &mut Mesh) {
     })
     .await;
     fs::remove_file(&policy).unwrap();
-    let status = mesh.ctl_ok(&["proxy-status"]).await.unwrap();
-    assert!(!status.contains("STALE"), "{status}");
+    let mut status = String::new();
+    let synced = eventually("no proxy is behind", SETTLED, async || {
+        status = mesh.ctl_ok(&["proxy-status"]).await.unwrap();
+        !status.contains("STALE")
+    });
+    let synced = synced.await;
+    assert!(synced.is_ok(), "{status}");
     mesh.kill().unwrap();
     assert_eq!(mesh.end().await, "");
     eventually("no process is left", SETTLED, async || {

@@ -204,5 +204,13 @@ async fn a_certificate_is_replaced(stage: &Stage) {
     .unwrap();
     line.was_held().await;
     let old = call("a.test", tls("a.test", &stage.a.root()));
-    assert!(!stage.scene.call("outside", &[old]).await[0].is_served());
+    eventually("the former certificate is gone", SETTLED, async || {
+        let outcomes = stage
+            .scene
+            .call("outside", std::slice::from_ref(&old))
+            .await;
+        !outcomes[0].is_served()
+    })
+    .await
+    .unwrap();
 }

@@ -259,7 +259,7 @@ pub(super) fn cluster(name: &str, host: SocketAddr) -> Value {
 
 fn cluster_at(name: &str, address: &Value) -> Value {
     json!({
-        "name": name, "connect_timeout": "1s",
+        "name": name, "connect_timeout": "20s",
         "load_assignment": {"cluster_name": name, "endpoints": [
             {"lb_endpoints": [{"endpoint": {"address": address}}]}]},
     })
