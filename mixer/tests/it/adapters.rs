@@ -325,7 +325,7 @@ kind: handler
 metadata: {{name: sample, namespace: istio-system}}
 spec:
   adapter: sample
-  connection: {{address: "127.0.0.1:{port}", timeout: 5s}}
+  connection: {{address: "127.0.0.1:{port}", timeout: 30s}}
   params: {{max_words: 2, file: "{file}"}}
 ---
 apiVersion: config.istio.io/v1alpha2
@@ -422,7 +422,11 @@ async fn a_session_is_opened_kept_and_closed() {
     assert_eq!(code(&mut server, &words("two words")).await, 0);
     let types = ["count", "limit", "words"].map(|name| format!("{name}.instance.istio-system"));
     let types = format!("types {}", types.join(" "));
-    assert!(printed.lock().contains(&types));
+    eventually("the session has these types", || {
+        let is_told = printed.lock().contains(&types);
+        async move { is_told }
+    })
+    .await;
     // Started anew, it knows no session: a new one is opened.
     drop(adapter);
     let (_adapter, _, printed) = python(&folder, port, &["--session"]);

@@ -63,7 +63,7 @@ spec: {{description: knows people, session_based: false, templates: [people]}}
 apiVersion: config.istio.io/v1alpha2
 kind: handler
 metadata: {{name: people, namespace: istio-system}}
-spec: {{adapter: people, connection: {{address: "127.0.0.1:{port}", timeout: 5s}}}}
+spec: {{adapter: people, connection: {{address: "127.0.0.1:{port}", timeout: 30s}}}}
 ---
 apiVersion: config.istio.io/v1alpha2
 kind: instance
@@ -165,10 +165,10 @@ async fn what_an_adapter_makes_is_judged_and_counted() {
 
 #[tokio::test]
 async fn without_its_generator_a_request_is_not_judged() {
-    // Nobody is there.
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    // The port is ours, but nobody listens there.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = socket.local_addr().unwrap().port();
     let mut server = TestServer::start(&config(port, "output.team")).await;
     for (name, want) in [("me", Some(Code::Internal)), ("alone", None)] {
         let asked = request(&attributes([("source.name", name.into())]));

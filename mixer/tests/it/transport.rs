@@ -251,7 +251,7 @@ async fn a_call_that_waits_holds_up_nobody_and_has_an_end() {
     };
     let (slow, quick) = (body("slow"), body("quick"));
     let grpc = ("content-type", "application/grpc");
-    let timed = [grpc, ("grpc-timeout", "1500m")];
+    let timed = [grpc, ("grpc-timeout", "5000m")];
     let slow = [slow.as_slice()];
     let waiting = call(&client, CHECK, &timed, &slow);
     let meanwhile = async {

@@ -34,7 +34,7 @@ use super::config::ConnectionManager;
 use super::stream::DownstreamConnection;
 
 /// No test waits longer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A connection manager that serves.
 pub(crate) struct Proxy {
@@ -90,7 +90,7 @@ impl Upstream {
 
 /// A static cluster of one address.
 pub(crate) fn cluster(name: &str, address: SocketAddr) -> Value {
-    json!({"name": name, "type": "STATIC", "connect_timeout": "1s", "load_assignment": {"cluster_name": name,
+    json!({"name": name, "type": "STATIC", "connect_timeout": "30s", "load_assignment": {"cluster_name": name,
         "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address": {
             "address": address.ip().to_string(), "port_value": address.port()}}}}]}]}})
 }

@@ -175,7 +175,7 @@ fn otlp_goes_over_grpc() {
         let mut collector = GrpcServer::start(Vec::new()).await;
         let provider = json!({"name": "envoy.tracers.opentelemetry", "typed_config": {
             "@type": "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig",
-            "grpc_service": {"envoy_grpc": {"cluster_name": "otel"}, "timeout": "1s"},
+            "grpc_service": {"envoy_grpc": {"cluster_name": "otel"}, "timeout": "30s"},
             "service_name": "shop",
             "resource_detectors": [{"name": "static", "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.tracers.opentelemetry.resource_detectors.v3.StaticConfigResourceDetectorConfig",
@@ -236,7 +236,7 @@ fn otlp_goes_over_http() {
             "@type": "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig",
             "sampler": {"name": "s", "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.tracers.opentelemetry.samplers.v3.AlwaysOnSamplerConfig"}},
-            "http_service": {"http_uri": {"uri": "http://collector:4318/v1/traces", "cluster": "otel", "timeout": "1s"},
+            "http_service": {"http_uri": {"uri": "http://collector:4318/v1/traces", "cluster": "otel", "timeout": "30s"},
                 "request_headers_to_add": [{"header": {"key": "x-key", "value": "k"}}]}}});
         let config = traced(
             json!({"provider": provider, "random_sampling": {"value": 0}}),

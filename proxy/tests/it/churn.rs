@@ -110,8 +110,8 @@ async fn flap(plane: &ControlPlane, hosts: [SocketAddr; 2], times: usize) {
             0 => plane.set::<ClusterLoadAssignment>(&[assignment("eds", hosts[round / 4 % 2])]),
             1 => plane.set::<RouteConfiguration>(&[routes(round % 7)]),
             2 => {
-                let other = format!("connect_timeout: {}s", 5 + round % 3);
-                let cluster = eds_cluster("eds").replace("connect_timeout: 1s", &other);
+                let other = format!("connect_timeout: {}s", 20 + round % 3);
+                let cluster = eds_cluster("eds").replace("connect_timeout: 30s", &other);
                 plane.set::<Cluster>(&[cluster]);
             }
             _ => plane.set::<Listener>(&[listener(round)]),
@@ -126,7 +126,8 @@ async fn churn(times: usize) {
     plane.set::<ClusterLoadAssignment>(&[assignment("eds", hosts[0])]);
     plane.set::<RouteConfiguration>(&[routes(0)]);
     plane.set::<Listener>(&[listener(0)]);
-    let proxy = Running::start(&plane.bootstrap()).await;
+    // Whoever has just connected must not be cut for a moment in which the machine hangs.
+    let proxy = Running::start_with(&plane.bootstrap(), Duration::from_secs(10)).await;
     let address = proxy.address("http").await;
     let load = Arc::<Load>::default();
     let mut clients = tokio::task::JoinSet::new();

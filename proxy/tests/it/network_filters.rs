@@ -1,7 +1,7 @@
 //! Network filters: tunnels, Redis, an external service that decides about connections.
 
 use crate::listeners::{NETWORK, greeted, hello, listener, start, tcp_proxy};
-use crate::running::static_cluster;
+use crate::running::{nobody, static_cluster};
 use std::net::SocketAddr;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -144,7 +144,7 @@ async fn redis_server(name: &'static str) -> SocketAddr {
 async fn redis_commands_go_to_the_owners_of_their_keys_and_come_back_in_order() {
     let (one, two) = (redis_server("one").await, redis_server("two").await);
     let filter = format!(
-        r#"{{name: redis, typed_config: {{"@type": {NETWORK}.redis_proxy.v3.RedisProxy, stat_prefix: r, settings: {{op_timeout: 2s}},
+        r#"{{name: redis, typed_config: {{"@type": {NETWORK}.redis_proxy.v3.RedisProxy, stat_prefix: r, settings: {{op_timeout: 30s}},
           downstream_auth_passwords: [{{inline_string: secret}}],
           prefix_routes: {{routes: [{{prefix: "b:", cluster: two, remove_prefix: true}}], catch_all_route: {{cluster: one}}}}}}}}"#
     );
@@ -244,7 +244,7 @@ async fn an_external_service_decides_about_connections() {
     );
     let filter = |prefix: &str, cluster: &str, more: &str| {
         format!(
-            r#"{{name: authz, typed_config: {{"@type": {NETWORK}.ext_authz.v3.ExtAuthz, stat_prefix: {prefix}, {more} grpc_service: {{envoy_grpc: {{cluster_name: {cluster}}}, timeout: 5s}}}}}}"#
+            r#"{{name: authz, typed_config: {{"@type": {NETWORK}.ext_authz.v3.ExtAuthz, stat_prefix: {prefix}, {more} grpc_service: {{envoy_grpc: {{cluster_name: {cluster}}}, timeout: 30s}}}}}}"#
         )
     };
     let http2 = static_cluster("authz", address).replacen(
@@ -252,11 +252,7 @@ async fn an_external_service_decides_about_connections() {
         r#"{name: authz, typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {"@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http2_protocol_options: {}}}},"#,
         1,
     );
-    let dead = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let (_held, dead) = nobody();
     // Marks every connection, as a policy's rules do those that they match.
     let mark = format!(
         r#"{{name: mark, typed_config: {{"@type": {NETWORK}.rbac.v3.RBAC, stat_prefix: tcp., shadow_rules_stat_prefix: mark_, shadow_rules: {{action: DENY, policies: {{ours: {{permissions: [{{any: true}}], principals: [{{any: true}}]}}}}}}}}}}"#

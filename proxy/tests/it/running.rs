@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::{net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::JoinHandle,
 };
 
@@ -21,8 +21,13 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts a proxy from a bootstrap (without its admin section) and waits until it serves.
+    /// Starts a proxy from a bootstrap (without its admin section) and waits until it serves. It drains for a second.
     pub(crate) async fn start(bootstrap: &str) -> Self {
+        Self::start_with(bootstrap, Duration::from_secs(1)).await
+    }
+
+    /// As [`Self::start`], with another time to drain.
+    pub(crate) async fn start_with(bootstrap: &str, drain_time: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("admin");
         let text = format!(
@@ -32,7 +37,7 @@ impl Running {
         let options = Options {
             concurrency: Some(2),
             admin_address_path: Some(file.clone()),
-            drain_time: Duration::from_secs(1),
+            drain_time,
             ..Options::new(BootstrapSource::Text(text))
         };
         let task = tokio::spawn(proxy::run(options, drain));
@@ -147,6 +152,14 @@ pub(crate) async fn http(to: SocketAddr, method: &str, path: &str) -> (u16, Stri
     (status, body)
 }
 
+/// An address at which nobody listens, nor anybody else can as long as the socket is there.
+pub(crate) fn nobody() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
 /// An upstream that says `greeting` and then echoes until the client has said all.
 pub(crate) async fn greeter(greeting: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -179,7 +192,7 @@ pub(crate) fn tcp_listener(name: &str, cluster: &str) -> String {
 pub(crate) fn static_cluster(name: &str, host: SocketAddr) -> String {
     let (ip, port) = (host.ip(), host.port());
     format!(
-        "{{name: {name}, connect_timeout: 1s, load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{{endpoint: \
+        "{{name: {name}, connect_timeout: 30s, load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{{endpoint: \
          {{address: {{socket_address: {{address: {ip}, port_value: {port}}}}}}}}}]}}]}}}}"
     )
 }

@@ -1,11 +1,12 @@
 //! Static resources: what the bootstrap alone brings.
 
-use crate::running::{Running, greeter, static_cluster, tcp_listener};
+use crate::running::{Running, greeter, nobody, static_cluster, tcp_listener};
 use proto_component::drain::Drain;
 use proxy::{BootstrapSource, Options};
+use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
 };
 
 fn bootstrap(listeners: &[String], clusters: &[String]) -> String {
@@ -84,11 +85,7 @@ async fn large_flows_and_small_exchanges_alternate_on_a_connection() {
 
 #[tokio::test]
 async fn an_unreachable_host_closes_the_connection_and_is_counted() {
-    let nobody = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let (_held, nobody) = nobody();
     let bootstrap = bootstrap(
         &[tcp_listener("tcp", "local")],
         &[static_cluster("local", nobody)],
@@ -175,7 +172,7 @@ async fn drain_listeners_stops_accepting_and_lets_connections_end() {
         &[tcp_listener("tcp", "local")],
         &[static_cluster("local", upstream)],
     );
-    let proxy = Running::start(&bootstrap).await;
+    let proxy = Running::start_with(&bootstrap, Duration::from_secs(10)).await;
     let address = proxy.address("tcp").await;
     let mut client = TcpStream::connect(address).await.unwrap();
     let mut hi = [0; 2];
@@ -188,7 +185,7 @@ async fn drain_listeners_stops_accepting_and_lets_connections_end() {
     client.write_all(b"still").await.unwrap();
     let mut still = [0; 5];
     client.read_exact(&mut still).await.unwrap();
-    // The drain time of the test is one second; then the connection is cut.
+    // When the time to drain is over, the connection is cut.
     assert_eq!(client.read(&mut still).await.unwrap_or(0), 0);
     proxy.stop().await;
 }

@@ -22,7 +22,7 @@ async fn greeting(from: SocketAddr, length: usize) -> Option<String> {
 
 pub(crate) fn eds_cluster(name: &str) -> String {
     format!(
-        "{{name: {name}, type: EDS, connect_timeout: 1s, eds_cluster_config: {{eds_config: {{ads: {{}}}}}}}}"
+        "{{name: {name}, type: EDS, connect_timeout: 30s, eds_cluster_config: {{eds_config: {{ads: {{}}}}}}}}"
     )
 }
 

@@ -205,17 +205,19 @@ fn what_was_programmed_is_taken_away_and_what_others_did_stays() {
 fn validation_tells_whether_the_rules_are_there() {
     on_a_node(|| {
         let pod = Pod::new();
-        let tries = [
-            "--run-validation",
-            "--skip-rule-apply",
-            "--probe-timeout",
-            "1",
-        ];
-        let output = istio_iptables(&pod, &tries);
+        let tries = |seconds| {
+            [
+                "--run-validation",
+                "--skip-rule-apply",
+                "--probe-timeout",
+                seconds,
+            ]
+        };
+        let output = istio_iptables(&pod, &tries("1"));
         assert_eq!(output.status.code(), Some(126), "{output:?}");
         for flags in [["-b", "*"], ["-m", "TPROXY"]] {
             assert!(istio_iptables(&pod, &flags).status.success());
-            let output = istio_iptables(&pod, &tries);
+            let output = istio_iptables(&pod, &tries("20"));
             assert!(output.status.success(), "{flags:?}: {output:?}");
         }
     });

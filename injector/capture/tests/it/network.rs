@@ -229,7 +229,7 @@ pub(crate) fn run(program: &str, arguments: &[&str]) {
 
 /// Asks until the answer is the one that is wanted, as neighbours must be found first; at the end whatever it is.
 pub(crate) fn eventually(want: &str, ask: impl Fn() -> String) -> String {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let answer = ask();
         if answer == want || Instant::now() > deadline {

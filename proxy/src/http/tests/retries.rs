@@ -60,7 +60,7 @@ fn a_silent_attempt_is_given_up_and_retried() {
     on_worker(async {
         let upstream = Upstream::start(&["(silence)", OK]).await;
         let routes = route(
-            json!({"retry_on": "5xx", "per_try_timeout": "0.05s", "retry_back_off": {"base_interval": "0.001s"}}),
+            json!({"retry_on": "5xx", "per_try_timeout": "2s", "retry_back_off": {"base_interval": "0.001s"}}),
         );
         let proxy = Proxy::with_routes(routes, &[upstream.cluster("c")]).await;
         let response = proxy.get("/", "").await;
@@ -74,7 +74,7 @@ fn a_late_attempt_goes_on_beside_the_next() {
     on_worker(async {
         let mut upstream = Upstream::start(&["(silence)", OK]).await;
         let mut routes = route(
-            json!({"retry_on": "connect-failure", "per_try_timeout": "0.05s", "retry_back_off": {"base_interval": "0.001s"}}),
+            json!({"retry_on": "connect-failure", "per_try_timeout": "2s", "retry_back_off": {"base_interval": "0.001s"}}),
         );
         routes[0]["route"]["hedge_policy"] = json!({"hedge_on_per_try_timeout": true});
         let proxy = Proxy::with_routes(routes, &[upstream.cluster("c")]).await;

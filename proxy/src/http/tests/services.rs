@@ -38,7 +38,7 @@ async fn with_server(
 }
 
 fn service() -> Value {
-    json!({"envoy_grpc": {"cluster_name": "s"}, "timeout": "5s"})
+    json!({"envoy_grpc": {"cluster_name": "s"}, "timeout": "30s"})
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn an_http_service_is_shown_the_request() {
             "ext_authz",
             "ext_authz.v3.ExtAuthz",
             json!({"http_service": {
-                "server_uri": {"uri": "http://auth", "cluster": "s", "timeout": "5s"}, "path_prefix": "/check",
+                "server_uri": {"uri": "http://auth", "cluster": "s", "timeout": "30s"}, "path_prefix": "/check",
                 "authorization_request": {"allowed_headers": matcher("x-in"),
                     "headers_to_add": [{"key": "x-added", "value": "a"}]},
                 "authorization_response": {"allowed_upstream_headers": matcher("x-user"),
@@ -198,7 +198,7 @@ fn a_rate_limit_service_is_told_descriptors() {
         let filters = [filter(
             "ratelimit",
             "ratelimit.v3.RateLimit",
-            json!({"domain": "d", "timeout": "5s", "enable_x_ratelimit_headers": "DRAFT_VERSION_03",
+            json!({"domain": "d", "timeout": "30s", "enable_x_ratelimit_headers": "DRAFT_VERSION_03",
                 "rate_limit_service": {"grpc_service": service(), "transport_api_version": "V3"}}),
         )];
         let limits = json!({"route": {"cluster": "c", "rate_limits": [

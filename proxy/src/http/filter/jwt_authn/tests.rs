@@ -189,7 +189,7 @@ fn keys_can_be_fetched() {
         let jwt = json!({"name": "envoy.filters.http.jwt_authn", "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
             "providers": {"p": {"issuer": "https://issuer/a", "forward": true, "remote_jwks": {"http_uri": {
-                "uri": "http://keys.example/jwks?x", "cluster": "keys", "timeout": "1s"}}}},
+                "uri": "http://keys.example/jwks?x", "cluster": "keys", "timeout": "30s"}}}},
             "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "p"}}]}});
         let routes = json!([{"match": {"prefix": "/"}, "route": {"cluster": "c"}}]);
         let config = with_filters(manager(routes), &[jwt]);
