@@ -21,7 +21,7 @@ use tokio::{
 };
 
 /// How long a proxy may take to serve.
-const START: Duration = Duration::from_secs(40);
+const START: Duration = Duration::from_secs(120);
 
 /// Which proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -60,6 +60,14 @@ async fn endpoints(scene: &Scene) -> Vec<Value> {
     rows.as_array().cloned().unwrap()
 }
 
+/// Waits until calls can be made from the client of a namespace.
+async fn client_runs(scene: &Scene, namespace: &str) {
+    let at = ["local", "exec", "-n", namespace, "deploy/client", "--"];
+    let command = [&at[..], &["true"]].concat();
+    let runs = async || scene.mesh.ctl_ok(&command).await.is_ok();
+    eventually("the client runs", SETTLED, runs).await.unwrap();
+}
+
 async fn in_machine(scene: &Scene, command: &[&str]) {
     let at = [
         "local",
@@ -94,6 +102,7 @@ async fn a_machine_serves_while_it_is_healthy_and_there(scene: &Scene) {
             panic!("{what}: {seen:?}, {known:?}");
         }
     };
+    client_runs(scene, "shop").await;
     eventually("the service is known", SETTLED, async || {
         is_served().await.1 == Some(503)
     })
@@ -194,21 +203,7 @@ async fn requests_stay_in_their_zone_as_far_as_that_is_fair(scene: &Scene) {
         });
         assert!(is_so.await.is_ok(), "{what}: {seen:?}");
     };
-    let client = [
-        "-n",
-        "zones",
-        "deploy/client",
-        "-c",
-        "istio-proxy",
-        "--",
-        "true",
-    ];
-    let client = [&["local", "exec"][..], &client].concat();
-    eventually("the client runs", SETTLED, async || {
-        scene.mesh.ctl_ok(&client).await.is_ok()
-    })
-    .await
-    .unwrap();
+    client_runs(scene, "zones").await;
     // All clients are in the zone in which half of the servers are.
     let both = |near, far| near > 0 && far > 0;
     becomes("the near servers alone have too much to do", &both).await;

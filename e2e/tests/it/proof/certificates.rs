@@ -79,16 +79,24 @@ pub(super) async fn hold(stage: &Stage) {
             Call::new(*protocol, &format!("strict.servers:{port}")).tls(leaf.tls(authority, alpn))
         }));
     }
-    let outcomes = stage.call("outside", &calls).await;
-    for ((what, _, is_good), outcomes) in cases.iter().zip(outcomes.chunks(PORTS.len())) {
-        for outcome in outcomes {
-            assert_eq!(
-                outcome.is_served(),
-                *is_good,
-                "certificate {what}: {outcome:?}"
-            );
+    // A busy machine may be too slow for a good one, but no bad one is served at any time.
+    let mut refused = Vec::new();
+    let settled = eventually("good certificates are served", SETTLED, async || {
+        let outcomes = stage.call("outside", &calls).await;
+        refused.clear();
+        for ((what, _, is_good), outcomes) in cases.iter().zip(outcomes.chunks(PORTS.len())) {
+            for outcome in outcomes {
+                let what = format!("certificate {what}: {outcome:?}");
+                assert!(*is_good || !outcome.is_served(), "{what}");
+                if *is_good && !outcome.is_served() {
+                    refused.push(what);
+                }
+            }
         }
-    }
+        refused.is_empty()
+    });
+    let settled = settled.await;
+    assert!(settled.is_ok(), "{}", refused.join("\n"));
     identities_are_the_certificates(stage).await;
     citadel_believes_its_own_clusters_tokens_only(stage).await;
 }
