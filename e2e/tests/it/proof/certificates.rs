@@ -73,10 +73,17 @@ pub(super) async fn hold(stage: &Stage) {
         ("without its intermediate", leaf_only, false),
         ("somebody else's, without the key", stolen, false),
     ];
+    are_told_apart(stage, &cases).await;
+    identities_are_the_certificates(stage).await;
+    citadel_believes_its_own_clusters_tokens_only(stage).await;
+}
+
+/// Each certificate is presented over every protocol, and is good or not.
+async fn are_told_apart(stage: &Stage, cases: &[(&str, Leaf, bool)]) {
     let mut calls = Vec::new();
-    for (_, leaf, _) in &cases {
+    for (_, leaf, _) in cases {
         calls.extend(PORTS.iter().map(|(protocol, port, alpn)| {
-            Call::new(*protocol, &format!("strict.servers:{port}")).tls(leaf.tls(authority, alpn))
+            Call::new(*protocol, &format!("strict.servers:{port}")).tls(leaf.tls(&stage.authority, alpn))
         }));
     }
     // A busy machine may be too slow for a good one, but no bad one is served at any time.
@@ -97,8 +104,6 @@ pub(super) async fn hold(stage: &Stage) {
     });
     let settled = settled.await;
     assert!(settled.is_ok(), "{}", refused.join("\n"));
-    identities_are_the_certificates(stage).await;
-    citadel_believes_its_own_clusters_tokens_only(stage).await;
 }
 
 /// A pod's token is good at its own cluster's Citadel (which then says that there is no signing request); another cluster's,
