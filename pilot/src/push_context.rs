@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+mod attachment;
 pub mod delegate;
 pub mod destination_rules;
 pub mod endpoints;
@@ -220,6 +221,14 @@ impl PushContext {
         }
         for (what, reason) in &self.envoy_filters.problems {
             status.record(Metric::InvalidEnvoyFilter, what, "", reason);
+        }
+        for config in self.telemetries.with_metrics() {
+            let text = "metrics: only proxies that announce istio.stats follow them";
+            let what = config.meta.full_name();
+            status.record(Metric::InvalidTelemetry, &what, "", text);
+        }
+        for (what, reason) in self.wasm_plugins.problems() {
+            status.record(Metric::InvalidExtension, &what, "", reason);
         }
     }
 

@@ -1,7 +1,8 @@
 //! ECDS: extensions that listeners refer to by name: WasmPlugins, and what EnvoyFilters add as EXTENSION_CONFIG.
 //!
-//! Listeners hold only the reference, so that a plugin can change without its listeners. The module is fetched by the agent of
-//! the proxy (or by Envoy); a proxy that cannot run Wasm refuses the filter, and says so.
+//! Listeners hold only the reference, so that a plugin can change without its listeners. The module is fetched by the proxy, or by
+//! an agent of Istio's in front of it, which alone knows `oci://`; ours fetches nothing. A proxy that cannot run Wasm refuses the
+//! filter, and says so.
 
 use std::time::Duration as StdDuration;
 

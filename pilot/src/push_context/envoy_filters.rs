@@ -6,20 +6,35 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use proto::istio::networking::v1alpha3::{self as wire, envoy_filter::ApplyTo};
+use proto::istio::r#type::v1beta1::PolicyTargetReference;
 
 mod legacy;
 mod patch;
 
 pub use patch::{Patch, Value};
 
+use super::attachment;
 use crate::config::{Config, by_age};
 use crate::model::Proxy;
 
 /// One resource.
 #[derive(Debug)]
 struct EnvoyFilter {
+    namespace: String,
     selector: std::collections::BTreeMap<String, String>,
+    targets: Vec<PolicyTargetReference>,
     patches: Vec<Arc<Patch>>,
+}
+
+impl EnvoyFilter {
+    fn is_for(&self, proxy: &Proxy) -> bool {
+        if self.targets.is_empty() {
+            return proxy.is_selected_by(&self.selector);
+        }
+        let mut targets = self.targets.iter();
+        self.namespace == proxy.namespace
+            && targets.any(|target| attachment::is_gateway_of(proxy, target))
+    }
 }
 
 /// All of them.
@@ -90,9 +105,11 @@ impl EnvoyFilterIndex {
                 .entry(config.meta.namespace.clone())
                 .or_default()
                 .push(EnvoyFilter {
+                    namespace: config.meta.namespace.clone(),
                     selector: selector
                         .map(|selector| selector.labels.clone())
                         .unwrap_or_default(),
+                    targets: config.spec.target_refs.clone(),
                     patches,
                 });
         }
@@ -114,7 +131,7 @@ impl EnvoyFilterIndex {
         let all = places
             .filter_map(|place| self.by_namespace.get(place))
             .flatten()
-            .filter(|filter| proxy.is_selected_by(&filter.selector))
+            .filter(|filter| filter.is_for(proxy))
             .flat_map(|filter| &filter.patches)
             .filter(|patch| patch.is_for(proxy))
             .cloned()

@@ -7,13 +7,13 @@ use proto::istio::rbac::v1alpha1::{EnforcementMode, ServiceRole, ServiceRoleBind
 use proto::istio::security::v1beta1::{
     self as wire, JwtRule, authorization_policy::Action, peer_authentication::mutual_tls::Mode,
 };
-use proto::istio::r#type::v1beta1::WorkloadSelector;
 
 mod legacy;
 
 pub use legacy::{Legacy, TokenPolicy};
 
 use super::PushContext;
+use super::attachment::{self, Attached};
 use crate::config::store::ConfigStore;
 use crate::config::{Config, by_namespace};
 use crate::jwks::{KeySource, Wanted};
@@ -164,10 +164,7 @@ impl PolicyIndex {
     /// True when any AuthorizationPolicy is for `proxy`'s workload.
     #[must_use]
     pub fn has_authorization_policy(&self, proxy: &Proxy) -> bool {
-        let all = self.applicable(&self.authorization, proxy, |config| {
-            config.spec.selector.as_ref()
-        });
-        !all.is_empty()
+        !self.applicable(&self.authorization, proxy).is_empty()
     }
 
     /// The resources of the 1.4 line.
@@ -270,7 +267,9 @@ impl PolicyIndex {
         list(&self.peer, namespace)
             .iter()
             .filter(|_| namespace != self.root)
-            .find(|config| selector_labels(config.spec.selector.as_ref()).is_some_and(&is_selected))
+            .find(|config| {
+                attachment::labels(config.spec.selector.as_ref()).is_some_and(&is_selected)
+            })
     }
 
     /// What PeerAuthentications say of `namespace` as a whole: policies for single workloads do not count.
@@ -280,7 +279,7 @@ impl PolicyIndex {
             .filter_map(|place| {
                 list(&self.peer, place)
                     .iter()
-                    .find(|config| selector_labels(config.spec.selector.as_ref()).is_none())
+                    .find(|config| attachment::labels(config.spec.selector.as_ref()).is_none())
             })
             .find_map(|config| {
                 config
@@ -297,7 +296,7 @@ impl PolicyIndex {
         &self,
         proxy: &Proxy,
     ) -> Vec<&Config<wire::RequestAuthentication>> {
-        self.applicable(&self.request, proxy, |config| config.spec.selector.as_ref())
+        self.applicable(&self.request, proxy)
     }
 
     /// The authorization policies with `action` for `proxy`'s workload: the root namespace's first.
@@ -307,9 +306,7 @@ impl PolicyIndex {
         proxy: &Proxy,
         action: Action,
     ) -> Vec<&Config<wire::AuthorizationPolicy>> {
-        let mut policies = self.applicable(&self.authorization, proxy, |config| {
-            config.spec.selector.as_ref()
-        });
+        let mut policies = self.applicable(&self.authorization, proxy);
         policies.retain(|config| config.spec.action() == action);
         policies
     }
@@ -320,11 +317,10 @@ impl PolicyIndex {
         &self.root
     }
 
-    fn applicable<'a, T>(
+    fn applicable<'a, T: Attached>(
         &'a self,
         all: &'a HashMap<String, Vec<Config<T>>>,
         proxy: &Proxy,
-        selector: impl Fn(&Config<T>) -> Option<&WorkloadSelector>,
     ) -> Vec<&'a Config<T>> {
         let mut places = vec![self.root.as_str()];
         if proxy.namespace != self.root {
@@ -333,22 +329,13 @@ impl PolicyIndex {
         places
             .into_iter()
             .flat_map(|place| list(all, place))
-            .filter(|config| {
-                selector_labels(selector(config)).is_none_or(|labels| proxy.is_selected_by(labels))
-            })
+            .filter(|config| attachment::is_for(proxy, config))
             .collect()
     }
 }
 
 fn list<'a, T>(all: &'a HashMap<String, Vec<Config<T>>>, namespace: &str) -> &'a [Config<T>] {
     all.get(namespace).map_or(&[], Vec::as_slice)
-}
-
-/// The labels of a selector that selects something in particular.
-fn selector_labels(selector: Option<&WorkloadSelector>) -> Option<&BTreeMap<String, String>> {
-    selector
-        .map(|selector| &selector.match_labels)
-        .filter(|labels| !labels.is_empty())
 }
 
 fn to_mode(mode: Mode) -> Option<MtlsMode> {

@@ -43,11 +43,13 @@ pub enum Metric {
     InvalidEnvoyFilter,
     /// Telemetry that cannot be carried out.
     InvalidTelemetry,
+    /// A plugin that cannot be carried out as asked.
+    InvalidExtension,
 }
 
 impl Metric {
     /// All of them.
-    pub const ALL: [Metric; 16] = [
+    pub const ALL: [Metric; 17] = [
         Metric::DuplicateDomain,
         Metric::DuplicateSubset,
         Metric::DuplicateCluster,
@@ -64,6 +66,7 @@ impl Metric {
         Metric::InvalidCluster,
         Metric::InvalidEnvoyFilter,
         Metric::InvalidTelemetry,
+        Metric::InvalidExtension,
     ];
 
     /// The metric's name.
@@ -86,6 +89,7 @@ impl Metric {
             Metric::InvalidCluster => "pilot_invalid_clusters",
             Metric::InvalidEnvoyFilter => "pilot_envoy_filter_errors",
             Metric::InvalidTelemetry => "pilot_invalid_telemetry",
+            Metric::InvalidExtension => "pilot_invalid_extensions",
         }
     }
 }
@@ -117,6 +121,7 @@ impl Metric {
             Metric::InvalidCluster => "Clusters that cannot be made as asked.",
             Metric::InvalidEnvoyFilter => "Patches that cannot be read or applied.",
             Metric::InvalidTelemetry => "Telemetry that cannot be carried out.",
+            Metric::InvalidExtension => "Plugins that cannot be carried out as asked.",
         }
     }
 }

@@ -9,6 +9,7 @@ use proto::istio::telemetry::v1alpha1::{
     metrics_overrides::{TagOverride, tag_override},
 };
 
+use super::attachment;
 use crate::config::{Config, by_namespace};
 use crate::model::Proxy;
 
@@ -122,6 +123,12 @@ impl TelemetryIndex {
         self.by_namespace.is_empty()
     }
 
+    /// Resources that change metrics, which only proxies of Istio's own build can count.
+    pub fn with_metrics(&self) -> impl Iterator<Item = &Config<wire::Telemetry>> {
+        let all = self.by_namespace.values().flatten();
+        all.filter(|config| !config.spec.metrics.is_empty())
+    }
+
     /// The layers for `proxy`'s workload.
     #[must_use]
     pub fn select(&self, proxy: &Proxy) -> Telemetry {
@@ -130,15 +137,9 @@ impl TelemetryIndex {
                 .get(namespace)
                 .map_or(&[][..], Vec::as_slice)
         };
-        let selector = |config: &Config<wire::Telemetry>| {
-            let selector = config.spec.selector.as_ref();
-            selector
-                .map(|selector| selector.match_labels.clone())
-                .unwrap_or_default()
-        };
         let general = |namespace: &str| {
             let mut all = of(namespace).iter();
-            all.find(|config| selector(config).is_empty() && config.spec.target_refs.is_empty())
+            all.find(|config| attachment::is_general(&config.spec))
                 .cloned()
         };
         let mut layers: Vec<_> = general(&self.root).into_iter().collect();
@@ -146,8 +147,7 @@ impl TelemetryIndex {
             layers.extend(general(&proxy.namespace));
         }
         let own = of(&proxy.namespace).iter().filter(|config| {
-            let labels = selector(config);
-            !labels.is_empty() && proxy.is_selected_by(&labels)
+            !attachment::is_general(&config.spec) && attachment::is_for(proxy, config)
         });
         layers.extend(own.cloned());
         Telemetry { layers }

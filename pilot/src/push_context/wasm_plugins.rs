@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use proto::istio::extensions::v1alpha1::WasmPlugin;
+use proto::istio::extensions::v1alpha1::{PluginType, WasmPlugin};
 
+use super::attachment;
 use crate::config::{Config, by_namespace};
 use crate::model::Proxy;
 
@@ -34,16 +35,25 @@ impl WasmPluginIndex {
             .chain(own)
             .filter_map(|place| self.by_namespace.get(place))
             .flatten()
-            .filter(|plugin| {
-                let selector = plugin.spec.selector.as_ref();
-                let has_target =
-                    plugin.spec.target_ref.is_some() || !plugin.spec.target_refs.is_empty();
-                !has_target
-                    && selector.is_none_or(|selector| proxy.is_selected_by(&selector.match_labels))
-            })
+            .filter(|plugin| attachment::is_for(proxy, plugin))
             .collect();
         selected.sort_by_key(|plugin| std::cmp::Reverse(plugin.spec.priority.unwrap_or(0)));
         selected
+    }
+
+    /// Plugins of which something is not followed: which, and what.
+    pub fn problems(&self) -> impl Iterator<Item = (String, &'static str)> {
+        let all = self.by_namespace.values().flatten();
+        all.filter_map(|plugin| {
+            let reason = if plugin.spec.r#type() == PluginType::Network {
+                "plugins of connections (type NETWORK) are not made: it is left out"
+            } else if !plugin.spec.verification_key.is_empty() {
+                "verificationKey is read by nobody: what is fetched is checked by sha256 only"
+            } else {
+                return None;
+            };
+            Some((plugin.meta.full_name(), reason))
+        })
     }
 
     /// True when there are none.

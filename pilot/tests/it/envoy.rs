@@ -235,11 +235,11 @@ async fn settle(pilot: &Pilot, proxies: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// True for a node that announces the Mixer filter. Only Bireme's proxy has it: Pilot sends it to whoever announces it, and
-/// no Envoy would accept it.
+/// True for a node that announces the Mixer filter, which only Bireme's proxy has, or Istio's own statistics: Pilot sends them
+/// to whoever announces them, and no Envoy as it is would accept them.
 fn has_own_filters(node: &Node) -> bool {
     let mut extensions = node.extensions.iter();
-    extensions.any(|extension| extension.name == "mixer")
+    extensions.any(|extension| ["mixer", "istio.stats"].contains(&extension.name.as_str()))
 }
 
 /// gRPC's own clients and servers are configured otherwise.
