@@ -17,7 +17,6 @@ const IGNORED: &[&str] = &[
     "/serviceScopeConfigs",
     "/serviceSettings",
     "/sidecarToTelemetrySessionAffinity",
-    "/tlsDefaults",
     "/verifyCertificateAtClient",
     "/defaultConfig/availabilityZone",
     "/defaultConfig/caCertificatesPem",

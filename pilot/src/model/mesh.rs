@@ -4,9 +4,9 @@ use prost_types::Duration;
 use proto::istio::mesh::v1alpha1::{
     ForwardClientCertDetails, LabelSelector, MeshConfig, Tracing,
     mesh_config::{
-        AccessLogEncoding, ExtensionProvider, H2UpgradePolicy, extension_provider::Provider,
-        outbound_traffic_policy, proxy_path_normalization::NormalizationType,
-        tls_config::TlsProtocol,
+        AccessLogEncoding, ExtensionProvider, H2UpgradePolicy, TlsConfig,
+        extension_provider::Provider, outbound_traffic_policy,
+        proxy_path_normalization::NormalizationType,
     },
     proxy_config::ProxyHeaders,
 };
@@ -126,8 +126,10 @@ pub struct Mesh {
     pub gateway_client_cert: ForwardClientCertDetails,
     /// Gateways read PROXY protocol.
     pub is_gateway_proxy_protocol: bool,
-    /// Least version of mesh mTLS is 1.3.
-    pub is_mtls_13: bool,
+    /// Limits of mesh mTLS.
+    pub mesh_tls: TlsConfig,
+    /// Limits of all other TLS that says nothing itself.
+    pub tls_defaults: TlsConfig,
     /// Labels of the namespaces that the mesh follows; empty: all.
     pub discovery_selectors: Vec<LabelSelector>,
     inbound_stat_pattern: String,
@@ -230,10 +232,8 @@ impl From<&MeshConfig> for Mesh {
             is_gateway_proxy_protocol: topology.proxy_protocol.is_some(),
             is_listener_log_disabled: config.disable_envoy_listener_log,
             is_log_service_enabled: config.enable_envoy_access_log_service,
-            is_mtls_13: config
-                .mesh_m_tls
-                .as_ref()
-                .is_some_and(|tls| tls.min_protocol_version() == TlsProtocol::Tlsv13),
+            mesh_tls: config.mesh_m_tls.clone().unwrap_or_default(),
+            tls_defaults: config.tls_defaults.clone().unwrap_or_default(),
             tracing: proxy.tracing.clone(),
             discovery_selectors: config.discovery_selectors.clone(),
             inbound_stat_pattern: config.inbound_cluster_stat_name.clone(),

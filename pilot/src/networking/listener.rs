@@ -5,12 +5,13 @@ use proto::envoy::config::core::v3::{Address, SocketAddress, address};
 use proto::envoy::config::listener::v3::{AdditionalAddress, Listener, ListenerFilter};
 use proto::envoy::extensions::filters::listener::{
     http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
-    tls_inspector::v3::TlsInspector,
+    proxy_protocol::v3::ProxyProtocol, tls_inspector::v3::TlsInspector,
 };
 
 mod api;
 mod filter_chain;
 mod gateway;
+mod gateway_tls;
 mod http;
 pub(super) mod inbound;
 mod outbound;
@@ -124,6 +125,14 @@ fn original_dst() -> ListenerFilter {
     listener_filter(
         "envoy.filters.listener.original_dst",
         &OriginalDst::default(),
+    )
+}
+
+/// Reads the client's address where a balancer in front tells it; whoever does not tell it is turned away.
+fn proxy_protocol() -> ListenerFilter {
+    listener_filter(
+        "envoy.filters.listener.proxy_protocol",
+        &ProxyProtocol::default(),
     )
 }
 

@@ -8,13 +8,19 @@ use proto::envoy::config::core::v3::{
 use proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use proto::envoy::extensions::transport_sockets::tls::v3::{
     self as tls, CertificateValidationContext, CommonTlsContext, DownstreamTlsContext,
-    SdsSecretConfig, SubjectAltNameMatcher, UpstreamTlsContext,
+    SdsSecretConfig, SubjectAltNameMatcher, TlsParameters, UpstreamTlsContext,
     common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
     subject_alt_name_matcher::SanType,
+    tls_parameters::TlsProtocol,
 };
 use proto::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 
+use proto::istio::mesh::v1alpha1::mesh_config::{
+    TlsConfig, tls_config::TlsProtocol as MeshProtocol,
+};
+
 use super::wire::{ads, exact, pattern, seconds, transport_socket};
+use crate::model::Mesh;
 
 /// The agent's cluster.
 pub const SDS_CLUSTER: &str = "sds-grpc";
@@ -76,11 +82,21 @@ pub fn validation(
     root: SdsSecretConfig,
     names: Vec<SubjectAltNameMatcher>,
 ) -> ValidationContextType {
+    let checks = CertificateValidationContext {
+        match_typed_subject_alt_names: names,
+        ..CertificateValidationContext::default()
+    };
+    checked(root, checks)
+}
+
+/// Checks a peer against the roots in `root` and whatever `checks` says.
+#[must_use]
+pub fn checked(
+    root: SdsSecretConfig,
+    checks: CertificateValidationContext,
+) -> ValidationContextType {
     ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
-        default_validation_context: Some(CertificateValidationContext {
-            match_typed_subject_alt_names: names,
-            ..CertificateValidationContext::default()
-        }),
+        default_validation_context: Some(checks),
         validation_context_sds_secret_config: Some(root),
         ..CombinedCertificateValidationContext::default()
     })
@@ -140,7 +156,7 @@ pub fn file(path: &str) -> DataSource {
 
 /// Mesh mTLS towards `names`.
 #[must_use]
-pub fn mesh_client(names: &[String], sni: &str, is_http2: bool) -> TransportSocket {
+pub fn mesh_client(mesh: &Mesh, names: &[String], sni: &str, is_http2: bool) -> TransportSocket {
     let mut alpn = vec![ALPN_PEER_EXCHANGE.to_owned(), ALPN_ISTIO.to_owned()];
     if is_http2 {
         alpn.push("h2".to_owned());
@@ -148,7 +164,11 @@ pub fn mesh_client(names: &[String], sni: &str, is_http2: bool) -> TransportSock
     client(&UpstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
             alpn_protocols: alpn,
-            tls_params: Some(minimum_version()),
+            // Whom a client may speak to is the servers' to say by their suites: only the version is limited here.
+            tls_params: Some(client_parameters(&TlsConfig {
+                min_protocol_version: mesh.mesh_tls.min_protocol_version,
+                ..TlsConfig::default()
+            })),
             tls_certificate_sds_secret_configs: vec![secret(WORKLOAD_SECRET)],
             validation_context_type: Some(validation(
                 secret(ROOT_SECRET),
@@ -163,18 +183,15 @@ pub fn mesh_client(names: &[String], sni: &str, is_http2: bool) -> TransportSock
 
 /// Mesh mTLS at the workload: a certificate of an accepted trust domain is demanded.
 #[must_use]
-pub fn mesh_server<'a>(
-    domains: impl IntoIterator<Item = &'a str>,
-    alpn: &[&str],
-) -> TransportSocket {
+pub fn mesh_server(mesh: &Mesh, alpn: &[&str]) -> TransportSocket {
     server(&DownstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
             alpn_protocols: alpn.iter().map(ToString::to_string).collect(),
-            tls_params: Some(minimum_version()),
+            tls_params: Some(limited(&mesh.mesh_tls)),
             tls_certificate_sds_secret_configs: vec![secret(WORKLOAD_SECRET)],
             validation_context_type: Some(validation(
                 secret(ROOT_SECRET),
-                trust_domain_matchers(domains),
+                trust_domain_matchers(mesh.trust_domains()),
             )),
             ..CommonTlsContext::default()
         }),
@@ -183,10 +200,27 @@ pub fn mesh_server<'a>(
     })
 }
 
-fn minimum_version() -> tls::TlsParameters {
-    tls::TlsParameters {
-        tls_minimum_protocol_version: tls::tls_parameters::TlsProtocol::TlSv12 as i32,
-        ..tls::TlsParameters::default()
+/// What the mesh's settings leave of TLS: 1.2 at least.
+#[must_use]
+pub fn limited(limits: &TlsConfig) -> TlsParameters {
+    let minimum = match limits.min_protocol_version() {
+        MeshProtocol::Tlsv13 => TlsProtocol::TlSv13,
+        MeshProtocol::TlsAuto | MeshProtocol::Tlsv12 => TlsProtocol::TlSv12,
+    };
+    TlsParameters {
+        tls_minimum_protocol_version: minimum as i32,
+        cipher_suites: limits.cipher_suites.clone(),
+        ecdh_curves: limits.ecdh_curves.clone(),
+        ..TlsParameters::default()
+    }
+}
+
+/// The same for a client: Envoy's would stop at 1.2 if it were not told to go further.
+#[must_use]
+pub fn client_parameters(limits: &TlsConfig) -> TlsParameters {
+    TlsParameters {
+        tls_maximum_protocol_version: TlsProtocol::TlSv13 as i32,
+        ..limited(limits)
     }
 }
 

@@ -251,6 +251,7 @@ fn egress_listener(
         })
         .cloned()
         .collect();
+    // On a Unix socket the port is 0, and services of all ports are reached.
     let port = listener.port.as_ref().filter(|port| port.number > 0);
     let has_port = |service: &Service| port.is_none_or(|port| service.port(port.number).is_some());
     let mut services: Vec<_> = visible
@@ -275,7 +276,7 @@ fn egress_listener(
     }
     services.sort_by(|a, b| (a.created, &a.host).cmp(&(b.created, &b.host)));
     EgressListener {
-        port: port.cloned(),
+        port: listener.port.clone(),
         bind: listener.bind.clone(),
         capture_mode: listener.capture_mode(),
         services,

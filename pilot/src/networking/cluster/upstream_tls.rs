@@ -94,7 +94,8 @@ fn explicit(
             } else {
                 settings.sni.clone()
             };
-            cluster.transport_socket = Some(tls::mesh_client(&names, &sni, is_http2));
+            cluster.transport_socket =
+                Some(tls::mesh_client(&view.push.mesh, &names, &sni, is_http2));
         }
         TlSmode::Simple | TlSmode::Mutual => match origination(view, settings, service, is_http2) {
             Ok(context) => cluster.transport_socket = Some(tls::client(&context)),
@@ -102,6 +103,7 @@ fn explicit(
                 // Without what it needs the connection must fail rather than go out in the clear.
                 view.record(Metric::InvalidCluster, &cluster.name, &reason);
                 cluster.transport_socket = Some(tls::mesh_client(
+                    &view.push.mesh,
                     &[format!("spiffe://invalid/{reason}")],
                     &name.sni(),
                     is_http2,
@@ -118,7 +120,10 @@ fn origination(
     service: &Service,
     is_http2: bool,
 ) -> Result<UpstreamTlsContext, String> {
-    let mut common = CommonTlsContext::default();
+    let mut common = CommonTlsContext {
+        tls_params: Some(tls::client_parameters(&view.push.mesh.tls_defaults)),
+        ..CommonTlsContext::default()
+    };
     if is_http2 {
         common.alpn_protocols = vec!["h2".to_owned()];
     }
@@ -210,7 +215,14 @@ fn automatic(
     if is_off {
         return;
     }
-    let socket = || tls::mesh_client(&accounts(view, service), &name.sni(), is_http2);
+    let socket = || {
+        tls::mesh_client(
+            &view.push.mesh,
+            &accounts(view, service),
+            &name.sni(),
+            is_http2,
+        )
+    };
     if service.resolution == crate::model::Resolution::Passthrough {
         // Without endpoint metadata the choice is made for the whole cluster.
         let endpoints = view.push.endpoints.of(&service.key());

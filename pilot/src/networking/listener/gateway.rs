@@ -5,23 +5,15 @@ use std::collections::BTreeMap;
 use proto::envoy::config::core::v3::TrafficDirection;
 use proto::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch, Listener};
 use proto::envoy::extensions::filters::network::sni_cluster::v3::SniCluster;
-use proto::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, TlsCertificate,
-    TlsParameters, common_tls_context::ValidationContextType,
-    tls_parameters::TlsProtocol as WireProtocol,
-};
-use proto::istio::networking::v1alpha3::{
-    RouteDestination, ServerTlsSettings,
-    server_tls_settings::{TlSmode, TlsProtocol},
-};
+use proto::istio::networking::v1alpha3::{RouteDestination, server_tls_settings::TlSmode};
 use proto_mesh::host;
 
 use super::filter_chain::{chain, routed_tcp_proxy, tcp_proxy};
 use super::http::{Place, RouteSource, connection_manager};
-use super::tls_inspector;
+use super::{gateway_tls, proxy_protocol, tls_inspector};
 use crate::model::name::BLACK_HOLE;
 use crate::networking::wire::{address, network_filter, parse_cidr, seconds};
-use crate::networking::{Instance, View, plugin, secret, tls};
+use crate::networking::{Instance, View, plugin, tls};
 use crate::push_context::gateways::{GatewayPort, GatewayServer};
 use crate::push_context::status::Metric;
 use crate::push_context::virtual_services::VirtualService;
@@ -84,16 +76,19 @@ fn listener(view: &View<'_>, number: u32, port: &GatewayPort) -> Option<Listener
             !matching.server_names.is_empty() || !matching.transport_protocol.is_empty()
         })
     });
+    let mut listener_filters = Vec::new();
+    if view.push.mesh.is_gateway_proxy_protocol {
+        listener_filters.push(proxy_protocol());
+    }
+    if needs_tls {
+        listener_filters.push(tls_inspector());
+    }
     Some(Listener {
         name,
         address: Some(address(bind, bound_port(view, number))),
         traffic_direction: TrafficDirection::Outbound as i32,
         filter_chains,
-        listener_filters: if needs_tls {
-            vec![tls_inspector()]
-        } else {
-            Vec::new()
-        },
+        listener_filters,
         listener_filters_timeout: needs_tls.then(|| seconds(15)),
         ..Listener::default()
     })
@@ -124,7 +119,7 @@ fn terminating_chain(
     alpn: &[&str],
 ) -> Option<FilterChain> {
     let settings = server.server.tls.as_ref()?;
-    let context = match downstream(view, settings, alpn) {
+    let context = match gateway_tls::context(view, settings, alpn) {
         Ok(context) => context,
         Err(reason) => {
             view.record(Metric::RejectedGateway, &server.gateway, &reason);
@@ -139,115 +134,6 @@ fn terminating_chain(
     let mut terminating = chain(&server.route_name(), matching, filters);
     terminating.transport_socket = Some(tls::server(&context));
     Some(terminating)
-}
-
-fn downstream(
-    view: &View<'_>,
-    settings: &ServerTlsSettings,
-    alpn: &[&str],
-) -> Result<DownstreamTlsContext, String> {
-    let mut common = CommonTlsContext {
-        alpn_protocols: alpn.iter().map(ToString::to_string).collect(),
-        tls_params: Some(parameters(settings)),
-        ..CommonTlsContext::default()
-    };
-    let mode = settings.mode();
-    let names = tls::san_matchers(settings.subject_alt_names.iter().map(String::as_str));
-    let mut require = matches!(mode, TlSmode::Mutual | TlSmode::IstioMutual);
-    if mode == TlSmode::IstioMutual {
-        common.tls_certificate_sds_secret_configs = vec![tls::secret(tls::WORKLOAD_SECRET)];
-        let domains = tls::trust_domain_matchers(view.push.mesh.trust_domains());
-        common.validation_context_type =
-            Some(tls::validation(tls::secret(tls::ROOT_SECRET), domains));
-        return Ok(DownstreamTlsContext {
-            common_tls_context: Some(common),
-            require_client_certificate: Some(true),
-            ..DownstreamTlsContext::default()
-        });
-    }
-    let credentials: Vec<&String> = std::iter::once(&settings.credential_name)
-        .chain(&settings.credential_names)
-        .filter(|name| !name.is_empty())
-        .collect();
-    if !credentials.is_empty() {
-        common.tls_certificate_sds_secret_configs = credentials
-            .iter()
-            .map(|name| secret::reference(view, name))
-            .collect();
-    } else if !settings.server_certificate.is_empty() && !settings.private_key.is_empty() {
-        common.tls_certificates = vec![certificate(
-            &settings.server_certificate,
-            &settings.private_key,
-        )];
-    } else if !settings.tls_certificates.is_empty() {
-        let pairs = settings.tls_certificates.iter();
-        common.tls_certificates = pairs
-            .map(|pair| certificate(&pair.server_certificate, &pair.private_key))
-            .collect();
-    } else {
-        return Err(format!(
-            "mode {} needs a certificate: files or credentialName",
-            mode.as_str_name()
-        ));
-    }
-    if matches!(mode, TlSmode::Mutual | TlSmode::OptionalMutual) {
-        common.validation_context_type = Some(if !settings.ca_certificates.is_empty() {
-            ValidationContextType::ValidationContext(CertificateValidationContext {
-                trusted_ca: Some(tls::file(&settings.ca_certificates)),
-                match_typed_subject_alt_names: names,
-                verify_certificate_spki: settings.verify_certificate_spki.clone(),
-                verify_certificate_hash: settings.verify_certificate_hash.clone(),
-                crl: (!settings.ca_crl.is_empty()).then(|| tls::file(&settings.ca_crl)),
-                ..CertificateValidationContext::default()
-            })
-        } else if !settings.ca_cert_credential_name.is_empty() {
-            let roots = secret::roots_reference(view, &settings.ca_cert_credential_name);
-            tls::validation(roots, names)
-        } else if let Some(name) = credentials.first() {
-            tls::validation(secret::roots_reference(view, name), names)
-        } else {
-            return Err(format!(
-                "mode {} needs caCertificates or credentialName",
-                mode.as_str_name()
-            ));
-        });
-        require = mode == TlSmode::Mutual;
-    }
-    Ok(DownstreamTlsContext {
-        common_tls_context: Some(common),
-        require_client_certificate: Some(require),
-        ..DownstreamTlsContext::default()
-    })
-}
-
-fn certificate(chain: &str, key: &str) -> TlsCertificate {
-    TlsCertificate {
-        certificate_chain: Some(tls::file(chain)),
-        private_key: Some(tls::file(key)),
-        ..TlsCertificate::default()
-    }
-}
-
-fn parameters(settings: &ServerTlsSettings) -> TlsParameters {
-    let version = |version: TlsProtocol, default: WireProtocol| match version {
-        TlsProtocol::TlsAuto => default as i32,
-        TlsProtocol::Tlsv10 => WireProtocol::TlSv10 as i32,
-        TlsProtocol::Tlsv11 => WireProtocol::TlSv11 as i32,
-        TlsProtocol::Tlsv12 => WireProtocol::TlSv12 as i32,
-        TlsProtocol::Tlsv13 => WireProtocol::TlSv13 as i32,
-    };
-    TlsParameters {
-        tls_minimum_protocol_version: version(
-            settings.min_protocol_version(),
-            WireProtocol::TlSv12,
-        ),
-        tls_maximum_protocol_version: version(
-            settings.max_protocol_version(),
-            WireProtocol::TlsAuto,
-        ),
-        cipher_suites: settings.cipher_suites.clone(),
-        ..TlsParameters::default()
-    }
 }
 
 /// The chains of a server that carries something else than HTTP.

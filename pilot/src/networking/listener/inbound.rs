@@ -6,17 +6,18 @@
 use proto::envoy::config::core::v3::TrafficDirection;
 use proto::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch, Listener};
 use proto::istio::networking::v1alpha3::{
-    CaptureMode, ConnectionPoolSettings, IstioIngressListener,
+    CaptureMode, ConnectionPoolSettings, IstioIngressListener, ServerTlsSettings,
 };
 
 use super::filter_chain::{chain, inbound_tcp_proxy, tcp_proxy};
 use super::http::{Place, RouteSource, connection_manager};
-use super::{PLAIN_HTTP, http_inspector, original_dst, owned, tls_inspector};
+use super::{PLAIN_HTTP, gateway_tls, http_inspector, original_dst, owned, tls_inspector};
 use crate::model::name::{BLACK_HOLE, INBOUND_PASSTHROUGH, VIRTUAL_INBOUND};
 use crate::model::{ClusterName, InterceptionMode, Protocol};
 use crate::networking::wire::{address, seconds};
 use crate::networking::{Instance, View, access_log, plugin, route, tls};
 use crate::push_context::policies::MtlsMode;
+use crate::push_context::status::Metric;
 use crate::push_context::telemetry::Side;
 
 /// A port of the proxy's own workload.
@@ -36,6 +37,8 @@ pub struct Target {
     pub service_port: u32,
     /// Limits from the Sidecar resource.
     pub connection_pool: Option<ConnectionPoolSettings>,
+    /// TLS for clients outside of the mesh, from the Sidecar resource.
+    pub tls: Option<ServerTlsSettings>,
     /// The address to bind, for those that are not captured.
     pub bind: Option<String>,
     target_port: u32,
@@ -74,6 +77,7 @@ pub(in crate::networking) fn targets(view: &View<'_>) -> Vec<Target> {
         instance: Some(instance.clone()),
         service_port: instance.port.number,
         connection_pool: None,
+        tls: None,
         bind: (!is_captured).then(|| view.proxy.ip().to_string()),
     };
     view.instances.iter().map(from_instance).collect()
@@ -101,6 +105,7 @@ fn from_ingress(view: &View<'_>, listener: &IstioIngressListener) -> Option<Targ
         instance: instance.cloned(),
         service_port: instance.map_or(port.number, |instance| instance.port.number),
         connection_pool: listener.connection_pool,
+        tls: listener.tls.clone(),
         bind: is_bound.then(|| {
             if listener.bind.is_empty() {
                 view.proxy.ip().to_string()
@@ -260,11 +265,24 @@ fn target_chains(view: &View<'_>, target: &Target, base: &FilterChainMatch) -> V
         Application::Http => http_filters(view, target, &name),
         Application::Tcp => tcp_filters(view, target.port, &target.cluster.to_string()),
     };
-    let declared = if target.protocol.is_http() {
+    // HTTPS is HTTP behind a TLS that ends here.
+    let is_ended = target.tls.is_some() && target.protocol == Protocol::Https;
+    let declared = if target.protocol.is_http() || is_ended {
         Application::Http
     } else {
         Application::Tcp
     };
+    if let Some(settings) = &target.tls {
+        if view.peer_policy.mode_of(target.port) == MtlsMode::Disable {
+            let chain = ended_chain(view, settings, &name, base, declared, filters);
+            return chain.into_iter().collect();
+        }
+        view.record(
+            Metric::InvalidListener,
+            &name,
+            "tls of a Sidecar's ingress needs mutual TLS of mode DISABLE on the port: it does not count",
+        );
+    }
     let is_unknown = target.protocol == Protocol::Unsupported;
     mode_chains(
         view,
@@ -275,6 +293,31 @@ fn target_chains(view: &View<'_>, target: &Target, base: &FilterChainMatch) -> V
         is_unknown,
         filters,
     )
+}
+
+/// The chain of a port whose TLS is the Sidecar resource's. Without what it needs nobody is let in.
+fn ended_chain(
+    view: &View<'_>,
+    settings: &ServerTlsSettings,
+    name: &str,
+    base: &FilterChainMatch,
+    declared: Application,
+    filters: impl Fn(Application) -> Vec<Filter>,
+) -> Option<FilterChain> {
+    let alpn: &[&str] = match declared {
+        Application::Http => &["h2", "http/1.1"],
+        Application::Tcp => &[],
+    };
+    let context = gateway_tls::context(view, settings, alpn)
+        .map_err(|reason| view.record(Metric::InvalidListener, name, &reason))
+        .ok()?;
+    let matching = FilterChainMatch {
+        transport_protocol: "tls".to_owned(),
+        ..base.clone()
+    };
+    let mut ended = chain(name, Some(matching), filters(declared));
+    ended.transport_socket = Some(tls::server(&context));
+    Some(ended)
 }
 
 fn passthrough_chains(
@@ -322,10 +365,7 @@ fn mode_chains(
             Application::Tcp => &[tls::ALPN_ISTIO, "h2", "http/1.1"],
         };
         let mut terminating = chain(name, Some(with("tls", alpn)), filters(declared));
-        terminating.transport_socket = Some(tls::mesh_server(
-            view.push.mesh.trust_domains(),
-            server_alpn,
-        ));
+        terminating.transport_socket = Some(tls::mesh_server(&view.push.mesh, server_alpn));
         chains.push(terminating);
     }
     if mode == MtlsMode::Strict {

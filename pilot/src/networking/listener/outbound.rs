@@ -116,7 +116,9 @@ fn add_port(
     protocol: Protocol,
     drafts: &mut Drafts,
 ) {
-    let is_bound = egress.capture_mode == CaptureMode::None
+    let is_socket = egress.bind.starts_with("unix://");
+    let is_bound = is_socket
+        || egress.capture_mode == CaptureMode::None
         || view.proxy.interception == InterceptionMode::None;
     let bind = match (egress.bind.as_str(), is_bound) {
         ("", true) if view.proxy.ip().is_loopback() => view.proxy.ip().to_string(),

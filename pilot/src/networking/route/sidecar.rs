@@ -66,7 +66,8 @@ pub(super) fn plan<'a>(view: &'a View<'_>, name: &str) -> Vec<Planned<'a>> {
             .map(|egress| of_listener(view, egress, Some(port)))
             .unwrap_or_default()
     } else if let Some(egress) = egress.iter().find(|egress| egress.bind == name) {
-        of_listener(view, egress, egress.port.as_ref().map(|port| port.number))
+        let port = egress.port.as_ref().map(|port| port.number);
+        of_listener(view, egress, port.filter(|port| *port > 0))
     } else if let Some(cluster) = ClusterName::parse(name) {
         // A gRPC client that configures itself asks for the routes of one service.
         return sniffed(view, &cluster.host, cluster.port);
