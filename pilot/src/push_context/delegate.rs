@@ -1,7 +1,7 @@
 //! Delegation: a route of a root virtual service that stands for the routes of another one.
 //!
-//! Every delegate route is combined with every match of the root route; a combination that contradicts itself is left out, and
-//! a delegate route of which nothing is left is left out too.
+//! Every delegate route is combined with every match of the root route. Each of its matches must be within one of the root's
+//! at least; else the whole route is left out, so that nobody gets by a delegate what the root does not give away.
 
 use std::collections::BTreeMap;
 
@@ -36,6 +36,7 @@ pub(super) fn merge<'a>(
     routes
 }
 
+#[allow(deprecated, reason = "mirrorPercent counts, too")]
 fn merge_route(root: &wire::HttpRoute, child: &wire::HttpRoute) -> Option<wire::HttpRoute> {
     let conditions = merge_conditions(&root.r#match, &child.r#match)?;
     let mut merged = child.clone();
@@ -46,14 +47,19 @@ fn merge_route(root: &wire::HttpRoute, child: &wire::HttpRoute) -> Option<wire::
     }
     inherit!(
         rewrite,
+        direct_response,
         timeout,
         retries,
         fault,
         mirror,
+        mirror_percent,
         mirror_percentage,
-        cors_policy
+        cors_policy,
+        headers
     );
-    merged.headers = merge_headers(root.headers.as_ref(), child.headers.as_ref());
+    if merged.mirrors.is_empty() {
+        merged.mirrors.clone_from(&root.mirrors);
+    }
     Some(merged)
 }
 
@@ -68,120 +74,96 @@ fn merge_conditions(
             root.to_vec()
         });
     }
-    let merged: Vec<_> = child
-        .iter()
-        .flat_map(|child| root.iter().filter_map(|root| merge_condition(root, child)))
-        .collect();
-    (!merged.is_empty()).then_some(merged)
+    let mut merged = Vec::new();
+    for child in child {
+        let known = merged.len();
+        let containing = root.iter().filter(|root| is_within(root, child));
+        merged.extend(containing.map(|root| merge_condition(root, child)));
+        if merged.len() == known {
+            return None;
+        }
+    }
+    Some(merged)
 }
 
 fn merge_condition(
     root: &wire::HttpMatchRequest,
     child: &wire::HttpMatchRequest,
-) -> Option<wire::HttpMatchRequest> {
+) -> wire::HttpMatchRequest {
     let mut merged = child.clone();
     merged.name = join(&root.name, &child.name);
-    merged.uri = narrower(root.uri.as_ref(), child.uri.as_ref())?;
-    merged.scheme = narrower(root.scheme.as_ref(), child.scheme.as_ref())?;
-    merged.method = narrower(root.method.as_ref(), child.method.as_ref())?;
-    merged.authority = narrower(root.authority.as_ref(), child.authority.as_ref())?;
-    merged.headers = unite(&root.headers, &child.headers)?;
-    merged.without_headers = unite(&root.without_headers, &child.without_headers)?;
-    merged.query_params = unite(&root.query_params, &child.query_params)?;
-    if child.port == 0 {
-        merged.port = root.port;
-    } else if root.port != 0 && root.port != child.port {
-        return None;
+    macro_rules! inherit {
+        ($($field:ident, $is_unset:expr;)*) => {
+            $( if $is_unset(&merged.$field) { merged.$field.clone_from(&root.$field); } )*
+        };
     }
-    for (key, value) in &root.source_labels {
-        if merged
-            .source_labels
-            .insert(key.clone(), value.clone())
-            .is_some_and(|own| own != *value)
-        {
-            return None;
-        }
-    }
-    if child.source_namespace.is_empty() {
-        merged.source_namespace.clone_from(&root.source_namespace);
-    } else if !root.source_namespace.is_empty() && root.source_namespace != child.source_namespace {
-        return None;
-    }
-    if merged.gateways.is_empty() {
-        merged.gateways.clone_from(&root.gateways);
-    }
-    merged.ignore_uri_case |= root.ignore_uri_case;
-    Some(merged)
-}
-
-fn unite(
-    root: &BTreeMap<String, wire::StringMatch>,
-    child: &BTreeMap<String, wire::StringMatch>,
-) -> Option<BTreeMap<String, wire::StringMatch>> {
-    let mut merged = child.clone();
-    for (key, condition) in root {
-        let united = narrower(Some(condition), child.get(key))?;
-        merged.extend(united.map(|united| (key.clone(), united)));
-    }
-    Some(merged)
-}
-
-/// The narrower of two conditions, or `None` when the child's is not within the root's.
-#[allow(
-    clippy::option_option,
-    reason = "outer: contradiction; inner: no condition at all"
-)]
-fn narrower(
-    root: Option<&wire::StringMatch>,
-    child: Option<&wire::StringMatch>,
-) -> Option<Option<wire::StringMatch>> {
-    let (Some(root), Some(child)) = (root, child) else {
-        return Some(child.or(root).cloned());
-    };
-    let is_within = match (&root.match_type, &child.match_type) {
-        (None, _) => true,
-        (Some(MatchType::Exact(root)), Some(MatchType::Exact(child))) => root == child,
-        (
-            Some(MatchType::Prefix(root)),
-            Some(MatchType::Exact(child) | MatchType::Prefix(child)),
-        ) => child.starts_with(root),
-        (Some(MatchType::Regex(root)), Some(MatchType::Regex(child))) => root == child,
-        _ => false,
-    };
-    is_within.then(|| Some(child.clone()))
-}
-
-fn merge_headers(
-    root: Option<&wire::Headers>,
-    child: Option<&wire::Headers>,
-) -> Option<wire::Headers> {
-    let (Some(root), Some(child)) = (root, child) else {
-        return child.or(root).cloned();
-    };
-    Some(wire::Headers {
-        request: merge_operations(root.request.as_ref(), child.request.as_ref()),
-        response: merge_operations(root.response.as_ref(), child.response.as_ref()),
-    })
-}
-
-fn merge_operations(
-    root: Option<&wire::headers::HeaderOperations>,
-    child: Option<&wire::headers::HeaderOperations>,
-) -> Option<wire::headers::HeaderOperations> {
-    let (Some(root), Some(child)) = (root, child) else {
-        return child.or(root).cloned();
-    };
-    let mut merged = root.clone();
-    merged.set.extend(child.set.clone());
-    merged.add.extend(child.add.clone());
-    merged.remove.extend(
-        child
-            .remove
-            .iter()
-            .filter(|name| !root.remove.contains(name))
-            .cloned(),
+    inherit!(
+        uri, Option::is_none;
+        scheme, Option::is_none;
+        method, Option::is_none;
+        authority, Option::is_none;
+        port, |port: &u32| *port == 0;
+        source_namespace, String::is_empty;
+        gateways, Vec::is_empty;
+        stat_prefix, String::is_empty;
     );
-    Some(merged)
+    merged.headers = unite(&root.headers, &child.headers);
+    merged.without_headers = unite(&root.without_headers, &child.without_headers);
+    merged.query_params = unite(&root.query_params, &child.query_params);
+    merged.source_labels = unite(&root.source_labels, &child.source_labels);
+    merged
+}
+
+/// What either says; of what both say the child's.
+fn unite<T: Clone>(root: &BTreeMap<String, T>, child: &BTreeMap<String, T>) -> BTreeMap<String, T> {
+    let mut merged = root.clone();
+    merged.extend(
+        child
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone())),
+    );
+    merged
+}
+
+/// True when whatever `child` asks for besides `root` is narrower than that.
+fn is_within(root: &wire::HttpMatchRequest, child: &wire::HttpMatchRequest) -> bool {
+    let one = |root: &Option<wire::StringMatch>, child: &Option<wire::StringMatch>| {
+        let both = root.as_ref().zip(child.as_ref());
+        both.is_none_or(|(root, child)| is_narrower(root, child))
+    };
+    let each = |root: &BTreeMap<_, _>, child: &BTreeMap<String, wire::StringMatch>| {
+        let mut both = child
+            .iter()
+            .filter_map(|(key, child)| Some((root.get(key)?, child)));
+        both.all(|(root, child)| is_narrower(root, child))
+    };
+    let has_same_labels = child.source_labels.iter().all(|(key, value)| {
+        let wanted = root.source_labels.get(key);
+        wanted.is_none_or(|wanted| wanted == value)
+    });
+    one(&root.uri, &child.uri)
+        && one(&root.scheme, &child.scheme)
+        && one(&root.method, &child.method)
+        && one(&root.authority, &child.authority)
+        && each(&root.headers, &child.headers)
+        && each(&root.without_headers, &child.without_headers)
+        && each(&root.query_params, &child.query_params)
+        && root.ignore_uri_case == child.ignore_uri_case
+        && (root.port == 0 || child.port == 0 || root.port == child.port)
+        // QUIRK: a namespace of the root has to be repeated; to say nothing, as with all other fields, is a contradiction.
+        && (root.source_namespace.is_empty() || root.source_namespace == child.source_namespace)
+        && (root.gateways.is_empty() || child.gateways.iter().all(|name| root.gateways.contains(name)))
+        && has_same_labels
+}
+
+/// True when all that `child` takes `root` takes too, as far as that can be told: nobody compares expressions.
+fn is_narrower(root: &wire::StringMatch, child: &wire::StringMatch) -> bool {
+    use MatchType::{Exact, Prefix};
+    match (&root.match_type, &child.match_type) {
+        (Some(Exact(root)), Some(Exact(child))) => root == child,
+        (Some(Prefix(root)), Some(Exact(child) | Prefix(child))) => child.starts_with(root),
+        _ => false,
+    }
 }
 
 fn join(root: &str, child: &str) -> String {
