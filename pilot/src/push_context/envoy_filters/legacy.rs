@@ -166,7 +166,11 @@ pub(super) fn today(name: &str) -> &str {
         .map_or(name, |(_, new, _)| new)
 }
 
-/// Rewrites a filter as the 1.4 line wrote it: an old name, and `config` in the place of `typed_config`.
+/// What the types of filters' messages began with in Envoy's second API.
+const SECOND_API: &str = "type.googleapis.com/envoy.config.filter.";
+
+/// Rewrites a filter as the 1.4 line wrote it: an old name, `config` in the place of `typed_config`, or a `typed_config` of
+/// Envoy's second API, whose messages are today's but for their names.
 pub(super) fn modernize(filter: &mut Map<String, Value>) {
     let Some(name) = filter.get("name").and_then(Value::as_str) else {
         return;
@@ -190,5 +194,53 @@ pub(super) fn modernize(filter: &mut Map<String, Value>) {
         }
         filter.insert("typed_config".to_owned(), Value::Object(typed));
     }
+    let typed = ["typed_config", "typedConfig"]
+        .into_iter()
+        .find(|key| filter.contains_key(*key))
+        .and_then(|key| filter[key].get_mut("@type"));
+    if let Some(kind) = typed
+        && !message.is_empty()
+        && kind
+            .as_str()
+            .is_some_and(|kind| kind.starts_with(SECOND_API))
+    {
+        *kind = json!(format!("{}{message}", proto::type_url::PREFIX));
+    }
     filter.insert("name".to_owned(), Value::String(name));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_old_name_becomes_todays_with_its_message() {
+        for (old, new, message) in FILTERS {
+            assert_eq!(today(old), *new);
+            assert_eq!(today(new), *new, "{old}: what is new stays");
+            if message.is_empty() {
+                continue;
+            }
+            let url = format!("{}{message}", proto::type_url::PREFIX);
+            for config in [
+                json!({"name": old, "config": {"a": 1}}),
+                json!({"name": old, "typed_config": {"@type": format!("{SECOND_API}x.v2.Y"), "a": 1}}),
+                json!({"name": new, "typed_config": {"@type": url, "a": 1}}),
+            ] {
+                let mut filter = config.as_object().unwrap().clone();
+                modernize(&mut filter);
+                let wanted = json!({"name": new, "typed_config": {"@type": url, "a": 1}});
+                assert_eq!(Value::Object(filter), wanted, "{config}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_stays() {
+        let own =
+            json!({"name": "mine", "typed_config": {"@type": "type.googleapis.com/mine.Filter"}});
+        let mut filter = own.as_object().unwrap().clone();
+        modernize(&mut filter);
+        assert_eq!(Value::Object(filter), own);
+    }
 }
