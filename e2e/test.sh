@@ -57,6 +57,7 @@ as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo -n "$@"; fi; }
 prepare() {
     local packages=()
     command -v iptables-restore >/dev/null || [ -x /usr/sbin/iptables-restore ] || packages+=(iptables)
+    command -v nft >/dev/null || [ -x /usr/sbin/nft ] || packages+=(nftables)
     command -v ip >/dev/null || [ -x /usr/sbin/ip ] || packages+=(iproute2)
     command -v newuidmap >/dev/null || packages+=(uidmap)
     command -v setpriv >/dev/null || packages+=(util-linux)
@@ -72,7 +73,6 @@ prepare() {
     if named node; then
         command -v containerd >/dev/null || packages+=(containerd)
         command -v runc >/dev/null || packages+=(runc)
-        command -v nft >/dev/null || packages+=(nftables)
         command -v conntrack >/dev/null || packages+=(conntrack)
     fi
     python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)

@@ -32,6 +32,10 @@ const PROGRAMS: &[&str] = &[
     "bookinfo",
 ];
 
+/// Runs its arguments where iptables cannot be.
+const HIDE_IPTABLES: &str = r#"program=$(command -v iptables-restore) &&
+    mount --bind /dev/null "$(readlink -f "$program")"; exec "$0" "$@""#;
+
 /// A mesh that runs.
 pub struct Mesh {
     /// Its name.
@@ -182,18 +186,20 @@ impl Mesh {
     /// # Errors
     /// When it does not come up in time; the error holds what it printed.
     pub async fn up(name: &str, arguments: &[&str]) -> anyhow::Result<Self> {
-        let (http_port, metrics_port) = free_ports()?;
-        let ports = format!(
-            "local.hostPorts.http={http_port},local.hostPorts.https=0,local.hostPorts.tcp=0,\
-             local.hostPorts.pilot=0,local.hostPorts.metrics={metrics_port}"
-        );
-        Self::start(
-            None,
-            name,
-            (http_port, metrics_port),
-            &[&["--set", &ports], arguments].concat(),
-        )
-        .await
+        Self::on_free_ports(biremectl(None)?, None, name, arguments).await
+    }
+
+    /// As [`Mesh::up`], where iptables is absent; needs root.
+    ///
+    /// # Errors
+    /// As [`Mesh::up`].
+    pub async fn up_without_iptables(name: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", HIDE_IPTABLES])
+            .arg(programs()?.join("biremectl"))
+            .current_dir(project());
+        Self::on_free_ports(command, None, name, arguments).await
     }
 
     /// As [`Mesh::up`], by an ordinary user.
@@ -201,18 +207,7 @@ impl Mesh {
     /// # Errors
     /// As [`Mesh::up`].
     pub async fn up_as(person: &Person, name: &str, arguments: &[&str]) -> anyhow::Result<Self> {
-        let (http_port, metrics_port) = free_ports()?;
-        let ports = format!(
-            "local.hostPorts.http={http_port},local.hostPorts.https=0,local.hostPorts.tcp=0,\
-             local.hostPorts.pilot=0,local.hostPorts.metrics={metrics_port}"
-        );
-        Self::start(
-            Some(person),
-            name,
-            (http_port, metrics_port),
-            &[&["--set", &ports], arguments].concat(),
-        )
-        .await
+        Self::on_free_ports(person.command(), Some(person), name, arguments).await
     }
 
     /// Brings up the mesh that a newcomer gets: no arguments, the usual ports.
@@ -220,16 +215,32 @@ impl Mesh {
     /// # Errors
     /// As [`Mesh::up`].
     pub async fn up_as_a_newcomer() -> anyhow::Result<Self> {
-        Self::start(None, "default", (8080, 42422), &[]).await
+        Self::start(biremectl(None)?, None, "default", (8080, 42422), &[]).await
+    }
+
+    async fn on_free_ports(
+        command: Command,
+        person: Option<&Person>,
+        name: &str,
+        arguments: &[&str],
+    ) -> anyhow::Result<Self> {
+        let ports = free_ports()?;
+        let given = format!(
+            "local.hostPorts.http={},local.hostPorts.https=0,local.hostPorts.tcp=0,\
+             local.hostPorts.pilot=0,local.hostPorts.metrics={}",
+            ports.0, ports.1
+        );
+        let arguments = [&["--set", &given], arguments].concat();
+        Self::start(command, person, name, ports, &arguments).await
     }
 
     async fn start(
+        mut command: Command,
         person: Option<&Person>,
         name: &str,
         (http_port, metrics_port): (u16, u16),
         arguments: &[&str],
     ) -> anyhow::Result<Self> {
-        let mut command = biremectl(person)?;
         command
             .args(["local", "up", "--name", name])
             .args(arguments);

@@ -1,7 +1,7 @@
 //! Interception: sends a pod's traffic through its proxy.
 //!
 //! [`options`] (who is intercepted) → [`rules`] (the rules, pure) → [`program`] (into the kernel, through
-//! `iptables-restore`). Two programs do it: `istio-iptables`, which a pod's init container runs with the flags and the
+//! `iptables-restore`, or `nft` where there is none). Two programs do it: `istio-iptables`, which a pod's init container runs with the flags and the
 //! environment of Istio's, and `istio-cni`, which the node runs for a pod before anything of it runs (`cni`, a feature).
 //! [`validation`] tries whether it worked.
 //!

@@ -59,6 +59,9 @@ pub struct Options {
     /// Outbound ports to leave alone.
     #[arg(short = 'o', long = "istio-local-outbound-ports-exclude", env = "ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE", default_value = "", value_parser = parse_port_list)]
     pub excluded_outbound_ports: List<u16>,
+    /// Interfaces of virtual machines in the pod: what comes in by them counts as outbound.
+    #[arg(short = 'k', long = "kube-virt-interfaces", default_value = "", value_parser = parse_interface_list)]
+    pub kubevirt_interfaces: List<String>,
     /// Send DNS questions to the agent, which knows the mesh's names.
     #[arg(long = "redirect-dns", env = "ISTIO_META_DNS_CAPTURE", num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub redirect_dns: bool,
@@ -124,6 +127,10 @@ fn parse_block_list(text: &str) -> Result<List<IpNet>, String> {
     parse_items(text, parse_block).map(List)
 }
 
+fn parse_interface_list(text: &str) -> Result<List<String>, String> {
+    parse_items(text, parse_interface).map(List)
+}
+
 fn parse_selection<T>(
     text: &str,
     item: fn(&str) -> Result<T, String>,
@@ -149,6 +156,17 @@ fn parse_port(text: &str) -> Result<u16, String> {
             "{text:?} is not a port; wanted 1 to 65535, separated by commas"
         )),
         Ok(port) => Ok(port),
+    }
+}
+
+fn parse_interface(text: &str) -> Result<String, String> {
+    let is_part = |letter: char| letter.is_ascii_alphanumeric() || "-_.@".contains(letter);
+    if (1..16).contains(&text.len()) && text.chars().all(is_part) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "{text:?} is not an interface; wanted names such as net1, separated by commas"
+        ))
     }
 }
 

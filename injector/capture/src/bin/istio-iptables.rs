@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser as _;
 use injector_capture::options::Options;
-use injector_capture::rules::{Family, build};
 use injector_capture::{program, validation};
 
 fn main() -> ExitCode {
@@ -28,9 +27,8 @@ fn main() -> ExitCode {
 
 fn program_rules(options: &Options) -> anyhow::Result<()> {
     if options.dry_run {
-        let rules = [Family::V4, Family::V6].map(|family| build(options, family));
         return std::io::stdout()
-            .write_all(rules.concat().as_bytes())
+            .write_all(program::print(options).as_bytes())
             .context("print the rules");
     }
     if options.clean {

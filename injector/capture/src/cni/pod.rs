@@ -32,6 +32,7 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("traffic.sidecar.istio.io/excludeOutboundIPRanges", "-x", ""),
     ("traffic.sidecar.istio.io/includeInboundPorts", "-b", "*"),
     ("traffic.sidecar.istio.io/excludeOutboundPorts", "-o", ""),
+    ("traffic.sidecar.istio.io/kubevirtInterfaces", "-k", ""),
 ];
 /// Inbound ports to leave alone, to which the agent's own is added.
 const EXCLUDED_INBOUND: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
@@ -236,6 +237,7 @@ mod tests {
             annotations["traffic.sidecar.istio.io/includeInboundPorts"] = json!("*");
             annotations["traffic.sidecar.istio.io/excludeInboundPorts"] = json!("9000");
             annotations["traffic.sidecar.istio.io/excludeOutboundPorts"] = json!("3306");
+            annotations["traffic.sidecar.istio.io/kubevirtInterfaces"] = json!("net1");
             annotations["status.sidecar.istio.io/port"] = json!("15099");
             pod["spec"]["containers"][1]["env"] = json!([{"name": DNS_CAPTURE, "value": "true"}]);
         });
@@ -256,6 +258,8 @@ mod tests {
             "9000,15099",
             "-o",
             "3306",
+            "-k",
+            "net1",
             "--redirect-dns",
         ];
         let want = Options::parse_from(flags);

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::interception::{EVERYTHING, IN_POD, ON_NODE, check};
 use crate::network::{Pod, on_a_node, run, serve_on_node};
+use crate::tools::Tools;
 
 /// Where Debian's `containernetworking-plugins` and everybody else's are.
 const REFERENCE: &[&str] = &["/usr/lib/cni", "/opt/cni/bin"];
@@ -23,10 +24,11 @@ const REFERENCE: &[&str] = &["/usr/lib/cni", "/opt/cni/bin"];
 struct Node {
     folder: tempfile::TempDir,
     list: Value,
+    tools: Tools,
 }
 
 impl Node {
-    fn new(network: &Value) -> Self {
+    fn new(network: &Value, tools: Tools) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
         for name in ["net.d", "bin"] {
@@ -62,7 +64,11 @@ impl Node {
         assert!(installed.status.success(), "{installed:?}");
         let list = fs::read_to_string(path("net.d/10-net.conflist")).unwrap();
         let list = serde_json::from_str(&list).unwrap();
-        Node { folder, list }
+        Node {
+            folder,
+            list,
+            tools,
+        }
     }
 
     /// Calls one plugin as a runtime does; its answer, or its error.
@@ -91,6 +97,7 @@ impl Node {
         let (identity, namespace) = pod;
         let (space, pod_name) = identity.split_once('/').unwrap();
         let mut child = Command::new(program)
+            .env("PATH", self.tools.path())
             .env("CNI_COMMAND", command)
             .env("CNI_CONTAINERID", pod_name)
             .env("CNI_NETNS", namespace)
@@ -214,15 +221,19 @@ fn network(main: &Value, folder: &Path) -> Value {
 }
 
 #[test]
-#[ignore = "needs root, iptables and containernetworking-plugins"]
+#[ignore = "needs root, iptables, nft and containernetworking-plugins"]
 fn pods_of_the_reference_plugins_are_intercepted_and_left_without_a_trace() {
-    for main in [
-        json!({"type": "bridge", "bridge": "cni0", "isGateway": true}),
-        json!({"type": "ptp"}),
+    let damage = "iptables -t nat -D ISTIO_OUTPUT 1";
+    let damage_nft = "nft flush chain ip istio_nat ISTIO_OUTPUT";
+    let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true});
+    for (main, tools, damage) in [
+        (bridge, Tools::iptables(), damage),
+        (json!({"type": "ptp"}), Tools::iptables(), damage),
+        (json!({"type": "ptp"}), Tools::nft(), damage_nft),
     ] {
         on_a_node(move || {
             let folder = tempfile::tempdir().unwrap();
-            let node = Node::new(&network(&main, folder.path()));
+            let node = Node::new(&network(&main, folder.path()), tools);
             let pod = Pod::new();
             let namespace = pod.namespace();
             let result = node.add("shop/injected", &namespace).unwrap();
@@ -237,7 +248,7 @@ fn pods_of_the_reference_plugins_are_intercepted_and_left_without_a_trace() {
             check(&pod, &main.to_string(), EVERYTHING);
 
             node.check("shop/injected", &namespace, &result).unwrap();
-            pod.run(&["iptables", "-t", "nat", "-D", "ISTIO_OUTPUT", "1"]);
+            pod.run(&damage.split(' ').collect::<Vec<_>>());
             let error = node
                 .check("shop/injected", &namespace, &result)
                 .unwrap_err();
@@ -247,7 +258,9 @@ fn pods_of_the_reference_plugins_are_intercepted_and_left_without_a_trace() {
             );
 
             node.delete("shop/injected", &namespace, &result);
-            let left = pod.run(&["iptables-save"]) + &pod.run(&["ip", "-o", "link"]);
+            let left = ["iptables-save", "nft list ruleset", "ip -o link"]
+                .map(|line| pod.run(&line.split(' ').collect::<Vec<_>>()))
+                .concat();
             assert!(!left.contains("ISTIO") && !left.contains("eth0"), "{left}");
             // A second time, and without the namespace: a runtime may ask again.
             drop(pod);
@@ -261,7 +274,10 @@ fn pods_of_the_reference_plugins_are_intercepted_and_left_without_a_trace() {
 fn pods_that_are_none_of_ours_are_left_alone_and_wrong_ones_refused() {
     on_a_node(|| {
         let folder = tempfile::tempdir().unwrap();
-        let node = Node::new(&network(&json!({"type": "ptp"}), folder.path()));
+        let node = Node::new(
+            &network(&json!({"type": "ptp"}), folder.path()),
+            Tools::iptables(),
+        );
         for name in ["shop/plain", "kube-system/unknown"] {
             let pod = Pod::new();
             let result = node.add(name, &pod.namespace()).unwrap();

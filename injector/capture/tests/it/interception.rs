@@ -1,8 +1,9 @@
-//! `istio-iptables` against tables of who reaches whom.
+//! `istio-iptables` against tables of who reaches whom, with iptables and with nft where iptables is absent.
 
 use std::process::Output;
 
 use crate::network::{Pod, ask_on_node, eventually, on_a_node, serve_on_node};
+use crate::tools::Tools;
 
 /// Who answers: the proxy's two ports, the agent's two, the application; on the node a service and a name server.
 pub(crate) const IN_POD: &[(&str, &str)] = &[
@@ -67,8 +68,10 @@ pub(crate) fn check(pod: &Pod, what: &str, rows: &[Row]) {
     }
 }
 
-fn istio_iptables(pod: &Pod, flags: &[&str]) -> Output {
-    pod.try_run(&[&[env!("CARGO_BIN_EXE_istio-iptables")], flags].concat())
+fn istio_iptables(pod: &Pod, tools: &Tools, flags: &[&str]) -> Output {
+    let path = format!("PATH={}", tools.path());
+    let program = ["env", &path, env!("CARGO_BIN_EXE_istio-iptables")];
+    pod.try_run(&[&program, flags].concat())
 }
 
 /// Flags, and who reaches whom with them.
@@ -138,30 +141,65 @@ const CASES: &[(&[&str], &[Row])] = &[
         &["-m", "TPROXY", "-b", "*", "-i", "*", "-d", "15020"],
         EVERYTHING,
     ),
+    // A virtual machine behind an interface of the pod: what it sends is outbound.
+    (
+        &["-k", "eth0", "-b", "*", "-i", "*", "-x", "10.99.0.2/32"],
+        &[
+            (OUTSIDE, "tcp 10.99.0.2:8080", "app"),
+            (OUTSIDE, "tcp [fd99::2]:8080", "outbound"),
+        ],
+    ),
+    (
+        &["-k", "eth0", "-m", "TPROXY", "-b", "*", "-i", "*"],
+        &[(OUTSIDE, "tcp 10.99.0.2:8080", "outbound")],
+    ),
     (&[], NOTHING),
 ];
+
+fn is_what_the_flags_say(tools: &Tools) {
+    let pod = Pod::connected();
+    pod.serve(IN_POD);
+    serve_on_node(ON_NODE);
+    check(&pod, "without rules", NOTHING);
+    for (flags, rows) in CASES {
+        // Twice: what was there before is replaced.
+        for _ in 0..2 {
+            let output = istio_iptables(&pod, tools, flags);
+            assert!(output.status.success(), "{flags:?}: {output:?}");
+        }
+        check(&pod, &format!("{flags:?}"), rows);
+    }
+}
 
 #[test]
 #[ignore = "needs root and iptables"]
 fn who_is_intercepted_is_what_the_flags_say() {
+    on_a_node(|| is_what_the_flags_say(&Tools::iptables()));
+}
+
+#[test]
+#[ignore = "needs root and nft"]
+fn who_is_intercepted_is_the_same_by_nft() {
+    on_a_node(|| is_what_the_flags_say(&Tools::nft()));
+}
+
+#[test]
+#[ignore = "needs root and nft"]
+fn where_no_proxy_listens_nobody_gets_in() {
     on_a_node(|| {
         let pod = Pod::connected();
         pod.serve(IN_POD);
-        serve_on_node(ON_NODE);
-        check(&pod, "without rules", NOTHING);
-        for (flags, rows) in CASES {
-            // Twice: what was there before is replaced.
-            for _ in 0..2 {
-                let output = istio_iptables(&pod, flags);
-                assert!(output.status.success(), "{flags:?}: {output:?}");
-            }
-            check(&pod, &format!("{flags:?}"), rows);
+        for mode in ["REDIRECT", "TPROXY"] {
+            let output =
+                istio_iptables(&pod, &Tools::nft(), &["-m", mode, "-b", "*", "-z", "15999"]);
+            assert!(output.status.success(), "{mode}: {output:?}");
+            check(&pod, mode, &[(OUTSIDE, "tcp 10.99.0.2:8080", "nobody")]);
         }
     });
 }
 
 #[test]
-#[ignore = "needs root and iptables"]
+#[ignore = "needs root, iptables and nft"]
 fn what_was_programmed_is_taken_away_and_what_others_did_stays() {
     on_a_node(|| {
         let pod = Pod::connected();
@@ -173,12 +211,14 @@ fn what_was_programmed_is_taken_away_and_what_others_did_stays() {
                 vec!["ip", "-6", "rule"],
                 vec!["ip", "route", "show", "table", "all"],
                 vec!["ip", "addr", "show", "dev", "lo"],
+                vec!["nft", "list", "tables"],
             ];
             let text = parts.map(|line| pod.run(&line)).concat();
-            // Dates and counters differ, and a table that was looked at is there from then on.
-            let kept = text
-                .lines()
-                .filter(|line| !line.starts_with(['#', ':', '*', 'C']));
+            // Dates and counters differ, and a table of iptables that was looked at is there from then on.
+            let kept = text.lines().filter(|line| {
+                let is_of_iptables = line.starts_with("table ip") && !line.contains("istio");
+                !line.starts_with(['#', ':', '*', 'C']) && !is_of_iptables
+            });
             kept.map(|line| format!("{line}\n")).collect::<String>()
         };
         let foreign = [
@@ -186,16 +226,25 @@ fn what_was_programmed_is_taken_away_and_what_others_did_stays() {
         ];
         pod.run(&foreign);
         let before = state();
-        for flags in [
-            vec!["-b", "*", "-i", "*", "--redirect-dns"],
-            vec!["-m", "TPROXY", "-b", "*", "-i", "*"],
+        for (tools, kind) in [
+            (Tools::iptables(), "*nat"),
+            (Tools::nft(), "table ip istio_nat"),
         ] {
-            let output = istio_iptables(&pod, &flags);
-            assert!(output.status.success(), "{output:?}");
-            assert_ne!(state(), before, "{flags:?}");
-            let output = istio_iptables(&pod, &["--clean"]);
-            assert!(output.status.success(), "{output:?}");
-            assert_eq!(state(), before, "{flags:?}");
+            for flags in [
+                vec!["-b", "*", "-i", "*", "--redirect-dns"],
+                vec!["-m", "TPROXY", "-b", "*", "-i", "*", "-k", "net1"],
+            ] {
+                let output = istio_iptables(&pod, &tools, &[&flags[..], &["--dry-run"]].concat());
+                let shown = String::from_utf8(output.stdout).unwrap();
+                assert!(shown.contains(kind), "{flags:?}: {shown}");
+                assert_eq!(state(), before, "{flags:?}: a dry run changes nothing");
+                let output = istio_iptables(&pod, &tools, &flags);
+                assert!(output.status.success(), "{output:?}");
+                assert_ne!(state(), before, "{flags:?}");
+                let output = istio_iptables(&pod, &tools, &["--clean"]);
+                assert!(output.status.success(), "{output:?}");
+                assert_eq!(state(), before, "{flags:?}");
+            }
         }
     });
 }
@@ -205,6 +254,7 @@ fn what_was_programmed_is_taken_away_and_what_others_did_stays() {
 fn validation_tells_whether_the_rules_are_there() {
     on_a_node(|| {
         let pod = Pod::new();
+        let tools = Tools::iptables();
         let tries = |seconds| {
             [
                 "--run-validation",
@@ -213,11 +263,11 @@ fn validation_tells_whether_the_rules_are_there() {
                 seconds,
             ]
         };
-        let output = istio_iptables(&pod, &tries("1"));
+        let output = istio_iptables(&pod, &tools, &tries("1"));
         assert_eq!(output.status.code(), Some(126), "{output:?}");
         for flags in [["-b", "*"], ["-m", "TPROXY"]] {
-            assert!(istio_iptables(&pod, &flags).status.success());
-            let output = istio_iptables(&pod, &tries("20"));
+            assert!(istio_iptables(&pod, &tools, &flags).status.success());
+            let output = istio_iptables(&pod, &tools, &tries("20"));
             assert!(output.status.success(), "{flags:?}: {output:?}");
         }
     });

@@ -6,3 +6,4 @@
 mod cni;
 mod interception;
 mod network;
+mod tools;

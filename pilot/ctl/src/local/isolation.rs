@@ -2,7 +2,7 @@
 //! that has one thread.
 //!
 //! Root makes network and mount namespaces; an ordinary user makes them inside a user namespace. There the sidecar's user
-//! (1337) must exist, or iptables could not tell the proxy's connections from the application's: so a range of subordinate
+//! (1337) must exist, or nobody could tell the proxy's connections from the application's: so a range of subordinate
 //! users is needed (`/etc/subuid`, `newuidmap`). Where anything of this is missing, pods share the machine's network: each
 //! has a loopback address, nothing is redirected, and the sidecar is the application's HTTP proxy.
 
@@ -20,9 +20,15 @@ use nix::{
 };
 use proto_component::process::Usage;
 
-use super::{Interception, network::node::Node, platform::Mode, pod::sandbox, state::StateDir};
+use super::{
+    Interception,
+    network::{node::Node, service_proxy::Firewall},
+    platform::Mode,
+    pod::sandbox,
+    state::StateDir,
+};
 
-/// The sidecar's user and group, which iptables lets through.
+/// The sidecar's user and group, which interception lets through.
 const PROXY_USER: u32 = 1337;
 /// How long the attempt may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -56,7 +62,7 @@ pub(crate) fn settle(wanted: Interception, state: &StateDir) -> anyhow::Result<I
         Err(error) if wanted == Interception::Auto => return Ok(shared(&format!("{error:#}"))),
         Err(error) => {
             return Err(Usage(format!(
-                "--interception redirect: {error:#}; use `--interception none`, or run it as root with iproute2 and iptables installed"
+                "--interception redirect: {error:#}; use `--interception none`, or run it as root with iproute2 and iptables (or nftables) installed"
             ))
             .into());
         }
@@ -70,7 +76,8 @@ pub(crate) fn settle(wanted: Interception, state: &StateDir) -> anyhow::Result<I
     Ok(Isolation {
         mode: Mode::Isolated,
         description: format!(
-            "each pod is a network namespace of its own ({who}; iptables redirects)"
+            "each pod is a network namespace of its own ({who}; {} redirects)",
+            Firewall::find().name()
         ),
     })
 }

@@ -61,7 +61,7 @@ pub(crate) struct Parts {
     pub mesh_id: String,
     /// Ports on the host.
     pub forwarder: Forwarder,
-    /// Cluster addresses of services, where no iptables translates them.
+    /// Cluster addresses of services, where no firewall translates them.
     pub cluster_ports: Forwarder,
     /// Service names.
     pub names: Names,
@@ -271,7 +271,7 @@ impl Platform {
 /// Makes the machine follow the objects until `drain`.
 pub(crate) async fn run(platform: Platform, has_galley: bool, drain: Drain) {
     let mut changes = platform.store.watch();
-    let mut sync = services::Sync::default();
+    let mut sync = services::Sync::new();
     let mut mirror = Mirror::new(
         platform
             .state

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{
     network::{
         dns::Zone,
-        service_proxy::{ServicePort, build_rules},
+        service_proxy::{Firewall, ServicePort},
     },
     platform::Platform,
     pod::lifecycle::PodContext,
@@ -20,8 +20,9 @@ use super::{
 };
 
 /// What was published last, so that only changes are.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Sync {
+    firewall: Firewall,
     rules: String,
 }
 
@@ -34,6 +35,14 @@ struct Endpoint {
 }
 
 impl Sync {
+    /// Nothing was published yet.
+    pub(crate) fn new() -> Self {
+        Self {
+            firewall: Firewall::find(),
+            rules: String::new(),
+        }
+    }
+
     /// One pass over all services.
     pub(crate) async fn reconcile(&mut self, platform: &Platform) -> anyhow::Result<()> {
         let pods = running_pods(platform);
@@ -79,11 +88,12 @@ impl Sync {
         }
         publish_slices(platform, slices);
         platform.names.set(zone);
-        let rules = build_rules(&ports);
+        let rules = self.firewall.build_rules(&ports);
         if rules != self.rules && platform.mode.is_isolated() {
+            let (program, arguments) = self.firewall.restore();
             platform
                 .node
-                .run_program("iptables-restore", &[], rules.clone())
+                .run_program(program, arguments, rules.clone())
                 .await?;
             self.rules = rules;
         }
@@ -102,7 +112,7 @@ impl Sync {
     }
 }
 
-/// Serves the cluster addresses of TCP services where iptables does not: each is forwarded by this process.
+/// Serves the cluster addresses of TCP services where no firewall does: each is forwarded by this process.
 async fn forward_cluster_ports(platform: &Platform, ports: &[ServicePort]) {
     // Below it only root may listen; what has such a port is found through its proxy.
     const UNPRIVILEGED: u16 = 1024;

@@ -69,7 +69,7 @@ pub struct UpArgs {
 pub enum Interception {
     /// What this machine allows.
     Auto,
-    /// Network namespaces and iptables.
+    /// Network namespaces and iptables, or nft where that is absent.
     Redirect,
     /// Loopback addresses, sidecars as HTTP proxies.
     None,

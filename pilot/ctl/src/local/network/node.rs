@@ -18,6 +18,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 use super::{
     namespace::{Namespace, run_with_input},
     plan::Plan,
+    service_proxy::Firewall,
 };
 
 /// The node's own address: where probes and forwarded connections come from.
@@ -199,9 +200,7 @@ fn set_up() -> anyhow::Result<()> {
             .with_context(|| format!("set {setting} in the node's namespace"))?;
     }
     // Fails here, with the reason, where the kernel lacks what cluster addresses need.
-    run_with_input(
-        "iptables-restore",
-        &[],
-        &super::service_proxy::build_rules(&[]),
-    )
+    let firewall = Firewall::find();
+    let (program, arguments) = firewall.restore();
+    run_with_input(program, arguments, &firewall.build_rules(&[]))
 }

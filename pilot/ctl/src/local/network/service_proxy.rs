@@ -5,11 +5,61 @@ use std::{
     collections::BTreeSet,
     fmt::Write as _,
     net::{Ipv4Addr, SocketAddrV4},
+    process::{Command, Stdio},
 };
 
 use sha2::{Digest as _, Sha256};
 
 use super::node::ADDRESS;
+
+mod nft;
+
+/// What translates addresses: iptables, or nft where that is absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Firewall {
+    Iptables,
+    Nft,
+}
+
+impl Firewall {
+    /// The one that there is. Where there is neither, the attempt to run iptables says so.
+    pub(crate) fn find() -> Self {
+        let is_installed = |program: &str| {
+            let mut command = Command::new(program);
+            command.arg("--version").stdin(Stdio::null());
+            command.output().is_ok()
+        };
+        if !is_installed("iptables-restore") && is_installed("nft") {
+            Firewall::Nft
+        } else {
+            Firewall::Iptables
+        }
+    }
+
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Firewall::Iptables => "iptables",
+            Firewall::Nft => "nft",
+        }
+    }
+
+    /// The program that reads rules, and its arguments.
+    pub(crate) fn restore(self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            Firewall::Iptables => ("iptables-restore", &[]),
+            Firewall::Nft => ("nft", &["-f", "-"]),
+        }
+    }
+
+    /// Its input for everything that the node needs. Pure, and the same for the same input.
+    pub(crate) fn build_rules(self, ports: &[ServicePort]) -> String {
+        match self {
+            Firewall::Iptables => build_rules(ports),
+            Firewall::Nft => nft::build_rules(ports),
+        }
+    }
+}
 
 /// One port of a service with a cluster address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,12 +74,11 @@ pub(crate) struct ServicePort {
     pub endpoints: Vec<SocketAddrV4>,
 }
 
-/// The input of `iptables-restore` for all tables that the node uses. Pure, and the same for the same input.
-pub(crate) fn build_rules(ports: &[ServicePort]) -> String {
+/// The input of `iptables-restore` for all tables that the node uses.
+fn build_rules(ports: &[ServicePort]) -> String {
     let mut chains = String::new();
     let mut rules = String::new();
     let mut refusals = String::new();
-    let mut pods: BTreeSet<Ipv4Addr> = BTreeSet::new();
     for port in ports {
         let (ip, number, protocol) = (port.address.ip(), port.address.port(), port.protocol);
         let matcher = format!("-d {ip}/32 -p {protocol} -m {protocol} --dport {number}");
@@ -50,7 +99,6 @@ pub(crate) fn build_rules(ports: &[ServicePort]) -> String {
         );
         let count = port.endpoints.len();
         for (index, endpoint) in port.endpoints.iter().enumerate() {
-            pods.insert(*endpoint.ip());
             let left = count - index;
             let draw = if left > 1 {
                 #[allow(clippy::cast_precision_loss, reason = "a handful of endpoints")]
@@ -65,8 +113,7 @@ pub(crate) fn build_rules(ports: &[ServicePort]) -> String {
             );
         }
     }
-    // A pod that is its own endpoint would answer itself directly and never see its connection translated back.
-    for pod in pods {
+    for pod in pods(ports) {
         line(
             &mut rules,
             format_args!("-A POSTROUTING -s {pod}/32 -d {pod}/32 -j SNAT --to-source {ADDRESS}"),
@@ -78,6 +125,13 @@ pub(crate) fn build_rules(ports: &[ServicePort]) -> String {
          -A PREROUTING -j BIREME-SERVICES\n-A OUTPUT -j BIREME-SERVICES\n{rules}COMMIT\n\
          *filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n{refusals}COMMIT\n"
     )
+}
+
+/// The pods behind the services. One that is its own endpoint would answer itself directly and never see its connection
+/// translated back, so what it sends to itself gets the node's address.
+fn pods(ports: &[ServicePort]) -> BTreeSet<Ipv4Addr> {
+    let endpoints = ports.iter().flat_map(|port| &port.endpoints);
+    endpoints.map(|endpoint| *endpoint.ip()).collect()
 }
 
 fn line(text: &mut String, rule: std::fmt::Arguments<'_>) {
@@ -127,5 +181,28 @@ mod tests {
         let rules = build_rules(&[port(&[])]);
         assert!(rules.contains("-A FORWARD -d 10.96.0.20/32 -p tcp -m tcp --dport 9080 -j REJECT"));
         assert!(!rules.contains("DNAT"));
+    }
+
+    #[test]
+    fn nft_draws_and_refuses_alike() {
+        let refused = ServicePort {
+            name: "default/ratings:http".into(),
+            address: "10.96.0.21:9080".parse().unwrap(),
+            endpoints: vec![],
+            ..port(&[])
+        };
+        let rules = Firewall::Nft.build_rules(&[
+            port(&["10.244.0.5:9080", "10.244.0.6:9080", "10.244.0.7:9080"]),
+            refused,
+        ]);
+        for part in [
+            "numgen random mod 3 0 meta l4proto tcp dnat to 10.244.0.5:9080\n\
+             numgen random mod 2 0 meta l4proto tcp dnat to 10.244.0.6:9080\n\
+             meta l4proto tcp dnat to 10.244.0.7:9080\n}\n",
+            "chain BIREME-REFUSALS {\nip daddr 10.96.0.21 tcp dport 9080 reject\n}\n",
+            "ip saddr 10.244.0.6 ip daddr 10.244.0.6 snat to 10.244.0.1\n",
+        ] {
+            assert!(rules.contains(part), "{part} is missing in\n{rules}");
+        }
     }
 }
