@@ -84,12 +84,18 @@ const KNOWN: &[(&str, Form)] = &[
     ),
     ("traffic.sidecar.istio.io/excludeInboundPorts", Form::Ports),
     ("traffic.sidecar.istio.io/excludeOutboundPorts", Form::Ports),
+    ("traffic.sidecar.istio.io/kubevirtInterfaces", Form::Any),
     ("policy.istio.io/check", Form::Any),
     ("policy.istio.io/lang", Form::Any),
     ("policy.istio.io/checkRetries", Form::Any),
     ("policy.istio.io/checkBaseRetryWaitTime", Form::Any),
     ("policy.istio.io/checkMaxRetryWaitTime", Form::Any),
 ];
+
+/// Every annotation that a pod may have.
+pub fn known() -> impl Iterator<Item = &'static str> {
+    KNOWN.iter().map(|(key, _)| *key)
+}
 
 /// A value that cannot be meant.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

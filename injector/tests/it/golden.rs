@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use injector::annotations::{self, INJECT, STATUS};
 use injector::config::{Files, Settings};
 use injector::kube_inject::inject_text;
-use injector::pod::{inject, workload_of};
+use injector::pod::{PROXY_CONTAINER, inject, workload_of};
 use serde_json::{Value, json};
 
 fn check(case: &str) {
@@ -63,6 +64,69 @@ fn where_the_node_intercepts_pods_only_try_whether_it_works() {
     check("cni");
 }
 
+#[test]
+fn every_annotation_that_there_is_counts() {
+    check("everything");
+    let input = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/everything/input.yaml");
+    let input = fs::read_to_string(input).unwrap();
+    let pod = proto::yaml::parse_documents(&input)
+        .remove(0)
+        .unwrap()
+        .value;
+    let settings = Settings::load(&Files::default()).unwrap();
+    // What is added, without what only repeats the annotations.
+    let injected = |pod: &Value| {
+        let mut pod = inject(&settings, pod, &workload_of(pod, "shop")).unwrap();
+        for container in pod["spec"]["initContainers"].as_array_mut().unwrap() {
+            if let Some(env) = container.get_mut("env").and_then(Value::as_array_mut) {
+                env.retain(|variable| variable["name"] != "ISTIO_METAJSON_ANNOTATIONS");
+            }
+        }
+        pod["spec"].to_string()
+    };
+    // The agent's own environment goes with the proxy's container, wherever that is.
+    let with_everything = injected(&pod);
+    for key in annotations::known().filter(|key| *key != STATUS) {
+        let mut without = pod.clone();
+        let left = without["metadata"]["annotations"].as_object_mut().unwrap();
+        assert!(left.remove(key).is_some(), "{key} is not among them");
+        // Pilot and the agent read these in the proxy's metadata; injection is what holds without a wish.
+        let is_metadata = key.starts_with("policy.") || key.contains("/statsInclusion");
+        if key != INJECT {
+            let same = injected(&without) == with_everything;
+            assert_eq!(same, is_metadata, "{key}");
+        }
+    }
+}
+
+#[test]
+fn an_application_that_waits_for_its_proxy_is_started_after_it() {
+    let names = |pod: &Value| -> Vec<String> {
+        let containers = pod["spec"]["containers"].as_array().unwrap();
+        let names = containers
+            .iter()
+            .map(|container| container["name"].as_str().unwrap());
+        names.map(str::to_owned).collect()
+    };
+    let (pod, _) = injected(&json!({}));
+    assert_eq!(names(&pod), ["web", "istio-proxy"]);
+    assert!(pod["spec"]["containers"][1].get("lifecycle").is_none());
+    let wish = "holdApplicationUntilProxyStarts: true";
+    let port = json!({"proxy.istio.io/config": wish, "status.sidecar.istio.io/port": "15099"});
+    let (pod, _) = injected(&port);
+    assert_eq!(names(&pod), ["istio-proxy", "web"]);
+    // The kubelet starts a container once the hook of the one before it has ended.
+    let hook = &pod["spec"]["containers"][0]["lifecycle"]["postStart"]["exec"]["command"];
+    assert_eq!(*hook, json!(["pilot-agent", "wait", "--statusPort=15099"]));
+    // A native sidecar is waited for anyway.
+    let native = json!({"proxy.istio.io/config": wish, "sidecar.istio.io/nativeSidecar": "true"});
+    let (pod, _) = injected(&native);
+    assert_eq!(names(&pod), ["web"]);
+    let proxy = &pod["spec"]["initContainers"][1];
+    assert_eq!(proxy["name"], "istio-proxy");
+    assert!(proxy.get("lifecycle").is_none(), "{proxy}");
+}
+
 /// The pod after an injection, and the proxy's environment in it.
 fn injected(annotations: &Value) -> (Value, BTreeMap<String, String>) {
     let settings = Settings::load(&Files::default()).unwrap();
@@ -77,8 +141,13 @@ fn injected(annotations: &Value) -> (Value, BTreeMap<String, String>) {
     let twice = inject(&settings, &once, &workload).unwrap();
     assert_eq!(twice, once, "a second run changes nothing");
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let proxy = once["spec"]["containers"][1]["env"].as_array().unwrap();
-    let env = proxy
+    let lists = ["containers", "initContainers"];
+    let mut containers = lists
+        .iter()
+        .flat_map(|list| once["spec"][list].as_array().unwrap());
+    let proxy = containers.find(|container| container["name"] == PROXY_CONTAINER);
+    let env = proxy.unwrap()["env"].as_array().unwrap();
+    let env = env
         .iter()
         .map(|variable| (text(&variable["name"]), text(&variable["value"])));
     let env = env.collect();

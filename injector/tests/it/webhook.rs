@@ -13,7 +13,7 @@ use injector::webhook::{Metrics, Webhook, routes};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-async fn post(content_type: &str, body: String) -> (StatusCode, Value) {
+pub(crate) async fn post(content_type: &str, body: String) -> (StatusCode, Value) {
     let settings = Arc::new(ArcSwap::from_pointee(
         Settings::load(&Files::default()).unwrap(),
     ));
@@ -32,8 +32,12 @@ async fn post(content_type: &str, body: String) -> (StatusCode, Value) {
 }
 
 fn review(pod: &Value) -> String {
+    review_of("v1", pod)
+}
+
+pub(crate) fn review_of(version: &str, pod: &Value) -> String {
     json!({
-        "apiVersion": "admission.k8s.io/v1",
+        "apiVersion": format!("admission.k8s.io/{version}"),
         "kind": "AdmissionReview",
         "request": {
             "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
@@ -58,7 +62,7 @@ fn pod(annotations: &Value) -> Value {
     })
 }
 
-fn patched(pod: &Value, response: &Value) -> Value {
+pub(crate) fn patched(pod: &Value, response: &Value) -> Value {
     let patch = BASE64
         .decode(response["response"]["patch"].as_str().unwrap())
         .unwrap();

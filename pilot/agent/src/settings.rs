@@ -93,6 +93,7 @@ impl Settings {
             .map_or(DEFAULT_TRUST_DOMAIN, String::as_str)
             .to_owned();
         let discovery_identity = discovery_identity(args, &config, &trust_domain)?;
+        let stats_inclusion = StatsInclusion::new(config.proxy_stats_matcher, &node);
         Ok(Self {
             node,
             config_path: match &args.config_path {
@@ -136,10 +137,7 @@ impl Settings {
                 .map(Duration::from_secs)
                 .or_else(|| to_std(config.termination_drain_duration))
                 .unwrap_or(DEFAULT_TERMINATION_DRAIN),
-            stats_inclusion: config
-                .proxy_stats_matcher
-                .map(Into::into)
-                .unwrap_or_default(),
+            stats_inclusion,
             runtime_values: config.runtime_values.into_iter().collect(),
             readiness_probe: config.readiness_probe,
             trust_domain,
@@ -226,14 +224,29 @@ fn other_program(configured: &str) -> Option<PathBuf> {
     (!configured.is_empty() && configured != default).then(|| configured.into())
 }
 
-impl From<proxy_config::ProxyStatsMatcher> for StatsInclusion {
-    fn from(matcher: proxy_config::ProxyStatsMatcher) -> Self {
+impl StatsInclusion {
+    /// What the pod's annotations name, and where they say nothing, what its settings name.
+    fn new(matcher: Option<proxy_config::ProxyStatsMatcher>, node: &Node) -> Self {
+        let matcher = matcher.unwrap_or_default();
+        let pick = |kind: &str, configured: Vec<String>| {
+            let annotation = format!("sidecar.istio.io/statsInclusion{kind}");
+            match node.metadata.get(&annotation) {
+                Some(list) => split(list),
+                None => configured,
+            }
+        };
         Self {
-            prefixes: matcher.inclusion_prefixes,
-            suffixes: matcher.inclusion_suffixes,
-            regexps: matcher.inclusion_regexps,
+            prefixes: pick("Prefixes", matcher.inclusion_prefixes),
+            suffixes: pick("Suffixes", matcher.inclusion_suffixes),
+            regexps: pick("Regexps", matcher.inclusion_regexps),
         }
     }
+}
+
+fn split(list: &str) -> Vec<String> {
+    let items = list.split(',').map(str::trim);
+    let items = items.filter(|item| !item.is_empty());
+    items.map(str::to_owned).collect()
 }
 
 /// The settings when nothing is said.

@@ -82,6 +82,36 @@ fn bootstraps_are_as_wanted() {
 }
 
 #[test]
+fn annotations_say_which_statistics_are_kept() {
+    let built = |annotations: &str| {
+        let input = serde_json::json!({
+            "arguments": ["sidecar"],
+            "environment": {
+                "POD_NAME": "web", "POD_NAMESPACE": "shop", "INSTANCE_IP": "10.0.0.1",
+                "ISTIO_METAJSON_ANNOTATIONS": annotations,
+            },
+            "mesh": "defaultConfig: {proxyStatsMatcher: {inclusionPrefixes: [of.mesh], inclusionRegexps: [of.+mesh]}}",
+        });
+        let text = built(&serde_json::from_value(input).unwrap());
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["stats_config"].to_string()
+    };
+    let stats = built(
+        r#"{"sidecar.istio.io/statsInclusionPrefixes": "cluster.outbound, tcp",
+            "sidecar.istio.io/statsInclusionSuffixes": "upstream_cx_active"}"#,
+    );
+    for kept in [
+        r#"{"prefix":"cluster.outbound"}"#,
+        r#"{"prefix":"tcp"}"#,
+        r#"{"suffix":"upstream_cx_active"}"#,
+        r#""regex":"of.+mesh""#,
+    ] {
+        assert!(stats.contains(kept), "{kept} is missing in {stats}");
+    }
+    assert!(!stats.contains("of.mesh"), "{stats}");
+    assert!(built("{}").contains(r#"{"prefix":"of.mesh"}"#));
+}
+
+#[test]
 fn a_proxy_without_a_name_and_broken_settings_are_refused() {
     let (command, _) = args::parse(["pilot-agent", "proxy"].map(OsString::from));
     let Action::Proxy(mut args) = command.action else {

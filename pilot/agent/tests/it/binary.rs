@@ -6,6 +6,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -74,6 +76,63 @@ fn get(port: u16, path: &str) -> Option<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     Some(answer)
+}
+
+/// Answers `/healthz/ready` with `status` as it is at the moment; the number of questions so far.
+fn readiness(status: Arc<AtomicU16>) -> (u16, Arc<AtomicU16>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = Arc::new(AtomicU16::new(0));
+    let count = asked.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut question = [0; 1024];
+            let length = stream.read(&mut question).unwrap_or(0);
+            let is_ours = question[..length].starts_with(b"GET /healthz/ready ");
+            let status = if is_ours {
+                status.load(Ordering::SeqCst)
+            } else {
+                404
+            };
+            let answer =
+                format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            let _ = stream.write_all(answer.as_bytes());
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    (port, asked)
+}
+
+fn wait_for(port: u16, flags: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pilot-agent"));
+    command
+        .args(["wait", "--periodMillis", "10", "--statusPort"])
+        .arg(port.to_string())
+        .args(flags)
+        .stderr(Stdio::piped());
+    command
+}
+
+#[tokio::test]
+async fn waiting_ends_when_the_proxy_is_ready_and_fails_when_it_never_is() {
+    let status = Arc::new(AtomicU16::new(503));
+    let (port, asked) = readiness(status.clone());
+    let mut waiting = Agent(wait_for(port, &[]).spawn().unwrap());
+    eventually("it asks again and again", || {
+        asked.load(Ordering::SeqCst) > 3
+    })
+    .await;
+    assert!(waiting.0.try_wait().unwrap().is_none(), "it did not wait");
+    status.store(200, Ordering::SeqCst);
+    eventually("it ends", || waiting.0.try_wait().unwrap().is_some()).await;
+    assert!(waiting.0.wait().unwrap().success());
+
+    status.store(503, Ordering::SeqCst);
+    let output = wait_for(port, &["--timeoutSeconds", "1"]).output().unwrap();
+    assert!(!output.status.success(), "{output:?}");
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    assert!(complaint.contains("not ready after 1 s"), "{complaint}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
