@@ -189,3 +189,47 @@ fn galley_may_read_the_role_with_which_its_registration_goes() {
     assert_eq!(rule["resourceNames"][0], "istio-galley-istio-system");
     assert_eq!(rule["verbs"], json!(["get"]));
 }
+
+#[test]
+fn in_production_replicas_are_apart_and_reached_by_their_ports_only() {
+    let objects = render("bireme", &profile("production"), "");
+    let is_deployment = |object: &&Value| object["kind"] == "Deployment";
+    let deployments: Vec<&Value> = objects.iter().filter(is_deployment).collect();
+    assert_eq!(deployments.len(), 7);
+    for deployment in deployments {
+        let name = deployment["metadata"]["name"].as_str().unwrap();
+        let own = &deployment["spec"]["selector"]["matchLabels"];
+        let pod = &deployment["spec"]["template"]["spec"];
+        assert_eq!(
+            pod["priorityClassName"], "system-cluster-critical",
+            "{name}"
+        );
+        let spread = &pod["topologySpreadConstraints"][0];
+        assert_eq!(
+            spread["topologyKey"], "topology.kubernetes.io/zone",
+            "{name}"
+        );
+        assert_eq!(spread["labelSelector"]["matchLabels"], *own, "{name}");
+        let apart = &pod["affinity"]["podAntiAffinity"];
+        let apart = &apart["preferredDuringSchedulingIgnoredDuringExecution"][0]["podAffinityTerm"];
+        assert_eq!(apart["topologyKey"], "kubernetes.io/hostname", "{name}");
+        assert_eq!(apart["labelSelector"]["matchLabels"], *own, "{name}");
+        let budget = find(&objects, &format!("PodDisruptionBudget {name}"));
+        assert_eq!(budget["spec"]["selector"]["matchLabels"], *own, "{name}");
+        // Everybody may reach what the Service names, and nobody anything else.
+        let policy = &find(&objects, &format!("NetworkPolicy {name}"))["spec"];
+        assert_eq!(policy["podSelector"]["matchLabels"], *own, "{name}");
+        assert_eq!(policy["policyTypes"], json!(["Ingress"]), "{name}");
+        let ports = |list: &Value, keys: [&str; 2]| -> BTreeSet<u64> {
+            let ports = list.as_array().unwrap().iter();
+            let number = |port: &Value| port[keys[0]].as_u64().or_else(|| port[keys[1]].as_u64());
+            ports.map(|port| number(port).unwrap()).collect()
+        };
+        assert_eq!(policy["ingress"].as_array().unwrap().len(), 1, "{name}");
+        let let_in = ports(&policy["ingress"][0]["ports"], ["port", "port"]);
+        let service = find(&objects, &format!("Service {name}"));
+        let named = ports(&service["spec"]["ports"], ["targetPort", "port"]);
+        assert_eq!(let_in, named, "{name}");
+        assert!(!named.contains(&15000), "{name}");
+    }
+}

@@ -6,6 +6,7 @@
 mod biremectl;
 mod components;
 mod images;
+mod keys;
 mod secured;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -378,7 +379,8 @@ fn what_we_do_not_have_is_refused_with_a_sentence() {
 
 #[test]
 fn names_and_ports_are_those_that_users_know() {
-    let objects = render("bireme", &profile("demo"), "");
+    let inner = "gateways: {istio-ilbgateway: {enabled: true}}";
+    let objects = render("bireme", &profile("demo"), inner);
     for (service, ports) in [
         (
             "istio-pilot",
@@ -406,6 +408,10 @@ fn names_and_ports_are_those_that_users_know() {
             "15020 status-port, 80 http2, 443 https, 31400 tcp, 15443 tls",
         ),
         ("istio-egressgateway", "80 http2, 443 https, 15443 tls"),
+        (
+            "istio-ilbgateway",
+            "15011 grpc-pilot-mtls, 15010 grpc-pilot, 8060 tcp-citadel-grpc-tls, 5353 tcp-dns",
+        ),
         ("prometheus", "9090 http-prometheus"),
         ("grafana", "3000 http"),
         ("zipkin", "9411 http"),

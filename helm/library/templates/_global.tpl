@@ -101,6 +101,7 @@ proxy:
   includeIPRanges: "*"
   excludeIPRanges: ""
   excludeOutboundPorts: ""
+  kubevirtInterfaces: ""
   includeInboundPorts: "*"
   excludeInboundPorts: ""
   # Whether pods that say nothing are injected.
@@ -130,8 +131,44 @@ meshExpansion: expose Pilot and Citadel by a Gateway of your own
 enableHelmTest: use biremectl verify-install
 {{- end -}}
 
+{{/*
+The same of the components' values: what holds whatever they say, and why. A value that says so itself is taken.
+*/}}
+{{- define "bireme.goneValues" -}}
+pilot:
+  sidecar: {holds: false, why: Pilot serves mutual TLS itself}
+  enableProtocolSniffingForOutbound: {holds: true, why: what a port without a name carries is always looked at}
+  enableProtocolSniffingForInbound: {holds: true, why: what a port without a name carries is always looked at}
+  configSource: {why: Pilot subscribes to all that it uses}
+  jwksResolverExtraRootCA: {holds: "", why: write the keys into the policy (jwks) where their server is not known to everybody}
+security:
+  createMeshPolicy: {holds: false, why: global.mtls.enabled=true makes the mesh STRICT}
+  citadelHealthCheck: {holds: true, why: its pod is always probed}
+mixer:
+  telemetry.sessionAffinityEnabled: {holds: false, why: every replica takes the reports of every sidecar}
+  adapters.useAdapterCRDs: {holds: false, why: handlers name their adapter (compiledAdapter)}
+  adapters.kubernetesenv.enabled: {holds: true, why: who calls and is called is always known}
+  adapters.stdio.enabled: {holds: false, why: write a handler of the adapter stdio and a rule that sends it logentries}
+{{- end -}}
+
+{{- define "bireme.checkGone" -}}
+{{- $root := . -}}
+{{- $name := get (dict "citadel" "security") .Chart.Name | default .Chart.Name -}}
+{{- range $path, $gone := get (include "bireme.goneValues" . | fromYaml) $name | default dict -}}
+{{- $value := $root.Values -}}{{- $isGiven := true -}}
+{{- range $key := splitList "." $path -}}
+{{- if and $isGiven (kindIs "map" $value) (hasKey $value $key) -}}{{- $value = get $value $key -}}
+{{- else -}}{{- $isGiven = false -}}{{- end -}}
+{{- end -}}
+{{- if and $isGiven (or (not (hasKey $gone "holds")) (ne (toString $value) (toString (get $gone "holds")))) -}}
+{{- fail (printf "%s.%s is not supported: %s" $name $path $gone.why) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The global values in force, as YAML. */}}
 {{- define "bireme.global" -}}
+{{- include "bireme.checkGone" . -}}
 {{- $defaults := include "bireme.globalDefaults" . | fromYaml -}}
 {{- $given := .Values.global | default dict -}}
 {{- $refusals := include "bireme.globalRefusals" . | fromYaml -}}
