@@ -8,13 +8,15 @@ mod certificates;
 mod component;
 mod gateway;
 mod ingress;
+mod installs;
 mod leader;
 mod machine;
+mod objects;
 mod outage;
+mod pods;
 mod roles;
 mod versions;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -27,8 +29,7 @@ use e2e::mesh::eventually;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
 use kube::api::{
@@ -39,16 +40,6 @@ use serde_json::{Value, json};
 
 const NAMESPACE: &str = "istio-system";
 const SOON: Duration = Duration::from_secs(60);
-const PROFILES: &[(&str, usize)] = &[
-    ("default", 8),
-    ("demo", 11),
-    ("minimal", 1),
-    ("production", 7),
-    ("remote", 2),
-    ("sds", 8),
-    ("demo-auth", 11),
-];
-
 fn charts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm")
 }
@@ -116,12 +107,6 @@ async fn fresh() -> Client {
     client
 }
 
-async fn deployments(client: &Client) -> BTreeSet<String> {
-    let api: Api<Deployment> = Api::namespaced(client.clone(), NAMESPACE);
-    let list = api.list(&ListParams::default()).await.unwrap();
-    list.iter().map(kube::ResourceExt::name_any).collect()
-}
-
 fn virtual_services(client: &Client) -> Api<DynamicObject> {
     let of = GroupVersionKind::gvk("networking.istio.io", "v1", "VirtualService");
     Api::namespaced_with(client.clone(), "default", &ApiResource::from_gvk(&of))
@@ -133,84 +118,6 @@ fn virtual_service(name: &str, route: &Value) -> DynamicObject {
         "metadata": {"name": name}, "spec": {"hosts": ["a"], "http": [{"route": route}]},
     }))
     .unwrap()
-}
-
-#[tokio::test]
-async fn profiles_and_switches_install_upgrade_and_leave_nothing() {
-    let client = fresh().await;
-    for (profile, count) in PROFILES {
-        let values = fs::read_to_string(charts().join(format!("profiles/{profile}.yaml"))).unwrap();
-        install(&values);
-        let there = deployments(&client).await;
-        assert_eq!(there.len(), *count, "{profile}: {there:?}");
-    }
-    install("");
-    let all = deployments(&client).await;
-    for (values, gone) in [
-        ("pilot: {enabled: false}", vec!["istio-pilot"]),
-        ("security: {enabled: false}", vec!["istio-citadel"]),
-        (
-            "mixer: {enabled: false}",
-            vec!["istio-policy", "istio-telemetry"],
-        ),
-        ("mixer: {policy: {enabled: false}}", vec!["istio-policy"]),
-        (
-            "mixer: {telemetry: {enabled: false}}",
-            vec!["istio-telemetry"],
-        ),
-        (
-            "galley: {enabled: false}\nmixer: {enabled: false}",
-            vec!["istio-galley", "istio-policy", "istio-telemetry"],
-        ),
-        (
-            "sidecarInjectorWebhook: {enabled: false}",
-            vec!["istio-sidecar-injector"],
-        ),
-        ("gateways: {enabled: false}", vec!["istio-ingressgateway"]),
-        ("prometheus: {enabled: false}", vec!["prometheus"]),
-    ] {
-        install(values);
-        let left = deployments(&client).await;
-        let missing: Vec<&str> = all.difference(&left).map(String::as_str).collect();
-        assert_eq!(missing, gone, "{values}");
-        install("");
-        assert_eq!(deployments(&client).await, all, "{values} taken back");
-    }
-    helm(&["uninstall", "istio"], "").unwrap();
-    assert!(deployments(&client).await.is_empty());
-}
-
-#[tokio::test]
-async fn the_commands_of_the_readme_install_the_mesh() {
-    let client = fresh().await;
-    for release in ["istio", "istio-init"] {
-        helm(&["uninstall", release, "--ignore-not-found"], "").unwrap();
-    }
-    let project = charts().join("..");
-    let readme = fs::read_to_string(project.join("README.md")).unwrap();
-    let (_, section) = readme.split_once("\n## Kubernetes\n\n```sh\n").unwrap();
-    let (commands, _) = section.split_once("```").unwrap();
-    // `helm` is the one that the other tests use.
-    let script = format!("set -eu; helm() {{ \"$HELM\" \"$@\"; }}\n{commands}");
-    let output = Command::new("bash")
-        .args(["-c", &script])
-        .current_dir(&project)
-        .output()
-        .unwrap();
-    let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{errors}");
-    assert_eq!(deployments(&client).await.len(), 11);
-    let namespaces: Api<Namespace> = Api::all(client);
-    let labels = namespaces.get("default").await.unwrap().metadata.labels;
-    assert_eq!(labels.unwrap()["istio-injection"], "enabled");
-    let unlabel = json!({"metadata": {"labels": {"istio-injection": null}}});
-    namespaces
-        .patch("default", &PatchParams::default(), &Patch::Merge(unlabel))
-        .await
-        .unwrap();
-    for release in ["istio", "istio-init"] {
-        helm(&["uninstall", release], "").unwrap();
-    }
 }
 
 #[tokio::test]
@@ -386,6 +293,20 @@ async fn injected_namespace(client: &Client, name: &str) -> Api<Pod> {
     Api::namespaced(client.clone(), name)
 }
 
+/// How many containers a pod would have, or why it may not be.
+async fn containers(pods: &Api<Pod>) -> Result<usize, kube::Error> {
+    let pod = json!({
+        "metadata": {"name": "web"}, "spec": {"containers": [{"name": "web", "image": "example.com/web:1"}]},
+    });
+    let dry = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let pod = serde_json::from_value(pod).unwrap();
+    let made = pods.create(&dry, &pod).await?;
+    Ok(made.spec.unwrap().containers.len())
+}
+
 /// A pod as the API server takes it in; it is gone at once.
 async fn admitted(pods: &Api<Pod>) -> Pod {
     let pod: Pod = serde_json::from_value(json!({
@@ -399,67 +320,4 @@ async fn admitted(pods: &Api<Pod>) -> Pod {
     let now = DeleteParams::default().grace_period(0);
     pods.delete("web", &now).await.unwrap();
     found
-}
-
-#[tokio::test]
-async fn biremectl_installs_verifies_upgrades_and_purges() {
-    let client = fresh().await;
-    let biremectl = |arguments: &[&str]| {
-        let output = Command::new(component::debug_folder().join("biremectl"))
-            .args(arguments)
-            .arg("--manifests")
-            .arg(charts())
-            .output()
-            .unwrap();
-        let text =
-            String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
-        (output.status.success(), text)
-    };
-    for release in ["istio", "istio-init"] {
-        helm(&["uninstall", release, "--ignore-not-found"], "").unwrap();
-    }
-    let good = |arguments: &[&str]| {
-        let (is_good, text) = biremectl(arguments);
-        assert!(is_good, "{arguments:?}: {text}");
-        text
-    };
-    good(&["verify-install", "--pre-check"]);
-    good(&["manifest", "apply", "--set", "profile=demo"]);
-    assert_eq!(deployments(&client).await.len(), 11);
-    // Nothing runs here, and it says so.
-    let (is_good, text) = biremectl(&["verify-install", "--set", "profile=demo"]);
-    assert!(
-        !is_good
-            && text.contains("✘ Deployment: istio-pilot.istio-system is there, but not available"),
-        "{text}"
-    );
-    assert!(
-        text.contains("✔ Service: istio-pilot.istio-system checked successfully"),
-        "{text}"
-    );
-    // What is switched off goes.
-    good(&["upgrade", "--set", "profile=minimal"]);
-    assert_eq!(deployments(&client).await.len(), 1);
-    // As Citadel does.
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), "default");
-    let secret = serde_json::from_value(json!({
-        "metadata": {"name": "istio.default"}, "type": "istio.io/key-and-cert",
-    }));
-    let params = PostParams::default();
-    secrets.create(&params, &secret.unwrap()).await.unwrap();
-    good(&["uninstall", "--purge"]);
-    assert!(deployments(&client).await.is_empty());
-    let left = secrets.get_opt("istio.default").await.unwrap();
-    assert!(left.is_none(), "{left:?}");
-    let of = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
-    let definitions: Api<DynamicObject> = Api::all_with(client, &ApiResource::from_gvk(&of));
-    eventually("no definition is left", SOON, async || {
-        let ours = ListParams::default().labels("app=bireme-init");
-        definitions
-            .list(&ours)
-            .await
-            .is_ok_and(|left| left.items.is_empty())
-    })
-    .await
-    .unwrap();
 }

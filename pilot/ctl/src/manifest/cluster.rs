@@ -64,8 +64,8 @@ const WRITTEN: &[(&str, &str, &str, &str)] = &[
     ),
 ];
 
-/// The type of the Secrets that Citadel writes for service accounts.
-const WORKLOAD_SECRET: &str = "istio.io/key-and-cert";
+/// The type of the Secrets that Citadel writes for service accounts, and the annotation in which it names the account.
+const WORKLOAD_SECRET: (&str, &str) = ("istio.io/key-and-cert", "istio.io/service-account.name");
 /// What has pods, which end in their own time.
 const WORKLOADS: &[&str] = &["Deployment", "DaemonSet"];
 /// How long they may take.
@@ -122,7 +122,7 @@ impl Cluster {
         for object in &mut objects {
             object["metadata"]["labels"][MARK] = json!("Reconcile");
             wanted.insert(name_of(object));
-            let api = self.api_of(object, namespace, &mut resources).await;
+            let api = self.served_api_of(object, namespace, &mut resources).await;
             let what = || format!("apply {}", name_of(object));
             let (api, name) = api.with_context(what)?;
             // A certificate that is there stays: every render makes another.
@@ -177,6 +177,25 @@ impl Cluster {
         Ok((api, text(&object["metadata"]["name"])))
     }
 
+    /// The same once the kind is served: one whose definition was just brought in is a moment later.
+    async fn served_api_of(
+        &self,
+        object: &Value,
+        namespace: &str,
+        known: &mut BTreeMap<(String, String), (ApiResource, bool)>,
+    ) -> anyhow::Result<(Api<DynamicObject>, String)> {
+        let end = Instant::now() + ESTABLISHED;
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            let found = self.api_of(object, namespace, known).await;
+            let is_awaited = is_configuration(object) && !self.is_dry_run && Instant::now() < end;
+            if found.is_ok() || !is_awaited {
+                return found;
+            }
+            tokio::time::sleep(backoff.next_delay()).await;
+        }
+    }
+
     async fn established(&self, api: &Api<DynamicObject>, name: &str) -> anyhow::Result<()> {
         let is_served = |object: &DynamicObject| {
             let conditions = object.data["status"]["conditions"].as_array();
@@ -220,13 +239,7 @@ impl Cluster {
         let (api, name) = match self.api_of(object, "default", &mut BTreeMap::new()).await {
             Ok(found) => found,
             // Its kind is not even known.
-            Err(_)
-                if object["apiVersion"]
-                    .as_str()
-                    .is_some_and(|version| version.contains("istio.io")) =>
-            {
-                return Ok(None);
-            }
+            Err(_) if is_configuration(object) => return Ok(None),
             Err(error) => return Err(error),
         };
         let Some(found) = api.get_opt(&name).await? else {
@@ -316,16 +329,19 @@ impl Cluster {
                 continue;
             }
             let named = ListParams::default().fields(&format!("metadata.name={name}"));
-            self.delete_selected(&resource(group, version, kind), &named)
+            self.delete_selected(&resource(group, version, kind), &named, |_| true)
                 .await?;
         }
         if purge {
-            let secrets = ListParams::default().fields(&format!("type={WORKLOAD_SECRET}"));
-            self.delete_selected(&resource("", "v1", "Secret"), &secrets)
+            let secrets = ListParams::default().fields(&format!("type={}", WORKLOAD_SECRET.0));
+            self.delete_selected(&resource("", "v1", "Secret"), &secrets, is_citadels)
                 .await?;
             let ours = ListParams::default().labels("app=bireme-init");
             let definitions = resource("apiextensions.k8s.io", "v1", DEFINITION);
-            self.delete_selected(&definitions, &ours).await?;
+            self.delete_selected(&definitions, &ours, |_| true).await?;
+            let all: Api<DynamicObject> = Api::all_with(self.client.clone(), &definitions);
+            let is_gone = async || Ok(all.list(&ours).await?.items.is_empty());
+            until(ENDED, "definitions are not gone", is_gone).await?;
         }
         Ok(())
     }
@@ -347,14 +363,28 @@ impl Cluster {
         &self,
         resource: &ApiResource,
         selected: &ListParams,
+        is_ours: impl Fn(&DynamicObject) -> bool,
     ) -> anyhow::Result<()> {
         let all: Api<DynamicObject> = Api::all_with(self.client.clone(), resource);
-        for object in all.list(selected).await? {
+        let found = all.list(selected).await?.into_iter();
+        for object in found.filter(is_ours) {
             self.delete(resource, &object, &DeleteParams::default())
                 .await?;
         }
         Ok(())
     }
+}
+
+/// Whether an object is of a kind that we define ourselves.
+fn is_configuration(object: &Value) -> bool {
+    let version = object["apiVersion"].as_str();
+    version.is_some_and(|version| version.contains("istio.io"))
+}
+
+/// Whether Citadel wrote a Secret of its type: it is called as the account that it names.
+fn is_citadels(secret: &DynamicObject) -> bool {
+    let account = secret.annotations().get(WORKLOAD_SECRET.1);
+    account.is_some_and(|account| secret.name_any() == format!("istio.{account}"))
 }
 
 fn is_unknown(status: &Status) -> bool {
