@@ -2,9 +2,10 @@
 # Runs every check and test of the project and closes with one line of totals: "N passed, N failed".
 #
 #   e2e/test.sh            everything
-#   e2e/test.sh STAGE ...  only these stages: prepare format lint doc test charts parity mesh, and two that run only when
-#                          named and compile Kubernetes the first time: kube (a real API server; 10 minutes) and node (a
-#                          whole node with pods; 20 minutes; as root)
+#   e2e/test.sh STAGE ...  only these stages: prepare format lint doc test charts parity mesh, and three that run only when
+#                          named: images (those of the release, none too large; 10 minutes), and two that compile Kubernetes
+#                          the first time: kube (a real API server; 10 minutes) and node (a whole node with pods; 20
+#                          minutes; as root)
 #
 # What a stage prints in full goes to the terminal; the exit code is 0 only if nothing failed.
 set -uo pipefail
@@ -108,6 +109,9 @@ dependencies() {
 
 documentation() { RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items --locked --quiet; }
 
+# As they are published: of the release binaries, none larger than the limit.
+images() { cargo build --release --workspace --bins --locked && helm/images/build; }
+
 stages=("$@")
 named() { [[ " ${stages[*]} " == *" $1 "* ]]; }
 wanted() { [ ${#stages[@]} -eq 0 ] || named "$1"; }
@@ -136,6 +140,7 @@ if wanted charts; then
         say "charts: skipped, there is no Helm to render them"
     fi
 fi
+named images && check "images" images
 # Only when named: Kubernetes is compiled the first time.
 if named kube; then
     HELM=$(e2e/helm.sh) && export HELM
