@@ -45,7 +45,7 @@ pub(crate) use request_stats::CountedIn;
 pub(crate) use retry::{Outcome, RetryDecision, RetryPolicy, RetryState};
 pub(crate) use route::{Route, RouteKind};
 pub(crate) use route_action::ForwardAction;
-pub(crate) use route_match::{RouteMatch, cookie};
+pub(crate) use route_match::{RouteMatch, cookie, query_value};
 pub(crate) use selected::SelectedRoute;
 pub(crate) use timeout::Timeouts;
 pub(crate) use virtual_host::VirtualHost;

@@ -21,12 +21,18 @@ pub enum Failure {
     UnknownIssuer,
     /// Not three parts with dots between.
     BadFormat,
+    /// Its header is not base64.
+    HeaderEncoding,
     /// Its header cannot be read.
     BadHeader,
     /// Of an algorithm that is not accepted: symmetric ones and `none` are not.
     BadAlgorithm,
+    /// Its claims are not base64.
+    PayloadEncoding,
     /// Its claims cannot be read.
     BadPayload,
+    /// Its signature is not base64.
+    SignatureEncoding,
     /// Before its time.
     NotYetValid,
     /// After its time.
@@ -74,9 +80,12 @@ impl Failure {
             Failure::BadFormat => {
                 "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections"
             }
+            Failure::HeaderEncoding => "Jwt header is an invalid Base64url encoded",
             Failure::BadHeader => "Jwt header is an invalid JSON",
             Failure::BadAlgorithm => "Jwt header [alg] is not supported",
+            Failure::PayloadEncoding => "Jwt payload is an invalid Base64url encoded",
             Failure::BadPayload => "Jwt payload is an invalid JSON",
+            Failure::SignatureEncoding => "Jwt signature is an invalid Base64url encoded",
             Failure::NotYetValid => "Jwt not yet valid",
             Failure::Expired => "Jwt is expired",
             Failure::LivesTooLong => "JWT exceeds maximum lifetime",
@@ -97,11 +106,11 @@ impl<'a> Token<'a> {
     pub fn parse(text: &'a str) -> Result<Self, Failure> {
         let (signed, signature) = text.rsplit_once('.').ok_or(Failure::BadFormat)?;
         let (header_text, payload) = signed.split_once('.').ok_or(Failure::BadFormat)?;
-        if payload.contains('.') {
+        if payload.contains('.') || text.split('.').any(str::is_empty) {
             return Err(Failure::BadFormat);
         }
         let decode = |text: &str| URL_SAFE_NO_PAD.decode(text.trim_end_matches('='));
-        let header = decode(header_text).map_err(|_| Failure::BadHeader)?;
+        let header = decode(header_text).map_err(|_| Failure::HeaderEncoding)?;
         let header: Map<String, Value> =
             serde_json::from_slice(&header).map_err(|_| Failure::BadHeader)?;
         let text_of = |name: &str| {
@@ -112,9 +121,9 @@ impl<'a> Token<'a> {
         };
         let algorithm = text_of("alg").ok_or(Failure::BadHeader)?;
         let key_id = text_of("kid");
-        let claims = decode(payload).map_err(|_| Failure::BadPayload)?;
+        let claims = decode(payload).map_err(|_| Failure::PayloadEncoding)?;
         let claims = serde_json::from_slice(&claims).map_err(|_| Failure::BadPayload)?;
-        let signature = decode(signature).map_err(|_| Failure::BadSignature)?;
+        let signature = decode(signature).map_err(|_| Failure::SignatureEncoding)?;
         Ok(Token {
             signed,
             signature,

@@ -19,7 +19,6 @@ use crate::stream_info::StreamInfo;
 use operator::Operator;
 
 pub(crate) use json_value::{write_json_text, write_value};
-pub(crate) use operator::query_value;
 
 pub(crate) use time_format::TimeFormat;
 

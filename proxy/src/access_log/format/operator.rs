@@ -401,7 +401,7 @@ fn header_bytes(context: &FormatContext<'_>, map: Map) -> u64 {
 }
 
 /// The value of a query parameter, as it was sent.
-pub(crate) fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
     query?.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (key == name).then_some(value)

@@ -19,7 +19,7 @@ use prost_types::Any;
 use proto::envoy::extensions::filters::http::jwt_authn::v3 as wire;
 use proto_mesh::jwt::Failure;
 
-use crate::http::headers::RequestHeaders;
+use crate::http::headers::{RequestHeaders, names};
 use crate::http::local_reply::LocalReply;
 use crate::http::stream::Stream;
 use crate::invalid::{At as _, Invalid, try_all};
@@ -34,6 +34,9 @@ use requirement::{Evaluation, Requirement};
 
 /// The filter's name, which is also where it leaves metadata.
 const NAME: &str = "envoy.filters.http.jwt_authn";
+
+/// So much of a path is shown to whoever is refused, as in Envoy.
+const REALM_PATH: usize = 256;
 
 /// The filter's row.
 pub(crate) const KIND: FilterKind = FilterKind {
@@ -266,11 +269,13 @@ impl Config {
         let details = format!("jwt_authn_access_denied{{{}}}", text.replace(' ', "_"));
         let body = if self.strips_failure { "" } else { text };
         let reply = LocalReply::new(status, body, details);
+        let path = headers.text(&names::X_ENVOY_ORIGINAL_PATH);
+        let path = path.unwrap_or(headers.path.as_str());
         let mut realm = format!(
             "Bearer realm=\"{}://{}{}\"",
             headers.scheme.as_str(),
             headers.host(),
-            headers.path.path()
+            path.get(..REALM_PATH).unwrap_or(path),
         );
         if failure != Failure::Missing {
             realm.push_str(", error=\"invalid_token\"");

@@ -1,12 +1,13 @@
 //! Where tokens are: headers, query parameters, cookies.
 
+use std::borrow::Cow;
+
 use http::{HeaderName, header};
 use proto::envoy::extensions::filters::http::jwt_authn::v3 as wire;
 
-use crate::access_log::format::query_value;
 use crate::http::headers::RequestHeaders;
 use crate::invalid::{At as _, Invalid, try_all};
-use crate::router::{cookie, header_name};
+use crate::router::{cookie, header_name, query_value};
 
 /// The places of one provider.
 #[derive(Debug)]
@@ -51,31 +52,47 @@ impl Locations {
     }
 
     /// All tokens, in the order of the places.
-    pub(super) fn tokens<'a>(&self, request: &'a RequestHeaders) -> Vec<(&'a str, Place)> {
+    pub(super) fn tokens<'a>(&self, request: &'a RequestHeaders) -> Vec<(Cow<'a, str>, Place)> {
         let mut tokens = Vec::new();
         for (name, prefix) in &self.headers {
-            for value in request.map.get_all(name) {
-                let Ok(value) = value.to_str() else {
-                    continue;
-                };
-                if let Some(at) = value.find(prefix.as_ref()) {
-                    let rest = value[at + prefix.len()..].trim_start();
-                    let end = rest.find(|c: char| !is_token(c)).unwrap_or(rest.len());
-                    tokens.push((&rest[..end], Place::Header(name.clone())));
-                }
-            }
+            let found = values(request, name).into_iter();
+            let found = found.filter_map(|value| after(value, prefix));
+            tokens.extend(found.map(|token| (token, Place::Header(name.clone()))));
         }
         for name in &self.parameters {
-            tokens.extend(
-                query_value(request.path.query(), name)
-                    .map(|token| (token, Place::Parameter(name.clone()))),
-            );
+            let found = query_value(request.path.query(), name);
+            let token = found.map(|token| String::from_utf8_lossy(&token).into_owned().into());
+            tokens.extend(token.map(|token| (token, Place::Parameter(name.clone()))));
         }
         for name in &self.cookies {
-            tokens.extend(cookie(request, name).map(|token| (token, Place::Cookie)));
+            tokens.extend(cookie(request, name).map(|token| (token.into(), Place::Cookie)));
         }
         tokens
     }
+}
+
+/// What the lines of a header say. Those of `authorization` are one value, as in Envoy: two tokens there are none.
+fn values<'a>(request: &'a RequestHeaders, name: &HeaderName) -> Vec<Cow<'a, str>> {
+    let lines = request.map.get_all(name).into_iter();
+    let lines: Vec<_> = lines
+        .map(|value| String::from_utf8_lossy(value.as_bytes()))
+        .collect();
+    if *name == header::AUTHORIZATION && lines.len() > 1 {
+        return vec![lines.join(",").into()];
+    }
+    lines
+}
+
+/// What comes after the prefix, to the end: what follows a token makes it a bad one.
+fn after<'a>(value: Cow<'a, str>, prefix: &str) -> Option<Cow<'a, str>> {
+    if prefix.is_empty() {
+        return Some(value);
+    }
+    let rest = value.find(prefix)? + prefix.len();
+    Some(match value[rest..].find(is_token) {
+        Some(at) => value[rest + at..].to_owned().into(),
+        None => value,
+    })
 }
 
 impl Place {
@@ -89,7 +106,7 @@ impl Place {
                 let Some(query) = request.path.query() else {
                     return;
                 };
-                let is_other = |pair: &&str| pair.split('=').next() != Some(name.as_ref());
+                let is_other = |pair: &&str| query_value(Some(pair), name).is_none();
                 let rest: Vec<&str> = query.split('&').filter(is_other).collect();
                 let mut path = request.path.path().to_owned();
                 if !rest.is_empty() {
@@ -105,5 +122,5 @@ impl Place {
 }
 
 fn is_token(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '=' | '+' | '/')
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')
 }

@@ -125,7 +125,8 @@ impl Provider {
         })
     }
 
-    /// The tokens at this provider's places. As in Envoy all of them must be good: nobody is to choose which one is believed.
+    /// The tokens at this provider's places, the last first. As in Envoy all of them must be good: nobody is to choose which one is
+    /// believed. The first place's has the last word.
     pub(super) fn verify(
         &self,
         request: &RequestHeaders,
@@ -135,8 +136,10 @@ impl Provider {
         if tokens.is_empty() {
             return Err(Failure::Missing);
         }
-        let verify = |(text, place)| self.verify_one(text, place, audiences);
-        tokens.into_iter().map(verify).collect()
+        let tokens = tokens.into_iter().rev();
+        tokens
+            .map(|(text, place)| self.verify_one(&text, place, audiences))
+            .collect()
     }
 
     fn verify_one(

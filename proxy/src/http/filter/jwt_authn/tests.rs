@@ -31,7 +31,7 @@ fn every_algorithm_verifies() {
     );
     // {"alg":"none"}, {"alg":"HS256"}
     for header in ["eyJhbGciOiJub25lIn0", "eyJhbGciOiJIUzI1NiJ9"] {
-        let text = format!("{header}.e30.");
+        let text = format!("{header}.e30.e30");
         assert_eq!(
             keys.verify(&Token::parse(&text).unwrap()),
             Err(Failure::BadAlgorithm)
@@ -171,8 +171,83 @@ fn a_bad_token_is_refused_in_envoys_words() {
             );
             assert!(response.ends_with(&format!("\r\n\r\n{text}")), "{response}");
             let challenge =
-                "www-authenticate: Bearer realm=\"http://test/x\", error=\"invalid_token\"\r\n";
+                "www-authenticate: Bearer realm=\"http://test/x?y\", error=\"invalid_token\"\r\n";
             assert!(response.contains(challenge), "{response}");
+        }
+    });
+}
+
+/// Nobody is to choose which of two tokens is believed: whatever the places, the order and the lines, one bad one is enough.
+#[test]
+fn one_bad_token_beside_a_good_one_is_refused() {
+    on_worker(async {
+        let upstream = Upstream::start(&[OK]).await;
+        let places = json!({"from_headers": [{"name": "authorization", "value_prefix": "Bearer "}, {"name": "x-token"}],
+            "from_params": ["token"], "from_cookies": ["token"]});
+        let proxy = proxy(places, &upstream).await;
+        let header = |token: &str| format!("x-token: {token}\r\n");
+        let cookie = |token: &str| format!("cookie: token={token}\r\n");
+        let path = |token: &str| format!("/?token={token}");
+        for (path, headers, wanted) in [
+            ("/".to_owned(), header(RS256) + &header(ES256), "ok"),
+            (
+                "/".to_owned(),
+                header(RS256) + &header(EXPIRED),
+                "Jwt is expired",
+            ),
+            (
+                "/".to_owned(),
+                header(EXPIRED) + &header(RS256),
+                "Jwt is expired",
+            ),
+            (
+                "/".to_owned(),
+                bearer(RS256) + &header(EXPIRED),
+                "Jwt is expired",
+            ),
+            (
+                "/".to_owned(),
+                bearer(EXPIRED) + &header(RS256),
+                "Jwt is expired",
+            ),
+            (path(EXPIRED), bearer(RS256), "Jwt is expired"),
+            (
+                path(RS256),
+                bearer(RS256) + &cookie(EXPIRED),
+                "Jwt is expired",
+            ),
+            (
+                path(RS256).replace("token", "%74oken"),
+                bearer(EXPIRED),
+                "Jwt is expired",
+            ),
+            (
+                path(EXPIRED).replace("token", "%74oken"),
+                bearer(RS256),
+                "Jwt is expired",
+            ),
+            // Lines of one header are one value, and what comes after a token is part of it.
+            (
+                "/".to_owned(),
+                bearer(RS256) + &bearer(RS256),
+                "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections",
+            ),
+            (
+                "/".to_owned(),
+                bearer(RS256) + &bearer("x"),
+                "Jwt signature is an invalid Base64url encoded",
+            ),
+            (
+                "/".to_owned(),
+                bearer(&format!("{RS256},x")),
+                "Jwt signature is an invalid Base64url encoded",
+            ),
+        ] {
+            let response = proxy.get(&path, &headers).await;
+            assert!(
+                response.ends_with(&format!("\r\n\r\n{wanted}")),
+                "{path} {headers}: {response}"
+            );
         }
     });
 }
