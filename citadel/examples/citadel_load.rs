@@ -22,6 +22,9 @@ use rcgen::{CertificateParams, KeyPair};
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 
+/// Certificates a second that Citadel must be able to issue.
+const WANTED: usize = 500;
+
 /// Load on a running Citadel.
 #[derive(Parser)]
 struct Arguments {
@@ -169,6 +172,12 @@ async fn one_after_the_other(
         at(50),
         at(99),
     );
+    let wanted = WANTED * usize::try_from(time.as_secs())?;
+    let count = times.len();
+    anyhow::ensure!(
+        count >= wanted,
+        "{count} certificates, {WANTED} a second are {wanted}"
+    );
     Ok(())
 }
 
@@ -203,6 +212,8 @@ async fn all_at_once(caller: &Caller, pid: u32, agents: usize) -> anyhow::Result
         rates(agents, begin, cpu_seconds(pid)? - cpu),
         refusals.lock(),
     );
+    let refused: usize = refusals.lock().values().sum();
+    anyhow::ensure!(refused == 0, "{refused} starts have failed");
     Ok(())
 }
 

@@ -149,6 +149,40 @@ fn a_leaf_has_istios_profile_and_only_the_names_given() {
     verify_chain(&leaf.der, &bundle, &provider(), now()).unwrap();
     let later = now() + Duration::from_secs(3601);
     verify_chain(&leaf.der, &bundle, &provider(), later).unwrap_err();
+    // Peers whose clocks are behind take it, too, within limits.
+    let behind = |seconds| now() - Duration::from_secs(seconds);
+    verify_chain(&leaf.der, &bundle, &provider(), behind(110)).unwrap();
+    verify_chain(&leaf.der, &bundle, &provider(), behind(130)).unwrap_err();
+}
+
+/// The kind that is plugged in most.
+#[test]
+fn an_rsa_ca_signs_certificates_and_lists_for_rsa_keys() {
+    use rustls_pki_types::{CertificateRevocationListDer, pem::PemObject as _};
+    let key = PrivateKey::from_pem(include_str!("../../testdata/key/rsa-pkcs8.pem")).unwrap();
+    let day = Validity::starting(now(), Duration::from_secs(86400));
+    let root = mint_root(&key, "cluster.local", day).unwrap();
+    let issuer = issuer_of(&root.der, &key).unwrap();
+    let request = SigningRequest::from_pem(RSA_2048_CSR).unwrap();
+    let identity = "spiffe://cluster.local/ns/default/sa/bookinfo";
+    let profile = LeafProfile {
+        sans: &[San::Uri(identity.into())],
+        validity: Validity::starting(now(), Duration::from_secs(3600)),
+        dual_use: false,
+    };
+    let leaf = mint_leaf(&issuer, &request.public_key, &profile).unwrap();
+    assert_eq!(uri_sans(&leaf.der).unwrap(), [identity]);
+    let (_, parsed) = X509Certificate::from_der(&leaf.der).unwrap();
+    assert_eq!(parsed.public_key().raw, request.public_key.der());
+    let bundle = Bundle::assemble(&root.der, &[], vec![root.der.clone()]).unwrap();
+    verify_chain(&leaf.der, &bundle, &provider(), now()).unwrap();
+    let revoked = [(leaf.serial.as_str(), now())].into_iter();
+    let list = mint_crl(&issuer, revoked, 1, now(), day.not_after).unwrap();
+    let list = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).unwrap();
+    let (_, list) = x509_parser::parse_x509_crl(&list).unwrap();
+    let (_, root) = X509Certificate::from_der(&root.der).unwrap();
+    list.verify_signature(root.public_key()).unwrap();
+    assert_eq!(list.iter_revoked_certificates().count(), 1);
 }
 
 #[test]

@@ -99,6 +99,55 @@ async fn many_callers_at_once_are_all_recorded() {
     assert_eq!(mesh.ledger.len(), 40);
 }
 
+/// Methods, fields and their numbers are Istio's: its agents are understood, and understand what they get.
+#[test]
+fn messages_are_istios_to_the_byte() {
+    use prost::Message as _;
+    use proto::istio::v1::auth::{
+        CsrResponse, IstioCertificateResponse, istio_ca_service_server as older,
+        istio_certificate_service_server as current,
+    };
+    assert_eq!(
+        [current::SERVICE_NAME, older::SERVICE_NAME],
+        [
+            "istio.v1.auth.IstioCertificateService",
+            "istio.v1.auth.IstioCAService"
+        ]
+    );
+    let sent = b"\x0a\x03csr\x18\x90\x1c".as_slice();
+    let request = IstioCertificateRequest::decode(sent).unwrap();
+    assert_eq!(
+        (request.csr.as_str(), request.validity_duration),
+        ("csr", 3600)
+    );
+    let answer = IstioCertificateResponse {
+        cert_chain: vec!["leaf".to_owned(), "root".to_owned()],
+    };
+    assert_eq!(answer.encode_to_vec(), b"\x0a\x04leaf\x0a\x04root");
+    let sent = b"\x0a\x03csr\x12\x05token\x1a\x03jwt\x20\x0a".as_slice();
+    let request = CsrRequest::decode(sent).unwrap();
+    let credential = (
+        &request.node_agent_credential[..],
+        &*request.credential_type,
+    );
+    assert_eq!(credential, (&b"token"[..], "jwt"));
+    assert_eq!(
+        (&request.csr_pem[..], request.requested_ttl_minutes),
+        (&b"csr"[..], 10)
+    );
+    let answer = CsrResponse {
+        is_approved: true,
+        status: Some(proto::google::rpc::Status {
+            code: 3,
+            ..Default::default()
+        }),
+        signed_cert: b"leaf".to_vec(),
+        cert_chain: b"root".to_vec(),
+    };
+    let bytes = b"\x08\x01\x12\x02\x08\x03\x1a\x04leaf\x22\x04root";
+    assert_eq!(answer.encode_to_vec(), bytes);
+}
+
 #[tokio::test]
 async fn the_older_service_gives_the_same_certificate_in_other_words() {
     let mesh = mesh().await;

@@ -43,6 +43,8 @@ pub(crate) struct Citadel {
     pub(crate) root_file: PathBuf,
     pub(crate) token_file: PathBuf,
     pub(crate) asked: Arc<AtomicUsize>,
+    /// What it was asked for, in text.
+    pub(crate) requests: Arc<Mutex<Vec<String>>>,
     /// Of each stream of what is to be trusted: whether it was by certificate.
     pub(crate) heard: Arc<Mutex<Vec<bool>>>,
     _trigger: Trigger,
@@ -56,6 +58,7 @@ struct Inner {
     params: CertificateParams,
     life: Duration,
     asked: Arc<AtomicUsize>,
+    requests: Arc<Mutex<Vec<String>>>,
     heard: Arc<Mutex<Vec<bool>>>,
 }
 
@@ -84,12 +87,13 @@ impl Citadel {
         std::fs::write(&root_file, &root).unwrap();
         std::fs::write(&token_file, format!("{TOKEN}\n")).unwrap();
         let asked = Arc::new(AtomicUsize::new(0));
-        let heard = Arc::default();
+        let (requests, heard) = <(Arc<Mutex<Vec<String>>>, _)>::default();
         let service = Service(Arc::new(Inner {
             key,
             params,
             life,
             asked: asked.clone(),
+            requests: requests.clone(),
             heard: Arc::clone(&heard),
         }));
         let (trigger, drain) = drain::channel();
@@ -105,6 +109,7 @@ impl Citadel {
             root_file,
             token_file,
             asked,
+            requests,
             heard,
             _trigger: trigger,
         }
@@ -119,6 +124,7 @@ impl IstioCertificateService for Service {
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let inner = &self.0;
         inner.asked.fetch_add(1, Ordering::SeqCst);
+        inner.requests.lock().push(format!("{request:?}"));
         is_by_certificate(&request)?;
         let issuer = Issuer::from_params(&inner.params, &inner.key);
         let mut csr = CertificateSigningRequestParams::from_pem(&request.get_ref().csr).unwrap();

@@ -119,6 +119,27 @@ async fn without_a_good_token_the_certificate_in_use_renews_itself() {
 }
 
 #[tokio::test]
+async fn a_key_is_new_for_each_certificate_and_never_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let citadel = Citadel::start(folder.path(), Duration::from_secs(3600)).await;
+    let client = client(&citadel);
+    let first = client.fetch(None).await.unwrap();
+    let second = client.fetch(Some(&first)).await.unwrap();
+    let keys = [&first, &second].map(|workload| workload.pem().1.to_owned());
+    assert_ne!(keys[0], keys[1]);
+    let requests = citadel.requests.lock().clone();
+    assert_eq!(requests.len(), 2);
+    for request in requests {
+        assert!(request.contains("CERTIFICATE REQUEST"), "{request}");
+        assert!(!request.contains("PRIVATE KEY"), "{request}");
+        for key in &keys {
+            let part = key.lines().nth(1).unwrap();
+            assert!(!request.contains(part), "{request}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_to_be_trusted_is_asked_for_by_token_or_else_by_certificate() {
     let folder = tempfile::tempdir().unwrap();
     let citadel = Citadel::start(folder.path(), Duration::from_secs(3600)).await;
