@@ -233,3 +233,41 @@ fn in_production_replicas_are_apart_and_reached_by_their_ports_only() {
         assert!(!named.contains(&15000), "{name}");
     }
 }
+
+#[test]
+fn citadel_signs_with_a_root_of_its_own_or_with_the_secret_cacerts() {
+    for (values, secret) in [
+        ("", None),
+        ("security: {selfSigned: false}", Some("cacerts")),
+    ] {
+        let objects = render("bireme", &[], values);
+        let pod = &find(&objects, "Deployment istio-citadel")["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        let arguments: Vec<&str> = container["args"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
+        let is_own = format!("--self-signed-ca={}", secret.is_none());
+        assert!(arguments.contains(&is_own.as_str()), "{arguments:?}");
+        for (flag, file) in [
+            ("signing-cert", "ca-cert.pem"),
+            ("signing-key", "ca-key.pem"),
+            ("root-cert", "root-cert.pem"),
+            ("cert-chain", "cert-chain.pem"),
+        ] {
+            let argument = format!("--{flag}=/etc/cacerts/{file}");
+            let is_there = arguments.contains(&argument.as_str());
+            assert_eq!(is_there, secret.is_some(), "{arguments:?}");
+        }
+        let named = |list: &Value| {
+            let mut items = list.as_array().unwrap().iter();
+            items.find(|item| item["name"] == "cacerts").cloned()
+        };
+        let mount = named(&container["volumeMounts"]).map(|mount| mount["mountPath"].clone());
+        assert_eq!(mount, secret.map(|_| json!("/etc/cacerts")));
+        let volume = named(&pod["volumes"]).map(|volume| volume["secret"]["secretName"].clone());
+        assert_eq!(volume, secret.map(|secret| json!(secret)));
+    }
+}

@@ -7,6 +7,7 @@ mod biremectl;
 mod components;
 mod images;
 mod keys;
+mod restricted;
 mod secured;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -432,39 +433,6 @@ fn names_and_ports_are_those_that_users_know() {
                 "{}: {name}",
                 self::name(service)
             );
-        }
-    }
-}
-
-#[test]
-fn pods_are_as_restricted_as_can_be() {
-    for profile_name in PROFILES {
-        for object in render("bireme", &profile(profile_name), "") {
-            if object["kind"] != "Deployment" {
-                continue;
-            }
-            let (what, pod) = (name(&object), &object["spec"]["template"]["spec"]);
-            assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{what}");
-            let seccomp = &pod["securityContext"]["seccompProfile"]["type"];
-            assert_eq!(seccomp, "RuntimeDefault", "{what}");
-            for container in pod["containers"].as_array().unwrap() {
-                let security = &container["securityContext"];
-                assert_eq!(security["readOnlyRootFilesystem"], true, "{what}");
-                assert_eq!(security["allowPrivilegeEscalation"], false, "{what}");
-                assert_eq!(security["capabilities"]["drop"][0], "ALL", "{what}");
-                assert!(container["readinessProbe"].is_object(), "{what}");
-                assert!(container["resources"].is_object(), "{what}");
-            }
-            // Every volume that is mounted is there.
-            let volumes: Vec<&Value> = pod["volumes"].as_array().into_iter().flatten().collect();
-            for mount in pod["containers"][0]["volumeMounts"]
-                .as_array()
-                .into_iter()
-                .flatten()
-            {
-                let is_there = volumes.iter().any(|volume| volume["name"] == mount["name"]);
-                assert!(is_there, "{what}: {}", mount["name"]);
-            }
         }
     }
 }
