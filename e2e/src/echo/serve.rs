@@ -89,7 +89,9 @@ impl Server {
             (&self.mutual_tls, ClientAuth::Required),
         ] {
             for port in of {
-                let tls = ServerTls::from_files(files.clone(), auth, &["h2", "http/1.1"])?;
+                // What comes is told by its first bytes; the mesh's own name says that a sidecar speaks.
+                let alpn = ["h2", "http/1.1", "istio"];
+                let tls = ServerTls::from_files(files.clone(), auth, &alpn)?;
                 ports.push((*port, Speech::Tls(tls)));
             }
         }

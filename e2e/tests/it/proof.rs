@@ -3,9 +3,9 @@
 //!
 //! [`matrix`]: server modes × clients × protocols, with our proxy and a real Envoy on either side. [`policies`]: who may ask for
 //! what, and forged headers. [`paths`]: one path in many spellings. [`certificates`]: certificates that are not good, and
-//! revocation. [`matchers`]: every matcher of a policy. [`levels`]: of mesh, namespace, workload and port. [`keys`]: those of token
-//! issuers. [`checks`]: what others decide, and policies that only look on. [`pages`]: what debug pages and files give away.
-//! [`reload`]: another plugged-in CA.
+//! revocation. [`naming`]: a server with somebody else's certificate. [`matchers`]: every matcher of a policy. [`levels`]: of mesh,
+//! namespace, workload and port. [`keys`]: those of token issuers. [`checks`]: what others decide, and policies that only look on.
+//! [`pages`]: what debug pages and files give away. [`reload`]: another plugged-in CA.
 
 mod certificates;
 mod checks;
@@ -13,6 +13,7 @@ mod keys;
 mod levels;
 mod matchers;
 mod matrix;
+mod naming;
 mod pages;
 mod paths;
 mod policies;
@@ -85,8 +86,8 @@ impl Stage {
         };
         stage.apply(&stage.manifests(envoy)).await;
         let (servers, clients) = (SERVERS.len() * 2 - 1, CLIENTS.len() + ENVOY_CLIENTS.len());
-        // And one client without a sidecar, and the server of keys.
-        stage.are_ready(servers + clients + 2).await;
+        // And one client without a sidecar, the server of keys and the one with another's name.
+        stage.are_ready(servers + clients + 3).await;
         stage
     }
 
@@ -122,6 +123,7 @@ impl Stage {
         }
         text += include_str!("../security/policies.yaml");
         text += &checks::manifests();
+        text += &naming::manifests(self);
         let (rsa, _) = Tokens::rsa("https://rsa.test");
         text.replace("{{jwks}}", &self.inline.jwks())
             .replace("{{rsa}}", &rsa.jwks())
@@ -166,6 +168,7 @@ async fn nobody_gets_through_who_should_not() {
         ("policies", policies::hold(&stage).boxed_local()),
         ("paths", paths::hold(&stage).boxed_local()),
         ("certificates", certificates::hold(&stage).boxed_local()),
+        ("naming", naming::holds(&stage).boxed_local()),
         ("matchers", matchers::hold(&stage).boxed_local()),
         ("levels", levels::hold(&stage).boxed_local()),
         ("keys", keys::hold(&stage).boxed_local()),

@@ -6,13 +6,15 @@ use e2e::mesh::eventually;
 use serde_json::Value;
 use time::Duration;
 
-use super::Stage;
 use super::matrix::PORTS;
+use super::{ENVOY, Stage};
 use crate::SETTLED;
 use crate::authority::{Authority, Leaf, Tokens, self_signed};
 use crate::scene::Line;
 
 const CALLER: &str = "spiffe://cluster.local/ns/outside/sa/client";
+/// How long a revocation may take to be in force everywhere, on a busy machine with debug programs.
+const SECONDS: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Only the good ones get an answer, whatever is spoken inside.
 pub(super) async fn hold(stage: &Stage) {
@@ -83,7 +85,8 @@ async fn are_told_apart(stage: &Stage, cases: &[(&str, Leaf, bool)]) {
     let mut calls = Vec::new();
     for (_, leaf, _) in cases {
         calls.extend(PORTS.iter().map(|(protocol, port, alpn)| {
-            Call::new(*protocol, &format!("strict.servers:{port}")).tls(leaf.tls(&stage.authority, alpn))
+            Call::new(*protocol, &format!("strict.servers:{port}"))
+                .tls(leaf.tls(&stage.authority, alpn))
         }));
     }
     // A busy machine may be too slow for a good one, but no bad one is served at any time.
@@ -187,9 +190,7 @@ async fn open(stage: &Stage, namespace: &str) -> (Line, String) {
 pub(super) async fn are_revoked_at_once(stage: &Stage, before: [(Line, String); 3]) {
     let [whole, once, other] = REVOKED;
     let ask = Call::new(Protocol::Http1, "strict.servers:8001");
-    let gets_through = async |namespace: &str| {
-        stage.call(namespace, std::slice::from_ref(&ask)).await[0].is_served()
-    };
+    let gets_through = async |namespace: &str| is_served(stage, namespace, &ask).await;
     for namespace in REVOKED {
         assert!(gets_through(namespace).await, "{namespace}");
     }
@@ -199,8 +200,15 @@ pub(super) async fn are_revoked_at_once(stage: &Stage, before: [(Line, String); 
     citadel(stage, &["revoke", &all]).await;
     let told = citadel(stage, &["revoke", "--serial", serial]).await;
     assert!(told.contains(serial), "{told}");
-    eventually("new handshakes are refused", SETTLED, async || {
+    eventually("new handshakes are refused", SECONDS, async || {
         !gets_through(whole).await
+    })
+    .await
+    .unwrap();
+    // Each line is a handshake of its own.
+    let line = Call::new(Protocol::Tcp, &format!("strict{ENVOY}.servers:8004"));
+    eventually("a real Envoy refuses them, too", SECONDS, async || {
+        !is_served(stage, whole, &line).await
     })
     .await
     .unwrap();
@@ -223,11 +231,49 @@ pub(super) async fn are_revoked_at_once(stage: &Stage, before: [(Line, String); 
     }
     // Certificates of the CA before are refused now, and its own may still be one.
     eventually("nobody else is refused", SETTLED, async || {
-        gets_through(other).await
+        gets_through(other).await && is_served(stage, other, &line).await
     })
     .await
     .unwrap();
     assert!(!gets_through(whole).await);
+    assert!(!is_served(stage, whole, &line).await);
+    nobody_calls_a_revoked_server(stage).await;
+}
+
+/// A server whose identity is revoked is called by no sidecar and no gateway any more, though it is there as before.
+async fn nobody_calls_a_revoked_server(stage: &Stage) {
+    let open = |address: &str| Call::new(Protocol::Http1, address).target("/open");
+    let line = Call::new(Protocol::Tcp, "app.servers:8004");
+    let calls = [
+        ("auto", open("app.servers:8001")),
+        ("auto", line),
+        ("outside", open("istio-ingressgateway.istio-system:80")),
+    ];
+    stage
+        .apply(include_str!("../../security/gateway.yaml"))
+        .await;
+    let served = async || {
+        let mut served = 0;
+        for (namespace, call) in &calls {
+            served += usize::from(is_served(stage, namespace, call).await);
+        }
+        served
+    };
+    eventually("all reach the server", SETTLED, async || {
+        served().await == calls.len()
+    })
+    .await
+    .unwrap();
+    let identity = "--identity=spiffe://cluster.local/ns/servers/sa/app";
+    citadel(stage, &["revoke", identity]).await;
+    eventually("nobody reaches it", SECONDS, async || served().await == 0)
+        .await
+        .unwrap();
+    assert!(is_served(stage, "outside", &open("app.servers:8001")).await);
+}
+
+async fn is_served(stage: &Stage, namespace: &str, call: &Call) -> bool {
+    stage.call(namespace, std::slice::from_ref(call)).await[0].is_served()
 }
 
 /// The identity of the client of a namespace.

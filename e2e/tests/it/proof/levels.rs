@@ -98,6 +98,7 @@ pub(super) async fn hold(stage: &Stage) {
         assert!(settled.is_ok(), "{step}: {}", wrong.join("\n"));
     }
     policies_are_for_those_whom_they_mean(stage).await;
+    lines_are_no_requests(stage).await;
 }
 
 fn whole(namespace: &str, mode: &str) -> String {
@@ -205,4 +206,45 @@ async fn policies_are_for_those_whom_they_mean(stage: &Stage) {
     });
     let settled = settled.await;
     assert!(settled.is_ok(), "{}", wrong.join("\n"));
+}
+
+/// What a rule says of requests never holds for a line: one that allows lets nobody in by it, one that denies does so without it.
+async fn lines_are_no_requests(stage: &Stage) {
+    let line = |port: u16| {
+        servers().map(|server| Call::new(Protocol::Tcp, &format!("{server}.servers:{port}")))
+    };
+    let calls = [line(8004), line(8005)];
+    let outcomes = stage.call("auto", calls.as_flattened()).await;
+    assert!(outcomes.iter().all(Outcome::is_served), "{outcomes:?}");
+    let rule = |operation: Value| json!([{"to": [{"operation": operation}]}]);
+    let mut text = String::new();
+    for server in servers() {
+        let mut policy = |name: &str, action: &str, rules: Value| {
+            let meta = json!({"name": format!("{server}-{name}"), "namespace": "servers"});
+            let selector = json!({"matchLabels": {"app": server}});
+            let spec = json!({"selector": selector, "action": action, "rules": rules});
+            text += &document("AuthorizationPolicy", &meta, &spec);
+        };
+        let any = rule(json!({"ports": ["8001", "8002", "8003", "8005"]}));
+        policy("rest", "ALLOW", any);
+        let of_requests = rule(json!({"paths": ["*"], "ports": ["8004"]}));
+        policy("requests", "ALLOW", of_requests);
+        let from = json!([{"from": [{"source": {"namespaces": ["auto"]}}], "to": [{"operation": {"ports": ["8004"]}}]}]);
+        policy("auto", "ALLOW", from);
+        let of_a_path = rule(json!({"paths": ["/nowhere"], "ports": ["8005"]}));
+        policy("path", "DENY", of_a_path);
+    }
+    stage.apply(&text).await;
+    let mut seen = Vec::new();
+    let settled = eventually("rules about requests let no line in", SETTLED, async || {
+        seen.clear();
+        for client in ["auto", "mtls"] {
+            let outcomes = stage.call(client, calls.as_flattened()).await;
+            seen.extend(outcomes.iter().map(Outcome::is_served));
+        }
+        // To ports 8004, 8004, 8005, 8005 from each.
+        seen == [true, true, false, false, false, false, false, false]
+    });
+    let settled = settled.await;
+    assert!(settled.is_ok(), "{seen:?}");
 }

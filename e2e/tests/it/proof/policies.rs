@@ -28,6 +28,7 @@ pub(super) async fn hold(stage: &Stage) {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     forged_headers_are_not_believed(stage, &pod).await;
+    forwarded_addresses_count_by_who_forwards(stage).await;
     claims_are_the_tokens(stage).await;
 }
 
@@ -257,6 +258,32 @@ async fn forged_headers_are_not_believed(stage: &Stage, pod: &str) {
     }
     for outcome in &from_outside[3..] {
         assert_eq!(outcome.status, Some(403), "{outcome:?}");
+    }
+}
+
+/// A sidecar takes a caller's address from `x-forwarded-for`, as in Istio: whoever may call past a gateway can name any. So a policy
+/// that is to hold names beside the address who may forward it, and then a forged one is good for nothing.
+async fn forwarded_addresses_count_by_who_forwards(stage: &Stage) {
+    let forged = |path: &str| get(path).header("x-forwarded-for", "203.0.113.7");
+    let chain = |path: &str| get(path).header("x-forwarded-for", "203.0.113.7, 192.0.2.1");
+    let calls = [
+        forged("/office"),
+        get("/office"),
+        chain("/office"),
+        forged("/office/forwarded"),
+        get("/office/forwarded"),
+    ];
+    for (namespace, wanted) in [
+        ("outside", [200_u16, 403, 403, 403, 403]),
+        ("mtls", [200, 403, 403, 403, 403]),
+        ("monitoring", [200, 403, 403, 200, 403]),
+    ] {
+        let outcomes = stage.call(namespace, &calls).await;
+        let statuses: Vec<_> = outcomes
+            .iter()
+            .filter_map(|outcome| outcome.status)
+            .collect();
+        assert_eq!(statuses, wanted, "{namespace}: {outcomes:?}");
     }
 }
 
