@@ -50,6 +50,9 @@ pub struct Call {
     pub protocol: Protocol,
     /// `HOST:PORT`.
     pub address: String,
+    /// Method of HTTP.
+    #[serde(default = "get")]
+    pub method: String,
     /// Request target.
     #[serde(default = "root")]
     pub target: String,
@@ -80,11 +83,19 @@ impl Call {
         Self {
             protocol,
             address: address.to_owned(),
+            method: get(),
             target: root(),
             host: String::new(),
             headers: Vec::new(),
             tls: None,
         }
+    }
+
+    /// With another method.
+    #[must_use]
+    pub fn method(mut self, method: &str) -> Self {
+        method.clone_into(&mut self.method);
+        self
     }
 
     /// With another target.
@@ -115,6 +126,10 @@ impl Outcome {
     pub fn is_served(&self) -> bool {
         self.status.is_none_or(|status| status == 200) && self.text.contains(MARK)
     }
+}
+
+fn get() -> String {
+    "GET".to_owned()
 }
 
 fn root() -> String {

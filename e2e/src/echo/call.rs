@@ -68,7 +68,8 @@ async fn make(call: &Call) -> anyhow::Result<Outcome> {
         Protocol::Http1 => http1(call, stream).await,
         Protocol::Http2 | Protocol::Grpc => http2(call, stream).await,
         Protocol::Raw => {
-            let mut request = format!("GET {} HTTP/1.1\r\nhost: {}\r\n", call.target, host(call));
+            let (method, target) = (&call.method, &call.target);
+            let mut request = format!("{method} {target} HTTP/1.1\r\nhost: {}\r\n", host(call));
             for (name, value) in &call.headers {
                 request.push_str(&format!("{name}: {value}\r\n"));
             }
@@ -128,7 +129,10 @@ fn host(call: &Call) -> &str {
 async fn http1(call: &Call, stream: Box<dyn Stream>) -> anyhow::Result<Outcome> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let mut request = Request::get(call.target.as_str()).header(header::HOST, host(call));
+    let mut request = Request::builder()
+        .method(call.method.as_str())
+        .uri(call.target.as_str())
+        .header(header::HOST, host(call));
     for (name, value) in &call.headers {
         request = request.header(name, value);
     }
@@ -145,7 +149,7 @@ async fn http2(call: &Call, stream: Box<dyn Stream>) -> anyhow::Result<Outcome> 
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     let is_grpc = call.protocol == Protocol::Grpc;
     let uri = format!("http://{}{}", host(call), call.target);
-    let mut request = Request::get(uri);
+    let mut request = Request::builder().method(call.method.as_str()).uri(uri);
     let mut body = Bytes::new();
     if is_grpc {
         request = request

@@ -96,6 +96,8 @@ async fn sources(stage: &Stage) -> Vec<Row> {
         from("notNamespaces: [mtls]", "auto", "mtls"),
         from("serviceAccounts: [auto/client]", "auto", "mtls"),
         from("notServiceAccounts: [mtls/client]", "auto", "mtls"),
+        from("trustDomains: [cluster.local]", "auto", "outside"),
+        from("notTrustDomains: [cluster.local]", "outside", "auto"),
         from(&format!("ipBlocks: [{auto}]"), "auto", "mtls"),
         from(&format!("notIpBlocks: [{auto}/32]"), "mtls", "auto"),
         from(&format!("remoteIpBlocks: [{auto}/32]"), "auto", "mtls"),
@@ -118,17 +120,20 @@ fn to(operation: &str, good: Call, bad: Call) -> Row {
     }
 }
 
+/// The same by HTTP/2, on the port for it.
+fn http2() -> Call {
+    let mut call = get();
+    call.protocol = Protocol::Http2;
+    call.address = call.address.replace("8001", "8002");
+    call
+}
+
 fn operations() -> Vec<Row> {
     let at = |target: &str| get().target(target);
+    let post = || get().method("POST");
     let host = |host: &str| {
         let mut call = get();
         host.clone_into(&mut call.host);
-        call
-    };
-    let http2 = || {
-        let mut call = get();
-        call.protocol = Protocol::Http2;
-        call.address = call.address.replace("8001", "8002");
         call
     };
     vec![
@@ -149,15 +154,11 @@ fn operations() -> Vec<Row> {
         to("paths: [PATH], hosts: [a.test]", host("a.test"), get()),
         to("paths: [PATH], hosts: ['*.test']", host("A.test"), get()),
         to("paths: [PATH], notHosts: ['a.*']", get(), host("a.test")),
-        to("paths: [PATH], methods: [GET]", get(), at("PATH/x")),
-        to("paths: [PATH], notMethods: [POST]", get(), at("PATH/x")),
+        to("paths: [PATH], methods: [GET]", get(), post()),
+        to("paths: [PATH], methods: [POST]", post(), get()),
+        to("paths: [PATH], notMethods: [POST]", get(), post()),
         to("paths: [PATH], ports: ['8002']", http2(), get()),
         to("paths: [PATH], notPorts: ['8002']", get(), http2()),
-        Row {
-            rule: "{to: [{operation: {paths: [PATH], methods: [POST]}}]}".to_owned(),
-            good: None,
-            bad: ("outside", get()),
-        },
     ]
 }
 
@@ -166,71 +167,87 @@ fn when(condition: &str, good: (&'static str, Call), bad: (&'static str, Call)) 
     about(&format!("when: [{{{condition}}}]"), good, bad)
 }
 
+/// Whoever is meant by a value is let in by it, and kept out where it must not be that.
+fn both(
+    key: &str,
+    value: &str,
+    meant: &(&'static str, Call),
+    other: &(&'static str, Call),
+) -> [Row; 2] {
+    [("values", meant, other), ("notValues", other, meant)].map(|(values, good, bad)| {
+        let condition = format!("key: '{key}', {values}: [{value}]");
+        when(&condition, good.clone(), bad.clone())
+    })
+}
+
 async fn conditions(stage: &Stage) -> Vec<Row> {
-    let auto = stage.pod_ip("auto", "client").await;
+    let address = stage.pod_ip("auto", "client").await;
+    let [auto, mtls, outside] = ["auto", "mtls", "outside"].map(|namespace| (namespace, get()));
+    let mut rows = Vec::new();
+    for (key, value) in [
+        ("source.ip", address.as_str()),
+        ("remote.ip", &format!("{address}/32")),
+        ("source.namespace", "auto"),
+        ("source.principal", "'*/ns/auto/sa/client'"),
+        ("source.serviceAccount", "auto/client"),
+    ] {
+        rows.extend(both(key, value, &auto, &mtls));
+    }
+    let second = ("auto", http2());
+    let name = "'outbound_.8001_.*'";
+    rows.extend(both("source.trustDomain", "cluster.local", &auto, &outside));
+    rows.extend(both("destination.port", "'8002'", &second, &auto));
+    rows.extend(both("connection.sni", name, &auto, &outside));
+    rows.extend(destinations(stage).await);
+    rows.extend(headers());
+    rows
+}
+
+/// Of addresses every call has the same: what lets one in is another path.
+async fn destinations(stage: &Stage) -> Vec<Row> {
     let mut servers = Vec::new();
     for of in ["", ENVOY] {
         servers.push(stage.pod_ip("servers", &format!("{SERVER}{of}")).await);
     }
     let servers = servers.join(", ");
-    let caller = |key: &str, of_auto: &str| {
-        let condition = format!("key: {key}, values: [{of_auto}]");
-        when(&condition, ("auto", get()), ("mtls", get()))
-    };
-    let header = |value: &str| get().header("x-kind", value);
-    let kind = |values: &str, good: &str, bad: &str| {
-        let condition = format!("key: 'request.headers[x-kind]', {values}");
-        when(
-            &condition,
-            ("outside", header(good)),
-            ("outside", header(bad)),
-        )
-    };
+    let call = |target: &str| ("auto", get().target(target));
+    let anybody = |condition: &str| when(condition, call("PATH"), call("PATH/x"));
     let nobody = |condition: &str| Row {
         good: None,
-        ..when(condition, ("auto", get()), ("auto", get()))
+        ..when(condition, call("PATH"), call("PATH"))
     };
-    let mut http2 = get();
-    http2.protocol = Protocol::Http2;
-    http2.address = http2.address.replace("8001", "8002");
     vec![
-        kind("values: [one, two]", "two", "three"),
-        kind("values: ['o*']", "one", "two"),
-        kind("values: ['*e']", "one", "two"),
-        kind("notValues: [one]", "two", "one"),
-        when(
-            "key: 'request.headers[x-kind]', values: ['*']",
-            ("outside", header("any")),
-            ("outside", get()),
-        ),
-        caller("source.ip", &auto),
-        caller("remote.ip", &format!("{auto}/32")),
-        caller("source.namespace", "auto"),
-        caller("source.principal", "'*/ns/auto/sa/client'"),
-        caller("source.serviceAccount", "auto/client"),
-        when(
-            &format!("key: source.ip, notValues: [{auto}]"),
-            ("mtls", get()),
-            ("auto", get()),
-        ),
-        when(
-            "key: destination.port, values: ['8002']",
-            ("auto", http2),
-            ("auto", get()),
-        ),
-        when(
-            "key: connection.sni, values: ['outbound_.8001_.*']",
-            ("auto", get()),
-            ("outside", get()),
-        ),
-        when(
-            &format!("key: destination.ip, values: [{servers}]"),
-            ("auto", get()),
-            ("auto", get().target("PATH/x")),
-        ),
+        anybody(&format!("key: destination.ip, values: [{servers}]")),
+        anybody("key: destination.ip, notValues: [192.0.2.0/24]"),
         nobody("key: destination.ip, values: [192.0.2.0/24]"),
+        nobody(&format!("key: destination.ip, notValues: [{servers}]")),
         nobody("key: connection.sni, values: [somebody.else]"),
     ]
+}
+
+/// Of a header, and of what a filter before has left of it.
+fn headers() -> Vec<Row> {
+    let key = "request.headers[x-kind]";
+    let call = |value: &str| ("outside", get().header("x-kind", value));
+    let (one, two) = (call("one"), call("two"));
+    let kind = |values: &str, good: &str, bad: &str| {
+        let condition = format!("key: '{key}', values: [{values}]");
+        when(&condition, call(good), call(bad))
+    };
+    let mut rows = vec![
+        kind("one, two", "two", "three"),
+        kind("'o*'", "one", "two"),
+        kind("'*e'", "one", "two"),
+        when(
+            &format!("key: '{key}', values: ['*']"),
+            call("any"),
+            ("outside", get()),
+        ),
+    ];
+    let left = "experimental.envoy.filters.http.header_to_metadata[kind]";
+    rows.extend(both(key, "one", &one, &two));
+    rows.extend(both(left, "one", &one, &two));
+    rows
 }
 
 /// Rules about tokens.
@@ -247,6 +264,7 @@ fn claims(stage: &Stage) -> Vec<Row> {
         "aud": ["shop", "bank"], "azp": "till", "group": ["admins", "staff"], "nested": {"level": "high"},
     });
     let rule = |condition: &str| when(condition, call(&good), call(&none));
+    let not = |condition: &str| when(condition, call(&none), call(&good));
     vec![
         from("requestPrincipals: ['*']", "outside", "outside").with(call(&none), get()),
         from("requestPrincipals: ['*/alice']", "outside", "outside").with(call(&none), get()),
@@ -263,15 +281,18 @@ fn claims(stage: &Stage) -> Vec<Row> {
         rule("key: 'request.auth.claims[group]', values: [staff]"),
         rule("key: 'request.auth.claims[group]', values: ['adm*']"),
         rule("key: 'request.auth.claims[nested][level]', values: [high]"),
-        when(
-            "key: 'request.auth.claims[group]', notValues: [admins]",
-            call(&none),
-            call(&good),
-        ),
+        not("key: request.auth.audiences, notValues: [bank]"),
+        not("key: request.auth.presenter, notValues: [till]"),
+        not("key: 'request.auth.claims[group]', notValues: [admins]"),
         when(
             "key: request.auth.principal, values: [https://inline.test/alice]",
             call(&none),
             ("outside", get()),
+        ),
+        when(
+            "key: request.auth.principal, notValues: [https://inline.test/alice]",
+            ("outside", get()),
+            call(&none),
         ),
     ]
 }
