@@ -12,8 +12,8 @@ use proto_mesh::attribute::{Attributes, Value, ValueType};
 
 use crate::lang::time_text;
 
-/// The standard manifest and rules, which every installation has.
-const STANDARD: &str = include_str!("../default/config.yaml");
+/// The standard manifests, which every installation has.
+const STANDARD: &str = include_str!("../default/attributes.yaml");
 
 /// Flags with attributes.
 #[derive(Clone, Debug, Default, Args)]

@@ -8,7 +8,7 @@ set -euo pipefail
 . "$(dirname "$0")/server.sh"
 millions=${1:-10}
 
-start "$repository/mixer/default/config.yaml"
+start "${standard[@]}"
 sent=0
 first=
 while [ "$sent" -lt $((millions * 1000000)) ]; do

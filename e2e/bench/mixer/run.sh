@@ -10,14 +10,14 @@ seconds=${1:-8}
 
 measure() { echo "== $1"; shift; load "$@" --seconds "$seconds"; }
 
-start "$repository/mixer/default/config.yaml"
+start "${standard[@]}"
 measure "reports, the standard rules, 100 label sets" report --label-sets 100
 measure "reports, the standard rules, 10,000 label sets (memory)" report --label-sets 10000
 measure "the same again" report --label-sets 10000
 measure "calls alone: reports of nothing" empty --streams 32
-start "$folder/attributes.yaml" "$bench/one_counter.yaml"
+start "$attributes" "$bench/one_counter.yaml"
 measure "reports, one counter" report --label-sets 100
-start "$folder/attributes.yaml" "$bench/check.yaml"
+start "$attributes" "$bench/check.yaml"
 measure "checks with a quota and a list, fewer at once" check --label-sets 100
 measure "checks with a quota and a list" check --label-sets 100 --streams 32
 measure "the same at half of the aim, 20,000 a second: p99" check --label-sets 100 --rate 20000

@@ -7,8 +7,9 @@ pids=()
 trap 'kill "${pids[@]}" 2>/dev/null; rm -rf "$folder"' EXIT
 server=
 
-# The attributes that there are, of the standard configuration.
-awk -v RS='---\n' '/kind: attributemanifest/ { print "---"; print }' "$repository/mixer/default/config.yaml" >"$folder/attributes.yaml"
+# The attributes that there are; with the rules, the standard configuration.
+attributes=$repository/mixer/default/attributes.yaml
+standard=("$attributes" "$repository"/mixer/default/{kubernetesenv,prometheus}.yaml)
 
 # start CONFIG...: a server with these files (and no other); its address is in $address.
 start() {

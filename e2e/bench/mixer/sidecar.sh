@@ -12,7 +12,7 @@ hertz=$(getconf CLK_TCK)
 ticks() { awk '{ print $14 + $15 }' "/proc/$1/stat"; }
 micros() { awk -v ticks="$1" -v hertz="$hertz" -v requests="$2" 'BEGIN { printf "%.2f", ticks * 1e6 / hertz / requests }'; }
 
-start "$repository/mixer/default/config.yaml" "$bench/check.yaml"
+start "${standard[@]}" "$bench/check.yaml"
 "$target/bookinfo" --port 19500 ratings & pids+=($!)
 declare -A process port total
 sidecar() { # NAME NUMBER DISABLE_CHECK DISABLE_REPORT

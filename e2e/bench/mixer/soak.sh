@@ -30,7 +30,7 @@ fluentd=$(free_port)
 pids+=($!)
 
 sed "s/OPA_PORT/$opa/; s/FLUENTD_PORT/$fluentd/" "$bench/soak.yaml" >"$folder/soak.yaml"
-start "$repository/mixer/default/config.yaml" "$bench/check.yaml" "$folder/soak.yaml"
+start "${standard[@]}" "$bench/check.yaml" "$folder/soak.yaml"
 echo "== what the machine can do"
 most=$(load check --label-sets 100 --seconds 5)
 echo "$most"

@@ -131,6 +131,38 @@ fn a_secured_control_plane_has_mixer_behind_mutual_tls() {
 }
 
 #[test]
+fn mixers_adapters_come_with_their_switches() {
+    let handlers = |objects: &[Value]| -> BTreeSet<String> {
+        let names = names(objects).into_iter();
+        names
+            .filter_map(|name| Some(name.strip_prefix("handler ")?.to_owned()))
+            .collect()
+    };
+    let both = "kubernetesenv: {enabled: false}, prometheus: {enabled: false}";
+    for (values, wanted) in [
+        (String::new(), vec!["kubernetesenv", "prometheus"]),
+        (format!("mixer: {{adapters: {{{both}}}}}"), vec![]),
+        // Nobody reports.
+        (
+            "mixer: {telemetry: {enabled: false}, adapters: {stdio: {enabled: true}}}".to_owned(),
+            vec!["kubernetesenv"],
+        ),
+    ] {
+        let objects = render("bireme", &[], &values);
+        let wanted = wanted.into_iter().map(str::to_owned).collect();
+        assert_eq!(handlers(&objects), wanted, "{values}");
+        // Attributes are there for whoever writes rules.
+        find(&objects, "attributemanifest istioproxy");
+    }
+    let values = "mixer: {adapters: {stdio: {outputAsJson: false}, prometheus: {metricsExpiryDuration: 1h}}}";
+    let objects = render("bireme", &profile("demo"), values);
+    let params = |name: &str| &find(&objects, &format!("handler {name}"))["spec"]["params"];
+    assert_eq!(params("stdio"), &json!({"outputAsJson": false}));
+    let expiry = &params("prometheus")["metricsExpirationPolicy"];
+    assert_eq!(expiry["metricsExpiryDuration"], "1h");
+}
+
+#[test]
 fn grafana_has_a_dashboard_for_each_component() {
     let objects = render("grafana", &[], "");
     let pod = &find(&objects, "Deployment grafana")["spec"]["template"]["spec"];

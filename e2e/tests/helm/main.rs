@@ -335,6 +335,7 @@ fn what_we_do_not_have_is_refused_with_a_sentence() {
         ("pilot: {enabled: false, enabeld: true}", "enabeld"),
         ("grafana: {enabled: false, persit: true}", "persit"),
         ("mixer: {policy: {enabled: false, replicas: 2}}", "replicas"),
+        ("mixer: {adapters: {stdio: {asJson: true}}}", "asJson"),
         (
             "gateways: {istio-egressgateway: {enabled: false, typ: ClusterIP}}",
             "typ",

@@ -147,8 +147,6 @@ security:
 mixer:
   telemetry.sessionAffinityEnabled: {holds: false, why: every replica takes the reports of every sidecar}
   adapters.useAdapterCRDs: {holds: false, why: handlers name their adapter (compiledAdapter)}
-  adapters.kubernetesenv.enabled: {holds: true, why: who calls and is called is always known}
-  adapters.stdio.enabled: {holds: false, why: write a handler of the adapter stdio and a rule that sends it logentries}
 {{- end -}}
 
 {{- define "bireme.checkGone" -}}

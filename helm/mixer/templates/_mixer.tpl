@@ -59,3 +59,9 @@ spec:
       connectionPool: {{- toYaml $pool | nindent 8 }}
     {{- end }}
 {{- end -}}
+
+{{/* One of Mixer's own files, which are for istio-system, for the namespace that this is installed in. */}}
+{{- define "mixer.file" -}}
+{{- $file := printf "files/%s.yaml" .name | .root.Files.Get -}}
+{{- $file | replace "namespace: istio-system" (printf "namespace: %s" .root.Release.Namespace) -}}
+{{- end -}}

@@ -6,7 +6,7 @@ use proto_mesh::attribute::codec::Encoder;
 use proto_mesh::attribute::{Attributes, Value, dictionary};
 use tonic::Code;
 
-use crate::server::{TestServer, attributes, default_config};
+use crate::server::{TestServer, attributes, default_config, default_file};
 
 fn encode(sets: &[Attributes], semantics: RepeatedAttributesSemantics) -> ReportRequest {
     let mut encoder = Encoder::new(dictionary::WORDS.len());
@@ -217,9 +217,8 @@ async fn a_rule_tells_of_a_sample() {
 
 #[tokio::test]
 async fn access_logs_can_be_switched_on() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("default/accesslog.yaml");
-    let accesslog = std::fs::read_to_string(path).unwrap();
-    let server = TestServer::start(&format!("{}\n{accesslog}", default_config())).await;
+    let accesslog = default_file("accesslog");
+    let server = TestServer::start(&format!("{}---\n{accesslog}", default_config())).await;
     let page: serde_json::Value =
         serde_json::from_str(&server.page("/debug/config").await).unwrap();
     assert_eq!(page["errors"], serde_json::json!([]));

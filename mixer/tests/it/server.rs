@@ -184,6 +184,12 @@ pub(crate) fn referenced_text(
 }
 
 pub(crate) fn default_config() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("default/config.yaml");
-    std::fs::read_to_string(path).unwrap()
+    let files = ["attributes", "kubernetesenv", "prometheus"];
+    files.map(default_file).join("---\n")
+}
+
+/// One of the files that chart and local mesh choose from.
+pub(crate) fn default_file(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("default");
+    std::fs::read_to_string(folder.join(name).with_extension("yaml")).unwrap()
 }

@@ -4,7 +4,7 @@
 //! (the loop) → `workloads` → `pod` (processes in namespaces), `services` → `network`, `mirror` → Galley,
 //! `credentials` → gateways.
 //! Beside it `api` and `client` (the control socket), `commands` (everything but `up`), `state` (what must be found
-//! again), `identity` (tokens, serving certificates), `component_certificates` (those of the control plane's own channels), `isolation` (what keeps pods apart here).
+//! again), `identity` (tokens, serving certificates), `component_certificates` (those of the control plane's own channels), `mixer` (its own configuration), `isolation` (what keeps pods apart here).
 
 use std::path::PathBuf;
 
@@ -23,6 +23,7 @@ mod identity;
 pub(crate) mod isolation;
 mod kinds;
 mod mirror;
+mod mixer;
 mod network;
 mod platform;
 pub(crate) mod pod;

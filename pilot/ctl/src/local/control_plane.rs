@@ -16,9 +16,6 @@ use super::{
 /// The namespace of the control plane.
 pub(crate) const NAMESPACE: &str = "istio-system";
 
-/// Mixer's attributes and default metrics.
-const MIXER_CONFIG: &str = include_str!("../../../../mixer/default/config.yaml");
-
 /// Cluster addresses of the services that must be found before anything can tell names; empty where there is DNS.
 pub(crate) type Addresses = BTreeMap<&'static str, String>;
 
@@ -218,31 +215,6 @@ impl Extra {
     }
 }
 
-/// Configuration that the control plane itself wants in force, once Galley is there.
-pub(crate) fn default_configuration(values: &Value) -> Option<Manifest> {
-    let roles = ["policy", "telemetry"];
-    let mut roles = roles
-        .into_iter()
-        .filter(|role| is_on(values, &format!("mixer.{role}.enabled")))
-        .peekable();
-    roles.peek()?;
-    let mut text = MIXER_CONFIG.to_owned();
-    if is_on(values, "global.controlPlaneSecurityEnabled") {
-        // Mixer has no sidecar whose mutual TLS would be found out.
-        text.extend(roles.map(|role| {
-            format!(
-                "\n---\n{{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {{name: istio-{role}, \
-                 namespace: {NAMESPACE}}}, spec: {{host: istio-{role}.{NAMESPACE}.svc.cluster.local, trafficPolicy: \
-                 {{portLevelSettings: [{{port: {{number: 15004}}, tls: {{mode: ISTIO_MUTUAL}}}}]}}}}}}\n"
-            )
-        }));
-    }
-    Some(Manifest {
-        name: "mixer/default/config.yaml",
-        text,
-    })
-}
-
 fn render(name: &'static str, template: &str, context: &Value) -> anyhow::Result<String> {
     let mut environment = minijinja::Environment::new();
     environment.set_undefined_behavior(minijinja::UndefinedBehavior::Chainable);
@@ -406,11 +378,6 @@ mod tests {
             "ISTIO_MUTUAL"
         );
         let _: proto::istio::mesh::v1alpha1::MeshConfig = proto::json::from_value(&mesh).unwrap();
-        let defaults = default_configuration(&values).unwrap();
-        for document in proto::yaml::parse_documents(&defaults.text) {
-            document.unwrap();
-        }
-        assert_eq!(defaults.text.matches("ISTIO_MUTUAL").count(), 2);
         let without = [format!("{secured},security.enabled=false")];
         let values = values::load(&[], &without).unwrap();
         assert!(is_secured(&values).is_err());

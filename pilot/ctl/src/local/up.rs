@@ -16,6 +16,7 @@ use super::{
     control_plane::{self, Addresses, NAMESPACE},
     http_client,
     isolation::Isolation,
+    mixer,
     network::node::{self, Node},
     platform::{self, Mode, Platform},
     programs::Programs,
@@ -365,7 +366,7 @@ async fn apply_application(
         };
         report(&apply::apply(&platform, source, STARTUP).await)?;
     }
-    if let Some(manifest) = control_plane::default_configuration(&values) {
+    if let Some(manifest) = mixer::default_configuration(&values) {
         let source = Source {
             name: manifest.name,
             text: &manifest.text,

@@ -24,6 +24,12 @@ pub(crate) fn load(files: &[(String, String)], settings: &[String]) -> anyhow::R
             merge(&mut values, over);
         }
     }
+    // The switch of both halves.
+    if !is_on(&values, "mixer.enabled") {
+        for half in ["policy", "telemetry"] {
+            values["mixer"][half]["enabled"] = Value::Bool(false);
+        }
+    }
     Ok(values)
 }
 
@@ -197,6 +203,13 @@ mod tests {
         );
         assert_eq!(values["global"]["tag"], "y");
         assert_eq!(values["pilot"]["env"]["PILOT_X"], 1);
+        let values = load(
+            &[],
+            &["mixer.enabled=false,mixer.policy.enabled=true".into()],
+        )
+        .unwrap();
+        let halves = ["policy", "telemetry"].map(|half| format!("mixer.{half}.enabled"));
+        assert!(halves.iter().all(|half| !is_on(&values, half)));
     }
 
     #[test]
