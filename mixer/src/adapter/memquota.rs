@@ -1,7 +1,9 @@
-//! `memquota`: quotas counted in this process's memory, by rolling windows or for good.
+//! `memquota`: quotas counted in this process's memory, by rolling or fixed windows or for good.
 //!
-//! A window is a ring of slots, ten a second: an allocation is charged to the current slot, and its capacity comes back when
-//! the slot scrolls out. QUIRK: the status is OK even when nothing is granted.
+//! A rolling window is a ring of slots, ten a second: an allocation is charged to the current slot, and its capacity comes back
+//! when the slot scrolls out. A fixed one (`rateLimitAlgorithm: FIXED_WINDOW`, which the 1.4 line has for `redisquota` only) begins
+//! with the first allocation after the last one has ended, and all of it comes back at its end. QUIRK: the status is OK even when
+//! nothing is granted.
 
 mod window;
 
@@ -53,8 +55,20 @@ struct Quota {
         deserialize_with = "params::duration"
     )]
     valid_duration: Duration,
+    #[serde(default = "rolling_window", alias = "rate_limit_algorithm")]
+    rate_limit_algorithm: Algorithm,
     #[serde(default)]
     overrides: Vec<Override>,
+}
+
+/// When what was taken comes back.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(super) enum Algorithm {
+    /// All of it when the window ends.
+    FixedWindow,
+    /// Each part as it gets older than the window.
+    RollingWindow,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -96,6 +110,10 @@ struct Grant {
     amount: i64,
     /// When it ends; never for a quota without a duration.
     until: Option<Instant>,
+}
+
+fn rolling_window() -> Algorithm {
+    Algorithm::RollingWindow
 }
 
 fn one_second() -> Duration {
@@ -161,10 +179,12 @@ impl Adapter for MemQuota {
                 ..QuotaResult::default()
             });
         }
-        let tick = window::tick(now.saturating_duration_since(state.begun));
+        let since = now.saturating_duration_since(state.begun);
+        let tick = window::tick(since);
         let (amount, best_effort) = (request.amount, request.best_effort);
-        let granted = if let Some(cell) = state.cells.get_mut(&key) {
-            cell.allocate(amount, best_effort, tick)
+        let (granted, valid) = if let Some(cell) = state.cells.get_mut(&key) {
+            let granted = cell.allocate(amount, best_effort, tick);
+            (granted, cell.left(since).unwrap_or(duration))
         } else {
             if state.cells.len() >= MAX_CELLS {
                 state.sweep(now, tick);
@@ -173,10 +193,11 @@ impl Adapter for MemQuota {
                 return Err(AdapterError::new("too many different quota dimensions"));
             }
             let cell = state.cells.entry(key);
-            let cell = cell.or_insert_with(|| Cell::new(max, duration));
-            cell.allocate(amount, best_effort, tick)
+            let cell = cell.or_insert_with(|| Cell::new(max, duration, quota.rate_limit_algorithm));
+            let granted = cell.allocate(amount, best_effort, tick);
+            (granted, cell.left(since).unwrap_or(duration))
         };
-        let until = (!duration.is_zero()).then(|| now + duration);
+        let until = (!duration.is_zero()).then(|| now + valid);
         if !request.deduplication_id.is_empty() && state.recent.len() < MAX_REMEMBERED {
             let grant = Grant {
                 amount: granted,
@@ -188,7 +209,7 @@ impl Adapter for MemQuota {
         }
         Ok(QuotaResult {
             granted,
-            valid_duration: duration,
+            valid_duration: valid,
             ..QuotaResult::default()
         })
     }

@@ -17,7 +17,7 @@ use serde_json::Value as Json;
 use tokio::sync::Mutex;
 use tonic::Code;
 
-use super::memquota::agrees;
+use super::memquota::{Algorithm, agrees};
 use super::{
     Adapter, AdapterConfig, AdapterError, BuildContext, CheckResult, QuotaRequest, QuotaResult,
     Waiting, status,
@@ -80,18 +80,10 @@ struct Quota {
         deserialize_with = "params::duration"
     )]
     bucket_duration: Duration,
-    #[serde(default, alias = "rate_limit_algorithm")]
+    #[serde(default = "fixed_window", alias = "rate_limit_algorithm")]
     rate_limit_algorithm: Algorithm,
     #[serde(default)]
     overrides: Vec<Override>,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-enum Algorithm {
-    #[default]
-    FixedWindow,
-    RollingWindow,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -122,6 +114,10 @@ impl std::fmt::Debug for RedisQuota {
             self.client.get_connection_info().addr()
         )
     }
+}
+
+fn fixed_window() -> Algorithm {
+    Algorithm::FixedWindow
 }
 
 fn default_server() -> String {

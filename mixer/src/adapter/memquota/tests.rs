@@ -71,6 +71,36 @@ async fn a_long_window_is_as_long_as_it_says() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fixed_window_gives_all_back_at_its_end() {
+    let adapter = build(
+        &json!({"quotas": [{"name": NAME, "maxAmount": 10, "validDuration": "10s",
+        "rateLimitAlgorithm": "FIXED_WINDOW"}]}),
+    );
+    let ask = |amount, id| {
+        let result = ask(&*adapter, "a", amount, true, id);
+        (result.granted, result.valid_duration)
+    };
+    let left = Duration::from_millis;
+    // It begins with the first call, wherever that falls.
+    tokio::time::advance(left(12_300)).await;
+    assert_eq!(ask(4, "1"), (4, left(10_000)));
+    tokio::time::advance(left(9_000)).await;
+    // Nothing that is granted outlives it.
+    assert_eq!(ask(9, "2"), (6, left(1_000)));
+    assert_eq!(ask(1, ""), (0, left(1_000)));
+    assert_eq!(ask(-2, ""), (-2, left(1_000)));
+    assert_eq!(ask(9, ""), (2, left(1_000)));
+    tokio::time::advance(left(900)).await;
+    assert_eq!(ask(1, ""), (0, left(100)));
+    assert_eq!(ask(9, "2"), (6, left(100)), "as it was told");
+    tokio::time::advance(left(100)).await;
+    // A rolling one would still lack what was taken a second ago.
+    assert_eq!(ask(11, ""), (10, left(10_000)));
+    let sliding = json!({"quotas": [{"name": NAME, "rateLimitAlgorithm": "SLIDING"}]});
+    assert!(configure(&sliding).is_err());
+}
+
+#[tokio::test(start_paused = true)]
 async fn dimensions_have_cells_and_overrides() {
     let adapter = limited(1, "5s");
     assert_eq!(ask(&*adapter, "a", 1, false, "").granted, 1);

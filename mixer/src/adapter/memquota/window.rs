@@ -1,7 +1,9 @@
-//! A quota's counter: a rolling window, or a plain count for a quota without a duration.
+//! A quota's counter: a rolling or a fixed window, or a plain count for a quota without a duration.
 
 use std::collections::VecDeque;
 use std::time::Duration;
+
+use super::Algorithm;
 
 /// Ten ticks a second.
 const TICK: Duration = Duration::from_millis(100);
@@ -16,7 +18,19 @@ pub(super) enum Cell {
         max: i64,
         available: i64,
     },
+    Fixed(Fixed),
     Window(Window),
+}
+
+/// All comes back at its end; the next one begins when it is asked for.
+#[derive(Debug)]
+pub(super) struct Fixed {
+    /// In ticks.
+    length: u64,
+    /// The tick at which it ends.
+    end: u64,
+    available: i64,
+    max: i64,
 }
 
 #[derive(Debug)]
@@ -37,12 +51,21 @@ pub(super) fn tick(since: Duration) -> u64 {
 }
 
 impl Cell {
-    pub(super) fn new(max: i64, duration: Duration) -> Self {
+    pub(super) fn new(max: i64, duration: Duration, algorithm: Algorithm) -> Self {
         if duration.is_zero() {
             return Cell::Permanent {
                 max,
                 available: max,
             };
+        }
+        if algorithm == Algorithm::FixedWindow {
+            let ticks = duration.as_millis().div_ceil(TICK.as_millis());
+            return Cell::Fixed(Fixed {
+                length: u64::try_from(ticks).unwrap_or(u64::MAX),
+                end: 0,
+                available: max,
+                max,
+            });
         }
         let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
         let ticks = seconds.saturating_mul(10);
@@ -68,6 +91,17 @@ impl Cell {
                 *available -= granted;
                 granted
             }
+            Cell::Fixed(window) => {
+                window.begin(tick);
+                if amount < 0 {
+                    let back = window.available.saturating_sub(amount);
+                    window.available = back.min(window.max);
+                    return amount;
+                }
+                let granted = grant(amount, window.available, best_effort);
+                window.available -= granted;
+                granted
+            }
             Cell::Window(window) => {
                 window.roll(tick);
                 if amount < 0 {
@@ -81,10 +115,21 @@ impl Cell {
         }
     }
 
+    /// How long what is granted lasts, where that is not always the same; `since` the start.
+    pub(super) fn left(&self, since: Duration) -> Option<Duration> {
+        let Cell::Fixed(window) = self else {
+            return None;
+        };
+        let end = TICK.as_millis().saturating_mul(u128::from(window.end));
+        let end = Duration::from_millis(u64::try_from(end).unwrap_or(u64::MAX));
+        Some(end.saturating_sub(since))
+    }
+
     /// Whether a new cell would say the same.
     pub(super) fn is_idle(&mut self, tick: u64) -> bool {
         match self {
             Cell::Permanent { max, available } => available == max,
+            Cell::Fixed(window) => tick >= window.end,
             Cell::Window(window) => {
                 window.roll(tick);
                 window.available == window.max
@@ -100,6 +145,16 @@ fn grant(amount: i64, available: i64, best_effort: bool) -> i64 {
         available.max(0)
     } else {
         0
+    }
+}
+
+impl Fixed {
+    /// Begins a new window where the last one has ended.
+    fn begin(&mut self, tick: u64) {
+        if tick >= self.end {
+            self.end = tick.saturating_add(self.length);
+            self.available = self.max;
+        }
     }
 }
 
