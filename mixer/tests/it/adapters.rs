@@ -171,6 +171,16 @@ async fn ask(
     amount: i64,
     deduplication_id: &str,
 ) -> QuotaResult {
+    ask_as(client, "a", name, amount, deduplication_id).await
+}
+
+async fn ask_as(
+    client: &mut MixerClient<Channel>,
+    source: &'static str,
+    name: &str,
+    amount: i64,
+    deduplication_id: &str,
+) -> QuotaResult {
     let params = QuotaParams {
         amount,
         best_effort: false,
@@ -178,19 +188,15 @@ async fn ask(
     let request = CheckRequest {
         deduplication_id: deduplication_id.into(),
         quotas: [(name.to_owned(), params)].into(),
-        ..request(&attributes([("source.name", "a".into())]))
+        ..request(&attributes([("source.name", source.into())]))
     };
     let mut answer = client.check(request).await.unwrap().into_inner();
     answer.quotas.remove(name).unwrap()
 }
 
-#[tokio::test]
-#[ignore = "needs redis-server"]
-async fn replicas_share_a_quota_in_redis() {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("socket").display().to_string();
-    let mut server = redis(folder.path());
-    let documents = format!(
+/// Quotas counted in the Redis that listens on `socket`.
+fn redis_config(socket: &str) -> String {
+    config(&format!(
         r#"
 apiVersion: config.istio.io/v1alpha2
 kind: handler
@@ -202,7 +208,22 @@ spec:
     quotas:
     - {{name: fixed.instance.istio-system, maxAmount: 100, validDuration: 300s}}
     - {{name: rolling.instance.istio-system, maxAmount: 50, validDuration: 300s, bucketDuration: 1s,
-        rateLimitAlgorithm: ROLLING_WINDOW}}
+        rateLimitAlgorithm: ROLLING_WINDOW, overrides: [{{dimensions: {{source: vip}}, maxAmount: 7}}]}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: {{name: strict, namespace: istio-system}}
+spec:
+  compiledAdapter: redisquota
+  params:
+    redisServerUrl: unix://{socket}
+    failPolicy: FAIL_CLOSE
+    quotas: [{{name: strict.instance.istio-system, maxAmount: 1000, validDuration: 300s}}]
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: {{name: strict, namespace: istio-system}}
+spec: {{compiledTemplate: quota, params: {{dimensions: {{source: source.name}}}}}}
 ---
 apiVersion: config.istio.io/v1alpha2
 kind: instance
@@ -217,13 +238,22 @@ spec: {{compiledTemplate: quota, params: {{dimensions: {{source: source.name}}}}
 apiVersion: config.istio.io/v1alpha2
 kind: rule
 metadata: {{name: redis, namespace: istio-system}}
-spec: {{actions: [{{handler: redis, instances: [fixed, rolling]}}]}}
+spec: {{actions: [{{handler: redis, instances: [fixed, rolling]}}, {{handler: strict, instances: [strict]}}]}}
 "#
-    );
+    ))
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server"]
+async fn replicas_share_a_quota_in_redis() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket").display().to_string();
+    let mut server = redis(folder.path());
+    let documents = redis_config(&socket);
     let replicas = [
-        TestServer::start(&config(&documents)).await,
-        TestServer::start(&config(&documents)).await,
-        TestServer::start(&config(&documents)).await,
+        TestServer::start(&documents).await,
+        TestServer::start(&documents).await,
+        TestServer::start(&documents).await,
     ];
     let first = replicas[0].client.clone();
     eventually("the quotas' server is up", || {
@@ -241,6 +271,19 @@ spec: {{actions: [{{handler: redis, instances: [fixed, rolling]}}]}}
         let granted: i64 = futures::future::join_all(calls).await.into_iter().sum();
         assert_eq!(granted, limit, "{name}");
     }
+    // Who has an override has a counter of his own, at every replica.
+    let vip = replicas.iter().enumerate().map(|(number, replica)| {
+        let mut client = replica.client.clone();
+        let id = format!("vip-{number}");
+        async move {
+            ask_as(&mut client, "vip", "rolling", 3, &id)
+                .await
+                .granted_amount
+        }
+    });
+    let mut granted = futures::future::join_all(vip).await;
+    granted.sort_unstable();
+    assert_eq!(granted, [0, 3, 3], "of seven");
     // A repetition is charged once, whichever replica it comes to.
     let mut last = replicas[2].client.clone();
     assert_eq!(ask(&mut last, "fixed", 1, "up").await.granted_amount, 1);
@@ -251,6 +294,9 @@ spec: {{actions: [{{handler: redis, instances: [fixed, rolling]}}]}}
     server.0.wait().unwrap();
     let away = ask(&mut last, "fixed", 1, "away").await;
     assert_eq!(away.status.unwrap().code, Code::Unavailable as i32);
+    let strict = ask(&mut last, "strict", 1, "away").await;
+    assert_eq!(strict.granted_amount, 0);
+    assert_eq!(strict.status.unwrap().code, Code::ResourceExhausted as i32);
     drop(server);
     let _server = redis(folder.path());
     eventually("the connection is back", || {

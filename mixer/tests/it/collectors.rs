@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use tonic::{Code, Request, Response, Status};
 
 use crate::outputs::adapter;
-use crate::server::{MANIFEST, TestServer, attributes, request};
+use crate::server::{MANIFEST, TestServer, attributes, eventually, request};
 
 /// Passes on what it is sent, as text.
 #[derive(Clone)]
@@ -186,4 +186,69 @@ spec: {{actions: [{{handler: pass, instances: [nothing]}}]}}
     let status = answer.precondition.unwrap().status.unwrap();
     assert_eq!(status.code, Code::ResourceExhausted as i32);
     assert_eq!(status.message, "pass.istio-system:enough");
+}
+
+#[tokio::test]
+async fn telemetry_that_nobody_takes_is_dropped_and_counted_and_policy_goes_on() {
+    const REPORTS: u64 = 50;
+    // Nobody listens there.
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = gone.local_addr().unwrap().port();
+    drop(gone);
+    let documents = format!(
+        r#"{MANIFEST}---
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: {{name: log, namespace: istio-system}}
+spec: {{compiledAdapter: fluentd, params: {{address: "127.0.0.1:{port}", instanceBufferSize: 2,
+    pushIntervalDuration: 10ms}}}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: {{name: deny, namespace: istio-system}}
+spec: {{compiledAdapter: denier, params: {{status: {{code: 7, message: "no"}}}}}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: {{name: entry, namespace: istio-system}}
+spec: {{compiledTemplate: logentry, params: {{severity: '"info"', variables: {{who: source.name}}}}}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: instance
+metadata: {{name: nothing, namespace: istio-system}}
+spec: {{compiledTemplate: checknothing}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {{name: both, namespace: istio-system}}
+spec: {{actions: [{{handler: log, instances: [entry]}}, {{handler: deny, instances: [nothing]}}]}}
+"#
+    );
+    let mut server = TestServer::start(&documents).await;
+    let alice = request(&attributes([("source.name", "alice".into())]));
+    let report = ReportRequest {
+        attributes: alice.attributes.clone().into_iter().collect(),
+        global_word_count: 222,
+        ..ReportRequest::default()
+    };
+    for _ in 0..REPORTS {
+        server.client.report(report.clone()).await.unwrap();
+        let verdict = server.check(alice.clone()).await.precondition.unwrap();
+        assert_eq!(verdict.status.unwrap().message, "deny.istio-system:no");
+    }
+    eventually("each of them is counted", || async {
+        let metrics = server.page("/metrics").await;
+        let dropped = |reason: &str| {
+            let series = format!(
+                "mixer_adapter_dropped_total{{handler=\"log.istio-system\",reason=\"{reason}\"}} "
+            );
+            let value = metrics
+                .lines()
+                .find_map(|line| line.strip_prefix(&series))?;
+            value.parse::<u64>().ok()
+        };
+        let dropped = [dropped("queue full"), dropped("send failed")];
+        dropped.iter().flatten().sum::<u64>() == REPORTS
+    })
+    .await;
 }

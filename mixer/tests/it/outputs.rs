@@ -1,14 +1,18 @@
 //! A check out of process that answers with more than a verdict, and a rule that puts it into a header.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Response};
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{HeaderMap, HeaderValue, Request, Response};
 use prost::Message;
 use prost_types::Duration;
 use proto::istio::mixer::adapter::model::v1beta1::CheckResult;
 use proto_component::task;
 use serde_json::{Value as Json, json};
 use std::path::Path;
+use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 
 use base64::Engine as _;
 
@@ -90,41 +94,91 @@ pub(crate) fn descriptor(template: &str) -> String {
     base64::engine::general_purpose::STANDARD.encode(compiler.encode_file_descriptor_set())
 }
 
-/// Answers every call of a connection with the same.
-async fn answer_all(stream: TcpStream, message: Bytes) {
+/// A call as an adapter gets it.
+pub(crate) struct Call {
+    /// `HandleMetric`.
+    pub(crate) method: String,
+    /// The session that it names.
+    pub(crate) session: String,
+    pub(crate) message: Vec<u8>,
+}
+
+/// An adapter's answer to a method, by the method's name.
+type Answers = Arc<dyn Fn(&str) -> Vec<u8> + Send + Sync>;
+
+/// Answers every call of a connection, and tells of it.
+async fn answer_all(stream: TcpStream, answers: Answers, calls: mpsc::UnboundedSender<Call>) {
     let mut connection = h2::server::handshake(stream).await.unwrap();
-    while let Some(Ok((_, mut respond))) = connection.accept().await {
-        let response = Response::builder()
-            .header("content-type", "application/grpc")
-            .body(())
-            .unwrap();
-        let mut stream = respond.send_response(response, false).unwrap();
-        stream.send_data(message.clone(), false).unwrap();
-        let status = (
-            "grpc-status".parse().unwrap(),
-            HeaderValue::from_static("0"),
-        );
-        stream
-            .send_trailers(HeaderMap::from_iter([status]))
-            .unwrap();
+    // The connection must be looked after while messages come in.
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        let answered = answer_one(request, respond, answers.clone(), calls.clone());
+        task::spawn("call", answered);
     }
 }
 
-/// An adapter that answers every call with this; its port.
-pub(crate) async fn adapter(answer: &impl Message) -> u16 {
-    let mut message = BytesMut::new();
-    message.put_u8(0);
-    message.put_u32(u32::try_from(answer.encoded_len()).unwrap());
-    answer.encode(&mut message).unwrap();
-    let message = message.freeze();
+async fn answer_one(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    answers: Answers,
+    calls: mpsc::UnboundedSender<Call>,
+) {
+    let method = request.uri().path().rsplit('/').next().unwrap().to_owned();
+    let session = request.headers().get("session-id");
+    let session = session.map_or("", |name| name.to_str().unwrap()).to_owned();
+    let mut body = request.into_body();
+    let mut message = Vec::new();
+    while let Some(part) = body.data().await {
+        message.extend_from_slice(&part.unwrap());
+    }
+    let answer = answers(&method);
+    let mut framed = BytesMut::new();
+    framed.put_u8(0);
+    framed.put_u32(u32::try_from(answer.len()).unwrap());
+    framed.extend_from_slice(&answer);
+    // The test has seen enough if nobody listens.
+    let _ = calls.send(Call {
+        method,
+        session,
+        message: message.split_off(5),
+    });
+    let response = Response::builder()
+        .header("content-type", "application/grpc")
+        .body(())
+        .unwrap();
+    let mut stream = respond.send_response(response, false).unwrap();
+    stream.send_data(framed.freeze(), false).unwrap();
+    let status = (
+        "grpc-status".parse().unwrap(),
+        HeaderValue::from_static("0"),
+    );
+    stream
+        .send_trailers(HeaderMap::from_iter([status]))
+        .unwrap();
+}
+
+/// An adapter with these answers; its port, and the calls that it gets.
+pub(crate) async fn adapter_of(
+    answers: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static,
+) -> (u16, mpsc::UnboundedReceiver<Call>) {
+    let answers: Answers = Arc::new(answers);
+    let (sender, calls) = mpsc::unbounded_channel();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     task::spawn("adapter", async move {
         while let Ok((stream, _)) = listener.accept().await {
-            task::spawn("connection", answer_all(stream, message.clone()));
+            task::spawn(
+                "connection",
+                answer_all(stream, answers.clone(), sender.clone()),
+            );
         }
     });
-    port
+    (port, calls)
+}
+
+/// An adapter that answers every call with this; its port.
+pub(crate) async fn adapter(answer: &impl Message) -> u16 {
+    let message = answer.encode_to_vec();
+    adapter_of(move |_| message.clone()).await.0
 }
 
 /// What is known of everybody.
@@ -223,4 +277,23 @@ async fn an_output_that_no_action_has_is_an_error() {
     let server = TestServer::start(&config(9, "y.output.team")).await;
     let page = server.page("/debug/config").await;
     assert!(page.contains("unknown attribute y.output.team"), "{page}");
+}
+
+#[tokio::test]
+async fn an_adapter_that_says_nothing_fails_its_check_in_time() {
+    // It is connected to, and that is all.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let address = format!("address: \"127.0.0.1:{port}\"");
+    let config =
+        config(port, "x.output.team").replace(&address, &format!("{address}, timeout: 300ms"));
+    let mut server = TestServer::start(&config).await;
+    let me = attributes([("source.name", "me".into())]);
+    let answer = tokio::time::timeout(
+        std::time::Duration::from_secs(60),
+        server.client.check(request(&me)),
+    );
+    let error = answer.await.unwrap().unwrap_err();
+    assert_eq!(error.code(), tonic::Code::Internal);
+    assert!(error.message().contains("the adapter failed"), "{error}");
 }

@@ -1,13 +1,15 @@
 //! The program itself: starts, serves, is ready, ends on SIGTERM; refuses what it cannot work with.
 
 use std::io::{BufRead as _, BufReader, Lines};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use proto::istio::mixer::v1::mixer_client::MixerClient;
 use proto_mesh::attribute::Attributes;
 use tonic::Code;
 
-use crate::server::{default_config, get, request};
+use crate::server::{attributes, default_config, default_file, get, request};
 
 struct Running(Child);
 
@@ -42,6 +44,14 @@ fn ports<const N: usize>(
         digits.parse().unwrap()
     });
     (ports, lines)
+}
+
+/// The next line with `part` of what a server says.
+async fn next_with(lines: Lines<BufReader<ChildStdout>>, part: &'static str) -> String {
+    let mut lines = lines.map(Result::unwrap);
+    let found = tokio::task::spawn_blocking(move || lines.find(|line| line.contains(part)));
+    let found = tokio::time::timeout(Duration::from_secs(60), found).await;
+    found.expect(part).unwrap().expect(part)
 }
 
 #[tokio::test]
@@ -126,6 +136,114 @@ async fn too_many_requests_are_refused() {
     assert!(metrics.contains(want), "{metrics}");
 }
 
+#[tokio::test]
+async fn access_logs_are_lines_on_the_standard_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let documents = format!("{}---\n{}", default_config(), default_file("accesslog"));
+    std::fs::write(folder.path().join("config.yaml"), documents).unwrap();
+    let child = mixs(&[
+        "server",
+        "--address=tcp://127.0.0.1:0",
+        "--monitoringPort=0",
+        "--prometheusPort=0",
+        "--log_as_json",
+        &format!("--configStoreURL=fs://{}", folder.path().display()),
+    ])
+    .stdout(Stdio::piped())
+    .spawn()
+    .unwrap();
+    let mut running = Running(child);
+    let ([grpc, monitoring], lines) = ports(&mut running, ["grpc_port", "monitoring"]);
+    crate::server::eventually("it is ready", || async move {
+        get(monitoring, "/ready").await == "ready\n"
+    })
+    .await;
+    let attributes = "context.protocol=http,context.reporter.kind=outbound,destination.labels=app:web,\
+        request.path=/cart,request.headers=x-request-id:7,response.code=404,response.duration=20ms,\
+        request.time=2026-01-01T00:00:00Z,response.time=2026-01-01T00:00:00.02Z";
+    let mixer = format!("127.0.0.1:{grpc}");
+    let report = mixs(&["report", "--mixer", &mixer, "-a", attributes]).status();
+    assert!(report.unwrap().success());
+    let line = next_with(lines, "accesslog.instance.istio-system").await;
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    for (name, value) in [
+        ("level", "info".into()),
+        ("destinationApp", "web".into()),
+        ("latency", "20ms".into()),
+        ("reporter", "source".into()),
+        ("requestId", "7".into()),
+        ("responseCode", serde_json::json!(404)),
+        ("url", "/cart".into()),
+    ] {
+        assert_eq!(line[name], value, "{name}: {line}");
+    }
+}
+
+/// A server for which 50 ms are too much, with a policy agent that takes ten times as long.
+async fn with_a_slow_agent(mode: &str, folder: &Path) -> Running {
+    let decide = || async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        r#"{"result": true}"#
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let router = axum::Router::new().fallback(decide);
+    proto_component::task::spawn("agent", async move { axum::serve(listener, router).await });
+    std::fs::write(folder.join("config.yaml"), crate::transport::asking(port)).unwrap();
+    let child = mixs(&[
+        "server",
+        "--address=tcp://127.0.0.1:0",
+        "--monitoringPort=0",
+        "--prometheusPort=0",
+        "--log_as_json",
+        &format!("--loadsheddingMode={mode}"),
+        "--averageLatencyThreshold=50ms",
+        "--latencyEnforcementThreshold=0",
+        &format!("--configStoreURL=fs://{}", folder.display()),
+    ])
+    .stdout(Stdio::piped())
+    .spawn()
+    .unwrap();
+    Running(child)
+}
+
+#[tokio::test]
+async fn slow_answers_have_a_share_of_requests_refused_or_logged() {
+    for (mode, is_refusing) in [("enforce", true), ("logonly", false)] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut running = with_a_slow_agent(mode, folder.path()).await;
+        let ([grpc, monitoring], lines) = ports(&mut running, ["grpc_port", "monitoring"]);
+        crate::server::eventually("it is ready", || async move {
+            get(monitoring, "/ready").await == "ready\n"
+        })
+        .await;
+        let mut client = MixerClient::connect(format!("http://127.0.0.1:{grpc}"))
+            .await
+            .unwrap();
+        let of = |name: &'static str| request(&attributes([("source.name", name.into())]));
+        client.check(of("slow")).await.unwrap();
+        let mut refused = 0;
+        for _ in 0..20 {
+            match client.check(of("quick")).await {
+                Ok(_) => {}
+                Err(status) if status.code() == Code::Unavailable => refused += 1,
+                Err(status) => panic!("{mode}: {status}"),
+            }
+        }
+        // Fair: there is an answer among the refusals.
+        let is_as_wanted = if is_refusing {
+            (1..20).contains(&refused)
+        } else {
+            refused == 0
+        };
+        assert!(is_as_wanted, "{mode}: {refused} of 20 were refused");
+        let metrics = get(monitoring, "/metrics").await;
+        let want = format!("mixer_loadshedding_requests_throttled {refused}\n");
+        assert!(metrics.contains(&want), "{mode}: {metrics}");
+        next_with(lines, "too many requests").await;
+    }
+}
+
 #[test]
 fn what_cannot_work_is_said_in_one_line() {
     for (arguments, want) in [
@@ -164,7 +282,7 @@ fn an_expression_is_evaluated_for_a_person() {
     assert!(error.contains("lookup failed: 'request.size'"), "{error}");
     let (code, _, error) = eval("response.code +");
     assert_eq!(code, 1);
-    assert!(error.contains("at "), "{error}");
+    assert!(error.contains("at 16: "), "{error}");
 }
 
 #[tokio::test]

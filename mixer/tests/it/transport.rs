@@ -11,6 +11,7 @@ use prost::Message as _;
 use proto::istio::mixer::v1::check_request::QuotaParams;
 use proto::istio::mixer::v1::{CheckRequest, CompressedAttributes, ReportRequest};
 use proto_component::task;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tonic::Code;
@@ -218,7 +219,7 @@ async fn silent_agent() -> (u16, mpsc::UnboundedReceiver<TcpStream>) {
     (port, questions)
 }
 
-fn asking(port: u16) -> String {
+pub(crate) fn asking(port: u16) -> String {
     format!(
         r#"{MANIFEST}---
 apiVersion: config.istio.io/v1alpha2
@@ -263,6 +264,51 @@ async fn a_call_that_waits_holds_up_nobody_and_has_an_end() {
     };
     let (ended, _question) = tokio::join!(waiting, meanwhile);
     assert_eq!(ended, (200, Some(Code::DeadlineExceeded)));
+}
+
+#[tokio::test]
+async fn a_call_in_flight_is_judged_by_the_configuration_that_it_came_under() {
+    let (port, mut questions) = silent_agent().await;
+    let mut server = TestServer::start(&asking(port)).await;
+    let ask = |name: &'static str| {
+        let mut client = server.client.clone();
+        let request = request(&attributes([("source.name", name.into())]));
+        async move {
+            let answer = client.check(request).await.unwrap().into_inner();
+            answer.precondition.unwrap().status.unwrap()
+        }
+    };
+    let waiting = task::spawn("waiting", ask("slow"));
+    let mut question = questions.recv().await.unwrap();
+    server.write(&format!(
+        r"{MANIFEST}---
+apiVersion: config.istio.io/v1alpha2
+kind: denier
+metadata: {{name: deny, namespace: istio-system}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: checknothing
+metadata: {{name: nothing, namespace: istio-system}}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {{name: deny, namespace: istio-system}}
+spec: {{actions: [{{handler: deny.denier, instances: [nothing.checknothing]}}]}}
+"
+    ));
+    eventually("everybody is denied", || async {
+        ask("quick").await.message == "deny.istio-system:"
+    })
+    .await;
+    let mut asked = [0; 4096];
+    assert_ne!(question.read(&mut asked).await.unwrap(), 0);
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n{\"result\":true}";
+    question.write_all(answer).await.unwrap();
+    // The agent said yes, and nobody asked the denier.
+    assert_eq!(waiting.await.unwrap().code, 0);
+    let again = server.check(request(&attributes([("source.name", "slow".into())])));
+    let status = again.await.precondition.unwrap().status.unwrap();
+    assert_eq!(status.message, "deny.istio-system:");
 }
 
 #[tokio::test]

@@ -173,3 +173,27 @@ pub(crate) fn duration(
         duration
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit_and_no_two_need_be_the_same() {
+        let policy = FailPolicy {
+            base_wait: Duration::from_millis(80),
+            max_wait: Duration::from_secs(1),
+            ..FailPolicy::default()
+        };
+        for (attempt, most) in [(1, 160), (2, 320), (9, 1000)] {
+            let randoms = (0..2_000_000).step_by(999);
+            let waits: Vec<_> = randoms.map(|random| policy.wait(attempt, random)).collect();
+            let bounds = Duration::from_millis(80)..=Duration::from_millis(most);
+            assert!(waits.iter().all(|wait| bounds.contains(wait)), "{attempt}");
+            // They lie all over the room that there is.
+            let near_the_end = Duration::from_millis(most * 9 / 10);
+            assert!(waits.iter().any(|wait| *wait > near_the_end), "{attempt}");
+            assert_ne!(policy.wait(attempt, 1), policy.wait(attempt, 2));
+        }
+    }
+}

@@ -198,6 +198,23 @@ fn an_answer_is_used_again_for_requests_that_agree() {
 }
 
 #[test]
+fn an_answer_that_depended_on_a_pattern_is_not_used_again() {
+    local(async {
+        let (client, mixer) = client(|_| {});
+        for _ in 0..2 {
+            let mut answer = answer(Code::Ok, 100);
+            let precondition = answer.precondition.as_mut().unwrap();
+            let referenced = precondition.referenced_attributes.as_mut().unwrap();
+            referenced.attribute_matches[0].condition = Condition::Regex.into();
+            mixer.answers.borrow_mut().push_back(Ok(answer));
+            let outcome = check(&client, record("a"), vec![]).await;
+            assert!(outcome.is_ok() && !outcome.check_cache_hit);
+        }
+        assert_eq!(mixer.checks.borrow().len(), 2);
+    });
+}
+
+#[test]
 fn without_a_cache_every_request_is_asked_about() {
     local(async {
         let (client, mixer) = client(|config| config.disable_check_cache = true);

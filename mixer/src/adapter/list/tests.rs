@@ -124,3 +124,31 @@ async fn a_list_is_fetched_and_the_overrides_added() {
         assert_eq!(check(&*adapter, text(value)).unwrap().0, 0, "{value}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_file_is_read_again_and_dropped_when_it_is_too_old() {
+    const DENIED: i32 = tonic::Code::PermissionDenied as i32;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("list");
+    std::fs::write(&path, "a\n").unwrap();
+    let adapter = build(&json!({"providerUrl": format!("file://{}", path.display()),
+        "refreshInterval": "60s", "ttl": "150s"}));
+    let listed = |value| check(&*adapter, text(value)).map(|(code, _)| code).ok();
+    let seconds = |count| tokio::time::sleep(Duration::from_secs(count));
+    seconds(1).await;
+    assert_eq!((listed("a"), listed("b")), (Some(0), Some(DENIED)));
+    std::fs::write(&path, "b\n").unwrap();
+    seconds(58).await;
+    assert_eq!(listed("a"), Some(0), "it is read once a minute");
+    seconds(2).await;
+    assert_eq!((listed("a"), listed("b")), (Some(DENIED), Some(0)));
+    // Read last after a minute; the third failure finds it older than its time to live.
+    std::fs::remove_file(&path).unwrap();
+    seconds(174).await;
+    assert_eq!(listed("b"), Some(0));
+    seconds(10).await;
+    assert_eq!(listed("b"), None, "nobody is judged by an old list");
+    std::fs::write(&path, "b\n").unwrap();
+    seconds(60).await;
+    assert_eq!(listed("b"), Some(0));
+}
