@@ -41,12 +41,34 @@ spec:
   actions: [{handler: deny, instances: [nothing]}]
 ---
 apiVersion: config.istio.io/v1alpha2
+kind: handler
+metadata: {name: login, namespace: istio-system}
+spec:
+  compiledAdapter: denier
+  params:
+    status:
+      code: 16
+      details:
+      - "@type": type.googleapis.com/istio.policy.v1beta1.DirectHttpResponse
+        code: Found
+        body: sign in first
+        headers: {location: /login, Set-Cookie: "a=1,b=2"}
+---
+apiVersion: config.istio.io/v1alpha2
+kind: rule
+metadata: {name: login, namespace: istio-system}
+spec: {match: 'match(request.path | "", "/private*")', actions: [{handler: login, instances: [nothing]}]}
+---
+apiVersion: config.istio.io/v1alpha2
 kind: rule
 metadata: {name: headers, namespace: istio-system}
 spec:
   match: (context.protocol | "") == "http"
   requestHeaderOperations: [{name: x-checked, values: ['"yes"']}]
-  responseHeaderOperations: [{name: x-answered, values: ['"yes"']}]
+  responseHeaderOperations:
+  - {name: x-answered, values: ['"yes"']}
+  - {name: x-answered, values: ['"again"'], operation: APPEND}
+  - {name: x-of-app, operation: REMOVE}
 ---
 apiVersion: config.istio.io/v1alpha2
 kind: instance
@@ -126,7 +148,9 @@ async fn requests_are_checked_and_reported_as_their_route_says() {
     let answer = get(to, "/ok", &[]).await;
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     assert!(answer.contains("x-checked: yes\n"), "{answer}");
-    assert!(answer.contains("x-answered: yes\r\n"), "{answer}");
+    let answered = "x-answered: yes\r\nx-answered: again\r\n";
+    assert!(answer.contains(answered), "{answer}");
+    assert!(!answer.contains("x-of-app"), "{answer}");
     let denied = get(to, "/denied", &[]).await;
     assert!(denied.starts_with("HTTP/1.1 403 "), "{denied}");
     assert!(
@@ -160,6 +184,32 @@ async fn requests_are_checked_and_reported_as_their_route_says() {
         .stat("http_mixer_filter.total_remote_check_calls")
         .await;
     assert_eq!(after, calls);
+}
+
+#[tokio::test]
+async fn a_rule_answers_in_the_place_of_the_application() {
+    let place = Place::new();
+    let mixer = place.start(RULES).await;
+    let listeners = [http_listener(
+        "inbound",
+        &http_filter(json!({})),
+        &[route("/", None)],
+    )];
+    let proxy = proxy_of(&place, &listeners).await;
+    let to = proxy.address("inbound").await;
+    // By Mixer, then from the cache.
+    for _ in 0..2 {
+        let answer = get(to, "/private", &[]).await;
+        assert!(answer.starts_with("HTTP/1.1 302 "), "{answer}");
+        for header in ["location: /login", "set-cookie: a=1", "set-cookie: b=2"] {
+            assert!(answer.contains(&format!("{header}\r\n")), "{answer}");
+        }
+        assert!(answer.ends_with("\r\n\r\nsign in first"), "{answer}");
+    }
+    let hits = "http_mixer_filter.total_check_cache_hits";
+    proxy.stat_reaches(hits, 1).await;
+    let found = r#"response_code="302""#;
+    mixer.sum_is("istio_requests_total", &[found], 2.0).await;
 }
 
 #[tokio::test]

@@ -18,14 +18,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const CLIENT: &str = "type.googleapis.com/istio.mixer.v1.config.client";
 
 /// A program that is killed with the test.
-struct Program(Child);
+pub(super) struct Program(Child);
 
 impl Program {
     fn start(name: &str, arguments: &[&str], log: &Path) -> Self {
-        let program = e2e::mesh::programs().unwrap().join(name);
+        let mut command = Command::new(e2e::mesh::programs().unwrap().join(name));
+        command.args(arguments);
+        Self::run(command, log)
+    }
+
+    /// Starts a command that writes to a file.
+    pub(super) fn run(mut command: Command, log: &Path) -> Self {
         let log = std::fs::File::create(log).unwrap();
-        let child = Command::new(program)
-            .args(arguments)
+        let child = command
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .stdin(Stdio::null())
@@ -89,8 +94,10 @@ impl Place {
     pub(super) async fn start_with(&self, rules: &str, flags: &[String]) -> Mixer {
         let config = self.folder.path().join("config");
         std::fs::create_dir_all(&config).unwrap();
-        let default = e2e::mesh::project().join("mixer/default/config.yaml");
-        std::fs::copy(default, config.join("default.yaml")).unwrap();
+        for name in ["attributes.yaml", "kubernetesenv.yaml", "prometheus.yaml"] {
+            let default = e2e::mesh::project().join("mixer/default").join(name);
+            std::fs::copy(default, config.join(name)).unwrap();
+        }
         std::fs::write(config.join("rules.yaml"), rules).unwrap();
         let log = self.folder.path().join("log");
         let address = format!("--address=unix://{}", self.socket().display());
@@ -114,9 +121,15 @@ impl Place {
 
     /// A cluster of proxies with this Mixer for its host.
     pub(super) fn cluster(&self, name: &str) -> Value {
-        let address = json!({"pipe": {"path": self.socket()}});
-        over_http2(cluster_at(name, &address))
+        cluster_of(name, std::slice::from_ref(self))
     }
+}
+
+/// A cluster of proxies with these Mixers for its hosts.
+pub(super) fn cluster_of(name: &str, places: &[Place]) -> Value {
+    let addresses = places.iter();
+    let addresses = addresses.map(|place| json!({"pipe": {"path": place.socket()}}));
+    over_http2(cluster_at(name, addresses))
 }
 
 impl Mixer {
@@ -254,14 +267,16 @@ pub(super) fn tls(roots: &str, leaf: Option<&Leaf>) -> Value {
 /// A cluster with one host.
 pub(super) fn cluster(name: &str, host: SocketAddr) -> Value {
     let address = json!({"socket_address": {"address": host.ip(), "port_value": host.port()}});
-    cluster_at(name, &address)
+    cluster_at(name, [address])
 }
 
-fn cluster_at(name: &str, address: &Value) -> Value {
+fn cluster_at(name: &str, addresses: impl IntoIterator<Item = Value>) -> Value {
+    let endpoints = addresses.into_iter();
+    let endpoints = endpoints.map(|address| json!({"endpoint": {"address": address}}));
     json!({
         "name": name, "connect_timeout": "20s",
         "load_assignment": {"cluster_name": name, "endpoints": [
-            {"lb_endpoints": [{"endpoint": {"address": address}}]}]},
+            {"lb_endpoints": endpoints.collect::<Value>()}]},
     })
 }
 
@@ -399,7 +414,7 @@ pub(super) async fn app() -> SocketAddr {
         for (name, value) in request.headers() {
             head.push_str(&format!("{name}: {}\n", value.to_str().unwrap_or("?")));
         }
-        head
+        ([("x-of-app", "yes")], head)
     };
     let router = axum::Router::new().fallback(show);
     proto_component::task::spawn("app", async move {
