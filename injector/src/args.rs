@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use proto_component::args::LogArgs;
 use proto_component::version::VersionArgs;
 
@@ -50,6 +50,9 @@ pub struct FileArgs {
     /// Mesh configuration, YAML.
     #[arg(long = "meshConfig", value_name = "FILE")]
     pub mesh_config: Option<PathBuf>,
+    /// Folder of YAML files with ProxyConfig resources, read anew for each pod.
+    #[arg(long = "proxyConfigDir", value_name = "DIR")]
+    pub proxy_configs: Option<PathBuf>,
 }
 
 /// Serving the webhook.
@@ -78,6 +81,9 @@ pub struct ServeArgs {
     /// Port of metrics, health and version.
     #[arg(long = "monitoringPort", default_value_t = 15014)]
     pub monitoring_port: u16,
+    /// Follow the cluster's ProxyConfig resources.
+    #[arg(long = "watchProxyConfig", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true")]
+    pub watches_proxy_configs: bool,
     /// The webhook's registration.
     #[command(flatten)]
     pub registration: RegistrationArgs,
@@ -102,6 +108,7 @@ impl FileArgs {
             inject_config: self.inject_config.clone(),
             inject_values: self.inject_values.clone(),
             mesh_config: self.mesh_config.clone(),
+            proxy_configs: self.proxy_configs.clone(),
         }
     }
 }

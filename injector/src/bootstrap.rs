@@ -15,9 +15,11 @@ use proto_component::redact::redact;
 use proto_component::task;
 use proto_component::tls::PemFiles;
 use proto_component::tls::{ClientAuth, ServerTls};
+use tokio::sync::oneshot;
 
 use crate::args::ServeArgs;
 use crate::config::{Files, Settings};
+use crate::proxy_configs::{self, ProxyConfigs, Source};
 use crate::registration;
 use crate::webhook::{Metrics, Webhook, routes};
 
@@ -27,7 +29,11 @@ use crate::webhook::{Metrics, Webhook, routes};
 /// When a file cannot be used or a port cannot be taken.
 pub async fn run(args: ServeArgs, process: Process) -> anyhow::Result<()> {
     let files = args.files.files();
-    let settings = Settings::load(&files).map_err(|error| Usage(error.to_string()))?;
+    let mut settings = Settings::load(&files).map_err(|error| Usage(error.to_string()))?;
+    if args.watches_proxy_configs {
+        let client = args.registration.client.client().await?;
+        settings.proxy_configs = follow_cluster(client, &process);
+    }
     let settings = Arc::new(ArcSwap::from_pointee(settings));
     let tls = ServerTls::from_files(
         PemFiles::new(&args.tls_cert_file, &args.tls_key_file, None),
@@ -69,6 +75,24 @@ pub async fn run(args: ServeArgs, process: Process) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The cluster's ProxyConfigs; the process is not ready before they are known.
+fn follow_cluster(client: kube::Client, process: &Process) -> Source {
+    let known = Arc::new(ArcSwap::from_pointee(ProxyConfigs::default()));
+    let condition = process.readiness.condition("proxy-configs");
+    let (listed, is_listed) = oneshot::channel();
+    let changes = proxy_configs::watch(client);
+    task::spawn(
+        "proxy-configs",
+        proxy_configs::follow(changes, known.clone(), listed),
+    );
+    task::spawn("proxy-configs-listed", async move {
+        if is_listed.await.is_ok() {
+            condition.set();
+        }
+    });
+    Source::Cluster(known)
+}
+
 /// Takes the files over whenever they change and are sound.
 async fn follow(files: Files, settings: Arc<ArcSwap<Settings>>) {
     let paths = [
@@ -80,7 +104,8 @@ async fn follow(files: Files, settings: Arc<ArcSwap<Settings>>) {
     loop {
         watcher.changed().await;
         match Settings::load(&files) {
-            Ok(loaded) => {
+            Ok(mut loaded) => {
+                loaded.proxy_configs = settings.load().proxy_configs.clone();
                 tracing::info!(version = loaded.version, "settings changed");
                 settings.store(Arc::new(loaded));
             }

@@ -12,8 +12,11 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::annotations::PROXY_CONFIG;
+use crate::proxy_configs::{Layers, Source};
 use crate::template::{InvalidTemplate, Template};
 
+/// Where the mesh's own resources are, if its configuration does not say.
+const ROOT_NAMESPACE: &str = "istio-system";
 const DEFAULT_CONFIG: &str = include_str!("../default/config.yaml");
 const DEFAULT_VALUES: &str = include_str!("../default/values.yaml");
 
@@ -26,6 +29,8 @@ pub struct Files {
     pub inject_values: Option<PathBuf>,
     /// Mesh configuration.
     pub mesh_config: Option<PathBuf>,
+    /// A folder with ProxyConfig resources.
+    pub proxy_configs: Option<PathBuf>,
 }
 
 /// Everything that decides what injection does.
@@ -39,6 +44,8 @@ pub struct Settings {
     pub values: Value,
     /// What the template sees as `mesh`; its `defaultConfig` is `proxy`.
     pub mesh: Value,
+    /// What resources say of proxies.
+    pub proxy_configs: Source,
     /// Hash of all of it, written into every injected pod's status.
     pub version: String,
 }
@@ -146,33 +153,64 @@ impl Settings {
             template,
             values,
             mesh,
+            proxy_configs: files
+                .proxy_configs
+                .clone()
+                .map_or(Source::None, Source::Folder),
             version,
         })
     }
 
-    /// What the template sees as `proxy`: the mesh's `defaultConfig`, and a pod's own settings over it. Of `proxyMetadata` each
-    /// entry counts for itself.
+    /// What the template sees as `proxy`: the mesh's `defaultConfig`, and over it what resources and the pod's annotation `own`
+    /// say. And what the proxy's agent has to lay over the mesh's settings itself, as text.
     ///
     /// # Errors
     /// When the pod's settings are none.
-    pub fn proxy(&self, own: &str) -> Result<Value, InvalidSettings> {
-        let mut proxy = self.mesh["defaultConfig"].clone();
+    pub fn proxy(&self, own: &str, layers: &Layers) -> Result<(Value, String), InvalidSettings> {
         let checked: ProxyConfig =
             proto::yaml::from_str(own).map_err(|error| InvalidSettings::Content {
                 path: format!("annotation {PROXY_CONFIG}"),
                 problem: error.to_string(),
             })?;
         // Without fields that nobody has set.
-        if let Ok(Value::Object(own)) = proto::json::to_value(&checked) {
-            for (name, value) in own {
-                if name == "proxyMetadata" {
-                    merge(&mut proxy[name], value);
-                } else {
-                    proxy[name] = value;
-                }
-            }
+        let annotated = proto::json::to_value(&checked).unwrap_or_default();
+        let mut over = json!({});
+        for layer in &layers.general {
+            overlay(&mut over, layer);
         }
-        Ok(proxy)
+        overlay(&mut over, &annotated);
+        layers
+            .own
+            .iter()
+            .for_each(|layer| overlay(&mut over, layer));
+        let mut proxy = self.mesh["defaultConfig"].clone();
+        overlay(&mut proxy, &over);
+        let text = if *layers == Layers::default() {
+            own.to_owned()
+        } else {
+            over.to_string()
+        };
+        Ok((proxy, text))
+    }
+
+    /// What resources say of the proxy of `pod`.
+    #[must_use]
+    pub fn layers(&self, namespace: &str, pod: &Value) -> Layers {
+        let root = self.mesh["rootNamespace"].as_str();
+        let labels = &pod["metadata"]["labels"];
+        let known = self.proxy_configs.load();
+        known.layers(root.unwrap_or(ROOT_NAMESPACE), namespace, labels)
+    }
+}
+
+/// Lays the settings `over` on those of a proxy: each replaces what was there, but of `proxyMetadata` each entry counts for itself.
+fn overlay(proxy: &mut Value, over: &Value) {
+    for (name, value) in over.as_object().into_iter().flatten() {
+        if name == "proxyMetadata" {
+            merge(&mut proxy[name], value.clone());
+        } else {
+            proxy[name] = value.clone();
+        }
     }
 }
 
@@ -257,7 +295,10 @@ mod tests {
     fn the_shipped_defaults_are_sound() {
         let settings = Settings::load(&Files::default()).unwrap();
         assert_eq!(settings.inject.policy, Policy::Enabled);
-        assert_eq!(settings.proxy("").unwrap()["concurrency"], 2);
+        assert_eq!(
+            settings.proxy("", &Layers::default()).unwrap().0["concurrency"],
+            2
+        );
     }
 
     #[test]
@@ -271,15 +312,36 @@ mod tests {
         });
         let settings = settings.unwrap();
         let own = "concurrency: 4\nproxyMetadata: {B: c}\n";
-        let proxy = settings.proxy(own).unwrap();
+        let none = Layers::default();
+        let (proxy, text) = settings.proxy(own, &none).unwrap();
+        assert_eq!(text, own);
         assert_eq!(proxy["concurrency"], 4);
         assert_eq!(proxy["proxyMetadata"], json!({"A": "a", "B": "c"}));
         assert_eq!(proxy["proxyAdminPort"], 15000);
-        let error = settings.proxy("concurency: 4\n").unwrap_err().to_string();
+        let error = settings.proxy("concurency: 4\n", &none);
+        let error = error.unwrap_err().to_string();
         assert!(
             error.starts_with("annotation proxy.istio.io/config: line 1: concurency"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn resources_go_below_and_above_a_pods_own_settings() {
+        let settings = Settings::load(&Files::default()).unwrap();
+        let layers = Layers {
+            general: vec![json!({"concurrency": 1, "proxyMetadata": {"A": "mesh", "B": "mesh"}})],
+            own: Some(json!({"proxyMetadata": {"C": "workload"}})),
+        };
+        let own = "statusPort: 1\nproxyMetadata: {B: pod, C: pod}\n";
+        let (proxy, text) = settings.proxy(own, &layers).unwrap();
+        let metadata = json!({"A": "mesh", "B": "pod", "C": "workload"});
+        assert_eq!(
+            (&proxy["concurrency"], &proxy["proxyMetadata"]),
+            (&json!(1), &metadata)
+        );
+        let over = json!({"concurrency": 1, "statusPort": 1, "proxyMetadata": metadata});
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), over);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! data) → [`pod`] (into the pod) with [`probe_rewrite`] (health checks through the agent) and [`metrics_merge`] (the
 //! application's metrics, too) → a JSON patch.
 //!
-//! [`registration`] tells the API server whom to trust at the webhook. [`config`] holds what a running injector reads from files: policy and template, values, mesh configuration. The template
+//! [`proxy_configs`] are what resources say of proxies. [`registration`] tells the API server whom to trust at the webhook. [`config`] holds what a running injector reads from files: policy and template, values, mesh configuration. The template
 //! that ships is `default/config.yaml`; change what lands in a pod there, not in code.
 
 pub mod annotations;
@@ -18,6 +18,7 @@ pub mod pod;
 pub mod policy;
 pub mod probe_rewrite;
 pub mod program;
+pub mod proxy_configs;
 pub mod registration;
 pub mod template;
 pub mod webhook;

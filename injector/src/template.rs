@@ -12,6 +12,10 @@ use crate::config::{InvalidSettings, Settings};
 use crate::pod::Workload;
 
 const NAME: &str = "template";
+/// The kind of image whose tag has no suffix.
+const DEFAULT_IMAGE: &str = "default";
+/// Kinds of images that a tag may be of.
+const IMAGE_KINDS: &[&str] = &["debug", "distroless"];
 
 /// A compiled template.
 #[derive(Debug)]
@@ -119,7 +123,9 @@ impl Template {
             text(&settings.values["global"]["tag"]),
         );
         let annotations = pod["metadata"]["annotations"].clone();
-        let proxy = settings.proxy(annotations[PROXY_CONFIG].as_str().unwrap_or_default())?;
+        let layers = settings.layers(&workload.namespace, pod);
+        let own = annotations[PROXY_CONFIG].as_str().unwrap_or_default();
+        let (proxy, proxy_config) = settings.proxy(own, &layers)?;
         let ports = container_ports(pod);
         let application_ports = ports
             .iter()
@@ -132,11 +138,12 @@ impl Template {
                 pod, workload,
                 values => settings.values,
                 mesh => settings.mesh,
-                proxy,
+                proxy, proxy_config,
                 annotation => minijinja::Value::from_function(move |key: &str, default: minijinja::Value| {
                     annotations[key].as_str().map_or(default, minijinja::Value::from)
                 }),
-                image => minijinja::Value::from_function(move |name: &str| {
+                image => minijinja::Value::from_function(move |name: &str, kind: Option<String>| {
+                    let tag = of_kind(&tag, &kind.unwrap_or_default());
                     if name.contains('/') { name.to_owned() } else { format!("{hub}/{name}:{tag}") }
                 }),
                 from_json => minijinja::Value::from_function(from_json),
@@ -155,6 +162,22 @@ fn parse(yaml: &str) -> Result<Injection, RenderError> {
         Some(Err(error)) => Err(RenderError::Result(error.to_string())),
         Some(Ok(document)) => serde_json::from_value(document.value)
             .map_err(|error| RenderError::Result(error.to_string())),
+    }
+}
+
+/// The tag of an image of this kind: a suffix, of which a tag has one at most.
+fn of_kind(tag: &str, kind: &str) -> String {
+    if kind.is_empty() {
+        return tag.to_owned();
+    }
+    let stripped = IMAGE_KINDS
+        .iter()
+        .find_map(|known| tag.strip_suffix(known)?.strip_suffix('-'));
+    let base = stripped.unwrap_or(tag);
+    if kind == DEFAULT_IMAGE {
+        base.to_owned()
+    } else {
+        format!("{base}-{kind}")
     }
 }
 

@@ -10,6 +10,7 @@ args:
 - --meshConfig=/etc/istio/config/mesh
 - --port=9443
 - --monitoringPort={{ $g.monitoringPort }}
+- --watchProxyConfig
 - --reconcileWebhookConfig={{ not $g.operatorManageWebhooks }}
 - --log_output_level={{ $g.logging.level }}
 env:
@@ -42,6 +43,10 @@ volumeMounts:
   resources: [mutatingwebhookconfigurations]
   resourceNames: [istio-sidecar-injector]
   verbs: [get, list, watch, patch]
+# What proxies are started with.
+- apiGroups: [networking.istio.io]
+  resources: [proxyconfigs]
+  verbs: [list, watch]
 {{- end -}}
 
 {{/*

@@ -34,11 +34,12 @@ fn check(case: &str) {
     );
 }
 
-/// The shipped settings, with the case's own values over them.
+/// The shipped settings, with the case's own values over them, and its ProxyConfigs.
 fn settings(folder: &Path) -> Settings {
-    let values = folder.join("values.yaml");
+    let existing = |name| Some(folder.join(name)).filter(|path| path.exists());
     let files = Files {
-        inject_values: values.exists().then_some(values),
+        inject_values: existing("values.yaml"),
+        proxy_configs: existing("proxy-configs"),
         ..Files::default()
     };
     Settings::load(&files).unwrap()
@@ -57,6 +58,11 @@ fn a_pod_template_deep_in_a_cron_job_is_found_and_annotations_count() {
 #[test]
 fn every_wish_counts_and_what_holds_no_pod_keeps_its_text() {
     check("annotations");
+}
+
+#[test]
+fn resources_say_what_proxies_are_started_with() {
+    check("proxy-configs");
 }
 
 #[test]

@@ -27,6 +27,9 @@ pub struct KubeInjectArgs {
     /// Mesh configuration.
     #[arg(long = "meshConfigFile", value_name = "FILE")]
     pub mesh_config: Option<PathBuf>,
+    /// Folder of YAML files with ProxyConfig resources.
+    #[arg(long = "proxyConfigDir", value_name = "DIR")]
+    pub proxy_configs: Option<PathBuf>,
 }
 
 /// Injects, and prints.
@@ -35,6 +38,7 @@ pub(crate) async fn run(args: KubeInjectArgs) -> anyhow::Result<ExitCode> {
         inject_config: args.inject_config,
         inject_values: args.values,
         mesh_config: args.mesh_config,
+        proxy_configs: args.proxy_configs,
     };
     let settings = Settings::load(&files)?;
     let name = args.file.display().to_string();
