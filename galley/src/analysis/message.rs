@@ -57,6 +57,8 @@ codes! {
     DeploymentAssociatedToMultipleServices "IST0116" Warning, "Services of different protocols share a port of the same pods.";
     PortNameIsNotUnderNamingConvention "IST0118" Info, "The port's name does not begin with a protocol; the proxy will have to detect it.";
     JwtFailureDueToInvalidServicePortPrefix "IST0119" Warning, "The policy asks for a token on a port that does not speak HTTP.";
+    PolicyResourceIsDeprecated "IST0120" Info, "Policy is the 1.4 line's; use PeerAuthentication and RequestAuthentication instead.";
+    MeshPolicyResourceIsDeprecated "IST0121" Info, "MeshPolicy is the 1.4 line's; use PeerAuthentication in the root namespace instead.";
     NamespaceMultipleInjectionLabels "IST0123" Warning, "The namespace has labels that contradict each other about injection; remove all but one.";
     InvalidAnnotation "IST0125" Warning, "The annotation's value cannot be read.";
     UnknownMeshNetworksServiceRegistry "IST0126" Error, "meshNetworks refers to a cluster that the mesh does not know.";

@@ -43,6 +43,7 @@ kinds! {
     AUTHORIZATION_POLICY "security.istio.io" "AuthorizationPolicy";
     TELEMETRY "telemetry.istio.io" "Telemetry";
     WASM_PLUGIN "extensions.istio.io" "WasmPlugin";
+    MESH_POLICY "authentication.istio.io" "MeshPolicy";
     POLICY "authentication.istio.io" "Policy";
     SERVICE_ROLE "rbac.istio.io" "ServiceRole";
     SERVICE_ROLE_BINDING "rbac.istio.io" "ServiceRoleBinding";

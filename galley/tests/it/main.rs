@@ -8,6 +8,7 @@
 mod kubernetes;
 mod server;
 mod validate;
+mod xds;
 
 use proto_component::{
     drain::Drain,
@@ -147,13 +148,18 @@ impl Place {
         }
     }
 
-    /// A sink that accepts whatever comes.
-    pub(crate) fn sink(&self, collections: &[&str]) -> SinkView {
+    /// A channel to the port that serves.
+    pub(crate) fn channel(&self) -> tonic::transport::Channel {
         let tls = self
             .is_secure
             .then(|| ClientTls::from_pem(&self.pem(), ServerIdentity::Trusted, &["h2"]).unwrap());
         let target = format!("127.0.0.1:{}", self.mcp);
-        let channel = channel(&target, tls, &ClientOptions::default()).unwrap();
+        channel(&target, tls, &ClientOptions::default()).unwrap()
+    }
+
+    /// A sink that accepts whatever comes.
+    pub(crate) fn sink(&self, collections: &[&str]) -> SinkView {
+        let channel = self.channel();
         let options = SinkOptions {
             id: "test".into(),
             collections: collections

@@ -4,8 +4,8 @@ use super::super::{
     Code, Context,
     message::Messages,
     object::{
-        CUSTOM_RESOURCE_DEFINITION, SERVICE_ROLE_BINDING, SIDECAR, TELEMETRY, VIRTUAL_SERVICE,
-        items, text,
+        CUSTOM_RESOURCE_DEFINITION, MESH_POLICY, POLICY, SERVICE_ROLE_BINDING, SIDECAR, TELEMETRY,
+        VIRTUAL_SERVICE, items, text,
     },
 };
 
@@ -50,6 +50,14 @@ pub(super) fn check(context: &Context, messages: &mut Messages) {
                 messages.add(Code::Deprecated, binding, &path, text);
             }
         }
+    }
+    for policy in context.of(POLICY) {
+        let text = "Policy is deprecated; use PeerAuthentication and RequestAuthentication";
+        messages.add(Code::PolicyResourceIsDeprecated, policy, "kind", text);
+    }
+    for policy in context.of(MESH_POLICY) {
+        let text = "MeshPolicy is deprecated; use PeerAuthentication in the root namespace";
+        messages.add(Code::MeshPolicyResourceIsDeprecated, policy, "kind", text);
     }
     check_lightstep(context, messages);
 }

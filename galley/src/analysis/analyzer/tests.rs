@@ -202,3 +202,15 @@ spec:
     };
     assert!(missed(false) && !missed(true));
 }
+
+#[test]
+fn policies_of_the_1_4_line_are_told() {
+    let policy = |kind: &str| {
+        format!(
+            "apiVersion: authentication.istio.io/v1alpha1\nkind: {kind}\nmetadata: {{name: default}}\n\
+             spec: {{peers: [{{mtls: {{}}}}]}}\n"
+        )
+    };
+    assert_eq!(codes(&policy("Policy")), ["IST0120 Policy default"]);
+    assert_eq!(codes(&policy("MeshPolicy")), ["IST0121 MeshPolicy default"]);
+}
