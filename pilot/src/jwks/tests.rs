@@ -100,3 +100,24 @@ async fn an_issuer_is_waited_for_as_long_as_a_rule_says() {
     let found = tokio::time::timeout(patience, at.fetched.recv()).await;
     assert_eq!(found.unwrap().unwrap().keys, "{\"keys\": []}");
 }
+
+/// An issuer changes its keys behind their URI: nobody has to say so.
+#[tokio::test]
+async fn keys_that_change_are_fetched_when_it_is_time() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let keys = async move || match asked.fetch_add(1, Ordering::Relaxed) {
+        0 => "{\"keys\": []}",
+        _ => "{\"keys\": [], \"of\": \"tomorrow\"}",
+    };
+    let mut at = fetching(|_| Router::new().route("/keys", get(keys))).await;
+    let source = KeySource::Uri(format!("{}/keys", at.base));
+    let patience = Duration::from_secs(30);
+    at.wanted.send_replace(Wanted::from([(source, patience)]));
+    let found = tokio::time::timeout(patience, at.fetched.recv()).await;
+    assert_eq!(found.unwrap().unwrap().keys, "{\"keys\": []}");
+    tokio::time::pause();
+    tokio::time::advance(REFRESH + TICK).await;
+    tokio::time::resume();
+    let found = tokio::time::timeout(patience, at.fetched.recv()).await;
+    assert!(found.unwrap().unwrap().keys.contains("tomorrow"));
+}
