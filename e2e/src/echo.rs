@@ -74,6 +74,9 @@ pub struct Outcome {
     pub status: Option<u16>,
     /// What came back, or why nothing did.
     pub text: String,
+    /// How long it took, in milliseconds.
+    #[serde(default)]
+    pub millis: u64,
 }
 
 impl Call {
@@ -95,6 +98,13 @@ impl Call {
     #[must_use]
     pub fn method(mut self, method: &str) -> Self {
         method.clone_into(&mut self.method);
+        self
+    }
+
+    /// For another host.
+    #[must_use]
+    pub fn host(mut self, host: &str) -> Self {
+        host.clone_into(&mut self.host);
         self
     }
 

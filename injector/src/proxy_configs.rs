@@ -234,9 +234,24 @@ mod tests {
         let mut known = ProxyConfigs::default();
         let selector = json!({"matchLabels": {"app": "web"}});
         for (namespace, name, created, spec) in [
-            ("istio-system", "mesh", "2020-01-01T00:00:00Z", json!({"concurrency": 1})),
-            ("shop", "b", "2021-01-01T00:00:00Z", json!({"concurrency": 2})),
-            ("shop", "a", "2022-01-01T00:00:00Z", json!({"concurrency": 3})),
+            (
+                "istio-system",
+                "mesh",
+                "2020-01-01T00:00:00Z",
+                json!({"concurrency": 1}),
+            ),
+            (
+                "shop",
+                "b",
+                "2021-01-01T00:00:00Z",
+                json!({"concurrency": 2}),
+            ),
+            (
+                "shop",
+                "a",
+                "2022-01-01T00:00:00Z",
+                json!({"concurrency": 3}),
+            ),
             (
                 "shop",
                 "web",
@@ -249,7 +264,12 @@ mod tests {
                 "2020-01-01T00:00:00Z",
                 json!({"selector": selector, "concurrency": 5}),
             ),
-            ("shop", "broken", "2019-01-01T00:00:00Z", json!({"concurrency": "many"})),
+            (
+                "shop",
+                "broken",
+                "2019-01-01T00:00:00Z",
+                json!({"concurrency": "many"}),
+            ),
         ] {
             known.add(&object(namespace, name, created, &spec));
         }
@@ -268,8 +288,18 @@ mod tests {
         let (sender, listed) = oneshot::channel();
         let (tell, told) = futures::channel::mpsc::unbounded();
         let following = proto_component::task::spawn("follow", follow(told, known.clone(), sender));
-        let one = dynamic(&object("shop", "one", "2020-01-01T00:00:00Z", &json!({"concurrency": 1})));
-        let two = dynamic(&object("shop", "two", "2021-01-01T00:00:00Z", &json!({"concurrency": 2})));
+        let one = dynamic(&object(
+            "shop",
+            "one",
+            "2020-01-01T00:00:00Z",
+            &json!({"concurrency": 1}),
+        ));
+        let two = dynamic(&object(
+            "shop",
+            "two",
+            "2021-01-01T00:00:00Z",
+            &json!({"concurrency": 2}),
+        ));
         tell.unbounded_send(Change::Listing).unwrap();
         tell.unbounded_send(Change::Object(one.clone())).unwrap();
         tell.unbounded_send(Change::Object(two)).unwrap();

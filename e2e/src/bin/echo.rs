@@ -7,7 +7,11 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use e2e::echo::{Call, call, serve::Server};
+use e2e::echo::{
+    Call, call,
+    serve::{Seen, Server},
+};
+use http::StatusCode;
 
 /// The workload of the tests of who gets through.
 #[derive(Parser)]
@@ -44,6 +48,12 @@ enum Role {
         /// A fixed answer, `PATH=BODY`.
         #[arg(long, value_parser = parse_file)]
         file: Vec<(String, String)>,
+        /// What it calls itself in its answers.
+        #[arg(long, default_value = "")]
+        name: String,
+        /// The status of every answer.
+        #[arg(long, default_value = "200")]
+        status: StatusCode,
     },
     /// Makes calls and prints what came of them; both are JSON lists.
     Call {
@@ -85,6 +95,8 @@ async fn run(role: Role) -> anyhow::Result<Option<String>> {
             tcp,
             check,
             file,
+            name,
+            status,
         } => {
             let server = Server {
                 address,
@@ -95,6 +107,9 @@ async fn run(role: Role) -> anyhow::Result<Option<String>> {
                 tcp,
                 check,
                 files: file,
+                name,
+                status,
+                seen: Seen::default(),
             };
             server.run().await.map(|()| None)
         }

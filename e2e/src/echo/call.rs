@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use proto_component::tls::{ClientTls, Pem, ServerIdentity};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::{Call, Outcome, Protocol, Tls};
 
@@ -31,13 +32,18 @@ pub async fn all(calls: &[Call]) -> Vec<Outcome> {
 
 /// Makes one call.
 pub async fn one(call: &Call) -> Outcome {
-    let outcome = tokio::time::timeout(DEADLINE, make(call)).await;
-    let failed = |text: String| Outcome { status: None, text };
-    match outcome {
+    let start = Instant::now();
+    let failed = |text: String| Outcome {
+        text,
+        ..Outcome::default()
+    };
+    let mut outcome = match tokio::time::timeout(DEADLINE, make(call)).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(error)) => failed(format!("failed: {error:#}")),
         Err(_) => failed("failed: no answer in time".to_owned()),
-    }
+    };
+    outcome.millis = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    outcome
 }
 
 /// A line to and fro over the same connection, again and again: `opened` is told of the first, and it goes on until the other side
@@ -80,7 +86,11 @@ async fn make(call: &Call) -> anyhow::Result<Outcome> {
             let text = String::from_utf8_lossy(&answer).into_owned();
             let status = text.split(' ').nth(1).and_then(|code| code.parse().ok());
             anyhow::ensure!(status.is_some(), "no HTTP: {text:?}");
-            Ok(Outcome { status, text })
+            Ok(Outcome {
+                status,
+                text,
+                ..Outcome::default()
+            })
         }
         Protocol::Tcp => {
             stream.write_all(b"hello\n").await?;
@@ -90,6 +100,7 @@ async fn make(call: &Call) -> anyhow::Result<Outcome> {
             Ok(Outcome {
                 status: None,
                 text: String::from_utf8_lossy(&answer[..count]).into_owned(),
+                ..Outcome::default()
             })
         }
     }
@@ -189,5 +200,9 @@ async fn read(response: http::Response<Incoming>) -> anyhow::Result<Outcome> {
     let headers = format!("{:?}", response.headers());
     let body = response.into_body().collect().await?.to_bytes();
     let text = format!("{}\n{headers}", String::from_utf8_lossy(&body));
-    Ok(Outcome { status, text })
+    Ok(Outcome {
+        status,
+        text,
+        ..Outcome::default()
+    })
 }

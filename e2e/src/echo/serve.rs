@@ -1,5 +1,6 @@
 //! The server: HTTP/1.1, HTTP/2 and gRPC on its HTTP ports (also over TLS), lines on its TCP ports. It answers with what it got.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -8,12 +9,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::future::try_join_all;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
 use proto_component::tls::{ClientAuth, PemFiles, ServerTls};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,8 +41,41 @@ pub struct Server {
     pub check: Vec<u16>,
     /// Bodies by path, instead of what was asked. `?after=N` makes any answer wait for so many milliseconds.
     pub files: Vec<(String, String)>,
+    /// Said in every answer that tells what was asked, if there is a name.
+    pub name: String,
+    /// Of every answer over HTTP.
+    pub status: StatusCode,
+    /// What was asked lately, which `/seen` tells.
+    pub seen: Seen,
 }
 
+/// The last requests, a line for each.
+#[derive(Clone, Debug, Default)]
+pub struct Seen(Arc<Mutex<VecDeque<String>>>);
+
+impl Seen {
+    /// More of them are forgotten.
+    const LIMIT: usize = 1000;
+
+    fn add(&self, request: &Request<Incoming>) {
+        let host = request.headers().get(header::HOST);
+        let host = host.and_then(|host| host.to_str().ok());
+        let authority = request.uri().authority().map(http::uri::Authority::as_str);
+        let host = authority.or(host).unwrap_or_default();
+        let mut seen = self.0.lock();
+        seen.push_back(format!("seen {} of {host}\n", request.uri().path()));
+        if seen.len() > Self::LIMIT {
+            seen.pop_front();
+        }
+    }
+
+    fn tell(&self) -> String {
+        self.0.lock().iter().map(String::as_str).collect()
+    }
+}
+
+/// The path of what was asked lately.
+const SEEN: &str = "/seen";
 /// gRPC's own question of health, and the answer: field `status`, of value `SERVING`.
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
 const SERVING: &[u8] = &[0x08, 0x01];
@@ -110,7 +145,7 @@ impl Server {
             return unary(SERVING);
         }
         if is_grpc {
-            return unary(describe(&request).as_bytes());
+            return unary(self.describe(&request).as_bytes());
         }
         let (path, query) = (request.uri().path(), request.uri().query());
         let after = query.and_then(|query| query.strip_prefix("after=")?.parse().ok());
@@ -118,8 +153,24 @@ impl Server {
             tokio::time::sleep(Duration::from_millis(after)).await;
         }
         let fixed = self.files.iter().find(|(name, _)| name == path);
-        let text = fixed.map_or_else(|| describe(&request), |(_, text)| text.clone());
-        Response::new(Full::new(Bytes::from(text)).boxed())
+        let text = match fixed {
+            Some((_, text)) => text.clone(),
+            None if path == SEEN => self.seen.tell(),
+            None => self.describe(&request),
+        };
+        self.seen.add(&request);
+        let mut response = Response::new(Full::new(Bytes::from(text)).boxed());
+        *response.status_mut() = self.status;
+        response
+    }
+
+    /// What a request looks like from here, a line for each part.
+    fn describe(&self, request: &Request<Incoming>) -> String {
+        let mut text = describe(request);
+        if !self.name.is_empty() {
+            text.push_str(&format!("server: {}\n", self.name));
+        }
+        text
     }
 }
 
@@ -134,7 +185,7 @@ async fn accept(server: Arc<Server>, listener: TcpListener, speech: Speech) -> a
             match speech {
                 Speech::Http => http(server, stream, false).await,
                 Speech::Check => http(server, stream, true).await,
-                Speech::Lines => drop(lines(stream).await),
+                Speech::Lines => drop(lines(&server.name, stream).await),
                 Speech::Tls(tls) => {
                     if let Ok(stream) = tls.acceptor().accept(stream).await {
                         http(server, stream, false).await;
@@ -159,13 +210,18 @@ async fn http(
         .await;
 }
 
-/// Answers each line with itself.
-async fn lines(mut stream: TcpStream) -> std::io::Result<()> {
+/// Answers each line with itself, and with the server's name if it has one.
+async fn lines(name: &str, mut stream: TcpStream) -> std::io::Result<()> {
+    let by = if name.is_empty() {
+        String::new()
+    } else {
+        format!(" server: {name}")
+    };
     let (read, mut write) = stream.split();
     let mut lines = BufReader::new(read).lines();
     while let Some(line) = lines.next_line().await? {
         write
-            .write_all(format!("{MARK} {line}\n").as_bytes())
+            .write_all(format!("{MARK} {line}{by}\n").as_bytes())
             .await?;
     }
     Ok(())

@@ -20,6 +20,7 @@ mod names;
 mod node;
 mod policy;
 mod proof;
+mod routing;
 mod scene;
 mod security;
 mod switches;

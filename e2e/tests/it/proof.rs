@@ -136,7 +136,7 @@ impl Stage {
     clippy::disallowed_methods,
     reason = "a test has no command line of its own"
 )]
-fn envoy(folder: &Path) -> String {
+pub(crate) fn envoy(folder: &Path) -> String {
     let from = std::env::var("ENVOY").expect("ENVOY is the path of an Envoy, see e2e/envoy.sh");
     let to = folder.join("envoy");
     if std::fs::hard_link(&from, &to).is_err() {

@@ -66,9 +66,14 @@ impl Scene {
 
     /// The address of the pod of a workload.
     pub(crate) async fn pod_ip(&self, namespace: &str, app: &str) -> String {
+        self.pod_ip_of(namespace, "app", app).await
+    }
+
+    /// The address of the pod with a label.
+    pub(crate) async fn pod_ip_of(&self, namespace: &str, label: &str, value: &str) -> String {
         let pods = self.pods().await;
         let is_it = |pod: &&Value| {
-            pod["metadata"]["namespace"] == namespace && pod["metadata"]["labels"]["app"] == app
+            pod["metadata"]["namespace"] == namespace && pod["metadata"]["labels"][label] == value
         };
         let pod = pods.iter().find(is_it).unwrap();
         pod["status"]["podIP"].as_str().unwrap().to_owned()

@@ -1,0 +1,188 @@
+//! What Pilot makes of routing resources, seen by requests: one mesh, a client with our proxy and one with a real Envoy, a
+//! gateway of each, and servers that say who they are. A [`row::Row`] is a configuration, the calls, and what must be seen of them.
+
+mod gateway;
+mod row;
+mod rows;
+
+use std::collections::BTreeSet;
+
+use e2e::echo::{Call, Outcome, Protocol};
+use e2e::mesh::eventually;
+
+use crate::scene::{self, Scene};
+use crate::{SETTLED, proof};
+use row::Row;
+
+const SETTINGS: &str = "mixer.policy.enabled=false,mixer.telemetry.enabled=false,\
+    gateways.istio-egressgateway.enabled=false";
+/// Namespaces of the clients; the second's proxy is an Envoy.
+const CLIENTS: [&str; 2] = ["open", "open-envoy"];
+/// Services of the servers of one label, a rule for each.
+const BALANCED: &[(&str, &str, &str)] = &[
+    (
+        "hashed",
+        "app: app",
+        "loadBalancer: {consistentHash: {httpHeaderName: x-user}}",
+    ),
+    (
+        "hashed-query",
+        "app: app",
+        "loadBalancer: {consistentHash: {httpQueryParameterName: user, maglev: {tableSize: 65537}}}",
+    ),
+    (
+        "hashed-cookie",
+        "app: app",
+        "loadBalancer: {consistentHash: {httpCookie: {name: user, ttl: 60s}}}",
+    ),
+    (
+        "pooled",
+        "app: app",
+        "connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}",
+    ),
+    (
+        "flaky",
+        "flaky: 'yes'",
+        "loadBalancer: {simple: ROUND_ROBIN}",
+    ),
+    (
+        "ejecting",
+        "flaky: 'yes'",
+        "outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 300s, maxEjectionPercent: 100}",
+    ),
+];
+
+#[tokio::test]
+#[ignore = "needs root, iptables and Envoy: set ENVOY to its path"]
+async fn routes_lead_where_they_say_with_both_data_planes() {
+    // Pods have a /tmp of their own.
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let envoy = proof::envoy(folder.path());
+    let mut scene = Scene::up("e2e-routing", &["--set", SETTINGS]).await;
+    let rows = rows::all();
+    set(&scene, &envoy, &rows).await;
+    hold(&scene, &rows).await;
+    gateway::holds(&scene).await;
+    sidecars_are_closed(&scene).await;
+    assert_eq!(scene.mesh.end().await, "");
+}
+
+/// Everything in the mesh.
+async fn set(scene: &Scene, envoy: &str, rows: &[Row]) {
+    let mut workloads = ["servers", "outside"]
+        .map(|name| scene::namespace(name, false))
+        .concat();
+    for (namespace, proxy) in CLIENTS.into_iter().zip([None, Some(envoy)]) {
+        workloads += &scene::namespace(namespace, true);
+        // They are in the first of two regions.
+        workloads += &scene::client(namespace, proxy).replace(
+            "metadata: {labels: {app: client}",
+            "metadata: {labels: {app: client, istio-locality: r1.z1}",
+        );
+    }
+    workloads += &scene::client("outside", None);
+    let (servers, configuration) = include_str!("../routing.yaml")
+        .split_once("{{services}}")
+        .unwrap();
+    let services: String = BALANCED.iter().map(balanced).collect();
+    scene.apply(&(workloads + servers + &services)).await;
+    gateway::add(scene, envoy).await;
+    // Clients, servers, and one without a sidecar.
+    scene.are_ready(CLIENTS.len() + 4).await;
+    let mut text = configuration
+        .replace("{{one}}", &scene.pod_ip_of("servers", "name", "one").await)
+        .replace("{{two}}", &scene.pod_ip_of("servers", "name", "two").await);
+    for (index, row) in rows.iter().enumerate() {
+        text += &row.manifest(index);
+    }
+    scene.apply(&text).await;
+}
+
+/// A service and its rule.
+fn balanced((name, label, policy): &(&str, &str, &str)) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: servers}}\n\
+         spec: {{selector: {{{label}}}, ports: [{{name: http, port: 80, targetPort: 8001}}]}}\n\
+         ---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}, namespace: servers}}\n\
+         spec: {{host: {name}, trafficPolicy: {{{policy}}}}}\n"
+    )
+}
+
+/// Every row is seen as it says, by the client of each data plane.
+async fn hold(scene: &Scene, rows: &[Row]) {
+    let seen = CLIENTS.map(|client| async move {
+        let mut open: Vec<(usize, &Row)> = rows.iter().enumerate().collect();
+        let mut wrong = Vec::new();
+        let all = eventually("every row is seen", SETTLED, async || {
+            // What has been seen once is not asked again.
+            wrong = mistakes(scene, client, &mut open).await;
+            wrong.is_empty()
+        });
+        all.await.err().map(|_| wrong.join("\n"))
+    });
+    let wrong: Vec<String> = futures::future::join_all(seen)
+        .await
+        .into_iter()
+        .flatten()
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Tries those that are `open`, and leaves in it those that are not as they should be.
+async fn mistakes(scene: &Scene, client: &str, open: &mut Vec<(usize, &Row)>) -> Vec<String> {
+    let calls: Vec<Vec<Call>> = open.iter().map(|(index, row)| row.calls(*index)).collect();
+    let outcomes = scene.call(client, &calls.concat()).await;
+    let mut rest = outcomes.as_slice();
+    let mut wrong = Vec::new();
+    let mut counts = calls.iter().map(Vec::len);
+    open.retain(|(index, row)| {
+        let (own, others) = rest.split_at(counts.next().unwrap());
+        rest = others;
+        let is_seen = row.is_seen(own);
+        if !is_seen {
+            wrong.push(format!("{client}: row {index}, {}: {own:#?}", row.name));
+        }
+        !is_seen
+    });
+    wrong
+}
+
+/// With a Sidecar resource clients reach what it names, and nothing else.
+async fn sidecars_are_closed(scene: &Scene) {
+    let unknown = || Call::new(Protocol::Http1, "app.servers:80").host("nowhere.test");
+    let left_out = || Call::new(Protocol::Http1, "two-ports.servers:8080");
+    let known = || Call::new(Protocol::Http1, "app.servers:80");
+    let calls = [unknown(), left_out(), known()];
+    let are = |outcomes: &[Outcome], wanted: [bool; 3]| {
+        outcomes.iter().map(Outcome::is_served).eq(wanted)
+    };
+    let becomes = async |what: &str, wanted: [bool; 3]| {
+        let mut seen = Vec::new();
+        let all = eventually(what, SETTLED, async || {
+            seen.clear();
+            for client in CLIENTS {
+                seen.push(scene.call(client, &calls).await);
+            }
+            seen.iter().all(|outcomes| are(outcomes, wanted))
+        });
+        assert!(all.await.is_ok(), "{what}: {seen:#?}");
+    };
+    becomes("all are open", [true; 3]).await;
+    let sidecars =
+        CLIENTS.map(|name| include_str!("../routing-sidecar.yaml").replace("{{namespace}}", name));
+    scene.apply(&sidecars.concat()).await;
+    becomes("only what is named is reached", [false, false, true]).await;
+}
+
+/// The servers that answered, by name.
+fn servers<'a>(outcomes: &'a [Outcome]) -> BTreeSet<&'a str> {
+    let name = |outcome: &'a Outcome| {
+        outcome
+            .text
+            .split("server: ")
+            .nth(1)?
+            .split_whitespace()
+            .next()
+    };
+    outcomes.iter().filter_map(name).collect()
+}
