@@ -183,6 +183,19 @@ async fn bookinfo(settings: &str, init: &str) -> Mesh {
     mesh
 }
 
+/// `biremectl` finds all that these settings ask for, and all of it available.
+fn is_verified(settings: &str) {
+    let program = e2e::mesh::programs().unwrap().join("biremectl");
+    let fixed = "verify-install --manifests helm -f helm/profiles/demo.yaml";
+    let mut arguments: Vec<&str> = fixed.split(' ').collect();
+    let settings = format!("{OWN_IMAGES_ONLY},{settings}");
+    for setting in settings.split(',') {
+        arguments.extend(["--set", setting]);
+    }
+    let said = run(&program, &arguments, "").unwrap();
+    assert!(said.contains(": 0 not as they should be"), "{said}");
+}
+
 /// A pod goes, and another takes its place.
 async fn a_pod_is_replaced(mesh: &Mesh) {
     crate::send_everybody_to_red_stars(mesh).await;
@@ -206,6 +219,7 @@ async fn components_and_gateways_go_and_nobody_notices() {
 #[ignore = "needs a whole node: e2e/kube/node/run"]
 async fn init_containers_divert_what_pods_send_and_get() {
     let mesh = bookinfo(CHECKS, "istio-init").await;
+    is_verified(CHECKS);
     a_pod_is_replaced(&mesh).await;
     traffic::weights_headers_and_faults_count(&mesh).await;
     security::policies_decide_who_gets_through(&mesh).await;
@@ -242,13 +256,17 @@ async fn the_edge_holds() {
 #[tokio::test]
 #[ignore = "needs a whole node: e2e/kube/node/run"]
 async fn the_nodes_plugin_diverts_for_pods_without_rights() {
-    let mesh = bookinfo(&format!("{CHECKS},{CNI}"), "istio-validation").await;
+    let by_plugin = async || bookinfo(&format!("{CHECKS},{CNI}"), "istio-validation").await;
+    let mesh = by_plugin().await;
     let init = init_container();
     let added = &init["securityContext"]["capabilities"]["add"];
     assert!(added.is_null(), "{init}");
     a_pod_is_replaced(&mesh).await;
     traffic::weights_headers_and_faults_count(&mesh).await;
     security::policies_decide_who_gets_through(&mesh).await;
+    policy::requests_are_denied_and_counted(&by_plugin().await).await;
+    names::names_are_answered(&by_plugin().await).await;
+    failure::nobody_notices(&by_plugin().await).await;
     // Pods that come later have nobody to divert for them, so they get their own.
     bookinfo(CHECKS, "istio-init").await;
 }
