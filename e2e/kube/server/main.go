@@ -1,6 +1,6 @@
 // Kube is what a Kubernetes API needs, in one program: its first argument says which part it is.
 //
-//	kube etcd|kube-apiserver|kube-controller-manager FLAGS...
+//	kube etcd|kube-apiserver|kube-controller-manager|kube-scheduler FLAGS...
 package main
 
 import (
@@ -12,12 +12,14 @@ import (
 	"k8s.io/component-base/cli"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 )
 
 func main() {
 	parts := map[string]func() *cobra.Command{
 		"kube-apiserver":          apiserver.NewAPIServerCommand,
 		"kube-controller-manager": controllers.NewControllerManagerCommand,
+		"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
 	}
 	if len(os.Args) > 1 {
 		os.Args = os.Args[1:]
@@ -29,6 +31,6 @@ func main() {
 			os.Exit(cli.Run(command()))
 		}
 	}
-	fmt.Fprintln(os.Stderr, "usage: kube etcd|kube-apiserver|kube-controller-manager FLAGS...")
+	fmt.Fprintln(os.Stderr, "usage: kube etcd|kube-apiserver|kube-controller-manager|kube-scheduler FLAGS...")
 	os.Exit(2)
 }

@@ -14,7 +14,8 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::component::{CITADEL, Component, GALLEY, INJECTOR, Kind, log_of, start_replica};
-use crate::{NAMESPACE, SOON, fresh, install};
+use crate::outage::{asked, injected, review};
+use crate::{NAMESPACE, SOON, fresh, install, virtual_service};
 
 /// A Lease that was given back is taken by the next who looks.
 const HAND_OVER: Duration = Duration::from_secs(8);
@@ -39,6 +40,7 @@ async fn succession(client: &Client, kind: &Kind) {
         "{}",
         log_of(&second)
     );
+    answers(kind, &second);
 
     // It is told to end, as in a rolling update.
     drop(first);
@@ -52,6 +54,24 @@ async fn succession(client: &Client, kind: &Kind) {
     second.kill();
     leads(client, kind, &third, EXPIRY).await;
     its_work_is_done(client, kind, &third).await;
+}
+
+/// Whoever follows answers the API server as the leader does.
+fn answers(kind: &Kind, follower: &Component) {
+    match kind.deployment {
+        "istio-sidecar-injector" => {
+            let answer = injected(follower);
+            assert_eq!(answer["response"]["patchType"], "JSONPatch", "{answer}");
+        }
+        "istio-galley" => {
+            let bad = json!([{"destination": {"host": "a"}, "weight": -1}]);
+            let bad = serde_json::to_value(virtual_service("bad", &bad)).unwrap();
+            let answer = asked(follower, "/admitpilot", &review(&bad));
+            let message = answer["response"]["status"]["message"].to_string();
+            assert!(message.contains("the weight -1 is negative"), "{answer}");
+        }
+        _ => {}
+    }
 }
 
 /// Waits until a replica holds its component's Lease.

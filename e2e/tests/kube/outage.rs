@@ -171,7 +171,7 @@ async fn knows_route(galley: &Component, name: &str) -> bool {
     page.is_ok_and(|page| page.body.contains(&format!("default/{name}")))
 }
 
-fn injected(injector: &Component) -> Value {
+pub(crate) fn injected(injector: &Component) -> Value {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
         "spec": {"containers": [{"name": "web", "image": "example.com/web:1"}]},
@@ -179,7 +179,7 @@ fn injected(injector: &Component) -> Value {
     asked(injector, "/inject", &review(&pod))
 }
 
-fn review(object: &impl serde::Serialize) -> Value {
+pub(crate) fn review(object: &impl serde::Serialize) -> Value {
     json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
         "request": {
@@ -192,7 +192,7 @@ fn review(object: &impl serde::Serialize) -> Value {
 }
 
 /// Asks a webhook as the API server would.
-fn asked(component: &Component, path: &str, review: &Value) -> Value {
+pub(crate) fn asked(component: &Component, path: &str, review: &Value) -> Value {
     let url = format!("https://127.0.0.1:{}{path}", component.port);
     let output = Command::new("curl")
         .args([

@@ -7,11 +7,13 @@ use std::process::{Command, Stdio};
 use e2e::mesh::eventually;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::Client;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::component::{INJECTOR, debug_folder, start};
-use crate::{SOON, UMBRELLA, charts, containers, fresh, helm, injected_namespace, install};
+use crate::{
+    NAMESPACE, SOON, UMBRELLA, charts, containers, fresh, helm, injected_namespace, install,
+};
 
 /// Everything that can be switched on beside what the demo profile has.
 const EVERYTHING: &str = "gateways: {istio-ilbgateway: {enabled: true}}
@@ -135,4 +137,33 @@ async fn pods_wait_for_an_injector_that_is_gone_unless_that_is_to_be_ignored() {
     eventually("a pod is refused again", SOON, &refused)
         .await
         .unwrap();
+}
+
+/// The scheduler is there, and has seen what the charts ask of it; nodes are not.
+#[tokio::test]
+async fn pods_of_the_production_profile_wait_for_nothing_but_a_node() {
+    let client = fresh().await;
+    let values = fs::read_to_string(charts().join("profiles/production.yaml")).unwrap();
+    install(&values);
+    let pods: Api<Pod> = Api::namespaced(client, NAMESPACE);
+    let ours = ListParams::default().labels("istio");
+    let said = async || -> Vec<(String, String)> {
+        let found = pods.list(&ours).await.unwrap().into_iter();
+        let conditions = found.filter_map(|pod| pod.status?.conditions);
+        let scheduled = conditions
+            .flatten()
+            .filter(|one| one.type_ == "PodScheduled");
+        let text = |text: Option<String>| text.unwrap_or_default();
+        let said = scheduled.map(|one| (text(one.reason), text(one.message)));
+        said.collect()
+    };
+    let waiting = eventually("the scheduler's word", SOON, async || {
+        let said = said().await;
+        let is_waited = said.iter().all(|(reason, message)| {
+            reason == "Unschedulable" && message.contains("no nodes available")
+        });
+        is_waited && said.len() >= 12
+    });
+    assert!(waiting.await.is_ok(), "{:?}", said().await);
+    install("");
 }
