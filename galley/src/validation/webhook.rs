@@ -142,9 +142,17 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
+    /// The answer, which is the same in both versions of a review.
     fn ask(operation: &str, object: &Value) -> Value {
+        let answers = ["v1", "v1beta1"].map(|version| ask_in(version, operation, object));
+        assert_eq!(answers[0], answers[1]);
+        answers[0].clone()
+    }
+
+    fn ask_in(version: &str, operation: &str, object: &Value) -> Value {
+        let version = format!("admission.k8s.io/{version}");
         let review = json!({
-            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "apiVersion": version, "kind": "AdmissionReview",
             "request": {
                 "uid": "7", "operation": operation, "userInfo": {}, "name": "x", "namespace": "shop",
                 "kind": {"group": "networking.istio.io", "version": "v1", "kind": "VirtualService"},
@@ -153,8 +161,10 @@ mod tests {
             },
         });
         let metrics = ValidationMetrics::unregistered();
-        let response = review_of(&review, &metrics);
-        serde_json::to_value(response.into_review()).unwrap()["response"].clone()
+        let response = review_of(&review, &metrics).into_review();
+        let answer = serde_json::to_value(response).unwrap();
+        assert_eq!(answer["apiVersion"], version);
+        answer["response"].clone()
     }
 
     fn review_of(value: &Value, metrics: &ValidationMetrics) -> AdmissionResponse {
