@@ -162,8 +162,8 @@ async fn access_logs_are_lines_on_the_standard_output() {
         request.path=/cart,request.headers=x-request-id:7,response.code=404,response.duration=20ms,\
         request.time=2026-01-01T00:00:00Z,response.time=2026-01-01T00:00:00.02Z";
     let mixer = format!("127.0.0.1:{grpc}");
-    let report = mixs(&["report", "--mixer", &mixer, "-a", attributes]).status();
-    assert!(report.unwrap().success());
+    let report = mixs(&["report", "--mixer", &mixer, "-a", attributes]).output();
+    assert!(report.unwrap().status.success());
     let line = next_with(lines, "accesslog.instance.istio-system").await;
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();
     for (name, value) in [
