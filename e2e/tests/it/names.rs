@@ -43,6 +43,7 @@ pub(crate) async fn names_are_answered(mesh: &Mesh) {
     let shop = "http://shop.example.org:9080/details/0";
     for url in [
         shop,
+        "http://north.branches.example.org:9080/details/0",
         "http://details:9080/details/0",
         "http://details.default.svc.cluster.local:9080/details/0",
     ] {
