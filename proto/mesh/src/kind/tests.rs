@@ -8,6 +8,7 @@ use crate::finding::Severity;
 
 mod networking;
 mod policy;
+mod proxies;
 mod virtual_service;
 
 /// Reads `spec` as the spec of a `kind` and lists what is found in it.
