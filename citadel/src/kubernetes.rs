@@ -21,7 +21,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::watch_object;
 use kube::{Client, Resource};
 use proto_component::drain::Drain;
-use proto_component::kubernetes::KubeArgs;
+use proto_component::kubernetes::{KubeArgs, WatchBackoff};
 use zeroize::Zeroize as _;
 
 pub use revocation_map::{REVOCATIONS, SharedRevocations};
@@ -66,7 +66,7 @@ async fn follow<'a, K>(
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
 {
-    let changes = watch_object(objects.clone(), name).default_backoff();
+    let changes = watch_object(objects.clone(), name).backoff(WatchBackoff::default());
     let mut changes = changes.boxed();
     let mut has_failed = false;
     loop {

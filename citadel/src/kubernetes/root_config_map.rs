@@ -12,6 +12,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt as _};
 use proto_component::drain::Drain;
+use proto_component::kubernetes::WatchBackoff;
 use serde_json::json;
 use tokio::sync::Notify;
 
@@ -69,8 +70,8 @@ impl RootConfigMaps {
         );
         let ours = watcher::Config::default().fields(&format!("metadata.name={CONFIG_MAP}"));
         let config_maps = watcher(Api::<ConfigMap>::all(self.client.clone()), ours);
-        let mut namespaces = namespaces.default_backoff().boxed();
-        let mut config_maps = config_maps.default_backoff().boxed();
+        let mut namespaces = namespaces.backoff(WatchBackoff::default()).boxed();
+        let mut config_maps = config_maps.backoff(WatchBackoff::default()).boxed();
         let mut work = Work::default();
         loop {
             tokio::select! {

@@ -18,6 +18,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Client, Resource};
 use proto_component::drain::Drain;
+use proto_component::kubernetes::WatchBackoff;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -216,7 +217,7 @@ fn events<K>(
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
 {
-    let stream = watcher(Api::<K>::all(client.clone()), config).default_backoff();
+    let stream = watcher(Api::<K>::all(client.clone()), config).backoff(WatchBackoff::default());
     let good = stream.filter_map(|event| async {
         event
             .inspect_err(|error| tracing::warn!(target: "secretcontroller", %error, kind = %K::kind(&()), "watch"))

@@ -9,9 +9,11 @@ use anyhow::Context as _;
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::{WatchStreamExt as _, utils, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
+
+use crate::backoff::Backoff;
 
 pub mod lease;
 pub mod token;
@@ -23,6 +25,33 @@ const READ_TIMEOUT: Duration = Duration::from_secs(295);
 
 /// Objects that are listed at a time.
 const PAGE: u32 = 500;
+
+/// The waits of a watch that fails: from 0.8 s up to 10 s, so that an API server that was away for long is noticed soon.
+#[derive(Clone, Debug)]
+pub struct WatchBackoff(Backoff);
+
+impl Default for WatchBackoff {
+    fn default() -> Self {
+        Self(Backoff::new(
+            Duration::from_millis(800),
+            Duration::from_secs(10),
+        ))
+    }
+}
+
+impl Iterator for WatchBackoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(self.0.next_delay())
+    }
+}
+
+impl utils::Backoff for WatchBackoff {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
 
 /// How to reach the API server.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -125,7 +154,7 @@ where
     if !labels.is_empty() {
         config = config.labels(labels);
     }
-    let events = watcher(api, config).default_backoff();
+    let events = watcher(api, config).backoff(WatchBackoff::default());
     events.filter_map(|event| std::future::ready(change_of(event)))
 }
 
