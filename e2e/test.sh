@@ -2,10 +2,10 @@
 # Runs every check and test of the project and closes with one line of totals: "N passed, N failed".
 #
 #   e2e/test.sh            everything
-#   e2e/test.sh STAGE ...  only these stages: prepare format lint doc test charts parity mesh, and three that run only when
-#                          named: images (those of the release, none too large; 10 minutes), and two that compile Kubernetes
-#                          the first time: kube (a real API server; 10 minutes) and node (a whole node with pods; 20
-#                          minutes; as root)
+#   e2e/test.sh STAGE ...  only these stages: prepare format lint doc test charts parity mesh h2spec, and four that run only
+#                          when named: images (those of the release, none too large; 10 minutes), fuzz (every parser for a
+#                          minute; 15 minutes), and two that compile Kubernetes the first time: kube (a real API server; 10
+#                          minutes) and node (a whole node with pods; 20 minutes; as root)
 #
 # What a stage prints in full goes to the terminal; the exit code is 0 only if nothing failed.
 set -uo pipefail
@@ -123,7 +123,7 @@ wanted lint && check "lint" lint
 wanted lint && check "dependencies" dependencies
 wanted doc && check "documentation" documentation
 # Every run of cargo below selects the whole workspace, so that features are the same in each and nothing is built twice.
-if wanted test || wanted charts || wanted parity || wanted mesh || named kube || named node; then
+if wanted test || wanted charts || wanted parity || wanted mesh || wanted h2spec || named fuzz || named kube || named node; then
     check "build" cargo build --workspace --all-targets --locked
 fi
 if wanted test; then
@@ -140,7 +140,17 @@ if wanted charts; then
         say "charts: skipped, there is no Helm to render them"
     fi
 fi
+if wanted h2spec; then
+    if command -v go >/dev/null; then
+        check "h2spec" e2e/h2spec.sh
+    else
+        say "h2spec: skipped, there is no Go to build it"
+    fi
+fi
 named images && check "images" images
+# Each target for so long, two at a time.
+named fuzz && FUZZ_SECONDS=${FUZZ_SECONDS:-60} tests "fuzzing" \
+    cargo test --workspace --locked --no-fail-fast --lib fuzz_ -- --test-threads=2
 # Only when named: Kubernetes is compiled the first time.
 if named kube; then
     HELM=$(e2e/helm.sh) && export HELM

@@ -25,6 +25,8 @@ mod bootstrap;
 mod config;
 mod drain;
 mod filter_chain;
+#[cfg(test)]
+mod fuzz;
 mod http;
 mod invalid;
 mod listener;

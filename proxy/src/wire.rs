@@ -6,10 +6,34 @@ use proto::envoy::config::core::v3::{
     data_source::Specifier, socket_address::PortSpecifier,
 };
 use std::{
+    borrow::Cow,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
+
+/// The byte that two hexadecimal digits stand for; no sign is one of them, unlike for the standard library.
+pub(crate) fn hex_byte(pair: &[u8]) -> Option<u8> {
+    let &[high, low] = pair else { return None };
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    u8::try_from(digit(high)? << 4 | digit(low)?).ok()
+}
+
+/// `%XX` decoded; what is not a valid escape stays.
+pub(crate) fn percent_decode(text: &[u8]) -> Cow<'_, [u8]> {
+    if !text.contains(&b'%') {
+        return Cow::Borrowed(text);
+    }
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, after)) = rest.split_first() {
+        let pair = after.get(..2).filter(|_| *first == b'%');
+        let byte = pair.and_then(hex_byte);
+        out.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &after[2..] } else { after };
+    }
+    Cow::Owned(out)
+}
 
 /// An address of a listener or an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

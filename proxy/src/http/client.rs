@@ -426,4 +426,14 @@ mod tests {
             assert!(unframe::<prost_types::Duration>(&Bytes::copy_from_slice(bad)).is_err());
         }
     }
+
+    #[test]
+    fn fuzz_grpc_frames() {
+        crate::fuzz::fuzz("grpc_frames", |bytes| {
+            let bytes = Bytes::copy_from_slice(bytes);
+            if let Ok(message) = unframe::<prost_types::Struct>(&bytes) {
+                assert!(unframe::<prost_types::Struct>(&frame(&message)).is_ok());
+            }
+        });
+    }
 }

@@ -54,6 +54,9 @@ const METHODS: &[&str] = &[
     "UNSUBSCRIBE",
 ];
 
+/// A line that has not ended by then is none of HTTP.
+const LONGEST: usize = 8192;
+
 /// Looks at the first line of a connection that is not TLS.
 pub(super) async fn inspect(
     accepted: &mut Accepted,
@@ -89,34 +92,33 @@ fn parse(bytes: &[u8]) -> Look<Option<&'static str>> {
     if PREFACE.starts_with(bytes) {
         return Look::More;
     }
-    let Some(end) = bytes
+    // However the bytes come, the line is looked at from its first one, and not further than this.
+    let bytes = &bytes[..bytes.len().min(LONGEST)];
+    let end = bytes
         .iter()
-        .position(|byte| *byte == b'\r' || *byte == b'\n')
-    else {
-        // Not yet a line: go on only while it can still be a method.
-        let is_possible = METHODS.iter().any(|method| {
-            let method = method.as_bytes();
-            if bytes.len() <= method.len() {
-                method.starts_with(bytes)
-            } else {
-                bytes.starts_with(method) && bytes[method.len()] == b' '
-            }
-        });
-        return if is_possible && bytes.len() < 8192 {
+        .position(|byte| *byte == b'\r' || *byte == b'\n');
+    let line = &bytes[..end.unwrap_or(bytes.len())];
+    let is_possible = METHODS.iter().any(|method| {
+        let method = method.as_bytes();
+        match line.get(method.len()) {
+            Some(after) => line.starts_with(method) && *after == b' ',
+            None => method.starts_with(line),
+        }
+    });
+    if !is_possible || end.is_none() {
+        return if is_possible && bytes.len() < LONGEST {
             Look::More
         } else {
             Look::Done(None)
         };
-    };
-    let mut words = bytes[..end]
+    }
+    let mut words = line
         .split(|byte| *byte == b' ')
         .filter(|word| !word.is_empty());
-    let (method, _target, version) = (words.next(), words.next(), words.next());
-    let is_method =
-        method.is_some_and(|method| METHODS.iter().any(|known| known.as_bytes() == method));
+    let (_method, _target, version) = (words.next(), words.next(), words.next());
     Look::Done(match version {
-        Some(b"HTTP/1.1") if is_method => Some("http/1.1"),
-        Some(b"HTTP/1.0") if is_method => Some("http/1.0"),
+        Some(b"HTTP/1.1") => Some("http/1.1"),
+        Some(b"HTTP/1.0") => Some("http/1.0"),
         _ => None,
     })
 }
@@ -150,5 +152,24 @@ mod tests {
         fn parser_never_panics(bytes in proptest::collection::vec(any::<u8>(), 1..200)) {
             parse(&bytes);
         }
+    }
+
+    #[test]
+    fn fuzz_first_lines() {
+        crate::fuzz::fuzz("first_lines", |bytes| {
+            // Nobody looks before there is something to see.
+            if bytes.is_empty() {
+                return;
+            }
+            let Look::Done(whole) = parse(bytes) else {
+                return;
+            };
+            for end in 1..bytes.len() {
+                if let Look::Done(early) = parse(&bytes[..end]) {
+                    assert_eq!(early, whole, "after {end}");
+                    break;
+                }
+            }
+        });
     }
 }

@@ -250,4 +250,24 @@ mod tests {
         assert!(PathTemplate::parse("a").is_err());
         assert!(PathTemplate::parse("/**/*").is_err());
     }
+
+    #[test]
+    fn fuzz_path_templates() {
+        crate::fuzz::fuzz_text("path_templates", |text| {
+            let mut parts = text.split(' ');
+            let [template, rewrite, path] = [(); 3].map(|()| parts.next().unwrap_or_default());
+            let Ok(template) = PathTemplate::parse(template) else {
+                return;
+            };
+            template.matches(path);
+            let Ok(rewrite) = PathTemplateRewrite::parse(rewrite) else {
+                return;
+            };
+            // With every variable there, what matches can be rewritten.
+            if rewrite.missing_in(&template).is_none() {
+                let rewritten = template.rewrite(path, &rewrite);
+                assert_eq!(rewritten.is_some(), template.matches(path), "{text:?}");
+            }
+        });
+    }
 }

@@ -196,23 +196,9 @@ fn check_status(headers: &::http::HeaderMap) -> Result<(), CallError> {
         .map_or(&[][..], ::http::HeaderValue::as_bytes);
     Err(CallError {
         code,
-        message: percent_decode(message),
+        message: String::from_utf8_lossy(&crate::wire::percent_decode(message)).into_owned(),
         is_transport: false,
     })
-}
-
-fn percent_decode(text: &[u8]) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((first, after)) = rest.split_first() {
-        let hex = after.get(..2).filter(|_| *first == b'%');
-        let byte = hex
-            .and_then(|hex| std::str::from_utf8(hex).ok())
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        bytes.push(byte.unwrap_or(*first));
-        rest = if byte.is_some() { &after[2..] } else { after };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The one message of a unary answer.
@@ -250,6 +236,18 @@ mod tests {
 
     #[test]
     fn messages_are_percent_decoded() {
-        assert_eq!(percent_decode(b"a%20b%C3%A9%zz%2"), "a bé%zz%2");
+        assert_eq!(
+            crate::wire::percent_decode(b"a%20b%C3%A9%zz%2+%+5"),
+            "a bé%zz%2+%+5".as_bytes()
+        );
+    }
+
+    #[test]
+    fn fuzz_grpc_frames() {
+        crate::fuzz::fuzz("grpc_frames", |bytes| {
+            if let Ok(message) = unframe(&Bytes::copy_from_slice(bytes)) {
+                assert_eq!(message, bytes[HEAD..]);
+            }
+        });
     }
 }

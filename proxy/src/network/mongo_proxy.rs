@@ -439,4 +439,13 @@ mod tests {
             session().on_write(&raw);
         }
     }
+
+    #[test]
+    fn fuzz_mongo() {
+        crate::fuzz::fuzz("mongo", |bytes| {
+            session().on_read(bytes);
+            session().on_write(bytes);
+            bson::Document::parse(bytes);
+        });
+    }
 }

@@ -296,4 +296,20 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn fuzz_mysql() {
+        crate::fuzz::fuzz("mysql", |bytes| {
+            let mut session = session();
+            // The two sides take turns at every "|".
+            for (index, piece) in bytes.split(|byte| *byte == b'|').enumerate() {
+                if index % 2 == 0 {
+                    session.on_write(piece);
+                } else {
+                    session.on_read(piece);
+                }
+            }
+            statement::parse(&String::from_utf8_lossy(bytes));
+        });
+    }
 }

@@ -13,6 +13,7 @@ use crate::invalid::{At as _, Invalid, try_all};
 use crate::matcher::{HeaderMatcher, MetadataMatcher, PathTemplate, StringMatcher, full_regex};
 use crate::runtime::RuntimeFraction;
 use crate::stream_info::StreamInfo;
+use crate::wire::percent_decode;
 
 /// A compiled `RouteMatch`.
 #[derive(Debug)]
@@ -258,36 +259,9 @@ pub(crate) fn cookie<'a>(headers: &'a RequestHeaders, name: &str) -> Option<&'a 
 pub(crate) fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<Cow<'a, [u8]>> {
     query?.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (percent_decode(key).as_ref() == name.as_bytes()).then(|| percent_decode(value))
+        (percent_decode(key.as_bytes()).as_ref() == name.as_bytes())
+            .then(|| percent_decode(value.as_bytes()))
     })
-}
-
-/// `%XX` decoded; what is not a valid escape stays.
-fn percent_decode(text: &str) -> Cow<'_, [u8]> {
-    if !text.contains('%') {
-        return Cow::Borrowed(text.as_bytes());
-    }
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut index = 0;
-    while index < bytes.len() {
-        let escaped = (bytes[index] == b'%')
-            .then(|| bytes.get(index + 1..index + 3))
-            .flatten()
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        match escaped {
-            Some(byte) => {
-                out.push(byte);
-                index += 3;
-            }
-            None => {
-                out.push(bytes[index]);
-                index += 1;
-            }
-        }
-    }
-    Cow::Owned(out)
 }
 
 fn starts_with(path: &str, prefix: &str, ignore_case: bool) -> bool {
@@ -297,5 +271,31 @@ fn starts_with(path: &str, prefix: &str, ignore_case: bool) -> bool {
             .is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
     } else {
         path.starts_with(prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_cookies_and_queries() {
+        crate::fuzz::fuzz("cookies_and_queries", |bytes| {
+            let mut headers = crate::stream_info::testing::request("h", "/", &[]);
+            if let Ok(value) = http::HeaderValue::from_bytes(bytes) {
+                headers.map.insert(header::COOKIE, value);
+                cookie(&headers, "a");
+            }
+            let text = String::from_utf8_lossy(bytes);
+            query_value(Some(&text), "a");
+            // Each escape is one byte instead of three, and a sign is no digit.
+            let escape = regex::Regex::new("%[0-9a-fA-F]{2}").unwrap();
+            let escapes = escape.find_iter(&text).count();
+            assert_eq!(
+                percent_decode(text.as_bytes()).len(),
+                text.len() - 2 * escapes,
+                "{text}"
+            );
+        });
     }
 }

@@ -215,4 +215,21 @@ mod tests {
         assert_eq!(parse_grpc_timeout(""), None);
         assert_eq!(parse_grpc_timeout("1ü"), None);
     }
+
+    #[test]
+    fn fuzz_grpc_timeouts() {
+        crate::fuzz::fuzz_text("grpc_timeouts", |text| {
+            let Some(limit) = parse_grpc_timeout(text) else {
+                return;
+            };
+            // It is passed on as no more than it was, of the precision that is kept.
+            let mut headers = crate::stream_info::testing::request("h", "/", &[]);
+            set_grpc_timeout(&mut headers, limit);
+            let passed = headers.text(&names::GRPC_TIMEOUT).unwrap();
+            assert!(
+                parse_grpc_timeout(passed).unwrap() <= limit,
+                "{text} {passed}"
+            );
+        });
+    }
 }

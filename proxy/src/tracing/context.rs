@@ -118,8 +118,7 @@ pub(super) fn w3c(map: &HeaderMap) -> Found {
         .and_then(hex_trace);
     let span = Some(*span).filter(|text| text.len() == 16);
     let span = span.and_then(hex_u64);
-    let flags = Some(*flags).filter(|text| text.len() == 2);
-    let flags = flags.and_then(|text| u8::from_str_radix(text, 16).ok());
+    let flags = crate::wire::hex_byte(flags.as_bytes());
     match (trace, span, flags) {
         (Some((trace_id, _)), Some(span_id), Some(flags))
             if is_version_good && trace_id != 0 && span_id != 0 =>
@@ -281,5 +280,33 @@ mod tests {
             let _ = b3(&map(&[("b3", &text)]));
             let _ = b3(&map(&[("x-b3-traceid", &text), ("x-b3-spanid", &text)]));
         }
+    }
+
+    #[test]
+    fn fuzz_trace_headers() {
+        crate::fuzz::fuzz("trace_headers", |bytes| {
+            let Ok(value) = HeaderValue::from_bytes(bytes) else {
+                return;
+            };
+            let mut headers = HeaderMap::new();
+            for name in [&names::B3, &names::TRACEPARENT, &names::TRACESTATE] {
+                headers.insert(name, value.clone());
+            }
+            let _ = b3(&headers);
+            if let Found::Context(context) = w3c(&headers) {
+                let mut copy = HeaderMap::new();
+                put_w3c(&mut copy, &context, context.sampled == Some(true));
+                assert_eq!(w3c(&copy), Found::Context(context));
+            }
+            for name in [
+                &names::X_B3_TRACE_ID,
+                &names::X_B3_SPAN_ID,
+                &names::X_B3_PARENT_SPAN_ID,
+            ] {
+                headers.remove(&names::B3);
+                headers.insert(name, value.clone());
+            }
+            let _ = b3(&headers);
+        });
     }
 }

@@ -207,4 +207,12 @@ mod tests {
         assert_eq!(escaped("#a"), "\\#a");
         assert_eq!(escaped("é"), "\\C3\\A9");
     }
+
+    #[test]
+    fn fuzz_certificates() {
+        crate::fuzz::fuzz("certificates", |bytes| {
+            details(bytes);
+            peer_certificate(&[CertificateDer::from(bytes)], true);
+        });
+    }
 }

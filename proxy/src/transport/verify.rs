@@ -195,18 +195,9 @@ fn is_wildcard_for(pattern: &str, name: &str) -> bool {
 
 fn unhex(text: &str) -> Result<Vec<u8>, Invalid> {
     let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').collect();
-    let byte = |pair: &[u8]| {
-        std::str::from_utf8(pair)
-            .ok()
-            .and_then(|pair| u8::from_str_radix(pair, 16).ok())
-    };
     digits
         .chunks(2)
-        .map(|pair| {
-            byte(pair)
-                .filter(|_| pair.len() == 2)
-                .ok_or_else(|| Invalid::new("not hexadecimal"))
-        })
+        .map(|pair| crate::wire::hex_byte(pair).ok_or_else(|| Invalid::new("not hexadecimal")))
         .collect()
 }
 

@@ -235,3 +235,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn fuzz_formats() {
+    crate::fuzz::fuzz_text("log_formats", |text| {
+        if let Ok(format) = Format::parse(text) {
+            with_context(|context| format.text(context, "-"));
+        }
+    });
+}

@@ -288,3 +288,44 @@ proptest! {
         prop_assert_eq!(decode(Framing::Chunked, &written, &[1000]), (data.concat(), Some(true)));
     }
 }
+
+#[test]
+fn fuzz_http1_heads() {
+    crate::fuzz::fuzz("http1_heads", |bytes| {
+        let mut rest = BytesMut::from(bytes);
+        let whole = parse_request(&mut rest, LIMITS, false);
+        let mut input = BytesMut::new();
+        for byte in bytes {
+            input.extend_from_slice(&[*byte]);
+            match parse_request(&mut input, LIMITS, false) {
+                Ok(None) => {}
+                Ok(early) => {
+                    assert_eq!(
+                        format!("{early:?}"),
+                        format!("{:?}", whole.as_ref().unwrap())
+                    );
+                    break;
+                }
+                // More of it may tell better what is wrong.
+                Err(_) => {
+                    assert!(whole.is_err());
+                    break;
+                }
+            }
+        }
+        for method in [Method::GET, Method::HEAD, Method::CONNECT] {
+            let _ = parse_response(&mut BytesMut::from(bytes), LIMITS, &method);
+        }
+    });
+}
+
+#[test]
+fn fuzz_http1_bodies() {
+    crate::fuzz::fuzz("http1_bodies", |bytes| {
+        for framing in [Framing::Chunked, Framing::Length(7), Framing::UntilClose] {
+            let whole = decode(framing, bytes, &[usize::MAX]);
+            assert_eq!(decode(framing, bytes, &[1]), whole);
+            assert_eq!(decode(framing, bytes, &[3, 1, 5]), whole);
+        }
+    });
+}

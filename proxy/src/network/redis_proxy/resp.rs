@@ -312,4 +312,19 @@ mod tests {
             let _ = Decoder::default().decode(&mut BytesMut::from(marks.as_bytes()));
         }
     }
+
+    #[test]
+    fn fuzz_redis() {
+        crate::fuzz::fuzz("redis", |bytes| {
+            for new in [Decoder::default, Decoder::of_client] {
+                let whole = new().decode(&mut BytesMut::from(bytes));
+                let (mut decoder, mut part) = (new(), BytesMut::new());
+                let piecemeal = bytes.iter().find_map(|byte| {
+                    part.extend_from_slice(&[*byte]);
+                    decoder.decode(&mut part).transpose()
+                });
+                assert_eq!(piecemeal.transpose(), whole);
+            }
+        });
+    }
 }

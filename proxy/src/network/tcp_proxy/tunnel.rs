@@ -417,3 +417,18 @@ impl AsyncWrite for Http2Tunnel {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_connect_answers() {
+        crate::fuzz::fuzz("connect_answers", |bytes| {
+            if let Ok(Some(length)) = answered(bytes) {
+                assert!(matches!(answered(&bytes[..length]), Ok(Some(same)) if same == length));
+                assert!(!matches!(answered(&bytes[..length - 1]), Ok(Some(_))));
+            }
+        });
+    }
+}

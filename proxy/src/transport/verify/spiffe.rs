@@ -233,4 +233,14 @@ mod tests {
             assert_eq!(trust_domain(bad), None, "{bad}");
         }
     }
+
+    #[test]
+    fn fuzz_trust_bundles() {
+        crate::fuzz::fuzz("trust_bundles", |bytes| {
+            // Nobody is trusted for nothing.
+            if let Ok(domains) = parse(bytes) {
+                assert!(domains.values().all(|roots| !roots.certificates.is_empty()));
+            }
+        });
+    }
 }

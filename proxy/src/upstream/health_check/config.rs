@@ -348,8 +348,9 @@ fn payload(wire: &Payload) -> Result<Vec<u8>, Invalid> {
                 return Err(Invalid::new("invalid hex string"));
             }
             let byte = |at: usize| {
-                hex.get(at..at + 2)
-                    .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+                hex.as_bytes()
+                    .get(at..at + 2)
+                    .and_then(crate::wire::hex_byte)
             };
             (0..hex.len())
                 .step_by(2)

@@ -397,3 +397,22 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_payloads() {
+        crate::fuzz::fuzz("health_check_payloads", |bytes| {
+            // What is expected stands between the lines of what came.
+            let blocks: Vec<Vec<u8>> = bytes
+                .split(|byte| *byte == b'\n')
+                .map(<[u8]>::to_vec)
+                .collect();
+            assert!(contains(bytes, &blocks));
+            let longer = [&blocks[..], &[b"not there".to_vec()]].concat();
+            assert!(!contains(bytes, &longer));
+        });
+    }
+}

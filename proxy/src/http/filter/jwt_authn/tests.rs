@@ -282,3 +282,28 @@ fn keys_can_be_fetched() {
         assert_eq!(proxy.stat("http.test.jwt_authn.jwks_fetch_success"), 1);
     });
 }
+
+#[test]
+fn fuzz_tokens() {
+    let keys = KeySet::parse(KEYS.as_bytes()).unwrap();
+    let good = [RS256, PS256, ES256, EDDSA];
+    crate::fuzz::fuzz_text("tokens", |text| {
+        let Ok(token) = Token::parse(text) else {
+            return;
+        };
+        if keys.verify(&token).is_ok() {
+            let is_known = |known: &&str| known.starts_with(token.signed);
+            assert!(good.iter().any(is_known), "forged: {text}");
+        }
+    });
+}
+
+#[test]
+fn fuzz_key_sets() {
+    let token = Token::parse(ES256).unwrap();
+    crate::fuzz::fuzz("key_sets", |bytes| {
+        if let Ok(keys) = KeySet::parse(bytes) {
+            let _ = keys.verify(&token);
+        }
+    });
+}
