@@ -98,6 +98,7 @@ const ENVOY_ROOTS: &[&str] = &[
     "envoy/extensions/filters/network/rbac/v3/rbac.proto",
     "envoy/extensions/filters/network/redis_proxy/v3/redis_proxy.proto",
     "envoy/extensions/filters/network/sni_cluster/v3/sni_cluster.proto",
+    "envoy/extensions/filters/network/sni_dynamic_forward_proxy/v3/sni_dynamic_forward_proxy.proto",
     "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
     "envoy/extensions/filters/network/wasm/v3/wasm.proto",
     "envoy/extensions/formatter/metadata/v3/metadata.proto",

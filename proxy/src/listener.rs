@@ -15,7 +15,7 @@ mod socket;
 pub(crate) use accept::run_listeners;
 pub(crate) use config::{ListenerConfig, ListenerContext};
 pub(crate) use connection::{
-    Connection, ConnectionInfo, Direction, PeerCertificate, TlsInfo, TransportProtocol,
-    UpstreamSource,
+    Connection, ConnectionInfo, Direction, DynamicHost, PeerCertificate, TlsInfo,
+    TransportProtocol, UpstreamSource,
 };
 pub(crate) use manager::{Listener, Listeners};

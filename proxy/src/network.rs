@@ -16,6 +16,7 @@ mod mysql_proxy;
 mod rbac;
 mod redis_proxy;
 mod sni_cluster;
+mod sni_dynamic_forward_proxy;
 mod tcp_proxy;
 
 pub(crate) use local_ratelimit::SharedBuckets;
@@ -153,6 +154,11 @@ pub(crate) const FACTORIES: &[(&str, &str, Factory)] = &[
         "envoy.filters.network.sni_cluster",
         "envoy.extensions.filters.network.sni_cluster.v3.SniCluster",
         sni_cluster::build,
+    ),
+    (
+        "envoy.filters.network.sni_dynamic_forward_proxy",
+        "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
+        sni_dynamic_forward_proxy::build,
     ),
     (
         "mixer",

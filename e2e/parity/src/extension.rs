@@ -163,6 +163,11 @@ const NETWORK: &[Row] = &[
         "envoy.extensions.filters.network.sni_cluster.v3.SniCluster",
     ),
     (
+        "sni_dynamic_forward_proxy",
+        "envoy.filters.network.sni_dynamic_forward_proxy",
+        "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
+    ),
+    (
         "echo",
         "envoy.filters.network.echo",
         "envoy.extensions.filters.network.echo.v3.Echo",

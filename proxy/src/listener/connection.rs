@@ -71,6 +71,8 @@ pub(crate) struct ConnectionInfo {
     pub(crate) seen: Arc<Mutex<DynamicMetadata>>,
     /// Cluster that a passing filter has chosen (`sni_cluster`).
     pub(crate) cluster_override: Option<Arc<str>>,
+    /// Where clusters of a DNS cache are to send it (`sni_dynamic_forward_proxy`).
+    pub(crate) dynamic_host: Option<DynamicHost>,
     /// Where its upstream connections are to come from (`original_src`).
     pub(crate) upstream_source: Option<UpstreamSource>,
     /// Whether it finds its end when health checks are made to fail (`drain_type`).
@@ -86,6 +88,15 @@ pub(crate) struct UpstreamSource {
     pub(crate) address: SocketAddr,
     /// The packets' mark, for policy routing; 0 for none.
     pub(crate) mark: u32,
+}
+
+/// A name that is resolved when a connection asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DynamicHost {
+    /// The DNS cache that its cluster must have.
+    pub(crate) cache: Arc<str>,
+    /// Name and port.
+    pub(crate) authority: Arc<str>,
 }
 
 /// What the first bytes look like.

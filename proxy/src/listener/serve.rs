@@ -83,6 +83,7 @@ fn new_info(
         meter: Arc::default(),
         metadata: DynamicMetadata::default(),
         cluster_override: None,
+        dynamic_host: None,
         seen: Arc::default(),
         upstream_source: None,
         drains_when_unhealthy: config.drains_when_unhealthy,

@@ -14,8 +14,8 @@ use crate::{
     stat_group,
     stream_info::{ResponseFlag, StreamInfo},
     upstream::{
-        Cluster, Host, LoadBalancerContext, NoHost, Outcome, PoolError, PoolErrorKind, Priority,
-        TcpOptions,
+        Cluster, Discovery, Host, LoadBalancerContext, NoHost, Outcome, PoolError, PoolErrorKind,
+        Priority, TcpOptions, Unresolved,
     },
     wire::duration_or,
     worker::Worker,
@@ -278,6 +278,7 @@ impl TcpProxy {
         let hash = self
             .is_hashed_by_source
             .then(|| hash_ip(connection.info.remote_address));
+        let authority = resolve(cluster, connection, info).await?;
         for attempt in 1..=self.max_connect_attempts {
             let context = LoadBalancerContext {
                 random: worker.random(),
@@ -287,6 +288,7 @@ impl TcpProxy {
                     .info
                     .is_local_restored
                     .then_some(connection.info.local_address),
+                authority: authority.as_deref(),
                 ..LoadBalancerContext::default()
             };
             let host = match cluster.choose_host(&context) {
@@ -354,6 +356,29 @@ impl TcpProxy {
             .tcp_with(cluster, host, Priority::Default, options)
             .await?;
         Ok(Upstream::Stream(connected.stream, Bytes::new()))
+    }
+}
+
+/// Where a connection is to go whose cluster finds hosts by name; nothing for the others. It waits until the name is resolved.
+async fn resolve(
+    cluster: &Arc<Cluster>,
+    connection: &Connection,
+    info: &mut StreamInfo,
+) -> Option<Option<Arc<str>>> {
+    let Discovery::DynamicForwardProxy(cache) = &cluster.config.discovery else {
+        return Some(None);
+    };
+    let host = connection.info.dynamic_host.as_ref();
+    let Some(host) = host.filter(|host| *host.cache == *cache.name) else {
+        return Some(None);
+    };
+    match cluster.clone().resolve(&host.authority).await {
+        // QUIRK: as in Envoy a name without an address is a cluster without a host.
+        Ok(()) | Err(Unresolved::Failed) => Some(Some(host.authority.clone())),
+        Err(Unresolved::Overflow) => {
+            info.flags.set(ResponseFlag::UpstreamOverflow);
+            None
+        }
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) fn connection() -> ConnectionInfo {
         chain: None,
         metadata: crate::stream_info::DynamicMetadata::default(),
         cluster_override: None,
+        dynamic_host: None,
         seen: Arc::default(),
         upstream_source: None,
         drains_when_unhealthy: true,

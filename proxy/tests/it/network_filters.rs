@@ -303,3 +303,57 @@ async fn an_external_service_decides_about_connections() {
     assert!(attributes.destination.unwrap().address.is_some());
     proxy.stop().await;
 }
+
+/// The first record of a client that asks for `name`.
+fn client_hello(name: &str) -> Vec<u8> {
+    let config = rustls::ClientConfig::builder()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let name = name.to_owned().try_into().unwrap();
+    let mut client = rustls::ClientConnection::new(config.into(), name).unwrap();
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes).unwrap();
+    bytes
+}
+
+#[tokio::test]
+async fn tls_goes_where_its_server_name_says() {
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = upstream.local_addr().unwrap().port();
+    let cache = "dns_cache_config: {name: dns, dns_lookup_family: V4_ONLY}";
+    let resolver = format!(
+        r#"{{name: names, typed_config: {{"@type": {NETWORK}.sni_dynamic_forward_proxy.v3.FilterConfig, port_value: {port}, {cache}}}}}"#
+    );
+    let cluster = format!(
+        "{{name: names, connect_timeout: 30s, lb_policy: CLUSTER_PROVIDED, cluster_type: {{name: envoy.clusters.dynamic_forward_proxy, \
+         typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig, {cache}}}}}}}"
+    );
+    let inspector = "listener_filters: [{name: envoy.filters.listener.tls_inspector, typed_config: {\"@type\": \
+        type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}],";
+    let filters = [resolver, tcp_proxy("names", "")];
+    let proxy = start(&[listener("tls", &filters, inspector)], &[cluster], "").await;
+    let address = proxy.address("tls").await;
+
+    let hello = client_hello("localhost");
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(&hello).await.unwrap();
+    let (mut served, _) = upstream.accept().await.unwrap();
+    let mut received = vec![0; hello.len()];
+    served.read_exact(&mut received).await.unwrap();
+    assert_eq!(received, hello);
+    served.write_all(b"back").await.unwrap();
+    let mut answer = [0; 4];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"back");
+    proxy.stat_is("dns_cache.dns.host_added", 1).await;
+
+    // A name without an address, and no name at all: there is no host.
+    for first_bytes in [client_hello("no-such-name.invalid"), b"plain".to_vec()] {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(&first_bytes).await.unwrap();
+        // Whether it is a reset or an end is up to what has been read of the bytes.
+        let closed = client.read(&mut [0; 8]).await;
+        assert!(!matches!(closed, Ok(1..)), "{closed:?}");
+    }
+    proxy.stop().await;
+}

@@ -2,6 +2,9 @@
 
 use prost_types::Duration;
 use proto::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch};
+use proto::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3::{
+    FilterConfig as SniDynamicForwardProxy, filter_config::PortSpecifier,
+};
 use proto::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy,
     tcp_proxy::{
@@ -16,10 +19,10 @@ use proto::istio::networking::v1alpha3::load_balancer_settings::consistent_hash_
 use proto::istio::networking::v1alpha3::{Destination, RouteDestination};
 
 use crate::model::name::{BLACK_HOLE, PASSTHROUGH};
-use crate::model::{ClusterName, Service};
+use crate::model::{ClusterName, Resolution, Service};
 use crate::networking::View;
 use crate::networking::access_log::{self, Layer};
-use crate::networking::cluster::TrafficPolicy;
+use crate::networking::cluster::{TrafficPolicy, outbound::dns_cache};
 use crate::networking::wire::network_filter;
 use crate::push_context::status::Metric;
 use crate::push_context::telemetry::Side;
@@ -61,19 +64,38 @@ pub(super) fn inbound_tcp_proxy(view: &View<'_>, cluster: &str) -> Filter {
 }
 
 /// Passes bytes on to one cluster in the way that its destination rule asks for.
-pub(super) fn service_tcp_proxy(
+pub(super) fn service_filters(
     view: &View<'_>,
     service: &Service,
     port: u32,
     cluster: &str,
-) -> Filter {
-    weighted_tcp_proxy(
+) -> Vec<Filter> {
+    let proxy = weighted_tcp_proxy(
         view,
         Side::Client,
         cluster,
         ClusterSpecifier::Cluster(cluster.to_owned()),
         &Connection::of(view, service, port, ""),
-    )
+    );
+    name_resolution(service, port)
+        .into_iter()
+        .chain([proxy])
+        .collect()
+}
+
+/// Resolves the server names that clients of a service ask for whose addresses nobody knows beforehand.
+fn name_resolution(service: &Service, port: u32) -> Option<Filter> {
+    let is_tls = service
+        .port(port)
+        .is_some_and(|port| port.protocol.is_tls());
+    (is_tls && service.resolution == Resolution::DynamicDns).then(|| {
+        let config = SniDynamicForwardProxy {
+            dns_cache_config: Some(dns_cache()),
+            port_specifier: Some(PortSpecifier::PortValue(port)),
+            ..SniDynamicForwardProxy::default()
+        };
+        network_filter("envoy.filters.network.sni_dynamic_forward_proxy", &config)
+    })
 }
 
 /// What a destination rule says of connections as a whole.
@@ -132,7 +154,11 @@ fn weighted_tcp_proxy(
 }
 
 /// Passes bytes on to the destinations of a TCP or TLS route. A destination that does not exist leads to the black hole.
-pub(super) fn routed_tcp_proxy(view: &View<'_>, routes: &[RouteDestination], port: u32) -> Filter {
+pub(super) fn routed_filters(
+    view: &View<'_>,
+    routes: &[RouteDestination],
+    port: u32,
+) -> Vec<Filter> {
     let clusters: Vec<(String, u32)> = routes
         .iter()
         .filter_map(|route| {
@@ -145,15 +171,19 @@ pub(super) fn routed_tcp_proxy(view: &View<'_>, routes: &[RouteDestination], por
             (weight > 0).then(|| (cluster_of(view, destination, port), weight))
         })
         .collect();
-    let first = routes.iter().find_map(|route| route.destination.as_ref());
-    let connection = first.and_then(|destination| {
+    let mut destinations = routes.iter().filter_map(|route| {
+        let destination = route.destination.as_ref()?;
         let service = view.service(&destination.host)?;
         let number = destination.port.as_ref().map_or(port, |port| port.number);
-        Some(Connection::of(view, service, number, &destination.subset))
+        Some((service, number, &destination.subset))
     });
-    let connection = connection.unwrap_or_default();
+    let connection = destinations.clone().next();
+    let connection = connection.map_or_else(Connection::default, |(service, number, subset)| {
+        Connection::of(view, service, number, subset)
+    });
+    let resolution = destinations.find_map(|(service, number, _)| name_resolution(service, number));
     let (prefix, specifier) = match &clusters[..] {
-        [] => return tcp_proxy(view, BLACK_HOLE, BLACK_HOLE),
+        [] => return vec![tcp_proxy(view, BLACK_HOLE, BLACK_HOLE)],
         [(cluster, _)] => (cluster.clone(), ClusterSpecifier::Cluster(cluster.clone())),
         [(first, _), ..] => {
             let prefix = first.clone();
@@ -169,7 +199,8 @@ pub(super) fn routed_tcp_proxy(view: &View<'_>, routes: &[RouteDestination], por
             (prefix, ClusterSpecifier::WeightedClusters(weighted))
         }
     };
-    weighted_tcp_proxy(view, Side::Client, &prefix, specifier, &connection)
+    let proxy = weighted_tcp_proxy(view, Side::Client, &prefix, specifier, &connection);
+    resolution.into_iter().chain([proxy]).collect()
 }
 
 /// The name of the cluster behind a destination. The port is the one given, the service's only one, or the listener's.

@@ -8,7 +8,7 @@ use proto::envoy::extensions::filters::network::sni_cluster::v3::SniCluster;
 use proto::istio::networking::v1alpha3::{RouteDestination, server_tls_settings::TlSmode};
 use proto_mesh::host;
 
-use super::filter_chain::{chain, routed_tcp_proxy, tcp_proxy};
+use super::filter_chain::{chain, routed_filters, tcp_proxy};
 use super::http::{Place, RouteSource, connection_manager};
 use super::{gateway_tls, proxy_protocol, tls_inspector};
 use crate::model::name::BLACK_HOLE;
@@ -177,7 +177,7 @@ fn tcp_chains(view: &View<'_>, server: &GatewayServer, port: u32) -> Vec<FilterC
 fn tcp_filters(view: &View<'_>, routes: &[RouteDestination], port: u32) -> Vec<Filter> {
     let mut filters = plugin::authz::tcp_filters(view);
     filters.extend(plugin::mixer::tcp_outbound(view, None, "gateway"));
-    filters.push(routed_tcp_proxy(view, routes, port));
+    filters.extend(routed_filters(view, routes, port));
     filters
 }
 

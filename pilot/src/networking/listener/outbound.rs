@@ -10,7 +10,7 @@ use std::sync::Arc;
 use proto::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
 use proto::istio::networking::v1alpha3::{CaptureMode, L4MatchAttributes, TlsMatchAttributes};
 
-use super::filter_chain::{chain, routed_tcp_proxy, service_tcp_proxy};
+use super::filter_chain::{chain, routed_filters, service_filters};
 use crate::model::proxy::ANY_IPV4;
 use crate::model::service::single_ip;
 use crate::model::{ClusterName, InterceptionMode, Protocol, Service, ServicePort};
@@ -351,7 +351,7 @@ fn tcp_chains(
     let mut filters: Vec<_> = plugin::mixer::tcp_outbound(view, Some(service), &cluster)
         .into_iter()
         .collect();
-    filters.push(service_tcp_proxy(view, service, port.number, &cluster));
+    filters.extend(service_filters(view, service, port.number, &cluster));
     chains.push(chain(&cluster, sni.map(server_name), filters));
     chains
 }
@@ -374,7 +374,7 @@ fn routed_chain(
     let mut filters: Vec<_> = plugin::mixer::tcp_outbound(view, Some(service), &cluster)
         .into_iter()
         .collect();
-    filters.push(routed_tcp_proxy(view, routes, port.number));
+    filters.extend(routed_filters(view, routes, port.number));
     chain(&cluster, matching, filters)
 }
 
