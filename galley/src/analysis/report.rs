@@ -135,3 +135,45 @@ fn sarif(messages: &[Message]) -> Value {
         }],
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::message::Code, *};
+
+    #[test]
+    fn json_tells_what_a_message_means() {
+        let message = Message {
+            code: Code::UnknownDestinationRuleHost,
+            level: Level::Warning,
+            resource: "DestinationRule web.default".to_owned(),
+            kind: "DestinationRule".to_owned(),
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+            text: "Nobody serves the host \"web\"".to_owned(),
+            file: "web.yaml".to_owned(),
+            line: 4,
+        };
+        let text = render(&[message], Format::Json).unwrap();
+        let told: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            told,
+            json!([{
+                "code": "IST0174",
+                "name": "UnknownDestinationRuleHost",
+                "level": "Warning",
+                "resource": "DestinationRule web.default",
+                "message": "Nobody serves the host \"web\"",
+                "file": "web.yaml",
+                "line": 4,
+                "documentation": "Nobody serves the destination rule's host.",
+            }])
+        );
+    }
+
+    #[test]
+    fn every_code_has_documentation() {
+        for code in CODES {
+            assert!(code.about.ends_with('.'), "{}: {:?}", code.id, code.about);
+        }
+    }
+}

@@ -2,6 +2,8 @@
 
 use super::{super::*, all};
 
+mod cases;
+
 /// `CODE Kind name` of each message about the text.
 fn codes(source: &str) -> Vec<String> {
     found(source, "default", &[])
