@@ -24,6 +24,7 @@ use rcgen::{CertificateParams, KeyPair, SanType, string::Ia5String};
 use serde_json::Value;
 use std::{
     fs,
+    io::Write as _,
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -287,6 +288,22 @@ pub(crate) fn galley(args: &[&str], folder: &Path) -> std::process::Output {
         .current_dir(folder)
         .output()
         .unwrap()
+}
+
+/// The same with something on standard input.
+pub(crate) fn galley_reading(args: &[&str], input: &str) -> std::process::Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_galley"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It ends when it is dropped.
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).unwrap();
+    drop(stdin);
+    child.wait_with_output().unwrap()
 }
 
 pub(crate) fn route(name: &str, host: &str) -> String {

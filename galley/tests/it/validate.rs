@@ -51,6 +51,71 @@ fn json_tells_each_document() {
     assert_eq!(rows[2]["valid"], true);
 }
 
+/// Accepted with a warning, as its second route is never used.
+const DOUBTFUL: &str = "# a comment
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: twice, namespace: shop}
+spec:
+  hosts: [reviews]
+  http:
+  - route: [{destination: {host: reviews}}]
+  - route: [{destination: {host: ratings}}]
+";
+
+#[test]
+fn standard_input_is_read_and_warnings_do_not_refuse() {
+    let output = galley_reading(&["validate", "-f", "-"], DOUBTFUL);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let [warning, summary] = text.lines().collect::<Vec<_>>()[..] else {
+        panic!("{text}");
+    };
+    assert_eq!(
+        warning,
+        "-:9: warning: VirtualService shop/twice: spec.http[1]: the route is never used: http[0] has no match and takes everything; only the last route should have none"
+    );
+    assert_eq!(summary, "1 objects are valid");
+
+    let json = ["validate", "-f", "-", "-o", "json"];
+    let output = galley_reading(&json, DOUBTFUL);
+    assert_eq!(output.status.code(), Some(0));
+    let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let row = &rows[0];
+    assert_eq!((&row["valid"], &row["file"]), (&true.into(), &"-".into()));
+    assert_eq!(row["errors"], serde_json::json!([]));
+    let warning = &row["warnings"][0];
+    assert_eq!(
+        (&warning["path"], &warning["line"]),
+        (&"spec.http[1]".into(), &9.into())
+    );
+
+    let bad = format!("{DOUBTFUL}---\n{}", route("bad", "-"));
+    let output = galley_reading(&json, &bad);
+    assert_eq!(output.status.code(), Some(1));
+    let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let valid: Vec<&Value> = rows
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| &row["valid"])
+        .collect();
+    assert_eq!(valid, [true, false]);
+}
+
+#[test]
+fn analysis_reads_standard_input_and_documents_what_it_says() {
+    let json = ["analyze", "-f", "-", "-o", "json"];
+    let output = galley_reading(&json, &route("a", "nowhere"));
+    assert_eq!(output.status.code(), Some(1));
+    let messages: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(messages[0]["file"], "-");
+    assert_eq!(
+        messages[0]["documentation"],
+        "The object refers to something that does not exist; correct the name, or create it."
+    );
+}
+
 #[test]
 fn exit_codes_tell_bad_objects_from_bad_use() {
     let dir = tempfile::tempdir().unwrap();
