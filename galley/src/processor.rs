@@ -18,6 +18,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use claims::{Changes, Claims};
+use discovery::Discovery;
 use proto::{
     istio::mesh::v1alpha1::MeshConfig,
     kind::{MESH_CONFIG, SYNTHETIC_SERVICE_ENTRIES},
@@ -36,6 +37,7 @@ use tokio::{
 };
 
 mod claims;
+mod discovery;
 
 /// What is known at one moment, for the debug pages.
 #[derive(Debug, Default)]
@@ -82,6 +84,7 @@ pub struct Processor {
     domain: String,
     makes_service_entries: bool,
     claims: Claims,
+    discovery: Discovery,
     /// Sources that have not said yet what they have.
     awaited: BTreeSet<SourceName>,
     /// What the store had, until the source has spoken.
@@ -113,6 +116,7 @@ impl Processor {
             domain,
             makes_service_entries,
             claims: Claims::default(),
+            discovery: Discovery::default(),
             awaited: sources.into_iter().collect(),
             stored,
             mesh: None,
@@ -292,7 +296,13 @@ impl Processor {
             let is_readable = self.unreadable.is_empty();
             return self.stored.clone().filter(|_| !is_readable);
         }
-        let objects = self.claims.objects();
+        let (objects, changes) = self.discovery.narrow(
+            &mesh.discovery_selectors,
+            self.claims.objects(),
+            changes,
+            self.last_settings.is_none(),
+        );
+        let changes = &*changes;
         let mut snapshot = Snapshot::new();
         if self.last_settings.is_none() {
             direct::build_collections(objects, &self.last, &mut snapshot);
@@ -343,15 +353,15 @@ impl Processor {
             last => self.pods.build_collection(objects, last),
         };
         snapshot.insert(PODS, pods);
-        if self.last_settings.replace(settings).is_none() {
-            let whole = Changes {
+        let moved = if self.last_settings.replace(settings).is_none() {
+            Changes {
                 gone: Objects::new(),
                 come: objects.clone(),
-            };
-            self.follow_origins(&whole);
+            }
         } else {
-            self.follow_origins(changes);
-        }
+            changes.clone()
+        };
+        self.follow_origins(&moved);
         Some(Kept {
             snapshot: Arc::new(snapshot),
             origins: self.last_origins.clone(),

@@ -36,7 +36,7 @@ struct Claim {
 }
 
 /// What a new inventory changed.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Changes {
     /// Objects that are no longer in force, or no longer as they were.
     pub gone: Objects,

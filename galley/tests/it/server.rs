@@ -5,6 +5,7 @@ use proto::istio::{
     mesh::v1alpha1::MeshConfig,
     networking::v1alpha3::{ServiceEntry, VirtualService},
 };
+use proto_mcp::snapshot::name_of;
 use serde_json::json;
 
 const SERVICE: &str = r"
@@ -186,6 +187,62 @@ async fn without_its_source_a_restarted_galley_serves_what_it_had() {
 }
 
 #[tokio::test]
+async fn only_namespaces_that_are_chosen_count() {
+    let place = Place::new();
+    let select = "discoverySelectors: [{matchLabels: {mesh: ours}}]\n";
+    fs::write(place.path("mesh.yaml"), select).unwrap();
+    let namespace = |name: &str, mesh: &str| {
+        format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{mesh: {mesh}}}}}\n"
+        )
+    };
+    let of_other = |text: &str| text.replace("namespace: shop", "namespace: other");
+    place.write("shop.yaml", &namespace("shop", "ours"));
+    place.write("other.yaml", &namespace("other", "theirs"));
+    for (folder, text) in [("a", SERVICE.to_owned()), ("b", of_other(SERVICE))] {
+        place.write(&format!("{folder}/service.yaml"), &text);
+    }
+    let reviews = route("reviews", "reviews");
+    place.write("a/route.yaml", &reviews);
+    place.write("b/route.yaml", &of_other(&reviews));
+    let galley = place.start();
+    let sink = place.sink(&[VIRTUAL_SERVICES, SERVICES, MESH]);
+    // In both collections the same.
+    let names = async |wanted: &[&str]| {
+        for collection in [VIRTUAL_SERVICES, SERVICES] {
+            let holds = |state: &Collection| {
+                let found: Vec<&str> = state.resources.values().map(|it| name_of(it)).collect();
+                found == wanted
+            };
+            state(&sink, collection, holds).await;
+        }
+    };
+    let (one, both) = (
+        &["shop/reviews"][..],
+        &["other/reviews", "shop/reviews"][..],
+    );
+    names(one).await;
+    // A change where nobody looks, then one of the labels, there and back.
+    place.write("b/route.yaml", &of_other(&route("changed", "reviews")));
+    place.write("b/route.yaml", &of_other(&reviews));
+    place.write("other.yaml", &namespace("other", "ours"));
+    names(both).await;
+    place.remove("a/route.yaml");
+    place.remove("a/service.yaml");
+    names(&["other/reviews"]).await;
+    place.write("a/service.yaml", SERVICE);
+    place.write("a/route.yaml", &reviews);
+    place.write("other.yaml", &namespace("other", "theirs"));
+    names(one).await;
+    // Without selectors every namespace counts, and with them again.
+    fs::write(place.path("mesh.yaml"), "{}\n").unwrap();
+    names(both).await;
+    fs::write(place.path("mesh.yaml"), select).unwrap();
+    names(one).await;
+    assert!(galley.terminate().await.success());
+}
+
+#[tokio::test]
 async fn the_webhook_admits_and_refuses_and_follows_its_certificate() {
     let place = Place::new();
     let galley = place.start();
@@ -210,6 +267,19 @@ async fn the_webhook_admits_and_refuses_and_follows_its_certificate() {
         message,
         "spec.http[0].route[0].destination.hst: unknown field; did you mean host?"
     );
+    let mut doubtful = object("host");
+    let route = doubtful["spec"]["http"][0].clone();
+    doubtful["spec"]["http"].as_array_mut().unwrap().push(route);
+    let doubtful = place.admit("UPDATE", &doubtful).await;
+    assert_eq!(doubtful["allowed"], true);
+    let warnings = doubtful["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let warning = warnings[0].as_str().unwrap();
+    assert!(
+        warning.starts_with("spec.http[1]: the route is never used"),
+        "{warning}"
+    );
+    assert!(good.get("warnings").is_none(), "{good}");
     assert_eq!(place.admit("DELETE", &Value::Null).await["allowed"], true);
     let metrics = place.page("/metrics").await;
     assert!(metrics.contains("galley_validation_failed{"), "{metrics}");

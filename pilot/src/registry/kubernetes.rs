@@ -34,7 +34,6 @@ use proto_mesh::kubernetes::object::{EndpointSlice, Namespace, Node, Pod, Servic
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 
-mod namespaces;
 mod objects;
 pub mod secrets;
 

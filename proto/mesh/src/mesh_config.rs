@@ -11,8 +11,10 @@ use proto::json::{self, JsonError};
 use proto::yaml::{self, YamlError};
 use serde_json::{Map, Value};
 
+mod discovery;
 mod rules;
 
+pub use discovery::is_followed;
 pub use rules::{check, check_networks};
 
 /// A text that is no mesh configuration.
@@ -53,7 +55,6 @@ pub fn defaults() -> MeshConfig {
         outbound_traffic_policy: Some(mesh_config::OutboundTrafficPolicy {
             mode: mesh_config::outbound_traffic_policy::Mode::AllowAny.into(),
         }),
-        inbound_traffic_policy: Some(mesh_config::InboundTrafficPolicy::default()),
         trust_domain: crate::spiffe::DEFAULT_TRUST_DOMAIN.into(),
         default_service_export_to: public(),
         default_virtual_service_export_to: public(),

@@ -18,8 +18,8 @@ use proto_mesh::kubernetes::{
 };
 
 use super::Told;
-use super::namespaces::is_followed;
 use crate::config::{Synthetic, Update, store};
+use proto_mesh::mesh_config::is_followed;
 
 /// Namespace and name.
 type Named = (String, String);

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use proto::istio::mesh::v1alpha1::{LabelSelector, LabelSelectorRequirement};
 
 /// True when one of `selectors` chooses a namespace with these labels, or there are none.
-pub(super) fn is_followed(selectors: &[LabelSelector], labels: &BTreeMap<String, String>) -> bool {
+#[must_use]
+pub fn is_followed(selectors: &[LabelSelector], labels: &BTreeMap<String, String>) -> bool {
     selectors.is_empty() || selectors.iter().any(|selector| selects(selector, labels))
 }
 
