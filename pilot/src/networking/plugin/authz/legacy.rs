@@ -65,8 +65,11 @@ fn rules(view: &View<'_>, instance: &Instance, layer: Layer) -> Option<super::Ru
             &mut enforced
         };
         for (index, rule) in roles_of(view, service, binding).into_iter().enumerate() {
-            if let Some(policy) = policy(view, instance, rule, binding, layer) {
-                target.insert(format!("{name}-rule[{index}]"), policy);
+            // A subject's properties are its own: whoever is any of the subjects may come in.
+            for (number, subject) in binding.subjects.iter().enumerate() {
+                if let Some(policy) = policy(view, instance, rule, subject, layer) {
+                    target.insert(format!("{name}-rule[{index}]-subject[{number}]"), policy);
+                }
             }
         }
     }
@@ -101,7 +104,7 @@ fn policy(
     view: &View<'_>,
     instance: &Instance,
     rule: &AccessRule,
-    binding: &ServiceRoleBinding,
+    subject: &Subject,
     layer: Layer,
 ) -> Option<Policy> {
     let service = instance.service.as_ref();
@@ -153,18 +156,15 @@ fn policy(
         aliases: &view.push.mesh.trust_domain_aliases,
     };
     let has_operation = operation != Operation::default();
-    let mut from = Vec::new();
-    for subject in &binding.subjects {
-        when.extend(properties(subject));
-        let source = source(subject);
-        if source != Source::default() {
-            from.push(From {
-                source: Some(source),
-            });
-        }
-    }
+    when.extend(properties(subject));
+    let source = source(subject);
     let rule = Rule {
-        from,
+        from: (source != Source::default())
+            .then_some(From {
+                source: Some(source),
+            })
+            .into_iter()
+            .collect(),
         to: has_operation
             .then_some(To {
                 operation: Some(operation),
