@@ -8,14 +8,17 @@ use serde_json::Value;
 const IGNORED: &[&str] = &[
     "/caCertificates",
     "/certificates",
-    "/defaultTrafficPolicy",
+    "/defaultTrafficPolicy/loadBalancer",
+    "/defaultTrafficPolicy/portLevelSettings",
+    "/defaultTrafficPolicy/proxyProtocol",
+    "/defaultTrafficPolicy/retryBudget",
+    "/defaultTrafficPolicy/tls",
+    "/defaultTrafficPolicy/tunnel",
     "/enableSdsTokenMount",
     "/hboneIdleTimeout",
-    "/inboundTrafficPolicy",
     "/sdsUdsPath",
     "/sdsUseK8sSaJwt",
     "/serviceScopeConfigs",
-    "/serviceSettings",
     "/sidecarToTelemetrySessionAffinity",
     "/verifyCertificateAtClient",
     "/defaultConfig/availabilityZone",
@@ -54,13 +57,13 @@ mod tests {
     #[test]
     fn what_is_changed_and_not_followed_is_named() {
         assert!(settings(&mesh_config::defaults()).is_empty());
-        let text = "verifyCertificateAtClient: true\ninboundTrafficPolicy: {mode: LOCALHOST}\n\
+        let text = "verifyCertificateAtClient: true\ndefaultTrafficPolicy: {tls: {mode: SIMPLE}}\n\
                     accessLogFile: /dev/stdout\ndefaultConfig: {statNameLength: 100, proxyHeaders: {server: {value: x}}}\n";
         let mesh = mesh_config::from_yaml(text).unwrap();
         assert_eq!(
             settings(&mesh),
             [
-                "/inboundTrafficPolicy",
+                "/defaultTrafficPolicy/tls",
                 "/verifyCertificateAtClient",
                 "/defaultConfig/statNameLength"
             ]

@@ -34,6 +34,12 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// True in that cluster, and for what users declare without one.
+    #[must_use]
+    pub fn is_in_cluster(&self, cluster: &str) -> bool {
+        self.cluster.is_empty() || *self.cluster == *cluster
+    }
+
     /// The port that serves `port` here.
     #[must_use]
     pub fn port_for(&self, port: &ServicePort) -> u32 {

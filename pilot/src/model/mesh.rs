@@ -1,21 +1,23 @@
 //! The mesh's settings, as far as Pilot needs them.
 
+use std::collections::BTreeMap;
+
 use prost_types::Duration;
 use proto::istio::mesh::v1alpha1::{
     ForwardClientCertDetails, LabelSelector, MeshConfig, Tracing,
     mesh_config::{
         AccessLogEncoding, ExtensionProvider, H2UpgradePolicy, TlsConfig,
-        extension_provider::Provider, outbound_traffic_policy,
+        extension_provider::Provider, inbound_traffic_policy, outbound_traffic_policy,
         proxy_path_normalization::NormalizationType,
     },
     proxy_config::ProxyHeaders,
 };
 use proto::istio::networking::v1alpha3::{
-    HttpRetry, LocalityLoadBalancerSetting, ZoneAwareLoadBalancerSetting,
+    HttpRetry, LocalityLoadBalancerSetting, TrafficPolicy, ZoneAwareLoadBalancerSetting,
     connection_pool_settings::tcp_settings::TcpKeepalive,
 };
 
-use super::{Service, ServicePort};
+use super::{Registry, Service, ServicePort};
 
 /// Where access logs go and what they look like.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -62,7 +64,7 @@ pub struct Mesh {
     pub http_proxy_port: u32,
     /// For clusters that do not say.
     pub connect_timeout: Duration,
-    /// How long a listener waits for first bytes; `None`: for ever.
+    /// How long a listener waits for first bytes; `None`: nobody says it, and listeners have their own defaults.
     pub detection_timeout: Option<Duration>,
     /// Access logs.
     pub access_log: AccessLogSettings,
@@ -96,6 +98,12 @@ pub struct Mesh {
     pub locality_lb: Option<LocalityLoadBalancerSetting>,
     /// Load balancing between zones, which proxies do by themselves.
     pub zone_aware_lb: Option<ZoneAwareLoadBalancerSetting>,
+    /// The workload is reached at the address that its clients asked for, not at the loopback address.
+    pub is_inbound_passthrough: bool,
+    /// Hosts, or wildcards, whose endpoints are for clients of their own cluster only, or are not.
+    pub cluster_local: BTreeMap<String, bool>,
+    /// What destination rules start from: limits, and when an endpoint is left alone.
+    pub default_policy: TrafficPolicy,
     /// Retries of routes that do not say.
     pub default_retry: Option<HttpRetry>,
     /// How paths are made comparable before anything looks at them.
@@ -215,6 +223,12 @@ impl From<&MeshConfig> for Mesh {
             tcp_keepalive: config.tcp_keepalive,
             locality_lb: config.locality_lb_setting.clone(),
             zone_aware_lb: config.zone_aware_lb_setting.clone(),
+            is_inbound_passthrough: config
+                .inbound_traffic_policy
+                .as_ref()
+                .is_some_and(|policy| policy.mode() == inbound_traffic_policy::Mode::Passthrough),
+            cluster_local: cluster_local(config),
+            default_policy: default_policy(config),
             default_retry: config.default_http_retry_policy.clone(),
             path_normalization: config.path_normalization.as_ref().map_or(
                 NormalizationType::Default,
@@ -239,6 +253,25 @@ impl From<&MeshConfig> for Mesh {
             inbound_stat_pattern: config.inbound_cluster_stat_name.clone(),
             outbound_stat_pattern: config.outbound_cluster_stat_name.clone(),
         }
+    }
+}
+
+/// What is said of hosts, by host.
+fn cluster_local(config: &MeshConfig) -> BTreeMap<String, bool> {
+    let said = config.service_settings.iter().flat_map(|one| {
+        let is_local = one.settings.is_some_and(|settings| settings.cluster_local);
+        one.hosts.iter().map(move |host| (host.clone(), is_local))
+    });
+    said.collect()
+}
+
+/// As in Istio only two of the groups count for a whole mesh.
+fn default_policy(config: &MeshConfig) -> TrafficPolicy {
+    let given = config.default_traffic_policy.clone().unwrap_or_default();
+    TrafficPolicy {
+        connection_pool: given.connection_pool,
+        outlier_detection: given.outlier_detection,
+        ..TrafficPolicy::default()
     }
 }
 
@@ -283,6 +316,21 @@ impl Mesh {
         let localities = self.locality_lb.as_ref();
         zones.is_some_and(|setting| !setting.failover_priority.is_empty())
             || localities.is_some_and(|setting| !setting.failover_priority.is_empty())
+    }
+
+    /// True when clients in other clusters are not to reach the service's endpoints here: where the settings say nothing, those of
+    /// Kubernetes itself.
+    #[must_use]
+    pub fn is_cluster_local(&self, service: &Service) -> bool {
+        let hosts = self.cluster_local.keys().map(String::as_str);
+        match proto_mesh::host::most_specific(&service.host, hosts) {
+            Some(host) => self.cluster_local[host],
+            None => {
+                let is_api_server = service.name == "kubernetes" && service.namespace == "default";
+                service.registry == Registry::Kubernetes
+                    && (is_api_server || service.namespace == "kube-system")
+            }
+        }
     }
 
     /// The trust domain and its aliases.

@@ -60,21 +60,32 @@ pub fn own(view: &View<'_>) -> Vec<Cluster> {
         return Vec::new();
     }
     let mut clusters = inbound::build(view);
+    let source = inbound_source(view);
+    clusters.push(original_destination(
+        view,
+        INBOUND_PASSTHROUGH,
+        Some(source),
+    ));
+    envoy_filter::cluster::apply(view, PatchContext::SidecarInbound, &mut clusters);
+    deduplicate(view, clusters)
+}
+
+/// Where connections to the workload come from that keep their destination.
+fn inbound_source(view: &View<'_>) -> BindConfig {
     let (first, second) = match view.proxy.families() {
         (false, true) => (INBOUND_SOURCE_IPV6, None),
         _ if view.proxy.is_dual_stack() => (INBOUND_SOURCE, Some(INBOUND_SOURCE_IPV6)),
         _ => (INBOUND_SOURCE, None),
     };
-    let mut passthrough = original_destination(view, INBOUND_PASSTHROUGH, Some(first));
-    if let (Some(bind), Some(second)) = (&mut passthrough.upstream_bind_config, second) {
-        bind.extra_source_addresses.push(ExtraSourceAddress {
-            address: Some(socket(second, 0)),
-            ..ExtraSourceAddress::default()
-        });
+    let extra = second.map(|second| ExtraSourceAddress {
+        address: Some(socket(second, 0)),
+        ..ExtraSourceAddress::default()
+    });
+    BindConfig {
+        source_address: Some(socket(first, 0)),
+        extra_source_addresses: extra.into_iter().collect(),
+        ..BindConfig::default()
     }
-    clusters.push(passthrough);
-    envoy_filter::cluster::apply(view, PatchContext::SidecarInbound, &mut clusters);
-    deduplicate(view, clusters)
 }
 
 fn deduplicate(view: &View<'_>, mut clusters: Vec<Cluster>) -> Vec<Cluster> {
@@ -103,25 +114,26 @@ fn black_hole(view: &View<'_>) -> Cluster {
     }
 }
 
-fn original_destination(view: &View<'_>, name: &str, source: Option<&str>) -> Cluster {
-    Cluster {
+fn original_destination(view: &View<'_>, name: &str, source: Option<BindConfig>) -> Cluster {
+    let policy = TrafficPolicy::of_mesh(&view.push.mesh);
+    let mut cluster = Cluster {
         name: name.to_owned(),
-        connect_timeout: Some(view.push.mesh.connect_timeout),
         lb_policy: LbPolicy::ClusterProvided as i32,
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(
             DiscoveryType::OriginalDst as i32,
         )),
-        circuit_breakers: Some(unlimited()),
-        upstream_bind_config: source.map(|source| BindConfig {
-            source_address: Some(socket(source, 0)),
-            ..BindConfig::default()
-        }),
+        upstream_bind_config: source,
         typed_extension_protocol_options: protocol_options::downstream(
-            &protocol_options::Common::default(),
-            http2(),
+            &protocol_options::Common {
+                http: policy.common_http_options().http,
+                ..protocol_options::Common::default()
+            },
+            policy.http2_options(),
         ),
         ..Cluster::default()
-    }
+    };
+    policy.apply_connection_pool(&mut cluster, &view.push.mesh);
+    cluster
 }
 
 /// Envoy's default limits are low; here there are none unless somebody asks for them.

@@ -67,11 +67,17 @@ pub fn build_for(
     // Endpoints of one place may rank differently when labels decide.
     let by_label = places.map_or(&[][..], Places::labels);
     let mut by_locality: BTreeMap<(&str, usize), Vec<&Arc<Endpoint>>> = BTreeMap::new();
+    // The cluster that clients have to be in.
+    let own_cluster = view
+        .proxy
+        .metadata_text("CLUSTER_ID")
+        .filter(|_| view.push.mesh.is_cluster_local(service));
     if let Some(labels) = labels {
         let endpoints = view.push.endpoints.of(&service.key()).iter();
         for endpoint in endpoints.filter(|endpoint| {
             endpoint.is_ready
                 && endpoint.matches(&labels)
+                && own_cluster.is_none_or(|own| endpoint.is_in_cluster(own))
                 && view.proxy.can_reach(&endpoint.address)
         }) {
             by_locality

@@ -155,7 +155,7 @@ pub(crate) fn push_context(mesh: &Mesh, updates: Vec<Update>) -> PushContext {
     let settings = Settings {
         trust_domain: &mesh.trust_domain,
         export_to: &mesh.service_export_to,
-        cluster: &Arc::default(),
+        cluster: &Arc::from("Kubernetes"),
     };
     for kind in [
         Kind::SyntheticServiceEntry,

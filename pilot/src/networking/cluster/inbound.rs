@@ -1,4 +1,5 @@
-//! Clusters of the proxy's own workload: one for each port, towards the loopback address.
+//! Clusters of the proxy's own workload: one for each port, towards the loopback address, or (`inboundTrafficPolicy: PASSTHROUGH`)
+//! towards the address that the client asked for.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +34,7 @@ fn build_one(view: &View<'_>, target: &Target) -> Cluster {
         .as_ref()
         .map(|instance| instance.service.as_ref());
     let rule = service.and_then(|service| view.destination_rule(service));
-    let rule_policy = TrafficPolicy::default().merge(
+    let rule_policy = TrafficPolicy::of_mesh(mesh).merge(
         rule.and_then(|rule| rule.traffic_policy.as_ref()),
         target.service_port,
     );
@@ -61,6 +62,14 @@ fn build_one(view: &View<'_>, target: &Target) -> Cluster {
         metadata: service.map(|service| service_metadata(&[(service, target.service_port)])),
         ..Cluster::default()
     };
+    if target.is_passthrough {
+        cluster.lb_policy = LbPolicy::ClusterProvided as i32;
+        cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(
+            DiscoveryType::OriginalDst as i32,
+        ));
+        cluster.load_assignment = None;
+        cluster.upstream_bind_config = Some(super::inbound_source(view));
+    }
     policy.apply_connection_pool(&mut cluster, mesh);
     let common = policy.common_http_options();
     cluster.typed_extension_protocol_options = match target.protocol {

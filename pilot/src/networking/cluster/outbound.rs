@@ -30,7 +30,7 @@ pub(super) fn build(view: &View<'_>) -> Vec<Cluster> {
     for service in &view.scope.services {
         let rule = view.destination_rule(service);
         for port in &service.ports {
-            let host_policy = TrafficPolicy::default().merge(
+            let host_policy = TrafficPolicy::of_mesh(&view.push.mesh).merge(
                 rule.and_then(|rule| rule.traffic_policy.as_ref()),
                 port.number,
             );

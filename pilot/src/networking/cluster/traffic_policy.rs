@@ -1,6 +1,7 @@
 //! The part of a destination rule that holds for one cluster, and what it does to the cluster.
 //!
-//! A subset's policy overrides the host's group by group; a port's entry replaces all four groups, those it leaves out included.
+//! A subset's policy overrides the host's group by group; a port's entry replaces all four groups, those it leaves out included,
+//! which are then the mesh's.
 
 use prost_types::Duration;
 use proto::envoy::config::cluster::v3::{
@@ -54,6 +55,8 @@ pub struct TrafficPolicy<'a> {
     pub proxy_protocol: Option<&'a wire::traffic_policy::ProxyProtocol>,
     /// How many requests may be tried again at once.
     pub retry_budget: Option<&'a wire::traffic_policy::RetryBudget>,
+    /// What a group starts from that nobody says.
+    pub(super) baseline: Option<&'a wire::TrafficPolicy>,
 }
 
 impl<'a> TrafficPolicy<'a> {
@@ -61,7 +64,7 @@ impl<'a> TrafficPolicy<'a> {
     #[must_use]
     pub fn of(view: &'a View<'_>, service: &Service, port: u32, subset: &str) -> Self {
         let rule = view.destination_rule(service);
-        let policy = TrafficPolicy::default()
+        let policy = TrafficPolicy::of_mesh(&view.push.mesh)
             .merge(rule.and_then(|rule| rule.traffic_policy.as_ref()), port);
         if subset.is_empty() {
             return policy;
@@ -71,6 +74,18 @@ impl<'a> TrafficPolicy<'a> {
             subset.and_then(|subset| subset.traffic_policy.as_ref()),
             port,
         )
+    }
+
+    /// What holds where no destination rule says anything.
+    #[must_use]
+    pub fn of_mesh(mesh: &'a Mesh) -> Self {
+        let baseline = &mesh.default_policy;
+        TrafficPolicy {
+            connection_pool: baseline.connection_pool.as_ref(),
+            outlier_detection: baseline.outlier_detection.as_ref(),
+            baseline: Some(baseline),
+            ..TrafficPolicy::default()
+        }
     }
 
     /// `policy` on top of what holds already, for `port`.
@@ -90,13 +105,21 @@ impl<'a> TrafficPolicy<'a> {
             tunnel: policy.tunnel.as_ref().or(self.tunnel),
             proxy_protocol: policy.proxy_protocol.as_ref().or(self.proxy_protocol),
             retry_budget: policy.retry_budget.as_ref().or(self.retry_budget),
+            baseline: self.baseline,
             ..TrafficPolicy::default()
         };
+        let baseline = self.baseline;
         if let Some(entry) = of_port {
             return TrafficPolicy {
                 load_balancer: entry.load_balancer.as_ref(),
-                connection_pool: entry.connection_pool.as_ref(),
-                outlier_detection: entry.outlier_detection.as_ref(),
+                connection_pool: entry
+                    .connection_pool
+                    .as_ref()
+                    .or_else(|| baseline?.connection_pool.as_ref()),
+                outlier_detection: entry
+                    .outlier_detection
+                    .as_ref()
+                    .or_else(|| baseline?.outlier_detection.as_ref()),
                 tls: entry.tls.as_ref(),
                 ..whole
             };

@@ -31,6 +31,8 @@ pub struct Target {
     pub cluster: ClusterName,
     /// Where the cluster leads: an address of this pod, or a Unix socket.
     pub address: String,
+    /// The cluster keeps the address that the client asked for.
+    pub is_passthrough: bool,
     /// The service behind it.
     pub instance: Option<Instance>,
     /// The service's port; the workload's if there is no service.
@@ -64,6 +66,7 @@ pub(in crate::networking) fn targets(view: &View<'_>) -> Vec<Target> {
     if !is_captured && !view.proxy.has_application_address() {
         return Vec::new();
     }
+    let is_passthrough = is_captured && view.push.mesh.is_inbound_passthrough;
     let from_instance = |instance: &Instance| Target {
         port: instance.target_port(),
         target_port: instance.target_port(),
@@ -74,6 +77,7 @@ pub(in crate::networking) fn targets(view: &View<'_>) -> Vec<Target> {
             &instance.service.host,
         ),
         address: view.proxy.application_address().to_owned(),
+        is_passthrough,
         instance: Some(instance.clone()),
         service_port: instance.port.number,
         connection_pool: None,
@@ -102,6 +106,9 @@ fn from_ingress(view: &View<'_>, listener: &IstioIngressListener) -> Option<Targ
         protocol: Protocol::parse(&port.protocol),
         cluster: ClusterName::inbound(port.number, &port.name, &host),
         address,
+        is_passthrough: !is_bound
+            && listener.default_endpoint.is_empty()
+            && view.push.mesh.is_inbound_passthrough,
         instance: instance.cloned(),
         service_port: instance.map_or(port.number, |instance| instance.port.number),
         connection_pool: listener.connection_pool,
@@ -211,7 +218,7 @@ fn bound_listener(view: &View<'_>, target: &Target) -> Listener {
 
 /// A listener with the inspectors that its chains need.
 fn listener(
-    _view: &View<'_>,
+    view: &View<'_>,
     name: &str,
     bind: &str,
     port: u32,
@@ -235,14 +242,15 @@ fn listener(
         listener_filters.push(http_inspector());
     }
     let needs_bytes = !listener_filters.is_empty();
+    // A server that speaks first must not wait for ever for its client's first bytes.
+    let patience = view.push.mesh.detection_timeout.unwrap_or(seconds(1));
     Listener {
         name: name.to_owned(),
         address: Some(address(bind, port)),
         traffic_direction: TrafficDirection::Inbound as i32,
         filter_chains,
         listener_filters,
-        // A server that speaks first must not wait for ever for its client's first bytes.
-        listener_filters_timeout: needs_bytes.then(|| seconds(1)),
+        listener_filters_timeout: needs_bytes.then_some(patience),
         continue_on_listener_filters_timeout: needs_bytes,
         ..Listener::default()
     }
