@@ -160,7 +160,7 @@ pub struct ServeArgs {
     /// Where root and ledger are kept.
     #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
     pub data_dir: PathBuf,
-    /// Write the root certificate here, for others to trust.
+    /// Write the root certificate here, for others to trust, and the revocation lists beside it (`ca-crl.pem`).
     #[arg(long, value_name = "FILE")]
     pub root_cert_out: Option<PathBuf>,
     /// Issuer of the service account tokens.

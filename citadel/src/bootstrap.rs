@@ -105,6 +105,7 @@ impl Citadel {
                 client.clone(),
                 ca.clone(),
                 ledger.clone(),
+                revocations.clone(),
                 trust.watch(),
                 args.secret_settings(features)?,
                 SecretMetrics::new(&process.registry)?,
@@ -363,8 +364,13 @@ fn publish_root(
         metrics.root_expiry.set(end.unix_timestamp() as f64);
     }
     if let Some(path) = &args.root_cert_out {
-        root_file::write(path, &trust.watch().borrow().roots)
-            .with_context(|| format!("write --root-cert-out {}", path.display()))?;
+        let anchors = trust.watch().borrow().clone();
+        let lists = path.with_file_name(proto_component::tls::CRLS);
+        // The lists first: whoever reads a new root has them, too.
+        for (path, text) in [(&lists, &anchors.crls), (path, &anchors.roots)] {
+            root_file::write(path, text)
+                .with_context(|| format!("write --root-cert-out {}", path.display()))?;
+        }
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ pub use bundle::{Bundle, InvalidBundle, certificates_from_pem, to_pem};
 pub use certificate::{
     Certificate, IssuerKey, LeafProfile, MintError, Validity, issuer_of, mint_leaf, mint_root,
 };
-pub use crl::mint_crl;
+pub use crl::{mint_crl, revoked_by};
 pub use csr::{InvalidCsr, SigningRequest};
 pub use key::{Curve, InvalidKey, PrivateKey, PublicKey, fingerprint};
 pub use san::{InvalidSan, San, serial_of, uri_sans};

@@ -1,4 +1,4 @@
-//! The root certificate as a file that others trust (`--root-cert-out`): replaced atomically, so that a reader sees the old
+//! The root certificate as a file that others trust (`--root-cert-out`), and the revocation lists beside it: replaced atomically, so that a reader sees the old
 //! or the new one, never half of either.
 
 use std::fs;

@@ -10,7 +10,6 @@ mod key_log;
 mod proxy_header;
 mod read_ahead;
 mod resolver;
-mod revocation;
 mod secret;
 mod secret_files;
 mod stats;

@@ -25,21 +25,21 @@ impl ApiServer {
         let server = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let server = server.clone();
-            async move {
-                let (parts, body) = request.into_parts();
-                let body = body.collect_bytes().await.unwrap();
-                let query = parts.uri.query().unwrap_or_default();
-                let (status, value) = if query.contains("watch=true") {
-                    (StatusCode::OK, server.watch(query).await)
-                } else {
-                    server.answer(&parts.method, parts.uri.path(), &body)
-                };
-                let text = value.to_string() + "\n";
-                let response = Response::builder().status(status);
-                Ok::<_, Infallible>(response.body(Body::from(text.into_bytes())).unwrap())
-            }
+            async move { Ok::<_, Infallible>(server.serve(request).await) }
         });
         Client::new(service, "default")
+    }
+
+    pub(crate) async fn serve(&self, request: Request<Body>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect_bytes().await.unwrap();
+        let query = parts.uri.query().unwrap_or_default();
+        let (status, value) = if query.contains("watch=true") {
+            (StatusCode::OK, self.watch(query).await)
+        } else {
+            self.answer(&parts.method, parts.uri.path(), &body)
+        };
+        answer(status, &value)
     }
 
     pub(crate) fn object(&self) -> Option<Value> {
@@ -122,6 +122,8 @@ impl ApiServer {
                     return false;
                 }
                 (&Method::POST, None) => (sent, StatusCode::CREATED),
+                // Applied, as its content says, which a mere patch does not.
+                (&Method::PATCH, None) if sent["kind"].is_string() => (sent, StatusCode::CREATED),
                 (_, None) => {
                     answer = refuse(StatusCode::NOT_FOUND);
                     return false;
@@ -154,6 +156,13 @@ impl Record {
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
         self.object = Some(object);
     }
+}
+
+/// An answer with this text.
+pub(crate) fn answer(status: StatusCode, value: &Value) -> Response<Body> {
+    let text = value.to_string() + "\n";
+    let response = Response::builder().status(status);
+    response.body(Body::from(text.into_bytes())).unwrap()
 }
 
 /// A JSON merge patch.

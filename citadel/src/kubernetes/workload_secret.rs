@@ -5,6 +5,8 @@
 //! [`Plan`] says what is to be done; it knows nothing of the API server.
 
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,10 +28,11 @@ use tokio::sync::watch;
 use crate::ca::{CertificateAuthority, SignRequest};
 use crate::ledger::{Issued, Ledger};
 use crate::metrics::SecretMetrics;
-use crate::pki::{PrivateKey, San, fingerprint, to_pem};
+use crate::pki::{PrivateKey, San, fingerprint, revoked_by, to_pem};
+use crate::revocation::{Revocations, RevokeError};
 use crate::trust::Anchors;
 
-use plan::{Plan, Step};
+use plan::{Plan, Step, Wanted};
 
 pub use plan::Account;
 
@@ -42,6 +45,10 @@ const CHAIN: &str = "cert-chain.pem";
 const KEY: &str = "key.pem";
 /// What the certificate leads to.
 const ROOT: &str = "root-cert.pem";
+/// Who has lost its certificate; always there, but empty while nobody has.
+const CRLS: &str = proto_component::tls::CRLS;
+/// A Secret takes 1 MiB in all.
+const LONGEST_LISTS: usize = 900 << 10;
 const FIELD_MANAGER: &str = "istio-citadel";
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How soon what failed is tried again, and how often the remaining lives are looked at.
@@ -74,6 +81,7 @@ pub struct WorkloadSecrets {
     client: Client,
     ca: Arc<dyn CertificateAuthority>,
     ledger: Ledger,
+    revocations: Revocations,
     anchors: watch::Receiver<Arc<Anchors>>,
     settings: SecretSettings,
     metrics: SecretMetrics,
@@ -85,6 +93,7 @@ impl WorkloadSecrets {
         client: Client,
         ca: Arc<dyn CertificateAuthority>,
         ledger: Ledger,
+        revocations: Revocations,
         anchors: watch::Receiver<Arc<Anchors>>,
         settings: SecretSettings,
         metrics: SecretMetrics,
@@ -93,6 +102,7 @@ impl WorkloadSecrets {
             client,
             ca,
             ledger,
+            revocations,
             anchors,
             settings,
             metrics,
@@ -108,6 +118,7 @@ impl WorkloadSecrets {
         let mut secrets = events::<Secret>(&self.client, ours);
         let mut plan = Plan::new(&self.settings);
         let mut look = tokio::time::interval(LOOK);
+        let mut wanted = Wanted::default();
         loop {
             let has_failed = plan.has_failed();
             tokio::select! {
@@ -119,9 +130,13 @@ impl WorkloadSecrets {
                 _ = look.tick() => {}
                 () = tokio::time::sleep(RETRY), if has_failed => {}
             }
-            let roots = self.anchors.borrow_and_update().roots.clone();
-            for step in plan.steps(&roots, OffsetDateTime::now_utc()) {
-                let outcome = tokio::time::timeout(DEADLINE, self.take(&step, &roots)).await;
+            let anchors = self.anchors.borrow_and_update().clone();
+            let now = OffsetDateTime::now_utc();
+            if let Err(error) = self.want(&mut wanted, &anchors, now) {
+                tracing::error!(target: "secretcontroller", %error, "read what is revoked");
+            }
+            for step in plan.steps(&wanted, now) {
+                let outcome = tokio::time::timeout(DEADLINE, self.take(&step, &anchors)).await;
                 let error = match outcome {
                     Ok(Ok(())) => continue,
                     Ok(Err(error)) => format!("{error:#}"),
@@ -133,10 +148,45 @@ impl WorkloadSecrets {
         }
     }
 
-    async fn take(&self, step: &Step, roots: &str) -> anyhow::Result<()> {
+    /// Brings up to date what is wanted: what is revoked may change without the lists (somebody may be restored).
+    fn want(
+        &self,
+        wanted: &mut Wanted,
+        anchors: &Anchors,
+        now: OffsetDateTime,
+    ) -> Result<(), RevokeError> {
+        if wanted.version != anchors.version {
+            let revoked = self.revocations.current(now)?;
+            wanted.revoked = revoked.into_iter().map(|entry| entry.serial).collect();
+            wanted.lists = revoked_by(lists(anchors));
+            if anchors.crls.len() > LONGEST_LISTS {
+                tracing::error!(target: "secretcontroller", "more is revoked than a Secret can hold: rotate the root");
+            }
+            wanted.roots.clone_from(&anchors.roots);
+            wanted.version.clone_from(&anchors.version);
+        }
+        let barred = self.revocations.barred()?;
+        let account = |uri: &String| Account::of(uri, &self.settings.trust_domain);
+        wanted.barred = barred.iter().filter_map(account).collect();
+        Ok(())
+    }
+
+    async fn take(&self, step: &Step, anchors: &Anchors) -> anyhow::Result<()> {
         match step {
+            Step::Tell(account) => {
+                let lists = ByteString(lists(anchors).as_bytes().to_vec());
+                let patch = serde_json::json!({"data": {CRLS: lists}});
+                let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &account.namespace);
+                let parameters = PatchParams::default();
+                let told = secrets
+                    .patch(&account.secret(), &parameters, &Patch::Merge(&patch))
+                    .await;
+                // The API server sends all of it.
+                super::wipe(&mut told?);
+                Ok(())
+            }
             Step::Write(account) => {
-                let data = self.issue(account, roots).await?;
+                let data = self.issue(account, anchors).await?;
                 let mut secret = secret(account, data);
                 let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &account.namespace);
                 let parameters = PatchParams::apply(FIELD_MANAGER).force();
@@ -167,7 +217,7 @@ impl WorkloadSecrets {
     async fn issue(
         &self,
         account: &Account,
-        roots: &str,
+        anchors: &Anchors,
     ) -> anyhow::Result<BTreeMap<String, String>> {
         let key = PrivateKey::generate()?;
         let public = key.public()?;
@@ -204,7 +254,8 @@ impl WorkloadSecrets {
         Ok(BTreeMap::from([
             (CHAIN.to_owned(), chain),
             (KEY.to_owned(), key.to_pem().to_string()),
-            (ROOT.to_owned(), roots.to_owned()),
+            (ROOT.to_owned(), anchors.roots.clone()),
+            (CRLS.to_owned(), lists(anchors).to_owned()),
         ]))
     }
 }
@@ -224,6 +275,14 @@ where
             .ok()
     });
     good.boxed()
+}
+
+/// The revocation lists, unless they are too long for a Secret.
+fn lists(anchors: &Anchors) -> &str {
+    if anchors.crls.len() <= LONGEST_LISTS {
+        return &anchors.crls;
+    }
+    ""
 }
 
 fn secret(account: &Account, data: BTreeMap<String, String>) -> Secret {

@@ -3,6 +3,9 @@
 use rcgen::{
     CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber,
 };
+use rustls_pki_types::CertificateRevocationListDer;
+use rustls_pki_types::pem::PemObject as _;
+use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
 use super::certificate::{IssuerKey, MintError};
@@ -46,4 +49,27 @@ fn bytes_of(hexadecimal: &str) -> Option<Vec<u8>> {
         .step_by(2)
         .map(|at| u8::from_str_radix(padded.get(at..at + 2)?, 16).ok())
         .collect()
+}
+
+/// What lists in PEM say, whenever they were signed: a digest of issuers and serial numbers, nothing for no list. None if they
+/// cannot be read.
+pub fn revoked_by(pem: &str) -> Option<String> {
+    let mut said = Vec::new();
+    for der in CertificateRevocationListDer::pem_slice_iter(pem.as_bytes()) {
+        let der = der.ok()?;
+        let (_, list) = x509_parser::parse_x509_crl(&der).ok()?;
+        let mut serials: Vec<&[u8]> = list
+            .iter_revoked_certificates()
+            .map(x509_parser::revocation_list::RevokedCertificate::raw_serial)
+            .collect();
+        serials.sort_unstable();
+        let mut digest = Sha256::new().chain_update(list.issuer().as_raw());
+        for serial in serials {
+            digest.update([u8::try_from(serial.len()).ok()?]);
+            digest.update(serial);
+        }
+        said.push(format!("{:x}", digest.finalize()));
+    }
+    said.sort_unstable();
+    Some(said.concat())
 }

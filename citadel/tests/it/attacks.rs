@@ -175,6 +175,7 @@ async fn only_a_good_client_certificate_is_believed() {
         chain: chain.into_bytes(),
         key: other_key.into_bytes(),
         roots: mesh.ca.bundle().roots_pem().into_bytes(),
+        ..proto_component::tls::Pem::default()
     };
     let identity = proto_component::tls::ServerIdentity::Name;
     assert!(proto_component::tls::ClientTls::from_pem(&pem, identity, &["h2"]).is_err());

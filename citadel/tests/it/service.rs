@@ -136,6 +136,7 @@ impl Mesh {
             chain: chain.as_bytes().to_vec(),
             key: key.as_bytes().to_vec(),
             roots: self.ca.bundle().roots_pem().into_bytes(),
+            ..Pem::default()
         };
         let tls = ClientTls::from_pem(&pem, ServerIdentity::Name, &["h2"])
             .and_then(|tls| tls.with_server_name("istio-citadel"))

@@ -124,6 +124,7 @@ fn client_tls(tls: &Tls) -> anyhow::Result<ClientTls> {
         chain: tls.chain.clone().into_bytes(),
         key: tls.key.clone().into_bytes(),
         roots: tls.roots.clone().into_bytes(),
+        ..Pem::default()
     };
     let alpn: Vec<&str> = tls.alpn.iter().map(String::as_str).collect();
     Ok(ClientTls::from_pem(&pem, ServerIdentity::Trusted, &alpn)?)

@@ -142,6 +142,12 @@ fn leaf_params(identity: &str) -> CertificateParams {
 }
 
 impl Leaf {
+    /// The serial number, as proxies and Citadel show it.
+    pub(crate) fn serial(&self) -> String {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(self.chain.as_bytes()).unwrap();
+        format!("{:x}", pem.parse_x509().unwrap().serial)
+    }
+
     /// TLS with this certificate, as a sidecar offers it for `alpn`.
     pub(crate) fn tls(&self, authority: &Authority, alpn: &[&str]) -> Tls {
         Tls {

@@ -1,8 +1,10 @@
 //! The edge of the mesh and the keys inside it: TLS of every mode at the ingress gateway, TLS to the outside by the egress
-//! gateway, the control plane's own channels under mutual TLS, and the change of the root while traffic flows.
+//! gateway, the control plane's own channels under mutual TLS and without those who are revoked, and the change of the root
+//! while traffic flows.
 
 mod egress;
 mod ingress;
+mod revoked;
 mod root;
 
 use e2e::echo::{Call, Protocol, Tls};
@@ -118,6 +120,7 @@ async fn the_edge_holds_while_the_root_changes() {
         ("egress", egress::holds(&stage).boxed_local()),
     ];
     all_hold(parts).await;
+    revoked::are_refused(&stage).await;
     assert_eq!(stage.scene.mesh.end().await, "");
 }
 

@@ -146,6 +146,7 @@ impl Place {
             chain: self.certificate.clone().into_bytes(),
             key: fs::read(self.path("key.pem")).unwrap(),
             roots: self.certificate.clone().into_bytes(),
+            ..Pem::default()
         }
     }
 

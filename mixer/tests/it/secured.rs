@@ -30,6 +30,7 @@ fn leaf(authority: &Issuer, identity: &str) -> Pem {
         chain: certificate.pem().into_bytes(),
         key: key.serialize_pem().into_bytes(),
         roots: authority.pem().into_bytes(),
+        ..Pem::default()
     }
 }
 

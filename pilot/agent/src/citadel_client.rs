@@ -174,6 +174,7 @@ impl CitadelClient {
             chain: chain.as_bytes().to_vec(),
             key: key.as_bytes().to_vec(),
             roots,
+            ..Pem::default()
         };
         let mut tls = ClientTls::from_pem(&pem, ServerIdentity::Name, &["h2"])?;
         if !self.server_name.is_empty() {

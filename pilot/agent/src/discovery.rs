@@ -87,6 +87,7 @@ impl Pilot {
                     chain: chain.as_bytes().to_vec(),
                     key: key.as_bytes().to_vec(),
                     roots: trusted.into_bytes(),
+                    ..Pem::default()
                 };
                 let identity = ServerIdentity::AnyOf(vec![identity.clone()]);
                 Some(ClientTls::from_pem(&pem, identity, &["h2"])?)

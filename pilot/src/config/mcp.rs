@@ -166,6 +166,7 @@ pub fn source_tls(
             chain: or(&settings.client_certificate, &own.chain),
             key: or(&settings.private_key, &own.key),
             roots: or(&settings.ca_certificates, &own.roots),
+            ..PemFiles::default()
         },
         TlSmode::Simple => PemFiles {
             roots: or(&settings.ca_certificates, &own.roots),

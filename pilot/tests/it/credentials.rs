@@ -54,6 +54,7 @@ impl Authority {
             chain: signed.pem().into_bytes(),
             key: key.serialize_pem().into_bytes(),
             roots: self.roots.clone().into_bytes(),
+            ..Pem::default()
         }
     }
 }

@@ -16,11 +16,15 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{TcpListener, UnixListener},
     sync::{Semaphore, mpsc},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+mod connection;
+
+pub use connection::Connection;
+
+use connection::Io;
 
 /// Names the address to listen on where all addresses are asked for (`:15014`): components that share one network with
 /// others, as the pods of `biremectl local` do where there are no network namespaces, have one address each.
@@ -80,18 +84,6 @@ enum Socket {
 pub struct Incoming {
     connections: mpsc::Receiver<Connection>,
     local: Address,
-}
-
-/// One accepted connection.
-pub struct Connection {
-    io: Io,
-    peer: Peer,
-}
-
-enum Io {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// Who is at the other end; in a tonic service: `request.extensions().get::<Peer>()`,
@@ -234,11 +226,11 @@ async fn hand_over(
     let Ok(permit) = handshakes.clone().acquire_owned().await else {
         return;
     };
-    let (acceptor, sender) = (tls.acceptor(), sender.clone());
+    let (tls, sender) = (tls.clone(), sender.clone());
     task::spawn("handshake", async move {
         let _permit = permit;
         let remote = connection.peer.remote;
-        match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(connection, acceptor)).await {
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(connection, &tls)).await {
             Ok(Ok(connection)) => {
                 let _ = sender.send(connection).await;
             }
@@ -248,22 +240,24 @@ async fn hand_over(
     });
 }
 
-async fn handshake(connection: Connection, acceptor: TlsAcceptor) -> io::Result<Connection> {
-    let Connection { io, mut peer } = connection;
+async fn handshake(connection: Connection, tls: &ServerTls) -> io::Result<Connection> {
+    let Connection { io, mut peer, .. } = connection;
     let Io::Tcp(stream) = io else {
-        return Ok(Connection { io, peer });
+        return Ok(Connection::new(io, peer));
     };
-    let stream = acceptor.accept(stream).await?;
+    let stream = tls.acceptor().accept(stream).await?;
     peer.is_tls = true;
-    if let Some(chain) = stream.get_ref().1.peer_certificates() {
+    let chain = stream.get_ref().1.peer_certificates();
+    let seat = tls.enter(chain);
+    if let Some(chain) = chain {
         peer.certificates = Arc::new(chain.iter().map(|c| c.clone().into_owned()).collect());
         peer.spiffe_id = chain
             .first()
             .and_then(|leaf| crate::tls::spiffe_id(leaf.as_ref()));
     }
     Ok(Connection {
-        io: Io::Tls(Box::new(stream)),
-        peer,
+        seat,
+        ..Connection::new(Io::Tls(Box::new(stream)), peer)
     })
 }
 
@@ -308,17 +302,11 @@ impl Socket {
                     local: stream.local_addr().ok(),
                     ..Peer::default()
                 };
-                Ok(Connection {
-                    io: Io::Tcp(stream),
-                    peer,
-                })
+                Ok(Connection::new(Io::Tcp(stream), peer))
             }
             Self::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
-                Ok(Connection {
-                    io: Io::Unix(stream),
-                    peer: Peer::default(),
-                })
+                Ok(Connection::new(Io::Unix(stream), Peer::default()))
             }
         }
     }
@@ -378,78 +366,6 @@ impl axum::serve::Listener for Incoming {
 impl axum::extract::connect_info::Connected<axum::serve::IncomingStream<'_, Incoming>> for Peer {
     fn connect_info(stream: axum::serve::IncomingStream<'_, Incoming>) -> Self {
         stream.io().peer.clone()
-    }
-}
-
-impl tonic::transport::server::Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
-            Io::Unix(io) => Pin::new(io).poll_read(cx, buf),
-            Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.io {
-            Io::Tcp(io) => Pin::new(io).poll_write(cx, buf),
-            Io::Unix(io) => Pin::new(io).poll_write(cx, buf),
-            Io::Tls(io) => Pin::new(io).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.io {
-            Io::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Io::Unix(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match &self.io {
-            Io::Tcp(io) => io.is_write_vectored(),
-            Io::Unix(io) => io.is_write_vectored(),
-            Io::Tls(io) => io.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Tcp(io) => Pin::new(io).poll_flush(cx),
-            Io::Unix(io) => Pin::new(io).poll_flush(cx),
-            Io::Tls(io) => Pin::new(io).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Tcp(io) => Pin::new(io).poll_shutdown(cx),
-            Io::Unix(io) => Pin::new(io).poll_shutdown(cx),
-            Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
-        }
     }
 }
 

@@ -3,19 +3,26 @@
 //! one stays).
 
 use rustls::{RootCertStore, crypto::CryptoProvider, sign::CertifiedKey};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _,
+};
 use std::{
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 mod client;
+pub mod revocation;
 mod server;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use client::{ClientTls, ServerIdentity};
 pub use server::{ClientAuth, ServerTls};
+
+/// The file of revocation lists beside the trust anchors, in a folder or Secret.
+pub const CRLS: &str = "ca-crl.pem";
 
 /// Why TLS could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +55,14 @@ pub enum TlsError {
     /// Certificate and key do not belong together, or the key's type is unknown.
     #[error("certificate and key cannot be used together")]
     Mismatch(#[source] rustls::Error),
+    /// A revocation list that cannot be read.
+    #[error("{place}: not a list of revoked certificates: {reason}")]
+    RevocationList {
+        /// File or `memory`.
+        place: String,
+        /// What the parser said.
+        reason: String,
+    },
     /// The trust anchors cannot be used.
     #[error("trust anchors cannot be used: {0}")]
     Roots(String),
@@ -65,6 +80,8 @@ pub struct Pem {
     pub key: Vec<u8>,
     /// Certificates that the peer's chain must lead to.
     pub roots: Vec<u8>,
+    /// Lists of revoked certificates, of which a server takes none; may be empty.
+    pub crls: Vec<u8>,
 }
 
 impl std::fmt::Debug for Pem {
@@ -86,14 +103,17 @@ pub struct PemFiles {
     pub key: Option<PathBuf>,
     /// Trust anchors.
     pub roots: Option<PathBuf>,
+    /// Lists of revoked certificates; they come and go, so the file need not be there.
+    pub crls: Option<PathBuf>,
 }
 
 impl PemFiles {
-    /// All three files.
+    /// Certificate, key and trust anchors, and beside those the lists ([`CRLS`]).
     pub fn new(chain: impl Into<PathBuf>, key: impl Into<PathBuf>, roots: Option<PathBuf>) -> Self {
         Self {
             chain: Some(chain.into()),
             key: Some(key.into()),
+            crls: roots.as_deref().map(|roots| roots.with_file_name(CRLS)),
             roots,
         }
     }
@@ -111,11 +131,17 @@ impl PemFiles {
             chain: read(&self.chain)?,
             key: read(&self.key)?,
             roots: read(&self.roots)?,
+            crls: match read(&self.crls) {
+                Err(TlsError::Read { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                    Vec::new()
+                }
+                lists => lists?,
+            },
         })
     }
 
     fn paths(&self) -> Vec<PathBuf> {
-        [&self.chain, &self.key, &self.roots]
+        [&self.chain, &self.key, &self.roots, &self.crls]
             .into_iter()
             .filter_map(Clone::clone)
             .collect()
@@ -202,6 +228,19 @@ fn root_store(pem: &[u8], place: &str) -> Result<RootCertStore, TlsError> {
             .map_err(|error| TlsError::Roots(error.to_string()))?;
     }
     Ok(store)
+}
+
+/// Revocation lists in PEM text; there may be none.
+fn revocation_lists(
+    pem: &[u8],
+    place: &str,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    CertificateRevocationListDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| TlsError::RevocationList {
+            place: place.to_owned(),
+            reason: error.to_string(),
+        })
 }
 
 /// Follows the files: builds anew after each change, keeps the last good value.

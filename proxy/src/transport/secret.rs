@@ -2,7 +2,6 @@
 
 use super::{
     certificate,
-    revocation::Peers,
     secret_files::Origin,
     ticket::TicketKeys,
     verify::{NameChecks, chain::Roots, spiffe::Bundles},
@@ -21,6 +20,7 @@ use proto::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, SdsSecretConfig, Secret as Wire, SpiffeCertValidatorConfig,
     TlsCertificate, secret::Type,
 };
+use proto_component::tls::revocation::Peers;
 use rustls::{RootCertStore, sign::CertifiedKey};
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _,

@@ -1,8 +1,9 @@
 //! Streams: a socket, what was read ahead of it, TLS over it, and somebody who counts the bytes. Downstream and upstream
 //! streams differ only in who counts.
 
-use super::{ReadAhead, revocation::Seat};
+use super::ReadAhead;
 use bytes::Bytes;
+use proto_component::tls::revocation::Seat;
 use std::{
     io,
     net::SocketAddr,

@@ -5,7 +5,6 @@ use super::{
     certificate::peer_certificate,
     downstream::session_info,
     proxy_header::{ClientAddresses, ProxyHeader},
-    revocation::{Peers, Seat},
     stream::{Count, Layer, RawStream, TransportStream},
     tls_context::{ClientKey, TlsError, UpstreamTlsContext},
     typed_config,
@@ -20,6 +19,7 @@ use proto::envoy::extensions::transport_sockets::{
     proxy_protocol::v3::ProxyProtocolUpstreamTransport as WireProxied,
     tls::v3::UpstreamTlsContext as WireTls,
 };
+use proto_component::tls::revocation::{Peers, Seat};
 use rustls_pki_types::ServerName;
 use std::{
     io::{self, IoSlice},

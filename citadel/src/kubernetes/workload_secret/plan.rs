@@ -8,9 +8,16 @@ use kube::ResourceExt as _;
 use kube::runtime::watcher::Event;
 use time::OffsetDateTime;
 
-use super::{ANNOTATION, CHAIN, ROOT, SecretSettings};
-use crate::authorize::{InvalidIdentity, from_subject};
-use crate::pki::{Validity, certificates_from_pem};
+use super::{ANNOTATION, SecretSettings};
+use crate::authorize::{InvalidIdentity, from_subject, from_uri};
+
+use state::State;
+
+pub(super) use state::Wanted;
+
+mod state;
+#[cfg(test)]
+mod tests;
 
 const PREFIX: &str = "istio.";
 const OVERRIDE_LABEL: &str = "ca.istio.io/override";
@@ -30,6 +37,8 @@ pub struct Account {
 pub(super) enum Step {
     /// Make the account's Secret, or make it anew.
     Write(Account),
+    /// Put the present revocation lists into the account's Secret.
+    Tell(Account),
     /// Delete a Secret that has lost its account.
     Delete {
         /// Its namespace.
@@ -61,18 +70,19 @@ struct Rules {
     grace: Duration,
 }
 
-/// A Secret as it is.
-#[derive(Debug)]
-struct State {
-    /// None if it holds no certificate.
-    not_after: Option<OffsetDateTime>,
-    roots: String,
-}
-
 impl Account {
     /// The name of its Secret.
     pub fn secret(&self) -> String {
         format!("{PREFIX}{}", self.name)
+    }
+
+    /// Whose identity that is, if it is one of ours.
+    pub(super) fn of(uri: &str, trust_domain: &str) -> Option<Self> {
+        let identity = from_uri(uri).ok()?;
+        (identity.trust_domain() == trust_domain).then(|| Self {
+            namespace: identity.namespace().to_owned(),
+            name: identity.service_account().to_owned(),
+        })
     }
 
     pub(super) fn identity(&self, trust_domain: &str) -> Result<String, InvalidIdentity> {
@@ -97,6 +107,10 @@ fn is_managed(
         .map_or(is_default_managed, |environment| {
             environment == own_namespace
         })
+}
+
+fn is_managed_in(namespaces: &BTreeMap<String, bool>, account: &Account) -> bool {
+    namespaces.get(&account.namespace) == Some(&true)
 }
 
 impl Plan {
@@ -202,22 +216,26 @@ impl Plan {
         }
     }
 
-    /// What is to be done now, if these roots are to be trusted. A step is taken for done until the API server says otherwise.
-    pub(super) fn steps(&mut self, roots: &str, now: OffsetDateTime) -> Vec<Step> {
+    /// What is to be done now, if that is wanted. A step is taken for done until the API server says otherwise.
+    pub(super) fn steps(&mut self, wanted: &Wanted, now: OffsetDateTime) -> Vec<Step> {
         let mut steps = std::mem::take(&mut self.failed);
-        for account in &self.accounts {
-            let is_managed = self.namespaces.get(&account.namespace) == Some(&true);
-            let is_good = self
-                .secrets
-                .get(account)
-                .is_some_and(|state| state.is_good(roots, now, self.rules.grace));
-            if is_managed && !is_good && !self.lists_secrets {
-                steps.insert(Step::Write(account.clone()));
-                let done = State {
-                    not_after: Some(now + self.rules.grace * 2),
-                    roots: roots.to_owned(),
-                };
-                self.secrets.insert(account.clone(), done);
+        let accounts = self.accounts.iter();
+        for account in accounts.filter(|account| is_managed_in(&self.namespaces, account)) {
+            let grace = self.rules.grace;
+            let present = self.secrets.get_mut(account);
+            match present {
+                Some(state) if state.is_good(wanted, now, grace) || wanted.bars(account) => {
+                    if state.lists != wanted.lists {
+                        state.lists.clone_from(&wanted.lists);
+                        steps.insert(Step::Tell(account.clone()));
+                    }
+                }
+                _ if self.lists_secrets || wanted.bars(account) => {}
+                _ => {
+                    steps.insert(Step::Write(account.clone()));
+                    let done = State::new(wanted, now + grace * 2);
+                    self.secrets.insert(account.clone(), done);
+                }
             }
         }
         if !self.lists_accounts {
@@ -234,163 +252,12 @@ impl Plan {
         let is_wanted = |step: &Step| match step {
             Step::Write(account) => {
                 self.accounts.contains(account)
-                    && self.namespaces.get(&account.namespace) == Some(&true)
+                    && is_managed_in(&self.namespaces, account)
+                    && !wanted.bars(account)
             }
+            Step::Tell(account) => self.secrets.contains_key(account),
             Step::Delete { .. } => true,
         };
         steps.into_iter().filter(is_wanted).collect()
-    }
-}
-
-impl State {
-    fn of(secret: &Secret) -> Self {
-        let text = |name: &str| {
-            let bytes = secret.data.as_ref()?.get(name)?;
-            String::from_utf8(bytes.0.clone()).ok()
-        };
-        let leaf = text(CHAIN).and_then(|chain| certificates_from_pem(&chain).ok());
-        let life = leaf.and_then(|chain| Validity::of(&chain[0]).ok());
-        Self {
-            not_after: life.map(|life| life.not_after),
-            roots: text(ROOT).unwrap_or_default(),
-        }
-    }
-
-    fn is_good(&self, roots: &str, now: OffsetDateTime, grace: Duration) -> bool {
-        self.roots == roots && self.not_after.is_some_and(|end| end - now > grace)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use k8s_openapi::ByteString;
-    use kube::api::ObjectMeta;
-
-    fn settings() -> SecretSettings {
-        SecretSettings {
-            trust_domain: "td".to_owned(),
-            ttl: Duration::from_secs(3600),
-            grace: Duration::from_secs(1800),
-            dns_names: BTreeMap::new(),
-            namespaces: Vec::new(),
-            is_default_managed: true,
-            own_namespace: "istio-system".to_owned(),
-            dual_use: false,
-        }
-    }
-
-    fn meta(namespace: &str, name: &str) -> ObjectMeta {
-        ObjectMeta {
-            name: Some(name.to_owned()),
-            namespace: Some(namespace.to_owned()),
-            ..ObjectMeta::default()
-        }
-    }
-
-    fn namespace(name: &str, labels: &[(&str, &str)]) -> Namespace {
-        let labels = labels
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        Namespace {
-            metadata: ObjectMeta {
-                name: Some(name.to_owned()),
-                labels: Some(labels.collect()),
-                ..ObjectMeta::default()
-            },
-            ..Namespace::default()
-        }
-    }
-
-    fn account(namespace: &str, name: &str) -> ServiceAccount {
-        ServiceAccount {
-            metadata: meta(namespace, name),
-            ..ServiceAccount::default()
-        }
-    }
-
-    fn write(namespace: &str, name: &str) -> Step {
-        Step::Write(Account {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        })
-    }
-
-    #[test]
-    fn a_namespaces_labels_decide() {
-        let managed = |labels: &[(&str, &str)], default| {
-            is_managed(namespace("n", labels).labels(), "istio-system", default)
-        };
-        assert!(managed(&[], true) && !managed(&[], false));
-        assert!(managed(
-            &[(OVERRIDE_LABEL, "true"), (ENVIRONMENT_LABEL, "x")],
-            false
-        ));
-        assert!(!managed(&[(OVERRIDE_LABEL, "false")], true));
-        assert!(managed(&[(ENVIRONMENT_LABEL, "istio-system")], false));
-        assert!(!managed(&[(ENVIRONMENT_LABEL, "other")], true));
-    }
-
-    #[test]
-    fn secrets_follow_accounts_roots_and_time() {
-        let mut plan = Plan::new(&settings());
-        let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
-        plan.namespace(Event::Apply(namespace("a", &[])));
-        plan.namespace(Event::Apply(namespace("off", &[(OVERRIDE_LABEL, "false")])));
-        plan.account(Event::Init);
-        plan.account(Event::InitApply(account("a", "one")));
-        plan.account(Event::InitApply(account("off", "one")));
-        plan.account(Event::InitDone);
-        assert!(plan.steps("root", now).is_empty(), "it may be there");
-        plan.secret(Event::InitDone);
-        assert_eq!(plan.steps("root", now), [write("a", "one")]);
-        assert!(plan.steps("root", now).is_empty());
-        assert_eq!(plan.steps("other root", now), [write("a", "one")]);
-        let late = now + Duration::from_secs(1801);
-        assert_eq!(plan.steps("other root", late), [write("a", "one")]);
-        // Tried in vain: again, as long as there is a reason.
-        plan.failed(write("a", "one"));
-        assert!(plan.has_failed());
-        assert_eq!(plan.steps("other root", late), [write("a", "one")]);
-        // Opted in: those that are there already get theirs.
-        plan.namespace(Event::Apply(namespace("off", &[])));
-        assert_eq!(plan.steps("other root", late), [write("off", "one")]);
-        plan.account(Event::Delete(account("a", "one")));
-        let gone = Step::Delete {
-            namespace: "a".to_owned(),
-            name: "istio.one".to_owned(),
-        };
-        assert_eq!(plan.steps("other root", late), [gone]);
-        plan.failed(write("a", "one"));
-        assert!(plan.steps("other root", late).is_empty());
-    }
-
-    #[test]
-    fn a_spoilt_or_deleted_secret_is_made_anew_and_a_strangers_is_left_alone() {
-        let mut plan = Plan::new(&settings());
-        let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
-        plan.namespace(Event::Apply(namespace("a", &[])));
-        plan.account(Event::Apply(account("a", "one")));
-        plan.secret(Event::InitDone);
-        assert_eq!(plan.steps("root", now).len(), 1);
-        let mut secret = Secret {
-            metadata: meta("a", "istio.one"),
-            data: Some([(CHAIN.to_owned(), ByteString(b"spoilt".to_vec()))].into()),
-            ..Secret::default()
-        };
-        secret
-            .annotations_mut()
-            .insert(ANNOTATION.to_owned(), "one".to_owned());
-        plan.secret(Event::Apply(secret.clone()));
-        assert_eq!(plan.steps("root", now), [write("a", "one")]);
-        plan.secret(Event::Delete(secret.clone()));
-        assert_eq!(plan.steps("root", now), [write("a", "one")]);
-        plan.account(Event::InitDone);
-        secret.metadata.name = Some("mine".to_owned());
-        secret
-            .annotations_mut()
-            .insert(ANNOTATION.to_owned(), "two".to_owned());
-        plan.secret(Event::Apply(secret));
-        assert!(plan.steps("root", now).is_empty());
     }
 }

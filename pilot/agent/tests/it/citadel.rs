@@ -79,6 +79,7 @@ impl Citadel {
             chain: leaf.pem().into_bytes(),
             key: own.serialize_pem().into_bytes(),
             roots: root.clone().into_bytes(),
+            ..Pem::default()
         };
         let tls = ServerTls::from_pem(&pem, ClientAuth::Optional, &["h2"]).unwrap();
         let listener = Listener::bind_text("127.0.0.1:0", "--test").await.unwrap();

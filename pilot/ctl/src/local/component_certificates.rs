@@ -1,6 +1,6 @@
 //! Certificates for the control plane's own channels (`global.controlPlaneSecurityEnabled`): Secrets `istio.ACCOUNT`, which a
 //! cluster's Citadel writes itself. Here the platform asks Citadel for them, as the account, and again when half of a life has
-//! passed or the roots have changed. Pods that mount them wait for them.
+//! passed, or the roots or what is revoked have changed. Pods that mount them wait for them.
 
 use std::{fs, net::SocketAddr, time::Duration};
 
@@ -11,7 +11,7 @@ use proto::istio::v1::auth::{
 use proto_component::{
     backoff::Backoff,
     grpc::{self, ClientOptions},
-    tls::{ClientTls, Pem, ServerIdentity},
+    tls::{CRLS, ClientTls, Pem, ServerIdentity},
 };
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::json;
@@ -31,22 +31,40 @@ const ACCOUNTS: &[&str] = &[
 const CITADEL: &str = "istio-citadel";
 const PORT: u64 = 8060;
 const DEADLINE: Duration = Duration::from_secs(5);
-/// How often the roots are looked at.
+/// How often Citadel's files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// What Citadel writes for others to trust.
+#[derive(Default, PartialEq)]
+struct Anchors {
+    roots: String,
+    /// Revocation lists; empty while nothing is revoked.
+    lists: String,
+}
 
 /// Keeps the Secrets, for ever; tokens are for `audience`.
 pub(crate) async fn keep(platform: Platform, audience: String) {
-    let file = platform.state.path("data/root/root-cert.pem");
+    let accounts = ACCOUNTS.iter();
+    let kept = accounts.map(|account| keep_one(&platform, &audience, account));
+    futures::future::join_all(kept).await;
+}
+
+async fn keep_one(platform: &Platform, audience: &str, account: &str) {
+    let folder = platform.state.path("data/root");
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
     let mut complaint = String::new();
-    let (mut roots, mut due) = (String::new(), Instant::now());
+    let (mut present, mut due) = (Anchors::default(), Instant::now());
     loop {
-        let current = fs::read_to_string(&file).unwrap_or_default();
+        let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
+        let current = Anchors {
+            lists: read(CRLS),
+            roots: read("root-cert.pem"),
+        };
         let mut wait = LOOK;
-        if current != roots || Instant::now() >= due {
-            match write_all(&platform, &audience, &current).await {
+        if current != present || Instant::now() >= due {
+            match write(platform, audience, account, &current).await {
                 Ok(life) => {
-                    (roots, due) = (current, Instant::now() + life / 2);
+                    (present, due) = (current, Instant::now() + life / 2);
                     backoff.reset();
                     complaint.clear();
                 }
@@ -55,7 +73,11 @@ pub(crate) async fn keep(platform: Platform, audience: String) {
                     // Once for each reason, not for each attempt.
                     let text = format!("{error:#}");
                     if text != complaint {
-                        tracing::info!(error = text, "no certificates for the control plane yet");
+                        tracing::info!(
+                            error = text,
+                            account,
+                            "no certificate for the control plane yet"
+                        );
                         complaint = text;
                     }
                 }
@@ -65,31 +87,37 @@ pub(crate) async fn keep(platform: Platform, audience: String) {
     }
 }
 
-/// New certificates for all accounts; the shortest of their lives.
-async fn write_all(platform: &Platform, audience: &str, roots: &str) -> anyhow::Result<Duration> {
-    anyhow::ensure!(!roots.is_empty(), "citadel's root is not there");
+/// A new certificate for an account (the one in use may be revoked); how long it lives.
+async fn write(
+    platform: &Platform,
+    audience: &str,
+    account: &str,
+    anchors: &Anchors,
+) -> anyhow::Result<Duration> {
+    anyhow::ensure!(!anchors.roots.is_empty(), "citadel's root is not there");
+    let key = Key::platform("Secret", NAMESPACE, &format!("istio.{account}"));
+    // Those it must have even if there are no more certificates for it.
+    platform.store.update(&key, |secret| {
+        secret["stringData"][CRLS] = anchors.lists.as_str().into();
+    });
     let address = admission::endpoint(platform, NAMESPACE, CITADEL, PORT)?;
-    let mut shortest = Duration::MAX;
-    for account in ACCOUNTS {
-        let subject = Subject {
-            namespace: NAMESPACE,
-            service_account: account,
-            pod: "biremectl",
-            pod_uid: "",
-        };
-        let token = platform.identity.token(&subject, audience)?;
-        let (roots, issue) = (roots.to_owned(), "component-certificate");
-        let issued = platform.node.run(issue, issue_one(address, roots, token));
-        let (data, life) = issued.await?;
-        let key = Key::platform("Secret", NAMESPACE, &format!("istio.{account}"));
-        let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "type": "istio.io/key-and-cert",
-            "metadata": {"name": key.name, "namespace": NAMESPACE}, "stringData": data,
-        });
-        platform.store.put(&key, secret);
-        shortest = shortest.min(life);
-    }
-    Ok(shortest)
+    let subject = Subject {
+        namespace: NAMESPACE,
+        service_account: account,
+        pod: "biremectl",
+        pod_uid: "",
+    };
+    let token = platform.identity.token(&subject, audience)?;
+    let issue = issue_one(address, anchors.roots.clone(), token);
+    let issued = platform.node.run("component-certificate", issue).await;
+    let (mut data, life) = issued?;
+    data[CRLS] = anchors.lists.as_str().into();
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "istio.io/key-and-cert",
+        "metadata": {"name": key.name, "namespace": NAMESPACE}, "stringData": data,
+    });
+    platform.store.put(&key, secret);
+    Ok(life)
 }
 
 /// A new key and its certificate, as files, and how long it lives.

@@ -1,14 +1,20 @@
 //! The serving side: our certificate, and what is asked of the client's.
 
-use super::{Pem, PemFiles, TlsError, certified_key, provider, root_store};
+use super::{
+    Pem, PemFiles, TlsError, certified_key, provider,
+    revocation::{Peers, Seat},
+    revocation_lists, root_store,
+};
 use arc_swap::ArcSwap;
 use rustls::{
     ServerConfig,
     server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::{CertifiedKey, SingleCertAndKey},
 };
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
+use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 /// What is asked of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +38,8 @@ pub struct ServerTls {
 struct Shape {
     client_auth: ClientAuth,
     alpn: Vec<Vec<u8>>,
+    /// Clients that are connected, for revocation lists to close.
+    peers: Arc<Peers>,
 }
 
 impl ServerTls {
@@ -66,6 +74,11 @@ impl ServerTls {
         TlsAcceptor::from(self.config.load_full())
     }
 
+    /// Takes a connection in on which a client has shown `chain`; none if it has shown nothing that could be revoked.
+    pub(crate) fn enter(&self, chain: Option<&[CertificateDer<'_>]>) -> Option<Seat> {
+        self.shape.peers.enter(chain)
+    }
+
     fn build(
         pem: &Pem,
         place: &str,
@@ -75,6 +88,7 @@ impl ServerTls {
         let shape = Shape {
             client_auth,
             alpn: alpn.iter().map(|name| name.as_bytes().to_vec()).collect(),
+            peers: Arc::default(),
         };
         let config = shape.config(pem, place)?;
         Ok(Self {
@@ -101,7 +115,15 @@ impl Shape {
             return Ok(Arc::new(NoClientAuth));
         }
         let roots = Arc::new(root_store(&pem.roots, place)?);
-        let builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
+        let lists = revocation_lists(&pem.crls, place)?;
+        // Before the new configuration is in force: a handshake by the former one still meets them when it enters.
+        self.peers
+            .revoke("client certificates", &parse(&lists, place)?);
+        let builder = WebPkiClientVerifier::builder_with_provider(roots, provider())
+            .with_crls(lists)
+            // There are no lists for the authorities above Citadel's, nor for others beside it.
+            .only_check_end_entity_revocation()
+            .allow_unknown_revocation_status();
         let builder = match self.client_auth {
             ClientAuth::Optional => builder.allow_unauthenticated(),
             ClientAuth::None | ClientAuth::Required => builder,
@@ -110,4 +132,21 @@ impl Shape {
             .build()
             .map_err(|error| TlsError::Roots(error.to_string()))
     }
+}
+
+fn parse(
+    lists: &[CertificateRevocationListDer<'_>],
+    place: &str,
+) -> Result<Arc<[CertRevocationList<'static>]>, TlsError> {
+    let parse = |list: &CertificateRevocationListDer<'_>| {
+        OwnedCertRevocationList::from_der(list).map(CertRevocationList::from)
+    };
+    lists
+        .iter()
+        .map(parse)
+        .collect::<Result<_, _>>()
+        .map_err(|error| TlsError::RevocationList {
+            place: place.to_owned(),
+            reason: error.to_string(),
+        })
 }

@@ -2,7 +2,8 @@
 
 use super::*;
 use rcgen::{
-    BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType, string::Ia5String,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer,
+    KeyIdMethod, KeyPair, RevokedCertParams, SanType, SerialNumber, string::Ia5String,
 };
 
 /// A certificate authority made for one test.
@@ -40,7 +41,33 @@ impl Authority {
                 .into_bytes(),
             key: key.serialize_pem().into_bytes(),
             roots: self.pem.clone().into_bytes(),
+            crls: Vec::new(),
         }
+    }
+
+    /// A list that revokes what was issued.
+    pub(crate) fn revoke(&self, issued: &[&Pem]) -> String {
+        let now = time::OffsetDateTime::now_utc();
+        let entry = |pem: &&Pem| {
+            let chain = certificates(&pem.chain, "memory").unwrap();
+            let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(leaf.raw_serial()),
+                revocation_time: now,
+                reason_code: None,
+                invalidity_date: None,
+            }
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now - time::Duration::days(2),
+            // Long ago: an old list is better than none, here as in sidecars.
+            next_update: now - time::Duration::days(1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: issued.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 }
 

@@ -3,7 +3,6 @@
 use super::{
     super::{
         resolver::Certificates,
-        revocation::Peers,
         secret::{KeyPair, Secret, SecretSlot, SecretSlots},
         ticket::{TicketKeys, Tickets},
         verify::{ClientVerifier, Verifier},
@@ -16,6 +15,7 @@ use proto::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, DownstreamTlsContext as Wire,
     downstream_tls_context::{OcspStaplePolicy, SessionTicketKeysType},
 };
+use proto_component::tls::revocation::Peers;
 use rustls::{
     ServerConfig,
     server::{NoServerSessionStorage, ServerSessionMemoryCache},

@@ -17,7 +17,7 @@ use webpki::{CertRevocationList, EndEntityCert};
 
 /// Everybody who has shown a certificate on a connection that is open.
 #[derive(Default)]
-pub(crate) struct Peers(Mutex<Inner>);
+pub struct Peers(Mutex<Inner>);
 
 #[derive(Default)]
 struct Inner {
@@ -37,7 +37,7 @@ struct Peer {
 }
 
 /// A connection's place among the open ones; it is left when this is dropped.
-pub(super) struct Seat {
+pub struct Seat {
     peers: Arc<Peers>,
     id: u64,
     peer: Arc<Peer>,
@@ -45,7 +45,7 @@ pub(super) struct Seat {
 
 impl Peers {
     /// Takes a connection in whose peer has shown `chain`; none if it has shown nothing that could be revoked.
-    pub(super) fn enter(self: &Arc<Self>, chain: Option<&[CertificateDer<'_>]>) -> Option<Seat> {
+    pub fn enter(self: &Arc<Self>, chain: Option<&[CertificateDer<'_>]>) -> Option<Seat> {
         let leaf = EndEntityCert::try_from(chain?.first()?).ok()?;
         let peer = Arc::new(Peer {
             serial: leaf.serial().into(),
@@ -69,7 +69,7 @@ impl Peers {
     }
 
     /// Puts the lists of a secret in force, and closes what they name.
-    pub(super) fn revoke(&self, secret: &str, lists: &Arc<[CertRevocationList<'static>]>) {
+    pub fn revoke(&self, secret: &str, lists: &Arc<[CertRevocationList<'static>]>) {
         let mut inner = self.0.lock();
         if lists.is_empty() {
             inner.lists.remove(secret);
@@ -103,13 +103,13 @@ impl Peer {
 
 impl Seat {
     /// An error once the peer's certificate is revoked; until then whoever reads is woken when that happens.
-    pub(super) fn check(&self, context: &Context<'_>) -> io::Result<()> {
+    pub fn check(&self, context: &Context<'_>) -> io::Result<()> {
         self.peer.reader.register(context.waker());
         self.check_now()
     }
 
     /// The same without waiting for it.
-    pub(super) fn check_now(&self) -> io::Result<()> {
+    pub fn check_now(&self) -> io::Result<()> {
         if self.peer.is_revoked.load(Ordering::Acquire) {
             return Err(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
