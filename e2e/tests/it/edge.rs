@@ -2,6 +2,7 @@
 //! gateway, the control plane's own channels under mutual TLS and without those who are revoked, and the change of the root
 //! while traffic flows.
 
+mod brief;
 mod egress;
 mod ingress;
 mod revoked;
@@ -48,8 +49,8 @@ impl Stage {
             tokens: Tokens::new("https://edge.test"),
         };
         stage.scene.apply(&stage.manifests()).await;
-        // A server, a client, one without a sidecar, and the server outside.
-        stage.scene.are_ready(4).await;
+        // Servers and clients with a sidecar, a client without one, and the server outside.
+        stage.scene.are_ready(6).await;
         stage
     }
 
@@ -61,6 +62,7 @@ impl Stage {
         text += &scene::server("app", "default", "STRICT", None);
         text += &scene::client("auto", None);
         text += &scene::client("outside", None);
+        text += &brief::manifests();
         text += &self.credential("a", &self.a.host("a.test"), None);
         text += &self.credential("b", &self.b.host("b.test"), None);
         let mutual = self.b.host("mutual.test");
@@ -118,6 +120,10 @@ async fn the_edge_holds_while_the_root_changes() {
         ),
         ("ingress", ingress::holds(&stage).boxed_local()),
         ("egress", egress::holds(&stage).boxed_local()),
+        (
+            "brief",
+            brief::outlives_its_certificates(&stage).boxed_local(),
+        ),
     ];
     all_hold(parts).await;
     revoked::are_refused(&stage).await;
