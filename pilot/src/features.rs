@@ -30,6 +30,9 @@ pub struct Features {
     /// How long the entry of a machine that has registered itself outlives its last stream.
     #[arg(long, env = "PILOT_WORKLOAD_ENTRY_GRACE_PERIOD", default_value = "10s", value_parser = parse_duration, hide = true)]
     pub workload_entry_grace_period: Duration,
+    /// How often the keys of token issuers that are known are fetched again.
+    #[arg(long, env = "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", default_value = "20m", value_parser = parse_duration, hide = true)]
+    pub jwt_pub_key_refresh_interval: Duration,
     /// This replica's name: the pod's.
     #[arg(long, env = "POD_NAME", default_value = "istio-pilot", hide = true)]
     pub pod_name: String,

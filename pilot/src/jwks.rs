@@ -16,8 +16,6 @@ use tokio::time::Instant;
 
 mod fetch;
 
-/// How often keys that are known are fetched again.
-const REFRESH: Duration = Duration::from_secs(20 * 60);
 /// Delays after failures.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How often the task looks what is due.
@@ -80,12 +78,16 @@ pub struct Counters {
     pub failure: prometheus::IntCounter,
 }
 
-/// Starts the task; say what is wanted, and take what was fetched.
+/// Starts the task; say what is wanted, and take what was fetched, again each time `refresh` has passed.
 #[must_use]
-pub fn start(counters: Counters, drain: Drain) -> (watch::Sender<Wanted>, mpsc::Receiver<Fetched>) {
+pub fn start(
+    refresh: Duration,
+    counters: Counters,
+    drain: Drain,
+) -> (watch::Sender<Wanted>, mpsc::Receiver<Fetched>) {
     let (wanted, follow) = watch::channel(Wanted::new());
     let (found, fetched) = mpsc::channel(16);
-    task::spawn("jwks", run(follow, found, counters, drain));
+    task::spawn("jwks", run(refresh, follow, found, counters, drain));
     (wanted, fetched)
 }
 
@@ -97,6 +99,7 @@ struct Due {
 }
 
 async fn run(
+    refresh: Duration,
     mut follow: watch::Receiver<Wanted>,
     found: mpsc::Sender<Fetched>,
     counters: Counters,
@@ -105,7 +108,7 @@ async fn run(
     let mut due: BTreeMap<KeySource, Due> = BTreeMap::new();
     let mut running = JoinSet::new();
     loop {
-        let wait = if due.is_empty() { REFRESH } else { TICK };
+        let wait = if due.is_empty() { refresh } else { TICK };
         tokio::select! {
             () = drain.signaled() => return,
             changed = follow.changed() => {
@@ -125,7 +128,12 @@ async fn run(
                 }
             }
             Some(Ok((source, outcome))) = running.join_next(), if !running.is_empty() => {
-                if finish(&mut due, source, outcome, &found, &counters).await.is_err() {
+                let Some(state) = due.get_mut(&source) else {
+                    continue;
+                };
+                let keys = state.finish(&source, outcome, refresh, &counters);
+                let fetched = keys.map(|keys| Fetched { source, keys });
+                if let Some(fetched) = fetched && found.send(fetched).await.is_err() {
                     return;
                 }
             }
@@ -140,35 +148,35 @@ async fn run(
                     (source, outcome)
                 });
             }
-            state.at = now + REFRESH;
+            state.at = now + refresh;
         }
     }
 }
 
-async fn finish(
-    due: &mut BTreeMap<KeySource, Due>,
-    source: KeySource,
-    outcome: Result<String, String>,
-    found: &mpsc::Sender<Fetched>,
-    counters: &Counters,
-) -> Result<(), mpsc::error::SendError<Fetched>> {
-    let Some(state) = due.get_mut(&source) else {
-        return Ok(());
-    };
-    state.is_running = false;
-    match outcome {
-        Ok(keys) => {
-            counters.success.inc();
-            state.backoff.reset();
-            state.at = Instant::now() + REFRESH;
-            found.send(Fetched { source, keys }).await
-        }
-        Err(error) => {
-            counters.failure.inc();
-            let delay = state.backoff.next_delay();
-            state.at = Instant::now() + delay;
-            tracing::warn!(target: "model", ?source, error, retry = ?delay, "keys cannot be fetched");
-            Ok(())
+impl Due {
+    /// A fetch has ended: its keys, and when the next one is due.
+    fn finish(
+        &mut self,
+        source: &KeySource,
+        outcome: Result<String, String>,
+        refresh: Duration,
+        counters: &Counters,
+    ) -> Option<String> {
+        self.is_running = false;
+        match outcome {
+            Ok(keys) => {
+                counters.success.inc();
+                self.backoff.reset();
+                self.at = Instant::now() + refresh;
+                Some(keys)
+            }
+            Err(error) => {
+                counters.failure.inc();
+                let delay = self.backoff.next_delay();
+                self.at = Instant::now() + delay;
+                tracing::warn!(target: "model", ?source, error, retry = ?delay, "keys cannot be fetched");
+                None
+            }
         }
     }
 }

@@ -39,7 +39,7 @@ pub struct Server {
     pub tcp: Vec<u16>,
     /// Ports for an external authorizer.
     pub check: Vec<u16>,
-    /// Bodies by path, instead of what was asked. `?after=N` makes any answer wait for so many milliseconds.
+    /// Bodies by path, instead of what was asked; after an `@`, the file that has it. `?after=N` makes any answer wait for so many milliseconds.
     pub files: Vec<(String, String)>,
     /// Said in every answer that tells what was asked, if there is a name.
     pub name: String,
@@ -154,7 +154,10 @@ impl Server {
         }
         let fixed = self.files.iter().find(|(name, _)| name == path);
         let text = match fixed {
-            Some((_, text)) => text.clone(),
+            Some((_, text)) => match text.strip_prefix('@') {
+                Some(file) => std::fs::read_to_string(file).unwrap_or_default(),
+                None => text.clone(),
+            },
             None if path == SEEN => self.seen.tell(),
             None => self.describe(&request),
         };

@@ -3,8 +3,8 @@
 //!
 //! [`matrix`]: server modes × clients × protocols, with our proxy and a real Envoy on either side. [`policies`]: who may ask for
 //! what, and forged headers. [`paths`]: one path in many spellings. [`certificates`]: certificates that are not good, and
-//! revocation. [`naming`]: a server with somebody else's certificate. [`matchers`]: every matcher of a policy. [`levels`]: of mesh,
-//! namespace, workload and port. [`keys`]: those of token issuers. [`checks`]: what others decide, and policies that only look on.
+//! revocation. [`naming`]: a server with somebody else's certificate. [`matchers`]: every matcher
+//! of a policy. [`levels`]: of mesh, namespace, workload and port. [`keys`]: those of token issuers. [`checks`]: what others decide, and policies that only look on.
 //! [`pages`]: what debug pages and files give away. [`reload`]: another plugged-in CA.
 
 mod certificates;
@@ -44,7 +44,8 @@ const SERVERS: &[(&str, &str)] = &[
     ("app", "PERMISSIVE"),
 ];
 const SETTINGS: &str = "mixer.policy.enabled=false,mixer.telemetry.enabled=false,\
-    gateways.istio-egressgateway.enabled=false,security.selfSigned=false";
+    gateways.istio-egressgateway.enabled=false,security.selfSigned=false,\
+    pilot.env.PILOT_JWT_PUB_KEY_REFRESH_INTERVAL=2s";
 
 /// The mesh and what the test knows of it.
 struct Stage {
@@ -58,6 +59,8 @@ struct Stage {
     shared: Tokens,
     /// Where the plugged-in CA's files are.
     plugged_in: TempDir,
+    /// What an issuer outside publishes, where pods see it.
+    published: TempDir,
 }
 
 impl Deref for Stage {
@@ -83,6 +86,7 @@ impl Stage {
             fetched: Tokens::new("https://fetched.test"),
             shared: Tokens::new("https://shared.test"),
             plugged_in: folder,
+            published: published(),
         };
         stage.apply(&stage.manifests(envoy)).await;
         let (servers, clients) = (SERVERS.len() * 2 - 1, CLIENTS.len() + ENVOY_CLIENTS.len());
@@ -101,7 +105,12 @@ impl Stage {
         for name in namespaces.chain(with_envoy.iter().cloned()) {
             text += &scene::namespace(&name, true);
         }
-        let keys = format!("'--file=/jwks.json={}'", self.fetched.jwks());
+        let file = self.published.path().join("jwks.json");
+        let keys = format!(
+            "'--file=/jwks.json={}', '--file=/published.json=@{}'",
+            self.fetched.jwks(),
+            file.display()
+        );
         text += &include_str!("../security/workloads.yaml").replace("{{keys}}", &keys);
         for (name, mode) in SERVERS {
             if *name == "app" {
@@ -129,6 +138,14 @@ impl Stage {
             .replace("{{rsa}}", &rsa.jwks())
             .replace("{{shared}}", &self.shared.jwks())
     }
+}
+
+/// A folder that every pod sees.
+fn published() -> TempDir {
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let readable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&folder, readable).unwrap();
+    folder
 }
 
 /// The Envoy of `$ENVOY`, where every pod's user may run it.

@@ -6,6 +6,8 @@ use proto_component::drain;
 
 use super::*;
 
+const REFRESH: Duration = Duration::from_secs(20 * 60);
+
 fn counters() -> Counters {
     let counter = |name: &str| prometheus::IntCounter::new(name, "test").unwrap();
     Counters {
@@ -33,7 +35,7 @@ async fn fetching(router: impl FnOnce(&str) -> Router) -> Fetching {
     );
     let (trigger, drain) = drain::channel();
     let counters = counters();
-    let (wanted, fetched) = start(counters.clone(), drain);
+    let (wanted, fetched) = start(REFRESH, counters.clone(), drain);
     Fetching {
         base,
         counters,

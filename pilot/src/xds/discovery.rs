@@ -240,8 +240,11 @@ pub async fn run(
         discovery.features.debounce_after,
         discovery.features.debounce_max,
     );
-    let (wanted_keys, mut fetched_keys) =
-        jwks::start(discovery.metrics.jwks.clone(), drain.clone());
+    let (wanted_keys, mut fetched_keys) = jwks::start(
+        discovery.features.jwt_pub_key_refresh_interval,
+        discovery.metrics.jwks.clone(),
+        drain.clone(),
+    );
     let machines = Arc::clone(&discovery);
     let mut task = Task {
         cluster: discovery.features.cluster_id.as_str().into(),
