@@ -3,9 +3,9 @@
 //!
 //! [`matrix`]: server modes × clients × protocols, with our proxy and a real Envoy on either side. [`policies`]: who may ask for
 //! what, and forged headers. [`paths`]: one path in many spellings. [`certificates`]: certificates that are not good, and
-//! revocation. [`naming`]: a server with somebody else's certificate. [`matchers`]: every matcher
-//! of a policy. [`levels`]: of mesh, namespace, workload and port. [`keys`]: those of token issuers. [`checks`]: what others decide, and policies that only look on.
-//! [`pages`]: what debug pages and files give away. [`reload`]: another plugged-in CA.
+//! revocation. [`naming`]: a server with somebody else's certificate. [`mounted`]: certificates in files. [`matchers`]: every matcher
+//! of a policy. [`levels`]: of mesh, namespace, workload and port. [`keys`]: those of token issuers. [`checks`]: what others decide,
+//! and policies that only look on. [`pages`]: what debug pages and files give away. [`reload`]: another plugged-in CA.
 
 mod certificates;
 mod checks;
@@ -13,6 +13,7 @@ mod keys;
 mod levels;
 mod matchers;
 mod matrix;
+mod mounted;
 mod naming;
 mod pages;
 mod paths;
@@ -90,8 +91,8 @@ impl Stage {
         };
         stage.apply(&stage.manifests(envoy)).await;
         let (servers, clients) = (SERVERS.len() * 2 - 1, CLIENTS.len() + ENVOY_CLIENTS.len());
-        // And one client without a sidecar, the server of keys and the one with another's name.
-        stage.are_ready(servers + clients + 3).await;
+        // And one client without a sidecar, the server of keys, the one with another's name, and two with certificates in files.
+        stage.are_ready(servers + clients + 5).await;
         stage
     }
 
@@ -133,6 +134,7 @@ impl Stage {
         text += include_str!("../security/policies.yaml");
         text += &checks::manifests();
         text += &naming::manifests(self);
+        text += &mounted::manifests(self, envoy);
         let (rsa, _) = Tokens::rsa("https://rsa.test");
         text.replace("{{jwks}}", &self.inline.jwks())
             .replace("{{rsa}}", &rsa.jwks())
@@ -186,6 +188,7 @@ async fn nobody_gets_through_who_should_not() {
         ("paths", paths::hold(&stage).boxed_local()),
         ("certificates", certificates::hold(&stage).boxed_local()),
         ("naming", naming::holds(&stage).boxed_local()),
+        ("mounted", mounted::lives_from_files(&stage).boxed_local()),
         ("matchers", matchers::hold(&stage).boxed_local()),
         ("levels", levels::hold(&stage).boxed_local()),
         ("keys", keys::hold(&stage).boxed_local()),

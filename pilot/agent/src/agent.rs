@@ -23,6 +23,7 @@ use crate::dns::{self, discovery::NameSource, forward::Resolvers};
 use crate::drain::Termination;
 use crate::health::Prober;
 use crate::in_process;
+use crate::mounted;
 use crate::node::{Node, Surroundings};
 use crate::offload;
 use crate::rotation::{self, Grace, Rotation};
@@ -137,6 +138,11 @@ impl Agent {
             "credentials",
             credentials::follow(cache.clone(), process.drain.clone()),
         );
+        if self.args.features.file_mounted_certs {
+            let (folder, drain) = (mounted::FOLDER.into(), process.drain.clone());
+            task::spawn("mounted", mounted::follow(folder, cache.clone(), drain));
+            return Ok(cache);
+        }
         if self.args.ca_address.is_empty() {
             tracing::warn!(target: "ca", "no --caAddress: this proxy has no certificate of its own");
             return Ok(cache);

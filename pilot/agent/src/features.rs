@@ -79,6 +79,9 @@ pub struct Features {
     /// Spread of that share, so that proxies do not come back together.
     #[arg(long = "env-grace-jitter", hide = true, env = "SECRET_GRACE_PERIOD_RATIO_JITTER", default_value_t = 0.05, value_parser = parse_ratio)]
     pub secret_grace_period_ratio_jitter: f64,
+    /// The certificate is in files, which somebody else keeps; nothing is asked of Citadel.
+    #[arg(long = "env-file-mounted-certs", hide = true, env = "FILE_MOUNTED_CERTS", default_value_t = false, action = clap::ArgAction::Set)]
+    pub file_mounted_certs: bool,
     /// Answer the application's name queries, with the names of the mesh among them.
     #[arg(long = "env-dns-capture", hide = true, env = "ISTIO_META_DNS_CAPTURE", default_value_t = false, action = clap::ArgAction::Set)]
     pub dns_capture: bool,

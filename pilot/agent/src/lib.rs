@@ -1,8 +1,8 @@
 //! The process in the pod: `pilot-agent`.
 //!
 //! Flow: [`args`], [`features`] → [`settings`] and [`node`] → [`bootstrap`] → token → [`citadel_client`] (CSR) →
-//! [`rotation`] (certificates) and [`trust`] (roots, revocations) fill the [`secret_cache`] → [`sds`] serves it to the proxy over a Unix socket. [`agent`] starts them all, then the
-//! proxy: `in_process`, or another program under the [`supervisor`]. Beside them [`status`] (probes), [`dns`] (names), [`mod@drain`], [`request`].
+//! [`rotation`] (certificates) and [`trust`] (roots, revocations), or [`mounted`] (both, from files), fill the [`secret_cache`] →
+//! [`sds`] serves it to the proxy over a Unix socket. [`agent`] starts them all, then the proxy: `in_process`, or another program under the [`supervisor`]. Beside them [`status`] (probes), [`dns`] (names), [`mod@drain`], [`request`].
 //!
 //! - What the proxy is told at its start: `bootstrap/`.
 //! - Another source of secrets: fill [`secret_cache`].
@@ -19,6 +19,7 @@ pub mod drain;
 pub mod features;
 pub mod health;
 mod in_process;
+pub mod mounted;
 pub mod node;
 pub mod offload;
 pub mod program;

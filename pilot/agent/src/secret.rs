@@ -170,8 +170,14 @@ impl Anchors {
 
     /// Checks what Citadel has pushed.
     pub fn new(context: &CertificateValidationContext) -> Result<Self, InvalidSecret> {
-        let roots = text(context.trusted_ca.as_ref())?;
-        let crls = text(context.crl.as_ref())?;
+        Self::from_pem(
+            text(context.trusted_ca.as_ref())?,
+            text(context.crl.as_ref())?,
+        )
+    }
+
+    /// Checks roots and revocation lists, PEM.
+    pub fn from_pem(roots: String, crls: String) -> Result<Self, InvalidSecret> {
         let mut subjects = Vec::new();
         for der in CertificateDer::pem_slice_iter(roots.as_bytes()) {
             let der = der.map_err(|_| InvalidSecret::Anchors("a root is no PEM"))?;

@@ -282,7 +282,7 @@ fn identity(namespace: &str) -> String {
 }
 
 /// The serial number of the certificate of the client of a namespace, as its proxy says.
-async fn in_use(stage: &Stage, namespace: &str) -> String {
+pub(super) async fn in_use(stage: &Stage, namespace: &str) -> String {
     let request = ["pilot-agent", "request", "GET", "/certs"];
     let shown: Value = serde_json::from_str(&stage.in_proxy(namespace, &request).await).unwrap();
     let entries = shown["certificates"].as_array().into_iter().flatten();

@@ -6,6 +6,7 @@ mod binary;
 mod citadel;
 mod envoy;
 mod health;
+mod mounted;
 mod patches;
 mod pilot;
 mod rotation;

@@ -18,7 +18,7 @@ const GRACE: Grace = Grace {
     jitter: 0.05,
 };
 
-fn client(citadel: &Citadel) -> CitadelClient {
+pub(crate) fn client(citadel: &Citadel) -> CitadelClient {
     CitadelClient {
         address: citadel.address.clone(),
         server_name: String::new(),
@@ -29,7 +29,7 @@ fn client(citadel: &Citadel) -> CitadelClient {
     }
 }
 
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let waiting = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -41,7 +41,7 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     );
 }
 
-fn serial(cache: &SecretCache) -> Option<String> {
+pub(crate) fn serial(cache: &SecretCache) -> Option<String> {
     (*cache.workload())
         .as_ref()
         .map(|workload| workload.serial.clone())
