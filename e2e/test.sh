@@ -128,7 +128,7 @@ if wanted test || wanted charts || wanted parity || wanted mesh || wanted h2spec
 fi
 if wanted test; then
     tests "unit and integration tests" cargo test --workspace --locked --no-fail-fast
-    # `scale` is a measurement, see e2e/bench/proxy_config.sh; `kubernetes` needs a cluster in $KUBECONFIG.
+    # `scale` is a measurement, see e2e/bench/proxy load; `kubernetes` needs a cluster in $KUBECONFIG.
     tests "tests that need root, curl, h2load, Redis, grpcio or a real Envoy" \
         cargo test --workspace --locked --no-fail-fast --lib --bins --test it -- --ignored --skip scale --skip kubernetes --test-threads=1
 fi

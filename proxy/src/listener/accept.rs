@@ -261,12 +261,13 @@ fn spawn_tcp(
     };
     admission.seat = seat;
     let (worker, listeners, listener) = (worker.clone(), listeners.clone(), listener.clone());
-    tokio::task::spawn_local(async move {
+    // Spawning moves a future several times, and this one is large.
+    tokio::task::spawn_local(Box::pin(async move {
         // Latency matters more than packets here; failure is harmless.
         let _ = stream.set_nodelay(true);
         let served = serve_tcp(worker, &listeners, listener, stream, remote, admission);
         if let Err(error) = served.await {
             tracing::debug!(target: "connection", %remote, %error, "connection ended early");
         }
-    });
+    }));
 }

@@ -1,7 +1,7 @@
 //! Listening sockets, one a worker.
 
 use super::options::SocketOptions;
-use crate::wire::AnyAddress;
+use crate::{transport::unpace, wire::AnyAddress};
 use proto::envoy::config::core::v3::socket_option::SocketState;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
@@ -76,6 +76,7 @@ fn bind_tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<std::net
             socket.set_freebind_v6(true)?;
         }
     }
+    unpace(&socket, address.ip());
     options.apply(&socket, SocketState::StatePrebind)?;
     socket.bind(&address.into())?;
     options.apply(&socket, SocketState::StateBound)?;

@@ -1,7 +1,10 @@
-//! Frames gathered into few writes: HTTP/2's codec writes every larger DATA frame by itself, which costs a system call and a wake
-//! of the peer for each. Between the codec and the stream stands a buffer that goes out when it is full, or when the connection's
-//! task has nothing more to do for now ([`Cork::poll`]).
+//! Frames gathered into few calls of the system: HTTP/2's codec writes every larger DATA frame by itself and reads hardly more than
+//! one at once, which costs a system call for each, and a wake of the peer. Between the codec and the stream stand two buffers: one
+//! goes out when it is full, or when the connection's task has nothing more to do for now ([`Cork::poll`]); the other takes what
+//! came with a frame that filled the codec's own. When it was full, the tasks that got its frames have their turn before more is
+//! read: they find them in the processor's cache.
 
+use super::spare;
 use std::{
     cell::RefCell,
     io::{self, IoSlice},
@@ -10,11 +13,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
 
 /// What is gathered at most.
-const MOST: usize = 64 << 10;
-/// A larger buffer is given back when it is empty: an idle connection holds no more.
-const KEPT: usize = 4 << 10;
+const MOST: usize = spare::SIZE;
 
 /// The stream as the codec sees it.
 pub(crate) struct Corked<S>(Rc<RefCell<Gathered<S>>>);
@@ -24,6 +26,7 @@ pub(crate) struct Cork<S>(Rc<RefCell<Gathered<S>>>);
 
 struct Gathered<S> {
     stream: S,
+    /// What waits to go out; without memory when that is nothing.
     buffer: Vec<u8>,
     /// How much of the buffer has gone out.
     written: usize,
@@ -33,6 +36,13 @@ struct Gathered<S> {
     is_corked: bool,
     /// Writing failed; the codec hears of it when it next writes or flushes.
     failed: Option<io::ErrorKind>,
+    /// What was read ahead of the codec, and how much of it the codec has taken.
+    ahead: Vec<u8>,
+    taken: usize,
+    /// The codec's buffer was too small for what was there.
+    has_more: bool,
+    /// Others have their turn before more is read.
+    is_turn_over: bool,
 }
 
 impl<S> Corked<S> {
@@ -45,6 +55,10 @@ impl<S> Corked<S> {
             is_flushed: true,
             is_corked: false,
             failed: None,
+            ahead: Vec::new(),
+            taken: 0,
+            has_more: false,
+            is_turn_over: false,
         }));
         (Self(gathered.clone()), Cork(gathered))
     }
@@ -91,10 +105,7 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
             self.is_flushed = false;
         }
         self.written = 0;
-        if self.buffer.capacity() > KEPT {
-            self.buffer = Vec::new();
-        }
-        self.buffer.clear();
+        spare::give(&mut self.buffer);
         if !self.is_flushed {
             ready!(Pin::new(&mut self.stream).poll_flush(context))?;
             self.is_flushed = true;
@@ -111,6 +122,7 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
         if self.buffer.len() >= MOST || self.failed.is_some() {
             ready!(self.poll_drain(context))?;
         }
+        spare::take(&mut self.buffer);
         let before = self.buffer.len();
         for slice in bytes {
             let room = MOST - self.buffer.len();
@@ -121,13 +133,63 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> Gathered<S> {
+    /// Reads what the codec has room for.
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            if std::mem::take(&mut self.is_turn_over) {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if !self.has_more {
+                ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+                self.has_more = buffer.remaining() == 0;
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_ahead(context))?;
+        }
+        let rest = &self.ahead[self.taken..];
+        let count = rest.len().min(buffer.remaining());
+        buffer.put_slice(&rest[..count]);
+        self.taken += count;
+        if self.taken == self.ahead.len() {
+            self.taken = 0;
+            spare::give(&mut self.ahead);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads what there is; nothing at the end.
+    fn poll_ahead(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        spare::take(&mut self.ahead);
+        let read = poll_read_buf(Pin::new(&mut self.stream), context, &mut self.ahead);
+        self.has_more = matches!(read, Poll::Ready(Ok(spare::SIZE)));
+        self.is_turn_over = self.has_more;
+        if self.ahead.is_empty() {
+            spare::give(&mut self.ahead);
+        }
+        read.map_ok(drop)
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Corked<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.borrow_mut().stream).poll_read(context, buffer)
+        self.0.borrow_mut().poll_read(context, buffer)
+    }
+}
+
+impl<S> Drop for Gathered<S> {
+    fn drop(&mut self) {
+        spare::give(&mut self.buffer);
+        spare::give(&mut self.ahead);
     }
 }
 
@@ -235,6 +297,30 @@ mod tests {
         count.unwrap();
         assert_eq!(seen, bytes);
         assert_eq!(corked.0.borrow().buffer.capacity(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_a_full_buffer_leaves_is_read_at_once_in_turns_and_in_order() {
+        let (mut far, near) = tokio::io::duplex(MOST * 4);
+        let (mut corked, _cork) = Corked::new(near);
+        let bytes: Vec<u8> = (0..MOST * 3).map(|index| (index % 251) as u8).collect();
+        far.write_all(&bytes).await.unwrap();
+        drop(far);
+        let mut seen = vec![0; 1000];
+        corked.read_exact(&mut seen).await.unwrap();
+        assert_eq!(corked.0.borrow().ahead.len(), 0);
+        seen.resize(1010, 0);
+        corked.read_exact(&mut seen[1000..]).await.unwrap();
+        assert_eq!(corked.0.borrow().ahead.len(), MOST);
+        seen.resize(1000 + MOST, 0);
+        corked.read_exact(&mut seen[1010..]).await.unwrap();
+        let mut next = [0; 1];
+        let mut context = Context::from_waker(Waker::noop());
+        let turn = Pin::new(&mut corked).poll_read(&mut context, &mut ReadBuf::new(&mut next));
+        assert!(turn.is_pending());
+        corked.read_to_end(&mut seen).await.unwrap();
+        assert_eq!(seen, bytes);
+        assert_eq!(corked.0.borrow().ahead.capacity(), 0);
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use super::{Cluster, Host, HostAddress, circuit_breaker::Guard, cluster_config::
 use crate::{
     listener::{TlsInfo, UpstreamSource},
     stats::Scope,
-    transport::{AlpnFallback, ClientAddresses, RawStream, TlsPeer, UpstreamStream},
+    transport::{AlpnFallback, ClientAddresses, RawStream, TlsPeer, UpstreamStream, unpace},
 };
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -318,6 +318,7 @@ fn bound_socket(
         Type::STREAM.nonblocking().cloexec(),
         Some(Protocol::TCP),
     )?;
+    unpace(&socket, address.ip());
     // The client's own address: the answers come back here only where routing and marks see to it.
     if let Some(client) = client.filter(|client| client.address.is_ipv4() == address.is_ipv4()) {
         if address.is_ipv4() {

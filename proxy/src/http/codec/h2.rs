@@ -96,7 +96,9 @@ async fn run(
     {
         match accepted {
             Ok((request, respond)) => {
-                tokio::task::spawn_local(serve_stream::serve(connection.clone(), request, respond));
+                let stream = serve_stream::serve(connection.clone(), request, respond);
+                // Spawning moves a future eight times, and this one is large.
+                tokio::task::spawn_local(Box::pin(stream));
                 if connection.is_unhealthy() {
                     // Streams that run go on; the client is told to open no more.
                     http2.graceful_shutdown();
