@@ -26,8 +26,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use futures::future::LocalBoxFuture;
-use proto_mesh::attribute::dictionary;
 use proto_mesh::attribute::record::{Base, Record};
+use proto_mesh::attribute::word::Vocabulary;
+use proto_mesh::attribute::{Attributes, dictionary};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -74,6 +75,8 @@ pub(crate) struct Client {
     calls: Cell<u64>,
     /// Batches on their way, and their size in bytes.
     reports_in_flight: Cell<(usize, usize)>,
+    /// The words of all records.
+    vocabulary: Rc<Vocabulary>,
     /// For requests to come.
     records: RefCell<Vec<Rc<Record>>>,
     /// Another client has taken its place.
@@ -134,6 +137,7 @@ impl Client {
             id: uuid::Uuid::new_v4(),
             calls: Cell::new(0),
             reports_in_flight: Cell::new((0, 0)),
+            vocabulary: Rc::default(),
             records: RefCell::default(),
             is_closed: Cell::new(false),
             transport,
@@ -227,6 +231,11 @@ impl Client {
         }
     }
 
+    /// What many records share.
+    pub(crate) fn base(&self, attributes: &Attributes) -> Rc<Base> {
+        Base::new(attributes, &self.vocabulary)
+    }
+
     /// An empty record on `base`.
     pub(crate) fn record(&self, base: &Rc<Base>) -> Rc<Record> {
         let Some(mut record) = self.records.borrow_mut().pop() else {
@@ -238,9 +247,14 @@ impl Client {
     }
 
     /// Takes back a record that is no longer needed, for another request.
-    pub(crate) fn recycle(&self, record: Rc<Record>) {
+    pub(crate) fn recycle(&self, mut record: Rc<Record>) {
         let mut records = self.records.borrow_mut();
-        if records.len() < MAX_RECORDS && Rc::strong_count(&record) == 1 && record.is_small() {
+        if records.len() < MAX_RECORDS
+            && let Some(unshared) = Rc::get_mut(&mut record)
+            && unshared.is_small()
+        {
+            // Words that nobody else has go at once.
+            unshared.clear();
             records.push(record);
         }
     }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::listener::{ConnectionInfo, TlsInfo};
 use crate::router::SelectedRoute;
 use crate::tracing::{Reason, Span};
+use crate::upstream::{Host, HostAddress};
 
 pub(crate) use response_flag::{ResponseFlag, ResponseFlags};
 
@@ -81,6 +82,8 @@ pub(crate) struct UpstreamInfo {
     pub(crate) cluster: Option<Arc<str>>,
     /// The chosen host's address as text.
     pub(crate) host: Option<Arc<str>>,
+    /// The same, unless it is a Unix socket.
+    pub(crate) address: Option<SocketAddr>,
     /// The chosen host's host name (DNS clusters).
     pub(crate) host_name: Option<Arc<str>>,
     /// Our end of the upstream connection.
@@ -98,6 +101,17 @@ pub(crate) struct UpstreamInfo {
 /// Metadata by filter name. A stream has few of them, so a list is quickest.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct DynamicMetadata(Vec<(Cow<'static, str>, Struct)>);
+
+impl UpstreamInfo {
+    /// Notes that this host was chosen.
+    pub(crate) fn set_host(&mut self, host: &Host) {
+        self.host = Some(host.address_text.clone());
+        self.address = match host.address {
+            HostAddress::Socket(address) => Some(address),
+            HostAddress::Pipe(_) => None,
+        };
+    }
+}
 
 impl StreamInfo {
     /// A stream that begins now on `connection`.

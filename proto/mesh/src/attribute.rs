@@ -1,20 +1,22 @@
 //! Mixer's attributes: typed values by name, as the proxy's client and the Mixer server exchange them.
 //!
 //! [`dictionary`] (words both sides know) → [`codec`] (compressed wire form) ↔ [`bag`] (attributes in memory).
-//! The server reads a message in place ([`wire`]; [`ValueRef`] borrows from it); the client collects a [`record`] of each request
-//! and writes its reports as they travel ([`report`]). [`Attributes`] are for those who have few of them, or time.
+//! The server reads a message in place ([`wire`]; [`ValueRef`] borrows from it); the client collects a [`record`] of each request,
+//! out of [`word`]s, and writes its reports as they travel ([`report`]). [`Attributes`] are for those who have few of them, or time.
 
 pub mod bag;
+mod buffer;
 pub mod codec;
 pub mod dictionary;
 mod name;
 pub mod record;
 pub mod report;
 pub mod wire;
+pub mod word;
 
 use std::fmt;
 
-pub use bag::{Attributes, MapRef, Value, ValueRef};
+pub use bag::{Attributes, MapRef, TextMap, Value, ValueRef};
 pub use name::{Known, Name};
 
 /// The declared type of an attribute (`istio.policy.v1beta1.ValueType`).

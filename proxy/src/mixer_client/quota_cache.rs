@@ -349,6 +349,8 @@ mod tests {
     use proto_mesh::attribute::Attributes;
     use proto_mesh::attribute::record::Base;
 
+    use std::rc::Rc;
+
     use super::*;
 
     fn one() -> Requirement {
@@ -360,7 +362,7 @@ mod tests {
 
     /// Charges `count` requests; how many passed, and what was asked for.
     fn charge(cache: &mut QuotaCache, count: usize, now: Instant) -> (i64, Vec<Prefetch>) {
-        let record = Record::new(Base::new(&Attributes::new()));
+        let record = Record::new(Base::new(&Attributes::new(), &Rc::default()));
         let (mut passed, mut asked) = (0, Vec::new());
         for _ in 0..count {
             let decision = cache.charge(&one(), &record, now);
@@ -376,7 +378,7 @@ mod tests {
             valid: Duration::from_secs(10),
         };
         let referenced = ReferencedAttributes::default();
-        let record = Record::new(Base::new(&Attributes::new()));
+        let record = Record::new(Base::new(&Attributes::new(), &Rc::default()));
         cache.answered(prefetch, Some(granted), Some(&referenced), &record, now);
     }
 

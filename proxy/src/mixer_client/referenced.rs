@@ -4,8 +4,8 @@
 use proto::istio::mixer::v1::ReferencedAttributes;
 use proto::istio::mixer::v1::referenced_attributes::Condition;
 use proto_mesh::attribute::codec::Words;
-use proto_mesh::attribute::record::Record;
-use proto_mesh::attribute::{MapRef, Name, ValueRef};
+use proto_mesh::attribute::record::{Record, RecordRef};
+use proto_mesh::attribute::{Name, TextMap as _, ValueRef};
 
 /// The shape of a key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -76,7 +76,7 @@ impl Referenced {
 }
 
 impl Place {
-    fn find<'a>(&self, record: &'a Record) -> Option<ValueRef<'a>> {
+    fn find<'a>(&self, record: &'a Record) -> Option<RecordRef<'a>> {
         let value = record.get(&self.attribute)?;
         match (&self.key, value) {
             (None, value) => Some(value),
@@ -86,39 +86,38 @@ impl Place {
     }
 }
 
-/// Length first, so that no two lists of parts look alike.
-fn push(signature: &mut Vec<u8>, part: &[u8]) {
-    signature.extend_from_slice(&(part.len() as u64).to_le_bytes());
+/// Length and type first, so that no two lists of parts look alike: an attribute may have another type in another request.
+fn push(signature: &mut Vec<u8>, rank: u8, part: &[u8]) {
+    let head = (part.len() as u64) << 8 | u64::from(rank);
+    signature.extend_from_slice(&head.to_le_bytes());
     signature.extend_from_slice(part);
 }
 
-fn push_value(signature: &mut Vec<u8>, value: ValueRef<'_>) {
-    // An attribute may have another type in another request.
-    signature.push(value.rank());
+fn push_value(signature: &mut Vec<u8>, value: RecordRef<'_>) {
+    let rank = value.rank();
+    let mut push = |part: &[u8]| push(signature, rank, part);
     match value {
-        ValueRef::String(text) => push(signature, text.as_bytes()),
-        ValueRef::Int64(number) => push(signature, &number.to_le_bytes()),
-        ValueRef::Double(number) => push(signature, &number.to_bits().to_le_bytes()),
-        ValueRef::Bool(flag) => push(signature, &[u8::from(flag)]),
-        ValueRef::Bytes(bytes) => push(signature, bytes),
+        ValueRef::String(text) => push(text.as_bytes()),
+        ValueRef::Int64(number) => push(&number.to_le_bytes()),
+        ValueRef::Double(number) => push(&number.to_bits().to_le_bytes()),
+        ValueRef::Bool(flag) => push(&[u8::from(flag)]),
+        ValueRef::Bytes(bytes) => push(bytes),
         ValueRef::Timestamp(time) => {
-            push(signature, &time.seconds.to_le_bytes());
-            push(signature, &time.nanos.to_le_bytes());
+            push(&time.seconds.to_le_bytes());
+            push(&time.nanos.to_le_bytes());
         }
         ValueRef::Duration(duration) => {
-            push(signature, &duration.seconds.to_le_bytes());
-            push(signature, &duration.nanos.to_le_bytes());
+            push(&duration.seconds.to_le_bytes());
+            push(&duration.nanos.to_le_bytes());
         }
-        ValueRef::StringMap(map) => push_map(signature, map),
-    }
-}
-
-fn push_map(signature: &mut Vec<u8>, map: MapRef<'_>) {
-    let mut entries: Vec<_> = map.iter().collect();
-    entries.sort_unstable();
-    push(signature, &(entries.len() as u64).to_le_bytes());
-    for (key, value) in entries {
-        push(signature, key.as_bytes());
-        push(signature, value.as_bytes());
+        ValueRef::StringMap(map) => {
+            let mut entries: Vec<_> = map.iter().collect();
+            entries.sort_unstable();
+            push(&(entries.len() as u64).to_le_bytes());
+            for (key, value) in entries {
+                push(key.as_bytes());
+                push(value.as_bytes());
+            }
+        }
     }
 }

@@ -85,11 +85,11 @@ fn client(change: impl FnOnce(&mut wire::TransportConfig)) -> (Rc<Client>, Rc<Fa
 }
 
 pub(super) fn record(user: &str) -> Rc<Record> {
-    let mut record = Record::new(Base::new(&Attributes::new()));
+    let mut record = Record::new(Base::new(&Attributes::new(), &Rc::default()));
     record.set_text(USER, user);
     record.set_map(HEADERS, |entries| {
-        entries.push("x-a", "1");
-        entries.push("x-b", "2");
+        entries.push("x-a", b"1");
+        entries.push("x-b", b"2");
     });
     record.set_text(PATH, "/x");
     Rc::new(record)
@@ -182,8 +182,8 @@ fn an_answer_is_used_again_for_requests_that_agree() {
         assert!(check(&client, record("a"), vec![]).await.check_cache_hit);
         // A header that was not there is now.
         other.set_map(HEADERS, |entries| {
-            entries.push("x-a", "1");
-            entries.push("x-c", "3");
+            entries.push("x-a", b"1");
+            entries.push("x-c", b"3");
         });
         assert!(!check(&client, Rc::new(other), vec![]).await.check_cache_hit);
         assert_eq!(mixer.checks.borrow().len(), 4);

@@ -17,10 +17,7 @@ use crate::{
 use futures::future::LocalBoxFuture;
 use prost_types::{Any, Timestamp};
 use proto::istio::mixer::v1::config::client as wire;
-use proto_mesh::attribute::{
-    Attributes, Known, ValueRef,
-    record::{Base, Record},
-};
+use proto_mesh::attribute::{Attributes, Known, ValueRef, record::Record};
 use std::{
     rc::Rc,
     sync::Arc,
@@ -95,7 +92,7 @@ impl NetworkFilter for MixerConfig {
         Box::pin(async move {
             let client = Client::of(&connection.worker, &self.transport, FilterKind::Tcp);
             let mut reports = Reports {
-                record: Rc::new(self.describe(&connection.info)),
+                record: Rc::new(self.describe(&connection.info, &client)),
                 client,
                 info: connection.info.clone(),
                 begun: Instant::now(),
@@ -135,8 +132,8 @@ impl MixerConfig {
         }
     }
 
-    fn describe(&self, info: &ConnectionInfo) -> Record {
-        let mut record = Record::new(Base::new(&self.attributes));
+    fn describe(&self, info: &ConnectionInfo, client: &Client) -> Record {
+        let mut record = Record::new(client.base(&self.attributes));
         for name in ["source.ip", "origin.ip"] {
             mixer::set_ip(&mut record, name, info.remote_address.ip());
         }

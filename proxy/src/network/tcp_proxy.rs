@@ -299,7 +299,7 @@ impl TcpProxy {
                 }
             };
             info.upstream.attempts = attempt;
-            info.upstream.host = Some(host.address_text.clone());
+            info.upstream.set_host(&host);
             info.upstream.host_name = Some(host.hostname.clone());
             match self.open(worker, cluster, &host, info).await {
                 Ok(upstream) => {

@@ -7,12 +7,11 @@ use prost_types::{Duration, Timestamp};
 use proto::istio::mixer::v1 as wire;
 
 use super::codec::Words;
-use super::record::Pair;
 use super::wire::EncodedMap;
 
-/// A value, borrowed from where it was decoded.
+/// A value, borrowed from where it is held; `M` is how string maps are held there.
 #[derive(Clone, Copy, Debug)]
-pub enum ValueRef<'a> {
+pub enum ValueRef<'a, M = MapRef<'a>> {
     /// STRING, DNS_NAME, EMAIL_ADDRESS, URI.
     String(&'a str),
     /// INT64.
@@ -28,10 +27,23 @@ pub enum ValueRef<'a> {
     /// IP_ADDRESS, or raw bytes.
     Bytes(&'a [u8]),
     /// STRING_MAP.
-    StringMap(MapRef<'a>),
+    StringMap(M),
 }
 
 /// A string map, borrowed.
+pub trait TextMap<'a>: Copy {
+    /// Every entry.
+    fn iter(&self) -> impl Iterator<Item = (&'a str, &'a str)>;
+
+    /// The value of `key`.
+    #[must_use]
+    fn get(&self, key: &str) -> Option<&'a str> {
+        let mut found = self.iter().filter(|(candidate, _)| *candidate == key);
+        found.next().map(|(_, value)| value)
+    }
+}
+
+/// A string map of a message or of attributes.
 #[derive(Clone, Copy, Debug)]
 pub enum MapRef<'a> {
     /// Indices into word lists.
@@ -40,8 +52,6 @@ pub enum MapRef<'a> {
     Encoded(EncodedMap<'a>, Words<'a>),
     /// Text.
     Plain(&'a [(Cow<'static, str>, String)]),
-    /// Parts of a text.
-    Pairs(&'a [Pair], &'a str),
 }
 
 /// A value that owns what it holds.
@@ -90,11 +100,10 @@ impl<'a> MapRef<'a> {
 
     /// Every entry whose key and value are words that exist. What came twice in a message that is read in place is there twice.
     pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        let (compressed, encoded, plain, pairs) = match *self {
-            MapRef::Compressed(entries, words) => (Some((entries, words)), None, None, None),
-            MapRef::Encoded(map, words) => (None, Some((map, words)), None, None),
-            MapRef::Plain(entries) => (None, None, Some(entries), None),
-            MapRef::Pairs(pairs, text) => (None, None, None, Some((pairs, text))),
+        let (compressed, encoded, plain) = match *self {
+            MapRef::Compressed(entries, words) => (Some((entries, words)), None, None),
+            MapRef::Encoded(map, words) => (None, Some((map, words)), None),
+            MapRef::Plain(entries) => (None, None, Some(entries)),
         };
         let encoded = encoded.into_iter().flat_map(|(map, words)| {
             map.entries()
@@ -109,14 +118,21 @@ impl<'a> MapRef<'a> {
             .into_iter()
             .flatten()
             .map(|(key, value)| (key.as_ref(), value.as_str()));
-        let pairs = pairs
-            .into_iter()
-            .flat_map(|(pairs, text)| pairs.iter().map(move |pair| pair.of(text)));
-        compressed.chain(encoded).chain(plain).chain(pairs)
+        compressed.chain(encoded).chain(plain)
     }
 }
 
-impl ValueRef<'_> {
+impl<'a> TextMap<'a> for MapRef<'a> {
+    fn iter(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        MapRef::iter(self)
+    }
+
+    fn get(&self, key: &str) -> Option<&'a str> {
+        MapRef::get(self, key)
+    }
+}
+
+impl<'a, M: TextMap<'a>> ValueRef<'a, M> {
     /// The place of its type among the maps of a message, in the order in which the server looks for a name.
     #[must_use]
     pub fn rank(&self) -> u8 {

@@ -2,10 +2,9 @@
 //! negative one is the slot `-index - 1` of the words that travel with the message.
 
 use indexmap::IndexSet;
-use prost::encoding::encoded_len_varint;
 use proto::istio::mixer::v1::{CompressedAttributes, StringMap};
 
-use super::bag::{Attributes, MapRef, ValueRef};
+use super::bag::{Attributes, MapRef, TextMap, ValueRef};
 use super::dictionary;
 use super::wire::InvalidMessage;
 
@@ -40,8 +39,6 @@ pub enum InvalidAttributes {
 pub struct Encoder {
     /// Seeded anew in every process: words come from requests.
     words: IndexSet<String, foldhash::quality::RandomState>,
-    /// Bytes that they take in a message, with their keys and lengths.
-    size: usize,
     global_words: usize,
 }
 
@@ -155,7 +152,6 @@ impl Encoder {
     pub fn new(global_words: usize) -> Self {
         Self {
             words: IndexSet::default(),
-            size: 0,
             global_words,
         }
     }
@@ -169,30 +165,14 @@ impl Encoder {
         }
         match self.words.get_index_of(word) {
             Some(slot) => index_of_slot(slot),
-            None => self.add(word),
+            None => index_of_slot(self.words.insert_full(word.to_owned()).0),
         }
     }
 
-    /// Bytes that the message's own words take in it.
-    pub(super) fn size(&self) -> usize {
-        self.size
-    }
-
-    /// The words that are not global, in slot order; the encoder begins anew.
-    pub(super) fn take_words(&mut self) -> impl Iterator<Item = String> + '_ {
-        self.size = 0;
-        self.words.drain(..)
-    }
-
-    fn add(&mut self, word: &str) -> i32 {
-        self.size += 1 + encoded_len_varint(word.len() as u64) + word.len();
-        index_of_slot(self.words.insert_full(word.to_owned()).0)
-    }
-
     /// Encodes one set. Its `words` stay empty: put [`Encoder::into_words`] there, or into `default_words`.
-    pub fn encode<'a>(
+    pub fn encode<'a, M: TextMap<'a>>(
         &mut self,
-        attributes: impl Iterator<Item = (&'a str, ValueRef<'a>)>,
+        attributes: impl Iterator<Item = (&'a str, ValueRef<'a, M>)>,
     ) -> CompressedAttributes {
         let mut message = CompressedAttributes::default();
         for (name, value) in attributes {
@@ -254,8 +234,8 @@ pub fn encode(attributes: &Attributes, global_words: usize) -> CompressedAttribu
 }
 
 /// The same of attributes that are held otherwise.
-pub fn encode_all<'a>(
-    attributes: impl Iterator<Item = (&'a str, ValueRef<'a>)>,
+pub fn encode_all<'a, M: TextMap<'a>>(
+    attributes: impl Iterator<Item = (&'a str, ValueRef<'a, M>)>,
     global_words: usize,
 ) -> CompressedAttributes {
     let mut encoder = Encoder::new(global_words);

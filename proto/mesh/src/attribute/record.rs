@@ -1,20 +1,21 @@
-//! What a proxy collects of one request, on top of what is the same for all of them: values lie one after the other in buffers
-//! that the next request uses again, and the names of the global list have places, so nothing is searched for or copied twice.
+//! What a proxy collects of one request, on top of what is the same for all of them: words are looked for in the vocabulary that
+//! all records share, the names of the global list have places, so nothing is searched for twice and no text is copied.
 
 use std::ops::Range;
 use std::rc::Rc;
 
 use prost_types::{Duration, Timestamp};
 
-use super::bag::{Attributes, MapRef, ValueRef};
+use super::bag::{Attributes, TextMap, ValueRef};
 use super::dictionary::WORDS;
 use super::name::{Known, Name};
+use super::word::{Vocabulary, Word};
 
 /// Attributes that many records share.
 #[derive(Debug)]
 pub struct Base {
-    attributes: Vec<(Name, super::Value)>,
-    places: Places,
+    pub(super) values: Values,
+    vocabulary: Rc<Vocabulary>,
 }
 
 /// The attributes of one request.
@@ -23,27 +24,39 @@ pub struct Record {
     base: Rc<Base>,
     /// Some of the base's values do not count here.
     overrides: bool,
-    known: Vec<(Known, Slot)>,
+    own: Values,
+}
+
+/// Values by name.
+#[derive(Clone, Debug)]
+pub(super) struct Values {
+    entries: Vec<(Key, Slot)>,
     places: Places,
-    /// Other names, with their values.
-    own: Vec<(Span, Slot)>,
-    text: String,
     bytes: Vec<u8>,
     pairs: Vec<Pair>,
 }
 
-/// Where the value of each known name is; [`NOWHERE`] for none.
+/// The name of a value.
 #[derive(Clone, Debug)]
-struct Places([u8; WORDS.len()]);
+pub(super) enum Key {
+    /// Of the global list.
+    Known(Known),
+    /// Any other.
+    Other(Word),
+}
 
-const NOWHERE: u8 = u8::MAX;
-/// The texts of most requests are smaller.
-const SMALL: usize = 16 << 10;
+/// Where the entry of each known name is; [`NOWHERE`] for none.
+#[derive(Clone, Debug)]
+struct Places([u16; WORDS.len()]);
+
+const NOWHERE: u16 = u16::MAX;
+/// Most requests have fewer headers and parameters, and fewer bytes in addresses.
+const SMALL: usize = 512;
 
 /// A value of a record.
-#[derive(Clone, Copy, Debug)]
-enum Slot {
-    Text(Span),
+#[derive(Clone, Debug)]
+pub(super) enum Slot {
+    Text(Word),
     Int64(i64),
     Double(f64),
     Bool(bool),
@@ -55,23 +68,44 @@ enum Slot {
 
 /// A part of a buffer.
 #[derive(Clone, Copy, Debug)]
-struct Span {
+pub(super) struct Span {
     start: u32,
     end: u32,
 }
 
+/// A value of a record.
+pub type RecordRef<'a> = ValueRef<'a, Pairs<'a>>;
+
+/// A string map of a record.
+#[derive(Clone, Copy, Debug)]
+pub struct Pairs<'a>(&'a [Pair]);
+
 /// A string map that is being written.
 #[derive(Debug)]
 pub struct Entries<'a> {
-    text: &'a mut String,
+    vocabulary: &'a Vocabulary,
     pairs: &'a mut Vec<Pair>,
 }
 
 /// An entry of a string map in a record.
-#[derive(Clone, Copy, Debug)]
-pub struct Pair {
-    key: Span,
-    value: Span,
+#[derive(Clone, Debug)]
+pub(super) struct Pair {
+    pub(super) key: Word,
+    pub(super) value: Word,
+}
+
+impl Key {
+    fn find(name: &str, vocabulary: &Vocabulary) -> Self {
+        let word = vocabulary.word(name.as_bytes());
+        word.known().map_or(Key::Other(word), Key::Known)
+    }
+
+    fn as_str(&self) -> &str {
+        match self {
+            Key::Known(name) => name.as_str(),
+            Key::Other(name) => name.as_str(),
+        }
+    }
 }
 
 impl Places {
@@ -83,45 +117,23 @@ impl Places {
     }
 
     fn set(&mut self, name: Known, place: usize) {
-        self.0[name.position()] = u8::try_from(place).unwrap_or(NOWHERE);
+        self.0[name.position()] = u16::try_from(place).unwrap_or(NOWHERE);
     }
 }
 
 impl Base {
-    /// The attributes to share.
+    /// The attributes to share; the words of all records on them come from `vocabulary`.
     #[must_use]
-    pub fn new(attributes: &Attributes) -> Rc<Self> {
-        let all = attributes.iter();
-        // Known names first: their places fit.
-        let (known, own): (Vec<_>, Vec<_>) = all
-            .map(|(name, value)| (Name::new(name), value.clone()))
-            .partition(|(name, _)| matches!(name, Name::Known(_)));
-        let mut places = Places::NONE;
-        for (place, (name, _)) in known.iter().enumerate() {
-            if let Name::Known(name) = name {
-                places.set(*name, place);
-            }
+    pub fn new(attributes: &Attributes, vocabulary: &Rc<Vocabulary>) -> Rc<Self> {
+        let mut values = Values::with_capacity(attributes.len());
+        for (name, value) in attributes.iter() {
+            let slot = values.store(value.as_ref(), vocabulary);
+            values.put(Key::find(name, vocabulary), slot);
         }
-        let attributes = known.into_iter().chain(own).collect();
-        Rc::new(Self { attributes, places })
-    }
-
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = (&Name, ValueRef<'_>)> {
-        let all = self.attributes.iter();
-        all.map(|(name, value)| (name, value.as_ref()))
-    }
-
-    fn get(&self, name: Known) -> Option<ValueRef<'_>> {
-        let (_, value) = self.attributes.get(self.places.get(name)?)?;
-        Some(value.as_ref())
-    }
-
-    fn get_own(&self, name: &str) -> Option<ValueRef<'_>> {
-        let mut all = self.attributes.iter();
-        let (_, value) =
-            all.find(|(known, _)| matches!(known, Name::Own(word) if **word == *name))?;
-        Some(value.as_ref())
+        Rc::new(Self {
+            values,
+            vocabulary: vocabulary.clone(),
+        })
     }
 }
 
@@ -132,37 +144,36 @@ impl Record {
         Self {
             base,
             overrides: false,
-            known: Vec::with_capacity(32),
-            places: Places::NONE,
-            own: Vec::new(),
-            text: String::with_capacity(1024),
-            bytes: Vec::with_capacity(64),
-            pairs: Vec::with_capacity(32),
+            own: Values::with_capacity(32),
         }
     }
 
     /// Begins anew on another base.
     pub fn reset(&mut self, base: Rc<Base>) {
         self.base = base;
+        self.clear();
+    }
+
+    /// Forgets all that is its own.
+    pub fn clear(&mut self) {
         self.overrides = false;
-        self.known.clear();
-        self.places = Places::NONE;
         self.own.clear();
-        self.text.clear();
-        self.bytes.clear();
-        self.pairs.clear();
     }
 
     /// Whether its buffers are worth keeping.
     #[must_use]
     pub fn is_small(&self) -> bool {
-        self.text.capacity() + self.bytes.capacity() <= SMALL
+        self.own.pairs.capacity().max(self.own.bytes.capacity()) <= SMALL
     }
 
     /// What it shares with others.
-    #[must_use]
-    pub fn base(&self) -> &Rc<Base> {
+    pub(super) fn base(&self) -> &Rc<Base> {
         &self.base
+    }
+
+    /// What is its own.
+    pub(super) fn own(&self) -> &Values {
+        &self.own
     }
 
     /// Whether a value of the base does not count here.
@@ -173,110 +184,176 @@ impl Record {
 
     /// Sets the value of a known name.
     pub fn set(&mut self, name: Known, value: ValueRef<'_>) {
-        if let (ValueRef::String(new), Some(ValueRef::String(old))) = (value, self.base.get(name))
-            && new == old
-            && self.places.get(name).is_none()
-        {
-            return;
+        if let ValueRef::String(text) = value {
+            return self.set_text(name, text);
         }
-        let slot = self.store(value);
-        self.put(name, slot);
+        let slot = self.own.store(value, &self.base.vocabulary);
+        self.put_known(name, slot);
     }
 
     /// Sets text.
     pub fn set_text(&mut self, name: Known, text: &str) {
-        self.set(name, ValueRef::String(text));
+        if let Some(Slot::Text(word)) = self.base.values.get_known(name)
+            && word.as_str() == text
+            && self.own.get_known(name).is_none()
+        {
+            return;
+        }
+        let word = self.base.vocabulary.word(text.as_bytes());
+        self.put_known(name, Slot::Text(word));
     }
 
     /// Sets the value of any name.
     pub fn set_named(&mut self, name: &str, value: ValueRef<'_>) {
-        if let Some(name) = Known::find(name) {
-            return self.set(name, value);
-        }
-        self.overrides |= self.base.get_own(name).is_some();
-        let slot = self.store(value);
-        match self.own_place(name) {
-            Some(place) => self.own[place].1 = slot,
-            None => {
-                let name = self.push(name);
-                self.own.push((name, slot));
+        match Key::find(name, &self.base.vocabulary) {
+            Key::Known(name) => self.set(name, value),
+            name @ Key::Other(_) => {
+                let slot = self.own.store(value, &self.base.vocabulary);
+                self.put(name, slot);
             }
         }
     }
 
     /// Sets a string map, which `fill` writes.
     pub fn set_map(&mut self, name: Known, fill: impl FnOnce(&mut Entries<'_>)) {
-        let slot = self.store_map(fill);
-        self.put(name, slot);
+        let slot = self.own.store_map(&self.base.vocabulary, fill);
+        self.put_known(name, slot);
+    }
+
+    /// The same of any name.
+    pub fn set_named_map(&mut self, name: &str, fill: impl FnOnce(&mut Entries<'_>)) {
+        let slot = self.own.store_map(&self.base.vocabulary, fill);
+        self.put(Key::find(name, &self.base.vocabulary), slot);
     }
 
     /// The value of a name.
     #[must_use]
-    pub fn get(&self, name: &Name) -> Option<ValueRef<'_>> {
-        match name {
-            Name::Known(name) => self.get_known(*name),
-            Name::Own(name) => match self.own_place(name) {
-                Some(place) => Some(self.value(self.own[place].1)),
-                None => self.base.get_own(name),
-            },
-        }
+    pub fn get(&self, name: &Name) -> Option<RecordRef<'_>> {
+        self.find(|values| match name {
+            Name::Known(name) => values.get_known(*name),
+            Name::Own(name) => values.get_other(name),
+        })
     }
 
     /// The value of a known name.
     #[must_use]
-    pub fn get_known(&self, name: Known) -> Option<ValueRef<'_>> {
-        match self.places.get(name) {
-            Some(place) => Some(self.value(self.known[place].1)),
-            None => self.base.get(name),
-        }
-    }
-
-    /// Those of the base that count.
-    pub fn shared(&self) -> impl Iterator<Item = (&Name, ValueRef<'_>)> {
-        self.base.iter().filter(|(name, _)| match name {
-            Name::Known(name) => self.places.get(*name).is_none(),
-            Name::Own(name) => self.own_place(name).is_none(),
-        })
-    }
-
-    /// Those that are its own, of the global list.
-    pub fn known(&self) -> impl Iterator<Item = (Known, ValueRef<'_>)> {
-        let known = self.known.iter();
-        known.map(|(name, slot)| (*name, self.value(*slot)))
-    }
-
-    /// Those that are its own, of no list.
-    pub fn own(&self) -> impl Iterator<Item = (&str, ValueRef<'_>)> {
-        let own = self.own.iter();
-        own.map(|(name, slot)| (name.of(&self.text), self.value(*slot)))
+    pub fn get_known(&self, name: Known) -> Option<RecordRef<'_>> {
+        self.find(|values| values.get_known(name))
     }
 
     /// All that count.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, ValueRef<'_>)> {
-        let shared = self.shared().map(|(name, value)| (name.as_str(), value));
-        let known = self.known().map(|(name, value)| (name.as_str(), value));
-        shared.chain(known).chain(self.own())
+    pub fn iter(&self) -> impl Iterator<Item = (&str, RecordRef<'_>)> {
+        let base = &self.base.values;
+        let shared = self.shared().map(|(name, slot)| (name, base.value(slot)));
+        let own = self.own.iter();
+        let own = own.map(|(name, slot)| (name, self.own.value(slot)));
+        shared
+            .chain(own)
+            .map(|(name, value)| (name.as_str(), value))
     }
 
-    fn own_place(&self, name: &str) -> Option<usize> {
-        let mut own = self.own.iter();
-        own.position(|(known, _)| known.of(&self.text) == name)
+    /// Those of the base that count.
+    pub(super) fn shared(&self) -> impl Iterator<Item = (&Key, &Slot)> {
+        let all = self.base.values.iter();
+        all.filter(|(name, _)| self.own.place(name).is_none())
     }
 
-    fn put(&mut self, name: Known, slot: Slot) {
-        match self.places.get(name) {
-            Some(place) => self.known[place].1 = slot,
-            None => {
-                self.overrides |= self.base.places.get(name).is_some();
-                self.places.set(name, self.known.len());
-                self.known.push((name, slot));
-            }
+    fn find<'a>(&'a self, find: impl Fn(&'a Values) -> Option<&'a Slot>) -> Option<RecordRef<'a>> {
+        match find(&self.own) {
+            Some(slot) => Some(self.own.value(slot)),
+            None => find(&self.base.values).map(|slot| self.base.values.value(slot)),
         }
     }
 
-    fn store(&mut self, value: ValueRef<'_>) -> Slot {
+    fn put(&mut self, name: Key, slot: Slot) {
+        if let Key::Known(name) = name {
+            return self.put_known(name, slot);
+        }
+        self.overrides |= self.base.values.place(&name).is_some();
+        self.own.put(name, slot);
+    }
+
+    fn put_known(&mut self, name: Known, slot: Slot) {
+        self.overrides |= self.base.values.places.get(name).is_some();
+        self.own.put_known(name, slot);
+    }
+}
+
+impl Values {
+    fn with_capacity(entries: usize) -> Self {
+        Self {
+            entries: Vec::with_capacity(entries),
+            places: Places::NONE,
+            bytes: Vec::new(),
+            pairs: Vec::new(),
+        }
+    }
+
+    fn clear(&mut self) {
+        self.entries.clear();
+        self.places = Places::NONE;
+        self.bytes.clear();
+        self.pairs.clear();
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, &Slot)> {
+        self.entries.iter().map(|(name, slot)| (name, slot))
+    }
+
+    /// A part of the bytes.
+    pub(super) fn bytes(&self, span: Span) -> &[u8] {
+        &self.bytes[span.range()]
+    }
+
+    /// The entries of a string map.
+    pub(super) fn pairs(&self, span: Span) -> &[Pair] {
+        &self.pairs[span.range()]
+    }
+
+    fn place(&self, name: &Key) -> Option<usize> {
+        match name {
+            Key::Known(name) => self.places.get(*name),
+            Key::Other(name) => self.other_place(name.as_str()),
+        }
+    }
+
+    fn other_place(&self, name: &str) -> Option<usize> {
+        let mut all = self.entries.iter();
+        all.position(|(known, _)| matches!(known, Key::Other(known) if known.as_str() == name))
+    }
+
+    fn get_known(&self, name: Known) -> Option<&Slot> {
+        Some(&self.entries.get(self.places.get(name)?)?.1)
+    }
+
+    fn get_other(&self, name: &str) -> Option<&Slot> {
+        Some(&self.entries.get(self.other_place(name)?)?.1)
+    }
+
+    fn put(&mut self, name: Key, slot: Slot) {
+        if let Key::Known(name) = name {
+            return self.put_known(name, slot);
+        }
+        match self.other_place(name.as_str()) {
+            Some(place) => self.entries[place].1 = slot,
+            None => self.entries.push((name, slot)),
+        }
+    }
+
+    #[inline]
+    fn put_known(&mut self, name: Known, slot: Slot) {
+        if let Some(place) = self.places.get(name) {
+            self.entries[place].1 = slot;
+            return;
+        }
+        self.places.set(name, self.entries.len());
+        self.entries.push((Key::Known(name), slot));
+    }
+
+    fn store(&mut self, value: ValueRef<'_>, vocabulary: &Vocabulary) -> Slot {
         match value {
-            ValueRef::String(text) => Slot::Text(self.push(text)),
+            ValueRef::String(text) => Slot::Text(vocabulary.word(text.as_bytes())),
             ValueRef::Int64(number) => Slot::Int64(number),
             ValueRef::Double(number) => Slot::Double(number),
             ValueRef::Bool(flag) => Slot::Bool(flag),
@@ -287,56 +364,48 @@ impl Record {
                 self.bytes.extend_from_slice(bytes);
                 Slot::Bytes(Span::new(start, self.bytes.len()))
             }
-            ValueRef::StringMap(map) => self.store_map(|entries| {
-                map.iter().for_each(|(key, value)| entries.push(key, value));
+            ValueRef::StringMap(map) => self.store_map(vocabulary, |entries| {
+                map.iter()
+                    .for_each(|(key, value)| entries.push(key, value.as_bytes()));
             }),
         }
     }
 
-    fn store_map(&mut self, fill: impl FnOnce(&mut Entries<'_>)) -> Slot {
+    fn store_map(&mut self, vocabulary: &Vocabulary, fill: impl FnOnce(&mut Entries<'_>)) -> Slot {
         let start = self.pairs.len();
-        fill(&mut Entries {
-            text: &mut self.text,
-            pairs: &mut self.pairs,
-        });
+        let pairs = &mut self.pairs;
+        fill(&mut Entries { vocabulary, pairs });
         Slot::Pairs(Span::new(start, self.pairs.len()))
     }
 
-    fn push(&mut self, text: &str) -> Span {
-        push(&mut self.text, text)
-    }
-
-    fn value(&self, slot: Slot) -> ValueRef<'_> {
+    fn value<'a>(&'a self, slot: &'a Slot) -> RecordRef<'a> {
         match slot {
-            Slot::Text(span) => ValueRef::String(span.of(&self.text)),
-            Slot::Int64(number) => ValueRef::Int64(number),
-            Slot::Double(number) => ValueRef::Double(number),
-            Slot::Bool(flag) => ValueRef::Bool(flag),
-            Slot::Timestamp(time) => ValueRef::Timestamp(time),
-            Slot::Duration(span) => ValueRef::Duration(span),
-            Slot::Bytes(span) => ValueRef::Bytes(&self.bytes[span.range()]),
-            Slot::Pairs(span) => {
-                ValueRef::StringMap(MapRef::Pairs(&self.pairs[span.range()], &self.text))
-            }
+            Slot::Text(word) => ValueRef::String(word.as_str()),
+            Slot::Int64(number) => ValueRef::Int64(*number),
+            Slot::Double(number) => ValueRef::Double(*number),
+            Slot::Bool(flag) => ValueRef::Bool(*flag),
+            Slot::Timestamp(time) => ValueRef::Timestamp(*time),
+            Slot::Duration(span) => ValueRef::Duration(*span),
+            Slot::Bytes(span) => ValueRef::Bytes(self.bytes(*span)),
+            Slot::Pairs(span) => ValueRef::StringMap(Pairs(self.pairs(*span))),
         }
     }
 }
 
-impl Entries<'_> {
-    /// Adds an entry.
-    pub fn push(&mut self, key: &str, value: &str) {
-        let pair = Pair {
-            key: push(self.text, key),
-            value: push(self.text, value),
-        };
-        self.pairs.push(pair);
+impl<'a> TextMap<'a> for Pairs<'a> {
+    fn iter(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let pairs = self.0.iter();
+        pairs.map(|pair| (pair.key.as_str(), pair.value.as_str()))
     }
 }
 
-fn push(buffer: &mut String, text: &str) -> Span {
-    let start = buffer.len();
-    buffer.push_str(text);
-    Span::new(start, buffer.len())
+impl Entries<'_> {
+    /// Adds an entry. Bytes that are no text are replaced.
+    pub fn push(&mut self, key: &str, value: &[u8]) {
+        let key = self.vocabulary.word(key.as_bytes());
+        let value = self.vocabulary.word(value);
+        self.pairs.push(Pair { key, value });
+    }
 }
 
 impl Span {
@@ -351,17 +420,6 @@ impl Span {
 
     fn range(self) -> Range<usize> {
         self.start as usize..self.end as usize
-    }
-
-    fn of(self, text: &str) -> &str {
-        &text[self.range()]
-    }
-}
-
-impl Pair {
-    /// Key and value, which are parts of `text`.
-    pub(super) fn of<'a>(&self, text: &'a str) -> (&'a str, &'a str) {
-        (self.key.of(text), self.value.of(text))
     }
 }
 
@@ -378,7 +436,7 @@ mod tests {
         attributes.set("my.own", "mine");
         attributes.set("request.path", "/");
         attributes.set("source.uid", "pod");
-        Base::new(&attributes)
+        Base::new(&attributes, &Rc::default())
     }
 
     fn all(record: &Record) -> Vec<(String, Value)> {
@@ -406,14 +464,16 @@ mod tests {
         assert!(record.overrides());
         record.set_text(PATH, "/b");
         record.set_map(HEADERS, |entries| {
-            entries.push("host", "x");
-            entries.push("via", "é");
+            entries.push("host", b"x");
+            entries.push("via", "é".as_bytes());
+            entries.push("x-odd", b"a\xff");
         });
         record.set_named("another", ValueRef::Bytes(&[1, 2]));
         record.set_named("request.size", ValueRef::Int64(3));
         let headers = vec![
             ("host".into(), "x".to_owned()),
             ("via".into(), "é".to_owned()),
+            ("x-odd".into(), "a\u{fffd}".to_owned()),
         ];
         let want = owned(&[
             ("another", Value::Bytes(vec![1, 2])),

@@ -1,37 +1,39 @@
 //! A `ReportRequest` written as it will travel, set by set: a proxy writes one set for each of its requests, so nothing is put
 //! together in between ([`super::codec`] does that, for single messages).
 
-use prost::bytes::BufMut as _;
-use prost::encoding::{encode_varint, encoded_len_varint};
-use proto::istio::mixer::v1::report_request::RepeatedAttributesSemantics;
-
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::bag::{MapRef, ValueRef};
-use super::codec::Encoder;
-use super::name::{Known, Name};
-use super::record::{Base, Record};
+use proto::istio::mixer::v1::report_request::RepeatedAttributesSemantics;
 
-/// Wire types of fields, in the lower bits of their keys.
-const VARINT: u8 = 0;
-const FIXED64: u8 = 1;
-const BYTES: u8 = 2;
+use super::buffer::{Buffer, bytes_len, number_len};
+use super::name::Known;
+use super::record::{Base, Key, Record, Slot, Values};
+use super::word::Word;
 
 /// Sets of attributes that share their words, each of which stands alone.
 #[derive(Debug)]
 pub struct ReportWriter {
-    encoder: Encoder,
-    global_words: usize,
+    words: MessageWords,
     /// The sets written so far, as fields of the request.
-    message: Vec<u8>,
+    message: Buffer,
     sets: usize,
     /// For the set that is being written, and for the string map in it.
-    set: Vec<u8>,
-    pairs: Vec<u8>,
+    set: Buffer,
+    pairs: Buffer,
     /// Bases, written out for this message.
     bases: Vec<(Rc<Base>, Range<usize>)>,
-    written: Vec<u8>,
+    written: Buffer,
+}
+
+/// The words that travel with a message.
+#[derive(Debug)]
+struct MessageWords {
+    /// How many words of the global list the peer knows.
+    global: usize,
+    own: Vec<Word>,
+    /// Bytes that they take in the message, with their keys and lengths.
+    size: usize,
 }
 
 /// More than these are written out each time.
@@ -44,21 +46,24 @@ impl ReportWriter {
     #[must_use]
     pub fn new(global_words: usize) -> Self {
         Self {
-            encoder: Encoder::new(global_words),
-            global_words,
-            message: Vec::new(),
+            words: MessageWords {
+                global: global_words,
+                own: Vec::new(),
+                size: 0,
+            },
+            message: Buffer::default(),
             sets: 0,
-            set: Vec::with_capacity(1024),
-            pairs: Vec::new(),
+            set: Buffer::default(),
+            pairs: Buffer::default(),
             bases: Vec::new(),
-            written: Vec::new(),
+            written: Buffer::default(),
         }
     }
 
     /// The words that the peer knows.
     #[must_use]
     pub fn global_words(&self) -> usize {
-        self.global_words
+        self.words.global
     }
 
     /// How many sets there are.
@@ -70,41 +75,36 @@ impl ReportWriter {
     /// How many bytes the message has so far.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.message.len() + self.encoder.size()
+        self.message.bytes().len() + self.words.size
     }
 
     /// Adds a set.
     pub fn add(&mut self, record: &Record) {
         self.set.clear();
-        if record.overrides() || !self.add_base(record.base()) {
-            for (name, value) in record.shared() {
-                self.named(name, value);
+        let base = record.base();
+        if record.overrides() || !self.add_base(base) {
+            for (name, slot) in record.shared() {
+                self.entry(name, slot, &base.values);
             }
         }
-        for (name, value) in record.known() {
-            let name = self.known(name);
-            self.entry(name, value);
-        }
-        for (name, value) in record.own() {
-            let name = fold(self.encoder.index(name));
-            self.entry(name, value);
+        for (name, slot) in record.own().iter() {
+            self.entry(name, slot, record.own());
         }
         // attributes = 1.
-        put_bytes(&mut self.message, 1, &self.set);
+        self.message.field(1, self.set.bytes());
         self.sets += 1;
     }
 
     /// Appends the message to `buffer`; the writer begins anew.
     pub fn take(&mut self, buffer: &mut Vec<u8>) {
         buffer.reserve(self.size() + MAX_TAIL);
-        buffer.append(&mut self.message);
-        for word in self.encoder.take_words() {
-            put_bytes(buffer, 2, word.as_bytes());
-        }
-        put_varint(buffer, 3, self.global_words as u64);
+        self.words.take(&mut self.message);
+        self.message.number(3, self.words.global as u64);
         // A small positive number.
         let semantics = RepeatedAttributesSemantics::IndependentEncoding as u64;
-        put_varint(buffer, 4, semantics);
+        self.message.number(4, semantics);
+        buffer.extend_from_slice(self.message.bytes());
+        self.message.clear();
         self.sets = 0;
         self.bases.clear();
         self.written.clear();
@@ -114,178 +114,134 @@ impl ReportWriter {
     fn add_base(&mut self, base: &Rc<Base>) -> bool {
         let known = self.bases.iter().find(|(known, _)| Rc::ptr_eq(known, base));
         if let Some((_, range)) = known {
-            self.set.extend_from_slice(&self.written[range.clone()]);
+            self.set.append(&self.written.bytes()[range.clone()]);
             return true;
         }
         if self.bases.len() >= MAX_BASES {
             return false;
         }
-        for (name, value) in base.iter() {
-            self.named(name, value);
+        for (name, slot) in base.values.iter() {
+            self.entry(name, slot, &base.values);
         }
-        let start = self.written.len();
-        self.written.extend_from_slice(&self.set);
-        let range = start..self.written.len();
+        let start = self.written.bytes().len();
+        self.written.append(self.set.bytes());
+        let range = start..self.written.bytes().len();
         self.bases.push((base.clone(), range));
         true
     }
 
-    fn named(&mut self, name: &Name, value: ValueRef<'_>) {
-        let name = match name {
-            Name::Known(name) => self.known(*name),
-            Name::Own(name) => fold(self.encoder.index(name)),
-        };
-        self.entry(name, value);
-    }
-
-    /// The index of a name of the global list.
-    fn known(&mut self, name: Known) -> u64 {
-        if name.position() < self.global_words {
-            // Indices from 0 up, folded.
-            (name.position() as u64) << 1
-        } else {
-            fold(self.encoder.index(name.as_str()))
-        }
-    }
-
     /// An entry of the map that has values of this type.
     #[allow(clippy::cast_sign_loss, reason = "the wire form's own rule")]
-    fn entry(&mut self, name: u64, value: ValueRef<'_>) {
-        match value {
-            ValueRef::String(text) => {
-                let word = fold(self.encoder.index(text));
-                self.number(2, name, word);
+    fn entry(&mut self, name: &Key, slot: &Slot, values: &Values) {
+        let name = self.words.name(name);
+        match slot {
+            Slot::Text(word) => {
+                let word = self.words.index(word);
+                self.set.pair(2, name, word);
             }
-            ValueRef::Int64(number) => self.number(3, name, number as u64),
-            ValueRef::Double(number) => {
+            Slot::Int64(number) => self.set.pair(3, name, *number as u64),
+            Slot::Double(number) => {
                 self.begin(4, name, 1 + 8);
-                self.set.put_u8(2 << 3 | FIXED64);
-                self.set.put_f64_le(number);
+                self.set.fixed(2, number.to_bits());
             }
-            ValueRef::Bool(flag) => self.number(5, name, u64::from(flag)),
-            ValueRef::Timestamp(time) => self.time(6, name, time.seconds, time.nanos),
-            ValueRef::Duration(span) => self.time(7, name, span.seconds, span.nanos),
-            ValueRef::Bytes(bytes) => {
+            Slot::Bool(flag) => self.set.pair(5, name, u64::from(*flag)),
+            Slot::Timestamp(time) => self.time(6, name, time.seconds, time.nanos),
+            Slot::Duration(span) => self.time(7, name, span.seconds, span.nanos),
+            Slot::Bytes(span) => {
+                let bytes = values.bytes(*span);
                 self.begin(8, name, bytes_len(bytes.len()));
-                put_bytes(&mut self.set, 2, bytes);
+                self.set.field(2, bytes);
             }
-            ValueRef::StringMap(map) => {
+            Slot::Pairs(span) => {
                 self.pairs.clear();
-                match map {
-                    MapRef::Pairs(pairs, text) => {
-                        for pair in pairs {
-                            self.pair(pair.of(text));
-                        }
-                    }
-                    other => other.iter().for_each(|entry| self.pair(entry)),
+                for pair in values.pairs(*span) {
+                    let (key, value) = (self.words.index(&pair.key), self.words.index(&pair.value));
+                    self.pairs.pair(1, key, value);
                 }
-                let length = self.pairs.len();
+                let length = self.pairs.bytes().len();
                 self.begin(9, name, bytes_len(length));
-                put_key(&mut self.set, 2, length);
-                self.set.extend_from_slice(&self.pairs);
+                self.set.field(2, self.pairs.bytes());
             }
         }
-    }
-
-    fn pair(&mut self, (key, value): (&str, &str)) {
-        let key = fold(self.encoder.index(key));
-        let value = fold(self.encoder.index(value));
-        put_pair(&mut self.pairs, 1, key, value);
     }
 
     /// An entry with that many bytes after its name.
+    #[inline]
     fn begin(&mut self, map: u8, name: u64, rest: usize) {
-        put_key(&mut self.set, map, varint_len(name) + rest);
-        put_varint(&mut self.set, 1, name);
-    }
-
-    fn number(&mut self, map: u8, name: u64, value: u64) {
-        put_pair(&mut self.set, map, name, value);
+        self.set.begin(map, number_len(name) + rest);
+        self.set.number(1, name);
     }
 
     #[allow(clippy::cast_sign_loss, reason = "the wire form's own rule")]
     fn time(&mut self, map: u8, name: u64, seconds: i64, nanos: i32) {
         let (seconds, nanos) = (seconds as u64, i64::from(nanos) as u64);
-        let length = varint_len(seconds) + varint_len(nanos);
+        let length = number_len(seconds) + number_len(nanos);
         self.begin(map, name, bytes_len(length));
-        put_key(&mut self.set, 2, length);
-        put_varint(&mut self.set, 1, seconds);
-        put_varint(&mut self.set, 2, nanos);
+        self.set.begin(2, length);
+        self.set.number(1, seconds);
+        self.set.number(2, nanos);
     }
 }
 
-/// A `sint32` so that small negative numbers are short.
-#[allow(clippy::cast_sign_loss, reason = "the wire form's own rule")]
-fn fold(index: i32) -> u64 {
-    u64::from(((index << 1) ^ (index >> 31)) as u32)
-}
-
-/// The length of a number with its key. No field here has a number above 15.
-fn varint_len(value: u64) -> usize {
-    1 + encoded_len_varint(value)
-}
-
-/// The length of bytes with their key and length.
-fn bytes_len(length: usize) -> usize {
-    1 + encoded_len_varint(length as u64) + length
-}
-
-/// An entry with two numbers. Almost all are indices below 2^14: such an entry is put together aside and appended at one go.
-#[inline]
-fn put_pair(buffer: &mut Vec<u8>, field: u8, key: u64, value: u64) {
-    if (key | value) >= 0x4000 {
-        put_key(buffer, field, varint_len(key) + varint_len(value));
-        put_varint(buffer, 1, key);
-        put_varint(buffer, 2, value);
-        return;
+impl MessageWords {
+    /// The index of a name.
+    #[inline]
+    fn name(&mut self, name: &Key) -> u64 {
+        match name {
+            Key::Known(name) if name.position() < self.global => global(*name),
+            Key::Known(name) => self.late(*name),
+            Key::Other(name) => self.index(name),
+        }
     }
-    let mut entry = [field << 3 | BYTES, 0, 1 << 3 | VARINT, 0, 0, 0, 0, 0];
-    let at = put_small(&mut entry, 3, key);
-    entry[at] = 2 << 3 | VARINT;
-    let end = put_small(&mut entry, at + 1, value);
-    entry[1] = end as u8 - 2;
-    buffer.extend_from_slice(&entry[..end]);
-}
 
-/// A number of one or two bytes; the place after it.
-#[inline]
-fn put_small(entry: &mut [u8; 8], at: usize, value: u64) -> usize {
-    if value < 0x80 {
-        entry[at] = value as u8;
-        return at + 1;
+    /// The index of a word.
+    #[inline]
+    fn index(&mut self, word: &Word) -> u64 {
+        match word.known() {
+            Some(known) if known.position() < self.global => global(known),
+            _ => {
+                let place = word.place();
+                if self.own.get(place).is_some_and(|there| there.is(word)) {
+                    own(place)
+                } else {
+                    self.add(word.clone())
+                }
+            }
+        }
     }
-    entry[at] = value as u8 | 0x80;
-    entry[at + 1] = (value >> 7) as u8;
-    at + 2
-}
 
-fn put_varint(buffer: &mut Vec<u8>, field: u8, value: u64) {
-    buffer.push(field << 3 | VARINT);
-    put_number(buffer, value);
-}
+    /// The index of a name that is of the global list, but that the peer does not know.
+    #[cold]
+    fn late(&mut self, name: Known) -> u64 {
+        let place = self.own.iter().position(|word| word.known() == Some(name));
+        place.map_or_else(|| self.add(Word::new(name.as_str())), own)
+    }
 
-/// The key and length of what follows.
-fn put_key(buffer: &mut Vec<u8>, field: u8, length: usize) {
-    buffer.push(field << 3 | BYTES);
-    put_number(buffer, length as u64);
-}
+    fn add(&mut self, word: Word) -> u64 {
+        let place = self.own.len();
+        word.set_place(place);
+        self.size += bytes_len(word.as_str().len());
+        self.own.push(word);
+        own(place)
+    }
 
-/// Most are small: indices of words, lengths.
-#[inline]
-fn put_number(buffer: &mut Vec<u8>, value: u64) {
-    if value < 0x80 {
-        buffer.push(value as u8);
-    } else if value < 0x4000 {
-        buffer.push(value as u8 | 0x80);
-        buffer.push((value >> 7) as u8);
-    } else {
-        encode_varint(value, buffer);
+    /// Appends the words as fields of the request; none are left.
+    fn take(&mut self, buffer: &mut Buffer) {
+        for word in self.own.drain(..) {
+            buffer.field(2, word.as_str().as_bytes());
+        }
+        self.size = 0;
     }
 }
 
-fn put_bytes(buffer: &mut Vec<u8>, field: u8, bytes: &[u8]) {
-    put_key(buffer, field, bytes.len());
-    buffer.extend_from_slice(bytes);
+/// The index of a word of the global list: from 0 up. All are folded so that small negative numbers are short (`sint32`).
+fn global(word: Known) -> u64 {
+    (word.position() as u64) << 1
+}
+
+/// The index of one of the message's own words: from -1 down.
+fn own(place: usize) -> u64 {
+    (place as u64) << 1 | 1
 }
 
 #[cfg(test)]
@@ -295,7 +251,7 @@ mod tests {
     use proto::istio::mixer::v1::ReportRequest;
 
     use crate::attribute::codec::{self, Words};
-    use crate::attribute::{Attributes, Value, dictionary};
+    use crate::attribute::{Attributes, Value, ValueRef, dictionary};
 
     #[test]
     fn it_writes_what_generated_code_reads() {
@@ -328,10 +284,11 @@ mod tests {
         second.set("my.own", "yours");
         let mut third = first.clone();
         third.set("request.method", "PUT");
-        let shared = Base::new(&first);
+        let vocabulary = Rc::default();
+        let shared = Base::new(&first, &vocabulary);
         let mut changed = Record::new(shared.clone());
         changed.set_text(Known::new("request.method"), "PUT");
-        let mut own = Record::new(Base::new(&Attributes::new()));
+        let mut own = Record::new(Base::new(&Attributes::new(), &vocabulary));
         own.set_named("my.own", ValueRef::String("yours"));
         let records = [
             Record::new(shared.clone()),

@@ -83,10 +83,7 @@ impl Entries {
             time_to_last_upstream_tx_byte: since(info.request_sent),
             time_to_first_upstream_rx_byte: since(info.response_start),
             time_to_last_downstream_tx_byte: Some(took),
-            upstream_remote_address: upstream.host.as_deref().and_then(|host| {
-                let address: SocketAddr = host.parse().ok()?;
-                Some(self::address(address))
-            }),
+            upstream_remote_address: upstream.address.map(address),
             upstream_local_address: upstream.local_address.map(address),
             upstream_cluster: text(upstream.cluster.as_deref()),
             response_flags: response_flags(info.flags),

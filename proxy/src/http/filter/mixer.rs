@@ -123,9 +123,11 @@ impl FilterFactory for Factory {
 
 impl MixerConfig {
     fn service(&self, stream: &Stream) -> Option<Arc<ServiceConfig>> {
-        let of_route = stream
-            .route_config::<Arc<ServiceConfig>>(&self.name)
-            .or_else(|| stream.route_config(NAME));
+        let of_route = stream.route_config::<Arc<ServiceConfig>>(&self.name);
+        let of_route = match of_route {
+            None if *self.name != *NAME => stream.route_config(NAME),
+            found => found,
+        };
         of_route.cloned().or_else(|| self.default_service.clone())
     }
 
@@ -151,11 +153,11 @@ impl HttpFilter for Mixer {
         if let Some(forward) = &profile.forward {
             headers.map.insert(FORWARDED.clone(), forward.clone());
         }
-        let (Some(service), Some(client)) = (&service, &profile.client) else {
+        let (Some(service), Some((client, base))) = (&service, &profile.client) else {
             return FilterStatus::Continue;
         };
         let forwarded = forwarded.filter(|_| !self.config.ignores_forwarded);
-        let mut record = client.record(&profile.base);
+        let mut record = client.record(base);
         request::fill(
             Rc::make_mut(&mut record),
             headers,

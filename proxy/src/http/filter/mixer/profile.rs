@@ -28,9 +28,8 @@ pub(super) struct Profile {
     /// What it is made of: nothing else gets these addresses as long as they are held here.
     config: Weak<MixerConfig>,
     service: Option<Weak<ServiceConfig>>,
-    /// None where nothing is to be done.
-    pub(super) client: Option<Rc<Client>>,
-    pub(super) base: Rc<Base>,
+    /// Who is asked and told, and what all requests share; none where nothing is to be done.
+    pub(super) client: Option<(Rc<Client>, Rc<Base>)>,
     /// What tells the next proxy who we are.
     pub(super) forward: Option<HeaderValue>,
 }
@@ -74,11 +73,14 @@ impl Profile {
         let client = service
             .filter(|service| service.is_checked || service.is_reported)
             .map(|_| Client::of(stream.worker(), &config.transport, FilterKind::Http));
+        let client = client.map(|client| {
+            let base = client.base(&attributes);
+            (client, base)
+        });
         Self {
             config: Arc::downgrade(config),
             service: service.map(Arc::downgrade),
             client,
-            base: Base::new(&attributes),
             forward: request::encode_forwarded(&forward),
         }
     }
@@ -87,7 +89,7 @@ impl Profile {
     fn is_closed(&self) -> bool {
         self.client
             .as_ref()
-            .is_some_and(|client| client.is_closed())
+            .is_some_and(|(client, _)| client.is_closed())
     }
 
     /// Nobody will ask for it again.

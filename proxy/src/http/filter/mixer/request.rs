@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -65,11 +64,14 @@ const SOURCE_PRINCIPAL: Known = Known::new("source.principal");
 const SOURCE_UID: Known = Known::new("source.uid");
 const SOURCE_USER: Known = Known::new("source.user");
 
+/// What another proxy tells, of what it may.
+type Forwarded = Vec<(Known, Value)>;
+
 /// What different proxies have told, as kept by a worker; beyond, it begins anew. A mesh's proxies tell always the same.
 const MAX_FORWARDED: usize = 256;
 
 thread_local! {
-    static FORWARDED: RefCell<HashMap<Box<[u8]>, Rc<Attributes>, foldhash::quality::RandomState>> = RefCell::default();
+    static FORWARDED: RefCell<HashMap<Box<[u8]>, Rc<Forwarded>, foldhash::quality::RandomState>> = RefCell::default();
 }
 
 /// Everything known of the request, on top of configuration; what comes later overwrites: request, authentication, forwarded.
@@ -80,8 +82,8 @@ pub(super) fn fill(
     forwarded: Option<&HeaderValue>,
 ) {
     add_head(record, headers);
-    let now = Timestamp::from(SystemTime::now());
-    record.set(REQUEST_TIME, ValueRef::Timestamp(now));
+    let begun = Timestamp::from(stream.info.start_time);
+    record.set(REQUEST_TIME, ValueRef::Timestamp(begun));
     add_connection(record, &stream.info.connection);
     set_ip(record, ORIGIN_IP, stream.info.remote_address.ip());
     if let Some(found) = stream.info.metadata.get(AUTHENTICATION) {
@@ -103,7 +105,7 @@ fn add_head(record: &mut Record, headers: &RequestHeaders) {
     record.set_map(REQUEST_HEADERS, |entries| {
         add_fields(entries, &headers.map);
         for (name, value) in pseudo {
-            entries.push(name, value);
+            entries.push(name, value.as_bytes());
         }
     });
     record.set_text(REQUEST_HOST, headers.host());
@@ -126,7 +128,7 @@ fn add_head(record: &mut Record, headers: &RequestHeaders) {
         .peekable();
     if params.peek().is_some() {
         record.set_map(REQUEST_QUERY, |entries| {
-            params.for_each(|(key, value)| entries.push(key, value));
+            params.for_each(|(key, value)| entries.push(key, value.as_bytes()));
         });
     }
     let protocol = if headers.is_grpc() { "grpc" } else { "http" };
@@ -185,7 +187,7 @@ pub(crate) fn own_attributes(node: &Node, is_outbound: bool) -> Attributes {
     if let Some(Kind::StructValue(labels)) =
         metadata.fields.get("LABELS").and_then(|v| v.kind.as_ref())
     {
-        let labels = struct_map(labels).into_iter();
+        let labels = struct_map(labels);
         let labels = labels.map(|(key, value)| (key.to_owned().into(), value.into_owned()));
         attributes.set(format!("{side}.labels"), Value::StringMap(labels.collect()));
     }
@@ -193,8 +195,8 @@ pub(crate) fn own_attributes(node: &Node, is_outbound: bool) -> Attributes {
 }
 
 /// The entries of a struct that have a text.
-pub(super) fn struct_map(fields: &Struct) -> Vec<(&str, Cow<'_, str>)> {
-    let text = |kind: &'_ Kind| match kind {
+pub(super) fn struct_map(fields: &Struct) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+    let text = |kind: &Kind| match kind {
         Kind::NumberValue(number) => Some(number.to_string()),
         Kind::BoolValue(flag) => Some(flag.to_string()),
         Kind::ListValue(list) => {
@@ -206,31 +208,27 @@ pub(super) fn struct_map(fields: &Struct) -> Vec<(&str, Cow<'_, str>)> {
         }
         Kind::StringValue(_) | Kind::NullValue(_) | Kind::StructValue(_) => None,
     };
-    fields
-        .fields
-        .iter()
-        .filter_map(|(key, value)| {
-            let value = match value.kind.as_ref()? {
-                Kind::StringValue(text) => Cow::Borrowed(text.as_str()),
-                other => Cow::Owned(text(other)?),
-            };
-            Some((key.as_str(), value))
-        })
-        .collect()
+    fields.fields.iter().filter_map(move |(key, value)| {
+        let value = match value.kind.as_ref()? {
+            Kind::StringValue(text) => Cow::Borrowed(text.as_str()),
+            other => Cow::Owned(text(other)?),
+        };
+        Some((key.as_str(), value))
+    })
 }
 
-/// Header fields by name; of several with one name the last counts.
-pub(super) fn add_fields(entries: &mut Entries<'_>, headers: &HeaderMap) {
+/// Header fields by name; of several with one name the last counts. Returns the size of all names and values.
+pub(super) fn add_fields(entries: &mut Entries<'_>, headers: &HeaderMap) -> usize {
+    let mut size = 0;
     // Fields with one name come one after the other.
     let mut fields = headers.iter().peekable();
     while let Some((name, value)) = fields.next() {
+        size += name.as_str().len() + value.len();
         if fields.peek().is_none_or(|(next, _)| *next != name) {
-            match std::str::from_utf8(value.as_bytes()) {
-                Ok(value) => entries.push(name.as_str(), value),
-                Err(_) => entries.push(name.as_str(), &String::from_utf8_lossy(value.as_bytes())),
-            }
+            entries.push(name.as_str(), value.as_bytes());
         }
     }
+    size
 }
 
 fn text<'a>(fields: &'a Struct, key: &str) -> Option<&'a str> {
@@ -260,7 +258,7 @@ fn add_authentication(record: &mut Record, found: &Struct) {
     {
         record.set_map(REQUEST_CLAIMS, |entries| {
             for (key, value) in struct_map(claims) {
-                entries.push(key, &value);
+                entries.push(key, value.as_bytes());
             }
         });
     }
@@ -278,21 +276,21 @@ fn add_forwarded(record: &mut Record, header: &HeaderValue) {
         known.insert(header.as_bytes().into(), forwarded.clone());
         forwarded
     });
-    for name in FORWARDABLE {
-        if let Some(value) = forwarded.get(name.as_str()) {
-            record.set(name, value.as_ref());
-        }
+    for (name, value) in &*forwarded {
+        record.set(*name, value.as_ref());
     }
 }
 
 /// What another proxy tells; nothing if it is not from a proxy.
-fn read_forwarded(header: &HeaderValue) -> Attributes {
+fn read_forwarded(header: &HeaderValue) -> Forwarded {
     let decoded = STANDARD
         .decode(header.as_bytes())
         .ok()
         .and_then(|bytes| mixer::Attributes::decode(bytes.as_slice()).ok());
-    let forwarded = decoded.map(|message| Attributes::from_wire(&message));
-    forwarded.unwrap_or_default()
+    let told = decoded.map(|message| Attributes::from_wire(&message));
+    let told = told.unwrap_or_default();
+    let value = |name: Known| Some((name, told.get(name.as_str())?.clone()));
+    FORWARDABLE.into_iter().filter_map(value).collect()
 }
 
 /// The header for the next proxy; none without attributes.
@@ -331,7 +329,7 @@ mod tests {
         let mut own = Attributes::new();
         own.set("source.uid", "old");
         for _ in 0..2 {
-            let mut record = Record::new(Base::new(&own));
+            let mut record = Record::new(Base::new(&own, &Rc::default()));
             add_forwarded(&mut record, &header);
             add_forwarded(&mut record, &HeaderValue::from_static("not base64!"));
             let all: Vec<_> = record

@@ -1,13 +1,13 @@
 //! What is added to a request's attributes when it is over.
 
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::HeaderMap;
 use prost_types::value::Kind;
 use prost_types::{Struct, Timestamp};
 use proto_mesh::attribute::record::Record;
-use proto_mesh::attribute::{Known, MapRef, ValueRef};
+use proto_mesh::attribute::{Known, ValueRef};
 
 use crate::http::filter::StreamEnd;
 use crate::http::headers::{is_grpc, names};
@@ -39,13 +39,8 @@ const RESPONSE_TOTAL_SIZE: Known = Known::new("response.total_size");
 /// Adds what a report has beside what a check has.
 pub(super) fn fill(record: &mut Record, end: &StreamEnd<'_>, outcome: Option<&Outcome>) {
     let info = &end.stream.info;
-    if let Some(host) = info
-        .upstream
-        .host
-        .as_ref()
-        .and_then(|host| host.parse().ok())
-    {
-        add_destination(record, host);
+    if let Some(address) = info.upstream.address {
+        add_destination(record, address);
     }
     let request_head =
         head_size(&end.request.map) + end.request.path.as_str().len() + end.request.authority.len();
@@ -53,16 +48,17 @@ pub(super) fn fill(record: &mut Record, end: &StreamEnd<'_>, outcome: Option<&Ou
         let head = end.response.map(|response| &response.map);
         head.into_iter().chain(end.trailers)
     };
-    let response_head: usize = maps().map(head_size).sum();
+    let mut response_head = 0;
     record.set_map(RESPONSE_HEADERS, |entries| {
-        maps().for_each(|map| add_fields(entries, map));
+        response_head = maps().map(|map| add_fields(entries, map)).sum();
         if let Some(response) = end.response {
-            entries.push(":status", response.status.as_str());
+            entries.push(":status", response.status.as_str().as_bytes());
         }
     });
-    let now = Timestamp::from(SystemTime::now());
-    record.set(RESPONSE_TIME, ValueRef::Timestamp(now));
-    record.set(RESPONSE_DURATION, duration(info.duration()));
+    let took = info.duration();
+    let over = Timestamp::from(info.start_time + took);
+    record.set(RESPONSE_TIME, ValueRef::Timestamp(over));
+    record.set(RESPONSE_DURATION, duration(took));
     let (received, sent) = (info.bytes_received, info.bytes_sent);
     record.set(REQUEST_SIZE, count(received));
     record.set(RESPONSE_SIZE, count(sent));
@@ -83,13 +79,11 @@ pub(super) fn fill(record: &mut Record, end: &StreamEnd<'_>, outcome: Option<&Ou
         add_shadow(record, shadow);
     }
     for (filter, fields) in info.metadata.iter() {
-        let entries = struct_map(fields);
-        if !entries.is_empty() {
-            let entries = entries.into_iter();
-            let entries: Vec<_> = entries
-                .map(|(key, value)| (key.to_owned().into(), value.into_owned()))
-                .collect();
-            record.set_named(filter, ValueRef::StringMap(MapRef::Plain(&entries)));
+        let mut texts = struct_map(fields).peekable();
+        if texts.peek().is_some() {
+            record.set_named_map(filter, |entries| {
+                texts.for_each(|(key, value)| entries.push(key, value.as_bytes()));
+            });
         }
     }
 }

@@ -248,7 +248,7 @@ pub(super) fn choose(plan: &mut Plan, state: &mut StreamState) -> Result<Arc<Hos
             .extend(plan.cluster.priority_of(&host));
     }
     let upstream = &mut state.stream.info.upstream;
-    upstream.host = Some(host.address_text.clone());
+    upstream.set_host(&host);
     upstream.host_name = (!host.hostname.is_empty()).then(|| host.hostname.clone());
     upstream.transport_failure = None;
     upstream.local_address = None;
