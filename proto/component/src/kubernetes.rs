@@ -188,3 +188,6 @@ fn code(error: &watcher::Error) -> Option<u16> {
         InitialListFailed(_) | WatchStartFailed(_) | WatchFailed(_) | NoResourceVersion => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
