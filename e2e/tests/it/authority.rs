@@ -4,13 +4,15 @@
 use std::fs;
 use std::path::Path;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use e2e::echo::Tls;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, SanType,
+    KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, PublicKeyData as _, SanType,
 };
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use time::{Duration, OffsetDateTime};
 
 /// Modulus of the key of `rsa.pem`.
@@ -33,6 +35,10 @@ pub(crate) struct Authority {
 pub(crate) struct Leaf {
     pub(crate) chain: String,
     pub(crate) key: String,
+    /// SHA-256 of the certificate, in hex.
+    pub(crate) hash: String,
+    /// SHA-256 of its public key, in base64.
+    pub(crate) spki: String,
 }
 
 /// An issuer of tokens.
@@ -120,6 +126,8 @@ impl Authority {
         Leaf {
             chain: leaf.pem() + &self.intermediate.pem(),
             key: key.serialize_pem(),
+            hash: format!("{:x}", Sha256::digest(leaf.der())),
+            spki: STANDARD.encode(Sha256::digest(key.subject_public_key_info())),
         }
     }
 }
@@ -131,6 +139,7 @@ pub(crate) fn self_signed(identity: &str) -> Leaf {
     Leaf {
         chain: leaf.pem(),
         key: key.serialize_pem(),
+        ..Leaf::default()
     }
 }
 

@@ -10,7 +10,7 @@ use e2e::mesh::{Mesh, eventually};
 use serde_json::Value;
 
 use crate::scene::{self, Scene};
-use crate::{SETTLED, has_details, nothing_failed, send_everybody_to_red_stars, settles};
+use crate::{SETTLED, has_details, nothing_failed, proof, send_everybody_to_red_stars, settles};
 
 /// How long a machine is remembered once it has gone.
 const GRACE: Duration = Duration::from_secs(3);
@@ -22,9 +22,24 @@ const SIGN: &str = "/etc/istio/proxy/healthy";
 #[tokio::test]
 #[ignore = "needs root and iptables"]
 async fn machines_patches_and_replicas_of_pilot() {
-    let mesh = Mesh::up("e2e-discovery", &["--set", SETTINGS]).await;
+    hold("e2e-discovery", &["--set", SETTINGS]).await;
+}
+
+#[tokio::test]
+#[ignore = "needs root, iptables and Envoy: set ENVOY to its path"]
+async fn machines_patches_and_replicas_of_pilot_with_envoys() {
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let replace = format!("proxy={}", proof::envoy(folder.path()));
+    hold(
+        "e2e-discovery-envoy",
+        &["--set", SETTINGS, "--replace", &replace],
+    )
+    .await;
+}
+
+async fn hold(name: &str, flags: &[&str]) {
     let mut scene = Scene {
-        mesh: mesh.unwrap(),
+        mesh: Mesh::up(name, flags).await.unwrap(),
     };
     let manifests = [
         scene::namespace("shop", true),
@@ -152,12 +167,12 @@ async fn a_proxy_that_waits_for_patches_has_them(scene: &Scene) {
         .unwrap();
 }
 
-/// Our proxy has no Lua.
+/// No proxy answers with such a status.
 async fn a_refusal_is_shown_with_its_reason(scene: &Scene) {
-    const FILTER: &str = "---\napiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: lua, namespace: shop}\nspec:\n  \
+    const FILTER: &str = "---\napiVersion: networking.istio.io/v1alpha3\nkind: EnvoyFilter\nmetadata: {name: wrong, namespace: shop}\nspec:\n  \
         workloadSelector: {labels: {app: client}}\n  configPatches:\n  - applyTo: HTTP_FILTER\n    match: {context: SIDECAR_OUTBOUND}\n    \
-        patch: {operation: INSERT_FIRST, value: {name: envoy.lua, typed_config: \
-        {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua, inline_code: ''}}}\n";
+        patch: {operation: INSERT_FIRST, value: {name: envoy.fault, typed_config: \
+        {'@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault, abort: {http_status: 99, percentage: {}}}}}\n";
     scene.apply(FILTER).await;
     let listeners = async || {
         let shown = scene.mesh.ctl_ok(&["proxy-status", "-o", "json"]).await;
@@ -168,11 +183,13 @@ async fn a_refusal_is_shown_with_its_reason(scene: &Scene) {
     };
     eventually("the refusal is shown", SETTLED, async || {
         let shown = listeners().await;
-        shown.is_some_and(|shown| shown.starts_with("ERROR (") && shown.contains("lua"))
+        shown.is_some_and(|shown| {
+            shown.starts_with("ERROR (") && shown.to_lowercase().contains("status")
+        })
     })
     .await
     .unwrap();
-    let delete = ["local", "delete", "envoyfilter/lua", "-n", "shop"];
+    let delete = ["local", "delete", "envoyfilter/wrong", "-n", "shop"];
     scene.mesh.ctl_ok(&delete).await.unwrap();
     eventually("and gone once it is mended", SETTLED, async || {
         listeners().await.as_deref() == Some("SYNCED")

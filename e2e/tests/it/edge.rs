@@ -32,6 +32,9 @@ struct Stage {
     b: Authority,
     /// For clients that the gateway knows.
     clients: Authority,
+    /// The only ones of them that two of the gateway's names let in: by the public key, and by the certificate.
+    by_key: Leaf,
+    by_certificate: Leaf,
     /// For the server outside, and for its clients.
     outside: Authority,
     tokens: Tokens,
@@ -40,11 +43,14 @@ struct Stage {
 impl Stage {
     /// With everything in the mesh of `scene`.
     async fn set(scene: Scene) -> Self {
+        let clients = Authority::new("clients");
         let stage = Self {
             scene,
+            by_key: clients.leaf("spiffe://partner/ns/x/sa/by-key"),
+            by_certificate: clients.leaf("spiffe://partner/ns/x/sa/by-certificate"),
             a: Authority::new("a"),
             b: Authority::new("b"),
-            clients: Authority::new("clients"),
+            clients,
             outside: Authority::new("outside"),
             tokens: Tokens::new("https://edge.test"),
         };
@@ -67,6 +73,10 @@ impl Stage {
         text += &self.credential("b", &self.b.host("b.test"), None);
         let mutual = self.b.host("mutual.test");
         text += &self.credential("mutual", &mutual, Some(&self.clients));
+        for pinned in ["by-key", "by-certificate"] {
+            let server = self.b.host(&format!("{pinned}.test"));
+            text += &self.credential(pinned, &server, Some(&self.clients));
+        }
         // In the generic form.
         let optional = self.b.host("optional.test");
         let generic = [
@@ -86,6 +96,8 @@ impl Stage {
         text += &egress::manifests(self);
         text += include_str!("../security/edge.yaml");
         text.replace("{{jwks}}", &self.tokens.jwks())
+            .replace("{{spki}}", &self.by_key.spki)
+            .replace("{{hash}}", &self.by_certificate.hash)
     }
 
     /// A gateway's credential.
@@ -132,11 +144,14 @@ async fn the_edge_holds_while_the_root_changes() {
 
 /// The case itself, wherever the mesh is; the root stays.
 pub(crate) async fn holds(scene: Scene) {
-    let stage = Stage::set(scene).await;
-    control_plane_is_closed(&stage).await;
+    hold(&Stage::set(scene).await).await;
+}
+
+async fn hold(stage: &Stage) {
+    control_plane_is_closed(stage).await;
     let parts = [
-        ("ingress", ingress::holds(&stage).boxed_local()),
-        ("egress", egress::holds(&stage).boxed_local()),
+        ("ingress", ingress::holds(stage).boxed_local()),
+        ("egress", egress::holds(stage).boxed_local()),
     ];
     all_hold(parts).await;
 }

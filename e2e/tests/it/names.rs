@@ -2,7 +2,7 @@
 
 use e2e::mesh::{Mesh, eventually};
 
-use crate::{SETTLED, has_details, settles};
+use crate::{SETTLED, has_details, proof, settles};
 
 const ASKER: &str = "e2e/tests/names.yaml";
 
@@ -17,6 +17,17 @@ async fn the_agent_knows_names_that_no_other_name_server_does() {
     let status = mesh.ctl_ok(&["proxy-status"]).await.unwrap();
     let rows = status.lines().filter(|line| line.contains("asker"));
     assert_eq!(rows.count(), 1, "{status}");
+    assert_eq!(mesh.end().await, "");
+}
+
+#[tokio::test]
+#[ignore = "needs root, nft and Envoy: set ENVOY to its path"]
+async fn the_agent_knows_names_beside_an_envoy() {
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let replace = format!("proxy={}", proof::envoy(folder.path()));
+    let mesh = Mesh::up_without_iptables("e2e-names-envoy", &["--replace", &replace]).await;
+    let mut mesh = mesh.unwrap();
+    names_are_answered(&mesh).await;
     assert_eq!(mesh.end().await, "");
 }
 

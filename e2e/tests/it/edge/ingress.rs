@@ -63,6 +63,26 @@ fn names_and_modes(stage: &Stage) -> Vec<Case> {
         ("MUTUAL, nobody", at("mutual.test", &b), None),
         ("MUTUAL, unknown", shown("mutual.test", &unknown), None),
         ("MUTUAL, expired", shown("mutual.test", &expired), None),
+        (
+            "MUTUAL, the pinned key",
+            shown("by-key.test", &stage.by_key),
+            Some(200),
+        ),
+        (
+            "MUTUAL, another key of a known client",
+            shown("by-key.test", &stage.by_certificate),
+            None,
+        ),
+        (
+            "MUTUAL, the pinned certificate",
+            shown("by-certificate.test", &stage.by_certificate),
+            Some(200),
+        ),
+        (
+            "MUTUAL, another certificate of a known client",
+            shown("by-certificate.test", &stage.by_key),
+            None,
+        ),
         ("OPTIONAL, nobody", at("optional.test", &b), Some(200)),
         ("OPTIONAL, known", shown("optional.test", &known), Some(200)),
         ("OPTIONAL, unknown", shown("optional.test", &unknown), None),

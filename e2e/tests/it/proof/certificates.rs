@@ -29,13 +29,13 @@ pub(super) async fn hold(stage: &Stage) {
             .next()
             .unwrap()
             .to_owned(),
-        key: good.key.clone(),
+        ..good.clone()
     };
     let stolen = Leaf {
         chain: authority
             .leaf("spiffe://cluster.local/ns/ops/sa/client")
             .chain,
-        key: good.key.clone(),
+        ..good.clone()
     };
     let cases = [
         ("good", good.clone(), true),
