@@ -3,6 +3,7 @@
 //! A line is made on the worker's thread and handed to the sink's buffer; one background thread a file writes it out, so
 //! that a slow disk never slows a request. When the buffer is full, lines are dropped and counted.
 
+mod expression;
 pub(crate) mod filter;
 pub(crate) mod format;
 mod grpc;

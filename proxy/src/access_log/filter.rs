@@ -1,8 +1,10 @@
 //! Which streams are logged.
 
 use proto::envoy::config::accesslog::v3 as wire;
+use proto::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 use wire::access_log_filter::FilterSpecifier;
 use wire::comparison_filter::Op;
+use wire::extension_filter::ConfigType;
 
 use crate::http::headers::names;
 use crate::invalid::{At as _, Invalid, try_all};
@@ -11,6 +13,7 @@ use crate::runtime::{RuntimeFraction, RuntimeNumber};
 use crate::stream_info::ResponseFlag;
 
 use super::FormatContext;
+use super::expression::Expression;
 
 /// A condition on a finished stream.
 #[derive(Debug, Clone)]
@@ -37,6 +40,8 @@ pub(crate) enum LogFilter {
     GrpcStatus(Vec<u32>, bool),
     /// On dynamic metadata; the flag is the answer when the key is missing.
     Metadata(Option<MetadataMatcher>, bool),
+    /// On attributes.
+    Expression(Expression),
     /// A fixed answer.
     Fixed(bool),
 }
@@ -120,13 +125,25 @@ impl TryFrom<&wire::AccessLogFilter> for LogFilter {
             }
             FilterSpecifier::TraceableFilter(_) => LogFilter::Traceable,
             FilterSpecifier::ExtensionFilter(filter) => {
-                return Err(Invalid::unsupported(&format!(
-                    "access log filter extension '{}'",
-                    filter.name
-                )));
+                LogFilter::Expression(expression(filter).at("extension_filter")?)
             }
         })
     }
+}
+
+/// The only extension there is: a condition in CEL.
+fn expression(filter: &wire::ExtensionFilter) -> Result<Expression, Invalid> {
+    let Some(ConfigType::TypedConfig(any)) = &filter.config_type else {
+        return Err(Invalid::new("a configuration is needed"));
+    };
+    if !proto::any::is::<ExpressionFilter>(any) {
+        return Err(Invalid::unsupported(&format!(
+            "access log filter extension '{}'",
+            filter.name
+        )));
+    }
+    let config: ExpressionFilter = proto::any::unpack(any)?;
+    Expression::parse(&config.expression).at("expression")
 }
 
 impl Comparison {
@@ -183,6 +200,7 @@ impl LogFilter {
                     some => matcher.matches(some),
                 },
             },
+            LogFilter::Expression(expression) => expression.holds(context),
             LogFilter::Fixed(answer) => *answer,
         }
     }
