@@ -184,7 +184,7 @@ fn place_of(message: &str, document: &Document, place: &str) -> Option<String> {
 
 /// Platform objects are read once as what they are, so that a wrong type is told at once.
 fn check_platform_object(object: &Object) -> anyhow::Result<()> {
-    use k8s_openapi::api::{apps::v1 as apps, core::v1 as core};
+    use k8s_openapi::api::{apps::v1 as apps, core::v1 as core, networking::v1 as networking};
     fn check<T: serde::de::DeserializeOwned>(value: &Value) -> anyhow::Result<()> {
         serde_path_to_error::deserialize::<_, T>(value)
             .map(drop)
@@ -197,6 +197,7 @@ fn check_platform_object(object: &Object) -> anyhow::Result<()> {
         "ConfigMap" => check::<core::ConfigMap>(value),
         "Secret" => check::<core::Secret>(value),
         "Service" => check::<core::Service>(value),
+        "Ingress" => check::<networking::Ingress>(value),
         "Pod" => check::<core::Pod>(value),
         "Deployment" => {
             check::<apps::Deployment>(value)?;

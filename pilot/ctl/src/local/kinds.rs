@@ -43,6 +43,7 @@ pub(crate) const PLATFORM_KINDS: &[ObjectKind] = &[
     platform("", "Secret", "secrets", true),
     platform("", "Service", "services", true),
     platform("discovery.k8s.io", "EndpointSlice", "endpointslices", true),
+    platform("networking.k8s.io", "Ingress", "ingresses", true),
     platform(
         "admissionregistration.k8s.io",
         "MutatingWebhookConfiguration",
@@ -64,6 +65,7 @@ const SHORT_NAMES: &[(&str, &str)] = &[
     ("sa", "ServiceAccount"),
     ("cm", "ConfigMap"),
     ("svc", "Service"),
+    ("ing", "Ingress"),
     ("deploy", "Deployment"),
     ("po", "Pod"),
 ];
@@ -143,6 +145,10 @@ mod tests {
     fn kinds_are_found_by_what_users_call_them() {
         assert_eq!(by_user_name("deploy").unwrap().kind, "Deployment");
         assert_eq!(by_user_name("Pods").unwrap().kind, "Pod");
+        assert_eq!(
+            by_user_name("ingresses").unwrap().group,
+            "networking.k8s.io"
+        );
         assert_eq!(by_user_name("vs").unwrap().kind, "VirtualService");
         assert!(by_user_name("nothing").is_none());
         assert_eq!(

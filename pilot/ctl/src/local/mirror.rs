@@ -30,6 +30,7 @@ const PLATFORM_KINDS: &[&str] = &[
     "Namespace",
     "Service",
     "EndpointSlice",
+    "Ingress",
     "Pod",
     "ServiceAccount",
 ];
