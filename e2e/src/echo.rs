@@ -4,6 +4,7 @@
 pub mod call;
 pub mod check;
 pub mod serve;
+mod tunnel;
 
 use serde::{Deserialize, Serialize};
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use e2e::echo::{
     Call, call,
     serve::{Seen, Server},
@@ -23,38 +23,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Role {
     /// Serves.
-    Serve {
-        /// Where to listen, of all addresses.
-        #[arg(long, env = "BIREME_LISTEN_ADDRESS", default_value = "0.0.0.0")]
-        address: IpAddr,
-        /// A port for HTTP.
-        #[arg(long)]
-        http: Vec<u16>,
-        /// A port for HTTP over TLS.
-        #[arg(long)]
-        tls: Vec<u16>,
-        /// A port for HTTP over TLS, for clients with a certificate.
-        #[arg(long)]
-        mutual_tls: Vec<u16>,
-        /// Folder with tls.crt, tls.key and, for clients, ca.crt.
-        #[arg(long, default_value = ".")]
-        tls_files: PathBuf,
-        /// A port for lines.
-        #[arg(long)]
-        tcp: Vec<u16>,
-        /// A port for an external authorizer, which goes by header `x-check`.
-        #[arg(long)]
-        check: Vec<u16>,
-        /// A fixed answer, `PATH=BODY`.
-        #[arg(long, value_parser = parse_file)]
-        file: Vec<(String, String)>,
-        /// What it calls itself in its answers.
-        #[arg(long, default_value = "")]
-        name: String,
-        /// The status of every answer.
-        #[arg(long, default_value = "200")]
-        status: StatusCode,
-    },
+    Serve(Box<Serving>),
     /// Makes calls and prints what came of them; both are JSON lists.
     Call {
         /// The calls.
@@ -65,6 +34,44 @@ enum Role {
         /// The call.
         call: String,
     },
+}
+
+/// What to serve, and where.
+#[derive(Args)]
+struct Serving {
+    /// Where to listen, of all addresses.
+    #[arg(long, env = "BIREME_LISTEN_ADDRESS", default_value = "0.0.0.0")]
+    address: IpAddr,
+    /// A port for HTTP.
+    #[arg(long)]
+    http: Vec<u16>,
+    /// A socket's path for HTTP; everybody may connect to it.
+    #[arg(long)]
+    unix: Vec<PathBuf>,
+    /// A port for HTTP over TLS.
+    #[arg(long)]
+    tls: Vec<u16>,
+    /// A port for HTTP over TLS, for clients with a certificate.
+    #[arg(long)]
+    mutual_tls: Vec<u16>,
+    /// Folder with tls.crt, tls.key and, for clients, ca.crt.
+    #[arg(long, default_value = ".")]
+    tls_files: PathBuf,
+    /// A port for lines.
+    #[arg(long)]
+    tcp: Vec<u16>,
+    /// A port for an external authorizer, which goes by header `x-check`.
+    #[arg(long)]
+    check: Vec<u16>,
+    /// A fixed answer, `PATH=BODY`.
+    #[arg(long, value_parser = parse_file)]
+    file: Vec<(String, String)>,
+    /// What it calls itself in its answers.
+    #[arg(long, default_value = "")]
+    name: String,
+    /// The status of every answer.
+    #[arg(long, default_value = "200")]
+    status: StatusCode,
 }
 
 fn parse_file(text: &str) -> Result<(String, String), String> {
@@ -86,29 +93,19 @@ async fn main() -> ExitCode {
 
 async fn run(role: Role) -> anyhow::Result<Option<String>> {
     match role {
-        Role::Serve {
-            address,
-            http,
-            tls,
-            mutual_tls,
-            tls_files,
-            tcp,
-            check,
-            file,
-            name,
-            status,
-        } => {
+        Role::Serve(serving) => {
             let server = Server {
-                address,
-                http,
-                tls,
-                mutual_tls,
-                tls_files,
-                tcp,
-                check,
-                files: file,
-                name,
-                status,
+                address: serving.address,
+                http: serving.http,
+                unix: serving.unix,
+                tls: serving.tls,
+                mutual_tls: serving.mutual_tls,
+                tls_files: serving.tls_files,
+                tcp: serving.tcp,
+                check: serving.check,
+                files: serving.file,
+                name: serving.name,
+                status: serving.status,
                 seen: Seen::default(),
             };
             server.run().await.map(|()| None)

@@ -2,25 +2,28 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fs::Permissions;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::FutureExt as _;
 use futures::future::try_join_all;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
+use http_body_util::{BodyExt as _, Collected, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use proto_component::tls::{ClientAuth, PemFiles, ServerTls};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 
-use super::{MARK, check};
+use super::{MARK, check, tunnel};
 
 /// Where to listen, and fixed answers.
 #[derive(Clone, Debug)]
@@ -29,6 +32,8 @@ pub struct Server {
     pub address: IpAddr,
     /// Ports for HTTP.
     pub http: Vec<u16>,
+    /// Paths of sockets for HTTP.
+    pub unix: Vec<PathBuf>,
     /// Ports for HTTP over TLS.
     pub tls: Vec<u16>,
     /// Ports for HTTP over TLS, for clients with a certificate.
@@ -49,7 +54,7 @@ pub struct Server {
     pub seen: Seen,
 }
 
-/// The last requests, a line for each.
+/// The last requests: a line for each, and what was posted.
 #[derive(Clone, Debug, Default)]
 pub struct Seen(Arc<Mutex<VecDeque<String>>>);
 
@@ -57,13 +62,14 @@ impl Seen {
     /// More of them are forgotten.
     const LIMIT: usize = 1000;
 
-    fn add(&self, request: &Request<Incoming>) {
+    fn add(&self, request: &Request<Bytes>) {
         let host = request.headers().get(header::HOST);
         let host = host.and_then(|host| host.to_str().ok());
         let authority = request.uri().authority().map(http::uri::Authority::as_str);
         let host = authority.or(host).unwrap_or_default();
         let mut seen = self.0.lock();
-        seen.push_back(format!("seen {} of {host}\n", request.uri().path()));
+        let posted = String::from_utf8_lossy(request.body());
+        seen.push_back(format!("seen {} of {host}\n{posted}", request.uri().path()));
         if seen.len() > Self::LIMIT {
             seen.pop_front();
         }
@@ -80,7 +86,7 @@ const SEEN: &str = "/seen";
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
 const SERVING: &[u8] = &[0x08, 0x01];
 
-type Body = BoxBody<Bytes, Infallible>;
+pub(super) type Body = BoxBody<Bytes, Infallible>;
 
 /// What is spoken on a port.
 #[derive(Clone)]
@@ -106,9 +112,17 @@ impl Server {
                 .with_context(|| format!("bind {address}"))?;
             ports.push((listener, speech));
         }
+        let mut sockets = Vec::new();
+        for path in &server.unix {
+            sockets.push(bind(path).with_context(|| format!("bind {}", path.display()))?);
+        }
+        let sockets = sockets
+            .into_iter()
+            .map(|listener| accept_local(server.clone(), listener).boxed());
         let loops = ports
             .into_iter()
-            .map(|(listener, speech)| accept(server.clone(), listener, speech));
+            .map(|(listener, speech)| accept(server.clone(), listener, speech).boxed())
+            .chain(sockets);
         try_join_all(loops).await.map(drop)
     }
 
@@ -137,6 +151,10 @@ impl Server {
         if is_check {
             return check::answer(request).await;
         }
+        if request.method() == Method::CONNECT {
+            return tunnel::answer(request).await;
+        }
+        let request = with_posted(request).await;
         let is_grpc = request
             .headers()
             .get(header::CONTENT_TYPE)
@@ -145,6 +163,7 @@ impl Server {
             return unary(SERVING);
         }
         if is_grpc {
+            self.seen.add(&request);
             return unary(self.describe(&request).as_bytes());
         }
         let (path, query) = (request.uri().path(), request.uri().query());
@@ -168,13 +187,24 @@ impl Server {
     }
 
     /// What a request looks like from here, a line for each part.
-    fn describe(&self, request: &Request<Incoming>) -> String {
+    fn describe(&self, request: &Request<Bytes>) -> String {
         let mut text = describe(request);
         if !self.name.is_empty() {
             text.push_str(&format!("server: {}\n", self.name));
         }
         text
     }
+}
+
+/// The request with all of its body if it is a POST, else with none: nobody asks for it.
+async fn with_posted(request: Request<Incoming>) -> Request<Bytes> {
+    let (head, body) = request.into_parts();
+    let posted = match head.method {
+        Method::POST => body.collect().await.map(Collected::to_bytes),
+        _ => Ok(Bytes::new()),
+    };
+    // Of a body that breaks off nothing is told.
+    Request::from_parts(head, posted.unwrap_or_default())
 }
 
 async fn accept(server: Arc<Server>, listener: TcpListener, speech: Speech) -> anyhow::Result<()> {
@@ -199,6 +229,24 @@ async fn accept(server: Arc<Server>, listener: TcpListener, speech: Speech) -> a
     }
 }
 
+/// A socket that everybody may connect to.
+fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    // Left by a server before.
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+async fn accept_local(server: Arc<Server>, listener: UnixListener) -> anyhow::Result<()> {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
+        proto_component::task::spawn("echo", http(server.clone(), stream, false));
+    }
+}
+
 async fn http(
     server: Arc<Server>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -209,7 +257,7 @@ async fn http(
         async move { Ok::<_, Infallible>(server.answer(request, is_check).await) }
     });
     let _ = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new())
-        .serve_connection(TokioIo::new(stream), answer)
+        .serve_connection_with_upgrades(TokioIo::new(stream), answer)
         .await;
 }
 
@@ -231,7 +279,7 @@ async fn lines(name: &str, mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 /// What a request looks like from here, a line for each part.
-fn describe(request: &Request<Incoming>) -> String {
+fn describe(request: &Request<Bytes>) -> String {
     let mut text = format!(
         "{MARK}\nversion: {:?}\nmethod: {}\npath: {}\nauthority: {}\n",
         request.version(),

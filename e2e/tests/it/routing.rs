@@ -1,15 +1,22 @@
 //! What Pilot makes of routing resources, seen by requests: one mesh, a client with our proxy and one with a real Envoy, a
 //! gateway of each, and servers that say who they are. A [`row::Row`] is a configuration, the calls, and what must be seen of them.
 
+mod entries;
+mod filters;
 mod gateway;
+mod inside;
 mod row;
 mod rows;
+mod rules;
+mod telemetry;
+mod warm;
 
 use std::collections::BTreeSet;
 
 use e2e::echo::{Call, Outcome, Protocol};
 use e2e::mesh::eventually;
 
+use crate::authority::Authority;
 use crate::scene::{self, Scene};
 use crate::{SETTLED, proof};
 use row::Row;
@@ -36,6 +43,11 @@ const BALANCED: &[(&str, &str, &str)] = &[
         "loadBalancer: {consistentHash: {httpCookie: {name: user, ttl: 60s}}}",
     ),
     (
+        "hashed-source",
+        "app: app",
+        "loadBalancer: {consistentHash: {useSourceIp: true}}",
+    ),
+    (
         "pooled",
         "app: app",
         "connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}",
@@ -58,20 +70,44 @@ async fn routes_lead_where_they_say_with_both_data_planes() {
     // Pods have a /tmp of their own.
     let folder = tempfile::tempdir_in("/var/tmp").unwrap();
     let envoy = proof::envoy(folder.path());
-    let mut scene = Scene::up("e2e-routing", &["--set", SETTINGS]).await;
-    let rows = rows::all();
-    set(&scene, &envoy, &rows).await;
+    let values = e2e::mesh::project().join("e2e/tests/routing/values.yaml");
+    let arguments = ["--set", SETTINGS, "-f", values.to_str().unwrap()];
+    let mut scene = Scene::up("e2e-routing", &arguments).await;
+    let authority = Authority::new("routing");
+    let rows = all(&authority);
+    let workloads = inside::manifests(&envoy, folder.path());
+    let [one, two] = set(&scene, &envoy, &authority, workloads, &rows).await;
     hold(&scene, &rows).await;
-    gateway::holds(&scene).await;
+    gateway::holds(&scene, &authority.root()).await;
+    telemetry::is_counted(&scene).await;
+    telemetry::is_told(&scene).await;
+    warm::warms_up(&scene, &[&one, &two]).await;
+    inside::is_guarded(&scene).await;
     sidecars_are_closed(&scene).await;
     assert_eq!(scene.mesh.end().await, "");
 }
 
-/// Everything in the mesh.
-async fn set(scene: &Scene, envoy: &str, rows: &[Row]) {
-    let mut workloads = ["servers", "outside"]
-        .map(|name| scene::namespace(name, false))
-        .concat();
+/// The rows; who calls by TLS trusts `authority`.
+fn all(authority: &Authority) -> Vec<Row> {
+    let mut rows = rows::all();
+    rows.extend(entries::rows(&authority.root()));
+    rows.extend(rules::rows());
+    rows.extend(filters::rows());
+    rows.extend(inside::rows());
+    rows
+}
+
+/// Everything in the mesh, with further `workloads`; where the two servers are.
+async fn set(
+    scene: &Scene,
+    envoy: &str,
+    authority: &Authority,
+    mut workloads: String,
+    rows: &[Row],
+) -> [String; 2] {
+    for name in ["servers", "outside"] {
+        workloads += &scene::namespace(name, false);
+    }
     for (namespace, proxy) in CLIENTS.into_iter().zip([None, Some(envoy)]) {
         workloads += &scene::namespace(namespace, true);
         // They are in the first of two regions.
@@ -81,21 +117,50 @@ async fn set(scene: &Scene, envoy: &str, rows: &[Row]) {
         );
     }
     workloads += &scene::client("outside", None);
-    let (servers, configuration) = include_str!("../routing.yaml")
+    workloads += &secret(authority);
+    let (servers, configuration) = include_str!("../routing/base.yaml")
         .split_once("{{services}}")
         .unwrap();
     let services: String = BALANCED.iter().map(balanced).collect();
     scene.apply(&(workloads + servers + &services)).await;
     gateway::add(scene, envoy).await;
     // Clients, servers, and one without a sidecar.
-    scene.are_ready(CLIENTS.len() + 4).await;
-    let mut text = configuration
-        .replace("{{one}}", &scene.pod_ip_of("servers", "name", "one").await)
-        .replace("{{two}}", &scene.pod_ip_of("servers", "name", "two").await);
+    scene
+        .are_ready(CLIENTS.len() + inside::SERVERS.len() + 4)
+        .await;
+    let mut text = [
+        configuration,
+        entries::CONFIGURATION,
+        filters::CONFIGURATION,
+    ]
+    .concat();
+    text += &rules::configuration();
+    let ip = async |name| scene.pod_ip_of("servers", "name", name).await;
+    let [one, two, broken] = [ip("one").await, ip("two").await, ip("broken").await];
+    for (name, ip) in [
+        ("{{one}}", &one),
+        ("{{two}}", &two),
+        ("{{broken}}", &broken),
+    ] {
+        text = text.replace(name, ip);
+    }
+    text += &warm::manifest(&[&one]);
     for (index, row) in rows.iter().enumerate() {
         text += &row.manifest(index);
     }
     scene.apply(&text).await;
+    [one, two]
+}
+
+/// The certificate of the servers that speak TLS.
+fn secret(authority: &Authority) -> String {
+    let leaf = authority.leaf("spiffe://cluster.local/ns/servers/sa/default");
+    let files = [
+        ("tls.crt", leaf.chain.as_str()),
+        ("tls.key", &leaf.key),
+        ("ca.crt", &authority.root()),
+    ];
+    scene::secret("servers", "tls", &files)
 }
 
 /// A service and its rule.
@@ -152,11 +217,13 @@ async fn sidecars_are_closed(scene: &Scene) {
     let unknown = || Call::new(Protocol::Http1, "app.servers:80").host("nowhere.test");
     let left_out = || Call::new(Protocol::Http1, "two-ports.servers:8080");
     let known = || Call::new(Protocol::Http1, "app.servers:80");
-    let calls = [unknown(), left_out(), known()];
-    let are = |outcomes: &[Outcome], wanted: [bool; 3]| {
+    // At a listener that the resource asks for.
+    let bound = || Call::new(Protocol::Http1, "127.0.0.1:8080").host("two-ports.servers:8080");
+    let calls = [unknown(), left_out(), known(), bound()];
+    let are = |outcomes: &[Outcome], wanted: [bool; 4]| {
         outcomes.iter().map(Outcome::is_served).eq(wanted)
     };
-    let becomes = async |what: &str, wanted: [bool; 3]| {
+    let becomes = async |what: &str, wanted: [bool; 4]| {
         let mut seen = Vec::new();
         let all = eventually(what, SETTLED, async || {
             seen.clear();
@@ -167,11 +234,11 @@ async fn sidecars_are_closed(scene: &Scene) {
         });
         assert!(all.await.is_ok(), "{what}: {seen:#?}");
     };
-    becomes("all are open", [true; 3]).await;
+    becomes("all are open", [true, true, true, false]).await;
     let sidecars =
-        CLIENTS.map(|name| include_str!("../routing-sidecar.yaml").replace("{{namespace}}", name));
+        CLIENTS.map(|name| include_str!("../routing/sidecar.yaml").replace("{{namespace}}", name));
     scene.apply(&sidecars.concat()).await;
-    becomes("only what is named is reached", [false, false, true]).await;
+    becomes("only what is named is reached", [false, false, true, true]).await;
 }
 
 /// The servers that answered, by name.

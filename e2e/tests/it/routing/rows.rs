@@ -6,7 +6,7 @@ use super::row::{HOST, Row, get, is_by};
 use super::servers;
 
 /// So many calls see both of two equal shares, but for once in a million times.
-const MANY: usize = 20;
+pub(super) const MANY: usize = 20;
 
 pub(super) fn all() -> Vec<Row> {
     let mut rows = conditions();
@@ -263,6 +263,12 @@ fn faults_and_retries() -> Vec<Row> {
                     && seen.iter().any(|outcome| is_by("v1", outcome))
             },
         ),
+        Row::routed(
+            "a fault of gRPC",
+            "[{fault: {abort: {grpcStatus: UNAVAILABLE, percentage: {value: 100}}}, route: [V1}]}]",
+            vec![Call::new(Protocol::Grpc, "app.servers:80").host(HOST)],
+            |seen| seen[0].text == "grpc-status 14",
+        ),
         Row::acting("timeout: 0.5s", get("/?after=4000"), |seen| {
             status(seen, 504)
         }),
@@ -316,7 +322,7 @@ fn shares() -> Vec<Row> {
 }
 
 /// A call of a service by its own name.
-fn of(service: &str) -> Call {
+pub(super) fn of(service: &str) -> Call {
     Call::new(Protocol::Http1, &format!("{service}.servers:80"))
 }
 
@@ -346,6 +352,11 @@ fn balancing() -> Vec<Row> {
                 .map(|number| of("hashed-query").target(&format!("/?user={}", user(number))))
                 .collect(),
             |seen| servers(seen).len() == 2,
+        ),
+        Row::about(
+            "a hash of the source",
+            vec![of("hashed-source"); MANY],
+            |seen| seen.iter().all(Outcome::is_served) && servers(seen).len() == 1,
         ),
         Row::about("a hash of a cookie", vec![of("hashed-cookie")], |seen| {
             seen[0].is_served() && seen[0].text.contains("\"set-cookie\": \"user=")
