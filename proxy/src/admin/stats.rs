@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     server::ServerState,
-    stats::{BOUNDS, QUANTILES, Reading, Summary, Value, write_prometheus},
+    stats::{BOUNDS, QUANTILES, Reading, Stat, Summary, Value, write_prometheus},
 };
 use http::StatusCode;
 use regex::Regex;
@@ -106,25 +106,23 @@ fn select(admin: &Admin, query: &Query) -> Result<Vec<Reading>, Answer> {
             "usage: /stats?type=(All|Counters|Gauges|Histograms|TextReadouts)\n\n".into(),
         ));
     }
-    let mut readings = admin.store.server.store.read();
-    readings.retain(|reading| {
-        filter
-            .as_ref()
-            .is_none_or(|filter| filter.is_match(&reading.name))
-            && (!is_used_only || is_used(reading))
-            && match reading.value {
-                Value::Counter(_) => matches!(kind, "All" | "Counters"),
-                Value::Gauge(_) => matches!(kind, "All" | "Gauges"),
-                Value::Histogram(_) => matches!(kind, "All" | "Histograms"),
-            }
-    });
-    Ok(readings)
+    Ok(admin.store.server.store.read(|name, stat| {
+        let is_kind = match stat {
+            Stat::Counter(_) => matches!(kind, "All" | "Counters"),
+            Stat::Gauge(_) => matches!(kind, "All" | "Gauges"),
+            Stat::Histogram(_) => matches!(kind, "All" | "Histograms"),
+        };
+        is_kind
+            && (!is_used_only || is_used(stat))
+            && filter.as_ref().is_none_or(|filter| filter.is_match(name))
+    }))
 }
 
-fn is_used(reading: &Reading) -> bool {
-    match &reading.value {
-        Value::Counter(value) | Value::Gauge(value) => *value != 0,
-        Value::Histogram(summary) => summary.is_some(),
+fn is_used(stat: Stat<'_>) -> bool {
+    match stat {
+        Stat::Counter(counter) => counter.value() != 0,
+        Stat::Gauge(gauge) => gauge.value() != 0,
+        Stat::Histogram(histogram) => histogram.summary().is_some(),
     }
 }
 
@@ -178,8 +176,8 @@ fn text_form(readings: &[Reading], buckets: Buckets) -> String {
     for reading in readings {
         if let Value::Histogram(summary) = &reading.value {
             let shown = match buckets {
-                Buckets::None => histogram_text(summary.as_ref()),
-                _ => buckets_text(summary.as_ref(), buckets == Buckets::Cumulative),
+                Buckets::None => histogram_text(summary.as_deref()),
+                _ => buckets_text(summary.as_deref(), buckets == Buckets::Cumulative),
             };
             let _ = writeln!(text, "{}: {shown}", reading.name);
         }

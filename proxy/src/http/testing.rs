@@ -322,12 +322,7 @@ impl Proxy {
 
     /// A counter's or gauge's value; 0 when there is none.
     pub(crate) fn stat(&self, name: &str) -> u64 {
-        let reading = self
-            .server
-            .store
-            .read()
-            .into_iter()
-            .find(|reading| reading.name == name);
+        let reading = self.server.store.read(|full, _| full == name).pop();
         match reading.map(|reading| reading.value) {
             Some(crate::stats::Value::Counter(value) | crate::stats::Value::Gauge(value)) => value,
             _ => 0,

@@ -103,7 +103,7 @@ mod tests {
         let total = scope.counter("upstream_cx_total");
         total.add(3);
         let class = scope.counter("upstream_rq_2xx");
-        let text = super::write_prometheus(&store.read());
+        let text = super::write_prometheus(&store.read(|_, _| true));
         assert!(text.contains("# TYPE envoy_cluster_upstream_cx_total counter\n"));
         assert!(text.contains(
             "envoy_cluster_upstream_cx_total{envoy_cluster_name=\"outbound|80||a.b\"} 3\n"

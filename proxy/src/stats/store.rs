@@ -51,8 +51,8 @@ pub(crate) enum Value {
     Counter(u64),
     /// Of a gauge.
     Gauge(u64),
-    /// Of a histogram; `None` before the first value.
-    Histogram(Option<Summary>),
+    /// Of a histogram; `None` before the first value. Boxed because most values are numbers.
+    Histogram(Option<Box<Summary>>),
 }
 
 /// One statistic as read.
@@ -82,26 +82,38 @@ impl Store {
         }
     }
 
-    /// Reads everything, sorted by name; forgets what nobody holds any more.
-    pub(crate) fn read(&self) -> Vec<Reading> {
+    /// Reads what `wants` it, sorted by name; forgets what nobody holds any more.
+    ///
+    /// A large configuration has a million statistics: nothing is kept of those that nobody wants.
+    pub(crate) fn read(&self, wants: impl Fn(&str, Stat<'_>) -> bool) -> Vec<Reading> {
         let mut readings = Vec::new();
+        let mut full = String::new();
         self.groups.lock().retain(|_, entry| {
             let Some(group) = entry.group.upgrade() else {
                 return false;
             };
-            group.visit(&mut |name, stat| readings.push(entry.scope.reading(name, stat)));
+            group.visit(&mut |name, stat| {
+                full.clear();
+                full.push_str(&entry.scope.prefix);
+                full.push_str(name);
+                if wants(&full, stat) {
+                    readings.push(entry.scope.reading(name, stat));
+                }
+            });
             true
         });
         self.singles.lock().retain(|name, entry| {
             let Some(counter) = entry.stat.upgrade() else {
                 return false;
             };
-            readings.push(Reading {
-                name: name.to_string(),
-                family: entry.family.to_string(),
-                tags: entry.tags.to_vec(),
-                value: Value::Counter(counter.value()),
-            });
+            if wants(name, Stat::Counter(&counter)) {
+                readings.push(Reading {
+                    name: name.to_string(),
+                    family: entry.family.to_string(),
+                    tags: entry.tags.to_vec(),
+                    value: Value::Counter(counter.value()),
+                });
+            }
             true
         });
         readings.sort_by(|left, right| left.name.cmp(&right.name));
@@ -132,7 +144,7 @@ impl Names {
         let value = match stat {
             Stat::Counter(counter) => Value::Counter(counter.value()),
             Stat::Gauge(gauge) => Value::Gauge(gauge.value()),
-            Stat::Histogram(histogram) => Value::Histogram(histogram.summary()),
+            Stat::Histogram(histogram) => Value::Histogram(histogram.summary().map(Box::new)),
         };
         let (family, code) = response_code_family(name);
         let mut tags = self.tags.to_vec();
@@ -270,13 +282,18 @@ mod tests {
         assert_eq!(second.upstream_rq_total.value(), 1);
         let code = scope.counter("upstream_rq_200");
         code.add(2);
-        let readings = store.read();
+        let only = store.read(|name, stat| {
+            name.starts_with("cluster.a_b.upstream_cx") && matches!(stat, Stat::Gauge(_))
+        });
+        assert_eq!(only.len(), 1);
+        assert_eq!(only[0].name, "cluster.a_b.upstream_cx_active");
+        let readings = store.read(|_, _| true);
         assert_eq!(readings.len(), 3);
         assert_eq!(readings[1].name, "cluster.a_b.upstream_rq_200");
         assert_eq!(readings[1].family, "cluster.upstream_rq");
         assert_eq!(&*readings[1].tags[0].1, "a:b");
         assert_eq!(&*readings[1].tags[1].1, "200");
         drop((first, second, code));
-        assert!(store.read().is_empty());
+        assert!(store.read(|_, _| true).is_empty());
     }
 }
