@@ -37,7 +37,7 @@ use virtual_host::DomainIndex;
 
 pub(crate) use hash_policy::{HashPolicy, HashedCookie};
 pub(crate) use header_mutation::HeaderMutations;
-pub(crate) use internal_redirect::{InternalRedirectPolicy, NotFollowed};
+pub(crate) use internal_redirect::{InternalRedirectPolicy, NotFollowed, Way};
 pub(crate) use mirror::MirrorPolicy;
 pub(crate) use rate_limit::{Descriptor, RateLimits};
 pub(crate) use redirect::Redirect;

@@ -15,7 +15,7 @@ use prost_types::Struct;
 use tokio::time::Instant;
 
 use crate::listener::{ConnectionInfo, TlsInfo};
-use crate::router::SelectedRoute;
+use crate::router::{SelectedRoute, Way};
 use crate::tracing::{Reason, Span};
 use crate::upstream::{Host, HostAddress};
 
@@ -71,8 +71,8 @@ pub(crate) struct StreamInfo {
     pub(crate) trace_reason: Reason,
     /// Redirects of upstreams' that were followed for this request.
     pub(crate) internal_redirects: u32,
-    /// The routes that brought them.
-    pub(crate) redirecting_routes: Vec<Box<str>>,
+    /// The ways that they took from route to route.
+    pub(crate) redirects: Vec<Way>,
 }
 
 /// The upstream side of a stream.
@@ -86,6 +86,8 @@ pub(crate) struct UpstreamInfo {
     pub(crate) address: Option<SocketAddr>,
     /// The chosen host's host name (DNS clusters).
     pub(crate) host_name: Option<Arc<str>>,
+    /// The hosts of earlier attempts, address and name.
+    pub(crate) earlier: Vec<(Arc<str>, Option<Arc<str>>)>,
     /// Our end of the upstream connection.
     pub(crate) local_address: Option<SocketAddr>,
     /// The upstream connection's TLS session.
@@ -142,7 +144,7 @@ impl StreamInfo {
             span: None,
             trace_reason: Reason::default(),
             internal_redirects: 0,
-            redirecting_routes: Vec::new(),
+            redirects: Vec::new(),
         }
     }
 

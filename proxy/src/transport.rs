@@ -25,13 +25,15 @@ use crate::invalid::Invalid;
 use proto::envoy::config::core::v3::{TransportSocket, transport_socket::ConfigType};
 use proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 
-pub(crate) use certificate::{CertificateDetails, url_encoded_pem};
+pub(crate) use certificate::{
+    CertificateDetails, details as certificate_details, hex, url_encoded_pem,
+};
 pub(crate) use cork::{Cork, Corked};
 pub(crate) use downstream::{DownstreamStream, DownstreamTransport, Meter, Tap};
 pub(crate) use loopback::unpace;
 pub(crate) use proxy_header::ClientAddresses;
 pub(crate) use read_ahead::ReadAhead;
-pub(crate) use secret::{Secret, SecretSlot, SecretSlots};
+pub(crate) use secret::{Secret, SecretSlot, SecretSlots, Validation};
 pub(crate) use stats::TlsStats;
 pub(crate) use stream::{Count, RawStream};
 pub(crate) use tls_context::AlpnFallback;

@@ -1,7 +1,9 @@
 //! Envoy's command operators (`%REQ(:PATH)%`, `%RESPONSE_CODE%`, …): parsed once, written without intermediate strings.
 //! Access logs, header mutations, local replies and direct responses use them.
 
+mod attempted;
 mod json_value;
+mod moment;
 mod operator;
 mod parse;
 mod time_format;

@@ -1,24 +1,19 @@
 //! `/certs`: the certificates in use and when they end.
 
 use super::server::{Admin, Answer, Query};
-use crate::transport::{CertificateDetails, DownstreamTransport, Secret, SecretSlot};
+use crate::transport::{CertificateDetails, DownstreamTransport, Secret, SecretSlot, Validation};
 use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(super) fn certs(admin: &Admin, _: &Query) -> Answer {
     let mut certificates = Vec::new();
     for slot in admin.store.secrets.all() {
-        let path = format!("<sds: {}>", slot.name);
         match slot.load().as_deref() {
-            Some(Secret::KeyPair(pair)) => certificates
-                .push(json!({ "ca_cert": [], "cert_chain": [certificate(&pair.details, &path)] })),
+            Some(Secret::KeyPair(pair)) => certificates.push(
+                json!({ "ca_cert": [], "cert_chain": [certificate(&pair.details, &pair.path)] }),
+            ),
             Some(Secret::Validation(validation)) => {
-                let roots: Vec<Value> = validation
-                    .details
-                    .iter()
-                    .map(|root| certificate(root, &path))
-                    .collect();
-                certificates.push(json!({ "ca_cert": roots, "cert_chain": [] }));
+                certificates.push(json!({ "ca_cert": roots(validation), "cert_chain": [] }));
             }
             Some(Secret::TicketKeys(_)) | None => {}
         }
@@ -31,18 +26,20 @@ pub(super) fn certs(admin: &Admin, _: &Query) -> Answer {
                 let pairs: Vec<Value> = context
                     .pairs()
                     .iter()
-                    .map(|pair| certificate(&pair.details, "<inline>"))
+                    .map(|pair| certificate(&pair.details, &pair.path))
                     .collect();
-                let roots: Vec<Value> = context
-                    .roots()
-                    .iter()
-                    .map(|root| certificate(root, "<inline>"))
-                    .collect();
+                let roots = context.validation().map(roots).unwrap_or_default();
                 certificates.push(json!({ "ca_cert": roots, "cert_chain": pairs }));
             }
         }
     }
     Answer::Json(json!({ "certificates": certificates }))
+}
+
+fn roots(validation: &Validation) -> Vec<Value> {
+    let path = validation.path();
+    let roots = validation.details.iter();
+    roots.map(|root| certificate(root, path)).collect()
 }
 
 fn certificate(details: &CertificateDetails, path: &str) -> Value {

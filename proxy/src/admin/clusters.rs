@@ -86,7 +86,9 @@ fn cluster_text(text: &mut String, cluster: &Cluster, is_dynamic: bool) {
     }
     for (priority, host) in hosts(cluster) {
         let at = &host.address_text;
-        for (stat, value) in host_stats(&host) {
+        let mut stats = host_stats(&host);
+        stats.sort_unstable();
+        for (stat, value) in stats {
             let _ = writeln!(text, "{name}::{at}::{stat}::{value}");
         }
         let _ = writeln!(text, "{name}::{at}::hostname::{}", host.hostname);
@@ -107,17 +109,19 @@ fn cluster_text(text: &mut String, cluster: &Cluster, is_dynamic: bool) {
     }
 }
 
-fn host_stats(host: &Host) -> [(&'static str, u64); 8] {
+/// Counters by name, then gauges by name.
+fn host_stats(host: &Host) -> [(&'static str, u64); 9] {
     let stats = &host.stats;
     [
-        ("cx_active", stats.cx_active.value()),
         ("cx_connect_fail", stats.cx_connect_fail.value()),
         ("cx_total", stats.cx_total.value()),
-        ("rq_active", stats.rq_active.value()),
         ("rq_error", stats.rq_error.value()),
         ("rq_success", stats.rq_success.value()),
         ("rq_timeout", stats.rq_timeout.value()),
         ("rq_total", stats.rq_total.value()),
+        ("cx_active", stats.cx_active.value()),
+        ("rq_active", stats.rq_active.value()),
+        ("rq_pending_active", stats.rq_pending_active.value()),
     ]
 }
 
@@ -126,10 +130,15 @@ fn cluster_json(cluster: &Cluster, is_dynamic: bool) -> Value {
         .iter()
         .map(|(priority, host)| host_json(*priority, host))
         .collect();
-    let thresholds: Vec<Value> = [("DEFAULT", Priority::Default), ("HIGH", Priority::High)].iter().map(|(label, priority)| {
-        let [connections, pending, requests, retries] = cluster.breakers.limits(*priority);
-        json!({ "priority": label, "max_connections": connections, "max_pending_requests": pending, "max_requests": requests, "max_retries": retries })
-    }).collect();
+    let thresholds = [Priority::Default, Priority::High].map(|priority| {
+        let [connections, pending, requests, retries] = cluster.breakers.limits(priority);
+        let mut limits = json!({ "max_connections": connections, "max_pending_requests": pending, "max_requests": requests, "max_retries": retries });
+        // The first value of an enumeration is not written.
+        if priority == Priority::High {
+            limits["priority"] = json!("HIGH");
+        }
+        limits
+    });
     let mut status = Map::new();
     status.insert("name".into(), json!(&**cluster.name()));
     if is_dynamic {

@@ -353,7 +353,8 @@ fn secrets(admin: &Admin) -> Value {
         let secret = value
             .as_deref()
             .map(|secret| secret_json(&slot.name, secret));
-        let one = json!({ "name": slot.name, "version_info": "", "last_updated": timestamp(slot.updated()), "secret": secret });
+        let (updated, version) = slot.updated();
+        let one = json!({ "name": slot.name, "version_info": &*version, "last_updated": timestamp(updated), "secret": secret });
         if slot.source.is_none() {
             fixed.push(one);
         } else if secret.is_some() {

@@ -103,7 +103,7 @@ fn select(admin: &Admin, query: &Query) -> Result<Vec<Reading>, Answer> {
     ) {
         return Err(Answer::Status(
             StatusCode::BAD_REQUEST,
-            "usage: /stats?type=(All|Counters|Gauges|Histograms|TextReadouts)\n\n".into(),
+            "invalid &type= param".into(),
         ));
     }
     Ok(admin.store.server.store.read(|name, stat| {
@@ -247,6 +247,11 @@ fn number(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
+/// As short as it can be written: a whole number is one.
+fn json_number(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|_| json!(text))
+}
+
 fn json_form(readings: &[Reading]) -> Answer {
     let mut stats: Vec<serde_json::Value> = readings
         .iter()
@@ -266,7 +271,9 @@ fn json_form(readings: &[Reading]) -> Answer {
             let values: Vec<serde_json::Value> = QUANTILES
                 .iter()
                 .map(|quantile| {
-                    let cumulative = summary.as_ref().map(|summary| summary.quantile(*quantile));
+                    let cumulative = summary
+                        .as_ref()
+                        .map(|summary| json_number(&number(summary.quantile(*quantile))));
                     json!({ "interval": null, "cumulative": cumulative })
                 })
                 .collect();
@@ -274,7 +281,8 @@ fn json_form(readings: &[Reading]) -> Answer {
         })
         .collect();
     if !computed.is_empty() {
-        stats.push(json!({ "histograms": { "supported_quantiles": QUANTILES, "computed_quantiles": computed } }));
+        let quantiles = QUANTILES.map(|quantile| json_number(&number(quantile)));
+        stats.push(json!({ "histograms": { "supported_quantiles": quantiles, "computed_quantiles": computed } }));
     }
     Answer::Json(json!({ "stats": stats }))
 }

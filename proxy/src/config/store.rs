@@ -205,7 +205,7 @@ impl ConfigStore {
                 // A server may send more than was asked for on this stream.
                 Ok(wire) if key.single.as_deref().is_some_and(|name| name != wire.name) => {}
                 Ok(wire) => {
-                    if let Err(error) = self.set_secret(&wire, &key.source) {
+                    if let Err(error) = self.set_secret(&wire, &key.source, &resource.version) {
                         failures.add(&wire.name, error);
                     }
                 }
@@ -217,13 +217,13 @@ impl ConfigStore {
     }
 
     /// Puts a secret into every slot of its name whose source fits.
-    fn set_secret(&self, wire: &WireSecret, from: &Source) -> Result<(), Invalid> {
+    fn set_secret(&self, wire: &WireSecret, from: &Source, version: &str) -> Result<(), Invalid> {
         let secret = Secret::new(wire)?;
         for slot in self.secrets.all() {
             let source = slot.source.as_ref().map(Source::try_from);
             if slot.name == wire.name && matches!(source, Some(Ok(source)) if source == *from) {
                 slot.follow_files(wire);
-                slot.store(secret.clone());
+                slot.store(secret.clone(), version.into());
             }
         }
         tracing::info!(target: "secret", name = %wire.name, "secret updated");

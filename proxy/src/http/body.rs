@@ -14,6 +14,7 @@ use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::mpsc;
 
+use super::codec::RequestBodyError;
 use downstream::DownstreamError;
 use mirror::MirrorQueue;
 
@@ -53,6 +54,16 @@ enum SourceError {
     Superseded,
     #[error("the mirror fell behind or the request ended early")]
     Mirror,
+}
+
+/// Whether a body ended because it is not framed as it says.
+pub(crate) fn is_malformed(error: &BodyError) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(SourceError::Downstream(DownstreamError::Http1(
+            RequestBodyError::Framing
+        )))
+    )
 }
 
 impl Body {

@@ -24,6 +24,7 @@ use super::local_reply::LocalReplyConfig;
 use super::stats::HttpStats;
 
 pub(crate) mod ranges;
+mod refused;
 
 /// Headers beyond this many kilobytes are refused, unless configured.
 const MAX_HEADERS_KB: u32 = 60;
@@ -190,7 +191,7 @@ impl ConnectionManager {
         config: &wire::HttpConnectionManager,
         context: &FactoryContext<'_>,
     ) -> Result<Self, Invalid> {
-        refuse_unsupported(config)?;
+        refused::check(config)?;
         ranges::check(config)?;
         let scope = context.stats.tagged(
             "http",
@@ -414,43 +415,6 @@ pub(crate) fn local_address() -> Option<IpAddr> {
     interfaces
         .filter_map(|interface| Some(IpAddr::V4(interface.address?.as_sockaddr_in()?.ip())))
         .find(|address| !address.is_loopback())
-}
-
-fn refuse_unsupported(config: &wire::HttpConnectionManager) -> Result<(), Invalid> {
-    let refuse = |is_set: bool, field: &str| {
-        if is_set {
-            Err(Invalid::unsupported(field))
-        } else {
-            Ok(())
-        }
-    };
-    refuse(
-        config.codec_type() == hcm::CodecType::Http3,
-        "codec_type HTTP3",
-    )?;
-    refuse(
-        !config.original_ip_detection_extensions.is_empty(),
-        "original_ip_detection_extensions",
-    )?;
-    refuse(
-        !config.early_header_mutation_extensions.is_empty(),
-        "early_header_mutation_extensions",
-    )?;
-    refuse(
-        config.typed_header_validation_config.is_some(),
-        "typed_header_validation_config",
-    )?;
-    refuse(
-        config.forward_client_cert_matcher.is_some(),
-        "forward_client_cert_matcher",
-    )?;
-    refuse(
-        config
-            .upgrade_configs
-            .iter()
-            .any(|upgrade| !upgrade.filters.is_empty()),
-        "upgrade_configs.filters",
-    )
 }
 
 fn scheme_override(

@@ -170,6 +170,10 @@ impl HeaderSource for RequestHeaders {
             FieldName::Header(_) => self.map.field(name),
         }
     }
+
+    fn map(&self) -> &HeaderMap {
+        &self.map
+    }
 }
 
 impl HeaderSource for ResponseHeaders {
@@ -178,6 +182,10 @@ impl HeaderSource for ResponseHeaders {
             FieldName::Status => Some(Cow::Owned(self.status.as_str().as_bytes().to_vec())),
             name => self.map.field(name),
         }
+    }
+
+    fn map(&self) -> &HeaderMap {
+        &self.map
     }
 }
 

@@ -1,5 +1,5 @@
-//! Header matchers over anything that has header fields. Several values of one header are compared joined by commas, as
-//! Envoy does; `:path`, `:method`, `:authority` (or `host`), `:scheme` and `:status` are fields like any other.
+//! Header matchers over anything that has header fields. Of several values of one header each is compared by itself, as
+//! Envoy does: one that fits is enough. `:path`, `:method`, `:authority` (or `host`), `:scheme` and `:status` are fields like any other.
 
 use std::borrow::Cow;
 
@@ -34,6 +34,9 @@ pub(crate) enum FieldName {
 pub(crate) trait HeaderSource {
     /// The value of a field; several values are joined with commas.
     fn field(&self, name: &FieldName) -> Option<Cow<'_, [u8]>>;
+
+    /// The header fields.
+    fn map(&self) -> &http::HeaderMap;
 }
 
 /// A compiled `HeaderMatcher`.
@@ -102,6 +105,10 @@ impl HeaderSource for http::HeaderMap {
         }
         Some(Cow::Owned(joined))
     }
+
+    fn map(&self) -> &http::HeaderMap {
+        self
+    }
 }
 
 impl TryFrom<&wire::HeaderMatcher> for HeaderMatcher {
@@ -152,22 +159,39 @@ impl TryFrom<&wire::HeaderMatcher> for HeaderMatcher {
 impl HeaderMatcher {
     /// True when `headers` fit. A missing header never fits a value condition, inverted or not, unless it counts as empty.
     pub(crate) fn matches(&self, headers: &impl HeaderSource) -> bool {
-        let value = headers.field(&self.name);
-        let value = match value {
-            None if self.missing_as_empty => Some(Cow::Borrowed(&b""[..])),
-            other => other,
+        let fits = match &self.name {
+            FieldName::Header(name) => {
+                let values = headers.map().get_all(name).iter();
+                self.fits(values.map(http::HeaderValue::as_bytes))
+            }
+            pseudo => self.fits(headers.field(pseudo).as_deref().into_iter()),
         };
-        let fits = match (&self.condition, value) {
-            (Condition::Present(want), value) => value.is_some() == *want,
-            // QUIRK: a value condition ignores `invert` when there is no header, as Envoy documents.
-            (_, None) => return false,
-            (Condition::Range(start, end), Some(value)) => std::str::from_utf8(&value)
+        // QUIRK: a value condition ignores `invert` when there is no header, as Envoy documents.
+        fits.is_some_and(|fits| fits != self.invert)
+    }
+
+    /// Whether one of a field's values fits; `None` when there would have to be one.
+    fn fits<'a>(&self, values: impl Iterator<Item = &'a [u8]>) -> Option<bool> {
+        let mut values = values.peekable();
+        let is_there = values.peek().is_some();
+        if let Condition::Present(want) = self.condition {
+            return Some((is_there || self.missing_as_empty) == want);
+        }
+        if !is_there {
+            return self.missing_as_empty.then(|| self.fits_value(b""));
+        }
+        Some(values.any(|value| self.fits_value(value)))
+    }
+
+    fn fits_value(&self, value: &[u8]) -> bool {
+        match &self.condition {
+            Condition::Present(want) => *want,
+            Condition::Range(start, end) => std::str::from_utf8(value)
                 .ok()
                 .and_then(|text| text.trim().parse::<i64>().ok())
                 .is_some_and(|number| (*start..*end).contains(&number)),
-            (Condition::Text(text), Some(value)) => text.matches(value),
-        };
-        fits != self.invert
+            Condition::Text(text) => text.matches(value),
+        }
     }
 
     /// True when all of `matchers` fit.
@@ -217,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn several_values_are_compared_joined() {
+    fn one_of_several_values_is_enough() {
         let text = |value: &str| {
             Some(HeaderMatchSpecifier::StringMatch(
                 proto::envoy::r#type::matcher::v3::StringMatcher {
@@ -230,8 +254,10 @@ mod tests {
                 },
             ))
         };
-        assert!(matcher(text("a,b"), false).matches(&headers(&["a", "b"])));
-        assert!(!matcher(text("a"), false).matches(&headers(&["a", "b"])));
+        assert!(!matcher(text("a,b"), false).matches(&headers(&["a", "b"])));
+        assert!(matcher(text("a"), false).matches(&headers(&["a", "b"])));
+        assert!(matcher(text("b"), false).matches(&headers(&["a", "b"])));
+        assert!(!matcher(text("b"), true).matches(&headers(&["a", "b"])));
         assert!(matcher(text("a"), true).matches(&headers(&["b"])));
         assert!(!matcher(text("a"), true).matches(&headers(&[])));
     }

@@ -1,5 +1,6 @@
 //! Hash policies: the number that consistent load balancers place a request by.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -10,10 +11,10 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::http::headers::RequestHeaders;
 use crate::invalid::{At as _, Invalid};
-use crate::matcher::{FieldName, HeaderSource as _, RegexSubstitution};
+use crate::matcher::RegexSubstitution;
 
 use super::header_name;
-use super::route_match::{cookie, query_value};
+use super::route_match::{cookie, raw_query_value};
 use super::timeout::duration;
 
 /// A compiled `HashPolicy`.
@@ -123,15 +124,23 @@ impl HashPolicy {
     ) -> Option<u64> {
         match &self.source {
             Source::Header(name, rewrite) => {
-                let value = headers.field(&FieldName::Header(name.clone()))?;
-                Some(match rewrite {
-                    Some(rewrite) => xxh64(&rewrite.apply(&value), 0),
-                    None => xxh64(&value, 0),
-                })
+                let mut values: Vec<Cow<'_, [u8]>> = headers
+                    .map
+                    .get_all(name)
+                    .iter()
+                    .map(|value| match rewrite {
+                        Some(rewrite) => rewrite.apply(value.as_bytes()).to_vec().into(),
+                        None => value.as_bytes().into(),
+                    })
+                    .collect();
+                // In whatever order they came.
+                values.sort_unstable();
+                let seeded = |seed, value: &Cow<'_, [u8]>| xxh64(value, seed);
+                (!values.is_empty()).then(|| values.iter().fold(0, seeded))
             }
             Source::Ip => Some(xxh64(source.to_string().as_bytes(), 0)),
             Source::Query(name) => {
-                query_value(headers.path.query(), name).map(|value| xxh64(&value, 0))
+                raw_query_value(headers.path.query(), name).map(|value| xxh64(value, 0))
             }
             Source::Cookie {
                 name,

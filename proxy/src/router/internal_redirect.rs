@@ -20,9 +20,12 @@ pub(crate) struct InternalRedirectPolicy {
     predicates: Vec<Predicate>,
 }
 
+/// The names of the route that a request is redirected by and of the one that it comes to.
+pub(crate) type Way = (Box<str>, Box<str>);
+
 #[derive(Debug)]
 enum Predicate {
-    /// Not to a route that redirected this request before.
+    /// Not along a way, from route to route, that this request has gone before.
     PreviousRoutes,
     /// Only to these routes.
     AllowListed(Vec<String>),
@@ -159,18 +162,12 @@ impl InternalRedirectPolicy {
         Ok(next)
     }
 
-    /// True when the request may go on to the route that its new location leads to. `previous` are the names of the routes
-    /// that redirected it so far.
-    pub(crate) fn accepts(
-        &self,
-        route: &str,
-        previous: &[Box<str>],
-        from: Scheme,
-        to: Scheme,
-    ) -> bool {
+    /// True when the request may go on along `way`, to the route that its new location leads to; `previous` are the ways
+    /// that it has gone.
+    pub(crate) fn accepts(&self, way: &Way, previous: &[Way], from: Scheme, to: Scheme) -> bool {
         self.predicates.iter().all(|predicate| match predicate {
-            Predicate::PreviousRoutes => !previous.iter().any(|name| name.as_ref() == route),
-            Predicate::AllowListed(names) => names.iter().any(|name| name == route),
+            Predicate::PreviousRoutes => !previous.contains(way),
+            Predicate::AllowListed(names) => names.iter().any(|name| **name == *way.1),
             Predicate::SafeCrossScheme => from == Scheme::Http || to == Scheme::Https,
         })
     }

@@ -473,7 +473,8 @@ impl Action {
                 parameters,
             } => {
                 let query = headers.path.query();
-                if parameters.iter().all(|matcher| matcher.matches(query)) != *expects {
+                let fits = |matcher: &QueryMatcher| matcher.matches_decoded(query);
+                if parameters.iter().all(fits) != *expects {
                     return None;
                 }
                 (key, value)

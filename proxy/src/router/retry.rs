@@ -91,6 +91,8 @@ pub(crate) struct RetryPolicy {
     reset_max: Duration,
     /// Hosts that were tried are avoided.
     pub(crate) avoids_previous_hosts: bool,
+    /// Hosts that are canaries are avoided.
+    pub(crate) avoids_canaries: bool,
     /// Priorities that were tried are avoided; they are looked at anew after so many attempts.
     pub(crate) avoids_previous_priorities: Option<usize>,
     /// How often another host is asked for before the offered one is taken.
@@ -125,6 +127,8 @@ pub(crate) enum RetryDecision {
     LimitExceeded,
     /// Try again after this time.
     After(Duration),
+    /// Retry after as long as the upstream has asked for.
+    AsAsked(Duration),
 }
 
 /// The retries of one request.
@@ -138,6 +142,29 @@ pub(crate) struct RetryState {
     policy: Option<Arc<RetryPolicy>>,
 }
 
+/// Whether hosts that were tried, and whether canaries are avoided.
+fn host_predicates(policy: &wire::RetryPolicy) -> Result<(bool, bool), Invalid> {
+    let (mut avoids_previous_hosts, mut avoids_canaries) = (false, false);
+    for (index, predicate) in policy.retry_host_predicate.iter().enumerate() {
+        let known = match &predicate.config_type {
+            Some(wire::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any)) => {
+                proto::type_url::message_name(&any.type_url)
+            }
+            None => predicate.name.as_str(),
+        };
+        if known.contains("previous_hosts") {
+            avoids_previous_hosts = true;
+        } else if known.contains("omit_canary_hosts") {
+            avoids_canaries = true;
+        } else {
+            return Err(
+                Invalid::unsupported(known).at(format_args!("retry_host_predicate[{index}]"))
+            );
+        }
+    }
+    Ok((avoids_previous_hosts, avoids_canaries))
+}
+
 impl TryFrom<&wire::RetryPolicy> for RetryPolicy {
     type Error = Invalid;
 
@@ -145,22 +172,7 @@ impl TryFrom<&wire::RetryPolicy> for RetryPolicy {
         if !policy.retry_options_predicates.is_empty() {
             return Err(Invalid::unsupported("retry_options_predicates"));
         }
-        let mut avoids_previous_hosts = false;
-        for (index, predicate) in policy.retry_host_predicate.iter().enumerate() {
-            let known = match &predicate.config_type {
-                Some(wire::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any)) => {
-                    proto::type_url::message_name(&any.type_url)
-                }
-                None => predicate.name.as_str(),
-            };
-            if known.contains("previous_hosts") {
-                avoids_previous_hosts = true;
-            } else if !known.contains("omit_canary_hosts") {
-                return Err(
-                    Invalid::unsupported(known).at(format_args!("retry_host_predicate[{index}]"))
-                );
-            }
-        }
+        let (avoids_previous_hosts, avoids_canaries) = host_predicates(policy)?;
         let back_off = policy.retry_back_off.as_ref();
         let base = duration(back_off.and_then(|back_off| back_off.base_interval.as_ref()))
             .at("retry_back_off.base_interval")?
@@ -218,6 +230,7 @@ impl TryFrom<&wire::RetryPolicy> for RetryPolicy {
                 .at("rate_limited_retry_back_off.max_interval")?
                 .unwrap_or(RATE_LIMITED_MAX),
             avoids_previous_hosts,
+            avoids_canaries,
             host_selection_attempts: u32::try_from(policy.host_selection_retry_max_attempts)
                 .unwrap_or(0),
         })
@@ -283,12 +296,16 @@ impl RetryState {
             return RetryDecision::LimitExceeded;
         }
         self.remaining -= 1;
-        let wait = match outcome {
-            Outcome::Headers(_, map) => self.asked_wait(map).unwrap_or_else(|| self.back_off()),
-            _ => self.back_off(),
+        let asked = match outcome {
+            Outcome::Headers(_, map) => self.asked_wait(map),
+            _ => None,
+        };
+        let decision = match asked {
+            Some(wait) => RetryDecision::AsAsked(wait),
+            None => RetryDecision::After(self.back_off()),
         };
         self.attempt += 1;
-        RetryDecision::After(wait)
+        decision
     }
 
     /// Whether an outcome deserves another attempt, however many are left.

@@ -206,7 +206,9 @@ impl RouteMatch {
 
     fn matches_query(&self, headers: &RequestHeaders) -> bool {
         let query = headers.path.query();
-        self.query.iter().all(|matcher| matcher.matches(query))
+        self.query
+            .iter()
+            .all(|matcher| matcher.matches(raw_query_value(query, &matcher.name)))
     }
 
     fn matches_tls(&self, info: &StreamInfo) -> bool {
@@ -225,12 +227,16 @@ impl RouteMatch {
 }
 
 impl QueryMatcher {
-    /// True when the query fits.
-    pub(super) fn matches(&self, query: Option<&str>) -> bool {
-        let value = query_value(query, &self.name);
+    /// True when the parameter in the query fits, decoded.
+    pub(super) fn matches_decoded(&self, query: Option<&str>) -> bool {
+        self.matches(query_value(query, &self.name).as_deref())
+    }
+
+    /// True when the parameter's value fits.
+    fn matches(&self, value: Option<&[u8]>) -> bool {
         match &self.condition {
             QueryCondition::Present(want) => value.is_some() == *want,
-            QueryCondition::Text(text) => value.is_some_and(|value| text.matches(value.as_ref())),
+            QueryCondition::Text(text) => value.is_some_and(|value| text.matches(value)),
         }
     }
 }
@@ -252,6 +258,14 @@ pub(crate) fn cookie<'a>(headers: &'a RequestHeaders, name: &str) -> Option<&'a 
                 let (key, value) = pair.trim().split_once('=')?;
                 (key == name).then(|| value.trim_matches('"'))
             })
+    })
+}
+
+/// The value of a query parameter as it is written: so routes compare it, as Envoy does.
+pub(super) fn raw_query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a [u8]> {
+    query?.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then_some(value.as_bytes())
     })
 }
 

@@ -15,7 +15,9 @@ use arc_swap::ArcSwapOption;
 use base64::Engine as _;
 use parking_lot::Mutex;
 use prost::Message as _;
-use proto::envoy::config::core::v3::{ConfigSource, DataSource, TypedExtensionConfig};
+use proto::envoy::config::core::v3::{
+    ConfigSource, DataSource, TypedExtensionConfig, data_source::Specifier,
+};
 use proto::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, SdsSecretConfig, Secret as Wire, SpiffeCertValidatorConfig,
     TlsCertificate, secret::Type,
@@ -35,6 +37,8 @@ pub(crate) struct KeyPair {
     pub(crate) key: Arc<CertifiedKey>,
     /// What the leaf says.
     pub(crate) details: certificate::CertificateDetails,
+    /// Where the chain came from.
+    pub(crate) path: Box<str>,
 }
 
 /// What a peer's certificate is checked against.
@@ -72,7 +76,8 @@ pub(crate) struct SecretSlot {
     value: ArcSwapOption<Secret>,
     /// What it was made of, if that was files.
     pub(super) origin: Origin,
-    updated: Mutex<SystemTime>,
+    /// When the value came, and the version that it came with.
+    updated: Mutex<(SystemTime, Arc<str>)>,
     changed: watch::Sender<u64>,
     /// Who hears of revocation lists.
     peers: Arc<Peers>,
@@ -143,6 +148,7 @@ impl KeyPair {
         Ok(Self {
             key: Arc::new(key),
             details,
+            path: path_of(wire.certificate_chain.as_ref()).into(),
         })
     }
 
@@ -214,6 +220,11 @@ impl Validation {
         })
     }
 
+    /// Where the roots came from.
+    pub(crate) fn path(&self) -> &str {
+        path_of(self.wire.trusted_ca.as_ref())
+    }
+
     /// What `dynamic` (by SDS) says on top of this, as protobuf merges messages.
     pub(super) fn merged(&self, dynamic: &Self) -> Self {
         let mut wire = self.wire.clone();
@@ -231,6 +242,14 @@ impl Validation {
             details: Vec::new(),
             wire,
         }
+    }
+}
+
+/// The file that a source names, as it is shown.
+fn path_of(source: Option<&DataSource>) -> &str {
+    match source.and_then(|source| source.specifier.as_ref()) {
+        Some(Specifier::Filename(path)) => path,
+        _ => "<inline>",
     }
 }
 
@@ -296,7 +315,7 @@ impl SecretSlot {
     }
 
     /// Puts a new value in force.
-    pub(crate) fn store(&self, secret: Secret) {
+    pub(crate) fn store(&self, secret: Secret, version: Arc<str>) {
         let lists = match &secret {
             Secret::Validation(validation) => Some(validation.crls.clone()),
             Secret::KeyPair(_) | Secret::TicketKeys(_) => None,
@@ -306,7 +325,7 @@ impl SecretSlot {
         if let Some(lists) = lists {
             self.peers.revoke(&self.name, &lists);
         }
-        *self.updated.lock() = SystemTime::now();
+        *self.updated.lock() = (SystemTime::now(), version);
         self.changed.send_modify(|version| *version += 1);
     }
 
@@ -315,9 +334,9 @@ impl SecretSlot {
         self.origin.note(wire);
     }
 
-    /// When the value came.
-    pub(crate) fn updated(&self) -> SystemTime {
-        *self.updated.lock()
+    /// When the value came, and the version that it came with.
+    pub(crate) fn updated(&self) -> (SystemTime, Arc<str>) {
+        self.updated.lock().clone()
     }
 
     /// Waits until there is a value.
@@ -361,7 +380,7 @@ impl SecretSlots {
             source: config.sds_config.clone(),
             value: ArcSwapOption::empty(),
             origin: Origin::default(),
-            updated: Mutex::new(SystemTime::now()),
+            updated: Mutex::new((SystemTime::now(), "".into())),
             changed: watch::channel(0).0,
             peers: self.peers.clone(),
         });
@@ -376,11 +395,11 @@ impl SecretSlots {
             source: None,
             value: ArcSwapOption::empty(),
             origin: Origin::default(),
-            updated: Mutex::new(SystemTime::now()),
+            updated: Mutex::new((SystemTime::now(), "".into())),
             changed: watch::channel(0).0,
             peers: self.peers.clone(),
         };
-        slot.store(secret);
+        slot.store(secret, "".into());
         self.slots
             .lock()
             .entry(name.to_owned())

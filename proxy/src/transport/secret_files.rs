@@ -77,7 +77,7 @@ impl SecretSlots {
             match Secret::new(&wire) {
                 Ok(secret) => {
                     tracing::info!(target: "secret", name = slot.name, "secret read again");
-                    slot.store(secret);
+                    slot.store(secret, slot.updated().1);
                 }
                 // Half of a rotation: the other file is yet to come. The last good secret stays.
                 Err(error) => {

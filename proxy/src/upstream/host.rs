@@ -93,6 +93,8 @@ pub(crate) struct HostStats {
     pub(crate) rq_total: Counter,
     /// Requests under way.
     pub(crate) rq_active: Gauge,
+    /// Requests that wait for a connection.
+    pub(crate) rq_pending_active: Gauge,
     /// Good responses.
     pub(crate) rq_success: Counter,
     /// Bad ones.

@@ -212,6 +212,10 @@ impl OutlierDetector {
             self.stats.ejections_overflow.inc();
             return false;
         }
+        // QUIRK: of all reasons this counts two, enforced or not.
+        if matches!(reason.name, "CONSECUTIVE_5XX" | "SUCCESS_RATE") {
+            self.stats.ejections_total.inc();
+        }
         let is_enforced = random % 100 < u64::from(reason.enforcing);
         self.log_event(cluster, host, Some(reason), is_enforced);
         if !is_enforced || !host.raise(HealthFlag::FAILED_OUTLIER) {
@@ -219,7 +223,6 @@ impl OutlierDetector {
         }
         reason.enforced.inc();
         self.stats.ejections_enforced_total.inc();
-        self.stats.ejections_total.inc();
         self.stats.ejections_active.inc();
         let jitter = match millis(self.config.jitter) {
             0 => 0,

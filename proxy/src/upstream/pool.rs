@@ -15,6 +15,7 @@ pub(crate) use http1::Http1Request;
 
 use self::http::HttpPool;
 use super::{Aim, Cluster, ConnectError, Host, Priority, UpstreamProtocol, connect};
+use crate::http::body::{BodyError, is_malformed};
 use crate::listener::UpstreamSource;
 use crate::transport::{AlpnFallback, ClientAddresses, UpstreamStream};
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
@@ -63,6 +64,8 @@ pub(crate) enum PoolErrorKind {
     Protocol,
     /// We reset the stream.
     LocalReset,
+    /// The client's body is not framed as it says.
+    MalformedBody,
 }
 
 /// A TCP connection to a host.
@@ -123,6 +126,16 @@ impl PoolError {
             kind,
             text: text.into(),
         }
+    }
+
+    /// The request's body broke off.
+    fn of_body(error: &BodyError) -> Self {
+        let kind = if is_malformed(error) {
+            PoolErrorKind::MalformedBody
+        } else {
+            PoolErrorKind::LocalReset
+        };
+        Self::new(kind, error.to_string())
     }
 }
 

@@ -12,7 +12,9 @@ use crate::http::headers::{RequestHeaders, names};
 use crate::http::local_reply::grpc_status_of;
 use crate::matcher::{FieldName, HeaderSource};
 
+use super::attempted::{Attempted, write_attempted};
 use super::json_value::write_metadata;
+use super::moment::{Moment, Precision};
 use super::tls_field::{Side, TlsField};
 use super::{FormatContext, Kind, TimeFormat};
 
@@ -40,7 +42,9 @@ pub(super) enum Operator {
     RequestTxDuration,
     ResponseDuration,
     ResponseTxDuration,
+    Between(Moment, Moment, Precision),
     AttemptCount,
+    HostsAttempted(Attempted),
     UpstreamCluster,
     UpstreamHostName,
     UpstreamTransportFailure,
@@ -120,6 +124,7 @@ impl Operator {
             | Operator::RequestTxDuration
             | Operator::ResponseDuration
             | Operator::ResponseTxDuration
+            | Operator::Between(..)
             | Operator::AttemptCount
             | Operator::ConnectionId
             | Operator::HeaderBytes(_)
@@ -168,9 +173,11 @@ impl Operator {
             | Operator::RequestDuration
             | Operator::RequestTxDuration
             | Operator::ResponseDuration
-            | Operator::ResponseTxDuration => self.write_duration(context, out),
+            | Operator::ResponseTxDuration
+            | Operator::Between(..) => self.write_duration(context, out),
             Operator::UpstreamCluster
             | Operator::UpstreamHostName
+            | Operator::HostsAttempted(_)
             | Operator::UpstreamTransportFailure
             | Operator::UpstreamProtocol
             | Operator::RouteName
@@ -216,6 +223,7 @@ impl Operator {
     fn write_upstream(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
         let info = context.info;
         match self {
+            Operator::HostsAttempted(form) => write_attempted(&info.upstream, *form, out),
             Operator::UpstreamProtocol => put(info.upstream.protocol.map(protocol), out),
             Operator::UpstreamCluster => put(info.upstream.cluster.as_deref(), out),
             Operator::UpstreamHostName => put(
@@ -264,6 +272,11 @@ impl Operator {
         let since_start =
             |point: Option<Instant>| point.map(|point| point.saturating_duration_since(info.start));
         let duration = match self {
+            Operator::Between(start, end, precision) => {
+                let both = start.of(info).zip(end.of(info));
+                let duration = both.and_then(|(start, end)| end.checked_duration_since(start));
+                return duration.is_some_and(|duration| number(precision.count(duration), out));
+            }
             Operator::RequestDuration => since_start(info.request_end),
             Operator::RequestTxDuration => since_start(info.request_sent.or(info.request_end)),
             Operator::ResponseDuration => since_start(info.response_start),

@@ -3,6 +3,8 @@
 use crate::invalid::{At as _, Invalid};
 use crate::matcher::FieldName;
 
+use super::attempted::Attempted;
+use super::moment::{Moment, Precision};
 use super::operator::{Address, Map, Operator, TimePoint};
 use super::tls_field::{Side, TlsField};
 use super::{Part, TimeFormat};
@@ -158,15 +160,9 @@ const KNOWN_ABSENT: &[&str] = &[
     "DOWNSTREAM_DETECTED_CLOSE_TYPE",
     "DOWNSTREAM_LOCAL_CLOSE_REASON",
     "DOWNSTREAM_TLS_SESSION_ID",
-    "DOWNSTREAM_PEER_FINGERPRINT_1",
-    "DOWNSTREAM_PEER_EMAIL_SAN",
-    "DOWNSTREAM_PEER_IP_SAN",
     "DOWNSTREAM_PEER_OTHERNAME_SAN",
-    "DOWNSTREAM_PEER_CERT",
     "DOWNSTREAM_LOCAL_IP_SAN",
     "DOWNSTREAM_LOCAL_EMAIL_SAN",
-    "UPSTREAM_PEER_CERT",
-    "UPSTREAM_PEER_IP_SAN",
     "UPSTREAM_TLS_SESSION_ID",
     "UPSTREAM_CONNECTION_POOL_READY_DURATION",
     "UPSTREAM_DETECTED_CLOSE_TYPE",
@@ -183,6 +179,16 @@ const KNOWN_ABSENT: &[&str] = &[
     "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED",
     "UPSTREAM_CLUSTER_LOCALITY",
     "DOWNSTREAM_DIRECT_LOCAL_ADDRESS",
+    "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT",
+    "DOWNSTREAM_DIRECT_LOCAL_PORT",
+    "DOWNSTREAM_LOCAL_OTHERNAME_SAN",
+    "DOWNSTREAM_TLS_GROUP",
+    "UPSTREAM_TLS_GROUP",
+    "UPSTREAM_LOCAL_IP_SAN",
+    "UPSTREAM_SERVER_NAME",
+    "UPSTREAM_CONNECTION_IDS_ATTEMPTED",
+    "UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED",
+    "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT",
 ];
 
 fn plain(name: &str) -> Option<Operator> {
@@ -203,6 +209,13 @@ fn plain(name: &str) -> Option<Operator> {
         "RESPONSE_TX_DURATION" => Operator::ResponseTxDuration,
         "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Operator::AttemptCount,
         "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => Operator::UpstreamCluster,
+        "UPSTREAM_HOSTS_ATTEMPTED" => Operator::HostsAttempted(Attempted::Address),
+        "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT" => {
+            Operator::HostsAttempted(Attempted::AddressWithoutPort)
+        }
+        "UPSTREAM_HOST_NAMES_ATTEMPTED" | "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT" => {
+            Operator::HostsAttempted(Attempted::Name)
+        }
         "UPSTREAM_HOST_NAME" | "UPSTREAM_HOST_NAME_WITHOUT_PORT" => Operator::UpstreamHostName,
         "UPSTREAM_TRANSPORT_FAILURE_REASON" => Operator::UpstreamTransportFailure,
         "REQUESTED_SERVER_NAME" => Operator::RequestedServerName,
@@ -242,6 +255,15 @@ fn tls(name: &str, argument: Option<&str>) -> Result<Option<Operator>, Invalid> 
             "PEER_DNS_SAN" => TlsField::PeerDnsSan,
             "PEER_SUBJECT" => TlsField::PeerSubject,
             "PEER_FINGERPRINT_256" => TlsField::PeerFingerprint,
+            "PEER_FINGERPRINT_1" => TlsField::PeerFingerprint1,
+            "PEER_IP_SAN" => TlsField::PeerIpSan,
+            "PEER_EMAIL_SAN" => TlsField::PeerEmailSan,
+            "PEER_CERT" => TlsField::PeerCertificate,
+            "PEER_CHAIN_FINGERPRINTS_256" => TlsField::ChainFingerprints,
+            "PEER_CHAIN_FINGERPRINTS_1" => TlsField::ChainFingerprints1,
+            "PEER_CHAIN_SERIALS" => TlsField::ChainSerials,
+            "PEER_ISSUER_FINGERPRINT_256" => TlsField::IssuerFingerprint,
+            "PEER_ISSUER_SERIAL" => TlsField::IssuerSerial,
             "PEER_SERIAL" => TlsField::PeerSerial,
             "PEER_ISSUER" => TlsField::PeerIssuer,
             "PEER_CERT_V_START" => TlsField::PeerStart(time_format(argument)?),
@@ -314,15 +336,31 @@ fn time_format(argument: Option<&str>) -> Result<TimeFormat, Invalid> {
 }
 
 fn duration_between(argument: &str) -> Result<Operator, Invalid> {
-    let points: Vec<&str> = argument.split(':').collect();
-    match points.as_slice() {
-        ["DS_RX_BEG", "DS_TX_END"] | ["DS_RX_BEG", "DS_TX_END", "ms"] => Ok(Operator::Duration),
-        ["DS_RX_BEG", "DS_RX_END", ..] => Ok(Operator::RequestDuration),
-        ["DS_RX_BEG", "US_TX_END", ..] => Ok(Operator::RequestTxDuration),
-        ["DS_RX_BEG", "US_RX_BEG", ..] => Ok(Operator::ResponseDuration),
-        [_, _] | [_, _, "ms" | "us" | "ns"] => Ok(Operator::Absent),
-        _ => Err(Invalid::new("COMMON_DURATION takes START:END:PRECISION")),
+    let invalid = || Invalid::new("COMMON_DURATION takes START:END:PRECISION");
+    let mut parts = argument.split(':');
+    let (start, end) = parts.next().zip(parts.next()).ok_or_else(invalid)?;
+    let precision = match parts.next() {
+        Some("ms") => Precision::Milliseconds,
+        Some("us") => Precision::Microseconds,
+        Some("ns") => Precision::Nanoseconds,
+        _ => return Err(invalid()),
+    };
+    let moment = |name: &str| match name {
+        "DS_RX_BEG" => Some(Moment::RequestStart),
+        "DS_RX_END" => Some(Moment::RequestEnd),
+        "US_TX_END" => Some(Moment::RequestSent),
+        "US_RX_BEG" => Some(Moment::ResponseStart),
+        "DS_TX_END" => Some(Moment::End),
+        _ => None,
+    };
+    if parts.next().is_some() {
+        return Err(invalid());
     }
+    // Other moments, times of the upstream connection and those that filters note, are not known here.
+    Ok(match moment(start).zip(moment(end)) {
+        Some((start, end)) => Operator::Between(start, end, precision),
+        None => Operator::Absent,
+    })
 }
 
 fn hostname() -> Option<Box<str>> {

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
+
 use crate::listener::TlsInfo;
+use crate::transport::{certificate_details as details, hex, url_encoded_pem};
 
 use super::TimeFormat;
 use super::operator::put;
@@ -21,6 +24,15 @@ pub(super) enum TlsField {
     PeerDnsSan,
     PeerSubject,
     PeerFingerprint,
+    PeerFingerprint1,
+    PeerIpSan,
+    PeerEmailSan,
+    PeerCertificate,
+    ChainFingerprints,
+    ChainFingerprints1,
+    ChainSerials,
+    IssuerFingerprint,
+    IssuerSerial,
     PeerSerial,
     PeerIssuer,
     PeerStart(TimeFormat),
@@ -41,6 +53,15 @@ impl TlsField {
             TlsField::PeerDnsSan => peer.is_some_and(|peer| join(&peer.dns_sans, out)),
             TlsField::PeerSubject => put(peer.map(|peer| peer.subject.as_str()), out),
             TlsField::PeerFingerprint => put(peer.map(|peer| peer.sha256.as_str()), out),
+            TlsField::PeerFingerprint1
+            | TlsField::PeerIpSan
+            | TlsField::PeerEmailSan
+            | TlsField::PeerCertificate
+            | TlsField::ChainFingerprints
+            | TlsField::ChainFingerprints1
+            | TlsField::ChainSerials
+            | TlsField::IssuerFingerprint
+            | TlsField::IssuerSerial => peer.is_some_and(|peer| self.write_chain(&peer.chain, out)),
             TlsField::PeerSerial => put(peer.map(|peer| peer.serial.as_str()), out),
             TlsField::PeerIssuer => put(peer.map(|peer| peer.issuer.as_str()), out),
             TlsField::PeerStart(format) => {
@@ -59,6 +80,49 @@ impl TlsField {
             TlsField::Cipher => put(Some(tls.cipher.as_str()), out),
         }
     }
+}
+
+impl TlsField {
+    /// What is read from the certificates themselves, leaf first, as few ask for it.
+    fn write_chain(&self, chain: &[Vec<u8>], out: &mut String) -> bool {
+        let (leaf, issuer) = (chain.first(), chain.get(1));
+        let serial = |der: &Vec<u8>| details(der).map(|details| details.serial);
+        match self {
+            TlsField::PeerCertificate => {
+                put(leaf.map(|_| url_encoded_pem(&chain[..1])).as_deref(), out)
+            }
+            TlsField::PeerIpSan | TlsField::PeerEmailSan => {
+                let details = leaf.and_then(|leaf| details(leaf)).unwrap_or_default();
+                match self {
+                    TlsField::PeerIpSan => join(&details.ip_sans, out),
+                    _ => join(&details.email_sans, out),
+                }
+            }
+            TlsField::PeerFingerprint1 => put(leaf.map(|der| sha1(der)).as_deref(), out),
+            TlsField::IssuerFingerprint => put(issuer.map(|der| sha256(der)).as_deref(), out),
+            TlsField::IssuerSerial => put(issuer.and_then(serial).as_deref(), out),
+            TlsField::ChainFingerprints => join(
+                &chain.iter().map(|der| sha256(der)).collect::<Vec<_>>(),
+                out,
+            ),
+            TlsField::ChainFingerprints1 => {
+                join(&chain.iter().map(|der| sha1(der)).collect::<Vec<_>>(), out)
+            }
+            TlsField::ChainSerials => {
+                join(&chain.iter().filter_map(serial).collect::<Vec<_>>(), out)
+            }
+            _ => false,
+        }
+    }
+}
+
+fn sha256(der: &[u8]) -> String {
+    hex(digest(&SHA256, der).as_ref())
+}
+
+/// Not to be relied on: it names certificates to those who have always named them so.
+fn sha1(der: &[u8]) -> String {
+    hex(digest(&SHA1_FOR_LEGACY_USE_ONLY, der).as_ref())
 }
 
 /// A time in seconds since 1970; one before that is not told.

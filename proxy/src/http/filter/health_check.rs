@@ -81,10 +81,10 @@ impl HttpFilter for HealthCheck {
         }
         self.is_probe = true;
         stream.info.is_health_check = true;
-        if self.config.passes_through {
+        let is_draining = stream.worker().server.state() == ServerState::Draining;
+        if self.config.passes_through && !is_draining {
             return FilterStatus::Continue;
         }
-        let is_draining = stream.worker().server.state() == ServerState::Draining;
         let (status, details) = if is_draining {
             (StatusCode::SERVICE_UNAVAILABLE, "health_check_failed")
         } else if self
@@ -104,8 +104,15 @@ impl HttpFilter for HealthCheck {
     }
 
     fn encode_headers(&mut self, headers: &mut ResponseHeaders, stream: &mut Stream) {
+        let server = &stream.worker().server;
+        if server.state() == ServerState::Draining {
+            headers.map.insert(
+                names::X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL.clone(),
+                HeaderValue::from_static("true"),
+            );
+        }
         if self.is_probe {
-            let cluster = &stream.worker().server.node.cluster;
+            let cluster = &server.node.cluster;
             if let Ok(value) = HeaderValue::from_str(cluster)
                 && !value.is_empty()
             {
@@ -114,11 +121,6 @@ impl HttpFilter for HealthCheck {
                     value,
                 );
             }
-        } else if stream.worker().server.state() == ServerState::Draining {
-            headers.map.insert(
-                names::X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL.clone(),
-                HeaderValue::from_static("true"),
-            );
         }
     }
 }

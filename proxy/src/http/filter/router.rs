@@ -368,7 +368,7 @@ impl Plan {
     ) -> Option<Duration> {
         let stats = self.cluster.stats.clone();
         let retry = self.retry.as_mut()?;
-        let wait = match retry.decide(outcome) {
+        let (wait, counter) = match retry.decide(outcome) {
             RetryDecision::No => return None,
             RetryDecision::LimitExceeded => {
                 stats.upstream_rq_retry_limit_exceeded.inc();
@@ -383,7 +383,8 @@ impl Plan {
                 });
                 return None;
             }
-            RetryDecision::After(wait) => wait,
+            RetryDecision::After(wait) => (wait, &stats.upstream_rq_retry_backoff_exponential),
+            RetryDecision::AsAsked(wait) => (wait, &stats.upstream_rq_retry_backoff_ratelimited),
         };
         if !source.is_replayable() {
             stats.retry_or_shadow_abandoned.inc();
@@ -401,7 +402,7 @@ impl Plan {
         self.retries_made += 1;
         stats.upstream_rq_retry.inc();
         self.counted.count(|counts| counts.upstream_rq_retry.inc());
-        stats.upstream_rq_retry_backoff_exponential.inc();
+        counter.inc();
         Some(wait)
     }
 }

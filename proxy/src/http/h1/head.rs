@@ -408,7 +408,10 @@ impl Said {
         let mut encodings = map.get_all(header::TRANSFER_ENCODING).iter();
         if let Some(encoding) = encodings.next() {
             if !encoding.as_bytes().eq_ignore_ascii_case(b"chunked") || encodings.next().is_some() {
-                return Err(InvalidHead::TransferEncoding);
+                return Err(match said.length {
+                    Some(_) => InvalidHead::LengthAndChunked,
+                    None => InvalidHead::TransferEncoding,
+                });
             }
             said.is_chunked = true;
         }

@@ -25,6 +25,9 @@ pub(super) fn target_of(
     }
     if *method == Method::CONNECT {
         let authority = Authority::try_from(target).map_err(|_| InvalidHead::Url)?;
+        if authority.port().is_none() {
+            return Err(InvalidHead::Url);
+        }
         let value = HeaderValue::from_str(authority.as_str()).map_err(|_| InvalidHead::Url)?;
         return Ok((scheme, Some(value), PathAndQuery::from_static("/")));
     }
@@ -35,7 +38,7 @@ pub(super) fn target_of(
         PathAndQuery::from_maybe_shared(block.slice_ref(text.as_bytes()))
             .map_err(|_| InvalidHead::Url)
     };
-    if target.starts_with('/') || target == "*" {
+    if target.starts_with('/') || target == "*" && *method == Method::OPTIONS {
         return Ok((scheme, None, path(target)?));
     }
     let (scheme, rest) = match target.split_once("://") {

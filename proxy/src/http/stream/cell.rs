@@ -182,7 +182,7 @@ impl StreamState {
         &mut self,
         request: RequestHeaders,
         status: StatusCode,
-        previous: Vec<Box<str>>,
+        redirects: Vec<crate::router::Way>,
     ) {
         let connection = self.stream.connection.clone();
         let old = &mut self.stream.info;
@@ -193,7 +193,7 @@ impl StreamState {
         next.request_end = old.request_end;
         next.bytes_received = old.bytes_received;
         next.internal_redirects = old.internal_redirects + 1;
-        next.redirecting_routes = previous;
+        next.redirects = redirects;
         old.response_code = Some(status.as_u16());
         old.response_code_details = Some("internal_redirect".into());
         let was_complete = std::mem::replace(&mut self.is_complete, true);

@@ -74,7 +74,8 @@ pub(super) fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> ResponseBo
             stream.info.flags.set(flag);
         }
         let is_http2 = stream.info.protocol == Some(Version::HTTP_2);
-        let closes = !is_http2 && reply.closes;
+        // A bad request may be one that was not understood: what follows it may be a part of it.
+        let closes = !is_http2 && (reply.closes || reply.status == StatusCode::BAD_REQUEST);
         // QUIRK: the route's formats do not know the status yet.
         let route = stream.info.route.clone().filter(|_| reply.is_of_route);
         let mut head = reply.head();

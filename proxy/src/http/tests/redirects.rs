@@ -93,7 +93,7 @@ fn what_is_not_to_be_followed_goes_to_the_client() {
                 "max_internal_redirects": 5}),
             "http://h/again",
             "predicate",
-            false,
+            true,
         ),
     ];
     for (policy, location, why, is_followed_once) in cases {

@@ -70,7 +70,7 @@ fn paths_match_as_configured() {
         (json!({"path_separated_prefix": "/api"}), "/apiary", false),
         (json!({"connect_matcher": {}}), "/", false),
         (
-            json!({"prefix": "/", "query_parameters": [{"name": "k", "string_match": {"exact": "a b"}}]}),
+            json!({"prefix": "/", "query_parameters": [{"name": "k", "string_match": {"exact": "a%20b"}}]}),
             "/?k=a%20b",
             true,
         ),

@@ -164,13 +164,9 @@ impl DownstreamTlsContext {
         self.common.pairs().unwrap_or_default()
     }
 
-    /// What clients are checked against.
-    pub(crate) fn roots(&self) -> Vec<super::super::CertificateDetails> {
-        let validation = self.common.validation.as_ref();
-        let inline = validation.and_then(|validation| validation.inline.as_ref());
-        inline
-            .map(|inline| inline.details.clone())
-            .unwrap_or_default()
+    /// What clients are checked against, as far as the configuration itself says it.
+    pub(crate) fn validation(&self) -> Option<&super::super::Validation> {
+        self.common.validation.as_ref()?.inline.as_deref()
     }
 
     /// The configuration for a new handshake between these addresses.

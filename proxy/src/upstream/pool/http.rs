@@ -93,11 +93,20 @@ impl Drop for Connecting<'_> {
     }
 }
 
-struct PendingGauge<'a>(&'a Cluster);
+struct PendingGauge<'a>(&'a Cluster, &'a Host);
+
+impl<'a> PendingGauge<'a> {
+    fn raise(cluster: &'a Cluster, host: &'a Host) -> Self {
+        cluster.stats.upstream_rq_pending_active.inc();
+        host.stats.rq_pending_active.inc();
+        Self(cluster, host)
+    }
+}
 
 impl Drop for PendingGauge<'_> {
     fn drop(&mut self) {
         self.0.stats.upstream_rq_pending_active.dec();
+        self.1.stats.rq_pending_active.dec();
     }
 }
 
@@ -206,8 +215,7 @@ impl HttpPool {
             stats.upstream_rq_pending_overflow.inc();
             return Err(PoolError::new(PoolErrorKind::Overflow, "overflow"));
         };
-        stats.upstream_rq_pending_active.inc();
-        let _gauge = PendingGauge(&self.cluster);
+        let _gauge = PendingGauge::raise(&self.cluster, &self.host);
         let mut was_full = false;
         loop {
             // Asked to be woken before looking, so that nothing is missed between the two.
@@ -243,7 +251,7 @@ impl HttpPool {
         let limits = &self.cluster.config.http;
         {
             let mut shared = self.shared.borrow_mut();
-            shared.retain_mut(|connection| is_usable(&mut connection.sender));
+            shared.retain_mut(|one| is_usable(&mut one.sender) && !self.is_too_old(&one.life));
             if let Some(connection) = shared
                 .iter_mut()
                 .find(|one| one.streams.get() < limits.max_concurrent_streams)
@@ -265,7 +273,7 @@ impl HttpPool {
         loop {
             // The one used last is the likeliest to live.
             let mut idle = self.idle.borrow_mut().pop()?;
-            if idle.connection.is_usable() {
+            if idle.connection.is_usable() && !self.is_too_old(&idle.life) {
                 idle.life.requests += 1;
                 let sender = Sender::Http1(idle.connection);
                 return Some(self.lend(sender, idle.life, None, Some(idle.open)));
@@ -280,10 +288,17 @@ impl HttpPool {
         if is_spent {
             self.cluster.stats.upstream_cx_max_requests.inc();
         }
-        let is_old = limits
-            .max_connection_duration
-            .is_some_and(|most| life.born.elapsed() >= most);
-        is_spent || is_old || self.host.is_removed()
+        is_spent || self.is_too_old(life) || self.host.is_removed()
+    }
+
+    /// Whether a connection takes no more requests because of its age; counted when that is found.
+    fn is_too_old(&self, life: &Life) -> bool {
+        let most = self.cluster.config.http.max_connection_duration;
+        let is_old = most.is_some_and(|most| life.born.elapsed() >= most);
+        if is_old {
+            self.cluster.stats.upstream_cx_max_duration_reached.inc();
+        }
+        is_old
     }
 
     async fn connect(self: &Rc<Self>, room: Guard) -> Result<HttpConnection, PoolError> {
@@ -380,7 +395,7 @@ impl HttpPool {
         let is_removed = self.host.is_removed();
         let mut expired = 0;
         let mut is_kept = |is_closed: bool, is_idle: bool, life: &Life| {
-            if is_closed || (is_removed && is_idle) {
+            if is_closed || is_idle && (is_removed || self.is_too_old(life)) {
                 return false;
             }
             let is_expired = is_idle && !timeout.is_zero() && life.idle_since.elapsed() >= timeout;

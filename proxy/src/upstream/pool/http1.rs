@@ -145,7 +145,7 @@ impl Exchange {
                         break;
                     }
                     Poll::Ready(Some(Err(error))) => {
-                        return Err(PoolError::new(PoolErrorKind::LocalReset, error.to_string()));
+                        return Err(PoolError::of_body(&error));
                     }
                     Poll::Ready(frame) => frame.and_then(Result::ok),
                 };

@@ -129,7 +129,7 @@ impl Exchange {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(Some(Err(error))) => {
                     self.send.send_reset(Reason::CANCEL);
-                    return Err(PoolError::new(PoolErrorKind::LocalReset, error.to_string()));
+                    return Err(PoolError::of_body(&error));
                 }
                 Poll::Ready(Some(Ok(frame))) => frame,
                 Poll::Ready(None) => {

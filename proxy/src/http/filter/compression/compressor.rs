@@ -64,6 +64,11 @@ stat_group! {
     }
 }
 
+stat_group! {
+    /// `….request.`: requests are never compressed.
+    struct RequestStats { not_compressed: Counter }
+}
+
 struct Config {
     name: Box<str>,
     library: Library,
@@ -76,6 +81,7 @@ struct Config {
     uncompressible: Vec<u32>,
     asked: Arc<AskedStats>,
     stats: Arc<CompressorStats>,
+    requests: Arc<RequestStats>,
 }
 
 #[derive(Default)]
@@ -88,7 +94,8 @@ struct Factory(Arc<Config>);
 
 struct Compressor {
     config: Arc<Config>,
-    accepts: bool,
+    /// What the client takes.
+    accepted: Option<HeaderValue>,
     is_off: bool,
     encoder: Option<Encoder>,
 }
@@ -152,6 +159,7 @@ fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory
         uncompressible: direction
             .map(|direction| direction.uncompressible_response_codes)
             .unwrap_or_default(),
+        requests: scope.scope("request").group(),
         asked: scope.group(),
         stats,
     }))))
@@ -184,7 +192,7 @@ impl FilterFactory for Factory {
     fn create(&self) -> Option<Box<dyn HttpFilter>> {
         Some(Box::new(Compressor {
             config: self.0.clone(),
-            accepts: false,
+            accepted: None,
             is_off: false,
             encoder: None,
         }))
@@ -192,12 +200,16 @@ impl FilterFactory for Factory {
 }
 
 impl Config {
-    /// Whether a client takes our coding.
-    fn is_accepted(&self, map: &HeaderMap) -> bool {
-        let Some(text) = text_of(map, &ACCEPT_ENCODING) else {
+    /// Whether a client takes our coding for a body of a kind that is compressed.
+    fn is_accepted(&self, accepted: Option<&HeaderValue>, is_packed_kind: bool) -> bool {
+        let Some(text) = accepted.and_then(|value| value.to_str().ok()) else {
             self.asked.no_accept_header.inc();
             return false;
         };
+        if !is_packed_kind {
+            self.asked.header_not_valid.inc();
+            return false;
+        }
         let mut any = None;
         let mut identity = false;
         for word in text.split(',') {
@@ -226,26 +238,33 @@ impl Config {
         any == Some(true)
     }
 
-    /// Whether a response is one to compress, for clients that can read it.
-    fn is_compressible(&self, head: &ResponseHeaders) -> bool {
-        let map = &head.map;
+    fn is_long_enough(&self, map: &HeaderMap) -> bool {
         let length = text_of(map, &CONTENT_LENGTH).and_then(|text| text.parse::<u64>().ok());
-        if length.is_some_and(|length| length < self.min_length) {
+        let is_short = length.is_some_and(|length| length < self.min_length);
+        if is_short {
             self.stats.content_length_too_small.inc();
-            return false;
         }
-        if self.refuses_etag && map.contains_key(ETAG) {
-            self.asked.not_compressed_etag.inc();
-            return false;
-        }
-        let kind = text_of(map, &CONTENT_TYPE).map(|text| {
+        !is_short
+    }
+
+    /// Whether the content is of a kind that is compressed; what does not say what it is, is.
+    fn is_packed_kind(&self, map: &HeaderMap) -> bool {
+        text_of(map, &CONTENT_TYPE).is_none_or(|text| {
             let kind = text.split(';').next().unwrap_or_default().trim();
             self.types
                 .iter()
                 .any(|known| known.eq_ignore_ascii_case(kind))
-        });
-        kind != Some(false)
-            && !has_word(map, &CACHE_CONTROL, "no-transform")
+        })
+    }
+
+    /// Whether a response of such a kind is one to compress, for clients that can read it.
+    fn is_compressible(&self, head: &ResponseHeaders) -> bool {
+        let map = &head.map;
+        if self.refuses_etag && map.contains_key(ETAG) {
+            self.asked.not_compressed_etag.inc();
+            return false;
+        }
+        !has_word(map, &CACHE_CONTROL, "no-transform")
             && !map.contains_key(CONTENT_ENCODING)
             && !self
                 .uncompressible
@@ -291,11 +310,12 @@ impl HttpFilter for Compressor {
     ) -> FilterStatus {
         let config = &self.config;
         let of_route = stream.config_of::<PerRoute>(&config.name, NAME);
+        config.requests.not_compressed.inc();
         self.is_off = !config.enabled.now() || of_route.is_some_and(|route| route.is_disabled);
         if self.is_off {
             return FilterStatus::Continue;
         }
-        self.accepts = config.is_accepted(&headers.map);
+        self.accepted = headers.map.get(ACCEPT_ENCODING).cloned();
         let removes = of_route.and_then(|route| route.removes_accept);
         if removes.unwrap_or(config.removes_accept) {
             headers.map.remove(ACCEPT_ENCODING);
@@ -311,13 +331,16 @@ impl HttpFilter for Compressor {
             return;
         }
         let config = self.config.clone();
-        if !config.is_compressible(headers) {
+        let is_packed_kind = config.is_packed_kind(&headers.map);
+        let is_long_enough = config.is_long_enough(&headers.map);
+        let accepts = is_long_enough && config.is_accepted(self.accepted.as_ref(), is_packed_kind);
+        if !is_long_enough || !is_packed_kind || !config.is_compressible(headers) {
             config.stats.not_compressed.inc();
             return;
         }
         add_vary(&mut headers.map);
         let encoder = config.library.encoder().ok();
-        let Some(encoder) = encoder.filter(|_| self.accepts && !is_head) else {
+        let Some(encoder) = encoder.filter(|_| accepts && !is_head) else {
             config.stats.not_compressed.inc();
             return;
         };

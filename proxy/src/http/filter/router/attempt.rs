@@ -209,10 +209,17 @@ pub(super) fn choose(plan: &mut Plan, state: &mut StreamState) -> Result<Arc<Hos
     let info = &mut state.stream.info;
     info.upstream.attempts += 1;
     let policy = plan.retry.as_ref().and_then(|retry| retry.policy());
-    let avoids =
-        policy.is_some_and(|policy| policy.avoids_previous_hosts) && !plan.tried.is_empty();
     let tried = &plan.tried;
-    let was_tried = |host: &Host| tried.contains(&host.id);
+    // Predicates have a say in retries only.
+    let asked = policy.filter(|policy| {
+        (policy.avoids_previous_hosts || policy.avoids_canaries) && !tried.is_empty()
+    });
+    let is_avoided = |host: &Host| {
+        asked.is_some_and(|policy| {
+            policy.avoids_previous_hosts && tried.contains(&host.id)
+                || policy.avoids_canaries && host.is_canary()
+        })
+    };
     let metadata_match = plan
         .action()
         .and_then(|action| action.metadata_match.as_deref());
@@ -224,7 +231,7 @@ pub(super) fn choose(plan: &mut Plan, state: &mut StreamState) -> Result<Arc<Hos
         headers: Some(&state.request.map),
         authority: state.request.authority.to_str().ok(),
         metadata_match,
-        should_select_another: avoids.then_some(&was_tried),
+        should_select_another: asked.is_some().then_some(&is_avoided),
         select_attempts: policy.map_or(1, |policy| policy.host_selection_attempts.max(1)),
         excluded_priorities: plan.excluded_priorities(),
     };
@@ -248,6 +255,9 @@ pub(super) fn choose(plan: &mut Plan, state: &mut StreamState) -> Result<Arc<Hos
             .extend(plan.cluster.priority_of(&host));
     }
     let upstream = &mut state.stream.info.upstream;
+    if let Some(before) = upstream.host.take() {
+        upstream.earlier.push((before, upstream.host_name.take()));
+    }
     upstream.set_host(&host);
     upstream.host_name = (!host.hostname.is_empty()).then(|| host.hostname.clone());
     upstream.transport_failure = None;

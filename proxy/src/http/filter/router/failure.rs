@@ -33,6 +33,8 @@ pub(super) enum FailureKind {
     PerTryTimeout,
     /// The request cannot be written in the upstream's protocol.
     BadRequest,
+    /// The client's body is not framed as it says.
+    MalformedBody,
 }
 
 impl From<NoHost> for Failure {
@@ -65,6 +67,7 @@ impl From<PoolError> for Failure {
             PoolErrorKind::RefusedStream => FailureKind::RemoteRefused,
             PoolErrorKind::Protocol => FailureKind::Protocol,
             PoolErrorKind::LocalReset => FailureKind::LocalReset,
+            PoolErrorKind::MalformedBody => FailureKind::MalformedBody,
         };
         let is_connect = error.kind == PoolErrorKind::ConnectFailure;
         Failure {
@@ -91,6 +94,7 @@ impl Failure {
                 | FailureKind::Overflow
                 | FailureKind::BadRequest
                 | FailureKind::LocalReset
+                | FailureKind::MalformedBody
         )
     }
 
@@ -110,9 +114,10 @@ impl Failure {
     /// As retries see it.
     pub(super) fn retry_outcome(&self) -> RetryOutcome<'static> {
         match self.kind {
-            FailureKind::NoHealthyHost | FailureKind::Overflow | FailureKind::BadRequest => {
-                RetryOutcome::Overflow
-            }
+            FailureKind::NoHealthyHost
+            | FailureKind::Overflow
+            | FailureKind::BadRequest
+            | FailureKind::MalformedBody => RetryOutcome::Overflow,
             FailureKind::RemoteConnectionFailure | FailureKind::ConnectionTimeout => {
                 RetryOutcome::ConnectFailure
             }
@@ -141,6 +146,11 @@ impl Failure {
                     .flag(ResponseFlag::UpstreamRequestTimeout);
             }
             FailureKind::BadRequest => return unavailable("", "missing_required_header"),
+            FailureKind::MalformedBody => {
+                let (text, details) = ("Bad Request", "http1.codec_error");
+                return LocalReply::new(StatusCode::BAD_REQUEST, text, details)
+                    .flag(ResponseFlag::DownstreamProtocolError);
+            }
             FailureKind::RemoteConnectionFailure => (
                 "remote connection failure",
                 ResponseFlag::UpstreamConnectionFailure,

@@ -65,15 +65,13 @@ pub(super) fn follow(
                 manager.stats.passthrough_internal_redirect_no_route.inc();
                 return false;
             };
-            let from = plan.route.route().name.clone();
-            let mut previous = info.redirecting_routes.clone();
-            previous.push(from);
+            let way = (plan.route.route().name.clone(), route.route().name.clone());
             let scheme = if info.connection.tls.is_some() {
                 Scheme::Https
             } else {
                 state.request.scheme
             };
-            let accepted = policy.accepts(&route.route().name, &previous, scheme, next.scheme);
+            let accepted = policy.accepts(&way, &info.redirects, scheme, next.scheme);
             if !accepted {
                 manager.stats.passthrough_internal_redirect_predicate.inc();
                 return false;
@@ -81,7 +79,9 @@ pub(super) fn follow(
             if next.method == Method::GET && state.request.method != Method::GET {
                 source.forget();
             }
-            state.redirect_to(next, status, previous);
+            let mut redirects = info.redirects.clone();
+            redirects.push(way);
+            state.redirect_to(next, status, redirects);
             true
         });
     if is_followed {

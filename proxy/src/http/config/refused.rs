@@ -1,0 +1,54 @@
+//! What of a connection manager's configuration is not supported.
+
+use proto::envoy::extensions::filters::network::http_connection_manager::v3 as wire;
+use wire::http_connection_manager as hcm;
+
+use crate::invalid::Invalid;
+
+/// Refuses what is not supported.
+#[allow(deprecated, reason = "control planes still send the older fields")]
+pub(super) fn check(config: &wire::HttpConnectionManager) -> Result<(), Invalid> {
+    let refuse = |is_set: bool, field: &str| {
+        if is_set {
+            Err(Invalid::unsupported(field))
+        } else {
+            Ok(())
+        }
+    };
+    let logs = config.access_log_options.unwrap_or_default();
+    refuse(
+        logs.flush_access_log_on_new_request
+            || logs.access_log_flush_interval.is_some()
+            || logs.flush_log_on_tunnel_successfully_established
+            || config.flush_access_log_on_new_request
+            || config.access_log_flush_interval.is_some(),
+        "access_log_options",
+    )?;
+    refuse(
+        config.codec_type() == hcm::CodecType::Http3,
+        "codec_type HTTP3",
+    )?;
+    refuse(
+        !config.original_ip_detection_extensions.is_empty(),
+        "original_ip_detection_extensions",
+    )?;
+    refuse(
+        !config.early_header_mutation_extensions.is_empty(),
+        "early_header_mutation_extensions",
+    )?;
+    refuse(
+        config.typed_header_validation_config.is_some(),
+        "typed_header_validation_config",
+    )?;
+    refuse(
+        config.forward_client_cert_matcher.is_some(),
+        "forward_client_cert_matcher",
+    )?;
+    refuse(
+        config
+            .upgrade_configs
+            .iter()
+            .any(|upgrade| !upgrade.filters.is_empty()),
+        "upgrade_configs.filters",
+    )
+}
