@@ -108,6 +108,9 @@ pub struct Difference {
     pub at: String,
     /// Why.
     pub why: String,
+    /// It is not there in every run: chance has a part in it.
+    #[serde(default)]
+    pub sometimes: bool,
 }
 
 /// A deliberate difference of several cases.
@@ -116,10 +119,13 @@ pub struct Difference {
 pub struct Differences {
     /// The cases; `*` stands for anything.
     pub cases: Vec<String>,
-    /// Where in their outcomes; `*` stands for anything.
+    /// Where in their outcomes, in each of them; `*` stands for anything.
     pub at: Vec<String>,
     /// Why.
     pub why: String,
+    /// It is not there in every run: chance has a part in it.
+    #[serde(default)]
+    pub sometimes: bool,
 }
 
 /// A look at the admin interface.

@@ -2,7 +2,7 @@
 
 use regex::Regex;
 use serde_json::{Value, json};
-use std::sync::LazyLock;
+use std::{io::Read as _, sync::LazyLock};
 
 /// Longer bodies are compared by length and checksum.
 const SHOWN: usize = 2000;
@@ -76,9 +76,12 @@ pub fn text(text: &str) -> String {
     })
 }
 
-/// Bytes: as text where they are, shortened where they are many.
+/// Bytes: unpacked if they are gzip's (two libraries pack differently), as text where they are, shortened where they are many.
 #[must_use]
 pub fn bytes(bytes: &[u8]) -> Value {
+    if let Some(unpacked) = unpacked(bytes) {
+        return json!({"gzip": self::bytes(&unpacked)});
+    }
     if bytes.len() > SHOWN {
         let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
             (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
@@ -91,6 +94,14 @@ pub fn bytes(bytes: &[u8]) -> Value {
             json!({"hex": bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()})
         }
     }
+}
+
+fn unpacked(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut unpacked = Vec::new();
+    flate2::read::GzDecoder::new(bytes)
+        .read_to_end(&mut unpacked)
+        .ok()?;
+    (!unpacked.is_empty()).then_some(unpacked)
 }
 
 /// A header's value.

@@ -1,6 +1,9 @@
 //! What a run came to: an aligned table and the differences, or JSON.
 
-use crate::suite::{GroupReport, Report};
+use crate::{
+    compare::Diff,
+    suite::{GroupReport, Report},
+};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 
@@ -60,17 +63,7 @@ pub fn table(groups: &[GroupReport], is_wide: bool) -> String {
     {
         text.push_str(&differences(report));
     }
-    let stale = stale(groups);
     text.push('\n');
-    if is_wide {
-        text.push_str(&stale);
-    } else if !stale.is_empty() {
-        let count = stale.lines().count();
-        let _ = writeln!(
-            text,
-            "{count} explained differences were not there (`-o wide` names them)"
-        );
-    }
     let _ = writeln!(text, "{}", totals(groups));
     text
 }
@@ -112,24 +105,8 @@ fn differences(report: &Report) -> String {
             short(&diff.ours)
         );
     }
-    text
-}
-
-/// Explanations that are of no use any more: the case agrees, or none of its differences is there.
-fn stale(groups: &[GroupReport]) -> String {
-    let mut text = String::new();
-    for report in groups
-        .iter()
-        .flat_map(|group| &group.cases)
-        .filter(|report| report.is_good() && report.verdict.explained.is_empty())
-    {
-        for at in &report.verdict.stale {
-            let _ = writeln!(
-                text,
-                "{}/{}: {at} is explained as a difference, but there is none any more",
-                report.group, report.case
-            );
-        }
+    for at in &report.verdict.stale {
+        let _ = writeln!(text, "    {at} is explained, but does not differ");
     }
     text
 }
@@ -156,6 +133,10 @@ pub fn totals(groups: &[GroupReport]) -> String {
     )
 }
 
+fn explained((diff, why): &(Diff, String)) -> Value {
+    json!({"at": diff.at, "envoy": diff.envoy, "ours": diff.ours, "why": why})
+}
+
 /// The same for programs.
 #[must_use]
 pub fn json(groups: &[GroupReport], oracle: &str) -> Value {
@@ -167,7 +148,7 @@ pub fn json(groups: &[GroupReport], oracle: &str) -> Value {
             "repeated": report.is_repeated,
             "error": report.error,
             "differences": report.verdict.unexplained,
-            "explained": report.verdict.explained.iter().map(|(diff, why)| json!({"at": diff.at, "why": why})).collect::<Vec<_>>(),
+            "explained": report.verdict.explained.iter().map(explained).collect::<Vec<_>>(),
             "stale": report.verdict.stale,
         })
     };
