@@ -49,7 +49,7 @@ pub(crate) async fn serve(
                 .unwrap_or(Duration::from_secs(3600));
             let detected = tokio::select! {
                 detected = tokio::time::timeout(wait, detect::is_http2(&mut stream, &mut ahead)) => detected,
-                () = without_request(&drain) => return,
+                () = without_request(&connection, &drain) => return,
             };
             match detected {
                 Ok(Ok(Some(detected))) => detected,
@@ -74,15 +74,20 @@ pub(crate) async fn serve(
     }
 }
 
-/// What a connection that is told to drain is still given for its next request, from when it was made or had its last response:
+/// What a connection is still given for its next request when the process ends, from when it was made or had its last response:
 /// the client may have sent it already, and then learns by its response that no other may follow.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// Resolves when a connection without a request is to end.
-async fn without_request(drain: &Drain) {
+async fn without_request(connection: &DownstreamConnection, drain: &Drain) {
     drain.signaled().await;
+    let process = &connection.worker.server.drain;
+    let ends = async {
+        process.signaled().await;
+        tokio::time::sleep(FRESH).await;
+    };
     tokio::select! {
-        () = tokio::time::sleep(FRESH) => {}
+        () = ends => {}
         () = drain.expired() => {}
     }
 }

@@ -42,6 +42,8 @@ pub(crate) struct ControlPlane {
     heard_delta: Arc<Mutex<Vec<DeltaDiscoveryRequest>>>,
     /// How long delta resources live.
     ttl: Arc<Mutex<Option<prost_types::Duration>>>,
+    /// Ends the delta streams of the moment.
+    cut: Arc<tokio::sync::Notify>,
 }
 
 /// How the proxy is to ask.
@@ -78,6 +80,7 @@ impl ControlPlane {
             heard: Arc::default(),
             heard_delta: Arc::default(),
             ttl: Arc::default(),
+            cut: Arc::default(),
         };
         tokio::spawn(
             tonic::transport::Server::builder()
@@ -155,6 +158,18 @@ impl ControlPlane {
             .collect()
     }
 
+    /// Cuts every delta stream; the proxy may come back.
+    pub(crate) fn cut(&self) {
+        self.cut.notify_waiters();
+    }
+
+    /// Whether a delta stream began with the version of this resource.
+    pub(crate) fn was_told(&self, url: &str, name: &str) -> bool {
+        self.heard_delta.lock().iter().any(|request| {
+            request.type_url == url && request.initial_resource_versions.contains_key(name)
+        })
+    }
+
     /// The node of the first request.
     pub(crate) fn node(&self) -> Option<proto::envoy::config::core::v3::Node> {
         self.heard.lock().first()?.node.clone()
@@ -229,6 +244,7 @@ impl ControlPlane {
                         plane.heard_delta.lock().push(request);
                     }
                     _ = changed.changed() => {}
+                    () = plane.cut.notified() => return,
                 }
                 let now = changed.borrow().clone();
                 for (url, (version, all)) in now {
@@ -285,7 +301,9 @@ fn name(any: &Any) -> String {
         cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
         route::v3::RouteConfiguration,
     };
+    use proto::envoy::extensions::transport_sockets::tls::v3::Secret;
     match any.type_url.as_str() {
+        proto::type_url::SECRET => proto::any::unpack::<Secret>(any).unwrap().name,
         proto::type_url::CLUSTER => proto::any::unpack::<Cluster>(any).unwrap().name,
         proto::type_url::LISTENER => proto::any::unpack::<Listener>(any).unwrap().name,
         proto::type_url::ENDPOINT => {

@@ -3,7 +3,7 @@
 use proto_component::drain::{self, Trigger};
 use proxy::{BootstrapSource, Options};
 use serde_json::Value;
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, ops::Deref, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -13,9 +13,13 @@ use tokio::{
 /// Patience with anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A proxy's admin interface.
+#[derive(Clone, Copy)]
+pub(crate) struct Admin(pub(crate) SocketAddr);
+
 /// A running proxy.
 pub(crate) struct Running {
-    admin: SocketAddr,
+    admin: Admin,
     trigger: Trigger,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -47,26 +51,51 @@ impl Running {
         })
         .await;
         let running = Self {
-            admin,
+            admin: Admin(admin),
             trigger,
             task,
         };
+        running.is_ready().await;
+        running
+    }
+
+    /// Ends it.
+    pub(crate) async fn stop(self) {
+        self.trigger.drain(Duration::from_secs(1));
+        tokio::time::timeout(PATIENCE, self.task)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+    }
+}
+
+impl Deref for Running {
+    type Target = Admin;
+
+    fn deref(&self) -> &Admin {
+        &self.admin
+    }
+}
+
+impl Admin {
+    /// Waits until it serves.
+    pub(crate) async fn is_ready(&self) {
         eventually("readiness", || async {
-            let (status, _) = running.get("/ready").await;
+            let (status, _) = self.get("/ready").await;
             (status == 200).then_some(())
         })
         .await;
-        running
     }
 
     /// GET on the admin interface.
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
-        http(self.admin, "GET", path).await
+        http(self.0, "GET", path).await
     }
 
     /// POST on the admin interface.
     pub(crate) async fn post(&self, path: &str) -> (u16, String) {
-        http(self.admin, "POST", path).await
+        http(self.0, "POST", path).await
     }
 
     /// The value of a statistic.
@@ -108,16 +137,6 @@ impl Running {
         })
         .await
     }
-
-    /// Ends it.
-    pub(crate) async fn stop(self) {
-        self.trigger.drain(Duration::from_secs(1));
-        tokio::time::timeout(PATIENCE, self.task)
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
-    }
 }
 
 /// Asks until there is an answer.
@@ -148,8 +167,18 @@ pub(crate) async fn http(to: SocketAddr, method: &str, path: &str) -> (u16, Stri
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
     let status = text.split(' ').nth(1).unwrap().parse().unwrap();
-    let body = text.split_once("\r\n\r\n").unwrap().1.to_owned();
-    (status, body)
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let is_chunked = head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked");
+    (
+        status,
+        if is_chunked {
+            without_chunks(body)
+        } else {
+            body.to_owned()
+        },
+    )
 }
 
 /// An address at which nobody listens, nor anybody else can as long as the socket is there.
@@ -195,4 +224,35 @@ pub(crate) fn static_cluster(name: &str, host: SocketAddr) -> String {
         "{{name: {name}, connect_timeout: 30s, load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{{endpoint: \
          {{address: {{socket_address: {{address: {ip}, port_value: {port}}}}}}}}}]}}]}}}}"
     )
+}
+
+/// An HTTP listener called `web`; `more` are fields of its connection manager, `routes` a list of them, `transport` a field of its
+/// filter chain.
+pub(crate) fn web_listener(more: &str, routes: &str, transport: &str) -> String {
+    format!(
+        r#"{{name: web, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, filter_chains: [{{{transport} filters: [
+            {{name: hcm, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager,
+              stat_prefix: web, {more} route_config: {{name: r, virtual_hosts: [{{name: all, domains: ['*'], routes: {routes}}}]}},
+              http_filters: [{{name: envoy.filters.http.router, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}}}]}}]}}"#
+    )
+}
+
+/// The same cluster, spoken to in HTTP/2 with these options.
+pub(crate) fn over_http2(cluster: &str, options: &str) -> String {
+    let options = format!(
+        r#"{{typed_extension_protocol_options: {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {{
+            "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions,
+            explicit_http_config: {{http2_protocol_options: {{{options}}}}}}}}}, "#
+    );
+    cluster.replacen('{', &options, 1)
+}
+
+fn without_chunks(mut text: &str) -> String {
+    let mut body = String::new();
+    while let Some((length, rest)) = text.split_once("\r\n") {
+        let length = usize::from_str_radix(length, 16).unwrap();
+        body.push_str(&rest[..length]);
+        text = rest[length..].strip_prefix("\r\n").unwrap_or_default();
+    }
+    body
 }

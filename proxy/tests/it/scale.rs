@@ -3,53 +3,14 @@
 
 use crate::{
     control_plane::{Api, ControlPlane},
+    process::Process,
     running::{eventually, http},
 };
 use proto::envoy::config::{
     cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
     route::v3::RouteConfiguration,
 };
-use std::{
-    net::SocketAddr,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
-
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Process {
-    /// User and system time so far, in seconds.
-    fn cpu(&self) -> f64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
-        let fields: Vec<&str> = text.rsplit(") ").next().unwrap().split(' ').collect();
-        let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-        ticks / 100.0
-    }
-
-    /// Nanoseconds on a CPU, of all threads, for what is too short for ticks.
-    fn run_time(&self) -> Duration {
-        let folder = format!("/proc/{}/task", self.0.id());
-        let tasks = std::fs::read_dir(folder).unwrap();
-        let nanos = tasks.filter_map(|task| {
-            let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-            text.split(' ').next()?.parse::<u64>().ok()
-        });
-        Duration::from_nanos(nanos.sum())
-    }
-
-    fn resident_mib(&self) -> f64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/statm", self.0.id())).unwrap();
-        let pages: f64 = text.split(' ').nth(1).unwrap().parse().unwrap();
-        pages / 256.0
-    }
-}
+use std::{net::SocketAddr, time::Duration};
 
 fn cluster(index: usize, timeout: u32) -> String {
     format!(
@@ -91,7 +52,6 @@ async fn counter(admin: SocketAddr, name: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement: needs PROXY_BINARY"]
 async fn a_large_configuration() {
-    let binary = std::env::var("PROXY_BINARY").unwrap();
     let count = std::env::var("CLUSTERS").map_or(5000, |text| text.parse().unwrap());
     let plane = ControlPlane::start().await;
     let mut clusters: Vec<String> = (0..count).map(|index| cluster(index, 5)).collect();
@@ -100,28 +60,9 @@ async fn a_large_configuration() {
     plane.set::<ClusterLoadAssignment>(&assignments);
     plane.set::<RouteConfiguration>(&[routes(count)]);
     plane.set::<Listener>(&[LISTENER.to_owned()]);
-    let folder = tempfile::tempdir().unwrap();
-    let (file, place) = (
-        folder.path().join("bootstrap.yaml"),
-        folder.path().join("admin"),
-    );
-    let admin = "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}";
-    let bootstrap = format!("{admin}\n{}", plane.bootstrap_over(Api::DeltaAds));
-    std::fs::write(&file, bootstrap).unwrap();
-    let process = Command::new(binary)
-        .arg("-c")
-        .arg(&file)
-        .args(["--concurrency", "1", "--admin-address-path"])
-        .arg(&place)
-        .args(["--log-level", "error"])
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let process = Process(process);
-    let admin: SocketAddr = eventually("the admin address", || async {
-        std::fs::read_to_string(&place).ok()?.trim().parse().ok()
-    })
-    .await;
+    let bootstrap = plane.bootstrap_over(Api::DeltaAds);
+    let process = Process::start(&bootstrap, &["--concurrency", "1"]).await;
+    let admin = process.0;
     let wanted = count as u64 + 1;
     eventually("all clusters", || async {
         let active = counter(admin, "cluster_manager.active_clusters").await;

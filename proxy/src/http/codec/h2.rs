@@ -78,7 +78,10 @@ fn builder(manager: &ConnectionManager) -> h2::server::Builder {
                 .initial_connection_window_size
                 .unwrap_or(CONNECTION_WINDOW),
         )
-        .max_header_list_size(u32::try_from(manager.limits.headers_bytes).unwrap_or(u32::MAX));
+        .max_header_list_size(u32::try_from(manager.limits.headers_bytes).unwrap_or(u32::MAX))
+        // How many streams a client may break off is ours to say, see `DownstreamConnection::stream_ended`: this is more than
+        // can come in one go.
+        .max_pending_accept_reset_streams(1 << 16);
     if options.allow_connect {
         builder.enable_connect_protocol();
     }

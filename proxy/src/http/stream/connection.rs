@@ -45,10 +45,10 @@ impl DownstreamConnection {
     }
 
     /// A stream of an HTTP/2 connection is over. As in Envoy, a client that has broken off half of the first
-    /// [`PREMATURE_RESETS`] streams, or half of all after that, is cut off.
-    pub(crate) fn stream_ended(&self, is_whole: bool) {
+    /// [`PREMATURE_RESETS`] streams before it could have had an answer, or half of all after that, is cut off.
+    pub(crate) fn stream_ended(&self, is_premature: bool) {
         self.ended.set(self.ended.get() + 1);
-        if is_whole {
+        if !is_premature {
             return;
         }
         self.broken_off.set(self.broken_off.get() + 1);

@@ -175,6 +175,17 @@ impl ResponseBody {
         }
     }
 
+    /// While the client takes nothing of what it was sent: ready when a limit is reached, with which the stream has failed.
+    pub(crate) fn poll_stalled(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        match self.poll_deadline(context) {
+            Some(flag) => {
+                self.fail(Some(flag), ResponseBodyError::Timeout);
+                Poll::Ready(())
+            }
+            None => Poll::Pending,
+        }
+    }
+
     fn data(&mut self, mut data: Bytes) -> Bytes {
         self.cell.touch();
         let sees_data = self.sees_data;
@@ -247,6 +258,11 @@ impl ResponseBody {
             let stats = &state.stream.connection.manager.stats;
             stats.rq_reset_after_downstream_response_started.inc();
             stats.downstream_rq_tx_reset.inc();
+            match flag {
+                ResponseFlag::StreamIdleTimeout => stats.downstream_rq_idle_timeout.inc(),
+                ResponseFlag::DurationTimeout => stats.downstream_rq_max_duration_reached.inc(),
+                _ => {}
+            }
             if let Some(mut end) = end {
                 end.fail(info, flag);
             }

@@ -107,6 +107,32 @@ fn what_could_be_read_in_two_ways_does_not_reach_the_upstream() {
 }
 
 #[test]
+fn what_is_too_large_is_refused_and_an_absolute_target_has_the_last_word() {
+    on_worker(async {
+        let mut upstream = Upstream::start(&[OK]).await;
+        let proxy = Proxy::with_routes(routes(), &[upstream.cluster("c")]).await;
+        let large = "y".repeat(61 << 10);
+        let many: String = (0..101).map(|index| format!("h{index}: v\r\n")).collect();
+        for head in [
+            format!("GET / HTTP/1.1\r\nhost: a\r\nx: {large}\r\n\r\n"),
+            format!("GET /{large} HTTP/1.1\r\nhost: a\r\n\r\n"),
+            format!("GET / HTTP/1.1\r\nhost: a\r\n{many}\r\n"),
+        ] {
+            let answer = proxy.send(&head).await;
+            assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+        }
+        assert_eq!(proxy.stat("cluster.c.upstream_rq_total"), 0);
+        let absolute = "GET http://b:81/x HTTP/1.1\r\nhost: a\r\n\r\n";
+        let answer = proxy.send(absolute).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let seen = upstream.request().await.to_ascii_lowercase();
+        assert!(seen.starts_with("get /x http/1.1\r\n"), "{seen}");
+        assert_eq!(seen.matches("\r\nhost: ").count(), 1, "{seen}");
+        assert!(seen.contains("\r\nhost: b:81\r\n"), "{seen}");
+    });
+}
+
+#[test]
 fn a_body_behind_a_wish_for_an_upgrade_stays_a_body() {
     on_worker(async {
         let mut upstream = Upstream::start(&[OK]).await;

@@ -57,8 +57,12 @@ pub(super) fn poll_send(
                 end(&mut shared.borrow_mut().output, framing, None);
             }
         }
+        let flushed = shared.borrow_mut().poll_flush(context);
+        if flushed.is_pending() && !*is_ended && body.poll_stalled(context).is_ready() {
+            return Poll::Ready(false);
+        }
         let mut io = shared.borrow_mut();
-        match io.poll_flush(context) {
+        match flushed {
             Poll::Ready(Ok(())) if is_broken => return Poll::Ready(false),
             Poll::Ready(Ok(())) if *is_ended => return Poll::Ready(true),
             Poll::Ready(Err(_)) => return Poll::Ready(false),

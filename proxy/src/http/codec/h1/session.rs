@@ -183,10 +183,13 @@ impl Session {
             io.input = BytesMut::new();
             io.output = Output::default();
             if is_draining {
+                let is_over = self.watch.poll_expired(context).is_ready();
+                if !is_over && !self.connection.worker.server.drain.is_draining() {
+                    // As with Envoy, who asks again learns by the answer that no other may follow.
+                    return self.poll_idle(context).map(|()| Next::End);
+                }
                 let until = Some(self.connection.idle_since.get() + FRESH);
-                if self.watch.poll_expired(context).is_pending()
-                    && self.timer.poll_until(until, context).is_pending()
-                {
+                if !is_over && self.timer.poll_until(until, context).is_pending() {
                     return Poll::Pending;
                 }
                 count_ending(&self.connection, Ending::Drain);

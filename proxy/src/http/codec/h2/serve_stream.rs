@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -12,6 +13,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Version};
 use http_body::Body as _;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::http::body::DownstreamBody;
 use crate::http::headers::{RequestHeaders, Scheme};
@@ -22,6 +24,10 @@ use super::tunnel::Tunnel;
 
 /// The bytes of a CONNECT's stream on their way to whoever tunnels them.
 type TunnelSlot = (oneshot::Sender<DownstreamTunnel>, RecvStream);
+
+/// A client that breaks off an unanswered stream before that has not really asked (Envoy's
+/// `overload.premature_reset_min_stream_lifetime_seconds`, which compares whole seconds).
+const PREMATURE: Duration = Duration::from_secs(2);
 
 /// Serves a stream to its end.
 pub(super) async fn serve(
@@ -51,7 +57,8 @@ pub(super) async fn serve(
         body,
         upgrade,
     };
-    let is_whole = {
+    let start = Instant::now();
+    let is_premature = {
         let mut serving = pin!(stream::serve(connection.clone(), request));
         let answer = poll_fn(|context| {
             if let Poll::Ready(body) = serving.as_mut().poll(context) {
@@ -61,11 +68,14 @@ pub(super) async fn serve(
         })
         .await;
         match answer {
-            Some(body) => send(body, &mut respond, is_head, slot).await,
-            None => false,
+            Some(body) => {
+                send(body, &mut respond, is_head, slot).await;
+                false
+            }
+            None => start.elapsed() < PREMATURE,
         }
     };
-    connection.stream_ended(is_whole);
+    connection.stream_ended(is_premature);
 }
 
 /// Sends the response; `false` when the client broke it off.
@@ -126,11 +136,21 @@ async fn send_body(body: &mut ResponseBody, stream: &mut SendStream<Bytes>) -> b
         match frame.into_data() {
             Ok(data) => {
                 let is_last = body.is_end_stream();
-                if !send_data(stream, data, is_last).await {
-                    return false;
-                }
-                if is_last {
-                    return true;
+                let sent = {
+                    let mut sending = pin!(send_data(stream, data, is_last));
+                    poll_fn(|context| match sending.as_mut().poll(context) {
+                        Poll::Ready(is_sent) => Poll::Ready(Some(is_sent)),
+                        Poll::Pending => body.poll_stalled(context).map(|()| None),
+                    })
+                    .await
+                };
+                match sent {
+                    Some(true) if !is_last => {}
+                    Some(is_sent) => return is_sent,
+                    None => {
+                        stream.send_reset(Reason::INTERNAL_ERROR);
+                        return true;
+                    }
                 }
             }
             Err(frame) => {
