@@ -97,6 +97,7 @@ async fn mixers(stage: &Stage) -> Leaf {
     Leaf {
         chain: read("cert-chain.pem").await,
         key: read("key.pem").await,
+        ..Leaf::default()
     }
 }
 
