@@ -1,8 +1,10 @@
 //! Other files of the plugged-in CA: first another root beside the one that is there, then a CA under it. Citadel and every
 //! proxy go over to it, nobody restarts anything, and nobody's call fails meanwhile.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use e2e::echo::{Call, Outcome, Protocol};
 use e2e::mesh::eventually;
+use serde_json::Value;
 
 use super::{ENVOY, Stage};
 use crate::SETTLED;
@@ -16,6 +18,11 @@ fn servers() -> [String; 2] {
     ["", ENVOY].map(|of| format!("strict{of}.servers"))
 }
 
+/// Callers with a sidecar, under either proxy.
+fn clients() -> [String; 2] {
+    ["", ENVOY].map(|of| format!("auto{of}"))
+}
+
 /// From the first change of the files to the last certificate of the CA before.
 pub(super) async fn breaks_nothing(stage: &Stage) {
     let next = Authority::new("next");
@@ -24,7 +31,8 @@ pub(super) async fn breaks_nothing(stage: &Stage) {
     stage.authority.write_with(stage.plugged_in.path(), &both);
     eventually("the next root is trusted", SETTLED, async || {
         nobody_notices(stage).await;
-        served(stage, &next, &both).await == [true, true]
+        // A server shows the next certificate as soon as it has it, so the clients must know its root by then.
+        served(stage, &next, &both).await == [true, true] && clients_know_both_roots(stage).await
     })
     .await
     .unwrap();
@@ -58,6 +66,25 @@ async fn served(stage: &Stage, authority: &Authority, roots: &str) -> [bool; 2] 
     [outcomes[0].is_served(), outcomes[1].is_served()]
 }
 
+/// Whether the clients' proxies check servers by two roots.
+async fn clients_know_both_roots(stage: &Stage) -> bool {
+    let dump = ["pilot-agent", "request", "GET", "/config_dump"];
+    for client in clients() {
+        let dump: Value = serde_json::from_str(&stage.in_proxy(&client, &dump).await).unwrap();
+        let parts = dump["configs"].as_array().into_iter().flatten();
+        let secrets = parts.flat_map(|part| part["dynamic_active_secrets"].as_array());
+        let roots = secrets.flatten().find(|secret| secret["name"] == "ROOTCA");
+        let source = roots.map(|roots| &roots["secret"]["validation_context"]["trusted_ca"]);
+        let bytes =
+            source.and_then(|source| STANDARD.decode(source["inline_bytes"].as_str()?).ok());
+        let text = String::from_utf8(bytes.unwrap_or_default()).unwrap();
+        if text.matches("BEGIN CERTIFICATE").count() != 2 {
+            return false;
+        }
+    }
+    true
+}
+
 /// Whether Citadel itself shows a certificate of `authority`.
 async fn signs(stage: &Stage, authority: &Authority) -> bool {
     let mut tls = Leaf::default().tls(authority, &["h2"]);
@@ -76,7 +103,7 @@ async fn nobody_notices(stage: &Stage) {
                 .map(|(protocol, port)| Call::new(protocol, &format!("{server}:{port}")))
         })
         .collect();
-    for client in ["auto".to_owned(), format!("auto{ENVOY}")] {
+    for client in clients() {
         let outcomes = stage.call(&client, &calls).await;
         assert!(
             outcomes.iter().all(Outcome::is_served),

@@ -95,7 +95,7 @@ fn calls(name: &str, roots: &str) -> Vec<Call> {
         through("_.passed"),
         through("v2_.passed"),
         // The mesh does not speak its own TLS with it.
-        through("_.secure"),
+        through("_.foreign"),
         through("_.unknown"),
         http("ingress.test", "/exact"),
         http("ingress.test", "/exact/x"),
