@@ -8,6 +8,7 @@ use proto::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint as WireEndpoint, LbEndpoint, LocalityLbEndpoints,
     cluster_load_assignment, lb_endpoint::HostIdentifier,
 };
+use proto::istio::networking::v1alpha3::{ClientTlsSettings, client_tls_settings::TlSmode};
 
 mod local_cluster;
 mod locality;
@@ -40,7 +41,13 @@ pub fn build(view: &View<'_>, name: &str) -> ClusterLoadAssignment {
         return empty();
     };
     let policy = TrafficPolicy::of(view, service, port.number, &parsed.subset);
-    let mut assignment = build_for(view, service, port, &parsed, &policy);
+    // A gateway that passes lines on by their server name cannot tell whether they are the mesh's own TLS: whoever is spoken to in
+    // another way is out of its reach.
+    let is_passed_on = name == parsed.sni();
+    let is_reached = |endpoint: &Endpoint| {
+        !is_passed_on || is_spoken_to_in_mutual_tls(view, service, endpoint, port, &policy)
+    };
+    let mut assignment = assign(view, service, port, &parsed, &policy, is_reached);
     name.clone_into(&mut assignment.cluster_name);
     assignment
 }
@@ -53,6 +60,17 @@ pub fn build_for(
     port: &ServicePort,
     name: &ClusterName,
     policy: &TrafficPolicy<'_>,
+) -> ClusterLoadAssignment {
+    assign(view, service, port, name, policy, |_| true)
+}
+
+fn assign(
+    view: &View<'_>,
+    service: &Service,
+    port: &ServicePort,
+    name: &ClusterName,
+    policy: &TrafficPolicy<'_>,
+    is_reached: impl Fn(&Endpoint) -> bool,
 ) -> ClusterLoadAssignment {
     let labels = subset_labels(view, service, &name.subset);
     // Failover needs outlier detection: without it nobody would notice that a place has failed. Regions are apart all the same
@@ -79,6 +97,7 @@ pub fn build_for(
                 && endpoint.matches(&labels)
                 && own_cluster.is_none_or(|own| endpoint.is_in_cluster(own))
                 && view.proxy.can_reach(&endpoint.address)
+                && is_reached(endpoint)
         }) {
             by_locality
                 .entry((
@@ -141,12 +160,29 @@ pub(super) fn takes_mutual_tls(
     endpoint: &Endpoint,
     port: &ServicePort,
 ) -> bool {
-    endpoint.is_mtls()
-        && !view.push.policies.disables_workload(
-            &service.namespace,
-            &endpoint.labels,
-            endpoint.port_for(port),
-        )
+    endpoint.is_mtls() && !is_plain(view, service, endpoint, port)
+}
+
+/// True when clients in the mesh speak mutual TLS with the endpoint, by a rule or by themselves.
+fn is_spoken_to_in_mutual_tls(
+    view: &View<'_>,
+    service: &Service,
+    endpoint: &Endpoint,
+    port: &ServicePort,
+    policy: &TrafficPolicy<'_>,
+) -> bool {
+    match policy.tls.map(ClientTlsSettings::mode) {
+        None => takes_mutual_tls(view, service, endpoint, port),
+        Some(TlSmode::IstioMutual) => !is_plain(view, service, endpoint, port),
+        Some(TlSmode::Disable | TlSmode::Simple | TlSmode::Mutual) => false,
+    }
+}
+
+/// True when the workload's policy is plaintext.
+fn is_plain(view: &View<'_>, service: &Service, endpoint: &Endpoint, port: &ServicePort) -> bool {
+    let (labels, port) = (&endpoint.labels, endpoint.port_for(port));
+    let policies = &view.push.policies;
+    policies.disables_workload(&service.namespace, labels, port)
 }
 
 fn lb_endpoint(

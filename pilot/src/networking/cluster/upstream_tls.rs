@@ -120,6 +120,16 @@ fn origination(
     service: &Service,
     is_http2: bool,
 ) -> Result<UpstreamTlsContext, String> {
+    // As in Istio: whoever may not have the credential would wait for it before it starts.
+    let is_selected = || {
+        let rule = view.destination_rule(service);
+        rule.is_some_and(|rule| !rule.selector.is_empty())
+    };
+    if !settings.credential_name.is_empty() && !view.proxy.is_router() && !is_selected() {
+        return Err(
+            "a credentialName is for gateways and for workloads that a rule selects".into(),
+        );
+    }
     let mut common = CommonTlsContext {
         tls_params: Some(tls::client_parameters(&view.push.mesh.tls_defaults)),
         ..CommonTlsContext::default()
