@@ -15,6 +15,7 @@ use futures::future::LocalBoxFuture;
 
 use crate::SETTLED;
 use crate::authority::{Authority, Leaf, Tokens};
+use crate::proof;
 use crate::scene::{self, Scene};
 
 const NAME: &str = "e2e-edge";
@@ -139,6 +140,17 @@ async fn the_edge_holds_while_the_root_changes() {
     ];
     all_hold(parts).await;
     revoked::are_refused(&stage).await;
+    assert_eq!(stage.scene.mesh.end().await, "");
+}
+
+#[tokio::test]
+#[ignore = "needs root, iptables and Envoy: set ENVOY to its path"]
+async fn the_edge_holds_with_envoys() {
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let replace = format!("proxy={}", proof::envoy(folder.path()));
+    let flags = ["--set", SETTINGS, "--replace", &replace];
+    let mut stage = Stage::set(Scene::up("e2e-edge-envoy", &flags).await).await;
+    hold(&stage).await;
     assert_eq!(stage.scene.mesh.end().await, "");
 }
 

@@ -8,7 +8,7 @@ use e2e::load::{Answer, Load};
 use e2e::mesh::eventually;
 use serde_json::Value;
 
-use super::{CONTROL_PLANE, NAME, Stage};
+use super::{CONTROL_PLANE, Stage};
 use crate::{SETTLED, nothing_failed};
 
 /// Citadel's roots, as it hands them out at this moment.
@@ -27,7 +27,7 @@ pub(super) async fn present(stage: &Stage) -> String {
         let text = r"jsonpath={.data.root-cert\.pem}";
         return mesh.ctl_ok(&[&get[..], &[text]].concat()).await.unwrap();
     }
-    let path = format!("/run/bireme/local/{NAME}/data/root/root-cert.pem");
+    let path = format!("/run/bireme/local/{}/data/root/root-cert.pem", mesh.name);
     std::fs::read_to_string(path).unwrap()
 }
 
