@@ -290,3 +290,26 @@ fn check<T: prost::Message + prost::Name + Default>(any: &Any) -> Result<T, Inva
     }
     proto::any::unpack(any).at("typed_config")
 }
+
+/// A parser that has come to an answer keeps to it, whatever else comes: tried with all of an input and with each of its
+/// beginnings from `shortest` bytes on (nobody looks before there is something to see).
+#[cfg(test)]
+fn fuzz_looks<T>(target: &str, shortest: usize, parse: impl Fn(&[u8]) -> Look<T>)
+where
+    T: std::fmt::Debug + PartialEq,
+{
+    crate::fuzz::fuzz(target, |bytes| {
+        if bytes.len() < shortest {
+            return;
+        }
+        let Look::Done(whole) = parse(bytes) else {
+            return;
+        };
+        for end in shortest..bytes.len() {
+            if let Look::Done(early) = parse(&bytes[..end]) {
+                assert_eq!(early, whole, "after {end}");
+                break;
+            }
+        }
+    });
+}

@@ -27,6 +27,21 @@ fn mixs(arguments: &[&str]) -> Command {
     command
 }
 
+/// A server on ports that are free, with the configuration in a folder.
+fn server(folder: &Path, flags: &[&str]) -> Running {
+    let store = format!("--configStoreURL=fs://{}", folder.display());
+    let usual = [
+        "server",
+        "--address=tcp://127.0.0.1:0",
+        "--monitoringPort=0",
+        "--prometheusPort=0",
+        "--log_as_json",
+        &store,
+    ];
+    let mut command = mixs(&[&usual, flags].concat());
+    Running(command.stdout(Stdio::piped()).spawn().unwrap())
+}
+
 /// What a server tells of its ports, and what else it is going to say.
 fn ports<const N: usize>(
     running: &mut Running,
@@ -59,20 +74,13 @@ async fn the_process_serves_until_it_is_told_to_end() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("config.yaml"), default_config()).unwrap();
     let ready = folder.path().join("ready");
-    let child = mixs(&[
-        "server",
-        "--address=tcp://127.0.0.1:0",
-        "--monitoringPort=0",
-        "--prometheusPort=0",
-        "--log_as_json",
-        &format!("--configStoreURL=fs://{}", folder.path().display()),
-        &format!("--readinessProbePath={}", ready.display()),
-        "--readinessProbeInterval=100ms",
-    ])
-    .stdout(Stdio::piped())
-    .spawn()
-    .unwrap();
-    let mut running = Running(child);
+    let mut running = server(
+        folder.path(),
+        &[
+            &format!("--readinessProbePath={}", ready.display()),
+            "--readinessProbeInterval=100ms",
+        ],
+    );
     let (ports, _lines) = ports(&mut running, ["grpc_port", "monitoring", "prometheus"]);
     let [grpc, monitoring, scraped] = ports;
     crate::server::eventually("it is ready", || async move {
@@ -101,21 +109,14 @@ async fn the_process_serves_until_it_is_told_to_end() {
 async fn too_many_requests_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("config.yaml"), default_config()).unwrap();
-    let child = mixs(&[
-        "server",
-        "--address=tcp://127.0.0.1:0",
-        "--monitoringPort=0",
-        "--prometheusPort=0",
-        "--log_as_json",
-        "--loadsheddingMode=enforce",
-        "--maxRequestsPerSecond=0.001",
-        "--burstSize=2",
-        &format!("--configStoreURL=fs://{}", folder.path().display()),
-    ])
-    .stdout(Stdio::piped())
-    .spawn()
-    .unwrap();
-    let mut running = Running(child);
+    let mut running = server(
+        folder.path(),
+        &[
+            "--loadsheddingMode=enforce",
+            "--maxRequestsPerSecond=0.001",
+            "--burstSize=2",
+        ],
+    );
     let ([grpc, monitoring], _lines) = ports(&mut running, ["grpc_port", "monitoring"]);
     crate::server::eventually("it is ready", || async move {
         get(monitoring, "/ready").await == "ready\n"
@@ -141,18 +142,7 @@ async fn access_logs_are_lines_on_the_standard_output() {
     let folder = tempfile::tempdir().unwrap();
     let documents = format!("{}---\n{}", default_config(), default_file("accesslog"));
     std::fs::write(folder.path().join("config.yaml"), documents).unwrap();
-    let child = mixs(&[
-        "server",
-        "--address=tcp://127.0.0.1:0",
-        "--monitoringPort=0",
-        "--prometheusPort=0",
-        "--log_as_json",
-        &format!("--configStoreURL=fs://{}", folder.path().display()),
-    ])
-    .stdout(Stdio::piped())
-    .spawn()
-    .unwrap();
-    let mut running = Running(child);
+    let mut running = server(folder.path(), &[]);
     let ([grpc, monitoring], lines) = ports(&mut running, ["grpc_port", "monitoring"]);
     crate::server::eventually("it is ready", || async move {
         get(monitoring, "/ready").await == "ready\n"
@@ -190,21 +180,14 @@ async fn with_a_slow_agent(mode: &str, folder: &Path) -> Running {
     let router = axum::Router::new().fallback(decide);
     proto_component::task::spawn("agent", async move { axum::serve(listener, router).await });
     std::fs::write(folder.join("config.yaml"), crate::transport::asking(port)).unwrap();
-    let child = mixs(&[
-        "server",
-        "--address=tcp://127.0.0.1:0",
-        "--monitoringPort=0",
-        "--prometheusPort=0",
-        "--log_as_json",
-        &format!("--loadsheddingMode={mode}"),
-        "--averageLatencyThreshold=50ms",
-        "--latencyEnforcementThreshold=0",
-        &format!("--configStoreURL=fs://{}", folder.display()),
-    ])
-    .stdout(Stdio::piped())
-    .spawn()
-    .unwrap();
-    Running(child)
+    server(
+        folder,
+        &[
+            &format!("--loadsheddingMode={mode}"),
+            "--averageLatencyThreshold=50ms",
+            "--latencyEnforcementThreshold=0",
+        ],
+    )
 }
 
 #[tokio::test]

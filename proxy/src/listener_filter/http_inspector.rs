@@ -156,20 +156,6 @@ mod tests {
 
     #[test]
     fn fuzz_first_lines() {
-        crate::fuzz::fuzz("first_lines", |bytes| {
-            // Nobody looks before there is something to see.
-            if bytes.is_empty() {
-                return;
-            }
-            let Look::Done(whole) = parse(bytes) else {
-                return;
-            };
-            for end in 1..bytes.len() {
-                if let Look::Done(early) = parse(&bytes[..end]) {
-                    assert_eq!(early, whole, "after {end}");
-                    break;
-                }
-            }
-        });
+        crate::listener_filter::fuzz_looks("first_lines", 1, parse);
     }
 }
