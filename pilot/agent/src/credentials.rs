@@ -1,5 +1,6 @@
 //! Certificates that come as files: a gateway's credentials (`NAME`, `NAME-cacert`, also as `kubernetes://NAME`) below one
-//! folder, and single files by the names that Istio uses for them (`file-cert:CHAIN~KEY`, `file-root:ROOTS`).
+//! folder, and single files by the names that Istio uses for them (`file-cert:CHAIN~KEY`, `file-root:ROOTS`, and
+//! `file-root:system` for those that the system trusts).
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -16,6 +17,16 @@ pub const MAX: usize = 256;
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Suffix of a name that asks for the trust anchors only.
 const CA_SUFFIX: &str = "-cacert";
+/// The name in the place of a file.
+const SYSTEM: &str = "system";
+/// Where systems have the roots that they trust, which are those of Debian, Fedora, openSUSE, RHEL and Alpine.
+const SYSTEM_ROOTS: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
 const MAX_FILE: u64 = 1 << 20;
 
 /// The files behind one name.
@@ -41,7 +52,11 @@ impl Credential {
             ));
         }
         if let Some(file) = name.strip_prefix("file-root:") {
-            return Some(Self::new(Vec::new(), Vec::new(), vec![file.into()], true));
+            let roots = match file {
+                SYSTEM => SYSTEM_ROOTS.map(PathBuf::from).into(),
+                _ => vec![file.into()],
+            };
+            return Some(Self::new(Vec::new(), Vec::new(), roots, true));
         }
         let name = name.strip_prefix("kubernetes://").unwrap_or(name);
         let (name, wants_roots) = match name.strip_suffix(CA_SUFFIX) {
@@ -188,6 +203,8 @@ mod tests {
             assert!(Credential::named(Path::new("/f"), name).is_none(), "{name}");
         }
         assert!(Credential::named(Path::new("/f"), "file-cert:/a~/b").is_some());
-        assert!(Credential::named(Path::new("/f"), "file-root:/a").is_some());
+        let roots = |name| Credential::named(Path::new("/f"), name).unwrap().roots;
+        assert_eq!(roots("file-root:/a"), [PathBuf::from("/a")]);
+        assert_eq!(roots("file-root:system"), SYSTEM_ROOTS.map(PathBuf::from));
     }
 }

@@ -28,6 +28,8 @@ pub const SDS_CLUSTER: &str = "sds-grpc";
 pub const WORKLOAD_SECRET: &str = "default";
 /// Secret with the mesh's roots.
 pub const ROOT_SECRET: &str = "ROOTCA";
+/// Secret with the roots that the proxy's system trusts; Envoy itself does not know them.
+pub const SYSTEM_ROOTS_SECRET: &str = "file-root:system";
 /// Says that mesh mTLS is spoken, with peer metadata.
 pub const ALPN_PEER_EXCHANGE: &str = "istio-peer-exchange";
 /// Says that mesh mTLS is spoken.

@@ -175,13 +175,9 @@ fn origination(
             },
         ))
     } else {
-        use proto::envoy::extensions::transport_sockets::tls::v3::certificate_validation_context::SystemRootCerts;
-        Some(ValidationContextType::ValidationContext(
-            CertificateValidationContext {
-                system_root_certs: Some(SystemRootCerts {}),
-                match_typed_subject_alt_names: matchers,
-                ..CertificateValidationContext::default()
-            },
+        Some(tls::validation(
+            tls::secret(tls::SYSTEM_ROOTS_SECRET),
+            matchers,
         ))
     };
     let host = if service.host.starts_with('*') {

@@ -279,7 +279,8 @@ fn add_chains(
     }
 }
 
-/// The chains of one port of one service: those of TLS routes, those of TCP routes, and the service itself.
+/// The chains of one port of one service: those of TCP routes, or of TLS routes at a port for TLS, and the service itself. As in
+/// Istio TLS routes leave nothing for other server names.
 fn tcp_chains(
     view: &View<'_>,
     egress: &EgressListener,
@@ -287,35 +288,17 @@ fn tcp_chains(
     port: &ServicePort,
     sni: Option<&str>,
 ) -> Vec<FilterChain> {
-    let mut chains = Vec::new();
     let is_tls = port.protocol.is_tls();
-    for steering in egress.virtual_services_of(&service.host) {
-        if is_tls {
-            for route in &steering.tls {
-                for condition in route
-                    .r#match
-                    .iter()
-                    .filter(|condition| tls_applies(view, condition, port.number))
-                {
-                    let matching = FilterChainMatch {
-                        server_names: condition.sni_hosts.clone(),
-                        prefix_ranges: condition
-                            .destination_subnets
-                            .iter()
-                            .filter_map(|net| parse_cidr(net))
-                            .collect(),
-                        ..FilterChainMatch::default()
-                    };
-                    chains.push(routed_chain(
-                        view,
-                        service,
-                        port,
-                        Some(matching),
-                        &route.route,
-                    ));
-                }
-            }
-        }
+    let mut chains = if is_tls {
+        tls_chains(view, egress, service, port)
+    } else {
+        Vec::new()
+    };
+    if !chains.is_empty() {
+        return chains;
+    }
+    let steerings = egress.virtual_services_of(&service.host);
+    for steering in steerings.filter(|_| !is_tls) {
         for route in &steering.tcp {
             if route.r#match.is_empty() {
                 let matching = sni.map(server_name);
@@ -353,6 +336,34 @@ fn tcp_chains(
         .collect();
     filters.extend(service_filters(view, service, port.number, &cluster));
     chains.push(chain(&cluster, sni.map(server_name), filters));
+    chains
+}
+
+/// Those of the TLS routes.
+fn tls_chains(
+    view: &View<'_>,
+    egress: &EgressListener,
+    service: &Service,
+    port: &ServicePort,
+) -> Vec<FilterChain> {
+    let mut chains = Vec::new();
+    for steering in egress.virtual_services_of(&service.host) {
+        for route in &steering.tls {
+            let conditions = route.r#match.iter();
+            for condition in
+                conditions.filter(|condition| tls_applies(view, condition, port.number))
+            {
+                let ranges = condition.destination_subnets.iter();
+                let matching = FilterChainMatch {
+                    server_names: condition.sni_hosts.clone(),
+                    prefix_ranges: ranges.filter_map(|net| parse_cidr(net)).collect(),
+                    ..FilterChainMatch::default()
+                };
+                let matching = Some(matching);
+                chains.push(routed_chain(view, service, port, matching, &route.route));
+            }
+        }
+    }
     chains
 }
 
