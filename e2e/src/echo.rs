@@ -1,6 +1,7 @@
 //! A workload for tests of who gets through: a server that says what reached it ([`serve`]), and a client that makes a list of
 //! calls from inside a pod and says what came of each ([`call`]); and an external authorizer ([`check`]). None knows of the mesh.
 
+mod announced;
 pub mod call;
 pub mod check;
 pub mod serve;

@@ -23,7 +23,7 @@ use proto_component::tls::{ClientAuth, PemFiles, ServerTls};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 
-use super::{MARK, check, tunnel};
+use super::{MARK, announced, check, tunnel};
 
 /// Where to listen, and fixed answers.
 #[derive(Clone, Debug)]
@@ -261,7 +261,7 @@ async fn http(
         .await;
 }
 
-/// Answers each line with itself, and with the server's name if it has one.
+/// Answers each line with itself, with what announced the client, and with the server's name if it has one.
 async fn lines(name: &str, mut stream: TcpStream) -> std::io::Result<()> {
     let by = if name.is_empty() {
         String::new()
@@ -269,10 +269,12 @@ async fn lines(name: &str, mut stream: TcpStream) -> std::io::Result<()> {
         format!(" server: {name}")
     };
     let (read, mut write) = stream.split();
-    let mut lines = BufReader::new(read).lines();
+    let mut read = BufReader::new(read);
+    let client = announced::take(&mut read).await?;
+    let mut lines = read.lines();
     while let Some(line) = lines.next_line().await? {
         write
-            .write_all(format!("{MARK} {line}{by}\n").as_bytes())
+            .write_all(format!("{MARK} {client}{line}{by}\n").as_bytes())
             .await?;
     }
     Ok(())

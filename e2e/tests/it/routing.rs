@@ -5,9 +5,13 @@ mod entries;
 mod filters;
 mod gateway;
 mod inside;
+mod mirrors;
+mod patches;
+mod remote;
 mod row;
 mod rows;
 mod rules;
+mod secured;
 mod telemetry;
 mod warm;
 
@@ -78,6 +82,7 @@ async fn routes_lead_where_they_say_with_both_data_planes() {
     let workloads = inside::manifests(&envoy, folder.path());
     let [one, two] = set(&scene, &envoy, &authority, workloads, &rows).await;
     hold(&scene, &rows).await;
+    mirrors::are_a_share(&scene).await;
     gateway::holds(&scene, &authority.root()).await;
     telemetry::is_counted(&scene).await;
     telemetry::is_told(&scene).await;
@@ -92,7 +97,11 @@ fn all(authority: &Authority) -> Vec<Row> {
     let mut rows = rows::all();
     rows.extend(entries::rows(&authority.root()));
     rows.extend(rules::rows());
+    rows.extend(secured::rows());
+    rows.extend(remote::rows());
+    rows.extend(mirrors::rows());
     rows.extend(filters::rows());
+    rows.extend(patches::rows(&authority.root()));
     rows.extend(inside::rows());
     rows
 }
@@ -111,13 +120,15 @@ async fn set(
     for (namespace, proxy) in CLIENTS.into_iter().zip([None, Some(envoy)]) {
         workloads += &scene::namespace(namespace, true);
         // They are in the first of two regions.
-        workloads += &scene::client(namespace, proxy).replace(
+        let annotations = secured::annotations();
+        workloads += &secured::secrets(authority, namespace);
+        workloads += &scene::client_with(namespace, proxy, &annotations).replace(
             "metadata: {labels: {app: client}",
             "metadata: {labels: {app: client, istio-locality: r1.z1}",
         );
     }
     workloads += &scene::client("outside", None);
-    workloads += &secret(authority);
+    workloads += &secrets(authority);
     let (servers, configuration) = include_str!("../routing/base.yaml")
         .split_once("{{services}}")
         .unwrap();
@@ -126,12 +137,16 @@ async fn set(
     gateway::add(scene, envoy).await;
     // Clients, servers, and one without a sidecar.
     scene
-        .are_ready(CLIENTS.len() + inside::SERVERS.len() + 4)
+        .are_ready(CLIENTS.len() + inside::SERVERS.len() + 5)
         .await;
     let mut text = [
         configuration,
         entries::CONFIGURATION,
         filters::CONFIGURATION,
+        patches::CONFIGURATION,
+        secured::CONFIGURATION,
+        remote::CONFIGURATION,
+        mirrors::CONFIGURATION,
     ]
     .concat();
     text += &rules::configuration();
@@ -152,15 +167,18 @@ async fn set(
     [one, two]
 }
 
-/// The certificate of the servers that speak TLS.
-fn secret(authority: &Authority) -> String {
-    let leaf = authority.leaf("spiffe://cluster.local/ns/servers/sa/default");
-    let files = [
-        ("tls.crt", leaf.chain.as_str()),
-        ("tls.key", &leaf.key),
-        ("ca.crt", &authority.root()),
-    ];
-    scene::secret("servers", "tls", &files)
+/// The certificates of the servers that speak TLS, the last of which is somebody else's.
+fn secrets(authority: &Authority) -> String {
+    let of = |name, authority: &Authority| {
+        let leaf = authority.leaf("spiffe://cluster.local/ns/servers/sa/default");
+        let files = [
+            ("tls.crt", leaf.chain.as_str()),
+            ("tls.key", &leaf.key),
+            ("ca.crt", &authority.root()),
+        ];
+        scene::secret("servers", name, &files)
+    };
+    of("tls", authority) + &of("others-tls", &Authority::new("others"))
 }
 
 /// A service and its rule.

@@ -1,6 +1,8 @@
 //! Workloads of the tests of who gets through: the program `echo` in pods of a mesh, applied from manifests and called from
 //! inside.
 
+use std::collections::BTreeMap;
+
 use e2e::echo::{Call, Outcome};
 use e2e::mesh::{Mesh, eventually};
 use serde_json::{Value, json};
@@ -179,9 +181,18 @@ pub(crate) fn namespace(name: &str, is_injected: bool) -> String {
 
 /// The client of a namespace; its sidecar's proxy is the program `proxy` if there is one.
 pub(crate) fn client(namespace: &str, proxy: Option<&str>) -> String {
+    client_with(namespace, proxy, &[])
+}
+
+/// As [`client`], with further annotations.
+pub(crate) fn client_with(
+    namespace: &str,
+    proxy: Option<&str>,
+    further: &[(&str, String)],
+) -> String {
     include_str!("../security/client.yaml")
         .replace("{{namespace}}", namespace)
-        .replace("{{annotations}}", &annotations(proxy))
+        .replace("{{annotations}}", &annotations(proxy, further))
 }
 
 /// A server in namespace `servers`, what it takes, and its proxy if it is another program.
@@ -190,15 +201,14 @@ pub(crate) fn server(name: &str, account: &str, mode: &str, proxy: Option<&str>)
         .replace("{{name}}", name)
         .replace("{{account}}", account)
         .replace("{{mode}}", mode)
-        .replace("{{annotations}}", &annotations(proxy))
+        .replace("{{annotations}}", &annotations(proxy, &[]))
 }
 
-fn annotations(proxy: Option<&str>) -> String {
+fn annotations(proxy: Option<&str>, further: &[(&str, String)]) -> String {
     let config = proxy.map(|path| json!({"binaryPath": path}).to_string());
-    config.map_or_else(
-        || json!({}).to_string(),
-        |config| json!({"proxy.istio.io/config": config}).to_string(),
-    )
+    let config = config.map(|config| ("proxy.istio.io/config", config));
+    let all: BTreeMap<&str, String> = further.iter().cloned().chain(config).collect();
+    json!(all).to_string()
 }
 
 /// A Secret.
