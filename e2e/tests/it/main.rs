@@ -18,6 +18,7 @@ mod mixer;
 mod modes;
 mod names;
 mod node;
+mod passthrough;
 mod policy;
 mod proof;
 mod routing;
