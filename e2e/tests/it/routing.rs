@@ -87,6 +87,7 @@ async fn routes_lead_where_they_say_with_both_data_planes() {
     telemetry::is_counted(&scene).await;
     telemetry::is_told(&scene).await;
     warm::warms_up(&scene, &[&one, &two]).await;
+    patches::are_started_with(&scene, &envoy).await;
     inside::is_guarded(&scene).await;
     sidecars_are_closed(&scene).await;
     assert_eq!(scene.mesh.end().await, "");
@@ -124,7 +125,7 @@ async fn set(
         workloads += &secured::secrets(authority, namespace);
         workloads += &scene::client_with(namespace, proxy, &annotations).replace(
             "metadata: {labels: {app: client}",
-            "metadata: {labels: {app: client, istio-locality: r1.z1}",
+            "metadata: {labels: {app: client, patched: 'yes', istio-locality: r1.z1}",
         );
     }
     workloads += &scene::client("outside", None);

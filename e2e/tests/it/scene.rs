@@ -11,6 +11,9 @@ use tokio::process::{Child, ChildStdout};
 
 use crate::SETTLED;
 
+/// Who calls.
+const CLIENT: &str = "deploy/client";
+
 /// A mesh with such workloads.
 pub(crate) struct Scene {
     pub(crate) mesh: Mesh,
@@ -83,11 +86,21 @@ impl Scene {
 
     /// Makes calls from the client of `namespace`; the outcomes are in their order.
     pub(crate) async fn call(&self, namespace: &str, calls: &[Call]) -> Vec<Outcome> {
+        self.try_call(namespace, CLIENT, calls).await.unwrap()
+    }
+
+    /// Makes calls from `workload`, which may not be there yet.
+    pub(crate) async fn try_call(
+        &self,
+        namespace: &str,
+        workload: &str,
+        calls: &[Call],
+    ) -> anyhow::Result<Vec<Outcome>> {
         let calls = serde_json::to_string(calls).unwrap();
         let echo = self.echo();
-        let command = [&at_client(namespace)[..], &[&echo, "call", &calls]].concat();
-        let shown = self.mesh.ctl_ok(&command).await.unwrap();
-        serde_json::from_str(&shown).unwrap()
+        let command = [&at(namespace, workload)[..], &[&echo, "call", &calls]].concat();
+        let shown = self.mesh.ctl_ok(&command).await?;
+        Ok(serde_json::from_str(&shown)?)
     }
 
     /// Opens a connection from the client of `namespace` and keeps it busy; it is open when this returns.
@@ -95,7 +108,7 @@ impl Scene {
         let line = serde_json::to_string(line).unwrap();
         let echo = self.echo();
         let hold = [echo.as_str(), "hold", &line];
-        let command = [&at_client(namespace)[..], &hold[..]].concat();
+        let command = [&at(namespace, CLIENT)[..], &hold[..]].concat();
         let mut child = self.mesh.spawn(&command).unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
         let opened = tokio::time::timeout(SETTLED, output.next_line()).await;
@@ -153,8 +166,8 @@ impl Line {
     }
 }
 
-fn at_client(namespace: &str) -> [&str; 6] {
-    ["local", "exec", "-n", namespace, "deploy/client", "--"]
+fn at<'a>(namespace: &'a str, workload: &'a str) -> [&'a str; 6] {
+    ["local", "exec", "-n", namespace, workload, "--"]
 }
 
 fn is_ready(pod: &Value) -> bool {

@@ -1,9 +1,14 @@
 //! Every kind of object that an EnvoyFilter patches, and every operation on it: each has a port of its own, at which requests or
-//! lines tell that it was done. What the bootstrap is patched with is told in [`crate::discovery`].
+//! lines tell that it was done. The bootstrap is patched for those who start later.
 
 use e2e::echo::{Call, Outcome, Protocol, Tls};
+use e2e::mesh::eventually;
+use serde_json::json;
 
+use super::CLIENTS;
 use super::row::{Row, is_by};
+use crate::SETTLED;
+use crate::scene::Scene;
 
 pub(super) const CONFIGURATION: &str = include_str!("../../routing/patches.yaml");
 
@@ -16,6 +21,30 @@ pub(super) fn rows(roots: &str) -> Vec<Row> {
     rows.extend(http_filters());
     rows.extend(routes());
     rows
+}
+
+/// Who starts after the rows have been seen begins with its bootstrap patched: the same resource says so.
+pub(super) async fn are_started_with(scene: &Scene, envoy: &str) {
+    let mut text = String::new();
+    for (namespace, proxy) in CLIENTS.into_iter().zip([None, Some(envoy)]) {
+        let mut config = json!({"proxyMetadata": {"BOOTSTRAP_XDS_AGENT": "true"}});
+        if let Some(path) = proxy {
+            config["binaryPath"] = path.into();
+        }
+        let annotations = json!({"proxy.istio.io/config": config.to_string()});
+        text += &include_str!("../../routing/late.yaml")
+            .replace("{{namespace}}", namespace)
+            .replace("{{annotations}}", &annotations.to_string());
+    }
+    scene.apply(&text).await;
+    let echoed = [Call::new(Protocol::Tcp, "127.0.0.1:18998")];
+    for client in CLIENTS {
+        let started = eventually("the listener of the bootstrap", SETTLED, async || {
+            let seen = scene.try_call(client, "deploy/late", &echoed).await;
+            seen.is_ok_and(|seen| seen[0].text == "hello\n")
+        });
+        assert!(started.await.is_ok(), "{client}");
+    }
 }
 
 fn line(port: u16) -> Call {
