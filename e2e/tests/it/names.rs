@@ -57,6 +57,10 @@ pub(crate) async fn names_are_answered(mesh: &Mesh) {
         "http://north.branches.example.org:9080/details/0",
         "http://details:9080/details/0",
         "http://details.default.svc.cluster.local:9080/details/0",
+        "http://parts:9080/details/0",
+        "http://part-0.parts:9080/details/0",
+        "http://part-0.parts.default:9080/details/0",
+        "http://part-0.parts.default.svc.cluster.local:9080/details/0",
     ] {
         eventually(url, SETTLED, async || {
             gets_details("deploy/asker", url).await
@@ -78,10 +82,13 @@ pub(crate) async fn names_are_answered(mesh: &Mesh) {
     assert!(count("dns_requests_total ") > 0);
 
     // What the mesh does not know, the pod's own resolver says: there is no such name.
-    let nowhere = ["http://nobody.example.org:9080/", "-o", "/dev/null"];
-    let output = mesh
-        .ctl(&[page.as_slice(), &nowhere].concat())
-        .await
-        .unwrap();
-    assert_eq!(output.code, 6, "{}", output.stderr);
+    for nowhere in [
+        "http://nobody.example.org:9080/",
+        "http://part-1.parts.default.svc.cluster.local:9080/",
+    ] {
+        let nowhere = [nowhere, "-o", "/dev/null"];
+        let output = mesh.ctl(&[page.as_slice(), &nowhere].concat()).await;
+        let output = output.unwrap();
+        assert_eq!(output.code, 6, "{nowhere:?}: {}", output.stderr);
+    }
 }

@@ -27,8 +27,8 @@ pub struct Endpoint {
     pub network: String,
     /// False when the endpoint is known but must not get traffic.
     pub is_ready: bool,
-    /// `kubernetes://pod.namespace`, empty if unknown.
-    pub uid: String,
+    /// Its name below a headless service's, empty if it has none.
+    pub name: String,
     /// The cluster that the workload is in; empty for what users declare.
     pub cluster: Arc<str>,
 }
@@ -59,13 +59,6 @@ impl Endpoint {
         self.labels
             .get(TLS_MODE_LABEL)
             .is_some_and(|mode| mode == "istio")
-    }
-
-    /// The pod behind it.
-    #[must_use]
-    pub fn pod_name(&self) -> Option<&str> {
-        let pod = self.uid.strip_prefix("kubernetes://")?;
-        pod.split_once('.').map(|(name, _)| name)
     }
 
     /// True when every label of `wanted` is there with the same value.

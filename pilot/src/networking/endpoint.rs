@@ -198,12 +198,6 @@ fn lb_endpoint(
             strings([("tlsMode", "istio")]),
         );
     }
-    if !endpoint.uid.is_empty() {
-        filter_metadata.insert(
-            "istio".to_owned(),
-            strings([("uid", endpoint.uid.as_str())]),
-        );
-    }
     let metadata = (!filter_metadata.is_empty()).then(|| Metadata {
         filter_metadata,
         ..Metadata::default()

@@ -45,13 +45,15 @@ pub fn build(view: &View<'_>) -> NameTable {
                 }
                 ips.push(endpoint.address.clone());
                 // Pods of a stateful set have names of their own.
-                if let Some(pod) = endpoint.pod_name() {
-                    let name = format!("{pod}.{}", service.host);
-                    let entry = NameInfo {
-                        shortname: format!("{pod}.{}", service.name),
-                        ..info(vec![endpoint.address.clone()])
-                    };
-                    table.entry(name).or_insert(entry);
+                let name = &endpoint.name;
+                if !name.is_empty() {
+                    let entry = table
+                        .entry(format!("{name}.{}", service.host))
+                        .or_insert_with(|| NameInfo {
+                            shortname: format!("{name}.{}", service.name),
+                            ..info(Vec::new())
+                        });
+                    entry.ips.push(endpoint.address.clone());
                 }
             }
             ips.sort();

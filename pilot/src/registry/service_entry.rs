@@ -3,7 +3,7 @@
 //! Every host becomes a service with all addresses, ports and endpoints of the entry. Without endpoints, DNS services have
 //! their own host as the endpoint.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use proto::istio::networking::v1alpha3::{
@@ -11,7 +11,7 @@ use proto::istio::networking::v1alpha3::{
     service_entry::{Location, Resolution as WireResolution},
 };
 use proto_mesh::Metadata;
-use proto_mesh::kubernetes::NOT_READY_ENDPOINTS;
+use proto_mesh::kubernetes::{ENDPOINT_NAMES, NOT_READY_ENDPOINTS};
 use proto_mesh::visibility::Visibility;
 use xxhash_rust::xxh64::xxh64;
 
@@ -126,6 +126,11 @@ fn endpoints(
         .get(NOT_READY_ENDPOINTS)
         .map(|list| list.split(',').map(str::trim).collect())
         .unwrap_or_default();
+    let names: BTreeMap<&str, &str> = meta
+        .annotation(ENDPOINT_NAMES)
+        .map(|list| list.split(',').filter_map(|one| one.split_once('=')))
+        .map(Iterator::collect)
+        .unwrap_or_default();
     let mut converted: Vec<Endpoint> = spec
         .endpoints
         .iter()
@@ -138,6 +143,8 @@ fn endpoints(
             endpoint.is_ready = not_ready.is_empty() || !ports.iter().any(is_listed);
             if registry == Registry::Kubernetes {
                 endpoint.cluster = Arc::clone(settings.cluster);
+                let name = names.get(endpoint.address.as_str()).copied();
+                endpoint.name = name.unwrap_or_default().to_owned();
             }
             endpoint
         })
@@ -164,7 +171,7 @@ pub fn workload(meta: &Metadata, entry: &WorkloadEntry, settings: &Settings<'_>)
     Endpoint {
         address: entry.address.clone(),
         ports: entry.ports.clone(),
-        uid: entry.labels.get(UID_LABEL).cloned().unwrap_or_default(),
+        name: String::new(),
         labels,
         identity: identity(
             &entry.service_account,
@@ -218,9 +225,6 @@ fn wants_address(service: &Service) -> bool {
         && is_resolved
         && !service.host.starts_with('*')
 }
-
-/// Pseudo label in which Galley may name the pod behind an endpoint.
-const UID_LABEL: &str = "istio.io/uid";
 
 /// A service account as a SPIFFE id: `name`, `namespace/name` or the whole id are accepted.
 fn identity(account: &str, namespace: &str, trust_domain: &str) -> String {

@@ -3,7 +3,8 @@
 //! Follows the 1.4 conversion: host `NAME.NAMESPACE.svc.DOMAIN`; a cluster IP means STATIC, a headless service NONE (with
 //! its endpoints), an ExternalName DNS outside the mesh. EndpointSlices count before Endpoints of the same service.
 //! Endpoints that are not ready are in the list as well and named in the annotation [`NOT_READY_ENDPOINTS`]: a proxy that is
-//! starting must find its own services before it can become ready.
+//! starting must find its own services before it can become ready. Those behind a headless service that have names of their own
+//! (pods of a stateful set) are named in the annotation [`ENDPOINT_NAMES`].
 
 use std::collections::BTreeSet;
 use std::time::SystemTime;
@@ -28,6 +29,8 @@ use object::{Service, ServicePort as KubePort, ServiceSpec};
 
 /// Annotation with the endpoints (`ip:port`, comma-separated) that exist and must not get traffic.
 pub const NOT_READY_ENDPOINTS: &str = "networking.alpha.istio.io/notReadyEndpoints";
+/// Annotation with the names that endpoints of a headless service have below it (`ip=name`, comma-separated).
+pub const ENDPOINT_NAMES: &str = "networking.alpha.istio.io/endpointNames";
 const EXPORT_TO: &str = "networking.istio.io/exportTo";
 const CANONICAL_ACCOUNTS: &str = "alpha.istio.io/canonical-serviceaccounts";
 const KUBERNETES_ACCOUNTS: &str = "alpha.istio.io/kubernetes-serviceaccounts";
@@ -57,6 +60,11 @@ pub fn service_entry<L: Lookup>(
         let list = list.join(",");
         meta.annotations
             .insert(NOT_READY_ENDPOINTS.to_owned(), list);
+    }
+    if entry.resolution() == Resolution::None && !found.names.is_empty() {
+        let names = found.names.iter().map(|(ip, name)| format!("{ip}={name}"));
+        let list = names.collect::<Vec<_>>().join(",");
+        meta.annotations.insert(ENDPOINT_NAMES.to_owned(), list);
     }
     Some((meta, entry))
 }

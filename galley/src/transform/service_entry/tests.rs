@@ -9,7 +9,7 @@ use proto::istio::networking::v1alpha3::{
     ServiceEntry,
     service_entry::{Location, Resolution},
 };
-use proto_mesh::kubernetes::NOT_READY_ENDPOINTS;
+use proto_mesh::kubernetes::{ENDPOINT_NAMES, NOT_READY_ENDPOINTS};
 use std::path::Path;
 
 fn objects(yaml: &str) -> Objects {
@@ -152,6 +152,60 @@ spec: {type: ExternalName, externalName: far.example.com, ports: [{name: https, 
         (Resolution::Dns, Location::MeshExternal)
     );
     assert_eq!(far.endpoints[0].address, "far.example.com");
+}
+
+#[test]
+fn what_is_behind_a_headless_service_has_a_name_below_it() {
+    let pods = r"
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-1, labels: {kubernetes.io/service-name: db}}
+addressType: IPv4
+endpoints:
+- {addresses: [10.1.0.1], targetRef: {kind: Pod, name: db-0}}
+- {addresses: [10.1.0.2], targetRef: {kind: Pod, name: other}}
+- {addresses: [10.1.0.3], hostname: machine}
+- {addresses: [10.1.0.4], targetRef: {kind: Pod, name: db-7f-x}}
+ports: [{name: tcp, port: 3306}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-2, labels: {kubernetes.io/service-name: db}}
+addressType: IPv6
+endpoints: [{addresses: ['fd00::1'], targetRef: {kind: Pod, name: db-0}}]
+ports: [{name: tcp, port: 3306}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db-0}
+spec: {subdomain: db, containers: []}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: other}
+spec: {hostname: other, subdomain: web, containers: []}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db-7f-x}
+spec: {hostname: spare, subdomain: db, containers: []}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db}
+";
+    let names = |spec: &str| {
+        let collection = built(&format!("{pods}spec: {spec}"));
+        let metadata = collection.resources["default/db"].metadata.as_ref();
+        metadata.unwrap().annotations.get(ENDPOINT_NAMES).cloned()
+    };
+    assert_eq!(
+        names("{clusterIP: None, ports: [{name: tcp, port: 3306}]}").unwrap(),
+        "10.1.0.1=db-0,10.1.0.3=machine,10.1.0.4=spare,fd00::1=db-0"
+    );
+    // Who has one address for all is asked for that.
+    let shared = "{clusterIP: 10.0.0.9, ports: [{name: tcp, port: 3306}]}";
+    assert_eq!(names(shared), None);
 }
 
 #[test]

@@ -57,6 +57,8 @@ pub(super) struct Found {
     pub(super) endpoints: Vec<WorkloadEntry>,
     /// `ip:port` of those that are not ready.
     pub(super) not_ready: BTreeSet<String>,
+    /// Names below the service's, by address.
+    pub(super) names: BTreeMap<String, String>,
     /// Namespace and service account of each pod.
     pub(super) accounts: BTreeSet<(String, String)>,
 }
@@ -64,6 +66,7 @@ pub(super) struct Found {
 /// One address, as slices or endpoints tell.
 struct Address<'a> {
     ip: &'a str,
+    name: Option<&'a str>,
     ports: BTreeMap<String, u32>,
     is_ready: bool,
     pod: Option<&'a Pod>,
@@ -94,7 +97,11 @@ pub fn source<'a, L: Lookup>(lookup: &'a L, namespace: &str, service: &str) -> S
 
 /// What is behind `service`.
 pub(super) fn find<L: Lookup>(lookup: &L, service: &Service, namespace: &str, name: &str) -> Found {
-    let join = Join { lookup, namespace };
+    let join = Join {
+        lookup,
+        namespace,
+        service: name,
+    };
     let addresses = match source(lookup, namespace, name) {
         Source::Slices(slices) => join.addresses_of_slices(&slices),
         Source::Endpoints(endpoints) => join.addresses_of_endpoints(endpoints),
@@ -109,6 +116,7 @@ pub(super) fn find<L: Lookup>(lookup: &L, service: &Service, namespace: &str, na
 struct Join<'a, L> {
     lookup: &'a L,
     namespace: &'a str,
+    service: &'a str,
 }
 
 impl<'a, L: Lookup> Join<'a, L> {
@@ -130,11 +138,13 @@ impl<'a, L: Lookup> Join<'a, L> {
                     continue;
                 }
                 for ip in &endpoint.addresses {
+                    let pod = self.pod_of(endpoint.target_ref.as_ref(), ip);
                     addresses.push(Address {
                         ip,
+                        name: self.name_of(endpoint.hostname.as_deref(), pod),
                         ports: ports.clone(),
                         is_ready,
-                        pod: self.pod_of(endpoint.target_ref.as_ref(), ip),
+                        pod,
                         node: endpoint.node_name.as_deref(),
                         zone: endpoint.zone.as_deref(),
                     });
@@ -155,6 +165,20 @@ impl<'a, L: Lookup> Join<'a, L> {
             .or_else(|| self.lookup.pod_at(ip))
     }
 
+    /// Its name below the service's: what is said, else what a pod with the service as its subdomain is called.
+    fn name_of(&self, said: Option<&'a str>, pod: Option<&'a Pod>) -> Option<&'a str> {
+        let of_pod = || {
+            let pod = pod?;
+            let spec = pod.spec.as_ref()?;
+            let is_below = spec.subdomain.as_deref() == Some(self.service);
+            let hostname = filled(spec.hostname.as_deref());
+            hostname
+                .or(pod.metadata.name.as_deref())
+                .filter(|_| is_below)
+        };
+        filled(said).or_else(of_pod)
+    }
+
     fn addresses_of_endpoints(&self, endpoints: &'a Endpoints) -> Vec<Address<'a>> {
         let mut addresses = Vec::new();
         for subset in endpoints.subsets.iter().flatten() {
@@ -171,11 +195,13 @@ impl<'a, L: Lookup> Join<'a, L> {
                 .map(|address| (address, true));
             let not_ready = subset.not_ready_addresses.iter().flatten();
             for (address, is_ready) in ready.chain(not_ready.map(|address| (address, false))) {
+                let pod = self.pod_of(address.target_ref.as_ref(), &address.ip);
                 addresses.push(Address {
                     ip: &address.ip,
+                    name: self.name_of(address.hostname.as_deref(), pod),
                     ports: ports.clone(),
                     is_ready,
-                    pod: self.pod_of(address.target_ref.as_ref(), &address.ip),
+                    pod,
                     node: address.node_name.as_deref(),
                     zone: None,
                 });
@@ -194,6 +220,9 @@ impl<'a, L: Lookup> Join<'a, L> {
                     .values()
                     .map(|port| format!("{}:{port}", address.ip));
                 found.not_ready.extend(listed);
+            }
+            if let Some(name) = address.name {
+                found.names.insert(address.ip.to_owned(), name.to_owned());
             }
             let account = address.pod.map(account_of);
             found.accounts.extend(account.clone());
@@ -307,8 +336,14 @@ fn account_of(pod: &Pod) -> (String, String) {
     (namespace, account)
 }
 
+fn filled(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| !text.is_empty())
+}
+
 /// Name and number; the name of a service's only port may be left out there and here alike.
 fn named_port(name: Option<&str>, port: i32) -> (String, u32) {
-    let name = name.filter(|name| !name.is_empty());
-    (name.unwrap_or(UNNAMED_PORT).to_owned(), number(port))
+    (
+        filled(name).unwrap_or(UNNAMED_PORT).to_owned(),
+        number(port),
+    )
 }

@@ -188,6 +188,8 @@ object! {
         /// IPv4 or IPv6.
         #[serde(deserialize_with = "or_default")]
         ip: String,
+        /// Its name below the service's.
+        hostname: Option<String>,
         /// Its node.
         node_name: Option<String>,
         /// Its pod.
@@ -230,6 +232,8 @@ object! {
         /// Its addresses.
         #[serde(deserialize_with = "or_default")]
         addresses: Vec<String>,
+        /// Its name below the service's.
+        hostname: Option<String>,
         /// How it is.
         conditions: Option<EndpointConditions>,
         /// Its node.
@@ -278,6 +282,10 @@ object! {
         service_account_name: Option<String>,
         /// Where it runs.
         node_name: Option<String>,
+        /// Its name below the service's, if it is not the pod's.
+        hostname: Option<String>,
+        /// The headless service below which it has a name.
+        subdomain: Option<String>,
         /// It has its node's network, and no address of its own.
         host_network: Option<bool>,
     }
