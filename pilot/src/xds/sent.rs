@@ -9,13 +9,65 @@ use xxhash_rust::xxh64::xxh64;
 use super::name::Name;
 use crate::model::ClusterName;
 
-type Hashes = HashMap<Name, u64>;
+/// Into how many parts what was sent is divided. Nearly everything is the same for many streams, except for a few resources of each
+/// proxy's own workload: with those only the parts differ that they are in.
+const PARTS: usize = 64;
 
 /// Hashes of what was sent last, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Sent {
-    hashes: Arc<Hashes>,
+    parts: Arc<Parts>,
     fingerprint: u64,
+}
+
+/// All parts, by the first bits of their keys; none if nothing was sent.
+type Parts = Vec<Arc<Part>>;
+
+/// Some of what was sent, ordered by key and name.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Part {
+    sent: Box<[One]>,
+    fingerprint: u64,
+}
+
+/// One resource that was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct One {
+    key: u64,
+    name: Name,
+    hash: u64,
+}
+
+/// A resource that is sent, or removed if it has no hash.
+struct Changed {
+    key: u64,
+    name: Name,
+    hash: Option<u64>,
+}
+
+impl Part {
+    /// This with `changes`, which are all of this part and ordered as it is.
+    fn with(&self, changes: &[Changed]) -> Self {
+        let is_changed = |one: &&One| {
+            let order = |change: &Changed| (change.key, &change.name).cmp(&(one.key, &one.name));
+            changes.binary_search_by(order).is_ok()
+        };
+        let new = changes.iter().filter_map(|change| {
+            Some(One {
+                key: change.key,
+                name: Arc::clone(&change.name),
+                hash: change.hash?,
+            })
+        });
+        let kept = self.sent.iter().filter(|one| !is_changed(one)).cloned();
+        let mut sent: Box<[One]> = kept.chain(new).collect();
+        sent.sort_unstable_by(|one, other| (one.key, &one.name).cmp(&(other.key, &other.name)));
+        let mixed = sent.iter().map(|one| mix(one.key, one.hash));
+        Part {
+            fingerprint: mixed.fold(0, u64::wrapping_add),
+            sent,
+        }
+    }
 }
 
 /// Names that were asked for.
@@ -65,8 +117,13 @@ impl<T: PartialEq> Pool<T> {
         {
             return same;
         }
+        if known.len() == known.capacity() {
+            // What nobody has any more goes before more room is made, and that seldom.
+            known.retain(|_, other| other.strong_count() > 0);
+            let left = known.len();
+            known.reserve(left);
+        }
         let value = Arc::new(value);
-        known.retain(|_, other| other.strong_count() > 0);
         known.insert(fingerprint, Arc::downgrade(&value));
         value
     }
@@ -75,7 +132,8 @@ impl<T: PartialEq> Pool<T> {
 /// What streams share.
 #[derive(Debug, Default)]
 pub struct Pools {
-    sent: Pool<Hashes>,
+    sent: Pool<Parts>,
+    parts: Pool<Part>,
     asked: Pool<NameSet>,
 }
 
@@ -83,30 +141,38 @@ impl Sent {
     /// The hash of what was sent under `name`.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<u64> {
-        self.hashes.get(name).copied()
+        self.find(key_of(name), name)
+    }
+
+    fn find(&self, key: u64, name: &str) -> Option<u64> {
+        let part = &self.parts.get(part_of(key))?.sent;
+        let begin = part.partition_point(|one| one.key < key);
+        let mut same = part[begin..].iter().take_while(|one| one.key == key);
+        same.find(|one| *one.name == *name).map(|one| one.hash)
     }
 
     /// True when something was sent under `name`.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
-        self.hashes.contains_key(name)
+        self.get(name).is_some()
     }
 
     /// How many resources.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.hashes.len()
+        self.parts.iter().map(|part| part.sent.len()).sum()
     }
 
     /// True when nothing was sent.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.hashes.is_empty()
+        self.len() == 0
     }
 
     /// Their names.
     pub fn names(&self) -> impl Iterator<Item = &Name> {
-        self.hashes.keys()
+        let sent = self.parts.iter().flat_map(|part| &part.sent);
+        sent.map(|one| &one.name)
     }
 
     /// A number for all of it, whatever the order: equal for equal content.
@@ -116,7 +182,7 @@ impl Sent {
     }
 
     /// Takes down that only this is there.
-    pub fn replace(&mut self, all: impl Iterator<Item = (Name, u64)> + Clone, pools: &Pools) {
+    pub fn replace(&mut self, all: impl Iterator<Item = (Name, u64)>, pools: &Pools) {
         *self = Sent::default();
         self.change(all, &[], pools);
     }
@@ -124,18 +190,24 @@ impl Sent {
     /// Takes down that this was sent, and this removed.
     pub fn change(
         &mut self,
-        sent: impl Iterator<Item = (Name, u64)> + Clone,
+        sent: impl Iterator<Item = (Name, u64)>,
         removed: &[Name],
         pools: &Pools,
     ) {
+        let sent = sent.map(|(name, hash)| (name, Some(hash)));
+        let removed = removed.iter().map(|name| (Arc::clone(name), None));
+        let all = sent.chain(removed).map(|(name, hash)| {
+            let key = key_of(&name);
+            Changed { key, name, hash }
+        });
+        let mut changes: Vec<Changed> = all.collect();
         let mut fingerprint = self.fingerprint;
-        let changes = sent.clone().map(|(name, hash)| (name, Some(hash)));
-        for (name, new) in changes.chain(removed.iter().map(|name| (Arc::clone(name), None))) {
-            if let Some(old) = self.hashes.get(&name) {
-                fingerprint = fingerprint.wrapping_sub(mix(&name, *old));
+        for Changed { key, name, hash } in &changes {
+            if let Some(old) = self.find(*key, name) {
+                fingerprint = fingerprint.wrapping_sub(mix(*key, old));
             }
-            if let Some(new) = new {
-                fingerprint = fingerprint.wrapping_add(mix(&name, new));
+            if let Some(new) = hash {
+                fingerprint = fingerprint.wrapping_add(mix(*key, *new));
             }
         }
         if fingerprint == self.fingerprint {
@@ -143,22 +215,29 @@ impl Sent {
         }
         // Most often another stream has come to the same before.
         if let Some(same) = pools.sent.get(fingerprint) {
-            self.hashes = same;
+            self.parts = same;
             self.fingerprint = fingerprint;
             return;
         }
-        let mut hashes = (*self.hashes).clone();
-        hashes.extend(sent);
-        for name in removed {
-            hashes.remove(name);
+        changes.sort_by(|one, other| (one.key, &one.name).cmp(&(other.key, &other.name)));
+        // Of what is there twice the last counts.
+        changes.dedup_by(|later, earlier| {
+            let is_same = (later.key, &later.name) == (earlier.key, &earlier.name);
+            if is_same {
+                earlier.hash = later.hash;
+            }
+            is_same
+        });
+        let mut parts = (*self.parts).clone();
+        parts.resize_with(PARTS, Arc::default);
+        for changes in changes.chunk_by(|one, other| part_of(one.key) == part_of(other.key)) {
+            let part = &mut parts[part_of(changes[0].key)];
+            let new = part.with(changes);
+            *part = pools.parts.share(new.fingerprint, new);
         }
-        // A stream keeps this for long: without the room for more.
-        hashes.shrink_to_fit();
-        self.fingerprint = hashes
-            .iter()
-            .map(|(name, hash)| mix(name, *hash))
-            .fold(0, u64::wrapping_add);
-        self.hashes = pools.sent.share(self.fingerprint, hashes);
+        let fingerprints = parts.iter().map(|part| part.fingerprint);
+        self.fingerprint = fingerprints.fold(0, u64::wrapping_add);
+        self.parts = pools.sent.share(self.fingerprint, parts);
     }
 
     /// Forgets all that `is_kept` does not choose.
@@ -230,8 +309,18 @@ impl Asked {
     }
 }
 
-fn mix(name: &str, hash: u64) -> u64 {
-    (xxh64(name.as_bytes(), 0) ^ hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+fn key_of(name: &str) -> u64 {
+    xxh64(name.as_bytes(), 0)
+}
+
+/// The place of the part that has `key`.
+fn part_of(key: u64) -> usize {
+    // A few bits fit.
+    (key >> (u64::BITS - PARTS.ilog2())) as usize
+}
+
+fn mix(key: u64, hash: u64) -> u64 {
+    (key ^ hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 fn fingerprint_of<'a>(names: impl Iterator<Item = &'a [u8]>) -> u64 {
@@ -256,7 +345,7 @@ mod tests {
         first.replace(all(&[("a", 1), ("b", 2)]).into_iter(), &pools);
         second.change(all(&[("b", 3)]).into_iter(), &[], &pools);
         second.change(all(&[("b", 2), ("a", 1)]).into_iter(), &[], &pools);
-        assert!(Arc::ptr_eq(&first.hashes, &second.hashes));
+        assert!(Arc::ptr_eq(&first.parts, &second.parts));
         assert_eq!(first.fingerprint(), second.fingerprint());
 
         second.change(all(&[("c", 4)]).into_iter(), &["a".into()], &pools);
@@ -266,9 +355,43 @@ mod tests {
         );
         first.retain(|name| name == "b", &pools);
         first.change(all(&[("c", 4)]).into_iter(), &[], &pools);
-        assert!(Arc::ptr_eq(&first.hashes, &second.hashes));
+        assert!(Arc::ptr_eq(&first.parts, &second.parts));
         first.retain(|_| false, &pools);
         assert!(first.is_empty() && first.fingerprint() == 0);
+    }
+
+    #[test]
+    fn streams_share_all_parts_but_those_of_their_own_resources() {
+        let pools = Pools::default();
+        let names: Vec<String> = (0..1000).map(|index| format!("outbound|{index}")).collect();
+        let shared: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 1)).collect();
+        let streams = [("inbound|80", 2), ("inbound|80", 3), ("inbound|90", 2)].map(|own| {
+            let mut sent = Sent::default();
+            sent.change(all(&shared).into_iter(), &[], &pools);
+            sent.change(all(&[own]).into_iter(), &[], &pools);
+            assert_eq!((sent.len(), sent.get(own.0)), (1001, Some(own.1)));
+            sent
+        });
+        for (one, other) in [(0, 1), (1, 2), (2, 0)] {
+            let pairs = streams[one].parts.iter().zip(streams[other].parts.iter());
+            let differ = pairs.filter(|(one, other)| !Arc::ptr_eq(one, other));
+            assert!((1..=2).contains(&differ.count()));
+        }
+    }
+
+    #[test]
+    fn of_what_is_there_twice_the_last_counts() {
+        let pools = Pools::default();
+        let mut sent = Sent::default();
+        let twice = all(&[("a", 1), ("b", 2), ("a", 3)]);
+        sent.change(twice.into_iter(), &["b".into()], &pools);
+        assert_eq!(
+            (sent.len(), sent.get("a"), sent.has("b")),
+            (1, Some(3), false)
+        );
+        let mut once = Sent::default();
+        once.change(all(&[("a", 3)]).into_iter(), &[], &pools);
+        assert_eq!(once.fingerprint(), sent.fingerprint());
     }
 
     #[test]
