@@ -242,3 +242,76 @@ async fn what_analysis_finds_is_in_the_status_of_the_objects() {
         .await
         .unwrap();
 }
+
+/// A kubeconfig of somebody else.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test has no command line of its own"
+)]
+fn kubeconfig_of(user: &str, folder: &Path) -> PathBuf {
+    let own = std::env::var("KUBECONFIG").unwrap();
+    let text = fs::read_to_string(own).unwrap();
+    let mut documents = proto::yaml::parse_documents(&text).into_iter();
+    let mut config = documents.next().unwrap().unwrap().value;
+    config["users"][0]["user"]["as"] = json!(user);
+    let file = folder.join("kubeconfig");
+    fs::write(&file, config.to_string()).unwrap();
+    file
+}
+
+#[tokio::test]
+#[ignore = "needs a Kubernetes API server: KUBECONFIG"]
+async fn analysis_tells_what_its_user_may_not_read() {
+    const USER: &str = "galley-test-stranger";
+    let (client, _routes) = cluster().await;
+    let roles = "rbac.authorization.k8s.io";
+    let objects = [
+        (
+            resource(roles, "v1", "ClusterRole", "clusterroles"),
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": USER},
+                "rules": [{"apiGroups": ["networking.istio.io"], "resources": ["*"], "verbs": ["list"]}],
+            }),
+        ),
+        (
+            resource(roles, "v1", "ClusterRoleBinding", "clusterrolebindings"),
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": USER},
+                "roleRef": {"apiGroup": roles, "kind": "ClusterRole", "name": USER},
+                "subjects": [{"apiGroup": roles, "kind": "User", "name": USER}],
+            }),
+        ),
+    ];
+    for (kind, object) in objects {
+        let api: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
+        let params = PatchParams::apply("galley-test").force();
+        api.patch(USER, &params, &Patch::Apply(object))
+            .await
+            .unwrap();
+    }
+    let place = Place::new();
+    let file = kubeconfig_of(USER, &place.path("config"));
+    let hidden = || {
+        let flags = ["analyze", "--use-kube", "-A", "-o", "json", "--kubeconfig"];
+        let flags = [&flags[..], &[file.to_str().unwrap()]].concat();
+        let output = galley(&flags, &place.path("config"));
+        let messages: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let hidden = messages
+            .iter()
+            .filter(|message| message["code"] == "IST0141");
+        let kinds = hidden.map(|message| message["resource"].as_str().unwrap().to_owned());
+        kinds.collect::<Vec<_>>()
+    };
+    let has = |hidden: &[String], kind: &str| hidden.iter().any(|known| known == kind);
+    // The API server takes a moment to know the role.
+    let end = Instant::now() + SOON;
+    let mut seen = hidden();
+    while has(&seen, "VirtualService") {
+        assert!(Instant::now() < end, "{seen:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        seen = hidden();
+    }
+    for kind in ["Pod", "Secret", "Deployment"] {
+        assert!(has(&seen, kind), "{kind}: {seen:?}");
+    }
+}

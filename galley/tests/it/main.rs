@@ -7,6 +7,7 @@
 
 mod kubernetes;
 mod server;
+mod standing_in;
 mod validate;
 mod xds;
 

@@ -6,7 +6,7 @@ use super::*;
 use message::CODES;
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
-/// Codes that a text cannot show: the networks come from a file of their own, the other two from a cluster.
+/// Codes that a text cannot show: the networks come from a file of their own, the other two from a cluster (`tests/it/standing_in.rs`).
 const NOT_OF_A_TEXT: [&str; 3] = ["IST0126", "IST0141", "IST0142"];
 
 /// One case: where it is, what it wants, the text.
