@@ -10,6 +10,7 @@ mod discovery;
 mod edge;
 mod envoy;
 mod failure;
+mod families;
 mod graph;
 mod input;
 mod inspection;

@@ -223,10 +223,17 @@ async fn put(platform: &Platform, object: &Object) -> anyhow::Result<Change> {
             return Ok(change);
         }
         "Service" => {
-            let has_address =
-                !value["spec"]["clusterIP"].is_null() || value["spec"]["type"] == "ExternalName";
-            if !has_address && platform.store.get(&object.key).is_none() {
-                value["spec"]["clusterIP"] = json!(platform.service_address()?.to_string());
+            let spec = &mut value["spec"];
+            if spec["type"] != "ExternalName" {
+                let stored = platform.store.get(&object.key);
+                if spec["clusterIP"].is_null() {
+                    spec["clusterIP"] = match stored {
+                        // It keeps what it has.
+                        Some(stored) => stored["spec"]["clusterIP"].clone(),
+                        None => json!(platform.service_address()?.to_string()),
+                    };
+                }
+                add_family(platform, spec)?;
             }
         }
         "Pod" => {
@@ -241,6 +248,30 @@ async fn put(platform: &Platform, object: &Object) -> anyhow::Result<Change> {
         _ => {}
     }
     Ok(platform.store.put(&object.key, value))
+}
+
+/// A service that asks for both families has an IPv6 address besides; one without addresses of its own has IPv6 endpoints.
+fn add_family(platform: &Platform, spec: &mut Value) -> anyhow::Result<()> {
+    let policy = spec["ipFamilyPolicy"].as_str().unwrap_or_default();
+    let is_required = policy == "RequireDualStack";
+    if !is_required && policy != "PreferDualStack" {
+        return Ok(());
+    }
+    let plan = platform.node.plan();
+    if !plan.has_ipv6() {
+        anyhow::ensure!(
+            !is_required,
+            "spec.ipFamilyPolicy: the pods have no IPv6 addresses (--set local.dualStack=true)"
+        );
+        return Ok(());
+    }
+    spec["ipFamilies"] = json!(["IPv4", "IPv6"]);
+    let first = spec["clusterIP"].as_str().and_then(|ip| ip.parse().ok());
+    spec["clusterIPs"] = match first {
+        Some(first) => json!([first, plan.second(first)]),
+        None => json!([spec["clusterIP"]]),
+    };
+    Ok(())
 }
 
 /// What every namespace has: the default service account.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    iter,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::Arc,
 };
@@ -223,9 +224,11 @@ fn service_ports(
         .collect()
 }
 
-/// The slices of a service: pods whose named ports have the same numbers share one.
+/// The slices of a service: pods whose named ports have the same numbers share one of each family.
 fn endpoint_slices(key: &Key, service: &Value, endpoints: &[&Endpoint]) -> Vec<(Key, Value)> {
-    let mut groups: BTreeMap<String, (Value, Vec<Value>)> = BTreeMap::new();
+    let mut groups: BTreeMap<(&str, String), (Value, Vec<Value>)> = BTreeMap::new();
+    let families = service["spec"]["ipFamilies"].as_array();
+    let has_ipv6 = families.is_some_and(|families| families.contains(&json!("IPv6")));
     for endpoint in endpoints {
         let ports = service["spec"]["ports"]
             .as_array()
@@ -243,19 +246,23 @@ fn endpoint_slices(key: &Key, service: &Value, endpoints: &[&Endpoint]) -> Vec<(
                 Some(entry)
             });
         let ports = Value::Array(ports.collect());
-        let entry = json!({
-            "addresses": [endpoint.ip.to_string()],
-            "conditions": {"ready": endpoint.is_ready, "serving": endpoint.is_ready, "terminating": endpoint.is_terminating},
-            "nodeName": "local",
-            "targetRef": {"kind": "Pod", "namespace": endpoint.pod.namespace(), "name": endpoint.pod.name()},
-        });
-        groups
-            .entry(ports.to_string())
-            .or_insert_with(|| (ports, Vec::new()))
-            .1
-            .push(entry);
+        let second = endpoint.pod.second_ip().filter(|_| has_ipv6);
+        let second = second.map(|ip| ("IPv6", ip.to_string()));
+        for (family, ip) in iter::once(("IPv4", endpoint.ip.to_string())).chain(second) {
+            let entry = json!({
+                "addresses": [ip],
+                "conditions": {"ready": endpoint.is_ready, "serving": endpoint.is_ready, "terminating": endpoint.is_terminating},
+                "nodeName": "local",
+                "targetRef": {"kind": "Pod", "namespace": endpoint.pod.namespace(), "name": endpoint.pod.name()},
+            });
+            groups
+                .entry((family, ports.to_string()))
+                .or_insert_with(|| (ports.clone(), Vec::new()))
+                .1
+                .push(entry);
+        }
     }
-    let slice = |(index, (ports, endpoints)): (usize, (Value, Vec<Value>))| {
+    let slice = |(index, ((family, _), (ports, endpoints)))| {
         let name = format!("{}-{index}", key.name);
         let object = json!({
             "apiVersion": "discovery.k8s.io/v1",
@@ -264,7 +271,7 @@ fn endpoint_slices(key: &Key, service: &Value, endpoints: &[&Endpoint]) -> Vec<(
                 "kubernetes.io/service-name": key.name,
                 "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
             }},
-            "addressType": "IPv4",
+            "addressType": family,
             "endpoints": endpoints,
             "ports": ports,
         });
@@ -273,7 +280,7 @@ fn endpoint_slices(key: &Key, service: &Value, endpoints: &[&Endpoint]) -> Vec<(
             object,
         )
     };
-    groups.into_values().enumerate().map(slice).collect()
+    groups.into_iter().enumerate().map(slice).collect()
 }
 
 fn publish_slices(platform: &Platform, slices: Vec<(Key, Value)>) {

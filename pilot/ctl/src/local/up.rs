@@ -124,8 +124,13 @@ async fn run_claimed(
         env!("CARGO_PKG_VERSION"),
         isolation.description
     ));
+    let has_ipv6 = is_on(&values, "local.dualStack");
     let node = match isolation.mode {
-        Mode::Isolated => Node::start_isolated().await?,
+        Mode::Isolated => Node::start_isolated(has_ipv6).await?,
+        Mode::Shared if has_ipv6 => {
+            let problem = "local.dualStack: pods that share the machine's network have no IPv6";
+            return Err(Usage(problem.to_owned()).into());
+        }
         Mode::Shared => Node::start_shared(mesh_id).await?,
     };
     let platform = Platform::new(

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::Write as _,
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -15,6 +15,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 /// The pods' gateway, on the node's end of every pod's link.
 const LINK_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The same for IPv6.
+const LINK_ADDRESS_IPV6: &str = "fe80::1";
 
 /// A network namespace; it ends when this is dropped and the last process in it has gone.
 #[derive(Debug)]
@@ -39,9 +41,14 @@ impl Namespace {
         ))
     }
 
-    /// Makes a pod's namespace: loopback, and a link to `node` that carries the default route.
-    pub(crate) fn for_pod(node: &Path, link: &str, address: Ipv4Addr) -> anyhow::Result<Self> {
-        let batch = format!(
+    /// Makes a pod's namespace: loopback, and a link to `node` that carries the default route; `second` is its IPv6 address.
+    pub(crate) fn for_pod(
+        node: &Path,
+        link: &str,
+        address: Ipv4Addr,
+        second: Option<Ipv6Addr>,
+    ) -> anyhow::Result<Self> {
+        let mut batch = format!(
             "link set lo up\n\
              link add eth0 type veth peer name {link} netns {}\n\
              addr add {address}/32 dev eth0\n\
@@ -50,6 +57,12 @@ impl Namespace {
              route add default via {LINK_ADDRESS} dev eth0 src {address}\n",
             node.display()
         );
+        if let Some(second) = second {
+            batch.push_str(&format!(
+                "addr add {second}/128 dev eth0 nodad\n\
+                 route add default via {LINK_ADDRESS_IPV6} dev eth0 src {second}\n"
+            ));
+        }
         on_own_thread(move || {
             let namespace = Self::unshare_thread()?;
             run_with_input("ip", &["-batch", "-"], &batch)?;
@@ -61,12 +74,24 @@ impl Namespace {
     }
 
     /// What `ip -batch` is told on the node's side of a pod's link.
-    pub(crate) fn node_side(link: &str, pod: Ipv4Addr, node: Ipv4Addr) -> String {
-        format!(
+    pub(crate) fn node_side(
+        link: &str,
+        pod: Ipv4Addr,
+        second: Option<Ipv6Addr>,
+        node: Ipv4Addr,
+    ) -> String {
+        let mut batch = format!(
             "addr add {LINK_ADDRESS}/32 dev {link}\n\
              link set {link} up\n\
              route add {pod}/32 dev {link} src {node}\n"
-        )
+        );
+        if let Some(second) = second {
+            batch.push_str(&format!(
+                "addr add {LINK_ADDRESS_IPV6}/64 dev {link} nodad\n\
+                 route add {second}/128 dev {link}\n"
+            ));
+        }
+        batch
     }
 
     /// Connects to `address` as seen from inside the namespace.

@@ -43,14 +43,14 @@ struct Inner {
 }
 
 impl Node {
-    /// Makes the node's namespace and starts its thread.
-    pub(crate) async fn start_isolated() -> anyhow::Result<Self> {
-        let enter = || {
+    /// Makes the node's namespace and starts its thread; with `has_ipv6` its pods have both families.
+    pub(crate) async fn start_isolated(has_ipv6: bool) -> anyhow::Result<Self> {
+        let enter = move || {
             let namespace = Namespace::unshare_thread()?;
-            set_up()?;
+            set_up(has_ipv6)?;
             Ok(Some(namespace))
         };
-        Self::start(enter, Plan::Isolated, None).await
+        Self::start(enter, Plan::Isolated { has_ipv6 }, None).await
     }
 
     /// Starts the node's thread on the machine's own network, with loopback addresses for the mesh called `name`.
@@ -67,9 +67,10 @@ impl Node {
     /// Makes a node's namespace and a pod's, and lets go of them: whether both can be had.
     pub(crate) fn try_isolation() -> anyhow::Result<()> {
         let node = Namespace::unshare_thread()?;
-        set_up()?;
-        let address = Plan::Isolated.pod(1).context("an address")?;
-        Namespace::for_pod(&node.path(), "pod0", address)?;
+        set_up(false)?;
+        let address = Plan::Isolated { has_ipv6: false }.pod(1);
+        let address = address.context("an address")?;
+        Namespace::for_pod(&node.path(), "pod0", address, None)?;
         Ok(())
     }
 
@@ -170,18 +171,19 @@ impl Node {
     ) -> anyhow::Result<Namespace> {
         let node = self.namespace().context("pods share the host's network")?;
         let name = link.clone();
+        let second = self.plan().second(address);
         let namespace =
-            tokio::task::spawn_blocking(move || Namespace::for_pod(&node, &name, address))
+            tokio::task::spawn_blocking(move || Namespace::for_pod(&node, &name, address, second))
                 .await
                 .context("make the pod's network")??;
-        let batch = Namespace::node_side(&link, address, ADDRESS);
+        let batch = Namespace::node_side(&link, address, second, ADDRESS);
         self.run_program("ip", &["-batch", "-"], batch).await?;
         Ok(namespace)
     }
 }
 
 /// Addresses and kernel settings of the node's namespace; runs on its thread.
-fn set_up() -> anyhow::Result<()> {
+fn set_up(has_ipv6: bool) -> anyhow::Result<()> {
     run_with_input(
         "ip",
         &["-batch", "-"],
@@ -189,13 +191,15 @@ fn set_up() -> anyhow::Result<()> {
             "link set lo up\naddr add {ADDRESS}/32 dev lo\naddr add {DNS_ADDRESS}/32 dev lo\n"
         ),
     )?;
-    for (setting, value) in [
+    let forwards_ipv6 = has_ipv6.then_some(("net/ipv6/conf/all/forwarding", "1"));
+    let settings = [
         ("net/ipv4/ip_forward", "1"),
         ("net/ipv4/conf/all/rp_filter", "0"),
         ("net/ipv4/conf/default/rp_filter", "0"),
         ("net/ipv4/conf/all/send_redirects", "0"),
         ("net/ipv4/conf/default/send_redirects", "0"),
-    ] {
+    ];
+    for (setting, value) in settings.into_iter().chain(forwards_ipv6) {
         std::fs::write(format!("/proc/sys/{setting}"), value)
             .with_context(|| format!("set {setting} in the node's namespace"))?;
     }

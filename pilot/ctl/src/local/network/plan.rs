@@ -6,7 +6,7 @@
 //! (from 128). Where an application and its proxy both want port 9080, the proxy has it on the pod's address, as the mesh
 //! sees it, and the application on its own.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 
 use anyhow::Context as _;
 
@@ -15,6 +15,8 @@ const HELD_PORT: u16 = 15999;
 /// Between a pod's third byte and its application's.
 const TO_APPLICATION: u8 = 64;
 const FIRST_SERVICE: u8 = 128;
+/// What IPv6 addresses have before the IPv4 address that they go with.
+const IPV6_PREFIX: Ipv6Addr = Ipv6Addr::new(0xfd42, 0, 0, 0, 0, 0, 0, 0);
 /// Second bytes that meshes may have: away from what people use by hand (127.0.0.1, 127.0.1.1, 127.1.…).
 const MESHES: std::ops::Range<u8> = 64..255;
 
@@ -22,7 +24,10 @@ const MESHES: std::ops::Range<u8> = 64..255;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
     /// Each pod has a network of its own.
-    Isolated,
+    Isolated {
+        /// Pods and services have IPv6 addresses besides.
+        has_ipv6: bool,
+    },
     /// All pods are on the machine's loopback interface.
     Shared {
         /// Second byte.
@@ -52,7 +57,7 @@ impl Plan {
     /// The node's address: where probes and forwarded connections come from.
     pub(crate) fn node(self) -> Ipv4Addr {
         match self {
-            Plan::Isolated => super::node::ADDRESS,
+            Plan::Isolated { .. } => super::node::ADDRESS,
             Plan::Shared { mesh } => Ipv4Addr::new(127, mesh, 0, 1),
         }
     }
@@ -60,7 +65,7 @@ impl Plan {
     /// The address of the pod with this number, from 1.
     pub(crate) fn pod(self, number: u16) -> Option<Ipv4Addr> {
         match self {
-            Plan::Isolated => {
+            Plan::Isolated { .. } => {
                 let [high, low] = number.checked_add(1)?.to_be_bytes();
                 Some(Ipv4Addr::new(10, 244, high, low))
             }
@@ -71,10 +76,21 @@ impl Plan {
         }
     }
 
+    /// The IPv6 address that goes with a pod's or service's, where there is IPv6.
+    pub(crate) fn second(self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let bits = IPV6_PREFIX.to_bits() | u128::from(address.to_bits());
+        self.has_ipv6().then(|| Ipv6Addr::from_bits(bits))
+    }
+
+    /// Whether pods have IPv6 addresses besides.
+    pub(crate) fn has_ipv6(self) -> bool {
+        matches!(self, Plan::Isolated { has_ipv6: true })
+    }
+
     /// Where the application of a pod listens for its proxy.
     pub(crate) fn application(self, pod: Ipv4Addr) -> Ipv4Addr {
         match self {
-            Plan::Isolated => Ipv4Addr::LOCALHOST,
+            Plan::Isolated { .. } => Ipv4Addr::LOCALHOST,
             Plan::Shared { .. } => {
                 let [first, second, third, fourth] = pod.octets();
                 Ipv4Addr::new(first, second, third.saturating_add(TO_APPLICATION), fourth)
@@ -85,7 +101,7 @@ impl Plan {
     /// The cluster address of the service with this number, from 1.
     pub(crate) fn service(self, number: u16) -> Option<Ipv4Addr> {
         match self {
-            Plan::Isolated => {
+            Plan::Isolated { .. } => {
                 // The first ones are the name server's and its neighbours'.
                 let [high, low] = number.checked_add(20)?.to_be_bytes();
                 Some(Ipv4Addr::new(10, 96, high, low))
@@ -125,8 +141,12 @@ mod tests {
             "127.77.127.255"
         );
         assert_eq!(plan.service(1).unwrap().to_string(), "127.77.128.1");
-        assert_eq!(Plan::Isolated.pod(1).unwrap().to_string(), "10.244.0.2");
-        assert_eq!(Plan::Isolated.service(1).unwrap().to_string(), "10.96.0.21");
-        assert!(Plan::Isolated.pod(u16::MAX).is_none());
+        assert_eq!(plan.second(last.unwrap()), None);
+        let plan = Plan::Isolated { has_ipv6: true };
+        assert_eq!(plan.pod(1).unwrap().to_string(), "10.244.0.2");
+        let second = plan.second(plan.pod(1).unwrap());
+        assert_eq!(second.unwrap().to_string(), "fd42::af4:2");
+        assert_eq!(plan.service(1).unwrap().to_string(), "10.96.0.21");
+        assert!(plan.pod(u16::MAX).is_none());
     }
 }

@@ -1,6 +1,9 @@
 //! A container's command, arguments and environment: values from fields, config maps and secrets, and `$(NAME)`.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use k8s_openapi::api::core::v1::{Container, EnvVar, Pod};
 use serde_json::Value;
@@ -16,6 +19,8 @@ pub(crate) struct Fields<'a> {
     pub pod: &'a Pod,
     /// Its address.
     pub pod_ip: Ipv4Addr,
+    /// Its IPv6 address, if it has one.
+    pub second_ip: Option<Ipv6Addr>,
     /// The node's address.
     pub host_ip: Ipv4Addr,
 }
@@ -49,7 +54,11 @@ impl Fields<'_> {
             "spec.serviceAccountName" => spec
                 .and_then(|spec| spec.service_account_name.clone())
                 .unwrap_or_else(|| "default".into()),
-            "status.podIP" | "status.podIPs" => self.pod_ip.to_string(),
+            "status.podIP" => self.pod_ip.to_string(),
+            "status.podIPs" => match self.second_ip {
+                Some(second) => format!("{},{second}", self.pod_ip),
+                None => self.pod_ip.to_string(),
+            },
             "status.hostIP" | "status.hostIPs" => self.host_ip.to_string(),
             _ => return None,
         })
@@ -260,11 +269,14 @@ mod tests {
         let fields = Fields {
             pod: &pod,
             pod_ip: Ipv4Addr::LOCALHOST,
+            second_ip: Some(Ipv6Addr::LOCALHOST),
             host_ip: Ipv4Addr::LOCALHOST,
         };
         assert_eq!(fields.value("metadata.labels['app']").unwrap(), "web");
         assert_eq!(fields.value("metadata.labels").unwrap(), "app=\"web\"");
         assert_eq!(fields.value("spec.serviceAccountName").unwrap(), "default");
+        assert_eq!(fields.value("status.podIP").unwrap(), "127.0.0.1");
+        assert_eq!(fields.value("status.podIPs").unwrap(), "127.0.0.1,::1");
         assert!(fields.value("spec.nothing").is_none());
     }
 }

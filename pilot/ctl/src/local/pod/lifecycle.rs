@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -72,6 +72,7 @@ impl PodContext {
         };
         let spec = pod.spec.as_ref();
         let status = PodStatus {
+            second_ip: platform.node.plan().second(address),
             created: now(),
             init_containers: spec
                 .iter()
@@ -100,6 +101,11 @@ impl PodContext {
     /// Its address.
     pub(crate) fn ip(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// Its IPv6 address, if it has one.
+    pub(crate) fn second_ip(&self) -> Option<Ipv6Addr> {
+        self.platform.node.plan().second(self.address)
     }
 
     /// Its name.
@@ -153,6 +159,7 @@ impl PodContext {
         Fields {
             pod: &self.pod,
             pod_ip: self.address,
+            second_ip: self.second_ip(),
             host_ip: self.platform.node.plan().node(),
         }
     }

@@ -1,6 +1,9 @@
 //! What is known of a running pod, in the platform's own form and as Kubernetes shows it.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use serde_json::{Value, json};
 
@@ -53,6 +56,8 @@ pub(crate) struct ContainerStatus {
 pub(crate) struct PodStatus {
     /// Its address, once it has one.
     pub ip: Option<Ipv4Addr>,
+    /// The IPv6 address that it has then besides.
+    pub second_ip: Option<Ipv6Addr>,
     /// What the pod as a whole waits for.
     pub waiting: Option<String>,
     /// Whether it has been told to go.
@@ -159,7 +164,9 @@ impl PodStatus {
         });
         if let Some(ip) = self.ip {
             status["podIP"] = json!(ip.to_string());
-            status["podIPs"] = json!([{"ip": ip.to_string()}]);
+            let all = [Some(ip.into()), self.second_ip.map(IpAddr::V6)];
+            let all = all.into_iter().flatten();
+            status["podIPs"] = all.map(|ip| json!({"ip": ip.to_string()})).collect();
             status["hostIP"] = json!(crate::local::network::node::ADDRESS.to_string());
         }
         let message = self.message();
