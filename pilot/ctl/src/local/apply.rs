@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::{
     admission::{self, Unreachable},
     kinds::{self, ObjectKind},
+    network::plan::Plan,
     platform::Platform,
     store::{Change, Key},
     workloads,
@@ -233,7 +234,7 @@ async fn put(platform: &Platform, object: &Object) -> anyhow::Result<Change> {
                         None => json!(platform.service_address()?.to_string()),
                     };
                 }
-                add_family(platform, spec)?;
+                add_family(platform.node.plan(), spec)?;
             }
         }
         "Pod" => {
@@ -251,13 +252,12 @@ async fn put(platform: &Platform, object: &Object) -> anyhow::Result<Change> {
 }
 
 /// A service that asks for both families has an IPv6 address besides; one without addresses of its own has IPv6 endpoints.
-fn add_family(platform: &Platform, spec: &mut Value) -> anyhow::Result<()> {
+fn add_family(plan: Plan, spec: &mut Value) -> anyhow::Result<()> {
     let policy = spec["ipFamilyPolicy"].as_str().unwrap_or_default();
     let is_required = policy == "RequireDualStack";
     if !is_required && policy != "PreferDualStack" {
         return Ok(());
     }
-    let plan = platform.node.plan();
     if !plan.has_ipv6() {
         anyhow::ensure!(
             !is_required,
@@ -429,6 +429,29 @@ mod tests {
             "{problem}"
         );
         assert!(read[2].1.is_err());
+    }
+
+    #[test]
+    fn a_service_has_both_families_where_it_asks_and_pods_have_them() {
+        let has_both = |has_ipv6: bool, mut spec: Value| {
+            let added = add_family(Plan::Isolated { has_ipv6 }, &mut spec);
+            added.map(|()| spec["clusterIPs"].clone()).ok()
+        };
+        let service = |policy: &str| json!({"clusterIP": "10.96.0.21", "ipFamilyPolicy": policy});
+        let both = json!(["10.96.0.21", "fd42::a60:15"]);
+        assert_eq!(
+            has_both(true, service("PreferDualStack")),
+            Some(both.clone())
+        );
+        assert_eq!(has_both(true, service("RequireDualStack")), Some(both));
+        assert_eq!(has_both(true, service("SingleStack")), Some(Value::Null));
+        let headless = json!({"clusterIP": "None", "ipFamilyPolicy": "PreferDualStack"});
+        assert_eq!(has_both(true, headless), Some(json!(["None"])));
+        assert_eq!(
+            has_both(false, service("PreferDualStack")),
+            Some(Value::Null)
+        );
+        assert_eq!(has_both(false, service("RequireDualStack")), None);
     }
 
     #[test]
