@@ -2,7 +2,7 @@
 
 use prost_types::Struct;
 use proto::envoy::config::accesslog::v3::{
-    AccessLog, AccessLogFilter, ExtensionFilter, ResponseFlagFilter, access_log,
+    AccessLog, AccessLogFilter, AndFilter, ExtensionFilter, ResponseFlagFilter, access_log,
     access_log_filter::FilterSpecifier, extension_filter,
 };
 use proto::envoy::config::core::v3::{
@@ -118,8 +118,16 @@ pub fn build_for_listener(view: &View<'_>, side: Side) -> Vec<AccessLog> {
         let flags = ResponseFlagFilter {
             flags: vec!["NR".to_owned()],
         };
-        log.filter = Some(AccessLogFilter {
+        let unrouted = AccessLogFilter {
             filter_specifier: Some(FilterSpecifier::ResponseFlagFilter(flags)),
+        };
+        log.filter = Some(match log.filter.take() {
+            Some(asked) => AccessLogFilter {
+                filter_specifier: Some(FilterSpecifier::AndFilter(AndFilter {
+                    filters: vec![unrouted, asked],
+                })),
+            },
+            None => unrouted,
         });
     }
     logs

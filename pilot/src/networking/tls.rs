@@ -112,6 +112,8 @@ pub fn san_matchers<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<Subject
         .flat_map(|name| {
             if name.contains("://") {
                 vec![san(SanType::Uri, exact(name))]
+            } else if name.contains('@') {
+                vec![san(SanType::Email, exact(name))]
             } else if let Some(suffix) = name.strip_prefix('*') {
                 vec![san(
                     SanType::Dns,

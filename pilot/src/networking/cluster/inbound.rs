@@ -2,6 +2,7 @@
 //! towards the address that the client asked for.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use proto::envoy::config::cluster::v3::{
@@ -68,6 +69,10 @@ fn build_one(view: &View<'_>, target: &Target) -> Cluster {
             DiscoveryType::OriginalDst as i32,
         ));
         cluster.load_assignment = None;
+    }
+    let address = target.address.parse::<IpAddr>();
+    if target.is_passthrough || address.is_ok_and(|address| !address.is_loopback()) {
+        // What the proxy sends to its own pod's address would be captured again if it came from anywhere else.
         cluster.upstream_bind_config = Some(super::inbound_source(view));
     }
     policy.apply_connection_pool(&mut cluster, mesh);

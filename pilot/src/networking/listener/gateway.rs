@@ -70,7 +70,11 @@ fn listener(view: &View<'_>, number: u32, port: &GatewayPort) -> Option<Listener
         );
         return None;
     }
-    let needs_tls = filter_chains.iter().any(|chain| {
+    // Of TLS that is passed on nobody else reads the server name.
+    let needs_tls = port.tcp.iter().any(|server| {
+        let mode = server.tls_mode();
+        matches!(mode, Some(TlSmode::AutoPassthrough | TlSmode::Passthrough))
+    }) || filter_chains.iter().any(|chain| {
         let matching = chain.filter_chain_match.as_ref();
         matching.is_some_and(|matching| {
             !matching.server_names.is_empty() || !matching.transport_protocol.is_empty()

@@ -198,6 +198,8 @@ fn provider(view: &View<'_>, rule: &JwtRule) -> JwtProvider {
             })
             .collect(),
         jwks_source_specifier: Some(keys(view, rule)),
+        // Routes of gateways may ask for claims, which nobody knows when a request's route is first looked for.
+        clear_route_cache: view.proxy.is_router(),
         ..JwtProvider::default()
     }
 }

@@ -268,6 +268,7 @@ fn undeclared_name(view: &View<'_>) -> &'static str {
 }
 
 /// What happens to hosts that nobody declared.
+#[allow(deprecated, reason = "as for the default route")]
 fn undeclared(view: &View<'_>, name: &str) -> VirtualHost {
     let cluster = match &view.scope.egress_proxy {
         Some(destination) => crate::networking::listener::destination_cluster(view, destination),
@@ -290,6 +291,7 @@ fn undeclared(view: &View<'_>, name: &str) -> VirtualHost {
             action: Some(Action::Route(RouteAction {
                 cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
                 timeout: Some(seconds(0)),
+                max_grpc_timeout: Some(seconds(0)),
                 ..RouteAction::default()
             })),
             ..Route::default()

@@ -120,22 +120,14 @@ pub(super) fn path(value: &str) -> PathMatcher {
     }
 }
 
-/// `/a/{*}/b/{**}` as an expression: `{*}` is one segment, `{**}` any number of them.
+/// `/a/{*}/b/{**}` as an expression: `{*}` is one segment, `{**}` all that follows. As in Envoy's templates a slash at the end counts.
 fn template(value: &str) -> String {
-    let segments = value.trim_matches('/').split('/');
-    let mut expression = String::new();
-    for segment in segments {
-        match segment {
-            "{*}" => expression.push_str("/[^/]+"),
-            "{**}" => expression.push_str("(?:/[^/]*)*"),
-            literal => {
-                expression.push('/');
-                expression.push_str(&::regex::escape(literal));
-            }
-        }
-    }
-    expression.push_str("/?");
-    expression
+    let segments = value.split('/').map(|segment| match segment {
+        "{*}" => "[^/]+".to_owned(),
+        "{**}" => ".*".to_owned(),
+        literal => ::regex::escape(literal),
+    });
+    segments.collect::<Vec<_>>().join("/")
 }
 
 /// The peer's identity.

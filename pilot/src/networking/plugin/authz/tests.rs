@@ -189,6 +189,31 @@ fn text_has_four_forms() {
 }
 
 #[test]
+fn templates_of_paths_count_slashes() {
+    for (pattern, path, want) in [
+        ("/a/{*}", "/a/b/", false),
+        ("/a/{*}/", "/a/b/", true),
+        ("/a/{*}/", "/a/b", false),
+        ("/a/{*}/c.d", "/a/b/c.d", true),
+        ("/a/{*}/c.d", "/a/b/c-d", false),
+        ("/a/{**}", "/a", false),
+        ("/a/{**}", "/a/", true),
+        ("/a/{**}", "/a/b/c", true),
+        ("/a/{**}/c", "/a/b/b/c", true),
+    ] {
+        let rule = Rule {
+            to: to(Operation {
+                paths: list(&[pattern]),
+                ..Operation::default()
+            }),
+            ..Rule::default()
+        };
+        let request = Request { path, ..request() };
+        assert_eq!(matches(&rule, &request), want, "{pattern} {path}");
+    }
+}
+
+#[test]
 fn hosts_ignore_case_and_keep_their_port() {
     for (pattern, want) in [
         ("shop.example:8080", true),
