@@ -113,6 +113,16 @@ impl Authority {
         self.leaf_from(identity, Duration::minutes(-5), Duration::hours(1))
     }
 
+    /// A certificate for `identity` of a server that is also called `names`.
+    pub(crate) fn leaf_called(&self, identity: &str, names: &[&str]) -> Leaf {
+        let mut params = leaf_params(identity);
+        let names = names
+            .iter()
+            .map(|name| SanType::DnsName((*name).try_into().unwrap()));
+        params.subject_alt_names.extend(names);
+        self.certify(params, Duration::minutes(-5), Duration::hours(1))
+    }
+
     /// A certificate for `identity` that is good from `begin` to `end`, counted from now.
     pub(crate) fn leaf_from(&self, identity: &str, begin: Duration, end: Duration) -> Leaf {
         self.certify(leaf_params(identity), begin, end)

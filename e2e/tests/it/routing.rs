@@ -171,7 +171,8 @@ async fn set(
 /// The certificates of the servers that speak TLS, the last of which is somebody else's.
 fn secrets(authority: &Authority) -> String {
     let of = |name, authority: &Authority| {
-        let leaf = authority.leaf("spiffe://cluster.local/ns/servers/sa/default");
+        let identity = "spiffe://cluster.local/ns/servers/sa/default";
+        let leaf = authority.leaf_called(identity, &secured::NAMED);
         let files = [
             ("tls.crt", leaf.chain.as_str()),
             ("tls.key", &leaf.key),

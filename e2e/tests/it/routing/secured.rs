@@ -10,6 +10,8 @@ use crate::authority::Authority;
 use crate::scene;
 
 pub(super) const CONFIGURATION: &str = include_str!("../../routing/secured.yaml");
+/// What the servers' certificates say that they are called, besides their identity.
+pub(super) const NAMED: [&str; 2] = ["of-roots.servers", "verified.servers"];
 /// Secrets, and where a client's proxy has them: files that rules name, and what its system trusts.
 const MOUNTS: [(&str, &str); 2] = [("outside", "/etc/outside"), ("system", "/etc/ssl/certs")];
 
@@ -49,6 +51,7 @@ pub(super) fn rows() -> Vec<Row> {
         refused("no certificate where one is asked for", "of-no-files"),
         served("roots in a file", "of-roots", "v1"),
         refused("roots of others", "of-other-roots"),
+        refused("a server that is not whom the request is for", "misnamed"),
         served("roots of the system", "verified", "v1"),
         refused("a server that nobody vouches for", "strange"),
         served("a server that is not verified", "unverified", "mirror"),

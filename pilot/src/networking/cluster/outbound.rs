@@ -16,7 +16,7 @@ use proto::istio::networking::v1alpha3::{
     server_tls_settings::TlSmode,
 };
 
-use super::protocol_options::Common;
+use super::protocol_options::{Common, ServerNames};
 use super::{TrafficPolicy, protocol_options, upstream_tls};
 use crate::model::{ClusterName, Protocol, Resolution, Service, ServicePort};
 use crate::networking::wire::{ads, any};
@@ -116,7 +116,7 @@ fn apply_discovery(
     };
     let discovery = match resolution {
         Resolution::DynamicDns => {
-            resolve_each_request(cluster);
+            resolve_each_request(view, cluster);
             return;
         }
         Resolution::Static => DiscoveryType::Eds,
@@ -145,7 +145,7 @@ fn apply_discovery(
             }
         }
         DiscoveryType::StrictDns | DiscoveryType::LogicalDns | DiscoveryType::Static => {
-            cluster.dns_lookup_family = DnsLookupFamily::V4Only as i32;
+            cluster.dns_lookup_family = lookup_family(view) as i32;
             resolve_names(view, cluster);
             let mut assignment = endpoint::build_for(view, service, port, name, policy);
             if discovery == DiscoveryType::LogicalDns {
@@ -175,11 +175,20 @@ fn resolve_names(view: &View<'_>, cluster: &mut Cluster) {
     cluster.respect_dns_ttl = true;
 }
 
+/// Which addresses of a name are looked for: those that the workload can reach.
+fn lookup_family(view: &View<'_>) -> DnsLookupFamily {
+    match view.proxy.families() {
+        (false, true) => DnsLookupFamily::V6Only,
+        _ if view.proxy.is_dual_stack() => DnsLookupFamily::All,
+        _ => DnsLookupFamily::V4Only,
+    }
+}
+
 /// The name of each request is resolved when it comes: the filter of the same name in the listeners does it.
-fn resolve_each_request(cluster: &mut Cluster) {
+fn resolve_each_request(view: &View<'_>, cluster: &mut Cluster) {
     let config = DynamicForwardProxy {
         cluster_implementation_specifier: Some(ClusterImplementationSpecifier::DnsCacheConfig(
-            dns_cache(),
+            dns_cache(view),
         )),
         ..DynamicForwardProxy::default()
     };
@@ -192,10 +201,10 @@ fn resolve_each_request(cluster: &mut Cluster) {
 }
 
 /// The cache of names that clusters and listeners share.
-pub(in crate::networking) fn dns_cache() -> DnsCacheConfig {
+pub(in crate::networking) fn dns_cache(view: &View<'_>) -> DnsCacheConfig {
     DnsCacheConfig {
         name: "dynamic_forward_proxy_cache".to_owned(),
-        dns_lookup_family: DnsLookupFamily::V4Only as i32,
+        dns_lookup_family: lookup_family(view) as i32,
         ..DnsCacheConfig::default()
     }
 }
@@ -217,7 +226,12 @@ fn apply_protocol(
 ) -> bool {
     let http = policy.connection_pool.and_then(|pool| pool.http.as_ref());
     let common = Common {
-        checks_names: service.resolution == Resolution::DynamicDns,
+        server_names: if service.resolution == Resolution::DynamicDns {
+            // Envoy demands it where any name may be asked for.
+            ServerNames::Checked
+        } else {
+            upstream_tls::server_names(view, service, policy)
+        },
         ..policy.common_http_options()
     };
     let upgrade = match http.map(HttpSettings::h2_upgrade_policy) {

@@ -31,8 +31,20 @@ pub(super) struct Common {
     pub(super) http: Option<core::HttpProtocolOptions>,
     /// The answers that count as failures; none: those that are in Envoy's eyes.
     pub(super) error_codes: Vec<u32>,
-    /// Requests name their server: with TLS it must be the one. Envoy demands it where any name may be asked for.
-    pub(super) checks_names: bool,
+    /// What TLS has to do with the hosts that requests are for.
+    pub(super) server_names: ServerNames,
+}
+
+/// What TLS has to do with the hosts that requests are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum ServerNames {
+    /// Nothing.
+    #[default]
+    Fixed,
+    /// A request's host is the server name that is asked for.
+    Asked,
+    /// And the server's certificate must have it.
+    Checked,
 }
 
 impl Common {
@@ -69,7 +81,8 @@ pub(super) fn http2(common: &Common, http2: Http2ProtocolOptions) -> Options {
 
 /// HTTP/1.1, whatever the client speaks; left out when that says nothing beyond Envoy's default.
 pub(super) fn http1(common: &Common) -> Options {
-    if common.http.is_none() && common.error_codes.is_empty() {
+    let has_names = common.server_names != ServerNames::Fixed;
+    if common.http.is_none() && common.error_codes.is_empty() && !has_names {
         return Options::new();
     }
     explicit(
@@ -98,10 +111,10 @@ fn explicit(common: &Common, config: ProtocolConfig) -> Options {
 fn pack(common: &Common, upstream: UpstreamProtocolOptions) -> Options {
     let options = HttpProtocolOptions {
         common_http_protocol_options: common.http,
-        upstream_http_protocol_options: common.checks_names.then(|| {
+        upstream_http_protocol_options: (common.server_names != ServerNames::Fixed).then(|| {
             core::UpstreamHttpProtocolOptions {
                 auto_sni: true,
-                auto_san_validation: true,
+                auto_san_validation: common.server_names == ServerNames::Checked,
                 ..core::UpstreamHttpProtocolOptions::default()
             }
         }),

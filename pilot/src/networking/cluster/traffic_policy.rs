@@ -27,7 +27,7 @@ mod places;
 
 pub use places::Places;
 
-use super::protocol_options::Common;
+use super::protocol_options::{Common, ServerNames};
 use super::{positive, unlimited};
 use crate::model::{Mesh, Service};
 use crate::networking::View;
@@ -257,7 +257,7 @@ impl<'a> TrafficPolicy<'a> {
         Common {
             http: self.http_limits(),
             error_codes: codes.unwrap_or_default(),
-            checks_names: false,
+            server_names: ServerNames::Fixed,
         }
     }
 

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use proto::envoy::config::cluster::v3::{Cluster, cluster::TransportSocketMatch};
+use proto::envoy::config::cluster::v3::{
+    Cluster,
+    cluster::{ClusterDiscoveryType, DiscoveryType, TransportSocketMatch},
+};
 use proto::envoy::config::core::v3::{
     ProxyProtocolConfig, TransportSocket, proxy_protocol_config::Version,
 };
@@ -18,7 +21,8 @@ use proto::istio::networking::v1alpha3::traffic_policy::{
 use proto::istio::networking::v1alpha3::{ClientTlsSettings, client_tls_settings::TlSmode};
 
 use super::TrafficPolicy;
-use crate::model::{ClusterName, Endpoint, Service, ServicePort};
+use super::protocol_options::ServerNames;
+use crate::model::{ClusterName, Endpoint, Registry, Service, ServicePort};
 use crate::networking::endpoint::takes_mutual_tls;
 use crate::networking::wire::{strings, transport_socket};
 use crate::networking::{View, secret, tls};
@@ -113,6 +117,41 @@ fn explicit(
     }
 }
 
+/// What TLS to servers outside of the mesh asks them for, if nobody says it: the host of each request, and unless there are other
+/// names (or nobody is to look) that is who they have to be.
+pub(super) fn server_names(
+    view: &View<'_>,
+    service: &Service,
+    policy: &TrafficPolicy<'_>,
+) -> ServerNames {
+    let originates = |settings: &&ClientTlsSettings| {
+        matches!(settings.mode(), TlSmode::Simple | TlSmode::Mutual) && settings.sni.is_empty()
+    };
+    let Some(settings) = policy.tls.filter(originates) else {
+        return ServerNames::Fixed;
+    };
+    if origination(view, settings, service, false).is_err() {
+        return ServerNames::Fixed;
+    }
+    let has_names = !names_of(settings, service).is_empty();
+    if has_names || settings.insecure_skip_verify == Some(true) {
+        ServerNames::Asked
+    } else {
+        ServerNames::Checked
+    }
+}
+
+/// The names that somebody has given a server outside of the mesh. Those of the platform's services are identities in the mesh.
+fn names_of<'a>(settings: &'a ClientTlsSettings, service: &'a Service) -> &'a [String] {
+    if !settings.subject_alt_names.is_empty() {
+        &settings.subject_alt_names
+    } else if service.registry == Registry::Kubernetes {
+        &[]
+    } else {
+        &service.subject_alt_names
+    }
+}
+
 /// TLS to a server outside of the mesh.
 fn origination(
     view: &View<'_>,
@@ -137,11 +176,7 @@ fn origination(
     if is_http2 {
         common.alpn_protocols = vec!["h2".to_owned()];
     }
-    let names = if settings.subject_alt_names.is_empty() {
-        &service.subject_alt_names
-    } else {
-        &settings.subject_alt_names
-    };
+    let names = names_of(settings, service);
     let matchers = tls::san_matchers(names.iter().map(String::as_str));
     let skip_verify = settings.insecure_skip_verify.unwrap_or(false);
     if settings.mode() == TlSmode::Mutual {
@@ -229,7 +264,8 @@ fn automatic(
             is_http2,
         )
     };
-    if service.resolution == crate::model::Resolution::Passthrough {
+    let original_destination = ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32);
+    if cluster.cluster_discovery_type == Some(original_destination) {
         // Without endpoint metadata the choice is made for the whole cluster.
         let endpoints = view.push.endpoints.of(&service.key());
         let takes = |endpoint: &Arc<Endpoint>| takes_mutual_tls(view, service, endpoint, port);

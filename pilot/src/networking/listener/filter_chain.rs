@@ -77,20 +77,20 @@ pub(super) fn service_filters(
         ClusterSpecifier::Cluster(cluster.to_owned()),
         &Connection::of(view, service, port, ""),
     );
-    name_resolution(service, port)
+    name_resolution(view, service, port)
         .into_iter()
         .chain([proxy])
         .collect()
 }
 
 /// Resolves the server names that clients of a service ask for whose addresses nobody knows beforehand.
-fn name_resolution(service: &Service, port: u32) -> Option<Filter> {
+fn name_resolution(view: &View<'_>, service: &Service, port: u32) -> Option<Filter> {
     let is_tls = service
         .port(port)
         .is_some_and(|port| port.protocol.is_tls());
     (is_tls && service.resolution == Resolution::DynamicDns).then(|| {
         let config = SniDynamicForwardProxy {
-            dns_cache_config: Some(dns_cache()),
+            dns_cache_config: Some(dns_cache(view)),
             port_specifier: Some(PortSpecifier::PortValue(port)),
             ..SniDynamicForwardProxy::default()
         };
@@ -181,7 +181,8 @@ pub(super) fn routed_filters(
     let connection = connection.map_or_else(Connection::default, |(service, number, subset)| {
         Connection::of(view, service, number, subset)
     });
-    let resolution = destinations.find_map(|(service, number, _)| name_resolution(service, number));
+    let resolution =
+        destinations.find_map(|(service, number, _)| name_resolution(view, service, number));
     let (prefix, specifier) = match &clusters[..] {
         [] => return vec![tcp_proxy(view, BLACK_HOLE, BLACK_HOLE)],
         [(cluster, _)] => (cluster.clone(), ClusterSpecifier::Cluster(cluster.clone())),

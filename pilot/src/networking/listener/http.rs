@@ -245,7 +245,7 @@ fn name_resolution(view: &View<'_>) -> Option<HttpFilter> {
     let mut services = view.scope.services.iter();
     let is_needed = services.any(|service| service.resolution == Resolution::DynamicDns);
     is_needed.then(|| {
-        let cache = ImplementationSpecifier::DnsCacheConfig(dns_cache());
+        let cache = ImplementationSpecifier::DnsCacheConfig(dns_cache(view));
         let config = FilterConfig {
             implementation_specifier: Some(cache),
             ..FilterConfig::default()
