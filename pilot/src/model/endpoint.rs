@@ -29,6 +29,8 @@ pub struct Endpoint {
     pub is_ready: bool,
     /// Its name below a headless service's, empty if it has none.
     pub name: String,
+    /// The IPv6 address of the same pod, empty if it has none. It is an endpoint itself.
+    pub second: String,
     /// The cluster that the workload is in; empty for what users declare.
     pub cluster: Arc<str>,
 }

@@ -1,12 +1,12 @@
 //! EDS: the endpoints of a cluster by locality, with priorities (failover) and weights (distribution).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use proto::envoy::config::core::v3::{Locality, Metadata};
 use proto::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint as WireEndpoint, LbEndpoint, LocalityLbEndpoints,
-    cluster_load_assignment, lb_endpoint::HostIdentifier,
+    cluster_load_assignment, endpoint::AdditionalAddress, lb_endpoint::HostIdentifier,
 };
 use proto::istio::networking::v1alpha3::{ClientTlsSettings, client_tls_settings::TlSmode};
 
@@ -92,12 +92,19 @@ fn assign(
         .filter(|_| view.push.mesh.is_cluster_local(service));
     if let Some(labels) = labels {
         let endpoints = view.push.endpoints.of(&service.key()).iter();
+        // They are tried where the first address of the pod does not answer.
+        let seconds: HashSet<&str> = endpoints
+            .clone()
+            .filter(|_| view.proxy.is_dual_stack())
+            .map(|endpoint| endpoint.second.as_str())
+            .collect();
         for endpoint in endpoints.filter(|endpoint| {
             endpoint.is_ready
                 && endpoint.matches(&labels)
                 && own_cluster.is_none_or(|own| endpoint.is_in_cluster(own))
                 && view.proxy.can_reach(&endpoint.address)
                 && is_reached(endpoint)
+                && !seconds.contains(endpoint.address.as_str())
         }) {
             by_locality
                 .entry((
@@ -202,11 +209,17 @@ fn lb_endpoint(
         filter_metadata,
         ..Metadata::default()
     });
+    let number = endpoint.port_for(port);
+    let has_both = view.proxy.is_dual_stack() && !endpoint.second.is_empty();
+    let second = has_both.then(|| AdditionalAddress {
+        address: Some(address(&endpoint.second, number)),
+    });
     LbEndpoint {
         metadata,
         load_balancing_weight: Some(endpoint.weight.max(1)),
         host_identifier: Some(HostIdentifier::Endpoint(WireEndpoint {
-            address: Some(address(&endpoint.address, endpoint.port_for(port))),
+            address: Some(address(&endpoint.address, number)),
+            additional_addresses: second.into_iter().collect(),
             ..WireEndpoint::default()
         })),
         ..LbEndpoint::default()

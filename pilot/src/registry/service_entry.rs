@@ -11,7 +11,7 @@ use proto::istio::networking::v1alpha3::{
     service_entry::{Location, Resolution as WireResolution},
 };
 use proto_mesh::Metadata;
-use proto_mesh::kubernetes::{ENDPOINT_NAMES, NOT_READY_ENDPOINTS};
+use proto_mesh::kubernetes::{ENDPOINT_NAMES, NOT_READY_ENDPOINTS, SECOND_ADDRESSES};
 use proto_mesh::visibility::Visibility;
 use xxhash_rust::xxh64::xxh64;
 
@@ -126,11 +126,8 @@ fn endpoints(
         .get(NOT_READY_ENDPOINTS)
         .map(|list| list.split(',').map(str::trim).collect())
         .unwrap_or_default();
-    let names: BTreeMap<&str, &str> = meta
-        .annotation(ENDPOINT_NAMES)
-        .map(|list| list.split(',').filter_map(|one| one.split_once('=')))
-        .map(Iterator::collect)
-        .unwrap_or_default();
+    let names = by_address(meta, ENDPOINT_NAMES);
+    let seconds = by_address(meta, SECOND_ADDRESSES);
     let mut converted: Vec<Endpoint> = spec
         .endpoints
         .iter()
@@ -143,14 +140,25 @@ fn endpoints(
             endpoint.is_ready = not_ready.is_empty() || !ports.iter().any(is_listed);
             if registry == Registry::Kubernetes {
                 endpoint.cluster = Arc::clone(settings.cluster);
-                let name = names.get(endpoint.address.as_str()).copied();
-                endpoint.name = name.unwrap_or_default().to_owned();
+                let of = |known: &BTreeMap<&str, &str>| {
+                    let known = known.get(endpoint.address.as_str()).copied();
+                    known.unwrap_or_default().to_owned()
+                };
+                (endpoint.name, endpoint.second) = (of(&names), of(&seconds));
             }
             endpoint
         })
         .collect();
     converted.sort_by(|a, b| (&a.address, &a.ports).cmp(&(&b.address, &b.ports)));
     converted
+}
+
+/// What an annotation tells of addresses: `address=…`, comma-separated.
+fn by_address<'a>(meta: &'a Metadata, key: &str) -> BTreeMap<&'a str, &'a str> {
+    let list = meta.annotation(key).unwrap_or_default();
+    list.split(',')
+        .filter_map(|one| one.split_once('='))
+        .collect()
 }
 
 /// One of the platform's pods as an endpoint.
@@ -172,6 +180,7 @@ pub fn workload(meta: &Metadata, entry: &WorkloadEntry, settings: &Settings<'_>)
         address: entry.address.clone(),
         ports: entry.ports.clone(),
         name: String::new(),
+        second: String::new(),
         labels,
         identity: identity(
             &entry.service_account,

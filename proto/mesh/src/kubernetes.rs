@@ -4,9 +4,9 @@
 //! its endpoints), an ExternalName DNS outside the mesh. EndpointSlices count before Endpoints of the same service.
 //! Endpoints that are not ready are in the list as well and named in the annotation [`NOT_READY_ENDPOINTS`]: a proxy that is
 //! starting must find its own services before it can become ready. Those behind a headless service that have names of their own
-//! (pods of a stateful set) are named in the annotation [`ENDPOINT_NAMES`].
+//! (pods of a stateful set) are named in the annotation [`ENDPOINT_NAMES`]; [`SECOND_ADDRESSES`] tells which two are one pod.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -31,6 +31,8 @@ use object::{Service, ServicePort as KubePort, ServiceSpec};
 pub const NOT_READY_ENDPOINTS: &str = "networking.alpha.istio.io/notReadyEndpoints";
 /// Annotation with the names that endpoints of a headless service have below it (`ip=name`, comma-separated).
 pub const ENDPOINT_NAMES: &str = "networking.alpha.istio.io/endpointNames";
+/// Annotation with the IPv6 addresses of pods that have IPv4 addresses, too (`ipv4=ipv6`, comma-separated).
+pub const SECOND_ADDRESSES: &str = "networking.alpha.istio.io/secondAddresses";
 const EXPORT_TO: &str = "networking.istio.io/exportTo";
 const CANONICAL_ACCOUNTS: &str = "alpha.istio.io/canonical-serviceaccounts";
 const KUBERNETES_ACCOUNTS: &str = "alpha.istio.io/kubernetes-serviceaccounts";
@@ -61,12 +63,20 @@ pub fn service_entry<L: Lookup>(
         meta.annotations
             .insert(NOT_READY_ENDPOINTS.to_owned(), list);
     }
-    if entry.resolution() == Resolution::None && !found.names.is_empty() {
-        let names = found.names.iter().map(|(ip, name)| format!("{ip}={name}"));
-        let list = names.collect::<Vec<_>>().join(",");
-        meta.annotations.insert(ENDPOINT_NAMES.to_owned(), list);
+    if entry.resolution() == Resolution::None {
+        annotate(&mut meta, ENDPOINT_NAMES, &found.names);
     }
+    annotate(&mut meta, SECOND_ADDRESSES, &found.seconds);
     Some((meta, entry))
+}
+
+/// Lists what is known by address.
+fn annotate(meta: &mut Metadata, key: &str, by_address: &BTreeMap<String, String>) {
+    if !by_address.is_empty() {
+        let pairs = by_address.iter().map(|(ip, what)| format!("{ip}={what}"));
+        let list = pairs.collect::<Vec<_>>().join(",");
+        meta.annotations.insert(key.to_owned(), list);
+    }
 }
 
 /// An object's metadata; none if it has no name.

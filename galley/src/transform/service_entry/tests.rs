@@ -9,7 +9,7 @@ use proto::istio::networking::v1alpha3::{
     ServiceEntry,
     service_entry::{Location, Resolution},
 };
-use proto_mesh::kubernetes::{ENDPOINT_NAMES, NOT_READY_ENDPOINTS};
+use proto_mesh::kubernetes::{ENDPOINT_NAMES, NOT_READY_ENDPOINTS, SECOND_ADDRESSES};
 use std::path::Path;
 
 fn objects(yaml: &str) -> Objects {
@@ -194,11 +194,12 @@ apiVersion: v1
 kind: Service
 metadata: {name: db}
 ";
-    let names = |spec: &str| {
+    let told = |spec: &str, key: &str| {
         let collection = built(&format!("{pods}spec: {spec}"));
         let metadata = collection.resources["default/db"].metadata.as_ref();
-        metadata.unwrap().annotations.get(ENDPOINT_NAMES).cloned()
+        metadata.unwrap().annotations.get(key).cloned()
     };
+    let names = |spec: &str| told(spec, ENDPOINT_NAMES);
     assert_eq!(
         names("{clusterIP: None, ports: [{name: tcp, port: 3306}]}").unwrap(),
         "10.1.0.1=db-0,10.1.0.3=machine,10.1.0.4=spare,fd00::1=db-0"
@@ -206,6 +207,9 @@ metadata: {name: db}
     // Who has one address for all is asked for that.
     let shared = "{clusterIP: 10.0.0.9, ports: [{name: tcp, port: 3306}]}";
     assert_eq!(names(shared), None);
+    // A pod with two addresses is one.
+    let seconds = told(shared, SECOND_ADDRESSES);
+    assert_eq!(seconds.as_deref(), Some("10.1.0.1=fd00::1"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What is behind a service: its EndpointSlices (or Endpoints), joined with pods and nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use proto::istio::networking::v1alpha3::WorkloadEntry;
 
@@ -59,6 +60,8 @@ pub(super) struct Found {
     pub(super) not_ready: BTreeSet<String>,
     /// Names below the service's, by address.
     pub(super) names: BTreeMap<String, String>,
+    /// IPv6 addresses by the IPv4 address of the same pod.
+    pub(super) seconds: BTreeMap<String, String>,
     /// Namespace and service account of each pod.
     pub(super) accounts: BTreeSet<(String, String)>,
 }
@@ -213,6 +216,7 @@ impl<'a, L: Lookup> Join<'a, L> {
     fn join(&self, addresses: Vec<Address<'a>>, publishes_all: bool) -> Found {
         let mut found = Found::default();
         let mut by_ip: BTreeMap<&str, WorkloadEntry> = BTreeMap::new();
+        let mut by_pod: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for address in addresses {
             if !address.is_ready && !publishes_all {
                 let listed = address
@@ -223,6 +227,11 @@ impl<'a, L: Lookup> Join<'a, L> {
             }
             if let Some(name) = address.name {
                 found.names.insert(address.ip.to_owned(), name.to_owned());
+            }
+            if let (Some(pod), Ok(ip)) = (address.pod, address.ip.parse::<IpAddr>()) {
+                let meta = &pod.metadata;
+                let ips = by_pod.entry((meta.namespace.as_ref(), meta.name.as_ref()));
+                ips.or_default().insert((ip, address.ip));
             }
             let account = address.pod.map(account_of);
             found.accounts.extend(account.clone());
@@ -235,6 +244,16 @@ impl<'a, L: Lookup> Join<'a, L> {
             // One address may be in several slices, each with some of the ports.
             entry.ports.extend(address.ports);
         }
+        // Addresses of IPv4 come first.
+        let ips = by_pod.into_values().map(Vec::from_iter);
+        found.seconds = ips
+            .filter_map(|ips| match ips[..] {
+                [(IpAddr::V4(_), first), (IpAddr::V6(_), second)] => {
+                    Some((first.to_owned(), second.to_owned()))
+                }
+                _ => None,
+            })
+            .collect();
         found.endpoints = by_ip.into_values().collect();
         found
     }
