@@ -5,13 +5,12 @@ use std::process::ExitCode;
 use crate::args::{Action, Command};
 use crate::{bootstrap, request};
 use clap::Parser as _;
-use proto_component::process;
+use proto_component::{allocator, process};
 
 /// Reads the command line and does what it says, to the exit code.
 #[must_use]
 pub fn run() -> ExitCode {
-    // The allocator asks for huge pages; Pilot would begin with nine MiB of them that it does not use. An old kernel says no.
-    let _ = nix::sys::prctl::set_thp_disable(true);
+    allocator::save_memory();
     match Command::parse().action {
         Action::Discovery(args) => {
             let log = args.log.clone();

@@ -32,6 +32,7 @@ mod invalid;
 mod listener;
 mod listener_filter;
 mod matcher;
+mod memory;
 mod mixer_client;
 mod network;
 mod overload;

@@ -2,14 +2,16 @@
 
 use crate::{Args, Mode, Options, compile, precompiled};
 use clap::Parser as _;
-use proto_component::process::{self, Usage};
+use proto_component::{
+    allocator,
+    process::{self, Usage},
+};
 use std::process::ExitCode;
 
 /// Reads the command line and does what it says, to the exit code.
 #[must_use]
 pub fn run() -> ExitCode {
-    // The allocator asks for huge pages; an idle proxy would keep eight MiB of them for a few hundred KiB. An old kernel says no.
-    let _ = nix::sys::prctl::set_thp_disable(true);
+    allocator::save_memory();
     let args = Args::parse();
     let (log, mode) = (args.log(), args.mode);
     let options = match args.options() {

@@ -7,6 +7,7 @@ use crate::{
     config::ConfigStore,
     drain as shutdown,
     listener::run_listeners,
+    memory,
     server::{ServerContext, ServerParts, ServerState},
     upstream::{run_outlier_sweep, run_zone_routing},
     worker::Worker,
@@ -78,6 +79,7 @@ async fn build_and_run(options: Options, drain: Drain) -> anyhow::Result<()> {
     task::spawn("outlier-sweep", run_outlier_sweep(server.clusters.clone()));
     *server.state.lock() = ServerState::Initializing;
     task::spawn("zone-routing", run_zone_routing(server.clusters.clone()));
+    task::spawn("trim", memory::run_trim());
     task::spawn("warm-clusters", store.clone().run_warming());
     bootstrap.apply_listeners(&store)?;
     store.refresh_wanted();
@@ -128,6 +130,7 @@ async fn initialize(server: Arc<ServerContext>, store: Arc<ConfigStore>, ready: 
     let _ = tokio::time::timeout(INITIAL_WAIT, first).await;
     *server.state.lock() = ServerState::Live;
     tracing::info!(target: "main", "all dependencies initialized, serving");
+    memory::release_program();
 }
 
 fn cores() -> usize {

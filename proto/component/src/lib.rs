@@ -20,6 +20,7 @@
 //! }
 //! ```
 
+pub mod allocator;
 pub mod args;
 pub mod backoff;
 pub mod drain;

@@ -89,7 +89,7 @@ async fn a_head_without_end_ends_the_connection_and_takes_no_memory() {
     let cluster = static_cluster("c", nobody);
     let proxy = Process::serving(&web_listener("", ROUTES, ""), &[cluster], &[]).await;
     let address = proxy.address("web").await;
-    let before = proxy.resident_mib();
+    let before = proxy.own_mib();
     let block: Vec<u8> = std::iter::repeat_n(field("x-flood", &[b'x'; 100]), 100)
         .flatten()
         .collect();
@@ -103,7 +103,7 @@ async fn a_head_without_end_ends_the_connection_and_takes_no_memory() {
         assert!(ended.await, "{} bytes a piece", piece.len());
         proxy.stat_is("http.web.downstream_cx_active", 0).await;
     }
-    let grown = proxy.resident_mib() - before;
+    let grown = proxy.own_mib() - before;
     assert!(grown < 8.0, "{grown} MiB");
     assert_eq!(proxy.stat("cluster.c.upstream_rq_total").await, 0);
 }

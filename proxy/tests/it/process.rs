@@ -103,6 +103,34 @@ impl Process {
         pages / 256.0
     }
 
+    /// Memory of its own, without the files that it has mapped (its code), in MiB.
+    pub(crate) fn own_mib(&self) -> f64 {
+        let text = self.read("statm");
+        let mut pages = text
+            .split(' ')
+            .skip(1)
+            .map(|word| word.parse::<f64>().unwrap());
+        (pages.next().unwrap() - pages.next().unwrap()) / 256.0
+    }
+
+    /// Waits until it has given back all but so much of its own memory.
+    pub(crate) async fn has_given_back_all_but(&self, most: f64) {
+        eventually("memory given back", || async {
+            (self.own_mib() < most).then_some(())
+        })
+        .await;
+    }
+
+    /// KiB of huge pages.
+    pub(crate) fn huge_pages(&self) -> u64 {
+        let text = self.read("smaps_rollup");
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("AnonHugePages:"));
+        let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        number.unwrap().parse().unwrap()
+    }
+
     /// Open files, sockets among them.
     pub(crate) fn descriptors(&self) -> usize {
         let folder = format!("/proc/{}/fd", self.child.id());
