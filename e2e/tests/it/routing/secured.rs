@@ -11,7 +11,7 @@ use crate::scene;
 
 pub(super) const CONFIGURATION: &str = include_str!("../../routing/secured.yaml");
 /// What the servers' certificates say that they are called, besides their identity.
-pub(super) const NAMED: [&str; 2] = ["of-roots.servers", "verified.servers"];
+pub(super) const NAMED: [&str; 3] = ["of-roots.servers", "verified.servers", "begun.test"];
 /// Secrets, and where a client's proxy has them: files that rules name, and what its system trusts.
 const MOUNTS: [(&str, &str); 2] = [("outside", "/etc/outside"), ("system", "/etc/ssl/certs")];
 
@@ -46,6 +46,7 @@ pub(super) fn rows() -> Vec<Row> {
     };
     let refused =
         |name, service| Row::about(name, vec![of(service)], |seen| seen[0].status == Some(503));
+    let begun = ["begun.test", "misled.test"].map(|host| of("app").host(host));
     vec![
         served("a certificate in files", "of-files", "v1"),
         refused("no certificate where one is asked for", "of-no-files"),
@@ -54,6 +55,9 @@ pub(super) fn rows() -> Vec<Row> {
         refused("a server that is not whom the request is for", "misnamed"),
         served("roots of the system", "verified", "v1"),
         refused("a server that nobody vouches for", "strange"),
+        Row::about("requests to a port for TLS", begun.to_vec(), |seen| {
+            is_by("v1", &seen[0]) && seen[1].status == Some(503)
+        }),
         served("a server that is not verified", "unverified", "mirror"),
     ]
 }

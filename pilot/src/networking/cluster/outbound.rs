@@ -248,7 +248,8 @@ fn apply_protocol(
         protocol_options::http2(&common, policy.http2_options())
     } else if port.protocol == Protocol::Unsupported {
         protocol_options::downstream(&common, policy.http2_options())
-    } else if is_http1 {
+    } else if is_http1 || common.server_names != ServerNames::Fixed {
+        // Requests are led to a port for TLS, too, where it is the proxy that speaks it.
         protocol_options::http1(&common)
     } else {
         protocol_options::Options::new()
