@@ -11,6 +11,8 @@ mod manager;
 mod options;
 mod serve;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use accept::run_listeners;
 pub(crate) use config::{ListenerConfig, ListenerContext};

@@ -377,7 +377,7 @@ pub(crate) async fn proxy_with(
     .await
 }
 
-fn server(clusters: &[Value], trigger: &Trigger, drain: &Drain) -> Arc<ServerContext> {
+pub(crate) fn server(clusters: &[Value], trigger: &Trigger, drain: &Drain) -> Arc<ServerContext> {
     let server = ServerContext::new(ServerParts {
         node: Node {
             id: "node".into(),

@@ -11,7 +11,6 @@ use crate::{
     worker::Worker,
 };
 use std::{
-    collections::HashSet,
     io,
     net::SocketAddr,
     rc::Rc,
@@ -77,23 +76,15 @@ impl Admission {
 pub(crate) async fn run_listeners(worker: Rc<Worker>, listeners: Arc<Listeners>) {
     let mut changed = listeners.watch();
     listeners.stats.workers_started.set(1);
-    let mut known: HashSet<usize> = HashSet::new();
     loop {
         changed.mark_unchanged();
         let map = listeners.map();
-        let now: HashSet<usize> = map
-            .by_name
-            .values()
-            .map(|listener| Arc::as_ptr(listener) as usize)
-            .collect();
         for listener in map.by_name.values() {
-            if known.insert(Arc::as_ptr(listener) as usize) {
-                for socket in listener.take_sockets(worker.index) {
-                    start(&worker, &listeners, listener.clone(), socket);
-                }
+            // None of those that are known: a worker takes its sockets once.
+            for socket in listener.take_sockets(worker.index) {
+                start(&worker, &listeners, listener.clone(), socket);
             }
         }
-        known.retain(|pointer| now.contains(pointer));
         drop(map);
         if changed.changed().await.is_err() {
             return;
