@@ -130,7 +130,6 @@ async fn initialize(server: Arc<ServerContext>, store: Arc<ConfigStore>, ready: 
     let _ = tokio::time::timeout(INITIAL_WAIT, first).await;
     *server.state.lock() = ServerState::Live;
     tracing::info!(target: "main", "all dependencies initialized, serving");
-    memory::release_program();
 }
 
 fn cores() -> usize {
