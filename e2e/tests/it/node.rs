@@ -123,6 +123,7 @@ fn mesh(settings: &str) -> Mesh {
         "deployment",
         "stranger",
         "asker",
+        "part",
         "--ignore-not-found",
     ]);
     let address = |service: &str| {
