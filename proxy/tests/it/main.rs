@@ -16,6 +16,7 @@ mod frames;
 mod http;
 mod listeners;
 mod network_filters;
+mod pressure;
 mod process;
 mod running;
 mod scale;
