@@ -5,7 +5,8 @@ use crate::stat_group;
 stat_group! {
     /// The counters of one connection manager.
     pub(crate) struct HttpStats {
-        downstream_cx_active: Gauge, downstream_cx_destroy: Counter, downstream_cx_destroy_active_rq: Counter,
+        downstream_cx_active: Gauge, downstream_cx_delayed_close_timeout: Counter, downstream_cx_destroy: Counter,
+        downstream_cx_destroy_active_rq: Counter,
         downstream_cx_destroy_local: Counter, downstream_cx_destroy_remote: Counter, downstream_cx_drain_close: Counter,
         downstream_cx_http1_active: Gauge, downstream_cx_http1_total: Counter, downstream_cx_http2_active: Gauge,
         downstream_cx_http2_total: Counter, downstream_cx_idle_timeout: Counter, downstream_cx_length_ms: Histogram,

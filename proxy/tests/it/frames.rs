@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
@@ -60,7 +60,7 @@ pub(crate) async fn connect(to: SocketAddr, settings: &[u8]) -> TcpStream {
 }
 
 /// The next frame; `None` when the connection has ended.
-pub(crate) async fn next(stream: &mut TcpStream) -> Option<Frame> {
+pub(crate) async fn next(stream: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
     let mut head = [0; 9];
     stream.read_exact(&mut head).await.ok()?;
     let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
@@ -75,7 +75,7 @@ pub(crate) async fn next(stream: &mut TcpStream) -> Option<Frame> {
 }
 
 /// The next frame of this kind, whatever comes before; `None` when the connection has ended.
-pub(crate) async fn next_of(stream: &mut TcpStream, kind: u8) -> Option<Frame> {
+pub(crate) async fn next_of(stream: &mut (impl AsyncRead + Unpin), kind: u8) -> Option<Frame> {
     loop {
         let frame = next(stream).await?;
         if frame.kind == kind {

@@ -10,6 +10,8 @@ mod certificates;
 mod churn;
 mod control_plane;
 mod drains;
+mod dying;
+mod ends;
 mod endurance;
 mod floods;
 mod frames;

@@ -247,6 +247,15 @@ pub(crate) fn over_http2(cluster: &str, options: &str) -> String {
     cluster.replacen('{', &options, 1)
 }
 
+/// The same cluster, spoken to in TLS with these fields of the common context.
+pub(crate) fn over_tls(cluster: &str, common: &str) -> String {
+    let transport = format!(
+        r#"{{transport_socket: {{name: tls, typed_config: {{"@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext,
+            sni: server.test, common_tls_context: {{{common}}}}}}}, "#
+    );
+    cluster.replacen('{', &transport, 1)
+}
+
 fn without_chunks(mut text: &str) -> String {
     let mut body = String::new();
     while let Some((length, rest)) = text.split_once("\r\n") {

@@ -463,28 +463,30 @@ impl Session {
 
     /// Ends our side, and waits for the client's for a while: a reset would take the response from it.
     async fn close(&mut self) {
-        let Some(patience) = self.connection.manager.timeouts.delayed_close else {
+        let manager = &self.connection.manager;
+        let Some(patience) = manager.timeouts.delayed_close else {
             return;
         };
-        let until = Instant::now() + patience;
-        let io = self.io.clone();
-        let timer = &mut self.timer;
+        let until = Some(Instant::now() + patience);
+        let (io, timer) = (self.io.clone(), &mut self.timer);
         let mut is_shut = false;
-        poll_fn(|context| {
-            let mut io = io.borrow_mut();
-            let io = &mut *io;
+        let is_overdue = poll_fn(|context| {
+            let io = &mut *io.borrow_mut();
             if !is_shut && let Some(stream) = &mut io.stream {
                 is_shut = Pin::new(stream).poll_shutdown(context).is_ready();
             }
             while !io.is_eof {
                 io.input.clear();
                 if io.poll_fill(context).is_pending() {
-                    return timer.poll_until(Some(until), context);
+                    return timer.poll_until(until, context).map(|()| true);
                 }
             }
-            Poll::Ready(())
+            Poll::Ready(false)
         })
         .await;
+        if is_overdue {
+            manager.stats.downstream_cx_delayed_close_timeout.inc();
+        }
     }
 }
 
