@@ -2,12 +2,15 @@
 //!
 //! Flow: an [`Update`] of one resource type → checked one by one (a bad one is reported and left out; what was there before it
 //! stays) → warming (clusters wait for their endpoints and secrets, listeners for their routes and secrets) → published.
-//! [`ConfigStore`] is the only writer. What is unchanged is not built again: resources are compared as they came.
+//! [`ConfigStore`] is the only writer. What is unchanged is not built again: resources are compared as they came. What is to be
+//! asked for is counted as clusters come and go, not gathered.
 
 mod clusters;
 mod endpoints;
 mod entry;
 mod extensions;
+mod held;
+mod known_clusters;
 mod listeners;
 mod routes;
 mod store;

@@ -44,6 +44,7 @@ mod runtime;
 mod server;
 mod stats;
 mod stream_info;
+mod table;
 mod tracing;
 mod transport;
 mod upstream;

@@ -175,5 +175,5 @@ fn spawn(
     }
 }
 
-/// Versions that we have, by name.
+/// Versions of what is held, by name.
 type Versions = BTreeMap<String, String>;

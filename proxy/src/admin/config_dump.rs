@@ -209,7 +209,7 @@ fn version(admin: &Admin, kind: Kind) -> String {
 fn clusters(admin: &Admin) -> Value {
     let (mut fixed, mut active, mut warming) = (Vec::new(), Vec::new(), Vec::new());
     admin.store.with_state(|state| {
-        for entry in state.clusters.values() {
+        for (_, entry) in state.clusters.iter() {
             let mut one = Map::new();
             if !entry.is_static {
                 one.insert("version_info".into(), json!(&*entry.version));
@@ -329,7 +329,7 @@ fn endpoints(admin: &Admin) -> Value {
         for entry in state.assignments.values().flat_map(BTreeMap::values) {
             dynamic.push(json!({ "version_info": &*entry.version, "endpoint_config": message(&entry.raw.any(Kind::Endpoint)), "last_updated": timestamp(entry.updated) }));
         }
-        for entry in state.clusters.values() {
+        for (_, entry) in state.clusters.iter() {
             let wire = <proto::envoy::config::cluster::v3::Cluster as prost::Message>::decode(entry.raw.bytes());
             if let Some(assignment) = wire.ok().and_then(|wire| wire.load_assignment) {
                 fixed.push(json!({ "endpoint_config": message(&proto::any::pack(&assignment)) }));

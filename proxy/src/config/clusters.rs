@@ -1,7 +1,7 @@
 //! Clusters: checked, warmed, published. A whole update is published at once; what warms later, as soon as it is warm.
 
 use super::{
-    ConfigStore, Entry, Kind, Update,
+    ConfigStore, Kind, Raw, Update,
     store::{Failures, State},
 };
 use crate::{
@@ -31,13 +31,8 @@ impl ConfigStore {
     pub(crate) fn add_static_cluster(self: &Arc<Self>, wire: Wire) -> Result<(), Invalid> {
         let any = proto::any::pack(&wire);
         let cluster = self.build_cluster(wire)?;
-        let mut entry = Entry::new(&any, "", true);
         // Static clusters serve at once: xDS itself may go through one.
-        entry.active = Some(cluster.clone());
-        self.state
-            .lock()
-            .clusters
-            .insert(cluster.name().clone(), entry);
+        self.state.lock().clusters.insert_static(&cluster, &any);
         self.server.clusters.update(vec![cluster.clone()], &[]);
         self.start(&cluster);
         Ok(())
@@ -86,9 +81,7 @@ impl ConfigStore {
                 Ok(Applied::Unchanged | Applied::Warming) => {}
                 Err((name, error)) => {
                     tracing::warn!(target: "config", cluster = name, %error, "cluster refused");
-                    if let Some(entry) = self.state.lock().clusters.get_mut(name.as_str()) {
-                        entry.refuse(&error);
-                    }
+                    self.state.lock().clusters.refuse(&name, &error);
                     failures.add(&name, error);
                 }
             }
@@ -102,11 +95,12 @@ impl ConfigStore {
                 .collect()
         } else {
             let state = self.state.lock();
-            let known = update.removed.iter().filter_map(|name| {
-                let (name, entry) = state.clusters.get_key_value(name.as_str())?;
-                (!entry.is_static).then(|| name.clone())
-            });
-            known.collect()
+            let is_dynamic = |name: &&String| {
+                let entry = state.clusters.get(name);
+                entry.is_some_and(|entry| !entry.is_static)
+            };
+            let known = update.removed.iter().filter(is_dynamic);
+            known.map(|name| name.as_str().into()).collect()
         };
         self.publish(warm, &gone);
         failures.into_result(Kind::Cluster)
@@ -125,30 +119,27 @@ impl ConfigStore {
         if !seen.insert(name.clone()) {
             return Err(refuse(Invalid::new("duplicate cluster")));
         }
-        if let Some(entry) = self.state.lock().clusters.get_mut(name.as_str()) {
-            if entry.is_static {
+        {
+            let mut state = self.state.lock();
+            if state
+                .clusters
+                .get(&name)
+                .is_some_and(|entry| entry.is_static)
+            {
                 return Err(refuse(Invalid::new("a static cluster of that name exists")));
             }
             // A server may write the same message in another order.
-            let is_same = entry.raw.is(any)
-                || Wire::decode(entry.raw.bytes()).is_ok_and(|before| before == wire);
-            if is_same && entry.newest().is_some() {
-                entry.confirm(version);
+            let is_same = |raw: &Raw| {
+                raw.is(any) || Wire::decode(raw.bytes()).is_ok_and(|before| before == wire)
+            };
+            if state.clusters.confirm(&name, version, is_same) {
                 return Ok(Applied::Unchanged);
             }
         }
         let cluster = self.build_cluster(wire).map_err(refuse)?;
-        let mut entry = Entry::new(any, version, false);
-        entry.warming = Some(cluster.clone());
         {
             let mut state = self.state.lock();
-            if let Some(before) = state.clusters.remove(name.as_str()) {
-                entry.active = before.active;
-                if let Some(abandoned) = before.warming {
-                    abandoned.close();
-                }
-            }
-            state.clusters.insert(cluster.name().clone(), entry);
+            state.clusters.begin(&cluster, any, version);
             state.warming.remove(name.as_str());
         }
         cluster.tell_when_initialized(self.warmed.clone());
@@ -174,26 +165,11 @@ impl ConfigStore {
     /// Puts built clusters in force and takes others out, in one step.
     fn publish(&self, built: Vec<Arc<Cluster>>, gone: &[Arc<str>]) {
         let mut state = self.state.lock();
-        let mut current = Vec::with_capacity(built.len());
-        for cluster in built {
-            let Some(entry) = state.clusters.get_mut(cluster.name()) else {
-                continue;
-            };
-            // A newer version may have taken its place meanwhile.
-            let is_newest = entry
-                .warming
-                .as_ref()
-                .is_some_and(|warming| Arc::ptr_eq(warming, &cluster));
-            if is_newest {
-                entry.active = entry.warming.take();
-                current.push(cluster);
-            }
-        }
+        let mut current = built;
+        current.retain(|cluster| state.clusters.activate(cluster));
         for name in gone {
             state.warming.remove(name);
-            if let Some(warming) = state.clusters.remove(name).and_then(|entry| entry.warming) {
-                warming.close();
-            }
+            state.clusters.remove(name);
         }
         let warming = state.warming.len() as u64;
         self.server.clusters.stats.warming_clusters.set(warming);
@@ -256,7 +232,10 @@ impl ConfigStore {
         loop {
             let next = {
                 let state = self.state.lock();
-                let mut newest = state.clusters.values().filter_map(Entry::newest);
+                let mut newest = state
+                    .clusters
+                    .iter()
+                    .filter_map(|(_, entry)| entry.newest());
                 newest.find(|cluster| !cluster.is_initialized()).cloned()
             };
             let Some(cluster) = next else { return };

@@ -124,8 +124,8 @@ impl ConfigStore {
         }
         state
             .clusters
-            .values()
-            .flat_map(|entry| entry.active.iter().chain(&entry.warming))
+            .iter()
+            .flat_map(|(_, entry)| entry.active.iter().chain(&entry.warming))
             .filter(is_of)
             .cloned()
             .collect()

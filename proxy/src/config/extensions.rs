@@ -12,6 +12,7 @@ use prost_types::Any;
 use proto::envoy::config::core::v3::{ConfigSource, TypedExtensionConfig};
 use std::{
     collections::BTreeMap,
+    mem,
     sync::{Arc, Weak},
     time::{Duration, SystemTime},
 };
@@ -41,8 +42,12 @@ pub(crate) struct DeliveredExtension {
 #[derive(Default)]
 pub(crate) struct ExtensionSlots(Mutex<Slots>);
 
-/// Slots by source and name.
-type Slots = BTreeMap<(Source, Arc<str>), Arc<ExtensionSlot>>;
+#[derive(Default)]
+struct Slots {
+    by_name: BTreeMap<(Source, Arc<str>), Arc<ExtensionSlot>>,
+    /// Whether one was made since it was last told which there are.
+    has_new: bool,
+}
 
 impl ExtensionSlot {
     /// Adds a user, which has what was delivered before at once.
@@ -126,7 +131,9 @@ impl ExtensionSlots {
     ) -> Result<Arc<ExtensionSlot>, Invalid> {
         let source = Source::try_from(wire)?;
         let mut slots = self.0.lock();
-        let slot = slots.entry((source, Arc::from(name))).or_insert_with(|| {
+        let Slots { by_name, has_new } = &mut *slots;
+        let slot = by_name.entry((source, Arc::from(name))).or_insert_with(|| {
+            *has_new = true;
             Arc::new(ExtensionSlot {
                 users: Mutex::default(),
                 delivered: Mutex::new(None),
@@ -140,18 +147,34 @@ impl ExtensionSlots {
     /// The slot of `name` from `source`, if anybody wants it.
     pub(super) fn get(&self, source: &Source, name: &str) -> Option<Arc<ExtensionSlot>> {
         let key = (source.clone(), Arc::from(name));
-        self.0.lock().get(&key).cloned()
+        self.0.lock().by_name.get(&key).cloned()
     }
 
     /// Every slot.
     pub(crate) fn all(&self) -> Vec<Arc<ExtensionSlot>> {
-        self.0.lock().values().cloned().collect()
+        self.0.lock().by_name.values().cloned().collect()
     }
 
-    /// Drops slots that no filter holds any more; source and name of those that stay.
-    pub(super) fn prune(&self) -> Vec<(Source, Arc<str>)> {
+    /// Name and version of every one that came from `from`.
+    pub(super) fn held(&self, from: &Source) -> Vec<(String, String)> {
+        let slots = self.0.lock();
+        let of = slots
+            .by_name
+            .iter()
+            .filter(|((source, _), _)| source == from);
+        of.filter_map(|((_, name), slot)| {
+            let delivered = slot.delivered.lock();
+            Some((name.to_string(), delivered.as_ref()?.version.to_string()))
+        })
+        .collect()
+    }
+
+    /// Drops slots that no filter holds any more; source and name of all, if they are others than at the last call.
+    pub(super) fn prune(&self) -> Option<Vec<(Source, Arc<str>)>> {
         let mut slots = self.0.lock();
-        slots.retain(|_, slot| Arc::strong_count(slot) > 1);
-        slots.keys().cloned().collect()
+        let before = slots.by_name.len();
+        slots.by_name.retain(|_, slot| Arc::strong_count(slot) > 1);
+        let has_changed = mem::take(&mut slots.has_new) || slots.by_name.len() != before;
+        has_changed.then(|| slots.by_name.keys().cloned().collect())
     }
 }

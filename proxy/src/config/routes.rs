@@ -13,7 +13,12 @@ use proto::envoy::{
     config::route::v3::RouteConfiguration,
     extensions::filters::network::http_connection_manager::v3::Rds,
 };
-use std::{collections::BTreeMap, sync::Arc, time::Duration, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    mem,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 use tokio::sync::watch;
 
 /// The newest value of a route configuration.
@@ -35,13 +40,15 @@ pub(crate) struct RouteSource {
     pub(crate) updated: SystemTime,
 }
 
-/// Slots by source and name.
-type Slots = BTreeMap<(Source, Arc<str>), Arc<RouteSlot>>;
-
 /// Every slot by name.
 #[derive(Default)]
-pub(crate) struct RouteSlots {
-    slots: Mutex<Slots>,
+pub(crate) struct RouteSlots(Mutex<Slots>);
+
+#[derive(Default)]
+struct Slots {
+    by_name: BTreeMap<(Source, Arc<str>), Arc<RouteSlot>>,
+    /// Whether one was made since it was last told which there are.
+    has_new: bool,
 }
 
 impl RouteSlot {
@@ -110,8 +117,10 @@ impl RouteSlots {
             .ok_or_else(|| Invalid::new("it is needed").at("config_source"))?;
         let source = Source::try_from(wire).at("config_source")?;
         let key = (source, Arc::from(rds.route_config_name.as_str()));
-        let mut slots = self.slots.lock();
-        let slot = slots.entry(key).or_insert_with(|| {
+        let mut slots = self.0.lock();
+        let Slots { by_name, has_new } = &mut *slots;
+        let slot = by_name.entry(key).or_insert_with(|| {
+            *has_new = true;
             Arc::new(RouteSlot {
                 table: ArcSwapOption::empty(),
                 source: Mutex::new(None),
@@ -125,18 +134,34 @@ impl RouteSlots {
     /// The slot of `name` from `source`, if anybody wants it.
     pub(crate) fn get(&self, source: &Source, name: &str) -> Option<Arc<RouteSlot>> {
         let key = (source.clone(), Arc::from(name));
-        self.slots.lock().get(&key).cloned()
+        self.0.lock().by_name.get(&key).cloned()
     }
 
     /// Every slot.
     pub(crate) fn all(&self) -> Vec<Arc<RouteSlot>> {
-        self.slots.lock().values().cloned().collect()
+        self.0.lock().by_name.values().cloned().collect()
     }
 
-    /// Drops slots that no listener holds any more; source and name of those that stay.
-    pub(crate) fn prune(&self) -> Vec<(Source, Arc<str>)> {
-        let mut slots = self.slots.lock();
-        slots.retain(|_, slot| Arc::strong_count(slot) > 1);
-        slots.keys().cloned().collect()
+    /// Name and version of every one that came from `from`.
+    pub(super) fn held(&self, from: &Source) -> Vec<(String, String)> {
+        let slots = self.0.lock();
+        let of = slots
+            .by_name
+            .iter()
+            .filter(|((source, _), _)| source == from);
+        of.filter_map(|((_, name), slot)| {
+            let source = slot.source.lock();
+            Some((name.to_string(), source.as_ref()?.version.to_string()))
+        })
+        .collect()
+    }
+
+    /// Drops slots that no listener holds any more; source and name of all, if they are others than at the last call.
+    pub(super) fn prune(&self) -> Option<Vec<(Source, Arc<str>)>> {
+        let mut slots = self.0.lock();
+        let before = slots.by_name.len();
+        slots.by_name.retain(|_, slot| Arc::strong_count(slot) > 1);
+        let has_changed = mem::take(&mut slots.has_new) || slots.by_name.len() != before;
+        has_changed.then(|| slots.by_name.keys().cloned().collect())
     }
 }

@@ -1,12 +1,15 @@
 //! The one writer of the configuration, and what is remembered of each resource.
 
-use super::{Entry, ExtensionSlots, Key, Kind, RouteSlots, Update, wanted::Wants};
+use super::{
+    Entry, ExtensionSlots, Key, Kind, RouteSlots, Update,
+    known_clusters::KnownClusters,
+    wanted::{Wants, source_of},
+};
 use crate::{
     invalid::Invalid,
     listener::{ListenerConfig, Listeners},
     server::ServerContext,
     transport::{Secret, SecretSlots},
-    upstream::Cluster,
     xds::{Source, XdsStats},
 };
 use parking_lot::Mutex;
@@ -48,7 +51,7 @@ pub(crate) struct ConfigStore {
 #[derive(Default)]
 pub(crate) struct State {
     /// Clusters by name.
-    pub(crate) clusters: BTreeMap<Arc<str>, Entry<Arc<Cluster>>>,
+    pub(crate) clusters: KnownClusters,
     /// Clusters that wait for their hosts or secrets, and until when.
     pub(super) warming: HashMap<Arc<str>, Instant>,
     /// Listeners by name.
@@ -220,8 +223,7 @@ impl ConfigStore {
     fn set_secret(&self, wire: &WireSecret, from: &Source, version: &str) -> Result<(), Invalid> {
         let secret = Secret::new(wire)?;
         for slot in self.secrets.all() {
-            let source = slot.source.as_ref().map(Source::try_from);
-            if slot.name == wire.name && matches!(source, Some(Ok(source)) if source == *from) {
+            if slot.name == wire.name && source_of(&slot).as_ref() == Some(from) {
                 slot.follow_files(wire);
                 slot.store(secret.clone(), version.into());
             }

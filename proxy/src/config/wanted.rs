@@ -1,11 +1,9 @@
-//! What is to be asked of xDS servers, by type and source.
+//! What is to be asked of xDS servers, by type and source. What has not changed is not looked at again.
 
 use super::{ConfigStore, Kind};
-use crate::{bootstrap::RuntimeDiscovery, upstream::Discovery, xds::Source};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use crate::{bootstrap::RuntimeDiscovery, table::Table, transport::SecretSlot, xds::Source};
+use parking_lot::Mutex;
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::watch;
 
 /// One subscription: a type from a source. A secret over gRPC has a subscription of its own, as Envoy has it.
@@ -20,28 +18,27 @@ pub(crate) struct Key {
 }
 
 /// What is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Names {
     /// Everything.
     All,
-    /// These.
-    Some(BTreeSet<Arc<str>>),
+    /// These, each wanted so often.
+    Some(Table<u32>),
 }
 
 /// Everything that is asked for.
 pub(crate) type Wanted = BTreeMap<Key, Arc<Names>>;
 
-/// What is wanted, as parts that change at different times.
+/// What is wanted now, and who hears of it.
 pub(super) struct Wants {
-    /// Asked for by the bootstrap.
-    roots: parking_lot::Mutex<Wanted>,
+    now: Mutex<Wanted>,
     told: watch::Sender<Arc<Wanted>>,
 }
 
 impl Default for Wants {
     fn default() -> Self {
         Self {
-            roots: parking_lot::Mutex::default(),
+            now: Mutex::default(),
             told: watch::channel(Arc::default()).0,
         }
     }
@@ -58,12 +55,58 @@ impl Key {
     }
 
     /// The subscription that has `name`.
-    fn for_name(kind: Kind, source: &Source, name: &Arc<str>) -> Self {
-        let is_single = kind == Kind::Secret && *source != Source::Ads;
+    fn for_name(kind: Kind, source: Source, name: &Arc<str>) -> Self {
+        let is_single = kind == Kind::Secret && source != Source::Ads;
         Self {
             kind,
-            source: source.clone(),
+            source,
             single: is_single.then(|| name.clone()),
+        }
+    }
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self::Some(Table::default())
+    }
+}
+
+impl PartialEq for Names {
+    /// How often a name is wanted is no difference.
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::All, Self::All) => true,
+            (Self::Some(these), Self::Some(others)) => these.has_names_of(others),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Names {}
+
+impl Names {
+    /// Whether `name` is among them.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Some(names) => names.contains(name),
+        }
+    }
+
+    /// In the order of the alphabet; none for everything.
+    pub(crate) fn sorted(&self) -> Vec<String> {
+        match self {
+            Self::All => Vec::new(),
+            Self::Some(names) => sorted(names.names()),
+        }
+    }
+
+    /// Those that `other` has not, in the order of the alphabet; none for everything.
+    pub(crate) fn missing_in(&self, other: &Self) -> Vec<String> {
+        match (self, other) {
+            (Self::All, _) => Vec::new(),
+            (Self::Some(_), Self::All) => self.sorted(),
+            (Self::Some(names), Self::Some(others)) => sorted(names.names_missing_in(others)),
         }
     }
 }
@@ -76,88 +119,108 @@ impl ConfigStore {
 
     /// Everything of `kind` is wanted of `source` from now on.
     pub(crate) fn want_all(&self, kind: Kind, source: Source) {
-        let names = Arc::new(Names::All);
-        self.wants.roots.lock().insert(Key::of(kind, source), names);
-        self.refresh_wanted();
+        let mut now = self.wants.now.lock();
+        now.insert(Key::of(kind, source), Arc::new(Names::All));
+        self.wants.tell(&now);
     }
 
     /// A layer of the runtime is wanted from now on.
     pub(crate) fn want_runtime(&self, layer: &RuntimeDiscovery) {
         let key = Key::of(Kind::Runtime, layer.source.source.clone());
-        {
-            let mut roots = self.wants.roots.lock();
-            let mut names = match roots.get(&key).map(|names| (**names).clone()) {
-                Some(Names::Some(names)) => names,
-                _ => BTreeSet::new(),
-            };
-            names.insert(layer.resource.clone());
-            roots.insert(key, Arc::new(Names::Some(names)));
+        let mut now = self.wants.now.lock();
+        if let Names::Some(names) = Arc::make_mut(now.entry(key).or_default()) {
+            names.insert(layer.resource.clone(), 1);
         }
-        self.refresh_wanted();
+        self.wants.tell(&now);
     }
 
-    /// Looks at what the configuration refers to now.
+    /// Looks at what clusters and listeners refer to now.
     pub(crate) fn refresh_wanted(&self) {
-        let mut named: BTreeMap<Key, BTreeSet<Arc<str>>> = BTreeMap::new();
-        for (source, name) in self.routes.prune() {
-            let key = Key::for_name(Kind::Route, &source, &name);
-            named.entry(key).or_default().insert(name);
+        let mut now = self.wants.now.lock();
+        let mut has_changed = false;
+        if let Some(names) = self.routes.prune() {
+            has_changed |= replace(&mut now, Kind::Route, by_key(Kind::Route, names));
         }
-        for (source, name) in self.extensions.prune() {
-            let key = Key::for_name(Kind::Extension, &source, &name);
-            named.entry(key).or_default().insert(name);
-        }
-        for (source, names) in self.endpoints_wanted() {
-            named.insert(Key::of(Kind::Endpoint, source), names);
+        if let Some(names) = self.extensions.prune() {
+            has_changed |= replace(&mut now, Kind::Extension, by_key(Kind::Extension, names));
         }
         self.secrets.prune();
-        for slot in self.secrets.all() {
-            // A source that cannot be used was refused with what holds it.
-            let Some(Ok(source)) = slot.source.as_ref().map(Source::try_from) else {
-                continue;
-            };
-            let name: Arc<str> = slot.name.as_str().into();
-            let key = Key::for_name(Kind::Secret, &source, &name);
-            named.entry(key).or_default().insert(name);
-        }
-        let mut wanted = self.wants.roots.lock().clone();
-        for (key, names) in named {
-            wanted.insert(key, Arc::new(Names::Some(names)));
-        }
-        self.wants.told.send_if_modified(|current| {
-            let is_changed = **current != wanted;
-            if is_changed {
-                *current = Arc::new(wanted);
-            }
-            is_changed
+        let secrets = self.secrets.all().into_iter().filter_map(|slot| {
+            let source = source_of(&slot)?;
+            Some((source, Arc::from(slot.name.as_str())))
         });
+        has_changed |= replace(&mut now, Kind::Secret, by_key(Kind::Secret, secrets));
+        has_changed |= self.refresh_endpoints(&mut now);
+        if has_changed {
+            self.wants.tell(&now);
+        }
     }
 
-    fn endpoints_wanted(&self) -> BTreeMap<Source, BTreeSet<Arc<str>>> {
-        let mut names: BTreeMap<Source, Vec<Arc<str>>> = BTreeMap::new();
-        self.with_state(|state| {
-            for entry in state.clusters.values() {
-                for cluster in entry.active.iter().chain(&entry.warming) {
-                    if let Discovery::Eds {
-                        service_name,
-                        source,
-                        ..
-                    } = &cluster.config.discovery
-                    {
-                        match names.get_mut(source) {
-                            Some(names) => names.push(service_name.clone()),
-                            None => {
-                                names.insert(source.clone(), vec![service_name.clone()]);
-                            }
-                        }
-                    }
-                }
-            }
-        });
-        // Mostly sorted already: building a set from that is cheap.
-        names
+    /// Whose endpoints are wanted; the others are forgotten.
+    fn refresh_endpoints(&self, now: &mut Wanted) -> bool {
+        let mut state = self.state.lock();
+        let Some(services) = state.clusters.changed_services() else {
+            return false;
+        };
+        let names: BTreeMap<Key, Names> = services
             .into_iter()
-            .map(|(source, names)| (source, names.into_iter().collect()))
-            .collect()
+            .map(|(source, names)| (Key::of(Kind::Endpoint, source), Names::Some(names)))
+            .collect();
+        let none = Names::default();
+        for (source, known) in &mut state.assignments {
+            let key = Key::of(Kind::Endpoint, source.clone());
+            let wanted = names.get(&key).unwrap_or(&none);
+            for name in now
+                .get(&key)
+                .map_or_else(Vec::new, |before| before.missing_in(wanted))
+            {
+                known.remove(name.as_str());
+            }
+        }
+        drop(state);
+        replace(now, Kind::Endpoint, names)
     }
+}
+
+impl Wants {
+    fn tell(&self, now: &Wanted) {
+        self.told.send_replace(Arc::new(now.clone()));
+    }
+}
+
+/// Where a secret comes from, if that is not the bootstrap. A source that cannot be used was refused with what holds it.
+pub(super) fn source_of(slot: &SecretSlot) -> Option<Source> {
+    Source::try_from(slot.source.as_ref()?).ok()
+}
+
+/// Names by subscription.
+fn by_key(kind: Kind, named: impl IntoIterator<Item = (Source, Arc<str>)>) -> BTreeMap<Key, Names> {
+    let mut all: BTreeMap<Key, Names> = BTreeMap::new();
+    for (source, name) in named {
+        let key = Key::for_name(kind, source, &name);
+        if let Names::Some(names) = all.entry(key).or_default() {
+            names.insert(name, 1);
+        }
+    }
+    all
+}
+
+/// Puts `names` in the place of all that is wanted of `kind`; whether that is a change. What is the same stays the same object.
+fn replace(wanted: &mut Wanted, kind: Kind, names: BTreeMap<Key, Names>) -> bool {
+    let before = wanted.len();
+    wanted.retain(|key, _| key.kind != kind || names.contains_key(key));
+    let mut has_changed = wanted.len() != before;
+    for (key, names) in names {
+        if wanted.get(&key).is_none_or(|before| **before != names) {
+            wanted.insert(key, Arc::new(names));
+            has_changed = true;
+        }
+    }
+    has_changed
+}
+
+fn sorted<'a>(names: impl Iterator<Item = &'a Arc<str>>) -> Vec<String> {
+    let mut sorted: Vec<String> = names.map(ToString::to_string).collect();
+    sorted.sort_unstable();
+    sorted
 }

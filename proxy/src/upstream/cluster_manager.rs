@@ -1,10 +1,10 @@
-//! Every cluster by name: an immutable map behind one atomic pointer.
+//! Every cluster by name: an immutable table behind one atomic pointer.
 
 use super::{Cluster, Shared};
-use crate::{stat_group, stats::Scope};
+use crate::{stat_group, stats::Scope, table::Table};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 stat_group! {
     /// `cluster_manager.…`
@@ -15,11 +15,11 @@ stat_group! {
 }
 
 /// Clusters by name.
-pub(crate) type ClusterMap = HashMap<Arc<str>, Arc<Cluster>>;
+pub(crate) type ClusterTable = Table<Arc<Cluster>>;
 
 /// Every cluster that traffic may go to.
 pub(crate) struct ClusterManager {
-    clusters: ArcSwap<ClusterMap>,
+    clusters: ArcSwap<ClusterTable>,
     writer: Mutex<()>,
     /// What all clusters share.
     pub(crate) shared: Arc<Shared>,
@@ -44,7 +44,7 @@ impl ClusterManager {
     }
 
     /// All of them, as they are now.
-    pub(crate) fn snapshot(&self) -> Arc<ClusterMap> {
+    pub(crate) fn snapshot(&self) -> Arc<ClusterTable> {
         self.clusters.load_full()
     }
 
@@ -54,7 +54,7 @@ impl ClusterManager {
             return;
         }
         let _writer = self.writer.lock();
-        let mut clusters = ClusterMap::clone(&self.clusters.load());
+        let mut clusters = ClusterTable::clone(&self.clusters.load());
         let mut old = Vec::new();
         for name in removed {
             if let Some(gone) = clusters.remove(name) {

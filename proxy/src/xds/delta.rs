@@ -1,8 +1,8 @@
-//! Delta: a response carries what changed and what is gone.
+//! Delta: a response carries what changed and what is gone. A stream begins with what is held already, and in which versions.
 
 use super::{
     Versions, service,
-    stream::{Answered, Asked, Incoming, Variant, named},
+    stream::{Answered, Asked, Incoming, Variant},
 };
 use crate::{
     config::{Kind, Names, Resource, Update},
@@ -16,15 +16,13 @@ use proto::{
     },
     google::rpc,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
 /// Where we are.
 #[derive(Default)]
 pub(super) struct Delta {
-    /// The versions that we have; told to the server when a stream begins.
-    versions: BTreeMap<Kind, Versions>,
     asked: Asked,
 }
 
@@ -46,37 +44,34 @@ impl Variant for Delta {
         self.asked.clear();
     }
 
-    fn ask(&mut self, kind: Kind, names: Option<&Names>) -> Option<DeltaDiscoveryRequest> {
-        let none = Names::Some(BTreeSet::new());
-        let before = self.asked.get(&kind);
+    fn ask(
+        &mut self,
+        kind: Kind,
+        names: Option<&Arc<Names>>,
+        held: impl FnOnce() -> Versions,
+    ) -> Option<DeltaDiscoveryRequest> {
+        let before = self.asked.get(&kind).cloned();
         let is_new = before.is_none();
         let now = match names {
-            Some(names) => names,
+            Some(names) => names.clone(),
             None if is_new => return None,
-            None => &none,
+            None => Arc::default(),
         };
-        if before == Some(now) {
+        if before.as_ref() == Some(&now) {
             return None;
         }
-        let known = before.map(named).unwrap_or_default();
-        let wanted = named(now);
-        let unsubscribe: Vec<String> = known.difference(&wanted).map(ToString::to_string).collect();
-        let have = self.versions.entry(kind).or_default();
-        for gone in &unsubscribe {
-            have.remove(gone);
-        }
+        let known = before.unwrap_or_default();
+        let mut have = if is_new { held() } else { Versions::new() };
+        // A claim is good only for what is asked for.
+        have.retain(|name, _| now.has(name));
         let request = DeltaDiscoveryRequest {
             type_url: kind.type_url().to_owned(),
-            resource_names_subscribe: wanted.difference(&known).map(ToString::to_string).collect(),
-            resource_names_unsubscribe: unsubscribe,
-            initial_resource_versions: if is_new {
-                have.clone()
-            } else {
-                BTreeMap::new()
-            },
+            resource_names_subscribe: now.missing_in(&known),
+            resource_names_unsubscribe: known.missing_in(&now),
+            initial_resource_versions: have,
             ..DeltaDiscoveryRequest::default()
         };
-        self.asked.insert(kind, now.clone());
+        self.asked.insert(kind, now);
         Some(request)
     }
 
@@ -110,17 +105,10 @@ impl Variant for Delta {
 
     fn answer(
         &mut self,
-        kind: Kind,
+        _: Kind,
         answered: &Answered,
         error: Option<rpc::Status>,
     ) -> DeltaDiscoveryRequest {
-        let have = self.versions.entry(kind).or_default();
-        for name in &answered.removed {
-            have.remove(name);
-        }
-        if error.is_none() {
-            have.extend(answered.fresh.iter().cloned());
-        }
         DeltaDiscoveryRequest {
             type_url: answered.type_url.clone(),
             response_nonce: answered.nonce.clone(),

@@ -1,8 +1,8 @@
 //! State of the world: every response carries all resources of its type that were asked for.
 
 use super::{
-    service,
-    stream::{Answered, Asked, Incoming, Variant, named},
+    Versions, service,
+    stream::{Answered, Asked, Incoming, Variant},
 };
 use crate::{
     config::{Kind, Names, Resource, Update},
@@ -17,7 +17,7 @@ use proto::{
     },
     google::rpc,
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
@@ -48,17 +48,22 @@ impl Variant for StateOfTheWorld {
         self.asked.clear();
     }
 
-    fn ask(&mut self, kind: Kind, names: Option<&Names>) -> Option<DiscoveryRequest> {
-        let none = Names::Some(std::collections::BTreeSet::new());
+    fn ask(
+        &mut self,
+        kind: Kind,
+        names: Option<&Arc<Names>>,
+        _: impl FnOnce() -> Versions,
+    ) -> Option<DiscoveryRequest> {
+        let before = self.asked.get(&kind);
         let now = match names {
-            Some(names) => names,
+            Some(names) => names.clone(),
             // No names left means none, not all, for the types that are asked for by name.
-            None => self.asked.contains_key(&kind).then_some(&none)?,
+            None => before.map(|_| Arc::default())?,
         };
-        if self.asked.get(&kind) == Some(now) {
+        if before == Some(&now) {
             return None;
         }
-        self.asked.insert(kind, now.clone());
+        self.asked.insert(kind, now);
         Some(self.request(kind, kind.type_url().to_owned()))
     }
 
@@ -113,10 +118,12 @@ impl Variant for StateOfTheWorld {
 
 impl StateOfTheWorld {
     fn request(&self, kind: Kind, type_url: String) -> DiscoveryRequest {
-        let names = self.asked.get(&kind).map(named).unwrap_or_default();
         DiscoveryRequest {
             version_info: self.versions.get(&kind).cloned().unwrap_or_default(),
-            resource_names: names.iter().map(ToString::to_string).collect(),
+            resource_names: self
+                .asked
+                .get(&kind)
+                .map_or_else(Vec::new, |names| names.sorted()),
             type_url,
             response_nonce: self.nonces.get(&kind).cloned().unwrap_or_default(),
             ..DiscoveryRequest::default()

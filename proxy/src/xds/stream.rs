@@ -1,18 +1,14 @@
 //! The life of a discovery stream, the same for both variants: open, ask for what is wanted, answer what comes, and again
 //! after a pause when it breaks.
 
-use super::{GrpcSource, Source, ttl::TimeToLive};
+use super::{GrpcSource, Source, Versions, ttl::TimeToLive};
 use crate::{
     config::{ConfigStore, Key, Kind, Names, Update, Wanted},
     upstream::GrpcChannel,
 };
 use proto::{envoy::config::core::v3::Node, google::rpc};
 use proto_component::backoff::Backoff;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -60,11 +56,17 @@ pub(super) trait Variant: Default + Send + 'static {
         request: tonic::Request<ReceiverStream<Self::Request>>,
     ) -> impl Future<Output = Result<Response<Streaming<Self::Response>>, Status>> + Send;
 
-    /// A new stream begins: nonces and subscriptions of the one before are void, versions are not.
+    /// A new stream begins: nonces and subscriptions of the one before are void.
     fn begin(&mut self);
 
-    /// The request that asks for `names` of `kind`; nothing when that was asked already.
-    fn ask(&mut self, kind: Kind, names: Option<&Names>) -> Option<Self::Request>;
+    /// The request that asks for `names` of `kind`; nothing when that was asked already. `held` tells what is held of it, with
+    /// versions.
+    fn ask(
+        &mut self,
+        kind: Kind,
+        names: Option<&Arc<Names>>,
+        held: impl FnOnce() -> Versions,
+    ) -> Option<Self::Request>;
 
     /// Reads a response.
     fn read(&mut self, kind: Option<Kind>, response: Self::Response) -> Incoming;
@@ -86,9 +88,6 @@ pub(super) struct Answered {
     pub(super) type_url: String,
     pub(super) nonce: String,
     pub(super) version: String,
-    /// Names and versions of what came.
-    pub(super) fresh: Vec<(String, String)>,
-    pub(super) removed: Vec<String>,
 }
 
 /// Keeps a stream open until it is no longer wanted.
@@ -228,8 +227,9 @@ impl<T: Send + 'static> Line<'_, T> {
     /// Sends a request for every type whose names have changed.
     async fn ask<V: Variant<Request = T>>(&mut self, variant: &mut V, wanted: &Wanted) {
         for kind in self.subscriber.kinds() {
-            let names = wanted.get(&self.subscriber.key(kind)).map(|names| &**names);
-            if let Some(request) = variant.ask(kind, names) {
+            let key = self.subscriber.key(kind);
+            let held = || self.subscriber.store.held(&key);
+            if let Some(request) = variant.ask(kind, wanted.get(&key), held) {
                 let stats = self.subscriber.store.xds_stats.of(kind);
                 stats.update_attempt.inc();
                 self.send::<V>(request).await;
@@ -271,20 +271,15 @@ impl<T: Send + 'static> Line<'_, T> {
             type_url,
             nonce,
             version: update.version.clone(),
-            fresh: update
-                .resources
-                .iter()
-                .map(|resource| (resource.name.clone(), resource.version.clone()))
-                .collect(),
-            removed: update.removed.clone(),
         };
+        let count = update.resources.len();
         let outcome = store.apply(&key, update);
         store
             .xds_stats
             .updated(kind, &answered.version, outcome.is_ok(), began.elapsed());
         let error = match outcome {
             Ok(()) => {
-                tracing::debug!(target: "ads", ?kind, version = answered.version, count = answered.fresh.len(), "accepted");
+                tracing::debug!(target: "ads", ?kind, version = answered.version, count, "accepted");
                 None
             }
             Err(message) => {
@@ -302,12 +297,4 @@ impl<T: Send + 'static> Line<'_, T> {
 }
 
 /// What was asked for on this stream.
-pub(super) type Asked = BTreeMap<Kind, Names>;
-
-/// The names of a subscription; none for everything.
-pub(super) fn named(names: &Names) -> BTreeSet<Arc<str>> {
-    match names {
-        Names::All => BTreeSet::new(),
-        Names::Some(names) => names.clone(),
-    }
-}
+pub(super) type Asked = BTreeMap<Kind, Arc<Names>>;

@@ -42,6 +42,8 @@ pub(crate) struct ControlPlane {
     heard_delta: Arc<Mutex<Vec<DeltaDiscoveryRequest>>>,
     /// How long delta resources live.
     ttl: Arc<Mutex<Option<prost_types::Duration>>>,
+    /// Delta resources that are sent to everybody.
+    strays: Arc<Mutex<Vec<String>>>,
     /// Ends the delta streams of the moment.
     cut: Arc<tokio::sync::Notify>,
 }
@@ -80,6 +82,7 @@ impl ControlPlane {
             heard: Arc::default(),
             heard_delta: Arc::default(),
             ttl: Arc::default(),
+            strays: Arc::default(),
             cut: Arc::default(),
         };
         tokio::spawn(
@@ -129,6 +132,11 @@ impl ControlPlane {
         *self.ttl.lock() = Some(ttl.try_into().unwrap());
     }
 
+    /// A delta resource of this name is sent, too, to those who do not ask for it.
+    pub(crate) fn stray(&self, name: &str) {
+        self.strays.lock().push(name.to_owned());
+    }
+
     /// Serves these resources (YAML) of a type from now on.
     pub(crate) fn set<T: prost::Message + prost::Name + Default>(&self, resources: &[String]) {
         let anys = resources
@@ -140,6 +148,23 @@ impl ControlPlane {
             let entry = all.entry(url).or_default();
             *entry = (entry.0 + 1, anys);
         });
+    }
+
+    /// Serves this resource (YAML) in place of the one that has its name.
+    pub(crate) fn change<T: prost::Message + prost::Name + Default>(&self, resource: &str) {
+        let any = proto::any::pack(&proto::yaml::from_str::<T>(resource).unwrap());
+        self.resources.send_modify(|all| {
+            let (version, served) = all.get_mut(&any.type_url).unwrap();
+            *version += 1;
+            let changed = name(&any);
+            let place = served.iter_mut().find(|one| name(one) == changed);
+            *place.unwrap() = any;
+        });
+    }
+
+    /// How many delta requests were heard so far.
+    pub(crate) fn heard(&self) -> usize {
+        self.heard_delta.lock().len()
     }
 
     /// The details of every NACK heard so far.
@@ -252,7 +277,8 @@ impl ControlPlane {
                         continue;
                     };
                     let before = sent.entry(url.clone()).or_default();
-                    let all: BTreeMap<String, Any> = Self::select(&url, wanted, &all)
+                    let wanted = [wanted.as_slice(), &plane.strays.lock()].concat();
+                    let all: BTreeMap<String, Any> = Self::select(&url, &wanted, &all)
                         .into_iter()
                         .map(|any| (name(&any), any))
                         .collect();
