@@ -87,6 +87,8 @@ pub(crate) struct FactoryContext<'a> {
     pub(crate) used: &'a UsedSlots,
     /// The statistics' root for filters (`http.<stat_prefix>.`, `tcp.<stat_prefix>.`).
     pub(crate) stats: &'a Scope,
+    /// The listener's own statistics.
+    pub(crate) listener: &'a Scope,
     /// Which way the listener's connections go.
     pub(crate) direction: Direction,
 }

@@ -73,6 +73,16 @@ impl Gauge {
         self.0.fetch_sub(1, Relaxed);
     }
 
+    /// Adds so many.
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Relaxed);
+    }
+
+    /// Takes so many away.
+    pub(crate) fn sub(&self, count: u64) {
+        self.0.fetch_sub(count, Relaxed);
+    }
+
     /// Sets it.
     pub(crate) fn set(&self, value: u64) {
         self.0.store(value, Relaxed);

@@ -17,11 +17,12 @@ use crate::matcher::Cidr;
 use crate::network::FactoryContext;
 use crate::router::RouteTable;
 use crate::router::timeout::{duration, non_zero};
+use crate::stats::Scope;
 use crate::tracing::TracingConfig;
 
 use super::filter::FilterChain;
 use super::local_reply::LocalReplyConfig;
-use super::stats::HttpStats;
+use super::stats::{HttpStats, StatusCounts};
 
 pub(crate) mod ranges;
 mod refused;
@@ -85,6 +86,8 @@ pub(crate) struct ConnectionManager {
     pub(crate) local_reply: LocalReplyConfig,
     /// Counters.
     pub(crate) stats: Arc<HttpStats>,
+    /// Its own count of responses, and the listener's.
+    statuses: [Arc<StatusCounts>; 2],
 }
 
 /// Where routes come from.
@@ -193,11 +196,11 @@ impl ConnectionManager {
     ) -> Result<Self, Invalid> {
         refused::check(config)?;
         ranges::check(config)?;
-        let scope = context.stats.tagged(
-            "http",
-            "envoy.http_conn_manager_prefix",
-            &config.stat_prefix,
-        );
+        let tag = "envoy.http_conn_manager_prefix";
+        let scopes = [context.stats, context.listener]
+            .map(|parent| parent.tagged("http", tag, &config.stat_prefix));
+        let statuses = scopes.each_ref().map(Scope::group);
+        let [scope, _] = scopes;
         let common = config.common_http_protocol_options.unwrap_or_default();
         let http1 = config.http_protocol_options.clone().unwrap_or_default();
         let filters = FilterChain::try_new(&config.http_filters, &scope, context)?;
@@ -267,7 +270,13 @@ impl ConnectionManager {
                 .at("local_reply_config")?
                 .unwrap_or_default(),
             stats: scope.group(),
+            statuses,
         })
+    }
+
+    /// Counts a finished response by its class.
+    pub(crate) fn count_status(&self, status: u16) {
+        self.statuses.iter().for_each(|one| one.record(status));
     }
 
     /// The route table of now; none before RDS has brought one.

@@ -12,11 +12,10 @@ stat_group! {
         downstream_cx_http2_total: Counter, downstream_cx_idle_timeout: Counter, downstream_cx_length_ms: Histogram,
         downstream_cx_max_duration_reached: Counter, downstream_cx_max_requests_reached: Counter,
         downstream_cx_overload_disable_keepalive: Counter, downstream_cx_protocol_error: Counter,
-        downstream_cx_ssl_active: Gauge, downstream_cx_ssl_total: Counter, downstream_cx_total: Counter,
+        downstream_cx_rx_bytes_total: Counter, downstream_cx_ssl_active: Gauge, downstream_cx_ssl_total: Counter,
+        downstream_cx_total: Counter, downstream_cx_tx_bytes_total: Counter,
         downstream_cx_upgrades_active: Gauge, downstream_cx_upgrades_total: Counter,
-        downstream_rq_1xx: Counter, downstream_rq_2xx: Counter, downstream_rq_3xx: Counter, downstream_rq_4xx: Counter,
-        downstream_rq_5xx: Counter, downstream_rq_active: Gauge, downstream_rq_completed: Counter,
-        downstream_rq_failed_path_normalization: Counter, downstream_rq_header_timeout: Counter,
+        downstream_rq_active: Gauge, downstream_rq_failed_path_normalization: Counter, downstream_rq_header_timeout: Counter,
         downstream_rq_http1_total: Counter, downstream_rq_http2_total: Counter, downstream_rq_idle_timeout: Counter,
         downstream_rq_max_duration_reached: Counter, downstream_rq_non_relative_path: Counter,
         downstream_rq_overload_close: Counter, downstream_rq_redirected_with_normalized_path: Counter,
@@ -33,9 +32,17 @@ stat_group! {
     }
 }
 
-impl HttpStats {
-    /// Counts a finished response by its class.
-    pub(crate) fn count_status(&self, status: u16) {
+stat_group! {
+    /// Responses by class: those of a connection manager, and those of a listener by it.
+    pub(crate) struct StatusCounts {
+        downstream_rq_1xx: Counter, downstream_rq_2xx: Counter, downstream_rq_3xx: Counter, downstream_rq_4xx: Counter,
+        downstream_rq_5xx: Counter, downstream_rq_completed: Counter,
+    }
+}
+
+impl StatusCounts {
+    /// Counts a finished response.
+    pub(crate) fn record(&self, status: u16) {
         self.downstream_rq_completed.inc();
         match status / 100 {
             1 => self.downstream_rq_1xx.inc(),

@@ -263,6 +263,7 @@ impl Proxy {
             server: &server,
             routes: &routes,
             stats: &server.stats,
+            listener: &server.stats.scope("listener"),
             extensions: &extensions,
             used: &used,
             direction,

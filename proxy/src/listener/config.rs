@@ -114,7 +114,8 @@ impl ListenerConfig {
         if hands_over && !filters.iter().any(ListenerFilter::is_original_dst) {
             filters.insert(0, ListenerFilter::original_dst());
         }
-        let chains = chains(&wire, before, context)?;
+        let scope = stat_scope(&wire, &address, &context.server.stats);
+        let chains = chains(&wire, before, context, &scope)?;
         let is_pooled = |chain: &Arc<FilterChain>| chain.terminal.is_pooled();
         if filters.iter().any(ListenerFilter::is_original_src) && chains.iter().any(is_pooled) {
             return Err(
@@ -124,7 +125,7 @@ impl ListenerConfig {
         }
         Ok(Self {
             name: name.into(),
-            scope: stat_scope(&wire, &address, &context.server.stats),
+            scope,
             is_balanced: is_balanced(&wire)?,
             buffer_limit: wire
                 .per_connection_buffer_limit_bytes
@@ -234,6 +235,7 @@ fn chains(
     wire: &Wire,
     before: Option<&ListenerConfig>,
     context: &ListenerContext<'_>,
+    scope: &Scope,
 ) -> Result<FilterChains, Invalid> {
     let factory = FactoryContext {
         server: context.server,
@@ -241,6 +243,7 @@ fn chains(
         extensions: context.extensions,
         used: context.used,
         stats: &context.server.stats,
+        listener: scope,
         direction: direction(wire),
     };
     let kept = |wire: &WireChain| {

@@ -9,11 +9,13 @@ use crate::{
     filter_chain::FilterChain,
     server::ServerContext,
     stat_group,
+    stats::Gauge,
     transport::{DownstreamTransport, TlsStats},
     wire::AnyAddress,
 };
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use proto_component::task;
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -198,7 +200,8 @@ impl Listeners {
             && is_same_socket(&before.config.load(), &config)
         {
             let old = before.config.swap(config);
-            self.drain_chains(&old, Some(&before.config.load()));
+            let gone = self.drain_chains(&old, Some(&before.config.load()));
+            self.count_draining(gone, |stats| &stats.total_filter_chains_draining);
             before.show_tls();
             self.stats.listener_in_place_updated.inc();
             self.changed.send_modify(|version| *version += 1);
@@ -212,6 +215,7 @@ impl Listeners {
                 before.closed.cancel();
                 self.stats.listener_modified.inc();
                 self.drain_chains(&before.config.load(), None);
+                self.count_draining(1, |stats| &stats.total_listeners_draining);
             }
             None => self.stats.listener_added.inc(),
         }
@@ -274,6 +278,7 @@ impl Listeners {
         };
         gone.closed.cancel();
         self.drain_chains(&gone.config.load(), None);
+        self.count_draining(1, |stats| &stats.total_listeners_draining);
         self.stats.listener_removed.inc();
         tracing::info!(target: "config", listener = name, "listener removed");
         self.publish(by_name);
@@ -309,15 +314,27 @@ impl Listeners {
         }
     }
 
-    /// Drains the connections of `old`'s chains that `new` does not have.
-    fn drain_chains(&self, old: &ListenerConfig, new: Option<&ListenerConfig>) {
-        for chain in old.chains.iter() {
-            let is_kept =
-                new.is_some_and(|new| new.chains.iter().any(|other| Arc::ptr_eq(other, chain)));
-            if !is_kept {
-                chain.start_drain(self.server.drain_time);
-            }
+    /// Drains the connections of `old`'s chains that `new` does not have; returns how many chains these are.
+    fn drain_chains(&self, old: &ListenerConfig, new: Option<&ListenerConfig>) -> usize {
+        let is_kept = |chain: &Arc<FilterChain>| {
+            new.is_some_and(|new| new.chains.iter().any(|other| Arc::ptr_eq(other, chain)))
+        };
+        let gone = old.chains.iter().filter(|chain| !is_kept(chain));
+        gone.inspect(|chain| chain.start_drain(self.server.drain_time))
+            .count()
+    }
+
+    /// Shows that so many drain, as long as they may take for it.
+    fn count_draining(&self, count: usize, gauge: fn(&ListenerManagerStats) -> &Gauge) {
+        if count == 0 {
+            return;
         }
+        let (stats, patience) = (self.stats.clone(), self.server.drain_time);
+        gauge(&stats).add(count as u64);
+        task::spawn("listener-drain", async move {
+            tokio::time::sleep(patience).await;
+            gauge(&stats).sub(count as u64);
+        });
     }
 
     fn publish(&self, by_name: BTreeMap<Arc<str>, Arc<Listener>>) {

@@ -47,6 +47,7 @@ impl TerminalFilter for HttpFilterChain {
                 stats.downstream_cx_ssl_total.inc();
                 stats.downstream_cx_ssl_active.inc();
             }
+            let meter = info.meter.clone();
             let start = tokio::time::Instant::now();
             let downstream = DownstreamConnection::new(self.0.clone(), info, worker);
             codec::serve(stream, downstream, drain).await;
@@ -56,6 +57,13 @@ impl TerminalFilter for HttpFilterChain {
                 stats.downstream_cx_ssl_active.dec();
             }
             stats.downstream_cx_destroy.inc();
+            if meter.is_over() {
+                stats.downstream_cx_destroy_remote.inc();
+            } else {
+                stats.downstream_cx_destroy_local.inc();
+            }
+            stats.downstream_cx_rx_bytes_total.add(meter.received());
+            stats.downstream_cx_tx_bytes_total.add(meter.sent());
             stats
                 .downstream_cx_length_ms
                 .record(u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX));

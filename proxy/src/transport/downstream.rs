@@ -19,7 +19,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -46,6 +46,7 @@ pub(crate) trait Tap: Send {
 pub(crate) struct Meter {
     received: AtomicU64,
     sent: AtomicU64,
+    is_over: AtomicBool,
 }
 
 /// How a filter chain secures connections.
@@ -77,10 +78,18 @@ impl Meter {
     pub(crate) fn sent(&self) -> u64 {
         self.sent.load(Relaxed)
     }
+
+    /// Whether the peer has ended its side.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over.load(Relaxed)
+    }
 }
 
 impl Count for Downstream {
     fn received(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            self.meter.is_over.store(true, Relaxed);
+        }
         self.meter.received.fetch_add(bytes.len() as u64, Relaxed);
         for tap in &mut self.taps {
             tap.on_read(bytes);

@@ -215,12 +215,13 @@ impl<C: Count> AsyncRead for TransportStream<C> {
             seat.check(cx)?;
         }
         let before = buf.filled().len();
-        ready!(match &mut this.layer {
+        let read = ready!(match &mut this.layer {
             Layer::Raw(stream) => Pin::new(stream).poll_read(cx, buf),
             Layer::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        })?;
+        });
+        // A peer that breaks off has ended, too.
         this.count.received(&buf.filled()[before..]);
-        Poll::Ready(Ok(()))
+        Poll::Ready(read)
     }
 }
 

@@ -50,6 +50,8 @@ pub(crate) struct Cluster {
     pub(crate) internal_response_codes: Arc<OriginStats>,
     /// Responses by status, of external requests.
     pub(crate) external_response_codes: Arc<OriginStats>,
+    /// Responses by status that were not good enough; most clusters never have any.
+    retried_response_codes: OnceLock<Arc<OriginStats>>,
     /// Active health checks' counters.
     pub(crate) health_stats: Arc<HealthCheckStats>,
     /// Where its statistics are.
@@ -92,6 +94,12 @@ impl Cluster {
         Self::with_shared(config, root, &Arc::default())
     }
 
+    /// Counts of responses that were retried.
+    pub(crate) fn retried_response_codes(&self) -> &OriginStats {
+        self.retried_response_codes
+            .get_or_init(|| self.scope.scope("retry").group())
+    }
+
     /// A cluster without hosts, or with those of its static assignment; `shared` is what it shares with the others.
     pub(crate) fn with_shared(
         mut config: ClusterConfig,
@@ -116,6 +124,7 @@ impl Cluster {
             response_codes: ResponseCodes::of(&scope),
             internal_response_codes: scope.scope("internal").group(),
             external_response_codes: scope.scope("external").group(),
+            retried_response_codes: OnceLock::new(),
             // Shown only where hosts are checked.
             health_stats: if config.health_checks.is_empty() {
                 Arc::default()

@@ -1,8 +1,8 @@
 //! Who belongs to a cluster: assignments taken over, hosts kept as the same objects, host sets built anew.
 
 use super::{
-    Cluster, Host, HostAddress, HostSets, LocalityEndpoints, endpoints::Resolved, host::HealthFlag,
-    host_set::BuildOptions,
+    Cluster, Host, HostAddress, HostSets, LocalityEndpoints, cluster_config::Discovery,
+    endpoints::Resolved, host::HealthFlag, host_set::BuildOptions,
 };
 use crate::{invalid::Invalid, wire::AnyAddress};
 use proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -182,8 +182,11 @@ impl Cluster {
         stats.membership_healthy.set(sum(|set| set.healthy));
         stats.membership_degraded.set(sum(|set| set.degraded));
         stats.membership_excluded.set(sum(|set| set.excluded));
-        let heaviest = sets.hosts().map(|host| u64::from(host.weight())).max();
-        stats.max_host_weight.set(heaviest.unwrap_or(0));
+        // QUIRK: Envoy does not look at the weights of hosts that are in the configuration.
+        if !matches!(self.config.discovery, Discovery::Static) {
+            let heaviest = sets.hosts().map(|host| u64::from(host.weight())).max();
+            stats.max_host_weight.set(heaviest.unwrap_or(0));
+        }
         if let Some(subsets) = &sets.subsets {
             let (before, now) = (stats.lb_subsets_active.value(), subsets.count() as u64);
             stats.lb_subsets_active.set(now);

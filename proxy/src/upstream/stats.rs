@@ -82,7 +82,7 @@ stat_group! {
     }
 }
 
-/// What is counted of internal or external requests (`cluster.<name>.external.…`).
+/// What is counted of internal, external or retried requests (`cluster.<name>.external.…`).
 #[derive(Debug, Default)]
 pub(crate) struct OriginStats {
     codes: ResponseCodes,
@@ -106,7 +106,10 @@ impl StatGroup for OriginStats {
         }
         self.codes.visit(visitor);
         visitor("upstream_rq_completed", Stat::Counter(&self.completed));
-        visitor("upstream_rq_time", Stat::Histogram(&self.time));
+        // What is retried has no time of its own.
+        if self.time.summary().is_some() {
+            visitor("upstream_rq_time", Stat::Histogram(&self.time));
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
 use proto::envoy::config::{
     cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
 };
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -126,6 +126,25 @@ async fn an_update_drains_only_the_chains_it_touches() {
 }
 
 #[tokio::test]
+async fn what_drains_is_counted_for_as_long() {
+    let one = greeter("one").await;
+    let plane = ControlPlane::start().await;
+    plane.set::<Cluster>(&[static_cluster("a", one), static_cluster("b", one)]);
+    plane.set::<Listener>(&[tcp_listener("changes", "a"), tcp_listener("goes", "a")]);
+    let proxy = Running::start_with(&plane.bootstrap(), Duration::from_secs(5)).await;
+    plane.set::<Listener>(&[tcp_listener("changes", "b")]);
+    let gauges = ["total_listeners_draining", "total_filter_chains_draining"];
+    for count in [1, 0] {
+        for gauge in gauges {
+            proxy
+                .stat_is(&format!("listener_manager.{gauge}"), count)
+                .await;
+        }
+    }
+    proxy.stop().await;
+}
+
+#[tokio::test]
 async fn every_way_of_asking_leads_to_the_same_configuration() {
     for api in [Api::DeltaAds, Api::PerType, Api::DeltaPerType] {
         let (one, two) = (greeter("one").await, greeter("two").await);
@@ -170,7 +189,7 @@ async fn every_way_of_asking_leads_to_the_same_configuration() {
 async fn a_resource_that_is_not_renewed_runs_out() {
     let upstream = greeter("one").await;
     let plane = ControlPlane::start().await;
-    plane.set_ttl(std::time::Duration::from_millis(300));
+    plane.set_ttl(Duration::from_millis(300));
     plane.set::<Cluster>(&[static_cluster("short", upstream)]);
     let proxy = Running::start(&plane.bootstrap_over(Api::DeltaAds)).await;
     eventually("the end of the cluster", || async {

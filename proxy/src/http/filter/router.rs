@@ -401,6 +401,11 @@ impl Plan {
         self.retry_guard = Some(guard);
         self.retries_made += 1;
         stats.upstream_rq_retry.inc();
+        if let RetryOutcome::Headers(status, _) = outcome {
+            self.cluster
+                .retried_response_codes()
+                .record(status.as_u16());
+        }
         self.counted.count(|counts| counts.upstream_rq_retry.inc());
         counter.inc();
         Some(wait)

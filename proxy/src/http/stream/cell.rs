@@ -229,7 +229,7 @@ impl StreamState {
         stats.downstream_rq_active.dec();
         if !info.is_health_check {
             if let Some(code) = info.response_code {
-                stats.count_status(code);
+                connection.manager.count_status(code);
             }
             stats
                 .downstream_rq_time
