@@ -8,7 +8,7 @@ mod request_id;
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
 use proto::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
 use proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
@@ -151,9 +151,6 @@ pub(crate) fn mutate_request(
     let peer = info.connection.remote_address;
     let client = &manager.client;
     let (found, is_single) = find_client(client, headers, info);
-    if !headers.map.contains_key(&names::X_FORWARDED_PROTO) {
-        set_forwarded_proto(&mut headers.map, is_tls);
-    }
     set_scheme(manager, headers, is_tls);
     info.is_internal = is_single
         && found.is_some_and(|address| {
@@ -248,13 +245,8 @@ pub(crate) fn mutate_response(
     info: &mut StreamInfo,
 ) {
     let map = &mut response.map;
-    if response.status != StatusCode::SWITCHING_PROTOCOLS {
-        map.remove(header::CONNECTION);
-        map.remove(header::UPGRADE);
-    }
-    map.remove(header::TRANSFER_ENCODING);
-    map.remove(&names::KEEP_ALIVE);
-    map.remove(&names::PROXY_CONNECTION);
+    let is_upgrade = response.status == StatusCode::SWITCHING_PROTOCOLS;
+    remove_of_hop(map, OfHop::of(map), is_upgrade);
     if manager.request_id.in_response
         && let Some(id) = request.and_then(|request| request.map.get(&names::X_REQUEST_ID))
     {
@@ -288,8 +280,50 @@ fn append_via(map: &mut HeaderMap, via: &HeaderValue) {
     map.insert(header::VIA, value);
 }
 
+/// The headers of one hop that are in a map: one look over the names is cheaper than a lookup of each, and most heads have none.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+struct OfHop {
+    connection: bool,
+    upgrade: bool,
+    te: bool,
+    others: bool,
+}
+
+impl OfHop {
+    fn of(map: &HeaderMap) -> Self {
+        let mut found = OfHop::default();
+        for name in map.keys() {
+            found.connection |= *name == header::CONNECTION;
+            found.upgrade |= *name == header::UPGRADE;
+            found.te |= *name == header::TE;
+            found.others |= *name == header::TRANSFER_ENCODING
+                || *name == names::KEEP_ALIVE
+                || *name == names::PROXY_CONNECTION;
+        }
+        found
+    }
+}
+
+fn remove_of_hop(map: &mut HeaderMap, found: OfHop, is_upgrade: bool) {
+    if found.connection && !is_upgrade {
+        map.remove(header::CONNECTION);
+    }
+    if found.upgrade && !is_upgrade {
+        map.remove(header::UPGRADE);
+    }
+    if found.others {
+        map.remove(header::TRANSFER_ENCODING);
+        map.remove(&names::KEEP_ALIVE);
+        map.remove(&names::PROXY_CONNECTION);
+    }
+}
+
 fn remove_hop_by_hop(headers: &mut RequestHeaders) {
     let map = &mut headers.map;
+    let found = OfHop::of(map);
+    if found == OfHop::default() {
+        return;
+    }
     // Headers named by `connection` belong to that hop alone; `te` alone has a say of its own.
     let named: Vec<HeaderName> = map
         .get_all(header::CONNECTION)
@@ -302,13 +336,7 @@ fn remove_hop_by_hop(headers: &mut RequestHeaders) {
     for name in named {
         map.remove(name);
     }
-    if headers.upgrade.is_none() {
-        map.remove(header::CONNECTION);
-        map.remove(header::UPGRADE);
-    }
-    map.remove(&names::KEEP_ALIVE);
-    map.remove(&names::PROXY_CONNECTION);
-    map.remove(header::TRANSFER_ENCODING);
+    remove_of_hop(map, found, headers.upgrade.is_some());
     if let Some(te) = map.get(header::TE) {
         let takes_trailers = te
             .as_bytes()
@@ -342,18 +370,24 @@ fn set_forwarded_proto(map: &mut HeaderMap, is_tls: bool) {
     );
 }
 
+/// The scheme as it is configured, as who is before us says, or as the connection is; those behind us are told.
 fn set_scheme(manager: &ConnectionManager, headers: &mut RequestHeaders, is_tls: bool) {
-    headers.scheme = match manager.scheme_override {
-        Some(scheme) => {
-            let proto = HeaderValue::from_static(scheme.as_str());
-            headers.map.insert(names::X_FORWARDED_PROTO.clone(), proto);
-            scheme
+    let own = if is_tls { Scheme::Https } else { Scheme::Http };
+    if let Some(scheme) = manager.scheme_override {
+        let proto = HeaderValue::from_static(scheme.as_str());
+        headers.map.insert(names::X_FORWARDED_PROTO.clone(), proto);
+        headers.scheme = scheme;
+        return;
+    }
+    headers.scheme = match headers.map.entry(&names::X_FORWARDED_PROTO) {
+        Entry::Vacant(vacant) => {
+            vacant.insert(HeaderValue::from_static(own.as_str()));
+            own
         }
-        None => match headers.text(&names::X_FORWARDED_PROTO) {
-            Some(proto) if proto.eq_ignore_ascii_case("https") => Scheme::Https,
-            Some(proto) if proto.eq_ignore_ascii_case("http") => Scheme::Http,
-            _ if is_tls => Scheme::Https,
-            _ => Scheme::Http,
+        Entry::Occupied(said) => match said.get().as_bytes() {
+            proto if proto.eq_ignore_ascii_case(b"https") => Scheme::Https,
+            proto if proto.eq_ignore_ascii_case(b"http") => Scheme::Http,
+            _ => own,
         },
     };
 }

@@ -9,6 +9,7 @@ pub(crate) mod decoder;
 pub(crate) mod encode;
 pub(crate) mod head;
 pub(crate) mod output;
+mod said;
 mod target;
 #[cfg(test)]
 mod tests;

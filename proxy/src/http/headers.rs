@@ -201,7 +201,11 @@ pub(crate) fn is_grpc(map: &HeaderMap) -> bool {
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// A number as a header value.
+/// A number as a header value; a single digit, as most times are, without an allocation.
 pub(crate) fn number(value: u64) -> HeaderValue {
-    HeaderValue::from(value)
+    const DIGITS: &str = "0123456789";
+    match usize::try_from(value) {
+        Ok(digit @ 0..=9) => HeaderValue::from_static(&DIGITS[digit..=digit]),
+        _ => HeaderValue::from(value),
+    }
 }

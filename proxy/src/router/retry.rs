@@ -238,26 +238,24 @@ impl TryFrom<&wire::RetryPolicy> for RetryPolicy {
 }
 
 impl RetryState {
-    /// The retries of a request by its route's policy and its own headers, which are taken away. `None` without any.
+    /// The retries of a request by its route's policy and its own headers (if it has any), which are taken away. `None` without
+    /// any.
     pub(crate) fn new(
         policy: Option<&Arc<RetryPolicy>>,
         headers: &mut RequestHeaders,
+        says_how: bool,
     ) -> Option<Self> {
-        let map = &mut headers.map;
-        let asked = [
-            names::X_ENVOY_RETRY_ON.clone(),
-            names::X_ENVOY_RETRY_GRPC_ON.clone(),
-        ]
-        .into_iter()
-        .filter_map(|name| map.remove(name))
-        .filter_map(|value| value.to_str().ok().map(RetryOn::parse))
-        .fold(RetryOn::default(), |all, on| RetryOn(all.0 | on.0));
-        let retries = map
-            .remove(&names::X_ENVOY_MAX_RETRIES)
-            .and_then(|value| value.to_str().ok()?.parse().ok());
-        let status_codes = list(map.remove(&names::X_ENVOY_RETRIABLE_STATUS_CODES).as_ref());
-        let header_names = list(map.remove(&names::X_ENVOY_RETRIABLE_HEADER_NAMES).as_ref());
-        map.remove(&names::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT);
+        let mut take = |name| says_how.then(|| headers.map.remove(name)).flatten();
+        let asked = [&names::X_ENVOY_RETRY_ON, &names::X_ENVOY_RETRY_GRPC_ON]
+            .into_iter()
+            .filter_map(&mut take)
+            .filter_map(|value| value.to_str().ok().map(RetryOn::parse))
+            .fold(RetryOn::default(), |all, on| RetryOn(all.0 | on.0));
+        let retries =
+            take(&names::X_ENVOY_MAX_RETRIES).and_then(|value| value.to_str().ok()?.parse().ok());
+        let status_codes = list(take(&names::X_ENVOY_RETRIABLE_STATUS_CODES).as_ref());
+        let header_names = list(take(&names::X_ENVOY_RETRIABLE_HEADER_NAMES).as_ref());
+        take(&names::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT);
 
         let applies = |policy: &&Arc<RetryPolicy>| {
             policy.request_headers.is_empty()

@@ -71,11 +71,12 @@ impl TryFrom<&wire::RouteAction> for RouteTimeouts {
 }
 
 impl RouteTimeouts {
-    /// The timeouts of a request; takes the headers that set them away and says the result to the upstream.
+    /// The timeouts of a request; takes the headers that set them (if it has any) away and says the result to the upstream.
     pub(crate) fn of_request(
         &self,
         headers: &mut RequestHeaders,
         retry: Option<&RetryPolicy>,
+        says_how: bool,
         sets_headers: bool,
     ) -> Timeouts {
         let mut timeouts = Timeouts {
@@ -85,12 +86,11 @@ impl RouteTimeouts {
             max_stream_duration: self.max_stream_duration,
         };
         self.apply_grpc(headers, &mut timeouts);
-        if let Some(limit) = take_milliseconds(headers, &names::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS) {
+        let mut take = |name| says_how.then(|| take_milliseconds(headers, name)).flatten();
+        if let Some(limit) = take(&names::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS) {
             timeouts.global = non_zero(limit);
         }
-        if let Some(limit) =
-            take_milliseconds(headers, &names::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS)
-        {
+        if let Some(limit) = take(&names::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS) {
             timeouts.per_try = non_zero(limit);
         }
         if let (Some(per_try), Some(global)) = (timeouts.per_try, timeouts.global)

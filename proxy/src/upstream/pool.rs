@@ -98,7 +98,7 @@ impl Default for TcpOptions {
 /// All pools of a worker.
 #[derive(Default)]
 pub(crate) struct Pools {
-    http: RefCell<HashMap<Key, Rc<HttpPool>>>,
+    http: RefCell<HashMap<Key, Rc<HttpPool>, foldhash::quality::RandomState>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]

@@ -1,21 +1,32 @@
 //! `x-request-id`.
 
 use http::HeaderValue;
+use http::header::Entry;
 
 use crate::http::config::RequestIdRules;
 use crate::http::headers::{RequestHeaders, names};
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
+/// Where the bytes of a UUID stand in its text.
+const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
 
 /// Makes an id when there is none, or when the one that came from outside is not to be believed.
 pub(super) fn set(rules: &RequestIdRules, headers: &mut RequestHeaders, is_edge: bool) {
     if !rules.generates {
         return;
     }
-    let is_there = headers.map.contains_key(&names::X_REQUEST_ID);
-    if !is_there || is_edge && !rules.preserves_external {
-        headers.map.insert(names::X_REQUEST_ID.clone(), new_id());
-    } else if is_edge && rules.packs_reason {
+    let is_believed = match headers.map.entry(&names::X_REQUEST_ID) {
+        Entry::Vacant(vacant) => {
+            vacant.insert(new_id());
+            true
+        }
+        Entry::Occupied(mut known) if is_edge && !rules.preserves_external => {
+            known.insert(new_id());
+            true
+        }
+        Entry::Occupied(_) => !is_edge,
+    };
+    if !is_believed && rules.packs_reason {
         // The id may stay, but what it says of tracing is not to be believed.
         crate::tracing::clear_reason(headers);
     }
@@ -26,26 +37,12 @@ fn new_id() -> HeaderValue {
     let mut bytes = rand::random::<[u8; 16]>();
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let digits = hex(&bytes);
     let mut text = [b'-'; 36];
-    let mut at = 0;
-    for (index, digit) in digits.iter().enumerate() {
-        if matches!(index, 8 | 12 | 16 | 20) {
-            at += 1;
-        }
-        text[at] = *digit;
-        at += 1;
+    for (byte, at) in bytes.iter().zip(PLACES) {
+        text[at] = HEX[usize::from(byte >> 4)];
+        text[at + 1] = HEX[usize::from(byte & 15)];
     }
     HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("-"))
-}
-
-fn hex(bytes: &[u8; 16]) -> [u8; 32] {
-    let mut out = [0; 32];
-    for (index, byte) in bytes.iter().enumerate() {
-        out[index * 2] = HEX[usize::from(byte >> 4)];
-        out[index * 2 + 1] = HEX[usize::from(byte & 15)];
-    }
-    out
 }
 
 #[cfg(test)]

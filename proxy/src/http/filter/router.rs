@@ -105,7 +105,7 @@ pub(crate) async fn forward(
     };
     let terminates = plan.terminates_connect();
     if let Some(downstream) = downstream_upgrade.take_if(|_| terminates) {
-        return connect::terminate(&mut plan, cell, downstream).await;
+        return Box::pin(connect::terminate(&mut plan, cell, downstream)).await;
     }
     mirror::start(&plan, cell, source);
     let may_redirect = plan
@@ -291,7 +291,7 @@ fn finish(
         let info = &mut state.stream.info;
         let is_tunnel = plan.is_upgrade || plan.is_connect;
         if !plan.suppresses_headers && !is_tunnel && info.request_end.is_some() {
-            let since = info.request_end.unwrap_or(info.start).elapsed();
+            let since = cell.last_activity() - info.request_end.unwrap_or(info.start);
             let milliseconds = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
             head.map.insert(
                 names::X_ENVOY_UPSTREAM_SERVICE_TIME.clone(),

@@ -183,7 +183,8 @@ impl Decoder {
         else {
             return Err(InvalidBody);
         };
-        let trailers = fields(&block, parsed).map_err(|_| InvalidBody)?;
+        let trailers =
+            fields(&block, parsed, 0, |_, value| Some(value)).map_err(|_| InvalidBody)?;
         self.0 = State::Done;
         Ok(Decoded::Trailers(trailers))
     }

@@ -1,10 +1,12 @@
 //! Heads as bytes: names in lower case, as Envoy writes them, and what says where the body ends last.
 
-use bytes::{BufMut as _, BytesMut};
 use http::header::{self, HeaderMap, HeaderName};
 use http::{Method, StatusCode};
 
 use crate::http::headers::{RequestHeaders, ResponseHeaders};
+
+/// Room for a head and a small body behind it.
+const ROOM: usize = 2 << 10;
 
 /// How the body that follows a head is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,8 +20,8 @@ pub(crate) enum BodyFraming {
 }
 
 /// Writes a request's head without its last lines; [`end_request`] adds those.
-pub(crate) fn request(headers: &RequestHeaders, out: &mut BytesMut) {
-    out.reserve(256 + headers.map.len() * 48);
+pub(crate) fn request(headers: &RequestHeaders, out: &mut Vec<u8>) {
+    out.reserve(ROOM.max(256 + headers.map.len() * 48));
     let is_extended_connect = headers.method == Method::CONNECT && headers.upgrade.is_some();
     // An extended CONNECT becomes the upgrade that it stands for.
     let method = if is_extended_connect {
@@ -27,23 +29,23 @@ pub(crate) fn request(headers: &RequestHeaders, out: &mut BytesMut) {
     } else {
         headers.method.as_str()
     };
-    out.put_slice(method.as_bytes());
-    out.put_u8(b' ');
+    out.extend_from_slice(method.as_bytes());
+    out.push(b' ');
     if headers.method == Method::CONNECT && !is_extended_connect {
-        out.put_slice(headers.authority.as_bytes());
+        out.extend_from_slice(headers.authority.as_bytes());
     } else {
-        out.put_slice(headers.path.as_str().as_bytes());
+        out.extend_from_slice(headers.path.as_str().as_bytes());
     }
-    out.put_slice(b" HTTP/1.1\r\nhost: ");
-    out.put_slice(headers.authority.as_bytes());
-    out.put_slice(b"\r\n");
+    out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
+    out.extend_from_slice(headers.authority.as_bytes());
+    out.extend_from_slice(b"\r\n");
     fields(&headers.map, out, |name| {
         headers.upgrade.is_some() && (name == header::CONNECTION || name == header::UPGRADE)
     });
     if let Some(upgrade) = &headers.upgrade {
-        out.put_slice(b"connection: upgrade\r\nupgrade: ");
-        out.put_slice(upgrade.as_bytes());
-        out.put_slice(b"\r\n");
+        out.extend_from_slice(b"connection: upgrade\r\nupgrade: ");
+        out.extend_from_slice(upgrade.as_bytes());
+        out.extend_from_slice(b"\r\n");
     }
 }
 
@@ -51,21 +53,21 @@ pub(crate) fn request(headers: &RequestHeaders, out: &mut BytesMut) {
 pub(crate) fn end_request(
     headers: &RequestFraming,
     is_empty: bool,
-    out: &mut BytesMut,
+    out: &mut Vec<u8>,
 ) -> BodyFraming {
     let framing = if headers.has_length {
         BodyFraming::Plain
     } else if is_empty {
         if !headers.is_bodiless && !headers.is_tunnel {
-            out.put_slice(b"content-length: 0\r\n");
+            out.extend_from_slice(b"content-length: 0\r\n");
         }
         BodyFraming::Plain
     } else {
         // Whoever asks for an upgrade keeps to this too: an upstream that refuses it must not read the body as a request.
-        out.put_slice(b"transfer-encoding: chunked\r\n");
+        out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         BodyFraming::Chunked
     };
-    out.put_slice(b"\r\n");
+    out.extend_from_slice(b"\r\n");
     framing
 }
 
@@ -114,18 +116,18 @@ pub(crate) struct ResponseContext {
 pub(crate) fn response(
     head: &ResponseHeaders,
     context: ResponseContext,
-    out: &mut BytesMut,
+    out: &mut Vec<u8>,
 ) -> BodyFraming {
-    out.reserve(192 + head.map.len() * 48);
+    out.reserve(ROOM.max(192 + head.map.len() * 48));
     let start = out.len();
     status_line(head.status, context.is_old, out);
     fields(&head.map, out, |name| {
         context.closes && name == header::CONNECTION && !context.is_tunnel
     });
     if context.closes && !context.is_tunnel {
-        out.put_slice(b"connection: close\r\n");
+        out.extend_from_slice(b"connection: close\r\n");
     } else if context.is_old && !context.is_tunnel {
-        out.put_slice(b"connection: keep-alive\r\n");
+        out.extend_from_slice(b"connection: keep-alive\r\n");
     }
     let has_length = head.map.contains_key(header::CONTENT_LENGTH);
     let never_has_body = head.status.is_informational()
@@ -137,15 +139,15 @@ pub(crate) fn response(
     } else if has_length {
         BodyFraming::Plain
     } else if context.is_empty && !context.is_head {
-        out.put_slice(b"content-length: 0\r\n");
+        out.extend_from_slice(b"content-length: 0\r\n");
         BodyFraming::None
     } else if context.is_old {
         BodyFraming::Plain
     } else {
-        out.put_slice(b"transfer-encoding: chunked\r\n");
+        out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         BodyFraming::Chunked
     };
-    out.put_slice(b"\r\n");
+    out.extend_from_slice(b"\r\n");
     if context.has_proper_case {
         proper_case(&mut out[start..]);
     }
@@ -173,41 +175,41 @@ pub(crate) fn proper_case(head: &mut [u8]) {
 }
 
 /// Ends a chunked body.
-pub(crate) fn end_chunks(trailers: Option<&HeaderMap>, out: &mut BytesMut) {
-    out.put_slice(b"0\r\n");
+pub(crate) fn end_chunks(trailers: Option<&HeaderMap>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"0\r\n");
     if let Some(trailers) = trailers {
         fields(trailers, out, |name| {
             name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING
         });
     }
-    out.put_slice(b"\r\n");
+    out.extend_from_slice(b"\r\n");
 }
 
-fn status_line(status: StatusCode, is_old: bool, out: &mut BytesMut) {
+fn status_line(status: StatusCode, is_old: bool, out: &mut Vec<u8>) {
     if status == StatusCode::OK && !is_old {
-        out.put_slice(b"HTTP/1.1 200 OK\r\n");
+        out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
         return;
     }
-    out.put_slice(if is_old { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
-    out.put_slice(status.as_str().as_bytes());
-    out.put_u8(b' ');
+    out.extend_from_slice(if is_old { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
     // QUIRK: Envoy does not know the teapot.
     let reason = match status {
         StatusCode::IM_A_TEAPOT => None,
         status => status.canonical_reason(),
     };
-    out.put_slice(reason.unwrap_or("Unknown").as_bytes());
-    out.put_slice(b"\r\n");
+    out.extend_from_slice(reason.unwrap_or("Unknown").as_bytes());
+    out.extend_from_slice(b"\r\n");
 }
 
-fn fields(map: &HeaderMap, out: &mut BytesMut, is_left_out: impl Fn(&HeaderName) -> bool) {
+fn fields(map: &HeaderMap, out: &mut Vec<u8>, is_left_out: impl Fn(&HeaderName) -> bool) {
     for (name, value) in map {
         if is_left_out(name) {
             continue;
         }
-        out.put_slice(name.as_str().as_bytes());
-        out.put_slice(b": ");
-        out.put_slice(value.as_bytes());
-        out.put_slice(b"\r\n");
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
     }
 }

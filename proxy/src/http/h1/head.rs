@@ -7,10 +7,11 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
 
-use crate::http::headers::{RequestHeaders, ResponseHeaders, names};
+use crate::http::headers::{RequestHeaders, ResponseHeaders};
 
 use super::Framing;
-use super::target::{take_host, target_of};
+use super::said::Said;
+use super::target::{one_host, target_of};
 
 /// Limits of a head.
 #[derive(Debug, Clone, Copy)]
@@ -101,15 +102,20 @@ impl InvalidHead {
     }
 }
 
-/// What the fields of a head say about its body and its connection.
-#[derive(Default)]
-struct Said {
-    length: Option<u64>,
-    is_chunked: bool,
-    has_close: bool,
-    has_keep_alive: bool,
-    has_upgrade: bool,
+/// Where a head ends, and what its lines are like.
+struct Outline {
+    /// The end of the first line.
+    line: usize,
+    /// The lines after it, with the empty one.
+    others: usize,
+    length: usize,
+    /// A line goes on in the next one.
+    is_folded: bool,
 }
+
+/// Fields that the proxy may add to a request and to a response: the map need not grow for them.
+const REQUEST_ADDS: usize = 8;
+const RESPONSE_ADDS: usize = 4;
 
 /// Room for this many fields is on the stack.
 const SLOTS: usize = 104;
@@ -158,20 +164,28 @@ pub(crate) fn parse_request(
         Version::HTTP_11
     };
     let target = parsed.path.unwrap_or_default();
-    let mut map = fields(&block, parsed.headers)?;
-    let said = Said::of(&mut map, limits)?;
-    let framing = said.request_framing(&method, version)?;
+    let mut said = Said::default();
+    let (mut host, mut hosts) = (None, 0);
+    let mut map = fields(&block, parsed.headers, REQUEST_ADDS, |name, value| {
+        if *name == header::HOST {
+            hosts += 1;
+            host = Some(value);
+            return None;
+        }
+        said.note(name, &value);
+        Some(value)
+    })?;
+    let framing = said
+        .ends(&mut map, limits)?
+        .request_framing(&method, version)?;
     let (scheme, authority, path) = target_of(&block, target, &method, is_tls)?;
-    let host = take_host(&mut map)?;
+    let host = one_host(host, hosts)?;
     let authority = authority.or(host).unwrap_or(HeaderValue::from_static(""));
-    let expects_continue = version == Version::HTTP_11
+    let expects_continue = said.has_expect
+        && version == Version::HTTP_11
         && map
             .get(header::EXPECT)
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    let keeps_alive = match version {
-        Version::HTTP_10 => said.has_keep_alive && !said.has_close,
-        _ => !said.has_close,
-    };
     let upgrade = said
         .has_upgrade
         .then(|| map.get(header::UPGRADE).cloned())
@@ -187,7 +201,7 @@ pub(crate) fn parse_request(
         },
         version,
         framing,
-        keeps_alive,
+        keeps_alive: said.keeps_alive(version),
         expects_continue,
     }))
 }
@@ -198,7 +212,7 @@ fn request_length(
     input: &BytesMut,
     limits: HeadLimits,
 ) -> Result<Option<usize>, InvalidHead> {
-    let Some(length) = head_end(input) else {
+    let Some(outline) = outline(input) else {
         if input.len() > limits.bytes {
             return Err(InvalidHead::TooLarge);
         }
@@ -213,27 +227,41 @@ fn request_length(
             Err(_) => Err(InvalidHead::Codec),
         };
     };
-    if length > limits.bytes {
+    if outline.length > limits.bytes {
         return Err(InvalidHead::TooLarge);
     }
-    let line = memchr::memchr(b'\n', input).unwrap_or(0);
-    if has_other_version(&input[..line]) {
+    if has_other_version(&input[..outline.line]) {
         return Err(InvalidHead::Version);
     }
-    let fields = memchr::memchr_iter(b'\n', &input[line + 1..length]).count();
-    if fields > limits.count + 1 {
+    if outline.others > limits.count + 1 {
         return Err(InvalidHead::TooMany);
     }
-    Ok(Some(length))
+    Ok(Some(outline.length))
 }
 
-/// Where a head ends: after its first empty line.
-fn head_end(input: &[u8]) -> Option<usize> {
-    memchr::memchr_iter(b'\n', input).find_map(|at| match &input[at + 1..] {
-        [b'\n', ..] => Some(at + 2),
-        [b'\r', b'\n', ..] => Some(at + 3),
-        _ => None,
-    })
+/// Finds the end of a head, which is after its first empty line.
+fn outline(input: &[u8]) -> Option<Outline> {
+    let (mut line, mut others, mut is_folded) = (None, 0, false);
+    for at in memchr::memchr_iter(b'\n', input) {
+        line.get_or_insert(at);
+        others += 1;
+        let empty = match &input[at + 1..] {
+            [b'\n', ..] => 1,
+            [b'\r', b'\n', ..] => 2,
+            [b' ' | b'\t', ..] => {
+                is_folded = true;
+                continue;
+            }
+            _ => continue,
+        };
+        return Some(Outline {
+            line: line.unwrap_or(at),
+            others,
+            length: at + 1 + empty,
+            is_folded,
+        });
+    }
+    None
 }
 
 /// A whole request line with a version that is neither 1.0 nor 1.1, or (HTTP/0.9) with none.
@@ -305,7 +333,7 @@ pub(crate) fn parse_response(
     limits: HeadLimits,
     request: &Method,
 ) -> Result<Option<ResponseHead>, InvalidHead> {
-    let Some(length) = head_end(input) else {
+    let Some(outline) = outline(input) else {
         let is_status_line = input
             .iter()
             .zip(b"HTTP/1.")
@@ -316,7 +344,12 @@ pub(crate) fn parse_response(
             (true, false) => Ok(None),
         };
     };
-    let block = unfold(input.split_to(length));
+    let block = input.split_to(outline.length);
+    let block = if outline.is_folded {
+        unfold(&block)
+    } else {
+        block.freeze()
+    };
     let mut config = httparse::ParserConfig::default();
     config.allow_multiple_spaces_in_response_status_delimiters(true);
     let mut few = [const { MaybeUninit::uninit() }; SLOTS];
@@ -335,13 +368,20 @@ pub(crate) fn parse_response(
     }
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or(InvalidHead::Codec)?;
-    let mut map = fields(&block, parsed.headers)?;
-    let said = Said::of(&mut map, limits)?;
-    let framing = said.response_framing(status, request)?;
-    let is_10 = parsed.version == Some(0);
+    let mut said = Said::default();
+    let mut map = fields(&block, parsed.headers, RESPONSE_ADDS, |name, value| {
+        said.note(name, &value);
+        Some(value)
+    })?;
+    let framing = said
+        .ends(&mut map, limits)?
+        .response_framing(status, request)?;
+    let version = match parsed.version {
+        Some(0) => Version::HTTP_10,
+        _ => Version::HTTP_11,
+    };
     let keeps_alive = framing != Framing::UntilClose
-        && !said.has_close
-        && (!is_10 || said.has_keep_alive)
+        && said.keeps_alive(version)
         && status != StatusCode::SWITCHING_PROTOCOLS;
     Ok(Some(ResponseHead {
         headers: ResponseHeaders { status, map },
@@ -351,12 +391,8 @@ pub(crate) fn parse_response(
 }
 
 /// A header line that goes on in the next one is made one line, as RFC 9112 asks of a proxy.
-fn unfold(block: BytesMut) -> Bytes {
+fn unfold(block: &[u8]) -> Bytes {
     let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
-    let is_folded = |at: usize| block.get(at + 1).is_some_and(is_blank);
-    if !memchr::memchr_iter(b'\n', &block).any(is_folded) {
-        return block.freeze();
-    }
     let mut lines = BytesMut::with_capacity(block.len());
     for line in block.split_inclusive(|byte| *byte == b'\n') {
         if line.first().is_some_and(is_blank) {
@@ -370,101 +406,23 @@ fn unfold(block: BytesMut) -> Bytes {
     lines.freeze()
 }
 
-/// Header fields as a map; their values stay where they are.
+/// Header fields as a map with room for `more`; their values stay where they are. `keep` sees each, and may keep its value out
+/// of the map.
 pub(super) fn fields(
     block: &Bytes,
     parsed: &[httparse::Header<'_>],
+    more: usize,
+    mut keep: impl FnMut(&HeaderName, HeaderValue) -> Option<HeaderValue>,
 ) -> Result<HeaderMap, InvalidHead> {
-    // Room for those that the proxy adds, so that the map need not grow.
-    let mut map = HeaderMap::with_capacity(parsed.len() + 8);
+    let mut map = HeaderMap::with_capacity(parsed.len() + more);
     for field in parsed {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| InvalidHead::Codec)?;
         let value = HeaderValue::from_maybe_shared(block.slice_ref(field.value.trim_ascii_end()))
             .map_err(|_| InvalidHead::Characters)?;
-        map.try_append(name, value)
-            .map_err(|_| InvalidHead::TooMany)?;
+        if let Some(value) = keep(&name, value) {
+            map.try_append(name, value)
+                .map_err(|_| InvalidHead::TooMany)?;
+        }
     }
     Ok(map)
-}
-
-impl Said {
-    fn of(map: &mut HeaderMap, limits: HeadLimits) -> Result<Self, InvalidHead> {
-        let mut said = Said::default();
-        if limits.allows_chunked_length && map.contains_key(header::TRANSFER_ENCODING) {
-            map.remove(header::CONTENT_LENGTH);
-        }
-        let mut lengths = map.get_all(header::CONTENT_LENGTH).iter();
-        if let Some(length) = lengths.next() {
-            let digits = length.as_bytes();
-            if digits.is_empty()
-                || !digits.iter().all(u8::is_ascii_digit)
-                || lengths.next().is_some()
-            {
-                return Err(InvalidHead::Codec);
-            }
-            let length = length.to_str().ok().and_then(|text| text.parse().ok());
-            said.length = Some(length.ok_or(InvalidHead::Codec)?);
-        }
-        let mut encodings = map.get_all(header::TRANSFER_ENCODING).iter();
-        if let Some(encoding) = encodings.next() {
-            if !encoding.as_bytes().eq_ignore_ascii_case(b"chunked") || encodings.next().is_some() {
-                return Err(match said.length {
-                    Some(_) => InvalidHead::LengthAndChunked,
-                    None => InvalidHead::TransferEncoding,
-                });
-            }
-            said.is_chunked = true;
-        }
-        let proxy = map.get_all(&names::PROXY_CONNECTION).iter();
-        for value in map.get_all(header::CONNECTION).iter().chain(proxy) {
-            for token in value.as_bytes().split(|byte| *byte == b',') {
-                let token = token.trim_ascii();
-                said.has_close |= token.eq_ignore_ascii_case(b"close");
-                said.has_keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
-                said.has_upgrade |= token.eq_ignore_ascii_case(b"upgrade");
-            }
-        }
-        Ok(said)
-    }
-
-    fn request_framing(&self, method: &Method, version: Version) -> Result<Framing, InvalidHead> {
-        if self.is_chunked && self.length.is_some() {
-            return Err(InvalidHead::LengthAndChunked);
-        }
-        if self.is_chunked && version == Version::HTTP_10 {
-            return Err(InvalidHead::TransferEncoding);
-        }
-        if *method == Method::CONNECT && (self.is_chunked || self.length.unwrap_or(0) > 0) {
-            return Err(InvalidHead::BodyDisallowed);
-        }
-        Ok(match self.length {
-            _ if self.is_chunked => Framing::Chunked,
-            Some(length) if length > 0 => Framing::Length(length),
-            _ => Framing::Empty,
-        })
-    }
-
-    fn response_framing(
-        &self,
-        status: StatusCode,
-        request: &Method,
-    ) -> Result<Framing, InvalidHead> {
-        if self.is_chunked && self.length.is_some() {
-            return Err(InvalidHead::LengthAndChunked);
-        }
-        if status == StatusCode::NO_CONTENT && (self.is_chunked || self.length.unwrap_or(0) > 0) {
-            return Err(InvalidHead::BodyDisallowed);
-        }
-        let is_bodiless = *request == Method::HEAD
-            || status.is_informational()
-            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-            || *request == Method::CONNECT && status.is_success();
-        Ok(match self.length {
-            _ if is_bodiless => Framing::Empty,
-            _ if self.is_chunked => Framing::Chunked,
-            Some(0) => Framing::Empty,
-            Some(length) => Framing::Length(length),
-            None => Framing::UntilClose,
-        })
-    }
 }

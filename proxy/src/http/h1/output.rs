@@ -6,7 +6,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use tokio::io::AsyncWrite;
 
 /// A piece up to this size is copied.
@@ -21,7 +21,9 @@ const KEPT: usize = 8 << 10;
 pub(crate) struct Output {
     /// Earlier than `flat`.
     queue: VecDeque<Bytes>,
-    flat: BytesMut,
+    flat: Vec<u8>,
+    /// This much of `flat` is gone.
+    sent: usize,
     length: usize,
 }
 
@@ -37,13 +39,13 @@ impl Output {
     }
 
     /// Begins with what was written elsewhere.
-    pub(crate) fn take_over(&mut self, flat: BytesMut) {
+    pub(crate) fn take_over(&mut self, flat: Vec<u8>) {
         self.length += flat.len();
         self.flat = flat;
     }
 
     /// Writes something small.
-    pub(crate) fn put(&mut self, write: impl FnOnce(&mut BytesMut)) {
+    pub(crate) fn put(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let before = self.flat.len();
         write(&mut self.flat);
         self.length += self.flat.len() - before;
@@ -55,8 +57,10 @@ impl Output {
             self.put(|flat| flat.extend_from_slice(&data));
             return;
         }
-        if !self.flat.is_empty() {
-            self.queue.push_back(self.flat.split().freeze());
+        let mut flat = Bytes::from(std::mem::take(&mut self.flat));
+        flat.advance(std::mem::take(&mut self.sent));
+        if !flat.is_empty() {
+            self.queue.push_back(flat);
         }
         self.length += data.len();
         self.queue.push_back(data);
@@ -94,7 +98,7 @@ impl Output {
         }
         while self.length > 0 {
             let count = if self.queue.is_empty() {
-                ready!(Pin::new(&mut *stream).poll_write(context, &self.flat))?
+                ready!(Pin::new(&mut *stream).poll_write(context, &self.flat[self.sent..]))?
             } else {
                 let mut slices = [IoSlice::new(&[]); SLICES];
                 let mut used = 0;
@@ -102,8 +106,8 @@ impl Output {
                     slices[used] = IoSlice::new(piece);
                     used += 1;
                 }
-                if self.queue.len() < SLICES && !self.flat.is_empty() {
-                    slices[used] = IoSlice::new(&self.flat);
+                if self.queue.len() < SLICES && self.sent < self.flat.len() {
+                    slices[used] = IoSlice::new(&self.flat[self.sent..]);
                     used += 1;
                 }
                 ready!(Pin::new(&mut *stream).poll_write_vectored(context, &slices[..used]))?
@@ -114,10 +118,11 @@ impl Output {
             self.consume(count);
         }
         if self.flat.capacity() > KEPT {
-            self.flat = BytesMut::new();
+            self.flat = Vec::new();
         } else {
             self.flat.clear();
         }
+        self.sent = 0;
         Pin::new(stream).poll_flush(context)
     }
 
@@ -131,6 +136,62 @@ impl Output {
             count -= first.len();
             self.queue.pop_front();
         }
-        self.flat.advance(count);
+        self.sent += count;
+        // What comes behind must not pile up on what is gone while a slow reader never takes all.
+        if self.sent > KEPT {
+            self.flat.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes little at a time, and then makes its writer wait.
+    struct Slow(Vec<u8>, bool);
+
+    impl AsyncWrite for Slow {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            data: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.1 = !self.1;
+            if !self.1 {
+                return Poll::Pending;
+            }
+            let count = data.len().min(700);
+            self.0.extend_from_slice(&data[..count]);
+            Poll::Ready(Ok(count))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn a_reader_that_is_always_behind_does_not_make_what_is_gone_pile_up() {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let (mut output, mut slow) = (Output::default(), Slow(Vec::new(), false));
+        let mut expected = Vec::new();
+        for round in 0..1000_usize {
+            let size = if round % 100 == 99 { SMALL + 1 } else { 500 };
+            let data = Bytes::from(vec![u8::try_from(round % 251).unwrap_or(0); size]);
+            expected.extend_from_slice(&data);
+            output.put_data(data);
+            while output.len() > 1000 {
+                let _ = output.poll_write(&mut slow, &mut context);
+            }
+            assert!(!output.is_empty() && output.flat.len() <= 2 * KEPT);
+        }
+        while output.poll_write(&mut slow, &mut context).is_pending() {}
+        assert_eq!(slow.0, expected);
     }
 }

@@ -1,8 +1,8 @@
 //! Where a request goes: its target in origin, absolute, authority or asterisk form, and its one host.
 
 use bytes::Bytes;
+use http::HeaderValue;
 use http::Method;
-use http::header::{self, HeaderMap, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
 
 use crate::http::headers::Scheme;
@@ -63,12 +63,14 @@ pub(super) fn target_of(
     Ok((scheme, Some(host), path))
 }
 
-/// The one `host`, taken out of the map.
-pub(super) fn take_host(map: &mut HeaderMap) -> Result<Option<HeaderValue>, InvalidHead> {
-    if map.get_all(header::HOST).iter().nth(1).is_some() {
+/// The host, of which there must not be several.
+pub(super) fn one_host(
+    host: Option<HeaderValue>,
+    count: usize,
+) -> Result<Option<HeaderValue>, InvalidHead> {
+    if count > 1 {
         return Err(InvalidHead::Codec);
     }
-    let host = map.remove(header::HOST);
     if host.as_ref().is_some_and(|host| !is_host(host.as_bytes())) {
         return Err(InvalidHead::Authority);
     }

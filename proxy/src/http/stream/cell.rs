@@ -216,7 +216,8 @@ impl StreamState {
         let info = &mut self.stream.info;
         let connection = self.stream.connection.clone();
         let stats = &connection.manager.stats;
-        info.end = Some(Instant::now());
+        let now = Instant::now();
+        info.end = Some(now);
         if !self.is_complete {
             stats.downstream_rq_rx_reset.inc();
             info.flags
@@ -238,7 +239,7 @@ impl StreamState {
         connection
             .active
             .set(connection.active.get().saturating_sub(1));
-        connection.idle_since.set(Instant::now());
+        connection.idle_since.set(now);
         let mut filters = std::mem::take(&mut self.filters);
         let end = StreamEnd {
             stream: &self.stream,

@@ -25,10 +25,12 @@ fn timeouts_follow_route_and_headers() {
         let RouteKind::Forward(action) = &route.route().kind else {
             panic!("not a forwarding route");
         };
-        let timeouts =
-            action
-                .timeouts
-                .of_request(&mut headers, route.retry_policy().map(AsRef::as_ref), true);
+        let timeouts = action.timeouts.of_request(
+            &mut headers,
+            route.retry_policy().map(AsRef::as_ref),
+            true,
+            true,
+        );
         let expected = headers
             .map
             .get("x-envoy-expected-rq-timeout-ms")
@@ -114,7 +116,7 @@ fn retries_follow_their_conditions() {
         let policy = Arc::new(policy(
             json!({"retry_on": on, "retriable_status_codes": [418]}),
         ));
-        let mut state = RetryState::new(Some(&policy), &mut request("h", "/", &[])).unwrap();
+        let mut state = RetryState::new(Some(&policy), &mut request("h", "/", &[]), true).unwrap();
         let decision = state.decide(outcome);
         assert_eq!(decision != RetryDecision::No, want, "{on} {outcome:?}");
         if want {
@@ -130,7 +132,7 @@ fn retries_follow_their_conditions() {
         "/",
         &[("x-envoy-retry-on", "5xx"), ("x-envoy-max-retries", "2")],
     );
-    let mut state = RetryState::new(None, &mut headers).unwrap();
+    let mut state = RetryState::new(None, &mut headers, true).unwrap();
     assert!(headers.map.is_empty(), "the headers are for us alone");
     let mut most = std::time::Duration::ZERO;
     for _ in 0..2 {
@@ -141,7 +143,7 @@ fn retries_follow_their_conditions() {
     }
     assert!(most < std::time::Duration::from_millis(50));
     assert_eq!(state.decide(status(503)), RetryDecision::LimitExceeded);
-    assert!(RetryState::new(None, &mut request("h", "/", &[])).is_none());
+    assert!(RetryState::new(None, &mut request("h", "/", &[]), true).is_none());
 }
 
 #[test]

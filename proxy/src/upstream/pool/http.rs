@@ -139,7 +139,7 @@ impl HttpPool {
     pub(super) async fn acquire(self: &Rc<Self>) -> Result<HttpConnection, PoolError> {
         let connection = match self.reuse() {
             Some(connection) => connection,
-            None => self.acquire_new().await?,
+            None => Box::pin(self.acquire_new()).await?,
         };
         if self.cluster.config.preconnect_ratio > 1.0 {
             self.preconnect();
@@ -434,7 +434,7 @@ impl Drop for Open {
 
 impl Lease {
     /// The response has been read to its end: the connection, if it lives, may serve another request.
-    pub(super) fn finish(self, connection: Option<Http1>) {
+    pub(super) fn finish(self, connection: Option<Box<Http1>>) {
         let Self {
             open,
             mut life,
@@ -449,7 +449,7 @@ impl Lease {
         }
         life.idle_since = Instant::now();
         pool.idle.borrow_mut().push(Idle {
-            connection: Box::new(connection),
+            connection,
             open,
             life,
         });

@@ -40,14 +40,14 @@ pub(super) struct Http1 {
 
 /// A request's head, ready to be sent.
 pub(crate) struct Http1Request {
-    head: BytesMut,
+    head: Vec<u8>,
     method: Method,
     framing: RequestFraming,
 }
 
 /// A request on its way and its response.
 pub(super) struct Exchange {
-    connection: Http1,
+    connection: Box<Http1>,
     output: Output,
     method: Method,
     /// What is still to come of the request's body.
@@ -66,7 +66,7 @@ pub(super) struct Exchange {
 impl Http1Request {
     /// The head of a request.
     pub(crate) fn new(headers: &crate::http::headers::RequestHeaders) -> Self {
-        let mut head = BytesMut::new();
+        let mut head = Vec::new();
         encode::request(headers, &mut head);
         Http1Request {
             head,
@@ -101,7 +101,7 @@ impl Http1 {
 
     /// Begins a request.
     pub(super) fn send(
-        self,
+        self: Box<Self>,
         mut request: Http1Request,
         body: Body,
         options: Http1Options,
@@ -289,7 +289,7 @@ impl Exchange {
     }
 
     /// The connection, when it can carry another request.
-    pub(super) fn into_idle(mut self) -> Option<Http1> {
+    pub(super) fn into_idle(mut self) -> Option<Box<Http1>> {
         let is_clean = self.keeps_alive
             && self.is_done()
             && self.is_sent()

@@ -324,18 +324,20 @@ impl Session {
             body,
             upgrade,
         };
-        let mut serving = pin!(stream::serve(self.connection.clone(), request));
-        let (io, watch) = (&self.io, &mut self.watch);
-        let body = poll_fn(|context| {
-            if let Poll::Ready(body) = serving.as_mut().poll(context) {
-                return Poll::Ready(Some(body));
-            }
-            if io.borrow_mut().poll_closed(context).is_ready() {
-                return Poll::Ready(None);
-            }
-            watch.poll_expired(context).map(|()| None)
-        })
-        .await;
+        let body = {
+            let mut serving = pin!(stream::serve(self.connection.clone(), request));
+            let (io, watch) = (&self.io, &mut self.watch);
+            poll_fn(|context| {
+                if let Poll::Ready(body) = serving.as_mut().poll(context) {
+                    return Poll::Ready(Some(body));
+                }
+                if io.borrow_mut().poll_closed(context).is_ready() {
+                    return Poll::Ready(None);
+                }
+                watch.poll_expired(context).map(|()| None)
+            })
+            .await
+        };
         match body {
             Some(body) => self.respond(body, wants, tunnel).await,
             None => After::Gone,

@@ -59,7 +59,8 @@ pub(super) async fn run(
     let result = match per_try {
         None => make(plan, cell, source, &mut host).await,
         Some(limit) => {
-            let attempt = make(plan, cell, source, &mut host);
+            // Boxed, as is what follows seldom elsewhere: each request would hold (and move) room for it.
+            let attempt = Box::pin(make(plan, cell, source, &mut host));
             match tokio::time::timeout(limit, attempt).await {
                 Ok(result) => result,
                 Err(_) => {
@@ -263,7 +264,9 @@ pub(super) fn choose(plan: &mut Plan, state: &mut StreamState) -> Result<Arc<Hos
     upstream.transport_failure = None;
     upstream.local_address = None;
     upstream.tls = None;
-    plan.tried.push(host.id);
+    if policy.is_some() {
+        plan.tried.push(host.id);
+    }
     Ok(host)
 }
 
@@ -282,7 +285,6 @@ fn build(
     protocol: Version,
 ) -> Result<UpstreamRequest, Failure> {
     let attempts = state.stream.info.upstream.attempts;
-    let left = plan.time_left(&state.stream.info);
     let request = &mut state.request;
     if let Some(action) = plan
         .action()
@@ -304,7 +306,7 @@ fn build(
             .insert(names::X_ENVOY_IS_TIMEOUT_RETRY.clone(), value);
     }
     if attempts > 1
-        && let Some(left) = left
+        && let Some(left) = plan.time_left(&state.stream.info)
     {
         request
             .map

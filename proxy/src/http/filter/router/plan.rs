@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
-use crate::http::headers::{names, number};
+use crate::http::headers::{RequestHeaders, names, number};
 use crate::http::local_reply::LocalReply;
 use crate::http::stream::{StreamCell, StreamState};
 use crate::router::{
@@ -85,17 +85,16 @@ impl Plan {
             // The codec has answered it.
             request.map.remove(http::header::EXPECT);
         }
+        // Almost no request says how it is to be forwarded: one look over the names is cheaper than nine lookups.
+        let says_how = request.map.keys().any(says_how);
         let timeouts = action.timeouts.of_request(
             request,
             route.retry_policy().map(AsRef::as_ref),
+            says_how,
             !suppresses_headers,
         );
-        let hedges = match request.text(&names::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT) {
-            Some("true") => true,
-            Some("false") => false,
-            _ => route.hedges(),
-        };
-        let retry = RetryState::new(route.retry_policy(), request);
+        let hedges = hedges(&route, request, says_how);
+        let retry = RetryState::new(route.retry_policy(), request, says_how);
         let (hash, cookie) =
             HashPolicy::hash(&action.hash, request, stream.info.remote_address.ip());
         route.finalize_request(action, request, &stream.info, !suppresses_headers);
@@ -223,6 +222,26 @@ impl Plan {
         self.charge(reply.status);
         Box::new(reply)
     }
+}
+
+/// Whether the request hedges: by its own word, else by its route's.
+fn hedges(route: &SelectedRoute, request: &RequestHeaders, says_how: bool) -> bool {
+    let said = says_how.then(|| request.text(&names::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT));
+    match said.flatten() {
+        Some("true") => true,
+        Some("false") => false,
+        _ => route.hedges(),
+    }
+}
+
+/// A header by which a client has a say in timeouts and retries.
+fn says_how(name: &HeaderName) -> bool {
+    let what = name.as_str().strip_prefix("x-envoy-");
+    what.is_some_and(|what| {
+        ["upstream-rq-", "hedge-", "retr", "max-retries"]
+            .iter()
+            .any(|prefix| what.starts_with(prefix))
+    })
 }
 
 /// Where the client wanted to go, for clusters that send it there.
