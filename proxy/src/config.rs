@@ -6,6 +6,7 @@
 //! asked for is counted as clusters come and go, not gathered.
 
 mod clusters;
+mod discovered;
 mod endpoints;
 mod entry;
 mod extensions;
@@ -16,6 +17,7 @@ mod routes;
 mod store;
 mod wanted;
 
+pub(crate) use discovered::Discovered;
 pub(crate) use entry::{Entry, Raw};
 pub(crate) use extensions::{ExtensionSlot, ExtensionSlots};
 pub(crate) use routes::{RouteSlot, RouteSlots};

@@ -14,7 +14,7 @@ use crate::{
 };
 use proto::envoy::config::listener::v3::{FilterChain as Wire, filter::ConfigType};
 use proto_component::drain::{self, Drain, Trigger};
-use std::{sync::Arc, time::Duration};
+use std::{ptr, sync::Arc, time::Duration};
 
 /// How long a transport may take to come up, unless the chain says otherwise.
 const TRANSPORT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -56,10 +56,13 @@ impl FilterChain {
                 Invalid::new("use the listener filter proxy_protocol").at("use_proxy_proto")
             );
         }
+        let last = wire.filters.last();
         let filters = try_all("filters", &wire.filters, |filter| {
             match &filter.config_type {
-                Some(ConfigType::ConfigDiscovery(_)) => {
-                    Err(Invalid::unsupported("config_discovery"))
+                Some(ConfigType::ConfigDiscovery(discovery)) => {
+                    let is_last = last.is_some_and(|last| ptr::eq(last, filter));
+                    network::discovered::subscribe(&filter.name, discovery, is_last, context)
+                        .at("config_discovery")
                 }
                 Some(ConfigType::TypedConfig(any)) => {
                     network::build(&filter.name, Some(any), context).at("typed_config")
@@ -101,6 +104,11 @@ impl FilterChain {
     /// Its name; may be empty.
     pub(crate) fn name(&self) -> &str {
         &self.wire.name
+    }
+
+    /// Whether every filter has a configuration.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.terminal.is_configured() && self.passing.iter().all(|filter| filter.is_configured())
     }
 
     /// The secrets it waits for.

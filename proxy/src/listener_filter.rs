@@ -9,14 +9,16 @@ mod proxy_protocol;
 mod tls_inspector;
 
 use crate::{
+    config::Discovered,
     invalid::{At as _, Invalid},
-    listener::ConnectionInfo,
+    listener::{ConnectionInfo, ListenerContext},
     stat_group,
     stats::Scope,
 };
 use bytes::{Bytes, BytesMut};
 use prost_types::Any;
 use proto::envoy::{
+    config::core::v3::ExtensionConfigSource,
     config::listener::v3::{
         ListenerFilter as Wire, ListenerFilterChainMatchPredicate as Predicate,
         listener_filter::ConfigType, listener_filter_chain_match_predicate::Rule,
@@ -50,8 +52,15 @@ stat_group! {
 
 /// A checked listener filter.
 pub(crate) struct ListenerFilter {
-    kind: Kind,
+    filter: Filter,
     disabled: Option<Disabled>,
+}
+
+enum Filter {
+    /// As its listener says.
+    Fixed(Kind),
+    /// As its own configuration says (ECDS).
+    Discovered(Arc<Discovered<Kind>>),
 }
 
 enum Kind {
@@ -124,19 +133,27 @@ impl ListenerFilter {
     /// The filter that restores the original destination.
     pub(crate) fn original_dst() -> Self {
         Self {
-            kind: Kind::OriginalDst,
+            filter: Filter::Fixed(Kind::OriginalDst),
             disabled: None,
         }
     }
 
     /// Whether it is that filter.
     pub(crate) fn is_original_dst(&self) -> bool {
-        matches!(self.kind, Kind::OriginalDst)
+        matches!(self.filter, Filter::Fixed(Kind::OriginalDst))
     }
 
     /// Whether upstream connections are to come from the client's address.
     pub(crate) fn is_original_src(&self) -> bool {
-        matches!(self.kind, Kind::OriginalSrc(_))
+        matches!(self.filter, Filter::Fixed(Kind::OriginalSrc(_)))
+    }
+
+    /// Whether there is a configuration; where it comes by itself there may be none yet.
+    pub(crate) fn is_configured(&self) -> bool {
+        match &self.filter {
+            Filter::Fixed(_) => true,
+            Filter::Discovered(discovered) => discovered.load().is_some(),
+        }
     }
 
     /// Learns what it can about `accepted` into `info`; an error closes the connection.
@@ -152,7 +169,20 @@ impl ListenerFilter {
         {
             return Ok(());
         }
-        match &self.kind {
+        match &self.filter {
+            Filter::Fixed(kind) => kind.inspect(accepted, info).await,
+            Filter::Discovered(discovered) => match discovered.load() {
+                Some(kind) => kind.inspect(accepted, info).await,
+                // Taken away since the connection came.
+                None => Err(io::Error::other("no configuration")),
+            },
+        }
+    }
+}
+
+impl Kind {
+    async fn inspect(&self, accepted: &mut Accepted, info: &mut ConnectionInfo) -> io::Result<()> {
+        match self {
             Kind::OriginalDst => {
                 original_dst::restore(&accepted.stream, info);
                 Ok(())
@@ -217,15 +247,15 @@ impl TryFrom<&Predicate> for Disabled {
     }
 }
 
-/// Checks a listener filter; its statistics are below `root`, as those of all listeners.
-pub(crate) fn build(wire: &Wire, root: &Scope) -> Result<ListenerFilter, Invalid> {
-    let empty = Any::default();
-    let any = match &wire.config_type {
-        Some(ConfigType::TypedConfig(any)) => any,
-        Some(ConfigType::ConfigDiscovery(_)) => {
-            return Err(Invalid::unsupported("config_discovery"));
+/// Checks a listener filter; its statistics are below the root, as those of all listeners.
+pub(crate) fn build(wire: &Wire, context: &ListenerContext<'_>) -> Result<ListenerFilter, Invalid> {
+    let root = &context.server.stats;
+    let filter = match &wire.config_type {
+        Some(ConfigType::TypedConfig(any)) => Filter::Fixed(kind(&wire.name, any, root)?),
+        Some(ConfigType::ConfigDiscovery(discovery)) => {
+            Filter::Discovered(subscribe(&wire.name, discovery, context).at("config_discovery")?)
         }
-        None => &empty,
+        None => Filter::Fixed(kind(&wire.name, &Any::default(), root)?),
     };
     let disabled = wire
         .filter_disabled
@@ -233,10 +263,30 @@ pub(crate) fn build(wire: &Wire, root: &Scope) -> Result<ListenerFilter, Invalid
         .map(Disabled::try_from)
         .transpose()
         .at("filter_disabled")?;
+    Ok(ListenerFilter { filter, disabled })
+}
+
+/// Subscribes to the configuration of the filter called `name`.
+fn subscribe(
+    name: &str,
+    discovery: &ExtensionConfigSource,
+    context: &ListenerContext<'_>,
+) -> Result<Arc<Discovered<Kind>>, Invalid> {
+    let (own, root) = (name.to_owned(), context.server.stats.clone());
+    let build = move |any: &Any| match kind(&own, any, &root)? {
+        // What it cannot go with is checked when the listener is built.
+        Kind::OriginalSrc(_) => Err(Invalid::unsupported("original_src by discovery")),
+        kind => Ok(kind),
+    };
+    Discovered::try_new(name, discovery, context.extensions, context.used, build)
+}
+
+/// What a filter does, by its message; without one, by its name.
+fn kind(name: &str, any: &Any, root: &Scope) -> Result<Kind, Invalid> {
     let message = proto::type_url::message_name(&any.type_url);
-    let is = |name: &str, kind: &str| {
+    let is = |known: &str, kind: &str| {
         if message.is_empty() {
-            wire.name == name
+            name == known
         } else {
             message == kind
         }
@@ -277,11 +327,10 @@ pub(crate) fn build(wire: &Wire, root: &Scope) -> Result<ListenerFilter, Invalid
         Kind::ProxyProtocol(proxy_protocol::Options::new(&options, root).at("typed_config")?)
     } else {
         return Err(Invalid::new(format!(
-            "no listener filter for {:?} ({message:?})",
-            wire.name
+            "no listener filter for {name:?} ({message:?})"
         )));
     };
-    Ok(ListenerFilter { kind, disabled })
+    Ok(kind)
 }
 
 fn check<T: prost::Message + prost::Name + Default>(any: &Any) -> Result<T, Invalid> {

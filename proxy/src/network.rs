@@ -5,6 +5,7 @@
 
 mod connection_limit;
 mod direct_response;
+pub(crate) mod discovered;
 mod echo;
 mod ext_authz;
 mod frames;
@@ -62,6 +63,11 @@ pub(crate) trait NetworkFilter: Send + Sync {
         &'a self,
         connection: &'a mut Connection,
     ) -> LocalBoxFuture<'a, Verdict>;
+
+    /// Whether there is a configuration; where it comes by itself there may be none yet.
+    fn is_configured(&self) -> bool {
+        true
+    }
 }
 
 /// A filter that serves a connection to its end.
@@ -73,6 +79,11 @@ pub(crate) trait TerminalFilter: Send + Sync {
     fn is_pooled(&self) -> bool {
         false
     }
+
+    /// Whether there is a configuration; where it comes by itself there may be none yet.
+    fn is_configured(&self) -> bool {
+        true
+    }
 }
 
 /// What a factory may use.
@@ -80,9 +91,9 @@ pub(crate) struct FactoryContext<'a> {
     /// The process's shared parts.
     pub(crate) server: &'a Arc<ServerContext>,
     /// Route configurations by name (RDS).
-    pub(crate) routes: &'a RouteSlots,
+    pub(crate) routes: &'a Arc<RouteSlots>,
     /// Extensions by name (ECDS).
-    pub(crate) extensions: &'a ExtensionSlots,
+    pub(crate) extensions: &'a Arc<ExtensionSlots>,
     /// Filled with the slots that are used, for the listener to wait for.
     pub(crate) used: &'a UsedSlots,
     /// The statistics' root for filters (`http.<stat_prefix>.`, `tcp.<stat_prefix>.`).

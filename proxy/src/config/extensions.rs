@@ -1,9 +1,8 @@
 //! Extensions whose configuration comes by itself (ECDS), by source and name. A slot is made when a filter chain names it and
 //! filled when the resource comes; everybody who uses it must take a configuration before it is in force for any.
 
-use super::Raw;
+use super::{Raw, discovered::ExtensionUser};
 use crate::{
-    http::filter::Discovered,
     invalid::Invalid,
     xds::{Source, fetch_timeout},
 };
@@ -20,7 +19,7 @@ use tokio::sync::watch;
 
 /// The newest configuration of an extension, and who uses it.
 pub(crate) struct ExtensionSlot {
-    users: Mutex<Vec<Weak<Discovered>>>,
+    users: Mutex<Vec<Weak<dyn ExtensionUser>>>,
     delivered: Mutex<Option<DeliveredExtension>>,
     changed: watch::Sender<u64>,
     fetch_timeout: Duration,
@@ -51,14 +50,14 @@ struct Slots {
 
 impl ExtensionSlot {
     /// Adds a user, which has what was delivered before at once.
-    pub(crate) fn add(&self, user: &Arc<Discovered>) -> Result<(), Invalid> {
-        let delivered = self.delivered();
-        if let Some(delivered) = &delivered {
-            user.put(Some(user.build(&delivered.config)?));
+    pub(super) fn add<U: ExtensionUser + 'static>(&self, user: &Arc<U>) -> Result<(), Invalid> {
+        if let Some(delivered) = self.delivered() {
+            user.prepare(&delivered.config)?();
         }
+        let user: Weak<U> = Arc::downgrade(user);
         let mut users = self.users.lock();
         users.retain(|user| user.strong_count() > 0);
-        users.push(Arc::downgrade(user));
+        users.push(user);
         Ok(())
     }
 
@@ -93,14 +92,13 @@ impl ExtensionSlot {
     ) -> Result<(), Invalid> {
         let config = wire.typed_config;
         let config = config.ok_or_else(|| Invalid::new("it is needed").at("typed_config"))?;
-        let users: Vec<Arc<Discovered>> =
-            self.users.lock().iter().filter_map(Weak::upgrade).collect();
-        let built: Vec<_> = users
+        let users = self.users();
+        let prepared: Vec<_> = users
             .iter()
-            .map(|user| user.build(&config))
+            .map(|user| user.prepare(&config))
             .collect::<Result<_, _>>()?;
-        for (user, built) in users.iter().zip(built) {
-            user.put(Some(built));
+        for put_in_force in prepared {
+            put_in_force();
         }
         *self.delivered.lock() = Some(DeliveredExtension {
             raw: Raw::new(any),
@@ -115,10 +113,14 @@ impl ExtensionSlot {
     /// It does not exist (any more): users have their defaults, and nobody need wait.
     pub(super) fn remove(&self) {
         *self.delivered.lock() = None;
-        for user in self.users.lock().iter().filter_map(Weak::upgrade) {
-            user.put(None);
+        for user in self.users() {
+            user.reset();
         }
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    fn users(&self) -> Vec<Arc<dyn ExtensionUser>> {
+        self.users.lock().iter().filter_map(Weak::upgrade).collect()
     }
 }
 

@@ -33,9 +33,9 @@ pub(crate) struct ConfigStore {
     /// Secrets by name.
     pub(crate) secrets: SecretSlots,
     /// Route configurations by name.
-    pub(crate) routes: RouteSlots,
+    pub(crate) routes: Arc<RouteSlots>,
     /// Extensions by name.
-    pub(crate) extensions: ExtensionSlots,
+    pub(crate) extensions: Arc<ExtensionSlots>,
     /// Listeners at work.
     pub(crate) listeners: Arc<Listeners>,
     /// What subscriptions count.
@@ -103,8 +103,8 @@ impl ConfigStore {
             listeners,
             xds_stats: XdsStats::new(&server.stats),
             secrets: SecretSlots::default(),
-            routes: RouteSlots::default(),
-            extensions: ExtensionSlots::default(),
+            routes: Arc::default(),
+            extensions: Arc::default(),
             state: Mutex::default(),
             wants: Wants::default(),
             warmed: Arc::default(),
@@ -130,7 +130,7 @@ impl ConfigStore {
             self.state.lock().versions.insert(kind, version);
         }
         // Endpoints, routes and values lead to nothing further.
-        if matches!(kind, Kind::Cluster | Kind::Listener) {
+        if matches!(kind, Kind::Cluster | Kind::Listener | Kind::Extension) {
             self.refresh_wanted();
         }
         self.note_answer(kind);

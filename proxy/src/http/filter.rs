@@ -43,7 +43,6 @@ use super::headers::{RequestHeaders, ResponseHeaders};
 use super::local_reply::LocalReply;
 use super::stream::Stream;
 
-pub(crate) use discovered::Discovered;
 pub(crate) use per_route::{RouteConfig, RouteConfigs};
 
 /// One filter of one stream. Requests pass the chain in order, responses in reverse.
@@ -303,11 +302,11 @@ impl ChainEntry {
         context: &FactoryContext<'_>,
     ) -> Result<Option<Self>, Invalid> {
         if let Some(ConfigType::ConfigDiscovery(discovery)) = &filter.config_type {
-            let discovered = Discovered::try_new(&filter.name, discovery, scope, context)
+            let discovered = discovered::subscribe(&filter.name, discovery, scope, context)
                 .at("config_discovery")?;
             return Ok(Some(ChainEntry {
                 name: filter.name.as_str().into(),
-                canonical: discovered.canonical(),
+                canonical: discovered::canonical(&discovered),
                 is_disabled: filter.disabled,
                 factory: discovered,
             }));

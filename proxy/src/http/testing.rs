@@ -257,7 +257,7 @@ impl Proxy {
         let (trigger, drain) = proto_component::drain::channel();
         let server = server(clusters, &trigger, &drain);
         let config: HttpConnectionManager = proto::json::from_value(&config).unwrap();
-        let routes = RouteSlots::default();
+        let routes = Arc::<RouteSlots>::default();
         let (extensions, used) = Default::default();
         let context = FactoryContext {
             server: &server,

@@ -79,8 +79,8 @@ pub(crate) struct ListenerConfig {
 /// What is needed to build listeners.
 pub(crate) struct ListenerContext<'a> {
     pub(crate) server: &'a Arc<ServerContext>,
-    pub(crate) routes: &'a RouteSlots,
-    pub(crate) extensions: &'a ExtensionSlots,
+    pub(crate) routes: &'a Arc<RouteSlots>,
+    pub(crate) extensions: &'a Arc<ExtensionSlots>,
     /// Filled with the slots that the listener's filters use.
     pub(crate) used: &'a UsedSlots,
     pub(crate) secrets: &'a SecretSlots,
@@ -109,7 +109,7 @@ impl ListenerConfig {
         let v1 = wire.deprecated_v1.as_ref();
         let hands_over = wire.use_original_dst.unwrap_or(false);
         let mut filters = try_all("listener_filters", &wire.listener_filters, |filter| {
-            listener_filter::build(filter, &context.server.stats)
+            listener_filter::build(filter, context)
         })?;
         if hands_over && !filters.iter().any(ListenerFilter::is_original_dst) {
             filters.insert(0, ListenerFilter::original_dst());

@@ -33,7 +33,7 @@ stat_group! {
         downstream_cx_total: Counter, downstream_cx_transport_socket_connect_timeout: Counter,
         downstream_global_cx_overflow: Counter, downstream_listener_filter_error: Counter,
         downstream_listener_filter_remote_close: Counter, downstream_pre_cx_active: Gauge, downstream_pre_cx_timeout: Counter,
-        no_filter_chain_match: Counter,
+        extension_config_missing: Counter, network_extension_config_missing: Counter, no_filter_chain_match: Counter,
     }
 }
 

@@ -5,7 +5,7 @@ use super::{
     accept::Admission,
 };
 use crate::{
-    listener_filter::Accepted,
+    listener_filter::{Accepted, ListenerFilter},
     network::Verdict,
     stream_info::{DynamicMetadata, StreamInfo},
     transport::RawStream,
@@ -160,6 +160,10 @@ async fn inspect(
     if config.filters.is_empty() {
         return Ok(true);
     }
+    if !config.filters.iter().all(ListenerFilter::is_configured) {
+        listener.stats.extension_config_missing.inc();
+        return Ok(false);
+    }
     listener.stats.downstream_pre_cx_active.inc();
     let look = async {
         for filter in &config.filters {
@@ -204,6 +208,10 @@ async fn serve(
         return Ok(());
     };
     let counted = Counted::new(listener.clone(), worker.index, admission);
+    if !chain.is_configured() {
+        listener.stats.network_extension_config_missing.inc();
+        return Ok(());
+    }
     let addresses = Some((info.local_address.ip(), info.remote_address.ip()));
     let handshake = chain
         .transport

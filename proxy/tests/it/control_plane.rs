@@ -195,6 +195,14 @@ impl ControlPlane {
         })
     }
 
+    /// Whether a delta stream has asked for this resource.
+    pub(crate) fn was_asked(&self, url: &str, name: &str) -> bool {
+        self.heard_delta.lock().iter().any(|request| {
+            let mut names = request.resource_names_subscribe.iter();
+            request.type_url == url && names.any(|asked| asked == name)
+        })
+    }
+
     /// The node of the first request.
     pub(crate) fn node(&self) -> Option<proto::envoy::config::core::v3::Node> {
         self.heard.lock().first()?.node.clone()
@@ -324,8 +332,8 @@ impl ControlPlane {
 /// The name of a resource.
 fn name(any: &Any) -> String {
     use proto::envoy::config::{
-        cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
-        route::v3::RouteConfiguration,
+        cluster::v3::Cluster, core::v3::TypedExtensionConfig, endpoint::v3::ClusterLoadAssignment,
+        listener::v3::Listener, route::v3::RouteConfiguration,
     };
     use proto::envoy::extensions::transport_sockets::tls::v3::Secret;
     match any.type_url.as_str() {
@@ -336,6 +344,11 @@ fn name(any: &Any) -> String {
             proto::any::unpack::<ClusterLoadAssignment>(any)
                 .unwrap()
                 .cluster_name
+        }
+        _ if proto::any::is::<TypedExtensionConfig>(any) => {
+            proto::any::unpack::<TypedExtensionConfig>(any)
+                .unwrap()
+                .name
         }
         _ => proto::any::unpack::<RouteConfiguration>(any).unwrap().name,
     }

@@ -13,6 +13,7 @@ mod drains;
 mod dying;
 mod ends;
 mod endurance;
+mod extensions;
 mod floods;
 mod frames;
 mod http;
