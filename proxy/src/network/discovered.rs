@@ -50,7 +50,8 @@ fn builder<T>(
 ) -> impl Fn(&Any) -> Result<T, Invalid> + Send + Sync + 'static {
     let (name, server) = (name.to_owned(), context.server.clone());
     let (routes, extensions) = (context.routes.clone(), context.extensions.clone());
-    let (stats, direction) = (context.stats.clone(), context.direction);
+    let (stats, listener) = (context.stats.clone(), context.listener.clone());
+    let direction = context.direction;
     move |any| {
         // Nobody waits for what it refers to in turn: the listener serves already.
         let used = UsedSlots::default();
@@ -60,6 +61,7 @@ fn builder<T>(
             extensions: &extensions,
             used: &used,
             stats: &stats,
+            listener: &listener,
             direction,
         };
         choose(super::build(&name, Some(any), &context)?)
