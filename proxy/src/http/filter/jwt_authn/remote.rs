@@ -22,7 +22,7 @@ use crate::worker::Worker;
 
 /// A key set larger than this is not believed.
 const JWKS_LIMIT: usize = 1 << 20;
-/// After a failed fetch the next one waits so long.
+/// After a failed fetch in the background the next one waits so long.
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
 
 /// A key set behind a URI, kept for a while.
@@ -110,9 +110,15 @@ impl Remote {
                 Ok(())
             }
             Err(error) => {
-                // Old keys are better than none.
-                let old = fetched.take().and_then(|(keys, _)| keys);
-                *fetched = Some((old, Instant::now() + self.failed_pause));
+                let (old, now) = (fetched.take(), Instant::now());
+                *fetched = if self.is_async {
+                    // Old keys are better than none.
+                    let keys = old.and_then(|(keys, _)| keys);
+                    Some((keys, now + self.failed_pause))
+                } else {
+                    // The next request asks again; what another one has brought meanwhile stays.
+                    old.filter(|(_, until)| *until > now)
+                };
                 Err(error)
             }
         }
