@@ -329,7 +329,10 @@ impl Level {
                 What::Retry => &remaining.remaining_retries,
                 What::Pool => &remaining.remaining_cx_pools,
             };
-            gauge.set(limit.saturating_sub(count));
+            // QUIRK: what is left of a retry budget is not shown.
+            let is_budget = what == What::Retry && self.limits.budget.is_some();
+            let left = limit.saturating_sub(count);
+            gauge.set(if is_budget { 0 } else { left });
         }
     }
 }

@@ -126,7 +126,7 @@ pub(crate) async fn forward(
         let wait = {
             let mut plan = shared.borrow_mut();
             match result {
-                Ok(answer) => match after_answer(&mut plan, cell, source, &answer) {
+                Ok(mut answer) => match after_answer(&mut plan, cell, source, &mut answer) {
                     Some(wait) => wait,
                     None if may_redirect && redirect::follow(&plan, cell, source, &answer) => {
                         plan.charge(answer.head.status);
@@ -246,8 +246,9 @@ fn after_answer(
     plan: &mut Plan,
     cell: &Rc<StreamCell>,
     source: &Rc<RequestSource>,
-    answer: &Answer,
+    answer: &mut Answer,
 ) -> Option<Duration> {
+    answer.end.free_retry();
     let is_first = |seen: &UpstreamInfo| seen.attempts <= 1;
     let had_retries = plan.retries_made > 0 && !answer.seen.as_deref().is_some_and(is_first);
     let wait = plan.retry(

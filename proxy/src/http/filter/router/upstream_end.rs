@@ -27,10 +27,15 @@ pub(crate) struct UpstreamEnd {
     counted: CountedIn,
     span: Option<UpstreamSpan>,
     _request: RequestGuard,
-    _retry: Option<RetryGuard>,
+    retry: Option<RetryGuard>,
 }
 
 impl UpstreamEnd {
+    /// The retry that this attempt was has its answer: its place is free for the next one.
+    pub(super) fn free_retry(&mut self) {
+        self.retry = None;
+    }
+
     /// An attempt that begins on a host.
     pub(super) fn new(
         cluster: Arc<Cluster>,
@@ -54,7 +59,7 @@ impl UpstreamEnd {
             counted: CountedIn::default(),
             span: None,
             _request: request,
-            _retry: retry,
+            retry,
         }
     }
 
