@@ -204,8 +204,17 @@ pub(crate) fn is_grpc(map: &HeaderMap) -> bool {
 /// A number as a header value; a single digit, as most times are, without an allocation.
 pub(crate) fn number(value: u64) -> HeaderValue {
     const DIGITS: &str = "0123456789";
-    match usize::try_from(value) {
-        Ok(digit @ 0..=9) => HeaderValue::from_static(&DIGITS[digit..=digit]),
-        _ => HeaderValue::from(value),
+    if let Ok(digit @ 0..=9) = usize::try_from(value) {
+        return HeaderValue::from_static(&DIGITS[digit..=digit]);
     }
+    // As many as the largest number has.
+    let mut text = [0; 20];
+    let mut at = text.len();
+    let mut rest = value;
+    while rest > 0 {
+        at -= 1;
+        text[at] = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+        rest /= 10;
+    }
+    HeaderValue::from_bytes(&text[at..]).unwrap_or_else(|_| HeaderValue::from(value))
 }

@@ -1,7 +1,7 @@
 //! Times in access logs: `strftime` conversions plus Envoy's `%3f`, `%6f`, `%9f`, `%f` (fractions of a second),
 //! `%s` (seconds since the epoch) and `%E3S` (seconds with a fraction). UTC always.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use time::{Date, OffsetDateTime};
@@ -97,19 +97,36 @@ impl TimeFormat {
                 Part::Field(conversion) => write_field(*conversion, moment, time, out),
                 Part::Fraction(digits, with_seconds) => {
                     if *with_seconds {
-                        let _ = write!(out, "{:02}.", moment.second());
+                        let _ = write_two(moment.second(), out);
+                        out.push('.');
                     }
-                    let scale = 10_u32.pow(9 - u32::try_from(*digits).unwrap_or(9));
-                    let _ = write!(
-                        out,
-                        "{:0width$}",
-                        moment.nanosecond() / scale,
-                        width = digits
-                    );
+                    let mut unit = 100_000_000;
+                    for _ in 0..*digits {
+                        out.push(digit(moment.nanosecond() / unit));
+                        unit /= 10;
+                    }
                 }
             }
         }
     }
+}
+
+/// The last digit of a number.
+fn digit(number: u32) -> char {
+    char::from_digit(number % 10, 10).unwrap_or('0')
+}
+
+/// The formatter would take ten times as long, and every line of a log has a time.
+fn write_two(number: u8, out: &mut String) -> fmt::Result {
+    out.write_char(digit(u32::from(number) / 10))?;
+    out.write_char(digit(u32::from(number)))
+}
+
+fn write_date(date: Date, out: &mut String) -> fmt::Result {
+    write!(out, "{}-", date.year())?;
+    write_two(u8::from(date.month()), out)?;
+    out.write_char('-')?;
+    write_two(date.day(), out)
 }
 
 fn write_field(conversion: char, moment: OffsetDateTime, time: SystemTime, out: &mut String) {
@@ -123,14 +140,15 @@ fn write_field(conversion: char, moment: OffsetDateTime, time: SystemTime, out: 
         'Y' => write!(out, "{year}"),
         'C' => write!(out, "{:02}", year / 100),
         'y' => write!(out, "{:02}", year % 100),
-        'm' => write!(out, "{month:02}"),
-        'd' => write!(out, "{day:02}"),
         'e' => write!(out, "{day:2}"),
-        'H' => write!(out, "{hour:02}"),
+        'm' => write_two(month, out),
+        'd' => write_two(day, out),
+        'H' => write_two(hour, out),
+        'M' => write_two(minute, out),
+        'S' => write_two(second, out),
+        'F' => write_date(date, out),
         'I' => write!(out, "{twelve:02}"),
         'p' => write!(out, "{}", if hour < 12 { "AM" } else { "PM" }),
-        'M' => write!(out, "{minute:02}"),
-        'S' => write!(out, "{second:02}"),
         's' => write!(
             out,
             "{}",
@@ -138,7 +156,6 @@ fn write_field(conversion: char, moment: OffsetDateTime, time: SystemTime, out: 
                 .unwrap_or_default()
                 .as_secs()
         ),
-        'F' => write!(out, "{year}-{month:02}-{day:02}"),
         'D' => write!(out, "{month:02}/{day:02}/{:02}", year % 100),
         'T' => write!(out, "{hour:02}:{minute:02}:{second:02}"),
         'R' => write!(out, "{hour:02}:{minute:02}"),

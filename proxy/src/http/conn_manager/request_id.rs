@@ -34,7 +34,7 @@ pub(super) fn set(rules: &RequestIdRules, headers: &mut RequestHeaders, is_edge:
 
 /// A random UUID, version 4.
 fn new_id() -> HeaderValue {
-    let mut bytes = rand::random::<[u8; 16]>();
+    let mut bytes = rand::random::<u128>().to_le_bytes();
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let mut text = [b'-'; 36];

@@ -16,6 +16,8 @@ use crate::transport::{DownstreamStream, ReadAhead};
 
 /// The least room for a read.
 const READ: usize = 4 << 10;
+/// Room that is left of a buffer and still enough for a read.
+const LEFT: usize = 1 << 10;
 /// The most room for a read.
 const READ_MOST: usize = 64 << 10;
 /// What a client may send ahead while its request is served.
@@ -80,7 +82,11 @@ impl Io {
         let Some(stream) = &mut self.stream else {
             return Poll::Ready(Ok(0));
         };
+        let spare = self.input.capacity() - self.input.len();
         let wanted = match self.decoder.expected() {
+            // Between bodies what is left of a buffer does: asked for more, a new one would be made just to see whether the
+            // client is still there.
+            0 if spare >= LEFT => LEFT,
             0 | usize::MAX => READ,
             known => known.clamp(READ, READ_MOST),
         };
