@@ -364,13 +364,13 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Sweeps all clusters for ever; runs on the main runtime.
+/// Sweeps all clusters that eject hosts, for ever; runs on the main runtime.
 pub(crate) async fn run_outlier_sweep(clusters: Arc<ClusterManager>) {
     let mut tick = tokio::time::interval(Duration::from_millis(250));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         tick.tick().await;
-        for cluster in clusters.snapshot().values() {
+        for cluster in clusters.ejecting().values() {
             if let Some(outlier) = cluster.outlier()
                 && outlier.sweep(cluster)
             {
