@@ -159,7 +159,7 @@ async fn connect(to: SocketAddr, ca: Option<&Authority>) -> Box<dyn Stream> {
 }
 
 /// The transport socket of a chain whose certificate `ca` has signed.
-fn transport(ca: &Authority) -> String {
+pub(crate) fn transport(ca: &Authority) -> String {
     let server = ca.sign("server.test");
     let quoted = |text: &str| serde_json::to_string(text).unwrap();
     format!(
