@@ -99,15 +99,16 @@ pub(crate) async fn forward(
     source: &Rc<RequestSource>,
     downstream_upgrade: &mut Option<OnUpgrade>,
 ) -> Forwarded {
-    let mut plan = match cell.with(Plan::new) {
-        Ok(plan) => plan,
+    let mut shared = match cell.with(Plan::new) {
+        Ok(plan) => RefCell::new(plan),
         Err(reply) => return Forwarded::Reply(reply),
     };
+    let plan = shared.get_mut();
     let terminates = plan.terminates_connect();
     if let Some(downstream) = downstream_upgrade.take_if(|_| terminates) {
-        return Box::pin(connect::terminate(&mut plan, cell, downstream)).await;
+        return Box::pin(connect::terminate(plan, cell, downstream)).await;
     }
-    mirror::start(&plan, cell, source);
+    mirror::start(plan, cell, source);
     let may_redirect = plan
         .action()
         .is_some_and(|action| action.internal_redirect.is_some());
@@ -116,7 +117,6 @@ pub(crate) async fn forward(
     }
     let limit = limits(plan.timeouts, cell, source);
     tokio::pin!(limit);
-    let shared = RefCell::new(plan);
     loop {
         let result = tokio::select! {
             biased;

@@ -135,7 +135,7 @@ impl Session {
         loop {
             let after = match self.next().await {
                 // Boxed, so that an idle connection does not hold room for an exchange.
-                Next::Request(head) => Box::pin(self.exchange(*head)).await,
+                Next::Request(head) => Box::pin(self.exchange(head)).await,
                 Next::Refused(reply) => self.refuse(reply).await,
                 Next::End => return,
             };
@@ -287,7 +287,7 @@ impl Session {
         }
     }
 
-    async fn exchange(&mut self, head: RequestHead) -> After {
+    async fn exchange(&mut self, head: Box<RequestHead>) -> After {
         let body = self.begin(&head);
         let awaits_continue = head.expects_continue && !self.io.borrow().decoder.is_done();
         let is_proxied = self.connection.manager.proxies_continue;
