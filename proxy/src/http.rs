@@ -13,6 +13,7 @@ pub(crate) mod conn_manager;
 pub(crate) mod export;
 pub(crate) mod filter;
 pub(crate) mod h1;
+pub(crate) mod h2;
 pub(crate) mod headers;
 pub(crate) mod local_reply;
 pub(crate) mod otlp;

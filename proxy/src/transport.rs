@@ -4,7 +4,6 @@
 //! handshakes a new context and leaves living connections alone, but for those whose peer it declares revoked.
 
 mod certificate;
-mod cork;
 mod downstream;
 mod key_log;
 mod loopback;
@@ -13,7 +12,7 @@ mod read_ahead;
 mod resolver;
 mod secret;
 mod secret_files;
-mod spare;
+pub(crate) mod spare;
 mod stats;
 mod stream;
 mod ticket;
@@ -28,7 +27,6 @@ use proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 pub(crate) use certificate::{
     CertificateDetails, details as certificate_details, hex, url_encoded_pem,
 };
-pub(crate) use cork::{Cork, Corked};
 pub(crate) use downstream::{DownstreamStream, DownstreamTransport, Meter, Tap};
 pub(crate) use loopback::unpace;
 pub(crate) use proxy_header::ClientAddresses;

@@ -41,8 +41,8 @@ pub(crate) use host_set::{HostSets, LocalityEndpoints};
 pub(crate) use load_balancer::LoadBalancerContext;
 pub(crate) use outlier::{Outcome, run_outlier_sweep};
 pub(crate) use pool::{
-    Http1Request, HttpConnection, PoolError, PoolErrorKind, PoolRequest, Pools, TcpOptions,
-    UpstreamBody, UpstreamBodyError, UpstreamRequest,
+    HttpConnection, PoolError, PoolErrorKind, PoolRequest, Pools, TcpOptions, UpstreamBody,
+    UpstreamBodyError,
 };
 pub(crate) use protocol_options::{Http1Options, HttpProtocolOptions, UpstreamProtocol};
 pub(crate) use stats::OriginStats;

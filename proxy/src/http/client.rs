@@ -10,6 +10,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Response, StatusCode, Version};
+use http_body::Body as _;
 use http_body_util::{BodyExt as _, Limited};
 use proto::envoy::config::core::v3 as wire;
 use tokio::sync::mpsc;
@@ -27,7 +28,6 @@ use crate::worker::Worker;
 
 use super::body::Body;
 use super::conn_manager::append_forwarded_for;
-use super::filter::router::build_request;
 use super::headers::{RequestHeaders, Scheme, names, number};
 
 /// Answers longer than this are not believed.
@@ -329,8 +329,7 @@ async fn send(
     };
     let exchange = async {
         let connection = worker.pools.http(&cluster, &host, &request).await?;
-        let request = build_request(headers, connection.protocol)
-            .ok_or_else(|| CallError::Transport("the request cannot be written".to_owned()))?;
+        let request = connection.request(headers, body.is_end_stream())?;
         let (head, body) = connection.exchange(request, body).await?;
         let mut response = http::Response::new(body);
         *response.status_mut() = head.status;

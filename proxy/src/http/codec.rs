@@ -13,12 +13,11 @@ use proto::envoy::extensions::filters::network::http_connection_manager::v3::htt
 use proto_component::drain::Drain;
 use tokio::time::Instant;
 
-use crate::transport::{DownstreamStream, ReadAhead};
+use crate::transport::DownstreamStream;
 
 use super::stream::DownstreamConnection;
 
 pub(crate) use h1::{RequestBody, RequestBodyError};
-pub(crate) use h2::Tunnel as Http2Tunnel;
 
 /// Serves a connection with the codec that is configured, negotiated or recognised by the first bytes.
 pub(crate) async fn serve(
@@ -64,7 +63,7 @@ pub(crate) async fn serve(
     if is_http2 {
         stats.downstream_cx_http2_total.inc();
         stats.downstream_cx_http2_active.inc();
-        h2::serve(ReadAhead::new(ahead.freeze(), stream), connection, drain).await;
+        h2::serve(stream, &ahead, connection, drain).await;
         stats.downstream_cx_http2_active.dec();
     } else {
         stats.downstream_cx_http1_total.inc();

@@ -15,9 +15,9 @@ use crate::router::RouteKind;
 use crate::stream_info::ResponseFlag;
 use crate::transport::{DownstreamStream, ReadAhead, UpstreamStream};
 
-use super::codec::Http2Tunnel;
 use super::config::ConnectionManager;
 use super::filter::router::UpstreamEnd;
+use super::h2::Tunnel as Http2Tunnel;
 use super::headers::RequestHeaders;
 use super::local_reply::LocalReply;
 use super::stream::{Stream, StreamCell};

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 
 /// A buffer's size.
-pub(super) const SIZE: usize = 64 << 10;
+pub(crate) const SIZE: usize = 64 << 10;
 /// What a thread keeps: one for reading, one for writing, and some for connections whose peers are slow.
 const KEPT: usize = 4;
 
@@ -13,7 +13,7 @@ thread_local! {
 }
 
 /// Gives `buffer` memory, unless it has some.
-pub(super) fn take(buffer: &mut Vec<u8>) {
+pub(crate) fn take(buffer: &mut Vec<u8>) {
     if buffer.capacity() == 0 {
         let kept = SPARE.with_borrow_mut(Vec::pop);
         *buffer = kept.unwrap_or_else(|| Vec::with_capacity(SIZE));
@@ -21,9 +21,10 @@ pub(super) fn take(buffer: &mut Vec<u8>) {
 }
 
 /// Takes the memory of `buffer`, and what is in it.
-pub(super) fn give(buffer: &mut Vec<u8>) {
+pub(crate) fn give(buffer: &mut Vec<u8>) {
     let mut buffer = std::mem::take(buffer);
-    if buffer.capacity() == 0 {
+    // One that had to grow has too much.
+    if !(SIZE..=2 * SIZE).contains(&buffer.capacity()) {
         return;
     }
     buffer.clear();

@@ -10,8 +10,7 @@ mod http2;
 mod http_connection;
 
 pub(crate) use body::{UpstreamBody, UpstreamBodyError};
-pub(crate) use http_connection::{HttpConnection, UpstreamRequest};
-pub(crate) use http1::Http1Request;
+pub(crate) use http_connection::HttpConnection;
 
 use self::http::HttpPool;
 use super::{Aim, Cluster, ConnectError, Host, Priority, UpstreamProtocol, connect};

@@ -160,6 +160,26 @@ async fn a_client_connection_has_no_more_requests_than_it_may() {
         .await;
 }
 
+#[tokio::test]
+async fn a_client_of_http2_hears_that_it_may_ask_no_more() {
+    let more =
+        "drain_timeout: 0.2s, common_http_protocol_options: {max_requests_per_connection: 2},";
+    let proxy = Process::serving(&web_listener(more, HELLO, ""), &[], &[]).await;
+    let mut client = Client {
+        stream: frames::connect(proxy.address("web").await, &[]).await,
+        goaways: Vec::new(),
+    };
+    for stream in [1, 3] {
+        get(&mut client.stream, stream).await;
+        assert_eq!(client.response().await, Some(stream));
+    }
+    assert_eq!(client.response().await, None);
+    assert_eq!(client.goaways, [u32::MAX >> 1, 3]);
+    proxy
+        .stat_is("http.web.downstream_cx_max_requests_reached", 1)
+        .await;
+}
+
 /// A client with a stream that runs, and the upstream of it.
 async fn running(more: &str) -> (Process, Client, TcpStream) {
     let (host, mut connections) = accepting().await;

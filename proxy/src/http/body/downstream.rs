@@ -1,11 +1,12 @@
 //! The body of a downstream request, whichever protocol it comes by.
 
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::Frame;
 
 use crate::http::codec::{RequestBody, RequestBodyError};
+use crate::http::h2;
 
 /// The body of a downstream request, as its codec reads it.
 pub(crate) enum DownstreamBody {
@@ -14,7 +15,7 @@ pub(crate) enum DownstreamBody {
     /// Of an HTTP/1 connection.
     Http1(RequestBody),
     /// Of an HTTP/2 stream.
-    Http2(h2::RecvStream),
+    Http2(h2::Receive),
 }
 
 /// Why a downstream request's body ended early.
@@ -33,27 +34,14 @@ impl DownstreamBody {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, DownstreamError>>> {
-        let stream = match self {
-            DownstreamBody::Empty => return Poll::Ready(None),
-            DownstreamBody::Http1(body) => {
-                return body
-                    .poll_frame(context)
-                    .map(|frame| frame.map(|frame| frame.map_err(DownstreamError::Http1)));
-            }
-            DownstreamBody::Http2(stream) => stream,
-        };
-        match ready!(stream.poll_data(context)) {
-            Some(Ok(data)) => {
-                // Whoever asks for the next piece has done with this one.
-                let _ = stream.flow_control().release_capacity(data.len());
-                Poll::Ready(Some(Ok(Frame::data(data))))
-            }
-            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
-            None => Poll::Ready(match ready!(stream.poll_trailers(context)) {
-                Ok(Some(trailers)) => Some(Ok(Frame::trailers(trailers))),
-                Ok(None) => None,
-                Err(error) => Some(Err(error.into())),
-            }),
+        match self {
+            DownstreamBody::Empty => Poll::Ready(None),
+            DownstreamBody::Http1(body) => body
+                .poll_frame(context)
+                .map(|frame| frame.map(|frame| frame.map_err(DownstreamError::Http1))),
+            DownstreamBody::Http2(stream) => stream
+                .poll_frame(context)
+                .map(|frame| frame.map(|frame| frame.map_err(DownstreamError::Http2))),
         }
     }
 

@@ -5,10 +5,8 @@ use std::io;
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt as _;
 
+use crate::http::h2::PREFACE;
 use crate::transport::DownstreamStream;
-
-/// What an HTTP/2 client sends first.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Reads into `ahead` until the protocol is known: whether it is HTTP/2; `None` when the client says nothing.
 pub(super) async fn is_http2(

@@ -34,7 +34,6 @@ use attempt::Answer;
 use failure::Failure;
 use plan::Plan;
 
-pub(crate) use attempt::build_request;
 pub(crate) use upstream_end::UpstreamEnd;
 
 /// The filter's name.

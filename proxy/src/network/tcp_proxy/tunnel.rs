@@ -4,7 +4,10 @@
 use super::copy::Upstream;
 use crate::{
     access_log::{Format, FormatContext},
-    http::headers::{RequestHeaders, Scheme},
+    http::{
+        h2::{Connection, FloodLimits, HeadLimits, Options, Requests, Tunnel},
+        headers::{RequestHeaders, Scheme},
+    },
     invalid::{At as _, Invalid},
     router::HeaderMutations,
     stream_info::StreamInfo,
@@ -12,18 +15,18 @@ use crate::{
     upstream::{Cluster, Host, PoolError, PoolErrorKind, Priority, TcpOptions, UpstreamProtocol},
     worker::Worker,
 };
-use bytes::{Buf as _, Bytes, BytesMut};
-use h2::{RecvStream, SendStream, client::SendRequest};
-use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
+use bytes::{Buf as _, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, header, uri::PathAndQuery};
 use proto::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::TunnelingConfig as Wire;
 use std::{
     cell::RefCell,
     collections::HashMap,
+    future::poll_fn,
     io,
     pin::Pin,
     rc::{Rc, Weak},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
@@ -35,9 +38,23 @@ const MOST_HEADERS: usize = 100;
 /// A checked `TunnelingConfig`.
 pub(super) struct Tunneling {
     hostname: Format,
-    post_path: Option<String>,
+    post_path: Option<PathAndQuery>,
     headers: HeaderMutations,
 }
+
+/// What our end of a shared connection is like.
+const OPTIONS: Options = Options {
+    max_concurrent_streams: 0,
+    stream_window: 1 << 20,
+    connection_window: 1 << 24,
+    head: HeadLimits {
+        bytes: LONGEST_HEAD,
+        count: MOST_HEADERS,
+    },
+    allows_connect_protocol: false,
+    is_tolerant: true,
+    flood: FloodLimits::USUAL,
+};
 
 /// A shared connection without tunnels ends after one to two of these.
 const IDLE: Duration = Duration::from_secs(60);
@@ -49,16 +66,13 @@ pub(crate) struct Tunnels(RefCell<HashMap<u64, Shared>>);
 /// A shared connection; whoever holds a clone keeps it.
 #[derive(Clone)]
 struct Shared {
-    sender: SendRequest<Bytes>,
+    sender: Requests,
     _in_use: Rc<()>,
 }
 
 /// A stream of an HTTP/2 connection.
 pub(super) struct Http2Tunnel {
-    send: SendStream<Bytes>,
-    receive: RecvStream,
-    ahead: Bytes,
-    is_over: bool,
+    tunnel: Tunnel,
     _connection: Shared,
 }
 
@@ -93,14 +107,14 @@ impl TryFrom<&Wire> for Tunneling {
         if !wire.post_path.is_empty() && !wire.post_path.starts_with('/') {
             return Err(Invalid::new("it must begin with a slash").at("post_path"));
         }
-        let path = if wire.post_path.is_empty() {
-            "/"
-        } else {
-            &wire.post_path
+        let post_path = match wire.post_path.as_str() {
+            "" => PathAndQuery::from_static("/"),
+            path => PathAndQuery::try_from(path)
+                .map_err(|error| Invalid::new(error.to_string()).at("post_path"))?,
         };
         Ok(Self {
             hostname: Format::parse(&wire.hostname).at("hostname")?,
-            post_path: wire.use_post.then(|| path.to_owned()),
+            post_path: wire.use_post.then_some(post_path),
             headers: HeaderMutations::try_new(&wire.headers_to_add, &[]).at("headers_to_add")?,
         })
     }
@@ -146,7 +160,7 @@ impl Tunneling {
         if protocol == UpstreamProtocol::Http2
             && let Some(shared) = worker.tunnels.ready(host.id).await
         {
-            return self.http2(shared, &authority, headers).await;
+            return self.http2(shared, authority, headers).await;
         }
         let alpn = match protocol {
             UpstreamProtocol::Http2 => AlpnFallback::Http2,
@@ -170,7 +184,7 @@ impl Tunneling {
                 .tunnels
                 .start(Rc::downgrade(worker), host.id, connected.stream)
                 .await?;
-            return self.http2(shared, &authority, headers).await;
+            return self.http2(shared, authority, headers).await;
         }
         cluster.stats.upstream_cx_http1_total.inc();
         self.http1(connected.stream, &authority, &headers).await
@@ -201,32 +215,31 @@ impl Tunneling {
 
     async fn http2(
         &self,
-        mut shared: Shared,
-        authority: &HeaderValue,
+        shared: Shared,
+        authority: HeaderValue,
         headers: HeaderMap,
     ) -> Result<Upstream, PoolError> {
-        let authority = authority.to_str().map_err(failed)?;
-        let builder = match &self.post_path {
-            None => Request::builder().method(Method::CONNECT).uri(authority),
-            Some(path) => Request::builder()
-                .method(Method::POST)
-                .uri(format!("http://{authority}{path}")),
+        let (method, path) = match &self.post_path {
+            None => (Method::CONNECT, PathAndQuery::from_static("/")),
+            Some(path) => (Method::POST, path.clone()),
         };
-        let mut request = builder.version(Version::HTTP_2).body(()).map_err(failed)?;
-        *request.headers_mut() = headers;
-        let (response, send) = shared.sender.send_request(request, false).map_err(failed)?;
-        let response = response.await.map_err(failed)?;
-        if !response.status().is_success() {
-            return Err(failed(format_args!(
-                "tunnel refused: {}",
-                response.status()
-            )));
+        let request = RequestHeaders {
+            method,
+            scheme: Scheme::Http,
+            authority,
+            path,
+            upgrade: None,
+            map: headers,
+        };
+        let (mut receive, send) = shared.sender.send(&request, false).map_err(failed)?;
+        let head = poll_fn(|context| receive.poll_head(context))
+            .await
+            .map_err(failed)?;
+        if !head.status.is_success() {
+            return Err(failed(format_args!("tunnel refused: {}", head.status)));
         }
         Ok(Upstream::Http2(Box::new(Http2Tunnel {
-            send,
-            receive: response.into_body(),
-            ahead: Bytes::new(),
-            is_over: false,
+            tunnel: Tunnel::new(receive, send),
             _connection: shared,
         })))
     }
@@ -294,12 +307,11 @@ impl Tunnels {
     /// The shared connection to a host, if it takes another stream.
     async fn ready(&self, host: u64) -> Option<Shared> {
         let shared = self.0.borrow().get(&host).cloned()?;
-        if let Ok(sender) = shared.sender.clone().ready().await {
-            Some(Shared { sender, ..shared })
-        } else {
-            self.0.borrow_mut().remove(&host);
-            None
+        if shared.sender.ready().await.is_ok() {
+            return Some(shared);
         }
+        self.0.borrow_mut().remove(&host);
+        None
     }
 
     /// Speaks HTTP/2 on a new connection, which others will share.
@@ -309,17 +321,11 @@ impl Tunnels {
         host: u64,
         stream: UpstreamStream,
     ) -> Result<Shared, PoolError> {
-        let (sender, connection) = h2::client::Builder::new()
-            .initial_window_size(1 << 20)
-            .initial_connection_window_size(1 << 24)
-            .enable_push(false)
-            .handshake(stream)
-            .await
-            .map_err(failed)?;
+        let (connection, sender) = Connection::client(stream, OPTIONS);
         let in_use = Rc::new(());
         let idle = Rc::downgrade(&in_use);
         tokio::task::spawn_local(async move {
-            let mut connection = std::pin::pin!(connection);
+            let mut connection = std::pin::pin!(connection.run(None));
             loop {
                 tokio::select! {
                     ended = &mut connection => {
@@ -338,7 +344,7 @@ impl Tunnels {
                 }
             }
         });
-        let sender = sender.ready().await.map_err(failed)?;
+        sender.ready().await.map_err(failed)?;
         let shared = Shared {
             sender,
             _in_use: in_use,
@@ -353,32 +359,13 @@ impl Tunnels {
     }
 }
 
-fn broken(error: h2::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, error)
-}
-
 impl AsyncRead for Http2Tunnel {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        while this.ahead.is_empty() && !this.is_over {
-            match ready!(this.receive.poll_data(cx)) {
-                Some(data) => this.ahead = data.map_err(broken)?,
-                None => this.is_over = true,
-            }
-        }
-        let count = this.ahead.len().min(buf.remaining());
-        buf.put_slice(&this.ahead[..count]);
-        this.ahead.advance(count);
-        // Only what has been taken makes room for more.
-        this.receive
-            .flow_control()
-            .release_capacity(count)
-            .map_err(broken)?;
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.tunnel).poll_read(cx, buf)
     }
 }
 
@@ -388,33 +375,15 @@ impl AsyncWrite for Http2Tunnel {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if buf.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        self.send.reserve_capacity(buf.len());
-        loop {
-            let room = match ready!(self.send.poll_capacity(cx)) {
-                Some(room) => room.map_err(broken)?,
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            };
-            if room == 0 {
-                continue;
-            }
-            let count = room.min(buf.len());
-            let data = Bytes::copy_from_slice(&buf[..count]);
-            self.send.send_data(data, false).map_err(broken)?;
-            return Poll::Ready(Ok(count));
-        }
+        Pin::new(&mut self.tunnel).poll_write(cx, buf)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tunnel).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The stream may be gone already.
-        let _ = self.send.send_data(Bytes::new(), true);
-        Poll::Ready(Ok(()))
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tunnel).poll_shutdown(cx)
     }
 }
 

@@ -52,7 +52,7 @@ impl UpstreamBody {
                 Some(UpstreamTunnel::Http1(exchange.into_tunnel()))
             }
             Some((Exchange::Http2(exchange), _)) => {
-                exchange.into_tunnel().map(UpstreamTunnel::Http2)
+                Some(UpstreamTunnel::Http2(exchange.into_tunnel()))
             }
             None => None,
         }

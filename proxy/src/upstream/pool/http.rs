@@ -2,25 +2,25 @@
 
 use super::{HttpConnection, Key, PoolError, PoolErrorKind, Wanted, http1::Http1, http2};
 use crate::{
-    http::h1::HeadLimits,
+    http::{
+        h1::HeadLimits,
+        h2::{Connection, Requests},
+    },
     listener::TlsInfo,
     transport::{ClientAddresses, UpstreamStream},
     upstream::{Aim, Cluster, Host, Priority, circuit_breaker::Guard, connect},
 };
 use ::http::Version;
-use bytes::Bytes;
-use h2::client::SendRequest;
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
     rc::{Rc, Weak},
     sync::Arc,
-    task::{Context, Poll, Waker},
 };
 use tokio::{sync::Notify, time::Instant};
 
 /// The head of a response may not be longer. (Envoy bounds the number of its fields only; something must bound it.)
-const MAX_RESPONSE_HEAD: usize = 1 << 20;
+pub(super) const MAX_RESPONSE_HEAD: usize = 1 << 20;
 
 /// Connections to one host.
 pub(super) struct HttpPool {
@@ -50,7 +50,7 @@ struct Idle {
 }
 
 struct Http2 {
-    sender: SendRequest<Bytes>,
+    sender: Requests,
     streams: Rc<Cell<u32>>,
     life: Life,
 }
@@ -67,7 +67,7 @@ struct Life {
 /// What sends a request.
 pub(super) enum Sender {
     Http1(Box<Http1>),
-    Http2(SendRequest<Bytes>),
+    Http2(Requests),
 }
 
 /// A connection, or a stream of one, in use; counts the request while it lives.
@@ -141,6 +141,9 @@ impl HttpPool {
             Some(connection) => connection,
             None => Box::pin(self.acquire_new()).await?,
         };
+        if let Sender::Http2(requests) = &connection.sender {
+            requests.ready().await.map_err(http2::classify)?;
+        }
         if self.cluster.config.preconnect_ratio > 1.0 {
             self.preconnect();
         }
@@ -251,7 +254,7 @@ impl HttpPool {
         let limits = &self.cluster.config.http;
         {
             let mut shared = self.shared.borrow_mut();
-            shared.retain_mut(|one| is_usable(&mut one.sender) && !self.is_too_old(&one.life));
+            shared.retain_mut(|one| one.sender.is_usable() && !self.is_too_old(&one.life));
             if let Some(connection) = shared
                 .iter_mut()
                 .find(|one| one.streams.get() < limits.max_concurrent_streams)
@@ -319,14 +322,12 @@ impl HttpPool {
             let sender = Sender::Http1(Box::new(self.http1(stream)));
             return Ok(self.lend(sender, life, None, Some(open)));
         }
-        let (sender, connection) = http2::handshake(stream, limits)
-            .await
-            .map_err(|error| PoolError::new(PoolErrorKind::ConnectFailure, error.to_string()))?;
+        let (connection, sender) = Connection::client(stream, http2::options(limits));
         self.cluster.stats.upstream_cx_http2_total.inc();
         let keepalive = limits.keepalive;
         tokio::task::spawn_local(async move {
             let _open = open;
-            if let Err(error) = http2::run(connection, keepalive).await {
+            if let Err(error) = connection.run(keepalive).await {
                 tracing::debug!(target: "pool", %error, "upstream connection ended");
             }
         });
@@ -406,18 +407,12 @@ impl HttpPool {
         idle.retain_mut(|one| is_kept(!one.connection.is_usable(), true, &one.life));
         let mut shared = self.shared.borrow_mut();
         shared.retain_mut(|one| {
-            let is_closed = !is_usable(&mut one.sender);
+            let is_closed = !one.sender.is_usable();
             is_kept(is_closed, one.streams.get() == 0, &one.life)
         });
         self.cluster.stats.upstream_cx_idle_timeout.add(expired);
         !(idle.is_empty() && shared.is_empty() && self.open.get() == 0)
     }
-}
-
-/// False when the connection takes no more streams: it has ended, or is told to.
-fn is_usable(sender: &mut SendRequest<Bytes>) -> bool {
-    let mut context = Context::from_waker(Waker::noop());
-    !matches!(sender.poll_ready(&mut context), Poll::Ready(Err(_)))
 }
 
 /// Counts an open connection of the pool until it is closed.

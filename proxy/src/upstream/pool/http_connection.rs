@@ -10,6 +10,7 @@ use super::{
 use crate::http::{
     body::Body,
     h1::HeadLimits,
+    h2,
     headers::{RequestHeaders, ResponseHeaders, Scheme},
 };
 use crate::listener::TlsInfo;
@@ -18,6 +19,7 @@ use ::http::{
     HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts,
     uri::PathAndQuery,
 };
+use http_body::Body as _;
 use std::{future::poll_fn, net::SocketAddr, sync::Arc};
 
 /// A connection for one request.
@@ -36,26 +38,47 @@ pub(crate) struct HttpConnection {
 
 /// A request's head as the connection's protocol has it.
 pub(crate) enum UpstreamRequest {
-    /// HTTP/1.1.
+    /// HTTP/1.1: to be written.
     Http1(Http1Request),
-    /// HTTP/2.
-    Http2(Request<()>),
+    /// HTTP/2: a stream that begins with it.
+    Http2 {
+        receive: h2::Receive,
+        send: h2::Send,
+        /// A CONNECT, whose stream is a tunnel once it is accepted.
+        is_connect: bool,
+    },
 }
 
 impl HttpConnection {
+    /// Begins a request; `is_bodyless` when its head is all.
+    pub(crate) fn request(
+        &self,
+        headers: &RequestHeaders,
+        is_bodyless: bool,
+    ) -> Result<UpstreamRequest, PoolError> {
+        let Sender::Http2(requests) = &self.sender else {
+            return Ok(UpstreamRequest::Http1(Http1Request::new(headers)));
+        };
+        let connect = headers.upgrade.is_some().then(|| extended_connect(headers));
+        let headers = connect.as_ref().unwrap_or(headers);
+        // The stream of a CONNECT stays open for what is tunnelled.
+        let is_connect = headers.method == Method::CONNECT;
+        let sent = requests.send(headers, is_bodyless && !is_connect);
+        let (receive, send) = sent.map_err(http2::classify)?;
+        Ok(UpstreamRequest::Http2 {
+            receive,
+            send,
+            is_connect,
+        })
+    }
+
     /// Sends a request that is ours alone, and waits for the response's head.
     pub(crate) async fn send(
         self,
         request: Request<Body>,
     ) -> Result<Response<UpstreamBody>, PoolError> {
         let (parts, body) = request.into_parts();
-        let request = if self.protocol == Version::HTTP_2 {
-            let mut request = Request::from_parts(parts, ());
-            *request.version_mut() = Version::HTTP_2;
-            UpstreamRequest::Http2(request)
-        } else {
-            UpstreamRequest::Http1(Http1Request::new(&headers_of(parts)))
-        };
+        let request = self.request(&headers_of(parts), body.is_end_stream())?;
         let (head, body) = self.exchange(request, body).await?;
         let mut response = Response::new(body);
         *response.status_mut() = head.status;
@@ -75,15 +98,16 @@ impl HttpConnection {
                 let exchange = connection.send(request, body, self.http1);
                 receive_http1(exchange, is_connect, self.lease, self.limits).await
             }
-            (Sender::Http2(sender), UpstreamRequest::Http2(request)) => {
-                let is_connect = request.method() == Method::CONNECT;
-                let mut exchange = http2::Exchange::send(sender, request, body).await?;
-                let response = poll_fn(|context| exchange.poll_head(context)).await?;
-                let (parts, ()) = response.into_parts();
-                let head = ResponseHeaders {
-                    status: parts.status,
-                    map: parts.headers,
-                };
+            (
+                Sender::Http2(_),
+                UpstreamRequest::Http2 {
+                    receive,
+                    send,
+                    is_connect,
+                },
+            ) => {
+                let mut exchange = http2::Exchange::new(receive, send, body);
+                let head = poll_fn(|context| exchange.poll_head(context)).await?;
                 let exchange = Exchange::Http2(Box::new(exchange));
                 let is_tunnel = is_connect && head.status.is_success();
                 Ok((head, UpstreamBody::new(exchange, self.lease, is_tunnel)))
@@ -108,6 +132,16 @@ async fn receive_http1(
     let is_tunnel = status == StatusCode::SWITCHING_PROTOCOLS || is_connect && status.is_success();
     let body = UpstreamBody::new(Exchange::Http1(exchange), lease, is_tunnel);
     Ok((head.headers, body))
+}
+
+/// An upgrade as the CONNECT that stands for it (RFC 8441).
+fn extended_connect(headers: &RequestHeaders) -> RequestHeaders {
+    let mut headers = headers.clone();
+    headers.method = Method::CONNECT;
+    for name in [header::CONNECTION, header::UPGRADE, header::CONTENT_LENGTH] {
+        headers.map.remove(name);
+    }
+    headers
 }
 
 /// A head as our own type; the host comes from its header, else from the target.

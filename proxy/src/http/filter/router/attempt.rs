@@ -4,19 +4,17 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
-use http::{HeaderValue, Method, Request, StatusCode, Uri, Version};
+use http::{HeaderValue, StatusCode, Version};
 
 use crate::http::body::{Body, RequestSource};
-use crate::http::headers::{RequestHeaders, ResponseHeaders, is_grpc, names};
+use crate::http::headers::{ResponseHeaders, is_grpc, names};
 use crate::http::stream::{StreamCell, StreamState};
 use crate::http::upgrade::UpstreamTunnel;
 use crate::router::virtual_host::strip_port;
 use crate::stream_info::UpstreamInfo;
 use crate::tracing::{self, UpstreamSpan};
 use crate::upstream::{
-    Cluster, Host, Http1Request, HttpConnection, LoadBalancerContext, Outcome, PoolRequest,
-    UpstreamBody, UpstreamRequest,
+    Cluster, Host, HttpConnection, LoadBalancerContext, Outcome, PoolRequest, UpstreamBody,
 };
 
 use super::failure::{Failure, FailureKind};
@@ -136,7 +134,8 @@ async fn make(
         let mut plan = plan.borrow_mut();
         note_connection(state, &connection);
         let span = inject_span(&plan, state, &host);
-        let request = build(&plan, state, &host, protocol)?;
+        adapt(&plan, state, &host);
+        let request = connection.request(&state.request, source.is_empty())?;
         let retry = plan.retry_guard.take();
         let is_internal = plan.is_internal;
         let end = UpstreamEnd::new(cluster, host, guard, retry, is_internal, protocol, random);
@@ -277,13 +276,8 @@ fn note_connection(state: &mut StreamState, connection: &HttpConnection) {
     upstream.tls.clone_from(&connection.tls);
 }
 
-/// The request as the upstream's protocol writes it.
-fn build(
-    plan: &Plan,
-    state: &mut StreamState,
-    host: &Host,
-    protocol: Version,
-) -> Result<UpstreamRequest, Failure> {
+/// Makes the request what this attempt sends.
+fn adapt(plan: &Plan, state: &mut StreamState, host: &Host) {
     let attempts = state.stream.info.upstream.attempts;
     let request = &mut state.request;
     if let Some(action) = plan
@@ -312,39 +306,6 @@ fn build(
             .map
             .insert(names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS.clone(), left);
     }
-    build_request(request, protocol).ok_or(FailureKind::BadRequest.into())
-}
-
-/// A request without its body; `None` when it cannot be written in `protocol`.
-pub(crate) fn build_request(
-    headers: &RequestHeaders,
-    protocol: Version,
-) -> Option<UpstreamRequest> {
-    if protocol != Version::HTTP_2 {
-        return Some(UpstreamRequest::Http1(Http1Request::new(headers)));
-    }
-    let mut request = Request::new(());
-    *request.method_mut() = headers.method.clone();
-    *request.version_mut() = protocol;
-    let uri = Uri::builder().authority(headers.authority.as_bytes());
-    let uri = if headers.method == Method::CONNECT && headers.upgrade.is_none() {
-        uri
-    } else {
-        uri.scheme(headers.scheme.as_str())
-            .path_and_query(headers.path.clone())
-    };
-    *request.uri_mut() = uri.build().ok()?;
-    *request.headers_mut() = headers.map.clone();
-    if let Some(kind) = &headers.upgrade {
-        // An upgrade becomes the extended CONNECT that stands for it.
-        *request.method_mut() = Method::CONNECT;
-        let kind = h2::ext::Protocol::from(kind.to_str().ok()?);
-        request.extensions_mut().insert(kind);
-        for name in [CONNECTION, UPGRADE, CONTENT_LENGTH] {
-            request.headers_mut().remove(name);
-        }
-    }
-    Some(UpstreamRequest::Http2(request))
 }
 
 /// Counts a failed attempt and tells outlier detection whose fault it was.

@@ -31,8 +31,6 @@ pub(super) enum FailureKind {
     Overflow,
     Protocol,
     PerTryTimeout,
-    /// The request cannot be written in the upstream's protocol.
-    BadRequest,
     /// The client's body is not framed as it says.
     MalformedBody,
 }
@@ -92,7 +90,6 @@ impl Failure {
             self.kind,
             FailureKind::NoHealthyHost
                 | FailureKind::Overflow
-                | FailureKind::BadRequest
                 | FailureKind::LocalReset
                 | FailureKind::MalformedBody
         )
@@ -114,10 +111,9 @@ impl Failure {
     /// As retries see it.
     pub(super) fn retry_outcome(&self) -> RetryOutcome<'static> {
         match self.kind {
-            FailureKind::NoHealthyHost
-            | FailureKind::Overflow
-            | FailureKind::BadRequest
-            | FailureKind::MalformedBody => RetryOutcome::Overflow,
+            FailureKind::NoHealthyHost | FailureKind::Overflow | FailureKind::MalformedBody => {
+                RetryOutcome::Overflow
+            }
             FailureKind::RemoteConnectionFailure | FailureKind::ConnectionTimeout => {
                 RetryOutcome::ConnectFailure
             }
@@ -145,7 +141,6 @@ impl Failure {
                 return LocalReply::new(StatusCode::GATEWAY_TIMEOUT, text, details)
                     .flag(ResponseFlag::UpstreamRequestTimeout);
             }
-            FailureKind::BadRequest => return unavailable("", "missing_required_header"),
             FailureKind::MalformedBody => {
                 let (text, details) = ("Bad Request", "http1.codec_error");
                 return LocalReply::new(StatusCode::BAD_REQUEST, text, details)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Version;
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 
 use crate::http::body::{Body, RequestSource};
@@ -15,7 +16,6 @@ use crate::router::virtual_host::strip_port;
 use crate::upstream::{Cluster, LoadBalancerContext, PoolRequest, Priority};
 use crate::worker::Worker;
 
-use super::attempt::build_request;
 use super::plan::Plan;
 
 /// A mirror without a timeout of its own ends after this.
@@ -86,7 +86,9 @@ impl Copy {
             .http(&self.cluster, &host, &request)
             .await
             .ok()?;
-        let request = build_request(&self.headers, connection.protocol)?;
+        let request = connection
+            .request(&self.headers, body.is_end_stream())
+            .ok()?;
         let (head, mut body) = connection.exchange(request, body).await.ok()?;
         self.cluster.response_codes.record(head.status.as_u16());
         self.cluster.stats.upstream_rq_completed.inc();

@@ -1,0 +1,488 @@
+//! Writes header blocks: fields that come again from the table, everything else as it is. Huffman's code saves a quarter of what
+//! is said for the first time and costs both ends more than that is worth beside a table, so it is not used.
+
+use super::{
+    TABLE_SIZE,
+    field::{OVERHEAD, TABLE},
+};
+use foldhash::fast::FixedState;
+use http::header::{self, HeaderName, HeaderValue};
+use std::{collections::VecDeque, hash::BuildHasher as _, sync::LazyLock};
+
+/// Places in the index of the dynamic table: more than there are fields in it, as each counts 32 bytes and more.
+const PLACES: usize = 256;
+/// Places in the index of the static table, a power of two that leaves most of them empty.
+const STATIC_PLACES: usize = 256;
+
+/// How a name's values are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Kept in the table.
+    Usual,
+    /// Different nearly every time: not kept, but the name is.
+    Passing,
+    /// Nobody on the way may keep it: another request's sender could find out what it is by trying.
+    Secret,
+}
+
+/// Writes the blocks of one direction of a connection, one after the other.
+pub(in crate::http::h2) struct Encoder {
+    /// The dynamic table, the newest first.
+    entries: VecDeque<Entry>,
+    /// How many fields were ever put there: the number of the next one.
+    inserted: u32,
+    size: usize,
+    /// What the reader lets the table be.
+    max: usize,
+    /// The reader changed that, which the next block says: the smallest that it was, and what it is.
+    resized: Option<(usize, usize)>,
+    /// By hash of name and value, and of the name: numbers of fields. A later field takes the place of an earlier one.
+    places: Option<Box<Places>>,
+}
+
+struct Places {
+    fields: [u32; PLACES],
+    names: [u32; PLACES],
+}
+
+struct Entry {
+    name: HeaderName,
+    value: HeaderValue,
+    size: usize,
+}
+
+/// What is known of a name without any connection.
+struct Known {
+    name: HeaderName,
+    index: u8,
+    kind: Kind,
+}
+
+/// Names that are in the static table, or whose values are not kept, by their hashes.
+static KNOWN: LazyLock<[Vec<Known>; STATIC_PLACES]> = LazyLock::new(|| {
+    let mut known: [Vec<Known>; STATIC_PLACES] = std::array::from_fn(|_| Vec::new());
+    let mut add = |name: &HeaderName, index| {
+        let place = &mut known[place_of(hash(name.as_str().as_bytes())) % STATIC_PLACES];
+        if !place.iter().any(|known| known.name == *name) {
+            place.push(Known {
+                name: name.clone(),
+                index,
+                kind: kind_of(name),
+            });
+        }
+    };
+    for (index, field) in (1..).zip(TABLE.iter()) {
+        if let super::Name::Header(name) = &field.name {
+            add(name, index);
+        }
+    }
+    for name in PASSING {
+        add(&HeaderName::from_static(name), 0);
+    }
+    known
+});
+
+/// Names of values that are different nearly every time.
+const PASSING: [&str; 20] = [
+    "age",
+    "content-length",
+    "content-range",
+    "etag",
+    "grpc-timeout",
+    "if-modified-since",
+    "if-none-match",
+    "last-modified",
+    "location",
+    "range",
+    "traceparent",
+    "tracestate",
+    "x-b3-parentspanid",
+    "x-b3-spanid",
+    "x-b3-traceid",
+    "x-client-trace-id",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-upstream-service-time",
+    "x-request-id",
+    "x-envoy-original-path",
+];
+
+fn kind_of(name: &HeaderName) -> Kind {
+    if [
+        header::AUTHORIZATION,
+        header::PROXY_AUTHORIZATION,
+        header::COOKIE,
+        header::SET_COOKIE,
+    ]
+    .contains(name)
+    {
+        Kind::Secret
+    } else if PASSING.contains(&name.as_str()) {
+        Kind::Passing
+    } else {
+        Kind::Usual
+    }
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    FixedState::with_seed(0).hash_one(bytes)
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "any bits of it will do")]
+fn place_of(hash: u64) -> usize {
+    (hash >> 20) as usize
+}
+
+impl Encoder {
+    pub(in crate::http::h2) fn new() -> Self {
+        Self {
+            entries: VecDeque::new(),
+            inserted: 0,
+            size: 0,
+            max: TABLE_SIZE,
+            resized: None,
+            places: None,
+        }
+    }
+
+    /// The reader keeps a table of this size; no larger one is used than what is usual.
+    pub(in crate::http::h2) fn resize(&mut self, size: usize) {
+        let size = size.min(TABLE_SIZE);
+        if size == self.max && self.resized.is_none() {
+            return;
+        }
+        self.max = size;
+        self.make_room(0);
+        let smallest = self
+            .resized
+            .map_or(size, |(smallest, _)| smallest.min(size));
+        self.resized = Some((smallest, size));
+    }
+
+    /// Begins a block.
+    pub(in crate::http::h2) fn begin(&mut self, out: &mut Vec<u8>) {
+        if let Some((smallest, size)) = self.resized.take() {
+            if smallest < size {
+                integer(out, 0x20, 5, smallest);
+            }
+            integer(out, 0x20, 5, size);
+        }
+    }
+
+    /// `:method`
+    pub(in crate::http::h2) fn method(&mut self, method: &http::Method, out: &mut Vec<u8>) {
+        match *method {
+            http::Method::GET => out.push(0x82),
+            http::Method::POST => out.push(0x83),
+            _ => literal(out, 2, method.as_str().as_bytes()),
+        }
+    }
+
+    /// `:scheme`
+    pub(in crate::http::h2) fn scheme(&mut self, is_https: bool, out: &mut Vec<u8>) {
+        out.push(if is_https { 0x87 } else { 0x86 });
+    }
+
+    /// `:path`
+    pub(in crate::http::h2) fn path(&mut self, path: &str, out: &mut Vec<u8>) {
+        match path {
+            "/" => out.push(0x84),
+            _ => literal(out, 4, path.as_bytes()),
+        }
+    }
+
+    /// `:protocol`
+    pub(in crate::http::h2) fn protocol(&mut self, protocol: &HeaderValue, out: &mut Vec<u8>) {
+        out.push(0);
+        string(out, b":protocol");
+        string(out, protocol.as_bytes());
+    }
+
+    /// `:status`
+    pub(in crate::http::h2) fn status(&mut self, status: http::StatusCode, out: &mut Vec<u8>) {
+        match status.as_u16() {
+            200 => out.push(0x88),
+            204 => out.push(0x89),
+            206 => out.push(0x8a),
+            304 => out.push(0x8b),
+            400 => out.push(0x8c),
+            404 => out.push(0x8d),
+            500 => out.push(0x8e),
+            _ => literal(out, 8, status.as_str().as_bytes()),
+        }
+    }
+
+    /// `:authority`, which is kept under a name that no header has: `host`, with the index of its own.
+    pub(in crate::http::h2) fn authority(&mut self, authority: &HeaderValue, out: &mut Vec<u8>) {
+        let extra = ":authority".len() - "host".len();
+        self.write(&header::HOST, authority, Some((1, Kind::Usual, extra)), out);
+    }
+
+    /// A header. `host` must not be among them.
+    pub(in crate::http::h2) fn header(
+        &mut self,
+        name: &HeaderName,
+        value: &HeaderValue,
+        out: &mut Vec<u8>,
+    ) {
+        self.write(name, value, None, out);
+    }
+
+    fn write(
+        &mut self,
+        name: &HeaderName,
+        value: &HeaderValue,
+        known: Option<(u8, Kind, usize)>,
+        out: &mut Vec<u8>,
+    ) {
+        let name_hash = hash(name.as_str().as_bytes());
+        let (index, kind, extra) = known.unwrap_or_else(|| {
+            KNOWN[place_of(name_hash) % STATIC_PLACES]
+                .iter()
+                .find(|known| known.name == *name)
+                .map_or((0, Kind::Usual, 0), |known| (known.index, known.kind, 0))
+        });
+        if kind == Kind::Secret || value.is_sensitive() {
+            return self.plain(0x10, index, name, name_hash, value, out);
+        }
+        let size = name.as_str().len() + extra + value.len() + OVERHEAD;
+        // One that takes much of the table would push out many that come again.
+        if size > self.max / 4 {
+            return self.plain(0, index, name, name_hash, value, out);
+        }
+        if kind == Kind::Passing {
+            if index != 0 || self.find_name(name, name_hash).is_some() {
+                return self.plain(0, index, name, name_hash, value, out);
+            }
+            // Said once with the value of now, so that the next ones can point to the name.
+            self.keep(index, name, name_hash, value, size, out);
+            return;
+        }
+        let field_hash = name_hash ^ hash(value.as_bytes()).rotate_left(17);
+        if let Some(index) = self.find_field(name, value, field_hash) {
+            return integer(out, 0x80, 7, index);
+        }
+        let number = self.keep(index, name, name_hash, value, size, out);
+        if let Some(places) = &mut self.places {
+            places.fields[place_of(field_hash) % PLACES] = number;
+        }
+    }
+
+    /// A literal that is not kept.
+    fn plain(
+        &self,
+        first: u8,
+        index: u8,
+        name: &HeaderName,
+        name_hash: u64,
+        value: &HeaderValue,
+        out: &mut Vec<u8>,
+    ) {
+        let index = match index {
+            0 => self.find_name(name, name_hash).unwrap_or(0),
+            index => usize::from(index),
+        };
+        integer(out, first, 4, index);
+        if index == 0 {
+            string(out, name.as_str().as_bytes());
+        }
+        string(out, value.as_bytes());
+    }
+
+    /// A literal that is kept; its number.
+    fn keep(
+        &mut self,
+        index: u8,
+        name: &HeaderName,
+        name_hash: u64,
+        value: &HeaderValue,
+        size: usize,
+        out: &mut Vec<u8>,
+    ) -> u32 {
+        let index = match index {
+            0 => self.find_name(name, name_hash).unwrap_or(0),
+            index => usize::from(index),
+        };
+        integer(out, 0x40, 6, index);
+        if index == 0 {
+            string(out, name.as_str().as_bytes());
+        }
+        string(out, value.as_bytes());
+        self.make_room(size);
+        self.size += size;
+        self.entries.push_front(Entry {
+            name: name.clone(),
+            value: value.clone(),
+            size,
+        });
+        let number = self.inserted;
+        self.inserted = self.inserted.wrapping_add(1);
+        let places = self.places.get_or_insert_with(|| {
+            // A number that no field has for a long time.
+            let nowhere = u32::MAX / 2;
+            Box::new(Places {
+                fields: [nowhere; PLACES],
+                names: [nowhere; PLACES],
+            })
+        });
+        places.names[place_of(name_hash) % PLACES] = number;
+        number
+    }
+
+    fn make_room(&mut self, size: usize) {
+        while self.size + size > self.max
+            && let Some(oldest) = self.entries.pop_back()
+        {
+            self.size -= oldest.size;
+        }
+    }
+
+    fn find_field(&self, name: &HeaderName, value: &HeaderValue, hash: u64) -> Option<usize> {
+        let number = self.places.as_ref()?.fields[place_of(hash) % PLACES];
+        let place = self.place(number)?;
+        let entry = &self.entries[place];
+        (entry.name == *name && entry.value == *value).then_some(TABLE.len() + 1 + place)
+    }
+
+    fn find_name(&self, name: &HeaderName, hash: u64) -> Option<usize> {
+        let number = self.places.as_ref()?.names[place_of(hash) % PLACES];
+        let place = self.place(number)?;
+        (self.entries[place].name == *name).then_some(TABLE.len() + 1 + place)
+    }
+
+    /// Where the field with a number is in the table, if it is still there.
+    fn place(&self, number: u32) -> Option<usize> {
+        let place = self.inserted.wrapping_sub(number).wrapping_sub(1) as usize;
+        (place < self.entries.len()).then_some(place)
+    }
+}
+
+/// A literal that is not kept, with a name of the static table.
+fn literal(out: &mut Vec<u8>, index: usize, value: &[u8]) {
+    integer(out, 0, 4, index);
+    string(out, value);
+}
+
+fn string(out: &mut Vec<u8>, text: &[u8]) {
+    integer(out, 0, 7, text.len());
+    out.extend_from_slice(text);
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "each is checked or masked to fit a byte"
+)]
+fn integer(out: &mut Vec<u8>, first: u8, prefix: u32, value: usize) {
+    let most = (1 << prefix) - 1;
+    if value < most {
+        return out.push(first | value as u8);
+    }
+    out.push(first | most as u8);
+    let mut rest = value - most;
+    while rest >= 0x80 {
+        out.push(0x80 | (rest & 0x7f) as u8);
+        rest >>= 7;
+    }
+    out.push(rest as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::h2::hpack::{Decoder, Name};
+    use proptest::prelude::*;
+
+    fn name(text: &str) -> HeaderName {
+        HeaderName::try_from(text).unwrap()
+    }
+
+    fn write(encoder: &mut Encoder, fields: &[(&str, &str)]) -> Vec<u8> {
+        let mut out = Vec::new();
+        encoder.begin(&mut out);
+        for (text, value) in fields {
+            encoder.header(
+                &name(text),
+                &HeaderValue::try_from(*value).unwrap(),
+                &mut out,
+            );
+        }
+        out
+    }
+
+    fn read(decoder: &mut Decoder, block: &[u8]) -> Vec<(String, String)> {
+        let mut fields = Vec::new();
+        decoder
+            .decode(block, |name, value, _| {
+                let Name::Header(name) = name else {
+                    panic!("{name:?}");
+                };
+                fields.push((name.to_string(), value.to_str().unwrap().to_owned()));
+            })
+            .unwrap();
+        fields
+    }
+
+    #[test]
+    fn what_comes_again_is_a_byte() {
+        let mut encoder = Encoder::new();
+        let fields = [("user-agent", "bench"), ("x-own", "1"), ("accept", "*/*")];
+        assert!(write(&mut encoder, &fields).len() > 20);
+        assert_eq!(write(&mut encoder, &fields).len(), 3);
+    }
+
+    #[test]
+    fn secrets_are_kept_by_nobody() {
+        let mut encoder = Encoder::new();
+        for _ in 0..2 {
+            let block = write(&mut encoder, &[("authorization", "Bearer x")]);
+            assert_eq!(block[0] & 0xf0, 0x10);
+            assert!(block.ends_with(b"Bearer x"));
+        }
+        assert!(encoder.entries.is_empty());
+    }
+
+    #[test]
+    fn passing_values_are_not_kept_but_their_name_is() {
+        let mut encoder = Encoder::new();
+        write(&mut encoder, &[("x-request-id", "1")]);
+        let (second, third) = (
+            write(&mut encoder, &[("x-request-id", "2")]),
+            write(&mut encoder, &[("x-request-id", "3")]),
+        );
+        assert_eq!((second.len(), third.len()), (4, 4));
+        assert_eq!(encoder.entries.len(), 1);
+    }
+
+    #[test]
+    fn a_reader_with_a_smaller_table_is_told_that_it_is_kept() {
+        let mut encoder = Encoder::new();
+        write(&mut encoder, &[("x-own", "1")]);
+        encoder.resize(0);
+        encoder.resize(100);
+        let block = write(&mut encoder, &[("x-own", "1")]);
+        assert_eq!(block[..3], [0x20, 0x3f, 100 - 31]);
+        assert!(block.len() > 6, "it was forgotten");
+        encoder.resize(0);
+        let mut decoder = Decoder::new();
+        read(&mut decoder, &write(&mut encoder, &[("x-own", "1")]));
+        assert!(encoder.entries.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            blocks in prop::collection::vec(
+                prop::collection::vec(("(x-[a-c]|etag|cookie|accept|x-request-id)", "[a-z]{0,3}|[x]{900}"), 0..20), 1..20),
+            sizes in prop::collection::vec(0_usize..5000, 20),
+        ) {
+            let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
+            for (block, size) in blocks.iter().zip(sizes) {
+                if size % 3 == 0 {
+                    encoder.resize(size);
+                }
+                let fields: Vec<(&str, &str)> = block.iter().map(|(name, value)| (&**name, &**value)).collect();
+                let seen = read(&mut decoder, &write(&mut encoder, &fields));
+                prop_assert_eq!(seen, block.clone());
+            }
+        }
+    }
+}
