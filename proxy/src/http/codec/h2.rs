@@ -21,6 +21,8 @@ use super::{Ending, count_ending, ending};
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 24 << 20;
 const MAX_STREAMS: u32 = 1024;
+/// So many streams are accepted before others have their turn.
+const TURN: u32 = 64;
 /// A client must have said its preface by then.
 const PREFACE: Duration = Duration::from_secs(10);
 
@@ -127,6 +129,10 @@ async fn run(
                 if is_last || connection.is_unhealthy() {
                     // Streams that run go on; the client is told to open no more.
                     handle.shut_down();
+                }
+                if streams.is_multiple_of(TURN) {
+                    // Those that came have their turn before more come.
+                    tokio::task::yield_now().await;
                 }
             }
             Err(error) => return note(connection, error),

@@ -40,6 +40,8 @@ pub(crate) struct Connection<S> {
     awaits_preface: bool,
     /// Nothing more is read.
     is_over: bool,
+    /// What cannot be written at once is of no use any more.
+    is_broken: bool,
 }
 
 /// What is told to a connection from outside.
@@ -81,6 +83,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             read_in_turn: 0,
             awaits_preface: role == Role::Server,
             is_over: false,
+            is_broken: false,
         }
     }
 
@@ -125,8 +128,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         self.read_in_turn = 0;
         if self.core.borrow().is_finished() {
-            self.core.borrow_mut().say_goodbye();
+            let mut core = self.core.borrow_mut();
+            core.say_goodbye();
             self.is_over = true;
+            // A server's last answers are waited for; of a client nobody waits for anything.
+            self.is_broken |= core.role == Role::Client;
         }
         match self.poll_flush(context) {
             Poll::Ready(Err(_)) => self.end(Error::Closed),
@@ -134,6 +140,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 // What the other end makes of it changes nothing.
                 let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(context));
             }
+            Poll::Pending if self.is_broken => {}
             Poll::Ready(Ok(())) | Poll::Pending => {
                 let mut core = self.core.borrow_mut();
                 core.wake_blocked();
@@ -149,6 +156,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn end(&mut self, error: Error) {
         self.is_over = true;
+        self.is_broken = true;
         self.core.borrow_mut().end(error);
     }
 
@@ -296,24 +304,28 @@ impl Requests {
 
     /// Waits until the peer allows another stream.
     pub(crate) async fn ready(&self) -> Result<(), Error> {
-        poll_fn(|context| {
-            let mut core = self.0.borrow_mut();
-            if let Some(error) = core.ended {
-                return Poll::Ready(Err(error));
+        let openers = self.0.borrow().openers.clone();
+        loop {
+            let freed = openers.notified();
+            {
+                let core = self.0.borrow();
+                if let Some(error) = core.ended {
+                    return Err(error);
+                }
+                if core.going.told.is_some() || core.newest >= 1 << 31 {
+                    return Err(Error::GoAway(core.going.told.unwrap_or(Reason::NO_ERROR)));
+                }
+                let (open, most) = (core.streams.len(), core.peer.max_streams as usize);
+                if open < most {
+                    if open + 1 < most {
+                        // Others, who wait, may go on as well.
+                        openers.notify_one();
+                    }
+                    return Ok(());
+                }
             }
-            if let Some(reason) = core.going.told {
-                return Poll::Ready(Err(Error::GoAway(reason)));
-            }
-            if core.newest >= 1 << 31 {
-                return Poll::Ready(Err(Error::GoAway(Reason::NO_ERROR)));
-            }
-            if core.streams.len() < core.peer.max_streams as usize {
-                return Poll::Ready(Ok(()));
-            }
-            core.openers.push(context.waker().clone());
-            Poll::Pending
-        })
-        .await
+            freed.await;
+        }
     }
 
     /// Opens a stream; `is_last` when nothing follows the head.

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::transport::spare;
 use std::{collections::HashMap, collections::VecDeque, rc::Rc, task::Waker};
+use tokio::sync::Notify;
 
 /// While more than this waits to go out, no more data is taken.
 const MOST_WAITING: usize = 64 << 10;
@@ -56,8 +57,8 @@ pub(super) struct Core {
     pub(super) peer: PeerSettings,
     /// Streams that wait for room in `out` or in the connection's window, in the order of their waiting.
     blocked: VecDeque<Rc<Shared>>,
-    /// Who waits to open a stream.
-    pub(super) openers: Vec<Waker>,
+    /// Told of each stream that may be opened again.
+    pub(super) openers: Rc<Notify>,
     /// Of a client: the next stream. Of a server: the newest one of its client.
     pub(super) newest: u32,
     /// How many hold a client's connection to open streams with.
@@ -122,7 +123,7 @@ impl Core {
                 allows_connect_protocol: false,
             },
             blocked: VecDeque::new(),
-            openers: Vec::new(),
+            openers: Rc::default(),
             newest: u32::from(role == Role::Client),
             holders: 0,
             going: Going::default(),
@@ -330,9 +331,7 @@ impl Core {
     /// Forgets a stream that is over.
     pub(super) fn forget(&mut self, stream: u32) {
         if self.streams.remove(&stream).is_some() {
-            for opener in self.openers.drain(..) {
-                opener.wake();
-            }
+            self.openers.notify_one();
             if self.streams.is_empty() {
                 // The connection may have waited for that.
                 self.wake();
@@ -381,9 +380,7 @@ impl Core {
             stream.state.borrow_mut().fail(error);
         }
         self.blocked.clear();
-        for opener in self.openers.drain(..) {
-            opener.wake();
-        }
+        self.openers.notify_waiters();
         if let Ping::Sent(Some(waker)) = std::mem::take(&mut self.ping) {
             waker.wake();
         }

@@ -10,10 +10,13 @@ use super::{
     reason::{Error, Reason},
     stream::{Half, Shared, State},
 };
-use bytes::Bytes;
+use bytes::BytesMut;
 use std::{cell::RefCell, collections::VecDeque, ops::Range, rc::Rc};
 
 use message::Partial;
+
+/// How much memory small pieces of data share.
+const SHARED: usize = 4 << 10;
 
 /// Frames that are read, one after the other.
 pub(super) struct Receiver {
@@ -167,7 +170,7 @@ impl Receiver {
                 core.release_stream(&mut state, padding);
             }
             if !data.is_empty() {
-                state.data.push_back(Bytes::copy_from_slice(data));
+                state.push(data);
             }
         }
         state.is_receive_ended = is_last;
@@ -209,16 +212,24 @@ impl Receiver {
             return Ok(());
         }
         self.has_settings = true;
+        let window = self.core.borrow().peer.stream_window;
         for setting in payload.as_chunks::<6>().0 {
             let [a, b, value @ ..] = *setting;
             self.setting(u16::from_be_bytes([a, b]), u32::from_be_bytes(value))?;
         }
+        self.widen_all(window)?;
         let mut core = self.core.borrow_mut();
         core.put_control(frame::SETTINGS, frame::ACK, 0, &[]);
-        for opener in core.openers.drain(..) {
-            opener.wake();
-        }
+        core.openers.notify_waiters();
         Ok(())
+    }
+
+    /// The window of all streams has changed; once for a frame, however often it says so.
+    fn widen_all(&self, before: i64) -> Result<(), Reason> {
+        let core = self.core.borrow();
+        let more = core.peer.stream_window - before;
+        let mut streams = core.streams.values().filter(|_| more != 0);
+        streams.try_for_each(|stream| stream.state.borrow_mut().widen(more))
     }
 
     fn setting(&mut self, id: u16, value: u32) -> Result<(), Reason> {
@@ -234,11 +245,7 @@ impl Receiver {
                 if window > frame::MAX_WINDOW {
                     return Err(Reason::FLOW_CONTROL_ERROR);
                 }
-                let more = window - core.peer.stream_window;
                 core.peer.stream_window = window;
-                for stream in core.streams.values() {
-                    stream.state.borrow_mut().widen(more)?;
-                }
             }
             frame::MAX_FRAME_SIZE => {
                 let length = value as usize;
@@ -301,9 +308,7 @@ impl Receiver {
                 stream.state.borrow_mut().fail(Error::GoAway(reason));
             }
         }
-        for opener in core.openers.drain(..) {
-            opener.wake();
-        }
+        core.openers.notify_waiters();
         core.wake();
         Ok(())
     }
@@ -342,6 +347,19 @@ impl Receiver {
 }
 
 impl State {
+    /// Data to be taken. Small pieces share memory when whoever takes them is behind.
+    fn push(&mut self, data: &[u8]) {
+        if let Some(last) = self.data.back_mut()
+            && last.capacity() - last.len() >= data.len()
+        {
+            return last.extend_from_slice(data);
+        }
+        let room = if self.data.is_empty() { 0 } else { SHARED };
+        let mut piece = BytesMut::with_capacity(data.len().max(room));
+        piece.extend_from_slice(data);
+        self.data.push_back(piece);
+    }
+
     /// The peer's window for the stream changes.
     fn widen(&mut self, more: i64) -> Result<(), Reason> {
         self.send_window += more;

@@ -5,7 +5,7 @@ use super::{
     reason::{Error, Reason},
 };
 use crate::http::headers::ResponseHeaders;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Frame;
 use std::{
@@ -29,7 +29,7 @@ pub(super) struct State {
     pub(super) head: Option<ResponseHeaders>,
     pub(super) has_head: bool,
     /// Data that nobody has taken.
-    pub(super) data: VecDeque<Bytes>,
+    pub(super) data: VecDeque<BytesMut>,
     pub(super) trailers: Option<HeaderMap>,
     /// What is to come as `content-length` said.
     pub(super) promised: Option<u64>,
@@ -97,6 +97,15 @@ impl State {
         self.error.get_or_insert(error);
         self.wake(Half::Receive);
         self.wake(Half::Send);
+    }
+
+    /// An error when nothing may be sent any more.
+    fn check_sendable(&self) -> Result<(), Error> {
+        match self.error {
+            Some(error) => Err(error),
+            None if self.is_send_ended => Err(Error::Closed),
+            None => Ok(()),
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -178,7 +187,7 @@ impl Receive {
                 .core
                 .borrow_mut()
                 .release_stream(&mut state, data.len());
-            return Poll::Ready(Some(Ok(Frame::data(data))));
+            return Poll::Ready(Some(Ok(Frame::data(data.freeze()))));
         }
         if state.is_receive_ended {
             return Poll::Ready(
@@ -237,9 +246,7 @@ impl Send {
         write: impl FnOnce(&mut super::hpack::Encoder, &mut Vec<u8>),
     ) -> Result<(), Error> {
         let (mut state, mut core) = (self.0.state.borrow_mut(), self.0.core.borrow_mut());
-        if let Some(error) = state.error {
-            return Err(error);
-        }
+        state.check_sendable()?;
         core.put_block(state.id, is_last, write);
         state.is_send_ended = is_last;
         self.0.ended(&mut core, &state);
@@ -265,9 +272,7 @@ impl Send {
     /// Sends data, no more than there is room for.
     pub(crate) fn send_data(&mut self, data: &[u8], is_last: bool) -> Result<(), Error> {
         let (mut state, mut core) = (self.0.state.borrow_mut(), self.0.core.borrow_mut());
-        if let Some(error) = state.error {
-            return Err(error);
-        }
+        state.check_sendable()?;
         core.put_data(&mut state, data, is_last);
         state.is_send_ended = is_last;
         self.0.ended(&mut core, &state);

@@ -83,12 +83,14 @@ static KNOWN: LazyLock<[Vec<Known>; STATIC_PLACES]> = LazyLock::new(|| {
 });
 
 /// Names of values that are different nearly every time.
-const PASSING: [&str; 20] = [
+const PASSING: [&str; 21] = [
     "age",
     "content-length",
     "content-range",
     "etag",
     "grpc-timeout",
+    // Of trailers, where it must not be taken for the authority, see `Encoder::authority`.
+    "host",
     "if-modified-since",
     "if-none-match",
     "last-modified",
@@ -211,13 +213,13 @@ impl Encoder {
         }
     }
 
-    /// `:authority`, which is kept under a name that no header has: `host`, with the index of its own.
+    /// `:authority`, which is kept under the name of `host`, as no header of that name is kept, and written with an index of its own.
     pub(in crate::http::h2) fn authority(&mut self, authority: &HeaderValue, out: &mut Vec<u8>) {
         let extra = ":authority".len() - "host".len();
         self.write(&header::HOST, authority, Some((1, Kind::Usual, extra)), out);
     }
 
-    /// A header. `host` must not be among them.
+    /// A header.
     pub(in crate::http::h2) fn header(
         &mut self,
         name: &HeaderName,
@@ -438,6 +440,23 @@ mod tests {
             assert!(block.ends_with(b"Bearer x"));
         }
         assert!(encoder.entries.is_empty());
+    }
+
+    #[test]
+    fn a_host_in_trailers_is_not_the_authority() {
+        let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
+        let mut head = Vec::new();
+        encoder.authority(&HeaderValue::from_static("a.test"), &mut head);
+        let mut name = None;
+        let note = |seen: &Name, _: &HeaderValue, _| name = Some(seen.clone());
+        decoder.decode(&head, note).unwrap();
+        assert_eq!(name, Some(Name::Authority));
+        let trailers = write(&mut encoder, &[("host", "a.test")]);
+        let host = ("host".to_owned(), "a.test".to_owned());
+        assert_eq!(read(&mut decoder, &trailers), [host]);
+        let mut again = Vec::new();
+        encoder.authority(&HeaderValue::from_static("a.test"), &mut again);
+        assert_eq!(again.len(), 1);
     }
 
     #[test]
