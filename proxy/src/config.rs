@@ -14,6 +14,7 @@ mod held;
 mod known_clusters;
 mod listeners;
 mod routes;
+mod slots;
 mod store;
 mod wanted;
 

@@ -1,7 +1,7 @@
 //! Extensions whose configuration comes by itself (ECDS), by source and name. A slot is made when a filter chain names it and
 //! filled when the resource comes; everybody who uses it must take a configuration before it is in force for any.
 
-use super::{Raw, discovered::ExtensionUser};
+use super::{Raw, discovered::ExtensionUser, slots::Slots};
 use crate::{
     invalid::Invalid,
     xds::{Source, fetch_timeout},
@@ -10,8 +10,6 @@ use parking_lot::Mutex;
 use prost_types::Any;
 use proto::envoy::config::core::v3::{ConfigSource, TypedExtensionConfig};
 use std::{
-    collections::BTreeMap,
-    mem,
     sync::{Arc, Weak},
     time::{Duration, SystemTime},
 };
@@ -38,15 +36,7 @@ pub(crate) struct DeliveredExtension {
 }
 
 /// Every slot.
-#[derive(Default)]
-pub(crate) struct ExtensionSlots(Mutex<Slots>);
-
-#[derive(Default)]
-struct Slots {
-    by_name: BTreeMap<(Source, Arc<str>), Arc<ExtensionSlot>>,
-    /// Whether one was made since it was last told which there are.
-    has_new: bool,
-}
+pub(crate) type ExtensionSlots = Slots<ExtensionSlot>;
 
 impl ExtensionSlot {
     /// Adds a user, which has what was delivered before at once.
@@ -132,51 +122,11 @@ impl ExtensionSlots {
         name: &str,
     ) -> Result<Arc<ExtensionSlot>, Invalid> {
         let source = Source::try_from(wire)?;
-        let mut slots = self.0.lock();
-        let Slots { by_name, has_new } = &mut *slots;
-        let slot = by_name.entry((source, Arc::from(name))).or_insert_with(|| {
-            *has_new = true;
-            Arc::new(ExtensionSlot {
-                users: Mutex::default(),
-                delivered: Mutex::new(None),
-                changed: watch::channel(0).0,
-                fetch_timeout: fetch_timeout(wire),
-            })
-        });
-        Ok(slot.clone())
-    }
-
-    /// The slot of `name` from `source`, if anybody wants it.
-    pub(super) fn get(&self, source: &Source, name: &str) -> Option<Arc<ExtensionSlot>> {
-        let key = (source.clone(), Arc::from(name));
-        self.0.lock().by_name.get(&key).cloned()
-    }
-
-    /// Every slot.
-    pub(crate) fn all(&self) -> Vec<Arc<ExtensionSlot>> {
-        self.0.lock().by_name.values().cloned().collect()
-    }
-
-    /// Name and version of every one that came from `from`.
-    pub(super) fn held(&self, from: &Source) -> Vec<(String, String)> {
-        let slots = self.0.lock();
-        let of = slots
-            .by_name
-            .iter()
-            .filter(|((source, _), _)| source == from);
-        of.filter_map(|((_, name), slot)| {
-            let delivered = slot.delivered.lock();
-            Some((name.to_string(), delivered.as_ref()?.version.to_string()))
-        })
-        .collect()
-    }
-
-    /// Drops slots that no filter holds any more; source and name of all, if they are others than at the last call.
-    pub(super) fn prune(&self) -> Option<Vec<(Source, Arc<str>)>> {
-        let mut slots = self.0.lock();
-        let before = slots.by_name.len();
-        slots.by_name.retain(|_, slot| Arc::strong_count(slot) > 1);
-        let has_changed = mem::take(&mut slots.has_new) || slots.by_name.len() != before;
-        has_changed.then(|| slots.by_name.keys().cloned().collect())
+        Ok(self.named(source, name, || ExtensionSlot {
+            users: Mutex::default(),
+            delivered: Mutex::new(None),
+            changed: watch::channel(0).0,
+            fetch_timeout: fetch_timeout(wire),
+        }))
     }
 }

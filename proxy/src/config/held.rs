@@ -1,6 +1,6 @@
 //! What is held of a subscription, with versions: a delta stream begins with it, so that only what is newer is sent.
 
-use super::{ConfigStore, Entry, Key, Kind, wanted::source_of};
+use super::{ConfigStore, Entry, ExtensionSlot, Key, Kind, RouteSlot, wanted::source_of};
 use crate::transport::SecretSlot;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,8 +16,14 @@ impl ConfigStore {
                 let known = state.assignments.get(&key.source);
                 known.into_iter().flat_map(versions).collect()
             }
-            Kind::Route => self.routes.held(&key.source).into_iter().collect(),
-            Kind::Extension => self.extensions.held(&key.source).into_iter().collect(),
+            Kind::Route => {
+                let version = |slot: &RouteSlot| Some(slot.source()?.version);
+                self.routes.held(&key.source, version)
+            }
+            Kind::Extension => {
+                let version = |slot: &ExtensionSlot| Some(slot.delivered()?.version);
+                self.extensions.held(&key.source, version)
+            }
             Kind::Secret => {
                 let slots = self.secrets.all().into_iter();
                 let is_of = |slot: &Arc<SecretSlot>| {

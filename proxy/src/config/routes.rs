@@ -1,6 +1,6 @@
 //! Route configurations by name. A slot is made when a listener names it and filled when RDS delivers it.
 
-use super::Raw;
+use super::{Raw, slots::Slots};
 use crate::{
     invalid::{At as _, Invalid},
     router::RouteTable,
@@ -14,8 +14,6 @@ use proto::envoy::{
     extensions::filters::network::http_connection_manager::v3::Rds,
 };
 use std::{
-    collections::BTreeMap,
-    mem,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -41,15 +39,7 @@ pub(crate) struct RouteSource {
 }
 
 /// Every slot by name.
-#[derive(Default)]
-pub(crate) struct RouteSlots(Mutex<Slots>);
-
-#[derive(Default)]
-struct Slots {
-    by_name: BTreeMap<(Source, Arc<str>), Arc<RouteSlot>>,
-    /// Whether one was made since it was last told which there are.
-    has_new: bool,
-}
+pub(crate) type RouteSlots = Slots<RouteSlot>;
 
 impl RouteSlot {
     /// The table in force; `None` before the first delivery.
@@ -116,52 +106,11 @@ impl RouteSlots {
             .as_ref()
             .ok_or_else(|| Invalid::new("it is needed").at("config_source"))?;
         let source = Source::try_from(wire).at("config_source")?;
-        let key = (source, Arc::from(rds.route_config_name.as_str()));
-        let mut slots = self.0.lock();
-        let Slots { by_name, has_new } = &mut *slots;
-        let slot = by_name.entry(key).or_insert_with(|| {
-            *has_new = true;
-            Arc::new(RouteSlot {
-                table: ArcSwapOption::empty(),
-                source: Mutex::new(None),
-                changed: watch::channel(0).0,
-                fetch_timeout: fetch_timeout(wire),
-            })
-        });
-        Ok(slot.clone())
-    }
-
-    /// The slot of `name` from `source`, if anybody wants it.
-    pub(crate) fn get(&self, source: &Source, name: &str) -> Option<Arc<RouteSlot>> {
-        let key = (source.clone(), Arc::from(name));
-        self.0.lock().by_name.get(&key).cloned()
-    }
-
-    /// Every slot.
-    pub(crate) fn all(&self) -> Vec<Arc<RouteSlot>> {
-        self.0.lock().by_name.values().cloned().collect()
-    }
-
-    /// Name and version of every one that came from `from`.
-    pub(super) fn held(&self, from: &Source) -> Vec<(String, String)> {
-        let slots = self.0.lock();
-        let of = slots
-            .by_name
-            .iter()
-            .filter(|((source, _), _)| source == from);
-        of.filter_map(|((_, name), slot)| {
-            let source = slot.source.lock();
-            Some((name.to_string(), source.as_ref()?.version.to_string()))
-        })
-        .collect()
-    }
-
-    /// Drops slots that no listener holds any more; source and name of all, if they are others than at the last call.
-    pub(super) fn prune(&self) -> Option<Vec<(Source, Arc<str>)>> {
-        let mut slots = self.0.lock();
-        let before = slots.by_name.len();
-        slots.by_name.retain(|_, slot| Arc::strong_count(slot) > 1);
-        let has_changed = mem::take(&mut slots.has_new) || slots.by_name.len() != before;
-        has_changed.then(|| slots.by_name.keys().cloned().collect())
+        Ok(self.named(source, &rds.route_config_name, || RouteSlot {
+            table: ArcSwapOption::empty(),
+            source: Mutex::new(None),
+            changed: watch::channel(0).0,
+            fetch_timeout: fetch_timeout(wire),
+        }))
     }
 }

@@ -439,20 +439,14 @@ impl Session {
     /// No request may follow the running one.
     fn is_over(&self) -> bool {
         let manager = &self.connection.manager;
-        let stats = &manager.stats;
-        if manager
-            .limits
-            .requests
-            .is_some_and(|limit| self.connection.total.get() >= limit)
-        {
+        let (stats, timeouts) = (&manager.stats, &manager.timeouts);
+        let is_used_up = |limit| self.connection.total.get() >= limit;
+        if manager.limits.requests.is_some_and(is_used_up) {
             stats.downstream_cx_max_requests_reached.inc();
             return true;
         }
-        if manager
-            .timeouts
-            .max_connection
-            .is_some_and(|limit| self.start.elapsed() >= limit)
-        {
+        let is_too_old = |limit| self.start.elapsed() >= limit;
+        if timeouts.max_connection.is_some_and(is_too_old) {
             stats.downstream_cx_max_duration_reached.inc();
             return true;
         }

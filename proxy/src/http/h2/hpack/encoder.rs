@@ -1,6 +1,9 @@
 //! Writes header blocks: fields that come again from the table, everything else as it is. Huffman's code saves a quarter of what
 //! is said for the first time and costs both ends more than that is worth beside a table, so it is not used.
 
+#[cfg(test)]
+mod tests;
+
 use super::{
     TABLE_SIZE,
     field::{OVERHEAD, TABLE},
@@ -385,123 +388,4 @@ fn integer(out: &mut Vec<u8>, first: u8, prefix: u32, value: usize) {
         rest >>= 7;
     }
     out.push(rest as u8);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::http::h2::hpack::{Decoder, Name};
-    use proptest::prelude::*;
-
-    fn name(text: &str) -> HeaderName {
-        HeaderName::try_from(text).unwrap()
-    }
-
-    fn write(encoder: &mut Encoder, fields: &[(&str, &str)]) -> Vec<u8> {
-        let mut out = Vec::new();
-        encoder.begin(&mut out);
-        for (text, value) in fields {
-            encoder.header(
-                &name(text),
-                &HeaderValue::try_from(*value).unwrap(),
-                &mut out,
-            );
-        }
-        out
-    }
-
-    fn read(decoder: &mut Decoder, block: &[u8]) -> Vec<(String, String)> {
-        let mut fields = Vec::new();
-        decoder
-            .decode(block, |name, value, _| {
-                let Name::Header(name) = name else {
-                    panic!("{name:?}");
-                };
-                fields.push((name.to_string(), value.to_str().unwrap().to_owned()));
-            })
-            .unwrap();
-        fields
-    }
-
-    #[test]
-    fn what_comes_again_is_a_byte() {
-        let mut encoder = Encoder::new();
-        let fields = [("user-agent", "bench"), ("x-own", "1"), ("accept", "*/*")];
-        assert!(write(&mut encoder, &fields).len() > 20);
-        assert_eq!(write(&mut encoder, &fields).len(), 3);
-    }
-
-    #[test]
-    fn secrets_are_kept_by_nobody() {
-        let mut encoder = Encoder::new();
-        for _ in 0..2 {
-            let block = write(&mut encoder, &[("authorization", "Bearer x")]);
-            assert_eq!(block[0] & 0xf0, 0x10);
-            assert!(block.ends_with(b"Bearer x"));
-        }
-        assert!(encoder.entries.is_empty());
-    }
-
-    #[test]
-    fn a_host_in_trailers_is_not_the_authority() {
-        let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
-        let mut head = Vec::new();
-        encoder.authority(&HeaderValue::from_static("a.test"), &mut head);
-        let mut name = None;
-        let note = |seen: &Name, _: &HeaderValue, _| name = Some(seen.clone());
-        decoder.decode(&head, note).unwrap();
-        assert_eq!(name, Some(Name::Authority));
-        let trailers = write(&mut encoder, &[("host", "a.test")]);
-        let host = ("host".to_owned(), "a.test".to_owned());
-        assert_eq!(read(&mut decoder, &trailers), [host]);
-        let mut again = Vec::new();
-        encoder.authority(&HeaderValue::from_static("a.test"), &mut again);
-        assert_eq!(again.len(), 1);
-    }
-
-    #[test]
-    fn passing_values_are_not_kept_but_their_name_is() {
-        let mut encoder = Encoder::new();
-        write(&mut encoder, &[("x-request-id", "1")]);
-        let (second, third) = (
-            write(&mut encoder, &[("x-request-id", "2")]),
-            write(&mut encoder, &[("x-request-id", "3")]),
-        );
-        assert_eq!((second.len(), third.len()), (4, 4));
-        assert_eq!(encoder.entries.len(), 1);
-    }
-
-    #[test]
-    fn a_reader_with_a_smaller_table_is_told_that_it_is_kept() {
-        let mut encoder = Encoder::new();
-        write(&mut encoder, &[("x-own", "1")]);
-        encoder.resize(0);
-        encoder.resize(100);
-        let block = write(&mut encoder, &[("x-own", "1")]);
-        assert_eq!(block[..3], [0x20, 0x3f, 100 - 31]);
-        assert!(block.len() > 6, "it was forgotten");
-        encoder.resize(0);
-        let mut decoder = Decoder::new();
-        read(&mut decoder, &write(&mut encoder, &[("x-own", "1")]));
-        assert!(encoder.entries.is_empty());
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_written_is_read(
-            blocks in prop::collection::vec(
-                prop::collection::vec(("(x-[a-c]|etag|cookie|accept|x-request-id)", "[a-z]{0,3}|[x]{900}"), 0..20), 1..20),
-            sizes in prop::collection::vec(0_usize..5000, 20),
-        ) {
-            let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
-            for (block, size) in blocks.iter().zip(sizes) {
-                if size % 3 == 0 {
-                    encoder.resize(size);
-                }
-                let fields: Vec<(&str, &str)> = block.iter().map(|(name, value)| (&**name, &**value)).collect();
-                let seen = read(&mut decoder, &write(&mut encoder, &fields));
-                prop_assert_eq!(seen, block.clone());
-            }
-        }
-    }
 }
