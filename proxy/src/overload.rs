@@ -9,9 +9,11 @@
 mod action;
 mod config;
 mod monitor;
+mod streams;
 
 pub(crate) use action::Action;
 pub(crate) use config::OverloadConfig;
+pub(crate) use streams::StreamClasses;
 
 use crate::{stat_group, stats::Scope};
 use action::ActionState;
@@ -32,6 +34,11 @@ stat_group! {
 }
 
 stat_group! {
+    /// `envoy.overload_actions.reset_high_memory_stream.…`
+    pub(crate) struct ResetStats { count: Counter }
+}
+
+stat_group! {
     /// `overload.<resource>.…`
     pub(crate) struct ResourceStats { failed_updates: Counter, pressure: Gauge, skipped_updates: Counter }
 }
@@ -43,7 +50,9 @@ pub(crate) struct Overload {
     resources: Vec<Resource>,
     interval: Duration,
     connections: Option<ConnectionLimit>,
+    streams: Option<StreamClasses>,
     stats: Arc<OverloadStats>,
+    resets: Arc<ResetStats>,
     /// Told when an action that listeners or streams wait for begins or ends.
     changed: watch::Sender<u64>,
 }
@@ -91,7 +100,9 @@ impl Overload {
                 open: Arc::default(),
                 stats: scope.scope(&name).group(),
             }),
+            streams: config.streams,
             stats: scope.group(),
+            resets: root.scope(Action::ResetStreams.name()).group(),
             changed: watch::channel(0).0,
         }
     }
@@ -128,6 +139,30 @@ impl Overload {
         while self.is_saturated(action) != is_saturated {
             if changed.changed().await.is_err() {
                 std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// How streams are told apart by what they hold, if the action that resets them is configured.
+    pub(crate) fn stream_classes(&self) -> Option<StreamClasses> {
+        self.streams.filter(|_| self.has(Action::ResetStreams))
+    }
+
+    /// Has a worker's streams reset (`reset` says how many were) whenever the action becomes more or less, as Envoy does it.
+    pub(crate) async fn run_resets(&self, reset: impl Fn(f64) -> usize) {
+        if self.stream_classes().is_none() {
+            return;
+        }
+        let mut changed = self.changed.subscribe();
+        let mut before = 0.0;
+        loop {
+            let value = self.value(Action::ResetStreams);
+            if value > 0.0 && value.total_cmp(&before).is_ne() {
+                self.resets.count.add(reset(value) as u64);
+            }
+            before = value;
+            if changed.changed().await.is_err() {
+                return;
             }
         }
     }

@@ -155,6 +155,13 @@ fn start_workers(
                     crate::http::export::enter_worker(&worker);
                     let sweep = worker.clone();
                     tokio::task::spawn_local(async move { sweep.pools.run_sweep().await });
+                    if worker.server.overload.stream_classes().is_some() {
+                        let worker = worker.clone();
+                        tokio::task::spawn_local(async move {
+                            let reset = |value| worker.accounts.reset(value);
+                            worker.server.overload.run_resets(reset).await;
+                        });
+                    }
                     tokio::select! {
                         () = run_listeners(worker.clone(), listeners) => {}
                         () = stop.cancelled() => {}

@@ -3,7 +3,7 @@
 //! Nothing here is shared with other workers but what is immutable or counted.
 
 use crate::{
-    http::timer::TimerPool,
+    http::{stream::Accounts, timer::TimerPool},
     network::{CopySpace, RedisClients, Tunnels},
     server::ServerContext,
     upstream::{ClusterManager, Pools},
@@ -29,6 +29,8 @@ pub(crate) struct Worker {
     pub(crate) tunnels: Tunnels,
     /// Connections to Redis servers.
     pub(crate) redis: RedisClients,
+    /// What its streams hold.
+    pub(crate) accounts: Accounts,
     random: RefCell<SmallRng>,
 }
 
@@ -37,8 +39,10 @@ impl Worker {
     pub(crate) fn new(index: usize, server: Arc<ServerContext>) -> Self {
         let clusters = server.clusters.clone();
         let random = RefCell::new(SmallRng::from_rng(&mut rand::rng()));
+        let accounts = Accounts::new(server.overload.stream_classes());
         Self {
             index,
+            accounts,
             server,
             clusters,
             pools: Pools::default(),

@@ -175,6 +175,8 @@ pub struct Client {
     pub frames: Vec<FrameStep>,
     /// Wait so long before the client begins, in milliseconds.
     pub after: u64,
+    /// Files of the run's folder that are replaced when the client begins; one that names no listener does nothing else.
+    pub write: IndexMap<String, String>,
 }
 
 /// A request in words.

@@ -27,6 +27,10 @@ use tokio::{
 pub async fn play(client: &Client, group: &Group, place: &Place) -> anyhow::Result<Value> {
     sleep(Duration::from_millis(client.after)).await;
     let mut log = Vec::new();
+    crate::run::replace(&client.write, place)?;
+    if !client.write.is_empty() && client.to.is_none() {
+        return Ok(Value::Array(log));
+    }
     let Some(mut connection) = connect(client, group, place, &mut log).await? else {
         return Ok(Value::Array(log));
     };

@@ -75,8 +75,8 @@ fn write(config: &Value, place: &Place, name: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// Replaces files as those who watch them expect it: by renaming.
-fn replace(case: &Case, place: &Place) -> anyhow::Result<()> {
-    for (name, content) in &case.write {
+pub(crate) fn replace(files: &IndexMap<String, String>, place: &Place) -> anyhow::Result<()> {
+    for (name, content) in files {
         let new = Path::new(&place.dir).join(format!("{name}.new"));
         std::fs::write(&new, content)?;
         std::fs::rename(new, Path::new(&place.dir).join(name))?;
@@ -137,7 +137,7 @@ async fn play(
     let logs = Logs::mark(place)?;
     upstreams.begin(&case.answers);
     let mut outcome = Map::new();
-    replace(case, place)?;
+    replace(&case.write, place)?;
     if let Some(look) = &case.wait {
         outcome.insert("wait".to_owned(), admin(look, process).await?);
     }

@@ -30,7 +30,7 @@ pub(crate) use flood::FloodLimits;
 pub(crate) use frame::PREFACE;
 pub(crate) use head::HeadLimits;
 pub(crate) use reason::{Error, Reason};
-pub(crate) use stream::{Receive, Send};
+pub(crate) use stream::{Receive, Send, Whole};
 pub(crate) use tunnel::Tunnel;
 
 /// A stream that a client has opened.

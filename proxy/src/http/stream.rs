@@ -4,6 +4,7 @@
 //! and the request's body, share the [`StreamCell`]; when the last of them lets go of it the stream is over, is counted and
 //! logged: a client that goes away drops them all.
 
+mod account;
 mod cell;
 mod connection;
 mod reply;
@@ -35,6 +36,7 @@ use super::upgrade::{self, OnUpgrade};
 
 use reply::{answer_locally, redirect_to_https, reply_with, respond};
 
+pub(crate) use account::{Account, Accounts, Holder};
 pub(crate) use connection::idle_timeout;
 pub(crate) use response_body::{Deadlines, ResponseBody};
 
@@ -90,6 +92,8 @@ pub(crate) struct StreamState {
     /// The connection must not carry another request.
     closes: bool,
     is_complete: bool,
+    /// What it holds, if the overload manager cares.
+    account: Option<Rc<Account>>,
 }
 
 /// A request as its codec read it.
@@ -100,6 +104,8 @@ pub(crate) struct Request {
     pub(crate) version: Version,
     /// Its body.
     pub(crate) body: DownstreamBody,
+    /// What the stream holds, if the overload manager cares.
+    pub(crate) account: Option<Rc<Account>>,
     /// Resolves with the connection's (or stream's) bytes after an upgrade, if one is asked for.
     pub(crate) upgrade: Option<OnUpgrade>,
 }
@@ -110,10 +116,16 @@ pub(crate) async fn serve(connection: Rc<DownstreamConnection>, request: Request
         headers,
         version,
         body,
+        account,
         upgrade,
     } = request;
     let cell = StreamCell::new(&connection, headers, version);
     let source = RequestSource::new(cell.clone(), body);
+    if let Some(account) = account {
+        let source: Rc<dyn Holder> = source.clone();
+        account.add(Rc::downgrade(&source));
+        cell.with(|state| state.account = Some(account));
+    }
     if source.is_read() {
         cell.with(|state| state.stream.info.request_end = Some(state.stream.info.start));
     }

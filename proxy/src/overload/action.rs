@@ -28,6 +28,8 @@ pub(crate) enum Action {
     RejectIncomingConnections,
     /// Free memory goes back to the system. The allocator does that by itself; the action is only shown.
     ShrinkHeap,
+    /// Streams that hold much are reset.
+    ResetStreams,
     /// Load shed point: a connection that was just accepted is closed.
     ShedAccept,
     /// Load shed point: a request whose headers have come is answered with 503.
@@ -52,6 +54,10 @@ const NAMES: &[(Action, &str)] = &[
         "envoy.overload_actions.reject_incoming_connections",
     ),
     (Action::ShrinkHeap, "envoy.overload_actions.shrink_heap"),
+    (
+        Action::ResetStreams,
+        "envoy.overload_actions.reset_high_memory_stream",
+    ),
     (
         Action::ShedAccept,
         "envoy.load_shed_points.tcp_listener_accept",

@@ -3,6 +3,7 @@
 use super::{
     action::{Action, Trigger},
     monitor::Monitor,
+    streams::StreamClasses,
 };
 use crate::{
     invalid::{At as _, Invalid, try_all},
@@ -11,7 +12,7 @@ use crate::{
 use prost_types::Any;
 use proto::envoy::{
     config::overload::v3::{
-        OverloadManager as Wire, ResourceMonitor, Trigger as WireTrigger,
+        BufferFactoryConfig, OverloadManager as Wire, ResourceMonitor, Trigger as WireTrigger,
         resource_monitor::ConfigType, trigger::TriggerOneof,
     },
     extensions::resource_monitors::{
@@ -25,11 +26,8 @@ use std::{
     time::Duration,
 };
 
-/// Actions of Envoy that would change nothing here: streams never hold more than their small, fixed buffers.
-const UNSUPPORTED: &[&str] = &[
-    "envoy.overload_actions.reset_high_memory_stream",
-    "envoy.overload_actions.reduce_timeouts",
-];
+/// Actions of Envoy that are not there.
+const UNSUPPORTED: &[&str] = &["envoy.overload_actions.reduce_timeouts"];
 
 /// A checked configuration.
 #[derive(Debug, Default)]
@@ -39,6 +37,8 @@ pub(crate) struct OverloadConfig {
     pub(super) actions: Vec<(Action, HashMap<String, Trigger>)>,
     /// The name of the connections' monitor, and their limit.
     pub(super) connections: Option<(String, u64)>,
+    /// How streams are told apart by what they hold.
+    pub(super) streams: Option<StreamClasses>,
 }
 
 /// What a resource monitor is about.
@@ -58,22 +58,14 @@ impl TryFrom<&Wire> for OverloadConfig {
                 "refresh_interval",
             )?
             .max(Duration::from_millis(1)),
+            streams: wire
+                .buffer_factory_config
+                .map(classes)
+                .transpose()
+                .at("buffer_factory_config")?,
             ..Self::default()
         };
-        let mut names = HashSet::new();
-        try_all("resource_monitors", &wire.resource_monitors, |monitor| {
-            if !names.insert(monitor.name.clone()) {
-                return Err(Invalid::new(format!(
-                    "Duplicate resource monitor {}",
-                    monitor.name
-                )));
-            }
-            match kind(monitor)? {
-                Kind::Polled(polled) => config.resources.push((monitor.name.clone(), polled)),
-                Kind::Connections(most) => config.connections = Some((monitor.name.clone(), most)),
-            }
-            Ok(())
-        })?;
+        config.add_monitors(&wire.resource_monitors)?;
         let polled = |name: &str| config.resources.iter().any(|(known, _)| known == name);
         let triggers = |wire: &[WireTrigger]| {
             let triggers = try_all("triggers", wire, |wire| {
@@ -100,6 +92,12 @@ impl TryFrom<&Wire> for OverloadConfig {
             let known = Action::by_name(&action.name).filter(|known| !known.is_load_shed_point());
             let known = known
                 .ok_or_else(|| Invalid::new(format!("Unknown Overload Action {}", action.name)))?;
+            if known == Action::ResetStreams && wire.buffer_factory_config.is_none() {
+                return Err(Invalid::new(format!(
+                    "{} needs buffer_factory_config",
+                    action.name
+                )));
+            }
             Ok((known, triggers(&action.triggers)?))
         })?;
         actions.extend(try_all(
@@ -123,6 +121,35 @@ impl TryFrom<&Wire> for OverloadConfig {
         config.actions = actions;
         Ok(config)
     }
+}
+
+impl OverloadConfig {
+    fn add_monitors(&mut self, wire: &[ResourceMonitor]) -> Result<(), Invalid> {
+        let mut names = HashSet::new();
+        try_all("resource_monitors", wire, |monitor| {
+            if !names.insert(monitor.name.clone()) {
+                return Err(Invalid::new(format!(
+                    "Duplicate resource monitor {}",
+                    monitor.name
+                )));
+            }
+            match kind(monitor)? {
+                Kind::Polled(polled) => self.resources.push((monitor.name.clone(), polled)),
+                Kind::Connections(most) => self.connections = Some((monitor.name.clone(), most)),
+            }
+            Ok(())
+        })
+        .map(drop)
+    }
+}
+
+fn classes(wire: BufferFactoryConfig) -> Result<StreamClasses, Invalid> {
+    let power = wire.minimum_account_to_track_power_of_two;
+    if StreamClasses::POWERS.contains(&power) {
+        return Ok(StreamClasses::new(power));
+    }
+    Err(Invalid::new(format!("{power} is not between 10 and 56"))
+        .at("minimum_account_to_track_power_of_two"))
 }
 
 fn kind(wire: &ResourceMonitor) -> Result<Kind, Invalid> {

@@ -19,6 +19,7 @@ mod frames;
 mod http;
 mod listeners;
 mod network_filters;
+mod overload;
 mod pressure;
 mod process;
 mod running;

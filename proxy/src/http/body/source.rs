@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::BytesMut;
 
 use crate::http::filter::Buffered;
-use crate::http::stream::StreamCell;
+use crate::http::stream::{Holder, StreamCell};
 
 use super::downstream::DownstreamBody;
 use super::mirror::MirrorQueue;
@@ -336,6 +336,17 @@ impl RequestSource {
             self.end(source);
         }
         Poll::Ready(Some(Ok(piece)))
+    }
+}
+
+impl Holder for RequestSource {
+    fn held(&self) -> usize {
+        let source = self.source.borrow();
+        let pieces = source.kept.iter().map(|kept| match &kept.piece {
+            Piece::Data(data) => data.len(),
+            Piece::Trailers(_) => 0,
+        });
+        pieces.sum()
     }
 }
 

@@ -4,14 +4,14 @@ use super::{
     core::{Core, Role},
     reason::{Error, Reason},
 };
-use crate::http::headers::ResponseHeaders;
+use crate::http::{headers::ResponseHeaders, stream::Holder};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Frame;
 use std::{
     cell::RefCell,
     collections::VecDeque,
-    rc::Rc,
+    rc::{Rc, Weak},
     task::{Context, Poll, Waker},
 };
 
@@ -133,6 +133,16 @@ impl Shared {
         }
     }
 
+    /// Breaks the stream off.
+    fn reset(&self, reason: Reason) {
+        let (mut state, mut core) = (self.state.borrow_mut(), self.core.borrow_mut());
+        if state.error.is_none() && !state.is_over() {
+            core.reset(state.id, reason);
+            core.forget(state.id);
+            state.fail(Error::GivenUp(reason));
+        }
+    }
+
     /// A half is let go of: what nobody takes makes room, and a stream without halves ends.
     fn let_go(&self, half: Half) {
         let (mut state, mut core) = (self.state.borrow_mut(), self.core.borrow_mut());
@@ -153,6 +163,32 @@ impl Shared {
             core.reset(state.id, reason);
             core.forget(state.id);
         }
+    }
+}
+
+impl Holder for Shared {
+    fn held(&self) -> usize {
+        self.state
+            .borrow()
+            .data
+            .iter()
+            .map(BytesMut::capacity)
+            .sum()
+    }
+}
+
+/// A stream as neither who serves nor who asks has it.
+pub(crate) struct Whole(Rc<Shared>);
+
+impl Whole {
+    /// How much has come that nobody has taken, in bytes.
+    pub(crate) fn held(&self) -> usize {
+        self.0.held()
+    }
+
+    /// Breaks the stream off.
+    pub(crate) fn reset(&self, reason: Reason) {
+        self.0.reset(reason);
     }
 }
 
@@ -202,6 +238,12 @@ impl Receive {
         }
         keep(&mut state.receiver, context);
         Poll::Pending
+    }
+
+    /// Who holds what has come.
+    pub(crate) fn holder(&self) -> Weak<dyn Holder> {
+        let holder: Rc<dyn Holder> = self.0.clone();
+        Rc::downgrade(&holder)
     }
 
     /// Nothing is to come.
@@ -281,12 +323,12 @@ impl Send {
 
     /// Breaks the stream off.
     pub(crate) fn reset(&mut self, reason: Reason) {
-        let (mut state, mut core) = (self.0.state.borrow_mut(), self.0.core.borrow_mut());
-        if state.error.is_none() && !state.is_over() {
-            core.reset(state.id, reason);
-            core.forget(state.id);
-            state.fail(Error::GivenUp(reason));
-        }
+        self.0.reset(reason);
+    }
+
+    /// The stream, for who looks at it from the side.
+    pub(crate) fn whole(&self) -> Whole {
+        Whole(self.0.clone())
     }
 
     /// Ready when the stream is over before its time.

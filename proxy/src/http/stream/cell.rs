@@ -53,6 +53,7 @@ impl StreamCell {
                 sees_data: false,
                 closes: false,
                 is_complete: false,
+                account: None,
             }),
             last_activity: Cell::new(start),
         })
@@ -218,11 +219,22 @@ impl StreamState {
         let stats = &connection.manager.stats;
         let now = Instant::now();
         info.end = Some(now);
-        if !self.is_complete {
+        let is_shed = self
+            .account
+            .as_ref()
+            .is_some_and(|account| account.is_reset());
+        if is_shed || !self.is_complete {
+            let (flag, details) = if is_shed {
+                (ResponseFlag::OverloadManager, "overload")
+            } else {
+                (
+                    ResponseFlag::DownstreamConnectionTermination,
+                    "downstream_remote_disconnect",
+                )
+            };
             stats.downstream_rq_rx_reset.inc();
-            info.flags
-                .set(ResponseFlag::DownstreamConnectionTermination);
-            info.set_details("downstream_remote_disconnect");
+            info.flags.set(flag);
+            info.set_details(details);
             if self.response.is_none() {
                 info.response_code = None;
             }

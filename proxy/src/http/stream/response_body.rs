@@ -83,7 +83,14 @@ impl ResponseBody {
         deadlines: Deadlines,
         end: UpstreamEnd,
     ) -> Self {
-        let sees_data = cell.with(|state| state.sees_data);
+        let sees_data = cell.with(|state| {
+            if let Some(account) = &state.account
+                && let Some(holder) = body.holder()
+            {
+                account.add(holder);
+            }
+            state.sees_data
+        });
         ResponseBody {
             is_ended: body.is_end_stream() && !sees_data,
             kind: Kind::Upstream(body),

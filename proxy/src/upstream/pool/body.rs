@@ -1,11 +1,12 @@
 //! The body of an upstream response; its end gives the connection back to the pool.
 
 use super::{http::Lease, http1, http2};
-use crate::http::upgrade::UpstreamTunnel;
+use crate::http::{stream::Holder, upgrade::UpstreamTunnel};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use std::{
     pin::Pin,
+    rc::Weak,
     task::{Context, Poll},
 };
 
@@ -55,6 +56,14 @@ impl UpstreamBody {
                 Some(UpstreamTunnel::Http2(exchange.into_tunnel()))
             }
             None => None,
+        }
+    }
+
+    /// Who holds what has come of it, if that can be much.
+    pub(crate) fn holder(&self) -> Option<Weak<dyn Holder>> {
+        match &self.exchange {
+            Some((Exchange::Http2(exchange), _)) => Some(exchange.holder()),
+            Some((Exchange::Http1(_), _)) | None => None,
         }
     }
 

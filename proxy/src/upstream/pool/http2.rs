@@ -7,6 +7,7 @@ use crate::{
         body::Body,
         h2::{Error, FloodLimits, HeadLimits, Options, Reason, Receive, Send, Tunnel},
         headers::ResponseHeaders,
+        stream::Holder,
     },
     upstream::HttpProtocolOptions,
 };
@@ -14,6 +15,7 @@ use bytes::{Buf as _, Bytes};
 use http_body::{Body as HttpBody, Frame};
 use std::{
     pin::Pin,
+    rc::Weak,
     task::{Context, Poll, ready},
 };
 
@@ -52,6 +54,11 @@ impl Exchange {
             body: (!body.is_end_stream()).then_some(body),
             piece: Bytes::new(),
         }
+    }
+
+    /// Who holds what has come of the response.
+    pub(super) fn holder(&self) -> Weak<dyn Holder> {
+        self.receive.holder()
     }
 
     /// Sends what it can of the request; an error only when its body broke off.

@@ -319,6 +319,7 @@ impl Session {
             keeps_alive: head.keeps_alive,
         };
         let request = stream::Request {
+            account: None,
             headers: head.headers,
             version: head.version,
             body,

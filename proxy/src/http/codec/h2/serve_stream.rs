@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::http::body::DownstreamBody;
-use crate::http::h2::{Incoming, Reason, Receive, Send, Tunnel};
+use crate::http::h2::{Error, Incoming, Reason, Receive, Send, Tunnel};
 use crate::http::stream::{self, DownstreamConnection, ResponseBody};
 use crate::http::upgrade::DownstreamTunnel;
 
@@ -44,7 +44,9 @@ pub(super) async fn serve(connection: Rc<DownstreamConnection>, incoming: Incomi
     } else {
         DownstreamBody::Http2(receive)
     };
+    let account = connection.worker.accounts.open(|| send.whole());
     let request = stream::Request {
+        account: account.clone(),
         headers: head,
         version: Version::HTTP_2,
         body,
@@ -54,18 +56,22 @@ pub(super) async fn serve(connection: Rc<DownstreamConnection>, incoming: Incomi
     let is_premature = {
         let mut serving = pin!(stream::serve(connection.clone(), request));
         let answer = poll_fn(|context| {
-            if let Poll::Ready(body) = serving.as_mut().poll(context) {
-                return Poll::Ready(Some(body));
+            // A stream that the overload manager has reset is not to be taken for one whose client sends nonsense.
+            if !account.as_ref().is_some_and(|account| account.is_reset())
+                && let Poll::Ready(body) = serving.as_mut().poll(context)
+            {
+                return Poll::Ready(Ok(body));
             }
-            send.poll_reset(context).map(|_| None)
+            send.poll_reset(context).map(Err)
         })
         .await;
         match answer {
-            Some(body) => {
+            Ok(body) => {
                 answer_with(body, send, is_head, slot).await;
                 false
             }
-            None => start.elapsed() < PREMATURE,
+            // Not one that the overload manager has reset.
+            Err(error) => matches!(error, Error::Reset(_)) && start.elapsed() < PREMATURE,
         }
     };
     connection.stream_ended(is_premature);

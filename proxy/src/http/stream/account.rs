@@ -1,0 +1,99 @@
+//! What streams hold, for the overload manager, which resets those that hold most when memory runs out.
+//!
+//! Nothing is counted as bytes come and go: who holds bytes is known, and asked when somebody has to go. Without the action there
+//! are no accounts at all. As in Envoy, only streams of HTTP/2 have one.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+
+use crate::http::h2;
+use crate::overload::StreamClasses;
+
+/// Something that holds bytes of a stream.
+pub(crate) trait Holder {
+    /// How many.
+    fn held(&self) -> usize;
+}
+
+/// A stream's account.
+pub(crate) struct Account {
+    downstream: h2::Whole,
+    holders: RefCell<Vec<Weak<dyn Holder>>>,
+    is_reset: Cell<bool>,
+}
+
+/// The accounts of a worker's streams.
+pub(crate) struct Accounts {
+    classes: Option<StreamClasses>,
+    open: RefCell<Vec<Weak<Account>>>,
+}
+
+impl Account {
+    /// Another one that holds bytes of the stream.
+    pub(crate) fn add(&self, holder: Weak<dyn Holder>) {
+        self.holders.borrow_mut().push(holder);
+    }
+
+    /// Whether the overload manager has reset the stream.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.is_reset.get()
+    }
+
+    fn held(&self) -> usize {
+        let holders = self.holders.borrow();
+        let others = holders.iter().filter_map(Weak::upgrade);
+        self.downstream.held() + others.map(|holder| holder.held()).sum::<usize>()
+    }
+
+    fn reset(&self) {
+        self.is_reset.set(true);
+        // Envoy's reason.
+        self.downstream.reset(h2::Reason::INTERNAL_ERROR);
+    }
+}
+
+impl Accounts {
+    /// None yet; with `classes`, streams get some.
+    pub(crate) fn new(classes: Option<StreamClasses>) -> Self {
+        let open = RefCell::default();
+        Self { classes, open }
+    }
+
+    /// An account for a stream, if anybody will look at it.
+    pub(crate) fn open(&self, stream: impl FnOnce() -> h2::Whole) -> Option<Rc<Account>> {
+        self.classes?;
+        let account = Rc::new(Account {
+            downstream: stream(),
+            holders: RefCell::default(),
+            is_reset: Cell::new(false),
+        });
+        let mut open = self.open.borrow_mut();
+        if open.len() == open.capacity() {
+            open.retain(|account| account.strong_count() > 0);
+        }
+        open.push(Rc::downgrade(&account));
+        Some(account)
+    }
+
+    /// Resets those that hold most, as far as an action that is in force by `value` says; how many.
+    pub(crate) fn reset(&self, value: f64) -> usize {
+        let Some(classes) = self.classes else {
+            return 0;
+        };
+        let least = StreamClasses::least_class(value);
+        let open = self.open.borrow();
+        let mut concerned: Vec<_> = open
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter(|account| !account.is_reset())
+            .filter_map(|account| Some((classes.class_of(account.held())?, account)))
+            .filter(|(class, _)| *class >= least)
+            .collect();
+        concerned.sort_by_key(|(class, _)| std::cmp::Reverse(*class));
+        concerned.truncate(StreamClasses::MOST_RESET);
+        for (_, account) in &concerned {
+            account.reset();
+        }
+        concerned.len()
+    }
+}

@@ -1,0 +1,124 @@
+//! The overload manager's resets: of the streams of HTTP/2 those go that hold most, whoever made them hold it.
+
+use crate::running::{Running, eventually, over_http2, static_cluster, web_listener};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, Response, body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
+use tokio::net::{TcpListener, TcpStream};
+
+const COUNT: &str = "envoy.overload_actions.reset_high_memory_stream.count";
+/// More than the windows of the client, which does not read, and of its connection.
+const LARGE: usize = 512 << 10;
+
+/// An upstream of HTTP/2 with a large answer to GET; to anything else it says how much it was sent.
+async fn web() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(|request: Request<Incoming>| async move {
+                let answer = if request.method() == "GET" {
+                    vec![b'x'; LARGE]
+                } else {
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    body.len().to_string().into_bytes()
+                };
+                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer))))
+            });
+            let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(server.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    address
+}
+
+/// A proxy that keeps a request's body for its filter until all of it is there.
+async fn proxy(file: &Path) -> Running {
+    let filter = r#"http_filters: [{name: buffer, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer, max_request_bytes: 10000000}}, "#;
+    let cluster = over_http2(
+        &static_cluster("c", web().await),
+        "initial_stream_window_size: 1048576, initial_connection_window_size: 1048576",
+    );
+    let routes = "[{match: {prefix: /}, route: {cluster: c, timeout: 0s}}]";
+    let listener = web_listener("", routes, "").replace("http_filters: [", filter);
+    Running::start(&format!(
+        r#"static_resources: {{listeners: [{listener}], clusters: [{cluster}]}}
+overload_manager:
+  refresh_interval: 0.01s
+  buffer_factory_config: {{minimum_account_to_track_power_of_two: 14}}
+  resource_monitors:
+  - {{name: injected, typed_config: {{"@type": type.googleapis.com/envoy.extensions.resource_monitors.injected_resource.v3.InjectedResourceConfig, filename: {}}}}}
+  actions:
+  - {{name: envoy.overload_actions.reset_high_memory_stream, triggers: [{{name: injected, scaled: {{scaling_threshold: 0, saturation_threshold: 1}}}}]}}
+"#,
+        file.display()
+    ))
+    .await
+}
+
+/// Changes the pressure, which is at least `least` in a thousand, again and again until so many streams were reset.
+async fn press(file: &Path, least: u32, proxy: &Running, count: u64) {
+    let turn = AtomicU32::new(0);
+    eventually("resets", || async {
+        let more = turn.fetch_add(1, Relaxed) % 10;
+        let text = format!("0.{}", least + more);
+        tokio::fs::write(file, text).await.unwrap();
+        (proxy.stat(COUNT).await >= count).then_some(())
+    })
+    .await;
+    assert_eq!(proxy.stat(COUNT).await, count);
+}
+
+#[tokio::test]
+async fn streams_that_hold_most_are_reset_first_and_small_ones_never() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pressure");
+    std::fs::write(&file, "0").unwrap();
+    let proxy = proxy(&file).await;
+    let io = TcpStream::connect(proxy.address("web").await)
+        .await
+        .unwrap();
+    // The client's window is of 64 KiB: the rest of the answer stays on its way.
+    let (mut client, connection) = h2::client::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let mut open = |method: &str, is_whole: bool| {
+        let request = Request::builder().method(method).uri("http://a/");
+        client
+            .send_request(request.body(()).unwrap(), is_whole)
+            .unwrap()
+    };
+    let (unread, _) = open("GET", true);
+    let unread = unread.await.unwrap();
+    let (medium, mut sending) = open("POST", false);
+    sending
+        .send_data(Bytes::from(vec![b'x'; 40 << 10]), false)
+        .unwrap();
+    let (small, mut rest) = open("POST", false);
+    rest.send_data(Bytes::from_static(b"hello"), false).unwrap();
+    // From 128 KiB on.
+    press(&file, 500, &proxy, 1).await;
+    let mut body = unread.into_body();
+    let error = loop {
+        match body.data().await.expect("not all of it") {
+            Ok(data) => body.flow_control().release_capacity(data.len()).unwrap(),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.reason(), Some(h2::Reason::INTERNAL_ERROR));
+    // All classes.
+    press(&file, 950, &proxy, 2).await;
+    let error = medium.await.unwrap_err();
+    assert_eq!(error.reason(), Some(h2::Reason::INTERNAL_ERROR));
+    rest.send_data(Bytes::from_static(b" you"), true).unwrap();
+    let mut answer = small.await.unwrap().into_body();
+    assert_eq!(answer.data().await.unwrap().unwrap(), "9");
+    proxy.stat_is("http.web.downstream_rq_rx_reset", 2).await;
+    proxy.stop().await;
+}
