@@ -142,6 +142,9 @@ impl Bootstrap {
         runtime
             .configure(self.wire.layered_runtime.as_ref())
             .at("layered_runtime")?;
+        let ads = self.dynamic.ads.as_ref();
+        let is_ads_delta = ads.is_some_and(|ads| ads.is_delta);
+        store.server.demand.set_ads(is_ads_delta);
         self.configure_clusters(store).at("cluster_manager")?;
         let Some(resources) = &self.wire.static_resources else {
             return Ok(());

@@ -6,6 +6,7 @@
 //! asked for is counted as clusters come and go, not gathered.
 
 mod clusters;
+mod demand;
 mod discovered;
 mod endpoints;
 mod entry;
@@ -18,6 +19,7 @@ mod slots;
 mod store;
 mod wanted;
 
+pub(crate) use demand::{Demand, DemandSource, Found};
 pub(crate) use discovered::Discovered;
 pub(crate) use entry::{Entry, Raw};
 pub(crate) use extensions::{ExtensionSlot, ExtensionSlots};
@@ -77,11 +79,13 @@ pub(crate) enum Kind {
     Runtime,
     /// ECDS.
     Extension,
+    /// ODCDS: clusters that requests ask for.
+    OnDemandCluster,
 }
 
 impl Kind {
     /// All, in the order in which they are asked for.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Cluster,
         Self::Endpoint,
         Self::Secret,
@@ -89,6 +93,7 @@ impl Kind {
         Self::Route,
         Self::Runtime,
         Self::Extension,
+        Self::OnDemandCluster,
     ];
 
     /// Its place in [`Self::ALL`].
@@ -104,7 +109,7 @@ impl Kind {
     /// The type URL.
     pub(crate) fn type_url(self) -> &'static str {
         match self {
-            Self::Cluster => proto::type_url::CLUSTER,
+            Self::Cluster | Self::OnDemandCluster => proto::type_url::CLUSTER,
             Self::Endpoint => proto::type_url::ENDPOINT,
             Self::Listener => proto::type_url::LISTENER,
             Self::Route => proto::type_url::ROUTE,
@@ -114,7 +119,7 @@ impl Kind {
         }
     }
 
-    /// The kind of a type URL.
+    /// The kind of a type URL; clusters are told apart by the stream that they come on, if at all.
     pub(crate) fn of(type_url: &str) -> Option<Self> {
         Self::ALL
             .into_iter()

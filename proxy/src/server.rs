@@ -1,6 +1,7 @@
 //! What the whole process shares: identity, clusters, statistics, drain; made once by `run`, immutable afterwards.
 
 use crate::{
+    config::Demand,
     overload::{Overload, OverloadConfig},
     runtime::Runtime,
     stats::{Scope, Store},
@@ -55,6 +56,8 @@ pub(crate) struct ServerContext {
     pub(crate) overload: Overload,
     /// Token buckets that several filters share.
     pub(crate) shared_buckets: crate::network::SharedBuckets,
+    /// What requests ask xDS servers for.
+    pub(crate) demand: Demand,
     /// Starts the shutdown from inside.
     pub(crate) quit: Trigger,
     /// How many workers there are.
@@ -115,6 +118,7 @@ impl ServerContext {
             tracing: OnceLock::new(),
             overload: Overload::new(parts.overload, &stats),
             shared_buckets: crate::network::SharedBuckets::default(),
+            demand: Demand::default(),
             quit: parts.quit,
             concurrency: parts.concurrency,
             state: Mutex::new(ServerState::PreInitializing),

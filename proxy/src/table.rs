@@ -76,6 +76,13 @@ impl<V> Table<V> {
         &'a self,
         other: &'a Self,
     ) -> impl Iterator<Item = &'a Arc<str>> {
+        self.entries_apart_from(other)
+            .map(|entry| &entry.name)
+            .filter(|name| !other.contains(name))
+    }
+
+    /// Entries of the shards that the two do not share.
+    fn entries_apart_from<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Entry<V>> {
         let is_shared = move |index: usize, shard: &Arc<Shard<V>>| {
             self.shards.len() == other.shards.len() && Arc::ptr_eq(shard, &other.shards[index])
         };
@@ -83,8 +90,19 @@ impl<V> Table<V> {
         shards
             .filter(move |(index, shard)| !is_shared(*index, shard))
             .flat_map(|(_, shard)| shard.iter())
+    }
+
+    /// Names that `other` has not, or with another value. What both share is not looked at.
+    pub(crate) fn names_unlike_in<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> impl Iterator<Item = &'a Arc<str>>
+    where
+        V: PartialEq,
+    {
+        self.entries_apart_from(other)
+            .filter(|entry| other.get(&entry.name) != Some(&entry.value))
             .map(|entry| &entry.name)
-            .filter(|name| !other.contains(name))
     }
 
     /// Whether `other` has the same names.
@@ -212,6 +230,10 @@ mod tests {
                 let mut come: Vec<_> = table.names_missing_in(&then).collect();
                 come.sort();
                 prop_assert_eq!(come, map.keys().filter(|name| !map_then.contains_key(*name)).collect::<Vec<_>>());
+                let mut unlike: Vec<_> = table.names_unlike_in(&then).collect();
+                unlike.sort();
+                let differs = |(name, value): &(&Arc<str>, &u32)| map_then.get(*name) != Some(*value);
+                prop_assert_eq!(unlike, map.iter().filter(differs).map(|(name, _)| name).collect::<Vec<_>>());
                 prop_assert_eq!(then.has_names_of(&table), map.keys().eq(map_then.keys()));
             }
         }

@@ -61,6 +61,7 @@ pub(crate) fn start(store: &Arc<ConfigStore>, bootstrap: &Bootstrap) -> Ready {
         "xds",
         run_sources(store.clone(), dynamic.ads.clone().map(Arc::new)),
     );
+    task::spawn("demand", store.clone().run_demand());
     for layer in &dynamic.runtime {
         store.want_runtime(layer);
     }

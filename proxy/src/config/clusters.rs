@@ -71,7 +71,11 @@ impl ConfigStore {
         }
     }
 
-    pub(super) fn apply_clusters(self: &Arc<Self>, update: &Update) -> Result<(), String> {
+    pub(super) fn apply_clusters(
+        self: &Arc<Self>,
+        kind: Kind,
+        update: &Update,
+    ) -> Result<(), String> {
         let mut failures = Failures::default();
         let mut seen: HashSet<String> = HashSet::new();
         let mut warm = Vec::new();
@@ -86,12 +90,15 @@ impl ConfigStore {
                 }
             }
         }
+        self.note_origin(kind, &seen);
         let gone: Vec<Arc<str>> = if update.is_full {
             let state = self.state.lock();
             let dynamic = state.clusters.iter().filter(|(_, entry)| !entry.is_static);
             dynamic
                 .map(|(name, _)| name.clone())
                 .filter(|name| !seen.contains(&**name))
+                // What came because requests asked for it has no place in the list.
+                .filter(|name| !state.on_demand.contains(name))
                 .collect()
         } else {
             let state = self.state.lock();
@@ -103,7 +110,23 @@ impl ConfigStore {
             known.map(|name| name.as_str().into()).collect()
         };
         self.publish(warm, &gone);
+        let removed = update.removed.iter().map(String::as_str);
+        for name in removed.chain(gone.iter().map(|name| &**name)) {
+            self.server.demand.gone(Kind::OnDemandCluster, name);
+        }
         failures.into_result(Kind::Cluster)
+    }
+
+    /// Remembers which clusters are there only because requests asked for them.
+    fn note_origin(&self, kind: Kind, names: &HashSet<String>) {
+        let mut state = self.state.lock();
+        for name in names {
+            if kind == Kind::OnDemandCluster {
+                state.on_demand.insert(name.as_str().into());
+            } else {
+                state.on_demand.remove(name.as_str());
+            }
+        }
     }
 
     fn apply_cluster(
@@ -170,12 +193,15 @@ impl ConfigStore {
         for name in gone {
             state.warming.remove(name);
             state.clusters.remove(name);
+            state.on_demand.remove(name);
         }
         let warming = state.warming.len() as u64;
         self.server.clusters.stats.warming_clusters.set(warming);
         // Published under the lock, so that two publications cannot overtake each other.
         self.server.clusters.update(current.clone(), gone);
         drop(state);
+        let names = current.iter().map(|cluster| &**cluster.name());
+        self.server.demand.found(Kind::OnDemandCluster, names);
         for cluster in current {
             cluster.set_initialized();
         }

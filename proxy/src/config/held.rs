@@ -10,7 +10,15 @@ impl ConfigStore {
     pub(crate) fn held(&self, key: &Key) -> BTreeMap<String, String> {
         let state = self.state.lock();
         let mut held: BTreeMap<String, String> = match key.kind {
-            Kind::Cluster => versions(state.clusters.iter()).collect(),
+            Kind::Cluster | Kind::OnDemandCluster => {
+                let demand = &self.server.demand;
+                let mut held: BTreeMap<_, _> = versions(state.clusters.iter()).collect();
+                held.retain(|name, _| match key.kind {
+                    Kind::Cluster => !demand.is_demanded(Kind::OnDemandCluster, name),
+                    _ => true,
+                });
+                held
+            }
             Kind::Listener => versions(&state.listeners).collect(),
             Kind::Endpoint => {
                 let known = state.assignments.get(&key.source);

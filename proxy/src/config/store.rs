@@ -18,7 +18,7 @@ use proto::envoy::{
     extensions::transport_sockets::tls::v3::Secret as WireSecret,
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 use tokio::{
@@ -54,6 +54,8 @@ pub(crate) struct State {
     pub(crate) clusters: KnownClusters,
     /// Clusters that wait for their hosts or secrets, and until when.
     pub(super) warming: HashMap<Arc<str>, Instant>,
+    /// Clusters that are there only because requests asked for them.
+    pub(super) on_demand: HashSet<Arc<str>>,
     /// Listeners by name.
     pub(crate) listeners: BTreeMap<String, Entry<Arc<ListenerConfig>>>,
     /// Endpoints by source and EDS name.
@@ -83,7 +85,7 @@ impl Failures {
             .map(|(name, error)| format!("{name}: {error}"))
             .collect();
         let what = match kind {
-            Kind::Cluster => "cluster(s)",
+            Kind::Cluster | Kind::OnDemandCluster => "cluster(s)",
             Kind::Listener => "listener(s)",
             Kind::Endpoint => "endpoint assignment(s)",
             Kind::Route => "route configuration(s)",
@@ -118,7 +120,7 @@ impl ConfigStore {
         let version = update.version.clone();
         let kind = key.kind;
         let outcome = match kind {
-            Kind::Cluster => self.apply_clusters(&update),
+            Kind::Cluster | Kind::OnDemandCluster => self.apply_clusters(kind, &update),
             Kind::Endpoint => self.apply_endpoints(&key.source, update),
             Kind::Listener => self.apply_listeners(update),
             Kind::Route => self.apply_routes(&key.source, update),
@@ -130,7 +132,10 @@ impl ConfigStore {
             self.state.lock().versions.insert(kind, version);
         }
         // Endpoints, routes and values lead to nothing further.
-        if matches!(kind, Kind::Cluster | Kind::Listener | Kind::Extension) {
+        if matches!(
+            kind,
+            Kind::Cluster | Kind::OnDemandCluster | Kind::Listener | Kind::Extension
+        ) {
             self.refresh_wanted();
         }
         self.note_answer(kind);

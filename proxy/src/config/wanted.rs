@@ -24,6 +24,8 @@ pub(crate) enum Names {
     All,
     /// These, each wanted so often.
     Some(Table<u32>),
+    /// These that requests ask for, each with a number that is another when it is to be asked for once more.
+    Demanded(Table<u32>),
 }
 
 /// Everything that is asked for.
@@ -72,11 +74,14 @@ impl Default for Names {
 }
 
 impl PartialEq for Names {
-    /// How often a name is wanted is no difference.
+    /// How often a name is wanted is no difference, asking for it once more is one.
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::All, Self::All) => true,
             (Self::Some(these), Self::Some(others)) => these.has_names_of(others),
+            (Self::Demanded(these), Self::Demanded(others)) => {
+                these.len() == others.len() && these.names_unlike_in(others).next().is_none()
+            }
             _ => false,
         }
     }
@@ -89,7 +94,7 @@ impl Names {
     pub(crate) fn has(&self, name: &str) -> bool {
         match self {
             Self::All => true,
-            Self::Some(names) => names.contains(name),
+            Self::Some(names) | Self::Demanded(names) => names.contains(name),
         }
     }
 
@@ -97,7 +102,17 @@ impl Names {
     pub(crate) fn sorted(&self) -> Vec<String> {
         match self {
             Self::All => Vec::new(),
-            Self::Some(names) => sorted(names.names()),
+            Self::Some(names) | Self::Demanded(names) => sorted(names.names()),
+        }
+    }
+
+    /// Those that are to be asked for by who has asked for `before`; none for everything.
+    pub(crate) fn new_since(&self, before: &Self) -> Vec<String> {
+        match (self, before) {
+            (Self::Demanded(names), Self::Demanded(before)) => {
+                sorted(names.names_unlike_in(before))
+            }
+            _ => self.missing_in(before),
         }
     }
 
@@ -105,8 +120,11 @@ impl Names {
     pub(crate) fn missing_in(&self, other: &Self) -> Vec<String> {
         match (self, other) {
             (Self::All, _) => Vec::new(),
-            (Self::Some(_), Self::All) => self.sorted(),
-            (Self::Some(names), Self::Some(others)) => sorted(names.names_missing_in(others)),
+            (Self::Some(_) | Self::Demanded(_), Self::All) => self.sorted(),
+            (
+                Self::Some(names) | Self::Demanded(names),
+                Self::Some(others) | Self::Demanded(others),
+            ) => sorted(names.names_missing_in(others)),
         }
     }
 }
@@ -132,6 +150,28 @@ impl ConfigStore {
             names.insert(layer.resource.clone(), 1);
         }
         self.wants.tell(&now);
+    }
+
+    /// Asks for what requests demand, for ever.
+    pub(crate) async fn run_demand(self: Arc<Self>) {
+        loop {
+            // Asked to be woken before looking, so that nothing is missed between the two.
+            let changed = self.server.demand.changed();
+            self.refresh_demand();
+            changed.await;
+        }
+    }
+
+    /// Looks at what requests demand now.
+    fn refresh_demand(&self) {
+        let mut now = self.wants.now.lock();
+        let mut has_changed = false;
+        for (kind, names) in self.server.demand.names() {
+            has_changed |= replace(&mut now, kind, names);
+        }
+        if has_changed {
+            self.wants.tell(&now);
+        }
     }
 
     /// Looks at what clusters and listeners refer to now.

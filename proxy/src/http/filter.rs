@@ -18,6 +18,7 @@ pub(crate) mod health_check;
 pub(crate) mod jwt_authn;
 pub(crate) mod local_ratelimit;
 pub(crate) mod mixer;
+pub(crate) mod on_demand;
 mod per_route;
 pub(crate) mod ratelimit;
 pub(crate) mod rbac;
@@ -192,6 +193,7 @@ pub(crate) const FILTERS: &[FilterKind] = &[
     grpc_web::KIND,
     jwt_authn::KIND,
     mixer::KIND,
+    on_demand::KIND,
     buffer::KIND,
     compression::compressor::KIND,
     compression::decompressor::KIND,

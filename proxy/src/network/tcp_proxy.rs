@@ -2,6 +2,7 @@
 
 mod copy;
 mod logs;
+mod on_demand;
 mod tunnel;
 
 pub(crate) use copy::CopySpace;
@@ -24,6 +25,7 @@ use bytes::Bytes;
 use copy::{Ended, Limits, Upstream};
 use futures::future::{FutureExt as _, LocalBoxFuture};
 use logs::Logs;
+use on_demand::OnDemand;
 use prost_types::{Any, Struct};
 use proto::envoy::{
     config::core::v3::{BackoffStrategy, Metadata},
@@ -59,6 +61,7 @@ struct TcpProxy {
     max_connect_attempts: u32,
     backoff: Option<Backoff>,
     tunneling: Option<Tunneling>,
+    on_demand: Option<OnDemand>,
     limits: Limits,
     logs: Logs,
     stats: Arc<TcpProxyStats>,
@@ -105,7 +108,6 @@ impl Backoff {
 pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, Invalid> {
     let wire: Wire = proto::any::unpack(any)?;
     for (is_set, field) in [
-        (wire.on_demand.is_some(), "on_demand"),
         (
             wire.max_downstream_connection_duration_jitter_percentage
                 .is_some(),
@@ -126,6 +128,10 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
         [policy] if matches!(policy.policy_specifier, Some(PolicySpecifier::SourceIp(_))) => true,
         _ => return Err(Invalid::unsupported("anything but source_ip").at("hash_policy")),
     };
+    let scope = context
+        .stats
+        .scope("tcp")
+        .tagged("", "envoy.tcp_prefix", &wire.stat_prefix);
     let idle = duration_or(wire.idle_timeout.as_ref(), IDLE_TIMEOUT, "idle_timeout")?;
     let longest = wire
         .max_downstream_connection_duration
@@ -149,17 +155,14 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
             .map(Tunneling::try_from)
             .transpose()
             .at("tunneling_config")?,
+        on_demand: OnDemand::new(wire.on_demand.as_ref(), context, &scope).at("on_demand")?,
         max_connect_attempts: wire.max_connect_attempts.unwrap_or(1).max(1),
         limits: Limits {
             idle: (!idle.is_zero()).then_some(idle),
             longest,
         },
         logs: Logs::new(&wire, context)?,
-        stats: context
-            .stats
-            .scope("tcp")
-            .tagged("", "envoy.tcp_prefix", &wire.stat_prefix)
-            .group(),
+        stats: scope.group(),
     })))
 }
 
@@ -220,7 +223,7 @@ impl TcpProxy {
     async fn proxy(&self, mut connection: Connection, info: &mut StreamInfo) {
         let worker = connection.worker.clone();
         let (name, metadata) = self.choose_cluster(&connection, worker.random());
-        let Some(cluster) = worker.clusters.get(&name) else {
+        let Some(cluster) = self.cluster(&worker, &name).await else {
             self.stats.downstream_cx_no_route.inc();
             info.flags.set(ResponseFlag::NoClusterFound);
             return;
@@ -249,6 +252,15 @@ impl TcpProxy {
                 .flags
                 .set(ResponseFlag::DownstreamConnectionTermination),
             Ended::Finished | Ended::Drained => {}
+        }
+    }
+
+    /// The cluster called `name`, asked for if it is not known.
+    async fn cluster(&self, worker: &Worker, name: &str) -> Option<Arc<Cluster>> {
+        let known = worker.clusters.get(name);
+        match &self.on_demand {
+            Some(on_demand) if known.is_none() => on_demand.find(worker, name).await,
+            _ => known,
         }
     }
 

@@ -66,7 +66,7 @@ impl Variant for Delta {
         have.retain(|name, _| now.has(name));
         let request = DeltaDiscoveryRequest {
             type_url: kind.type_url().to_owned(),
-            resource_names_subscribe: now.missing_in(&known),
+            resource_names_subscribe: now.new_since(&known),
             resource_names_unsubscribe: known.missing_in(&now),
             initial_resource_versions: have,
             ..DeltaDiscoveryRequest::default()

@@ -46,6 +46,8 @@ pub(super) async fn open_sotw(
         Some(Kind::Extension) => {
             call!(Extension, channel, stream_extension_configs, request)
         }
+        // Sources that do not speak delta were refused.
+        Some(Kind::OnDemandCluster) => Err(Status::unimplemented("on demand is delta only")),
     }
 }
 
@@ -57,7 +59,9 @@ pub(super) async fn open_delta(
 ) -> Opened<DeltaDiscoveryResponse> {
     match kind {
         None => call!(Aggregated, channel, delta_aggregated_resources, request),
-        Some(Kind::Cluster) => call!(Cluster, channel, delta_clusters, request),
+        Some(Kind::Cluster | Kind::OnDemandCluster) => {
+            call!(Cluster, channel, delta_clusters, request)
+        }
         Some(Kind::Endpoint) => call!(Endpoint, channel, delta_endpoints, request),
         Some(Kind::Listener) => call!(Listener, channel, delta_listeners, request),
         Some(Kind::Route) => call!(Route, channel, delta_routes, request),

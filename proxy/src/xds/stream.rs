@@ -246,11 +246,11 @@ impl<T: Send + 'static> Line<'_, T> {
         let began = Instant::now();
         let store = &self.subscriber.store;
         let incoming = variant.read(self.subscriber.kind(), response);
-        let Some(kind) = Kind::of(&incoming.type_url).or_else(|| {
-            self.subscriber
-                .kind()
-                .filter(|_| incoming.type_url.is_empty())
-        }) else {
+        let own = self
+            .subscriber
+            .kind()
+            .filter(|kind| incoming.type_url.is_empty() || incoming.type_url == kind.type_url());
+        let Some(kind) = own.or_else(|| Kind::of(&incoming.type_url)) else {
             tracing::warn!(target: "ads", type_url = incoming.type_url, "response of an unknown type");
             return;
         };

@@ -9,6 +9,8 @@
 mod certificates;
 mod churn;
 mod control_plane;
+mod delta_server;
+mod demand;
 mod drains;
 mod dying;
 mod ends;

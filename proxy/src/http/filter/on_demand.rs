@@ -1,0 +1,137 @@
+//! On-demand filter: a request whose cluster is not known waits while that is asked for (ODCDS).
+//!
+//! As in Envoy the request goes on when the answer is there, good or bad: without a cluster the router says so (503, NC). Its
+//! body stays where it is meanwhile, unread.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost_types::Any;
+use proto::envoy::extensions::filters::http::on_demand::v3 as wire;
+
+use crate::config::DemandSource;
+use crate::http::headers::RequestHeaders;
+use crate::http::stream::Stream;
+use crate::invalid::{At as _, Invalid};
+use crate::wire::duration_or;
+
+use super::{
+    FilterContext, FilterFactory, FilterKind, FilterStatus, HttpFilter, Resume, RouteValue,
+};
+
+/// The filter's row.
+pub(crate) const KIND: FilterKind = FilterKind {
+    message: "envoy.extensions.filters.http.on_demand.v3.OnDemand",
+    name: "envoy.filters.http.on_demand",
+    build,
+    routes: &[(
+        "envoy.extensions.filters.http.on_demand.v3.PerRouteConfig",
+        check_route,
+    )],
+};
+
+/// How long a cluster is waited for.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is asked for on demand, for the whole chain or for a route.
+struct Config {
+    clusters: Option<Clusters>,
+}
+
+/// Where clusters are asked for, and how long they are waited for.
+struct Clusters {
+    source: DemandSource,
+    timeout: Duration,
+}
+
+#[derive(Clone)]
+struct OnDemand(Arc<Factory>);
+
+struct Factory {
+    /// The filter's name, under which routes configure it.
+    name: Box<str>,
+    config: Config,
+}
+
+fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory>, Invalid> {
+    let wire: wire::OnDemand = super::unpack(any)?;
+    let config = Config::new(wire.odcds.as_ref())?;
+    if let Some(clusters) = &config.clusters {
+        let demand = &context.server.demand;
+        demand.check(&clusters.source).at("odcds.source")?;
+    }
+    Ok(Arc::new(OnDemand(Arc::new(Factory {
+        name: context.name.into(),
+        config,
+    }))))
+}
+
+fn check_route(any: &Any) -> Result<RouteValue, Invalid> {
+    let wire: wire::PerRouteConfig = super::unpack(any)?;
+    Ok(Arc::new(Config::new(wire.odcds.as_ref())?))
+}
+
+impl Config {
+    fn new(wire: Option<&wire::OnDemandCds>) -> Result<Self, Invalid> {
+        let clusters = wire.map(Clusters::try_from).transpose().at("odcds")?;
+        Ok(Self { clusters })
+    }
+}
+
+impl TryFrom<&wire::OnDemandCds> for Clusters {
+    type Error = Invalid;
+
+    fn try_from(wire: &wire::OnDemandCds) -> Result<Self, Invalid> {
+        if !wire.resources_locator.is_empty() {
+            return Err(Invalid::unsupported("resources_locator"));
+        }
+        let source = wire.source.as_ref();
+        let source = source.ok_or_else(|| Invalid::new("it is needed").at("source"))?;
+        Ok(Self {
+            source: DemandSource::clusters(source).at("source")?,
+            timeout: duration_or(wire.timeout.as_ref(), TIMEOUT, "timeout")?,
+        })
+    }
+}
+
+impl FilterFactory for OnDemand {
+    fn create(&self) -> Option<Box<dyn HttpFilter>> {
+        Some(Box::new(self.clone()))
+    }
+}
+
+impl HttpFilter for OnDemand {
+    fn decode_headers(&mut self, _: &mut RequestHeaders, stream: &mut Stream) -> FilterStatus {
+        let Factory { name, config } = &*self.0;
+        let of_route = stream.config_of::<Config>(name, KIND.name);
+        let clusters = of_route.unwrap_or(config).clusters.as_ref();
+        match clusters {
+            Some(clusters) => clusters.find(stream),
+            None => FilterStatus::Continue,
+        }
+    }
+}
+
+impl Clusters {
+    /// Waits for the cluster of the selected route, unless that is known.
+    fn find(&self, stream: &Stream) -> FilterStatus {
+        // Without a route, or a cluster in the header that is to name it, there is nothing to be asked for.
+        let cluster = stream.route().and_then(|route| route.cluster());
+        let unknown = cluster.filter(|_| stream.info.upstream.cluster.is_none());
+        let Some(name) = unknown.cloned() else {
+            return FilterStatus::Continue;
+        };
+        let worker = stream.worker();
+        let demand = &worker.server.demand;
+        let finding = demand.find_cluster(&worker.clusters, &self.source, &name, self.timeout);
+        FilterStatus::Wait(Box::pin(async move {
+            finding.await;
+            Resume::Then(Box::new(move |_, stream| {
+                if stream.worker().clusters.get(&name).is_some() {
+                    stream.info.upstream.cluster = Some(name);
+                }
+                FilterStatus::Continue
+            }))
+        }))
+    }
+}

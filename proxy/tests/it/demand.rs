@@ -1,0 +1,231 @@
+//! What requests ask for while they wait: clusters (ODCDS). What is wanted of us is what a real Envoy does (`PROXY_BINARY`).
+
+use crate::{
+    delta_server::{Conversation, DeltaServer, source},
+    http::echo,
+    process::Process,
+    running::{PATIENCE, greeter, static_cluster},
+};
+use proto::envoy::config::cluster::v3::Cluster;
+use std::net::SocketAddr;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+const HTTP: &str = "type.googleapis.com/envoy.extensions.filters.http";
+const NETWORK: &str = "type.googleapis.com/envoy.extensions.filters.network";
+const NODE: &[&str] = &["--service-node", "test", "--service-cluster", "test"];
+/// Never over in a test that goes well.
+const TIMEOUT: &str = "60s";
+
+/// An HTTP listener with an on-demand filter; a reply of the proxy's own is its flags and details.
+fn listener(on_demand: &str, routes: &str) -> String {
+    format!(
+        "{{name: web, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, filter_chains: [{{filters: [{{name: hcm, typed_config: {{\
+         '@type': {NETWORK}.http_connection_manager.v3.HttpConnectionManager, stat_prefix: web, {routes}, \
+         local_reply_config: {{body_format: {{text_format_source: {{inline_string: '%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%'}}}}}}, http_filters: [\
+         {{name: envoy.filters.http.on_demand, typed_config: {{'@type': {HTTP}.on_demand.v3.OnDemand{on_demand}}}}}, \
+         {{name: envoy.filters.http.router, typed_config: {{'@type': {HTTP}.router.v3.Router}}}}]}}}}]}}]}}"
+    )
+}
+
+fn odcds(authority: &str, timeout: &str) -> String {
+    let source = source(authority);
+    format!("odcds: {{source: {source}, timeout: {timeout}}}")
+}
+
+/// Requests go where `x-cluster` says.
+fn routes() -> String {
+    format!(
+        "route_config: {{virtual_hosts: [{{name: all, domains: ['*'], routes: [\
+         {{match: {{prefix: /impatient}}, route: {{cluster_header: x-cluster}}, typed_per_filter_config: {{envoy.filters.http.on_demand: \
+         {{'@type': {HTTP}.on_demand.v3.PerRouteConfig, {}}}}}}}, \
+         {{match: {{prefix: /known}}, route: {{cluster_header: x-cluster}}, typed_per_filter_config: {{envoy.filters.http.on_demand: \
+         {{'@type': {HTTP}.on_demand.v3.PerRouteConfig}}}}}}, \
+         {{match: {{prefix: /}}, route: {{cluster_header: x-cluster, timeout: 0s}}}}]}}]}}",
+        odcds("route", "0.2s"),
+    )
+}
+
+/// A request's answer: status and body.
+async fn ask(to: SocketAddr, path: &str, header: &str, body: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\n{header}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text))
+        .await
+        .expect("an answer")
+        .unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    // The upstream says lengths, and so does the proxy.
+    assert!(!head.contains("chunked"), "{head}");
+    (status, body.to_owned())
+}
+
+fn to_cluster(name: &str) -> String {
+    format!("host: a\r\nx-cluster: {name}")
+}
+
+async fn say_cluster(to: &mut Conversation, name: &str, host: SocketAddr) {
+    let text = static_cluster(name, host);
+    to.say::<Cluster>(&[(name, &[], &text)], &[]).await;
+}
+
+#[tokio::test]
+async fn a_request_waits_for_its_cluster_with_its_body() {
+    let (upstream, server) = (echo().await, DeltaServer::start().await);
+    let listener = listener(&format!(", {}", odcds("filter", TIMEOUT)), &routes());
+    let proxy = Process::serving(&listener, &[server.cluster()], NODE).await;
+    let web = proxy.address("web").await;
+    let body = "x".repeat(100_000);
+
+    // Several ask for the same, and it is asked for once.
+    let header = to_cluster("there");
+    let waiting = async { tokio::join!(ask(web, "/", &header, &body), ask(web, "/", &header, "")) };
+    let answering = async {
+        let mut stream = server.accept().await;
+        assert_eq!(stream.asked().await, ["there"]);
+        proxy.stat_reaches("http.web.downstream_rq_total", 2).await;
+        say_cluster(&mut stream, "there", upstream).await;
+        stream
+    };
+    let ((one, other), mut stream) = tokio::join!(waiting, answering);
+    assert_eq!((one, other), ((200, body), (200, String::new())));
+    assert_eq!(ask(web, "/", &header, "again").await, (200, "again".into()));
+
+    // It is followed: what is taken away is not known any more, and asked for once more.
+    stream.say::<Cluster>(&[], &["there"]).await;
+    proxy.stat_is("cluster_manager.cluster_removed", 1).await;
+    let known = ask(web, "/known", &header, "").await;
+    assert_eq!(known, (503, "NC cluster_not_found".into()));
+    proxy
+        .stat_reaches("cluster_manager.odcds.update_success", 2)
+        .await;
+}
+
+/// Not as in Envoy, where the name is asked for no more and its requests wait in vain.
+#[tokio::test]
+async fn what_is_gone_is_asked_for_anew_and_what_is_there_on_every_stream() {
+    let (upstream, server) = (echo().await, DeltaServer::start().await);
+    let listener = listener(&format!(", {}", odcds("filter", TIMEOUT)), &routes());
+    let proxy = Process::serving(&listener, &[server.cluster()], NODE).await;
+    let web = proxy.address("web").await;
+    let header = to_cluster("there");
+    let mut stream = None;
+    for is_there in [false, true] {
+        let answering = async {
+            let mut stream = match stream.take() {
+                Some(stream) => stream,
+                None => server.accept().await,
+            };
+            assert_eq!(stream.asked().await, ["there"]);
+            if is_there {
+                say_cluster(&mut stream, "there", upstream).await;
+            } else {
+                stream.say::<Cluster>(&[], &["there"]).await;
+            }
+            stream
+        };
+        let ((status, _), answered) = tokio::join!(ask(web, "/", &header, ""), answering);
+        assert_eq!(status, if is_there { 200 } else { 503 });
+        stream = Some(answered);
+    }
+    drop(stream);
+    let mut stream = server.accept().await;
+    let first = stream.next().await;
+    assert_eq!(first.resource_names_subscribe, ["there"]);
+    assert_eq!(first.initial_resource_versions["there"], "2");
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_not_there_is_no_cluster() {
+    let (upstream, server) = (echo().await, DeltaServer::start().await);
+    let listener = listener(&format!(", {}", odcds("filter", TIMEOUT)), &routes());
+    let proxy = Process::serving(&listener, &[server.cluster()], NODE).await;
+    let web = proxy.address("web").await;
+    let nothing = (503, "NC cluster_not_found".to_owned());
+
+    // Nobody is asked where the route says so.
+    let header = to_cluster("none");
+    assert_eq!(ask(web, "/known", &header, "").await, nothing);
+    let answering = async {
+        let mut stream = server.accept().await;
+        assert_eq!(stream.asked().await, ["none"]);
+        stream.say::<Cluster>(&[], &["none"]).await;
+        stream
+    };
+    let (answer, _stream) = tokio::join!(ask(web, "/", &header, "body"), answering);
+    assert_eq!(answer, nothing);
+
+    // A server that says nothing is waited for only as long as the route says; what it says later is good for the next.
+    let header = to_cluster("late");
+    assert_eq!(ask(web, "/impatient", &header, "").await, nothing);
+    let mut other = server.accept().await;
+    assert_eq!(other.asked().await, ["late"]);
+    say_cluster(&mut other, "late", upstream).await;
+    proxy.stat_is("cluster_manager.cluster_added", 2).await;
+    let answer = ask(web, "/impatient", &header, "later").await;
+    assert_eq!(answer, (200, "later".into()));
+}
+
+#[tokio::test]
+async fn a_connection_waits_for_its_cluster() {
+    let server = DeltaServer::start().await;
+    let listener = |name: &str, timeout: &str| {
+        format!(
+            "{{name: {name}, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, filter_chains: [{{filters: [{{name: tcp, typed_config: {{\
+             '@type': {NETWORK}.tcp_proxy.v3.TcpProxy, stat_prefix: {name}, cluster: {name}, on_demand: {{odcds_config: {}, timeout: {timeout}}}}}}}]}}]}}",
+            source(name)
+        )
+    };
+    let listeners = [
+        listener("there", TIMEOUT),
+        listener("none", TIMEOUT),
+        listener("mute", "0.2s"),
+    ];
+    let proxy = Process::serving(&listeners.join(", "), &[server.cluster()], NODE).await;
+    let greeting = async |name: &str| {
+        let mut stream = TcpStream::connect(proxy.address(name).await).await.unwrap();
+        let mut text = String::new();
+        stream.write_all(b"!").await.unwrap();
+        stream.shutdown().await.unwrap();
+        // What was not read may reset it.
+        let _ = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text)).await;
+        text
+    };
+    let upstream = greeter("hi").await;
+    for (name, answer, counter) in [
+        ("there", "hi!", "success"),
+        ("none", "", "missing"),
+        ("mute", "", "timeout"),
+    ] {
+        let answering = async {
+            let mut stream = server.accept().await;
+            assert_eq!(stream.asked().await, [name]);
+            match name {
+                "there" => say_cluster(&mut stream, name, upstream).await,
+                "none" => stream.say::<Cluster>(&[], &["none"]).await,
+                _ => {}
+            }
+            stream
+        };
+        let (got, _stream) = tokio::join!(greeting(name), answering);
+        assert_eq!(got, answer);
+        let stat = |counter: &str| format!("tcp.{name}.{counter}");
+        proxy.stat_is(&stat("on_demand_cluster_attempt"), 1).await;
+        proxy
+            .stat_is(&stat(&format!("on_demand_cluster_{counter}")), 1)
+            .await;
+        let refused = u64::from(name != "there");
+        proxy
+            .stat_is(&stat("downstream_cx_no_route"), refused)
+            .await;
+    }
+}
