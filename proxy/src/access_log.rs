@@ -28,7 +28,7 @@ use grpc::GrpcLog;
 use json::JsonFormat;
 use open_telemetry::OpenTelemetryLog;
 
-pub(crate) use format::{Format, FormatContext};
+pub(crate) use format::{Format, FormatContext, LogType};
 pub(crate) use sink::{Sink, Sinks};
 
 /// Envoy's default line.

@@ -18,6 +18,6 @@ pub(crate) use accept::run_listeners;
 pub(crate) use config::{ListenerConfig, ListenerContext};
 pub(crate) use connection::{
     Connection, ConnectionInfo, Direction, DynamicHost, PeerCertificate, TlsInfo,
-    TransportProtocol, UpstreamSource,
+    TransportProtocol, UpstreamSource, next_connection_id,
 };
 pub(crate) use manager::{Listener, Listeners};

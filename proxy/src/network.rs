@@ -25,7 +25,7 @@ pub(crate) use redis_proxy::RedisClients;
 pub(crate) use tcp_proxy::{CopySpace, Tunnels};
 
 use crate::{
-    access_log::{AccessLogs, FormatContext},
+    access_log::{AccessLogs, FormatContext, LogType},
     config::{ExtensionSlots, RouteSlot, RouteSlots, UsedSlots},
     invalid::Invalid,
     listener::{Connection, Direction},
@@ -216,12 +216,9 @@ pub(crate) fn build(
 }
 
 /// Writes the line of a connection that is over.
-pub(crate) fn log_connection(logs: &AccessLogs, info: &StreamInfo) {
+pub(crate) fn log_connection(logs: &AccessLogs, info: &StreamInfo, log_type: LogType) {
     logs.log(&FormatContext {
-        info,
-        request: None,
-        response: None,
-        trailers: None,
-        local_reply_body: "",
+        log_type,
+        ..FormatContext::of(info)
     });
 }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use proto::envoy::config::core::v3::Node;
 use proto_component::drain::{Drain, Trigger};
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
@@ -64,7 +64,6 @@ pub(crate) struct ServerContext {
     pub(crate) concurrency: usize,
     /// Text of the access log files that is yet to be written and other things to be done at the very end.
     pub(crate) state: Mutex<ServerState>,
-    next_connection: AtomicU64,
     fails_health_checks: AtomicBool,
 }
 
@@ -122,15 +121,9 @@ impl ServerContext {
             quit: parts.quit,
             concurrency: parts.concurrency,
             state: Mutex::new(ServerState::PreInitializing),
-            next_connection: AtomicU64::new(0),
             fails_health_checks: AtomicBool::new(false),
             stats,
         })
-    }
-
-    /// A number for a new connection, unique in the process.
-    pub(crate) fn next_connection_id(&self) -> u64 {
-        self.next_connection.fetch_add(1, Relaxed)
     }
 
     /// Whether health checks are to fail (`/healthcheck/fail`).

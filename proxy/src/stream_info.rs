@@ -4,6 +4,7 @@
 mod response_flag;
 #[cfg(test)]
 pub(crate) mod testing;
+mod upstream;
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -14,12 +15,12 @@ use std::time::{Duration, SystemTime};
 use prost_types::Struct;
 use tokio::time::Instant;
 
-use crate::listener::{ConnectionInfo, TlsInfo};
+use crate::listener::ConnectionInfo;
 use crate::router::{SelectedRoute, Way};
 use crate::tracing::{Reason, Span};
-use crate::upstream::{Host, HostAddress};
 
 pub(crate) use response_flag::{ResponseFlag, ResponseFlags};
+pub(crate) use upstream::{UpstreamConnection, UpstreamInfo, name_of};
 
 /// The record of one stream.
 pub(crate) struct StreamInfo {
@@ -55,10 +56,10 @@ pub(crate) struct StreamInfo {
     pub(crate) bytes_sent: u64,
     /// When the last byte of the request was read.
     pub(crate) request_end: Option<Instant>,
-    /// When the request's last byte went upstream.
-    pub(crate) request_sent: Option<Instant>,
     /// When the first byte of the response was read from upstream.
     pub(crate) response_start: Option<Instant>,
+    /// When the response's head went downstream.
+    pub(crate) response_sent: Option<Instant>,
     /// When the stream was over.
     pub(crate) end: Option<Instant>,
     /// The upstream side.
@@ -75,45 +76,9 @@ pub(crate) struct StreamInfo {
     pub(crate) redirects: Vec<Way>,
 }
 
-/// The upstream side of a stream.
-#[derive(Default, Clone)]
-pub(crate) struct UpstreamInfo {
-    /// The cluster's name.
-    pub(crate) cluster: Option<Arc<str>>,
-    /// The chosen host's address as text.
-    pub(crate) host: Option<Arc<str>>,
-    /// The same, unless it is a Unix socket.
-    pub(crate) address: Option<SocketAddr>,
-    /// The chosen host's host name (DNS clusters).
-    pub(crate) host_name: Option<Arc<str>>,
-    /// The hosts of earlier attempts, address and name.
-    pub(crate) earlier: Vec<(Arc<str>, Option<Arc<str>>)>,
-    /// Our end of the upstream connection.
-    pub(crate) local_address: Option<SocketAddr>,
-    /// The upstream connection's TLS session.
-    pub(crate) tls: Option<Arc<TlsInfo>>,
-    /// Why the transport (TCP, TLS) failed.
-    pub(crate) transport_failure: Option<String>,
-    /// The upstream's HTTP version.
-    pub(crate) protocol: Option<http::Version>,
-    /// How many attempts were made.
-    pub(crate) attempts: u32,
-}
-
 /// Metadata by filter name. A stream has few of them, so a list is quickest.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct DynamicMetadata(Vec<(Cow<'static, str>, Struct)>);
-
-impl UpstreamInfo {
-    /// Notes that this host was chosen.
-    pub(crate) fn set_host(&mut self, host: &Host) {
-        self.host = Some(host.address_text.clone());
-        self.address = match host.address {
-            HostAddress::Socket(address) => Some(address),
-            HostAddress::Pipe(_) => None,
-        };
-    }
-}
 
 impl StreamInfo {
     /// A stream that begins now on `connection`.
@@ -136,7 +101,7 @@ impl StreamInfo {
             bytes_received: 0,
             bytes_sent: 0,
             request_end: None,
-            request_sent: None,
+            response_sent: None,
             response_start: None,
             end: None,
             upstream: UpstreamInfo::default(),

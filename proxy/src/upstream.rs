@@ -36,6 +36,8 @@ pub(crate) use dns_cache::{DnsCacheConfig, Unresolved, run_dns_cache};
 pub(crate) use event_log::EventLog;
 pub(crate) use grpc_channel::GrpcChannel;
 pub(crate) use health_check::run_health_checks;
+#[cfg(test)]
+pub(crate) use host::testing;
 pub(crate) use host::{HealthFlag, Host, HostAddress, Locality};
 pub(crate) use host_set::{HostSets, LocalityEndpoints};
 pub(crate) use load_balancer::LoadBalancerContext;

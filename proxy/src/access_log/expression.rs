@@ -6,6 +6,7 @@ mod attribute;
 mod parse;
 
 use super::FormatContext;
+use super::format::write_json_text;
 use crate::invalid::Invalid;
 use attribute::Attribute;
 
@@ -56,6 +57,28 @@ impl Expression {
     /// Reads a condition.
     pub(crate) fn parse(text: &str) -> Result<Self, Invalid> {
         parse::parse(text).map(Expression)
+    }
+
+    /// Appends its value; false if it cannot be told.
+    pub(crate) fn write(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
+        match self.0.value(context) {
+            Some(Value::Text(text)) => out.push_str(&text),
+            Some(Value::Number(number)) => out.push_str(&number.to_string()),
+            Some(Value::Bool(truth)) => out.push_str(if truth { "true" } else { "false" }),
+            None => return false,
+        }
+        true
+    }
+
+    /// The same as JSON.
+    pub(crate) fn write_json(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
+        match self.0.value(context) {
+            Some(Value::Text(text)) => {
+                write_json_text(&text, out);
+                true
+            }
+            _ => self.write(context, out),
+        }
     }
 
     /// True when it holds.

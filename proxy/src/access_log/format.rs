@@ -1,11 +1,14 @@
 //! Envoy's command operators (`%REQ(:PATH)%`, `%RESPONSE_CODE%`, …): parsed once, written without intermediate strings.
 //! Access logs, header mutations, local replies and direct responses use them.
 
+mod address;
 mod attempted;
 mod json_value;
+mod metadata;
 mod moment;
 mod operator;
 mod parse;
+mod request;
 mod time_format;
 mod tls_field;
 
@@ -49,17 +52,59 @@ pub(crate) struct FormatContext<'a> {
     pub(crate) trailers: Option<&'a HeaderMap>,
     /// The body of a local reply.
     pub(crate) local_reply_body: &'a str,
+    /// Why an access log is written, if one is.
+    pub(crate) log_type: LogType,
+}
+
+/// Why an access log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogType {
+    /// It is none, or that of a listener.
+    NotSet,
+    /// A TCP connection has come.
+    TcpConnectionStart,
+    /// It has its upstream.
+    TcpUpstreamConnected,
+    /// It goes on.
+    TcpPeriodic,
+    /// It is over.
+    TcpConnectionEnd,
+    /// An HTTP stream is over.
+    DownstreamEnd,
 }
 
 impl<'a> FormatContext<'a> {
-    /// A stream whose request is on its way.
-    pub(crate) fn of_request(info: &'a StreamInfo, request: &'a RequestHeaders) -> Self {
+    /// A stream of which no heads are known.
+    pub(crate) fn of(info: &'a StreamInfo) -> Self {
         FormatContext {
             info,
-            request: Some(request),
+            request: None,
             response: None,
             trailers: None,
             local_reply_body: "",
+            log_type: LogType::NotSet,
+        }
+    }
+
+    /// A stream whose request is on its way.
+    pub(crate) fn of_request(info: &'a StreamInfo, request: &'a RequestHeaders) -> Self {
+        FormatContext {
+            request: Some(request),
+            ..FormatContext::of(info)
+        }
+    }
+}
+
+impl LogType {
+    /// Envoy's name.
+    fn name(self) -> &'static str {
+        match self {
+            LogType::NotSet => "",
+            LogType::TcpConnectionStart => "TcpConnectionStart",
+            LogType::TcpUpstreamConnected => "TcpUpstreamConnected",
+            LogType::TcpPeriodic => "TcpPeriodic",
+            LogType::TcpConnectionEnd => "TcpConnectionEnd",
+            LogType::DownstreamEnd => "DownstreamEnd",
         }
     }
 }
@@ -124,6 +169,14 @@ impl Format {
             }
         }
         has_value || !has_operator
+    }
+
+    /// Writes the value of the one operator as JSON; false when it has none.
+    pub(crate) fn write_json(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
+        match self.parts.as_slice() {
+            [Part::Operator(operator, limit)] => operator.write_json(context, *limit, out),
+            _ => false,
+        }
     }
 
     /// The text as a string of its own.

@@ -88,7 +88,8 @@ impl JsonFormat {
         let start = out.len();
         match format.single().filter(|_| self.typed) {
             Some(Kind::Number | Kind::Json) => {
-                if !format.write(context, "null", out) {
+                if !format.write_json(context, out) {
+                    out.push_str("null");
                     return false;
                 }
             }

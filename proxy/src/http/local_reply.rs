@@ -208,11 +208,9 @@ fn reply_context<'a>(
     local_reply_body: &'a str,
 ) -> FormatContext<'a> {
     FormatContext {
-        info,
         request,
-        response: None,
-        trailers: None,
         local_reply_body,
+        ..FormatContext::of(info)
     }
 }
 

@@ -21,7 +21,9 @@ use crate::{
     wire::{AnyAddress, duration_or},
 };
 use proto::envoy::config::{
-    core::v3::{Address, SocketOption, TrafficDirection, address::Address as AddressKind},
+    core::v3::{
+        Address, Metadata, SocketOption, TrafficDirection, address::Address as AddressKind,
+    },
     listener::v3::{
         AdditionalAddress, FilterChain as WireChain, Listener as Wire,
         listener::{DrainType, connection_balance_config::BalanceType},
@@ -48,6 +50,8 @@ pub(crate) struct ListenerConfig {
     pub(crate) hands_over: bool,
     /// Which way its traffic goes.
     pub(crate) direction: Direction,
+    /// What filters and logs may read of it.
+    pub(crate) metadata: Option<Arc<Metadata>>,
     /// What looks at the first bytes.
     pub(crate) filters: Vec<ListenerFilter>,
     /// Patience for that; zero for ever.
@@ -155,6 +159,7 @@ impl ListenerConfig {
             more,
             hands_over,
             direction,
+            metadata: wire.metadata.clone().map(Arc::new),
             socket,
             wire,
         })

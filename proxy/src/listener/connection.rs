@@ -3,12 +3,21 @@
 use crate::{
     filter_chain::FilterChain,
     stream_info::DynamicMetadata,
-    transport::{ClientAddresses, DownstreamStream, Meter},
+    transport::{CertificateDetails, ClientAddresses, DownstreamStream, Meter},
     worker::Worker,
 };
 use parking_lot::Mutex;
+use proto::envoy::config::core::v3::Metadata;
 use proto_component::drain::Drain;
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+use tokio::time::Instant;
 
 /// Which way a listener's traffic goes, as its configuration says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,12 +50,16 @@ pub(crate) struct Connection {
 pub(crate) struct ConnectionInfo {
     /// Unique in the process.
     pub(crate) id: u64,
+    /// When it came.
+    pub(crate) began: Instant,
     /// The client, as told by the PROXY protocol if that was used.
     pub(crate) remote_address: SocketAddr,
     /// The socket's real peer.
     pub(crate) direct_remote_address: SocketAddr,
     /// Where the client wanted to go: the original destination once it is restored.
     pub(crate) local_address: SocketAddr,
+    /// Where the socket itself is.
+    pub(crate) direct_local_address: SocketAddr,
     /// Whether `local_address` was restored by a listener filter.
     pub(crate) is_local_restored: bool,
     /// `raw_buffer` or `tls`, as detected or as terminated.
@@ -59,6 +72,8 @@ pub(crate) struct ConnectionInfo {
     pub(crate) tls: Option<Arc<TlsInfo>>,
     /// The listener's name.
     pub(crate) listener: Arc<str>,
+    /// The listener's metadata.
+    pub(crate) listener_metadata: Option<Arc<Metadata>>,
     /// The listener's direction.
     pub(crate) direction: Direction,
     /// The chain that serves it.
@@ -122,12 +137,10 @@ pub(crate) struct TlsInfo {
     pub(crate) cipher: String,
     /// The peer's leaf certificate, if it showed one.
     pub(crate) peer: Option<Arc<PeerCertificate>>,
-    /// URI names of our own certificate.
-    pub(crate) local_uri_sans: Arc<[String]>,
-    /// DNS names of our own certificate.
-    pub(crate) local_dns_sans: Arc<[String]>,
-    /// Subject of our own certificate.
-    pub(crate) local_subject: Arc<str>,
+    /// The group of the key exchange, in Envoy's spelling.
+    pub(crate) group: Option<&'static str>,
+    /// What our own certificate says; nothing if we showed none.
+    pub(crate) local: Arc<CertificateDetails>,
 }
 
 /// What a peer's certificate says.
@@ -153,6 +166,12 @@ pub(crate) struct PeerCertificate {
     pub(crate) not_after: i64,
     /// The chain's DER, leaf first.
     pub(crate) chain: Vec<Vec<u8>>,
+}
+
+/// A number for a new connection, downstream or upstream, unique in the process.
+pub(crate) fn next_connection_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Relaxed)
 }
 
 impl ConnectionInfo {

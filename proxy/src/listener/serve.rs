@@ -2,9 +2,10 @@
 
 use super::{
     Connection, ConnectionInfo, Listener, ListenerConfig, Listeners, TransportProtocol,
-    accept::Admission,
+    accept::Admission, connection::next_connection_id,
 };
 use crate::{
+    access_log::LogType,
     listener_filter::{Accepted, ListenerFilter},
     network::Verdict,
     stream_info::{DynamicMetadata, StreamInfo},
@@ -61,23 +62,21 @@ impl Drop for Counted {
     }
 }
 
-fn new_info(
-    worker: &Worker,
-    config: &ListenerConfig,
-    local: SocketAddr,
-    remote: SocketAddr,
-) -> ConnectionInfo {
+fn new_info(config: &ListenerConfig, local: SocketAddr, remote: SocketAddr) -> ConnectionInfo {
     ConnectionInfo {
-        id: worker.server.next_connection_id(),
+        id: next_connection_id(),
+        began: Instant::now(),
         remote_address: remote,
         direct_remote_address: remote,
         local_address: local,
+        direct_local_address: local,
         is_local_restored: false,
         transport_protocol: TransportProtocol::RawBuffer,
         server_name: None,
         application_protocols: Vec::new(),
         tls: None,
         listener: config.name.clone(),
+        listener_metadata: config.metadata.clone(),
         direction: config.direction,
         chain: None,
         meter: Arc::default(),
@@ -102,7 +101,7 @@ pub(super) async fn serve_tcp(
 ) -> io::Result<()> {
     let mut config = listener.config.load_full();
     let local = canonical(stream.local_addr()?);
-    let mut info = new_info(&worker, &config, local, canonical(remote));
+    let mut info = new_info(&config, local, canonical(remote));
     let mut accepted = Accepted::new(stream);
     if !inspect(&listener, &config, &mut accepted, &mut info).await? {
         return Ok(());
@@ -116,6 +115,7 @@ pub(super) async fn serve_tcp(
         listener = target.clone();
         config = listener.config.load_full();
         info.listener = config.name.clone();
+        info.listener_metadata.clone_from(&config.metadata);
         info.direction = config.direction;
         if !inspect(&listener, &config, &mut accepted, &mut info).await? {
             return Ok(());
@@ -143,7 +143,7 @@ pub(super) async fn serve_unix(
     let config = listener.config.load_full();
     // A Unix socket has no addresses worth telling.
     let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let info = new_info(&worker, &config, nowhere, nowhere);
+    let info = new_info(&config, nowhere, nowhere);
     let raw = RawStream::unix(stream);
     if let Err(error) = serve(worker, listener, config, raw, info, admission).await {
         tracing::debug!(target: "connection", %error, "connection ended early");
@@ -274,7 +274,7 @@ impl Drop for ConnectionLog {
         info.bytes_received = self.1.meter.received();
         info.bytes_sent = self.1.meter.sent();
         info.end = Some(Instant::now());
-        crate::network::log_connection(&self.0.access_logs, &info);
+        crate::network::log_connection(&self.0.access_logs, &info, LogType::NotSet);
     }
 }
 
@@ -289,7 +289,7 @@ fn log_refused(config: &ListenerConfig, info: ConnectionInfo, details: &'static 
         info.flags
             .set(crate::stream_info::ResponseFlag::NoRouteFound);
     }
-    crate::network::log_connection(&config.access_logs, &info);
+    crate::network::log_connection(&config.access_logs, &info, LogType::NotSet);
 }
 
 /// An IPv4 client of an IPv6 socket is an IPv4 client.

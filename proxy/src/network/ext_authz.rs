@@ -245,7 +245,7 @@ impl ExtAuthz {
                 address: Some(address(info.local_address)),
                 principal: tls
                     .map(|tls| {
-                        principal(&tls.local_uri_sans, &tls.local_dns_sans, &tls.local_subject)
+                        principal(&tls.local.uri_sans, &tls.local.dns_sans, &tls.local.subject)
                     })
                     .unwrap_or_default(),
                 labels: self.labels.clone(),

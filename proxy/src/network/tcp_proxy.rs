@@ -10,6 +10,7 @@ pub(crate) use tunnel::Tunnels;
 
 use super::{FactoryContext, Filter, TerminalFilter};
 use crate::{
+    access_log::LogType,
     invalid::{At as _, Invalid},
     listener::Connection,
     stat_group,
@@ -205,11 +206,11 @@ impl TerminalFilter for TcpProxy {
             let mut info = StreamInfo::new(connection.info.clone(), None);
             self.stats.downstream_cx_total.inc();
             if self.logs.is_start_logged {
-                self.logs.write(&mut info);
+                self.logs.write(&mut info, LogType::TcpConnectionStart);
             }
             self.proxy(connection, &mut info).await;
             info.end = Some(Instant::now());
-            self.logs.write(&mut info);
+            self.logs.write(&mut info, LogType::TcpConnectionEnd);
             self.stats
                 .downstream_cx_rx_bytes_total
                 .add(info.bytes_received);
@@ -228,16 +229,17 @@ impl TcpProxy {
             info.flags.set(ResponseFlag::NoClusterFound);
             return;
         };
-        info.upstream.cluster = Some(name);
+        info.upstream.cluster = Some(cluster.clone());
         let Some(upstream) = self
             .connect(&worker, &cluster, metadata, &connection, info)
             .await
         else {
             return;
         };
-        info.upstream.local_address = upstream.local_address();
+        info.upstream.connection = upstream.facts().map(Rc::new);
+        info.upstream.ready = Some(Instant::now());
         if self.logs.is_connected_logged {
-            self.logs.write(info);
+            self.logs.write(info, LogType::TcpUpstreamConnected);
         }
         let copying = copy::run(&mut connection, upstream, self.limits);
         let ended = self.logs.meanwhile(copying, info).await;
@@ -311,8 +313,8 @@ impl TcpProxy {
                 }
             };
             info.upstream.attempts = attempt;
-            info.upstream.set_host(&host);
-            info.upstream.host_name = Some(host.hostname.clone());
+            info.upstream.set_host(host.clone());
+            info.upstream.began = Some(Instant::now());
             match self.open(worker, cluster, &host, info).await {
                 Ok(upstream) => {
                     cluster.report(&host, Outcome::Connected, worker.random());
@@ -367,7 +369,7 @@ impl TcpProxy {
             .pools
             .tcp_with(cluster, host, Priority::Default, options)
             .await?;
-        Ok(Upstream::Stream(connected.stream, Bytes::new()))
+        Ok(Upstream::Stream(Box::new(connected.stream), Bytes::new()))
     }
 }
 

@@ -51,13 +51,7 @@ impl HeaderMutations {
             headers.map.remove(name);
         }
         for addition in &self.add {
-            let context = FormatContext {
-                info,
-                request: Some(headers),
-                response: None,
-                trailers: None,
-                local_reply_body: "",
-            };
+            let context = FormatContext::of_request(info, headers);
             let value = addition.value(&context);
             addition.put(value, &mut headers.map);
         }
@@ -75,11 +69,9 @@ impl HeaderMutations {
         }
         for addition in &self.add {
             let context = FormatContext {
-                info,
                 request,
                 response: Some(response),
-                trailers: None,
-                local_reply_body: "",
+                ..FormatContext::of(info)
             };
             let value = addition.value(&context);
             addition.put(value, &mut response.map);

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use proto::envoy::config::core::v3::Metadata;
 use proto::envoy::config::route::v3 as wire;
 use wire::virtual_host::TlsRequirementType;
 
@@ -22,6 +23,8 @@ use super::{Mutations, RateLimits, RetryPolicy, Route};
 pub(crate) struct VirtualHost {
     /// Its name, for logs and statistics.
     pub(crate) name: Box<str>,
+    /// What logs may read of it.
+    pub(crate) metadata: Option<Metadata>,
     pub(super) routes: Vec<Route>,
     require_tls: RequireTls,
     pub(super) mutations: Mutations,
@@ -79,6 +82,7 @@ impl VirtualHost {
         }
         Ok(VirtualHost {
             name: host.name.as_str().into(),
+            metadata: host.metadata.clone(),
             routes: try_all("routes", &host.routes, |route| {
                 Route::try_new(route, host.cors.as_ref(), body_limit)
             })?,

@@ -16,15 +16,18 @@ pub(crate) fn connection() -> ConnectionInfo {
     let remote = "10.0.0.1:4000".parse().unwrap();
     ConnectionInfo {
         id: 7,
+        began: tokio::time::Instant::now(),
         remote_address: remote,
         direct_remote_address: remote,
         local_address: "10.0.0.2:9080".parse().unwrap(),
+        direct_local_address: "10.0.0.2:15006".parse().unwrap(),
         is_local_restored: false,
         transport_protocol: TransportProtocol::RawBuffer,
         server_name: None,
         application_protocols: Vec::new(),
         tls: None,
         listener: "test".into(),
+        listener_metadata: None,
         direction: Direction::Unspecified,
         chain: None,
         metadata: crate::stream_info::DynamicMetadata::default(),

@@ -34,8 +34,8 @@ pub(crate) fn finish(state: &mut StreamState) {
     span.tag("response_size", info.bytes_sent.to_string());
     span.tag("component", "proxy");
     if let Some(cluster) = &info.upstream.cluster {
-        span.tag("upstream_cluster", cluster.to_string());
-        span.tag("upstream_cluster.name", cluster.to_string());
+        span.tag("upstream_cluster", cluster.name().to_string());
+        span.tag("upstream_cluster.name", cluster.name().to_string());
     }
     span.tag_outcome(info.response_code, info.flags);
     if is_grpc(&state.request.map) {
@@ -54,11 +54,9 @@ pub(crate) fn finish(state: &mut StreamState) {
         }
     }
     let context = FormatContext {
-        info,
-        request: Some(&state.request),
         response: state.response.as_ref(),
         trailers: state.trailers.as_ref(),
-        local_reply_body: "",
+        ..FormatContext::of_request(info, &state.request)
     };
     let of_route = info.route.as_ref();
     let of_route = of_route.and_then(|route| route.route().tracing.as_ref());

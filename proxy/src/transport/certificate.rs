@@ -5,7 +5,7 @@ use base64::Engine as _;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 use std::fmt::Write as _;
-use x509_parser::asn1_rs::ToDer as _;
+use x509_parser::asn1_rs::{Any, Class, Tag, ToDer as _};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 use x509_parser::x509::{AttributeTypeAndValue, RelativeDistinguishedName, X509Name};
 
@@ -16,6 +16,7 @@ pub(crate) struct CertificateDetails {
     pub(crate) dns_sans: Vec<String>,
     pub(crate) ip_sans: Vec<String>,
     pub(crate) email_sans: Vec<String>,
+    pub(crate) other_sans: Vec<String>,
     pub(crate) subject: String,
     pub(crate) issuer: String,
     pub(crate) serial: String,
@@ -47,6 +48,9 @@ pub(crate) fn details(der: &[u8]) -> Option<CertificateDetails> {
                 GeneralName::URI(uri) => details.uri_sans.push((*uri).to_owned()),
                 GeneralName::DNSName(dns) => details.dns_sans.push((*dns).to_owned()),
                 GeneralName::RFC822Name(email) => details.email_sans.push((*email).to_owned()),
+                GeneralName::OtherName(_, value) => {
+                    details.other_sans.extend(other_name_text(value));
+                }
                 GeneralName::IPAddress(bytes) => details.ip_sans.extend(ip_text(bytes)),
                 _ => {}
             }
@@ -149,6 +153,22 @@ fn ip_text(bytes: &[u8]) -> Option<String> {
         16 => Some(std::net::IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?).to_string()),
         _ => None,
     }
+}
+
+/// The text that an `otherName` has (`[0] EXPLICIT`), if it is one.
+fn other_name_text(value: &[u8]) -> Option<String> {
+    let (_, outer) = Any::from_der(value).ok()?;
+    let inner = if outer.class() == Class::ContextSpecific {
+        Any::from_der(outer.data).ok()?.1
+    } else {
+        outer
+    };
+    let text = std::str::from_utf8(inner.data).ok()?;
+    matches!(
+        inner.tag(),
+        Tag::Utf8String | Tag::Ia5String | Tag::PrintableString
+    )
+    .then(|| text.to_owned())
 }
 
 fn trim_zeros(bytes: &[u8]) -> &[u8] {

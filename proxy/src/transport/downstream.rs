@@ -193,10 +193,22 @@ fn tls_info(session: &rustls::ServerConnection, handshake: &Handshake) -> TlsInf
 }
 
 /// What a session, its own certificate and the peer's come to.
+/// As Envoy's TLS library calls them.
+fn group_name(group: rustls::NamedGroup) -> Option<&'static str> {
+    Some(match group {
+        rustls::NamedGroup::secp256r1 => "P-256",
+        rustls::NamedGroup::secp384r1 => "P-384",
+        rustls::NamedGroup::secp521r1 => "P-521",
+        rustls::NamedGroup::X25519 => "X25519",
+        rustls::NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
+        other => other.as_str()?,
+    })
+}
+
 pub(super) fn session_info(
     session: &rustls::CommonState,
     server_name: Option<&str>,
-    own: Option<&CertificateDetails>,
+    own: Option<&Arc<CertificateDetails>>,
     peer: Option<PeerCertificate>,
 ) -> TlsInfo {
     TlsInfo {
@@ -210,15 +222,8 @@ pub(super) fn session_info(
             .map(|suite| suite_name(suite.suite()))
             .unwrap_or_default(),
         peer: peer.map(Arc::new),
-        local_uri_sans: own
-            .map(|own| own.uri_sans.as_slice().into())
-            .unwrap_or_default(),
-        local_dns_sans: own
-            .map(|own| own.dns_sans.as_slice().into())
-            .unwrap_or_default(),
-        local_subject: own
-            .map(|own| own.subject.as_str().into())
-            .unwrap_or_default(),
+        group: (session.negotiated_key_exchange_group()).and_then(|group| group_name(group.name())),
+        local: own.cloned().unwrap_or_default(),
     }
 }
 

@@ -36,7 +36,7 @@ pub(crate) struct KeyPair {
     /// Ready for handshakes.
     pub(crate) key: Arc<CertifiedKey>,
     /// What the leaf says.
-    pub(crate) details: certificate::CertificateDetails,
+    pub(crate) details: Arc<certificate::CertificateDetails>,
     /// Where the chain came from.
     pub(crate) path: Box<str>,
 }
@@ -147,7 +147,7 @@ impl KeyPair {
         }
         Ok(Self {
             key: Arc::new(key),
-            details,
+            details: Arc::new(details),
             path: path_of(wire.certificate_chain.as_ref()).into(),
         })
     }

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     invalid::{At as _, Invalid},
     listener::TlsInfo,
+    stream_info::UpstreamConnection,
     upstream::ConnectionGuard,
 };
 use proto::envoy::config::core::v3::TransportSocket;
@@ -26,7 +27,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, OnceLock},
 };
-use tokio::io::AsyncWriteExt as _;
+use tokio::{io::AsyncWriteExt as _, time::Instant};
 
 /// How connections to an endpoint are secured.
 pub(crate) enum UpstreamTransport {
@@ -142,6 +143,7 @@ impl UpstreamTransport {
                     .get_or_init(|| TlsStats::new(guard.scope(), "client_ssl_socket_factory"));
                 let (layer, seat, info) = tls.connect(socket, alpn, peer, stats).await?;
                 guard.tls = Some(Arc::new(info));
+                guard.secured = Some(Instant::now());
                 (layer, seat)
             }
         };
@@ -202,9 +204,16 @@ impl UpstreamTls {
 }
 
 impl UpstreamStream {
-    /// Its TLS session.
-    pub(crate) fn tls(&self) -> Option<&Arc<TlsInfo>> {
-        self.count.tls.as_ref()
+    /// What stays the same about its connection.
+    pub(crate) fn facts(&self) -> UpstreamConnection {
+        UpstreamConnection {
+            id: self.count.id,
+            local_address: self.local_address(),
+            tls: self.count.tls.clone(),
+            began: self.count.began,
+            connected: self.count.connected,
+            secured: self.count.secured,
+        }
     }
 }
 

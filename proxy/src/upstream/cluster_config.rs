@@ -24,7 +24,7 @@ use proto::envoy::config::{
         CircuitBreakers as WireBreakers, Cluster as Wire,
         cluster::{ClusterDiscoveryType, DiscoveryType, LbConfig},
     },
-    core::v3::TcpKeepalive,
+    core::v3::{Metadata, TcpKeepalive},
     endpoint::v3::ClusterLoadAssignment,
 };
 use proto::envoy::extensions::clusters::{
@@ -40,6 +40,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) circuit_breakers: Option<WireBreakers>,
     /// Its name.
     pub(crate) name: Arc<str>,
+    /// What logs may read of it.
+    pub(crate) metadata: Option<Metadata>,
     /// The name in statistics.
     pub(crate) stat_name: Arc<str>,
     /// How hosts are found.
@@ -159,6 +161,7 @@ impl ClusterConfig {
             bind,
             name,
             stat_name,
+            metadata: wire.metadata,
             discovery,
             balancing,
             assignment: wire.load_assignment.map(Arc::new),

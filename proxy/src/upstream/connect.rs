@@ -2,7 +2,7 @@
 
 use super::{Cluster, Host, HostAddress, circuit_breaker::Guard, cluster_config::Keepalive};
 use crate::{
-    listener::{TlsInfo, UpstreamSource},
+    listener::{TlsInfo, UpstreamSource, next_connection_id},
     stats::Scope,
     transport::{AlpnFallback, ClientAddresses, RawStream, TlsPeer, UpstreamStream, unpace},
 };
@@ -43,7 +43,14 @@ fn reason(error: &io::Error) -> String {
 pub(crate) struct ConnectionGuard {
     cluster: Arc<Cluster>,
     host: Arc<Host>,
-    began: Instant,
+    /// Unique in the process.
+    pub(crate) id: u64,
+    /// When it was begun.
+    pub(crate) began: Instant,
+    /// When TCP was connected; until then the same.
+    pub(crate) connected: Instant,
+    /// When the TLS handshake was over.
+    pub(crate) secured: Option<Instant>,
     is_remote_close: bool,
     /// The TLS session, once there is one.
     pub(crate) tls: Option<Arc<TlsInfo>>,
@@ -57,24 +64,25 @@ impl ConnectionGuard {
         cluster.stats.upstream_cx_active.inc();
         host.stats.cx_total.inc();
         host.stats.cx_active.inc();
-        Self {
-            cluster,
-            host,
-            began: Instant::now(),
-            is_remote_close: false,
-            tls: None,
-            breaker: Some(breaker),
-        }
+        Self::with_breaker(cluster, host, Some(breaker))
     }
 
     fn uncounted(cluster: Arc<Cluster>, host: Arc<Host>) -> Self {
+        Self::with_breaker(cluster, host, None)
+    }
+
+    fn with_breaker(cluster: Arc<Cluster>, host: Arc<Host>, breaker: Option<Guard>) -> Self {
+        let now = Instant::now();
         Self {
             cluster,
             host,
-            began: Instant::now(),
+            id: next_connection_id(),
+            began: now,
+            connected: now,
+            secured: None,
             is_remote_close: false,
             tls: None,
-            breaker: None,
+            breaker,
         }
     }
 
@@ -183,12 +191,13 @@ pub(crate) async fn connect(
     alpn: AlpnFallback,
     aim: Aim<'_>,
 ) -> Result<UpstreamStream, ConnectError> {
-    let guard = ConnectionGuard::new(cluster.clone(), host.clone(), breaker);
+    let mut guard = ConnectionGuard::new(cluster.clone(), host.clone(), breaker);
     let began = guard.began;
     let attempt = async {
         let socket = open(cluster, &host.address, &host.more_addresses, aim.source)
             .await
             .map_err(ConnectError::Socket)?;
+        guard.connected = Instant::now();
         let peer = TlsPeer {
             address: host.socket_address(),
             hostname: &host.hostname,

@@ -7,7 +7,7 @@ use crate::invalid::Invalid;
 /// Strings by name.
 const TEXTS: &[(&str, &str)] = &[
     ("request.path", "%REQ(:PATH)%"),
-    ("request.url_path", "%PATH(NQ)%"),
+    ("request.url_path", "%PATH(NQ:PATH)%"),
     ("request.host", "%REQ(:AUTHORITY)%"),
     ("request.scheme", "%REQ(:SCHEME)%"),
     ("request.method", "%REQ(:METHOD)%"),
@@ -44,13 +44,12 @@ const TEXTS: &[(&str, &str)] = &[
         "upstream.transport_failure_reason",
         "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
     ),
-    ("xds.cluster_name", "%UPSTREAM_CLUSTER%"),
+    ("xds.cluster_name", "%UPSTREAM_CLUSTER_RAW%"),
     ("xds.route_name", "%ROUTE_NAME%"),
 ];
 /// Numbers by name.
 const NUMBERS: &[(&str, &str)] = &[
     ("request.size", "%BYTES_RECEIVED%"),
-    ("response.code", "%RESPONSE_CODE%"),
     ("response.grpc_status", "%GRPC_STATUS(NUMBER)%"),
     ("response.size", "%BYTES_SENT%"),
     ("source.port", "%DOWNSTREAM_REMOTE_PORT%"),
@@ -61,9 +60,13 @@ const HEADERS: &[(&str, &str)] = &[("request.headers", "REQ"), ("response.header
 
 /// One of them.
 #[derive(Debug, Clone)]
-pub(super) struct Attribute {
-    format: Format,
-    is_number: bool,
+pub(super) enum Attribute {
+    Text(Format),
+    Number(Format),
+    /// `response.code`
+    Status,
+    /// `connection.mtls`
+    Mtls,
 }
 
 impl Attribute {
@@ -73,16 +76,19 @@ impl Attribute {
             let found = table.iter().find(|(known, _)| *known == name);
             found.map(|(_, operator)| *operator)
         };
-        let (operator, is_number) = find(TEXTS)
-            .map(|operator| (operator, false))
-            .or_else(|| find(NUMBERS).map(|operator| (operator, true)))
-            .ok_or_else(|| {
-                Invalid::unsupported(&format!("the attribute '{name}' in a condition"))
-            })?;
-        Ok(Attribute {
-            format: Format::parse(operator)?,
-            is_number,
-        })
+        if let Some(operator) = find(TEXTS) {
+            return Format::parse(operator).map(Attribute::Text);
+        }
+        if let Some(operator) = find(NUMBERS) {
+            return Format::parse(operator).map(Attribute::Number);
+        }
+        match name {
+            "response.code" => Ok(Attribute::Status),
+            "connection.mtls" => Ok(Attribute::Mtls),
+            _ => Err(Invalid::unsupported(&format!(
+                "the attribute '{name}' in a condition"
+            ))),
+        }
     }
 
     /// A header of `map`.
@@ -91,21 +97,27 @@ impl Attribute {
         let (_, operator) = found.ok_or_else(|| {
             Invalid::unsupported(&format!("an element of '{map}' in a condition"))
         })?;
-        Ok(Attribute {
-            format: Format::parse(&format!("%{operator}({name})%"))?,
-            is_number: false,
-        })
+        Format::parse(&format!("%{operator}({name})%")).map(Attribute::Text)
     }
 
     /// Its value, if the stream has one.
     pub(super) fn value(&self, context: &FormatContext<'_>) -> Option<Value> {
-        let mut text = String::new();
-        if !self.format.write(context, "", &mut text) {
-            return None;
+        let text = |format: &Format| {
+            let mut text = String::new();
+            format.write(context, "", &mut text).then_some(text)
+        };
+        match self {
+            Attribute::Text(format) => text(format).map(Value::Text),
+            Attribute::Number(format) => text(format)?.parse().ok().map(Value::Number),
+            // The operator writes 0 for a stream without a status, which has no attribute.
+            Attribute::Status => {
+                let code = context.info.response_code;
+                code.map(|code| Value::Number(code.into()))
+            }
+            Attribute::Mtls => {
+                let tls = context.info.connection.tls.as_ref();
+                Some(Value::Bool(tls.is_some_and(|tls| tls.peer.is_some())))
+            }
         }
-        if self.is_number {
-            return text.parse().ok().map(Value::Number);
-        }
-        Some(Value::Text(text))
     }
 }

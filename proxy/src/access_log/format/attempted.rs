@@ -1,6 +1,10 @@
 //! The hosts that a request was sent to, one after another.
 
-use crate::stream_info::UpstreamInfo;
+use std::borrow::Cow;
+
+use crate::stream_info::{UpstreamInfo, name_of};
+
+use super::operator::put;
 
 /// How a host that was tried is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,26 +12,34 @@ pub(super) enum Attempted {
     Address,
     AddressWithoutPort,
     Name,
+    NameWithoutPort,
+    Connection,
 }
 
-/// The hosts of all attempts, each once, the last one too.
+/// The hosts of all attempts that had a connection, or the connections, each once.
 pub(super) fn write_attempted(upstream: &UpstreamInfo, form: Attempted, out: &mut String) -> bool {
-    let last = upstream.host.clone().zip(Some(upstream.host_name.clone()));
-    let mut written = Vec::new();
-    for (address, name) in upstream.earlier.iter().cloned().chain(last) {
-        if written.contains(&address) {
-            continue;
+    let mut written: Vec<Cow<'_, str>> = Vec::new();
+    for (host, connection) in upstream.attempted() {
+        let text: Cow<'_, str> = match form {
+            Attempted::Address => Cow::Borrowed(&host.address_text),
+            Attempted::AddressWithoutPort => without_port(&host.address_text).into(),
+            Attempted::Name => name_of(host).into(),
+            Attempted::NameWithoutPort => without_port(name_of(host)).into(),
+            Attempted::Connection => connection.id.to_string().into(),
+        };
+        if !written.contains(&text) {
+            written.push(text);
         }
-        if !written.is_empty() {
-            out.push(',');
-        }
-        let ip = || address.rsplit_once(':').map_or(&*address, |(ip, _)| ip);
-        out.push_str(match form {
-            Attempted::Address => &address,
-            Attempted::AddressWithoutPort => ip().trim_matches(['[', ']']),
-            Attempted::Name => name.as_deref().unwrap_or(&address),
-        });
-        written.push(address);
     }
-    !written.is_empty()
+    !written.is_empty() && put(Some(&written.join(",")), out)
+}
+
+/// `10.0.0.1:80` as `10.0.0.1`.
+pub(super) fn without_port(text: &str) -> &str {
+    match text.rsplit_once(':') {
+        Some((ip, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => {
+            ip.trim_matches(['[', ']'])
+        }
+        _ => text,
+    }
 }

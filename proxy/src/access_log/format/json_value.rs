@@ -1,31 +1,11 @@
-//! Metadata values as JSON.
+//! Values as JSON.
 
 use std::fmt::Write as _;
 
 use prost_types::{Struct, Value, value};
 
-/// Appends the value at a path, or everything; false when there is nothing. A text at the path itself stands without quotes.
-pub(super) fn write_metadata(fields: Option<&Struct>, path: &[Box<str>], out: &mut String) -> bool {
-    let Some(fields) = fields else {
-        return false;
-    };
-    if path.is_empty() {
-        write_struct(fields, out);
-        return true;
-    }
-    match crate::matcher::value_at(fields, path) {
-        Some(value) => {
-            match &value.kind {
-                Some(value::Kind::StringValue(text)) => out.push_str(text),
-                _ => write_value(value, out),
-            }
-            true
-        }
-        None => false,
-    }
-}
-
-fn write_struct(fields: &Struct, out: &mut String) {
+/// Appends an object as JSON.
+pub(super) fn write_struct(fields: &Struct, out: &mut String) {
     out.push('{');
     for (index, (key, value)) in fields.fields.iter().enumerate() {
         if index > 0 {

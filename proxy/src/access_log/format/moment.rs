@@ -11,9 +11,19 @@ use crate::stream_info::StreamInfo;
 pub(super) enum Moment {
     RequestStart,
     RequestEnd,
+    ConnectStart,
+    ConnectEnd,
+    HandshakeEnd,
+    RequestSendStart,
     RequestSent,
     ResponseStart,
+    ResponseBodyStart,
+    ResponseEnd,
+    ResponseSendStart,
     End,
+    DownstreamStart,
+    /// Of TCP connections only.
+    DownstreamEnd,
 }
 
 /// What durations are counted in.
@@ -25,14 +35,51 @@ pub(super) enum Precision {
 }
 
 impl Moment {
+    /// The one of that name; filters note no others.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "DS_RX_BEG" => Moment::RequestStart,
+            "DS_RX_END" => Moment::RequestEnd,
+            "US_CX_BEG" => Moment::ConnectStart,
+            "US_CX_END" => Moment::ConnectEnd,
+            "US_HS_END" => Moment::HandshakeEnd,
+            "US_TX_BEG" => Moment::RequestSendStart,
+            "US_TX_END" => Moment::RequestSent,
+            "US_RX_BEG" => Moment::ResponseStart,
+            "US_RX_BODY_BEG" => Moment::ResponseBodyStart,
+            "US_RX_END" => Moment::ResponseEnd,
+            "DS_TX_BEG" => Moment::ResponseSendStart,
+            "DS_TX_END" => Moment::End,
+            "DS_CX_BEG" => Moment::DownstreamStart,
+            "DS_CX_END" => Moment::DownstreamEnd,
+            _ => return None,
+        })
+    }
+
     /// When it was, if it was.
     pub(super) fn of(self, info: &StreamInfo) -> Option<Instant> {
+        let is_http = info.protocol.is_some();
+        let upstream = &info.upstream;
+        let connection = upstream.connection.as_ref();
         match self {
             Moment::RequestStart => Some(info.start),
             Moment::RequestEnd => info.request_end,
-            Moment::RequestSent => info.request_sent,
+            Moment::ConnectStart => connection.map(|connection| connection.began),
+            Moment::ConnectEnd => connection.map(|connection| connection.connected),
+            Moment::HandshakeEnd => connection?.secured,
+            Moment::RequestSendStart => upstream.ready.filter(|_| is_http),
+            Moment::RequestSent => {
+                // What had all come before there was a connection went out with it.
+                let ready = upstream.ready.filter(|_| is_http)?;
+                info.request_end.map(|end| end.max(ready))
+            }
             Moment::ResponseStart => info.response_start,
-            Moment::End => info.end,
+            Moment::ResponseBodyStart => upstream.body_start,
+            Moment::ResponseEnd => upstream.response_end,
+            Moment::ResponseSendStart => info.response_sent,
+            Moment::End => info.end.filter(|_| is_http),
+            Moment::DownstreamStart => Some(info.connection.began),
+            Moment::DownstreamEnd => info.end.filter(|_| !is_http),
         }
     }
 }

@@ -2,37 +2,41 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use http::HeaderMap;
 use tokio::time::Instant;
 
 use crate::http::headers::{RequestHeaders, names};
 use crate::http::local_reply::grpc_status_of;
 use crate::matcher::{FieldName, HeaderSource};
 
-use super::attempted::{Attempted, write_attempted};
-use super::json_value::write_metadata;
+use super::address::{Address, AddressPart};
+use super::attempted::{Attempted, without_port, write_attempted};
+use super::metadata::MetadataPath;
 use super::moment::{Moment, Precision};
+use super::request::{
+    PathSource, ServerName, decoded_query, header_bytes, query_value, write_stream_id,
+};
 use super::tls_field::{Side, TlsField};
-use super::{FormatContext, Kind, TimeFormat};
+use super::{FormatContext, Kind, TimeFormat, truncate};
+use crate::access_log::expression::Expression;
 
 /// One operator, its arguments parsed.
 #[derive(Debug, Clone)]
 pub(super) enum Operator {
     Literal(Option<Box<str>>),
+    Number(u64),
     Absent,
     Time(TimePoint, TimeFormat),
     Header(Map, FieldName, Option<FieldName>),
     WithoutQuery(FieldName, Option<FieldName>),
-    Path { with_query: bool },
+    Path(PathSource, bool),
     QueryParameter(Box<str>),
-    QueryParameters,
+    QueryParameters(bool),
     Protocol,
     UpstreamProtocol,
     ResponseCode,
-    ResponseCodeDetails,
+    ResponseCodeDetails(bool),
     ConnectionTerminationDetails,
     ResponseFlags(bool),
     BytesReceived,
@@ -46,24 +50,29 @@ pub(super) enum Operator {
     AttemptCount,
     HostsAttempted(Attempted),
     UpstreamCluster,
+    UpstreamClusterRaw,
+    UpstreamConnectionId,
+    PoolReadyDuration,
     UpstreamHostName,
+    UpstreamHostNameWithoutPort,
     UpstreamTransportFailure,
-    RequestedServerName,
+    RequestedServerName(ServerName),
     RouteName,
     VirtualHostName,
     VirtualClusterName,
     ConnectionId,
     StreamId,
+    UniqueId,
+    LogType,
     TraceId,
     SpanId,
     GrpcStatus(bool),
     GrpcStatusSnake,
     LocalReplyBody,
-    DynamicMetadata(Box<str>, Vec<Box<str>>),
-    RouteMetadata(Box<str>, Vec<Box<str>>),
-    Address(Address),
-    AddressWithoutPort(Address),
-    Port(Address),
+    Metadata(MetadataPath),
+    Address(Address, AddressPart),
+    Expression(Box<Expression>, bool),
+    FirstOf(Vec<(Operator, Option<usize>)>),
     FilterChainName,
     HeaderBytes(Map),
     Tls(Side, TlsField),
@@ -74,15 +83,6 @@ pub(super) enum Map {
     Request,
     Response,
     Trailers,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Address {
-    DownstreamRemote,
-    DownstreamDirectRemote,
-    DownstreamLocal,
-    UpstreamHost,
-    UpstreamLocal,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -129,8 +129,11 @@ impl Operator {
             | Operator::ConnectionId
             | Operator::HeaderBytes(_)
             | Operator::GrpcStatus(false)
-            | Operator::Port(_) => Kind::Number,
-            Operator::DynamicMetadata(..) | Operator::RouteMetadata(..) => Kind::Json,
+            | Operator::UpstreamConnectionId
+            | Operator::PoolReadyDuration
+            | Operator::Address(_, AddressPart::Port)
+            | Operator::Number(_) => Kind::Number,
+            Operator::Metadata(_) | Operator::Expression(_, true) => Kind::Json,
             _ => Kind::Text,
         }
     }
@@ -139,8 +142,6 @@ impl Operator {
     pub(super) fn write(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
         let info = context.info;
         match self {
-            Operator::Literal(text) => put(text.as_deref(), out),
-            Operator::Absent => false,
             Operator::Time(point, format) => {
                 let time = match point {
                     TimePoint::Start => info.start_time,
@@ -153,7 +154,14 @@ impl Operator {
                 write_header(context, *map, name, other.as_ref(), out)
             }
             Operator::ResponseCode => number(u64::from(info.response_code.unwrap_or(0)), out),
-            Operator::ResponseCodeDetails => put(info.response_code_details.as_deref(), out),
+            Operator::ResponseCodeDetails(has_spaces) => {
+                let details = info.response_code_details.as_deref();
+                let details = details.map(|details| match details.find(' ') {
+                    Some(_) if !has_spaces => details.replace(' ', "_").into(),
+                    _ => Cow::Borrowed(details),
+                });
+                put(details.as_deref(), out)
+            }
             Operator::ConnectionTerminationDetails => {
                 put(info.connection_termination_details.as_deref(), out)
             }
@@ -174,33 +182,55 @@ impl Operator {
             | Operator::RequestTxDuration
             | Operator::ResponseDuration
             | Operator::ResponseTxDuration
+            | Operator::PoolReadyDuration
             | Operator::Between(..) => self.write_duration(context, out),
             Operator::UpstreamCluster
+            | Operator::UpstreamClusterRaw
+            | Operator::UpstreamConnectionId
             | Operator::UpstreamHostName
+            | Operator::UpstreamHostNameWithoutPort
             | Operator::HostsAttempted(_)
             | Operator::UpstreamTransportFailure
             | Operator::UpstreamProtocol
             | Operator::RouteName
             | Operator::VirtualHostName
-            | Operator::VirtualClusterName
-            | Operator::RouteMetadata(..) => self.write_upstream(context, out),
-            Operator::RequestedServerName => put(info.connection.server_name.as_deref(), out),
+            | Operator::VirtualClusterName => self.write_upstream(context, out),
+            _ => self.write_other(context, out),
+        }
+    }
+
+    /// What is not of the stream's own record.
+    fn write_other(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
+        let info = context.info;
+        match self {
+            Operator::Literal(text) => put(text.as_deref(), out),
+            Operator::Number(value) => number(*value, out),
+            Operator::Absent => false,
+            Operator::RequestedServerName(form) => form.write(context, out),
             Operator::ConnectionId => number(info.connection.id, out),
             Operator::LocalReplyBody => put(Some(context.local_reply_body), out),
-            Operator::Address(_) | Operator::AddressWithoutPort(_) | Operator::Port(_) => {
-                self.write_address(context, out)
-            }
-            Operator::DynamicMetadata(filter, path) => {
-                write_metadata(info.metadata.get(filter), path, out)
-            }
+            Operator::Address(side, part) => side.write(*part, info, out),
+            Operator::Metadata(path) => path.write(info, out),
+            Operator::Expression(expression, _) => expression.write(context, out),
+            Operator::FirstOf(operators) => operators.iter().any(|(operator, limit)| {
+                let start = out.len();
+                if operator.write(context, out) && out.len() > start {
+                    truncate(out, start, *limit);
+                    return true;
+                }
+                out.truncate(start);
+                false
+            }),
             Operator::GrpcStatus(_) | Operator::GrpcStatusSnake => {
                 self.write_grpc_status(context, out)
             }
-            Operator::Path { .. }
+            Operator::Path(..)
             | Operator::WithoutQuery(..)
             | Operator::QueryParameter(_)
-            | Operator::QueryParameters
-            | Operator::StreamId => self.write_request(context, out),
+            | Operator::QueryParameters(_) => self.write_request(context, out),
+            Operator::StreamId => write_stream_id(context, out),
+            Operator::UniqueId => put(Some(&uuid::Uuid::new_v4().to_string()), out),
+            Operator::LogType => put(Some(context.log_type.name()), out),
             Operator::TraceId => put(info.trace_id().as_deref(), out),
             Operator::SpanId => put(info.span_id().as_deref(), out),
             Operator::FilterChainName => put(
@@ -212,57 +242,67 @@ impl Operator {
             Operator::HeaderBytes(map) => number(header_bytes(context, *map), out),
             Operator::Tls(side, field) => {
                 let session = match side {
-                    Side::Downstream => &info.connection.tls,
-                    Side::Upstream => &info.upstream.tls,
+                    Side::Downstream => info.connection.tls.as_deref(),
+                    Side::Upstream => info.upstream.tls(),
                 };
-                session.as_ref().is_some_and(|tls| field.write(tls, out))
+                session.is_some_and(|tls| field.write(tls, out))
             }
+            _ => false,
         }
+    }
+
+    /// Appends the value as JSON; false when there is none.
+    pub(super) fn write_json(
+        &self,
+        context: &FormatContext<'_>,
+        limit: Option<usize>,
+        out: &mut String,
+    ) -> bool {
+        let start = out.len();
+        let has_value = match self {
+            Operator::Metadata(path) => path.write_json(context.info, limit, out),
+            Operator::Expression(expression, _) => expression.write_json(context, out),
+            _ => self.write(context, out),
+        };
+        if !has_value {
+            out.truncate(start);
+        }
+        has_value
     }
 
     fn write_upstream(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
         let info = context.info;
+        let upstream = &info.upstream;
+        let cluster = upstream.cluster.as_ref();
+        let route = info.route.as_ref();
         match self {
-            Operator::HostsAttempted(form) => write_attempted(&info.upstream, *form, out),
-            Operator::UpstreamProtocol => put(info.upstream.protocol.map(protocol), out),
-            Operator::UpstreamCluster => put(info.upstream.cluster.as_deref(), out),
-            Operator::UpstreamHostName => put(
-                info.upstream
-                    .host_name
-                    .as_deref()
-                    .or(info.upstream.host.as_deref()),
-                out,
-            ),
+            Operator::HostsAttempted(form) => write_attempted(upstream, *form, out),
+            Operator::UpstreamProtocol => put(upstream.protocol.map(protocol), out),
+            Operator::UpstreamCluster => {
+                put(cluster.map(|cluster| &*cluster.config.stat_name), out)
+            }
+            Operator::UpstreamClusterRaw => put(cluster.map(|cluster| &**cluster.name()), out),
+            Operator::UpstreamHostName => put(upstream.host_name(), out),
+            Operator::UpstreamHostNameWithoutPort => {
+                put(upstream.host_name().map(without_port), out)
+            }
+            Operator::UpstreamConnectionId => {
+                let connection = upstream.connection.as_ref();
+                number(connection.map_or(0, |connection| connection.id), out)
+            }
             Operator::UpstreamTransportFailure => {
                 // Spaces would break the log's fields.
-                let reason = info.upstream.transport_failure.as_deref();
+                let reason = upstream.transport_failure.as_deref();
                 reason.is_some_and(|reason| put(Some(&reason.replace(' ', "_")), out))
             }
-            Operator::RouteName => put(
-                info.route
-                    .as_ref()
-                    .map(|route| route.route().name.as_ref())
-                    .filter(|name| !name.is_empty()),
-                out,
-            ),
-            Operator::VirtualHostName => put(
-                info.route
-                    .as_ref()
-                    .map(|route| route.virtual_host().name.as_ref()),
-                out,
-            ),
-            Operator::VirtualClusterName => put(info.virtual_cluster.as_deref(), out),
-            Operator::RouteMetadata(filter, path) => {
-                let metadata = info
-                    .route
-                    .as_ref()
-                    .and_then(|route| route.route().metadata.as_ref());
-                write_metadata(
-                    metadata.and_then(|all| all.filter_metadata.get(filter.as_ref())),
-                    path,
-                    out,
-                )
+            Operator::RouteName => {
+                let name = route.map(|route| route.route().name.as_ref());
+                put(name.filter(|name| !name.is_empty()), out)
             }
+            Operator::VirtualHostName => {
+                put(route.map(|route| route.virtual_host().name.as_ref()), out)
+            }
+            Operator::VirtualClusterName => put(info.virtual_cluster.as_deref(), out),
             _ => false,
         }
     }
@@ -278,7 +318,11 @@ impl Operator {
                 return duration.is_some_and(|duration| number(precision.count(duration), out));
             }
             Operator::RequestDuration => since_start(info.request_end),
-            Operator::RequestTxDuration => since_start(info.request_sent.or(info.request_end)),
+            Operator::RequestTxDuration => since_start(Moment::RequestSent.of(info)),
+            Operator::PoolReadyDuration => {
+                let both = info.upstream.began.zip(info.upstream.ready);
+                both.map(|(began, ready)| ready.saturating_duration_since(began))
+            }
             Operator::ResponseDuration => since_start(info.response_start),
             Operator::ResponseTxDuration => info
                 .response_start
@@ -289,55 +333,28 @@ impl Operator {
         duration.is_some_and(|duration| number(milliseconds(duration), out))
     }
 
-    fn write_address(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
-        let info = context.info;
-        let (Operator::Address(side) | Operator::AddressWithoutPort(side) | Operator::Port(side)) =
-            self
-        else {
-            return false;
-        };
-        let address: Option<SocketAddr> = match side {
-            Address::DownstreamRemote => Some(info.remote_address),
-            Address::DownstreamDirectRemote => Some(info.connection.direct_remote_address),
-            Address::DownstreamLocal => Some(info.connection.local_address),
-            Address::UpstreamLocal => info.upstream.local_address,
-            Address::UpstreamHost => {
-                let Some(host) = info.upstream.host.as_deref() else {
-                    return false;
-                };
-                let parts = host.rsplit_once(':');
-                return match self {
-                    Operator::Address(_) => put(Some(host), out),
-                    Operator::Port(_) => put(parts.map(|(_, port)| port), out),
-                    _ => put(
-                        Some(parts.map_or(host, |(ip, _)| ip.trim_matches(['[', ']']))),
-                        out,
-                    ),
-                };
-            }
-        };
-        let Some(address) = address else {
-            return false;
-        };
-        // Writing to a string cannot fail.
-        let _ = match self {
-            Operator::Address(_) => write!(out, "{address}"),
-            Operator::AddressWithoutPort(_) => write!(out, "{}", address.ip()),
-            _ => write!(out, "{}", address.port()),
-        };
-        true
-    }
-
     fn write_request(&self, context: &FormatContext<'_>, out: &mut String) -> bool {
         let Some(request) = context.request else {
             return false;
         };
         match self {
-            Operator::Path { with_query: true } => put(Some(request.path.as_str()), out),
-            Operator::Path { .. } => put(Some(request.path.path()), out),
-            Operator::QueryParameters => put(request.path.query(), out),
-            Operator::QueryParameter(name) => put(query_value(request.path.query(), name), out),
-            Operator::StreamId => put(request.text(&names::X_REQUEST_ID), out),
+            Operator::Path(source, has_query) => {
+                let path = source.of(request);
+                put(
+                    path.map(|path| match path.find('?') {
+                        Some(query) if !has_query => &path[..query],
+                        _ => path,
+                    }),
+                    out,
+                )
+            }
+            Operator::QueryParameters(is_decoded) => match request.path.query() {
+                Some(query) if *is_decoded => put(Some(&decoded_query(query)), out),
+                query => put(query, out),
+            },
+            Operator::QueryParameter(name) => {
+                put(query_value(request.path.query(), name).as_deref(), out)
+            }
             Operator::WithoutQuery(name, other) => {
                 let start = out.len();
                 let found = write_header(context, Map::Request, name, other.as_ref(), out);
@@ -384,41 +401,6 @@ impl Operator {
         }
         true
     }
-}
-
-/// The names and values of all fields of a head, pseudo headers too, without what stands between them.
-fn header_bytes(context: &FormatContext<'_>, map: Map) -> u64 {
-    let of_map = |map: &HeaderMap| {
-        let sizes = map
-            .iter()
-            .map(|(name, value)| name.as_str().len() + value.len());
-        sizes.sum::<usize>()
-    };
-    let size = match map {
-        Map::Request => context.request.map(|head| {
-            let pseudo = [
-                (":authority", head.authority.len()),
-                (":path", head.path.as_str().len()),
-                (":method", head.method.as_str().len()),
-                (":scheme", head.scheme.as_str().len()),
-            ];
-            let pseudo = pseudo.iter().map(|(name, length)| name.len() + length);
-            of_map(&head.map) + pseudo.sum::<usize>()
-        }),
-        Map::Response => context
-            .response
-            .map(|head| of_map(&head.map) + ":status".len() + head.status.as_str().len()),
-        Map::Trailers => context.trailers.map(of_map),
-    };
-    size.unwrap_or(0) as u64
-}
-
-/// The value of a query parameter, as it was sent.
-fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
-    query?.split('&').find_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (key == name).then_some(value)
-    })
 }
 
 fn write_header(

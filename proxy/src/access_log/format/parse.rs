@@ -3,11 +3,15 @@
 use crate::invalid::{At as _, Invalid};
 use crate::matcher::FieldName;
 
+use super::address;
 use super::attempted::Attempted;
+use super::metadata::{MetadataPath, Owner};
 use super::moment::{Moment, Precision};
-use super::operator::{Address, Map, Operator, TimePoint};
+use super::operator::{Map, Operator, TimePoint};
+use super::request::{HostSource, NameFrom, PathSource, ServerName};
 use super::tls_field::{Side, TlsField};
 use super::{Part, TimeFormat};
+use crate::access_log::expression::Expression;
 
 /// Parses a format string.
 pub(super) fn parse(text: &str) -> Result<Vec<Part>, Invalid> {
@@ -84,8 +88,11 @@ fn command(token: &str) -> Result<Part, Invalid> {
 
 fn operator(name: &str, argument: Option<&str>) -> Result<Operator, Invalid> {
     let needed = || argument.ok_or_else(|| Invalid::new("an argument in parentheses is needed"));
-    if let Some(operator) = address(name).or_else(|| plain(name)) {
+    if let Some(operator) = plain(name) {
         return Ok(operator);
+    }
+    if let Some((side, part)) = address::parse(name, argument)? {
+        return Ok(Operator::Address(side, part));
     }
     if let Some(operator) = tls(name, argument)? {
         return Ok(operator);
@@ -101,18 +108,23 @@ fn operator(name: &str, argument: Option<&str>) -> Result<Operator, Invalid> {
             other => other,
         },
         "QUERY_PARAM" => Operator::QueryParameter(needed()?.into()),
-        "PATH" => Operator::Path {
-            with_query: argument.is_none_or(|a| !a.starts_with("NQ")),
-        },
-        "DYNAMIC_METADATA" => metadata(needed()?)?,
-        "METADATA" => match needed()?.split_once(':') {
-            Some(("DYNAMIC", path)) => metadata(path)?,
-            Some(("ROUTE", path)) => match metadata(path)? {
-                Operator::DynamicMetadata(filter, path) => Operator::RouteMetadata(filter, path),
-                other => other,
-            },
-            _ => Operator::Absent,
-        },
+        "QUERY_PARAMS" => {
+            Operator::QueryParameters(choice(argument, &[("ORIG", false), ("DECODED", true)])?)
+        }
+        "RESPONSE_CODE_DETAILS" => Operator::ResponseCodeDetails(choice(
+            argument,
+            &[("", false), ("ALLOW_WHITESPACES", true)],
+        )?),
+        "PATH" => path(argument.unwrap_or_default())?,
+        "REQUESTED_SERVER_NAME" => server_name(argument.unwrap_or_default())?,
+        "METADATA" => Operator::Metadata(MetadataPath::parse_owned(needed()?)?),
+        "DYNAMIC_METADATA" => Operator::Metadata(MetadataPath::parse(Owner::Stream, needed()?)?),
+        "CLUSTER_METADATA" => Operator::Metadata(MetadataPath::parse(Owner::Cluster, needed()?)?),
+        "UPSTREAM_METADATA" => Operator::Metadata(MetadataPath::parse(Owner::Host, needed()?)?),
+        "CEL" | "TYPED_CEL" => {
+            Operator::Expression(Box::new(Expression::parse(needed()?)?), name == "TYPED_CEL")
+        }
+        "COALESCE" => first_of(needed()?)?,
         "ENVIRONMENT" => Operator::Literal(
             std::env::var_os(needed()?)
                 .and_then(|value| value.into_string().ok())
@@ -129,11 +141,7 @@ fn operator(name: &str, argument: Option<&str>) -> Result<Operator, Invalid> {
             }
         },
         "COMMON_DURATION" => duration_between(needed()?)?,
-        "FILTER_STATE"
-        | "UPSTREAM_FILTER_STATE"
-        | "CLUSTER_METADATA"
-        | "UPSTREAM_METADATA"
-        | "CEL" => {
+        "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
             needed()?;
             Operator::Absent
         }
@@ -148,23 +156,16 @@ fn operator(name: &str, argument: Option<&str>) -> Result<Operator, Invalid> {
 
 /// Operators of Envoy's that never have a value here.
 const KNOWN_ABSENT: &[&str] = &[
-    "BYTES_RETRANSMITTED",
-    "PACKETS_RETRANSMITTED",
-    "DOWNSTREAM_HANDSHAKE_DURATION",
+    // HTTP/3 only.
     "ROUNDTRIP_DURATION",
-    "UPSTREAM_CONNECTION_ID",
-    "CUSTOM_FLAGS",
+    "DOWNSTREAM_HANDSHAKE_DURATION",
     "TLS_JA3_FINGERPRINT",
     "TLS_JA4_FINGERPRINT",
     "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
     "DOWNSTREAM_DETECTED_CLOSE_TYPE",
     "DOWNSTREAM_LOCAL_CLOSE_REASON",
     "DOWNSTREAM_TLS_SESSION_ID",
-    "DOWNSTREAM_PEER_OTHERNAME_SAN",
-    "DOWNSTREAM_LOCAL_IP_SAN",
-    "DOWNSTREAM_LOCAL_EMAIL_SAN",
     "UPSTREAM_TLS_SESSION_ID",
-    "UPSTREAM_CONNECTION_POOL_READY_DURATION",
     "UPSTREAM_DETECTED_CLOSE_TYPE",
     "UPSTREAM_LOCAL_CLOSE_REASON",
     "UPSTREAM_HEADER_BYTES_SENT",
@@ -177,16 +178,6 @@ const KNOWN_ABSENT: &[&str] = &[
     "DOWNSTREAM_WIRE_BYTES_RECEIVED",
     "UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT",
     "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED",
-    "UPSTREAM_CLUSTER_LOCALITY",
-    "DOWNSTREAM_DIRECT_LOCAL_ADDRESS",
-    "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT",
-    "DOWNSTREAM_DIRECT_LOCAL_PORT",
-    "DOWNSTREAM_LOCAL_OTHERNAME_SAN",
-    "DOWNSTREAM_TLS_GROUP",
-    "UPSTREAM_TLS_GROUP",
-    "UPSTREAM_LOCAL_IP_SAN",
-    "UPSTREAM_SERVER_NAME",
-    "UPSTREAM_CONNECTION_IDS_ATTEMPTED",
     "UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED",
     "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT",
 ];
@@ -196,7 +187,6 @@ fn plain(name: &str) -> Option<Operator> {
         "PROTOCOL" => Operator::Protocol,
         "UPSTREAM_PROTOCOL" => Operator::UpstreamProtocol,
         "RESPONSE_CODE" => Operator::ResponseCode,
-        "RESPONSE_CODE_DETAILS" => Operator::ResponseCodeDetails,
         "CONNECTION_TERMINATION_DETAILS" => Operator::ConnectionTerminationDetails,
         "RESPONSE_FLAGS" => Operator::ResponseFlags(false),
         "RESPONSE_FLAGS_LONG" => Operator::ResponseFlags(true),
@@ -208,17 +198,26 @@ fn plain(name: &str) -> Option<Operator> {
         "RESPONSE_DURATION" => Operator::ResponseDuration,
         "RESPONSE_TX_DURATION" => Operator::ResponseTxDuration,
         "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Operator::AttemptCount,
-        "UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW" => Operator::UpstreamCluster,
+        "UPSTREAM_CLUSTER" => Operator::UpstreamCluster,
+        "UPSTREAM_CLUSTER_RAW" => Operator::UpstreamClusterRaw,
+        "UPSTREAM_CONNECTION_ID" => Operator::UpstreamConnectionId,
+        "UPSTREAM_CONNECTION_IDS_ATTEMPTED" => Operator::HostsAttempted(Attempted::Connection),
+        "UPSTREAM_CONNECTION_POOL_READY_DURATION" => Operator::PoolReadyDuration,
+        // HTTP/3 only.
+        "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" => Operator::Number(0),
+        // No filter here sets any.
+        "CUSTOM_FLAGS" => Operator::Literal(Some(Box::default())),
         "UPSTREAM_HOSTS_ATTEMPTED" => Operator::HostsAttempted(Attempted::Address),
         "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT" => {
             Operator::HostsAttempted(Attempted::AddressWithoutPort)
         }
-        "UPSTREAM_HOST_NAMES_ATTEMPTED" | "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT" => {
-            Operator::HostsAttempted(Attempted::Name)
+        "UPSTREAM_HOST_NAMES_ATTEMPTED" => Operator::HostsAttempted(Attempted::Name),
+        "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT" => {
+            Operator::HostsAttempted(Attempted::NameWithoutPort)
         }
-        "UPSTREAM_HOST_NAME" | "UPSTREAM_HOST_NAME_WITHOUT_PORT" => Operator::UpstreamHostName,
+        "UPSTREAM_HOST_NAME" => Operator::UpstreamHostName,
+        "UPSTREAM_HOST_NAME_WITHOUT_PORT" => Operator::UpstreamHostNameWithoutPort,
         "UPSTREAM_TRANSPORT_FAILURE_REASON" => Operator::UpstreamTransportFailure,
-        "REQUESTED_SERVER_NAME" => Operator::RequestedServerName,
         "ROUTE_NAME" => Operator::RouteName,
         "VIRTUAL_HOST_NAME" => Operator::VirtualHostName,
         "VIRTUAL_CLUSTER_NAME" => Operator::VirtualClusterName,
@@ -226,11 +225,11 @@ fn plain(name: &str) -> Option<Operator> {
         "GRPC_STATUS_NUMBER" => Operator::GrpcStatus(false),
         "HOSTNAME" => Operator::Literal(hostname()),
         "LOCAL_REPLY_BODY" => Operator::LocalReplyBody,
-        "STREAM_ID" | "UNIQUE_ID" => Operator::StreamId,
+        "STREAM_ID" => Operator::StreamId,
+        "UNIQUE_ID" => Operator::UniqueId,
         "TRACE_ID" => Operator::TraceId,
         "SPAN_ID" => Operator::SpanId,
-        "ACCESS_LOG_TYPE" => Operator::Literal(Some("DownstreamEnd".into())),
-        "QUERY_PARAMS" => Operator::QueryParameters,
+        "ACCESS_LOG_TYPE" => Operator::LogType,
         "FILTER_CHAIN_NAME" => Operator::FilterChainName,
         "REQUEST_HEADERS_BYTES" => Operator::HeaderBytes(Map::Request),
         "RESPONSE_HEADERS_BYTES" => Operator::HeaderBytes(Map::Response),
@@ -270,37 +269,18 @@ fn tls(name: &str, argument: Option<&str>) -> Result<Option<Operator>, Invalid> 
             "PEER_CERT_V_END" => TlsField::PeerEnd(time_format(argument)?),
             "LOCAL_URI_SAN" => TlsField::LocalUriSan,
             "LOCAL_DNS_SAN" => TlsField::LocalDnsSan,
+            "LOCAL_IP_SAN" => TlsField::LocalIpSan,
+            "LOCAL_EMAIL_SAN" => TlsField::LocalEmailSan,
+            "LOCAL_OTHERNAME_SAN" => TlsField::LocalOtherNameSan,
+            "PEER_OTHERNAME_SAN" => TlsField::PeerOtherNameSan,
+            "TLS_GROUP" => TlsField::Group,
+            "SERVER_NAME" if side == Side::Upstream => TlsField::ServerName,
             "LOCAL_SUBJECT" => TlsField::LocalSubject,
             "TLS_VERSION" => TlsField::Version,
             "TLS_CIPHER" => TlsField::Cipher,
             _ => return Ok(None),
         },
     )))
-}
-
-fn address(name: &str) -> Option<Operator> {
-    let (base, address_only, port_only) = if let Some(base) = name.strip_suffix("_WITHOUT_PORT") {
-        (base, true, false)
-    } else if let Some(base) = name.strip_suffix("_PORT") {
-        (base, false, true)
-    } else {
-        (name, false, false)
-    };
-    let side = match base {
-        "DOWNSTREAM_REMOTE_ADDRESS" | "DOWNSTREAM_REMOTE" => Address::DownstreamRemote,
-        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" | "DOWNSTREAM_DIRECT_REMOTE" => {
-            Address::DownstreamDirectRemote
-        }
-        "DOWNSTREAM_LOCAL_ADDRESS" | "DOWNSTREAM_LOCAL" => Address::DownstreamLocal,
-        "UPSTREAM_HOST" | "UPSTREAM_REMOTE_ADDRESS" | "UPSTREAM_REMOTE" => Address::UpstreamHost,
-        "UPSTREAM_LOCAL_ADDRESS" | "UPSTREAM_LOCAL" => Address::UpstreamLocal,
-        _ => return None,
-    };
-    Some(match (address_only, port_only) {
-        (true, _) => Operator::AddressWithoutPort(side),
-        (_, true) => Operator::Port(side),
-        _ => Operator::Address(side),
-    })
 }
 
 /// `NAME` or `NAME?OTHER`.
@@ -319,16 +299,90 @@ fn header(map: Map, argument: &str) -> Result<Operator, Invalid> {
     ))
 }
 
-fn metadata(argument: &str) -> Result<Operator, Invalid> {
-    let mut keys = argument.split(':');
-    let filter = keys
-        .next()
-        .filter(|filter| !filter.is_empty())
-        .ok_or_else(|| Invalid::new("a metadata namespace is needed"))?;
-    Ok(Operator::DynamicMetadata(
-        filter.into(),
-        keys.map(Into::into).collect(),
+/// One of a few words, the first unless another is given.
+fn choice<T: Copy>(argument: Option<&str>, words: &[(&str, T)]) -> Result<T, Invalid> {
+    let given = argument.filter(|given| !given.is_empty());
+    let found = words
+        .iter()
+        .find(|(word, _)| given.is_none_or(|given| given == *word));
+    found.map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        Invalid::new(format!(
+            "'{}' is none of {}",
+            given.unwrap_or_default(),
+            words.join(", ")
+        ))
+    })
+}
+
+fn path(argument: &str) -> Result<Operator, Invalid> {
+    let (query, source) = argument.split_once(':').unwrap_or((argument, ""));
+    Ok(Operator::Path(
+        choice(
+            Some(source),
+            &[
+                ("ORIG_OR_PATH", PathSource::OriginalElsePath),
+                ("ORIG", PathSource::Original),
+                ("PATH", PathSource::Path),
+            ],
+        )?,
+        choice(Some(query), &[("WQ", true), ("NQ", false)])?,
     ))
+}
+
+fn server_name(argument: &str) -> Result<Operator, Invalid> {
+    let (from, host) = argument.split_once(':').unwrap_or((argument, ""));
+    Ok(Operator::RequestedServerName(ServerName {
+        from: choice(
+            Some(from),
+            &[
+                ("SNI_ONLY", NameFrom::TlsOnly),
+                ("SNI_FIRST", NameFrom::TlsElseHost),
+                ("HOST_FIRST", NameFrom::Host),
+            ],
+        )?,
+        host: choice(
+            Some(host),
+            &[
+                ("ORIG_OR_HOST", HostSource::OriginalElseHost),
+                ("ORIG", HostSource::Original),
+                ("HOST", HostSource::Host),
+            ],
+        )?,
+    }))
+}
+
+/// `{"operators": ["NAME", {"command": "NAME", "param": "ARGUMENT", "max_length": 3}]}`
+fn first_of(argument: &str) -> Result<Operator, Invalid> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Wire {
+        operators: Vec<Entry>,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(untagged, deny_unknown_fields)]
+    enum Entry {
+        Name(String),
+        Command {
+            command: String,
+            param: Option<String>,
+            max_length: Option<usize>,
+        },
+    }
+    let wire: Wire = serde_json::from_str(argument)
+        .map_err(|error| Invalid::new(format!("it is not the JSON of COALESCE: {error}")))?;
+    if wire.operators.is_empty() {
+        return Err(Invalid::new("operators are needed"));
+    }
+    let operators = wire.operators.into_iter().map(|entry| match entry {
+        Entry::Name(name) => Ok((operator(&name, None)?, None)),
+        Entry::Command {
+            command,
+            param,
+            max_length,
+        } => Ok((operator(&command, param.as_deref())?, max_length)),
+    });
+    operators.collect::<Result<_, _>>().map(Operator::FirstOf)
 }
 
 fn time_format(argument: Option<&str>) -> Result<TimeFormat, Invalid> {
@@ -345,19 +399,11 @@ fn duration_between(argument: &str) -> Result<Operator, Invalid> {
         Some("ns") => Precision::Nanoseconds,
         _ => return Err(invalid()),
     };
-    let moment = |name: &str| match name {
-        "DS_RX_BEG" => Some(Moment::RequestStart),
-        "DS_RX_END" => Some(Moment::RequestEnd),
-        "US_TX_END" => Some(Moment::RequestSent),
-        "US_RX_BEG" => Some(Moment::ResponseStart),
-        "DS_TX_END" => Some(Moment::End),
-        _ => None,
-    };
     if parts.next().is_some() {
         return Err(invalid());
     }
-    // Other moments, times of the upstream connection and those that filters note, are not known here.
-    Ok(match moment(start).zip(moment(end)) {
+    // Filters note no other moments here.
+    Ok(match Moment::named(start).zip(Moment::named(end)) {
         Some((start, end)) => Operator::Between(start, end, precision),
         None => Operator::Absent,
     })

@@ -6,17 +6,30 @@
 )]
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderValue, StatusCode};
 use proptest::prelude::*;
 use serde_json::json;
 
+use crate::stats::Store;
 use crate::stream_info::testing::{info, mtls, request};
-use crate::stream_info::{ResponseFlag, StreamInfo};
+use crate::stream_info::{ResponseFlag, StreamInfo, UpstreamConnection};
+use crate::transport::SecretSlots;
+use crate::upstream::{Cluster, ClusterConfig, testing::host};
 
 use super::super::LineFormat;
 use super::*;
+
+fn cluster() -> Arc<Cluster> {
+    let wire = proto::yaml::from_str(
+        "{name: outbound|80||a.b, alt_stat_name: a, metadata: {filter_metadata: {c: {k: v}}}}",
+    )
+    .unwrap();
+    let config = ClusterConfig::new(wire, &SecretSlots::default()).unwrap();
+    Cluster::new(config, &Arc::new(Store::default()).root()).unwrap()
+}
 
 fn stream() -> StreamInfo {
     let mut info = StreamInfo::new(
@@ -31,9 +44,19 @@ fn stream() -> StreamInfo {
     info.flags.set(ResponseFlag::UpstreamConnectionFailure);
     info.bytes_received = 3;
     info.bytes_sent = 4096;
-    info.upstream.cluster = Some("outbound|80||a.b".into());
-    info.upstream.host = Some("10.1.1.1:80".into());
+    info.upstream.cluster = Some(cluster());
+    info.upstream.host = Some(host(1, true));
     info.upstream.attempts = 2;
+    info.upstream.connection = Some(Rc::new(UpstreamConnection {
+        id: 9,
+        local_address: Some("10.0.0.9:50000".parse().unwrap()),
+        tls: None,
+        began: info.start,
+        connected: info.start + Duration::from_millis(1),
+        secured: None,
+    }));
+    info.upstream.began = Some(info.start);
+    info.upstream.ready = Some(info.start + Duration::from_millis(3));
     let fields = proto::json::from_value::<proto::envoy::config::core::v3::Metadata>(
         &json!({"filter_metadata": {"f": {"k": "v", "o": {"n": 1, "l": [true, null]}}}}),
     );
@@ -67,6 +90,7 @@ fn with_context<T>(work: impl FnOnce(&FormatContext<'_>) -> T) -> T {
         response: Some(&response),
         trailers: Some(&trailers),
         local_reply_body: "body",
+        log_type: LogType::DownstreamEnd,
     })
 }
 
@@ -110,12 +134,12 @@ fn operators_write_their_values() {
         ),
         ("%START_TIME(%s)%", "1577934245"),
         (
-            "%UPSTREAM_HOST% %UPSTREAM_CLUSTER% %UPSTREAM_LOCAL_ADDRESS%",
-            "10.1.1.1:80 outbound|80||a.b -",
+            "%UPSTREAM_HOST% %UPSTREAM_CLUSTER% %UPSTREAM_CLUSTER_RAW% %UPSTREAM_LOCAL_ADDRESS%",
+            "10.0.0.1:80 a outbound|80||a.b 10.0.0.9:50000",
         ),
         (
             "%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %UPSTREAM_REMOTE_PORT%",
-            "10.1.1.1 80",
+            "10.0.0.1 80",
         ),
         (
             "%UPSTREAM_REQUEST_ATTEMPT_COUNT% %UPSTREAM_TRANSPORT_FAILURE_REASON%",
@@ -153,6 +177,44 @@ fn operators_write_their_values() {
         ("%DYNAMIC_METADATA(f:o)%", r#"{"l":[true,null],"n":1}"#),
         ("%FILTER_STATE(x:PLAIN)% %LOCAL_REPLY_BODY%", "- body"),
         ("%UPSTREAM_WIRE_BYTES_SENT%", "-"),
+    ];
+    for (format, want) in cases {
+        assert_eq!(text(format), want, "{format}");
+    }
+}
+
+#[test]
+fn operators_of_upstreams_and_expressions_write_their_values() {
+    let cases = [
+        (
+            "%UPSTREAM_CONNECTION_ID% %UPSTREAM_CONNECTION_POOL_READY_DURATION% %UPSTREAM_HOST_NAME_WITHOUT_PORT%",
+            "9 3 10.0.0.1",
+        ),
+        (
+            "%COMMON_DURATION(US_CX_BEG:US_CX_END:us)% %COMMON_DURATION(US_CX_END:US_HS_END:us)%",
+            "1000 -",
+        ),
+        (
+            "%UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT(31)% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(0)% \
+             %DOWNSTREAM_DIRECT_LOCAL_PORT%",
+            "10.0.0.8/31 0.0.0.0/0 15006",
+        ),
+        (
+            "%CLUSTER_METADATA(c:k)% %METADATA(CLUSTER:c)% %METADATA(CLUSTER:c:n)%",
+            "v {\"k\":\"v\"} -",
+        ),
+        (
+            "%COALESCE({\"operators\": [{\"command\": \"REQ\", \"param\": \"x-no\"}, \"PROTOCOL\"]}):4%",
+            "HTTP",
+        ),
+        (
+            "%CEL(response.code)% %CEL(request.method == 'POST')%",
+            "503 false",
+        ),
+        (
+            "%REQUESTED_SERVER_NAME(HOST_FIRST)% %ACCESS_LOG_TYPE%",
+            "h:80 DownstreamEnd",
+        ),
     ];
     for (format, want) in cases {
         assert_eq!(text(format), want, "{format}");
@@ -215,13 +277,7 @@ fn text_lines_can_leave_out_what_is_missing() {
 #[test]
 fn a_stream_that_just_began_can_be_written() {
     let info = info();
-    let context = FormatContext {
-        info: &info,
-        request: None,
-        response: None,
-        trailers: None,
-        local_reply_body: "",
-    };
+    let context = FormatContext::of(&info);
     let format =
         Format::parse("%RESPONSE_CODE% %REQ(:PATH)% %RESPONSE_DURATION% %UPSTREAM_HOST%").unwrap();
     assert_eq!(format.text(&context, "-"), "0 - - -");

@@ -11,7 +11,7 @@ use super::TimeFormat;
 use super::operator::put;
 
 /// Whose TLS session.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     Downstream,
     Upstream,
@@ -39,6 +39,12 @@ pub(super) enum TlsField {
     PeerEnd(TimeFormat),
     LocalUriSan,
     LocalDnsSan,
+    LocalIpSan,
+    LocalEmailSan,
+    LocalOtherNameSan,
+    PeerOtherNameSan,
+    Group,
+    ServerName,
     LocalSubject,
     Version,
     Cipher,
@@ -56,6 +62,7 @@ impl TlsField {
             TlsField::PeerFingerprint1
             | TlsField::PeerIpSan
             | TlsField::PeerEmailSan
+            | TlsField::PeerOtherNameSan
             | TlsField::PeerCertificate
             | TlsField::ChainFingerprints
             | TlsField::ChainFingerprints1
@@ -70,12 +77,17 @@ impl TlsField {
             TlsField::PeerEnd(format) => {
                 peer.is_some_and(|peer| write_time(format, peer.not_after, out))
             }
-            TlsField::LocalDnsSan => join(&tls.local_dns_sans, out),
+            TlsField::LocalDnsSan => join(&tls.local.dns_sans, out),
+            TlsField::LocalIpSan => join(&tls.local.ip_sans, out),
+            TlsField::LocalEmailSan => join(&tls.local.email_sans, out),
+            TlsField::LocalOtherNameSan => join(&tls.local.other_sans, out),
             TlsField::LocalSubject => put(
-                Some(tls.local_subject.as_ref()).filter(|text| !text.is_empty()),
+                Some(tls.local.subject.as_str()).filter(|text| !text.is_empty()),
                 out,
             ),
-            TlsField::LocalUriSan => join(&tls.local_uri_sans, out),
+            TlsField::LocalUriSan => join(&tls.local.uri_sans, out),
+            TlsField::Group => put(tls.group, out),
+            TlsField::ServerName => put(tls.server_name.as_deref(), out),
             TlsField::Version => put(Some(tls.version), out),
             TlsField::Cipher => put(Some(tls.cipher.as_str()), out),
         }
@@ -91,10 +103,11 @@ impl TlsField {
             TlsField::PeerCertificate => {
                 put(leaf.map(|_| url_encoded_pem(&chain[..1])).as_deref(), out)
             }
-            TlsField::PeerIpSan | TlsField::PeerEmailSan => {
+            TlsField::PeerIpSan | TlsField::PeerEmailSan | TlsField::PeerOtherNameSan => {
                 let details = leaf.and_then(|leaf| details(leaf)).unwrap_or_default();
                 match self {
                     TlsField::PeerIpSan => join(&details.ip_sans, out),
+                    TlsField::PeerOtherNameSan => join(&details.other_sans, out),
                     _ => join(&details.email_sans, out),
                 }
             }

@@ -79,13 +79,15 @@ impl Entries {
                 .map(|tls| tls_properties(tls, info)),
             start_time: Some(timestamp(info.start_time)),
             time_to_last_rx_byte: since(info.request_end),
-            time_to_first_upstream_tx_byte: since(info.request_sent),
-            time_to_last_upstream_tx_byte: since(info.request_sent),
+            time_to_first_upstream_tx_byte: since(upstream.ready),
+            time_to_last_upstream_tx_byte: since(upstream.ready.max(info.request_end)),
             time_to_first_upstream_rx_byte: since(info.response_start),
             time_to_last_downstream_tx_byte: Some(took),
-            upstream_remote_address: upstream.address.map(address),
-            upstream_local_address: upstream.local_address.map(address),
-            upstream_cluster: text(upstream.cluster.as_deref()),
+            upstream_remote_address: (upstream.host.as_ref())
+                .and_then(|host| host.socket_address())
+                .map(address),
+            upstream_local_address: upstream.local_address().map(address),
+            upstream_cluster: text(upstream.cluster.as_ref().map(|cluster| &**cluster.name())),
             response_flags: response_flags(info.flags),
             metadata: metadata(info),
             upstream_transport_failure_reason: text(upstream.transport_failure.as_deref()),
@@ -229,8 +231,8 @@ fn tls_properties(tls: &TlsInfo, info: &StreamInfo) -> data::TlsProperties {
             .unwrap_or_default()
             .to_owned(),
         local_certificate_properties: Some(CertificateProperties {
-            subject_alt_name: names(&tls.local_uri_sans, &tls.local_dns_sans),
-            subject: tls.local_subject.to_string(),
+            subject_alt_name: names(&tls.local.uri_sans, &tls.local.dns_sans),
+            subject: tls.local.subject.clone(),
             ..CertificateProperties::default()
         }),
         peer_certificate_properties: tls.peer.as_deref().map(|peer| CertificateProperties {

@@ -60,7 +60,7 @@ fn describe(
         }
         separator = ";";
     };
-    for uri in tls.local_uri_sans.iter() {
+    for uri in &tls.local.uri_sans {
         put("By", uri);
     }
     if !peer.sha256.is_empty() {

@@ -127,9 +127,7 @@ impl Clusters {
         FilterStatus::Wait(Box::pin(async move {
             finding.await;
             Resume::Then(Box::new(move |_, stream| {
-                if stream.worker().clusters.get(&name).is_some() {
-                    stream.info.upstream.cluster = Some(name);
-                }
+                stream.info.upstream.cluster = stream.worker().clusters.get(&name);
                 FilterStatus::Continue
             }))
         }))

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{StatusCode, Version};
 use tokio::time::Instant;
 
-use crate::access_log::FormatContext;
+use crate::access_log::{FormatContext, LogType};
 use crate::http::body::RequestSource;
 use crate::http::filter::StreamEnd;
 use crate::http::headers::RequestHeaders;
@@ -269,6 +269,7 @@ impl StreamState {
                 response: self.response.as_ref(),
                 trailers: self.trailers.as_ref(),
                 local_reply_body: "",
+                log_type: LogType::DownstreamEnd,
             });
         }
         crate::tracing::finish(self);

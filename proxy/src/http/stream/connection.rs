@@ -182,10 +182,9 @@ impl Stream {
         };
         match RouteTable::select(&table, headers, &self.info) {
             Selection::Route(route) => {
-                let cluster = route
-                    .cluster()
-                    .filter(|name| self.worker().clusters.get(name).is_some());
-                self.info.upstream.cluster = cluster.cloned();
+                let cluster = route.cluster();
+                self.info.upstream.cluster =
+                    cluster.and_then(|name| self.worker().clusters.get(name));
                 self.info.route = Some(route);
             }
             Selection::None => {}

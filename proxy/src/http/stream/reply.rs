@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use http::header::{self, HeaderValue};
 use http::{StatusCode, Version};
+use tokio::time::Instant;
 
 use crate::access_log::FormatContext;
 use crate::http::conn_manager;
@@ -39,13 +40,8 @@ pub(super) fn answer_locally(state: &mut StreamState) -> Option<Box<LocalReply>>
         }
         RouteKind::Direct(direct) => {
             stats.rq_direct_response.inc();
-            let (body, content_type) = direct.body(&FormatContext {
-                info: &stream.info,
-                request: Some(request),
-                response: None,
-                trailers: None,
-                local_reply_body: "",
-            });
+            let (body, content_type) =
+                direct.body(&FormatContext::of_request(&stream.info, request));
             let reply = LocalReply::new(direct.status, body, "direct_response");
             match content_type {
                 Some(content_type) => reply.header(&header::CONTENT_TYPE, content_type),
@@ -132,6 +128,9 @@ pub(super) fn finish_head(state: &mut StreamState, mut head: ResponseHeaders, cl
         filters,
         ..
     } = state;
+    // What comes from upstream goes on at once.
+    let now = stream.info.response_start.unwrap_or_else(Instant::now);
+    stream.info.response_sent = Some(now);
     for filter in filters.iter_mut().rev() {
         filter.encode_headers(&mut head, stream);
     }

@@ -196,6 +196,7 @@ impl ResponseBody {
     fn data(&mut self, mut data: Bytes) -> Bytes {
         self.cell.touch();
         let sees_data = self.sees_data;
+        let now = self.upstream.is_some().then(|| self.cell.last_activity());
         self.cell.with(|state| {
             let StreamState {
                 stream, filters, ..
@@ -205,6 +206,8 @@ impl ResponseBody {
                     data = filter.encode_data(std::mem::take(&mut data), stream);
                 }
             }
+            let body_start = &mut stream.info.upstream.body_start;
+            *body_start = body_start.or(now);
             stream.info.bytes_sent += data.len() as u64;
         });
         data

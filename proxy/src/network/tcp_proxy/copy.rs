@@ -9,6 +9,7 @@ mod splice;
 use super::tunnel::Http2Tunnel;
 use crate::{
     listener::Connection,
+    stream_info::UpstreamConnection,
     transport::{Count as _, DownstreamStream, UpstreamStream},
     worker::Worker,
 };
@@ -18,7 +19,6 @@ use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
     io,
-    net::SocketAddr,
     pin::Pin,
     rc::Rc,
     task::{Poll, ready},
@@ -93,16 +93,16 @@ impl Activity {
 /// The upstream side.
 pub(super) enum Upstream {
     /// A connection, and what it has said already.
-    Stream(UpstreamStream, Bytes),
+    Stream(Box<UpstreamStream>, Bytes),
     /// A tunnel.
     Http2(Box<Http2Tunnel>),
 }
 
 impl Upstream {
-    /// Our end's address.
-    pub(super) fn local_address(&self) -> Option<SocketAddr> {
+    /// What stays the same about a connection of its own.
+    pub(super) fn facts(&self) -> Option<UpstreamConnection> {
         match self {
-            Self::Stream(stream, _) => stream.local_address(),
+            Self::Stream(stream, _) => Some(stream.facts()),
             Self::Http2(_) => None,
         }
     }
@@ -116,7 +116,7 @@ pub(super) async fn run(connection: &mut Connection, upstream: Upstream, limits:
     let copy = async {
         match upstream {
             Upstream::Stream(stream, ahead) => {
-                join_stream(connection, stream, &ahead, &activity).await
+                join_stream(connection, *stream, &ahead, &activity).await
             }
             Upstream::Http2(mut tunnel) => {
                 let copy = Copy::new(connection, &activity);

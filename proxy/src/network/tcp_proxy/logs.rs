@@ -3,7 +3,7 @@
 
 use super::super::{FactoryContext, log_connection};
 use crate::{
-    access_log::AccessLogs,
+    access_log::{AccessLogs, LogType},
     invalid::{At as _, Invalid},
     stream_info::StreamInfo,
     wire::duration,
@@ -43,7 +43,7 @@ impl Logs {
     }
 
     /// Writes what is known by now.
-    pub(super) fn write(&self, info: &mut StreamInfo) {
+    pub(super) fn write(&self, info: &mut StreamInfo, log_type: LogType) {
         let connection = info.connection.clone();
         let seen = connection.seen.lock();
         for (name, fields) in connection.metadata.iter().chain(seen.iter()) {
@@ -52,7 +52,7 @@ impl Logs {
         drop(seen);
         info.bytes_received = connection.meter.received();
         info.bytes_sent = connection.meter.sent();
-        log_connection(&self.logs, info);
+        log_connection(&self.logs, info, log_type);
     }
 
     /// Writes from time to time while `work` goes on.
@@ -68,7 +68,7 @@ impl Logs {
         loop {
             tokio::select! {
                 done = &mut work => return done,
-                () = tokio::time::sleep(interval) => self.write(info),
+                () = tokio::time::sleep(interval) => self.write(info, LogType::TcpPeriodic),
             }
         }
     }

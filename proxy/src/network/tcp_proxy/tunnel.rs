@@ -192,13 +192,7 @@ impl Tunneling {
 
     /// Whom to ask for, and with which further headers.
     fn request(&self, info: &StreamInfo) -> (String, HeaderMap) {
-        let context = FormatContext {
-            info,
-            request: None,
-            response: None,
-            trailers: None,
-            local_reply_body: "",
-        };
+        let context = FormatContext::of(info);
         let authority = self.hostname.text(&context, "");
         let mut request = RequestHeaders {
             method: Method::CONNECT,
@@ -275,7 +269,7 @@ impl Tunneling {
         loop {
             if let Some(length) = answered(&answer)? {
                 answer.advance(length);
-                return Ok(Upstream::Stream(stream, answer.freeze()));
+                return Ok(Upstream::Stream(Box::new(stream), answer.freeze()));
             }
             if answer.len() > LONGEST_HEAD {
                 return Err(failed("the answer's head is too long"));

@@ -6,14 +6,13 @@ use crate::{
         h1::HeadLimits,
         h2::{Connection, Requests},
     },
-    listener::TlsInfo,
+    stream_info::UpstreamConnection,
     transport::{ClientAddresses, UpstreamStream},
     upstream::{Aim, Cluster, Host, Priority, circuit_breaker::Guard, connect},
 };
 use ::http::Version;
 use std::{
     cell::{Cell, RefCell},
-    net::SocketAddr,
     rc::{Rc, Weak},
     sync::Arc,
 };
@@ -57,8 +56,7 @@ struct Http2 {
 
 #[derive(Clone)]
 struct Life {
-    local_address: Option<SocketAddr>,
-    tls: Option<Arc<TlsInfo>>,
+    facts: Rc<UpstreamConnection>,
     born: Instant,
     idle_since: Instant,
     requests: u32,
@@ -201,8 +199,7 @@ impl HttpPool {
         let stream = connect(&self.cluster, &self.host, room, alpn, aim).await?;
         let now = Instant::now();
         let life = Life {
-            local_address: stream.local_address(),
-            tls: stream.tls().cloned(),
+            facts: Rc::new(stream.facts()),
             born: now,
             idle_since: now,
             requests: 0,
@@ -366,7 +363,7 @@ impl HttpPool {
         } else {
             Version::HTTP_11
         };
-        let (local_address, tls) = (life.local_address, life.tls.clone());
+        let facts = life.facts.clone();
         let lease = Lease {
             open,
             life,
@@ -376,8 +373,7 @@ impl HttpPool {
             },
         };
         HttpConnection {
-            local_address,
-            tls,
+            facts,
             protocol,
             sender,
             lease,

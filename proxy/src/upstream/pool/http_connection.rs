@@ -13,21 +13,19 @@ use crate::http::{
     h2,
     headers::{RequestHeaders, ResponseHeaders, Scheme},
 };
-use crate::listener::TlsInfo;
+use crate::stream_info::UpstreamConnection;
 use crate::upstream::Http1Options;
 use ::http::{
     HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts,
     uri::PathAndQuery,
 };
 use http_body::Body as _;
-use std::{future::poll_fn, net::SocketAddr, sync::Arc};
+use std::{future::poll_fn, rc::Rc};
 
 /// A connection for one request.
 pub(crate) struct HttpConnection {
-    /// Our end's address.
-    pub(crate) local_address: Option<SocketAddr>,
-    /// Its TLS session.
-    pub(crate) tls: Option<Arc<TlsInfo>>,
+    /// What stays the same about it.
+    pub(crate) facts: Rc<UpstreamConnection>,
     /// What is spoken.
     pub(crate) protocol: Version,
     pub(super) sender: Sender,

@@ -239,10 +239,11 @@ fn principal(peer: &PeerCertificate) -> String {
 
 fn own_principal(tls: &TlsInfo) -> String {
     let name = tls
-        .local_uri_sans
+        .local
+        .uri_sans
         .first()
-        .or_else(|| tls.local_dns_sans.first());
-    name.map_or_else(|| tls.local_subject.to_string(), Clone::clone)
+        .or_else(|| tls.local.dns_sans.first());
+    name.map_or_else(|| tls.local.subject.clone(), Clone::clone)
 }
 
 /// The peer's certificate as PEM, in URL encoding.

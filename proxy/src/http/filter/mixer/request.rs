@@ -145,7 +145,7 @@ pub(crate) fn add_connection(record: &mut Record, connection: &ConnectionInfo) {
     let local = connection
         .tls
         .as_ref()
-        .and_then(|tls| tls.local_uri_sans.first());
+        .and_then(|tls| tls.local.uri_sans.first());
     if let Some(local) = local {
         record.set_text(DESTINATION_PRINCIPAL, without_scheme(local));
     }

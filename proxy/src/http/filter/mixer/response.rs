@@ -39,7 +39,8 @@ const RESPONSE_TOTAL_SIZE: Known = Known::new("response.total_size");
 /// Adds what a report has beside what a check has.
 pub(super) fn fill(record: &mut Record, end: &StreamEnd<'_>, outcome: Option<&Outcome>) {
     let info = &end.stream.info;
-    if let Some(address) = info.upstream.address {
+    let host = info.upstream.host.as_ref();
+    if let Some(address) = host.and_then(|host| host.socket_address()) {
         add_destination(record, address);
     }
     let request_head =

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{HeaderValue, StatusCode, Version};
+use tokio::time::Instant;
 
 use crate::http::body::{Body, RequestSource};
 use crate::http::headers::{ResponseHeaders, is_grpc, names};
@@ -139,6 +140,7 @@ async fn make(
         let retry = plan.retry_guard.take();
         let is_internal = plan.is_internal;
         let end = UpstreamEnd::new(cluster, host, guard, retry, is_internal, protocol, random);
+        state.stream.info.upstream.ready = Some(end.start());
         let counted = &plan.counted;
         counted.count(|counts| counts.upstream_rq_total.inc());
         let end = end.counted_in(counted.clone()).with_span(span);
@@ -255,14 +257,8 @@ pub(super) fn choose(plan: &mut Plan, state: &mut StreamState) -> Result<Arc<Hos
             .extend(plan.cluster.priority_of(&host));
     }
     let upstream = &mut state.stream.info.upstream;
-    if let Some(before) = upstream.host.take() {
-        upstream.earlier.push((before, upstream.host_name.take()));
-    }
-    upstream.set_host(&host);
-    upstream.host_name = (!host.hostname.is_empty()).then(|| host.hostname.clone());
-    upstream.transport_failure = None;
-    upstream.local_address = None;
-    upstream.tls = None;
+    upstream.set_host(host.clone());
+    upstream.began = Some(Instant::now());
     if policy.is_some() {
         plan.tried.push(host.id);
     }
@@ -271,9 +267,8 @@ pub(super) fn choose(plan: &mut Plan, state: &mut StreamState) -> Result<Arc<Hos
 
 fn note_connection(state: &mut StreamState, connection: &HttpConnection) {
     let upstream = &mut state.stream.info.upstream;
-    upstream.local_address = connection.local_address;
     upstream.protocol = Some(connection.protocol);
-    upstream.tls.clone_from(&connection.tls);
+    upstream.connection = Some(connection.facts.clone());
 }
 
 /// Makes the request what this attempt sends.

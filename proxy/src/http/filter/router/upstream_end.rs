@@ -63,6 +63,11 @@ impl UpstreamEnd {
         }
     }
 
+    /// When it began.
+    pub(super) fn start(&self) -> Instant {
+        self.start
+    }
+
     /// The same with statistics besides the cluster's.
     pub(super) fn counted_in(mut self, counted: CountedIn) -> Self {
         self.counted = counted;
@@ -102,7 +107,10 @@ impl UpstreamEnd {
         self.span = None;
         info.upstream.attempts = info.upstream.attempts.max(1);
         if !self.is_tunnel {
-            let time = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let now = Instant::now();
+            info.upstream.response_end = Some(now);
+            let time = now.duration_since(self.start).as_millis();
+            let time = u64::try_from(time).unwrap_or(u64::MAX);
             self.cluster.stats.upstream_rq_time.record(time);
             self.counted.record_time(time);
             if self.is_internal {
