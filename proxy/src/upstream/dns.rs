@@ -1,6 +1,9 @@
-//! DNS clusters: names resolved again and again with the system's resolver; the last good answer stays.
+//! DNS clusters: names resolved again and again with the system's resolver. Where there is no answer the last one stays; as in
+//! Envoy a name that no longer has addresses takes the hosts of a strict cluster along, but not the one of a logical cluster.
 
 mod options;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use options::{DnsFamily, DnsOptions, failure_refresh};
 
@@ -13,7 +16,22 @@ use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration}
 /// Patience with the resolver.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What the C libraries say of a name that does not exist, or has no addresses; codes are not to be had.
+const NO_ADDRESS: [&str; 4] = [
+    "Name or service not known",
+    "No address associated with hostname",
+    "Name does not resolve",
+    "Name has no usable address",
+];
+
 type Answers = BTreeMap<(String, u16), Vec<SocketAddr>>;
+
+/// What became of one round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Round {
+    has_answers: bool,
+    has_failures: bool,
+}
 
 /// Resolves the names of `cluster` until it is closed.
 pub(crate) async fn run_dns(cluster: Arc<Cluster>) {
@@ -32,21 +50,29 @@ pub(crate) async fn run_dns(cluster: Arc<Cluster>) {
     if !options.is_awaited {
         cluster.set_initialized();
     }
+    let mut is_first = true;
     loop {
         cluster.stats.update_attempt.inc();
-        let is_good = resolve_all(&cluster, &names, options, &mut answers).await;
+        let mut round = Round::default();
+        for (name, port) in &names {
+            let answer = resolve(name, *port, options.family).await;
+            round.note(&cluster, &mut answers, (name, *port), answer, is_logical);
+        }
         // Names that never had an answer have no hosts yet; the others keep their last.
-        match endpoints(&cluster, &assignment, &answers, is_logical) {
-            Ok(localities) => cluster.set_hosts(localities, &assignment),
-            Err(error) => {
-                tracing::warn!(target: "dns", cluster = %cluster.name(), %error, "assignment refused");
+        if round.has_answers || is_first {
+            match endpoints(&cluster, &assignment, &answers, is_logical) {
+                Ok(localities) => cluster.set_hosts(localities, &assignment),
+                Err(error) => {
+                    tracing::warn!(target: "dns", cluster = %cluster.name(), %error, "assignment refused");
+                }
             }
         }
-        let pause = if is_good {
+        is_first = false;
+        let pause = if round.has_failures {
+            backoff.next_delay()
+        } else {
             backoff.reset();
             options.refresh + options.jitter.mul_f64(rand::random())
-        } else {
-            backoff.next_delay()
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -76,32 +102,41 @@ fn names(assignment: &ClusterLoadAssignment) -> Vec<(String, u16)> {
     names
 }
 
-async fn resolve_all(
-    cluster: &Cluster,
-    names: &[(String, u16)],
-    options: DnsOptions,
-    answers: &mut Answers,
-) -> bool {
-    let mut is_good = true;
-    for (name, port) in names {
-        match resolve(name, *port, options.family).await {
+impl Round {
+    /// Counts the answer for a name, and keeps it if it is to count.
+    fn note(
+        &mut self,
+        cluster: &Cluster,
+        answers: &mut Answers,
+        (name, port): (&str, u16),
+        answer: io::Result<Vec<SocketAddr>>,
+        is_logical: bool,
+    ) {
+        let none = || io::Error::other("the name has no address");
+        let answer = answer.and_then(|addresses| {
+            let is_failure = is_logical && addresses.is_empty();
+            if is_failure {
+                Err(none())
+            } else {
+                Ok(addresses)
+            }
+        });
+        match answer {
             Ok(addresses) => {
+                self.has_answers = true;
                 cluster.stats.update_success.inc();
-                if addresses.is_empty() {
-                    cluster.stats.update_empty.inc();
-                }
-                answers.insert((name.clone(), *port), addresses);
+                answers.insert((name.to_owned(), port), addresses);
             }
             Err(error) => {
-                is_good = false;
+                self.has_failures = true;
                 cluster.stats.update_failure.inc();
                 tracing::debug!(target: "dns", cluster = %cluster.name(), name, %error, "cannot resolve");
             }
         }
     }
-    is_good
 }
 
+/// The addresses of a name: none if it does not exist, an error if that cannot be told.
 pub(super) async fn resolve(
     name: &str,
     port: u16,
@@ -109,7 +144,11 @@ pub(super) async fn resolve(
 ) -> io::Result<Vec<SocketAddr>> {
     let found = tokio::time::timeout(TIMEOUT, tokio::net::lookup_host((name, port)))
         .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the resolver does not answer"))??;
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the resolver does not answer"))?;
+    let found = match found {
+        Err(error) if has_no_address(&error) => return Ok(Vec::new()),
+        found => found?,
+    };
     let (mut v4, mut v6): (Vec<SocketAddr>, Vec<SocketAddr>) = found.partition(SocketAddr::is_ipv4);
     let mut chosen = match family {
         DnsFamily::V4Only => v4,
@@ -126,6 +165,12 @@ pub(super) async fn resolve(
     chosen.sort_unstable();
     chosen.dedup();
     Ok(chosen)
+}
+
+/// Whether the resolver says that there is nothing, rather than nothing at all.
+fn has_no_address(error: &io::Error) -> bool {
+    let text = error.to_string();
+    NO_ADDRESS.iter().any(|said| text.ends_with(said))
 }
 
 fn endpoints(

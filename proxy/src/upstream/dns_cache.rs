@@ -90,6 +90,17 @@ pub(crate) enum Unresolved {
     Overflow,
 }
 
+impl Name {
+    /// The last good answer stays; if there was none, those who wait for it have waited long enough.
+    fn keep_host(&self) {
+        self.state.send_if_modified(|state| {
+            let is_first = state.is_none();
+            state.get_or_insert(None);
+            is_first
+        });
+    }
+}
+
 impl TryFrom<&Wire> for DnsCacheConfig {
     type Error = Invalid;
 
@@ -382,22 +393,24 @@ async fn look_up(cluster: &Cluster, cache: &DnsCache, name: &Name) -> bool {
     cache.stats.dns_query_attempt.inc();
     let lookup = resolve(&name.host, name.port, config.options.family);
     let found = match tokio::time::timeout(config.query_timeout, lookup).await {
-        Ok(Ok(found)) if !found.is_empty() => found,
+        Ok(Ok(found)) => {
+            cache.stats.dns_query_success.inc();
+            found
+        }
         outcome => {
             if outcome.is_err() {
                 cache.stats.dns_query_timeout.inc();
             }
             cache.stats.dns_query_failure.inc();
-            // The last good answer stays.
-            name.state.send_if_modified(|state| {
-                let is_first = state.is_none();
-                state.get_or_insert(None);
-                is_first
-            });
+            name.keep_host();
             return false;
         }
     };
-    cache.stats.dns_query_success.inc();
+    if found.is_empty() {
+        // QUIRK: a name that does not exist is an answer, but no reason to forget the address that it had.
+        name.keep_host();
+        return true;
+    }
     let before = name.state.borrow().clone().flatten();
     let is_same = before.as_ref().is_some_and(|host| {
         let all = host
