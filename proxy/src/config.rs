@@ -17,6 +17,7 @@ mod listeners;
 mod routes;
 mod slots;
 mod store;
+mod virtual_hosts;
 mod wanted;
 
 pub(crate) use demand::{Demand, DemandSource, Found};
@@ -50,12 +51,16 @@ pub(crate) struct Update {
     pub(crate) resources: Vec<Resource>,
     /// Names of resources that are gone.
     pub(crate) removed: Vec<String>,
+    /// Names that were asked for and stand for nothing (VHDS).
+    pub(crate) absent: Vec<String>,
 }
 
 /// One resource of an update.
 pub(crate) struct Resource {
     /// Its name, where the response tells it beside the message (delta).
     pub(crate) name: String,
+    /// Other names under which it may have been asked for (VHDS).
+    pub(crate) aliases: Vec<String>,
     /// Its version.
     pub(crate) version: String,
     /// The message.
@@ -81,11 +86,13 @@ pub(crate) enum Kind {
     Extension,
     /// ODCDS: clusters that requests ask for.
     OnDemandCluster,
+    /// VHDS.
+    VirtualHost,
 }
 
 impl Kind {
     /// All, in the order in which they are asked for.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Cluster,
         Self::Endpoint,
         Self::Secret,
@@ -94,6 +101,7 @@ impl Kind {
         Self::Runtime,
         Self::Extension,
         Self::OnDemandCluster,
+        Self::VirtualHost,
     ];
 
     /// Its place in [`Self::ALL`].
@@ -115,6 +123,7 @@ impl Kind {
             Self::Route => proto::type_url::ROUTE,
             Self::Secret => proto::type_url::SECRET,
             Self::Runtime => "type.googleapis.com/envoy.service.runtime.v3.Runtime",
+            Self::VirtualHost => "type.googleapis.com/envoy.config.route.v3.VirtualHost",
             Self::Extension => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
         }
     }

@@ -35,7 +35,10 @@ use crate::{
 };
 use futures::future::LocalBoxFuture;
 use prost_types::Any;
-use proto::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
+use proto::envoy::{
+    config::route::v3::RouteConfiguration,
+    extensions::filters::network::http_connection_manager::v3::Rds,
+};
 use std::sync::Arc;
 
 /// A checked filter configuration, shared by every connection of its chain.
@@ -108,6 +111,16 @@ impl FactoryContext<'_> {
     /// The slot of a route configuration, subscribed to from now on.
     pub(crate) fn rds(&self, rds: &Rds) -> Result<Arc<RouteSlot>, Invalid> {
         let slot = self.routes.subscribe(rds)?;
+        self.used.routes.borrow_mut().push(slot.clone());
+        Ok(slot)
+    }
+
+    /// A slot of its own for a route configuration that discovers virtual hosts.
+    pub(crate) fn discovering(
+        &self,
+        routes: &RouteConfiguration,
+    ) -> Result<Arc<RouteSlot>, Invalid> {
+        let slot = self.routes.with(routes.clone(), &self.server.demand)?;
         self.used.routes.borrow_mut().push(slot.clone());
         Ok(slot)
     }

@@ -3,6 +3,7 @@
 //! `RouteConfiguration` → [`RouteTable`]: domains are indexed, matchers and formats compiled, everything unsupported refused
 //! with its path. A worker holds the table behind an `Rc`, so that selecting a route touches no shared counter.
 
+mod discovery;
 mod hash_policy;
 mod header_mutation;
 mod internal_redirect;
@@ -35,6 +36,7 @@ use crate::stream_info::StreamInfo;
 
 use virtual_host::DomainIndex;
 
+pub(crate) use discovery::{DiscoveredHost, HostDiscovery};
 pub(crate) use hash_policy::{HashPolicy, HashedCookie};
 pub(crate) use header_mutation::HeaderMutations;
 pub(crate) use internal_redirect::{InternalRedirectPolicy, NotFollowed, Way};
@@ -53,7 +55,7 @@ pub(crate) use virtual_host::VirtualHost;
 /// A compiled `RouteConfiguration`.
 #[derive(Debug)]
 pub(crate) struct RouteTable {
-    virtual_hosts: Vec<VirtualHost>,
+    virtual_hosts: Vec<Arc<VirtualHost>>,
     domains: DomainIndex,
     ignore_port: bool,
     ignore_path_parameters: bool,
@@ -65,6 +67,8 @@ pub(crate) struct RouteTable {
     mirrors: Vec<MirrorPolicy>,
     filters: RouteConfigs,
     matches_metadata: bool,
+    /// Where more virtual hosts come from (VHDS).
+    pub(crate) discovery: Option<HostDiscovery>,
 }
 
 /// Header changes of one level: of requests and of responses.
@@ -90,19 +94,29 @@ impl TryFrom<wire::RouteConfiguration> for RouteTable {
     type Error = Invalid;
 
     fn try_from(config: wire::RouteConfiguration) -> Result<Self, Invalid> {
-        if config.vhds.is_some() {
-            return Err(Invalid::unsupported("VHDS").at("vhds"));
-        }
+        Self::with_hosts(&config, &[])
+    }
+}
+
+impl RouteTable {
+    /// A table with these virtual hosts after those that the configuration has itself.
+    pub(crate) fn with_hosts(
+        config: &wire::RouteConfiguration,
+        more: &[&DiscoveredHost],
+    ) -> Result<Self, Invalid> {
         if !config.cluster_specifier_plugins.is_empty() {
             return Err(
                 Invalid::unsupported("a cluster specifier plugin").at("cluster_specifier_plugins")
             );
         }
-        let body_limit = config.max_direct_response_body_size_bytes.unwrap_or(4096) as usize;
-        let virtual_hosts = try_all("virtual_hosts", &config.virtual_hosts, |host| {
-            VirtualHost::try_new(host, body_limit)
+        let mut virtual_hosts = try_all("virtual_hosts", &config.virtual_hosts, |host| {
+            VirtualHost::try_new(host, body_limit(config)).map(Arc::new)
         })?;
-        let domains = DomainIndex::try_new(&config.name, &config.virtual_hosts)?;
+        virtual_hosts.extend(more.iter().map(|host| host.compiled.clone()));
+        let more = more.iter().map(|host| host.wire.domains.as_slice());
+        let own = config.virtual_hosts.iter();
+        let domains = own.map(|host| host.domains.as_slice()).chain(more);
+        let domains = DomainIndex::try_new(&config.name, domains)?;
         let vhost_header = (!config.vhost_header.is_empty())
             .then(|| header_name(&config.vhost_header))
             .transpose()
@@ -112,6 +126,7 @@ impl TryFrom<wire::RouteConfiguration> for RouteTable {
             .flat_map(|host| &host.routes)
             .any(|route| route.route_match.matches_metadata());
         Ok(RouteTable {
+            discovery: HostDiscovery::try_new(config)?,
             matches_metadata,
             virtual_hosts,
             domains,
@@ -134,9 +149,7 @@ impl TryFrom<wire::RouteConfiguration> for RouteTable {
             filters: RouteConfigs::try_new(&config.typed_per_filter_config)?,
         })
     }
-}
 
-impl RouteTable {
     /// Finds the virtual host and the first route that matches.
     pub(crate) fn select(
         table: &WorkerTable,
@@ -192,6 +205,11 @@ impl Mutations {
                 .at("response_headers")?,
         })
     }
+}
+
+/// How long the body of a direct response may be.
+fn body_limit(config: &wire::RouteConfiguration) -> usize {
+    config.max_direct_response_body_size_bytes.unwrap_or(4096) as usize
 }
 
 /// A header's name, refused when it is none.

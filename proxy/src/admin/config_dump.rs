@@ -282,7 +282,8 @@ fn extensions(admin: &Admin) -> Option<Value> {
 fn routes(admin: &Admin) -> Value {
     let dynamic: Vec<Value> = admin.store.routes.all().iter().filter_map(|slot| {
         let source = slot.source()?;
-        Some(json!({ "version_info": &*source.version, "route_config": message(&source.raw.any(Kind::Route)), "last_updated": timestamp(source.updated) }))
+        let any = slot.whole().map_or_else(|| source.raw.any(Kind::Route), |whole| proto::any::pack(&whole));
+        Some(json!({ "version_info": &*source.version, "route_config": message(&any), "last_updated": timestamp(source.updated) }))
     }).collect();
     let mut fixed = Vec::new();
     for listener in admin.store.listeners.map().by_name.values() {

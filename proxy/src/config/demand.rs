@@ -1,4 +1,4 @@
-//! Resources that requests ask for by name, and wait for: clusters (ODCDS).
+//! Resources that requests ask for by name, and wait for: clusters (ODCDS) and virtual hosts (VHDS).
 //!
 //! A worker asks ([`Demand::ask`]) and waits with a time limit of its own; the task of [`ConfigStore::run_demand`] puts the name
 //! into what is wanted of its source; the store tells what came of it ([`Demand::found`], [`Demand::gone`]). What was found stays
@@ -13,14 +13,14 @@ use crate::{invalid::Invalid, table::Table, upstream::ClusterManager, xds::Sourc
 use parking_lot::Mutex;
 use proto::envoy::config::core::v3::ConfigSource;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, OnceLock},
     time::Duration,
 };
 use tokio::sync::{Notify, futures::Notified, watch};
 
 /// Kinds that are asked for on demand.
-const KINDS: [Kind; 1] = [Kind::OnDemandCluster];
+const KINDS: [Kind; 2] = [Kind::OnDemandCluster, Kind::VirtualHost];
 /// Names of a source without an answer; one more is not asked for.
 const MAX_UNANSWERED: usize = 4096;
 
@@ -41,10 +41,17 @@ pub(crate) struct DemandSource(Key);
 struct Subscription {
     /// As [`Names::Demanded`] has it.
     names: Table<u32>,
-    asked: HashMap<Arc<str>, watch::Sender<Answer>>,
+    asked: HashMap<Arc<str>, Asked>,
     unanswered: usize,
     /// The number of the newest name.
     newest: u32,
+}
+
+/// A name that requests have asked for.
+struct Asked {
+    answer: watch::Sender<Answer>,
+    /// The resource that it stands for, if that has another name.
+    resource: Option<Arc<str>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,11 +78,19 @@ pub(crate) enum Found {
 impl DemandSource {
     /// Where clusters are asked for.
     pub(crate) fn clusters(wire: &ConfigSource) -> Result<Self, Invalid> {
-        Self::new(Kind::OnDemandCluster, Source::try_from(wire)?)
+        Self::new(wire, |source| Key::of(Kind::OnDemandCluster, source))
     }
 
-    /// Where `kind` is asked for; only delta can say that there is nothing of a name.
-    fn new(kind: Kind, source: Source) -> Result<Self, Invalid> {
+    /// Where virtual hosts of a route configuration are asked for.
+    pub(crate) fn virtual_hosts(wire: &ConfigSource, table: &str) -> Result<Self, Invalid> {
+        Self::new(wire, |source| {
+            Key::for_name(Kind::VirtualHost, source, &table.into())
+        })
+    }
+
+    /// Only delta can say that there is nothing of a name.
+    fn new(wire: &ConfigSource, key: impl FnOnce(Source) -> Key) -> Result<Self, Invalid> {
+        let source = Source::try_from(wire)?;
         match &source {
             Source::Grpc(grpc) if grpc.is_delta => {}
             Source::Ads => {}
@@ -85,7 +100,12 @@ impl DemandSource {
                 ));
             }
         }
-        Ok(Self(Key::of(kind, source)))
+        Ok(Self(key(source)))
+    }
+
+    /// The subscription.
+    pub(super) fn key(&self) -> &Key {
+        &self.0
     }
 }
 
@@ -115,7 +135,7 @@ impl Demand {
         let subscription = subscriptions.entry(source.0.clone()).or_default();
         let asked = subscription.asked.get(name);
         if let Some(asked) = asked {
-            return Some(Asking(asked.subscribe()));
+            return Some(Asking(asked.answer.subscribe()));
         }
         if subscription.unanswered >= MAX_UNANSWERED && !subscription.forget_unwaited() {
             tracing::warn!(target: "config", name, "too many names without an answer");
@@ -155,8 +175,61 @@ impl Demand {
         }
         for name in names {
             for subscription in &mut of_kind {
-                subscription.answer(name);
+                subscription.answer(name, None);
             }
+        }
+    }
+
+    /// These names stand for `resource`, which is in force now.
+    pub(super) fn found_as(&self, key: &Key, names: &[String], resource: &str) {
+        let mut subscriptions = self.subscriptions.lock();
+        if let Some(subscription) = subscriptions.get_mut(key) {
+            for name in names {
+                subscription.answer(name, Some(resource));
+            }
+        }
+    }
+
+    /// Nothing has these names (any more), be they asked for or of what was found.
+    pub(super) fn gone_from(&self, key: &Key, names: &HashSet<&str>) {
+        let mut subscriptions = self.subscriptions.lock();
+        let Some(subscription) = subscriptions.get_mut(key).filter(|_| !names.is_empty()) else {
+            return;
+        };
+        subscription.forget_all(|name, asked| {
+            let resource = asked.resource.as_deref();
+            names.contains(name) || resource.is_some_and(|resource| names.contains(resource))
+        });
+        drop(subscriptions);
+        self.changed.notify_one();
+    }
+
+    /// Virtual hosts of these route configurations are wanted from now on, be they asked for or not, and of no others.
+    pub(super) fn keep_tables(&self, wanted: &BTreeMap<Key, BTreeSet<Arc<str>>>) {
+        let mut subscriptions = self.subscriptions.lock();
+        let before = subscriptions.len();
+        let mut has_changed = false;
+        subscriptions.retain(|key, subscription| {
+            let Some(tables) = wanted.get(key) else {
+                return key.kind != Kind::VirtualHost;
+            };
+            let is_of = |name: &str| {
+                name.rsplit_once('/')
+                    .is_some_and(|(table, _)| tables.contains(table))
+            };
+            has_changed |= subscription.forget_all(|name, _| !is_of(name));
+            true
+        });
+        has_changed |= subscriptions.len() != before;
+        for key in wanted.keys() {
+            subscriptions.entry(key.clone()).or_insert_with(|| {
+                has_changed = true;
+                Subscription::default()
+            });
+        }
+        drop(subscriptions);
+        if has_changed {
+            self.changed.notify_one();
         }
     }
 
@@ -212,28 +285,30 @@ impl Subscription {
         // Another number than the name had if it was asked for before: it is asked for once more.
         self.newest = self.newest.wrapping_add(1);
         self.names.insert(name.clone(), self.newest);
-        self.asked.insert(name, answer);
+        let resource = None;
+        self.asked.insert(name, Asked { answer, resource });
         self.unanswered += 1;
         Asking(asking)
     }
 
     /// Tells all who wait for `name` that it is there.
-    fn answer(&mut self, name: &str) {
-        let Some(answer) = self.asked.get(name) else {
+    fn answer(&mut self, name: &str, resource: Option<&str>) {
+        let Some(asked) = self.asked.get_mut(name) else {
             return;
         };
-        if answer.send_replace(Answer::Found) == Answer::Awaited {
+        asked.resource = resource.map(Arc::from);
+        if asked.answer.send_replace(Answer::Found) == Answer::Awaited {
             self.unanswered -= 1;
         }
     }
 
     /// Tells all who wait for `name` that there is none; whether it was asked for.
     fn forget(&mut self, name: &str) -> bool {
-        let Some(answer) = self.asked.remove(name) else {
+        let Some(asked) = self.asked.remove(name) else {
             return false;
         };
         self.names.remove(name);
-        if answer.send_replace(Answer::Gone) == Answer::Awaited {
+        if asked.answer.send_replace(Answer::Gone) == Answer::Awaited {
             self.unanswered -= 1;
         }
         true
@@ -241,15 +316,22 @@ impl Subscription {
 
     /// Forgets names without an answer that nobody waits for any more; whether there were any.
     fn forget_unwaited(&mut self) -> bool {
-        let is_idle = |answer: &watch::Sender<Answer>| {
-            answer.receiver_count() == 0 && *answer.borrow() == Answer::Awaited
-        };
-        let idle = self.asked.iter().filter(|(_, answer)| is_idle(answer));
-        let idle: Vec<Arc<str>> = idle.map(|(name, _)| name.clone()).collect();
-        for name in &idle {
+        self.forget_all(|_, asked| {
+            asked.answer.receiver_count() == 0 && *asked.answer.borrow() == Answer::Awaited
+        })
+    }
+
+    /// Forgets what `is_over` says; whether there was any.
+    fn forget_all(&mut self, is_over: impl Fn(&str, &Asked) -> bool) -> bool {
+        let over = self
+            .asked
+            .iter()
+            .filter(|(name, asked)| is_over(name, asked));
+        let over: Vec<Arc<str>> = over.map(|(name, _)| name.clone()).collect();
+        for name in &over {
             self.forget(name);
         }
-        !idle.is_empty()
+        !over.is_empty()
     }
 }
 
@@ -267,95 +349,4 @@ impl Asking {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn source() -> DemandSource {
-        DemandSource(Key::of(Kind::OnDemandCluster, Source::Ads))
-    }
-
-    fn demand() -> Demand {
-        let demand = Demand::default();
-        demand.set_ads(true);
-        demand
-    }
-
-    fn names(demand: &Demand) -> Names {
-        let (_, mut all) = demand.names().remove(0);
-        all.remove(&source().0).unwrap_or_default()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn whoever_asks_hears_what_came_of_it() {
-        let demand = demand();
-        let limit = Duration::from_secs(5);
-        let ask = |name| demand.ask(&source(), name).unwrap().answered_within(limit);
-        assert_eq!(ask("mute").await, Found::TooLate);
-        let (one, two, gone) = (ask("there"), ask("there"), ask("gone"));
-        demand.found(Kind::OnDemandCluster, ["there", "unasked"].into_iter());
-        demand.gone(Kind::OnDemandCluster, "gone");
-        assert_eq!(
-            (one.await, two.await, gone.await),
-            (Found::Yes, Found::Yes, Found::No)
-        );
-        // What is late is still there for the next.
-        demand.found(Kind::OnDemandCluster, ["mute"].into_iter());
-        assert_eq!(ask("mute").await, Found::Yes);
-        assert_eq!(names(&demand).sorted(), ["mute", "there"]);
-    }
-
-    #[test]
-    fn what_was_gone_is_asked_for_once_more() {
-        let demand = demand();
-        demand.ask(&source(), "one").unwrap();
-        demand.ask(&source(), "two").unwrap();
-        let before = names(&demand);
-        assert_eq!(before.new_since(&Names::default()), ["one", "two"]);
-        demand.gone(Kind::OnDemandCluster, "one");
-        assert_eq!(before.missing_in(&names(&demand)), ["one"]);
-        demand.ask(&source(), "one").unwrap();
-        let after = names(&demand);
-        // Though its name was on the list all the time for who looks only now.
-        assert_ne!(after, before);
-        assert_eq!(after.new_since(&before), ["one"]);
-        assert_eq!(before.missing_in(&after), Vec::<String>::new());
-    }
-
-    #[test]
-    fn names_without_an_answer_are_bounded() {
-        let demand = demand();
-        let ask = |name: &str| demand.ask(&source(), name);
-        let waiting: Vec<_> = (0..MAX_UNANSWERED)
-            .map(|number| ask(&number.to_string()).unwrap())
-            .collect();
-        assert!(ask("one more").is_none());
-        // A name that is asked for already is no more.
-        assert!(ask("0").is_some());
-        // One with an answer leaves room for another, and those whom nobody waits for any more do.
-        demand.found(Kind::OnDemandCluster, ["0"].into_iter());
-        assert!(ask("one more").is_some());
-        assert!(ask("two more").is_some());
-        drop(waiting);
-        assert!(ask("three more").is_some());
-        assert_eq!(names(&demand).sorted(), ["0", "three more"]);
-    }
-
-    #[test]
-    fn only_delta_is_asked() {
-        let check = |text: &str| {
-            let wire = proto::yaml::from_str(text).unwrap();
-            DemandSource::clusters(&wire).and_then(|source| Demand::default().check(&source))
-        };
-        let grpc = |api: &str| {
-            format!(
-                "api_config_source: {{api_type: {api}, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}"
-            )
-        };
-        let (delta, other) = (grpc("DELTA_GRPC"), grpc("GRPC"));
-        check(&delta).unwrap();
-        for text in ["ads: {}", "path_config_source: {path: /a}", &other] {
-            let error = check(text).unwrap_err().to_string();
-            assert!(error.contains("DELTA_GRPC"), "{error}");
-        }
-    }
-}
+mod tests;

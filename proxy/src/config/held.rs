@@ -24,6 +24,10 @@ impl ConfigStore {
                 let known = state.assignments.get(&key.source);
                 known.into_iter().flat_map(versions).collect()
             }
+            Kind::VirtualHost => {
+                let slots = self.routes.everywhere();
+                slots.iter().flat_map(|slot| slot.held_hosts(key)).collect()
+            }
             Kind::Route => {
                 let version = |slot: &RouteSlot| Some(slot.source()?.version);
                 self.routes.held(&key.source, version)

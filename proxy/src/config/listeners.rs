@@ -192,7 +192,8 @@ impl ConfigStore {
                 }
             };
             let name = wire.name.clone();
-            if let Err(error) = slot.store(wire, &resource.any, &resource.version) {
+            let demand = &self.server.demand;
+            if let Err(error) = slot.store(wire, &resource.any, &resource.version, demand) {
                 tracing::warn!(target: "config", route = %name, %error, "route configuration refused");
                 failures.add(&name, error);
             }
@@ -203,6 +204,7 @@ impl ConfigStore {
                 slot.set_missing();
             }
         }
+        self.refresh_virtual_hosts();
         failures.into_result(Kind::Route)
     }
 
@@ -238,7 +240,7 @@ fn is_warm(
     extensions: &[Arc<ExtensionSlot>],
 ) -> bool {
     slots.iter().all(|slot| slot.load().is_some())
-        && routes.iter().all(|slot| slot.load().is_some())
+        && routes.iter().all(|slot| slot.is_ready())
         && extensions.iter().all(|slot| slot.is_ready())
 }
 
@@ -255,9 +257,9 @@ async fn warm(
             .map_or(INITIAL_FETCH_TIMEOUT, fetch_timeout);
         in_time(patience, slot.ready())
     });
-    let routes = routes
-        .iter()
-        .map(|slot| in_time(slot.fetch_timeout(), slot.ready()));
+    let routes = routes.iter().map(|slot| async {
+        in_time(slot.fetch_timeout(), slot.ready()).await && slot.has_hosts().await
+    });
     let extensions = extensions
         .iter()
         .map(|slot| in_time(slot.fetch_timeout(), slot.ready()));

@@ -92,6 +92,7 @@ impl Failures {
             Kind::Secret => "secret(s)",
             Kind::Runtime => "runtime layer(s)",
             Kind::Extension => "extension(s)",
+            Kind::VirtualHost => "virtual host(s)",
         };
         Err(format!("Error adding/updating {what} {}", lines.join("\n")))
     }
@@ -124,6 +125,7 @@ impl ConfigStore {
             Kind::Endpoint => self.apply_endpoints(&key.source, update),
             Kind::Listener => self.apply_listeners(update),
             Kind::Route => self.apply_routes(&key.source, update),
+            Kind::VirtualHost => self.apply_virtual_hosts(key, update),
             Kind::Secret => self.apply_secrets(key, update),
             Kind::Runtime => self.apply_runtime(update),
             Kind::Extension => self.apply_extensions(&key.source, update),

@@ -6,7 +6,8 @@ use parking_lot::Mutex;
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::watch;
 
-/// One subscription: a type from a source. A secret over gRPC has a subscription of its own, as Envoy has it.
+/// One subscription: a type from a source. A secret over gRPC has a subscription of its own, as Envoy has it, and so have the
+/// virtual hosts of a route configuration.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key {
     /// The type.
@@ -57,8 +58,8 @@ impl Key {
     }
 
     /// The subscription that has `name`.
-    fn for_name(kind: Kind, source: Source, name: &Arc<str>) -> Self {
-        let is_single = kind == Kind::Secret && source != Source::Ads;
+    pub(super) fn for_name(kind: Kind, source: Source, name: &Arc<str>) -> Self {
+        let is_single = matches!(kind, Kind::Secret | Kind::VirtualHost) && source != Source::Ads;
         Self {
             kind,
             source,
@@ -184,6 +185,7 @@ impl ConfigStore {
         if let Some(names) = self.extensions.prune() {
             has_changed |= replace(&mut now, Kind::Extension, by_key(Kind::Extension, names));
         }
+        self.refresh_virtual_hosts();
         self.secrets.prune();
         let secrets = self.secrets.all().into_iter().filter_map(|slot| {
             let source = source_of(&slot)?;

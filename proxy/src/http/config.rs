@@ -342,6 +342,10 @@ impl Routes {
     ) -> Result<Self, Invalid> {
         match &config.route_specifier {
             Some(hcm::RouteSpecifier::Rds(rds)) => Ok(Routes::Slot(context.rds(rds).at("rds")?)),
+            Some(hcm::RouteSpecifier::RouteConfig(routes)) if routes.vhds.is_some() => {
+                let slot = context.discovering(routes).at("route_config")?;
+                Ok(Routes::Slot(slot))
+            }
             Some(hcm::RouteSpecifier::RouteConfig(routes)) => Ok(Routes::Inline(Arc::new(
                 RouteTable::try_from(routes.clone()).at("route_config")?,
             ))),

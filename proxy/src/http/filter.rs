@@ -107,6 +107,9 @@ pub(crate) enum FilterStatus {
     Wait(Pin<Box<dyn Future<Output = Resume>>>),
     /// Wait for the request's body, then go on with it.
     Buffer(Box<Buffering>),
+    /// Select the route anew, and begin once more with the filters that are on for it; where a filter has read of the body
+    /// already, go on with those of now.
+    Restart,
 }
 
 /// How a filter wants the request's body.

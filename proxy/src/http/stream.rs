@@ -168,8 +168,15 @@ async fn run(
         return Outcome::Reply(reply);
     }
     loop {
-        if let Some(reply) = run_filters(cell, source).await {
-            return Outcome::Reply(reply);
+        match run_filters(cell, source).await {
+            Filtered::Through => {}
+            Filtered::Reply(reply) => return Outcome::Reply(reply),
+            Filtered::Anew => {
+                if let Err(reply) = cell.with(choose_filters) {
+                    return Outcome::Reply(reply);
+                }
+                continue;
+            }
         }
         cell.with(|state| source.set_sees_data(state.update_sees_data()));
         let reply = cell.with(answer_locally);
@@ -225,7 +232,17 @@ fn choose_filters(state: &mut StreamState) -> Result<(), Box<LocalReply>> {
     Ok(())
 }
 
-async fn run_filters(cell: &Rc<StreamCell>, source: &Rc<RequestSource>) -> Option<Box<LocalReply>> {
+/// What came of a request's way through the filters.
+enum Filtered {
+    /// It is through.
+    Through,
+    /// It is answered.
+    Reply(Box<LocalReply>),
+    /// Its route may be another now, and with it the filters.
+    Anew,
+}
+
+async fn run_filters(cell: &Rc<StreamCell>, source: &Rc<RequestSource>) -> Filtered {
     let mut index = 0;
     let mut resumed = None;
     loop {
@@ -235,17 +252,24 @@ async fn run_filters(cell: &Rc<StreamCell>, source: &Rc<RequestSource>) -> Optio
         };
         match status {
             FilterStatus::Continue if cell.with(|state| index >= state.filters.len()) => {
-                return None;
+                return Filtered::Through;
             }
             FilterStatus::Continue => {}
-            FilterStatus::LocalReply(reply) => return Some(reply),
+            FilterStatus::LocalReply(reply) => return Filtered::Reply(reply),
+            FilterStatus::Restart => {
+                cell.with(|state| state.stream.clear_route());
+                // Filters that have seen a part of the body must see the rest of it.
+                if source.is_untouched() {
+                    return Filtered::Anew;
+                }
+            }
             FilterStatus::Buffer(buffering) => {
                 resumed = Some(buffer(cell, source, *buffering, index).await)
                     .filter(|status| !matches!(status, FilterStatus::Continue));
             }
             FilterStatus::Wait(future) => match future.await {
                 Resume::Continue => {}
-                Resume::LocalReply(reply) => return Some(reply),
+                Resume::LocalReply(reply) => return Filtered::Reply(reply),
                 Resume::Then(work) => {
                     let status = cell.with(|state| work(&mut state.request, &mut state.stream));
                     // Going on leads through `next_status`, which selects a route that was cleared.

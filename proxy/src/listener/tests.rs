@@ -25,6 +25,7 @@ fn greeting(name: &str, is_bound: bool) -> Resource {
     .unwrap();
     Resource {
         name: name.to_owned(),
+        aliases: Vec::new(),
         version: String::new(),
         any: proto::any::pack(&wire),
     }

@@ -140,14 +140,17 @@ impl VirtualHost {
 }
 
 impl DomainIndex {
-    pub(super) fn try_new(table: &str, hosts: &[wire::VirtualHost]) -> Result<Self, Invalid> {
+    pub(super) fn try_new<'a>(
+        table: &str,
+        hosts: impl IntoIterator<Item = &'a [String]>,
+    ) -> Result<Self, Invalid> {
         let mut index = DomainIndex::default();
-        for (number, host) in hosts.iter().enumerate() {
-            if host.domains.is_empty() {
+        for (number, domains) in hosts.into_iter().enumerate() {
+            if domains.is_empty() {
                 return Err(Invalid::new("at least one domain is needed")
                     .at(format_args!("virtual_hosts[{number}].domains")));
             }
-            for (place, domain) in host.domains.iter().enumerate() {
+            for (place, domain) in domains.iter().enumerate() {
                 index
                     .insert(domain, number)
                     .map_err(|problem| Invalid::new(format!("{problem} in route {table}")))

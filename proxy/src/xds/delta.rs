@@ -62,11 +62,16 @@ impl Variant for Delta {
         }
         let known = before.unwrap_or_default();
         let mut have = if is_new { held() } else { Versions::new() };
-        // A claim is good only for what is asked for.
-        have.retain(|name, _| now.has(name));
+        // A claim is good only for what is asked for. Virtual hosts have names other than those they are asked for by.
+        have.retain(|name, _| kind == Kind::VirtualHost || now.has(name));
+        let mut subscribed = now.new_since(&known);
+        if is_new && kind == Kind::VirtualHost && !subscribed.is_empty() {
+            // Those that nobody has asked for are wanted besides; a first request without names wants them as well.
+            subscribed.insert(0, "*".to_owned());
+        }
         let request = DeltaDiscoveryRequest {
             type_url: kind.type_url().to_owned(),
-            resource_names_subscribe: now.new_since(&known),
+            resource_names_subscribe: subscribed,
             resource_names_unsubscribe: known.missing_in(&now),
             initial_resource_versions: have,
             ..DeltaDiscoveryRequest::default()
@@ -78,7 +83,14 @@ impl Variant for Delta {
     fn read(&mut self, _: Option<Kind>, response: DeltaDiscoveryResponse) -> Incoming {
         let mut resources = Vec::with_capacity(response.resources.len());
         let mut lives = Vec::new();
+        let mut absent = Vec::new();
+        let has_aliases = response.type_url == Kind::VirtualHost.type_url();
         for resource in response.resources {
+            if has_aliases && resource.resource.is_none() && resource.ttl.is_none() {
+                absent.push(resource.name);
+                absent.extend(resource.aliases);
+                continue;
+            }
             if resource.ttl.is_some() || resource.resource.is_none() {
                 let life = resource.ttl.as_ref().and_then(|ttl| duration(ttl).ok());
                 lives.push((resource.name.clone(), life));
@@ -86,6 +98,7 @@ impl Variant for Delta {
             // Without a resource it is a heartbeat: what is there lives on.
             resources.extend(resource.resource.map(|any| Resource {
                 name: resource.name,
+                aliases: resource.aliases,
                 version: resource.version,
                 any,
             }));
@@ -98,6 +111,7 @@ impl Variant for Delta {
                 version: response.system_version_info,
                 resources,
                 removed: response.removed_resources,
+                absent,
             },
             lives,
         }

@@ -85,11 +85,13 @@ fn parse(text: &[u8], path: &Path, kind: Kind) -> Result<Update, String> {
             .into_iter()
             .map(|any| Resource {
                 name: String::new(),
+                aliases: Vec::new(),
                 version: version.clone(),
                 any,
             })
             .collect(),
         version,
         removed: Vec::new(),
+        absent: Vec::new(),
     })
 }

@@ -10,7 +10,10 @@ use proto::envoy::service::{
     endpoint::v3::endpoint_discovery_service_client::EndpointDiscoveryServiceClient as Endpoint,
     extension::v3::extension_config_discovery_service_client::ExtensionConfigDiscoveryServiceClient as Extension,
     listener::v3::listener_discovery_service_client::ListenerDiscoveryServiceClient as Listener,
-    route::v3::route_discovery_service_client::RouteDiscoveryServiceClient as Route,
+    route::v3::{
+        route_discovery_service_client::RouteDiscoveryServiceClient as Route,
+        virtual_host_discovery_service_client::VirtualHostDiscoveryServiceClient as VirtualHost,
+    },
     runtime::v3::runtime_discovery_service_client::RuntimeDiscoveryServiceClient as Runtime,
     secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient as Secret,
 };
@@ -47,7 +50,9 @@ pub(super) async fn open_sotw(
             call!(Extension, channel, stream_extension_configs, request)
         }
         // Sources that do not speak delta were refused.
-        Some(Kind::OnDemandCluster) => Err(Status::unimplemented("on demand is delta only")),
+        Some(Kind::OnDemandCluster | Kind::VirtualHost) => {
+            Err(Status::unimplemented("on demand is delta only"))
+        }
     }
 }
 
@@ -68,5 +73,6 @@ pub(super) async fn open_delta(
         Some(Kind::Secret) => call!(Secret, channel, delta_secrets, request),
         Some(Kind::Runtime) => call!(Runtime, channel, delta_runtime, request),
         Some(Kind::Extension) => call!(Extension, channel, delta_extension_configs, request),
+        Some(Kind::VirtualHost) => call!(VirtualHost, channel, delta_virtual_hosts, request),
     }
 }

@@ -90,6 +90,7 @@ impl Variant for StateOfTheWorld {
                 version,
                 resources,
                 removed: Vec::new(),
+                absent: Vec::new(),
             },
             lives,
         }
@@ -136,6 +137,7 @@ fn unwrap(any: Any, version: &str) -> (Option<Resource>, Option<(String, Option<
     if !proto::any::is::<Envelope>(&any) {
         let resource = Resource {
             name: String::new(),
+            aliases: Vec::new(),
             version: version.to_owned(),
             any,
         };
@@ -144,6 +146,7 @@ fn unwrap(any: Any, version: &str) -> (Option<Resource>, Option<(String, Option<
     let Ok(envelope) = proto::any::unpack::<Envelope>(&any) else {
         let resource = Resource {
             name: String::new(),
+            aliases: Vec::new(),
             version: version.to_owned(),
             any,
         };
@@ -152,6 +155,7 @@ fn unwrap(any: Any, version: &str) -> (Option<Resource>, Option<(String, Option<
     let life = envelope.ttl.as_ref().and_then(|ttl| duration(ttl).ok());
     let resource = envelope.resource.map(|any| Resource {
         name: envelope.name.clone(),
+        aliases: Vec::new(),
         version: envelope.version,
         any,
     });

@@ -36,6 +36,7 @@ impl XdsStats {
                 Kind::Secret => root.scope("sds"),
                 Kind::Runtime => root.scope("runtime").scope("rtds"),
                 Kind::Extension => root.scope("extension_config_discovery"),
+                Kind::VirtualHost => root.scope("vhds"),
                 Kind::OnDemandCluster => root.scope("cluster_manager").scope("odcds"),
             };
             scope.group()

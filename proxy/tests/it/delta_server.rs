@@ -13,6 +13,9 @@ use proto::envoy::service::{
             AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
         },
     },
+    route::v3::virtual_host_discovery_service_server::{
+        VirtualHostDiscoveryService, VirtualHostDiscoveryServiceServer,
+    },
 };
 use std::{net::SocketAddr, sync::Arc};
 use tokio::{
@@ -50,7 +53,8 @@ impl DeltaServer {
         tokio::spawn(
             tonic::transport::Server::builder()
                 .add_service(AggregatedDiscoveryServiceServer::new(service.clone()))
-                .add_service(ClusterDiscoveryServiceServer::new(service))
+                .add_service(ClusterDiscoveryServiceServer::new(service.clone()))
+                .add_service(VirtualHostDiscoveryServiceServer::new(service))
                 .serve_with_incoming(TcpListenerStream::new(listener)),
         );
         Self {
@@ -100,6 +104,15 @@ impl Conversation {
             assert_eq!(message.error_detail, None);
             if !message.resource_names_subscribe.is_empty() {
                 return message.resource_names_subscribe;
+            }
+        }
+    }
+
+    /// The reason of the next refusal.
+    pub(crate) async fn refused(&mut self) -> String {
+        loop {
+            if let Some(error) = self.next().await.error_detail {
+                return error.message;
             }
         }
     }
@@ -189,5 +202,17 @@ impl ClusterDiscoveryService for Service {
         _: Request<DiscoveryRequest>,
     ) -> Result<Response<DiscoveryResponse>, Status> {
         Err(Status::unimplemented("delta is spoken"))
+    }
+}
+
+#[tonic::async_trait]
+impl VirtualHostDiscoveryService for Service {
+    type DeltaVirtualHostsStream = Answers;
+
+    async fn delta_virtual_hosts(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        Ok(self.open(request).await)
     }
 }

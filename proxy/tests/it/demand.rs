@@ -1,13 +1,14 @@
-//! What requests ask for while they wait: clusters (ODCDS). What is wanted of us is what a real Envoy does (`PROXY_BINARY`).
+//! What requests ask for while they wait: clusters (ODCDS) and virtual hosts (VHDS). What is wanted of us is what a real Envoy does (`PROXY_BINARY`).
 
 use crate::{
     delta_server::{Conversation, DeltaServer, source},
     http::echo,
     process::Process,
-    running::{PATIENCE, greeter, static_cluster},
+    running::{PATIENCE, eventually, greeter, static_cluster},
 };
-use proto::envoy::config::cluster::v3::Cluster;
+use proto::envoy::config::{cluster::v3::Cluster, route::v3::VirtualHost};
 use std::net::SocketAddr;
+use tempfile::NamedTempFile;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -228,4 +229,211 @@ async fn a_connection_waits_for_its_cluster() {
             .stat_is(&stat("downstream_cx_no_route"), refused)
             .await;
     }
+}
+
+/// The route configuration `r`, which has a virtual host of its own and asks for others.
+fn routes_with(source: &str) -> String {
+    let own = virtual_host("base", "base.test", "direct_response: {status: 200}");
+    format!("name: r, vhds: {{config_source: {source}}}, virtual_hosts: [{own}]")
+}
+
+/// A file with it.
+fn route_file(source: &str) -> NamedTempFile {
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    let kind = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+    let routes = routes_with(source);
+    let text = format!("resources: [{{'@type': {kind}, {routes}}}]");
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
+fn rds(file: &NamedTempFile) -> String {
+    format!(
+        "rds: {{route_config_name: r, config_source: {{resource_api_version: V3, path_config_source: {{path: {}}}}}}}",
+        file.path().display()
+    )
+}
+
+fn virtual_host(name: &str, domain: &str, action: &str) -> String {
+    format!("{{name: {name}, domains: [{domain}], routes: [{{match: {{prefix: /}}, {action}}}]}}")
+}
+
+async fn say_host(to: &mut Conversation, name: &str, aliases: &[&str], text: &str) {
+    to.say::<VirtualHost>(&[(name, aliases, text)], &[]).await;
+}
+
+const TO_ECHO: &str = "route: {cluster: echo, timeout: 0s}";
+
+/// A proxy with these routes.
+async fn with_hosts(server: &DeltaServer, routes: &str) -> Process {
+    let bootstrap = format!(
+        "static_resources: {{listeners: [{}], clusters: [{}, {}]}}",
+        listener("", routes),
+        server.cluster(),
+        static_cluster("echo", echo().await),
+    );
+    let arguments = [NODE, &["--concurrency", "1"]].concat();
+    Process::start(&bootstrap, &arguments).await
+}
+
+#[tokio::test]
+async fn a_request_waits_for_its_virtual_host_with_its_body() {
+    let (server, file) = (DeltaServer::start().await, route_file(&source("hosts")));
+    let proxy = with_hosts(&server, &rds(&file)).await;
+    discovers(&proxy, &server).await;
+    let (_, dump) = proxy
+        .get("/config_dump?resource=dynamic_route_configs")
+        .await;
+    assert!(
+        dump.contains("r/first") && !dump.contains("r/bad"),
+        "{dump}"
+    );
+}
+
+#[tokio::test]
+async fn routes_in_their_listener_discover_virtual_hosts_too() {
+    let server = DeltaServer::start().await;
+    let routes = format!("route_config: {{{}}}", routes_with(&source("hosts")));
+    let proxy = with_hosts(&server, &routes).await;
+    discovers(&proxy, &server).await;
+}
+
+/// Virtual hosts are there in the beginning, asked for, followed and refused.
+async fn discovers(proxy: &Process, server: &DeltaServer) {
+    // The listener waits for the hosts that are there anyway.
+    let mut stream = server.accept().await;
+    assert!(stream.next().await.resource_names_subscribe.is_empty());
+    assert_ne!(proxy.get("/ready").await.0, 200);
+    let first = virtual_host("r/first", "first.test", TO_ECHO);
+    say_host(&mut stream, "r/first", &[], &first).await;
+    proxy.is_ready().await;
+    let web = proxy.address("web").await;
+    let ask_host = |host: &'static str, body: &'static str| async move {
+        ask(web, "/", &format!("host: {host}"), body).await
+    };
+    assert_eq!(ask_host("base.test", "").await.0, 200);
+    assert_eq!(ask_host("first.test", "").await, (200, String::new()));
+
+    // Others are asked for, once.
+    let answering = async {
+        assert_eq!(stream.asked().await, ["r/wanted.test"]);
+        proxy.stat_reaches("http.web.downstream_rq_total", 4).await;
+        let wanted = virtual_host("r/any", "wanted.test", TO_ECHO);
+        say_host(&mut stream, "r/any", &["r/wanted.test"], &wanted).await;
+    };
+    let (one, other, ()) = tokio::join!(
+        ask_host("Wanted.test", ""),
+        ask_host("wanted.test", ""),
+        answering
+    );
+    assert_eq!((one, other), ((200, String::new()), (200, String::new())));
+
+    // With its body.
+    let answering = async {
+        assert_eq!(stream.asked().await, ["r/body.test"]);
+        let host = virtual_host("r/body", "body.test", TO_ECHO);
+        say_host(&mut stream, "r/body", &["r/body.test"], &host).await;
+    };
+    let (answer, ()) = tokio::join!(ask_host("body.test", "body"), answering);
+    assert_eq!(answer, (200, "body".into()));
+
+    // What is not there is not found.
+    let answering = async {
+        assert_eq!(stream.asked().await, ["r/none.test"]);
+        say_host(&mut stream, "r/none.test", &["r/none.test"], "").await;
+    };
+    let (answer, ()) = tokio::join!(ask_host("none.test", "body"), answering);
+    assert_eq!(answer, (404, "NR route_not_found".into()));
+
+    // And what is there is followed.
+    let other = virtual_host("r/any", "wanted.test", "direct_response: {status: 201}");
+    say_host(&mut stream, "r/any", &["r/wanted.test"], &other).await;
+    eventually("the other route", || async {
+        (ask_host("wanted.test", "").await.0 == 201).then_some(())
+    })
+    .await;
+
+    // What is refused leaves all as it was.
+    let bad = virtual_host("r/bad", "first.test", "direct_response: {status: 201}");
+    say_host(&mut stream, "r/bad", &[], &bad).await;
+    let error = stream.refused().await;
+    assert!(error.contains("first.test"), "{error}");
+    assert_eq!(ask_host("first.test", "").await.0, 200);
+}
+
+#[tokio::test]
+async fn both_are_asked_for_over_ads() {
+    let server = DeltaServer::start().await;
+    let ads = "{ads: {}, resource_api_version: V3}";
+    let file = route_file(ads);
+    let bootstrap = format!(
+        "dynamic_resources: {{cds_config: {ads}, ads_config: {{api_type: DELTA_GRPC, transport_api_version: V3, \
+         grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}}}\nstatic_resources: {{listeners: [{}], clusters: [{}]}}",
+        listener(
+            &format!(", odcds: {{source: {ads}, timeout: {TIMEOUT}}}"),
+            &rds(&file)
+        ),
+        server.cluster(),
+    );
+    let arguments = [NODE, &["--concurrency", "1"]].concat();
+    let proxy = Process::start(&bootstrap, &arguments).await;
+    let mut stream = server.accept().await;
+    let upstream = echo().await;
+    say_cluster(&mut stream, "known", upstream).await;
+    while !stream.next().await.type_url.ends_with("VirtualHost") {}
+    stream.say::<VirtualHost>(&[], &[]).await;
+    proxy.is_ready().await;
+    let web = proxy.address("web").await;
+    let header = "host: wanted.test\r\nx-cluster: there";
+    let answering = async {
+        assert_eq!(stream.asked().await, ["r/wanted.test"]);
+        let wanted = virtual_host("r/any", "wanted.test", "route: {cluster_header: x-cluster}");
+        say_host(&mut stream, "r/any", &["r/wanted.test"], &wanted).await;
+        assert_eq!(stream.asked().await, ["there"]);
+        say_cluster(&mut stream, "there", upstream).await;
+    };
+    let (answer, ()) = tokio::join!(ask(web, "/", header, "body"), answering);
+    assert_eq!(answer, (200, "body".into()));
+    let header = "host: wanted.test\r\nx-cluster: known";
+    assert_eq!(ask(web, "/", header, "body").await.0, 200);
+}
+
+/// Not as in Envoy, where the name is asked for no more and its requests wait in vain.
+#[tokio::test]
+async fn a_virtual_host_that_is_gone_is_asked_for_anew_and_all_are_on_every_stream() {
+    let (server, file) = (DeltaServer::start().await, route_file(&source("hosts")));
+    let proxy = with_hosts(&server, &rds(&file)).await;
+    let mut stream = server.accept().await;
+    assert!(stream.next().await.resource_names_subscribe.is_empty());
+    let host = |name: &str| virtual_host(name, "wanted.test", TO_ECHO);
+    let first = virtual_host("r/first", "first.test", TO_ECHO);
+    let both = [
+        ("r/first", &[] as &[&str], first.as_str()),
+        ("r/any", &[], &host("r/any")),
+    ];
+    stream.say::<VirtualHost>(&both, &[]).await;
+    proxy.is_ready().await;
+    let web = proxy.address("web").await;
+    let ask_host = || ask(web, "/", "host: wanted.test", "body");
+    assert_eq!(ask_host().await.0, 200);
+    stream.say::<VirtualHost>(&[], &["r/any"]).await;
+    proxy.stat_is("vhds.update_success", 2).await;
+    for name in ["r/one", "r/other"] {
+        let answering = async {
+            assert_eq!(stream.asked().await, ["r/wanted.test"]);
+            say_host(&mut stream, name, &["r/wanted.test"], &host(name)).await;
+        };
+        let (answer, ()) = tokio::join!(ask_host(), answering);
+        assert_eq!(answer, (200, "body".into()));
+        if name == "r/one" {
+            stream.say::<VirtualHost>(&[], &[name]).await;
+            proxy.stat_is("vhds.update_success", 4).await;
+        }
+    }
+    drop(stream);
+    let first = server.accept().await.next().await;
+    assert_eq!(first.resource_names_subscribe, ["*", "r/wanted.test"]);
+    let mut held: Vec<_> = first.initial_resource_versions.into_keys().collect();
+    held.sort();
+    assert_eq!(held, ["r/first", "r/other"]);
 }

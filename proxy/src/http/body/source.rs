@@ -121,6 +121,11 @@ impl RequestSource {
         source.is_end && source.kept.is_empty()
     }
 
+    /// True when nothing was read ahead of the upstream.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.source.borrow().kept.is_empty()
+    }
+
     /// Some filter wants to see the body.
     pub(crate) fn set_sees_data(&self, sees_data: bool) {
         self.source.borrow_mut().sees_data = sees_data;

@@ -1,7 +1,9 @@
-//! On-demand filter: a request whose cluster is not known waits while that is asked for (ODCDS).
+//! On-demand filter: a request without a route waits while a virtual host is asked for (VHDS), one whose cluster is not known while
+//! that is (ODCDS).
 //!
-//! As in Envoy the request goes on when the answer is there, good or bad: without a cluster the router says so (503, NC). Its
-//! body stays where it is meanwhile, unread.
+//! As in Envoy the request goes on when the answer is there, good or bad: without a route it is not found, without a cluster the
+//! router says so (503, NC). With a new route it begins once more with the filters of that. Its body stays where it is meanwhile,
+//! unread; where Envoy goes on without the configuration of the new route when there is one, it counts here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +32,8 @@ pub(crate) const KIND: FilterKind = FilterKind {
     )],
 };
 
+/// How long a virtual host is waited for at most: Envoy leaves that to the stream's idle timeout, which may be none.
+const HOST_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a cluster is waited for.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -101,7 +105,14 @@ impl FilterFactory for OnDemand {
 }
 
 impl HttpFilter for OnDemand {
-    fn decode_headers(&mut self, _: &mut RequestHeaders, stream: &mut Stream) -> FilterStatus {
+    fn decode_headers(
+        &mut self,
+        headers: &mut RequestHeaders,
+        stream: &mut Stream,
+    ) -> FilterStatus {
+        if stream.route().is_none() {
+            return find_virtual_host(headers, stream);
+        }
         let Factory { name, config } = &*self.0;
         let of_route = stream.config_of::<Config>(name, KIND.name);
         let clusters = of_route.unwrap_or(config).clusters.as_ref();
@@ -110,6 +121,31 @@ impl HttpFilter for OnDemand {
             None => FilterStatus::Continue,
         }
     }
+}
+
+/// Waits for the virtual host of a request that has no route.
+fn find_virtual_host(headers: &RequestHeaders, stream: &Stream) -> FilterStatus {
+    let Some(discovery) = stream.host_discovery() else {
+        return FilterStatus::Continue;
+    };
+    let name = discovery.name_of(headers.host());
+    let demand = &stream.worker().server.demand;
+    let Some(asking) = demand.ask(&discovery.source, &name) else {
+        return FilterStatus::Continue;
+    };
+    if stream.is_routed(headers) {
+        return FilterStatus::Restart;
+    }
+    FilterStatus::Wait(Box::pin(async move {
+        asking.answered_within(HOST_TIMEOUT).await;
+        Resume::Then(Box::new(|headers, stream| {
+            if stream.is_routed(headers) {
+                FilterStatus::Restart
+            } else {
+                FilterStatus::Continue
+            }
+        }))
+    }))
 }
 
 impl Clusters {

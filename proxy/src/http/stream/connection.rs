@@ -14,7 +14,7 @@ use crate::http::headers::RequestHeaders;
 use crate::http::local_reply::LocalReply;
 use crate::listener::ConnectionInfo;
 use crate::overload::Action;
-use crate::router::{RouteKind, RouteTable, SelectedRoute, Selection, WorkerTable};
+use crate::router::{HostDiscovery, RouteKind, RouteTable, SelectedRoute, Selection, WorkerTable};
 use crate::worker::Worker;
 
 use super::{DownstreamConnection, Stream};
@@ -131,6 +131,22 @@ impl Stream {
             Selection::Route(route) => Some(route),
             Selection::None | Selection::NeedsTls => None,
         }
+    }
+
+    /// Where the virtual host of this request may be asked for.
+    pub(crate) fn host_discovery(&self) -> Option<HostDiscovery> {
+        self.connection.route_table()?.discovery.clone()
+    }
+
+    /// Whether the table of now has anything to say of a request.
+    pub(crate) fn is_routed(&self, headers: &RequestHeaders) -> bool {
+        let table = self.connection.route_table();
+        table.is_some_and(|table| {
+            !matches!(
+                RouteTable::select(&table, headers, &self.info),
+                Selection::None
+            )
+        })
     }
 
     /// The most specific configuration of a filter on the selected route.

@@ -55,7 +55,11 @@ fn what_is_wrong_is_refused_with_its_path() {
         ),
         (
             json!({"name": "r", "vhds": {}}),
-            "vhds: VHDS is not supported",
+            "vhds.config_source: it is needed",
+        ),
+        (
+            json!({"name": "r", "vhds": {"config_source": {"path_config_source": {"path": "/a"}}}}),
+            "vhds.config_source: only DELTA_GRPC and ADS",
         ),
     ];
     for (config, want) in cases {
