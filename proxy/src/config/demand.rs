@@ -4,7 +4,8 @@
 //! into what is wanted of its source; the store tells what came of it ([`Demand::found`], [`Demand::gone`]). What was found stays
 //! asked for, so that it is followed; what is not there is forgotten, and asked for anew by the next request.
 //!
-//! Clients choose names, so there is a bound on those without an answer; how many are found is their server's matter.
+//! Clients choose names, so there is a bound on those without an answer, and a wide one on all: many names may stand for one virtual
+//! host.
 //!
 //! [`ConfigStore::run_demand`]: super::ConfigStore::run_demand
 
@@ -23,6 +24,8 @@ use tokio::sync::{Notify, futures::Notified, watch};
 const KINDS: [Kind; 2] = [Kind::OnDemandCluster, Kind::VirtualHost];
 /// Names of a source without an answer; one more is not asked for.
 const MAX_UNANSWERED: usize = 4096;
+/// Names of a source in all.
+const MAX_NAMES: usize = 65_536;
 
 /// What requests ask for.
 #[derive(Default)]
@@ -137,8 +140,8 @@ impl Demand {
         if let Some(asked) = asked {
             return Some(Asking(asked.answer.subscribe()));
         }
-        if subscription.unanswered >= MAX_UNANSWERED && !subscription.forget_unwaited() {
-            tracing::warn!(target: "config", name, "too many names without an answer");
+        if subscription.is_full() && !subscription.forget_unwaited() {
+            tracing::warn!(target: "config", name, "too many names are asked for");
             return None;
         }
         let asking = subscription.ask(name);
@@ -289,6 +292,10 @@ impl Subscription {
         self.asked.insert(name, Asked { answer, resource });
         self.unanswered += 1;
         Asking(asking)
+    }
+
+    fn is_full(&self) -> bool {
+        self.unanswered >= MAX_UNANSWERED || self.asked.len() >= MAX_NAMES
     }
 
     /// Tells all who wait for `name` that it is there.

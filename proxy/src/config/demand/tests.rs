@@ -73,6 +73,19 @@ fn names_without_an_answer_are_bounded() {
 }
 
 #[test]
+fn names_with_an_answer_are_bounded_too() {
+    let demand = demand();
+    for number in 0..MAX_NAMES {
+        let name = number.to_string();
+        demand.ask(&source(), &name).unwrap();
+        demand.found(Kind::OnDemandCluster, [name.as_str()].into_iter());
+    }
+    assert!(demand.ask(&source(), "one more").is_none());
+    demand.gone(Kind::OnDemandCluster, "0");
+    assert!(demand.ask(&source(), "one more").is_some());
+}
+
+#[test]
 fn names_go_with_their_table() {
     let demand = demand();
     let source = |table: &str| {
