@@ -71,10 +71,13 @@ pub(crate) fn try_all<W, T>(
     wire: impl IntoIterator<Item = W>,
     mut check: impl FnMut(W) -> Result<T, Invalid>,
 ) -> Result<Vec<T>, Invalid> {
-    wire.into_iter()
-        .enumerate()
-        .map(|(index, item)| check(item).at(format_args!("{field}[{index}]")))
-        .collect()
+    let wire = wire.into_iter();
+    // Room for just so many: what is checked stays, mostly one of it, and a list that grows has room for four.
+    let mut checked = Vec::with_capacity(wire.size_hint().0);
+    for (index, item) in wire.enumerate() {
+        checked.push(check(item).at(format_args!("{field}[{index}]"))?);
+    }
+    Ok(checked)
 }
 
 #[cfg(test)]

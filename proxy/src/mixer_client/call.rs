@@ -136,7 +136,7 @@ async fn send(
         cluster.report(&host, Outcome::LocalFailure, worker.random());
     })?;
     let code = response.status().as_u16();
-    cluster.response_codes.record(code);
+    cluster.stats.response_codes.record(code);
     cluster.stats.upstream_rq_completed.inc();
     cluster.report(&host, Outcome::Status(code), worker.random());
     if code != 200 {

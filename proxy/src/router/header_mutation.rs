@@ -12,9 +12,12 @@ use crate::stream_info::StreamInfo;
 
 use super::header_name;
 
-/// A list of changes.
+/// A list of changes; mostly there are none, in thousands of places.
 #[derive(Debug, Default)]
-pub(crate) struct HeaderMutations {
+pub(crate) struct HeaderMutations(Option<Box<Lists>>);
+
+#[derive(Debug)]
+struct Lists {
     remove: Vec<HeaderName>,
     add: Vec<Addition>,
 }
@@ -39,18 +42,21 @@ impl HeaderMutations {
         add: &[wire::HeaderValueOption],
         remove: &[String],
     ) -> Result<Self, Invalid> {
-        Ok(HeaderMutations {
+        let lists = Lists {
             add: try_all("add", add, Addition::try_from)?,
             remove: try_all("remove", remove, |name| changeable(name))?,
-        })
+        };
+        let is_any = !lists.add.is_empty() || !lists.remove.is_empty();
+        Ok(HeaderMutations(is_any.then(|| Box::new(lists))))
     }
 
     /// Changes a request.
     pub(crate) fn apply_to_request(&self, headers: &mut RequestHeaders, info: &StreamInfo) {
-        for name in &self.remove {
+        let Some(lists) = &self.0 else { return };
+        for name in &lists.remove {
             headers.map.remove(name);
         }
-        for addition in &self.add {
+        for addition in &lists.add {
             let context = FormatContext::of_request(info, headers);
             let value = addition.value(&context);
             addition.put(value, &mut headers.map);
@@ -64,10 +70,11 @@ impl HeaderMutations {
         request: Option<&RequestHeaders>,
         info: &StreamInfo,
     ) {
-        for name in &self.remove {
+        let Some(lists) = &self.0 else { return };
+        for name in &lists.remove {
             response.map.remove(name);
         }
-        for addition in &self.add {
+        for addition in &lists.add {
             let context = FormatContext {
                 request,
                 response: Some(response),

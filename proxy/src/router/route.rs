@@ -16,7 +16,7 @@ use crate::tracing::{Decorator, RouteTracing};
 use super::request_stats::StatsSlot;
 use super::{ForwardAction, Mutations, Redirect, RouteMatch};
 
-/// A compiled route.
+/// A compiled route. There are thousands, so that what few of them have is elsewhere.
 #[derive(Debug)]
 pub(crate) struct Route {
     /// Its name, for the access log.
@@ -25,15 +25,15 @@ pub(crate) struct Route {
     /// What to do.
     pub(crate) kind: RouteKind,
     /// Free metadata; Mixer and the access log read it.
-    pub(crate) metadata: Option<Metadata>,
+    pub(crate) metadata: Option<Box<Metadata>>,
     /// Which of its requests are traced, and how.
-    pub(crate) tracing: Option<RouteTracing>,
+    pub(crate) tracing: Option<Box<RouteTracing>>,
     /// Its name for what it does, in spans.
     pub(crate) decorator: Option<Decorator>,
     pub(super) mutations: Mutations,
     pub(super) filters: RouteConfigs,
     pub(super) buffer_limit: Option<usize>,
-    pub(super) stats: Option<StatsSlot>,
+    pub(super) stats: Option<Box<StatsSlot>>,
 }
 
 /// What a route does.
@@ -44,7 +44,7 @@ pub(crate) enum RouteKind {
     /// Sends the client elsewhere.
     Redirect(Box<Redirect>),
     /// Answers.
-    Direct(DirectResponse),
+    Direct(Box<DirectResponse>),
 }
 
 /// A fixed answer.
@@ -86,9 +86,10 @@ impl Route {
             Action::Redirect(redirect) => {
                 RouteKind::Redirect(Box::new(Redirect::try_from(redirect).at("redirect")?))
             }
-            Action::DirectResponse(direct) => RouteKind::Direct(
-                DirectResponse::try_new(direct, body_limit).at("direct_response")?,
-            ),
+            Action::DirectResponse(direct) => {
+                let direct = DirectResponse::try_new(direct, body_limit);
+                RouteKind::Direct(Box::new(direct.at("direct_response")?))
+            }
             Action::FilterAction(_) => return Err(Invalid::unsupported("filter_action")),
             Action::NonForwardingAction(_) => {
                 return Err(Invalid::unsupported("non_forwarding_action"));
@@ -102,13 +103,14 @@ impl Route {
             name: route.name.as_str().into(),
             route_match,
             kind,
-            metadata: route.metadata.clone(),
+            metadata: route.metadata.clone().map(Box::new),
             tracing: route
                 .tracing
                 .as_ref()
                 .map(RouteTracing::try_from)
                 .transpose()
-                .at("tracing")?,
+                .at("tracing")?
+                .map(Box::new),
             decorator: route.decorator.as_ref().map(Decorator::from),
             mutations: Mutations::try_new(
                 &route.request_headers_to_add,
@@ -117,7 +119,7 @@ impl Route {
                 &route.response_headers_to_remove,
             )?,
             filters,
-            stats: StatsSlot::of_route(&route.stat_prefix),
+            stats: StatsSlot::of_route(&route.stat_prefix).map(Box::new),
             #[allow(deprecated, reason = "control planes still send the older field")]
             buffer_limit: route
                 .request_body_buffer_limit

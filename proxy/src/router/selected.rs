@@ -125,7 +125,7 @@ impl SelectedRoute {
     ) -> (CountedIn, Option<Arc<str>>) {
         let host = self.virtual_host();
         let virtual_cluster = host.clusters.find(headers);
-        let slots = [self.route().stats.as_ref(), virtual_cluster];
+        let slots = [self.route().stats.as_deref(), virtual_cluster];
         let counted = CountedIn::new(root, &host.name, slots);
         // What fits no virtual cluster is counted, but has no name.
         let named = virtual_cluster.filter(|slot| !host.clusters.is_rest(slot));

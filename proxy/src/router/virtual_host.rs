@@ -24,7 +24,7 @@ pub(crate) struct VirtualHost {
     /// Its name, for logs and statistics.
     pub(crate) name: Box<str>,
     /// What logs may read of it.
-    pub(crate) metadata: Option<Metadata>,
+    pub(crate) metadata: Option<Box<Metadata>>,
     pub(super) routes: Vec<Route>,
     require_tls: RequireTls,
     pub(super) mutations: Mutations,
@@ -82,7 +82,7 @@ impl VirtualHost {
         }
         Ok(VirtualHost {
             name: host.name.as_str().into(),
-            metadata: host.metadata.clone(),
+            metadata: host.metadata.clone().map(Box::new),
             routes: try_all("routes", &host.routes, |route| {
                 Route::try_new(route, host.cors.as_ref(), body_limit)
             })?,

@@ -59,7 +59,7 @@ pub(crate) fn finish(state: &mut StreamState) {
         ..FormatContext::of_request(info, &state.request)
     };
     let of_route = info.route.as_ref();
-    let of_route = of_route.and_then(|route| route.route().tracing.as_ref());
+    let of_route = of_route.and_then(|route| route.route().tracing.as_deref());
     for tag in config.tags_of(of_route) {
         if let Some(value) = tag.value(&context) {
             span.tag(tag.name.to_string(), value);

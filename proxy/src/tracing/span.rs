@@ -57,7 +57,7 @@ pub(crate) fn start(state: &mut StreamState) {
     let route = stream.info.route.clone();
     let of_route = route
         .as_ref()
-        .and_then(|route| route.route().tracing.as_ref());
+        .and_then(|route| route.route().tracing.as_deref());
     let rules = &connection.manager.request_id;
     let sampling = of_route.map_or(config.sampling, |tracing| tracing.sampling);
     let mut reason = decision::decide(request, sampling, rules.packs_reason, rules.draws_by_id);
@@ -261,7 +261,7 @@ pub(crate) fn start_upstream(
     let of_route = state
         .stream
         .route()
-        .and_then(|route| route.route().tracing.as_ref());
+        .and_then(|route| route.route().tracing.as_deref());
     let format = of_route
         .and_then(|tracing| tracing.upstream_operation.as_ref())
         .or(config.upstream_operation.as_ref());

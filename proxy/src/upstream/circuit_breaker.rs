@@ -2,7 +2,7 @@
 //!
 //! The counts are of the whole process (all workers), as Envoy's are.
 
-use super::stats::{BreakerStats, RemainingStats};
+use super::stats::{BreakerStats, ClusterGroups, RemainingStats};
 use crate::stats::Scope;
 use proto::envoy::config::cluster::v3::{CircuitBreakers as Wire, circuit_breakers::Thresholds};
 use proto::envoy::config::core::v3::RoutingPriority;
@@ -37,8 +37,9 @@ struct Level {
     retries: AtomicU64,
     pools: AtomicU64,
     /// What a retry budget with an interval is a share of.
-    recent: Option<Recent>,
-    stats: Arc<BreakerStats>,
+    recent: Option<Box<Recent>>,
+    priority: Priority,
+    stats: Arc<ClusterGroups>,
     remaining: Option<Arc<RemainingStats>>,
 }
 
@@ -92,13 +93,17 @@ enum What {
 impl CircuitBreakers {
     /// Breakers with the configured thresholds; Envoy's defaults where there are none.
     pub(crate) fn new(wire: Option<&Wire>, scope: &Scope) -> Arc<Self> {
-        let level = |priority: RoutingPriority, name: &str| {
+        let stats: Arc<ClusterGroups> = scope.group();
+        let level = |priority: Priority| {
+            let (wanted, name) = match priority {
+                Priority::Default => (RoutingPriority::Default, "default"),
+                Priority::High => (RoutingPriority::High, "high"),
+            };
             let thresholds = wire.and_then(|wire| {
                 wire.thresholds
                     .iter()
-                    .find(|one| one.priority == priority as i32)
+                    .find(|one| one.priority == wanted as i32)
             });
-            let scope = scope.scope("circuit_breakers").scope(name);
             let level = Level {
                 limits: Limits::of(thresholds),
                 connections: AtomicU64::new(0),
@@ -106,20 +111,18 @@ impl CircuitBreakers {
                 requests: AtomicU64::new(0),
                 retries: AtomicU64::new(0),
                 pools: AtomicU64::new(0),
-                recent: thresholds.and_then(Recent::of),
-                stats: scope.group(),
+                recent: thresholds.and_then(Recent::of).map(Box::new),
+                priority,
+                stats: stats.clone(),
                 remaining: thresholds
                     .is_some_and(|thresholds| thresholds.track_remaining)
-                    .then(|| scope.group()),
+                    .then(|| scope.scope("circuit_breakers").scope(name).group()),
             };
             level.show();
             level
         };
         Arc::new(Self {
-            levels: [
-                level(RoutingPriority::Default, "default"),
-                level(RoutingPriority::High, "high"),
-            ],
+            levels: [level(Priority::Default), level(Priority::High)],
             connection_freed: Notify::new(),
         })
     }
@@ -265,6 +268,10 @@ impl Recent {
 }
 
 impl Level {
+    fn stats(&self) -> &BreakerStats {
+        &self.stats.breakers[self.priority as usize]
+    }
+
     fn count(&self, what: What) -> &AtomicU64 {
         match what {
             What::Connection => &self.connections,
@@ -313,12 +320,13 @@ impl Level {
 
     fn show_one(&self, what: What) {
         let (count, limit) = (self.count(what).load(Relaxed), self.limit(what));
+        let stats = self.stats();
         let open = match what {
-            What::Connection => &self.stats.cx_open,
-            What::Pending => &self.stats.rq_pending_open,
-            What::Request => &self.stats.rq_open,
-            What::Retry => &self.stats.rq_retry_open,
-            What::Pool => &self.stats.cx_pool_open,
+            What::Connection => &stats.cx_open,
+            What::Pending => &stats.rq_pending_open,
+            What::Request => &stats.rq_open,
+            What::Retry => &stats.rq_retry_open,
+            What::Pool => &stats.cx_pool_open,
         };
         open.set(u64::from(count >= limit));
         if let Some(remaining) = &self.remaining {
@@ -375,7 +383,7 @@ mod tests {
         let _pool = breakers.pool(Priority::Default).unwrap();
         assert!(breakers.pool(Priority::Default).is_none());
         assert_eq!(
-            breakers.levels[0].stats.cx_pool_open.value(),
+            breakers.levels[0].stats().cx_pool_open.value(),
             1,
             "the gauge tells"
         );

@@ -7,7 +7,7 @@ use super::{
     load_balancer::mix,
     original_dst::Originals,
     outlier::OutlierDetector,
-    stats::{ClusterStats, HealthCheckStats, OriginStats, ResponseCodes},
+    stats::{ClusterGroups, HealthCheckStats, OriginStats},
     zone::LocalCluster,
 };
 use crate::{
@@ -43,25 +43,19 @@ pub(crate) struct Cluster {
     /// Circuit breakers.
     pub(crate) breakers: Arc<CircuitBreakers>,
     /// What it counts.
-    pub(crate) stats: Arc<ClusterStats>,
-    /// Responses by status.
-    pub(crate) response_codes: Arc<ResponseCodes>,
-    /// Responses by status, of internal requests.
-    pub(crate) internal_response_codes: Arc<OriginStats>,
-    /// Responses by status, of external requests.
-    pub(crate) external_response_codes: Arc<OriginStats>,
+    pub(crate) stats: Arc<ClusterGroups>,
     /// Responses by status that were not good enough; most clusters never have any.
     retried_response_codes: OnceLock<Arc<OriginStats>>,
     /// Active health checks' counters.
     pub(crate) health_stats: Arc<HealthCheckStats>,
     /// Where its statistics are.
     pub(crate) scope: Scope,
-    pub(super) outlier: Option<OutlierDetector>,
+    pub(super) outlier: Option<Box<OutlierDetector>>,
     pub(super) sets: ArcSwap<HostSets>,
     pub(super) update: Mutex<()>,
     pub(super) overprovisioning: AtomicU32,
     pub(super) original: Originals,
-    pub(super) dns_cache: Option<DnsCache>,
+    pub(super) dns_cache: Option<Box<DnsCache>>,
     /// Told when hosts have come.
     pub(super) membership: Notify,
     /// What all clusters share.
@@ -83,6 +77,8 @@ pub(crate) struct Cluster {
 pub(crate) struct Shared {
     /// The proxy's own cluster.
     pub(crate) local: LocalCluster,
+    /// What nobody counts: of clusters whose hosts are not checked.
+    unchecked: Arc<HealthCheckStats>,
     /// Where ejections are told.
     pub(crate) outlier_log: OnceLock<EventLog>,
 }
@@ -111,23 +107,24 @@ impl Cluster {
             _ => None,
         };
         let scope = root.tagged("cluster", "envoy.cluster_name", &config.stat_name);
-        let outlier = config.outlier.clone().map(|mut outlier| {
+        let outlier = config.outlier.take().map(|mut outlier| {
             outlier
                 .error_statuses
                 .clone_from(&config.http.error_statuses);
             let log = shared.outlier_log.get().cloned();
-            OutlierDetector::new(outlier, scope.scope("outlier_detection").group(), log)
+            Box::new(OutlierDetector::new(
+                *outlier,
+                scope.scope("outlier_detection").group(),
+                log,
+            ))
         });
         let cluster = Self {
-            breakers: CircuitBreakers::new(config.circuit_breakers.as_ref(), &scope),
+            breakers: CircuitBreakers::new(config.circuit_breakers.take().as_deref(), &scope),
             stats: scope.group(),
-            response_codes: ResponseCodes::of(&scope),
-            internal_response_codes: scope.scope("internal").group(),
-            external_response_codes: scope.scope("external").group(),
             retried_response_codes: OnceLock::new(),
             // Shown only where hosts are checked.
             health_stats: if config.health_checks.is_empty() {
-                Arc::default()
+                shared.unchecked.clone()
             } else {
                 scope.scope("health_check").group()
             },
@@ -137,7 +134,9 @@ impl Cluster {
             overprovisioning: AtomicU32::new(140),
             original: Originals::default(),
             dns_cache: match &config.discovery {
-                Discovery::DynamicForwardProxy(cache) => Some(DnsCache::new(cache.clone(), root)),
+                Discovery::DynamicForwardProxy(cache) => {
+                    Some(Box::new(DnsCache::new(cache.clone(), root)))
+                }
                 _ => None,
             },
             membership: Notify::new(),
@@ -180,7 +179,7 @@ impl Cluster {
 
     /// Outlier ejection, if configured.
     pub(crate) fn outlier(&self) -> Option<&OutlierDetector> {
-        self.outlier.as_ref()
+        self.outlier.as_deref()
     }
 
     /// Whether its hosts are known.

@@ -30,18 +30,22 @@ use proto::envoy::config::{
 use proto::envoy::extensions::clusters::{
     dns::v3::DnsCluster, dynamic_forward_proxy::v3::ClusterConfig as DynamicForwardProxy,
 };
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 /// A checked cluster.
 pub(crate) struct ClusterConfig {
     /// The load assignment given in place, for clusters that need it again (DNS).
     pub(crate) assignment: Option<Arc<ClusterLoadAssignment>>,
-    /// Circuit breakers' thresholds.
-    pub(crate) circuit_breakers: Option<WireBreakers>,
+    /// Circuit breakers' thresholds, until the breakers are made.
+    pub(crate) circuit_breakers: Option<Box<WireBreakers>>,
     /// Its name.
     pub(crate) name: Arc<str>,
     /// What logs may read of it.
-    pub(crate) metadata: Option<Metadata>,
+    pub(crate) metadata: Option<Box<Metadata>>,
     /// The name in statistics.
     pub(crate) stat_name: Arc<str>,
     /// How hosts are found.
@@ -52,12 +56,12 @@ pub(crate) struct ClusterConfig {
     pub(crate) connect_timeout: Duration,
     /// Hosts that discovery takes away go at once, whatever their health checks say.
     pub(crate) drops_removed_hosts: bool,
-    /// Outlier ejection.
-    pub(crate) outlier: Option<OutlierConfig>,
+    /// Outlier ejection, until its detector is made.
+    pub(crate) outlier: Option<Box<OutlierConfig>>,
     /// Active health checks.
     pub(crate) health_checks: Vec<HealthCheckConfig>,
     /// HTTP options.
-    pub(crate) http: HttpProtocolOptions,
+    pub(crate) http: Arc<HttpProtocolOptions>,
     /// How connections are secured.
     pub(crate) transport: TransportMatches,
     /// Connections to a host for each one in use, at least; 1 for those that are needed.
@@ -144,7 +148,8 @@ impl ClusterConfig {
                 .as_ref()
                 .map(OutlierConfig::try_from)
                 .transpose()
-                .at("outlier_detection")?,
+                .at("outlier_detection")?
+                .map(Box::new),
             health_checks: try_all(
                 "health_checks",
                 &wire.health_checks,
@@ -161,23 +166,31 @@ impl ClusterConfig {
             bind,
             name,
             stat_name,
-            metadata: wire.metadata,
+            metadata: wire.metadata.map(Box::new),
             discovery,
             balancing,
             assignment: wire.load_assignment.map(Arc::new),
-            circuit_breakers: wire.circuit_breakers,
+            circuit_breakers: wire.circuit_breakers.map(Box::new),
         })
     }
 }
 
-fn http_options(wire: &Wire, discovery: &Discovery) -> Result<HttpProtocolOptions, Invalid> {
+static USUAL_OPTIONS: LazyLock<Arc<HttpProtocolOptions>> = LazyLock::new(Arc::default);
+
+fn http_options(wire: &Wire, discovery: &Discovery) -> Result<Arc<HttpProtocolOptions>, Invalid> {
     let mut options = HttpProtocolOptions::of(wire)?;
     let is_default = wire.typed_extension_protocol_options.is_empty();
     if is_default && matches!(discovery, Discovery::DynamicForwardProxy(_)) {
         // Whoever takes any name must check that it is the one.
         (options.auto_sni, options.auto_san_validation) = (true, true);
     }
-    Ok(options)
+    // Most clusters have the usual ones.
+    let usual = &*USUAL_OPTIONS;
+    Ok(if options == **usual {
+        usual.clone()
+    } else {
+        Arc::new(options)
+    })
 }
 
 fn preconnect_ratio(wire: &Wire) -> Result<f64, Invalid> {

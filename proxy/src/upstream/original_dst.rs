@@ -3,7 +3,6 @@
 use super::{
     Cluster, Discovery, Host, HostAddress, LoadBalancerContext,
     cluster::NoHost,
-    dns_cache::DnsCache,
     host::{HealthCheckTarget, HostParts},
 };
 use parking_lot::{Mutex, RwLock};
@@ -99,7 +98,7 @@ impl Cluster {
     pub(crate) fn made_hosts(&self) -> Vec<Arc<Host>> {
         let originals = self.original.0.read();
         let originals = originals.values().map(|known| known.host.clone());
-        let resolved = self.dns_cache.iter().flat_map(DnsCache::hosts);
+        let resolved = self.dns_cache.iter().flat_map(|cache| cache.hosts());
         originals.chain(resolved).collect()
     }
 }

@@ -40,7 +40,7 @@ pub(crate) enum UpstreamProtocol {
 }
 
 /// A cluster's HTTP options.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct HttpProtocolOptions {
     /// Which HTTP.
     pub(crate) protocol: UpstreamProtocol,
@@ -75,7 +75,7 @@ pub(crate) struct HttpProtocolOptions {
 }
 
 /// How HTTP/1 messages are written and read.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Http1Options {
     /// Trailers are passed on, both ways.
     pub(crate) has_trailers: bool,

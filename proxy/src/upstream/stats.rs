@@ -2,9 +2,9 @@
 
 use crate::{
     stat_group,
-    stats::{Counter, Histogram, Scope, Stat, StatGroup},
+    stats::{Counter, Histogram, Stat, StatGroup},
 };
-use std::sync::{Arc, OnceLock};
+use std::{ops::Deref, sync::OnceLock};
 
 stat_group! {
     /// The counters that every cluster has.
@@ -82,6 +82,51 @@ stat_group! {
     }
 }
 
+/// What every cluster counts, as one entry of the store: there are thousands of them.
+#[derive(Debug, Default)]
+pub(crate) struct ClusterGroups {
+    counters: ClusterStats,
+    /// Responses by status.
+    pub(crate) response_codes: ResponseCodes,
+    /// Responses by status, of internal requests.
+    pub(crate) internal: OriginStats,
+    /// Responses by status, of external requests.
+    pub(crate) external: OriginStats,
+    /// Of the circuit breakers, by priority.
+    pub(crate) breakers: [BreakerStats; 2],
+}
+
+impl Deref for ClusterGroups {
+    type Target = ClusterStats;
+
+    fn deref(&self) -> &ClusterStats {
+        &self.counters
+    }
+}
+
+impl StatGroup for ClusterGroups {
+    fn visit(&self, visitor: &mut dyn FnMut(&str, Stat<'_>)) {
+        self.counters.visit(visitor);
+        self.response_codes.visit(visitor);
+        let [usual, high] = &self.breakers;
+        let below: [(&str, &dyn StatGroup); 4] = [
+            ("internal.", &self.internal),
+            ("external.", &self.external),
+            ("circuit_breakers.default.", usual),
+            ("circuit_breakers.high.", high),
+        ];
+        let mut full = String::new();
+        for (prefix, group) in below {
+            group.visit(&mut |name, stat| {
+                full.clear();
+                full.push_str(prefix);
+                full.push_str(name);
+                visitor(&full, stat);
+            });
+        }
+    }
+}
+
 /// What is counted of internal, external or retried requests (`cluster.<name>.external.…`).
 #[derive(Debug, Default)]
 pub(crate) struct OriginStats {
@@ -124,11 +169,6 @@ struct Codes {
 }
 
 impl ResponseCodes {
-    /// The counts of a scope.
-    pub(crate) fn of(scope: &Scope) -> Arc<Self> {
-        scope.group()
-    }
-
     /// Counts one response.
     pub(crate) fn record(&self, status: u16) {
         let codes = self.0.get_or_init(|| {

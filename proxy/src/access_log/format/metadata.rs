@@ -110,9 +110,9 @@ impl MetadataPath {
     fn fields<'a>(&self, info: &'a StreamInfo) -> Option<&'a Struct> {
         let metadata = match self.owner {
             Owner::Stream => return info.metadata.get(&self.namespace),
-            Owner::Route => info.route.as_ref()?.route().metadata.as_ref(),
-            Owner::VirtualHost => info.route.as_ref()?.virtual_host().metadata.as_ref(),
-            Owner::Cluster => (info.upstream.cluster.as_ref()?.config).metadata.as_ref(),
+            Owner::Route => info.route.as_ref()?.route().metadata.as_deref(),
+            Owner::VirtualHost => info.route.as_ref()?.virtual_host().metadata.as_deref(),
+            Owner::Cluster => (info.upstream.cluster.as_ref()?.config).metadata.as_deref(),
             Owner::Host => info.upstream.host.as_ref()?.metadata.as_deref(),
             Owner::Listener => info.connection.listener_metadata.as_deref(),
             Owner::FilterChain => info.connection.chain.as_ref()?.wire.metadata.as_ref(),

@@ -90,7 +90,10 @@ impl Copy {
             .request(&self.headers, body.is_end_stream())
             .ok()?;
         let (head, mut body) = connection.exchange(request, body).await.ok()?;
-        self.cluster.response_codes.record(head.status.as_u16());
+        self.cluster
+            .stats
+            .response_codes
+            .record(head.status.as_u16());
         self.cluster.stats.upstream_rq_completed.inc();
         while let Some(frame) = body.frame().await {
             frame.ok()?;

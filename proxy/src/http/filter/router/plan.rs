@@ -184,13 +184,13 @@ impl Plan {
     /// Counts a response, ours or the upstream's.
     pub(super) fn charge(&self, status: StatusCode) {
         let code = status.as_u16();
-        self.cluster.response_codes.record(code);
+        self.cluster.stats.response_codes.record(code);
         self.cluster.stats.upstream_rq_completed.inc();
         self.counted.record(status);
         if self.is_internal {
-            self.cluster.internal_response_codes.record(code);
+            self.cluster.stats.internal.record(code);
         } else {
-            self.cluster.external_response_codes.record(code);
+            self.cluster.stats.external.record(code);
         }
     }
 

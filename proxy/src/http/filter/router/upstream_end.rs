@@ -114,9 +114,9 @@ impl UpstreamEnd {
             self.cluster.stats.upstream_rq_time.record(time);
             self.counted.record_time(time);
             if self.is_internal {
-                self.cluster.internal_response_codes.time.record(time);
+                self.cluster.stats.internal.time.record(time);
             } else {
-                self.cluster.external_response_codes.time.record(time);
+                self.cluster.stats.external.time.record(time);
             }
         }
     }
