@@ -30,7 +30,7 @@ pub(crate) use circuit_breaker::{CircuitBreakers, Priority, RequestGuard, RetryG
 pub(crate) use cluster::{Cluster, NoHost, Shared};
 pub(crate) use cluster_config::{ClusterConfig, Discovery};
 pub(crate) use cluster_manager::{ClusterManager, run_zone_routing};
-pub(crate) use connect::{Aim, ConnectError, ConnectionGuard, connect};
+pub(crate) use connect::{Aim, ConnectError, ConnectionGuard, Load, connect};
 pub(crate) use dns::run_dns;
 pub(crate) use dns_cache::{DnsCacheConfig, Unresolved, run_dns_cache};
 pub(crate) use event_log::EventLog;

@@ -13,7 +13,7 @@ use crate::{
     invalid::{At as _, Invalid},
     listener::TlsInfo,
     stream_info::UpstreamConnection,
-    upstream::ConnectionGuard,
+    upstream::{ConnectionGuard, Load},
 };
 use proto::envoy::config::core::v3::TransportSocket;
 use proto::envoy::extensions::transport_sockets::{
@@ -204,6 +204,11 @@ impl UpstreamTls {
 }
 
 impl UpstreamStream {
+    /// Says what it carries now: an end with requests is counted.
+    pub(crate) fn set_load(&mut self, load: Load) {
+        self.count.load = load;
+    }
+
     /// What stays the same about its connection.
     pub(crate) fn facts(&self) -> UpstreamConnection {
         UpstreamConnection {

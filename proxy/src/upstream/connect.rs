@@ -8,7 +8,15 @@ use crate::{
 };
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::{
     net::{TcpSocket, TcpStream, UnixStream},
     time::Instant,
@@ -39,6 +47,26 @@ fn reason(error: &io::Error) -> String {
         .to_owned()
 }
 
+/// What a connection carries.
+pub(crate) enum Load {
+    /// Nothing.
+    Idle,
+    /// A request, or a TCP connection.
+    Busy,
+    /// So many streams.
+    Streams(Arc<AtomicU32>),
+}
+
+impl Load {
+    fn is_busy(&self) -> bool {
+        match self {
+            Load::Idle => false,
+            Load::Busy => true,
+            Load::Streams(streams) => streams.load(Relaxed) > 0,
+        }
+    }
+}
+
 /// Counts a connection for as long as it lives.
 pub(crate) struct ConnectionGuard {
     cluster: Arc<Cluster>,
@@ -52,6 +80,8 @@ pub(crate) struct ConnectionGuard {
     /// When the TLS handshake was over.
     pub(crate) secured: Option<Instant>,
     is_remote_close: bool,
+    /// What it carries.
+    pub(crate) load: Load,
     /// The TLS session, once there is one.
     pub(crate) tls: Option<Arc<TlsInfo>>,
     /// None for connections that do not count (health checks).
@@ -81,6 +111,7 @@ impl ConnectionGuard {
             connected: now,
             secured: None,
             is_remote_close: false,
+            load: Load::Idle,
             tls: None,
             breaker,
         }
@@ -116,13 +147,24 @@ impl Drop for ConnectionGuard {
         let stats = &self.cluster.stats;
         stats.upstream_cx_active.dec();
         self.host.stats.cx_active.dec();
+        let is_busy = self.load.is_busy();
         stats.upstream_cx_destroy.inc();
-        if self.is_remote_close {
-            &stats.upstream_cx_destroy_remote
+        let (destroyed, with_request) = if self.is_remote_close {
+            (
+                &stats.upstream_cx_destroy_remote,
+                &stats.upstream_cx_destroy_remote_with_active_rq,
+            )
         } else {
-            &stats.upstream_cx_destroy_local
+            (
+                &stats.upstream_cx_destroy_local,
+                &stats.upstream_cx_destroy_local_with_active_rq,
+            )
+        };
+        destroyed.inc();
+        if is_busy {
+            stats.upstream_cx_destroy_with_active_rq.inc();
+            with_request.inc();
         }
-        .inc();
         stats
             .upstream_cx_length_ms
             .record(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));

@@ -13,7 +13,7 @@ pub(crate) use body::{UpstreamBody, UpstreamBodyError};
 pub(crate) use http_connection::HttpConnection;
 
 use self::http::HttpPool;
-use super::{Aim, Cluster, ConnectError, Host, Priority, UpstreamProtocol, connect};
+use super::{Aim, Cluster, ConnectError, Host, Load, Priority, UpstreamProtocol, connect};
 use crate::http::body::{BodyError, is_malformed};
 use crate::listener::UpstreamSource;
 use crate::transport::{AlpnFallback, ClientAddresses, UpstreamStream};
@@ -248,7 +248,8 @@ impl Pools {
             source: options.source,
             client: options.client,
         };
-        let stream = connect(cluster, host, room, options.alpn, aim).await?;
+        let mut stream = connect(cluster, host, room, options.alpn, aim).await?;
+        stream.set_load(Load::Busy);
         Ok(TcpConnection { stream })
     }
 

@@ -8,13 +8,16 @@ use crate::{
     },
     stream_info::UpstreamConnection,
     transport::{ClientAddresses, UpstreamStream},
-    upstream::{Aim, Cluster, Host, Priority, circuit_breaker::Guard, connect},
+    upstream::{Aim, Cluster, Host, Load, Priority, circuit_breaker::Guard, connect},
 };
 use ::http::Version;
 use std::{
     cell::{Cell, RefCell},
     rc::{Rc, Weak},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
 };
 use tokio::{sync::Notify, time::Instant};
 
@@ -50,7 +53,8 @@ struct Idle {
 
 struct Http2 {
     sender: Requests,
-    streams: Rc<Cell<u32>>,
+    /// How many it carries.
+    streams: Arc<AtomicU32>,
     life: Life,
 }
 
@@ -78,7 +82,7 @@ pub(super) struct Lease {
 
 struct Count {
     pool: Rc<HttpPool>,
-    streams: Option<Rc<Cell<u32>>>,
+    streams: Option<Arc<AtomicU32>>,
 }
 
 /// Lowers the flag again, also when the attempt is given up.
@@ -254,7 +258,7 @@ impl HttpPool {
             shared.retain_mut(|one| one.sender.is_usable() && !self.is_too_old(&one.life));
             if let Some(connection) = shared
                 .iter_mut()
-                .find(|one| one.streams.get() < limits.max_concurrent_streams)
+                .find(|one| one.streams.load(Relaxed) < limits.max_concurrent_streams)
             {
                 connection.life.requests += 1;
                 let (sender, life, streams) = (
@@ -264,7 +268,7 @@ impl HttpPool {
                 );
                 if self.is_used_up(&life) {
                     // It takes no more requests; those under way end on their own senders.
-                    shared.retain(|one| !Rc::ptr_eq(&one.streams, &streams));
+                    shared.retain(|one| !Arc::ptr_eq(&one.streams, &streams));
                 }
                 drop(shared);
                 return Some(self.lend(Sender::Http2(sender), life, Some(streams), None));
@@ -306,7 +310,7 @@ impl HttpPool {
             self.is_connecting.set(true);
             Connecting(self)
         });
-        let (stream, mut life) = self.open(room).await?;
+        let (mut stream, mut life) = self.open(room).await?;
         life.requests = 1;
         let is_http2 = match self.wanted {
             Wanted::Http1 => false,
@@ -319,6 +323,8 @@ impl HttpPool {
             let sender = Sender::Http1(Box::new(self.http1(stream)));
             return Ok(self.lend(sender, life, None, Some(open)));
         }
+        let streams = Arc::new(AtomicU32::new(0));
+        stream.set_load(Load::Streams(streams.clone()));
         let (connection, sender) = Connection::client(stream, http2::options(limits));
         self.cluster.stats.upstream_cx_http2_total.inc();
         let keepalive = limits.keepalive;
@@ -328,7 +334,6 @@ impl HttpPool {
                 tracing::debug!(target: "pool", %error, "upstream connection ended");
             }
         });
-        let streams = Rc::new(Cell::new(0));
         if !self.is_used_up(&life) {
             self.shared.borrow_mut().push(Http2 {
                 sender: sender.clone(),
@@ -343,11 +348,11 @@ impl HttpPool {
         self: &Rc<Self>,
         sender: Sender,
         life: Life,
-        streams: Option<Rc<Cell<u32>>>,
+        streams: Option<Arc<AtomicU32>>,
         open: Option<Open>,
     ) -> HttpConnection {
         if let Some(streams) = &streams {
-            streams.set(streams.get() + 1);
+            streams.fetch_add(1, Relaxed);
         }
         self.lent.set(self.lent.get() + 1);
         for active in [
@@ -404,7 +409,7 @@ impl HttpPool {
         let mut shared = self.shared.borrow_mut();
         shared.retain_mut(|one| {
             let is_closed = !one.sender.is_usable();
-            is_kept(is_closed, one.streams.get() == 0, &one.life)
+            is_kept(is_closed, one.streams.load(Relaxed) == 0, &one.life)
         });
         self.cluster.stats.upstream_cx_idle_timeout.add(expired);
         !(idle.is_empty() && shared.is_empty() && self.open.get() == 0)
@@ -454,11 +459,11 @@ impl Drop for Count {
         self.pool.cluster.stats.upstream_rq_active.dec();
         self.pool.host.stats.rq_active.dec();
         if let Some(streams) = &self.streams {
-            streams.set(streams.get().saturating_sub(1));
+            streams.fetch_sub(1, Relaxed);
             let mut shared = self.pool.shared.borrow_mut();
             if let Some(one) = shared
                 .iter_mut()
-                .find(|one| Rc::ptr_eq(&one.streams, streams))
+                .find(|one| Arc::ptr_eq(&one.streams, streams))
             {
                 one.life.idle_since = Instant::now();
             }

@@ -11,7 +11,7 @@ use crate::{
         },
     },
     transport::{ReadAhead, UpstreamStream},
-    upstream::Http1Options,
+    upstream::{Http1Options, Load},
 };
 use ::http::{Method, StatusCode};
 use bytes::{Bytes, BytesMut};
@@ -101,11 +101,12 @@ impl Http1 {
 
     /// Begins a request.
     pub(super) fn send(
-        self: Box<Self>,
+        mut self: Box<Self>,
         mut request: Http1Request,
         body: Body,
         options: Http1Options,
     ) -> Exchange {
+        self.stream.set_load(Load::Busy);
         let is_empty = body.is_end_stream();
         let framing = encode::end_request(&request.framing, is_empty, &mut request.head);
         if options.has_proper_case {
@@ -231,6 +232,10 @@ impl Exchange {
                     Ok(Some(head)) => {
                         self.decoder = Decoder::new(head.framing);
                         self.keeps_alive = head.keeps_alive;
+                        if self.is_done() && head.headers.status != StatusCode::SWITCHING_PROTOCOLS
+                        {
+                            self.connection.stream.set_load(Load::Idle);
+                        }
                         return Poll::Ready(Ok(head));
                     }
                     Ok(None) => {}
@@ -259,18 +264,25 @@ impl Exchange {
         }
         loop {
             match self.decoder.decode(&mut self.connection.input) {
-                Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(Decoded::Data(data)) => {
+                    if self.is_done() {
+                        self.connection.stream.set_load(Load::Idle);
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
                 Ok(Decoded::Trailers(trailers)) if self.has_trailers => {
                     return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
                 }
-                Ok(Decoded::Trailers(_) | Decoded::End) => return Poll::Ready(None),
+                Ok(Decoded::Trailers(_) | Decoded::End) => {
+                    self.connection.stream.set_load(Load::Idle);
+                    return Poll::Ready(None);
+                }
                 Ok(Decoded::More) if self.is_eof => {
-                    return Poll::Ready(
-                        self.decoder
-                            .close()
-                            .err()
-                            .map(|_| Err(UpstreamBodyError::Protocol)),
-                    );
+                    if self.decoder.close().is_err() {
+                        return Poll::Ready(Some(Err(UpstreamBodyError::Protocol)));
+                    }
+                    self.connection.stream.set_load(Load::Idle);
+                    return Poll::Ready(None);
                 }
                 Ok(Decoded::More) => {
                     let read = ready!(self.poll_fill(context));
