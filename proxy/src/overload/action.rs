@@ -15,6 +15,17 @@ stat_group! {
     pub(crate) struct ActionStats { active: Gauge, scale_percent: Gauge }
 }
 
+stat_group! {
+    /// `overload.<load shed point>.…`
+    pub(crate) struct ShedStats { scale_percent: Gauge, shed_load_count: Counter }
+}
+
+/// What an action or a load shed point tells of itself.
+enum Stats {
+    Action(Arc<ActionStats>),
+    Shed(Arc<ShedStats>),
+}
+
 /// What can be done about overload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
@@ -34,6 +45,8 @@ pub(crate) enum Action {
     ShedAccept,
     /// Load shed point: a request whose headers have come is answered with 503.
     ShedDecodeHeaders,
+    /// Load shed point: a request that is about to go upstream is answered with 503.
+    ShedFilterCheck,
 }
 
 const NAMES: &[(Action, &str)] = &[
@@ -66,6 +79,10 @@ const NAMES: &[(Action, &str)] = &[
         Action::ShedDecodeHeaders,
         "envoy.load_shed_points.http_connection_manager_decode_headers",
     ),
+    (
+        Action::ShedFilterCheck,
+        "envoy.load_shed_points.http_downstream_filter_check",
+    ),
 ];
 
 /// From which pressure of a resource on an action is in force, and how far.
@@ -84,7 +101,7 @@ pub(super) struct ActionState {
     wanted: Mutex<HashMap<String, f64>>,
     /// In millionths.
     value: AtomicU32,
-    stats: Arc<ActionStats>,
+    stats: Stats,
 }
 
 const MILLION: f64 = 1e6;
@@ -108,7 +125,10 @@ impl Action {
 
     /// Whether it is one of Envoy's load shed points.
     pub(super) fn is_load_shed_point(self) -> bool {
-        matches!(self, Self::ShedAccept | Self::ShedDecodeHeaders)
+        matches!(
+            self,
+            Self::ShedAccept | Self::ShedDecodeHeaders | Self::ShedFilterCheck
+        )
     }
 }
 
@@ -130,7 +150,11 @@ impl ActionState {
             triggers,
             wanted: Mutex::default(),
             value: AtomicU32::new(0),
-            stats: scope.scope(action.name()).group(),
+            stats: if action.is_load_shed_point() {
+                Stats::Shed(scope.scope(action.name()).group())
+            } else {
+                Stats::Action(scope.scope(action.name()).group())
+            },
         }
     }
 
@@ -148,8 +172,13 @@ impl ActionState {
         wanted.insert(resource.to_owned(), trigger.value(pressure));
         let value = wanted.values().copied().fold(0.0, f64::max);
         let millionths = (value * MILLION) as u32;
-        self.stats.active.set(u64::from(value >= 1.0));
-        self.stats.scale_percent.set(super::percent(value));
+        match &self.stats {
+            Stats::Action(stats) => {
+                stats.active.set(u64::from(value >= 1.0));
+                stats.scale_percent.set(super::percent(value));
+            }
+            Stats::Shed(stats) => stats.scale_percent.set(super::percent(value)),
+        }
         self.value.swap(millionths, Relaxed) != millionths
     }
 
@@ -160,10 +189,16 @@ impl ActionState {
 
     /// Whether it concerns this piece of work.
     pub(super) fn is_active(&self, random: impl FnOnce() -> u64) -> bool {
-        match self.value.load(Relaxed) {
+        let is_active = match self.value.load(Relaxed) {
             0 => false,
             1_000_000.. => true,
             some => random() % 1_000_000 < u64::from(some),
+        };
+        if let Stats::Shed(stats) = &self.stats
+            && is_active
+        {
+            stats.shed_load_count.inc();
         }
+        is_active
     }
 }

@@ -65,12 +65,17 @@ impl DownstreamConnection {
             return Ok(());
         }
         self.manager.stats.downstream_rq_overload_close.inc();
-        let status = http::StatusCode::SERVICE_UNAVAILABLE;
-        Err(Box::new(LocalReply::new(
-            status,
-            "envoy overloaded",
-            "overload",
-        )))
+        Err(overloaded())
+    }
+
+    /// The same when a request is about to go upstream.
+    pub(crate) fn admit_upstream(&self) -> Result<(), Box<LocalReply>> {
+        let overload = &self.worker.server.overload;
+        if !overload.is_active(Action::ShedFilterCheck, || self.worker.random()) {
+            return Ok(());
+        }
+        self.manager.stats.rq_overload_local_reply.inc();
+        Err(overloaded())
     }
 
     /// Whether the connection is to end because the process's health checks fail.
@@ -220,4 +225,9 @@ pub(crate) fn idle_timeout(stream: &Stream) -> Option<Duration> {
         Some(limit) => (!limit.is_zero()).then_some(limit),
         None => stream.connection.manager.timeouts.stream_idle,
     }
+}
+
+fn overloaded() -> Box<LocalReply> {
+    let status = http::StatusCode::SERVICE_UNAVAILABLE;
+    Box::new(LocalReply::new(status, "envoy overloaded", "overload"))
 }

@@ -73,6 +73,7 @@ impl Plan {
             let reply = not_found(action.not_found, "cluster_not_found");
             return Err(Box::new(reply.of_route()));
         };
+        connection.admit_upstream()?;
         let root = &connection.worker.server.stats;
         let (counted, virtual_cluster) = route.counted_in(root, request);
         stream.info.virtual_cluster = virtual_cluster;
