@@ -55,14 +55,15 @@ pub(crate) fn validate(
     }
     match manager.underscores {
         HeadersWithUnderscoresAction::Allow => {}
-        HeadersWithUnderscoresAction::RejectRequest if has_underscore(&headers.map) => {
-            return refuse(
-                StatusCode::BAD_REQUEST,
-                "Bad Request",
-                "http1.unexpected_underscore",
-            );
+        HeadersWithUnderscoresAction::RejectRequest => {
+            if refuses_names(manager, headers) {
+                return refuse(
+                    StatusCode::BAD_REQUEST,
+                    "Bad Request",
+                    "http1.unexpected_underscore",
+                );
+            }
         }
-        HeadersWithUnderscoresAction::RejectRequest => {}
         HeadersWithUnderscoresAction::DropHeader => drop_underscores(&mut headers.map),
     }
     if headers.authority.is_empty() {
@@ -460,8 +461,10 @@ fn clean_internal_headers(map: &mut HeaderMap, is_edge: bool, internal_only: &[H
     }
 }
 
-fn has_underscore(map: &HeaderMap) -> bool {
-    map.keys().any(|name| name.as_str().contains('_'))
+/// Whether names of fields are such that the request is refused.
+pub(crate) fn refuses_names(manager: &ConnectionManager, headers: &RequestHeaders) -> bool {
+    let is_asked = manager.underscores == HeadersWithUnderscoresAction::RejectRequest;
+    is_asked && (headers.map.keys()).any(|name| name.as_str().contains('_'))
 }
 
 fn drop_underscores(map: &mut HeaderMap) {

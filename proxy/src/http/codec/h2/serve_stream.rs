@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::http::body::DownstreamBody;
+use crate::http::conn_manager;
 use crate::http::h2::{Error, Incoming, Reason, Receive, Send, Tunnel};
 use crate::http::stream::{self, DownstreamConnection, ResponseBody};
 use crate::http::upgrade::DownstreamTunnel;
@@ -31,6 +32,14 @@ pub(super) async fn serve(connection: Rc<DownstreamConnection>, incoming: Incomi
         receive,
         mut send,
     } = incoming;
+    if conn_manager::refuses_names(&connection.manager, &head) {
+        // As in Envoy there is no answer, as there is with HTTP/1, and it counts as if the client had taken it back.
+        let stats = &connection.manager.stats;
+        stats.downstream_rq_total.inc();
+        stats.downstream_rq_http2_total.inc();
+        stats.downstream_rq_rx_reset.inc();
+        return send.reset(Reason::INTERNAL_ERROR);
+    }
     let is_head = head.method == Method::HEAD;
     let mut slot: Option<TunnelSlot> = None;
     let mut upgrade = None;
