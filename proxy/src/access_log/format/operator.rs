@@ -41,6 +41,8 @@ pub(super) enum Operator {
     ResponseFlags(bool),
     BytesReceived,
     BytesSent,
+    /// Of headers there are none; HTTP does not count what it sends and receives.
+    TcpBytes(Option<Way>),
     Duration,
     RequestDuration,
     RequestTxDuration,
@@ -85,6 +87,13 @@ pub(super) enum Map {
     Trailers,
 }
 
+/// From the client to the upstream, or back.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Way {
+    Up,
+    Down,
+}
+
 #[derive(Debug, Clone, Copy)]
 pub(super) enum TimePoint {
     Start,
@@ -119,6 +128,7 @@ impl Operator {
             Operator::ResponseCode
             | Operator::BytesReceived
             | Operator::BytesSent
+            | Operator::TcpBytes(_)
             | Operator::Duration
             | Operator::RequestDuration
             | Operator::RequestTxDuration
@@ -175,6 +185,15 @@ impl Operator {
             }
             Operator::BytesReceived => number(info.bytes_received, out),
             Operator::BytesSent => number(info.bytes_sent, out),
+            Operator::TcpBytes(_) if info.protocol.is_some() => false,
+            Operator::TcpBytes(way) => number(
+                match way {
+                    None => 0,
+                    Some(Way::Up) => info.bytes_received,
+                    Some(Way::Down) => info.bytes_sent,
+                },
+                out,
+            ),
             Operator::AttemptCount => number(u64::from(info.upstream.attempts), out),
             Operator::Protocol => put(info.protocol.map(protocol), out),
             Operator::Duration

@@ -7,7 +7,7 @@ use super::address;
 use super::attempted::Attempted;
 use super::metadata::{MetadataPath, Owner};
 use super::moment::{Moment, Precision};
-use super::operator::{Map, Operator, TimePoint};
+use super::operator::{Map, Operator, TimePoint, Way};
 use super::request::{HostSource, NameFrom, PathSource, ServerName};
 use super::tls_field::{Side, TlsField};
 use super::{Part, TimeFormat};
@@ -168,18 +168,6 @@ const KNOWN_ABSENT: &[&str] = &[
     "UPSTREAM_TLS_SESSION_ID",
     "UPSTREAM_DETECTED_CLOSE_TYPE",
     "UPSTREAM_LOCAL_CLOSE_REASON",
-    "UPSTREAM_HEADER_BYTES_SENT",
-    "UPSTREAM_HEADER_BYTES_RECEIVED",
-    "UPSTREAM_WIRE_BYTES_SENT",
-    "UPSTREAM_WIRE_BYTES_RECEIVED",
-    "DOWNSTREAM_HEADER_BYTES_SENT",
-    "DOWNSTREAM_HEADER_BYTES_RECEIVED",
-    "DOWNSTREAM_WIRE_BYTES_SENT",
-    "DOWNSTREAM_WIRE_BYTES_RECEIVED",
-    "UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT",
-    "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED",
-    "UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED",
-    "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT",
 ];
 
 fn plain(name: &str) -> Option<Operator> {
@@ -222,6 +210,20 @@ fn plain(name: &str) -> Option<Operator> {
         "VIRTUAL_HOST_NAME" => Operator::VirtualHostName,
         "VIRTUAL_CLUSTER_NAME" => Operator::VirtualClusterName,
         "CONNECTION_ID" => Operator::ConnectionId,
+        "DOWNSTREAM_WIRE_BYTES_RECEIVED" | "UPSTREAM_WIRE_BYTES_SENT" => {
+            Operator::TcpBytes(Some(Way::Up))
+        }
+        "DOWNSTREAM_WIRE_BYTES_SENT" | "UPSTREAM_WIRE_BYTES_RECEIVED" => {
+            Operator::TcpBytes(Some(Way::Down))
+        }
+        "DOWNSTREAM_HEADER_BYTES_RECEIVED"
+        | "DOWNSTREAM_HEADER_BYTES_SENT"
+        | "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED"
+        | "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT"
+        | "UPSTREAM_HEADER_BYTES_RECEIVED"
+        | "UPSTREAM_HEADER_BYTES_SENT"
+        | "UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED"
+        | "UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT" => Operator::TcpBytes(None),
         "GRPC_STATUS_NUMBER" => Operator::GrpcStatus(false),
         "HOSTNAME" => Operator::Literal(hostname()),
         "LOCAL_REPLY_BODY" => Operator::LocalReplyBody,
