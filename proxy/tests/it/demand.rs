@@ -20,12 +20,13 @@ const NODE: &[&str] = &["--service-node", "test", "--service-cluster", "test"];
 /// Never over in a test that goes well.
 const TIMEOUT: &str = "60s";
 
-/// An HTTP listener with an on-demand filter; a reply of the proxy's own is its flags and details.
+/// An HTTP listener with an on-demand filter, and one that lets nothing through where it is on; a reply of the proxy's own is its flags and details.
 fn listener(on_demand: &str, routes: &str) -> String {
     format!(
         "{{name: web, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, filter_chains: [{{filters: [{{name: hcm, typed_config: {{\
          '@type': {NETWORK}.http_connection_manager.v3.HttpConnectionManager, stat_prefix: web, {routes}, \
          local_reply_config: {{body_format: {{text_format_source: {{inline_string: '%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%'}}}}}}, http_filters: [\
+         {{name: closed, disabled: true, typed_config: {{'@type': {HTTP}.rbac.v3.RBAC, rules: {{action: ALLOW}}}}}}, \
          {{name: envoy.filters.http.on_demand, typed_config: {{'@type': {HTTP}.on_demand.v3.OnDemand{on_demand}}}}}, \
          {{name: envoy.filters.http.router, typed_config: {{'@type': {HTTP}.router.v3.Router}}}}]}}}}]}}]}}"
     )
@@ -396,6 +397,32 @@ async fn both_are_asked_for_over_ads() {
     assert_eq!(answer, (200, "body".into()));
     let header = "host: wanted.test\r\nx-cluster: known";
     assert_eq!(ask(web, "/", header, "body").await.0, 200);
+}
+
+/// Not as in Envoy, which goes on with the filters that were on without a route.
+#[tokio::test]
+async fn filters_are_those_of_the_route_that_was_waited_for() {
+    let (server, file) = (DeltaServer::start().await, route_file(&source("hosts")));
+    let proxy = with_hosts(&server, &rds(&file)).await;
+    let mut stream = server.accept().await;
+    stream.next().await;
+    stream.say::<VirtualHost>(&[], &[]).await;
+    proxy.is_ready().await;
+    let web = proxy.address("web").await;
+    let filters = format!(
+        "typed_per_filter_config: {{closed: {{'@type': {HTTP}.rbac.v3.RBACPerRoute, rbac: {{rules: {{action: ALLOW}}}}}}}}"
+    );
+    for (host, body) in [("empty.test", ""), ("full.test", "body")] {
+        let name = format!("r/{host}");
+        let answering = async {
+            assert_eq!(stream.asked().await, [name.as_str()]);
+            let closed = virtual_host(&name, host, &format!("{TO_ECHO}, {filters}"));
+            say_host(&mut stream, &name, &[&name], &closed).await;
+        };
+        let header = format!("host: {host}");
+        let ((status, _), ()) = tokio::join!(ask(web, "/", &header, body), answering);
+        assert_eq!(status, 403);
+    }
 }
 
 /// Not as in Envoy, where the name is asked for no more and its requests wait in vain.

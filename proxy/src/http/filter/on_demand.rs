@@ -2,8 +2,8 @@
 //! that is (ODCDS).
 //!
 //! As in Envoy the request goes on when the answer is there, good or bad: without a route it is not found, without a cluster the
-//! router says so (503, NC). With a new route it begins once more with the filters of that. Its body stays where it is meanwhile,
-//! unread; where Envoy goes on without the configuration of the new route when there is one, it counts here.
+//! router says so (503, NC). Its body stays where it is meanwhile, unread. With a new route it begins once more with the filters that
+//! are on for that: Envoy (1.40) goes on with those of before, so that what the route forbids would pass once.
 
 use std::sync::Arc;
 use std::time::Duration;
