@@ -1,6 +1,6 @@
 //! HTTP: codec → connection manager → filters → router filter → upstream.
 //!
-//! A downstream connection is served by a [`codec`] (HTTP/1 or HTTP/2) that hands every request to [`stream::serve`], the
+//! A downstream connection is served by a [`codec`] (HTTP/1 or HTTP/2) that hands every request to [`stream::open`], the
 //! engine that both share: it cleans the request's head ([`conn_manager`]), selects a route, runs the filters
 //! ([`filter`]) and the router filter, and gives back a response whose body streams. State of a stream lives in one
 //! allocation ([`stream::StreamCell`]); when it is dropped the access log is written, whatever happened.

@@ -1,5 +1,5 @@
 //! Codecs: how requests and responses look on a downstream connection. Each serves a connection to its end and gives every
-//! request to the engine (`stream::serve`); HTTP/1 and HTTP/2 differ in nothing else.
+//! request to the engine (`stream::open`); HTTP/1 and HTTP/2 differ in nothing else.
 
 mod detect;
 mod h1;

@@ -1,6 +1,6 @@
 //! The engine: one HTTP stream from its head to its access log, the same for HTTP/1 and HTTP/2.
 //!
-//! [`serve`] runs head → filters → route → response head; the rest of the response streams through [`ResponseBody`]. Both,
+//! [`open`] and [`Opened::serve`] run head → filters → route → response head; the rest of the response streams through [`ResponseBody`]. Both,
 //! and the request's body, share the [`StreamCell`]; when the last of them lets go of it the stream is over, is counted and
 //! logged: a client that goes away drops them all.
 
@@ -110,8 +110,15 @@ pub(crate) struct Request {
     pub(crate) upgrade: Option<OnUpgrade>,
 }
 
-/// Serves one request of a connection: the response's body, which knows its head.
-pub(crate) async fn serve(connection: Rc<DownstreamConnection>, request: Request) -> ResponseBody {
+/// A stream that has begun.
+pub(crate) struct Opened {
+    cell: Rc<StreamCell>,
+    source: Rc<RequestSource>,
+    upgrade: Option<OnUpgrade>,
+}
+
+/// Begins the stream of a connection's request.
+pub(crate) fn open(connection: &Rc<DownstreamConnection>, request: Request) -> Opened {
     let Request {
         headers,
         version,
@@ -119,7 +126,7 @@ pub(crate) async fn serve(connection: Rc<DownstreamConnection>, request: Request
         account,
         upgrade,
     } = request;
-    let cell = StreamCell::new(&connection, headers, version);
+    let cell = StreamCell::new(connection, headers, version);
     let source = RequestSource::new(cell.clone(), body);
     if let Some(account) = account {
         let source: Rc<dyn Holder> = source.clone();
@@ -129,19 +136,38 @@ pub(crate) async fn serve(connection: Rc<DownstreamConnection>, request: Request
     if source.is_read() {
         cell.with(|state| state.stream.info.request_end = Some(state.stream.info.start));
     }
-    let reply = tokio::select! {
-        biased;
-        outcome = run(&cell, &source, upgrade) => outcome,
-        reply = cell.expired(&source) => Outcome::Reply(Box::new(reply)),
-    };
-    match reply {
-        Outcome::Reply(reply) => reply_with(&cell, *reply),
-        Outcome::Response(body) => *body,
+    Opened {
+        cell,
+        source,
+        upgrade,
+    }
+}
+
+impl Opened {
+    /// Serves the request: the response's body, which knows its head.
+    pub(crate) async fn serve(self) -> Box<ResponseBody> {
+        let Opened {
+            cell,
+            source,
+            upgrade,
+        } = self;
+        let reply = tokio::select! {
+            biased;
+            outcome = run(&cell, &source, upgrade) => outcome,
+            reply = cell.expired(&source) => Outcome::Reply(Box::new(reply)),
+        };
+        match reply {
+            Outcome::Reply(reply) => reply_with(&cell, *reply),
+            Outcome::Response(body) => body,
+        }
     }
 }
 
 /// Answers what could not be read as a request.
-pub(crate) fn refuse(connection: &Rc<DownstreamConnection>, reply: LocalReply) -> ResponseBody {
+pub(crate) fn refuse(
+    connection: &Rc<DownstreamConnection>,
+    reply: LocalReply,
+) -> Box<ResponseBody> {
     let headers = RequestHeaders {
         method: Method::GET,
         scheme: Scheme::Http,
@@ -185,9 +211,8 @@ async fn run(
         }
         match router::forward(cell, source, &mut downstream_upgrade).await {
             Forwarded::Reply(reply) => return Outcome::Reply(reply),
-            Forwarded::Response(response) => {
-                let (head, body) = *response;
-                return Outcome::Response(Box::new(respond(cell, head, body)));
+            Forwarded::Response(head, body) => {
+                return Outcome::Response(respond(cell, head, body));
             }
             // The request goes through the filters once more, to where the upstream sent it.
             Forwarded::Redirect => {

@@ -55,7 +55,7 @@ pub(crate) enum Forwarded {
     /// A reply of our own.
     Reply(Box<LocalReply>),
     /// The upstream's response.
-    Response(Box<(ResponseHeaders, ResponseBody)>),
+    Response(ResponseHeaders, Box<ResponseBody>),
     /// The upstream sent the request elsewhere, and it is to follow.
     Redirect,
 }
@@ -347,15 +347,10 @@ fn finish(
             Some(end),
         );
         drop(body);
-        return Forwarded::Response(Box::new((
-            head,
-            ResponseBody::full(cell.clone(), bytes::Bytes::new()),
-        )));
+        return Forwarded::Response(head, ResponseBody::full(cell.clone(), bytes::Bytes::new()));
     }
-    Forwarded::Response(Box::new((
-        head,
-        ResponseBody::upstream(cell.clone(), body, deadlines, end),
-    )))
+    let body = ResponseBody::upstream(cell.clone(), body, deadlines, end);
+    Forwarded::Response(head, body)
 }
 
 impl Plan {

@@ -35,13 +35,20 @@ struct Fields {
     is_malformed: bool,
 }
 
+/// Room for the headers that a head usually has, with those that are added on the way.
+const USUAL: usize = 12;
+
 /// Reads a block whole, whatever is in it: the tables of both ends must stay the same.
 fn read(
     decoder: &mut Decoder,
     block: &[u8],
     limits: HeadLimits,
+    usual: usize,
 ) -> Result<Result<Fields, Refused>, Broken> {
-    let mut fields = Fields::default();
+    let mut fields = Fields {
+        map: HeaderMap::with_capacity(usual),
+        ..Fields::default()
+    };
     let (mut bytes, mut count) = (0, 0);
     decoder.decode(block, |name, value, size| {
         bytes += size - OVERHEAD;
@@ -60,11 +67,11 @@ fn read(
 }
 
 impl Fields {
-    fn add(&mut self, name: &Name, value: &HeaderValue) {
+    fn add(&mut self, name: &Name, value: HeaderValue) {
         let pseudo = match name {
             Name::Header(name) => {
-                self.is_malformed |= is_of_connection(name, value)
-                    || self.map.try_append(name, value.clone()).is_err();
+                self.is_malformed |=
+                    is_of_connection(name, &value) || self.map.try_append(name, value).is_err();
                 return;
             }
             Name::Method => &mut self.method,
@@ -79,7 +86,7 @@ impl Fields {
             }
         };
         // Once, and before all headers.
-        self.is_malformed |= pseudo.replace(value.clone()).is_some() || !self.map.is_empty();
+        self.is_malformed |= pseudo.replace(value).is_some() || !self.map.is_empty();
     }
 
     fn has_pseudo(&self) -> bool {
@@ -109,7 +116,7 @@ pub(super) fn request(
     is_tls: bool,
     allows_connect_protocol: bool,
 ) -> Result<Result<RequestHeaders, Refused>, Broken> {
-    let fields = read(decoder, block, limits)?;
+    let fields = read(decoder, block, limits, USUAL)?;
     Ok(fields.and_then(|fields| {
         request_of(fields, is_tls, allows_connect_protocol).ok_or(Refused::Malformed)
     }))
@@ -202,7 +209,7 @@ pub(super) fn response(
     block: &[u8],
     limits: HeadLimits,
 ) -> Result<Result<ResponseHeaders, Refused>, Broken> {
-    let fields = read(decoder, block, limits)?;
+    let fields = read(decoder, block, limits, USUAL)?;
     Ok(fields.and_then(|mut fields| {
         let status = fields.status.take().ok_or(Refused::Malformed)?;
         if fields.has_pseudo() {
@@ -221,7 +228,7 @@ pub(super) fn trailers(
     block: &[u8],
     limits: HeadLimits,
 ) -> Result<Result<HeaderMap, Refused>, Broken> {
-    let fields = read(decoder, block, limits)?;
+    let fields = read(decoder, block, limits, 0)?;
     Ok(fields.and_then(|fields| {
         if fields.has_pseudo() {
             return Err(Refused::Malformed);

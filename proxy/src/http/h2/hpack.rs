@@ -5,6 +5,7 @@ mod decoder;
 mod encoder;
 mod field;
 mod huffman;
+mod literals;
 
 pub(super) use decoder::{Broken, Decoder};
 pub(super) use encoder::Encoder;

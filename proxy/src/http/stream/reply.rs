@@ -60,7 +60,7 @@ pub(super) fn redirect_to_https(request: &RequestHeaders) -> LocalReply {
 }
 
 /// Turns a local reply into the response.
-pub(super) fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> ResponseBody {
+pub(super) fn reply_with(cell: &Rc<StreamCell>, reply: LocalReply) -> Box<ResponseBody> {
     let body = cell.with(|state| {
         let StreamState {
             stream, request, ..
@@ -109,8 +109,8 @@ fn is_early(state: &StreamState) -> bool {
 pub(super) fn respond(
     cell: &Rc<StreamCell>,
     head: ResponseHeaders,
-    body: ResponseBody,
-) -> ResponseBody {
+    body: Box<ResponseBody>,
+) -> Box<ResponseBody> {
     let is_bodyless = body.has_no_data();
     cell.with(|state| {
         state.stream.is_response_bodyless = is_bodyless;

@@ -19,7 +19,7 @@ use crate::upstream::{UpstreamBody, UpstreamBodyError};
 use super::throttle::Throttle;
 use super::{StreamCell, StreamState};
 
-/// The body given to the codec.
+/// The body given to the codec; boxed, as it goes through many hands.
 pub(crate) struct ResponseBody {
     kind: Kind,
     cell: Rc<StreamCell>,
@@ -60,10 +60,10 @@ pub(crate) enum ResponseBodyError {
 
 impl ResponseBody {
     /// A body that is all there.
-    pub(crate) fn full(cell: Rc<StreamCell>, body: Bytes) -> Self {
+    pub(crate) fn full(cell: Rc<StreamCell>, body: Bytes) -> Box<Self> {
         let (sees_data, deadlines) = cell.with(|state| (state.sees_data, Deadlines::default()));
         let body = (!body.is_empty()).then_some(body);
-        ResponseBody {
+        Box::new(ResponseBody {
             is_ended: body.is_none() && !sees_data,
             kind: Kind::Full(body),
             cell,
@@ -73,7 +73,7 @@ impl ResponseBody {
             timer: None,
             upstream: None,
             throttle: None,
-        }
+        })
     }
 
     /// An upstream's body.
@@ -82,7 +82,7 @@ impl ResponseBody {
         body: UpstreamBody,
         deadlines: Deadlines,
         end: UpstreamEnd,
-    ) -> Self {
+    ) -> Box<Self> {
         let sees_data = cell.with(|state| {
             if let Some(account) = &state.account
                 && let Some(holder) = body.holder()
@@ -91,7 +91,7 @@ impl ResponseBody {
             }
             state.sees_data
         });
-        ResponseBody {
+        Box::new(ResponseBody {
             is_ended: body.is_end_stream() && !sees_data,
             kind: Kind::Upstream(body),
             cell,
@@ -101,7 +101,7 @@ impl ResponseBody {
             timer: None,
             upstream: Some(end),
             throttle: None,
-        }
+        })
     }
 
     /// True when there is nothing but (perhaps) trailers to come.
@@ -110,7 +110,7 @@ impl ResponseBody {
     }
 
     /// The same as the filters want it, now that they have seen the head.
-    pub(super) fn for_filters(mut self) -> Self {
+    pub(super) fn for_filters(mut self: Box<Self>) -> Box<Self> {
         let (sees_data, rate) = self
             .cell
             .with(|state| (state.update_sees_data(), state.stream.response_rate));
@@ -155,31 +155,27 @@ impl ResponseBody {
 
     /// A limit that is reached now; otherwise the task is woken at the next one.
     fn poll_deadline(&mut self, context: &mut Context<'_>) -> Option<ResponseFlag> {
-        loop {
-            let idle = self
-                .deadlines
-                .idle
-                .map(|limit| self.cell.last_activity() + limit);
-            let limits = [
-                (
-                    self.deadlines.response,
-                    ResponseFlag::UpstreamRequestTimeout,
-                ),
-                (self.deadlines.stream, ResponseFlag::DurationTimeout),
-                (idle, ResponseFlag::StreamIdleTimeout),
-            ];
-            let (next, flag) = limits
-                .into_iter()
-                .filter_map(|(at, flag)| at.map(|at| (at, flag)))
-                .min_by_key(|(at, _)| *at)?;
-            if next <= Instant::now() {
-                return Some(flag);
-            }
-            let timer = self.timer.get_or_insert_with(|| self.cell.timer());
-            if timer.poll_until(Some(next), context).is_pending() {
-                return None;
-            }
-        }
+        let idle = self
+            .deadlines
+            .idle
+            .map(|limit| self.cell.last_activity() + limit);
+        let limits = [
+            (
+                self.deadlines.response,
+                ResponseFlag::UpstreamRequestTimeout,
+            ),
+            (self.deadlines.stream, ResponseFlag::DurationTimeout),
+            (idle, ResponseFlag::StreamIdleTimeout),
+        ];
+        let (next, flag) = limits
+            .into_iter()
+            .filter_map(|(at, flag)| at.map(|at| (at, flag)))
+            .min_by_key(|(at, _)| *at)?;
+        let timer = self.timer.get_or_insert_with(|| self.cell.timer());
+        timer
+            .poll_until(Some(next), context)
+            .is_ready()
+            .then_some(flag)
     }
 
     /// While the client takes nothing of what it was sent: ready when a limit is reached, with which the stream has failed.

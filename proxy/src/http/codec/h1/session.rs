@@ -325,8 +325,9 @@ impl Session {
             body,
             upgrade,
         };
+        let opened = stream::open(&self.connection, request);
         let body = {
-            let mut serving = pin!(stream::serve(self.connection.clone(), request));
+            let mut serving = pin!(opened.serve());
             let (io, watch) = (&self.io, &mut self.watch);
             poll_fn(|context| {
                 if let Poll::Ready(body) = serving.as_mut().poll(context) {
@@ -359,7 +360,7 @@ impl Session {
     /// Sends the response; its body goes out as it comes.
     async fn respond(
         &mut self,
-        mut body: ResponseBody,
+        mut body: Box<ResponseBody>,
         wants: Wants,
         tunnel: Option<oneshot::Sender<DownstreamTunnel>>,
     ) -> After {

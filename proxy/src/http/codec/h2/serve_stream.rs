@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::http::body::DownstreamBody;
 use crate::http::conn_manager;
 use crate::http::h2::{Error, Incoming, Reason, Receive, Send, Tunnel};
-use crate::http::stream::{self, DownstreamConnection, ResponseBody};
+use crate::http::stream::{self, Account, DownstreamConnection, Opened, ResponseBody};
 use crate::http::upgrade::DownstreamTunnel;
 
 /// The bytes of a CONNECT's stream on their way to whoever tunnels them.
@@ -25,8 +25,11 @@ type TunnelSlot = (oneshot::Sender<DownstreamTunnel>, Receive);
 /// `overload.premature_reset_min_stream_lifetime_seconds`, which compares whole seconds).
 const PREMATURE: Duration = Duration::from_secs(2);
 
-/// Serves a stream to its end.
-pub(super) async fn serve(connection: Rc<DownstreamConnection>, incoming: Incoming) {
+/// Serves a stream to its end. What it begins with is put where it stays before there is a future, which would be moved with it.
+pub(super) fn serve(
+    connection: Rc<DownstreamConnection>,
+    incoming: Incoming,
+) -> impl Future<Output = ()> {
     let Incoming {
         head,
         receive,
@@ -62,33 +65,43 @@ pub(super) async fn serve(connection: Rc<DownstreamConnection>, incoming: Incomi
         upgrade,
     };
     let start = Instant::now();
-    let is_premature = {
-        let mut serving = pin!(stream::serve(connection.clone(), request));
-        let answer = poll_fn(|context| {
-            // A stream that the overload manager has reset is not to be taken for one whose client sends nonsense.
-            if !account.as_ref().is_some_and(|account| account.is_reset())
-                && let Poll::Ready(body) = serving.as_mut().poll(context)
-            {
-                return Poll::Ready(Ok(body));
-            }
-            send.poll_reset(context).map(Err)
-        })
-        .await;
-        match answer {
+    let opened = stream::open(&connection, request);
+    async move {
+        // The engine is done, and its memory free, when the response goes out.
+        let is_premature = match until_reset(opened, &mut send, account).await {
             Ok(body) => {
                 answer_with(body, send, is_head, slot).await;
                 false
             }
             // Not one that the overload manager has reset.
             Err(error) => matches!(error, Error::Reset(_)) && start.elapsed() < PREMATURE,
+        };
+        connection.stream_ended(is_premature);
+    }
+}
+
+/// The response, unless the stream is reset before: by the client, or by the overload manager.
+async fn until_reset(
+    opened: Opened,
+    send: &mut Send,
+    account: Option<Rc<Account>>,
+) -> Result<Box<ResponseBody>, Error> {
+    let mut serving = pin!(opened.serve());
+    poll_fn(|context| {
+        // A stream that the overload manager has reset is not to be taken for one whose client sends nonsense.
+        if !account.as_ref().is_some_and(|account| account.is_reset())
+            && let Poll::Ready(body) = serving.as_mut().poll(context)
+        {
+            return Poll::Ready(Ok(body));
         }
-    };
-    connection.stream_ended(is_premature);
+        send.poll_reset(context).map(Err)
+    })
+    .await
 }
 
 /// Sends the response, unless the client breaks it off.
 async fn answer_with(
-    mut body: ResponseBody,
+    mut body: Box<ResponseBody>,
     mut send: Send,
     is_head: bool,
     slot: Option<TunnelSlot>,

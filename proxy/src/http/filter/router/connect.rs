@@ -40,10 +40,7 @@ pub(super) async fn terminate(
                 status: StatusCode::OK,
                 map: HeaderMap::new(),
             };
-            Forwarded::Response(Box::new((
-                head,
-                ResponseBody::full(cell.clone(), Bytes::new()),
-            )))
+            Forwarded::Response(head, ResponseBody::full(cell.clone(), Bytes::new()))
         }
         Err(error) => {
             plan.cluster

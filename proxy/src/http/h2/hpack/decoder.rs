@@ -4,6 +4,7 @@ use super::{
     TABLE_SIZE,
     field::{Field, Name, OVERHEAD, TABLE},
     huffman,
+    literals::{self, Known},
 };
 use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
@@ -41,7 +42,7 @@ impl Decoder {
     pub(in crate::http::h2) fn decode(
         &mut self,
         mut block: &[u8],
-        mut each: impl FnMut(&Name, &HeaderValue, usize),
+        mut each: impl FnMut(&Name, HeaderValue, usize),
     ) -> Result<(), Broken> {
         if self.strings.capacity() < STRINGS / 8 {
             self.strings.reserve(STRINGS);
@@ -51,7 +52,7 @@ impl Decoder {
             if first & 0x80 != 0 {
                 let index = integer(&mut block, 7)?;
                 let field = self.get(index)?;
-                each(&field.name, &field.value, field.size);
+                each(&field.name, field.value.clone(), field.size);
             } else if first & 0xe0 == 0x20 {
                 let max = integer(&mut block, 5)?;
                 if !may_resize || max > TABLE_SIZE {
@@ -62,13 +63,20 @@ impl Decoder {
                 continue;
             } else {
                 let is_kept = first & 0xc0 == 0x40;
-                let index = integer(&mut block, if is_kept { 6 } else { 4 })?;
-                let mut field = self.literal(index, &mut block, is_kept)?;
-                // Never to be kept in any table: said again when it goes on.
-                field.value.set_sensitive(first & 0xf0 == 0x10);
-                each(&field.name, &field.value, field.size);
+                let is_secret = first & 0xf0 == 0x10;
+                let field = if is_secret {
+                    let mut field = self.literal(&mut block, 4, false)?;
+                    // Never to be kept in any table: said again when it goes on.
+                    field.value.set_sensitive(true);
+                    field
+                } else {
+                    self.known_literal(&mut block, if is_kept { 6 } else { 4 }, is_kept)?
+                };
                 if is_kept {
+                    each(&field.name, field.value.clone(), field.size);
                     self.insert(field);
+                } else {
+                    each(&field.name, field.value, field.size);
                 }
             }
             may_resize = false;
@@ -84,7 +92,34 @@ impl Decoder {
         }
     }
 
-    fn literal(&mut self, index: usize, block: &mut &[u8], is_kept: bool) -> Result<Field, Broken> {
+    /// A literal, which may be known from other blocks.
+    fn known_literal(
+        &mut self,
+        block: &mut &[u8],
+        prefix: u32,
+        is_kept: bool,
+    ) -> Result<Field, Broken> {
+        let Some((literal, rest)) =
+            literal_length(block, prefix).and_then(|length| block.split_at_checked(length))
+        else {
+            return self.literal(block, prefix, is_kept);
+        };
+        match literals::find(literal) {
+            Known::Field(field) => {
+                *block = rest;
+                Ok(field)
+            }
+            Known::Again(place) => {
+                let field = self.literal(block, prefix, true)?;
+                literals::keep(place, literal, &field);
+                Ok(field)
+            }
+            Known::No => self.literal(block, prefix, is_kept),
+        }
+    }
+
+    fn literal(&mut self, block: &mut &[u8], prefix: u32, is_kept: bool) -> Result<Field, Broken> {
+        let index = integer(block, prefix)?;
         let (name, name_length) = if index == 0 {
             let bytes = self.string(block, is_kept)?;
             (Name::parse(&bytes), bytes.len())
@@ -151,6 +186,21 @@ impl Decoder {
             self.size -= oldest.size;
         }
     }
+}
+
+/// How long the literal is that a block begins with; nothing if its name is in the dynamic table, which is each connection's own.
+fn literal_length(block: &[u8], prefix: u32) -> Option<usize> {
+    let mut rest = block;
+    let index = integer(&mut rest, prefix).ok()?;
+    if index > TABLE.len() {
+        return None;
+    }
+    let strings = if index == 0 { 2 } else { 1 };
+    for _ in 0..strings {
+        let length = integer(&mut rest, 7).ok()?;
+        rest = rest.get(length..)?;
+    }
+    Some(block.len() - rest.len())
 }
 
 /// A number whose first bits are the last `prefix` ones of the next byte.
@@ -244,6 +294,31 @@ mod tests {
             Err(Broken),
             "not at the beginning"
         );
+    }
+
+    /// Read, noted, kept and found again, beside one that is in no table and one that depends on it.
+    #[test]
+    fn what_comes_again_is_the_same() {
+        let mut decoders = [Decoder::new(), Decoder::new()];
+        for (round, decoder) in [0, 0, 0, 1, 1].into_iter().enumerate() {
+            let decoder = &mut decoders[decoder];
+            let block =
+                hex("4088 25a8 49e9 5ba9 7d7f 8925 a849 e95b b8e8 b4bf 0001 6101 62 0f2f 0163");
+            assert_eq!(
+                read(decoder, &block).unwrap(),
+                "custom-key=custom-value a=b custom-key=c ",
+                "{round}"
+            );
+            let count = [1, 2, 3, 1, 2][round];
+            assert_eq!((decoder.entries.len(), decoder.size), (count, count * 54));
+        }
+        // Secrets are said to be such each time.
+        for _ in 0..4 {
+            let mut is_secret = false;
+            let each = |_: &Name, value: HeaderValue, _| is_secret = value.is_sensitive();
+            decoders[0].decode(&hex("1001 6101 62"), each).unwrap();
+            assert!(is_secret);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The Huffman code of RFC 7541, appendix B. It is canonical, so that the lengths say all: codes of one length count up in the
 //! order of their symbols, and those of the next go on from there. The encoder does without, see [`super::Encoder`].
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::BytesMut;
 use std::sync::LazyLock;
 
 /// How long the code of each byte is, in bits. The end of the string has thirty.
@@ -66,7 +66,10 @@ pub(super) struct NotHuffman;
 /// Adds the bytes that `coded` stands for to `out`.
 pub(super) fn decode(coded: &[u8], out: &mut BytesMut) -> Result<(), NotHuffman> {
     let code = &*CODE;
-    out.reserve(coded.len() * 8 / 5 + 1);
+    let start = out.len();
+    // The shortest code has five bits.
+    out.resize(start + coded.len() * 8 / 5, 0);
+    let mut places = out[start..].iter_mut();
     let mut coded = coded.iter();
     // The bits that wait, aligned to the left, and their number.
     let (mut bits, mut count) = (0_u64, 0_usize);
@@ -79,11 +82,15 @@ pub(super) fn decode(coded: &[u8], out: &mut BytesMut) -> Result<(), NotHuffman>
         }
         let (symbol, length) = match code.short[(bits >> (64 - SHORT)) as usize] {
             (symbol, length @ 1..) if usize::from(length) <= count => (symbol, usize::from(length)),
-            _ if count < 8 && is_padding(bits, count) => return Ok(()),
+            _ if count < 8 && is_padding(bits, count) => {
+                let unused = places.len();
+                out.truncate(out.len() - unused);
+                return Ok(());
+            }
             (_, 1..) => return Err(NotHuffman),
             (_, 0) => code.long((bits >> (64 - LONGEST)) as u32, count)?,
         };
-        out.put_u8(symbol);
+        *places.next().ok_or(NotHuffman)? = symbol;
         bits <<= length;
         count -= length;
     }

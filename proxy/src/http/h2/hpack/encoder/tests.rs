@@ -59,7 +59,7 @@ fn a_host_in_trailers_is_not_the_authority() {
     let mut head = Vec::new();
     encoder.authority(&HeaderValue::from_static("a.test"), &mut head);
     let mut name = None;
-    let note = |seen: &Name, _: &HeaderValue, _| name = Some(seen.clone());
+    let note = |seen: &Name, _: HeaderValue, _| name = Some(seen.clone());
     decoder.decode(&head, note).unwrap();
     assert_eq!(name, Some(Name::Authority));
     let trailers = write(&mut encoder, &[("host", "a.test")]);
