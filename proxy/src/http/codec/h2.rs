@@ -114,9 +114,10 @@ async fn run(
     while let Some(accepted) = poll_fn(|context| http2.poll(context)).await {
         match accepted {
             Ok(incoming) => {
-                let stream = serve_stream::serve(connection.clone(), incoming);
-                // Spawning moves a future eight times, and this one is large.
-                tokio::task::spawn_local(Box::pin(stream));
+                if let Some(stream) = serve_stream::serve(connection.clone(), incoming) {
+                    // Spawning moves a future eight times, and this one is large.
+                    tokio::task::spawn_local(Box::pin(stream));
+                }
                 streams += 1;
                 let is_last = connection.manager.limits.requests == Some(streams);
                 if is_last {

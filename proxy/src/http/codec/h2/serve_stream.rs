@@ -25,11 +25,12 @@ type TunnelSlot = (oneshot::Sender<DownstreamTunnel>, Receive);
 /// `overload.premature_reset_min_stream_lifetime_seconds`, which compares whole seconds).
 const PREMATURE: Duration = Duration::from_secs(2);
 
-/// Serves a stream to its end. What it begins with is put where it stays before there is a future, which would be moved with it.
+/// What serves a stream to its end, unless it is refused at once. What a stream begins with is put where it stays before there
+/// is a future, which would be moved with it.
 pub(super) fn serve(
     connection: Rc<DownstreamConnection>,
     incoming: Incoming,
-) -> impl Future<Output = ()> {
+) -> Option<impl Future<Output = ()>> {
     let Incoming {
         head,
         receive,
@@ -41,7 +42,8 @@ pub(super) fn serve(
         stats.downstream_rq_total.inc();
         stats.downstream_rq_http2_total.inc();
         stats.downstream_rq_rx_reset.inc();
-        return send.reset(Reason::INTERNAL_ERROR);
+        send.reset(Reason::INTERNAL_ERROR);
+        return None;
     }
     let is_head = head.method == Method::HEAD;
     let mut slot: Option<TunnelSlot> = None;
@@ -66,7 +68,7 @@ pub(super) fn serve(
     };
     let start = Instant::now();
     let opened = stream::open(&connection, request);
-    async move {
+    Some(async move {
         // The engine is done, and its memory free, when the response goes out.
         let is_premature = match until_reset(opened, &mut send, account).await {
             Ok(body) => {
@@ -77,7 +79,7 @@ pub(super) fn serve(
             Err(error) => matches!(error, Error::Reset(_)) && start.elapsed() < PREMATURE,
         };
         connection.stream_ended(is_premature);
-    }
+    })
 }
 
 /// The response, unless the stream is reset before: by the client, or by the overload manager.
