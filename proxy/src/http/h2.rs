@@ -4,7 +4,8 @@
 //! ([`receive`]) and gives each to its stream; whoever serves or asks has the stream's halves ([`Receive`], [`Send`]). What those
 //! send goes as frames straight behind what waits to go out ([`core`]), heads too, as the order of what is written is the order of
 //! the table that compresses them ([`hpack`]); the connection's task writes it all when it next has its turn. There is room for
-//! data while the peer's windows are open and little waits: who finds none is woken in the order of the asking.
+//! data while the peer's windows are open and little waits: who finds none is woken in the order of the asking. Large data is not
+//! copied: a stream keeps the part of the buffer that it came in ([`input`]), which goes out as it is between frames ([`output`]).
 //!
 //! What a peer may cost is bounded: its streams, the bytes that it may send ahead, a head's size, answers that it does not read, and
 //! frames that bring nothing ([`FloodLimits`], as Envoy has them). Resets of streams are counted by the connection manager.
@@ -15,6 +16,8 @@ mod flood;
 mod frame;
 mod head;
 mod hpack;
+mod input;
+mod output;
 mod reason;
 mod receive;
 mod stream;

@@ -4,6 +4,7 @@ use super::{
     Incoming, Options, Receive, Send,
     core::{Core, KEEPALIVE, Ping, Role},
     frame::{self, Head},
+    input::Input,
     reason::{Error, Reason},
     receive::Receiver,
     stream::{Shared, State},
@@ -29,11 +30,7 @@ pub(crate) struct Connection<S> {
     stream: S,
     core: Rc<RefCell<Core>>,
     receiver: Receiver,
-    /// What was read, and how much of that is done with; without memory when nothing waits.
-    input: Vec<u8>,
-    taken: usize,
-    /// How much of what waits to go out is written.
-    written: usize,
+    input: Input,
     is_flushed: bool,
     read_in_turn: usize,
     /// A client's preface is still to come.
@@ -54,8 +51,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// The server's end, of which `ahead` was read before.
     pub(crate) fn server(stream: S, ahead: &[u8], options: Options, is_tls: bool) -> Self {
         let mut connection = Self::new(stream, Role::Server, options, is_tls);
-        spare::take(&mut connection.input);
-        connection.input.extend_from_slice(ahead);
+        connection.input.buffer().extend_from_slice(ahead);
         connection
     }
 
@@ -71,14 +67,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn new(stream: S, role: Role, options: Options, is_tls: bool) -> Self {
-        let core = Rc::new(RefCell::new(Core::new(role, options)));
+        let core = Rc::new(RefCell::new(Core::new(
+            role,
+            options,
+            stream.is_write_vectored(),
+        )));
         Self {
             stream,
             receiver: Receiver::new(core.clone(), is_tls),
             core,
-            input: Vec::new(),
-            taken: 0,
-            written: 0,
+            input: Input::default(),
             is_flushed: true,
             read_in_turn: 0,
             awaits_preface: role == Role::Server,
@@ -94,12 +92,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Ready when the client has said what a client says first, or something else.
     pub(crate) fn poll_preface(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
         while self.awaits_preface {
-            let known = self.input.len().min(frame::PREFACE.len());
-            if self.input[..known] != frame::PREFACE[..known] {
+            let known = self.input.rest().len().min(frame::PREFACE.len());
+            if self.input.rest()[..known] != frame::PREFACE[..known] {
                 return Poll::Ready(Err(Error::Protocol(Reason::PROTOCOL_ERROR)));
             }
             if known == frame::PREFACE.len() {
-                self.taken = known;
+                self.input.take(known);
                 self.awaits_preface = false;
                 self.core.borrow_mut().greet();
             } else if !ready!(self.poll_fill(context)).unwrap_or(false) {
@@ -163,16 +161,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Takes frames as long as there are some: ready with a stream, with nothing at the end of the connection.
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Incoming>, Reason>> {
         loop {
-            while let Some(head) = Head::parse(&self.input[self.taken..]) {
+            while let Some(head) = Head::parse(self.input.rest()) {
                 if head.length > frame::MAX_LENGTH {
                     return Poll::Ready(Err(Reason::FRAME_SIZE_ERROR));
                 }
-                let start = self.taken + frame::HEAD;
-                let Some(payload) = self.input.get(start..start + head.length) else {
+                let end = frame::HEAD + head.length;
+                if self.input.rest().len() < end {
                     break;
-                };
+                }
+                let is_shared = self.receiver.may_share(head);
+                let payload = self.input.payload(frame::HEAD, head.length, is_shared);
                 let incoming = self.receiver.frame(head, payload);
-                self.taken = start + head.length;
+                self.input.take(end);
                 if let Some(incoming) = incoming? {
                     return Poll::Ready(Ok(Some(incoming)));
                 }
@@ -191,15 +191,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Reads more; `false` at the end.
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        if self.taken > 0 {
-            self.input.drain(..self.taken);
-            self.taken = 0;
-        }
-        spare::take(&mut self.input);
-        let read = poll_read_buf(Pin::new(&mut self.stream), context, &mut self.input);
-        if self.input.is_empty() {
-            spare::give(&mut self.input);
-        }
+        let buffer = self.input.buffer();
+        let read = poll_read_buf(Pin::new(&mut self.stream), context, buffer);
+        self.input.give_if_empty();
         let count = ready!(read)?;
         self.read_in_turn += count;
         Poll::Ready(Ok(count > 0))
@@ -207,16 +201,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut core = self.core.borrow_mut();
-        while let rest @ [_, ..] = &core.out[self.written..] {
-            let count = ready!(Pin::new(&mut self.stream).poll_write(context, rest))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.written += count;
+        if core.out.len() > 0 {
             self.is_flushed = false;
+            ready!(core.out.poll_write(&mut self.stream, context))?;
         }
-        self.written = 0;
-        spare::give(&mut core.out);
         core.flood.answers = 0;
         drop(core);
         if !self.is_flushed {
@@ -247,8 +235,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 impl<S> Drop for Connection<S> {
     fn drop(&mut self) {
         self.core.borrow_mut().end(Error::Closed);
-        spare::give(&mut self.input);
-        spare::give(&mut self.core.borrow_mut().out);
     }
 }
 

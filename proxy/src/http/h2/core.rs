@@ -4,10 +4,11 @@ use super::{
     flood::{Flood, FloodLimits},
     frame::{self, Head},
     hpack::Encoder,
+    output::Output,
     reason::{Error, Reason},
     stream::{Half, Shared, State},
 };
-use crate::transport::spare;
+use bytes::Bytes;
 use std::{collections::HashMap, collections::VecDeque, rc::Rc, task::Waker};
 use tokio::sync::Notify;
 
@@ -45,7 +46,7 @@ pub(super) struct Core {
     pub(super) role: Role,
     pub(super) options: Options,
     /// What waits to go out.
-    pub(super) out: Vec<u8>,
+    pub(super) out: Output,
     pub(super) encoder: Encoder,
     pub(super) streams: HashMap<u32, Rc<Shared>, foldhash::fast::FixedState>,
     /// What the peer allows us to send, on all streams.
@@ -106,11 +107,11 @@ pub(super) const KEEPALIVE: [u8; 8] = *b"bireme k";
 pub(super) const SHUTDOWN: [u8; 8] = *b"bireme e";
 
 impl Core {
-    pub(super) fn new(role: Role, options: Options) -> Self {
+    pub(super) fn new(role: Role, options: Options, is_vectored: bool) -> Self {
         Self {
             role,
             options,
-            out: Vec::new(),
+            out: Output::new(is_vectored),
             encoder: Encoder::new(),
             streams: HashMap::default(),
             send_window: i64::from(frame::INITIAL_WINDOW),
@@ -138,7 +139,6 @@ impl Core {
     /// Says what our end is like; the first that it says.
     pub(super) fn greet(&mut self) {
         let options = self.options;
-        spare::take(&mut self.out);
         let mut settings = Vec::with_capacity(36);
         let mut put = |id: u16, value: u32| {
             settings.extend_from_slice(&id.to_be_bytes());
@@ -160,14 +160,14 @@ impl Core {
             put(frame::ENABLE_CONNECT_PROTOCOL, 1);
         }
         if self.role == Role::Client {
-            self.out.extend_from_slice(frame::PREFACE);
+            self.out.frames().extend_from_slice(frame::PREFACE);
         }
-        frame::put(frame::SETTINGS, 0, 0, &settings, &mut self.out);
+        frame::put(frame::SETTINGS, 0, 0, &settings, self.out.frames());
         let more = options
             .connection_window
             .saturating_sub(frame::INITIAL_WINDOW);
         if more > 0 {
-            frame::put_number(frame::WINDOW_UPDATE, 0, more, &mut self.out);
+            frame::put_number(frame::WINDOW_UPDATE, 0, more, self.out.frames());
         }
     }
 
@@ -197,8 +197,7 @@ impl Core {
     /// A frame about the connection, an answer to the peer or a stream's end: such that only so many may wait.
     pub(super) fn put_control(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         self.flood.answers += 1;
-        spare::take(&mut self.out);
-        frame::put(kind, flags, stream, payload, &mut self.out);
+        frame::put(kind, flags, stream, payload, self.out.frames());
         self.wake();
     }
 
@@ -228,9 +227,14 @@ impl Core {
         }
     }
 
-    /// Puts data into frames; it must fit into the windows.
-    pub(super) fn put_data(&mut self, state: &mut State, data: &[u8], is_last: bool) {
-        spare::take(&mut self.out);
+    /// Puts data into frames; it must fit into the windows. If it is a part of `memory`, it need not be copied.
+    pub(super) fn put_data(
+        &mut self,
+        state: &mut State,
+        data: &[u8],
+        memory: Option<&Bytes>,
+        is_last: bool,
+    ) {
         let mut pieces = data.chunks(self.peer.max_length).peekable();
         let mut put = |piece: &[u8], is_last: bool| {
             let head = Head {
@@ -239,8 +243,8 @@ impl Core {
                 flags: if is_last { frame::END_STREAM } else { 0 },
                 stream: state.id,
             };
-            head.put(&mut self.out);
-            self.out.extend_from_slice(piece);
+            head.put(self.out.frames());
+            self.out.put_data(piece, memory);
             self.flood.data_sent += 1;
         };
         while let Some(piece) = pieces.next() {
@@ -262,8 +266,8 @@ impl Core {
         is_last: bool,
         write: impl FnOnce(&mut Encoder, &mut Vec<u8>),
     ) {
-        spare::take(&mut self.out);
-        let start = self.out.len();
+        let out = self.out.frames();
+        let start = out.len();
         let flags = frame::END_HEADERS | if is_last { frame::END_STREAM } else { 0 };
         let head = |kind, length, flags| Head {
             length,
@@ -271,16 +275,16 @@ impl Core {
             flags,
             stream,
         };
-        head(frame::HEADERS, 0, flags).put(&mut self.out);
-        self.encoder.begin(&mut self.out);
-        write(&mut self.encoder, &mut self.out);
-        let length = self.out.len() - start - frame::HEAD;
+        head(frame::HEADERS, 0, flags).put(out);
+        self.encoder.begin(out);
+        write(&mut self.encoder, out);
+        let length = out.len() - start - frame::HEAD;
         if length <= self.peer.max_length {
             let [_, bytes @ ..] = frame::length_bytes(length);
-            self.out[start..start + 3].copy_from_slice(&bytes);
+            out[start..start + 3].copy_from_slice(&bytes);
         } else {
-            let block = self.out.split_off(start + frame::HEAD);
-            self.out.truncate(start);
+            let block = out.split_off(start + frame::HEAD);
+            out.truncate(start);
             let (mut kind, mut first_flags) = (frame::HEADERS, flags & !frame::END_HEADERS);
             let mut pieces = block.chunks(self.peer.max_length).peekable();
             while let Some(piece) = pieces.next() {
@@ -289,12 +293,18 @@ impl Core {
                 } else {
                     0
                 };
-                head(kind, piece.len(), first_flags | end).put(&mut self.out);
-                self.out.extend_from_slice(piece);
+                head(kind, piece.len(), first_flags | end).put(out);
+                out.extend_from_slice(piece);
                 (kind, first_flags) = (frame::CONTINUATION, 0);
             }
         }
         self.wake();
+    }
+
+    /// How much has come that nobody has taken.
+    pub(super) fn queued(&self) -> i64 {
+        let window = self.options.connection_window.max(frame::INITIAL_WINDOW);
+        i64::from(window) - self.receive_window - i64::from(self.released)
     }
 
     /// `count` bytes of the connection's window have been taken.
@@ -303,7 +313,7 @@ impl Core {
         if self.released >= self.options.connection_window.max(frame::INITIAL_WINDOW) / 2 {
             let released = std::mem::take(&mut self.released);
             self.receive_window += i64::from(released);
-            frame::put_number(frame::WINDOW_UPDATE, 0, released, &mut self.out);
+            frame::put_number(frame::WINDOW_UPDATE, 0, released, self.out.frames());
             self.wake();
         }
     }
@@ -318,7 +328,7 @@ impl Core {
         {
             let released = std::mem::take(&mut state.released);
             state.receive_window += i64::from(released);
-            frame::put_number(frame::WINDOW_UPDATE, state.id, released, &mut self.out);
+            frame::put_number(frame::WINDOW_UPDATE, state.id, released, self.out.frames());
             self.wake();
         }
     }

@@ -7,16 +7,22 @@ use super::{
     core::{Core, KEEPALIVE, Ping, Role, SHUTDOWN},
     frame::{self, Head},
     hpack::{Broken, Decoder},
+    input::Payload,
     reason::{Error, Reason},
-    stream::{Half, Shared, State},
+    stream::{Half, Piece, Shared, State},
 };
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use std::{cell::RefCell, collections::VecDeque, ops::Range, rc::Rc};
 
 use message::Partial;
 
 /// How much memory small pieces of data share.
 const SHARED: usize = 4 << 10;
+
+/// Data from this length on is not copied.
+const LARGE: usize = 8 << 10;
+/// Unless more than this waits to be taken: each piece may keep eight times as much in memory.
+const MOST_SHARED: i64 = 256 << 10;
 
 /// Frames that are read, one after the other.
 pub(super) struct Receiver {
@@ -49,8 +55,24 @@ impl Receiver {
         }
     }
 
+    /// Whether the frame's payload is better kept than copied: it is large, and so little waits to be taken that what is kept
+    /// with it does not matter.
+    pub(super) fn may_share(&self, head: Head) -> bool {
+        head.kind == frame::DATA
+            && head.length >= LARGE
+            && self.core.borrow().queued() < MOST_SHARED
+    }
+
     /// A whole frame: perhaps a stream begins with it. An error is the connection's.
-    pub(super) fn frame(&mut self, head: Head, payload: &[u8]) -> Result<Option<Incoming>, Reason> {
+    pub(super) fn frame(
+        &mut self,
+        head: Head,
+        payload: Payload<'_>,
+    ) -> Result<Option<Incoming>, Reason> {
+        let Payload {
+            bytes: payload,
+            memory,
+        } = payload;
         let goes_on =
             |partial: &Partial| head.kind == frame::CONTINUATION && head.stream == partial.stream;
         if self
@@ -62,7 +84,7 @@ impl Receiver {
             return Err(Reason::PROTOCOL_ERROR);
         }
         match head.kind {
-            frame::DATA => self.data(head, payload)?,
+            frame::DATA => self.data(head, payload, memory)?,
             frame::HEADERS => return self.headers(head, payload),
             frame::CONTINUATION => return self.continuation(head, payload),
             frame::PRIORITY => self.priority(head, payload)?,
@@ -114,7 +136,7 @@ impl Receiver {
         }
     }
 
-    fn data(&mut self, head: Head, payload: &[u8]) -> Result<(), Reason> {
+    fn data(&mut self, head: Head, payload: &[u8], memory: Option<&Bytes>) -> Result<(), Reason> {
         self.check_stream(head.stream)?;
         let data = head.unpadded(payload).ok_or(Reason::PROTOCOL_ERROR)?;
         let is_last = head.has(frame::END_STREAM);
@@ -128,7 +150,18 @@ impl Receiver {
             }
         }
         let refused = match self.stream(head.stream) {
-            Some(stream) => self.take_data(&stream, data, payload.len() - data.len(), is_last),
+            Some(stream) => {
+                let padding = payload.len() - data.len();
+                self.take_data(
+                    &stream,
+                    Payload {
+                        bytes: data,
+                        memory,
+                    },
+                    padding,
+                    is_last,
+                )
+            }
             None => Err(Reason::STREAM_CLOSED),
         };
         if let Err(reason) = refused {
@@ -141,7 +174,10 @@ impl Receiver {
     fn take_data(
         &self,
         stream: &Shared,
-        data: &[u8],
+        Payload {
+            bytes: data,
+            memory,
+        }: Payload<'_>,
         padding: usize,
         is_last: bool,
     ) -> Result<(), Reason> {
@@ -170,7 +206,7 @@ impl Receiver {
                 core.release_stream(&mut state, padding);
             }
             if !data.is_empty() {
-                state.push(data);
+                state.push(data, memory);
             }
         }
         state.is_receive_ended = is_last;
@@ -348,8 +384,11 @@ impl Receiver {
 
 impl State {
     /// Data to be taken. Small pieces share memory when whoever takes them is behind.
-    fn push(&mut self, data: &[u8]) {
-        if let Some(last) = self.data.back_mut()
+    fn push(&mut self, data: &[u8], memory: Option<&Bytes>) {
+        if let Some(memory) = memory {
+            return self.data.push_back(Piece::Part(memory.slice_ref(data)));
+        }
+        if let Some(Piece::Own(last)) = self.data.back_mut()
             && last.capacity() - last.len() >= data.len()
         {
             return last.extend_from_slice(data);
@@ -357,7 +396,7 @@ impl State {
         let room = if self.data.is_empty() { 0 } else { SHARED };
         let mut piece = BytesMut::with_capacity(data.len().max(room));
         piece.extend_from_slice(data);
-        self.data.push_back(piece);
+        self.data.push_back(Piece::Own(piece));
     }
 
     /// The peer's window for the stream changes.

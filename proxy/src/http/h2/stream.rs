@@ -29,7 +29,7 @@ pub(super) struct State {
     pub(super) head: Option<ResponseHeaders>,
     pub(super) has_head: bool,
     /// Data that nobody has taken.
-    pub(super) data: VecDeque<BytesMut>,
+    pub(super) data: VecDeque<Piece>,
     pub(super) trailers: Option<HeaderMap>,
     /// What is to come as `content-length` said.
     pub(super) promised: Option<u64>,
@@ -49,6 +49,39 @@ pub(super) struct State {
     pub(super) halves: u8,
     pub(super) receiver: Option<Waker>,
     pub(super) sender: Option<Waker>,
+}
+
+/// Data that nobody has taken.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// Copied, with room for more.
+    Own(BytesMut),
+    /// As it was read.
+    Part(Bytes),
+}
+
+impl Piece {
+    fn len(&self) -> usize {
+        match self {
+            Piece::Own(data) => data.len(),
+            Piece::Part(data) => data.len(),
+        }
+    }
+
+    /// The memory that it takes.
+    fn held(&self) -> usize {
+        match self {
+            Piece::Own(data) => data.capacity(),
+            Piece::Part(data) => data.len(),
+        }
+    }
+
+    fn into_bytes(self) -> Bytes {
+        match self {
+            Piece::Own(data) => data.freeze(),
+            Piece::Part(data) => data,
+        }
+    }
 }
 
 /// A half of a stream.
@@ -168,12 +201,7 @@ impl Shared {
 
 impl Holder for Shared {
     fn held(&self) -> usize {
-        self.state
-            .borrow()
-            .data
-            .iter()
-            .map(BytesMut::capacity)
-            .sum()
+        self.state.borrow().data.iter().map(Piece::held).sum()
     }
 }
 
@@ -218,12 +246,12 @@ impl Receive {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let mut state = self.0.state.borrow_mut();
-        if let Some(data) = state.data.pop_front() {
+        if let Some(data) = state.data.pop_front().map(Piece::into_bytes) {
             self.0
                 .core
                 .borrow_mut()
                 .release_stream(&mut state, data.len());
-            return Poll::Ready(Some(Ok(Frame::data(data.freeze()))));
+            return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         if state.is_receive_ended {
             return Poll::Ready(
@@ -313,9 +341,23 @@ impl Send {
 
     /// Sends data, no more than there is room for.
     pub(crate) fn send_data(&mut self, data: &[u8], is_last: bool) -> Result<(), Error> {
+        self.put_data(data, None, is_last)
+    }
+
+    /// The same with data that need not be copied.
+    pub(crate) fn send_piece(&mut self, data: &Bytes, is_last: bool) -> Result<(), Error> {
+        self.put_data(data, Some(data), is_last)
+    }
+
+    fn put_data(
+        &mut self,
+        data: &[u8],
+        memory: Option<&Bytes>,
+        is_last: bool,
+    ) -> Result<(), Error> {
         let (mut state, mut core) = (self.0.state.borrow_mut(), self.0.core.borrow_mut());
         state.check_sendable()?;
-        core.put_data(&mut state, data, is_last);
+        core.put_data(&mut state, data, memory, is_last);
         state.is_send_ended = is_last;
         self.0.ended(&mut core, &state);
         Ok(())

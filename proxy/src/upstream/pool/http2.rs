@@ -11,7 +11,7 @@ use crate::{
     },
     upstream::HttpProtocolOptions,
 };
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame};
 use std::{
     pin::Pin,
@@ -75,8 +75,7 @@ impl Exchange {
                     }
                 };
                 let is_last = room == self.piece.len() && body.is_end_stream();
-                let sent = self.send.send_data(&self.piece[..room], is_last);
-                self.piece.advance(room);
+                let sent = self.send.send_piece(&self.piece.split_to(room), is_last);
                 if sent.is_err() || is_last {
                     self.body = None;
                 }

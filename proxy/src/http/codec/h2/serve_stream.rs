@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Buf as _;
 use http::{Method, Version};
 use http_body::Body as _;
 use tokio::sync::oneshot;
@@ -187,13 +186,10 @@ async fn send_data(
             return false;
         };
         let count = room.min(data.len());
-        if send
-            .send_data(&data[..count], is_last && count == data.len())
-            .is_err()
-        {
+        let piece = data.split_to(count);
+        if send.send_piece(&piece, is_last && data.is_empty()).is_err() {
             return false;
         }
-        data.advance(count);
     }
     true
 }
