@@ -189,7 +189,7 @@ impl Format {
 
 fn truncate(out: &mut String, start: usize, limit: Option<usize>) {
     if let Some(limit) = limit
-        && out.len() > start + limit
+        && out.len() - start > limit
     {
         let mut end = start + limit;
         while !out.is_char_boundary(end) {

@@ -108,6 +108,7 @@ fn operators_write_their_values() {
             "GET /p?q=1&r=2 HTTP/1.1",
         ),
         ("%REQ(X-A):2%|%REQ(x-none)%", "on|-"),
+        ("a|%REQ(X-A):18446744073709551615%", "a|one"),
         ("%REQUEST_HEADER(:AUTHORITY)%", "h:80"),
         (
             "%REQ_WITHOUT_QUERY(:PATH)% %PATH(NQ)% %PATH%",
