@@ -104,7 +104,9 @@ impl ConfigStore {
             let state = self.state.lock();
             let is_dynamic = |name: &&String| {
                 let entry = state.clusters.get(name);
-                entry.is_some_and(|entry| !entry.is_static)
+                let is_of_source =
+                    kind != Kind::OnDemandCluster || state.on_demand.contains(name.as_str());
+                is_of_source && entry.is_some_and(|entry| !entry.is_static)
             };
             let known = update.removed.iter().filter(is_dynamic);
             known.map(|name| name.as_str().into()).collect()

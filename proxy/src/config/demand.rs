@@ -18,7 +18,10 @@ use std::{
     sync::{Arc, OnceLock},
     time::Duration,
 };
-use tokio::sync::{Notify, futures::Notified, watch};
+use tokio::{
+    sync::{Notify, futures::Notified, watch},
+    time::Instant,
+};
 
 /// Kinds that are asked for on demand.
 const KINDS: [Kind; 2] = [Kind::OnDemandCluster, Kind::VirtualHost];
@@ -26,6 +29,12 @@ const KINDS: [Kind; 2] = [Kind::OnDemandCluster, Kind::VirtualHost];
 const MAX_UNANSWERED: usize = 4096;
 /// Names of a source in all.
 const MAX_NAMES: usize = 65_536;
+/// Bytes of all names of a source: they go in one message when a stream begins, and servers take no more than 4 MiB as a rule.
+const MAX_BYTES: usize = 2 << 20;
+/// A longer name is not asked for.
+const MAX_NAME: usize = 1024;
+/// So often a source that is full looks for names that nobody waits for any more.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What requests ask for.
 #[derive(Default)]
@@ -46,8 +55,12 @@ struct Subscription {
     names: Table<u32>,
     asked: HashMap<Arc<str>, Asked>,
     unanswered: usize,
+    /// Bytes of the names.
+    bytes: usize,
     /// The number of the newest name.
     newest: u32,
+    /// When it was full and looked what it can do without.
+    looked: Option<Instant>,
 }
 
 /// A name that requests have asked for.
@@ -127,7 +140,7 @@ impl Demand {
         Ok(())
     }
 
-    /// Asks for `name`, unless too many names wait for an answer. Whoever asks looks once more whether it is there: it may have
+    /// Asks for `name`, unless it is too long, or too many are asked for. Whoever asks looks once more whether it is there: it may have
     /// come before it was asked for.
     pub(crate) fn ask(&self, source: &DemandSource, name: &str) -> Option<Asking> {
         if let Err(error) = self.check(source) {
@@ -140,8 +153,7 @@ impl Demand {
         if let Some(asked) = asked {
             return Some(Asking(asked.answer.subscribe()));
         }
-        if subscription.is_full() && !subscription.forget_unwaited() {
-            tracing::warn!(target: "config", name, "too many names are asked for");
+        if name.len() > MAX_NAME || !subscription.has_room() {
             return None;
         }
         let asking = subscription.ask(name);
@@ -288,6 +300,7 @@ impl Subscription {
         // Another number than the name had if it was asked for before: it is asked for once more.
         self.newest = self.newest.wrapping_add(1);
         self.names.insert(name.clone(), self.newest);
+        self.bytes += name.len();
         let resource = None;
         self.asked.insert(name, Asked { answer, resource });
         self.unanswered += 1;
@@ -295,7 +308,26 @@ impl Subscription {
     }
 
     fn is_full(&self) -> bool {
-        self.unanswered >= MAX_UNANSWERED || self.asked.len() >= MAX_NAMES
+        self.unanswered >= MAX_UNANSWERED
+            || self.asked.len() >= MAX_NAMES
+            || self.bytes + MAX_NAME > MAX_BYTES
+    }
+
+    /// Whether one more may be asked for. When it is full that costs a look at all names, so not each request has one.
+    fn has_room(&mut self) -> bool {
+        if !self.is_full() {
+            return true;
+        }
+        let now = Instant::now();
+        if self.looked.is_some_and(|looked| now - looked < LOOK) {
+            return false;
+        }
+        self.looked = Some(now);
+        let has_room = self.forget_unwaited() && !self.is_full();
+        if !has_room {
+            tracing::warn!(target: "config", names = self.asked.len(), "too many names are asked for");
+        }
+        has_room
     }
 
     /// Tells all who wait for `name` that it is there.
@@ -315,6 +347,7 @@ impl Subscription {
             return false;
         };
         self.names.remove(name);
+        self.bytes -= name.len();
         if asked.answer.send_replace(Answer::Gone) == Answer::Awaited {
             self.unanswered -= 1;
         }

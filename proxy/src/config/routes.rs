@@ -32,7 +32,7 @@ pub(crate) struct RouteSlot {
 }
 
 /// Virtual hosts that a route configuration has discovered (VHDS).
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Hosts {
     /// The configuration that they are added to; none where that asks for none.
     base: Option<RouteConfiguration>,
@@ -100,8 +100,10 @@ impl RouteSlot {
         demand: &Demand,
     ) -> Result<(), Invalid> {
         let mut hosts = self.hosts.lock();
-        let base = hosts.base.as_ref().filter(|base| base.vhds == wire.vhds);
-        let is_same_source = base.is_some();
+        // What was asked for stays asked for as long as that is the same, however it is written.
+        let source_of = |wire: &RouteConfiguration| HostDiscovery::try_new(wire).ok().flatten();
+        let (old, new) = (hosts.base.as_ref().and_then(source_of), source_of(&wire));
+        let is_same_source = old.zip(new).is_some_and(|(old, new)| old.is_of(&new));
         let mut by_name = BTreeMap::new();
         if is_same_source {
             // They may depend on what is configured for all.
@@ -263,6 +265,17 @@ impl RouteSlots {
         demand: &Demand,
     ) -> Result<Arc<RouteSlot>, Invalid> {
         let slot = RouteSlot::new(Duration::ZERO);
+        if let Some(discovery) = HostDiscovery::try_new(&wire)? {
+            let known = self.everywhere().into_iter().find(|other| {
+                let other = other.discovery();
+                other.is_some_and(|other| other.is_of(&discovery))
+            });
+            // What was found is not asked for again.
+            if let Some(known) = known {
+                *slot.hosts.lock() = known.hosts.lock().clone();
+                slot.has_hosts.send_replace(*known.has_hosts.borrow());
+            }
+        }
         let any = proto::any::pack(&wire);
         slot.store(wire, &any, "", demand)?;
         Ok(self.in_place(slot))
@@ -277,3 +290,6 @@ fn build(
     let more: Vec<&DiscoveredHost> = hosts.values().map(|held| &*held.host).collect();
     RouteTable::with_hosts(base, &more)
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,7 +60,9 @@ impl ConfigStore {
         }
         let slots = self.slots_of(key);
         for (table, answer) in &answers {
-            let mut is_good = true;
+            // What no configuration takes is as good as not there.
+            let mut is_good = slots.iter().any(|(name, _)| **name == **table);
+            let is_known = is_good;
             for (_, slot) in slots.iter().filter(|(name, _)| **name == **table) {
                 if let Err(error) = slot.change_hosts(&answer.changes) {
                     tracing::warn!(target: "config", table, %error, "virtual hosts refused");
@@ -70,6 +72,9 @@ impl ConfigStore {
             }
             for names in answer.names.iter().filter(|_| is_good) {
                 self.server.demand.found_as(key, names, &names[0]);
+            }
+            if !is_known {
+                absent.extend(answer.names.iter().flatten().map(String::as_str));
             }
         }
         self.server.demand.gone_from(key, &absent);

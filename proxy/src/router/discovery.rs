@@ -32,7 +32,7 @@ pub(crate) struct DiscoveredHost {
 
 impl HostDiscovery {
     /// Checks where a table gets more virtual hosts from, if it does.
-    pub(super) fn try_new(config: &wire::RouteConfiguration) -> Result<Option<Self>, Invalid> {
+    pub(crate) fn try_new(config: &wire::RouteConfiguration) -> Result<Option<Self>, Invalid> {
         let Some(vhds) = &config.vhds else {
             return Ok(None);
         };
@@ -43,6 +43,11 @@ impl HostDiscovery {
             table: config.name.as_str().into(),
             fetch_timeout: fetch_timeout(source),
         }))
+    }
+
+    /// Whether both ask the same of the same.
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
+        self.source == other.source && self.table == other.table
     }
 
     /// The name under which the virtual host of `host` is asked for.

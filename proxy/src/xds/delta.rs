@@ -65,6 +65,10 @@ impl Variant for Delta {
         // A claim is good only for what is asked for. Virtual hosts have names other than those they are asked for by.
         have.retain(|name, _| kind == Kind::VirtualHost || now.has(name));
         let mut subscribed = now.new_since(&known);
+        if is_new && kind == Kind::OnDemandCluster && subscribed.is_empty() {
+            // To servers a first request without names asks for all clusters.
+            return None;
+        }
         if is_new && kind == Kind::VirtualHost && !subscribed.is_empty() {
             // Those that nobody has asked for are wanted besides; a first request without names wants them as well.
             subscribed.insert(0, "*".to_owned());
@@ -80,11 +84,15 @@ impl Variant for Delta {
         Some(request)
     }
 
-    fn read(&mut self, _: Option<Kind>, response: DeltaDiscoveryResponse) -> Incoming {
+    fn read(&mut self, kind: Option<Kind>, response: DeltaDiscoveryResponse) -> Incoming {
         let mut resources = Vec::with_capacity(response.resources.len());
         let mut lives = Vec::new();
         let mut absent = Vec::new();
-        let has_aliases = response.type_url == Kind::VirtualHost.type_url();
+        // A stream of one kind need not say it.
+        let has_aliases = match &*response.type_url {
+            "" => kind == Some(Kind::VirtualHost),
+            said => said == Kind::VirtualHost.type_url(),
+        };
         for resource in response.resources {
             if has_aliases && resource.resource.is_none() && resource.ttl.is_none() {
                 absent.push(resource.name);

@@ -53,8 +53,8 @@ fn what_was_gone_is_asked_for_once_more() {
     assert_eq!(before.missing_in(&after), Vec::<String>::new());
 }
 
-#[test]
-fn names_without_an_answer_are_bounded() {
+#[tokio::test(start_paused = true)]
+async fn names_without_an_answer_are_bounded() {
     let demand = demand();
     let ask = |name: &str| demand.ask(&source(), name);
     let waiting: Vec<_> = (0..MAX_UNANSWERED)
@@ -66,10 +66,29 @@ fn names_without_an_answer_are_bounded() {
     // One with an answer leaves room for another, and those whom nobody waits for any more do.
     demand.found(Kind::OnDemandCluster, ["0"].into_iter());
     assert!(ask("one more").is_some());
+    assert!(
+        ask("two more").is_none(),
+        "not each request looks at all names"
+    );
+    tokio::time::advance(LOOK).await;
     assert!(ask("two more").is_some());
     drop(waiting);
+    tokio::time::advance(LOOK).await;
     assert!(ask("three more").is_some());
     assert_eq!(names(&demand).sorted(), ["0", "three more"]);
+}
+
+#[test]
+fn bytes_of_names_are_bounded() {
+    let demand = demand();
+    assert!(demand.ask(&source(), &"x".repeat(MAX_NAME + 1)).is_none());
+    let name = |number: usize| format!("{number:>MAX_NAME$}");
+    let waiting: Vec<_> = (0..MAX_UNANSWERED)
+        .map_while(|number| demand.ask(&source(), &name(number)))
+        .collect();
+    assert_eq!(waiting.len(), MAX_BYTES / MAX_NAME);
+    demand.gone(Kind::OnDemandCluster, &name(0));
+    assert!(demand.ask(&source(), "short").is_some());
 }
 
 #[test]

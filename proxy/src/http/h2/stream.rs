@@ -68,7 +68,7 @@ impl Piece {
         }
     }
 
-    /// The memory that it takes.
+    /// The memory that it takes; of a part, what it keeps besides is not counted.
     fn held(&self) -> usize {
         match self {
             Piece::Own(data) => data.capacity(),

@@ -70,6 +70,9 @@ impl Accounts {
         let mut open = self.open.borrow_mut();
         if open.len() == open.capacity() {
             open.retain(|account| account.strong_count() > 0);
+            // Not to look again for each that is opened.
+            let live = open.len();
+            open.reserve(live);
         }
         open.push(Rc::downgrade(&account));
         Some(account)
