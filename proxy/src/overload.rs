@@ -10,10 +10,13 @@ mod action;
 mod config;
 mod monitor;
 mod streams;
+mod timer;
 
 pub(crate) use action::Action;
 pub(crate) use config::OverloadConfig;
+pub(crate) use proto::envoy::config::overload::v3::scale_timers_overload_action_config::TimerType;
 pub(crate) use streams::StreamClasses;
+pub(crate) use timer::Reduction;
 
 use crate::{stat_group, stats::Scope};
 use action::ActionState;
@@ -51,6 +54,7 @@ pub(crate) struct Overload {
     interval: Duration,
     connections: Option<ConnectionLimit>,
     streams: Option<StreamClasses>,
+    reduction: Option<Arc<Reduction>>,
     stats: Arc<OverloadStats>,
     resets: Arc<ResetStats>,
     /// Told when an action that listeners or streams wait for begins or ends.
@@ -101,6 +105,7 @@ impl Overload {
                 stats: scope.scope(&name).group(),
             }),
             streams: config.streams,
+            reduction: config.minimums.map(Reduction::new).map(Arc::new),
             stats: scope.group(),
             resets: root.scope(Action::ResetStreams.name()).group(),
             changed: watch::channel(0).0,
@@ -141,6 +146,11 @@ impl Overload {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// Which time limits are shorter under pressure, if any.
+    pub(crate) fn reduction(&self) -> Option<Arc<Reduction>> {
+        self.reduction.clone()
     }
 
     /// How streams are told apart by what they hold, if the action that resets them is configured.
@@ -208,6 +218,11 @@ impl Overload {
                         if is_changed {
                             tracing::info!(target: "overload", action = action.name(), value = state.value(), resource = resource.name, pressure, "overload action changed");
                             self.changed.send_modify(|version| *version += 1);
+                            if let (Action::ReduceTimeouts, Some(reduction)) =
+                                (*action, &self.reduction)
+                            {
+                                reduction.set(state.value());
+                            }
                         }
                     }
                 }

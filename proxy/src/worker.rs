@@ -39,6 +39,7 @@ impl Worker {
     pub(crate) fn new(index: usize, server: Arc<ServerContext>) -> Self {
         let clusters = server.clusters.clone();
         let random = RefCell::new(SmallRng::from_rng(&mut rand::rng()));
+        let timers = Rc::new(TimerPool::new(server.overload.reduction()));
         let accounts = Accounts::new(server.overload.stream_classes());
         Self {
             index,
@@ -46,7 +47,7 @@ impl Worker {
             server,
             clusters,
             pools: Pools::default(),
-            timers: Rc::default(),
+            timers,
             copying: CopySpace::default(),
             tunnels: Tunnels::default(),
             redis: RedisClients::default(),

@@ -13,6 +13,8 @@ use proto::envoy::extensions::filters::network::http_connection_manager::v3::htt
 use proto_component::drain::Drain;
 use tokio::time::Instant;
 
+use crate::http::timer::Timer;
+use crate::overload::TimerType;
 use crate::transport::DownstreamStream;
 
 use super::stream::DownstreamConnection;
@@ -41,22 +43,17 @@ pub(crate) async fn serve(
     let is_http2 = match is_http2 {
         Some(is_http2) => is_http2,
         None => {
-            let wait = connection
-                .manager
-                .timeouts
-                .idle
-                .unwrap_or(Duration::from_secs(3600));
             let detected = tokio::select! {
-                detected = tokio::time::timeout(wait, detect::is_http2(&mut stream, &mut ahead)) => detected,
-                () = without_request(&connection, &drain) => return,
-            };
-            match detected {
-                Ok(Ok(Some(detected))) => detected,
-                Ok(Ok(None) | Err(_)) => return,
-                Err(_) => {
+                detected = detect::is_http2(&mut stream, &mut ahead) => detected,
+                () = idle(&connection) => {
                     stats.downstream_cx_idle_timeout.inc();
                     return;
                 }
+                () = without_request(&connection, &drain) => return,
+            };
+            match detected {
+                Ok(Some(detected)) => detected,
+                Ok(None) | Err(_) => return,
             }
         }
     };
@@ -104,34 +101,46 @@ enum Ending {
 
 /// Resolves when the connection should end, by drain, idleness or age.
 async fn ending(connection: &DownstreamConnection, drain: &Drain, start: Instant) -> Ending {
-    let timeouts = connection.manager.timeouts;
-    let age = async {
-        match timeouts.max_connection {
-            Some(limit) => tokio::time::sleep_until(start + limit).await,
-            None => std::future::pending().await,
-        }
-    };
-    let idle = async {
-        let Some(limit) = timeouts.idle else {
-            return std::future::pending().await;
-        };
-        loop {
-            let is_idle = connection.active.get() == 0;
-            let at = if is_idle {
-                connection.idle_since.get() + limit
-            } else {
-                Instant::now() + limit
-            };
-            if is_idle && at <= Instant::now() {
-                return;
-            }
-            tokio::time::sleep_until(at).await;
-        }
-    };
     tokio::select! {
         () = drain.signaled() => Ending::Drain,
-        () = age => Ending::MaxDuration,
-        () = idle => Ending::Idle,
+        () = aged(connection, start) => Ending::MaxDuration,
+        () = idle(connection) => Ending::Idle,
+    }
+}
+
+/// Resolves when the connection has lived long enough.
+async fn aged(connection: &DownstreamConnection, start: Instant) {
+    let Some(limit) = connection.manager.timeouts.max_connection else {
+        return std::future::pending().await;
+    };
+    let mut timer = Timer::own(&connection.worker.timers);
+    loop {
+        let at = start + timer.limit(TimerType::HttpDownstreamConnectionMax, limit);
+        if at <= Instant::now() {
+            return;
+        }
+        timer.wait(Some(at)).await;
+    }
+}
+
+/// Resolves when the connection has had no stream for too long.
+async fn idle(connection: &DownstreamConnection) {
+    let Some(limit) = connection.manager.timeouts.idle else {
+        return std::future::pending().await;
+    };
+    let mut timer = Timer::own(&connection.worker.timers);
+    loop {
+        let limit = timer.limit(TimerType::HttpDownstreamConnectionIdle, limit);
+        let is_idle = connection.active.get() == 0;
+        let at = if is_idle {
+            connection.idle_since.get() + limit
+        } else {
+            Instant::now() + limit
+        };
+        if is_idle && at <= Instant::now() {
+            return;
+        }
+        timer.wait(Some(at)).await;
     }
 }
 

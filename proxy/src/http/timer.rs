@@ -1,12 +1,18 @@
 //! Deadlines without a timer entry for each: nearly all of them are far away and never reached, so that the entry of an
 //! earlier deadline is left where it is, and moved only when it fires too early.
+//!
+//! Where the overload manager may make limits shorter, whoever waits is woken when they change, to look at its limit again.
 
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
+
+use crate::overload::{Reduction, TimerType};
 
 /// How many timers a worker keeps.
 const KEPT: usize = 256;
@@ -15,17 +21,38 @@ const LOOKED_AT: usize = 4;
 
 /// The timers of a worker that nobody uses now.
 #[derive(Default)]
-pub(crate) struct TimerPool(RefCell<Vec<Pin<Box<Sleep>>>>);
+pub(crate) struct TimerPool {
+    idle: RefCell<Vec<Pin<Box<Sleep>>>>,
+    reduction: Option<Arc<Reduction>>,
+}
 
 /// A timer whose deadline may be moved at every poll.
 pub(crate) struct Timer {
-    pool: Option<Rc<TimerPool>>,
+    pool: Rc<TimerPool>,
+    keeps: bool,
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Ready when limits are other ones.
+    change: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    is_stale: bool,
 }
 
 impl TimerPool {
+    /// No timers yet; `reduction` says which limits are shorter now, if any ever are.
+    pub(crate) fn new(reduction: Option<Arc<Reduction>>) -> Self {
+        let idle = RefCell::default();
+        TimerPool { idle, reduction }
+    }
+
+    /// What a limit is now.
+    pub(crate) fn limit(&self, timer: TimerType, configured: Duration) -> Duration {
+        match &self.reduction {
+            Some(reduction) => reduction.limit(timer, configured),
+            None => configured,
+        }
+    }
+
     fn take(&self, at: Instant) -> Option<Pin<Box<Sleep>>> {
-        let mut idle = self.0.borrow_mut();
+        let mut idle = self.idle.borrow_mut();
         let last = idle.len();
         let fits = (last.saturating_sub(LOOKED_AT)..last)
             .rev()
@@ -41,20 +68,27 @@ impl Timer {
     /// A timer that gives its entry back to `pool`.
     pub(crate) fn pooled(pool: &Rc<TimerPool>) -> Self {
         Timer {
-            pool: Some(pool.clone()),
+            pool: pool.clone(),
+            keeps: false,
             sleep: None,
+            change: None,
+            is_stale: false,
         }
     }
 
     /// A timer that keeps its entry, for what lives long.
-    pub(crate) fn own() -> Self {
-        Timer {
-            pool: None,
-            sleep: None,
-        }
+    pub(crate) fn own(pool: &Rc<TimerPool>) -> Self {
+        let mut timer = Timer::pooled(pool);
+        timer.keeps = true;
+        timer
     }
 
-    /// Ready when `at` is past; never without a deadline.
+    /// What a limit is now.
+    pub(crate) fn limit(&self, timer: TimerType, configured: Duration) -> Duration {
+        self.pool.limit(timer, configured)
+    }
+
+    /// Ready when `at` is past; never without a deadline. The task is woken as well when limits change.
     pub(crate) fn poll_until(
         &mut self,
         at: Option<Instant>,
@@ -66,7 +100,7 @@ impl Timer {
         let sleep = match &mut self.sleep {
             Some(sleep) => sleep,
             empty => {
-                let used = self.pool.as_ref().and_then(|pool| pool.take(at));
+                let used = (!self.keeps).then(|| self.pool.take(at)).flatten();
                 empty.insert(used.unwrap_or_else(|| Box::pin(tokio::time::sleep_until(at))))
             }
         };
@@ -75,6 +109,7 @@ impl Timer {
                 sleep.as_mut().reset(at);
             }
             if sleep.as_mut().poll(context).is_pending() {
+                self.poll_change(context);
                 return Poll::Pending;
             }
             if at <= Instant::now() {
@@ -82,6 +117,35 @@ impl Timer {
             }
             sleep.as_mut().reset(at);
         }
+    }
+
+    /// Has the task woken when limits change.
+    fn poll_change(&mut self, context: &mut Context<'_>) {
+        let Some(reduction) = &self.pool.reduction else {
+            return;
+        };
+        let is_stale = match &mut self.change {
+            Some(change) => change.as_mut().poll(context).is_ready(),
+            // They may have changed since the caller has looked.
+            None => true,
+        };
+        if is_stale {
+            self.change = Some(Box::pin(reduction.changed()));
+            self.is_stale = true;
+            context.waker().wake_by_ref();
+        }
+    }
+
+    /// Resolves when `at` is past (never without a deadline), or when limits may be other ones than they were.
+    pub(crate) async fn wait(&mut self, at: Option<Instant>) {
+        std::future::poll_fn(|context| {
+            let polled = self.poll_until(at, context);
+            if std::mem::take(&mut self.is_stale) {
+                return Poll::Ready(());
+            }
+            polled
+        })
+        .await;
     }
 
     /// Resolves when `at` is past; never without a deadline.
@@ -92,8 +156,8 @@ impl Timer {
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        if let (Some(pool), Some(sleep)) = (&self.pool, self.sleep.take()) {
-            let mut idle = pool.0.borrow_mut();
+        if let Some(sleep) = self.sleep.take().filter(|_| !self.keeps) {
+            let mut idle = self.pool.idle.borrow_mut();
             if idle.len() < KEPT {
                 idle.push(sleep);
             }
@@ -104,7 +168,6 @@ impl Drop for Timer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
     async fn deadlines_are_kept_whatever_the_timer_was_used_for_before() {
@@ -117,7 +180,7 @@ mod tests {
             Timer::pooled(&pool).until(Some(at)).await;
             assert_eq!(begun.elapsed(), Duration::from_secs(wait));
         }
-        assert_eq!(pool.0.borrow().len(), 1);
+        assert_eq!(pool.idle.borrow().len(), 1);
         assert!(start.elapsed() > Duration::from_secs(20));
     }
 }

@@ -11,6 +11,7 @@ use http::{Method, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::oneshot;
 
+use crate::overload::TimerType;
 use crate::router::RouteKind;
 use crate::stream_info::ResponseFlag;
 use crate::transport::{DownstreamStream, ReadAhead, UpstreamStream};
@@ -199,11 +200,13 @@ async fn idle_expired(cell: &StreamCell, idle: Option<Duration>) {
     let Some(idle) = idle else {
         return std::future::pending().await;
     };
+    let mut timer = cell.timer();
     loop {
-        let at = cell.last_activity() + idle;
+        let limit = timer.limit(TimerType::HttpDownstreamStreamIdle, idle);
+        let at = cell.last_activity() + limit;
         if at <= tokio::time::Instant::now() {
             return;
         }
-        tokio::time::sleep_until(at).await;
+        timer.wait(Some(at)).await;
     }
 }

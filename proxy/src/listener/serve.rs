@@ -6,8 +6,10 @@ use super::{
 };
 use crate::{
     access_log::LogType,
+    http::timer::Timer,
     listener_filter::{Accepted, ListenerFilter},
     network::Verdict,
+    overload::TimerType,
     stream_info::{DynamicMetadata, StreamInfo},
     transport::RawStream,
     worker::Worker,
@@ -17,6 +19,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 use tokio::{
     net::{TcpStream, UnixStream},
@@ -216,18 +219,17 @@ async fn serve(
     let handshake = chain
         .transport
         .accept(raw, addresses, || listener.tls_stats());
-    let accepted = if chain.transport_timeout.is_zero() {
-        Ok(handshake.await)
-    } else {
-        tokio::time::timeout(chain.transport_timeout, handshake).await
+    let accepted = tokio::select! {
+        accepted = handshake => Some(accepted),
+        () = too_late(&worker, chain.transport_timeout) => None,
     };
     let (stream, tls) = match accepted {
-        Ok(Ok(accepted)) => accepted,
-        Ok(Err(error)) => {
+        Some(Ok(accepted)) => accepted,
+        Some(Err(error)) => {
             log_refused(&config, info, "transport_socket_error");
             return Err(io::Error::other(error));
         }
-        Err(_) => {
+        None => {
             listener
                 .stats
                 .downstream_cx_transport_socket_connect_timeout
@@ -295,4 +297,20 @@ fn log_refused(config: &ListenerConfig, info: ConnectionInfo, details: &'static 
 /// An IPv4 client of an IPv6 socket is an IPv4 client.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Resolves when a handshake that begins now has taken too long; a limit of zero is none.
+async fn too_late(worker: &Worker, limit: Duration) {
+    if limit.is_zero() {
+        return std::future::pending().await;
+    }
+    let start = Instant::now();
+    let mut timer = Timer::pooled(&worker.timers);
+    loop {
+        let at = start + timer.limit(TimerType::TransportSocketConnect, limit);
+        if at <= Instant::now() {
+            return;
+        }
+        timer.wait(Some(at)).await;
+    }
 }

@@ -39,6 +39,8 @@ pub(crate) enum Action {
     RejectIncomingConnections,
     /// Free memory goes back to the system. The allocator does that by itself; the action is only shown.
     ShrinkHeap,
+    /// Time limits are shorter.
+    ReduceTimeouts,
     /// Streams that hold much are reset.
     ResetStreams,
     /// Load shed point: a connection that was just accepted is closed.
@@ -67,6 +69,10 @@ const NAMES: &[(Action, &str)] = &[
         "envoy.overload_actions.reject_incoming_connections",
     ),
     (Action::ShrinkHeap, "envoy.overload_actions.shrink_heap"),
+    (
+        Action::ReduceTimeouts,
+        "envoy.overload_actions.reduce_timeouts",
+    ),
     (
         Action::ResetStreams,
         "envoy.overload_actions.reset_high_memory_stream",

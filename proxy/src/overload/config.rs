@@ -4,6 +4,7 @@ use super::{
     action::{Action, Trigger},
     monitor::Monitor,
     streams::StreamClasses,
+    timer::Minimums,
 };
 use crate::{
     invalid::{At as _, Invalid, try_all},
@@ -12,8 +13,9 @@ use crate::{
 use prost_types::Any;
 use proto::envoy::{
     config::overload::v3::{
-        BufferFactoryConfig, OverloadManager as Wire, ResourceMonitor, Trigger as WireTrigger,
-        resource_monitor::ConfigType, trigger::TriggerOneof,
+        BufferFactoryConfig, OverloadAction, OverloadManager as Wire, ResourceMonitor,
+        ScaleTimersOverloadActionConfig, Trigger as WireTrigger, resource_monitor::ConfigType,
+        trigger::TriggerOneof,
     },
     extensions::resource_monitors::{
         cgroup_memory::v3::CgroupMemoryConfig,
@@ -26,9 +28,6 @@ use std::{
     time::Duration,
 };
 
-/// Actions of Envoy that are not there.
-const UNSUPPORTED: &[&str] = &["envoy.overload_actions.reduce_timeouts"];
-
 /// A checked configuration.
 #[derive(Debug, Default)]
 pub(crate) struct OverloadConfig {
@@ -39,6 +38,8 @@ pub(crate) struct OverloadConfig {
     pub(super) connections: Option<(String, u64)>,
     /// How streams are told apart by what they hold.
     pub(super) streams: Option<StreamClasses>,
+    /// What time limits can go down to.
+    pub(super) minimums: Option<Minimums>,
 }
 
 /// What a resource monitor is about.
@@ -82,16 +83,16 @@ impl TryFrom<&Wire> for OverloadConfig {
             }
             Ok(triggers.into_iter().collect::<HashMap<_, _>>())
         };
+        let mut minimums = None;
         let mut actions = try_all("actions", &wire.actions, |action| {
-            if action.typed_config.is_some() {
-                return Err(Invalid::unsupported("typed_config of an overload action"));
-            }
-            if UNSUPPORTED.contains(&action.name.as_str()) {
-                return Err(Invalid::unsupported(&action.name));
-            }
             let known = Action::by_name(&action.name).filter(|known| !known.is_load_shed_point());
             let known = known
                 .ok_or_else(|| Invalid::new(format!("Unknown Overload Action {}", action.name)))?;
+            if known == Action::ReduceTimeouts {
+                minimums = Some(reduced_timers(action).at("typed_config")?);
+            } else if action.typed_config.is_some() {
+                return Err(Invalid::unsupported("typed_config of an overload action"));
+            }
             if known == Action::ResetStreams && wire.buffer_factory_config.is_none() {
                 return Err(Invalid::new(format!(
                     "{} needs buffer_factory_config",
@@ -119,6 +120,7 @@ impl TryFrom<&Wire> for OverloadConfig {
             )));
         }
         config.actions = actions;
+        config.minimums = minimums;
         Ok(config)
     }
 }
@@ -141,6 +143,13 @@ impl OverloadConfig {
         })
         .map(drop)
     }
+}
+
+fn reduced_timers(action: &OverloadAction) -> Result<Minimums, Invalid> {
+    let any = action.typed_config.as_ref();
+    let any = any.ok_or_else(|| Invalid::new("it is needed"))?;
+    let wire: ScaleTimersOverloadActionConfig = proto::any::unpack(any)?;
+    Minimums::try_from(&wire)
 }
 
 fn classes(wire: BufferFactoryConfig) -> Result<StreamClasses, Invalid> {

@@ -14,6 +14,7 @@ use crate::http::filter::StreamEnd;
 use crate::http::headers::RequestHeaders;
 use crate::http::local_reply::LocalReply;
 use crate::http::timer::Timer;
+use crate::overload::TimerType;
 use crate::stream_info::{ResponseFlag, StreamInfo};
 
 use super::{DownstreamConnection, Stream, StreamCell, StreamState, idle_timeout};
@@ -123,7 +124,9 @@ impl StreamCell {
         let mut timer = self.timer();
         loop {
             // The route may change while filters run.
-            let idle_limit = self.with(|state| idle_timeout(&state.stream));
+            let idle_limit = self
+                .with(|state| idle_timeout(&state.stream))
+                .map(|limit| timer.limit(TimerType::HttpDownstreamStreamIdle, limit));
             let request = timeouts
                 .request
                 .filter(|_| !source.is_read())
@@ -133,7 +136,7 @@ impl StreamCell {
             let Some(next) = [request, whole, idle].into_iter().flatten().min() else {
                 return std::future::pending().await;
             };
-            timer.until(Some(next)).await;
+            timer.wait(Some(next)).await;
             let now = Instant::now();
             let stats = self.with(|state| state.stream.connection.manager.stats.clone());
             // Who is late: the upstream, once the request is whole.

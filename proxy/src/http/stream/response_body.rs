@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::http::filter::router::UpstreamEnd;
 use crate::http::headers::ResponseHeaders;
 use crate::http::timer::Timer;
+use crate::overload::TimerType;
 use crate::stream_info::ResponseFlag;
 use crate::upstream::{UpstreamBody, UpstreamBodyError};
 
@@ -155,10 +156,16 @@ impl ResponseBody {
 
     /// A limit that is reached now; otherwise the task is woken at the next one.
     fn poll_deadline(&mut self, context: &mut Context<'_>) -> Option<ResponseFlag> {
+        let timer = self.timer.get_or_insert_with(|| self.cell.timer());
+        let kind = if self.is_ended {
+            TimerType::HttpDownstreamStreamFlush
+        } else {
+            TimerType::HttpDownstreamStreamIdle
+        };
         let idle = self
             .deadlines
             .idle
-            .map(|limit| self.cell.last_activity() + limit);
+            .map(|limit| self.cell.last_activity() + timer.limit(kind, limit));
         let limits = [
             (
                 self.deadlines.response,
@@ -171,7 +178,6 @@ impl ResponseBody {
             .into_iter()
             .filter_map(|(at, flag)| at.map(|at| (at, flag)))
             .min_by_key(|(at, _)| *at)?;
-        let timer = self.timer.get_or_insert_with(|| self.cell.timer());
         timer
             .poll_until(Some(next), context)
             .is_ready()

@@ -22,12 +22,17 @@ use crate::http::local_reply::LocalReply;
 use crate::http::stream::{self, DownstreamConnection, ResponseBody};
 use crate::http::timer::Timer;
 use crate::http::upgrade::DownstreamTunnel;
+use crate::overload::TimerType;
 use crate::stream_info::ResponseFlag;
 use crate::transport::DownstreamStream;
 
 use super::super::{Ending, FRESH, count_ending};
 use super::body::{CONTINUE, Io, RequestBody, SharedIo};
 use super::send::poll_send;
+
+const IDLE: TimerType = TimerType::HttpDownstreamConnectionIdle;
+const AGE: TimerType = TimerType::HttpDownstreamConnectionMax;
+const STREAM_IDLE: TimerType = TimerType::HttpDownstreamStreamIdle;
 
 /// Serves a connection to its end.
 pub(in crate::http::codec) async fn serve(
@@ -62,7 +67,7 @@ pub(in crate::http::codec) async fn serve(
             drain,
             is_registered: false,
         },
-        timer: Timer::own(),
+        timer: Timer::own(&connection.worker.timers),
         start: Instant::now(),
         connection,
     };
@@ -209,8 +214,10 @@ impl Session {
         let timeouts = &self.connection.manager.timeouts;
         let idle = timeouts
             .idle
-            .map(|limit| self.connection.idle_since.get() + limit);
-        let age = timeouts.max_connection.map(|limit| self.start + limit);
+            .map(|limit| self.connection.idle_since.get() + self.timer.limit(IDLE, limit));
+        let age = timeouts
+            .max_connection
+            .map(|limit| self.start + self.timer.limit(AGE, limit));
         ready!(
             self.timer
                 .poll_until(idle.into_iter().chain(age).min(), context)
@@ -230,11 +237,10 @@ impl Session {
     /// Ready when a head takes too long.
     fn poll_head_limits(&mut self, first: Instant, context: &mut Context<'_>) -> Poll<LocalReply> {
         let timeouts = &self.connection.manager.timeouts;
-        let limits = [
-            timeouts.request_headers,
-            timeouts.request,
-            timeouts.stream_idle,
-        ];
+        let idle = timeouts
+            .stream_idle
+            .map(|limit| self.timer.limit(STREAM_IDLE, limit));
+        let limits = [timeouts.request_headers, timeouts.request, idle];
         let next = limits.iter().flatten().min().map(|limit| first + *limit);
         ready!(self.timer.poll_until(next, context));
         let is_over = |limit: Option<std::time::Duration>| {
@@ -447,7 +453,7 @@ impl Session {
             stats.downstream_cx_max_requests_reached.inc();
             return true;
         }
-        let is_too_old = |limit| self.start.elapsed() >= limit;
+        let is_too_old = |limit| self.start.elapsed() >= self.timer.limit(AGE, limit);
         if timeouts.max_connection.is_some_and(is_too_old) {
             stats.downstream_cx_max_duration_reached.inc();
             return true;
