@@ -5,6 +5,7 @@
 use crate::{
     http::{stream::Accounts, timer::TimerPool},
     network::{CopySpace, RedisClients, Tunnels},
+    overload::Action,
     server::ServerContext,
     upstream::{ClusterManager, Pools},
 };
@@ -39,6 +40,10 @@ impl Worker {
     pub(crate) fn new(index: usize, server: Arc<ServerContext>) -> Self {
         let clusters = server.clusters.clone();
         let random = RefCell::new(SmallRng::from_rng(&mut rand::rng()));
+        let shed = server.overload.has(Action::ShedPool).then(|| {
+            let server = server.clone();
+            Rc::new(move || server.overload.is_active(Action::ShedPool, rand::random)) as Rc<_>
+        });
         let timers = Rc::new(TimerPool::new(server.overload.reduction()));
         let accounts = Accounts::new(server.overload.stream_classes());
         Self {
@@ -46,13 +51,18 @@ impl Worker {
             accounts,
             server,
             clusters,
-            pools: Pools::default(),
+            pools: Pools::new(shed),
             timers,
             copying: CopySpace::default(),
             tunnels: Tunnels::default(),
             redis: RedisClients::default(),
             random,
         }
+    }
+
+    /// Whether a load shed point (or another action) concerns this piece of work.
+    pub(crate) fn sheds(&self, action: Action) -> bool {
+        self.server.overload.is_active(action, || self.random())
     }
 
     /// A random number.

@@ -14,7 +14,7 @@ use proto_component::drain::Drain;
 use tokio::time::Instant;
 
 use crate::http::timer::Timer;
-use crate::overload::TimerType;
+use crate::overload::{Action, TimerType};
 use crate::transport::DownstreamStream;
 
 use super::stream::DownstreamConnection;
@@ -40,11 +40,23 @@ pub(crate) async fn serve(
         (CodecType::Auto, _) => None,
     };
     let mut ahead = BytesMut::new();
+    let has_shed_point = connection.worker.server.overload.has(Action::ShedCodec);
     let is_http2 = match is_http2 {
-        Some(is_http2) => is_http2,
-        None => {
+        Some(is_http2) if !has_shed_point => is_http2,
+        known => {
+            let detection = async {
+                detect::read(&mut stream, &mut ahead).await?;
+                if connection.sheds(Action::ShedCodec) {
+                    stats.downstream_rq_overload_close.inc();
+                    return Ok(None);
+                }
+                match known {
+                    Some(_) => Ok(known),
+                    None => detect::is_http2(&mut stream, &mut ahead).await,
+                }
+            };
             let detected = tokio::select! {
-                detected = detect::is_http2(&mut stream, &mut ahead) => detected,
+                detected = detection => detected,
                 () = idle(&connection) => {
                     stats.downstream_cx_idle_timeout.inc();
                     return;

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use proto::envoy::config::core::v3::Metadata;
 use proto_component::drain::Drain;
 use std::{
+    cell::Cell,
     net::SocketAddr,
     rc::Rc,
     sync::{
@@ -92,6 +93,8 @@ pub(crate) struct ConnectionInfo {
     pub(crate) upstream_source: Option<UpstreamSource>,
     /// Whether it finds its end when health checks are made to fail (`drain_type`).
     pub(crate) drains_when_unhealthy: bool,
+    /// Whether the overload manager has closed it.
+    pub(crate) is_shed: Cell<bool>,
     /// The most that is buffered for it, each way (`per_connection_buffer_limit_bytes`).
     pub(crate) buffer_limit: u32,
 }

@@ -10,11 +10,12 @@ use crate::{
     listener_filter::{Accepted, ListenerFilter},
     network::Verdict,
     overload::TimerType,
-    stream_info::{DynamicMetadata, StreamInfo},
+    stream_info::{DynamicMetadata, ResponseFlag, StreamInfo},
     transport::RawStream,
     worker::Worker,
 };
 use std::{
+    cell::Cell,
     io,
     net::{Ipv4Addr, SocketAddr},
     rc::Rc,
@@ -89,6 +90,7 @@ fn new_info(config: &ListenerConfig, local: SocketAddr, remote: SocketAddr) -> C
         seen: Arc::default(),
         upstream_source: None,
         drains_when_unhealthy: config.drains_when_unhealthy,
+        is_shed: Cell::new(false),
         buffer_limit: config.buffer_limit,
     }
 }
@@ -276,6 +278,9 @@ impl Drop for ConnectionLog {
         info.bytes_received = self.1.meter.received();
         info.bytes_sent = self.1.meter.sent();
         info.end = Some(Instant::now());
+        if self.1.is_shed.get() {
+            info.flags.set(ResponseFlag::OverloadManager);
+        }
         crate::network::log_connection(&self.0.access_logs, &info, LogType::NotSet);
     }
 }
@@ -288,8 +293,7 @@ fn log_refused(config: &ListenerConfig, info: ConnectionInfo, details: &'static 
     info.set_details(details);
     info.end = Some(Instant::now());
     if details == "filter_chain_not_found" {
-        info.flags
-            .set(crate::stream_info::ResponseFlag::NoRouteFound);
+        info.flags.set(ResponseFlag::NoRouteFound);
     }
     crate::network::log_connection(&config.access_logs, &info, LogType::NotSet);
 }

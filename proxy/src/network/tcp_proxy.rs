@@ -13,6 +13,7 @@ use crate::{
     access_log::LogType,
     invalid::{At as _, Invalid},
     listener::Connection,
+    overload::Action,
     stat_group,
     stream_info::{ResponseFlag, StreamInfo},
     upstream::{
@@ -46,7 +47,8 @@ stat_group! {
         downstream_cx_no_route: Counter, downstream_cx_rx_bytes_buffered: Gauge, downstream_cx_rx_bytes_total: Counter,
         downstream_cx_total: Counter, downstream_cx_tx_bytes_buffered: Gauge, downstream_cx_tx_bytes_total: Counter,
         downstream_flow_control_paused_reading_total: Counter, downstream_flow_control_resumed_reading_total: Counter,
-        early_data_received_count_total: Counter, idle_timeout: Counter, max_downstream_connection_duration: Counter,
+        downstream_cx_overload_close: Counter, early_data_received_count_total: Counter, idle_timeout: Counter,
+        max_downstream_connection_duration: Counter,
         upstream_flush_active: Gauge, upstream_flush_total: Counter,
     }
 }
@@ -223,6 +225,11 @@ impl TerminalFilter for TcpProxy {
 impl TcpProxy {
     async fn proxy(&self, mut connection: Connection, info: &mut StreamInfo) {
         let worker = connection.worker.clone();
+        if worker.sheds(Action::ShedTcpConnect) {
+            self.stats.downstream_cx_overload_close.inc();
+            info.flags.set(ResponseFlag::OverloadManager);
+            return;
+        }
         let (name, metadata) = self.choose_cluster(&connection, worker.random());
         let Some(cluster) = self.cluster(&worker, &name).await else {
             self.stats.downstream_cx_no_route.inc();
@@ -248,6 +255,10 @@ impl TcpProxy {
             Ended::TooLong => {
                 self.stats.max_downstream_connection_duration.inc();
                 info.flags.set(ResponseFlag::DurationTimeout);
+            }
+            Ended::Shed => {
+                self.stats.downstream_cx_overload_close.inc();
+                info.flags.set(ResponseFlag::OverloadManager);
             }
             Ended::UpstreamReset => info.flags.set(ResponseFlag::UpstreamConnectionTermination),
             Ended::DownstreamReset => info
@@ -319,6 +330,11 @@ impl TcpProxy {
                 Ok(upstream) => {
                     cluster.report(&host, Outcome::Connected, worker.random());
                     return Some(upstream);
+                }
+                Err(error) if error.kind == PoolErrorKind::Shed => {
+                    cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
+                    info.flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
+                    return None;
                 }
                 Err(error) if error.kind == PoolErrorKind::Overflow => {
                     info.flags.set(ResponseFlag::UpstreamOverflow);

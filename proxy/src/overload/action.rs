@@ -49,6 +49,20 @@ pub(crate) enum Action {
     ShedDecodeHeaders,
     /// Load shed point: a request that is about to go upstream is answered with 503.
     ShedFilterCheck,
+    /// Load shed point: a connection whose client says its first word is closed.
+    ShedCodec,
+    /// Load shed point: a request that comes by HTTP/1 is answered with 500 and ends its connection.
+    ShedHttp1,
+    /// Load shed point: a client that sends something by HTTP/2 is told to go.
+    ShedHttp2,
+    /// Load shed point: the same, and its connection is closed.
+    ShedHttp2Close,
+    /// Load shed point: no upstream connection is made.
+    ShedPool,
+    /// Load shed point: a TCP connection is closed before it has an upstream.
+    ShedTcpConnect,
+    /// Load shed point: a TCP connection whose client sends something is closed.
+    ShedTcpData,
 }
 
 const NAMES: &[(Action, &str)] = &[
@@ -88,6 +102,34 @@ const NAMES: &[(Action, &str)] = &[
     (
         Action::ShedFilterCheck,
         "envoy.load_shed_points.http_downstream_filter_check",
+    ),
+    (
+        Action::ShedCodec,
+        "envoy.load_shed_points.hcm_ondata_creating_codec",
+    ),
+    (
+        Action::ShedHttp1,
+        "envoy.load_shed_points.http1_server_abort_dispatch",
+    ),
+    (
+        Action::ShedHttp2,
+        "envoy.load_shed_points.http2_server_go_away_on_dispatch",
+    ),
+    (
+        Action::ShedHttp2Close,
+        "envoy.load_shed_points.http2_server_go_away_and_close_on_dispatch",
+    ),
+    (
+        Action::ShedPool,
+        "envoy.load_shed_points.connection_pool_new_connection",
+    ),
+    (
+        Action::ShedTcpConnect,
+        "envoy.load_shed_points.tcp_proxy_upstream_connect",
+    ),
+    (
+        Action::ShedTcpData,
+        "envoy.load_shed_points.tcp_proxy_on_data",
     ),
 ];
 
@@ -131,10 +173,7 @@ impl Action {
 
     /// Whether it is one of Envoy's load shed points.
     pub(super) fn is_load_shed_point(self) -> bool {
-        matches!(
-            self,
-            Self::ShedAccept | Self::ShedDecodeHeaders | Self::ShedFilterCheck
-        )
+        self.name().starts_with("envoy.load_shed_points.")
     }
 }
 

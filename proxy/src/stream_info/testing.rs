@@ -36,6 +36,7 @@ pub(crate) fn connection() -> ConnectionInfo {
         seen: Arc::default(),
         upstream_source: None,
         drains_when_unhealthy: true,
+        is_shed: std::cell::Cell::new(false),
         buffer_limit: 1 << 20,
         meter: Arc::default(),
     }

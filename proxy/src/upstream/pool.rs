@@ -19,6 +19,15 @@ use crate::listener::UpstreamSource;
 use crate::transport::{AlpnFallback, ClientAddresses, UpstreamStream};
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 
+/// Refuses to make a connection where the overload manager says so; as in Envoy, who waits for one counts as cancelled.
+fn refuse_if(shed: Option<&Shed>, cluster: &Cluster) -> Result<(), PoolError> {
+    if !shed.is_some_and(|shed| shed()) {
+        return Ok(());
+    }
+    cluster.stats.upstream_rq_cancelled.inc();
+    Err(PoolError::new(PoolErrorKind::Shed, "overload"))
+}
+
 /// What a connection is wanted for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PoolRequest<'a> {
@@ -51,6 +60,8 @@ pub(crate) enum PoolErrorKind {
     ConnectTimeout,
     /// A circuit breaker is open.
     Overflow,
+    /// The overload manager lets no connection be made.
+    Shed,
     /// The cluster has as many pools as it may.
     PoolOverflow,
     /// The host refused the stream before working on it.
@@ -94,9 +105,13 @@ impl Default for TcpOptions {
     }
 }
 
+/// Says whether the overload manager lets no connection be made now.
+pub(crate) type Shed = Rc<dyn Fn() -> bool>;
+
 /// All pools of a worker.
 #[derive(Default)]
 pub(crate) struct Pools {
+    shed: Option<Shed>,
     http: RefCell<HashMap<Key, Rc<HttpPool>, foldhash::quality::RandomState>>,
 }
 
@@ -170,6 +185,12 @@ impl Wanted {
 }
 
 impl Pools {
+    /// None yet; with `shed` there are times when no connection is made.
+    pub(crate) fn new(shed: Option<Shed>) -> Self {
+        let http = RefCell::default();
+        Self { shed, http }
+    }
+
     /// A connection for one HTTP request to `host`. Waits while the cluster has as many connections as it may; the caller's
     /// deadline applies.
     pub(crate) async fn http(
@@ -209,7 +230,13 @@ impl Pools {
             cluster.stats.upstream_cx_pool_overflow.inc();
             return Err(PoolError::new(PoolErrorKind::PoolOverflow, ""));
         };
-        let pool = Rc::new(HttpPool::new(cluster.clone(), host.clone(), &key, room));
+        let pool = Rc::new(HttpPool::new(
+            cluster.clone(),
+            host.clone(),
+            &key,
+            room,
+            self.shed.clone(),
+        ));
         pools.insert(key, pool.clone());
         Ok(pool)
     }
@@ -239,6 +266,7 @@ impl Pools {
             stats.upstream_rq_pending_overflow.inc();
             return Err(PoolError::new(PoolErrorKind::Overflow, "overflow"));
         };
+        refuse_if(self.shed.as_ref(), cluster)?;
         let Some(room) = cluster.breakers.connection(priority) else {
             stats.upstream_cx_overflow.inc();
             return Err(PoolError::new(PoolErrorKind::Overflow, "overflow"));

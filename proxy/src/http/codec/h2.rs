@@ -4,6 +4,7 @@ mod serve_stream;
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use proto::envoy::config::core::v3::Http2ProtocolOptions;
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 use crate::http::config::ConnectionManager;
 use crate::http::h2::{Connection, Error, FloodLimits, Handle, HeadLimits, Options};
 use crate::http::stream::DownstreamConnection;
+use crate::overload::Action;
 use crate::transport::DownstreamStream;
 
 use super::{Ending, count_ending, ending};
@@ -111,7 +113,30 @@ async fn run(
     connection: &Rc<DownstreamConnection>,
 ) {
     let mut streams = 0;
-    while let Some(accepted) = poll_fn(|context| http2.poll(context)).await {
+    loop {
+        let mut is_shed = false;
+        let polled = poll_fn(|context| {
+            let polled = http2.poll(context);
+            if http2.take_read() {
+                is_shed = connection.sheds(Action::ShedHttp2Close);
+                if is_shed {
+                    // Before a stream that has just come is let go, which would reset it.
+                    handle.close();
+                    return Poll::Ready(None);
+                }
+                if connection.worker.sheds(Action::ShedHttp2) {
+                    handle.shut_down();
+                }
+            }
+            polled
+        });
+        let Some(accepted) = polled.await else {
+            if is_shed {
+                // What was read meanwhile is not looked at.
+                while poll_fn(|context| http2.poll(context)).await.is_some() {}
+            }
+            return;
+        };
         match accepted {
             Ok(incoming) => {
                 if let Some(stream) = serve_stream::serve(connection.clone(), incoming) {

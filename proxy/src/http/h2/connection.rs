@@ -33,6 +33,7 @@ pub(crate) struct Connection<S> {
     input: Input,
     is_flushed: bool,
     read_in_turn: usize,
+    has_read: bool,
     /// A client's preface is still to come.
     awaits_preface: bool,
     /// Nothing more is read.
@@ -79,6 +80,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             input: Input::default(),
             is_flushed: true,
             read_in_turn: 0,
+            has_read: false,
             awaits_preface: role == Role::Server,
             is_over: false,
             is_broken: false,
@@ -87,6 +89,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     pub(crate) fn handle(&self) -> Handle {
         Handle(self.core.clone())
+    }
+
+    /// Whether anything came since this was asked the last time.
+    pub(crate) fn take_read(&mut self) -> bool {
+        std::mem::take(&mut self.has_read)
     }
 
     /// Ready when the client has said what a client says first, or something else.
@@ -196,6 +203,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.input.give_if_empty();
         let count = ready!(read)?;
         self.read_in_turn += count;
+        self.has_read |= count > 0;
         Poll::Ready(Ok(count > 0))
     }
 
@@ -242,6 +250,13 @@ impl Handle {
     /// Lets the peer open no more streams and ends with the last one.
     pub(crate) fn shut_down(&self) {
         self.0.borrow_mut().announce_end();
+    }
+
+    /// Ends all streams, and the connection as soon as that is said.
+    pub(crate) fn close(&self) {
+        let mut core = self.0.borrow_mut();
+        core.tell_last(Reason::NO_ERROR);
+        core.end(Error::Closed);
     }
 
     /// Says that no more streams are looked at; those that are open go on.

@@ -236,8 +236,13 @@ impl StreamState {
                 )
             };
             stats.downstream_rq_rx_reset.inc();
-            info.flags.set(flag);
-            info.set_details(details);
+            if connection.info.is_shed.get() {
+                // Envoy's word for a connection that it closes with a GOAWAY, and no flag.
+                info.set_details("forced_goaway");
+            } else {
+                info.flags.set(flag);
+                info.set_details(details);
+            }
             if self.response.is_none() {
                 info.response_code = None;
             }

@@ -78,6 +78,15 @@ impl DownstreamConnection {
         Err(overloaded())
     }
 
+    /// Whether the connection is to be closed by a load shed point.
+    pub(crate) fn sheds(&self, action: Action) -> bool {
+        let is_shed = self.worker.sheds(action);
+        if is_shed {
+            self.info.is_shed.set(true);
+        }
+        is_shed
+    }
+
     /// Whether the connection is to end because the process's health checks fail.
     pub(crate) fn is_unhealthy(&self) -> bool {
         self.info.drains_when_unhealthy && self.worker.server.fails_health_checks()

@@ -9,6 +9,7 @@ mod splice;
 use super::tunnel::Http2Tunnel;
 use crate::{
     listener::Connection,
+    overload::Action,
     stream_info::UpstreamConnection,
     transport::{Count as _, DownstreamStream, UpstreamStream},
     worker::Worker,
@@ -72,12 +73,15 @@ pub(super) enum Ended {
     UpstreamReset,
     /// Downstream broke off.
     DownstreamReset,
+    /// The overload manager wants no more of what downstream sends.
+    Shed,
 }
 
 /// Which side an error came from.
 enum Broken {
     Reader,
     Writer,
+    Shed,
 }
 
 /// Shared by the two directions: when a byte last moved.
@@ -147,7 +151,9 @@ async fn join_stream(
         }
     }
     let copy = Copy::new(connection, activity);
+    let is_looked_at = connection.worker.server.overload.has(Action::ShedTcpData);
     if copy.most >= LEAST_SPLICED
+        && !is_looked_at
         && let Some(ended) = copy.sockets(&mut connection.stream, &mut upstream).await
     {
         return ended;
@@ -183,21 +189,17 @@ async fn join(
 ) -> Ended {
     let outcome = futures::future::try_join(
         async {
-            request.await.map_err(|broken| {
-                if matches!(broken, Broken::Reader) {
-                    Ended::DownstreamReset
-                } else {
-                    Ended::UpstreamReset
-                }
+            request.await.map_err(|broken| match broken {
+                Broken::Reader => Ended::DownstreamReset,
+                Broken::Writer => Ended::UpstreamReset,
+                Broken::Shed => Ended::Shed,
             })
         },
         async {
-            response.await.map_err(|broken| {
-                if matches!(broken, Broken::Reader) {
-                    Ended::UpstreamReset
-                } else {
-                    Ended::DownstreamReset
-                }
+            response.await.map_err(|broken| match broken {
+                Broken::Reader => Ended::UpstreamReset,
+                Broken::Writer => Ended::DownstreamReset,
+                Broken::Shed => Ended::Shed,
             })
         },
     )
@@ -232,10 +234,17 @@ impl Copy {
     {
         let (mut from_client, mut to_client) = tokio::io::split(downstream);
         let (mut from_host, mut to_host) = tokio::io::split(upstream);
-        let touch = |_| self.activity.touch();
+        let admit = |_| {
+            self.activity.touch();
+            !self.worker.sheds(Action::ShedTcpData)
+        };
         let request = async {
-            while self.relay(&mut from_client, &mut to_host, &touch).await? > 0 {}
+            while self.relay(&mut from_client, &mut to_host, &admit).await? > 0 {}
             Ok(())
+        };
+        let touch = |_| {
+            self.activity.touch();
+            true
         };
         let response = async {
             while self.relay(&mut from_host, &mut to_client, &touch).await? > 0 {}
@@ -274,8 +283,12 @@ impl Copy {
         moved: impl Fn(u64),
     ) -> Result<(), Broken> {
         let pipes = &self.worker.copying.pipes;
+        let always = |count| {
+            moved(count);
+            true
+        };
         loop {
-            let count = self.relay(&mut from, &mut to, &moved).await?;
+            let count = self.relay(&mut from, &mut to, &always).await?;
             if count == 0 {
                 return Ok(());
             }
@@ -296,12 +309,12 @@ impl Copy {
         }
     }
 
-    /// Copies what one read brings and tells `moved` of it; 0 at the end, which is passed on.
+    /// Copies what one read brings, if `moved` admits it; 0 at the end, which is passed on.
     async fn relay(
         &self,
         reader: &mut (impl AsyncRead + Unpin),
         writer: &mut (impl AsyncWrite + Unpin),
-        moved: &impl Fn(u64),
+        moved: &impl Fn(u64) -> bool,
     ) -> Result<usize, Broken> {
         let (count, rest) = poll_fn(|context| {
             let mut buffer = self.worker.copying.buffer.borrow_mut();
@@ -318,7 +331,9 @@ impl Copy {
             if bytes.is_empty() {
                 return Poll::Ready(Ok((0, Vec::new())));
             }
-            moved(bytes.len() as u64);
+            if !moved(bytes.len() as u64) {
+                return Poll::Ready(Err(Broken::Shed));
+            }
             let written = match Pin::new(&mut *writer).poll_write(context, bytes) {
                 Poll::Ready(written) => written.map_err(|_| Broken::Writer)?,
                 Poll::Pending => 0,

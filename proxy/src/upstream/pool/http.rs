@@ -1,6 +1,8 @@
 //! The HTTP pool of one host: idle HTTP/1.1 connections, shared HTTP/2 connections, and those who wait for one.
 
-use super::{HttpConnection, Key, PoolError, PoolErrorKind, Wanted, http1::Http1, http2};
+use super::{
+    HttpConnection, Key, PoolError, PoolErrorKind, Shed, Wanted, http1::Http1, http2, refuse_if,
+};
 use crate::{
     http::{
         h1::HeadLimits,
@@ -42,6 +44,7 @@ pub(super) struct HttpPool {
     /// Connections that are being made before they are needed.
     ahead: Cell<u32>,
     changed: Notify,
+    shed: Option<Shed>,
     _room: Guard,
 }
 
@@ -113,7 +116,13 @@ impl Drop for PendingGauge<'_> {
 }
 
 impl HttpPool {
-    pub(super) fn new(cluster: Arc<Cluster>, host: Arc<Host>, key: &Key, room: Guard) -> Self {
+    pub(super) fn new(
+        cluster: Arc<Cluster>,
+        host: Arc<Host>,
+        key: &Key,
+        room: Guard,
+        shed: Option<Shed>,
+    ) -> Self {
         Self {
             cluster,
             host,
@@ -128,6 +137,7 @@ impl HttpPool {
             lent: Cell::new(0),
             ahead: Cell::new(0),
             changed: Notify::new(),
+            shed,
             _room: room,
         }
     }
@@ -227,6 +237,7 @@ impl HttpPool {
             let freed = self.cluster.breakers.connection_freed.notified();
             if !(self.wanted == Wanted::Http2 && self.is_connecting.get()) {
                 if let Some(room) = self.room() {
+                    refuse_if(self.shed.as_ref(), &self.cluster)?;
                     return self.connect(room).await;
                 }
                 if !std::mem::replace(&mut was_full, true) {

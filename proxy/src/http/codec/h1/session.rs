@@ -22,7 +22,7 @@ use crate::http::local_reply::LocalReply;
 use crate::http::stream::{self, DownstreamConnection, ResponseBody};
 use crate::http::timer::Timer;
 use crate::http::upgrade::DownstreamTunnel;
-use crate::overload::TimerType;
+use crate::overload::{Action, TimerType};
 use crate::stream_info::ResponseFlag;
 use crate::transport::DownstreamStream;
 
@@ -168,6 +168,9 @@ impl Session {
         let io = &mut *io;
         loop {
             if !io.input.is_empty() {
+                if self.connection.sheds(Action::ShedHttp1) {
+                    return Poll::Ready(Next::Refused(self.shed()));
+                }
                 match parse_request(&mut io.input, self.limits, self.is_tls) {
                     Ok(Some(head)) => return Poll::Ready(Next::Request(Box::new(head))),
                     Ok(None) => {}
@@ -277,6 +280,17 @@ impl Session {
             InvalidHead::Path => reply,
             _ => reply.flag(ResponseFlag::DownstreamProtocolError),
         }
+    }
+
+    /// The answer of the load shed point; it is Envoy's, flag and all.
+    fn shed(&self) -> LocalReply {
+        let stats = &self.connection.manager.stats;
+        stats.downstream_rq_overload_close.inc();
+        stats.downstream_rq_rx_reset.inc();
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        LocalReply::new(status, "Internal Server Error", "overload")
+            .closing()
+            .flag(ResponseFlag::DownstreamProtocolError)
     }
 
     async fn refuse(&mut self, reply: LocalReply) -> After {

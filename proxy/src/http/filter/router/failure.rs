@@ -55,7 +55,7 @@ impl From<PoolError> for Failure {
         let kind = match error.kind {
             PoolErrorKind::ConnectFailure => FailureKind::RemoteConnectionFailure,
             PoolErrorKind::ConnectTimeout => FailureKind::ConnectionTimeout,
-            PoolErrorKind::Overflow => FailureKind::Overflow,
+            PoolErrorKind::Overflow | PoolErrorKind::Shed => FailureKind::Overflow,
             // As in Envoy: a host that may not have a pool is none.
             PoolErrorKind::PoolOverflow => FailureKind::NoHealthyHost,
             PoolErrorKind::ConnectionTermination => {
