@@ -1,6 +1,7 @@
 //! What is known about one stream (an HTTP request, or a TCP connection): filled while it runs, read by access logs,
 //! header formatters, RBAC and statistics.
 
+mod bytes;
 mod response_flag;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -19,6 +20,7 @@ use crate::listener::ConnectionInfo;
 use crate::router::{SelectedRoute, Way};
 use crate::tracing::{Reason, Span};
 
+pub(crate) use bytes::{ByteCounts, ByteMeter, PlainMeter, Traffic};
 pub(crate) use response_flag::{ResponseFlag, ResponseFlags};
 pub(crate) use upstream::{UpstreamConnection, UpstreamInfo, name_of};
 
@@ -54,6 +56,8 @@ pub(crate) struct StreamInfo {
     pub(crate) bytes_received: u64,
     /// Body bytes to downstream.
     pub(crate) bytes_sent: u64,
+    /// What went over the downstream connection, if HTTP did.
+    pub(crate) meter: Option<Rc<dyn ByteMeter>>,
     /// When the last byte of the request was read.
     pub(crate) request_end: Option<Instant>,
     /// When the first byte of the response was read from upstream.
@@ -100,6 +104,7 @@ impl StreamInfo {
             flags: ResponseFlags::default(),
             bytes_received: 0,
             bytes_sent: 0,
+            meter: None,
             request_end: None,
             response_sent: None,
             response_start: None,
@@ -128,6 +133,32 @@ impl StreamInfo {
     /// The request's span.
     pub(crate) fn span_id(&self) -> Option<String> {
         self.span.as_ref().map(|span| span.span_id())
+    }
+
+    /// What went over the downstream connection.
+    pub(crate) fn downstream_bytes(&self) -> ByteCounts {
+        match &self.meter {
+            Some(meter) => meter.counts(),
+            None => self.tcp_bytes(self.bytes_received, self.bytes_sent),
+        }
+    }
+
+    /// What went over the upstream's connections.
+    pub(crate) fn upstream_bytes(&self) -> ByteCounts {
+        match &self.upstream.meter {
+            Some(meter) => meter.counts(),
+            None => self.tcp_bytes(self.bytes_sent, self.bytes_received),
+        }
+    }
+
+    /// TCP has no heads: all that goes through.
+    fn tcp_bytes(&self, received: u64, sent: u64) -> ByteCounts {
+        let mut counts = ByteCounts::default();
+        if self.protocol.is_none() {
+            counts.received.wire = received;
+            counts.sent.wire = sent;
+        }
+        counts
     }
 
     /// Notes why a status is sent, unless something else already said so.

@@ -11,6 +11,7 @@ mod parse;
 mod request;
 mod time_format;
 mod tls_field;
+mod traffic;
 
 #[cfg(test)]
 mod tests;

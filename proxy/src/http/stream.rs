@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::listener::ConnectionInfo;
 use crate::router::WorkerTable;
-use crate::stream_info::StreamInfo;
+use crate::stream_info::{ByteMeter, StreamInfo};
 use crate::worker::Worker;
 
 use super::body::{DownstreamBody, NotBuffered, RequestSource};
@@ -102,6 +102,8 @@ pub(crate) struct Request {
     pub(crate) headers: RequestHeaders,
     /// The protocol's version.
     pub(crate) version: Version,
+    /// What counts its bytes, and those of its response.
+    pub(crate) meter: Rc<dyn ByteMeter>,
     /// Its body.
     pub(crate) body: DownstreamBody,
     /// What the stream holds, if the overload manager cares.
@@ -122,11 +124,12 @@ pub(crate) fn open(connection: &Rc<DownstreamConnection>, request: Request) -> O
     let Request {
         headers,
         version,
+        meter,
         body,
         account,
         upgrade,
     } = request;
-    let cell = StreamCell::new(connection, headers, version);
+    let cell = StreamCell::new(connection, headers, version, meter);
     let source = RequestSource::new(cell.clone(), body);
     if let Some(account) = account {
         let source: Rc<dyn Holder> = source.clone();
@@ -167,6 +170,7 @@ impl Opened {
 pub(crate) fn refuse(
     connection: &Rc<DownstreamConnection>,
     reply: LocalReply,
+    meter: Rc<dyn ByteMeter>,
 ) -> Box<ResponseBody> {
     let headers = RequestHeaders {
         method: Method::GET,
@@ -176,7 +180,7 @@ pub(crate) fn refuse(
         upgrade: None,
         map: HeaderMap::new(),
     };
-    let cell = StreamCell::new(connection, headers, Version::HTTP_11);
+    let cell = StreamCell::new(connection, headers, Version::HTTP_11, meter);
     reply_with(&cell, reply)
 }
 

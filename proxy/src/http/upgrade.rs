@@ -187,9 +187,20 @@ async fn copy(
             return to.shutdown().await;
         }
         cell.touch();
-        cell.with(|state| match way {
-            Way::Up => state.stream.info.bytes_received += count as u64,
-            Way::Down => state.stream.info.bytes_sent += count as u64,
+        cell.with(|state| {
+            let info = &mut state.stream.info;
+            let (up, down) = match way {
+                Way::Up => (count as u64, 0),
+                Way::Down => (0, count as u64),
+            };
+            info.bytes_received += up;
+            info.bytes_sent += down;
+            if let Some(meter) = &info.meter {
+                meter.tunnelled(up, down);
+            }
+            if let Some(meter) = &info.upstream.meter {
+                meter.tunnelled(down, up);
+            }
         });
         to.write_all(&piece[..count]).await?;
         to.flush().await?;

@@ -9,6 +9,8 @@ use tokio::time::Instant;
 use crate::listener::TlsInfo;
 use crate::upstream::{Cluster, Host};
 
+use super::bytes::ByteMeter;
+
 /// The upstream side of a stream.
 #[derive(Default, Clone)]
 pub(crate) struct UpstreamInfo {
@@ -26,6 +28,8 @@ pub(crate) struct UpstreamInfo {
     pub(crate) protocol: Option<http::Version>,
     /// How many attempts were made.
     pub(crate) attempts: u32,
+    /// What went over its connection, and over those of earlier attempts.
+    pub(crate) meter: Option<Rc<dyn ByteMeter>>,
     /// When the attempt began that was made last.
     pub(crate) began: Option<Instant>,
     /// When it had its connection.
@@ -58,6 +62,14 @@ impl UpstreamInfo {
         let before = self.host.replace(host).zip(self.connection.take());
         self.earlier.extend(before);
         self.transport_failure = None;
+    }
+
+    /// Another attempt's request goes out, whose bytes are counted in with those of earlier ones.
+    pub(crate) fn set_meter(&mut self, meter: Rc<dyn ByteMeter>) {
+        if let Some(earlier) = &self.meter {
+            meter.add(earlier.counts());
+        }
+        self.meter = Some(meter);
     }
 
     /// The host's name, else its address.

@@ -18,6 +18,7 @@ use super::request::{
     PathSource, ServerName, decoded_query, header_bytes, query_value, write_stream_id,
 };
 use super::tls_field::{Side, TlsField};
+use super::traffic::{Measure, Way};
 use super::{FormatContext, Kind, TimeFormat, truncate};
 use crate::access_log::expression::Expression;
 
@@ -41,8 +42,7 @@ pub(super) enum Operator {
     ResponseFlags(bool),
     BytesReceived,
     BytesSent,
-    /// Of headers there are none; HTTP does not count what it sends and receives.
-    TcpBytes(Option<Way>),
+    Traffic(Side, Way, Measure),
     Duration,
     RequestDuration,
     RequestTxDuration,
@@ -87,13 +87,6 @@ pub(super) enum Map {
     Trailers,
 }
 
-/// From the client to the upstream, or back.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Way {
-    Up,
-    Down,
-}
-
 #[derive(Debug, Clone, Copy)]
 pub(super) enum TimePoint {
     Start,
@@ -128,7 +121,7 @@ impl Operator {
             Operator::ResponseCode
             | Operator::BytesReceived
             | Operator::BytesSent
-            | Operator::TcpBytes(_)
+            | Operator::Traffic(..)
             | Operator::Duration
             | Operator::RequestDuration
             | Operator::RequestTxDuration
@@ -185,15 +178,7 @@ impl Operator {
             }
             Operator::BytesReceived => number(info.bytes_received, out),
             Operator::BytesSent => number(info.bytes_sent, out),
-            Operator::TcpBytes(_) if info.protocol.is_some() => false,
-            Operator::TcpBytes(way) => number(
-                match way {
-                    None => 0,
-                    Some(Way::Up) => info.bytes_received,
-                    Some(Way::Down) => info.bytes_sent,
-                },
-                out,
-            ),
+            Operator::Traffic(side, way, measure) => number(measure.of(*side, *way, info), out),
             Operator::AttemptCount => number(u64::from(info.upstream.attempts), out),
             Operator::Protocol => put(info.protocol.map(protocol), out),
             Operator::Duration

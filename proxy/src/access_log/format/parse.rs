@@ -7,9 +7,10 @@ use super::address;
 use super::attempted::Attempted;
 use super::metadata::{MetadataPath, Owner};
 use super::moment::{Moment, Precision};
-use super::operator::{Map, Operator, TimePoint, Way};
+use super::operator::{Map, Operator, TimePoint};
 use super::request::{HostSource, NameFrom, PathSource, ServerName};
 use super::tls_field::{Side, TlsField};
+use super::traffic::Measure;
 use super::{Part, TimeFormat};
 use crate::access_log::expression::Expression;
 
@@ -94,7 +95,7 @@ fn operator(name: &str, argument: Option<&str>) -> Result<Operator, Invalid> {
     if let Some((side, part)) = address::parse(name, argument)? {
         return Ok(Operator::Address(side, part));
     }
-    if let Some(operator) = tls(name, argument)? {
+    if let Some(operator) = of_side(name, argument)? {
         return Ok(operator);
     }
     Ok(match name {
@@ -210,20 +211,6 @@ fn plain(name: &str) -> Option<Operator> {
         "VIRTUAL_HOST_NAME" => Operator::VirtualHostName,
         "VIRTUAL_CLUSTER_NAME" => Operator::VirtualClusterName,
         "CONNECTION_ID" => Operator::ConnectionId,
-        "DOWNSTREAM_WIRE_BYTES_RECEIVED" | "UPSTREAM_WIRE_BYTES_SENT" => {
-            Operator::TcpBytes(Some(Way::Up))
-        }
-        "DOWNSTREAM_WIRE_BYTES_SENT" | "UPSTREAM_WIRE_BYTES_RECEIVED" => {
-            Operator::TcpBytes(Some(Way::Down))
-        }
-        "DOWNSTREAM_HEADER_BYTES_RECEIVED"
-        | "DOWNSTREAM_HEADER_BYTES_SENT"
-        | "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED"
-        | "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT"
-        | "UPSTREAM_HEADER_BYTES_RECEIVED"
-        | "UPSTREAM_HEADER_BYTES_SENT"
-        | "UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED"
-        | "UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT" => Operator::TcpBytes(None),
         "GRPC_STATUS_NUMBER" => Operator::GrpcStatus(false),
         "HOSTNAME" => Operator::Literal(hostname()),
         "LOCAL_REPLY_BODY" => Operator::LocalReplyBody,
@@ -240,8 +227,8 @@ fn plain(name: &str) -> Option<Operator> {
     })
 }
 
-/// `DOWNSTREAM_…` or `UPSTREAM_…`: something of a TLS session.
-fn tls(name: &str, argument: Option<&str>) -> Result<Option<Operator>, Invalid> {
+/// `DOWNSTREAM_…` or `UPSTREAM_…`: bytes on the wire, or something of a TLS session.
+fn of_side(name: &str, argument: Option<&str>) -> Result<Option<Operator>, Invalid> {
     let (side, field) = if let Some(field) = name.strip_prefix("DOWNSTREAM_") {
         (Side::Downstream, field)
     } else if let Some(field) = name.strip_prefix("UPSTREAM_") {
@@ -249,6 +236,9 @@ fn tls(name: &str, argument: Option<&str>) -> Result<Option<Operator>, Invalid> 
     } else {
         return Ok(None);
     };
+    if let Some((measure, way)) = Measure::named(field) {
+        return Ok(Some(Operator::Traffic(side, way, measure)));
+    }
     Ok(Some(Operator::Tls(
         side,
         match field {

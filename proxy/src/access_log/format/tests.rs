@@ -102,7 +102,7 @@ fn text(format: &str) -> String {
 #[test]
 fn operators_write_their_values() {
     let cases = [
-        ("100%% %UPSTREAM_WIRE_BYTES_SENT%", "100% -"),
+        ("100%% %UPSTREAM_WIRE_BYTES_SENT%", "100% 0"),
         (
             "%REQ(:METHOD)% %REQ(X-NONE?:PATH)% %PROTOCOL%",
             "GET /p?q=1&r=2 HTTP/1.1",

@@ -33,6 +33,7 @@ impl Entries {
                 }),
             }));
         }
+        let (downstream_bytes, upstream_bytes) = (info.downstream_bytes(), info.upstream_bytes());
         let details = info.response_code_details.as_deref();
         Entry::Http(Box::new(data::HttpAccessLogEntry {
             common_properties: common,
@@ -51,7 +52,8 @@ impl Entries {
                     .map(|trailers| pick(&self.response_trailers, trailers))
                     .unwrap_or_default(),
                 response_code_details: details.unwrap_or_default().to_owned(),
-                ..data::HttpResponseProperties::default()
+                upstream_header_bytes_received: upstream_bytes.received.heads,
+                downstream_header_bytes_sent: downstream_bytes.sent.heads,
             }),
         }))
     }
@@ -67,6 +69,7 @@ impl Entries {
         let id = context
             .request
             .and_then(|request| request.text(&names::X_REQUEST_ID));
+        let (downstream_bytes, upstream_bytes) = (info.downstream_bytes(), info.upstream_bytes());
         data::AccessLogCommon {
             sample_rate: 1.0,
             downstream_remote_address: Some(address(info.remote_address)),
@@ -105,6 +108,10 @@ impl Entries {
             upstream_request_attempt_count: upstream.attempts,
             connection_termination_details: text(info.connection_termination_details.as_deref()),
             stream_id: text(id),
+            downstream_wire_bytes_received: downstream_bytes.received.wire,
+            downstream_wire_bytes_sent: downstream_bytes.sent.wire,
+            upstream_wire_bytes_received: upstream_bytes.received.wire,
+            upstream_wire_bytes_sent: upstream_bytes.sent.wire,
             access_log_type: if self.is_tcp {
                 data::AccessLogType::TcpConnectionEnd.into()
             } else {
@@ -135,8 +142,9 @@ impl Entries {
             original_path: text(&names::X_ENVOY_ORIGINAL_PATH),
             request_headers_bytes: size(&request.map),
             request_body_bytes: info.bytes_received,
+            upstream_header_bytes_sent: info.upstream_bytes().sent.heads,
+            downstream_header_bytes_received: info.downstream_bytes().received.heads,
             request_headers: pick(&self.request_headers, request),
-            ..data::HttpRequestProperties::default()
         }
     }
 }

@@ -190,6 +190,14 @@ impl Decoder {
     }
 }
 
+/// The bytes of trailers, as Envoy counts what comes.
+pub(crate) fn trailer_bytes(trailers: &HeaderMap) -> usize {
+    let fields = trailers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 3);
+    fields.sum()
+}
+
 const START: State = State::Size {
     value: 0,
     digits: 0,

@@ -174,6 +174,20 @@ pub(crate) fn proper_case(head: &mut [u8]) {
     }
 }
 
+/// The bytes of a head's fields, without its first and its last line.
+pub(crate) fn field_bytes(head: &[u8]) -> usize {
+    let line = memchr::memchr(b'\n', head).map_or(0, |at| at + 1);
+    head.len().saturating_sub(line + b"\r\n".len())
+}
+
+/// The bytes of trailers.
+pub(crate) fn trailer_bytes(trailers: &HeaderMap) -> usize {
+    let lines = trailers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + b": \r\n".len());
+    lines.sum()
+}
+
 /// Ends a chunked body.
 pub(crate) fn end_chunks(trailers: Option<&HeaderMap>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"0\r\n");

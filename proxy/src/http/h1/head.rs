@@ -37,6 +37,8 @@ pub(crate) struct RequestHead {
     pub(crate) keeps_alive: bool,
     /// The client waits for `100 Continue`.
     pub(crate) expects_continue: bool,
+    /// The bytes of its fields, as Envoy counts them.
+    pub(crate) field_bytes: usize,
 }
 
 /// The head of a response.
@@ -48,6 +50,8 @@ pub(crate) struct ResponseHead {
     pub(crate) framing: Framing,
     /// The connection goes on afterwards.
     pub(crate) keeps_alive: bool,
+    /// The bytes of its fields, as Envoy counts them.
+    pub(crate) field_bytes: usize,
 }
 
 /// Why a head is refused.
@@ -203,6 +207,7 @@ pub(crate) fn parse_request(
         framing,
         keeps_alive: said.keeps_alive(version),
         expects_continue,
+        field_bytes: field_bytes(parsed.headers),
     }))
 }
 
@@ -387,6 +392,7 @@ pub(crate) fn parse_response(
         headers: ResponseHeaders { status, map },
         framing,
         keeps_alive,
+        field_bytes: field_bytes(parsed.headers),
     }))
 }
 
@@ -404,6 +410,14 @@ fn unfold(block: &[u8]) -> Bytes {
         }
     }
     lines.freeze()
+}
+
+/// QUIRK: three bytes for what stands around a name and its value, and for a head without fields.
+fn field_bytes(parsed: &[httparse::Header<'_>]) -> usize {
+    let fields = parsed
+        .iter()
+        .map(|field| field.name.len() + field.value.trim_ascii_end().len() + 3);
+    fields.sum::<usize>().max(3)
 }
 
 /// Header fields as a map with room for `more`; their values stay where they are. `keep` sees each, and may keep its value out

@@ -25,6 +25,8 @@ pub(crate) struct Output {
     /// This much of `flat` is gone.
     sent: usize,
     length: usize,
+    /// What was put since that was asked for.
+    put: usize,
 }
 
 impl Output {
@@ -38,9 +40,15 @@ impl Output {
         self.length == 0
     }
 
+    /// How much was put since this was asked before.
+    pub(crate) fn take_put(&mut self) -> usize {
+        std::mem::take(&mut self.put)
+    }
+
     /// Begins with what was written elsewhere.
     pub(crate) fn take_over(&mut self, flat: Vec<u8>) {
         self.length += flat.len();
+        self.put += flat.len();
         self.flat = flat;
     }
 
@@ -49,6 +57,7 @@ impl Output {
         let before = self.flat.len();
         write(&mut self.flat);
         self.length += self.flat.len() - before;
+        self.put += self.flat.len() - before;
     }
 
     /// A piece of a body as it is.
@@ -63,6 +72,7 @@ impl Output {
             self.queue.push_back(flat);
         }
         self.length += data.len();
+        self.put += data.len();
         self.queue.push_back(data);
     }
 

@@ -4,6 +4,7 @@ use super::{
     Incoming, Options, Receive, Send,
     core::{Core, KEEPALIVE, Ping, Role},
     frame::{self, Head},
+    head::put_fields,
     input::Input,
     reason::{Error, Reason},
     receive::Receiver,
@@ -341,28 +342,32 @@ impl Requests {
         }
         let id = core.newest;
         core.newest += 2;
-        core.put_block(id, is_last, |encoder, out| {
+        let sent = core.put_block(id, is_last, |encoder, out| {
+            let mut plain = ":method".len() + head.method.as_str().len();
             let is_connect = head.method == http::Method::CONNECT && head.upgrade.is_none();
             encoder.method(&head.method, out);
             if !is_connect {
                 encoder.scheme(head.scheme == crate::http::headers::Scheme::Https, out);
+                plain += ":scheme".len() + head.scheme.as_str().len();
+                plain += ":path".len() + head.path.as_str().len();
                 encoder.path(head.path.as_str(), out);
             }
             if !head.authority.is_empty() {
                 encoder.authority(&head.authority, out);
+                plain += ":authority".len() + head.authority.len();
             }
             if let Some(protocol) = &head.upgrade {
                 encoder.protocol(protocol, out);
+                plain += ":protocol".len() + protocol.len();
             }
-            for (name, value) in &head.map {
-                encoder.header(name, value, out);
-            }
+            put_fields(&head.map, encoder, out) + plain as u64
         });
-        let state = State {
+        let mut state = State {
             is_head: head.method == http::Method::HEAD,
             is_send_ended: is_last,
             ..State::new(id, core.peer.stream_window, core.options.stream_window)
         };
+        state.bytes.sent = sent;
         let stream = Rc::new(Shared {
             core: self.0.clone(),
             state: RefCell::new(state),

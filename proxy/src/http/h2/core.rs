@@ -8,6 +8,7 @@ use super::{
     reason::{Error, Reason},
     stream::{Half, Shared, State},
 };
+use crate::stream_info::Traffic;
 use bytes::Bytes;
 use std::{collections::HashMap, collections::VecDeque, rc::Rc, task::Waker};
 use tokio::sync::Notify;
@@ -244,6 +245,7 @@ impl Core {
                 stream: state.id,
             };
             head.put(self.out.frames());
+            state.bytes.sent.wire += (frame::HEAD + piece.len()) as u64;
             self.out.put_data(piece, memory);
             self.flood.data_sent += 1;
         };
@@ -259,13 +261,14 @@ impl Core {
         self.wake();
     }
 
-    /// Puts a block of fields, which `write` writes, into as many frames as it takes.
+    /// Puts a block of fields, which `write` writes, into as many frames as it takes. What that comes to; `write` says how much
+    /// the fields were.
     pub(super) fn put_block(
         &mut self,
         stream: u32,
         is_last: bool,
-        write: impl FnOnce(&mut Encoder, &mut Vec<u8>),
-    ) {
+        write: impl FnOnce(&mut Encoder, &mut Vec<u8>) -> u64,
+    ) -> Traffic {
         let out = self.out.frames();
         let start = out.len();
         let flags = frame::END_HEADERS | if is_last { frame::END_STREAM } else { 0 };
@@ -277,7 +280,7 @@ impl Core {
         };
         head(frame::HEADERS, 0, flags).put(out);
         self.encoder.begin(out);
-        write(&mut self.encoder, out);
+        let plain = write(&mut self.encoder, out);
         let length = out.len() - start - frame::HEAD;
         if length <= self.peer.max_length {
             let [_, bytes @ ..] = frame::length_bytes(length);
@@ -298,7 +301,13 @@ impl Core {
                 (kind, first_flags) = (frame::CONTINUATION, 0);
             }
         }
+        let wire = (out.len() - start) as u64;
         self.wake();
+        Traffic {
+            wire,
+            heads: wire,
+            plain,
+        }
     }
 
     /// How much has come that nobody has taken.
@@ -329,6 +338,7 @@ impl Core {
             let released = std::mem::take(&mut state.released);
             state.receive_window += i64::from(released);
             frame::put_number(frame::WINDOW_UPDATE, state.id, released, self.out.frames());
+            state.bytes.sent.wire += frame::RESET;
             self.wake();
         }
     }

@@ -31,6 +31,9 @@ pub(super) const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const WITH_PRIORITY: u8 = 0x20;
 
+/// The bytes of RST_STREAM, and of WINDOW_UPDATE: four behind the head.
+pub(super) const RESET: u64 = HEAD as u64 + 4;
+
 pub(super) const HEADER_TABLE_SIZE: u16 = 1;
 pub(super) const ENABLE_PUSH: u16 = 2;
 pub(super) const MAX_CONCURRENT_STREAMS: u16 = 3;
@@ -58,6 +61,11 @@ impl Head {
             flags,
             stream: u32::from_be_bytes(stream) & !(1 << 31),
         })
+    }
+
+    /// The bytes of the whole frame.
+    pub(super) fn wire(self) -> u64 {
+        (HEAD + self.length) as u64
     }
 
     pub(super) fn has(self, flag: u8) -> bool {

@@ -1,6 +1,6 @@
 //! Heads from fields: what a request, a response or trailers must have and must not (RFC 9113, 8).
 
-use super::hpack::{Broken, Decoder, Name, OVERHEAD};
+use super::hpack::{Broken, Decoder, Encoder, Name, OVERHEAD};
 use crate::http::headers::{RequestHeaders, ResponseHeaders, Scheme, names};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
 
@@ -33,10 +33,22 @@ struct Fields {
     status: Option<HeaderValue>,
     map: HeaderMap,
     is_malformed: bool,
+    /// Of names and values.
+    bytes: usize,
 }
 
 /// Room for the headers that a head usually has, with those that are added on the way.
 const USUAL: usize = 12;
+
+/// Writes headers or trailers; how much they are.
+pub(super) fn put_fields(map: &HeaderMap, encoder: &mut Encoder, out: &mut Vec<u8>) -> u64 {
+    let mut bytes = 0;
+    for (name, value) in map {
+        encoder.header(name, value, out);
+        bytes += name.as_str().len() + value.len();
+    }
+    bytes as u64
+}
 
 /// Reads a block whole, whatever is in it: the tables of both ends must stay the same.
 fn read(
@@ -57,6 +69,7 @@ fn read(
             fields.add(name, value);
         }
     })?;
+    fields.bytes = bytes;
     Ok(if bytes > limits.bytes || count > limits.count {
         Err(Refused::TooLarge)
     } else if fields.is_malformed {
@@ -108,17 +121,19 @@ fn is_of_connection(name: &http::HeaderName, value: &HeaderValue) -> bool {
     }
 }
 
-/// A request's head.
+/// A request's head, with the bytes of its names and values.
 pub(super) fn request(
     decoder: &mut Decoder,
     block: &[u8],
     limits: HeadLimits,
     is_tls: bool,
     allows_connect_protocol: bool,
-) -> Result<Result<RequestHeaders, Refused>, Broken> {
+) -> Result<Result<(RequestHeaders, u64), Refused>, Broken> {
     let fields = read(decoder, block, limits, USUAL)?;
     Ok(fields.and_then(|fields| {
-        request_of(fields, is_tls, allows_connect_protocol).ok_or(Refused::Malformed)
+        let bytes = fields.bytes as u64;
+        let head = request_of(fields, is_tls, allows_connect_protocol);
+        head.map(|head| (head, bytes)).ok_or(Refused::Malformed)
     }))
 }
 
@@ -203,36 +218,37 @@ fn join_cookies(map: &mut HeaderMap) {
     }
 }
 
-/// A response's head.
+/// A response's head, with the bytes of its names and values.
 pub(super) fn response(
     decoder: &mut Decoder,
     block: &[u8],
     limits: HeadLimits,
-) -> Result<Result<ResponseHeaders, Refused>, Broken> {
+) -> Result<Result<(ResponseHeaders, u64), Refused>, Broken> {
     let fields = read(decoder, block, limits, USUAL)?;
     Ok(fields.and_then(|mut fields| {
         let status = fields.status.take().ok_or(Refused::Malformed)?;
         if fields.has_pseudo() {
             return Err(Refused::Malformed);
         }
-        Ok(ResponseHeaders {
+        let head = ResponseHeaders {
             status: StatusCode::from_bytes(status.as_bytes()).map_err(|_| Refused::Malformed)?,
             map: fields.map,
-        })
+        };
+        Ok((head, fields.bytes as u64))
     }))
 }
 
-/// Trailers.
+/// Trailers, with the bytes of their names and values.
 pub(super) fn trailers(
     decoder: &mut Decoder,
     block: &[u8],
     limits: HeadLimits,
-) -> Result<Result<HeaderMap, Refused>, Broken> {
+) -> Result<Result<(HeaderMap, u64), Refused>, Broken> {
     let fields = read(decoder, block, limits, 0)?;
     Ok(fields.and_then(|fields| {
         if fields.has_pseudo() {
             return Err(Refused::Malformed);
         }
-        Ok(fields.map)
+        Ok((fields.map, fields.bytes as u64))
     }))
 }

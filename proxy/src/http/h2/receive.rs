@@ -132,7 +132,9 @@ impl Receiver {
         core.forget(id);
         drop(core);
         if let Some(stream) = stream {
-            stream.state.borrow_mut().fail(Error::Protocol(reason));
+            let mut state = stream.state.borrow_mut();
+            state.bytes.sent.wire += frame::RESET;
+            state.fail(Error::Protocol(reason));
         }
     }
 
@@ -189,6 +191,7 @@ impl Receiver {
         if core.role == Role::Client && !state.has_head {
             return Err(Reason::PROTOCOL_ERROR);
         }
+        state.bytes.received.wire += (frame::HEAD + data.len() + padding) as u64;
         state.receive_window -= length(data) + i64::try_from(padding).unwrap_or(i64::MAX);
         if state.receive_window < 0 {
             return Err(Reason::FLOW_CONTROL_ERROR);
@@ -232,7 +235,9 @@ impl Receiver {
         self.check_stream(head.stream)?;
         if let Some(stream) = self.stream(head.stream) {
             self.core.borrow_mut().forget(head.stream);
-            stream.state.borrow_mut().fail(Error::Reset(Reason(reason)));
+            let mut state = stream.state.borrow_mut();
+            state.bytes.received.wire += frame::RESET;
+            state.fail(Error::Reset(Reason(reason)));
         }
         Ok(())
     }

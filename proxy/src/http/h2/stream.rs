@@ -2,9 +2,11 @@
 
 use super::{
     core::{Core, Role},
+    frame, head,
     reason::{Error, Reason},
 };
 use crate::http::{headers::ResponseHeaders, stream::Holder};
+use crate::stream_info::{ByteCounts, ByteMeter};
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Frame;
@@ -49,6 +51,8 @@ pub(super) struct State {
     pub(super) halves: u8,
     pub(super) receiver: Option<Waker>,
     pub(super) sender: Option<Waker>,
+    /// What went over the connection, in frames of the stream.
+    pub(super) bytes: ByteCounts,
 }
 
 /// Data that nobody has taken.
@@ -112,6 +116,7 @@ impl State {
             halves: 2,
             receiver: None,
             sender: None,
+            bytes: ByteCounts::default(),
         }
     }
 
@@ -171,6 +176,7 @@ impl Shared {
         let (mut state, mut core) = (self.state.borrow_mut(), self.core.borrow_mut());
         if state.error.is_none() && !state.is_over() {
             core.reset(state.id, reason);
+            state.bytes.sent.wire += frame::RESET;
             core.forget(state.id);
             state.fail(Error::GivenUp(reason));
         }
@@ -194,6 +200,7 @@ impl Shared {
             };
             state.error = Some(Error::GivenUp(reason));
             core.reset(state.id, reason);
+            state.bytes.sent.wire += frame::RESET;
             core.forget(state.id);
         }
     }
@@ -203,6 +210,19 @@ impl Holder for Shared {
     fn held(&self) -> usize {
         self.state.borrow().data.iter().map(Piece::held).sum()
     }
+}
+
+impl ByteMeter for Shared {
+    fn counts(&self) -> ByteCounts {
+        self.state.borrow().bytes
+    }
+
+    fn add(&self, other: ByteCounts) {
+        self.state.borrow_mut().bytes.add(other);
+    }
+
+    /// Frames are counted here, whatever is in them.
+    fn tunnelled(&self, _: u64, _: u64) {}
 }
 
 /// A stream as neither who serves nor who asks has it.
@@ -295,29 +315,26 @@ impl Send {
     pub(crate) fn send_head(&mut self, head: &ResponseHeaders, is_last: bool) -> Result<(), Error> {
         self.block(is_last, |encoder, out| {
             encoder.status(head.status, out);
-            for (name, value) in &head.map {
-                encoder.header(name, value, out);
-            }
+            head::put_fields(&head.map, encoder, out) + ":status200".len() as u64
         })
     }
 
     /// Sends trailers, which are the last.
     pub(crate) fn send_trailers(&mut self, trailers: &HeaderMap) -> Result<(), Error> {
         self.block(true, |encoder, out| {
-            for (name, value) in trailers {
-                encoder.header(name, value, out);
-            }
+            head::put_fields(trailers, encoder, out)
         })
     }
 
     fn block(
         &mut self,
         is_last: bool,
-        write: impl FnOnce(&mut super::hpack::Encoder, &mut Vec<u8>),
+        write: impl FnOnce(&mut super::hpack::Encoder, &mut Vec<u8>) -> u64,
     ) -> Result<(), Error> {
         let (mut state, mut core) = (self.0.state.borrow_mut(), self.0.core.borrow_mut());
         state.check_sendable()?;
-        core.put_block(state.id, is_last, write);
+        let sent = core.put_block(state.id, is_last, write);
+        state.bytes.sent.add(sent);
         state.is_send_ended = is_last;
         self.0.ended(&mut core, &state);
         Ok(())
@@ -366,6 +383,11 @@ impl Send {
     /// Breaks the stream off.
     pub(crate) fn reset(&mut self, reason: Reason) {
         self.0.reset(reason);
+    }
+
+    /// What counts the stream's bytes.
+    pub(crate) fn meter(&self) -> Rc<dyn ByteMeter> {
+        self.0.clone()
     }
 
     /// The stream, for who looks at it from the side.

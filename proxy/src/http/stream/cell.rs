@@ -15,7 +15,7 @@ use crate::http::headers::RequestHeaders;
 use crate::http::local_reply::LocalReply;
 use crate::http::timer::Timer;
 use crate::overload::TimerType;
-use crate::stream_info::{ResponseFlag, StreamInfo};
+use crate::stream_info::{ByteMeter, ResponseFlag, StreamInfo};
 
 use super::{DownstreamConnection, Stream, StreamCell, StreamState, idle_timeout};
 
@@ -24,6 +24,7 @@ impl StreamCell {
         connection: &Rc<DownstreamConnection>,
         request: RequestHeaders,
         version: Version,
+        meter: Rc<dyn ByteMeter>,
     ) -> Rc<Self> {
         let stats = &connection.manager.stats;
         stats.downstream_rq_total.inc();
@@ -37,6 +38,7 @@ impl StreamCell {
         connection.total.set(connection.total.get() + 1);
         let mut info = StreamInfo::new(connection.info.clone(), Some(version));
         info.metadata = connection.info.metadata.clone();
+        info.meter = Some(meter);
         let start = info.start;
         Rc::new(StreamCell {
             state: RefCell::new(StreamState {
@@ -196,6 +198,7 @@ impl StreamState {
         next.is_internal = old.is_internal;
         next.request_end = old.request_end;
         next.bytes_received = old.bytes_received;
+        next.meter = old.meter.clone();
         next.internal_redirects = old.internal_redirects + 1;
         next.redirects = redirects;
         old.response_code = Some(status.as_u16());

@@ -5,11 +5,12 @@ use crate::{
     http::{
         body::Body,
         h1::{
-            Decoded, Decoder, Framing, HeadLimits, Output, ResponseHead,
+            Decoded, Decoder, Framing, HeadLimits, Output, ResponseHead, decoder,
             encode::{self, BodyFraming, RequestFraming},
             head::parse_response,
         },
     },
+    stream_info::PlainMeter,
     transport::{ReadAhead, UpstreamStream},
     upstream::{Http1Options, Load},
 };
@@ -20,6 +21,7 @@ use std::{
     future::Future as _,
     io,
     pin::{Pin, pin},
+    rc::Rc,
     task::{Context, Poll, Waker, ready},
 };
 use tokio::io::{AsyncRead as _, AsyncReadExt as _, ReadBuf};
@@ -43,6 +45,7 @@ pub(crate) struct Http1Request {
     head: Vec<u8>,
     method: Method,
     framing: RequestFraming,
+    meter: Rc<PlainMeter>,
 }
 
 /// A request on its way and its response.
@@ -61,6 +64,7 @@ pub(super) struct Exchange {
     has_input: bool,
     interim: u32,
     has_trailers: bool,
+    meter: Rc<PlainMeter>,
 }
 
 impl Http1Request {
@@ -72,7 +76,13 @@ impl Http1Request {
             head,
             method: headers.method.clone(),
             framing: RequestFraming::of(headers),
+            meter: Rc::default(),
         }
+    }
+
+    /// What counts its bytes, and those of its response.
+    pub(super) fn meter(&self) -> Rc<PlainMeter> {
+        self.meter.clone()
     }
 
     /// It asks for a tunnel.
@@ -112,6 +122,9 @@ impl Http1 {
         if options.has_proper_case {
             encode::proper_case(&mut request.head);
         }
+        request
+            .meter
+            .wrote_fields(encode::field_bytes(&request.head));
         let mut output = Output::default();
         output.take_over(request.head);
         Exchange {
@@ -127,6 +140,7 @@ impl Http1 {
             has_input: false,
             interim: 0,
             has_trailers: options.has_trailers,
+            meter: request.meter,
         }
     }
 }
@@ -152,6 +166,7 @@ impl Exchange {
                 };
                 self.put(frame);
             }
+            self.meter.wrote(self.output.take_put());
             match self.output.poll_write(&mut self.connection.stream, context) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(Err(_)) => self.is_broken = true,
@@ -183,6 +198,9 @@ impl Exchange {
         };
         self.body = None;
         if is_chunked {
+            if let Some(trailers) = &trailers {
+                self.meter.wrote_fields(encode::trailer_bytes(trailers));
+            }
             self.output
                 .put(|flat| encode::end_chunks(trailers.as_ref(), flat));
         }
@@ -216,7 +234,13 @@ impl Exchange {
         self.poll_request(context)?;
         loop {
             if !self.connection.input.is_empty() {
-                match parse_response(&mut self.connection.input, limits, &self.method) {
+                let before = self.connection.input.len();
+                let parsed = parse_response(&mut self.connection.input, limits, &self.method);
+                self.meter.read(before - self.connection.input.len());
+                if let Ok(Some(head)) = &parsed {
+                    self.meter.read_head(head.field_bytes);
+                }
+                match parsed {
                     Ok(Some(head)) if is_interim(&head) => {
                         self.interim += 1;
                         if head.headers.status == StatusCode::CONTINUE
@@ -263,7 +287,13 @@ impl Exchange {
             return Poll::Ready(Some(Err(UpstreamBodyError::Closed)));
         }
         loop {
-            match self.decoder.decode(&mut self.connection.input) {
+            let before = self.connection.input.len();
+            let decoded = self.decoder.decode(&mut self.connection.input);
+            self.meter.read(before - self.connection.input.len());
+            if let Ok(Decoded::Trailers(trailers)) = &decoded {
+                self.meter.read_trailers(decoder::trailer_bytes(trailers));
+            }
+            match decoded {
                 Ok(Decoded::Data(data)) => {
                     if self.is_done() {
                         self.connection.stream.set_load(Load::Idle);

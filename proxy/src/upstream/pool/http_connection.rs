@@ -13,7 +13,7 @@ use crate::http::{
     h2,
     headers::{RequestHeaders, ResponseHeaders, Scheme},
 };
-use crate::stream_info::UpstreamConnection;
+use crate::stream_info::{ByteMeter, UpstreamConnection};
 use crate::upstream::Http1Options;
 use ::http::{
     HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts,
@@ -45,6 +45,16 @@ pub(crate) enum UpstreamRequest {
         /// A CONNECT, whose stream is a tunnel once it is accepted.
         is_connect: bool,
     },
+}
+
+impl UpstreamRequest {
+    /// What counts its bytes, and those of its response.
+    pub(crate) fn meter(&self) -> Rc<dyn ByteMeter> {
+        match self {
+            UpstreamRequest::Http1(request) => request.meter(),
+            UpstreamRequest::Http2 { send, .. } => send.meter(),
+        }
+    }
 }
 
 impl HttpConnection {

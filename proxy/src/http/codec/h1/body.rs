@@ -11,7 +11,9 @@ use bytes::{Bytes, BytesMut};
 use http_body::Frame;
 use tokio::io::AsyncReadExt as _;
 
-use crate::http::h1::{Decoded, Decoder, Framing, Output};
+use crate::http::h1::decoder::{self, InvalidBody};
+use crate::http::h1::{Decoded, Decoder, Framing, InvalidHead, Output, RequestHead};
+use crate::stream_info::PlainMeter;
 use crate::transport::{DownstreamStream, ReadAhead};
 
 /// The least room for a read.
@@ -44,6 +46,8 @@ pub(super) struct Io {
     pub(super) awaits_continue: bool,
     /// Trailers are passed on.
     pub(super) has_trailers: bool,
+    /// Counts the bytes of the running request and its response.
+    pub(super) meter: Rc<PlainMeter>,
 }
 
 /// Shared by the codec and the body of the running request.
@@ -75,6 +79,38 @@ impl Io {
         self.decoder = Decoder::new(Framing::Empty);
         let ahead = std::mem::take(&mut self.input).freeze();
         Some(ReadAhead::new(ahead, self.stream.take()?))
+    }
+
+    /// The running request's body, piece by piece.
+    pub(super) fn decode(&mut self) -> Result<Decoded, InvalidBody> {
+        let before = self.input.len();
+        let decoded = self.decoder.decode(&mut self.input);
+        self.meter.read(before - self.input.len());
+        if let Ok(Decoded::Trailers(trailers)) = &decoded {
+            self.meter.read_trailers(decoder::trailer_bytes(trailers));
+        }
+        decoded
+    }
+
+    /// A request's head was looked for in so many bytes: with one, or with what is none, something begins that is counted.
+    pub(super) fn note_head(
+        &mut self,
+        before: usize,
+        parsed: &Result<Option<RequestHead>, InvalidHead>,
+    ) {
+        let (bytes, fields) = match parsed {
+            Ok(Some(head)) => (before - self.input.len(), head.field_bytes),
+            Ok(None) => return,
+            Err(_) => (before, 0),
+        };
+        PlainMeter::renew(&mut self.meter);
+        self.meter.read(bytes);
+        self.meter.read_head(fields);
+    }
+
+    /// Counts what was put where it is written from.
+    pub(super) fn note_output(&mut self) {
+        self.meter.wrote(self.output.take_put());
     }
 
     /// Reads more; 0 at the end.
@@ -137,7 +173,7 @@ impl RequestBody {
             return Poll::Ready(Some(Err(RequestBodyError::Over)));
         }
         loop {
-            match io.decoder.decode(&mut io.input) {
+            match io.decode() {
                 Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
                 Ok(Decoded::Trailers(trailers)) if io.has_trailers => {
                     return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
@@ -160,6 +196,7 @@ impl RequestBody {
         let mut io = self.io.borrow_mut();
         if io.request == self.request && std::mem::take(&mut io.awaits_continue) {
             io.output.put(|flat| flat.extend_from_slice(CONTINUE));
+            io.note_output();
             // What cannot go now goes before the response.
             let _ = io.poll_flush(context);
         }

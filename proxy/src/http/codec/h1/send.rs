@@ -5,11 +5,10 @@ use std::task::{Context, Poll};
 
 use http_body::Body as _;
 
-use crate::http::h1::Output;
 use crate::http::h1::encode::{self, BodyFraming};
 use crate::http::stream::ResponseBody;
 
-use super::body::SharedIo;
+use super::body::{Io, SharedIo};
 
 /// No more than this waits to be written before more of a body is taken.
 const HIGH_WATER: usize = 64 << 10;
@@ -34,7 +33,8 @@ pub(super) fn poll_send(
                     break;
                 }
                 Poll::Ready(Some(Ok(frame))) => {
-                    let output = &mut shared.borrow_mut().output;
+                    let io = &mut *shared.borrow_mut();
+                    let output = &mut io.output;
                     match frame.into_data() {
                         Ok(data) => match framing {
                             BodyFraming::Chunked => output.put_chunk(data),
@@ -44,7 +44,7 @@ pub(super) fn poll_send(
                         Err(frame) => {
                             *is_ended = true;
                             let trailers = frame.into_trailers().ok().filter(|_| has_trailers);
-                            end(output, framing, trailers.as_ref());
+                            end(io, framing, trailers.as_ref());
                             break;
                         }
                     }
@@ -54,9 +54,10 @@ pub(super) fn poll_send(
             }
             if !is_broken && body.is_end_stream() {
                 *is_ended = true;
-                end(&mut shared.borrow_mut().output, framing, None);
+                end(&mut shared.borrow_mut(), framing, None);
             }
         }
+        shared.borrow_mut().note_output();
         let flushed = shared.borrow_mut().poll_flush(context);
         if flushed.is_pending() && !*is_ended && body.poll_stalled(context).is_ready() {
             return Poll::Ready(false);
@@ -74,8 +75,11 @@ pub(super) fn poll_send(
     }
 }
 
-fn end(output: &mut Output, framing: BodyFraming, trailers: Option<&http::HeaderMap>) {
+fn end(io: &mut Io, framing: BodyFraming, trailers: Option<&http::HeaderMap>) {
     if framing == BodyFraming::Chunked {
-        output.put(|flat| encode::end_chunks(trailers, flat));
+        if let Some(trailers) = trailers {
+            io.meter.wrote_fields(encode::trailer_bytes(trailers));
+        }
+        io.output.put(|flat| encode::end_chunks(trailers, flat));
     }
 }

@@ -58,6 +58,7 @@ pub(in crate::http::codec) async fn serve(
             request: 0,
             awaits_continue: false,
             has_trailers: manager.http1.enable_trailers,
+            meter: Rc::default(),
         })),
         limits,
         is_tls: connection.info.tls.is_some(),
@@ -168,10 +169,14 @@ impl Session {
         let io = &mut *io;
         loop {
             if !io.input.is_empty() {
+                let before = io.input.len();
                 if self.connection.sheds(Action::ShedHttp1) {
+                    io.note_head(before, &Err(InvalidHead::Codec));
                     return Poll::Ready(Next::Refused(self.shed()));
                 }
-                match parse_request(&mut io.input, self.limits, self.is_tls) {
+                let parsed = parse_request(&mut io.input, self.limits, self.is_tls);
+                io.note_head(before, &parsed);
+                match parsed {
                     Ok(Some(head)) => return Poll::Ready(Next::Request(Box::new(head))),
                     Ok(None) => {}
                     Err(error) => return Poll::Ready(Next::Refused(self.refusal(error))),
@@ -209,7 +214,9 @@ impl Session {
         if is_draining && self.watch.poll_expired(context).is_ready() {
             return Poll::Ready(Next::End);
         }
-        self.poll_head_limits(first, context).map(Next::Refused)
+        let late = ready!(self.poll_head_limits(first, context));
+        io.note_head(io.input.len(), &Err(InvalidHead::Codec));
+        Poll::Ready(Next::Refused(late))
     }
 
     /// Ready when an idle connection has been idle, or has lived, long enough.
@@ -294,7 +301,8 @@ impl Session {
     }
 
     async fn refuse(&mut self, reply: LocalReply) -> After {
-        let body = stream::refuse(&self.connection, reply);
+        let meter = self.io.borrow().meter.clone();
+        let body = stream::refuse(&self.connection, reply, meter);
         let wants = Wants {
             is_head: false,
             is_connect: false,
@@ -317,6 +325,7 @@ impl Session {
                 .borrow_mut()
                 .output
                 .put(|flat| flat.extend_from_slice(CONTINUE));
+            self.io.borrow_mut().note_output();
             let io = self.io.clone();
             if poll_fn(|context| io.borrow_mut().poll_flush(context))
                 .await
@@ -342,6 +351,7 @@ impl Session {
             account: None,
             headers: head.headers,
             version: head.version,
+            meter: self.io.borrow().meter.clone(),
             body,
             upgrade,
         };
@@ -403,8 +413,14 @@ impl Session {
                     is_tunnel,
                 };
                 let mut framing = BodyFraming::None;
-                io.output
-                    .put(|flat| framing = encode::response(head, context, flat));
+                let mut fields = 0;
+                io.output.put(|flat| {
+                    let start = flat.len();
+                    framing = encode::response(head, context, flat);
+                    fields = encode::field_bytes(&flat[start..]);
+                });
+                io.meter.wrote_fields(fields);
+                io.note_output();
                 let ends_by_close = wants.is_old
                     && framing == BodyFraming::Plain
                     && !head.map.contains_key(http::header::CONTENT_LENGTH);
@@ -432,7 +448,7 @@ impl Session {
         // What the client has sent of its request meanwhile may have been all of it.
         while !io.decoder.is_done() {
             let io = &mut *io;
-            match io.decoder.decode(&mut io.input) {
+            match io.decode() {
                 Ok(crate::http::h1::Decoded::Data(_)) => {}
                 Ok(_) if io.decoder.is_done() => {}
                 _ => return After::Close,

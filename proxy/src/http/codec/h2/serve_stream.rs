@@ -62,6 +62,7 @@ pub(super) fn serve(
         account: account.clone(),
         headers: head,
         version: Version::HTTP_2,
+        meter: send.meter(),
         body,
         upgrade,
     };

@@ -137,6 +137,7 @@ async fn make(
         let span = inject_span(&plan, state, &host);
         adapt(&plan, state, &host);
         let request = connection.request(&state.request, source.is_empty())?;
+        state.stream.info.upstream.set_meter(request.meter());
         let retry = plan.retry_guard.take();
         let is_internal = plan.is_internal;
         let end = UpstreamEnd::new(cluster, host, guard, retry, is_internal, protocol, random);

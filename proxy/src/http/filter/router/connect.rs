@@ -8,6 +8,7 @@ use http::{HeaderMap, StatusCode};
 use crate::http::headers::ResponseHeaders;
 use crate::http::stream::{ResponseBody, StreamCell, idle_timeout};
 use crate::http::upgrade::{self, OnUpgrade};
+use crate::stream_info::PlainMeter;
 use crate::upstream::Outcome;
 
 use super::Forwarded;
@@ -33,6 +34,8 @@ pub(super) async fn terminate(
             plan.charge(StatusCode::OK);
             let idle = cell.with(|state| {
                 state.stream.info.set_details("via_upstream");
+                let meter: Rc<PlainMeter> = Rc::default();
+                state.stream.info.upstream.set_meter(meter);
                 idle_timeout(&state.stream)
             });
             upgrade::tunnel(cell.clone(), downstream, connection.stream, idle, None);

@@ -11,6 +11,7 @@ use super::{
     },
     Receiver,
 };
+use crate::stream_info::Traffic;
 use http::{HeaderMap, StatusCode, header};
 use std::{cell::RefCell, rc::Rc};
 
@@ -19,6 +20,8 @@ pub(super) struct Partial {
     pub(super) stream: u32,
     block: Vec<u8>,
     is_last: bool,
+    /// The bytes of its frames.
+    wire: u64,
 }
 
 impl Receiver {
@@ -32,15 +35,17 @@ impl Receiver {
             return Err(Reason::PROTOCOL_ERROR);
         }
         let is_last = head.has(frame::END_STREAM);
+        let wire = head.wire();
         if head.has(frame::END_HEADERS) {
             self.note_message(false)?;
-            return self.block(head.stream, block, is_last);
+            return self.block(head.stream, block, wire, is_last);
         }
         self.note_message(block.is_empty())?;
         self.partial = Some(Partial {
             stream: head.stream,
             block: block.to_vec(),
             is_last,
+            wire,
         });
         Ok(None)
     }
@@ -60,26 +65,45 @@ impl Receiver {
         self.note_message(payload.is_empty() && !is_whole)?;
         let partial = self.partial.as_mut().ok_or(Reason::PROTOCOL_ERROR)?;
         partial.block.extend_from_slice(payload);
+        // QUIRK: as in Envoy the heads of these frames do not count.
+        partial.wire += head.length as u64;
         // More than a head may be even if nothing of it were compressed: then it need not be read to be refused.
         let most = 2 * self.core.borrow().options.head.bytes.max(frame::MAX_LENGTH);
         if partial.block.len() > most {
             return Err(Reason::ENHANCE_YOUR_CALM);
         }
         match self.partial.take_if(|_| is_whole) {
-            Some(partial) => self.block(partial.stream, &partial.block, partial.is_last),
+            Some(Partial {
+                stream,
+                block,
+                is_last,
+                wire,
+            }) => self.block(stream, &block, wire, is_last),
             None => Ok(None),
         }
     }
 
-    /// A whole block of fields: a head or trailers.
-    fn block(&mut self, id: u32, block: &[u8], is_last: bool) -> Result<Option<Incoming>, Reason> {
+    /// A whole block of fields, in frames of so many bytes: a head or trailers.
+    fn block(
+        &mut self,
+        id: u32,
+        block: &[u8],
+        wire: u64,
+        is_last: bool,
+    ) -> Result<Option<Incoming>, Reason> {
         let Options {
             head: limits,
             is_tolerant,
             ..
         } = self.core.borrow().options;
         if let Some(stream) = self.stream(id) {
-            let refused = if stream.state.borrow().has_head {
+            let has_head = {
+                let mut state = stream.state.borrow_mut();
+                state.bytes.received.wire += wire;
+                state.bytes.received.heads += wire;
+                state.has_head
+            };
+            let refused = if has_head {
                 self.trailers(&stream, block, is_last, limits)?
             } else {
                 self.response(&stream, block, is_last, limits)?
@@ -94,7 +118,7 @@ impl Receiver {
             };
         }
         if self.core.borrow().role == Role::Server && self.is_idle(id) {
-            return self.request(id, block, is_last, limits);
+            return self.request(id, block, wire, is_last);
         }
         // Of a stream that is over; the table is to be kept nevertheless.
         self.check_stream(id)?;
@@ -110,8 +134,8 @@ impl Receiver {
         &mut self,
         id: u32,
         block: &[u8],
+        wire: u64,
         is_last: bool,
-        limits: HeadLimits,
     ) -> Result<Option<Incoming>, Reason> {
         if id.is_multiple_of(2) {
             return Err(Reason::PROTOCOL_ERROR);
@@ -130,7 +154,7 @@ impl Receiver {
         let head = head::request(
             &mut self.decoder,
             block,
-            limits,
+            options.head,
             self.is_tls,
             options.allows_connect_protocol,
         )?;
@@ -138,17 +162,17 @@ impl Receiver {
             // The client was told that nobody looks at it.
             return Ok(None);
         }
-        let checked = head.map_err(reason_of).and_then(|head| {
+        let checked = head.map_err(reason_of).and_then(|(head, plain)| {
             let promised = promised(&head.map, is_last)?;
             let is_full =
                 self.core.borrow().streams.len() >= options.max_concurrent_streams as usize;
             if is_full {
                 Err(Reason::REFUSED_STREAM)
             } else {
-                Ok((head, promised))
+                Ok((head, plain, promised))
             }
         });
-        let (head, promised) = match checked {
+        let (head, plain, promised) = match checked {
             Ok(checked) => checked,
             Err(Reason::PROTOCOL_ERROR) if !options.is_tolerant => {
                 return Err(Reason::PROTOCOL_ERROR);
@@ -159,11 +183,16 @@ impl Receiver {
             }
         };
         let mut core = self.core.borrow_mut();
-        let state = State {
+        let mut state = State {
             has_head: true,
             promised,
             is_receive_ended: is_last,
             ..State::new(id, core.peer.stream_window, options.stream_window)
+        };
+        state.bytes.received = Traffic {
+            wire,
+            heads: wire,
+            plain,
         };
         let stream = Rc::new(Shared {
             core: self.core.clone(),
@@ -185,10 +214,11 @@ impl Receiver {
         is_last: bool,
         limits: HeadLimits,
     ) -> Result<Result<(), Reason>, Reason> {
-        let head = match head::response(&mut self.decoder, block, limits)? {
-            Ok(head) => head,
+        let (head, plain) = match head::response(&mut self.decoder, block, limits)? {
+            Ok(read) => read,
             Err(refused) => return Ok(Err(reason_of(refused))),
         };
+        stream.state.borrow_mut().bytes.received.plain += plain;
         if head.status.is_informational() {
             // Nobody waits for it, and what follows is the answer.
             return Ok(
@@ -231,7 +261,10 @@ impl Receiver {
         }
         let is_short = state.promised.is_some_and(|left| left > 0);
         let trailers = match trailers {
-            Ok(trailers) if is_last && !is_short => trailers,
+            Ok((trailers, plain)) if is_last && !is_short => {
+                state.bytes.received.plain += plain;
+                trailers
+            }
             Ok(_) => return Ok(Err(Reason::PROTOCOL_ERROR)),
             Err(refused) => return Ok(Err(reason_of(refused))),
         };
