@@ -2,6 +2,7 @@
 //! goes on with what the client sent meanwhile.
 
 mod body;
+mod drain_watch;
 mod send;
 mod session;
 

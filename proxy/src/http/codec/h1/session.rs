@@ -28,6 +28,7 @@ use crate::transport::DownstreamStream;
 
 use super::super::{Ending, FRESH, count_ending};
 use super::body::{CONTINUE, Io, RequestBody, SharedIo};
+use super::drain_watch::DrainWatch;
 use super::send::poll_send;
 
 const IDLE: TimerType = TimerType::HttpDownstreamConnectionIdle;
@@ -47,7 +48,6 @@ pub(in crate::http::codec) async fn serve(
         count: manager.limits.headers_count,
         allows_chunked_length: manager.http1.allow_chunked_length,
     };
-    let signal = drain.clone();
     let mut session = Session {
         io: Rc::new(RefCell::new(Io {
             stream: Some(stream),
@@ -62,12 +62,7 @@ pub(in crate::http::codec) async fn serve(
         })),
         limits,
         is_tls: connection.info.tls.is_some(),
-        watch: DrainWatch {
-            signal: Box::pin(async move { signal.signaled().await }),
-            expiry: None,
-            drain,
-            is_registered: false,
-        },
+        watch: DrainWatch::new(drain),
         timer: Timer::own(&connection.worker.timers),
         start: Instant::now(),
         connection,
@@ -85,15 +80,6 @@ struct Session {
     start: Instant,
 }
 
-/// Sees the drain begin and end. The task is woken through the signal's future, which is polled but once; whether it has come
-/// is then a look at a flag.
-struct DrainWatch {
-    drain: Drain,
-    signal: Pin<Box<dyn Future<Output = ()>>>,
-    expiry: Option<Pin<Box<dyn Future<Output = ()>>>>,
-    is_registered: bool,
-}
-
 /// What comes from the client.
 enum Next {
     Request(Box<RequestHead>),
@@ -109,31 +95,6 @@ enum After {
     Close,
     /// Closed at once, or not ours any more.
     Gone,
-}
-
-impl DrainWatch {
-    fn is_draining(&mut self, context: &mut Context<'_>) -> bool {
-        if !self.is_registered {
-            self.is_registered = true;
-            if self.signal.as_mut().poll(context).is_ready() {
-                self.signal = Box::pin(std::future::pending());
-            }
-        }
-        self.drain.is_draining()
-    }
-
-    /// Ready when the drain is over.
-    fn poll_expired(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if !self.is_draining(context) {
-            return Poll::Pending;
-        }
-        let drain = &self.drain;
-        let expiry = self.expiry.get_or_insert_with(|| {
-            let drain = drain.clone();
-            Box::pin(async move { drain.expired().await })
-        });
-        expiry.as_mut().poll(context)
-    }
 }
 
 impl Session {
@@ -488,7 +449,7 @@ impl Session {
             stats.downstream_cx_max_duration_reached.inc();
             return true;
         }
-        if self.watch.drain.is_draining() {
+        if self.watch.drain().is_draining() {
             stats.downstream_cx_drain_close.inc();
             return true;
         }
