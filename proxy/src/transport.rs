@@ -4,6 +4,7 @@
 //! handshakes a new context and leaves living connections alone, but for those whose peer it declares revoked.
 
 mod certificate;
+mod client_hello;
 mod downstream;
 mod key_log;
 mod loopback;
@@ -27,6 +28,7 @@ use proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 pub(crate) use certificate::{
     CertificateDetails, details as certificate_details, hex, url_encoded_pem,
 };
+pub(crate) use client_hello::{ClientHello, Seen};
 pub(crate) use downstream::{DownstreamStream, DownstreamTransport, Meter, Tap};
 pub(crate) use loopback::unpace;
 pub(crate) use proxy_header::ClientAddresses;

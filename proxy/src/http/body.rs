@@ -50,6 +50,8 @@ enum Piece {
 enum SourceError {
     #[error("the downstream request ended early")]
     Downstream(#[source] DownstreamError),
+    #[error("a filter wants no more of it")]
+    Refused,
     #[error("another attempt has taken over")]
     Superseded,
     #[error("the mirror fell behind or the request ended early")]
@@ -64,6 +66,11 @@ pub(crate) fn is_malformed(error: &BodyError) -> bool {
             RequestBodyError::Framing
         )))
     )
+}
+
+/// Whether a body ended because a filter wants no more of it.
+pub(crate) fn is_refused(error: &BodyError) -> bool {
+    matches!(error.downcast_ref(), Some(SourceError::Refused))
 }
 
 impl Body {

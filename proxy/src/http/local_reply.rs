@@ -34,6 +34,8 @@ pub(crate) struct LocalReply {
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     /// Close the connection after it.
     pub(crate) closes: bool,
+    /// It is what it is, for a gRPC client too.
+    pub(crate) is_plain: bool,
     /// It is the route's own answer: the route's header changes apply.
     pub(crate) is_of_route: bool,
 }
@@ -69,6 +71,7 @@ impl LocalReply {
             grpc_status: None,
             headers: Vec::new(),
             closes: false,
+            is_plain: false,
             is_of_route: false,
         }
     }
@@ -143,7 +146,7 @@ impl LocalReply {
     ) -> (ResponseHeaders, Bytes) {
         info.response_code = Some(self.status.as_u16());
         let (body, content_type) = config.rewrite(info, request, self.body, &mut head);
-        if request.is_some_and(|request| is_grpc(&request.map)) {
+        if !self.is_plain && request.is_some_and(|request| is_grpc(&request.map)) {
             return (grpc_reply(self.grpc_status, &body, head), Bytes::new());
         }
         if !body.is_empty() {

@@ -73,6 +73,8 @@ pub(crate) struct Stream {
     pub(crate) response_rate: Option<u64>,
     /// The response on its way out has no body.
     pub(crate) is_response_bodyless: bool,
+    /// A filter wants no more of the request's body: the answer.
+    pub(crate) refusal: Option<Box<LocalReply>>,
     is_route_known: bool,
 }
 
@@ -171,6 +173,7 @@ pub(crate) fn refuse(
     connection: &Rc<DownstreamConnection>,
     reply: LocalReply,
     meter: Rc<dyn ByteMeter>,
+    is_whole: bool,
 ) -> Box<ResponseBody> {
     let headers = RequestHeaders {
         method: Method::GET,
@@ -181,6 +184,9 @@ pub(crate) fn refuse(
         map: HeaderMap::new(),
     };
     let cell = StreamCell::new(connection, headers, Version::HTTP_11, meter);
+    if is_whole {
+        cell.request_ended();
+    }
     reply_with(&cell, reply)
 }
 
@@ -334,9 +340,13 @@ async fn buffer(
             let reply = LocalReply::new(status, body, "request_payload_too_large");
             FilterStatus::reply(reply.closing())
         }
-        Err(NotBuffered::Broken) => FilterStatus::reply(
-            LocalReply::new(StatusCode::BAD_REQUEST, "", "http1.codec_error").closing(),
-        ),
+        Err(NotBuffered::Broken) => {
+            let refusal = cell.with(|state| state.stream.refusal.take());
+            FilterStatus::reply(refusal.map_or_else(
+                || LocalReply::new(StatusCode::BAD_REQUEST, "", "http1.codec_error").closing(),
+                |refusal| *refusal,
+            ))
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{
     SecretSlots, TlsStats,
     certificate::{CertificateDetails, peer_certificate},
+    client_hello::{ClientHello, Seen},
     stats::version_name,
     stream::{Count, Layer, RawStream, TransportStream},
     tls_context::{DownstreamTlsContext, Handshake, TlsError, suite_name},
@@ -12,6 +13,7 @@ use crate::{
     invalid::{At as _, Invalid},
     listener::{PeerCertificate, TlsInfo},
 };
+use bytes::BytesMut;
 use proto::envoy::config::core::v3::TransportSocket;
 use proto::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext as WireTls;
 use std::{
@@ -22,6 +24,10 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
+use tokio::io::AsyncReadExt as _;
+
+/// The TLS library takes no longer one either.
+const LONGEST_HELLO: usize = 64 << 10;
 
 /// A stream from downstream; clear text to whoever reads it.
 pub(crate) type DownstreamStream = TransportStream<Downstream>;
@@ -163,6 +169,12 @@ impl DownstreamTransport {
                 if handshake.is_updated {
                     stats.context_updated();
                 }
+                let (raw, hello) = read_hello(raw).await;
+                if hello.wants_staple {
+                    let name = hello.server_name.as_deref();
+                    let shown = handshake.certificates.choose(name, &[]);
+                    stats.staple_requested(shown.is_some_and(|pair| pair.key.ocsp.is_some()));
+                }
                 let acceptor = tokio_rustls::TlsAcceptor::from(handshake.config.clone());
                 let stream = acceptor
                     .accept(raw)
@@ -179,6 +191,25 @@ impl DownstreamTransport {
             }
         }
     }
+}
+
+/// Reads what a client begins with, as the TLS library does not tell all of it.
+async fn read_hello(mut raw: RawStream) -> (RawStream, ClientHello) {
+    let mut seen = BytesMut::from(std::mem::take(&mut raw.ahead));
+    let hello = loop {
+        match (!seen.is_empty()).then(|| ClientHello::parse(&seen)) {
+            Some(Seen::Hello(hello)) => break hello,
+            Some(Seen::Other) => break ClientHello::default(),
+            Some(Seen::More) if seen.len() >= LONGEST_HELLO => break ClientHello::default(),
+            Some(Seen::More) | None => {}
+        }
+        // What is wrong with the connection the handshake will find.
+        if !matches!(raw.read_buf(&mut seen).await, Ok(1..)) {
+            break ClientHello::default();
+        }
+    };
+    raw.ahead = seen.freeze();
+    (raw, hello)
 }
 
 fn tls_info(session: &rustls::ServerConnection, handshake: &Handshake) -> TlsInfo {

@@ -80,6 +80,17 @@ impl TlsStats {
         }
     }
 
+    /// A client asks for an OCSP response, which it gets if there is one.
+    pub(crate) fn staple_requested(&self, has_staple: bool) {
+        self.ssl.ocsp_staple_requests.inc();
+        if has_staple {
+            &self.ssl.ocsp_staple_responses
+        } else {
+            &self.ssl.ocsp_staple_omitted
+        }
+        .inc();
+    }
+
     /// A handshake failed.
     pub(crate) fn failed(&self, error: &io::Error) {
         let cause = error

@@ -14,7 +14,7 @@ pub(crate) use http_connection::HttpConnection;
 
 use self::http::HttpPool;
 use super::{Aim, Cluster, ConnectError, Host, Load, Priority, UpstreamProtocol, connect};
-use crate::http::body::{BodyError, is_malformed};
+use crate::http::body::{BodyError, is_malformed, is_refused};
 use crate::listener::UpstreamSource;
 use crate::transport::{AlpnFallback, ClientAddresses, UpstreamStream};
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
@@ -76,6 +76,8 @@ pub(crate) enum PoolErrorKind {
     LocalReset,
     /// The client's body is not framed as it says.
     MalformedBody,
+    /// A filter wants no more of the client's body.
+    RefusedBody,
 }
 
 /// A TCP connection to a host.
@@ -146,6 +148,8 @@ impl PoolError {
     fn of_body(error: &BodyError) -> Self {
         let kind = if is_malformed(error) {
             PoolErrorKind::MalformedBody
+        } else if is_refused(error) {
+            PoolErrorKind::RefusedBody
         } else {
             PoolErrorKind::LocalReset
         };

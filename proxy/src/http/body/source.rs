@@ -224,6 +224,9 @@ impl RequestSource {
             source.kept.push(Kept { piece, seen: 0 });
         }
         self.show(&mut source, *position, next);
+        if let Some(refused) = self.refused(&mut source) {
+            return Poll::Ready(Some(Err(refused)));
+        }
         *position += 1;
         Poll::Ready(
             source
@@ -257,6 +260,16 @@ impl RequestSource {
         kept.seen = next;
     }
 
+    /// What a filter wants no more of ends here.
+    fn refused(&self, source: &mut Source) -> Option<BodyError> {
+        let is_refused = source.sees_data && self.cell.with(|state| state.stream.refusal.is_some());
+        is_refused.then(|| {
+            source.incoming = None;
+            source.break_mirrors();
+            SourceError::Refused.into()
+        })
+    }
+
     fn end(&self, source: &mut Source) {
         source.end(&self.cell);
         if let Some(waker) = self.end_waker.borrow_mut().take() {
@@ -273,6 +286,9 @@ impl RequestSource {
         let mut source = self.source.borrow_mut();
         if *position < source.kept.len() {
             self.show(&mut source, *position, usize::MAX);
+            if let Some(refused) = self.refused(&mut source) {
+                return Poll::Ready(Some(Err(refused)));
+            }
             *position += 1;
             return Poll::Ready(
                 source
@@ -289,6 +305,9 @@ impl RequestSource {
             && source.sees_data
         {
             *data = self.cell.show_request(std::mem::take(data), 0..usize::MAX);
+            if let Some(refused) = self.refused(&mut source) {
+                return Poll::Ready(Some(Err(refused)));
+            }
         }
         if source.keep(&piece) {
             *position += 1;

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use base64::{DecodeError, Engine as _};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use prost_types::Any;
 use proto::envoy::extensions::filters::http::grpc_web::v3 as wire;
 
-use crate::http::headers::{RequestHeaders, ResponseHeaders};
+use crate::http::headers::{RequestHeaders, ResponseHeaders, names};
+use crate::http::local_reply::LocalReply;
 use crate::http::stream::Stream;
 use crate::invalid::Invalid;
 
@@ -53,17 +54,17 @@ impl FilterFactory for Factory {
 }
 
 impl GrpcWeb {
-    fn decode(&mut self, data: &[u8]) -> Bytes {
+    fn decode(&mut self, data: &[u8]) -> Result<Bytes, DecodeError> {
         self.undecoded.extend_from_slice(data);
         let whole = self.undecoded.len() / 4 * 4;
         let rest = self.undecoded.split_off(whole);
         // Padding may stand in the middle, where one encoded message ends and the next begins.
         let mut out = BytesMut::with_capacity(whole / 4 * 3);
         for group in self.undecoded.chunks(4) {
-            out.put_slice(&STANDARD.decode(group).unwrap_or_default());
+            out.put_slice(&STANDARD.decode(group)?);
         }
         self.undecoded = rest;
-        out.freeze()
+        Ok(out.freeze())
     }
 
     fn encode(&mut self, data: &[u8], is_last: bool) -> Bytes {
@@ -81,6 +82,22 @@ impl GrpcWeb {
         self.unencoded = rest;
         Bytes::from(encoded)
     }
+}
+
+/// What a client is told whose text is none; as in Envoy gRPC's own status says it, and HTTP's too.
+fn not_base64() -> LocalReply {
+    let message = HeaderValue::from_static("Bad gRPC-web request, invalid base64 data.");
+    let mut reply = LocalReply::new(StatusCode::BAD_REQUEST, "", "grpc_base_64_decode_failed")
+        .header(
+            &header::CONTENT_TYPE,
+            HeaderValue::from_static("application/grpc-web+proto"),
+        )
+        .header(&header::CONTENT_LENGTH, HeaderValue::from_static("0"))
+        .header(&names::GRPC_STATUS, HeaderValue::from_static("13"))
+        .header(&names::GRPC_MESSAGE, message)
+        .closing();
+    reply.is_plain = true;
+    reply
 }
 
 impl HttpFilter for GrpcWeb {
@@ -114,11 +131,14 @@ impl HttpFilter for GrpcWeb {
         FilterStatus::Continue
     }
 
-    fn decode_data(&mut self, data: Bytes, _stream: &mut Stream) -> Bytes {
+    fn decode_data(&mut self, data: Bytes, stream: &mut Stream) -> Bytes {
         if !self.is_active || !self.is_text_request {
             return data;
         }
-        self.decode(&data)
+        self.decode(&data).unwrap_or_else(|_| {
+            stream.refusal = Some(Box::new(not_base64()));
+            Bytes::new()
+        })
     }
 
     fn encode_headers(&mut self, headers: &mut ResponseHeaders, _stream: &mut Stream) {
@@ -183,8 +203,12 @@ mod tests {
         crate::fuzz::fuzz("grpc_web", |bytes| {
             let whole = GrpcWeb::default().decode(bytes);
             let mut filter = GrpcWeb::default();
-            let pieces: Vec<Bytes> = bytes.chunks(3).map(|piece| filter.decode(piece)).collect();
-            assert_eq!(pieces.concat(), whole);
+            let pieces: Result<Vec<Bytes>, _> =
+                bytes.chunks(3).map(|piece| filter.decode(piece)).collect();
+            assert_eq!(
+                pieces.ok().map(|pieces| pieces.concat()),
+                whole.ok().map(|whole| whole.to_vec())
+            );
             // What was encoded in pieces is read back.
             let new = || GrpcWeb {
                 is_text_response: true,
@@ -196,7 +220,7 @@ mod tests {
                 .flat_map(|piece| filter.encode(piece, false))
                 .collect();
             text.extend(filter.encode(&[], true));
-            assert_eq!(GrpcWeb::default().decode(&text), bytes);
+            assert_eq!(GrpcWeb::default().decode(&text).unwrap(), bytes);
         });
     }
 }

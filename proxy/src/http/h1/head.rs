@@ -39,6 +39,8 @@ pub(crate) struct RequestHead {
     pub(crate) expects_continue: bool,
     /// The bytes of its fields, as Envoy counts them.
     pub(crate) field_bytes: usize,
+    /// Its target is a whole URL.
+    pub(crate) is_absolute: bool,
 }
 
 /// The head of a response.
@@ -183,6 +185,7 @@ pub(crate) fn parse_request(
         .ends(&mut map, limits)?
         .request_framing(&method, version)?;
     let (scheme, authority, path) = target_of(&block, target, &method, is_tls)?;
+    let is_absolute = authority.is_some() && method != Method::CONNECT;
     let host = one_host(host, hosts)?;
     let authority = authority.or(host).unwrap_or(HeaderValue::from_static(""));
     let expects_continue = said.has_expect
@@ -208,6 +211,7 @@ pub(crate) fn parse_request(
         keeps_alive: said.keeps_alive(version),
         expects_continue,
         field_bytes: field_bytes(parsed.headers),
+        is_absolute,
     }))
 }
 

@@ -48,6 +48,7 @@ impl StreamCell {
                     is_route_known: false,
                     response_rate: None,
                     is_response_bodyless: false,
+                    refusal: None,
                 },
                 request,
                 response: None,

@@ -29,6 +29,7 @@ use crate::transport::DownstreamStream;
 use super::super::{Ending, FRESH, count_ending};
 use super::body::{CONTINUE, Io, RequestBody, SharedIo};
 use super::drain_watch::DrainWatch;
+use super::refusal;
 use super::send::poll_send;
 
 const IDLE: TimerType = TimerType::HttpDownstreamConnectionIdle;
@@ -102,6 +103,9 @@ impl Session {
         loop {
             let after = match self.next().await {
                 // Boxed, so that an idle connection does not hold room for an exchange.
+                Next::Request(head) if refusal::is_unroutable(&self.connection, &head) => {
+                    self.refuse_target(&head).await
+                }
                 Next::Request(head) => Box::pin(self.exchange(head)).await,
                 Next::Refused(reply) => self.refuse(reply).await,
                 Next::End => return,
@@ -133,14 +137,19 @@ impl Session {
                 let before = io.input.len();
                 if self.connection.sheds(Action::ShedHttp1) {
                     io.note_head(before, &Err(InvalidHead::Codec));
-                    return Poll::Ready(Next::Refused(self.shed()));
+                    return Poll::Ready(Next::Refused(refusal::shed(&self.connection)));
                 }
                 let parsed = parse_request(&mut io.input, self.limits, self.is_tls);
                 io.note_head(before, &parsed);
                 match parsed {
                     Ok(Some(head)) => return Poll::Ready(Next::Request(Box::new(head))),
                     Ok(None) => {}
-                    Err(error) => return Poll::Ready(Next::Refused(self.refusal(error))),
+                    Err(error) => {
+                        return Poll::Ready(Next::Refused(refusal::invalid(
+                            &self.connection,
+                            error,
+                        )));
+                    }
                 }
             }
             if io.is_eof {
@@ -232,38 +241,9 @@ impl Session {
         })
     }
 
-    fn refusal(&self, error: InvalidHead) -> LocalReply {
-        let stats = &self.connection.manager.stats;
-        stats.downstream_cx_protocol_error.inc();
-        if matches!(error, InvalidHead::TooLarge | InvalidHead::TooMany) {
-            stats.downstream_rq_too_large.inc();
-        }
-        let status = error.status();
-        let body = match error {
-            InvalidHead::Path => "",
-            _ => status.canonical_reason().unwrap_or_default(),
-        };
-        let reply = LocalReply::new(status, body, error.to_string()).closing();
-        match error {
-            InvalidHead::Path => reply,
-            _ => reply.flag(ResponseFlag::DownstreamProtocolError),
-        }
-    }
-
-    /// The answer of the load shed point; it is Envoy's, flag and all.
-    fn shed(&self) -> LocalReply {
-        let stats = &self.connection.manager.stats;
-        stats.downstream_rq_overload_close.inc();
-        stats.downstream_rq_rx_reset.inc();
-        let status = StatusCode::INTERNAL_SERVER_ERROR;
-        LocalReply::new(status, "Internal Server Error", "overload")
-            .closing()
-            .flag(ResponseFlag::DownstreamProtocolError)
-    }
-
     async fn refuse(&mut self, reply: LocalReply) -> After {
         let meter = self.io.borrow().meter.clone();
-        let body = stream::refuse(&self.connection, reply, meter);
+        let body = stream::refuse(&self.connection, reply, meter, false);
         let wants = Wants {
             is_head: false,
             is_connect: false,
@@ -273,6 +253,29 @@ impl Session {
         match self.respond(body, wants, None).await {
             After::Gone => After::Gone,
             After::KeepAlive | After::Close => After::Close,
+        }
+    }
+
+    /// A target that is not to be understood.
+    async fn refuse_target(&mut self, head: &RequestHead) -> After {
+        drop(self.begin(head));
+        let (meter, is_whole) = {
+            let io = self.io.borrow();
+            (io.meter.clone(), io.decoder.is_done())
+        };
+        let reply = refusal::unroutable(&self.connection);
+        let body = stream::refuse(&self.connection, reply, meter, is_whole);
+        let wants = self.wants(head);
+        self.respond(body, wants, None).await
+    }
+
+    fn wants(&self, head: &RequestHead) -> Wants {
+        let method = &head.headers.method;
+        Wants {
+            is_head: method == Method::HEAD,
+            is_connect: method == Method::CONNECT,
+            is_old: head.version == Version::HTTP_10 && self.connection.manager.accepts_http_10,
+            keeps_alive: head.keeps_alive,
         }
     }
 
@@ -302,12 +305,7 @@ impl Session {
         } else {
             (None, None)
         };
-        let wants = Wants {
-            is_head: head.headers.method == Method::HEAD,
-            is_connect: head.headers.method == Method::CONNECT,
-            is_old: head.version == Version::HTTP_10 && self.connection.manager.accepts_http_10,
-            keeps_alive: head.keeps_alive,
-        };
+        let wants = self.wants(&head);
         let request = stream::Request {
             account: None,
             headers: head.headers,

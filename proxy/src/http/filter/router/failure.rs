@@ -33,6 +33,8 @@ pub(super) enum FailureKind {
     PerTryTimeout,
     /// The client's body is not framed as it says.
     MalformedBody,
+    /// A filter wants no more of the client's body.
+    RefusedBody,
 }
 
 impl From<NoHost> for Failure {
@@ -66,6 +68,7 @@ impl From<PoolError> for Failure {
             PoolErrorKind::Protocol => FailureKind::Protocol,
             PoolErrorKind::LocalReset => FailureKind::LocalReset,
             PoolErrorKind::MalformedBody => FailureKind::MalformedBody,
+            PoolErrorKind::RefusedBody => FailureKind::RefusedBody,
         };
         let is_connect = error.kind == PoolErrorKind::ConnectFailure;
         Failure {
@@ -92,6 +95,7 @@ impl Failure {
                 | FailureKind::Overflow
                 | FailureKind::LocalReset
                 | FailureKind::MalformedBody
+                | FailureKind::RefusedBody
         )
     }
 
@@ -111,9 +115,10 @@ impl Failure {
     /// As retries see it.
     pub(super) fn retry_outcome(&self) -> RetryOutcome<'static> {
         match self.kind {
-            FailureKind::NoHealthyHost | FailureKind::Overflow | FailureKind::MalformedBody => {
-                RetryOutcome::Overflow
-            }
+            FailureKind::NoHealthyHost
+            | FailureKind::Overflow
+            | FailureKind::MalformedBody
+            | FailureKind::RefusedBody => RetryOutcome::Overflow,
             FailureKind::RemoteConnectionFailure | FailureKind::ConnectionTimeout => {
                 RetryOutcome::ConnectFailure
             }
@@ -145,6 +150,10 @@ impl Failure {
                 let (text, details) = ("Bad Request", "http1.codec_error");
                 return LocalReply::new(StatusCode::BAD_REQUEST, text, details)
                     .flag(ResponseFlag::DownstreamProtocolError);
+            }
+            // The filter's own answer is taken before.
+            FailureKind::RefusedBody => {
+                return LocalReply::new(StatusCode::BAD_REQUEST, "", "request_body_refused");
             }
             FailureKind::RemoteConnectionFailure => (
                 "remote connection failure",

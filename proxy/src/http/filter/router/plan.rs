@@ -210,6 +210,10 @@ impl Plan {
         cell: &Rc<StreamCell>,
         failure: &Failure,
     ) -> Box<LocalReply> {
+        if let Some(refusal) = cell.with(|state| state.stream.refusal.take()) {
+            self.charge(refusal.status);
+            return refusal;
+        }
         let attempts = cell.with(|state| {
             state
                 .stream
