@@ -15,7 +15,10 @@ use parking_lot::Mutex;
 use proto::envoy::config::core::v3::ConfigSource;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 use tokio::{
@@ -42,6 +45,7 @@ pub(crate) struct Demand {
     subscriptions: Mutex<BTreeMap<Key, Subscription>>,
     changed: Notify,
     is_ads_delta: OnceLock<bool>,
+    is_refusal_told: AtomicBool,
 }
 
 /// Where a kind of resources is asked for.
@@ -144,7 +148,10 @@ impl Demand {
     /// come before it was asked for.
     pub(crate) fn ask(&self, source: &DemandSource, name: &str) -> Option<Asking> {
         if let Err(error) = self.check(source) {
-            tracing::error!(target: "config", name, %error, "cannot ask on demand");
+            // A route may say so, which nobody checks before; once is enough, as every request asks.
+            if !self.is_refusal_told.swap(true, Relaxed) {
+                tracing::error!(target: "config", name, %error, "cannot ask on demand");
+            }
             return None;
         }
         let mut subscriptions = self.subscriptions.lock();

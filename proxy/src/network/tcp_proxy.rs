@@ -231,7 +231,15 @@ impl TcpProxy {
             return;
         }
         let (name, metadata) = self.choose_cluster(&connection, worker.random());
-        let Some(cluster) = self.cluster(&worker, &name).await else {
+        let cluster = tokio::select! {
+            biased;
+            cluster = self.cluster(&worker, &name) => cluster,
+            () = connection.stream.broken() => {
+                info.flags.set(ResponseFlag::DownstreamConnectionTermination);
+                return;
+            }
+        };
+        let Some(cluster) = cluster else {
             self.stats.downstream_cx_no_route.inc();
             info.flags.set(ResponseFlag::NoClusterFound);
             return;

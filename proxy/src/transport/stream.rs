@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
 };
 use tokio_rustls::TlsStream;
@@ -135,6 +135,17 @@ impl<C: Count> TransportStream<C> {
         match &self.layer {
             Layer::Raw(raw) if raw.ahead.is_empty() && !self.count.sees_bytes() => raw.tcp_socket(),
             Layer::Raw(_) | Layer::Tls(_) => None,
+        }
+    }
+
+    /// Resolves when the peer has broken the connection off; one that has only ended its side has not.
+    pub(crate) async fn broken(&self) {
+        match self.layer.raw().tcp_socket() {
+            Some(socket) => {
+                // An error is a reset, found out in another way.
+                let _ = socket.ready(Interest::ERROR).await;
+            }
+            None => std::future::pending().await,
         }
     }
 

@@ -232,6 +232,31 @@ async fn a_connection_waits_for_its_cluster() {
     }
 }
 
+#[tokio::test]
+async fn a_connection_that_is_broken_off_waits_for_no_cluster() {
+    let server = DeltaServer::start().await;
+    let listener = format!(
+        "{{name: tcp, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, filter_chains: [{{filters: [{{name: tcp, typed_config: {{\
+         '@type': {NETWORK}.tcp_proxy.v3.TcpProxy, stat_prefix: tcp, cluster: mute, on_demand: {{odcds_config: {}, timeout: 600s}}}}}}]}}]}}",
+        source("mute")
+    );
+    let proxy = Process::serving(&listener, &[server.cluster()], NODE).await;
+    let client = TcpStream::connect(proxy.address("tcp").await)
+        .await
+        .unwrap();
+    let mut stream = server.accept().await;
+    assert_eq!(stream.asked().await, ["mute"]);
+    let active = "listener.127.0.0.1_0.downstream_cx_active";
+    proxy.stat_is(active, 1).await;
+    socket2::SockRef::from(&client)
+        .set_linger(Some(std::time::Duration::ZERO))
+        .unwrap();
+    drop(client);
+    proxy.stat_is(active, 0).await;
+    proxy.stat_is("tcp.tcp.on_demand_cluster_attempt", 1).await;
+    proxy.stat_is("tcp.tcp.downstream_cx_no_route", 0).await;
+}
+
 /// The route configuration `r`, which has a virtual host of its own and asks for others.
 fn routes_with(source: &str) -> String {
     let own = virtual_host("base", "base.test", "direct_response: {status: 200}");

@@ -83,6 +83,26 @@ async fn a_client_that_resets_what_it_has_just_asked_for_is_cut_off() {
     assert_eq!((answer.flags, answer.payload), (frames::ACK, vec![7; 8]));
 }
 
+/// As in Envoy, for which a request that is refused before it is one counts as broken off.
+#[tokio::test]
+async fn a_client_whose_requests_are_refused_for_their_names_is_cut_off() {
+    let cluster = static_cluster("c", silent().await);
+    let options =
+        "common_http_protocol_options: {headers_with_underscores_action: REJECT_REQUEST},";
+    let proxy = Process::serving(&web_listener(options, ROUTES, ""), &[cluster], &[]).await;
+    let client = frames::connect(proxy.address("web").await, &[]).await;
+    let block = [GET, &field("x_y", b"z")].concat();
+    let ended = flood(client, 20_000, |turn| {
+        let stream = u32::try_from(2 * turn + 1).unwrap();
+        frame(HEADERS, END_HEADERS | END_STREAM, stream, &block)
+    });
+    assert!(ended.await);
+    proxy
+        .stat_is("http.web.downstream_rq_too_many_premature_resets", 1)
+        .await;
+    proxy.stat_is("http.web.downstream_cx_active", 0).await;
+}
+
 #[tokio::test]
 async fn a_head_without_end_ends_the_connection_and_takes_no_memory() {
     let (_held, nobody) = nobody();

@@ -20,6 +20,7 @@ pub(crate) struct Account {
     downstream: h2::Whole,
     holders: RefCell<Vec<Weak<dyn Holder>>>,
     is_reset: Cell<bool>,
+    is_complete: Cell<bool>,
 }
 
 /// The accounts of a worker's streams.
@@ -34,7 +35,12 @@ impl Account {
         self.holders.borrow_mut().push(holder);
     }
 
-    /// Whether the overload manager has reset the stream.
+    /// The stream has said all: who resets it now only lets go of what is on its way.
+    pub(super) fn complete(&self) {
+        self.is_complete.set(true);
+    }
+
+    /// Whether the overload manager has reset the stream before its end.
     pub(crate) fn is_reset(&self) -> bool {
         self.is_reset.get()
     }
@@ -46,7 +52,7 @@ impl Account {
     }
 
     fn reset(&self) {
-        self.is_reset.set(true);
+        self.is_reset.set(!self.is_complete.get());
         // Envoy's reason.
         self.downstream.reset(h2::Reason::INTERNAL_ERROR);
     }
@@ -66,6 +72,7 @@ impl Accounts {
             downstream: stream(),
             holders: RefCell::default(),
             is_reset: Cell::new(false),
+            is_complete: Cell::new(false),
         });
         let mut open = self.open.borrow_mut();
         if open.len() == open.capacity() {

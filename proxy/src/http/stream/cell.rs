@@ -113,7 +113,11 @@ impl StreamCell {
 
     /// Everything was sent, or ended in a way that is known.
     pub(crate) fn complete(&self) {
-        self.state.borrow_mut().is_complete = true;
+        let mut state = self.state.borrow_mut();
+        state.is_complete = true;
+        if let Some(account) = &state.account {
+            account.complete();
+        }
     }
 
     /// Resolves with the reply to give when one of the connection manager's limits is reached before the response.

@@ -42,6 +42,7 @@ pub(super) fn serve(
         stats.downstream_rq_http2_total.inc();
         stats.downstream_rq_rx_reset.inc();
         send.reset(Reason::INTERNAL_ERROR);
+        connection.stream_ended(true);
         return None;
     }
     let is_head = head.method == Method::HEAD;
