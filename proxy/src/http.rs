@@ -8,6 +8,7 @@
 pub(crate) mod body;
 pub(crate) mod client;
 pub(crate) mod codec;
+mod codec_stats;
 pub(crate) mod config;
 pub(crate) mod conn_manager;
 pub(crate) mod export;
@@ -25,3 +26,5 @@ pub(crate) mod testing;
 mod tests;
 pub(crate) mod timer;
 pub(crate) mod upgrade;
+
+pub(crate) use codec_stats::{CodecStats, Http2Stats};

@@ -2,6 +2,7 @@
 
 use crate::{
     config::Demand,
+    http::CodecStats,
     overload::{Overload, OverloadConfig},
     runtime::Runtime,
     stats::{Scope, Store},
@@ -36,6 +37,8 @@ pub(crate) struct ServerContext {
     pub(crate) store: Arc<Store>,
     /// The root of all names.
     pub(crate) stats: Scope,
+    /// What codecs of clients' connections count.
+    pub(crate) codecs: CodecStats,
     /// Values that can be changed while it runs.
     pub(crate) runtime: Runtime,
     /// `server.…`
@@ -107,6 +110,7 @@ impl ServerContext {
             node: parts.node,
             clusters: Arc::new(ClusterManager::new(&stats)),
             store,
+            codecs: CodecStats::default(),
             runtime: Runtime::new(&stats),
             server_stats: stats.scope("server").group(),
             started_at: SystemTime::now(),

@@ -20,13 +20,16 @@ use crate::stream_info::{ResponseFlag, StreamInfo};
 use super::config::{ClientDetection, ConnectionManager};
 use super::headers::{RequestHeaders, ResponseHeaders, Scheme, names};
 use super::local_reply::LocalReply;
+use super::stream::DownstreamConnection;
 
 /// Checks a request as it came from the codec; the error is the answer.
 pub(crate) fn validate(
-    manager: &ConnectionManager,
+    connection: &DownstreamConnection,
     headers: &mut RequestHeaders,
     version: Version,
 ) -> Result<(), Box<LocalReply>> {
+    let manager = &connection.manager;
+    let server = &connection.worker.server;
     let refuse = |status: StatusCode, body: &'static str, details: &'static str| {
         Err(Box::new(LocalReply::new(status, body, details).closing()))
     };
@@ -57,6 +60,8 @@ pub(crate) fn validate(
         HeadersWithUnderscoresAction::Allow => {}
         HeadersWithUnderscoresAction::RejectRequest => {
             if refuses_names(manager, headers) {
+                let stats = server.codecs.http1(&server.stats);
+                stats.requests_rejected_with_underscores_in_headers.inc();
                 return refuse(
                     StatusCode::BAD_REQUEST,
                     "Bad Request",
@@ -64,7 +69,13 @@ pub(crate) fn validate(
                 );
             }
         }
-        HeadersWithUnderscoresAction::DropHeader => drop_underscores(&mut headers.map),
+        HeadersWithUnderscoresAction::DropHeader => {
+            let dropped = drop_underscores(&mut headers.map);
+            let is_http2 = version == Version::HTTP_2;
+            server
+                .codecs
+                .count_dropped(&server.stats, is_http2, dropped);
+        }
     }
     if headers.authority.is_empty() {
         return refuse(StatusCode::BAD_REQUEST, "", "missing_host_header");
@@ -467,13 +478,16 @@ pub(crate) fn refuses_names(manager: &ConnectionManager, headers: &RequestHeader
     is_asked && (headers.map.keys()).any(|name| name.as_str().contains('_'))
 }
 
-fn drop_underscores(map: &mut HeaderMap) {
+/// How many there were.
+fn drop_underscores(map: &mut HeaderMap) -> u64 {
     let names: Vec<HeaderName> = map
         .keys()
         .filter(|name| name.as_str().contains('_'))
         .cloned()
         .collect();
+    let before = map.len();
     for name in names {
         map.remove(name);
     }
+    (before - map.len()) as u64
 }

@@ -243,7 +243,7 @@ fn begin(state: &mut StreamState) -> Result<(), Box<LocalReply>> {
     let manager = &connection.manager;
     let version = stream.info.protocol.unwrap_or(Version::HTTP_11);
     connection.admit()?;
-    conn_manager::validate(manager, request, version)?;
+    conn_manager::validate(&connection, request, version)?;
     conn_manager::normalize(manager, request, &stream.info)?;
     let table = connection.route_table();
     let internal_only = super::config::internal_only(table.as_deref());

@@ -11,6 +11,7 @@ use super::{
     zone::LocalCluster,
 };
 use crate::{
+    http::CodecStats,
     invalid::{At as _, Invalid},
     stats::Scope,
 };
@@ -48,6 +49,8 @@ pub(crate) struct Cluster {
     retried_response_codes: OnceLock<Arc<OriginStats>>,
     /// Active health checks' counters.
     pub(crate) health_stats: Arc<HealthCheckStats>,
+    /// What codecs of its connections count.
+    pub(crate) codecs: CodecStats,
     /// Where its statistics are.
     pub(crate) scope: Scope,
     pub(super) outlier: Option<Box<OutlierDetector>>,
@@ -128,6 +131,7 @@ impl Cluster {
             } else {
                 scope.scope("health_check").group()
             },
+            codecs: CodecStats::default(),
             outlier,
             sets: ArcSwap::default(),
             update: Mutex::new(()),

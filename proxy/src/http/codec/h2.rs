@@ -38,7 +38,9 @@ pub(super) async fn serve(
     let start = Instant::now();
     let manager = connection.manager.clone();
     let is_tls = connection.info.tls.is_some();
-    let mut http2 = Connection::server(stream, ahead, options(&manager), is_tls);
+    let server = &connection.worker.server;
+    let stats = server.codecs.http2(&server.stats).clone();
+    let mut http2 = Connection::server(stream, ahead, options(&manager), stats, is_tls);
     let greeting = poll_fn(|context| http2.poll_preface(context));
     match tokio::time::timeout(PREFACE, greeting).await {
         Ok(Ok(())) => {}

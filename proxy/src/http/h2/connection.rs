@@ -10,13 +10,17 @@ use super::{
     receive::Receiver,
     stream::{Shared, State},
 };
-use crate::{http::headers::RequestHeaders, transport::spare};
+use crate::{
+    http::{Http2Stats, headers::RequestHeaders},
+    transport::spare,
+};
 use std::{
     cell::RefCell,
     future::poll_fn,
     io,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -51,15 +55,21 @@ pub(crate) struct Requests(Rc<RefCell<Core>>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// The server's end, of which `ahead` was read before.
-    pub(crate) fn server(stream: S, ahead: &[u8], options: Options, is_tls: bool) -> Self {
-        let mut connection = Self::new(stream, Role::Server, options, is_tls);
+    pub(crate) fn server(
+        stream: S,
+        ahead: &[u8],
+        options: Options,
+        stats: Arc<Http2Stats>,
+        is_tls: bool,
+    ) -> Self {
+        let mut connection = Self::new(stream, Role::Server, options, stats, is_tls);
         connection.input.buffer().extend_from_slice(ahead);
         connection
     }
 
     /// The client's end.
-    pub(crate) fn client(stream: S, options: Options) -> (Self, Requests) {
-        let connection = Self::new(stream, Role::Client, options, false);
+    pub(crate) fn client(stream: S, options: Options, stats: Arc<Http2Stats>) -> (Self, Requests) {
+        let connection = Self::new(stream, Role::Client, options, stats, false);
         let mut core = connection.core.borrow_mut();
         core.greet();
         core.holders = 1;
@@ -68,10 +78,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         (connection, requests)
     }
 
-    fn new(stream: S, role: Role, options: Options, is_tls: bool) -> Self {
+    fn new(stream: S, role: Role, options: Options, stats: Arc<Http2Stats>, is_tls: bool) -> Self {
         let core = Rc::new(RefCell::new(Core::new(
             role,
             options,
+            stats,
             stream.is_write_vectored(),
         )));
         Self {
@@ -278,6 +289,7 @@ impl Handle {
                 .await
                 .is_err()
             {
+                self.0.borrow().stats.keepalive_timeout.inc();
                 return;
             }
         }
@@ -372,7 +384,7 @@ impl Requests {
             core: self.0.clone(),
             state: RefCell::new(state),
         });
-        core.streams.insert(id, stream.clone());
+        core.add(id, stream.clone());
         Ok(stream.halves())
     }
 }

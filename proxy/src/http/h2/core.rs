@@ -8,9 +8,14 @@ use super::{
     reason::{Error, Reason},
     stream::{Half, Shared, State},
 };
-use crate::stream_info::Traffic;
+use crate::{http::Http2Stats, stream_info::Traffic};
 use bytes::Bytes;
-use std::{collections::HashMap, collections::VecDeque, rc::Rc, task::Waker};
+use std::{
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+    sync::Arc,
+    task::Waker,
+};
 use tokio::sync::Notify;
 
 /// While more than this waits to go out, no more data is taken.
@@ -71,6 +76,7 @@ pub(super) struct Core {
     pub(super) flood: Flood,
     /// Of our own ping that keeps the connection alive.
     pub(super) ping: Ping,
+    pub(super) stats: Arc<Http2Stats>,
     /// The task that reads and writes.
     task: Option<Waker>,
     is_woken: bool,
@@ -108,7 +114,12 @@ pub(super) const KEEPALIVE: [u8; 8] = *b"bireme k";
 pub(super) const SHUTDOWN: [u8; 8] = *b"bireme e";
 
 impl Core {
-    pub(super) fn new(role: Role, options: Options, is_vectored: bool) -> Self {
+    pub(super) fn new(
+        role: Role,
+        options: Options,
+        stats: Arc<Http2Stats>,
+        is_vectored: bool,
+    ) -> Self {
         Self {
             role,
             options,
@@ -132,6 +143,7 @@ impl Core {
             ended: None,
             flood: Flood::default(),
             ping: Ping::None,
+            stats,
             task: None,
             is_woken: false,
         }
@@ -345,12 +357,35 @@ impl Core {
 
     /// Resets a stream.
     pub(super) fn reset(&mut self, stream: u32, reason: Reason) {
+        self.stats.tx_reset.inc();
         self.put_control(frame::RST_STREAM, 0, stream, &reason.0.to_be_bytes());
+    }
+
+    /// A frame of a stream's message came: whether it brought nothing at all.
+    pub(super) fn note_message(&mut self, is_empty: bool) -> Result<(), Reason> {
+        self.flood
+            .message(is_empty, &self.options.flood)
+            .inspect_err(|_| self.stats.inbound_empty_frames_flood.inc())
+    }
+
+    /// A stream begins.
+    pub(super) fn add(&mut self, id: u32, stream: Rc<Shared>) {
+        self.stats.streams_active.inc();
+        self.streams.insert(id, stream);
+    }
+
+    /// Takes a stream out that is over.
+    pub(super) fn remove(&mut self, id: u32) -> Option<Rc<Shared>> {
+        let removed = self.streams.remove(&id);
+        if removed.is_some() {
+            self.stats.streams_active.dec();
+        }
+        removed
     }
 
     /// Forgets a stream that is over.
     pub(super) fn forget(&mut self, stream: u32) {
-        if self.streams.remove(&stream).is_some() {
+        if self.remove(stream).is_some() {
             self.openers.notify_one();
             if self.streams.is_empty() {
                 // The connection may have waited for that.
@@ -370,6 +405,9 @@ impl Core {
     /// Takes no more streams of the peer's.
     pub(super) fn tell_last(&mut self, reason: Reason) {
         if !std::mem::replace(&mut self.going.is_last_told, true) {
+            if self.going.is_announced {
+                self.stats.goaway_sent.inc();
+            }
             let newest = if self.role == Role::Server {
                 self.newest
             } else {
@@ -396,6 +434,7 @@ impl Core {
     /// Ends all streams.
     pub(super) fn end(&mut self, error: Error) {
         self.ended.get_or_insert(error);
+        self.stats.streams_active.sub(self.streams.len() as u64);
         for (_, stream) in self.streams.drain() {
             stream.state.borrow_mut().fail(error);
         }

@@ -18,8 +18,10 @@ pub(crate) struct HeadLimits {
 pub(super) enum Refused {
     /// It is no head of HTTP.
     Malformed,
-    /// It is beyond the limits.
+    /// It has more bytes than it may.
     TooLarge,
+    /// It has more fields than it may.
+    TooMany,
 }
 
 /// Fields by what they are.
@@ -70,8 +72,10 @@ fn read(
         }
     })?;
     fields.bytes = bytes;
-    Ok(if bytes > limits.bytes || count > limits.count {
+    Ok(if bytes > limits.bytes {
         Err(Refused::TooLarge)
+    } else if count > limits.count {
+        Err(Refused::TooMany)
     } else if fields.is_malformed {
         Err(Refused::Malformed)
     } else {

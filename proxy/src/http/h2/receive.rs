@@ -98,7 +98,9 @@ impl Receiver {
             _ => {}
         }
         let core = self.core.borrow();
-        core.flood.answers(&core.options.flood)?;
+        core.flood
+            .answers(&core.options.flood)
+            .inspect_err(|_| core.stats.outbound_control_flood.inc())?;
         Ok(None)
     }
 
@@ -144,8 +146,7 @@ impl Receiver {
         let is_last = head.has(frame::END_STREAM);
         {
             let mut core = self.core.borrow_mut();
-            let limits = core.options.flood;
-            core.flood.message(data.is_empty() && !is_last, &limits)?;
+            core.note_message(data.is_empty() && !is_last)?;
             core.receive_window -= length(payload);
             if core.receive_window < 0 {
                 return Err(Reason::FLOW_CONTROL_ERROR);
@@ -227,14 +228,18 @@ impl Receiver {
         }
         let mut core = self.core.borrow_mut();
         let limits = core.options.flood;
-        core.flood.priority(&limits)
+        let noted = core.flood.priority(&limits);
+        noted.inspect_err(|_| core.stats.inbound_priority_frames_flood.inc())
     }
 
     fn reset(&mut self, head: Head, payload: &[u8]) -> Result<(), Reason> {
         let reason = u32_of(payload)?;
         self.check_stream(head.stream)?;
         if let Some(stream) = self.stream(head.stream) {
-            self.core.borrow_mut().forget(head.stream);
+            let mut core = self.core.borrow_mut();
+            core.stats.rx_reset.inc();
+            core.forget(head.stream);
+            drop(core);
             let mut state = stream.state.borrow_mut();
             state.bytes.received.wire += frame::RESET;
             state.fail(Error::Reset(Reason(reason)));
@@ -345,7 +350,7 @@ impl Receiver {
             Role::Server => VecDeque::new(),
         };
         for id in unseen {
-            if let Some(stream) = core.streams.remove(&id) {
+            if let Some(stream) = core.remove(id) {
                 stream.state.borrow_mut().fail(Error::GoAway(reason));
             }
         }
@@ -358,7 +363,8 @@ impl Receiver {
         let more = i64::from(u32_of(payload)? & !(1 << 31));
         let mut core = self.core.borrow_mut();
         let limits = core.options.flood;
-        core.flood.window_update(&limits)?;
+        let noted = core.flood.window_update(&limits);
+        noted.inspect_err(|_| core.stats.inbound_window_update_frames_flood.inc())?;
         if head.stream == 0 {
             if more == 0 {
                 return Err(Reason::PROTOCOL_ERROR);

@@ -385,6 +385,14 @@ impl Send {
         self.0.reset(reason);
     }
 
+    /// Breaks the stream off, whose data nobody has taken in time; `is_last` when that is the rest of it.
+    pub(crate) fn time_out(&mut self, is_last: bool) {
+        if is_last {
+            self.0.core.borrow().stats.tx_flush_timeout.inc();
+        }
+        self.reset(Reason::INTERNAL_ERROR);
+    }
+
     /// What counts the stream's bytes.
     pub(crate) fn meter(&self) -> Rc<dyn ByteMeter> {
         self.0.clone()

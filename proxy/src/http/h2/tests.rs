@@ -7,7 +7,7 @@ use crate::http::headers::{ResponseHeaders, Scheme};
 use ::h2::{client as their_client, server as their_server};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, uri::PathAndQuery};
-use std::{future::Future, future::poll_fn, time::Duration};
+use std::{future::Future, future::poll_fn, sync::Arc, time::Duration};
 use tokio::{
     io::{DuplexStream, duplex},
     task::{LocalSet, spawn_local},
@@ -85,7 +85,7 @@ async fn read_all(receive: &mut Receive) -> Result<(Vec<u8>, Option<HeaderMap>),
 
 /// Our server: says back what it is sent, with trailers.
 async fn serve(stream: DuplexStream, options: Options) -> Option<Error> {
-    let mut connection = Connection::server(stream, &[], options, false);
+    let mut connection = Connection::server(stream, &[], options, Arc::default(), false);
     if let Err(error) = poll_fn(|context| connection.poll_preface(context)).await {
         return Some(error);
     }
@@ -136,7 +136,7 @@ async fn ask(
 }
 
 fn client(stream: DuplexStream) -> Requests {
-    let (connection, requests) = Connection::client(stream, OPTIONS);
+    let (connection, requests) = Connection::client(stream, OPTIONS, Arc::default());
     spawn_local(connection.run(None));
     requests
 }
@@ -272,9 +272,9 @@ fn their_server_is_asked() {
 fn who_does_not_read_holds_up_the_sender() {
     run(async {
         let (near, far) = duplex(5000);
-        let (connection, requests) = Connection::client(near, OPTIONS);
+        let (connection, requests) = Connection::client(near, OPTIONS, Arc::default());
         spawn_local(connection.run(None));
-        let mut server = Connection::server(far, &[], OPTIONS, false);
+        let mut server = Connection::server(far, &[], OPTIONS, Arc::default(), false);
         poll_fn(|context| server.poll_preface(context))
             .await
             .unwrap();

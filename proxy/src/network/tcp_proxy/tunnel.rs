@@ -182,7 +182,7 @@ impl Tunneling {
             cluster.stats.upstream_cx_http2_total.inc();
             let shared = worker
                 .tunnels
-                .start(Rc::downgrade(worker), host.id, connected.stream)
+                .start(Rc::downgrade(worker), cluster, host.id, connected.stream)
                 .await?;
             return self.http2(shared, authority, headers).await;
         }
@@ -312,10 +312,12 @@ impl Tunnels {
     async fn start(
         &self,
         worker: Weak<Worker>,
+        cluster: &Cluster,
         host: u64,
         stream: UpstreamStream,
     ) -> Result<Shared, PoolError> {
-        let (connection, sender) = Connection::client(stream, OPTIONS);
+        let stats = cluster.codecs.http2(&cluster.scope).clone();
+        let (connection, sender) = Connection::client(stream, OPTIONS, stats);
         let in_use = Rc::new(());
         let idle = Rc::downgrade(&in_use);
         tokio::task::spawn_local(async move {

@@ -331,12 +331,14 @@ impl HttpPool {
         let limits = &self.cluster.config.http;
         let open = self.opened();
         if !is_http2 {
+            self.cluster.codecs.http1(&self.cluster.scope);
             let sender = Sender::Http1(Box::new(self.http1(stream)));
             return Ok(self.lend(sender, life, None, Some(open)));
         }
+        let stats = self.cluster.codecs.http2(&self.cluster.scope).clone();
         let streams = Arc::new(AtomicU32::new(0));
         stream.set_load(Load::Streams(streams.clone()));
-        let (connection, sender) = Connection::client(stream, http2::options(limits));
+        let (connection, sender) = Connection::client(stream, http2::options(limits), stats);
         self.cluster.stats.upstream_cx_http2_total.inc();
         let keepalive = limits.keepalive;
         tokio::task::spawn_local(async move {

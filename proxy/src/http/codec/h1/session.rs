@@ -43,6 +43,8 @@ pub(in crate::http::codec) async fn serve(
     connection: Rc<DownstreamConnection>,
     drain: Drain,
 ) {
+    let server = &connection.worker.server;
+    server.codecs.http1(&server.stats);
     let manager = connection.manager.clone();
     let limits = HeadLimits {
         bytes: manager.limits.headers_bytes,

@@ -41,6 +41,9 @@ pub(super) fn serve(
         stats.downstream_rq_total.inc();
         stats.downstream_rq_http2_total.inc();
         stats.downstream_rq_rx_reset.inc();
+        let server = &connection.worker.server;
+        let stats = server.codecs.http2(&server.stats);
+        stats.requests_rejected_with_underscores_in_headers.inc();
         send.reset(Reason::INTERNAL_ERROR);
         connection.stream_ended(true);
         return None;
@@ -180,7 +183,7 @@ async fn send_data(
         let room = poll_fn(|context| match send.poll_room(context) {
             Poll::Ready(room) => Poll::Ready(room.ok()),
             Poll::Pending => body.poll_stalled(context).map(|()| {
-                send.reset(Reason::INTERNAL_ERROR);
+                send.time_out(is_last);
                 None
             }),
         });

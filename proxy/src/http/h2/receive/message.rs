@@ -51,9 +51,7 @@ impl Receiver {
     }
 
     fn note_message(&self, is_empty: bool) -> Result<(), Reason> {
-        let mut core = self.core.borrow_mut();
-        let limits = core.options.flood;
-        core.flood.message(is_empty, &limits)
+        self.core.borrow_mut().note_message(is_empty)
     }
 
     pub(super) fn continuation(
@@ -104,14 +102,18 @@ impl Receiver {
                 state.has_head
             };
             let refused = if has_head {
+                self.count_trailers();
                 self.trailers(&stream, block, is_last, limits)?
             } else {
                 self.response(&stream, block, is_last, limits)?
             };
             return match refused {
                 Ok(()) => Ok(None),
-                Err(Reason::PROTOCOL_ERROR) if !is_tolerant => Err(Reason::PROTOCOL_ERROR),
                 Err(reason) => {
+                    self.count_refused(reason);
+                    if reason == Reason::PROTOCOL_ERROR && !is_tolerant {
+                        return Err(reason);
+                    }
                     self.refuse(id, reason);
                     Ok(None)
                 }
@@ -128,6 +130,35 @@ impl Receiver {
         }
         self.refuse(id, Reason::STREAM_CLOSED);
         Ok(None)
+    }
+
+    /// QUIRK: as in Envoy only a server counts them.
+    fn count_trailers(&self) {
+        let core = self.core.borrow();
+        if core.role == Role::Server {
+            core.stats.trailers.inc();
+        }
+    }
+
+    /// What a stream is refused with; of heads that are too large, which are counted, as Envoy says it.
+    fn reason_of(&self, refused: Refused) -> Reason {
+        let stats = &self.core.borrow().stats;
+        match refused {
+            Refused::Malformed => return Reason::PROTOCOL_ERROR,
+            Refused::TooLarge => stats.header_list_size_too_large.inc(),
+            Refused::TooMany => stats.header_overflow.inc(),
+        }
+        Reason::INTERNAL_ERROR
+    }
+
+    /// Counts why a message is refused.
+    fn count_refused(&self, reason: Reason) {
+        let stats = &self.core.borrow().stats;
+        match reason {
+            Reason::PROTOCOL_ERROR => stats.rx_messaging_error.inc(),
+            Reason::REFUSED_STREAM => stats.stream_refused_errors.inc(),
+            _ => {}
+        }
     }
 
     fn request(
@@ -162,22 +193,25 @@ impl Receiver {
             // The client was told that nobody looks at it.
             return Ok(None);
         }
-        let checked = head.map_err(reason_of).and_then(|(head, plain)| {
-            let promised = promised(&head.map, is_last)?;
-            let is_full =
-                self.core.borrow().streams.len() >= options.max_concurrent_streams as usize;
-            if is_full {
-                Err(Reason::REFUSED_STREAM)
-            } else {
-                Ok((head, plain, promised))
-            }
-        });
+        let checked = head
+            .map_err(|refused| self.reason_of(refused))
+            .and_then(|(head, plain)| {
+                let promised = promised(&head.map, is_last)?;
+                let is_full =
+                    self.core.borrow().streams.len() >= options.max_concurrent_streams as usize;
+                if is_full {
+                    Err(Reason::REFUSED_STREAM)
+                } else {
+                    Ok((head, plain, promised))
+                }
+            });
         let (head, plain, promised) = match checked {
             Ok(checked) => checked,
-            Err(Reason::PROTOCOL_ERROR) if !options.is_tolerant => {
-                return Err(Reason::PROTOCOL_ERROR);
-            }
             Err(reason) => {
+                self.count_refused(reason);
+                if reason == Reason::PROTOCOL_ERROR && !options.is_tolerant {
+                    return Err(reason);
+                }
                 self.refuse(id, reason);
                 return Ok(None);
             }
@@ -198,7 +232,7 @@ impl Receiver {
             core: self.core.clone(),
             state: RefCell::new(state),
         });
-        core.streams.insert(id, stream.clone());
+        core.add(id, stream.clone());
         let (receive, send) = stream.halves();
         Ok(Some(Incoming {
             head,
@@ -216,7 +250,7 @@ impl Receiver {
     ) -> Result<Result<(), Reason>, Reason> {
         let (head, plain) = match head::response(&mut self.decoder, block, limits)? {
             Ok(read) => read,
-            Err(refused) => return Ok(Err(reason_of(refused))),
+            Err(refused) => return Ok(Err(self.reason_of(refused))),
         };
         stream.state.borrow_mut().bytes.received.plain += plain;
         if head.status.is_informational() {
@@ -266,21 +300,13 @@ impl Receiver {
                 trailers
             }
             Ok(_) => return Ok(Err(Reason::PROTOCOL_ERROR)),
-            Err(refused) => return Ok(Err(reason_of(refused))),
+            Err(refused) => return Ok(Err(self.reason_of(refused))),
         };
         state.trailers = (!trailers.is_empty()).then_some(trailers);
         state.is_receive_ended = true;
         state.wake(Half::Receive);
         stream.ended(&mut self.core.borrow_mut(), &state);
         Ok(Ok(()))
-    }
-}
-
-/// What a stream is refused with; of heads that are too large as Envoy says it.
-fn reason_of(refused: Refused) -> Reason {
-    match refused {
-        Refused::Malformed => Reason::PROTOCOL_ERROR,
-        Refused::TooLarge => Reason::INTERNAL_ERROR,
     }
 }
 
