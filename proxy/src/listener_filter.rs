@@ -143,11 +143,6 @@ impl ListenerFilter {
         matches!(self.filter, Filter::Fixed(Kind::OriginalDst))
     }
 
-    /// Whether upstream connections are to come from the client's address.
-    pub(crate) fn is_original_src(&self) -> bool {
-        matches!(self.filter, Filter::Fixed(Kind::OriginalSrc(_)))
-    }
-
     /// Whether there is a configuration; where it comes by itself there may be none yet.
     pub(crate) fn is_configured(&self) -> bool {
         match &self.filter {
@@ -273,11 +268,7 @@ fn subscribe(
     context: &ListenerContext<'_>,
 ) -> Result<Arc<Discovered<Kind>>, Invalid> {
     let (own, root) = (name.to_owned(), context.server.stats.clone());
-    let build = move |any: &Any| match kind(&own, any, &root)? {
-        // What it cannot go with is checked when the listener is built.
-        Kind::OriginalSrc(_) => Err(Invalid::unsupported("original_src by discovery")),
-        kind => Ok(kind),
-    };
+    let build = move |any: &Any| kind(&own, any, &root);
     Discovered::try_new(name, discovery, context.extensions, context.used, build)
 }
 

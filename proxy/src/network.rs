@@ -78,11 +78,6 @@ pub(crate) trait TerminalFilter: Send + Sync {
     /// Serves `connection`; it is closed when the future ends.
     fn serve(self: Arc<Self>, connection: Connection) -> LocalBoxFuture<'static, ()>;
 
-    /// Whether its upstream connections are shared by clients.
-    fn is_pooled(&self) -> bool {
-        false
-    }
-
     /// Whether there is a configuration; where it comes by itself there may be none yet.
     fn is_configured(&self) -> bool {
         true

@@ -326,6 +326,7 @@ async fn send(
             .auto_sni
             .then(|| crate::router::virtual_host::strip_port(&sni)),
         client: None,
+        source: None,
     };
     let exchange = async {
         let connection = worker.pools.http(&cluster, &host, &request).await?;

@@ -120,13 +120,6 @@ impl ListenerConfig {
         }
         let scope = stat_scope(&wire, &address, &context.server.stats);
         let chains = chains(&wire, before, context, &scope)?;
-        let is_pooled = |chain: &Arc<FilterChain>| chain.terminal.is_pooled();
-        if filters.iter().any(ListenerFilter::is_original_src) && chains.iter().any(is_pooled) {
-            return Err(
-                Invalid::unsupported("original_src before http_connection_manager")
-                    .at("listener_filters"),
-            );
-        }
         Ok(Self {
             name: name.into(),
             scope,

@@ -127,6 +127,7 @@ async fn send(
         downstream_protocol: Version::HTTP_2,
         sni: None,
         client: None,
+        source: None,
     };
     let exchange = async {
         let connection = worker.pools.http(&cluster, &host, &request).await?;

@@ -26,10 +26,6 @@ pub(super) fn build(any: &Any, context: &FactoryContext<'_>) -> Result<Filter, I
 }
 
 impl TerminalFilter for HttpFilterChain {
-    fn is_pooled(&self) -> bool {
-        true
-    }
-
     fn serve(self: Arc<Self>, connection: Connection) -> LocalBoxFuture<'static, ()> {
         async move {
             let Connection {

@@ -39,6 +39,8 @@ pub(crate) struct PoolRequest<'a> {
     pub(crate) sni: Option<&'a str>,
     /// The client that it is for.
     pub(crate) client: Option<ClientAddresses>,
+    /// The source that its connection takes instead of our own.
+    pub(crate) source: Option<UpstreamSource>,
 }
 
 /// Why a connection could not be had, or a request failed on it.
@@ -125,6 +127,7 @@ struct Key {
     sni: Option<Box<str>>,
     /// Where hosts are told of it: connections are not shared between clients then.
     client: Option<ClientAddresses>,
+    source: Option<UpstreamSource>,
 }
 
 /// Which HTTP a pool speaks.
@@ -209,6 +212,7 @@ impl Pools {
             priority: request.priority,
             sni: request.sni.map(Into::into),
             client: request.client.filter(|_| host.transport.tells_client()),
+            source: request.source,
         };
         let known = self.http.borrow().get(&key).cloned();
         let pool = match known {

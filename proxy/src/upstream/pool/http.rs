@@ -8,6 +8,7 @@ use crate::{
         h1::HeadLimits,
         h2::{Connection, Requests},
     },
+    listener::UpstreamSource,
     stream_info::UpstreamConnection,
     transport::{ClientAddresses, UpstreamStream},
     upstream::{Aim, Cluster, Host, Load, Priority, circuit_breaker::Guard, connect},
@@ -34,6 +35,7 @@ pub(super) struct HttpPool {
     priority: Priority,
     sni: Option<Box<str>>,
     client: Option<ClientAddresses>,
+    source: Option<UpstreamSource>,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Http2>>,
     /// An HTTP/2 connection is being made; others wait for it instead of making their own.
@@ -130,6 +132,7 @@ impl HttpPool {
             priority: key.priority,
             sni: key.sni.clone(),
             client: key.client,
+            source: key.source,
             idle: RefCell::default(),
             shared: RefCell::default(),
             is_connecting: Cell::new(false),
@@ -207,7 +210,7 @@ impl HttpPool {
         let alpn = self.wanted.alpn();
         let aim = Aim {
             sni: self.sni.as_deref(),
-            source: None,
+            source: self.source,
             client: self.client,
         };
         let stream = connect(&self.cluster, &self.host, room, alpn, aim).await?;

@@ -151,6 +151,7 @@ impl Remote {
                 .auto_sni
                 .then(|| self.uri.host().unwrap_or_default()),
             client: None,
+            source: None,
         };
         let connection = worker
             .pools

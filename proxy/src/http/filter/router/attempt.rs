@@ -99,14 +99,14 @@ async fn make(
     let host = cell.with(|state| choose(&mut plan.borrow_mut(), state))?;
     plan.borrow_mut().host = Some(host.clone());
     *tried = Some(host.clone());
-    let (worker, random, version, client) = cell.with(|state| {
+    let (worker, random, version, info) = cell.with(|state| {
         let worker = state.stream.worker().clone();
         let random = worker.random();
         (
             worker,
             random,
             state.stream.info.protocol.unwrap_or(Version::HTTP_11),
-            Some(state.stream.info.connection.addresses()),
+            state.stream.info.connection.clone(),
         )
     });
     let (cluster, priority, is_upgrade) = {
@@ -127,7 +127,8 @@ async fn make(
             version
         },
         sni: sni.as_deref(),
-        client,
+        client: Some(info.addresses()),
+        source: info.upstream_source,
     };
     let connection = worker.pools.http(&cluster, &host, &request).await?;
     let protocol = connection.protocol;

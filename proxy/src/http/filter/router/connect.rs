@@ -9,7 +9,7 @@ use crate::http::headers::ResponseHeaders;
 use crate::http::stream::{ResponseBody, StreamCell, idle_timeout};
 use crate::http::upgrade::{self, OnUpgrade};
 use crate::stream_info::PlainMeter;
-use crate::upstream::Outcome;
+use crate::upstream::{Outcome, TcpOptions};
 
 use super::Forwarded;
 use super::attempt::choose;
@@ -26,8 +26,18 @@ pub(super) async fn terminate(
         Ok(host) => host,
         Err(failure) => return Forwarded::Reply(plan.failure_reply(cell, &failure)),
     };
-    let worker = cell.with(|state| state.stream.worker().clone());
-    match worker.pools.tcp(&plan.cluster, &host, plan.priority).await {
+    let (worker, info) = cell.with(|state| {
+        let stream = &state.stream;
+        (stream.worker().clone(), stream.info.connection.clone())
+    });
+    let options = TcpOptions {
+        source: info.upstream_source,
+        ..TcpOptions::default()
+    };
+    let opening = worker
+        .pools
+        .tcp_with(&plan.cluster, &host, plan.priority, options);
+    match opening.await {
         Ok(connection) => {
             plan.cluster
                 .report(&host, Outcome::Connected, worker.random());

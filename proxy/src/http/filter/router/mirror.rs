@@ -79,6 +79,7 @@ impl Copy {
             downstream_protocol: self.version,
             sni,
             client: None,
+            source: None,
         };
         let connection = self
             .worker
