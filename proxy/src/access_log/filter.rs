@@ -1,6 +1,7 @@
 //! Which streams are logged.
 
 use proto::envoy::config::accesslog::v3 as wire;
+use proto::envoy::data::accesslog::v3::AccessLogType;
 use proto::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 use wire::access_log_filter::FilterSpecifier;
 use wire::comparison_filter::Op;
@@ -42,8 +43,8 @@ pub(crate) enum LogFilter {
     Metadata(Option<MetadataMatcher>, bool),
     /// On attributes.
     Expression(Expression),
-    /// A fixed answer.
-    Fixed(bool),
+    /// On why it is written, for one of these reasons; the flag turns it round.
+    LogType(Vec<AccessLogType>, bool),
 }
 
 /// A comparison with a number.
@@ -116,12 +117,8 @@ impl TryFrom<&wire::AccessLogFilter> for LogFilter {
                     .at("metadata_filter.matcher")?,
                 filter.match_if_key_not_found.unwrap_or(true),
             ),
-            // Every line is a `DownstreamEnd` one.
             FilterSpecifier::LogTypeFilter(filter) => {
-                let names_it = filter.types().any(|kind| {
-                    kind == proto::envoy::data::accesslog::v3::AccessLogType::DownstreamEnd
-                });
-                LogFilter::Fixed(names_it != filter.exclude)
+                LogFilter::LogType(filter.types().collect(), filter.exclude)
             }
             FilterSpecifier::TraceableFilter(_) => LogFilter::Traceable,
             FilterSpecifier::ExtensionFilter(filter) => {
@@ -201,7 +198,9 @@ impl LogFilter {
                 },
             },
             LogFilter::Expression(expression) => expression.holds(context),
-            LogFilter::Fixed(answer) => *answer,
+            LogFilter::LogType(types, is_excluded) => {
+                types.contains(&context.log_type.into()) != *is_excluded
+            }
         }
     }
 }

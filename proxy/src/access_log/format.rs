@@ -17,6 +17,7 @@ mod traffic;
 mod tests;
 
 use http::HeaderMap;
+use proto::envoy::data::accesslog::v3 as wire;
 
 use crate::http::headers::{RequestHeaders, ResponseHeaders};
 use crate::invalid::Invalid;
@@ -70,6 +71,12 @@ pub(crate) enum LogType {
     TcpPeriodic,
     /// It is over.
     TcpConnectionEnd,
+    /// An HTTP request has come.
+    DownstreamStart,
+    /// It goes on.
+    DownstreamPeriodic,
+    /// It has become a tunnel.
+    DownstreamTunnelSuccessfullyEstablished,
     /// An HTTP stream is over.
     DownstreamEnd,
 }
@@ -101,11 +108,34 @@ impl LogType {
     fn name(self) -> &'static str {
         match self {
             LogType::NotSet => "",
+            LogType::DownstreamStart => "DownstreamStart",
+            LogType::DownstreamPeriodic => "DownstreamPeriodic",
+            LogType::DownstreamTunnelSuccessfullyEstablished => {
+                "DownstreamTunnelSuccessfullyEstablished"
+            }
             LogType::TcpConnectionStart => "TcpConnectionStart",
             LogType::TcpUpstreamConnected => "TcpUpstreamConnected",
             LogType::TcpPeriodic => "TcpPeriodic",
             LogType::TcpConnectionEnd => "TcpConnectionEnd",
             LogType::DownstreamEnd => "DownstreamEnd",
+        }
+    }
+}
+
+impl From<LogType> for wire::AccessLogType {
+    fn from(log_type: LogType) -> Self {
+        match log_type {
+            LogType::NotSet => Self::NotSet,
+            LogType::TcpConnectionStart => Self::TcpConnectionStart,
+            LogType::TcpUpstreamConnected => Self::TcpUpstreamConnected,
+            LogType::TcpPeriodic => Self::TcpPeriodic,
+            LogType::TcpConnectionEnd => Self::TcpConnectionEnd,
+            LogType::DownstreamStart => Self::DownstreamStart,
+            LogType::DownstreamPeriodic => Self::DownstreamPeriodic,
+            LogType::DownstreamTunnelSuccessfullyEstablished => {
+                Self::DownstreamTunnelSuccessfullyEstablished
+            }
+            LogType::DownstreamEnd => Self::DownstreamEnd,
         }
     }
 }

@@ -24,8 +24,11 @@ use super::filter::FilterChain;
 use super::local_reply::LocalReplyConfig;
 use super::stats::{HttpStats, StatusCounts};
 
+mod log_moments;
 pub(crate) mod ranges;
 mod refused;
+
+use log_moments::LogMoments;
 
 /// Headers beyond this many kilobytes are refused, unless configured.
 const MAX_HEADERS_KB: u32 = 60;
@@ -82,6 +85,8 @@ pub(crate) struct ConnectionManager {
     pub(crate) http2: core::Http2ProtocolOptions,
     /// Access logs.
     pub(crate) access_logs: AccessLogs,
+    /// When they are written besides the end.
+    pub(crate) log_moments: LogMoments,
     /// Changes to local replies.
     pub(crate) local_reply: LocalReplyConfig,
     /// Counters.
@@ -262,6 +267,7 @@ impl ConnectionManager {
             http1,
             http2: config.http2_protocol_options.clone().unwrap_or_default(),
             access_logs,
+            log_moments: LogMoments::try_from(config)?,
             local_reply: config
                 .local_reply_config
                 .as_ref()

@@ -18,8 +18,10 @@ use std::sync::Arc;
 use http::header::HeaderMap;
 use http::{HeaderValue, Method, StatusCode, Version};
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::access_log::LogType;
 use crate::listener::ConnectionInfo;
 use crate::router::WorkerTable;
 use crate::stream_info::{ByteMeter, StreamInfo};
@@ -96,6 +98,8 @@ pub(crate) struct StreamState {
     is_complete: bool,
     /// What it holds, if the overload manager cares.
     account: Option<Rc<Account>>,
+    /// What writes to the access logs from time to time.
+    logging: Option<AbortHandle>,
 }
 
 /// A request as its codec read it.
@@ -132,6 +136,9 @@ pub(crate) fn open(connection: &Rc<DownstreamConnection>, request: Request) -> O
         upgrade,
     } = request;
     let cell = StreamCell::new(connection, headers, version, meter);
+    if let Some(interval) = connection.manager.log_moments.interval {
+        cell.log_periodically(interval);
+    }
     let source = RequestSource::new(cell.clone(), body);
     if let Some(account) = account {
         let source: Rc<dyn Holder> = source.clone();
@@ -250,6 +257,9 @@ fn begin(state: &mut StreamState) -> Result<(), Box<LocalReply>> {
     conn_manager::mutate_request(manager, request, &mut stream.info, internal_only);
     choose_filters(state)?;
     crate::tracing::start(state);
+    if manager.log_moments.at_start {
+        state.log(LogType::DownstreamStart);
+    }
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use http::{Method, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::oneshot;
 
+use crate::access_log::LogType;
 use crate::overload::TimerType;
 use crate::router::RouteKind;
 use crate::stream_info::ResponseFlag;
@@ -146,6 +147,11 @@ pub(crate) fn tunnel<U: AsyncRead + AsyncWrite + Unpin + 'static>(
         stats.downstream_cx_upgrades_active.inc();
         match downstream.await {
             Ok(downstream) => {
+                cell.with(|state| {
+                    if state.stream.connection.manager.log_moments.at_tunnel {
+                        state.log(LogType::DownstreamTunnelSuccessfullyEstablished);
+                    }
+                });
                 let (client_read, client_write) = tokio::io::split(downstream);
                 let (server_read, server_write) = tokio::io::split(upstream);
                 let to_upstream = copy(client_read, server_write, &cell, Way::Up);

@@ -112,11 +112,7 @@ impl Entries {
             downstream_wire_bytes_sent: downstream_bytes.sent.wire,
             upstream_wire_bytes_received: upstream_bytes.received.wire,
             upstream_wire_bytes_sent: upstream_bytes.sent.wire,
-            access_log_type: if self.is_tcp {
-                data::AccessLogType::TcpConnectionEnd.into()
-            } else {
-                data::AccessLogType::DownstreamEnd.into()
-            },
+            access_log_type: data::AccessLogType::from(context.log_type).into(),
             ..data::AccessLogCommon::default()
         }
     }

@@ -6,7 +6,6 @@ use wire::http_connection_manager as hcm;
 use crate::invalid::Invalid;
 
 /// Refuses what is not supported.
-#[allow(deprecated, reason = "control planes still send the older fields")]
 pub(super) fn check(config: &wire::HttpConnectionManager) -> Result<(), Invalid> {
     let refuse = |is_set: bool, field: &str| {
         if is_set {
@@ -15,15 +14,6 @@ pub(super) fn check(config: &wire::HttpConnectionManager) -> Result<(), Invalid>
             Ok(())
         }
     };
-    let logs = config.access_log_options.unwrap_or_default();
-    refuse(
-        logs.flush_access_log_on_new_request
-            || logs.access_log_flush_interval.is_some()
-            || logs.flush_log_on_tunnel_successfully_established
-            || config.flush_access_log_on_new_request
-            || config.access_log_flush_interval.is_some(),
-        "access_log_options",
-    )?;
     refuse(
         config.codec_type() == hcm::CodecType::Http3,
         "codec_type HTTP3",

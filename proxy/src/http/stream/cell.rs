@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{StatusCode, Version};
@@ -58,9 +59,25 @@ impl StreamCell {
                 closes: false,
                 is_complete: false,
                 account: None,
+                logging: None,
             }),
             last_activity: Cell::new(start),
         })
+    }
+
+    /// Writes to the access logs every so often, as long as the stream is there.
+    pub(super) fn log_periodically(self: &Rc<Self>, interval: Duration) {
+        let cell = Rc::downgrade(self);
+        let logging = tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(interval).await;
+                let Some(cell) = cell.upgrade() else {
+                    return;
+                };
+                cell.with(|state| state.log(LogType::DownstreamPeriodic));
+            }
+        });
+        self.with(|state| state.logging = Some(logging.abort_handle()));
     }
 
     /// Works on the state; never across an `await`.
@@ -177,7 +194,11 @@ impl StreamCell {
 
 impl Drop for StreamCell {
     fn drop(&mut self) {
-        self.state.get_mut().finish();
+        let state = self.state.get_mut();
+        if let Some(logging) = state.logging.take() {
+            logging.abort();
+        }
+        state.finish();
     }
 }
 
@@ -278,16 +299,22 @@ impl StreamState {
         for filter in &mut filters {
             filter.on_log(&end);
         }
-        if !connection.manager.access_logs.is_empty() {
-            connection.manager.access_logs.log(&FormatContext {
+        self.log(LogType::DownstreamEnd);
+        crate::tracing::finish(self);
+    }
+
+    /// Writes what is known by now to the access logs.
+    pub(crate) fn log(&self, log_type: LogType) {
+        let logs = &self.stream.connection.manager.access_logs;
+        if !logs.is_empty() {
+            logs.log(&FormatContext {
                 info: &self.stream.info,
                 request: Some(&self.request),
                 response: self.response.as_ref(),
                 trailers: self.trailers.as_ref(),
                 local_reply_body: "",
-                log_type: LogType::DownstreamEnd,
+                log_type,
             });
         }
-        crate::tracing::finish(self);
     }
 }
