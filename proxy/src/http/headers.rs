@@ -61,6 +61,8 @@ pub(crate) mod names {
         X_ENVOY_ORIGINAL_PATH = "x-envoy-original-path";
         X_ENVOY_ORIGINAL_URL = "x-envoy-original-url";
         X_ENVOY_OVERLOADED = "x-envoy-overloaded";
+        X_ENVOY_DROP_OVERLOAD = "x-envoy-drop-overload";
+        X_ENVOY_UNCONDITIONAL_DROP_OVERLOAD = "x-envoy-unconditional-drop-overload";
         X_ENVOY_RATELIMITED = "x-envoy-ratelimited";
         X_ENVOY_RETRIABLE_HEADER_NAMES = "x-envoy-retriable-header-names";
         X_ENVOY_RETRIABLE_STATUS_CODES = "x-envoy-retriable-status-codes";

@@ -58,6 +58,10 @@ pub(crate) enum ResponseFlag {
     DnsResolutionFailed,
     /// DR
     DownstreamRemoteReset,
+    /// The cluster does not want all requests.
+    DropOverload,
+    /// The cluster wants no request.
+    UnconditionalDropOverload,
 }
 
 use ResponseFlag as F;
@@ -119,6 +123,12 @@ const FLAGS: &[(ResponseFlag, &str, &str)] = &[
     (F::OverloadManager, "OM", "OverloadManagerTerminated"),
     (F::DnsResolutionFailed, "DF", "DnsResolutionFailed"),
     (F::DownstreamRemoteReset, "DR", "DownstreamRemoteReset"),
+    (F::DropOverload, "DO", "DropOverload"),
+    (
+        F::UnconditionalDropOverload,
+        "UDO",
+        "UnconditionalDropOverload",
+    ),
 ];
 
 /// How many flags are remembered in their order; a stream has one or two.

@@ -25,6 +25,8 @@ pub(crate) enum Priority {
 /// The breakers of one cluster.
 pub(crate) struct CircuitBreakers {
     levels: [Level; 2],
+    /// Connections to one host, by priority.
+    by_host: [Option<u64>; 2],
     /// Told when a connection is gone, for those who wait for room.
     pub(crate) connection_freed: Notify,
 }
@@ -121,14 +123,27 @@ impl CircuitBreakers {
             level.show();
             level
         };
+        let by_host = |wanted: RoutingPriority| {
+            let mut all = wire?.per_host_thresholds.iter();
+            let thresholds = all.find(|one| one.priority == wanted as i32)?;
+            thresholds.max_connections.map(u64::from)
+        };
         Arc::new(Self {
+            by_host: [
+                by_host(RoutingPriority::Default),
+                by_host(RoutingPriority::High),
+            ],
             levels: [level(Priority::Default), level(Priority::High)],
             connection_freed: Notify::new(),
         })
     }
 
-    /// Room for a connection.
-    pub(crate) fn connection(self: &Arc<Self>, priority: Priority) -> Option<Guard> {
+    /// Room for a connection to a host that has so many.
+    pub(crate) fn connection(self: &Arc<Self>, priority: Priority, has: u64) -> Option<Guard> {
+        let most = self.by_host[priority as usize];
+        if most.is_some_and(|most| has >= most) {
+            return None;
+        }
         self.take(priority, What::Connection)
     }
 
@@ -196,6 +211,16 @@ impl CircuitBreakers {
     fn level(&self, priority: Priority) -> &Level {
         &self.levels[priority as usize]
     }
+}
+
+/// Nothing else is counted by host.
+pub(super) fn bounds_connections_only(thresholds: &Thresholds) -> bool {
+    let only = Thresholds {
+        priority: thresholds.priority,
+        max_connections: thresholds.max_connections,
+        ..Thresholds::default()
+    };
+    *thresholds == only
 }
 
 impl Limits {
@@ -351,7 +376,13 @@ impl Drop for Guard {
         level.count(self.what).fetch_sub(1, Relaxed);
         level.show_one(self.what);
         if self.what == What::Connection {
-            self.breakers.connection_freed.notify_one();
+            let freed = &self.breakers.connection_freed;
+            if self.breakers.by_host == [None; 2] {
+                freed.notify_one();
+            } else {
+                // It may be of use to those only who wait for that host.
+                freed.notify_waiters();
+            }
         }
     }
 }

@@ -57,6 +57,8 @@ pub(crate) struct Cluster {
     pub(super) sets: ArcSwap<HostSets>,
     pub(super) update: Mutex<()>,
     pub(super) overprovisioning: AtomicU32,
+    /// The share of requests that is not forwarded, in millionths.
+    pub(super) drops: AtomicU32,
     pub(super) original: Originals,
     pub(super) dns_cache: Option<Box<DnsCache>>,
     /// Told when hosts have come.
@@ -136,6 +138,7 @@ impl Cluster {
             sets: ArcSwap::default(),
             update: Mutex::new(()),
             overprovisioning: AtomicU32::new(140),
+            drops: AtomicU32::new(0),
             original: Originals::default(),
             dns_cache: match &config.discovery {
                 Discovery::DynamicForwardProxy(cache) => {

@@ -8,8 +8,9 @@
 mod tests;
 
 use super::{
-    HttpProtocolOptions, dns::DnsOptions, dns_cache::DnsCacheConfig,
-    health_check::HealthCheckConfig, load_balancer::policy::Balancing, outlier::OutlierConfig,
+    HttpProtocolOptions, circuit_breaker::bounds_connections_only, dns::DnsOptions,
+    dns_cache::DnsCacheConfig, families::Families, health_check::HealthCheckConfig,
+    load_balancer::policy::Balancing, outlier::OutlierConfig,
 };
 use crate::{
     invalid::{At as _, Invalid, try_all},
@@ -66,6 +67,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) transport: TransportMatches,
     /// Connections to a host for each one in use, at least; 1 for those that are needed.
     pub(crate) preconnect_ratio: f64,
+    /// Which of a host's addresses are tried first.
+    pub(crate) families: Families,
     /// Source address of connections.
     pub(crate) bind: Option<SocketAddr>,
     /// TCP keepalive.
@@ -157,6 +160,7 @@ impl ClusterConfig {
             )?,
             http: http_options(&wire, &discovery)?,
             transport: TransportMatches::of(&wire, secrets)?,
+            families: Families::of(&wire).at("upstream_connection_options")?,
             preconnect_ratio: preconnect_ratio(&wire).at("preconnect_policy")?,
             keepalive: wire
                 .upstream_connection_options
@@ -241,7 +245,6 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
     }
     let breakers = wire.circuit_breakers.as_ref();
     let bind = wire.upstream_bind_config.as_ref();
-    let connection = wire.upstream_connection_options.as_ref();
     let unsupported = [
         (
             wire.transport_socket_matcher.is_some(),
@@ -272,8 +275,11 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
             "connection_pool_per_downstream_connection",
         ),
         (
-            breakers.is_some_and(|breakers| !breakers.per_host_thresholds.is_empty()),
-            "circuit_breakers.per_host_thresholds",
+            breakers.is_some_and(|breakers| {
+                let mut by_host = breakers.per_host_thresholds.iter();
+                by_host.any(|thresholds| !bounds_connections_only(thresholds))
+            }),
+            "circuit_breakers.per_host_thresholds but max_connections",
         ),
         (
             bind.is_some_and(|bind| {
@@ -284,10 +290,6 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
                     || bind.local_address_selector.is_some()
             }),
             "upstream_bind_config",
-        ),
-        (
-            connection.is_some_and(|connection| connection.happy_eyeballs_config.is_some()),
-            "upstream_connection_options.happy_eyeballs_config",
         ),
     ];
     match unsupported.iter().find(|(is_set, _)| *is_set) {

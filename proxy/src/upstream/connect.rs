@@ -308,7 +308,8 @@ async fn race(
     more: &[SocketAddr],
     client: Option<UpstreamSource>,
 ) -> io::Result<TcpStream> {
-    let mut left = interleaved(first, more).into_iter();
+    let order = cluster.config.families;
+    let mut left = order.interleave(first, more).into_iter();
     let mut running = FuturesUnordered::new();
     let mut failure = io::Error::other("no address");
     loop {
@@ -338,23 +339,6 @@ async fn race(
         }
         if running.is_empty() && !has_more {
             return Err(failure);
-        }
-    }
-}
-
-/// The addresses with their families in turn, the first one's family first.
-fn interleaved(first: SocketAddr, more: &[SocketAddr]) -> Vec<SocketAddr> {
-    let all = std::iter::once(first).chain(more.iter().copied());
-    let (own, other): (Vec<_>, Vec<_>) =
-        all.partition(|address| address.is_ipv4() == first.is_ipv4());
-    let mut order = Vec::with_capacity(own.len() + other.len());
-    let (mut own, mut other) = (own.into_iter(), other.into_iter());
-    loop {
-        let pair = [own.next(), other.next()];
-        let before = order.len();
-        order.extend(pair.into_iter().flatten());
-        if order.len() == before {
-            return order;
         }
     }
 }
@@ -418,21 +402,4 @@ fn set_keepalive(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
         options = options.with_retries(probes);
     }
     SockRef::from(stream).set_tcp_keepalive(&options)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn families_take_turns() {
-        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
-        let (a, b, c) = (
-            address("10.0.0.1:1"),
-            address("10.0.0.2:1"),
-            address("[::1]:1"),
-        );
-        assert_eq!(interleaved(a, &[b, c]), [a, c, b]);
-        assert_eq!(interleaved(c, &[a, b]), [c, a, b]);
-    }
 }

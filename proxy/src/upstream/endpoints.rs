@@ -11,11 +11,26 @@ use crate::{
 use proto::envoy::config::{
     core::v3::HealthStatus,
     endpoint::v3::{
-        ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, endpoint::HealthCheckConfig,
-        lb_endpoint::HostIdentifier,
+        ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, cluster_load_assignment::Policy,
+        endpoint::HealthCheckConfig, lb_endpoint::HostIdentifier,
     },
 };
-use std::{net::SocketAddr, sync::Arc};
+use proto::envoy::r#type::v3::fractional_percent::DenominatorType;
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+const MILLION: u32 = 1_000_000;
+
+/// Requests that a cluster does not want.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dropped {
+    /// This one.
+    Some,
+    /// None at all.
+    All,
+}
 
 /// An address that an endpoint has, with others that lead to the same host.
 pub(crate) struct Resolved {
@@ -43,7 +58,34 @@ impl Resolved {
     }
 }
 
+/// The share of requests that is not to be forwarded, in millionths.
+pub(super) fn drops(policy: &Policy) -> Result<u32, Invalid> {
+    match &policy.drop_overloads[..] {
+        [] => Ok(0),
+        [one] => {
+            let share = one.drop_percentage.unwrap_or_default();
+            let unit = match share.denominator() {
+                DenominatorType::Hundred => 10_000,
+                DenominatorType::TenThousand => 100,
+                DenominatorType::Million => 1,
+            };
+            Ok(share.numerator.saturating_mul(unit).min(MILLION))
+        }
+        // As in Envoy.
+        _ => Err(Invalid::unsupported("more than one category")),
+    }
+}
+
 impl Cluster {
+    /// Whether a request is one of those that are not to be forwarded, and whether all are.
+    pub(crate) fn drops_request(&self, random: impl FnOnce() -> u64) -> Option<Dropped> {
+        match self.drops.load(Relaxed) {
+            0 => None,
+            MILLION => Some(Dropped::All),
+            share => (random() % u64::from(MILLION) < u64::from(share)).then_some(Dropped::Some),
+        }
+    }
+
     /// The endpoints of `assignment`; `resolve` tells the addresses of each.
     pub(crate) fn localities(
         &self,
@@ -51,9 +93,7 @@ impl Cluster {
         resolve: &dyn Fn(&AnyAddress) -> Result<Vec<Resolved>, Invalid>,
     ) -> Result<Vec<LocalityEndpoints>, Invalid> {
         if let Some(policy) = &assignment.policy {
-            if !policy.drop_overloads.is_empty() {
-                return Err(Invalid::unsupported("drop_overloads").at("policy"));
-            }
+            drops(policy).at("policy.drop_overloads")?;
             if policy.weighted_priority_health {
                 return Err(Invalid::unsupported("weighted_priority_health").at("policy"));
             }

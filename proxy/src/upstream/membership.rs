@@ -1,8 +1,11 @@
 //! Who belongs to a cluster: assignments taken over, hosts kept as the same objects, host sets built anew.
 
 use super::{
-    Cluster, Host, HostAddress, HostSets, LocalityEndpoints, cluster_config::Discovery,
-    endpoints::Resolved, host::HealthFlag, host_set::BuildOptions,
+    Cluster, Host, HostAddress, HostSets, LocalityEndpoints,
+    cluster_config::Discovery,
+    endpoints::{Resolved, drops},
+    host::HealthFlag,
+    host_set::BuildOptions,
 };
 use crate::{invalid::Invalid, wire::AnyAddress};
 use proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -49,6 +52,12 @@ impl Cluster {
         assignment: &ClusterLoadAssignment,
     ) {
         let _writer = self.update.lock();
+        // Checked with the endpoints.
+        let drops = assignment
+            .policy
+            .as_ref()
+            .and_then(|policy| drops(policy).ok());
+        self.drops.store(drops.unwrap_or(0), Relaxed);
         let overprovisioning = assignment
             .policy
             .as_ref()

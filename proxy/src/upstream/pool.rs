@@ -275,7 +275,10 @@ impl Pools {
             return Err(PoolError::new(PoolErrorKind::Overflow, "overflow"));
         };
         refuse_if(self.shed.as_ref(), cluster)?;
-        let Some(room) = cluster.breakers.connection(priority) else {
+        let Some(room) = cluster
+            .breakers
+            .connection(priority, host.stats.cx_active.value())
+        else {
             stats.upstream_cx_overflow.inc();
             return Err(PoolError::new(PoolErrorKind::Overflow, "overflow"));
         };

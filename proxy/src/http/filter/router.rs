@@ -103,6 +103,9 @@ pub(crate) async fn forward(
         Err(reply) => return Forwarded::Reply(reply),
     };
     let plan = shared.get_mut();
+    if let Some(reply) = plan.dropped(cell) {
+        return Forwarded::Reply(reply);
+    }
     let terminates = plan.terminates_connect();
     if let Some(downstream) = downstream_upgrade.take_if(|_| terminates) {
         return Box::pin(connect::terminate(plan, cell, downstream)).await;

@@ -13,7 +13,7 @@ fn what_is_not_supported_is_refused_with_its_path() {
         ("upstream_config: {name: x}", "upstream_config"),
         ("lrs_server: {self: {}}", "lrs_server"),
         (
-            "circuit_breakers: {per_host_thresholds: [{max_connections: 1}]}",
+            "circuit_breakers: {per_host_thresholds: [{max_requests: 1}]}",
             "circuit_breakers.per_host_thresholds",
         ),
         (

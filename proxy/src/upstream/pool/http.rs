@@ -38,8 +38,8 @@ pub(super) struct HttpPool {
     source: Option<UpstreamSource>,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Http2>>,
-    /// An HTTP/2 connection is being made; others wait for it instead of making their own.
-    is_connecting: Cell<bool>,
+    /// Connections that are being made for who waits. Of HTTP/2 there is one at most: others wait for it too.
+    connecting: Cell<u32>,
     open: Rc<Cell<u32>>,
     /// Connections in use.
     lent: Cell<u32>,
@@ -90,12 +90,19 @@ struct Count {
     streams: Option<Arc<AtomicU32>>,
 }
 
-/// Lowers the flag again, also when the attempt is given up.
+/// A connection that is being made, also when the attempt is given up.
 struct Connecting<'a>(&'a HttpPool);
+
+impl<'a> Connecting<'a> {
+    fn begin(pool: &'a HttpPool) -> Self {
+        pool.connecting.set(pool.connecting.get() + 1);
+        Self(pool)
+    }
+}
 
 impl Drop for Connecting<'_> {
     fn drop(&mut self) {
-        self.0.is_connecting.set(false);
+        self.0.connecting.set(self.0.connecting.get() - 1);
         self.0.changed.notify_waiters();
     }
 }
@@ -135,7 +142,7 @@ impl HttpPool {
             source: key.source,
             idle: RefCell::default(),
             shared: RefCell::default(),
-            is_connecting: Cell::new(false),
+            connecting: Cell::new(0),
             open: Rc::default(),
             lent: Cell::new(0),
             ahead: Cell::new(0),
@@ -173,7 +180,8 @@ impl HttpPool {
         }
         let wanted = f64::from(self.lent.get()) * self.cluster.config.preconnect_ratio;
         while wanted > f64::from(self.open.get() + self.ahead.get()) {
-            let Some(room) = self.cluster.breakers.connection(self.priority) else {
+            let has = self.host.stats.cx_active.value();
+            let Some(room) = self.cluster.breakers.connection(self.priority, has) else {
                 return;
             };
             self.ahead.set(self.ahead.get() + 1);
@@ -238,7 +246,7 @@ impl HttpPool {
             // Asked to be woken before looking, so that nothing is missed between the two.
             let changed = self.changed.notified();
             let freed = self.cluster.breakers.connection_freed.notified();
-            if !(self.wanted == Wanted::Http2 && self.is_connecting.get()) {
+            if !(self.wanted == Wanted::Http2 && self.connecting.get() > 0) {
                 if let Some(room) = self.room() {
                     refuse_if(self.shed.as_ref(), &self.cluster)?;
                     return self.connect(room).await;
@@ -261,8 +269,11 @@ impl HttpPool {
         let breakers = &self.cluster.breakers;
         // As in Envoy: a host without any connection may have one, whatever the limit, so that nobody waits for ever.
         breakers
-            .connection(self.priority)
-            .or_else(|| (self.open.get() == 0).then(|| breakers.first_connection(self.priority)))
+            .connection(self.priority, self.host.stats.cx_active.value())
+            .or_else(|| {
+                (self.open.get() + self.connecting.get() == 0)
+                    .then(|| breakers.first_connection(self.priority))
+            })
     }
 
     fn reuse(self: &Rc<Self>) -> Option<HttpConnection> {
@@ -320,10 +331,7 @@ impl HttpPool {
     }
 
     async fn connect(self: &Rc<Self>, room: Guard) -> Result<HttpConnection, PoolError> {
-        let _connecting = (self.wanted == Wanted::Http2).then(|| {
-            self.is_connecting.set(true);
-            Connecting(self)
-        });
+        let _connecting = Connecting::begin(self);
         let (mut stream, mut life) = self.open(room).await?;
         life.requests = 1;
         let is_http2 = match self.wanted {

@@ -14,7 +14,7 @@ use crate::router::{
     RouteKind, SelectedRoute, Timeouts,
 };
 use crate::stream_info::{ResponseFlag, StreamInfo};
-use crate::upstream::{Cluster, Host, Outcome, Priority, RetryGuard};
+use crate::upstream::{Cluster, Dropped, Host, Outcome, Priority, RetryGuard};
 
 use super::failure::Failure;
 
@@ -193,6 +193,32 @@ impl Plan {
         } else {
             self.cluster.stats.external.record(code);
         }
+    }
+
+    /// The answer to a request that the cluster does not want, as it drops some.
+    pub(super) fn dropped(&self, cell: &Rc<StreamCell>) -> Option<Box<LocalReply>> {
+        let random = || cell.with(|state| state.stream.worker().random());
+        let (text, details, flag, header) = match self.cluster.drops_request(random)? {
+            Dropped::Some => (
+                "drop overload",
+                "drop_overload",
+                ResponseFlag::DropOverload,
+                &names::X_ENVOY_DROP_OVERLOAD,
+            ),
+            Dropped::All => (
+                "unconditional drop overload",
+                "unconditional_drop_overload",
+                ResponseFlag::UnconditionalDropOverload,
+                &names::X_ENVOY_UNCONDITIONAL_DROP_OVERLOAD,
+            ),
+        };
+        let reply = LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, text, details).flag(flag);
+        self.charge(reply.status);
+        Some(Box::new(if self.suppresses_headers {
+            reply
+        } else {
+            reply.header(header, HeaderValue::from_static("true"))
+        }))
     }
 
     /// The host of the running attempt did not answer in time.
