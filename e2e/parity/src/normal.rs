@@ -13,7 +13,10 @@ static RULES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
             r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
             "UUID",
         ),
-        (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
+        (
+            r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(?:Z|[+-]\d{4})",
+            "TIME",
+        ),
         (
             r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT",
             "DATE",
@@ -167,6 +170,7 @@ mod tests {
             ("127.0.0.1:45678 x", "127.0.0.1:EPHEMERAL x"),
             ("127.40.1.2:10001", "127.40.1.2:10001"),
             ("2026-11-21T07:41:55.123Z", "TIME"),
+            ("2026-11-21T07:41:55.123+0530", "TIME"),
         ] {
             assert_eq!(text(given), want);
         }

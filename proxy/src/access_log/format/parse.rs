@@ -101,6 +101,8 @@ fn operator(name: &str, argument: Option<&str>) -> Result<Operator, Invalid> {
     Ok(match name {
         "START_TIME" => Operator::Time(TimePoint::Start, time_format(argument)?),
         "EMIT_TIME" => Operator::Time(TimePoint::Now, time_format(argument)?),
+        "START_TIME_LOCAL" => Operator::Time(TimePoint::Start, local_time_format(argument)?),
+        "EMIT_TIME_LOCAL" => Operator::Time(TimePoint::Now, local_time_format(argument)?),
         "REQ" | "REQUEST_HEADER" => header(Map::Request, needed()?)?,
         "RESP" | "RESPONSE_HEADER" => header(Map::Response, needed()?)?,
         "TRAILER" | "RESPONSE_TRAILER" => header(Map::Trailers, needed()?)?,
@@ -379,6 +381,10 @@ fn first_of(argument: &str) -> Result<Operator, Invalid> {
 
 fn time_format(argument: Option<&str>) -> Result<TimeFormat, Invalid> {
     argument.map_or_else(|| Ok(TimeFormat::default()), TimeFormat::parse)
+}
+
+fn local_time_format(argument: Option<&str>) -> Result<TimeFormat, Invalid> {
+    TimeFormat::parse_local(argument.unwrap_or_default())
 }
 
 fn duration_between(argument: &str) -> Result<Operator, Invalid> {

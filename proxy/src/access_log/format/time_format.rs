@@ -1,16 +1,39 @@
 //! Times in access logs: `strftime` conversions plus Envoy's `%3f`, `%6f`, `%9f`, `%f` (fractions of a second),
-//! `%s` (seconds since the epoch) and `%E3S` (seconds with a fraction). UTC always.
+//! `%s` (seconds since the epoch) and `%E3S` (seconds with a fraction). In UTC, or
+//! (`START_TIME_LOCAL`) in the zone of the machine.
 
 use std::fmt::{self, Write as _};
+use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use time::{Date, OffsetDateTime};
+use time::{Date, OffsetDateTime, UtcOffset};
+use tz::TimeZone;
 
 use crate::invalid::Invalid;
 
 /// A parsed time format.
 #[derive(Debug, Clone)]
-pub(crate) struct TimeFormat(Vec<Part>);
+pub(crate) struct TimeFormat {
+    parts: Vec<Part>,
+    is_local: bool,
+}
+
+/// Where on earth a time is read.
+#[derive(Clone, Copy)]
+struct Zone<'a> {
+    offset: UtcOffset,
+    name: &'a str,
+}
+
+/// The zone of the machine: `TZ`, else `/etc/localtime`, else (as with Envoy) UTC.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the zone is said as to every program of the machine, not as to this one"
+)]
+static LOCAL: LazyLock<TimeZone> = LazyLock::new(|| {
+    let zone = std::env::var("TZ").unwrap_or("localtime".to_owned());
+    TimeZone::from_posix_tz(&zone).unwrap_or_else(|_| TimeZone::utc())
+});
 
 #[derive(Debug, Clone)]
 enum Part {
@@ -24,7 +47,7 @@ enum Part {
 impl Default for TimeFormat {
     /// `2020-01-02T03:04:05.678Z`
     fn default() -> Self {
-        TimeFormat(vec![
+        TimeFormat::utc(vec![
             Part::Field('F'),
             Part::Literal("T".into()),
             Part::Field('H'),
@@ -38,6 +61,27 @@ impl Default for TimeFormat {
 }
 
 impl TimeFormat {
+    fn utc(parts: Vec<Part>) -> Self {
+        TimeFormat {
+            parts,
+            is_local: false,
+        }
+    }
+
+    /// The same for local times; an empty one is `2020-01-02T03:04:05.678+0200`.
+    pub(crate) fn parse_local(text: &str) -> Result<Self, Invalid> {
+        let text = if text.is_empty() {
+            "%FT%H:%M:%E3S%z"
+        } else {
+            text
+        };
+        let parts = Self::parse(text)?.parts;
+        Ok(TimeFormat {
+            parts,
+            is_local: true,
+        })
+    }
+
     /// Parses a format; an empty one is the default.
     pub(crate) fn parse(text: &str) -> Result<Self, Invalid> {
         if text.is_empty() {
@@ -85,16 +129,22 @@ impl TimeFormat {
         if !literal.is_empty() {
             parts.push(Part::Literal(literal.into()));
         }
-        Ok(TimeFormat(parts))
+        Ok(TimeFormat::utc(parts))
     }
 
     /// Appends `time`.
     pub(crate) fn write(&self, time: SystemTime, out: &mut String) {
         let moment = OffsetDateTime::from(time);
-        for part in &self.0 {
+        let zone = if self.is_local {
+            Zone::local(moment)
+        } else {
+            Zone::UTC
+        };
+        let moment = moment.to_offset(zone.offset);
+        for part in &self.parts {
             match part {
                 Part::Literal(text) => out.push_str(text),
-                Part::Field(conversion) => write_field(*conversion, moment, time, out),
+                Part::Field(conversion) => write_field(*conversion, moment, time, zone, out),
                 Part::Fraction(digits, with_seconds) => {
                     if *with_seconds {
                         let _ = write_two(moment.second(), out);
@@ -108,6 +158,37 @@ impl TimeFormat {
                 }
             }
         }
+    }
+}
+
+impl Zone<'_> {
+    const UTC: Zone<'static> = Zone {
+        offset: UtcOffset::UTC,
+        name: "UTC",
+    };
+
+    fn local(moment: OffsetDateTime) -> Zone<'static> {
+        Zone::of(&LOCAL, moment).unwrap_or(Zone::UTC)
+    }
+
+    fn of(zone: &TimeZone, moment: OffsetDateTime) -> Option<Zone<'_>> {
+        let found = zone.find_local_time_type(moment.unix_timestamp()).ok()?;
+        Some(Zone {
+            offset: UtcOffset::from_whole_seconds(found.ut_offset()).ok()?,
+            // A zone that is nowhere has no name of its own.
+            name: match found.time_zone_designation() {
+                "" => "UTC",
+                name => name,
+            },
+        })
+    }
+
+    /// `+0530`
+    fn write_offset(self, out: &mut String) -> fmt::Result {
+        let minutes = self.offset.whole_minutes();
+        out.write_char(if minutes < 0 { '-' } else { '+' })?;
+        let minutes = minutes.unsigned_abs();
+        write!(out, "{:02}{:02}", minutes / 60, minutes % 60)
     }
 }
 
@@ -129,7 +210,13 @@ fn write_date(date: Date, out: &mut String) -> fmt::Result {
     write_two(date.day(), out)
 }
 
-fn write_field(conversion: char, moment: OffsetDateTime, time: SystemTime, out: &mut String) {
+fn write_field(
+    conversion: char,
+    moment: OffsetDateTime,
+    time: SystemTime,
+    zone: Zone<'_>,
+    out: &mut String,
+) {
     let date: Date = moment.date();
     let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
     let (hour, minute, second) = moment.to_hms();
@@ -166,8 +253,8 @@ fn write_field(conversion: char, moment: OffsetDateTime, time: SystemTime, out: 
         'B' => write!(out, "{}", date.month()),
         'u' => write!(out, "{}", weekday.number_from_monday()),
         'w' => write!(out, "{}", weekday.number_days_from_sunday()),
-        'Z' => write!(out, "UTC"),
-        'z' => write!(out, "+0000"),
+        'Z' => write!(out, "{}", zone.name),
+        'z' => zone.write_offset(out),
         _ => writeln!(out),
     };
 }
@@ -177,6 +264,35 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn places_have_their_own_time() {
+        let zone = TimeZone::from_posix_tz("IST-5:30").unwrap();
+        let moment = OffsetDateTime::from_unix_timestamp(1_522_796_769).unwrap();
+        let zone = Zone::of(&zone, moment).unwrap();
+        let time = UNIX_EPOCH + Duration::from_secs(1_522_796_769);
+        let mut out = String::new();
+        for conversion in "FTZzs".chars() {
+            write_field(
+                conversion,
+                moment.to_offset(zone.offset),
+                time,
+                zone,
+                &mut out,
+            );
+            out.push(' ');
+        }
+        assert_eq!(out, "2018-04-04 04:36:09 IST +0530 1522796769 ");
+        let mut out = String::new();
+        let west = UtcOffset::from_hms(-3, -30, 0).unwrap();
+        Zone {
+            offset: west,
+            name: "NST",
+        }
+        .write_offset(&mut out)
+        .unwrap();
+        assert_eq!(out, "-0330");
+    }
 
     #[test]
     fn conversions() {
