@@ -19,7 +19,7 @@ impl StreamClasses {
     pub(super) const POWERS: RangeInclusive<u32> = 10..=56;
 
     /// Classes of which the first begins at two to the power of `smallest` bytes.
-    pub(super) fn new(smallest: u32) -> Self {
+    pub(crate) fn new(smallest: u32) -> Self {
         Self { smallest }
     }
 

@@ -107,3 +107,60 @@ impl Accounts {
         concerned.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{
+        h2::{Connection, FloodLimits, HeadLimits, Options},
+        headers::{RequestHeaders, Scheme},
+    };
+    use http::{HeaderMap, HeaderValue, Method, uri::PathAndQuery};
+    use std::sync::Arc;
+
+    struct Full;
+
+    impl Holder for Full {
+        fn held(&self) -> usize {
+            1 << 20
+        }
+    }
+
+    #[test]
+    fn a_stream_that_has_said_all_is_not_one_that_was_reset() {
+        let options = Options {
+            max_concurrent_streams: 100,
+            stream_window: 70_000,
+            connection_window: 100_000,
+            head: HeadLimits {
+                bytes: 1000,
+                count: 10,
+            },
+            allows_connect_protocol: false,
+            is_tolerant: false,
+            flood: FloodLimits::USUAL,
+        };
+        let (near, _far) = tokio::io::duplex(1000);
+        let (_connection, requests) = Connection::client(near, options, Arc::default());
+        let head = RequestHeaders {
+            method: Method::GET,
+            scheme: Scheme::Http,
+            authority: HeaderValue::from_static("a"),
+            path: PathAndQuery::from_static("/"),
+            upgrade: None,
+            map: HeaderMap::new(),
+        };
+        let accounts = Accounts::new(Some(StreamClasses::new(10)));
+        let holder: Rc<dyn Holder> = Rc::new(Full);
+        for is_complete in [false, true] {
+            let (_receive, send) = requests.send(&head, false).unwrap();
+            let account = accounts.open(|| send.whole()).unwrap();
+            account.add(Rc::downgrade(&holder));
+            if is_complete {
+                account.complete();
+            }
+            assert_eq!(accounts.reset(1.0), 1);
+            assert_eq!(account.is_reset(), !is_complete);
+        }
+    }
+}
