@@ -27,6 +27,7 @@ mod drain;
 mod filter_chain;
 #[cfg(test)]
 mod fuzz;
+mod gather;
 mod http;
 mod invalid;
 mod listener;

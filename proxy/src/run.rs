@@ -145,10 +145,12 @@ fn start_workers(
         .map(|index| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
+                .on_thread_park(crate::gather::before_waiting)
                 .build()
                 .context("make a worker's runtime")?;
             let (server, listeners, stop) = (server.clone(), store.listeners.clone(), stop.clone());
             let work = move || {
+                crate::gather::enter_worker();
                 let local = tokio::task::LocalSet::new();
                 local.block_on(&runtime, async move {
                     let worker = Rc::new(Worker::new(index, server));

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 
 /// A buffer's size.
-pub(crate) const SIZE: usize = 64 << 10;
+pub(crate) const SIZE: usize = 128 << 10;
 /// What a thread keeps: one for reading, one for writing, and some for connections whose peers are slow.
 const KEPT: usize = 4;
 

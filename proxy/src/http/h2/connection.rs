@@ -380,10 +380,7 @@ impl Requests {
             ..State::new(id, core.peer.stream_window, core.options.stream_window)
         };
         state.bytes.sent = sent;
-        let stream = Rc::new(Shared {
-            core: self.0.clone(),
-            state: RefCell::new(state),
-        });
+        let stream = Shared::new(&self.0, state);
         core.add(id, stream.clone());
         Ok(stream.halves())
     }

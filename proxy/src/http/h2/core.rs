@@ -19,7 +19,7 @@ use std::{
 use tokio::sync::Notify;
 
 /// While more than this waits to go out, no more data is taken.
-const MOST_WAITING: usize = 64 << 10;
+const MOST_WAITING: usize = crate::transport::spare::SIZE;
 
 /// Which end of the connection is ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

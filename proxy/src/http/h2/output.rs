@@ -14,7 +14,7 @@ use tokio::io::AsyncWrite;
 /// Data from this length on is not copied.
 const LARGE: usize = 4 << 10;
 /// So many parts are written at a time.
-const PARTS: usize = 16;
+const PARTS: usize = 64;
 
 /// What waits to go out.
 pub(super) struct Output {

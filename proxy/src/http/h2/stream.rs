@@ -5,6 +5,7 @@ use super::{
     frame, head,
     reason::{Error, Reason},
 };
+use crate::gather::UnderWay;
 use crate::http::{headers::ResponseHeaders, stream::Holder};
 use crate::stream_info::{ByteCounts, ByteMeter};
 use bytes::{Bytes, BytesMut};
@@ -21,6 +22,7 @@ use std::{
 pub(super) struct Shared {
     pub(super) core: Rc<RefCell<Core>>,
     pub(super) state: RefCell<State>,
+    _under_way: UnderWay,
 }
 
 /// The state of a stream.
@@ -159,6 +161,14 @@ fn keep(place: &mut Option<Waker>, context: &Context<'_>) {
 }
 
 impl Shared {
+    pub(super) fn new(core: &Rc<RefCell<Core>>, state: State) -> Rc<Self> {
+        Rc::new(Self {
+            core: core.clone(),
+            state: RefCell::new(state),
+            _under_way: UnderWay::new(),
+        })
+    }
+
     /// The two halves of a new stream.
     pub(super) fn halves(self: &Rc<Self>) -> (Receive, Send) {
         (Receive(self.clone()), Send(self.clone()))

@@ -11,9 +11,9 @@ use super::{
     },
     Receiver,
 };
+use crate::gather;
 use crate::stream_info::Traffic;
 use http::{HeaderMap, StatusCode, header};
-use std::{cell::RefCell, rc::Rc};
 
 /// A block that goes on in the next frame.
 pub(super) struct Partial {
@@ -105,6 +105,7 @@ impl Receiver {
                 self.count_trailers();
                 self.trailers(&stream, block, is_last, limits)?
             } else {
+                gather::count_head();
                 self.response(&stream, block, is_last, limits)?
             };
             return match refused {
@@ -120,6 +121,7 @@ impl Receiver {
             };
         }
         if self.core.borrow().role == Role::Server && self.is_idle(id) {
+            gather::count_head();
             return self.request(id, block, wire, is_last);
         }
         // Of a stream that is over; the table is to be kept nevertheless.
@@ -228,10 +230,7 @@ impl Receiver {
             heads: wire,
             plain,
         };
-        let stream = Rc::new(Shared {
-            core: self.core.clone(),
-            state: RefCell::new(state),
-        });
+        let stream = Shared::new(&self.core, state);
         core.add(id, stream.clone());
         let (receive, send) = stream.halves();
         Ok(Some(Incoming {
