@@ -57,7 +57,8 @@ impl Turns {
             };
             self.skip = self.skipped;
         }
-        self.has_paused = self.skip == 0 && self.streams >= ENOUGH * SHARE;
+        // Streams that only wait, as watches do, are no reason.
+        self.has_paused = self.skip == 0 && heads > 0 && self.streams >= ENOUGH * SHARE;
         self.skip = self.skip.saturating_sub(1);
         self.has_paused
     }
@@ -126,8 +127,9 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_with_little_under_way_never_pauses() {
+    fn a_worker_with_little_under_way_or_to_do_never_pauses() {
         assert_eq!(pauses(15, [3; 5]), [false; 5]);
+        assert_eq!(pauses(64, [0; 5]), [false; 5]);
     }
 
     #[test]

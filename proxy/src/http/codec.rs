@@ -45,7 +45,9 @@ pub(crate) async fn serve(
         Some(is_http2) if !has_shed_point => is_http2,
         known => {
             let detection = async {
-                detect::read(&mut stream, &mut ahead).await?;
+                if detect::read(&mut stream, &mut ahead).await? == 0 {
+                    return Ok(None);
+                }
                 if connection.sheds(Action::ShedCodec) {
                     stats.downstream_rq_overload_close.inc();
                     return Ok(None);
@@ -135,6 +137,9 @@ async fn aged(connection: &DownstreamConnection, start: Instant) {
     }
 }
 
+/// A connection that has a stream is looked at so often at most.
+const BUSY: Duration = Duration::from_millis(50);
+
 /// Resolves when the connection has had no stream for too long.
 async fn idle(connection: &DownstreamConnection) {
     let Some(limit) = connection.manager.timeouts.idle else {
@@ -147,7 +152,8 @@ async fn idle(connection: &DownstreamConnection) {
         let at = if is_idle {
             connection.idle_since.get() + limit
         } else {
-            Instant::now() + limit
+            // A limit that pressure has made short is no reason to look all the time.
+            Instant::now() + limit.max(BUSY)
         };
         if is_idle && at <= Instant::now() {
             return;

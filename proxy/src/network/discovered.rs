@@ -94,7 +94,6 @@ impl TerminalFilter for Terminal {
         }
     }
 
-    /// It may become one that is.
     fn is_configured(&self) -> bool {
         self.0.load().is_some()
     }

@@ -196,6 +196,8 @@ impl DownstreamTransport {
 /// Reads what a client begins with, as the TLS library does not tell all of it.
 async fn read_hello(mut raw: RawStream) -> (RawStream, ClientHello) {
     let mut seen = BytesMut::from(std::mem::take(&mut raw.ahead));
+    // As much as nearly every client says; without it 64 bytes would be read first.
+    seen.reserve(4 << 10);
     let hello = loop {
         match (!seen.is_empty()).then(|| ClientHello::parse(&seen)) {
             Some(Seen::Hello(hello)) => break hello,
@@ -223,7 +225,6 @@ fn tls_info(session: &rustls::ServerConnection, handshake: &Handshake) -> TlsInf
     session_info(session, session.server_name(), own, peer)
 }
 
-/// What a session, its own certificate and the peer's come to.
 /// As Envoy's TLS library calls them.
 fn group_name(group: rustls::NamedGroup) -> Option<&'static str> {
     Some(match group {
@@ -236,6 +237,7 @@ fn group_name(group: rustls::NamedGroup) -> Option<&'static str> {
     })
 }
 
+/// What a session, its own certificate and the peer's come to.
 pub(super) fn session_info(
     session: &rustls::CommonState,
     server_name: Option<&str>,

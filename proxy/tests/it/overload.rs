@@ -1,6 +1,10 @@
-//! The overload manager's resets: of the streams of HTTP/2 those go that hold most, whoever made them hold it.
+//! The overload manager's resets: of the streams of HTTP/2 those go that hold most, whoever made them hold it. And what it sheds.
 
-use crate::running::{Running, eventually, over_http2, static_cluster, web_listener};
+use crate::{
+    frames::{self, frame},
+    http::echo,
+    running::{PATIENCE, Running, eventually, http, over_http2, static_cluster, web_listener},
+};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, body::Incoming, service::service_fn};
@@ -11,7 +15,10 @@ use std::{
     path::Path,
     sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+};
 
 const COUNT: &str = "envoy.overload_actions.reset_high_memory_stream.count";
 /// More than the windows of the client, which does not read, and of its connection.
@@ -120,5 +127,52 @@ async fn streams_that_hold_most_are_reset_first_and_small_ones_never() {
     let mut answer = small.await.unwrap().into_body();
     assert_eq!(answer.data().await.unwrap().unwrap(), "9");
     proxy.stat_is("http.web.downstream_rq_rx_reset", 2).await;
+    proxy.stop().await;
+}
+
+/// A connection that is shed just when its client breaks the protocol ends as any other, and its worker goes on.
+#[tokio::test]
+async fn a_shed_connection_that_breaks_the_protocol_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pressure");
+    std::fs::write(&file, "1").unwrap();
+    let cluster = static_cluster("c", echo().await);
+    let listener = web_listener("", "[{match: {prefix: /}, route: {cluster: c}}]", "");
+    let proxy = Running::start(&format!(
+        r#"static_resources: {{listeners: [{listener}], clusters: [{cluster}]}}
+overload_manager:
+  refresh_interval: 0.01s
+  resource_monitors:
+  - {{name: injected, typed_config: {{"@type": type.googleapis.com/envoy.extensions.resource_monitors.injected_resource.v3.InjectedResourceConfig, filename: {}}}}}
+  loadshed_points:
+  - {{name: envoy.load_shed_points.http2_server_go_away_and_close_on_dispatch, triggers: [{{name: injected, threshold: {{value: 0.9}}}}]}}
+"#,
+        file.display()
+    ))
+    .await;
+    let point = "overload.envoy.load_shed_points.http2_server_go_away_and_close_on_dispatch";
+    let scale = format!("{point}.scale_percent");
+    eventually("pressure", || async {
+        (proxy.stat(&scale).await == 100).then_some(())
+    })
+    .await;
+    let address = proxy.address("web").await;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(frames::PREFACE).await.unwrap();
+    let hello = frames::next(&mut client).await.unwrap();
+    assert_eq!(hello.kind, frames::SETTINGS);
+    // Data of no stream, in what the connection itself reads first.
+    let garbage = [
+        frame(frames::SETTINGS, 0, 0, &[]),
+        frame(frames::DATA, 0, 1, b"x"),
+    ];
+    client.write_all(&garbage.concat()).await.unwrap();
+    let end = async { while frames::next(&mut client).await.is_some() {} };
+    tokio::time::timeout(PATIENCE, end).await.unwrap();
+    // Whichever worker they come to.
+    for _ in 0..32 {
+        let answer = tokio::time::timeout(PATIENCE, http(address, "GET", "/"));
+        assert_eq!(answer.await.unwrap().0, 200);
+    }
     proxy.stop().await;
 }

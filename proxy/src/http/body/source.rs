@@ -100,7 +100,9 @@ impl RequestSource {
         for kept in &source.kept {
             queue.push(kept.piece.clone());
         }
-        if source.is_end {
+        if self.refused(&mut source).is_some() {
+            queue.end(true);
+        } else if source.is_end {
             queue.end(false);
         } else {
             source.mirrors.push(queue.clone());

@@ -10,6 +10,8 @@ use crate::transport::DownstreamStream;
 
 /// Reads what comes into `ahead`; 0 at the end.
 pub(super) async fn read(stream: &mut DownstreamStream, ahead: &mut BytesMut) -> io::Result<usize> {
+    // Without room 64 bytes would be read first.
+    ahead.reserve(4 << 10);
     stream.read_buf(ahead).await
 }
 

@@ -134,8 +134,12 @@ async fn run(
         });
         let Some(accepted) = polled.await else {
             if is_shed {
-                // What was read meanwhile is not looked at.
-                while poll_fn(|context| http2.poll(context)).await.is_some() {}
+                // What was read meanwhile is not looked at, and a client that does not read is not waited for.
+                let closed = async {
+                    while let Some(Ok(_)) = poll_fn(|context| http2.poll(context)).await {}
+                };
+                let patience = connection.manager.timeouts.delayed_close;
+                let _ = tokio::time::timeout(patience.unwrap_or_default(), closed).await;
             }
             return;
         };

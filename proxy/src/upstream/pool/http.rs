@@ -175,12 +175,13 @@ impl HttpPool {
     /// Makes connections before they are needed, so that there are `preconnect_ratio` for each one in use. One of HTTP/2 has
     /// room for all that is to come.
     fn preconnect(self: &Rc<Self>) {
-        if self.wanted != Wanted::Http1 {
+        if self.wanted != Wanted::Http1 || self.shed.as_ref().is_some_and(|shed| shed()) {
             return;
         }
         let wanted = f64::from(self.lent.get()) * self.cluster.config.preconnect_ratio;
         while wanted > f64::from(self.open.get() + self.ahead.get()) {
-            let has = self.host.stats.cx_active.value();
+            // Those that were begun here may not be among the host's yet.
+            let has = self.host.stats.cx_active.value() + u64::from(self.ahead.get());
             let Some(room) = self.cluster.breakers.connection(self.priority, has) else {
                 return;
             };
