@@ -73,6 +73,17 @@ pub(crate) fn is_refused(error: &BodyError) -> bool {
     matches!(error.downcast_ref(), Some(SourceError::Refused))
 }
 
+/// Two pieces in one.
+pub(crate) fn join(first: Bytes, second: Bytes) -> Bytes {
+    if first.is_empty() {
+        return second;
+    }
+    if second.is_empty() {
+        return first;
+    }
+    [first, second].concat().into()
+}
+
 impl Body {
     /// No body.
     pub(crate) fn empty() -> Self {
@@ -96,6 +107,7 @@ impl Body {
 
     /// The downstream request's body from its beginning.
     pub(crate) fn attempt(source: &Rc<RequestSource>) -> Self {
+        source.show_kept();
         if source.is_empty() {
             return Body::empty();
         }

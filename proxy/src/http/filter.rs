@@ -62,6 +62,12 @@ pub(crate) trait HttpFilter {
         data
     }
 
+    /// The end of a request's body. What is returned is sent as its last bytes, before trailers; only called when
+    /// [`HttpFilter::sees_data`].
+    fn decode_end(&mut self, _stream: &mut Stream) -> Bytes {
+        Bytes::new()
+    }
+
     /// The response's head. A local reply passes here too.
     fn encode_headers(&mut self, _headers: &mut ResponseHeaders, _stream: &mut Stream) {}
 

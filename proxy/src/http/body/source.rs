@@ -5,14 +5,15 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
 
 use crate::http::filter::Buffered;
 use crate::http::stream::{Holder, StreamCell};
 
 use super::downstream::DownstreamBody;
 use super::mirror::MirrorQueue;
-use super::{BodyError, Piece, SourceError};
+use super::{BodyError, Piece, SourceError, join};
 
 /// The downstream request's body, read once and given to every attempt.
 pub(crate) struct RequestSource {
@@ -32,6 +33,10 @@ struct Source {
     limit: Option<usize>,
     mirrors: Vec<Rc<MirrorQueue>>,
     sees_data: bool,
+    /// The number of filters that know of the end.
+    ended: usize,
+    /// What comes after bytes that a filter had left.
+    trailers: Option<HeaderMap>,
 }
 
 /// A piece that is kept, with the number of filters that have seen it.
@@ -63,6 +68,8 @@ impl RequestSource {
                 limit: None,
                 mirrors: Vec::new(),
                 sees_data: false,
+                ended: if is_end { usize::MAX } else { 0 },
+                trailers: None,
             }),
             generation: Cell::new(0),
             end_waker: RefCell::new(None),
@@ -89,7 +96,7 @@ impl RequestSource {
     /// True when nothing comes after `position`.
     pub(super) fn is_done(&self, position: usize) -> bool {
         let source = self.source.borrow();
-        source.is_end && position >= source.kept.len()
+        source.is_end && source.trailers.is_none() && position >= source.kept.len()
     }
 
     /// A queue with what was read and what will be.
@@ -219,13 +226,16 @@ impl RequestSource {
     ) -> Poll<Option<Result<Piece, BodyError>>> {
         let mut source = self.source.borrow_mut();
         if *position >= source.kept.len() {
-            let piece = match ready!(self.poll_incoming(&mut source, context)) {
-                Some(Ok(piece)) => piece,
-                other => return Poll::Ready(other),
-            };
-            source.kept.push(Kept { piece, seen: 0 });
+            match ready!(self.poll_incoming(&mut source, context)) {
+                Some(Ok(piece)) => source.kept.push(Kept { piece, seen: 0 }),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => {}
+            }
         }
         self.show(&mut source, *position, next);
+        if source.is_end && *position + 1 >= source.kept.len() {
+            self.finish(&mut source, next);
+        }
         if let Some(refused) = self.refused(&mut source) {
             return Poll::Ready(Some(Err(refused)));
         }
@@ -239,11 +249,42 @@ impl RequestSource {
     }
 
     /// Shows everything that is kept to the filters that have not seen it.
-    fn show_kept(&self) {
+    pub(super) fn show_kept(&self) {
         let mut source = self.source.borrow_mut();
+        if !source.sees_data {
+            return;
+        }
         for index in 0..source.kept.len() {
             self.show(&mut source, index, usize::MAX);
         }
+        if source.is_end {
+            self.finish(&mut source, usize::MAX);
+        }
+    }
+
+    /// Shows the end of what is kept to the filters before `next` that do not know of it, and keeps what they had left.
+    fn finish(&self, source: &mut Source, next: usize) {
+        if let Some(rest) = self.rest(source, next) {
+            let is_trailed = matches!(
+                source.kept.last(),
+                Some(Kept {
+                    piece: Piece::Trailers(_),
+                    ..
+                })
+            );
+            let at = source.kept.len() - usize::from(is_trailed);
+            let piece = Piece::Data(rest);
+            source.kept.insert(at, Kept { piece, seen: next });
+        }
+    }
+
+    /// What the filters before `next` that have not yet seen the end had left.
+    fn rest(&self, source: &mut Source, next: usize) -> Option<Bytes> {
+        if !source.sees_data || source.ended >= next {
+            return None;
+        }
+        let seen = std::mem::replace(&mut source.ended, next);
+        Some(self.cell.end_request(seen..next)).filter(|rest| !rest.is_empty())
     }
 
     /// Shows a kept piece to the filters before `next` that have not seen it.
@@ -299,26 +340,43 @@ impl RequestSource {
                     .map(|kept| Ok(kept.piece.clone())),
             );
         }
-        let mut piece = match ready!(self.poll_incoming(&mut source, context)) {
-            Some(Ok(piece)) => piece,
-            other => return Poll::Ready(other),
+        let piece = match ready!(self.poll_incoming(&mut source, context)) {
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            Some(Ok(piece)) if !source.sees_data => Some(piece),
+            piece => self.shown(&mut source, piece.transpose()?),
         };
-        if let Piece::Data(data) = &mut piece
-            && source.sees_data
-        {
-            *data = self.cell.show_request(std::mem::take(data), 0..usize::MAX);
-            if let Some(refused) = self.refused(&mut source) {
-                return Poll::Ready(Some(Err(refused)));
-            }
+        if let Some(refused) = self.refused(&mut source) {
+            return Poll::Ready(Some(Err(refused)));
         }
+        let Some(piece) = piece else {
+            source.end_mirrors();
+            return Poll::Ready(None);
+        };
         if source.keep(&piece) {
             *position += 1;
         }
         source.copy(&piece);
-        if source.incoming.is_none() {
+        if source.incoming.is_none() && source.trailers.is_none() {
             source.end_mirrors();
         }
         Poll::Ready(Some(Ok(piece)))
+    }
+
+    /// A piece, or the end, as the filters leave it.
+    fn shown(&self, source: &mut Source, piece: Option<Piece>) -> Option<Piece> {
+        let all = usize::MAX;
+        if let Some(Piece::Data(data)) = piece {
+            let data = self.cell.show_request(data, 0..all);
+            let rest = source.is_end.then(|| self.rest(source, all)).flatten();
+            return Some(Piece::Data(join(data, rest.unwrap_or_default())));
+        }
+        let Some(rest) = self.rest(source, all) else {
+            return piece;
+        };
+        if let Some(Piece::Trailers(trailers)) = piece {
+            source.trailers = Some(trailers);
+        }
+        Some(Piece::Data(rest))
     }
 
     /// The next piece as it comes, counted.
@@ -328,13 +386,11 @@ impl RequestSource {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Piece, BodyError>>> {
         let Some(incoming) = source.incoming.as_mut() else {
-            source.end_mirrors();
-            return Poll::Ready(None);
+            return Poll::Ready(source.trailers.take().map(|map| Ok(Piece::Trailers(map))));
         };
         let frame = match ready!(incoming.poll_frame(context)) {
             None => {
                 self.end(source);
-                source.end_mirrors();
                 return Poll::Ready(None);
             }
             Some(Err(error)) => {

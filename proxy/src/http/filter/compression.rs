@@ -11,7 +11,7 @@ use proto::envoy::config::core::v3::TypedExtensionConfig;
 use proto::envoy::extensions::compression as wire;
 use wire::gzip::compressor::v3::gzip::CompressionLevel;
 
-use crate::invalid::Invalid;
+use crate::{http::stream::Stream, invalid::Invalid};
 
 /// A library for compressing, with its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,6 +215,11 @@ fn has_word(map: &http::HeaderMap, name: &http::HeaderName, wanted: &str) -> boo
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .any(|word| word.trim().eq_ignore_ascii_case(wanted))
+}
+
+/// Whether there is something to work on: a body that is still to come, or one that a filter has waited for.
+fn has_request_body(stream: &Stream) -> bool {
+    stream.info.request_end.is_none() || stream.info.bytes_received > 0
 }
 
 /// The filter's statistics are named by the library.

@@ -10,7 +10,7 @@ use http::{StatusCode, Version};
 use tokio::time::Instant;
 
 use crate::access_log::{FormatContext, LogType};
-use crate::http::body::RequestSource;
+use crate::http::body::{RequestSource, join};
 use crate::http::filter::StreamEnd;
 use crate::http::headers::RequestHeaders;
 use crate::http::local_reply::LocalReply;
@@ -119,6 +119,25 @@ impl StreamCell {
             }
         }
         data
+    }
+
+    /// Shows the end of the request's body to some of the filters: what they have kept back of it.
+    pub(crate) fn end_request(&self, which: Range<usize>) -> Bytes {
+        let mut state = self.state.borrow_mut();
+        let StreamState {
+            stream, filters, ..
+        } = &mut *state;
+        let end = which.end.min(filters.len());
+        let mut rest = Bytes::new();
+        for filter in filters.get_mut(which.start..end).unwrap_or_default() {
+            if filter.sees_data() {
+                if !rest.is_empty() {
+                    rest = filter.decode_data(rest, stream);
+                }
+                rest = join(rest, filter.decode_end(stream));
+            }
+        }
+        rest
     }
 
     /// The request's last byte came.

@@ -10,6 +10,7 @@ use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Instant;
 
+use crate::http::body::join;
 use crate::http::filter::router::UpstreamEnd;
 use crate::http::headers::ResponseHeaders;
 use crate::http::timer::Timer;
@@ -226,7 +227,13 @@ impl ResponseBody {
             let mut extra = None;
             if sees_data {
                 for filter in filters.iter_mut().rev() {
-                    extra = filter.encode_end(&mut trailers, stream).or(extra);
+                    // What filters behind it had left is data like any other.
+                    if filter.sees_data() {
+                        extra = extra.map(|data| filter.encode_data(data, stream));
+                    }
+                    if let Some(rest) = filter.encode_end(&mut trailers, stream) {
+                        extra = Some(join(extra.unwrap_or_default(), rest));
+                    }
                 }
             }
             if let Some(extra) = &extra {

@@ -19,7 +19,7 @@ use crate::invalid::{At as _, Invalid};
 use crate::runtime::RuntimeFlag;
 use crate::stat_group;
 
-use super::{Decoder, Kind, check_name, has_word, typed};
+use super::{Decoder, Kind, check_name, has_request_body, has_word, typed};
 
 /// A body that grows more than so many times is a bomb; its rest is thrown away.
 const MAX_RATIO: usize = 100;
@@ -190,7 +190,7 @@ impl HttpFilter for Decompressor {
                 map.insert(ACCEPT_ENCODING, value);
             }
         }
-        if stream.info.request_end.is_none() {
+        if has_request_body(stream) {
             self.request = config.request.begin(config.kind, map);
         }
         FilterStatus::Continue
