@@ -15,7 +15,7 @@ use crate::{
     invalid::{At as _, Invalid},
     overload::OverloadConfig,
     transport::Secret,
-    upstream::{EventLog, Locality},
+    upstream::{EventLog, Locality, Resolver},
     wire::AnyAddress,
     xds::{GrpcSource, Source, fetch_timeout},
 };
@@ -145,6 +145,10 @@ impl Bootstrap {
         let ads = self.dynamic.ads.as_ref();
         let is_ads_delta = ads.is_some_and(|ads| ads.is_delta);
         store.server.demand.set_ads(is_ads_delta);
+        if let Some(resolver) = self.resolver()? {
+            // The bootstrap is applied once.
+            let _ = store.server.clusters.shared.resolver.set(resolver);
+        }
         self.configure_clusters(store).at("cluster_manager")?;
         let Some(resources) = &self.wire.static_resources else {
             return Ok(());
@@ -167,6 +171,16 @@ impl Bootstrap {
                 .at(format_args!("static_resources.clusters[{index}]"))?;
         }
         Ok(())
+    }
+
+    /// Who is asked for the names of clusters that do not say.
+    #[allow(deprecated, reason = "control planes still send the older fields")]
+    fn resolver(&self) -> Result<Option<Resolver>, Invalid> {
+        Resolver::of(
+            self.wire.typed_dns_resolver_config.as_ref(),
+            self.wire.dns_resolution_config.as_ref(),
+            (&[], self.wire.use_tcp_for_dns_lookups),
+        )
     }
 
     /// What holds for all clusters.
@@ -289,7 +303,6 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
         (!wire.flags_path.is_empty(), "flags_path"),
         (!wire.stats_sinks.is_empty(), "stats_sinks"),
         (!wire.header_prefix.is_empty(), "header_prefix"),
-        (wire.use_tcp_for_dns_lookups, "use_tcp_for_dns_lookups"),
         (!wire.config_sources.is_empty(), "config_sources"),
         (
             wire.default_config_source.is_some(),

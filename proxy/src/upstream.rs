@@ -32,7 +32,7 @@ pub(crate) use cluster::{Cluster, NoHost, Shared};
 pub(crate) use cluster_config::{ClusterConfig, Discovery};
 pub(crate) use cluster_manager::{ClusterManager, run_zone_routing};
 pub(crate) use connect::{Aim, ConnectError, ConnectionGuard, Load, connect};
-pub(crate) use dns::run_dns;
+pub(crate) use dns::{Resolver, run_dns};
 pub(crate) use dns_cache::{DnsCacheConfig, Unresolved, run_dns_cache};
 pub(crate) use endpoints::Dropped;
 pub(crate) use event_log::EventLog;

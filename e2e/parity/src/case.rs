@@ -3,6 +3,7 @@
 use indexmap::IndexMap;
 use serde::Deserialize;
 use serde_json::Value;
+use std::net::IpAddr;
 
 /// A file of cases that share one proxy.
 #[derive(Clone, Debug, Deserialize)]
@@ -344,8 +345,24 @@ pub struct Upstream {
     pub port: Option<u16>,
     /// An address of its own in the group's block (the last number).
     pub unix: Option<String>,
+    /// Of a `dns` server: the addresses of its names; no other name exists.
+    pub names: IndexMap<String, Vec<IpAddr>>,
+    /// Of a `dns` server: what it does instead.
+    pub says: Option<Says>,
     /// Nothing listens there.
     pub absent: bool,
+}
+
+/// What is wrong with a name server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Says {
+    /// That it failed.
+    Failed,
+    /// By UDP that the answer does not fit.
+    Cut,
+    /// Nothing.
+    Nothing,
 }
 
 /// TLS of an upstream.
@@ -373,6 +390,8 @@ pub enum Protocol {
     Tcp,
     /// gRPC services that are known to the proxy's protocols: messages are compared as JSON.
     Grpc,
+    /// Answers to questions for addresses, by UDP and TCP. They are not written down: they are asked again and again.
+    Dns,
 }
 
 /// A server's answer.

@@ -18,6 +18,7 @@ use tokio::{
     task::JoinHandle,
 };
 
+mod dns;
 mod http2;
 
 /// What all servers of a group share.
@@ -87,6 +88,10 @@ impl Upstreams {
             socket
                 .bind(address)
                 .with_context(|| format!("bind {address}"))?;
+            if script.protocol == Protocol::Dns {
+                let by_datagram = dns::by_datagram(server.clone(), dns::bind(address)?);
+                tasks.push(proto_component::task::spawn("upstream", by_datagram));
+            }
             tasks.push(proto_component::task::spawn(
                 "upstream",
                 server.accept(socket.listen(1024)?),
@@ -160,6 +165,7 @@ impl Server {
                     http2::serve(self.clone(), connection, number, tls).await
                 }
                 Protocol::Tcp => self.tcp(connection, number, tls).await,
+                Protocol::Dns => dns::by_stream(&self, connection).await,
             };
             if let Err(error) = outcome {
                 self.saw(

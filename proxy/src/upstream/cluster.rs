@@ -2,6 +2,7 @@
 
 use super::{
     CircuitBreakers, ClusterConfig, Discovery, Host, HostSets, LoadBalancerContext, Outcome,
+    Resolver,
     dns_cache::DnsCache,
     event_log::EventLog,
     load_balancer::mix,
@@ -86,6 +87,8 @@ pub(crate) struct Shared {
     unchecked: Arc<HealthCheckStats>,
     /// Where ejections are told.
     pub(crate) outlier_log: OnceLock<EventLog>,
+    /// Who is asked for the names of clusters that do not say.
+    pub(crate) resolver: OnceLock<Resolver>,
 }
 
 impl Cluster {
@@ -93,6 +96,12 @@ impl Cluster {
     #[cfg(test)]
     pub(crate) fn new(config: ClusterConfig, root: &Scope) -> Result<Arc<Self>, Invalid> {
         Self::with_shared(config, root, &Arc::default())
+    }
+
+    /// Who is asked for names: whom the cluster says, or else the bootstrap.
+    pub(super) fn resolver(&self, own: Option<&Resolver>) -> Resolver {
+        let resolver = own.or(self.shared.resolver.get()).cloned();
+        resolver.unwrap_or_default()
     }
 
     /// Counts of responses that were retried.

@@ -218,23 +218,6 @@ fn preconnect_ratio(wire: &Wire) -> Result<f64, Invalid> {
     }
 }
 
-/// Names are resolved by the system; whoever asks for that gets it.
-fn is_system_resolver(wire: &Wire) -> bool {
-    use proto::envoy::extensions::network::dns_resolver::{
-        cares::v3::CaresDnsResolverConfig, getaddrinfo::v3::GetAddrInfoDnsResolverConfig,
-    };
-    let any = wire
-        .typed_dns_resolver_config
-        .as_ref()
-        .and_then(|config| config.typed_config.as_ref());
-    // c-ares without servers of its own asks those of the system too.
-    let is_plain = |any: &prost_types::Any| {
-        let cares = proto::any::unpack::<CaresDnsResolverConfig>(any);
-        cares.is_ok_and(|cares| cares.resolvers.is_empty())
-    };
-    any.is_none_or(|any| proto::any::is::<GetAddrInfoDnsResolverConfig>(any) || is_plain(any))
-}
-
 fn refuse(wire: &Wire) -> Result<(), Invalid> {
     if wire.name.is_empty() {
         return Err(Invalid::new("a cluster needs a name").at("name"));
@@ -251,13 +234,6 @@ fn refuse(wire: &Wire) -> Result<(), Invalid> {
             "transport_socket_matcher",
         ),
         (wire.upstream_config.is_some(), "upstream_config"),
-        (wire.use_tcp_for_dns_lookups, "use_tcp_for_dns_lookups"),
-        (!wire.dns_resolvers.is_empty(), "dns_resolvers"),
-        (
-            wire.dns_resolution_config.is_some(),
-            "dns_resolution_config",
-        ),
-        (!is_system_resolver(wire), "typed_dns_resolver_config"),
         (!wire.filters.is_empty(), "filters"),
         (wire.lrs_server.is_some(), "lrs_server"),
         (

@@ -1,28 +1,22 @@
-//! DNS clusters: names resolved again and again with the system's resolver. Where there is no answer the last one stays; as in
+//! DNS clusters: names resolved again and again. Where there is no answer the last one stays; as in
 //! Envoy a name that no longer has addresses takes the hosts of a strict cluster along, but not the one of a logical cluster.
 
+mod host_files;
+mod name_servers;
 mod options;
+mod query;
+mod resolver;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use options::{DnsFamily, DnsOptions, failure_refresh};
+pub(crate) use resolver::{Found, Resolver};
 
 use super::{Cluster, Discovery, HostAddress, LocalityEndpoints, endpoints::Resolved};
 use crate::{invalid::Invalid, wire::AnyAddress};
 use proto::envoy::config::endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier};
 use proto_component::backoff::Backoff;
-use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
-
-/// Patience with the resolver.
-const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What the C libraries say of a name that does not exist, or has no addresses; codes are not to be had.
-const NO_ADDRESS: [&str; 4] = [
-    "Name or service not known",
-    "No address associated with hostname",
-    "Name does not resolve",
-    "Name has no usable address",
-];
+use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
 
 type Answers = BTreeMap<(String, u16), Vec<SocketAddr>>;
 
@@ -35,7 +29,7 @@ struct Round {
 
 /// Resolves the names of `cluster` until it is closed.
 pub(crate) async fn run_dns(cluster: Arc<Cluster>) {
-    let (options, is_logical) = match cluster.config.discovery {
+    let (options, is_logical) = match &cluster.config.discovery {
         Discovery::StrictDns(options) => (options, false),
         Discovery::LogicalDns(options) => (options, true),
         _ => return,
@@ -44,6 +38,7 @@ pub(crate) async fn run_dns(cluster: Arc<Cluster>) {
         return;
     };
     let names = names(&assignment);
+    let resolver = cluster.resolver(options.resolver.as_ref());
     let mut answers = Answers::new();
     let (first, most) = options.failure_refresh;
     let mut backoff = Backoff::new(first, most);
@@ -54,8 +49,12 @@ pub(crate) async fn run_dns(cluster: Arc<Cluster>) {
     loop {
         cluster.stats.update_attempt.inc();
         let mut round = Round::default();
+        let mut ttl = None;
         for (name, port) in &names {
-            let answer = resolve(name, *port, options.family).await;
+            let answer = resolver.resolve(name, *port, options.family).await;
+            let holds = answer.as_ref().ok().and_then(|found| found.ttl);
+            ttl = ttl.into_iter().chain(holds).min();
+            let answer = answer.map(|found| found.addresses);
             round.note(&cluster, &mut answers, (name, *port), answer, is_logical);
         }
         // Names that never had an answer have no hosts yet; the others keep their last.
@@ -72,7 +71,8 @@ pub(crate) async fn run_dns(cluster: Arc<Cluster>) {
             backoff.next_delay()
         } else {
             backoff.reset();
-            options.refresh + options.jitter.mul_f64(rand::random())
+            let holds = ttl.filter(|ttl| options.respects_ttl && !ttl.is_zero());
+            holds.unwrap_or(options.refresh) + options.jitter.mul_f64(rand::random())
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -134,43 +134,6 @@ impl Round {
             }
         }
     }
-}
-
-/// The addresses of a name: none if it does not exist, an error if that cannot be told.
-pub(super) async fn resolve(
-    name: &str,
-    port: u16,
-    family: DnsFamily,
-) -> io::Result<Vec<SocketAddr>> {
-    let found = tokio::time::timeout(TIMEOUT, tokio::net::lookup_host((name, port)))
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the resolver does not answer"))?;
-    let found = match found {
-        Err(error) if has_no_address(&error) => return Ok(Vec::new()),
-        found => found?,
-    };
-    let (mut v4, mut v6): (Vec<SocketAddr>, Vec<SocketAddr>) = found.partition(SocketAddr::is_ipv4);
-    let mut chosen = match family {
-        DnsFamily::V4Only => v4,
-        DnsFamily::V6Only => v6,
-        DnsFamily::Auto if !v6.is_empty() => v6,
-        DnsFamily::Auto => v4,
-        DnsFamily::V4Preferred if !v4.is_empty() => v4,
-        DnsFamily::V4Preferred => v6,
-        DnsFamily::All => {
-            v4.append(&mut v6);
-            v4
-        }
-    };
-    chosen.sort_unstable();
-    chosen.dedup();
-    Ok(chosen)
-}
-
-/// Whether the resolver says that there is nothing, rather than nothing at all.
-fn has_no_address(error: &io::Error) -> bool {
-    let text = error.to_string();
-    NO_ADDRESS.iter().any(|said| text.ends_with(said))
 }
 
 fn endpoints(

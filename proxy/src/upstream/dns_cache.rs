@@ -8,7 +8,7 @@
 use super::{
     Cluster, Discovery, Host, HostAddress, LoadBalancerContext,
     cluster::NoHost,
-    dns::{DnsFamily, DnsOptions, failure_refresh, resolve},
+    dns::{DnsFamily, DnsOptions, Found, Resolver, failure_refresh},
     host::{HealthCheckTarget, HostParts},
 };
 use crate::{
@@ -57,6 +57,8 @@ pub(crate) struct DnsCacheConfig {
     /// Its name, which a filter and a cluster must agree on.
     pub(crate) name: String,
     options: DnsOptions,
+    /// The shortest time between two questions.
+    least: Duration,
     host_ttl: Duration,
     max_hosts: usize,
     query_timeout: Duration,
@@ -101,6 +103,7 @@ impl Name {
     }
 }
 
+#[allow(deprecated, reason = "control planes still send the older fields")]
 impl TryFrom<&Wire> for DnsCacheConfig {
     type Error = Invalid;
 
@@ -108,14 +111,7 @@ impl TryFrom<&Wire> for DnsCacheConfig {
         if wire.name.is_empty() {
             return Err(Invalid::new("it is needed").at("name"));
         }
-        for (is_set, field) in [
-            (wire.key_value_config.is_some(), "key_value_config"),
-            (wire.use_tcp_for_dns_lookups, "use_tcp_for_dns_lookups"),
-            (
-                wire.typed_dns_resolver_config.is_some(),
-                "typed_dns_resolver_config",
-            ),
-        ] {
+        for (is_set, field) in [(wire.key_value_config.is_some(), "key_value_config")] {
             if is_set {
                 return Err(Invalid::new("not supported").at(field));
             }
@@ -156,7 +152,14 @@ impl TryFrom<&Wire> for DnsCacheConfig {
                 family,
                 jitter: Duration::ZERO,
                 is_awaited: true,
+                respects_ttl: true,
+                resolver: Resolver::of(
+                    wire.typed_dns_resolver_config.as_ref(),
+                    wire.dns_resolution_config.as_ref(),
+                    (&[], wire.use_tcp_for_dns_lookups),
+                )?,
             },
+            least,
             host_ttl: duration_or(wire.host_ttl.as_ref(), seconds(300), "host_ttl")?,
             max_hosts: wire.max_hosts.unwrap_or(1024) as usize,
             query_timeout: duration_or(
@@ -354,21 +357,23 @@ async fn follow(cluster: Arc<Cluster>, key: String, name: Arc<Name>) {
         return;
     };
     let config = cache.config.clone();
+    let resolver = cluster.resolver(config.options.resolver.as_ref());
     let mut backoff = Backoff::new(
         config.options.failure_refresh.0,
         config.options.failure_refresh.1,
     );
     loop {
-        let is_good = look_up(&cluster, cache, &name).await;
+        let answer = look_up(&cluster, cache, &resolver, &name).await;
         let is_unresolved = !matches!(&*name.state.borrow(), Some(Some(_)));
         if is_unresolved && !config.refreshes_after_failure {
             break;
         }
-        let pause = if is_good {
-            backoff.reset();
-            config.options.refresh
-        } else {
-            backoff.next_delay()
+        let pause = match answer {
+            Ok(ttl) => {
+                backoff.reset();
+                ttl.map_or(config.options.refresh, |ttl| ttl.max(config.least))
+            }
+            Err(Unresolved::Failed | Unresolved::Overflow) => backoff.next_delay(),
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -388,11 +393,20 @@ async fn follow(cluster: Arc<Cluster>, key: String, name: Arc<Name>) {
     }
 }
 
-async fn look_up(cluster: &Cluster, cache: &DnsCache, name: &Name) -> bool {
+/// Asks once. How long the answer holds, if that is known.
+async fn look_up(
+    cluster: &Cluster,
+    cache: &DnsCache,
+    resolver: &Resolver,
+    name: &Name,
+) -> Result<Option<Duration>, Unresolved> {
     let config = &cache.config;
     cache.stats.dns_query_attempt.inc();
-    let lookup = resolve(&name.host, name.port, config.options.family);
-    let found = match tokio::time::timeout(config.query_timeout, lookup).await {
+    let lookup = resolver.resolve(&name.host, name.port, config.options.family);
+    let Found {
+        addresses: found,
+        ttl,
+    } = match tokio::time::timeout(config.query_timeout, lookup).await {
         Ok(Ok(found)) => {
             cache.stats.dns_query_success.inc();
             found
@@ -403,13 +417,13 @@ async fn look_up(cluster: &Cluster, cache: &DnsCache, name: &Name) -> bool {
             }
             cache.stats.dns_query_failure.inc();
             name.keep_host();
-            return false;
+            return Err(Unresolved::Failed);
         }
     };
     if found.is_empty() {
         // QUIRK: a name that does not exist is an answer, but no reason to forget the address that it had.
         name.keep_host();
-        return true;
+        return Ok(ttl);
     }
     let before = name.state.borrow().clone().flatten();
     let is_same = before.as_ref().is_some_and(|host| {
@@ -427,7 +441,7 @@ async fn look_up(cluster: &Cluster, cache: &DnsCache, name: &Name) -> bool {
         let host = cluster.resolved_host(name, found);
         name.state.send_replace(Some(host));
     }
-    true
+    Ok(ttl)
 }
 
 /// Resolves the names that are to be known from the start, then says that the cluster is ready.

@@ -4,15 +4,16 @@
     reason = "control planes still send the fields that Envoy has deprecated"
 )]
 
+use super::Resolver;
 use crate::{invalid::Invalid, wire::duration_or};
 use proto::envoy::{
     config::cluster::v3::{Cluster as Wire, cluster::RefreshRate},
     extensions::clusters::dns::v3::DnsCluster,
 };
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 /// DNS settings of a cluster.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct DnsOptions {
     /// Time between resolutions.
     pub(crate) refresh: Duration,
@@ -24,6 +25,10 @@ pub(crate) struct DnsOptions {
     pub(crate) jitter: Duration,
     /// Whether the cluster waits for the first answer before it serves.
     pub(crate) is_awaited: bool,
+    /// Whether answers are asked for anew when they do not hold any longer, if that is known.
+    pub(crate) respects_ttl: bool,
+    /// Who is asked, if not whom the bootstrap says.
+    pub(crate) resolver: Option<Resolver>,
 }
 
 /// Which addresses are wanted.
@@ -44,9 +49,6 @@ pub(crate) enum DnsFamily {
 impl DnsOptions {
     /// Of the extension, whose numbers of families are one higher.
     pub(crate) fn typed(dns: &DnsCluster, wire: &Wire) -> Result<Self, Invalid> {
-        if dns.typed_dns_resolver_config.is_some() {
-            return Err(Invalid::unsupported("typed_dns_resolver_config"));
-        }
         let older = Wire {
             dns_refresh_rate: dns.dns_refresh_rate,
             dns_jitter: dns.dns_jitter,
@@ -58,6 +60,8 @@ impl DnsOptions {
                 }
             }),
             wait_for_warm_on_init: wire.wait_for_warm_on_init,
+            respect_dns_ttl: dns.respect_dns_ttl,
+            typed_dns_resolver_config: dns.typed_dns_resolver_config.clone(),
             ..Wire::default()
         };
         Self::of(&older)
@@ -86,7 +90,36 @@ impl DnsOptions {
             family,
             jitter: duration_or(wire.dns_jitter.as_ref(), Duration::ZERO, "dns_jitter")?,
             is_awaited: wire.wait_for_warm_on_init.unwrap_or(true),
+            respects_ttl: wire.respect_dns_ttl,
+            resolver: Resolver::of(
+                wire.typed_dns_resolver_config.as_ref(),
+                wire.dns_resolution_config.as_ref(),
+                (&wire.dns_resolvers, wire.use_tcp_for_dns_lookups),
+            )?,
         })
+    }
+}
+
+impl DnsFamily {
+    /// Which addresses are taken.
+    pub(super) fn choose(self, found: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+        let (mut v4, mut v6): (Vec<SocketAddr>, Vec<SocketAddr>) =
+            found.partition(SocketAddr::is_ipv4);
+        let mut chosen = match self {
+            DnsFamily::V4Only => v4,
+            DnsFamily::V6Only => v6,
+            DnsFamily::Auto if !v6.is_empty() => v6,
+            DnsFamily::Auto => v4,
+            DnsFamily::V4Preferred if !v4.is_empty() => v4,
+            DnsFamily::V4Preferred => v6,
+            DnsFamily::All => {
+                v4.append(&mut v6);
+                v4
+            }
+        };
+        chosen.sort_unstable();
+        chosen.dedup();
+        chosen
     }
 }
 

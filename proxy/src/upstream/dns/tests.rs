@@ -1,6 +1,6 @@
 //! What answers, no addresses and failures do to strict and to logical clusters. Envoy was asked what it does.
 
-use super::*;
+use super::{resolver::has_no_address, *};
 use crate::{
     stats::{Counter, Store},
     transport::SecretSlots,
