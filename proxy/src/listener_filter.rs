@@ -26,7 +26,7 @@ use proto::envoy::{
     extensions::filters::listener::{
         http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
         original_src::v3::OriginalSrc, proxy_protocol::v3::ProxyProtocol,
-        tls_inspector::v3::TlsInspector,
+        tls_inspector::v3::TlsInspector as TlsInspectorWire,
     },
 };
 use std::{io, ops::Range, sync::Arc};
@@ -66,7 +66,7 @@ enum Filter {
 enum Kind {
     OriginalDst,
     OriginalSrc(original_src::Options),
-    TlsInspector(Arc<TlsInspectorStats>),
+    TlsInspector(tls_inspector::Options),
     HttpInspector(Arc<HttpInspectorStats>),
     ProxyProtocol(proxy_protocol::Options),
 }
@@ -186,7 +186,7 @@ impl Kind {
                 original_src::note(options, info);
                 Ok(())
             }
-            Kind::TlsInspector(stats) => tls_inspector::inspect(accepted, info, stats).await,
+            Kind::TlsInspector(options) => tls_inspector::inspect(options, accepted, info).await,
             Kind::HttpInspector(stats) => http_inspector::inspect(accepted, info, stats).await,
             Kind::ProxyProtocol(options) => proxy_protocol::inspect(options, accepted, info).await,
         }
@@ -297,13 +297,9 @@ fn kind(name: &str, any: &Any, root: &Scope) -> Result<Kind, Invalid> {
         "envoy.filters.listener.tls_inspector",
         "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
     ) {
-        let options = check::<TlsInspector>(any)?;
-        if options.enable_ja3_fingerprinting == Some(true)
-            || options.enable_ja4_fingerprinting == Some(true)
-        {
-            return Err(Invalid::unsupported("JA3 and JA4"));
-        }
-        Kind::TlsInspector(root.scope("tls_inspector").group())
+        let wire = check::<TlsInspectorWire>(any)?;
+        let stats = root.scope("tls_inspector").group();
+        Kind::TlsInspector(tls_inspector::Options::new(&wire, stats))
     } else if is(
         "envoy.filters.listener.http_inspector",
         "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",

@@ -85,13 +85,18 @@ pub(crate) struct StreamInfo {
 pub(crate) struct DynamicMetadata(Vec<(Cow<'static, str>, Struct)>);
 
 impl StreamInfo {
-    /// A stream that begins now on `connection`.
+    /// A request that begins now on `connection`; without a protocol the connection itself, which began when it came.
     pub(crate) fn new(connection: Rc<ConnectionInfo>, protocol: Option<http::Version>) -> Self {
         let remote_address = connection.remote_address;
+        let (mut start_time, mut start) = (SystemTime::now(), Instant::now());
+        if protocol.is_none() {
+            start_time -= start.saturating_duration_since(connection.began);
+            start = connection.began;
+        }
         StreamInfo {
             connection,
-            start_time: SystemTime::now(),
-            start: Instant::now(),
+            start_time,
+            start,
             protocol,
             remote_address,
             is_internal: false,

@@ -6,6 +6,8 @@
 mod certificate;
 mod client_hello;
 mod downstream;
+mod failure;
+mod fingerprint;
 mod key_log;
 mod loopback;
 mod proxy_header;
@@ -29,7 +31,9 @@ pub(crate) use certificate::{
     CertificateDetails, details as certificate_details, hex, url_encoded_pem,
 };
 pub(crate) use client_hello::{ClientHello, Seen};
-pub(crate) use downstream::{DownstreamStream, DownstreamTransport, Meter, Tap};
+pub(crate) use downstream::{DownstreamStream, DownstreamTransport, HandshakeNotes, Meter, Tap};
+pub(crate) use failure::{Failure, Reason};
+pub(crate) use fingerprint::{ja3, ja4};
 pub(crate) use loopback::unpace;
 pub(crate) use proxy_header::ClientAddresses;
 pub(crate) use read_ahead::ReadAhead;

@@ -3,6 +3,7 @@
 
 mod address;
 mod attempted;
+mod connection_field;
 mod json_value;
 mod metadata;
 mod moment;

@@ -3,7 +3,7 @@
 use crate::{
     filter_chain::FilterChain,
     stream_info::DynamicMetadata,
-    transport::{CertificateDetails, ClientAddresses, DownstreamStream, Meter},
+    transport::{CertificateDetails, ClientAddresses, DownstreamStream, HandshakeNotes, Meter},
     worker::Worker,
 };
 use parking_lot::Mutex;
@@ -71,6 +71,10 @@ pub(crate) struct ConnectionInfo {
     pub(crate) application_protocols: Vec<Box<str>>,
     /// The terminated TLS session.
     pub(crate) tls: Option<Arc<TlsInfo>>,
+    /// How its handshake went.
+    pub(crate) handshake: HandshakeNotes,
+    /// What kind of client its ClientHello is of, where the TLS inspector is asked to say.
+    pub(crate) fingerprints: Option<Box<Fingerprints>>,
     /// The listener's name.
     pub(crate) listener: Arc<str>,
     /// The listener's metadata.
@@ -115,6 +119,15 @@ pub(crate) struct DynamicHost {
     pub(crate) cache: Arc<str>,
     /// Name and port.
     pub(crate) authority: Arc<str>,
+}
+
+/// Names for clients that say the same ClientHello.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fingerprints {
+    /// JA3.
+    pub(crate) ja3: Option<String>,
+    /// JA4.
+    pub(crate) ja4: Option<String>,
 }
 
 /// What the first bytes look like.

@@ -11,7 +11,7 @@ use crate::{
     network::Verdict,
     overload::TimerType,
     stream_info::{DynamicMetadata, ResponseFlag, StreamInfo},
-    transport::RawStream,
+    transport::{HandshakeNotes, RawStream},
     worker::Worker,
 };
 use std::{
@@ -79,6 +79,8 @@ fn new_info(config: &ListenerConfig, local: SocketAddr, remote: SocketAddr) -> C
         server_name: None,
         application_protocols: Vec::new(),
         tls: None,
+        handshake: HandshakeNotes::default(),
+        fingerprints: None,
         listener: config.name.clone(),
         listener_metadata: config.metadata.clone(),
         direction: config.direction,
@@ -108,8 +110,10 @@ pub(super) async fn serve_tcp(
     let local = canonical(stream.local_addr()?);
     let mut info = new_info(&config, local, canonical(remote));
     let mut accepted = Accepted::new(stream);
-    if !inspect(&listener, &config, &mut accepted, &mut info).await? {
-        return Ok(());
+    let outcome = inspect(&listener, &config, &mut accepted, &mut info).await;
+    if !matches!(outcome, Ok(true)) {
+        log_refused(&config, info, Refused::Early);
+        return outcome.map(drop);
     }
     // A redirected connection belongs to the listener of its destination, if there is one; that one looks at it again.
     if config.hands_over
@@ -122,8 +126,10 @@ pub(super) async fn serve_tcp(
         info.listener = config.name.clone();
         info.listener_metadata.clone_from(&config.metadata);
         info.direction = config.direction;
-        if !inspect(&listener, &config, &mut accepted, &mut info).await? {
-            return Ok(());
+        let outcome = inspect(&listener, &config, &mut accepted, &mut info).await;
+        if !matches!(outcome, Ok(true)) {
+            log_refused(&config, info, Refused::Early);
+            return outcome.map(drop);
         }
     }
     let (stream, ahead) = accepted.into_parts();
@@ -209,7 +215,7 @@ async fn serve(
 ) -> io::Result<()> {
     let Some(chain) = config.chains.find(&info).cloned() else {
         listener.stats.no_filter_chain_match.inc();
-        log_refused(&config, info, "filter_chain_not_found");
+        log_refused(&config, info, Refused::NoChain);
         return Ok(());
     };
     let counted = Counted::new(listener.clone(), worker.index, admission);
@@ -220,7 +226,7 @@ async fn serve(
     let addresses = Some((info.local_address.ip(), info.remote_address.ip()));
     let handshake = chain
         .transport
-        .accept(raw, addresses, || listener.tls_stats());
+        .accept(raw, addresses, &mut info.handshake, || listener.tls_stats());
     let accepted = tokio::select! {
         accepted = handshake => Some(accepted),
         () = too_late(&worker, chain.transport_timeout) => None,
@@ -228,7 +234,7 @@ async fn serve(
     let (stream, tls) = match accepted {
         Some(Ok(accepted)) => accepted,
         Some(Err(error)) => {
-            log_refused(&config, info, "transport_socket_error");
+            log_refused(&config, info, Refused::Early);
             return Err(io::Error::other(error));
         }
         None => {
@@ -236,6 +242,7 @@ async fn serve(
                 .stats
                 .downstream_cx_transport_socket_connect_timeout
                 .inc();
+            log_refused(&config, info, Refused::HandshakeTimeout);
             return Ok(());
         }
     };
@@ -285,15 +292,33 @@ impl Drop for ConnectionLog {
     }
 }
 
-fn log_refused(config: &ListenerConfig, info: ConnectionInfo, details: &'static str) {
+/// Why a connection came to no filter.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    /// A listener filter wanted no more of it, its handshake failed, or its client left meanwhile.
+    Early,
+    /// No chain is for it.
+    NoChain,
+    /// The handshake took too long.
+    HandshakeTimeout,
+}
+
+fn log_refused(config: &ListenerConfig, info: ConnectionInfo, why: Refused) {
     if config.access_logs.is_empty() {
         return;
     }
     let mut info = StreamInfo::new(Rc::new(info), None);
-    info.set_details(details);
     info.end = Some(Instant::now());
-    if details == "filter_chain_not_found" {
-        info.flags.set(ResponseFlag::NoRouteFound);
+    match why {
+        Refused::Early => {}
+        Refused::NoChain => {
+            info.set_details("filter_chain_not_found");
+            info.flags.set(ResponseFlag::NoRouteFound);
+        }
+        Refused::HandshakeTimeout => {
+            info.connection_termination_details =
+                Some("transport socket timeout was reached".into());
+        }
     }
     crate::network::log_connection(&config.access_logs, &info, LogType::NotSet);
 }

@@ -1,18 +1,46 @@
 //! TLS inspector: whether the client speaks TLS, which server it asks for, which application protocols it offers.
 
-use super::{Accepted, Look, TlsInspectorStats};
+use super::{Accepted, Look, TlsInspectorStats, TlsInspectorWire};
 use crate::{
-    listener::{ConnectionInfo, TransportProtocol},
-    transport::{ClientHello, Seen},
+    listener::{ConnectionInfo, Fingerprints, TransportProtocol},
+    transport::{ClientHello, Failure, Reason, Seen, ja3, ja4},
 };
-use std::io;
+use std::{io, sync::Arc};
+
+/// What it does besides looking.
+pub(super) struct Options {
+    stats: Arc<TlsInspectorStats>,
+    wants_ja3: bool,
+    wants_ja4: bool,
+}
+
+impl Options {
+    pub(super) fn new(wire: &TlsInspectorWire, stats: Arc<TlsInspectorStats>) -> Self {
+        Self {
+            stats,
+            wants_ja3: wire.enable_ja3_fingerprinting == Some(true),
+            wants_ja4: wire.enable_ja4_fingerprinting == Some(true),
+        }
+    }
+
+    fn fingerprints(&self, body: &[u8]) -> Option<Box<Fingerprints>> {
+        let wants_any = self.wants_ja3 || self.wants_ja4;
+        wants_any.then(|| {
+            Box::new(Fingerprints {
+                ja3: self.wants_ja3.then(|| ja3(body)).flatten(),
+                ja4: self.wants_ja4.then(|| ja4(body)).flatten(),
+            })
+        })
+    }
+}
 
 /// Looks at the first record.
 pub(super) async fn inspect(
+    options: &Options,
     accepted: &mut Accepted,
     info: &mut ConnectionInfo,
-    stats: &TlsInspectorStats,
 ) -> io::Result<()> {
+    let stats = &options.stats;
     let looked = accepted.look(look).await.inspect_err(|error| {
         if error.kind() == io::ErrorKind::UnexpectedEof {
             &stats.connection_closed
@@ -25,11 +53,14 @@ pub(super) async fn inspect(
         stats.client_hello_too_large.inc();
         return Err(io::Error::other("the ClientHello is too large"));
     };
-    let Some(hello) = found else {
+    let Some(body) = found else {
         stats.tls_not_found.inc();
+        info.handshake.failure = Some(Failure::NotTls(Reason::not_tls(&accepted.ahead)));
         return Ok(());
     };
     stats.tls_found.inc();
+    info.fingerprints = options.fingerprints(&body);
+    let hello = ClientHello::of(&body);
     if hello.server_name.is_some() {
         &stats.sni_found
     } else {
@@ -53,11 +84,11 @@ pub(super) async fn inspect(
 }
 
 /// `Done(None)` when it is not TLS.
-fn look(bytes: &[u8]) -> Look<Option<ClientHello>> {
-    match ClientHello::parse(bytes) {
+fn look(bytes: &[u8]) -> Look<Option<Vec<u8>>> {
+    match Seen::first(bytes) {
         Seen::More => Look::More,
         Seen::Other => Look::Done(None),
-        Seen::Hello(hello) => Look::Done(Some(hello)),
+        Seen::Hello(body) => Look::Done(Some(body)),
     }
 }
 
@@ -86,9 +117,10 @@ mod tests {
     fn name_and_protocols_are_found_once_the_hello_is_whole() {
         let bytes = client_hello();
         assert!(matches!(look(&bytes[..bytes.len() - 1]), Look::More));
-        let Look::Done(Some(hello)) = look(&bytes) else {
+        let Look::Done(Some(body)) = look(&bytes) else {
             panic!("not found")
         };
+        let hello = ClientHello::of(&body);
         assert_eq!(hello.server_name.as_deref(), Some("reviews.example.com"));
         assert_eq!(hello.alpn, vec!["istio".into(), "h2".into()]);
         assert!(hello.wants_staple);

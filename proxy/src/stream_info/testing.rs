@@ -9,6 +9,8 @@ use http::{Method, Version};
 use crate::http::headers::{RequestHeaders, Scheme};
 use crate::listener::{ConnectionInfo, Direction, PeerCertificate, TlsInfo, TransportProtocol};
 
+use crate::transport::HandshakeNotes;
+
 use super::StreamInfo;
 
 /// A plain connection from 10.0.0.1:4000 to 10.0.0.2:9080.
@@ -26,6 +28,8 @@ pub(crate) fn connection() -> ConnectionInfo {
         server_name: None,
         application_protocols: Vec::new(),
         tls: None,
+        handshake: HandshakeNotes::default(),
+        fingerprints: None,
         listener: "test".into(),
         listener_metadata: None,
         direction: Direction::Unspecified,

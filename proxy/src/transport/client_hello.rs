@@ -17,13 +17,13 @@ pub(crate) enum Seen {
     More,
     /// Not TLS.
     Other,
-    /// A ClientHello; an empty one if it cannot be read.
-    Hello(ClientHello),
+    /// A ClientHello: its body.
+    Hello(Vec<u8>),
 }
 
-impl ClientHello {
+impl Seen {
     /// Looks at a connection's first bytes, of which there must be one.
-    pub(crate) fn parse(bytes: &[u8]) -> Seen {
+    pub(crate) fn first(bytes: &[u8]) -> Self {
         if bytes[0] != 22 || bytes.get(1).is_some_and(|major| *major != 3) {
             return Seen::Other;
         }
@@ -38,8 +38,9 @@ impl ClientHello {
                     return Seen::Other;
                 }
                 if message.len() >= 4 + length {
-                    // A ClientHello that cannot be read is TLS all the same; the handshake will refuse it.
-                    return Seen::Hello(Self::read(&message[4..4 + length]).unwrap_or_default());
+                    message.drain(..4);
+                    message.truncate(length);
+                    return Seen::Hello(message);
                 }
             }
             let Some((header, body)) = rest.split_at_checked(5) else {
@@ -58,6 +59,13 @@ impl ClientHello {
             message.extend_from_slice(fragment);
             rest = after;
         }
+    }
+}
+
+impl ClientHello {
+    /// Reads a ClientHello's body; one that cannot be read says nothing: it is TLS all the same, and the handshake will refuse it.
+    pub(crate) fn of(body: &[u8]) -> Self {
+        Self::read(body).unwrap_or_default()
     }
 
     fn read(body: &[u8]) -> Option<Self> {
@@ -100,26 +108,27 @@ impl ClientHello {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+/// Takes from the front of what is left.
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+    pub(super) fn take(&mut self, count: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
         Some(taken)
     }
 
-    fn u16(&mut self) -> Option<usize> {
+    pub(super) fn u16(&mut self) -> Option<usize> {
         self.take(2)
             .map(|bytes| usize::from(u16::from_be_bytes([bytes[0], bytes[1]])))
     }
 
-    fn vector8(&mut self) -> Option<&'a [u8]> {
+    pub(super) fn vector8(&mut self) -> Option<&'a [u8]> {
         let count = usize::from(self.take(1)?[0]);
         self.take(count)
     }
 
-    fn vector16(&mut self) -> Option<&'a [u8]> {
+    pub(super) fn vector16(&mut self) -> Option<&'a [u8]> {
         let count = self.u16()?;
         self.take(count)
     }

@@ -4,6 +4,7 @@ use super::{
     SecretSlots, TlsStats,
     certificate::{CertificateDetails, peer_certificate},
     client_hello::{ClientHello, Seen},
+    failure::{Failure, Reason},
     stats::version_name,
     stream::{Count, Layer, RawStream, TransportStream},
     tls_context::{DownstreamTlsContext, Handshake, TlsError, suite_name},
@@ -24,7 +25,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
-use tokio::io::AsyncReadExt as _;
+use tokio::{io::AsyncReadExt as _, time::Instant};
 
 /// The TLS library takes no longer one either.
 const LONGEST_HELLO: usize = 64 << 10;
@@ -53,6 +54,17 @@ pub(crate) struct Meter {
     received: AtomicU64,
     sent: AtomicU64,
     is_over: AtomicBool,
+}
+
+/// What is noted of a handshake.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HandshakeNotes {
+    /// When the client's first bytes were there.
+    pub(crate) began: Option<Instant>,
+    /// When it was complete.
+    pub(crate) ended: Option<Instant>,
+    /// Why it failed, or why there is none.
+    pub(crate) failure: Option<Failure>,
 }
 
 /// How a filter chain secures connections.
@@ -149,11 +161,13 @@ impl DownstreamTransport {
         )))
     }
 
-    /// Sets the transport up on an accepted socket between these addresses; `stats` are only asked for when there is TLS.
+    /// Sets the transport up on an accepted socket between these addresses; `stats` are only asked for when there is TLS, and
+    /// `notes` only made then.
     pub(crate) async fn accept<'a>(
         &self,
         raw: RawStream,
         addresses: Option<(IpAddr, IpAddr)>,
+        notes: &mut HandshakeNotes,
         stats: impl FnOnce() -> &'a TlsStats,
     ) -> Result<(DownstreamStream, Option<Arc<TlsInfo>>), HandshakeError> {
         match self {
@@ -165,11 +179,12 @@ impl DownstreamTransport {
                     if matches!(error, TlsError::SecretMissing(_)) {
                         stats.secrets_not_ready(true);
                     }
+                    notes.failure = Some(Failure::of_context(error));
                 })?;
                 if handshake.is_updated {
                     stats.context_updated();
                 }
-                let (raw, hello) = read_hello(raw).await;
+                let (raw, hello) = read_hello(raw, notes).await;
                 if hello.wants_staple {
                     let name = hello.server_name.as_deref();
                     let shown = handshake.certificates.choose(name, &[]);
@@ -179,8 +194,15 @@ impl DownstreamTransport {
                 let stream = acceptor
                     .accept(raw)
                     .await
-                    .inspect_err(|error| stats.failed(error))
+                    .inspect_err(|error| {
+                        stats.failed(error);
+                        // What is not TLS at all has been looked at already.
+                        if notes.failure.is_none() {
+                            notes.failure = Failure::of_handshake(error);
+                        }
+                    })
                     .map_err(HandshakeError::Handshake)?;
+                notes.ended = Some(Instant::now());
                 let session = stream.get_ref().1;
                 stats.succeeded(session);
                 let info = Arc::new(tls_info(session, &handshake));
@@ -194,20 +216,32 @@ impl DownstreamTransport {
 }
 
 /// Reads what a client begins with, as the TLS library does not tell all of it.
-async fn read_hello(mut raw: RawStream) -> (RawStream, ClientHello) {
+async fn read_hello(mut raw: RawStream, notes: &mut HandshakeNotes) -> (RawStream, ClientHello) {
     let mut seen = BytesMut::from(std::mem::take(&mut raw.ahead));
     // As much as nearly every client says; without it 64 bytes would be read first.
     seen.reserve(4 << 10);
     let hello = loop {
-        match (!seen.is_empty()).then(|| ClientHello::parse(&seen)) {
-            Some(Seen::Hello(hello)) => break hello,
-            Some(Seen::Other) => break ClientHello::default(),
+        if !seen.is_empty() {
+            notes.began.get_or_insert_with(Instant::now);
+        }
+        match (!seen.is_empty()).then(|| Seen::first(&seen)) {
+            Some(Seen::Hello(body)) => break ClientHello::of(&body),
+            Some(Seen::Other) => {
+                let reason = Failure::Handshake(Reason::not_tls(&seen));
+                notes.failure = Some(reason);
+                break ClientHello::default();
+            }
             Some(Seen::More) if seen.len() >= LONGEST_HELLO => break ClientHello::default(),
             Some(Seen::More) | None => {}
         }
-        // What is wrong with the connection the handshake will find.
-        if !matches!(raw.read_buf(&mut seen).await, Ok(1..)) {
-            break ClientHello::default();
+        // At a connection's end the handshake will find what there is to be found.
+        match raw.read_buf(&mut seen).await {
+            Ok(1..) => {}
+            Ok(0) => break ClientHello::default(),
+            Err(error) => {
+                notes.failure = Failure::of_handshake(&error);
+                break ClientHello::default();
+            }
         }
     };
     raw.ahead = seen.freeze();

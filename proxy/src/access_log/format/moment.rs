@@ -21,7 +21,10 @@ pub(super) enum Moment {
     ResponseEnd,
     ResponseSendStart,
     End,
+    HeadersEnd,
     DownstreamStart,
+    DownstreamHandshakeStart,
+    DownstreamHandshakeEnd,
     /// Of TCP connections only.
     DownstreamEnd,
 }
@@ -50,6 +53,9 @@ impl Moment {
             "US_RX_END" => Moment::ResponseEnd,
             "DS_TX_BEG" => Moment::ResponseSendStart,
             "DS_TX_END" => Moment::End,
+            "DS_RX_HDR_END" => Moment::HeadersEnd,
+            "DS_HS_BEG" => Moment::DownstreamHandshakeStart,
+            "DS_HS_END" => Moment::DownstreamHandshakeEnd,
             "DS_CX_BEG" => Moment::DownstreamStart,
             "DS_CX_END" => Moment::DownstreamEnd,
             _ => return None,
@@ -78,6 +84,10 @@ impl Moment {
             Moment::ResponseEnd => upstream.response_end,
             Moment::ResponseSendStart => info.response_sent,
             Moment::End => info.end.filter(|_| is_http),
+            // A request is one when its head is there.
+            Moment::HeadersEnd => is_http.then_some(info.start),
+            Moment::DownstreamHandshakeStart => info.connection.handshake.began,
+            Moment::DownstreamHandshakeEnd => info.connection.handshake.ended,
             Moment::DownstreamStart => Some(info.connection.began),
             Moment::DownstreamEnd => info.end.filter(|_| !is_http),
         }

@@ -12,6 +12,7 @@ use crate::matcher::{FieldName, HeaderSource};
 
 use super::address::{Address, AddressPart};
 use super::attempted::{Attempted, without_port, write_attempted};
+use super::connection_field::ConnectionField;
 use super::metadata::MetadataPath;
 use super::moment::{Moment, Precision};
 use super::request::{
@@ -55,6 +56,7 @@ pub(super) enum Operator {
     UpstreamClusterRaw,
     UpstreamConnectionId,
     PoolReadyDuration,
+    Connection(ConnectionField),
     UpstreamHostName,
     UpstreamHostNameWithoutPort,
     UpstreamTransportFailure,
@@ -134,6 +136,7 @@ impl Operator {
             | Operator::GrpcStatus(false)
             | Operator::UpstreamConnectionId
             | Operator::PoolReadyDuration
+            | Operator::Connection(ConnectionField::HandshakeDuration)
             | Operator::Address(_, AddressPart::Port)
             | Operator::Number(_) => Kind::Number,
             Operator::Metadata(_) | Operator::Expression(_, true) => Kind::Json,
@@ -243,6 +246,7 @@ impl Operator {
                     .filter(|name| !name.is_empty()),
                 out,
             ),
+            Operator::Connection(field) => field.write(info, out),
             Operator::HeaderBytes(map) => number(header_bytes(context, *map), out),
             Operator::Tls(side, field) => {
                 let session = match side {
@@ -442,7 +446,7 @@ pub(super) fn put(text: Option<&str>, out: &mut String) -> bool {
     })
 }
 
-fn number(value: u64, out: &mut String) -> bool {
+pub(super) fn number(value: u64, out: &mut String) -> bool {
     let _ = write!(out, "{value}");
     true
 }
@@ -456,6 +460,6 @@ fn protocol(version: http::Version) -> &'static str {
     }
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -5,6 +5,7 @@ use crate::matcher::FieldName;
 
 use super::address;
 use super::attempted::Attempted;
+use super::connection_field::ConnectionField;
 use super::metadata::{MetadataPath, Owner};
 use super::moment::{Moment, Precision};
 use super::operator::{Map, Operator, TimePoint};
@@ -161,10 +162,6 @@ fn operator(name: &str, argument: Option<&str>) -> Result<Operator, Invalid> {
 const KNOWN_ABSENT: &[&str] = &[
     // HTTP/3 only.
     "ROUNDTRIP_DURATION",
-    "DOWNSTREAM_HANDSHAKE_DURATION",
-    "TLS_JA3_FINGERPRINT",
-    "TLS_JA4_FINGERPRINT",
-    "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
     "DOWNSTREAM_DETECTED_CLOSE_TYPE",
     "DOWNSTREAM_LOCAL_CLOSE_REASON",
     "DOWNSTREAM_TLS_SESSION_ID",
@@ -194,6 +191,12 @@ fn plain(name: &str) -> Option<Operator> {
         "UPSTREAM_CONNECTION_ID" => Operator::UpstreamConnectionId,
         "UPSTREAM_CONNECTION_IDS_ATTEMPTED" => Operator::HostsAttempted(Attempted::Connection),
         "UPSTREAM_CONNECTION_POOL_READY_DURATION" => Operator::PoolReadyDuration,
+        "DOWNSTREAM_HANDSHAKE_DURATION" => Operator::Connection(ConnectionField::HandshakeDuration),
+        "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => {
+            Operator::Connection(ConnectionField::TransportFailure)
+        }
+        "TLS_JA3_FINGERPRINT" => Operator::Connection(ConnectionField::Ja3),
+        "TLS_JA4_FINGERPRINT" => Operator::Connection(ConnectionField::Ja4),
         // HTTP/3 only.
         "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" => Operator::Number(0),
         // No filter here sets any.
