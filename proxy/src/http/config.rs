@@ -108,6 +108,8 @@ pub(crate) enum Routes {
 pub(crate) struct ConnectionTimeouts {
     /// A stream without a byte.
     pub(crate) stream_idle: Option<Duration>,
+    /// For the rest of a response whose end has come.
+    pub(crate) stream_flush: Option<Duration>,
     /// From the request's first byte to its last.
     pub(crate) request: Option<Duration>,
     /// From the request's first byte to the end of its headers.
@@ -369,11 +371,12 @@ impl ConnectionTimeouts {
         common: &core::HttpProtocolOptions,
     ) -> Result<Self, Invalid> {
         let limit = |value: Option<&prost_types::Duration>, name: &str| duration(value).at(name);
+        let stream_idle = limit(config.stream_idle_timeout.as_ref(), "stream_idle_timeout")?
+            .unwrap_or(Duration::from_secs(300));
+        let stream_flush = limit(config.stream_flush_timeout.as_ref(), "stream_flush_timeout")?;
         Ok(ConnectionTimeouts {
-            stream_idle: non_zero(
-                limit(config.stream_idle_timeout.as_ref(), "stream_idle_timeout")?
-                    .unwrap_or(Duration::from_secs(300)),
-            ),
+            stream_idle: non_zero(stream_idle),
+            stream_flush: non_zero(stream_flush.unwrap_or(stream_idle)),
             request: limit(config.request_timeout.as_ref(), "request_timeout")?.and_then(non_zero),
             request_headers: limit(
                 config.request_headers_timeout.as_ref(),

@@ -39,6 +39,7 @@ use super::upgrade::{self, OnUpgrade};
 use reply::{answer_locally, redirect_to_https, reply_with, respond};
 
 pub(crate) use account::{Account, Accounts, Holder};
+use connection::flush_timeout;
 pub(crate) use connection::idle_timeout;
 pub(crate) use response_body::{Deadlines, ResponseBody};
 

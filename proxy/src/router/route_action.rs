@@ -438,6 +438,11 @@ impl ForwardAction {
     pub(crate) fn idle_timeout(&self) -> Option<Duration> {
         self.timeouts.idle
     }
+
+    /// How long a client may take for what is left of a response, if the route says so.
+    pub(crate) fn flush_timeout(&self) -> Option<Duration> {
+        self.timeouts.flush
+    }
 }
 
 fn cluster_in(headers: &RequestHeaders, name: &FieldName) -> Option<Arc<str>> {

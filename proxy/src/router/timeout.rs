@@ -18,6 +18,8 @@ pub(crate) struct RouteTimeouts {
     global: Option<Duration>,
     /// Without a byte in either direction; `Some(ZERO)` switches the connection manager's off.
     pub(super) idle: Option<Duration>,
+    /// For the rest of a response whose end has come; `Some(ZERO)` switches the connection manager's off.
+    pub(super) flush: Option<Duration>,
     max_stream_duration: Option<Duration>,
     /// The most that `grpc-timeout` may ask for; `Some(ZERO)` is no limit.
     grpc_header_max: Option<Duration>,
@@ -55,6 +57,7 @@ impl TryFrom<&wire::RouteAction> for RouteTimeouts {
                 Some(limit) => non_zero(limit),
             },
             idle: duration(action.idle_timeout.as_ref()).at("idle_timeout")?,
+            flush: duration(action.flush_timeout.as_ref()).at("flush_timeout")?,
             max_stream_duration: duration(
                 stream.and_then(|stream| stream.max_stream_duration.as_ref()),
             )

@@ -30,6 +30,10 @@ pub(crate) trait ByteMeter {
     fn add(&self, other: ByteCounts);
     /// Bytes came and went that the codec does not see any more.
     fn tunnelled(&self, received: u64, sent: u64);
+    /// Whether it was the peer that broke the stream off, and not its connection.
+    fn is_reset_by_peer(&self) -> bool {
+        false
+    }
 }
 
 /// The bytes of HTTP/1, or of TCP.

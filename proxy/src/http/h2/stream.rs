@@ -233,6 +233,10 @@ impl ByteMeter for Shared {
 
     /// Frames are counted here, whatever is in them.
     fn tunnelled(&self, _: u64, _: u64) {}
+
+    fn is_reset_by_peer(&self) -> bool {
+        matches!(self.state.borrow().error, Some(Error::Reset(_)))
+    }
 }
 
 /// A stream as neither who serves nor who asks has it.

@@ -275,8 +275,11 @@ impl StreamState {
             .as_ref()
             .is_some_and(|account| account.is_reset());
         if is_shed || !self.is_complete {
+            let is_reset = info.meter.as_ref().is_some_and(|m| m.is_reset_by_peer());
             let (flag, details) = if is_shed {
                 (ResponseFlag::OverloadManager, "overload")
+            } else if is_reset {
+                (ResponseFlag::DownstreamRemoteReset, "http2.remote_reset")
             } else {
                 (
                     ResponseFlag::DownstreamConnectionTermination,
@@ -289,7 +292,7 @@ impl StreamState {
                 info.set_details("forced_goaway");
             } else {
                 info.flags.set(flag);
-                info.set_details(details);
+                info.response_code_details = Some(details.into());
             }
             if self.response.is_none() {
                 info.response_code = None;

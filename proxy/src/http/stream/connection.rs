@@ -236,6 +236,19 @@ pub(crate) fn idle_timeout(stream: &Stream) -> Option<Duration> {
     }
 }
 
+/// How long a client may take for the rest of a response whose end has come: its route's limit, else the connection manager's.
+pub(super) fn flush_timeout(stream: &Stream) -> Option<Duration> {
+    let of_route = stream.route().and_then(|route| match &route.route().kind {
+        RouteKind::Forward(action) => action.flush_timeout(),
+        RouteKind::Redirect(_) | RouteKind::Direct(_) => None,
+    });
+    match of_route {
+        Some(limit) => (!limit.is_zero()).then_some(limit),
+        // QUIRK: the route's idle timeout does not count, whatever Envoy's documentation says.
+        None => stream.connection.manager.timeouts.stream_flush,
+    }
+}
+
 fn overloaded() -> Box<LocalReply> {
     let status = http::StatusCode::SERVICE_UNAVAILABLE;
     Box::new(LocalReply::new(status, "envoy overloaded", "overload"))

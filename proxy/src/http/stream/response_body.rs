@@ -19,7 +19,7 @@ use crate::stream_info::ResponseFlag;
 use crate::upstream::{UpstreamBody, UpstreamBodyError};
 
 use super::throttle::Throttle;
-use super::{StreamCell, StreamState};
+use super::{StreamCell, StreamState, flush_timeout};
 
 /// The body given to the codec; boxed, as it goes through many hands.
 pub(crate) struct ResponseBody {
@@ -31,6 +31,10 @@ pub(crate) struct ResponseBody {
     trailers: Option<HeaderMap>,
     deadlines: Deadlines,
     timer: Option<Timer>,
+    /// When the client must have taken what is left, once it takes its time.
+    flush: Option<Option<Instant>>,
+    /// The codec has the end, but not yet room for it.
+    is_held: bool,
     upstream: Option<UpstreamEnd>,
     throttle: Option<Box<Throttle>>,
 }
@@ -73,6 +77,8 @@ impl ResponseBody {
             trailers: None,
             deadlines,
             timer: None,
+            flush: None,
+            is_held: false,
             upstream: None,
             throttle: None,
         })
@@ -101,6 +107,8 @@ impl ResponseBody {
             trailers: None,
             deadlines,
             timer: None,
+            flush: None,
+            is_held: false,
             upstream: Some(end),
             throttle: None,
         })
@@ -158,15 +166,9 @@ impl ResponseBody {
     /// A limit that is reached now; otherwise the task is woken at the next one.
     fn poll_deadline(&mut self, context: &mut Context<'_>) -> Option<ResponseFlag> {
         let timer = self.timer.get_or_insert_with(|| self.cell.timer());
-        let kind = if self.is_ended {
-            TimerType::HttpDownstreamStreamFlush
-        } else {
-            TimerType::HttpDownstreamStreamIdle
-        };
-        let idle = self
-            .deadlines
-            .idle
-            .map(|limit| self.cell.last_activity() + timer.limit(kind, limit));
+        let idle = self.deadlines.idle.map(|limit| {
+            self.cell.last_activity() + timer.limit(TimerType::HttpDownstreamStreamIdle, limit)
+        });
         let limits = [
             (
                 self.deadlines.response,
@@ -185,8 +187,27 @@ impl ResponseBody {
             .then_some(flag)
     }
 
-    /// While the client takes nothing of what it was sent: ready when a limit is reached, with which the stream has failed.
+    /// Whether the client has had its time to take what is left: it begins with the end, however much is taken meanwhile.
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| self.cell.timer());
+        let at = *self.flush.get_or_insert_with(|| {
+            let limit = self.cell.with(|state| flush_timeout(&state.stream))?;
+            Some(Instant::now() + timer.limit(TimerType::HttpDownstreamStreamFlush, limit))
+        });
+        match at {
+            Some(at) => timer.poll_until(Some(at), context),
+            None => Poll::Pending,
+        }
+    }
+
+    /// While the client takes nothing of what it was sent: ready when a limit is reached, with which the stream has failed, or
+    /// is over if that was all of it.
     pub(crate) fn poll_stalled(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.is_ended {
+            let outcome = self.poll_flush(context);
+            self.is_held = outcome.is_pending();
+            return outcome;
+        }
         match self.poll_deadline(context) {
             Some(flag) => {
                 self.fail(Some(flag), ResponseBodyError::Timeout);
@@ -194,6 +215,11 @@ impl ResponseBody {
             }
             None => Poll::Pending,
         }
+    }
+
+    /// There was room for all that the codec had.
+    pub(crate) fn taken(&mut self) {
+        self.is_held = false;
     }
 
     fn data(&mut self, mut data: Bytes) -> Bytes {
@@ -390,6 +416,7 @@ impl ResponseBody {
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         if self.is_ended
+            && !self.is_held
             && self
                 .throttle
                 .as_ref()

@@ -196,5 +196,6 @@ async fn send_data(
             return false;
         }
     }
+    body.taken();
     true
 }
