@@ -38,8 +38,7 @@ const MOST_AHEAD: usize = 64 << 10;
 stat_group! {
     /// `tls_inspector.…`
     pub(crate) struct TlsInspectorStats {
-        alpn_found: Counter, alpn_not_found: Counter, client_hello_too_large: Counter, connection_closed: Counter,
-        read_error: Counter, sni_found: Counter, sni_not_found: Counter, tls_found: Counter, tls_not_found: Counter,
+        alpn_found: Counter, alpn_not_found: Counter, client_hello_too_large: Counter, sni_found: Counter, sni_not_found: Counter, tls_found: Counter, tls_not_found: Counter,
     }
 }
 

@@ -30,7 +30,7 @@ use proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 pub(crate) use certificate::{
     CertificateDetails, details as certificate_details, hex, url_encoded_pem,
 };
-pub(crate) use client_hello::{ClientHello, Seen};
+pub(crate) use client_hello::{ClientHello, HelloReader, Seen};
 pub(crate) use downstream::{DownstreamStream, DownstreamTransport, HandshakeNotes, Meter, Tap};
 pub(crate) use failure::{Failure, Reason};
 pub(crate) use fingerprint::{ja3, ja4};

@@ -3,7 +3,7 @@
 use super::{Accepted, Look, TlsInspectorStats, TlsInspectorWire};
 use crate::{
     listener::{ConnectionInfo, Fingerprints, TransportProtocol},
-    transport::{ClientHello, Failure, Reason, Seen, ja3, ja4},
+    transport::{ClientHello, Failure, HelloReader, Reason, Seen, ja3, ja4},
 };
 use std::{io, sync::Arc};
 
@@ -41,15 +41,9 @@ pub(super) async fn inspect(
     info: &mut ConnectionInfo,
 ) -> io::Result<()> {
     let stats = &options.stats;
-    let looked = accepted.look(look).await.inspect_err(|error| {
-        if error.kind() == io::ErrorKind::UnexpectedEof {
-            &stats.connection_closed
-        } else {
-            &stats.read_error
-        }
-        .inc();
-    })?;
-    let Some(found) = looked else {
+    let mut reader = HelloReader::default();
+    let look = |bytes: &[u8]| look(&mut reader, bytes);
+    let Some(found) = accepted.look(look).await? else {
         stats.client_hello_too_large.inc();
         return Err(io::Error::other("the ClientHello is too large"));
     };
@@ -84,8 +78,8 @@ pub(super) async fn inspect(
 }
 
 /// `Done(None)` when it is not TLS.
-fn look(bytes: &[u8]) -> Look<Option<Vec<u8>>> {
-    match Seen::first(bytes) {
+fn look(reader: &mut HelloReader, bytes: &[u8]) -> Look<Option<Vec<u8>>> {
+    match reader.look(bytes) {
         Seen::More => Look::More,
         Seen::Other => Look::Done(None),
         Seen::Hello(body) => Look::Done(Some(body)),
@@ -96,6 +90,10 @@ fn look(bytes: &[u8]) -> Look<Option<Vec<u8>>> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn look(bytes: &[u8]) -> Look<Option<Vec<u8>>> {
+        super::look(&mut HelloReader::default(), bytes)
+    }
 
     fn client_hello() -> Vec<u8> {
         let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());

@@ -21,43 +21,48 @@ pub(crate) enum Seen {
     Hello(Vec<u8>),
 }
 
-impl Seen {
-    /// Looks at a connection's first bytes, of which there must be one.
-    pub(crate) fn first(bytes: &[u8]) -> Self {
-        if bytes[0] != 22 || bytes.get(1).is_some_and(|major| *major != 3) {
+/// Looks at a connection's first bytes as they come; what it has seen it does not look at again, in however small pieces a
+/// client sends and however many records it makes of them.
+#[derive(Default)]
+pub(crate) struct HelloReader {
+    /// The records' contents, put together: a ClientHello may be spread over several.
+    message: Vec<u8>,
+    /// How many of the connection's bytes that was.
+    seen: usize,
+}
+
+impl HelloReader {
+    /// Looks at all bytes so far, of which there must be one.
+    pub(crate) fn look(&mut self, bytes: &[u8]) -> Seen {
+        if self.seen == 0 && (bytes[0] != 22 || bytes.get(1).is_some_and(|major| *major != 3)) {
             return Seen::Other;
         }
-        // The ClientHello may be spread over several records; put it together.
-        let mut message = Vec::new();
-        let mut rest = bytes;
         loop {
-            if let Some(length) = message.get(1..4).map(|length: &[u8]| {
-                usize::from(length[0]) << 16 | usize::from(length[1]) << 8 | usize::from(length[2])
-            }) {
-                if message[0] != 1 {
+            if let Some([kind, length @ ..]) = self.message.first_chunk::<4>() {
+                let [high, middle, low] = length.map(usize::from);
+                let length = high << 16 | middle << 8 | low;
+                if *kind != 1 {
                     return Seen::Other;
                 }
-                if message.len() >= 4 + length {
-                    message.drain(..4);
-                    message.truncate(length);
-                    return Seen::Hello(message);
+                if let Some(body) = self.message.get(4..4 + length) {
+                    return Seen::Hello(body.to_vec());
                 }
             }
-            let Some((header, body)) = rest.split_at_checked(5) else {
+            let Some((header, body)) = bytes[self.seen..].split_at_checked(5) else {
                 return Seen::More;
             };
             if header[0] != 22 || header[1] != 3 {
                 return Seen::Other;
             }
             let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
-            let Some((fragment, after)) = body.split_at_checked(length) else {
+            let Some(fragment) = body.get(..length) else {
                 return Seen::More;
             };
             if length == 0 {
                 return Seen::Other;
             }
-            message.extend_from_slice(fragment);
-            rest = after;
+            self.message.extend_from_slice(fragment);
+            self.seen += 5 + length;
         }
     }
 }
@@ -131,5 +136,32 @@ impl<'a> Reader<'a> {
     pub(super) fn vector16(&mut self) -> Option<&'a [u8]> {
         let count = self.u16()?;
         self.take(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ClientHello without extensions, in records of one byte each.
+    fn in_tiny_records() -> Vec<u8> {
+        let mut message = vec![1, 0, 0, 2 + 32 + 1 + 2 + 1];
+        message.resize(4 + 2 + 32 + 1 + 2 + 1, 0);
+        let record = |byte: u8| [22, 3, 1, 0, 1, byte];
+        message.into_iter().flat_map(record).collect()
+    }
+
+    #[test]
+    fn records_that_were_read_are_not_read_again() {
+        let mut bytes = in_tiny_records();
+        let mut reader = HelloReader::default();
+        for end in 1..bytes.len() {
+            assert!(matches!(reader.look(&bytes[..end]), Seen::More));
+            // Whoever looked at this once more would not take it for TLS.
+            let seen = reader.seen;
+            assert_eq!(seen, end / 6 * 6);
+            bytes[..seen].fill(0);
+        }
+        assert!(matches!(reader.look(&bytes), Seen::Hello(_)));
     }
 }

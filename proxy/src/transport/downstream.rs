@@ -3,7 +3,7 @@
 use super::{
     SecretSlots, TlsStats,
     certificate::{CertificateDetails, peer_certificate},
-    client_hello::{ClientHello, Seen},
+    client_hello::{ClientHello, HelloReader, Seen},
     failure::{Failure, Reason},
     stats::version_name,
     stream::{Count, Layer, RawStream, TransportStream},
@@ -220,11 +220,12 @@ async fn read_hello(mut raw: RawStream, notes: &mut HandshakeNotes) -> (RawStrea
     let mut seen = BytesMut::from(std::mem::take(&mut raw.ahead));
     // As much as nearly every client says; without it 64 bytes would be read first.
     seen.reserve(4 << 10);
+    let mut reader = HelloReader::default();
     let hello = loop {
         if !seen.is_empty() {
             notes.began.get_or_insert_with(Instant::now);
         }
-        match (!seen.is_empty()).then(|| Seen::first(&seen)) {
+        match (!seen.is_empty()).then(|| reader.look(&seen)) {
             Some(Seen::Hello(body)) => break ClientHello::of(&body),
             Some(Seen::Other) => {
                 let reason = Failure::Handshake(Reason::not_tls(&seen));
