@@ -57,17 +57,9 @@ pub(crate) async fn serve(
                     None => detect::is_http2(&mut stream, &mut ahead).await,
                 }
             };
-            let detected = tokio::select! {
-                detected = detection => detected,
-                () = idle(&connection) => {
-                    stats.downstream_cx_idle_timeout.inc();
-                    return;
-                }
-                () = without_request(&connection, &drain) => return,
-            };
-            match detected {
-                Ok(Some(detected)) => detected,
-                Ok(None) | Err(_) => return,
+            match greeted(detection, &connection, &drain).await {
+                Some(Ok(Some(detected))) => detected,
+                Some(Ok(None) | Err(_)) | None => return,
             }
         }
     };
@@ -87,6 +79,23 @@ pub(crate) async fn serve(
 /// What a connection is still given for its next request when the process ends, from when it was made or had its last response:
 /// the client may have sent it already, and then learns by its response that no other may follow.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// Waits for what a client says first; `None` when the connection, which has no request yet, is to end before.
+async fn greeted<T>(
+    greeting: impl Future<Output = T>,
+    connection: &DownstreamConnection,
+    drain: &Drain,
+) -> Option<T> {
+    let ending = tokio::select! {
+        biased;
+        greeting = greeting => return Some(greeting),
+        () = aged(connection) => Ending::MaxDuration,
+        () = idle(connection) => Ending::Idle,
+        () = without_request(connection, drain) => return None,
+    };
+    count_ending(connection, ending);
+    None
+}
 
 /// Resolves when a connection without a request is to end.
 async fn without_request(connection: &DownstreamConnection, drain: &Drain) {
@@ -114,22 +123,22 @@ enum Ending {
 }
 
 /// Resolves when the connection should end, by drain, idleness or age.
-async fn ending(connection: &DownstreamConnection, drain: &Drain, start: Instant) -> Ending {
+async fn ending(connection: &DownstreamConnection, drain: &Drain) -> Ending {
     tokio::select! {
         () = drain.signaled() => Ending::Drain,
-        () = aged(connection, start) => Ending::MaxDuration,
+        () = aged(connection) => Ending::MaxDuration,
         () = idle(connection) => Ending::Idle,
     }
 }
 
 /// Resolves when the connection has lived long enough.
-async fn aged(connection: &DownstreamConnection, start: Instant) {
+async fn aged(connection: &DownstreamConnection) {
     let Some(limit) = connection.manager.timeouts.max_connection else {
         return std::future::pending().await;
     };
     let mut timer = Timer::own(&connection.worker.timers);
     loop {
-        let at = start + timer.limit(TimerType::HttpDownstreamConnectionMax, limit);
+        let at = connection.info.began + timer.limit(TimerType::HttpDownstreamConnectionMax, limit);
         if at <= Instant::now() {
             return;
         }

@@ -16,10 +16,11 @@ use std::{
     sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
 
+const SHED_CLOSE: &str = "envoy.load_shed_points.http2_server_go_away_and_close_on_dispatch";
 const COUNT: &str = "envoy.overload_actions.reset_high_memory_stream.count";
 /// More than the windows of the client, which does not read, and of its connection.
 const LARGE: usize = 512 << 10;
@@ -130,37 +131,47 @@ async fn streams_that_hold_most_are_reset_first_and_small_ones_never() {
     proxy.stop().await;
 }
 
-/// A connection that is shed just when its client breaks the protocol ends as any other, and its worker goes on.
-#[tokio::test]
-async fn a_shed_connection_that_breaks_the_protocol_ends() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("pressure");
-    std::fs::write(&file, "1").unwrap();
+/// A proxy that lets connections of HTTP/2 go as soon as the pressure in `file` is great.
+async fn shedding(file: &Path) -> Running {
     let cluster = static_cluster("c", echo().await);
     let listener = web_listener("", "[{match: {prefix: /}, route: {cluster: c}}]", "");
-    let proxy = Running::start(&format!(
+    Running::start(&format!(
         r#"static_resources: {{listeners: [{listener}], clusters: [{cluster}]}}
 overload_manager:
   refresh_interval: 0.01s
   resource_monitors:
   - {{name: injected, typed_config: {{"@type": type.googleapis.com/envoy.extensions.resource_monitors.injected_resource.v3.InjectedResourceConfig, filename: {}}}}}
   loadshed_points:
-  - {{name: envoy.load_shed_points.http2_server_go_away_and_close_on_dispatch, triggers: [{{name: injected, threshold: {{value: 0.9}}}}]}}
+  - {{name: {SHED_CLOSE}, triggers: [{{name: injected, threshold: {{value: 0.9}}}}]}}
 "#,
         file.display()
     ))
-    .await;
-    let point = "overload.envoy.load_shed_points.http2_server_go_away_and_close_on_dispatch";
-    let scale = format!("{point}.scale_percent");
+    .await
+}
+
+/// Waits until connections are let go.
+async fn is_pressed(proxy: &Running) {
+    let scale = format!("overload.{SHED_CLOSE}.scale_percent");
     eventually("pressure", || async {
         (proxy.stat(&scale).await == 100).then_some(())
     })
     .await;
+}
+
+/// A connection that is shed just when its client breaks the protocol ends as any other, and its worker goes on.
+#[tokio::test]
+async fn a_shed_connection_that_breaks_the_protocol_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pressure");
+    std::fs::write(&file, "0").unwrap();
+    let proxy = shedding(&file).await;
     let address = proxy.address("web").await;
     let mut client = TcpStream::connect(address).await.unwrap();
     client.write_all(frames::PREFACE).await.unwrap();
     let hello = frames::next(&mut client).await.unwrap();
     assert_eq!(hello.kind, frames::SETTINGS);
+    std::fs::write(&file, "1").unwrap();
+    is_pressed(&proxy).await;
     // Data of no stream, in what the connection itself reads first.
     let garbage = [
         frame(frames::SETTINGS, 0, 0, &[]),
@@ -174,5 +185,35 @@ overload_manager:
         let answer = tokio::time::timeout(PATIENCE, http(address, "GET", "/"));
         assert_eq!(answer.await.unwrap().0, 200);
     }
+    proxy.stop().await;
+}
+
+/// What comes with the preface is shed as well, and who sends more than is read still hears why.
+#[tokio::test]
+async fn a_connection_is_shed_with_all_that_it_sends_and_is_not_reset() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pressure");
+    std::fs::write(&file, "1").unwrap();
+    let proxy = shedding(&file).await;
+    is_pressed(&proxy).await;
+    let mut client = TcpStream::connect(proxy.address("web").await)
+        .await
+        .unwrap();
+    let data = frame(frames::DATA, 0, 1, &[b'x'; 16 << 10]);
+    let all = [
+        frames::PREFACE,
+        &frame(frames::SETTINGS, 0, 0, &[]),
+        &frame(frames::HEADERS, frames::END_HEADERS, 1, frames::POST),
+        &data.repeat(32),
+    ];
+    client.write_all(&all.concat()).await.unwrap();
+    let mut kinds = Vec::new();
+    while let Some(frame) = frames::next(&mut client).await {
+        assert_ne!(frame.kind, frames::HEADERS);
+        kinds.push(frame.kind);
+    }
+    assert_eq!(kinds.last(), Some(&frames::GOAWAY));
+    // Its end, and no error.
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
     proxy.stop().await;
 }

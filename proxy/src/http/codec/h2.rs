@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use proto::envoy::config::core::v3::Http2ProtocolOptions;
 use proto_component::drain::Drain;
-use tokio::time::Instant;
 
 use crate::http::config::ConnectionManager;
 use crate::http::h2::{Connection, Error, FloodLimits, Handle, HeadLimits, Options};
@@ -17,7 +16,7 @@ use crate::http::stream::DownstreamConnection;
 use crate::overload::Action;
 use crate::transport::DownstreamStream;
 
-use super::{Ending, count_ending, ending};
+use super::{Ending, count_ending, ending, greeted};
 
 /// Envoy's windows.
 const STREAM_WINDOW: u32 = 16 << 20;
@@ -25,8 +24,6 @@ const CONNECTION_WINDOW: u32 = 24 << 20;
 const MAX_STREAMS: u32 = 1024;
 /// So many streams are accepted before others have their turn.
 const TURN: u32 = 64;
-/// A client must have said its preface by then.
-const PREFACE: Duration = Duration::from_secs(10);
 
 /// Serves a connection to its end; `ahead` was read of it before.
 pub(super) async fn serve(
@@ -35,22 +32,21 @@ pub(super) async fn serve(
     connection: Rc<DownstreamConnection>,
     drain: Drain,
 ) {
-    let start = Instant::now();
     let manager = connection.manager.clone();
     let is_tls = connection.info.tls.is_some();
     let server = &connection.worker.server;
     let stats = server.codecs.http2(&server.stats).clone();
     let mut http2 = Connection::server(stream, ahead, options(&manager), stats, is_tls);
     let greeting = poll_fn(|context| http2.poll_preface(context));
-    match tokio::time::timeout(PREFACE, greeting).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => return note(&connection, error),
-        Err(_) => return,
+    match greeted(greeting, &connection, &drain).await {
+        Some(Ok(())) => {}
+        Some(Err(error)) => return note(&connection, error),
+        None => return,
     }
     let handle = http2.handle();
     let end = tokio::select! {
         biased;
-        () = run(&mut http2, &handle, &connection) => return,
+        () = run(&mut http2, &handle, &connection) => return linger(&mut http2, &connection).await,
         () = keep_alive(&manager, &handle) => {
             handle.refuse_more();
             Ending::Idle
@@ -59,13 +55,13 @@ pub(super) async fn serve(
             manager.stats.downstream_rq_too_many_premature_resets.inc();
             return;
         }
-        end = ending(&connection, &drain, start) => end,
+        end = ending(&connection, &drain) => end,
     };
     count_ending(&connection, end);
     handle.shut_down();
     let patience = (end != Ending::Drain).then_some(manager.timeouts.drain);
     tokio::select! {
-        () = run(&mut http2, &handle, &connection) => {}
+        () = run(&mut http2, &handle, &connection) => linger(&mut http2, &connection).await,
         () = drain.expired() => {}
         () = idle_after(&connection, patience) => {}
     }
@@ -169,6 +165,18 @@ async fn run(
             }
             Err(error) => return note(connection, error),
         }
+    }
+}
+
+/// Waits a while for a client that was told something last: a reset would take it from it.
+async fn linger(http2: &mut Connection<DownstreamStream>, connection: &DownstreamConnection) {
+    let manager = &connection.manager;
+    let Some(patience) = manager.timeouts.delayed_close else {
+        return;
+    };
+    let gone = poll_fn(|context| http2.poll_past(context));
+    if tokio::time::timeout(patience, gone).await.is_err() {
+        manager.stats.downstream_cx_delayed_close_timeout.inc();
     }
 }
 

@@ -64,6 +64,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     ) -> Self {
         let mut connection = Self::new(stream, Role::Server, options, stats, is_tls);
         connection.input.buffer().extend_from_slice(ahead);
+        connection.has_read = !ahead.is_empty();
         connection
     }
 
@@ -132,7 +133,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Incoming, Error>>> {
         self.core.borrow_mut().begin_turn(context.waker());
-        if !self.is_over {
+        // One that was ended from outside looks at nothing more.
+        let is_read = !self.is_over && self.core.borrow().ended.is_none();
+        if is_read {
             match self.poll_read(context) {
                 Poll::Ready(Ok(Some(incoming))) => return Poll::Ready(Some(Ok(incoming))),
                 Poll::Ready(Ok(None)) => self.end(Error::Closed),
@@ -168,6 +171,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         match self.core.borrow().ended {
             Some(error @ Error::Protocol(_)) => Poll::Ready(Some(Err(error))),
             _ => Poll::Ready(None),
+        }
+    }
+
+    /// Reads past what the peer still sends; ready when it has ended its side, too.
+    pub(crate) fn poll_past(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let rest = self.input.rest().len();
+            self.input.take(rest);
+            if !matches!(ready!(self.poll_fill(context)), Ok(true)) {
+                return Poll::Ready(());
+            }
         }
     }
 

@@ -67,7 +67,6 @@ pub(in crate::http::codec) async fn serve(
         is_tls: connection.info.tls.is_some(),
         watch: DrainWatch::new(drain),
         timer: Timer::own(&connection.worker.timers),
-        start: Instant::now(),
         connection,
     };
     session.run().await;
@@ -80,7 +79,6 @@ struct Session {
     is_tls: bool,
     watch: DrainWatch,
     timer: Timer,
-    start: Instant,
 }
 
 /// What comes from the client.
@@ -199,7 +197,7 @@ impl Session {
             .map(|limit| self.connection.idle_since.get() + self.timer.limit(IDLE, limit));
         let age = timeouts
             .max_connection
-            .map(|limit| self.start + self.timer.limit(AGE, limit));
+            .map(|limit| self.connection.info.began + self.timer.limit(AGE, limit));
         ready!(
             self.timer
                 .poll_until(idle.into_iter().chain(age).min(), context)
@@ -444,7 +442,8 @@ impl Session {
             stats.downstream_cx_max_requests_reached.inc();
             return true;
         }
-        let is_too_old = |limit| self.start.elapsed() >= self.timer.limit(AGE, limit);
+        let is_too_old =
+            |limit| self.connection.info.began.elapsed() >= self.timer.limit(AGE, limit);
         if timeouts.max_connection.is_some_and(is_too_old) {
             stats.downstream_cx_max_duration_reached.inc();
             return true;
