@@ -129,6 +129,17 @@ pub struct Differences {
     pub sometimes: bool,
 }
 
+/// Files of the run's folder that are replaced in the middle of a conversation, and the wait until the proxy has noticed.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// The files; without any it is only waited.
+    #[serde(default)]
+    pub write: IndexMap<String, String>,
+    /// A look at the admin interface, for its `until`.
+    pub wait: Look,
+}
+
 /// A look at the admin interface.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -145,7 +156,7 @@ pub struct Look {
     /// Of a text: the lines that match.
     #[serde(default)]
     pub lines: Option<String>,
-    /// Look again until the answer matches, five seconds at most.
+    /// Look again until the answer matches, twenty seconds at most.
     #[serde(default)]
     pub until: Option<String>,
 }
@@ -178,6 +189,8 @@ pub struct Client {
     pub after: u64,
     /// Files of the run's folder that are replaced when the client begins; one that names no listener does nothing else.
     pub write: IndexMap<String, String>,
+    /// A look at the admin interface after that, for its `until`.
+    pub wait: Option<Look>,
 }
 
 /// A request in words.
@@ -281,6 +294,8 @@ pub enum Step {
     Abort,
     /// Send back everything that comes, to the end.
     Echo,
+    /// Clients only: change something under the proxy.
+    Change(Change),
 }
 
 /// One step of a conversation in HTTP/2 frames.
@@ -325,6 +340,8 @@ pub enum FrameStep {
     Fate,
     /// Wait, in milliseconds.
     Pause(u64),
+    /// Change something under the proxy.
+    Change(Change),
 }
 
 /// A scripted server.

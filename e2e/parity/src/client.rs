@@ -2,7 +2,8 @@
 
 use crate::{
     bootstrap,
-    case::{Client, Group, Request, Values},
+    case::{Client, FrameStep, Group, Request, Step, Values},
+    change,
     connection::{Connection, DEADLINE},
     frames,
     group::Place,
@@ -27,7 +28,7 @@ use tokio::{
 pub async fn play(client: &Client, group: &Group, place: &Place) -> anyhow::Result<Value> {
     sleep(Duration::from_millis(client.after)).await;
     let mut log = Vec::new();
-    crate::run::replace(&client.write, place)?;
+    log.extend(change::make(&client.write, client.wait.as_ref(), place).await?);
     if !client.write.is_empty() && client.to.is_none() {
         return Ok(Value::Array(log));
     }
@@ -35,9 +36,9 @@ pub async fn play(client: &Client, group: &Group, place: &Place) -> anyhow::Resu
         return Ok(Value::Array(log));
     };
     let played = if !client.frames.is_empty() {
-        frames::play(&mut connection, &client.frames, &mut log).await
+        frames(&mut connection, &client.frames, place, &mut log).await
     } else if !client.talk.is_empty() {
-        connection.play(&client.talk, &mut log).await
+        talk(&mut connection, &client.talk, place, &mut log).await
     } else if client.h2 {
         http2(connection, client, &mut log).await
     } else {
@@ -47,6 +48,40 @@ pub async fn play(client: &Client, group: &Group, place: &Place) -> anyhow::Resu
         log.push(json!({"failed": normal::text(&format!("{error:#}"))}));
     }
     Ok(Value::Array(log))
+}
+
+async fn talk(
+    connection: &mut Connection,
+    steps: &[Step],
+    place: &Place,
+    log: &mut Vec<Value>,
+) -> anyhow::Result<()> {
+    for step in steps {
+        match step {
+            Step::Change(to) => {
+                log.extend(change::make(&to.write, Some(&to.wait), place).await?);
+            }
+            step => connection.step(step, log).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn frames(
+    connection: &mut Connection,
+    steps: &[FrameStep],
+    place: &Place,
+    log: &mut Vec<Value>,
+) -> anyhow::Result<()> {
+    for step in steps {
+        match step {
+            FrameStep::Change(to) => {
+                log.extend(change::make(&to.write, Some(&to.wait), place).await?);
+            }
+            step => frames::play(connection, step, log).await?,
+        }
+    }
+    Ok(())
 }
 
 async fn connect(

@@ -204,7 +204,11 @@ impl Connection {
         Ok(())
     }
 
-    async fn step(&mut self, step: &Step, log: &mut Vec<Value>) -> anyhow::Result<()> {
+    /// Plays one step.
+    ///
+    /// # Errors
+    /// As [`play`](Self::play).
+    pub async fn step(&mut self, step: &Step, log: &mut Vec<Value>) -> anyhow::Result<()> {
         match step {
             Step::Send(text) => self.send(&text.bytes()).await,
             Step::Hex(hex) => self.send(&unhex(hex)?).await,
@@ -238,6 +242,7 @@ impl Connection {
                 let echoed = self.echo().await?;
                 log.push(json!({"echoed": normal::bytes(&echoed)}));
             }
+            Step::Change(_) => bail!("only a client changes something"),
         }
         Ok(())
     }

@@ -82,58 +82,57 @@ fn integer(mut value: usize, bytes: &mut Vec<u8>) {
     bytes.push(value as u8);
 }
 
-/// Plays a conversation.
+/// Plays one step of a conversation.
 ///
 /// # Errors
 /// When a wait is too long.
 pub async fn play(
     connection: &mut Connection,
-    steps: &[FrameStep],
+    step: &FrameStep,
     log: &mut Vec<Value>,
 ) -> anyhow::Result<()> {
-    for step in steps {
-        match step {
-            FrameStep::Preface => {
-                connection.send(PREFACE).await;
-                connection.send(&frame(4, 0, 0, &[])).await;
-            }
-            FrameStep::Headers {
-                stream,
-                fields,
-                flags,
-            } => {
-                connection
-                    .send(&frame(1, flags.unwrap_or(5), *stream, &literals(fields)))
-                    .await;
-            }
-            FrameStep::Frame {
-                kind,
-                flags,
-                stream,
-                text,
-                hex,
-                times,
-            } => {
-                let mut payload = text.as_ref().map(Text::bytes).unwrap_or_default();
-                payload.extend(unhex(hex)?);
-                let one = frame(*kind, *flags, *stream, &payload);
-                connection.send(&one.repeat(times.unwrap_or(1))).await;
-            }
-            FrameStep::Read(until) => read(connection, until, log).await?,
-            FrameStep::Fate => {
-                connection.buffer.clear();
-                let is_open = loop {
-                    let fate = connection.usual_fate(false).await;
-                    if fate.is_string() {
-                        break fate;
-                    }
-                };
-                log.push(is_open);
-            }
-            FrameStep::Pause(time) => {
-                tokio::time::sleep(std::time::Duration::from_millis(*time)).await;
-            }
+    match step {
+        FrameStep::Preface => {
+            connection.send(PREFACE).await;
+            connection.send(&frame(4, 0, 0, &[])).await;
         }
+        FrameStep::Headers {
+            stream,
+            fields,
+            flags,
+        } => {
+            connection
+                .send(&frame(1, flags.unwrap_or(5), *stream, &literals(fields)))
+                .await;
+        }
+        FrameStep::Frame {
+            kind,
+            flags,
+            stream,
+            text,
+            hex,
+            times,
+        } => {
+            let mut payload = text.as_ref().map(Text::bytes).unwrap_or_default();
+            payload.extend(unhex(hex)?);
+            let one = frame(*kind, *flags, *stream, &payload);
+            connection.send(&one.repeat(times.unwrap_or(1))).await;
+        }
+        FrameStep::Read(until) => read(connection, until, log).await?,
+        FrameStep::Fate => {
+            connection.buffer.clear();
+            let is_open = loop {
+                let fate = connection.usual_fate(false).await;
+                if fate.is_string() {
+                    break fate;
+                }
+            };
+            log.push(is_open);
+        }
+        FrameStep::Pause(time) => {
+            tokio::time::sleep(std::time::Duration::from_millis(*time)).await;
+        }
+        FrameStep::Change(_) => anyhow::bail!("a change is no frame"),
     }
     Ok(())
 }

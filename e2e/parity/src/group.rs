@@ -7,7 +7,11 @@
 use crate::case::Group;
 use anyhow::{Context as _, bail};
 use serde_json::{Map, Value};
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+};
 
 /// Fields of a client.
 const CLIENT: &[&str] = &[
@@ -52,6 +56,14 @@ pub struct Place {
     pub dir: String,
     /// The folder of certificates.
     pub certs: String,
+}
+
+impl Place {
+    /// The address of the admin interface.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        SocketAddr::new(self.address.into(), ADMIN)
+    }
 }
 
 /// Reads a group for a place.

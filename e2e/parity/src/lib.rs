@@ -6,8 +6,8 @@
 //! same bytes of configuration; any difference between the two outcomes fails the case, unless the case names it with its reason.
 //!
 //! The way of a run: [`group`] reads and expands a file → [`bootstrap`] writes the configuration → [`process`] starts a proxy →
-//! [`run`] plays the cases, with [`upstream`] and [`client`] as the two ends (both speak through [`connection`]) and
-//! [`normal`] taking out what changes from run to run → [`compare`] → [`report`]. [`peer`] finds Envoy; where there is none,
+//! [`run`] plays the cases, with [`upstream`] and [`client`] as the two ends (both speak through [`connection`]),
+//! [`change`] for what changes under the running proxy and [`normal`] taking out what changes from run to run → [`compare`] → [`report`]. [`peer`] finds Envoy; where there is none,
 //! what it answered when it was last asked is in `recorded/`.
 //!
 //! ```text
@@ -19,6 +19,7 @@
 
 pub mod bootstrap;
 pub mod case;
+pub mod change;
 pub mod client;
 pub mod compare;
 pub mod connection;

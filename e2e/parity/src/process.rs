@@ -1,11 +1,6 @@
 //! A proxy as a process: started with a group's bootstrap, asked over its admin interface, ended with the group.
 
-use crate::{
-    client::tcp,
-    connection::Connection,
-    group::{ADMIN, Place},
-    http1,
-};
+use crate::{client::tcp, connection::Connection, group::Place, http1};
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use std::{
@@ -71,8 +66,11 @@ impl Process {
             .stderr(output)
             .spawn()
             .with_context(|| format!("start {}", binary.display()))?;
-        let admin = SocketAddr::new(place.address.into(), ADMIN);
-        let mut process = Self { child, admin, log };
+        let mut process = Self {
+            child,
+            admin: place.admin(),
+            log,
+        };
         let start = Instant::now();
         loop {
             if let Some(status) = process.child.try_wait()? {
@@ -82,7 +80,7 @@ impl Process {
                     process.last_lines()
                 );
             }
-            if let Ok((200, _)) = process.admin("GET", "/ready").await {
+            if let Ok((200, _)) = ask(process.admin, "GET", "/ready").await {
                 return Ok(process);
             }
             if start.elapsed() > START {
@@ -113,38 +111,12 @@ impl Process {
         Ok(Err(text.lines().last().unwrap_or_default().to_owned()))
     }
 
-    /// Asks the admin interface: status and body.
-    ///
-    /// # Errors
-    /// When it does not answer.
-    pub async fn admin(&self, method: &str, path: &str) -> anyhow::Result<(u16, String)> {
-        let stream = tcp(self.admin, None)
-            .await?
-            .context("the admin interface is not there")?;
-        let mut connection = Connection::new(Box::new(stream));
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-        );
-        connection.send(request.as_bytes()).await;
-        let head = http1::head(&mut connection)
-            .await?
-            .context("no answer of the admin interface")?;
-        let status = head
-            .line
-            .split(' ')
-            .nth(1)
-            .and_then(|code| code.parse().ok())
-            .context("no status")?;
-        let body = whole_body(&mut connection, &head).await?;
-        Ok((status, String::from_utf8_lossy(&body).into_owned()))
-    }
-
     /// All counters and gauges.
     ///
     /// # Errors
     /// When the admin interface does not answer.
     pub async fn stats(&self) -> anyhow::Result<std::collections::BTreeMap<String, i64>> {
-        let (_, text) = self.admin("GET", "/stats?format=json").await?;
+        let (_, text) = ask(self.admin, "GET", "/stats?format=json").await?;
         let value: Value = serde_json::from_str(&text).context("read /stats")?;
         let stats = value["stats"].as_array().into_iter().flatten();
         Ok(stats
@@ -168,6 +140,32 @@ impl Process {
         let lines: Vec<&str> = text.lines().rev().take(3).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
     }
+}
+
+/// Asks the admin interface: status and body.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn ask(admin: SocketAddr, method: &str, path: &str) -> anyhow::Result<(u16, String)> {
+    let stream = tcp(admin, None)
+        .await?
+        .context("the admin interface is not there")?;
+    let mut connection = Connection::new(Box::new(stream));
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    );
+    connection.send(request.as_bytes()).await;
+    let head = http1::head(&mut connection)
+        .await?
+        .context("no answer of the admin interface")?;
+    let status = head
+        .line
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .context("no status")?;
+    let body = whole_body(&mut connection, &head).await?;
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
 async fn whole_body(connection: &mut Connection, head: &http1::Head) -> anyhow::Result<Vec<u8>> {

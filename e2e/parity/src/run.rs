@@ -2,8 +2,8 @@
 
 use crate::{
     bootstrap::bootstrap,
-    case::{Case, Group, Look, Seen},
-    client,
+    case::{Case, Group, Seen},
+    change, client,
     connection::DEADLINE,
     group::Place,
     normal,
@@ -74,16 +74,6 @@ fn write(config: &Value, place: &Place, name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Replaces files as those who watch them expect it: by renaming.
-pub(crate) fn replace(files: &IndexMap<String, String>, place: &Place) -> anyhow::Result<()> {
-    for (name, content) in files {
-        let new = Path::new(&place.dir).join(format!("{name}.new"));
-        std::fs::write(&new, content)?;
-        std::fs::rename(new, Path::new(&place.dir).join(name))?;
-    }
-    Ok(())
-}
-
 /// Takes the run's address and folder out of an outcome.
 fn clean(outcome: Value, place: &Place) -> Value {
     let words = [
@@ -137,9 +127,9 @@ async fn play(
     let logs = Logs::mark(place)?;
     upstreams.begin(&case.answers);
     let mut outcome = Map::new();
-    replace(&case.write, place)?;
+    change::replace(&case.write, place)?;
     if let Some(look) = &case.wait {
-        outcome.insert("wait".to_owned(), admin(look, process).await?);
+        outcome.insert("wait".to_owned(), change::look(look, place).await?);
     }
     outcome.insert("client".to_owned(), clients(case, group, place).await?);
     wait_for_upstreams(case, upstreams).await;
@@ -164,7 +154,7 @@ async fn play(
     }
     let mut looks = Vec::new();
     for look in &case.admin {
-        looks.push(json!({"path": look.get, "answer": admin(look, process).await?}));
+        looks.push(json!({"path": look.get, "answer": change::look(look, place).await?}));
     }
     if !looks.is_empty() {
         outcome.insert("admin".to_owned(), Value::Array(looks));
@@ -301,78 +291,6 @@ fn changes(patterns: &[String], before: &Stats, after: &Stats) -> anyhow::Result
         .collect())
 }
 
-async fn admin(look: &Look, process: &Process) -> anyhow::Result<Value> {
-    let until = look
-        .until
-        .as_ref()
-        .map(|until| Regex::new(until))
-        .transpose()?;
-    let start = Instant::now();
-    let (status, text) = loop {
-        let (status, text) = process
-            .admin(if look.is_post { "POST" } else { "GET" }, &look.get)
-            .await?;
-        let is_there = until.as_ref().is_none_or(|until| until.is_match(&text));
-        if is_there || start.elapsed() > Duration::from_secs(5) {
-            break (status, text);
-        }
-        sleep(Duration::from_millis(20)).await;
-    };
-    let body = if let Some(lines) = &look.lines {
-        let pattern = Regex::new(lines)?;
-        let mut lines: Vec<&str> = text.lines().filter(|line| pattern.is_match(line)).collect();
-        lines.sort_unstable();
-        lines
-            .iter()
-            .map(|line| ((*line).to_owned(), json!("there")))
-            .collect()
-    } else if look.pick.is_empty() {
-        serde_json::from_str(&text).unwrap_or(json!(text))
-    } else {
-        let value: Value =
-            serde_json::from_str(&text).with_context(|| format!("{} is not JSON", look.get))?;
-        look.pick
-            .iter()
-            .map(|path| (path.clone(), pick(&value, path)))
-            .collect()
-    };
-    Ok(json!({"status": status, "body": body}))
-}
-
-/// The part of a JSON value at `a.b[*].c` or `a[name=x].b`.
-fn pick(value: &Value, path: &str) -> Value {
-    let path = path.trim_start_matches('.');
-    if path.is_empty() {
-        return value.clone();
-    }
-    if let Some(rest) = path.strip_prefix('[') {
-        let Some((index, rest)) = rest.split_once(']') else {
-            return Value::Null;
-        };
-        let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
-        return if index == "*" {
-            items.iter().map(|item| pick(item, rest)).collect()
-        } else if let Some((key, wanted)) = index.split_once('=') {
-            let found = items.iter().find(|item| {
-                pick(item, key)
-                    .as_str()
-                    .is_some_and(|text| text.contains(wanted))
-            });
-            found.map_or(Value::Null, |item| pick(item, rest))
-        } else {
-            let item = index
-                .parse::<usize>()
-                .ok()
-                .and_then(|index| items.get(index));
-            item.map_or(Value::Null, |item| pick(item, rest))
-        };
-    }
-    let end = path.find(['.', '[']).unwrap_or(path.len());
-    value
-        .get(&path[..end])
-        .map_or(Value::Null, |value| pick(value, &path[end..]))
-}
-
 /// The access logs of a run: where each ended when a case began.
 struct Logs {
     dir: PathBuf,
@@ -438,18 +356,4 @@ fn files(dir: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {
     }
     files.sort();
     Ok(files)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_part_of_a_value_is_picked_by_its_path() {
-        let value = json!({"a": [{"name": "x", "b": 1}, {"name": "y", "b": 2}]});
-        assert_eq!(pick(&value, "a[*].b"), json!([1, 2]));
-        assert_eq!(pick(&value, "a[name=y].b"), json!(2));
-        assert_eq!(pick(&value, "a[0].name"), json!("x"));
-        assert_eq!(pick(&value, "b.c"), Value::Null);
-    }
 }
