@@ -58,9 +58,6 @@ pub(super) fn check(config: &wire::HttpConnectionManager) -> Result<(), Invalid>
 
 /// Refuses what the HTTP/1 codec does not do.
 pub(crate) fn http1(options: &Http1ProtocolOptions) -> Result<(), Invalid> {
-    if options.allow_custom_methods {
-        return Err(Invalid::unsupported("it").at("allow_custom_methods"));
-    }
     let format = options.header_key_format.as_ref();
     match format.and_then(|format| format.header_format.as_ref()) {
         Some(HeaderFormat::StatefulFormatter(formatter)) => {

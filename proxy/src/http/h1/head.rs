@@ -22,6 +22,8 @@ pub(crate) struct HeadLimits {
     pub(crate) count: usize,
     /// A length may stand beside `transfer-encoding: chunked`; it goes, and the chunks count.
     pub(crate) allows_chunked_length: bool,
+    /// A method may be any token, not only one of those that are known.
+    pub(crate) allows_any_method: bool,
 }
 
 /// The head of a request.
@@ -163,7 +165,7 @@ pub(crate) fn parse_request(
         return Err(InvalidHead::TooMany);
     }
     let method = parsed.method.unwrap_or_default();
-    let method = known_method(method).ok_or(InvalidHead::Codec)?;
+    let method = limits.method(method).ok_or(InvalidHead::Codec)?;
     let version = if parsed.version == Some(0) {
         Version::HTTP_10
     } else {
@@ -289,6 +291,16 @@ fn has_other_version(line: &[u8]) -> bool {
                 && !matches!((major, minor), (b'1', b'0' | b'1'))
         }
         _ => false,
+    }
+}
+
+impl HeadLimits {
+    /// The method that goes by this name.
+    fn method(self, text: &str) -> Option<Method> {
+        known_method(text).or_else(|| {
+            let any = self.allows_any_method.then_some(text)?;
+            Method::from_bytes(any.as_bytes()).ok()
+        })
     }
 }
 

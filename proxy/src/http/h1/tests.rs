@@ -12,6 +12,7 @@ const LIMITS: HeadLimits = HeadLimits {
     bytes: 60 << 10,
     count: 100,
     allows_chunked_length: false,
+    allows_any_method: false,
 };
 
 fn request(text: &str) -> Result<Option<RequestHead>, InvalidHead> {

@@ -411,6 +411,7 @@ impl HttpPool {
                 bytes: MAX_RESPONSE_HEAD,
                 count: self.cluster.config.http.max_headers_count as usize,
                 allows_chunked_length: self.cluster.config.http.allows_chunked_length,
+                allows_any_method: false,
             },
             http1: self.cluster.config.http.http1,
         }

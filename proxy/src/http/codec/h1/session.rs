@@ -50,6 +50,7 @@ pub(in crate::http::codec) async fn serve(
         bytes: manager.limits.headers_bytes,
         count: manager.limits.headers_count,
         allows_chunked_length: manager.http1.allow_chunked_length,
+        allows_any_method: manager.http1.allow_custom_methods,
     };
     let mut session = Session {
         io: Rc::new(RefCell::new(Io {
