@@ -17,7 +17,7 @@ mod tests;
 pub(crate) use accept::run_listeners;
 pub(crate) use config::{ListenerConfig, ListenerContext};
 pub(crate) use connection::{
-    Connection, ConnectionInfo, Direction, DynamicHost, Fingerprints, PeerCertificate, TlsInfo,
-    TransportProtocol, UpstreamSource, next_connection_id,
+    CloseType, Connection, ConnectionInfo, Direction, DynamicHost, Fingerprints, PeerCertificate,
+    TlsInfo, TransportProtocol, UpstreamSource, next_connection_id,
 };
 pub(crate) use manager::{Listener, Listeners};

@@ -93,6 +93,10 @@ async fn greeted<T>(
         () = idle(connection) => Ending::Idle,
         () = without_request(connection, drain) => return None,
     };
+    connection.info.end_because(match ending {
+        Ending::MaxDuration => "duration_timeout",
+        Ending::Idle | Ending::Drain => "on_idle_timeout",
+    });
     count_ending(connection, ending);
     None
 }
@@ -171,9 +175,17 @@ async fn idle(connection: &DownstreamConnection) {
     }
 }
 
+/// Why a connection was closed that nothing more is expected of, in Envoy's words.
+const DRAINED: &str = "deferred_close_on_drained_connection";
+/// Why one was closed whose client did not close it in time, having been told all.
+const DELAYED: &str = "triggered_delayed_close_timeout";
+/// Why one was closed that is not understood; the parser's own words would follow.
+const NOT_UNDERSTOOD: &str = "codec_error";
+
 /// Counts why a connection ends.
 fn count_ending(connection: &DownstreamConnection, ending: Ending) {
     let stats = &connection.manager.stats;
+    connection.info.end_because(DRAINED);
     match ending {
         Ending::Drain => stats.downstream_cx_drain_close.inc(),
         Ending::Idle => stats.downstream_cx_idle_timeout.inc(),

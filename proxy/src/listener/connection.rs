@@ -121,6 +121,29 @@ pub(crate) struct DynamicHost {
     pub(crate) authority: Arc<str>,
 }
 
+/// How a connection was closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CloseType {
+    /// Not by a reset.
+    #[default]
+    Normal,
+    /// We reset it.
+    LocalReset,
+    /// The peer reset it.
+    RemoteReset,
+}
+
+impl CloseType {
+    /// As access logs name it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "Normal",
+            Self::LocalReset => "LocalReset",
+            Self::RemoteReset => "RemoteReset",
+        }
+    }
+}
+
 /// Names for clients that say the same ClientHello.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fingerprints {
@@ -196,6 +219,24 @@ impl ConnectionInfo {
         ClientAddresses {
             remote: self.remote_address,
             local: self.local_address,
+        }
+    }
+
+    /// We end the connection, for this reason; unless there is one already, or the client has ended it.
+    pub(crate) fn end_because(&self, reason: &'static str) {
+        if !self.meter.is_over() && self.meter.reason().is_none() {
+            self.meter.because(reason);
+        }
+    }
+
+    /// How the connection was closed; normally, as long as it is open.
+    pub(crate) fn close_type(&self) -> CloseType {
+        if self.meter.is_reset_by_us() {
+            CloseType::LocalReset
+        } else if self.meter.is_reset() {
+            CloseType::RemoteReset
+        } else {
+            CloseType::Normal
         }
     }
 

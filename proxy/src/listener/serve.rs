@@ -318,6 +318,7 @@ fn log_refused(config: &ListenerConfig, info: ConnectionInfo, why: Refused) {
         Refused::HandshakeTimeout => {
             info.connection_termination_details =
                 Some("transport socket timeout was reached".into());
+            info.connection.meter.because("transport_socket_timeout");
         }
     }
     crate::network::log_connection(&config.access_logs, &info, LogType::NotSet);

@@ -75,6 +75,7 @@ impl NetworkFilter for ConnectionLimit {
                 self.open.fetch_sub(1, Relaxed);
                 self.stats.limited_connections.inc();
                 tokio::time::sleep(self.delay).await;
+                connection.info.meter.because("over_connection_limit");
                 return Verdict::Close;
             }
             self.stats.active_connections.inc();

@@ -31,8 +31,10 @@ pub(super) fn build(any: &Any, _: &FactoryContext<'_>) -> Result<Filter, Invalid
 }
 
 impl TerminalFilter for DirectResponse {
-    fn serve(self: Arc<Self>, mut connection: Connection) -> LocalBoxFuture<'static, ()> {
+    fn serve(self: Arc<Self>, connection: Connection) -> LocalBoxFuture<'static, ()> {
         async move {
+            // All of it, or who watches for its end would see that at once.
+            let mut connection = connection;
             let answer = async {
                 connection.stream.write_all(&self.0).await?;
                 connection.stream.shutdown().await

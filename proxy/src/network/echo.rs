@@ -15,8 +15,10 @@ pub(super) fn build(_: &Any, _: &FactoryContext<'_>) -> Result<Filter, Invalid> 
 }
 
 impl TerminalFilter for Echo {
-    fn serve(self: Arc<Self>, mut connection: Connection) -> LocalBoxFuture<'static, ()> {
+    fn serve(self: Arc<Self>, connection: Connection) -> LocalBoxFuture<'static, ()> {
         async move {
+            // All of it, or who watches for its end would see that at once.
+            let mut connection = connection;
             let mut buffer = vec![0; 16 << 10];
             loop {
                 let count = tokio::select! {

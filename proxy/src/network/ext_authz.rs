@@ -197,6 +197,7 @@ impl NetworkFilter for ExtAuthz {
                 return Verdict::Continue;
             }
             self.stats.cx_closed.inc();
+            connection.info.meter.because("ext_authz_close");
             Verdict::Close
         })
     }

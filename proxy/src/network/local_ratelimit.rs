@@ -134,11 +134,18 @@ impl SharedBuckets {
 }
 
 impl NetworkFilter for LocalRateLimit {
-    fn on_new_connection<'a>(&'a self, _: &'a mut Connection) -> LocalBoxFuture<'a, Verdict> {
+    fn on_new_connection<'a>(
+        &'a self,
+        connection: &'a mut Connection,
+    ) -> LocalBoxFuture<'a, Verdict> {
         let verdict = if !self.enabled.now() || self.bucket.take() {
             Verdict::Continue
         } else {
             self.stats.rate_limited.inc();
+            connection
+                .info
+                .meter
+                .because("local_ratelimit_close_over_limit");
             Verdict::Close
         };
         std::future::ready(verdict).boxed_local()

@@ -108,6 +108,7 @@ impl Rbac {
         }
         self.stats.denied.inc();
         tracing::debug!(target: "rbac", connection = connection.info.id, policy = decision.policy.unwrap_or("none"), "connection refused");
+        connection.info.meter.because("rbac_deny_close");
         Verdict::Close
     }
 }

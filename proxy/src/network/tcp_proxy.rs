@@ -12,7 +12,7 @@ use super::{FactoryContext, Filter, TerminalFilter};
 use crate::{
     access_log::LogType,
     invalid::{At as _, Invalid},
-    listener::Connection,
+    listener::{CloseType, Connection},
     overload::Action,
     stat_group,
     stream_info::{ResponseFlag, StreamInfo},
@@ -24,7 +24,7 @@ use crate::{
     worker::Worker,
 };
 use bytes::Bytes;
-use copy::{Ended, Limits, Upstream};
+use copy::{Ended, Gone, Limits, Upstream};
 use futures::future::{FutureExt as _, LocalBoxFuture};
 use logs::Logs;
 use on_demand::OnDemand;
@@ -230,6 +230,7 @@ impl TcpProxy {
             info.flags.set(ResponseFlag::OverloadManager);
             return;
         }
+        info.upstream.close = Some(CloseType::Normal);
         let (name, metadata) = self.choose_cluster(&connection, worker.random());
         let cluster = tokio::select! {
             biased;
@@ -242,6 +243,7 @@ impl TcpProxy {
         let Some(cluster) = cluster else {
             self.stats.downstream_cx_no_route.inc();
             info.flags.set(ResponseFlag::NoClusterFound);
+            info.connection.meter.because("tcp_initializion_failure:3");
             return;
         };
         info.upstream.cluster = Some(cluster.clone());
@@ -259,20 +261,32 @@ impl TcpProxy {
         let copying = copy::run(&mut connection, upstream, self.limits);
         let ended = self.logs.meanwhile(copying, info).await;
         match ended {
-            Ended::Idle => self.stats.idle_timeout.inc(),
+            Ended::Idle => {
+                self.stats.idle_timeout.inc();
+                close_both(info, "tcp_session_idle_timeout");
+            }
             Ended::TooLong => {
                 self.stats.max_downstream_connection_duration.inc();
                 info.flags.set(ResponseFlag::DurationTimeout);
+                close_both(info, "max_connection_duration_reached");
             }
             Ended::Shed => {
                 self.stats.downstream_cx_overload_close.inc();
                 info.flags.set(ResponseFlag::OverloadManager);
             }
-            Ended::UpstreamReset => info.flags.set(ResponseFlag::UpstreamConnectionTermination),
-            Ended::DownstreamReset => info
-                .flags
-                .set(ResponseFlag::DownstreamConnectionTermination),
-            Ended::Finished | Ended::Drained => {}
+            Ended::Drained => info
+                .connection
+                .meter
+                .because("filter_chain_is_being_removed"),
+            Ended::UpstreamGone(Gone::Reset) => {
+                info.flags.set(ResponseFlag::UpstreamRemoteReset);
+                info.upstream.close = Some(CloseType::RemoteReset);
+                info.connection.meter.set_reset_by_us();
+            }
+            Ended::DownstreamGone(Gone::Reset) => info.connection.meter.set_reset(),
+            Ended::Finished
+            | Ended::UpstreamGone(Gone::Otherwise)
+            | Ended::DownstreamGone(Gone::Otherwise) => {}
         }
     }
 
@@ -328,6 +342,7 @@ impl TcpProxy {
                 Ok(host) => host,
                 Err(NoHost::NoHealthyHost | NoHost::NoDestination) => {
                     info.flags.set(ResponseFlag::NoHealthyUpstream);
+                    info.connection.meter.because("tcp_initializion_failure:1");
                     return None;
                 }
             };
@@ -346,6 +361,7 @@ impl TcpProxy {
                 }
                 Err(error) if error.kind == PoolErrorKind::Overflow => {
                     info.flags.set(ResponseFlag::UpstreamOverflow);
+                    info.connection.meter.because("tcp_initializion_failure:2");
                     return None;
                 }
                 Err(error) => {
@@ -366,9 +382,8 @@ impl TcpProxy {
         }
         cluster.stats.upstream_cx_connect_attempts_exceeded.inc();
         info.flags.set(ResponseFlag::UpstreamConnectionFailure);
-        if self.max_connect_attempts > 1 {
-            info.flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
-        }
+        info.flags.set(ResponseFlag::UpstreamRetryLimitExceeded);
+        info.connection.meter.because("tcp_initializion_failure:0");
         None
     }
 }
@@ -418,6 +433,12 @@ async fn resolve(
             None
         }
     }
+}
+
+/// Both connections are closed by us, for the same reason.
+fn close_both(info: &mut StreamInfo, reason: &'static str) {
+    info.connection.meter.because(reason);
+    info.upstream.close_reason = Some(reason);
 }
 
 fn hash_ip(address: SocketAddr) -> u64 {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::listener::TlsInfo;
+use crate::listener::{CloseType, TlsInfo};
 use crate::upstream::{Cluster, Host};
 
 use super::bytes::ByteMeter;
@@ -24,6 +24,10 @@ pub(crate) struct UpstreamInfo {
     pub(crate) earlier: Vec<(Arc<Host>, Rc<UpstreamConnection>)>,
     /// Why the transport (TCP, TLS) failed.
     pub(crate) transport_failure: Option<String>,
+    /// How the connection of a TCP proxy was closed; normally, as long as it is open.
+    pub(crate) close: Option<CloseType>,
+    /// Why we closed that.
+    pub(crate) close_reason: Option<&'static str>,
     /// The upstream's HTTP version.
     pub(crate) protocol: Option<http::Version>,
     /// How many attempts were made.

@@ -15,6 +15,7 @@ use crate::{
     listener::{PeerCertificate, TlsInfo},
 };
 use bytes::BytesMut;
+use parking_lot::Mutex;
 use proto::envoy::config::core::v3::TransportSocket;
 use proto::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext as WireTls;
 use std::{
@@ -48,12 +49,15 @@ pub(crate) trait Tap: Send {
     fn on_write(&mut self, bytes: &[u8]);
 }
 
-/// Bytes of one connection, shared with whoever reports them.
+/// Bytes of one connection and how it ended, shared with whoever reports them.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
     received: AtomicU64,
     sent: AtomicU64,
     is_over: AtomicBool,
+    is_reset: AtomicBool,
+    is_reset_by_us: AtomicBool,
+    reason: Mutex<Option<&'static str>>,
 }
 
 /// What is noted of a handshake.
@@ -101,6 +105,36 @@ impl Meter {
     pub(crate) fn is_over(&self) -> bool {
         self.is_over.load(Relaxed)
     }
+
+    /// We end the connection, for this reason in Envoy's words; the last one counts.
+    pub(crate) fn because(&self, reason: &'static str) {
+        *self.reason.lock() = Some(reason);
+    }
+
+    /// Why we ended the connection.
+    pub(crate) fn reason(&self) -> Option<&'static str> {
+        *self.reason.lock()
+    }
+
+    /// We reset the connection.
+    pub(crate) fn set_reset_by_us(&self) {
+        self.is_reset_by_us.store(true, Relaxed);
+    }
+
+    /// Whether we have reset the connection.
+    pub(crate) fn is_reset_by_us(&self) -> bool {
+        self.is_reset_by_us.load(Relaxed)
+    }
+
+    /// The peer has reset the connection.
+    pub(crate) fn set_reset(&self) {
+        self.is_reset.store(true, Relaxed);
+    }
+
+    /// Whether the peer has reset the connection.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.is_reset.load(Relaxed)
+    }
 }
 
 impl Count for Downstream {
@@ -143,6 +177,10 @@ impl Count for Downstream {
 
     fn sees_bytes(&self) -> bool {
         !self.taps.is_empty()
+    }
+
+    fn was_reset(&mut self) {
+        self.meter.set_reset();
     }
 }
 

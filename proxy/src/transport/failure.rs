@@ -160,6 +160,9 @@ impl Reason {
 }
 
 impl Failure {
+    /// The peer has reset the connection.
+    pub(crate) const RESET: Self = Self::System(nix::libc::ECONNRESET);
+
     /// Why there was nothing to begin a handshake with.
     pub(super) fn of_context(error: &TlsError) -> Self {
         Self::Other(match error {

@@ -53,6 +53,8 @@ pub(crate) trait Count: Unpin {
     fn moved(&self, received: u64, sent: u64);
     /// Whether it wants to see every byte, so that none may go past the stream.
     fn sees_bytes(&self) -> bool;
+    /// The peer has reset the connection.
+    fn was_reset(&mut self) {}
 }
 
 impl RawStream {
@@ -149,6 +151,24 @@ impl<C: Count> TransportStream<C> {
         }
     }
 
+    /// Makes the end of the stream a reset.
+    pub(crate) fn reset_on_close(&self) {
+        if let Some(socket) = self.layer.raw().tcp_socket() {
+            // Where that fails, there is nobody left to tell.
+            let _ = socket.set_zero_linger();
+        }
+    }
+
+    /// Passes a result on, having told of a reset.
+    fn seen<T>(&mut self, outcome: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &outcome
+            && error.kind() == io::ErrorKind::ConnectionReset
+        {
+            self.count.was_reset();
+        }
+        outcome
+    }
+
     /// The plain TCP socket, and who counts what goes past the stream.
     pub(crate) fn plain_tcp_mut(&mut self) -> Option<(&mut TcpStream, &C)> {
         match &mut self.layer {
@@ -232,7 +252,7 @@ impl<C: Count> AsyncRead for TransportStream<C> {
         });
         // A peer that breaks off has ended, too.
         this.count.received(&buf.filled()[before..]);
-        Poll::Ready(read)
+        Poll::Ready(this.seen(read))
     }
 }
 
@@ -246,10 +266,11 @@ impl<C: Count> AsyncWrite for TransportStream<C> {
         if let Some(seat) = &this.seat {
             seat.check_now()?;
         }
-        let count = ready!(match &mut this.layer {
+        let written = ready!(match &mut this.layer {
             Layer::Raw(stream) => Pin::new(stream).poll_write(cx, buf),
             Layer::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        })?;
+        });
+        let count = this.seen(written)?;
         this.count.sent(&buf[..count]);
         Poll::Ready(Ok(count))
     }
@@ -263,10 +284,11 @@ impl<C: Count> AsyncWrite for TransportStream<C> {
         if let Some(seat) = &this.seat {
             seat.check_now()?;
         }
-        let count = ready!(match &mut this.layer {
+        let written = ready!(match &mut this.layer {
             Layer::Raw(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Layer::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        })?;
+        });
+        let count = this.seen(written)?;
         this.count.sent_vectored(bufs, count);
         Poll::Ready(Ok(count))
     }

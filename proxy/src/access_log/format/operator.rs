@@ -12,7 +12,7 @@ use crate::matcher::{FieldName, HeaderSource};
 
 use super::address::{Address, AddressPart};
 use super::attempted::{Attempted, without_port, write_attempted};
-use super::connection_field::ConnectionField;
+use super::connection_field::{ConnectionField, UpstreamEnd};
 use super::metadata::MetadataPath;
 use super::moment::{Moment, Precision};
 use super::request::{
@@ -57,6 +57,7 @@ pub(super) enum Operator {
     UpstreamConnectionId,
     PoolReadyDuration,
     Connection(ConnectionField),
+    UpstreamEnd(UpstreamEnd),
     UpstreamHostName,
     UpstreamHostNameWithoutPort,
     UpstreamTransportFailure,
@@ -246,6 +247,7 @@ impl Operator {
                     .filter(|name| !name.is_empty()),
                 out,
             ),
+            Operator::UpstreamEnd(field) => field.write(&info.upstream, out),
             Operator::Connection(field) => field.write(info, out),
             Operator::HeaderBytes(map) => number(header_bytes(context, *map), out),
             Operator::Tls(side, field) => {

@@ -5,7 +5,7 @@ use crate::matcher::FieldName;
 
 use super::address;
 use super::attempted::Attempted;
-use super::connection_field::ConnectionField;
+use super::connection_field::{ConnectionField, UpstreamEnd};
 use super::metadata::{MetadataPath, Owner};
 use super::moment::{Moment, Precision};
 use super::operator::{Map, Operator, TimePoint};
@@ -162,12 +162,8 @@ fn operator(name: &str, argument: Option<&str>) -> Result<Operator, Invalid> {
 const KNOWN_ABSENT: &[&str] = &[
     // HTTP/3 only.
     "ROUNDTRIP_DURATION",
-    "DOWNSTREAM_DETECTED_CLOSE_TYPE",
-    "DOWNSTREAM_LOCAL_CLOSE_REASON",
     "DOWNSTREAM_TLS_SESSION_ID",
     "UPSTREAM_TLS_SESSION_ID",
-    "UPSTREAM_DETECTED_CLOSE_TYPE",
-    "UPSTREAM_LOCAL_CLOSE_REASON",
 ];
 
 fn plain(name: &str) -> Option<Operator> {
@@ -195,6 +191,10 @@ fn plain(name: &str) -> Option<Operator> {
         "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => {
             Operator::Connection(ConnectionField::TransportFailure)
         }
+        "DOWNSTREAM_LOCAL_CLOSE_REASON" => Operator::Connection(ConnectionField::CloseReason),
+        "DOWNSTREAM_DETECTED_CLOSE_TYPE" => Operator::Connection(ConnectionField::CloseType),
+        "UPSTREAM_LOCAL_CLOSE_REASON" => Operator::UpstreamEnd(UpstreamEnd::Reason),
+        "UPSTREAM_DETECTED_CLOSE_TYPE" => Operator::UpstreamEnd(UpstreamEnd::Type),
         "TLS_JA3_FINGERPRINT" => Operator::Connection(ConnectionField::Ja3),
         "TLS_JA4_FINGERPRINT" => Operator::Connection(ConnectionField::Ja4),
         // HTTP/3 only.

@@ -16,7 +16,7 @@ use crate::http::stream::DownstreamConnection;
 use crate::overload::Action;
 use crate::transport::DownstreamStream;
 
-use super::{Ending, count_ending, ending, greeted};
+use super::{DELAYED, DRAINED, Ending, NOT_UNDERSTOOD, count_ending, ending, greeted};
 
 /// Envoy's windows.
 const STREAM_WINDOW: u32 = 16 << 20;
@@ -49,6 +49,7 @@ pub(super) async fn serve(
         () = run(&mut http2, &handle, &connection) => return linger(&mut http2, &connection).await,
         () = keep_alive(&manager, &handle) => {
             handle.refuse_more();
+            connection.info.meter.because("http2_ping_timeout");
             Ending::Idle
         }
         () = connection.overrun.notified() => {
@@ -171,12 +172,14 @@ async fn run(
 /// Waits a while for a client that was told something last: a reset would take it from it.
 async fn linger(http2: &mut Connection<DownstreamStream>, connection: &DownstreamConnection) {
     let manager = &connection.manager;
+    connection.info.end_because(DRAINED);
     let Some(patience) = manager.timeouts.delayed_close else {
         return;
     };
     let gone = poll_fn(|context| http2.poll_past(context));
     if tokio::time::timeout(patience, gone).await.is_err() {
         manager.stats.downstream_cx_delayed_close_timeout.inc();
+        connection.info.meter.because(DELAYED);
     }
 }
 
@@ -210,6 +213,7 @@ async fn idle_after(connection: &DownstreamConnection, patience: Option<Duration
 
 fn note(connection: &DownstreamConnection, error: Error) {
     if matches!(error, Error::Protocol(_)) {
+        connection.info.end_because(NOT_UNDERSTOOD);
         connection.manager.stats.downstream_cx_protocol_error.inc();
     }
     tracing::trace!(%error, connection = connection.info.id, "downstream connection ended");

@@ -69,19 +69,48 @@ pub(super) enum Ended {
     TooLong,
     /// The chain's drain is over.
     Drained,
-    /// Upstream broke off.
-    UpstreamReset,
-    /// Downstream broke off.
-    DownstreamReset,
+    /// Upstream is gone.
+    UpstreamGone(Gone),
+    /// Downstream is gone.
+    DownstreamGone(Gone),
     /// The overload manager wants no more of what downstream sends.
     Shed,
 }
 
+/// How a peer broke off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gone {
+    /// With a reset.
+    Reset,
+    /// In another way; mostly it had ended already.
+    Otherwise,
+}
+
+impl From<&io::Error> for Gone {
+    fn from(error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::ConnectionReset {
+            Self::Reset
+        } else {
+            Self::Otherwise
+        }
+    }
+}
+
 /// Which side an error came from.
 enum Broken {
-    Reader,
-    Writer,
+    Reader(Gone),
+    Writer(Gone),
     Shed,
+}
+
+impl Broken {
+    fn reader(error: &io::Error) -> Self {
+        Self::Reader(error.into())
+    }
+
+    fn writer(error: &io::Error) -> Self {
+        Self::Writer(error.into())
+    }
 }
 
 /// Shared by the two directions: when a byte last moved.
@@ -119,8 +148,15 @@ pub(super) async fn run(connection: &mut Connection, upstream: Upstream, limits:
     let watch = watch(activity.clone(), limits);
     let copy = async {
         match upstream {
-            Upstream::Stream(stream, ahead) => {
-                join_stream(connection, *stream, &ahead, &activity).await
+            Upstream::Stream(mut stream, ahead) => {
+                let ended = join_stream(connection, &mut stream, &ahead, &activity).await;
+                // A reset is passed on as one.
+                match ended {
+                    Ended::UpstreamGone(Gone::Reset) => connection.stream.reset_on_close(),
+                    Ended::DownstreamGone(Gone::Reset) => stream.reset_on_close(),
+                    _ => {}
+                }
+                ended
             }
             Upstream::Http2(mut tunnel) => {
                 let copy = Copy::new(connection, &activity);
@@ -137,28 +173,28 @@ pub(super) async fn run(connection: &mut Connection, upstream: Upstream, limits:
 
 async fn join_stream(
     connection: &mut Connection,
-    mut upstream: UpstreamStream,
+    upstream: &mut UpstreamStream,
     said: &[u8],
     activity: &Activity,
 ) -> Ended {
-    if connection.stream.write_all(said).await.is_err() {
-        return Ended::DownstreamReset;
+    if let Err(error) = connection.stream.write_all(said).await {
+        return Ended::DownstreamGone((&error).into());
     }
     if upstream.plain_tcp().is_some() {
         let ahead = connection.stream.take_ahead();
-        if upstream.write_all(&ahead).await.is_err() {
-            return Ended::UpstreamReset;
+        if let Err(error) = upstream.write_all(&ahead).await {
+            return Ended::UpstreamGone((&error).into());
         }
     }
     let copy = Copy::new(connection, activity);
     let is_looked_at = connection.worker.server.overload.has(Action::ShedTcpData);
     if copy.most >= LEAST_SPLICED
         && !is_looked_at
-        && let Some(ended) = copy.sockets(&mut connection.stream, &mut upstream).await
+        && let Some(ended) = copy.sockets(&mut connection.stream, upstream).await
     {
         return ended;
     }
-    copy.both(&mut connection.stream, &mut upstream).await
+    copy.both(&mut connection.stream, upstream).await
 }
 
 async fn watch(activity: Activity, limits: Limits) -> Ended {
@@ -190,15 +226,15 @@ async fn join(
     let outcome = futures::future::try_join(
         async {
             request.await.map_err(|broken| match broken {
-                Broken::Reader => Ended::DownstreamReset,
-                Broken::Writer => Ended::UpstreamReset,
+                Broken::Reader(gone) => Ended::DownstreamGone(gone),
+                Broken::Writer(gone) => Ended::UpstreamGone(gone),
                 Broken::Shed => Ended::Shed,
             })
         },
         async {
             response.await.map_err(|broken| match broken {
-                Broken::Reader => Ended::UpstreamReset,
-                Broken::Writer => Ended::DownstreamReset,
+                Broken::Reader(gone) => Ended::UpstreamGone(gone),
+                Broken::Writer(gone) => Ended::DownstreamGone(gone),
                 Broken::Shed => Ended::Shed,
             })
         },
@@ -294,7 +330,9 @@ impl Copy {
             }
             let mut is_large = count == BUFFER.min(self.most);
             while is_large {
-                from.readable().await.map_err(|_| Broken::Reader)?;
+                from.readable()
+                    .await
+                    .map_err(|error| Broken::reader(&error))?;
                 let flow = pipes.flow(from.as_ref(), to.as_ref(), self.most, &moved);
                 is_large = match flow.await.transpose()? {
                     Some(Flow::End) => {
@@ -323,7 +361,7 @@ impl Copy {
             match ready!(Pin::new(&mut *reader).poll_read(context, &mut buffer)) {
                 // A TLS peer that leaves without saying so has ended its side all the same.
                 Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                    return Poll::Ready(Err(Broken::Reader));
+                    return Poll::Ready(Err(Broken::reader(&error)));
                 }
                 Ok(()) | Err(_) => {}
             }
@@ -335,7 +373,7 @@ impl Copy {
                 return Poll::Ready(Err(Broken::Shed));
             }
             let written = match Pin::new(&mut *writer).poll_write(context, bytes) {
-                Poll::Ready(written) => written.map_err(|_| Broken::Writer)?,
+                Poll::Ready(written) => written.map_err(|error| Broken::writer(&error))?,
                 Poll::Pending => 0,
             };
             Poll::Ready(Ok((bytes.len(), bytes[written..].to_vec())))
@@ -350,7 +388,9 @@ impl Copy {
             writer.write_all(&rest).await?;
             writer.flush().await
         };
-        written.await.map_err(|_: io::Error| Broken::Writer)?;
+        written
+            .await
+            .map_err(|error: io::Error| Broken::writer(&error))?;
         if !rest.is_empty() {
             moved(0);
         }

@@ -2,6 +2,7 @@
 
 use http::StatusCode;
 
+use crate::http::codec::NOT_UNDERSTOOD;
 use crate::http::h1::{InvalidHead, RequestHead};
 use crate::http::local_reply::LocalReply;
 use crate::http::stream::DownstreamConnection;
@@ -11,6 +12,7 @@ use crate::stream_info::ResponseFlag;
 pub(super) fn invalid(connection: &DownstreamConnection, error: InvalidHead) -> LocalReply {
     let stats = &connection.manager.stats;
     stats.downstream_cx_protocol_error.inc();
+    connection.info.end_because(NOT_UNDERSTOOD);
     if matches!(error, InvalidHead::TooLarge | InvalidHead::TooMany) {
         stats.downstream_rq_too_large.inc();
     }

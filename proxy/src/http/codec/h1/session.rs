@@ -26,7 +26,7 @@ use crate::overload::{Action, TimerType};
 use crate::stream_info::ResponseFlag;
 use crate::transport::DownstreamStream;
 
-use super::super::{Ending, FRESH, count_ending};
+use super::super::{DELAYED, DRAINED, Ending, FRESH, count_ending};
 use super::body::{CONTINUE, Io, RequestBody, SharedIo};
 use super::drain_watch::DrainWatch;
 use super::refusal;
@@ -460,8 +460,10 @@ impl Session {
     async fn close(&mut self) {
         let manager = &self.connection.manager;
         let Some(patience) = manager.timeouts.delayed_close else {
+            self.connection.info.end_because(DRAINED);
             return;
         };
+        self.connection.info.end_because(DRAINED);
         let until = Some(Instant::now() + patience);
         let (io, timer) = (self.io.clone(), &mut self.timer);
         let mut is_shut = false;
@@ -481,6 +483,7 @@ impl Session {
         .await;
         if is_overdue {
             manager.stats.downstream_cx_delayed_close_timeout.inc();
+            self.connection.info.meter.because(DELAYED);
         }
     }
 }

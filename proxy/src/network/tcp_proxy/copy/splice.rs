@@ -87,7 +87,7 @@ async fn flow(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return Ok(Flow::Dry(total));
             }
-            Err(_) => return Err(Broken::Reader),
+            Err(error) => return Err(Broken::reader(&error)),
         };
         total += left;
         moved(left as u64);
@@ -97,7 +97,7 @@ async fn flow(
                     splice(&pipe.read, None, to, None, left, flags).map_err(io::Error::from)
                 })
                 .await;
-            left -= written.map_err(|_| Broken::Writer)?;
+            left -= written.map_err(|error| Broken::writer(&error))?;
         }
         moved(0);
         if total >= TURN {
