@@ -41,7 +41,7 @@ pub(crate) use hash_policy::{HashPolicy, HashedCookie};
 pub(crate) use header_mutation::HeaderMutations;
 pub(crate) use internal_redirect::{InternalRedirectPolicy, NotFollowed, Way};
 pub(crate) use mirror::MirrorPolicy;
-pub(crate) use rate_limit::{Descriptor, RateLimits};
+pub(crate) use rate_limit::{Descriptor, Moment, RateLimits};
 pub(crate) use redirect::Redirect;
 pub(crate) use request_stats::CountedIn;
 pub(crate) use retry::{Outcome, RetryDecision, RetryPolicy, RetryState};

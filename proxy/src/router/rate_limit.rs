@@ -5,8 +5,6 @@ use std::net::IpAddr;
 use prost_types::value::Kind;
 use proto::envoy::config::core::v3::CidrRange;
 use proto::envoy::config::route::v3 as wire;
-use proto::envoy::r#type::metadata::v3::{MetadataKey, metadata_key};
-use proto::envoy::r#type::v3::RateLimitUnit;
 use wire::rate_limit::action::ActionSpecifier;
 use wire::rate_limit::action::meta_data::Source;
 use wire::rate_limit::r#override::OverrideSpecifier;
@@ -20,6 +18,10 @@ use crate::stream_info::StreamInfo;
 use super::header_name;
 use super::route_match::{QueryMatcher, query_value};
 
+mod metadata_path;
+
+use metadata_path::MetadataPath;
+
 /// The rate limits of one level.
 #[derive(Debug, Default)]
 pub(crate) struct RateLimits(Vec<RateLimit>);
@@ -27,6 +29,7 @@ pub(crate) struct RateLimits(Vec<RateLimit>);
 #[derive(Debug)]
 struct RateLimit {
     stage: u32,
+    moment: Moment,
     actions: Vec<Action>,
     limit: Option<Limit>,
     hits: Option<Hits>,
@@ -43,6 +46,15 @@ pub(crate) struct Descriptor {
     pub(crate) hits: Option<u64>,
 }
 
+/// When a rate limiter is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// Before the request goes on.
+    Request,
+    /// When the stream is over: what it has cost is told, and the answer does not count.
+    End,
+}
+
 #[derive(Debug)]
 enum Limit {
     Fixed(u32, i32),
@@ -53,12 +65,6 @@ enum Limit {
 enum Hits {
     Number(u64),
     Format(Format),
-}
-
-#[derive(Debug)]
-struct MetadataPath {
-    filter: Box<str>,
-    path: Vec<Box<str>>,
 }
 
 #[derive(Debug)]
@@ -126,17 +132,19 @@ impl RateLimits {
         self.0.is_empty()
     }
 
-    /// Adds the descriptors of a request for a stage.
+    /// Adds the descriptors of a request for a stage and a moment, or for all moments.
     pub(crate) fn describe(
         &self,
-        stage: u32,
+        (stage, moment): (u32, Option<Moment>),
         headers: &RequestHeaders,
         info: &StreamInfo,
         service_cluster: &str,
         out: &mut Vec<Descriptor>,
     ) {
         let limits = self.0.iter();
-        for limit in limits.filter(|limit| limit.stage == stage) {
+        for limit in limits.filter(|limit| {
+            limit.stage == stage && moment.is_none_or(|moment| limit.moment == moment)
+        }) {
             out.extend(limit.describe(headers, info, service_cluster));
         }
     }
@@ -149,9 +157,6 @@ impl TryFrom<&wire::RateLimit> for RateLimit {
         if limit.actions.is_empty() {
             return Err(Invalid::new("at least one action is needed").at("actions"));
         }
-        if limit.apply_on_stream_done {
-            return Err(Invalid::unsupported("it").at("apply_on_stream_done"));
-        }
         let stage = limit.stage.unwrap_or(0);
         if stage > 10 {
             return Err(Invalid::new("a stage must not be greater than 10").at("stage"));
@@ -162,6 +167,11 @@ impl TryFrom<&wire::RateLimit> for RateLimit {
             .and_then(|limit| limit.override_specifier.as_ref());
         Ok(RateLimit {
             stage,
+            moment: if limit.apply_on_stream_done {
+                Moment::End
+            } else {
+                Moment::Request
+            },
             actions: try_all("actions", &limit.actions, Action::try_from)?,
             limit: match specifier {
                 None => None,
@@ -182,23 +192,6 @@ impl TryFrom<&wire::RateLimit> for RateLimit {
                 }
                 Some(hits) => hits.number.map(Hits::Number),
             },
-        })
-    }
-}
-
-impl MetadataPath {
-    fn try_new(key: Option<&MetadataKey>) -> Result<Self, Invalid> {
-        let key = key.ok_or_else(|| Invalid::new("a metadata_key is needed"))?;
-        let path = try_all("path", &key.path, |segment| match &segment.segment {
-            Some(metadata_key::path_segment::Segment::Key(key)) => Ok(key.as_str().into()),
-            Some(metadata_key::path_segment::Segment::Index(_)) => {
-                Err(Invalid::unsupported("an index in a path"))
-            }
-            None => Err(Invalid::new("a path segment needs a key")),
-        })?;
-        Ok(MetadataPath {
-            filter: key.key.as_str().into(),
-            path,
         })
     }
 }
@@ -316,27 +309,6 @@ impl RateLimit {
                 .ok(),
         };
         Some(descriptor)
-    }
-}
-
-impl MetadataPath {
-    fn limit(&self, info: &StreamInfo) -> Option<(u32, i32)> {
-        let fields = info.metadata.get(&self.filter)?;
-        let Some(Kind::StructValue(limit)) = &value_at(fields, &self.path)?.kind else {
-            return None;
-        };
-        let Some(Kind::NumberValue(requests)) = &limit.fields.get("requests_per_unit")?.kind else {
-            return None;
-        };
-        let Some(Kind::StringValue(unit)) = &limit.fields.get("unit")?.kind else {
-            return None;
-        };
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a float is cut to the range by `as`"
-        )]
-        Some((*requests as u32, RateLimitUnit::from_str_name(unit)?.into()))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::http::local_reply::{LocalReply, status_code};
 use crate::http::stream::Stream;
 use crate::invalid::{At as _, Invalid, try_all};
 use crate::matcher::Fraction;
-use crate::router::{Descriptor, HeaderMutations, RateLimits, RouteKind};
+use crate::router::{Descriptor, HeaderMutations, Moment, RateLimits, RouteKind};
 use crate::runtime::RuntimeFraction;
 use crate::stat_group;
 use crate::stats::Scope;
@@ -172,11 +172,12 @@ impl Config {
         }
         let info = &stream.info;
         let cluster = stream.worker().server.node.cluster.as_str();
-        let mut add = |limits: &RateLimits, stage: u32| {
-            limits.describe(stage, headers, info, cluster, &mut found);
+        // QUIRK: of a route's limits, those for the end count at once; of the filter's own, not at all.
+        let mut add = |limits: &RateLimits, stage: u32, moment: Option<Moment>| {
+            limits.describe((stage, moment), headers, info, cluster, &mut found);
         };
         if !self.own_limits.is_empty() {
-            add(&self.own_limits, 0);
+            add(&self.own_limits, 0, Some(Moment::Request));
             return found;
         }
         let Some(route) = stream.route() else {
@@ -185,7 +186,7 @@ impl Config {
         let RouteKind::Forward(action) = &route.route().kind else {
             return found;
         };
-        add(&action.rate_limits, self.stage);
+        add(&action.rate_limits, self.stage, None);
         let of_host = &route.virtual_host().rate_limits;
         let includes = match self.vh_limits {
             _ if action.includes_vh_rate_limits => true,
@@ -194,7 +195,7 @@ impl Config {
             common::VhRateLimitsOptions::Override => action.rate_limits.is_empty(),
         };
         if includes {
-            add(of_host, self.stage);
+            add(of_host, self.stage, None);
         }
         found
     }

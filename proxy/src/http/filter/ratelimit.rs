@@ -1,6 +1,6 @@
 //! The global rate limit filter: describes a request by the rate limits of its route and virtual host, and asks a service.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,11 +11,10 @@ use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use prost_types::Any;
-use proto::envoy::config::core::v3 as core;
 use proto::envoy::extensions::common::ratelimit::v3 as common;
 use proto::envoy::extensions::filters::http::ratelimit::v3 as wire;
 use proto::envoy::service::ratelimit::v3 as rls;
-use rls::rate_limit_response::{Code, rate_limit::Unit};
+use rls::rate_limit_response::Code;
 use wire::rate_limit_per_route::{OverrideOptions, VhRateLimitsOptions};
 
 use crate::http::client::{CallError, GrpcService};
@@ -25,23 +24,25 @@ use crate::http::stream::Stream;
 use crate::invalid::{At as _, Invalid};
 use crate::matcher::Fraction;
 use crate::router::timeout::duration;
-use crate::router::{Descriptor, HeaderMutations, RateLimits, RouteKind};
+use crate::router::{Descriptor, HeaderMutations, Moment, RateLimits, RouteKind};
 use crate::runtime::RuntimeFraction;
 use crate::stat_group;
 use crate::stream_info::ResponseFlag;
 
 use super::{
     FilterContext, FilterFactory, FilterKind, FilterStatus, HttpFilter, Resume, RouteValue,
+    StreamEnd,
 };
+
+mod headers;
+
+use headers::{header_map, tell_limits};
 
 const NAME: &str = "envoy.filters.http.ratelimit";
 const SHOULD: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 /// Envoy's patience.
 const TIMEOUT: Duration = Duration::from_millis(20);
 
-static LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-static REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-static RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 static RETRY_AFTER: HeaderName = HeaderName::from_static("retry-after");
 
 /// The filter's row.
@@ -96,7 +97,25 @@ struct Factory(Arc<Config>);
 
 struct RateLimit {
     config: Arc<Config>,
-    response: Rc<RefCell<HeaderMap>>,
+    call: Rc<Call>,
+}
+
+/// What has become of the stream's question.
+#[derive(Default)]
+struct Call {
+    /// What the answer adds to the response.
+    response: RefCell<HeaderMap>,
+    state: Cell<CallState>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum CallState {
+    /// The filter has not seen the request, or is off for it.
+    #[default]
+    Off,
+    Asking,
+    /// Answered, or there was nothing to ask.
+    Done,
 }
 
 fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory>, Invalid> {
@@ -177,7 +196,7 @@ impl FilterFactory for Factory {
     fn create(&self) -> Option<Box<dyn HttpFilter>> {
         Some(Box::new(RateLimit {
             config: self.0.clone(),
-            response: Rc::default(),
+            call: Rc::default(),
         }))
     }
 }
@@ -185,6 +204,7 @@ impl FilterFactory for Factory {
 impl Config {
     fn describe(
         &self,
+        moment: Moment,
         of_route: Option<&PerRoute>,
         headers: &RequestHeaders,
         stream: &Stream,
@@ -192,7 +212,8 @@ impl Config {
         let mut found = Vec::new();
         let cluster = stream.worker().server.node.cluster.as_str();
         let mut add = |limits: &RateLimits, stage: u32| {
-            limits.describe(stage, headers, &stream.info, cluster, &mut found);
+            let when = (stage, Some(moment));
+            limits.describe(when, headers, &stream.info, cluster, &mut found);
         };
         if let Some(of_route) = of_route.filter(|route| !route.limits.is_empty()) {
             add(&of_route.limits, 0);
@@ -222,6 +243,29 @@ impl Config {
             add(&route.virtual_host().rate_limits, self.stage);
         }
         found
+    }
+
+    /// The question about a stream, if there is one.
+    fn question(
+        &self,
+        moment: Moment,
+        headers: &RequestHeaders,
+        stream: &Stream,
+    ) -> Option<rls::RateLimitRequest> {
+        let of_route = stream.config_of::<PerRoute>(&self.name, NAME);
+        let descriptors = self.describe(moment, of_route, headers, stream);
+        if descriptors.is_empty() {
+            return None;
+        }
+        let domain = of_route
+            .map(|route| &route.domain)
+            .filter(|domain| !domain.is_empty())
+            .unwrap_or(&self.domain);
+        Some(rls::RateLimitRequest {
+            domain: domain.clone(),
+            descriptors: descriptors.into_iter().map(wire_descriptor).collect(),
+            hits_addend: 0,
+        })
     }
 
     fn stats(&self, stream: &Stream) -> Option<Arc<RateLimitStats>> {
@@ -341,38 +385,50 @@ impl HttpFilter for RateLimit {
         if !is_meant || !config.enabled.draw() {
             return FilterStatus::Continue;
         }
-        let of_route = stream.config_of::<PerRoute>(&config.name, NAME);
-        let descriptors = config.describe(of_route, headers, stream);
-        if descriptors.is_empty() {
+        self.call.state.set(CallState::Done);
+        let Some(request) = config.question(Moment::Request, headers, stream) else {
             return FilterStatus::Continue;
-        }
-        let domain = of_route
-            .map(|route| &route.domain)
-            .filter(|domain| !domain.is_empty())
-            .unwrap_or(&config.domain);
-        let request = rls::RateLimitRequest {
-            domain: domain.clone(),
-            descriptors: descriptors.into_iter().map(wire_descriptor).collect(),
-            hits_addend: 0,
         };
+        self.call.state.set(CallState::Asking);
         let stats = config.stats(stream);
         let worker = stream.worker().clone();
-        let response = self.response.clone();
+        let own = self.call.clone();
         FilterStatus::Wait(Box::pin(async move {
             let call = config
                 .service
                 .unary(&worker, SHOULD, &request, config.timeout);
             let answer = call.await;
             Resume::Then(Box::new(move |headers, stream| {
-                config.settle(answer, stats.as_deref(), &response, headers, stream)
+                own.state.set(CallState::Done);
+                config.settle(answer, stats.as_deref(), &own.response, headers, stream)
             }))
         }))
     }
 
     fn encode_headers(&mut self, headers: &mut ResponseHeaders, _: &mut Stream) {
-        for (name, value) in self.response.borrow().iter() {
+        for (name, value) in self.call.response.borrow().iter() {
             headers.map.append(name.clone(), value.clone());
         }
+    }
+
+    fn on_log(&mut self, end: &StreamEnd<'_>) {
+        if self.call.state.get() != CallState::Done {
+            return;
+        }
+        let config = self.config.clone();
+        let Some(request) = config.question(Moment::End, end.request, end.stream) else {
+            return;
+        };
+        let worker = end.stream.worker().clone();
+        tokio::task::spawn_local(async move {
+            let told: Result<rls::RateLimitResponse, CallError> = config
+                .service
+                .unary(&worker, SHOULD, &request, config.timeout)
+                .await;
+            if let Err(error) = told {
+                tracing::debug!(target: "ratelimit", %error, "the end was not told");
+            }
+        });
     }
 }
 
@@ -393,68 +449,4 @@ fn wire_descriptor(descriptor: Descriptor) -> common::RateLimitDescriptor {
         hits_addend: descriptor.hits,
         ..common::RateLimitDescriptor::default()
     }
-}
-
-fn header_map(headers: &[core::HeaderValue]) -> HeaderMap {
-    let pairs = headers.iter().filter_map(|header| {
-        let name = HeaderName::try_from(&header.key).ok()?;
-        let bytes = if header.raw_value.is_empty() {
-            header.value.as_bytes()
-        } else {
-            &header.raw_value
-        };
-        Some((name, HeaderValue::from_bytes(bytes).ok()?))
-    });
-    let mut map = HeaderMap::new();
-    for (name, value) in pairs {
-        map.append(name, value);
-    }
-    map
-}
-
-/// The limit that is closest to its end, and all the others as its policy.
-fn tell_limits(statuses: &[rls::rate_limit_response::DescriptorStatus], map: &mut HeaderMap) {
-    let mut policy = String::new();
-    let mut closest: Option<&rls::rate_limit_response::DescriptorStatus> = None;
-    for status in statuses {
-        let Some(limit) = &status.current_limit else {
-            continue;
-        };
-        if closest.is_none_or(|closest| status.limit_remaining < closest.limit_remaining) {
-            closest = Some(status);
-        }
-        let Some(window) = seconds(limit.unit()) else {
-            continue;
-        };
-        policy.push_str(&format!(", {};w={window}", limit.requests_per_unit));
-        if !limit.name.is_empty() {
-            policy.push_str(&format!(";name=\"{}\"", limit.name));
-        }
-    }
-    let Some((closest, limit)) = closest.and_then(|c| Some((c, c.current_limit.as_ref()?))) else {
-        return;
-    };
-    let text = format!("{}{policy}", limit.requests_per_unit);
-    if let Ok(value) = HeaderValue::try_from(text) {
-        map.append(LIMIT.clone(), value);
-    }
-    map.append(
-        REMAINING.clone(),
-        number(u64::from(closest.limit_remaining)),
-    );
-    let reset = closest.duration_until_reset.unwrap_or_default().seconds;
-    map.append(RESET.clone(), number(u64::try_from(reset).unwrap_or(0)));
-}
-
-fn seconds(unit: Unit) -> Option<u64> {
-    Some(match unit {
-        Unit::Second => 1,
-        Unit::Minute => 60,
-        Unit::Hour => 3600,
-        Unit::Day => 86_400,
-        Unit::Week => 604_800,
-        Unit::Month => 2_592_000,
-        Unit::Year => 31_536_000,
-        Unit::Unknown => return None,
-    })
 }
