@@ -22,7 +22,6 @@ use crate::{stat_group, stats::Scope};
 use action::ActionState;
 use monitor::Monitor;
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -49,7 +48,8 @@ stat_group! {
 /// The overload manager of a process; without a configuration nothing is ever overloaded.
 #[derive(Default)]
 pub(crate) struct Overload {
-    actions: HashMap<Action, ActionState>,
+    /// By [`Action`], as everybody who is given work asks; empty without a configuration.
+    actions: Vec<Option<ActionState>>,
     resources: Vec<Resource>,
     interval: Duration,
     connections: Option<ConnectionLimit>,
@@ -81,11 +81,12 @@ impl Overload {
     /// The manager that `config` asks for; its statistics are below `root`.
     pub(crate) fn new(config: OverloadConfig, root: &Scope) -> Self {
         let scope = root.scope("overload");
-        let actions = config
-            .actions
-            .into_iter()
-            .map(|(action, triggers)| (action, ActionState::new(action, triggers, &scope)))
-            .collect();
+        let mut actions = Vec::new();
+        for (action, triggers) in config.actions {
+            let place = action as usize;
+            actions.resize_with(actions.len().max(place + 1), || None);
+            actions[place] = Some(ActionState::new(action, triggers, &scope));
+        }
         let resources = config
             .resources
             .into_iter()
@@ -114,18 +115,13 @@ impl Overload {
 
     /// Whether `action` is in force for one piece of work; an action that is half in force concerns every second one.
     pub(crate) fn is_active(&self, action: Action, random: impl FnOnce() -> u64) -> bool {
-        // Nearly no process has an overload manager.
-        if self.actions.is_empty() {
-            return false;
-        }
-        self.actions
-            .get(&action)
+        self.state(action)
             .is_some_and(|state| state.is_active(random))
     }
 
     /// How far `action` is in force, 0 to 1.
     pub(crate) fn value(&self, action: Action) -> f64 {
-        self.actions.get(&action).map_or(0.0, ActionState::value)
+        self.state(action).map_or(0.0, ActionState::value)
     }
 
     /// Whether `action` is fully in force.
@@ -135,7 +131,11 @@ impl Overload {
 
     /// Whether anything is configured for `action`.
     pub(crate) fn has(&self, action: Action) -> bool {
-        self.actions.contains_key(&action)
+        self.state(action).is_some()
+    }
+
+    fn state(&self, action: Action) -> Option<&ActionState> {
+        self.actions.get(action as usize)?.as_ref()
     }
 
     /// Waits until `action` is fully in force (or not any more).
@@ -213,13 +213,13 @@ impl Overload {
             match resource.monitor.pressure() {
                 Ok(pressure) => {
                     resource.stats.pressure.set(percent(pressure));
-                    for (action, state) in &self.actions {
+                    for state in self.actions.iter().flatten() {
                         let is_changed = state.update(&resource.name, pressure);
                         if is_changed {
-                            tracing::info!(target: "overload", action = action.name(), value = state.value(), resource = resource.name, pressure, "overload action changed");
+                            tracing::info!(target: "overload", action = state.action.name(), value = state.value(), resource = resource.name, pressure, "overload action changed");
                             self.changed.send_modify(|version| *version += 1);
                             if let (Action::ReduceTimeouts, Some(reduction)) =
-                                (*action, &self.reduction)
+                                (state.action, &self.reduction)
                             {
                                 reduction.set(state.value());
                             }

@@ -144,6 +144,7 @@ pub(super) enum Trigger {
 
 /// An action with its triggers by resource.
 pub(super) struct ActionState {
+    pub(super) action: Action,
     triggers: HashMap<String, Trigger>,
     /// What each resource asks for; the highest counts.
     wanted: Mutex<HashMap<String, f64>>,
@@ -192,6 +193,7 @@ impl Trigger {
 impl ActionState {
     pub(super) fn new(action: Action, triggers: HashMap<String, Trigger>, scope: &Scope) -> Self {
         Self {
+            action,
             triggers,
             wanted: Mutex::default(),
             value: AtomicU32::new(0),

@@ -6,7 +6,11 @@ use proto::envoy::config::overload::v3::{
     ScaleTimersOverloadActionConfig as Wire,
     scale_timers_overload_action_config::{ScaleTimer, TimerType, scale_timer::OverloadAdjust},
 };
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 use tokio::sync::watch;
 
 /// What a limit can go down to.
@@ -19,13 +23,15 @@ enum Minimum {
 
 /// The minimum of each kind of limit that is concerned.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Minimums(HashMap<i32, Minimum>);
+pub(super) struct Minimums(Vec<(TimerType, Minimum)>);
 
 /// The limits that are concerned, and how far.
 #[derive(Debug)]
 pub(crate) struct Reduction {
     minimums: Minimums,
-    value: watch::Sender<f64>,
+    /// An `f64`, for whoever has a limit.
+    value: AtomicU64,
+    changed: watch::Sender<()>,
 }
 
 impl TryFrom<&Wire> for Minimums {
@@ -36,16 +42,14 @@ impl TryFrom<&Wire> for Minimums {
         if minimums.is_empty() {
             return Err(Invalid::new("at least one is needed").at("timer_scale_factors"));
         }
-        let mut found = HashMap::new();
-        for (timer, minimum) in minimums {
-            if found.insert(timer as i32, minimum).is_some() {
-                return Err(Invalid::new(format!(
-                    "Found duplicate entry for timer type {}",
-                    timer.as_str_name()
-                )));
-            }
+        let mut seen = HashSet::new();
+        if let Some((twice, _)) = minimums.iter().find(|(timer, _)| !seen.insert(*timer)) {
+            return Err(Invalid::new(format!(
+                "Found duplicate entry for timer type {}",
+                twice.as_str_name()
+            )));
         }
-        Ok(Self(found))
+        Ok(Self(minimums))
     }
 }
 
@@ -78,32 +82,34 @@ impl Reduction {
     pub(super) fn new(minimums: Minimums) -> Self {
         Self {
             minimums,
-            value: watch::channel(0.0).0,
+            value: AtomicU64::default(),
+            changed: watch::channel(()).0,
         }
     }
 
     /// The action is in force so far now, 0 to 1.
     pub(super) fn set(&self, value: f64) {
-        self.value.send_replace(value);
+        self.value.store(value.to_bits(), Relaxed);
+        self.changed.send_replace(());
     }
 
     /// What remains of a configured limit.
     pub(crate) fn limit(&self, timer: TimerType, configured: Duration) -> Duration {
-        let Some(minimum) = self.minimums.0.get(&(timer as i32)) else {
+        let Some((_, minimum)) = self.minimums.0.iter().find(|(kind, _)| *kind == timer) else {
             return configured;
         };
         let least = match minimum {
             Minimum::Absolute(least) => configured.min(*least),
             Minimum::Share(share) => configured.mul_f64(*share),
         };
-        least + (configured - least).mul_f64(1.0 - *self.value.borrow())
+        least + (configured - least).mul_f64(1.0 - f64::from_bits(self.value.load(Relaxed)))
     }
 
     /// Resolves when limits are other ones than they are now.
     pub(crate) fn changed(&self) -> impl Future<Output = ()> + use<> {
-        let mut value = self.value.subscribe();
+        let mut changed = self.changed.subscribe();
         async move {
-            if value.changed().await.is_err() {
+            if changed.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
