@@ -329,7 +329,7 @@ async fn send(
         source: None,
     };
     let exchange = async {
-        let connection = worker.pools.http(&cluster, &host, &request).await?;
+        let mut connection = worker.pools.http(&cluster, &host, &request).await?;
         let request = connection.request(headers, body.is_end_stream())?;
         let (head, body) = connection.exchange(request, body).await?;
         let mut response = http::Response::new(body);

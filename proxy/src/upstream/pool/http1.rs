@@ -38,6 +38,7 @@ const MAX_INTERIM: u32 = 16;
 pub(super) struct Http1 {
     stream: UpstreamStream,
     input: BytesMut,
+    meter: Rc<PlainMeter>,
 }
 
 /// A request's head, ready to be sent.
@@ -68,15 +69,18 @@ pub(super) struct Exchange {
 }
 
 impl Http1Request {
-    /// The head of a request.
-    pub(crate) fn new(headers: &crate::http::headers::RequestHeaders) -> Self {
+    /// The head of a request for this connection.
+    pub(super) fn new(
+        headers: &crate::http::headers::RequestHeaders,
+        connection: &mut Http1,
+    ) -> Self {
         let mut head = Vec::new();
         encode::request(headers, &mut head);
         Http1Request {
             head,
             method: headers.method.clone(),
             framing: RequestFraming::of(headers),
-            meter: Rc::default(),
+            meter: connection.next_meter(),
         }
     }
 
@@ -96,7 +100,14 @@ impl Http1 {
         Http1 {
             stream,
             input: BytesMut::new(),
+            meter: Rc::default(),
         }
+    }
+
+    /// What counts the next request's bytes: the one before's, if nobody looks at that any more.
+    fn next_meter(&mut self) -> Rc<PlainMeter> {
+        PlainMeter::renew(&mut self.meter);
+        self.meter.clone()
     }
 
     /// True while the upstream has neither ended an idle connection nor said anything on it.

@@ -60,12 +60,17 @@ impl UpstreamRequest {
 impl HttpConnection {
     /// Begins a request; `is_bodyless` when its head is all.
     pub(crate) fn request(
-        &self,
+        &mut self,
         headers: &RequestHeaders,
         is_bodyless: bool,
     ) -> Result<UpstreamRequest, PoolError> {
-        let Sender::Http2(requests) = &self.sender else {
-            return Ok(UpstreamRequest::Http1(Http1Request::new(headers)));
+        let requests = match &mut self.sender {
+            Sender::Http2(requests) => requests,
+            Sender::Http1(connection) => {
+                return Ok(UpstreamRequest::Http1(Http1Request::new(
+                    headers, connection,
+                )));
+            }
         };
         let connect = headers.upgrade.is_some().then(|| extended_connect(headers));
         let headers = connect.as_ref().unwrap_or(headers);
@@ -82,7 +87,7 @@ impl HttpConnection {
 
     /// Sends a request that is ours alone, and waits for the response's head.
     pub(crate) async fn send(
-        self,
+        mut self,
         request: Request<Body>,
     ) -> Result<Response<UpstreamBody>, PoolError> {
         let (parts, body) = request.into_parts();

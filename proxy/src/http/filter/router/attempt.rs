@@ -130,7 +130,7 @@ async fn make(
         client: Some(info.addresses()),
         source: info.upstream_source,
     };
-    let connection = worker.pools.http(&cluster, &host, &request).await?;
+    let mut connection = worker.pools.http(&cluster, &host, &request).await?;
     let protocol = connection.protocol;
     let (request, has_grpc, mut running, seen) = cell.with(|state| {
         let mut plan = plan.borrow_mut();

@@ -81,7 +81,7 @@ impl Copy {
             client: None,
             source: None,
         };
-        let connection = self
+        let mut connection = self
             .worker
             .pools
             .http(&self.cluster, &host, &request)
