@@ -106,7 +106,7 @@ pub(crate) struct ConnectionInfo {
 /// The source that upstream connections take instead of our own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct UpstreamSource {
-    /// The address; a port of 0 is the system's choice.
+    /// The address; its port is 0, the system's choice.
     pub(crate) address: SocketAddr,
     /// The packets' mark, for policy routing; 0 for none.
     pub(crate) mark: u32,
