@@ -181,7 +181,6 @@ pub(crate) fn refuse(
     connection: &Rc<DownstreamConnection>,
     reply: LocalReply,
     meter: Rc<dyn ByteMeter>,
-    is_whole: bool,
 ) -> Box<ResponseBody> {
     let headers = RequestHeaders {
         method: Method::GET,
@@ -191,6 +190,17 @@ pub(crate) fn refuse(
         upgrade: None,
         map: HeaderMap::new(),
     };
+    refuse_request(connection, headers, reply, meter, false)
+}
+
+/// Answers a request that could be read and is no stream's all the same.
+pub(crate) fn refuse_request(
+    connection: &Rc<DownstreamConnection>,
+    headers: RequestHeaders,
+    reply: LocalReply,
+    meter: Rc<dyn ByteMeter>,
+    is_whole: bool,
+) -> Box<ResponseBody> {
     let cell = StreamCell::new(connection, headers, Version::HTTP_11, meter);
     if is_whole {
         cell.request_ended();

@@ -41,8 +41,8 @@ pub(crate) struct RequestHead {
     pub(crate) expects_continue: bool,
     /// The bytes of its fields, as Envoy counts them.
     pub(crate) field_bytes: usize,
-    /// Its target is a whole URL.
-    pub(crate) is_absolute: bool,
+    /// Its target is a whole URL, whose host counts before this, its own.
+    pub(crate) passed_over: Option<HeaderValue>,
 }
 
 /// The head of a response.
@@ -187,9 +187,9 @@ pub(crate) fn parse_request(
         .ends(&mut map, limits)?
         .request_framing(&method, version)?;
     let (scheme, authority, path) = target_of(&block, target, &method, is_tls)?;
-    let is_absolute = authority.is_some() && method != Method::CONNECT;
-    let host = one_host(host, hosts)?;
-    let authority = authority.or(host).unwrap_or(HeaderValue::from_static(""));
+    let host = one_host(host, hosts)?.unwrap_or(HeaderValue::from_static(""));
+    let passed_over = (authority.is_some() && method != Method::CONNECT).then(|| host.clone());
+    let authority = authority.unwrap_or(host);
     let expects_continue = said.has_expect
         && version == Version::HTTP_11
         && map
@@ -213,7 +213,7 @@ pub(crate) fn parse_request(
         keeps_alive: said.keeps_alive(version),
         expects_continue,
         field_bytes: field_bytes(parsed.headers),
-        is_absolute,
+        passed_over,
     }))
 }
 

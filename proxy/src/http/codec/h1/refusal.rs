@@ -39,14 +39,15 @@ pub(super) fn shed(connection: &DownstreamConnection) -> LocalReply {
         .flag(ResponseFlag::DownstreamProtocolError)
 }
 
-/// Whether the target is a whole URL where that is not to be understood: as in Envoy it is a path then, and there is no route
-/// for it.
+/// Whether the target is a whole URL where that is not to be understood: as in Envoy it is a path then, and no good
+/// one.
 pub(super) fn is_unroutable(connection: &DownstreamConnection, head: &RequestHead) -> bool {
-    head.is_absolute && connection.manager.http1.allow_absolute_url == Some(false)
+    head.passed_over.is_some() && connection.manager.http1.allow_absolute_url == Some(false)
 }
 
 /// The answer to that.
 pub(super) fn unroutable(connection: &DownstreamConnection) -> LocalReply {
-    connection.manager.stats.no_route.inc();
-    LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found").flag(ResponseFlag::NoRouteFound)
+    let stats = &connection.manager.stats;
+    stats.downstream_rq_non_relative_path.inc();
+    LocalReply::new(StatusCode::NOT_FOUND, "", "absolute_path_rejected")
 }

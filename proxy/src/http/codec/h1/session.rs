@@ -105,7 +105,7 @@ impl Session {
             let after = match self.next().await {
                 // Boxed, so that an idle connection does not hold room for an exchange.
                 Next::Request(head) if refusal::is_unroutable(&self.connection, &head) => {
-                    self.refuse_target(&head).await
+                    self.refuse_target(*head).await
                 }
                 Next::Request(head) => Box::pin(self.exchange(head)).await,
                 Next::Refused(reply) => self.refuse(reply).await,
@@ -244,7 +244,7 @@ impl Session {
 
     async fn refuse(&mut self, reply: LocalReply) -> After {
         let meter = self.io.borrow().meter.clone();
-        let body = stream::refuse(&self.connection, reply, meter, false);
+        let body = stream::refuse(&self.connection, reply, meter);
         let wants = Wants {
             is_head: false,
             is_connect: false,
@@ -258,15 +258,18 @@ impl Session {
     }
 
     /// A target that is not to be understood.
-    async fn refuse_target(&mut self, head: &RequestHead) -> After {
-        drop(self.begin(head));
+    async fn refuse_target(&mut self, mut head: RequestHead) -> After {
+        drop(self.begin(&head));
+        let wants = self.wants(&head);
         let (meter, is_whole) = {
             let io = self.io.borrow();
             (io.meter.clone(), io.decoder.is_done())
         };
+        if let Some(host) = head.passed_over {
+            head.headers.authority = host;
+        }
         let reply = refusal::unroutable(&self.connection);
-        let body = stream::refuse(&self.connection, reply, meter, is_whole);
-        let wants = self.wants(head);
+        let body = stream::refuse_request(&self.connection, head.headers, reply, meter, is_whole);
         self.respond(body, wants, None).await
     }
 
