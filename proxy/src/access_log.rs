@@ -28,7 +28,7 @@ use grpc::GrpcLog;
 use json::JsonFormat;
 use open_telemetry::OpenTelemetryLog;
 
-pub(crate) use format::{Format, FormatContext, LogType};
+pub(crate) use format::{Format, FormatContext, LogType, write_json_text};
 pub(crate) use sink::{Sink, Sinks};
 
 /// Envoy's default line.

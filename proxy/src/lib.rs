@@ -25,6 +25,7 @@ mod bootstrap;
 mod config;
 mod drain;
 mod filter_chain;
+mod filter_state;
 #[cfg(test)]
 mod fuzz;
 mod gather;

@@ -10,6 +10,7 @@ mod tls_inspector;
 
 use crate::{
     config::Discovered,
+    filter_state::Setters,
     invalid::{At as _, Invalid},
     listener::{ConnectionInfo, ListenerContext},
     stat_group,
@@ -26,6 +27,7 @@ use proto::envoy::{
     extensions::filters::listener::{
         http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
         original_src::v3::OriginalSrc, proxy_protocol::v3::ProxyProtocol,
+        set_filter_state::v3::Config as SetFilterState,
         tls_inspector::v3::TlsInspector as TlsInspectorWire,
     },
 };
@@ -68,6 +70,7 @@ enum Kind {
     TlsInspector(tls_inspector::Options),
     HttpInspector(Arc<HttpInspectorStats>),
     ProxyProtocol(proxy_protocol::Options),
+    SetFilterState(Setters),
 }
 
 /// For which connections a filter is off.
@@ -187,6 +190,10 @@ impl Kind {
             }
             Kind::TlsInspector(options) => tls_inspector::inspect(options, accepted, info).await,
             Kind::HttpInspector(stats) => http_inspector::inspect(accepted, info, stats).await,
+            Kind::SetFilterState(setters) => {
+                setters.set_on_connection(info, false);
+                Ok(())
+            }
             Kind::ProxyProtocol(options) => proxy_protocol::inspect(options, accepted, info).await,
         }
     }
@@ -311,6 +318,12 @@ fn kind(name: &str, any: &Any, root: &Scope) -> Result<Kind, Invalid> {
     ) {
         let options = check::<ProxyProtocol>(any)?;
         Kind::ProxyProtocol(proxy_protocol::Options::new(&options, root).at("typed_config")?)
+    } else if is(
+        "envoy.filters.listener.set_filter_state",
+        "envoy.extensions.filters.listener.set_filter_state.v3.Config",
+    ) {
+        let wire = check::<SetFilterState>(any)?;
+        Kind::SetFilterState(Setters::new("on_accept", &wire.on_accept).at("typed_config")?)
     } else {
         return Err(Invalid::new(format!(
             "no listener filter for {name:?} ({message:?})"

@@ -16,6 +16,7 @@ mod mongo_proxy;
 mod mysql_proxy;
 mod rbac;
 mod redis_proxy;
+mod set_filter_state;
 mod sni_cluster;
 mod sni_dynamic_forward_proxy;
 mod tcp_proxy;
@@ -175,6 +176,11 @@ pub(crate) const FACTORIES: &[(&str, &str, Factory)] = &[
         "envoy.filters.network.sni_cluster",
         "envoy.extensions.filters.network.sni_cluster.v3.SniCluster",
         sni_cluster::build,
+    ),
+    (
+        "envoy.filters.network.set_filter_state",
+        "envoy.extensions.filters.network.set_filter_state.v3.Config",
+        set_filter_state::build,
     ),
     (
         "envoy.filters.network.sni_dynamic_forward_proxy",

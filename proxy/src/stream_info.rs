@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use prost_types::Struct;
 use tokio::time::Instant;
 
+use crate::filter_state::{DESTINATION, FilterState, Object};
 use crate::listener::ConnectionInfo;
 use crate::router::{SelectedRoute, Way};
 use crate::tracing::{Reason, Span};
@@ -70,6 +71,8 @@ pub(crate) struct StreamInfo {
     pub(crate) upstream: UpstreamInfo,
     /// What filters left for each other, by filter name.
     pub(crate) metadata: DynamicMetadata,
+    /// What filters left for others and for logs; of the connection there may be more.
+    pub(crate) filter_state: FilterState,
     /// The span of the request, where it is traced.
     pub(crate) span: Option<Box<Span>>,
     /// Why it is traced, or that it is not.
@@ -116,6 +119,7 @@ impl StreamInfo {
             end: None,
             upstream: UpstreamInfo::default(),
             metadata: DynamicMetadata::default(),
+            filter_state: FilterState::default(),
             span: None,
             trace_reason: Reason::default(),
             internal_redirects: 0,
@@ -128,6 +132,21 @@ impl StreamInfo {
         self.end
             .unwrap_or_else(Instant::now)
             .saturating_duration_since(self.start)
+    }
+
+    /// What filters left under that name: as in Envoy a request cannot replace what its connection has.
+    pub(crate) fn object(&self, key: &str) -> Option<&Object> {
+        let of_connection = self.connection.filter_state.get(key);
+        of_connection.or_else(|| self.filter_state.get(key))
+    }
+
+    /// Where the client wanted to go, or a filter says it does, for clusters that send it there.
+    pub(crate) fn original_destination(&self) -> Option<SocketAddr> {
+        let connection = &self.connection;
+        match self.object(DESTINATION) {
+            Some(Object::Address(address)) => Some(*address),
+            _ => (connection.is_local_restored).then_some(connection.local_address),
+        }
     }
 
     /// The trace that the request belongs to.

@@ -6,6 +6,11 @@ type Row = (&'static str, &'static str, &'static str);
 /// HTTP filters.
 const HTTP: &[Row] = &[
     (
+        "set_filter_state",
+        "envoy.filters.http.set_filter_state",
+        "envoy.extensions.filters.http.set_filter_state.v3.Config",
+    ),
+    (
         "router",
         "envoy.filters.http.router",
         "envoy.extensions.filters.http.router.v3.Router",
@@ -104,6 +109,11 @@ const HTTP: &[Row] = &[
 /// What per-route configuration of HTTP filters is called where it differs from the filter's own.
 const PER_ROUTE: &[Row] = &[
     (
+        "set_filter_state",
+        "envoy.filters.http.set_filter_state",
+        "envoy.extensions.filters.http.set_filter_state.v3.Config",
+    ),
+    (
         "cors",
         "envoy.filters.http.cors",
         "envoy.extensions.filters.http.cors.v3.CorsPolicy",
@@ -147,6 +157,11 @@ const PER_ROUTE: &[Row] = &[
 ];
 /// Network filters.
 const NETWORK: &[Row] = &[
+    (
+        "set_filter_state",
+        "envoy.filters.network.set_filter_state",
+        "envoy.extensions.filters.network.set_filter_state.v3.Config",
+    ),
     (
         "tcp_proxy",
         "envoy.filters.network.tcp_proxy",
@@ -215,6 +230,11 @@ const NETWORK: &[Row] = &[
 ];
 /// Listener filters.
 const LISTENER: &[Row] = &[
+    (
+        "set_filter_state",
+        "envoy.filters.listener.set_filter_state",
+        "envoy.extensions.filters.listener.set_filter_state.v3.Config",
+    ),
     (
         "tls_inspector",
         "envoy.filters.listener.tls_inspector",

@@ -10,6 +10,7 @@ mod moment;
 mod operator;
 mod parse;
 mod request;
+mod state;
 mod time_format;
 mod tls_field;
 mod traffic;

@@ -23,6 +23,7 @@ mod per_route;
 pub(crate) mod ratelimit;
 pub(crate) mod rbac;
 pub(crate) mod router;
+pub(crate) mod set_filter_state;
 pub(crate) mod set_metadata;
 
 use std::any::Any as StdAny;
@@ -211,6 +212,7 @@ pub(crate) const FILTERS: &[FilterKind] = &[
     header_mutation::KIND,
     header_to_metadata::KIND,
     local_ratelimit::KIND,
+    set_filter_state::KIND,
     set_metadata::KIND,
 ];
 

@@ -2,6 +2,7 @@
 
 use crate::{
     filter_chain::FilterChain,
+    filter_state::FilterState,
     stream_info::DynamicMetadata,
     transport::{CertificateDetails, ClientAddresses, DownstreamStream, HandshakeNotes, Meter},
     worker::Worker,
@@ -85,6 +86,8 @@ pub(crate) struct ConnectionInfo {
     pub(crate) chain: Option<Arc<FilterChain>>,
     /// Bytes in and out so far.
     pub(crate) meter: Arc<Meter>,
+    /// Left by listener and network filters for others and for logs.
+    pub(crate) filter_state: FilterState,
     /// Left by network filters.
     pub(crate) metadata: DynamicMetadata,
     /// What filters that look at the bytes have found so far.

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     access_log::LogType,
+    filter_state::FilterState,
     http::timer::Timer,
     listener_filter::{Accepted, ListenerFilter},
     network::Verdict,
@@ -86,6 +87,7 @@ fn new_info(config: &ListenerConfig, local: SocketAddr, remote: SocketAddr) -> C
         direction: config.direction,
         chain: None,
         meter: Arc::default(),
+        filter_state: FilterState::default(),
         metadata: DynamicMetadata::default(),
         cluster_override: None,
         dynamic_host: None,
@@ -262,15 +264,21 @@ async fn serve(
         drain: chain.drain.clone(),
         watchers: vec![Box::new(counted)],
     };
+    let mut verdict = Verdict::Continue;
+    for filter in &chain.passing {
+        verdict = filter.on_new_connection(&mut connection).await;
+        if verdict == Verdict::Close {
+            break;
+        }
+    }
+    // After the filters, as it tells what they have left.
     if !config.access_logs.is_empty() {
         connection
             .watchers
             .push(Box::new(ConnectionLog(config, connection.info.clone())));
     }
-    for filter in &chain.passing {
-        if filter.on_new_connection(&mut connection).await == Verdict::Close {
-            return Ok(());
-        }
+    if verdict == Verdict::Close {
+        return Ok(());
     }
     chain.terminal.clone().serve(connection).await;
     Ok(())

@@ -11,6 +11,7 @@ pub(crate) use tunnel::Tunnels;
 use super::{FactoryContext, Filter, TerminalFilter};
 use crate::{
     access_log::LogType,
+    filter_state::{CLUSTER, IDLE_TIMEOUT as IDLE, Object},
     invalid::{At as _, Invalid},
     listener::{CloseType, Connection},
     overload::Action,
@@ -258,7 +259,8 @@ impl TcpProxy {
         if self.logs.is_connected_logged {
             self.logs.write(info, LogType::TcpUpstreamConnected);
         }
-        let copying = copy::run(&mut connection, upstream, self.limits);
+        let limits = self.limits_of(&connection);
+        let copying = copy::run(&mut connection, upstream, limits);
         let ended = self.logs.meanwhile(copying, info).await;
         match ended {
             Ended::Idle => {
@@ -290,6 +292,15 @@ impl TcpProxy {
         }
     }
 
+    /// The limits of a connection; a filter may have left an idle timeout of its own.
+    fn limits_of(&self, connection: &Connection) -> Limits {
+        let mut limits = self.limits;
+        if let Some(Object::Milliseconds(idle)) = connection.info.filter_state.get(IDLE) {
+            limits.idle = (*idle > 0).then(|| Duration::from_millis(*idle));
+        }
+        limits
+    }
+
     /// The cluster called `name`, asked for if it is not known.
     async fn cluster(&self, worker: &Worker, name: &str) -> Option<Arc<Cluster>> {
         let known = worker.clusters.get(name);
@@ -300,7 +311,12 @@ impl TcpProxy {
     }
 
     fn choose_cluster(&self, connection: &Connection, random: u64) -> (Arc<str>, Option<&Struct>) {
-        if let Some(name) = &connection.info.cluster_override {
+        // As in Envoy what a filter says by name comes before what the client says.
+        let named = match connection.info.filter_state.get(CLUSTER) {
+            Some(Object::Cluster(name)) => Some(name),
+            _ => connection.info.cluster_override.as_ref(),
+        };
+        if let Some(name) = named {
             return (name.clone(), self.metadata_match.as_ref());
         }
         let total = self.clusters.last().map_or(1, |(sum, _, _)| *sum);
@@ -331,10 +347,7 @@ impl TcpProxy {
                 random: worker.random(),
                 hash,
                 metadata_match: metadata,
-                original_destination: connection
-                    .info
-                    .is_local_restored
-                    .then_some(connection.info.local_address),
+                original_destination: info.original_destination(),
                 authority: authority.as_deref(),
                 ..LoadBalancerContext::default()
             };

@@ -9,6 +9,7 @@ use http::{Method, Version};
 use crate::http::headers::{RequestHeaders, Scheme};
 use crate::listener::{ConnectionInfo, Direction, PeerCertificate, TlsInfo, TransportProtocol};
 
+use crate::filter_state::FilterState;
 use crate::transport::HandshakeNotes;
 
 use super::StreamInfo;
@@ -34,6 +35,7 @@ pub(crate) fn connection() -> ConnectionInfo {
         listener_metadata: None,
         direction: Direction::Unspecified,
         chain: None,
+        filter_state: FilterState::default(),
         metadata: crate::stream_info::DynamicMetadata::default(),
         cluster_override: None,
         dynamic_host: None,

@@ -18,6 +18,7 @@ use super::moment::{Moment, Precision};
 use super::request::{
     PathSource, ServerName, decoded_query, header_bytes, query_value, write_stream_id,
 };
+use super::state::StatePath;
 use super::tls_field::{Side, TlsField};
 use super::traffic::{Measure, Way};
 use super::{FormatContext, Kind, TimeFormat, truncate};
@@ -75,6 +76,7 @@ pub(super) enum Operator {
     GrpcStatusSnake,
     LocalReplyBody,
     Metadata(MetadataPath),
+    FilterState(StatePath),
     Address(Address, AddressPart),
     Expression(Box<Expression>, bool),
     FirstOf(Vec<(Operator, Option<usize>)>),
@@ -141,6 +143,7 @@ impl Operator {
             | Operator::Address(_, AddressPart::Port)
             | Operator::Number(_) => Kind::Number,
             Operator::Metadata(_) | Operator::Expression(_, true) => Kind::Json,
+            Operator::FilterState(path) if path.is_json() => Kind::Json,
             _ => Kind::Text,
         }
     }
@@ -219,6 +222,7 @@ impl Operator {
             Operator::LocalReplyBody => put(Some(context.local_reply_body), out),
             Operator::Address(side, part) => side.write(*part, info, out),
             Operator::Metadata(path) => path.write(info, out),
+            Operator::FilterState(path) => put(path.find(info).as_deref(), out),
             Operator::Expression(expression, _) => expression.write(context, out),
             Operator::FirstOf(operators) => operators.iter().any(|(operator, limit)| {
                 let start = out.len();

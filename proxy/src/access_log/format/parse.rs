@@ -10,6 +10,7 @@ use super::metadata::{MetadataPath, Owner};
 use super::moment::{Moment, Precision};
 use super::operator::{Map, Operator, TimePoint};
 use super::request::{HostSource, NameFrom, PathSource, ServerName};
+use super::state::StatePath;
 use super::tls_field::{Side, TlsField};
 use super::traffic::Measure;
 use super::{Part, TimeFormat};
@@ -145,10 +146,9 @@ fn operator(name: &str, argument: Option<&str>) -> Result<Operator, Invalid> {
             }
         },
         "COMMON_DURATION" => duration_between(needed()?)?,
-        "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => {
-            needed()?;
-            Operator::Absent
-        }
+        "FILTER_STATE" => Operator::FilterState(StatePath::parse(needed()?)?),
+        // Nobody leaves any on upstream connections.
+        "UPSTREAM_FILTER_STATE" => StatePath::parse(needed()?).map(|_| Operator::Absent)?,
         _ if KNOWN_ABSENT.contains(&name) => Operator::Absent,
         _ => {
             return Err(Invalid::new(format!(

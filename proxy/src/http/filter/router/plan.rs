@@ -277,8 +277,7 @@ fn says_how(name: &HeaderName) -> bool {
 
 /// Where the client wanted to go, for clusters that send it there.
 pub(super) fn original_destination(state: &StreamState) -> Option<SocketAddr> {
-    let info = &state.stream.info.connection;
-    info.is_local_restored.then_some(info.local_address)
+    state.stream.info.original_destination()
 }
 
 /// The count of this attempt, for the upstream.

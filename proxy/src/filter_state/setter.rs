@@ -1,0 +1,200 @@
+//! What the `set_filter_state` filters do, wherever they stand.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use proto::envoy::extensions::filters::common::set_filter_state::v3::{
+    FilterStateValue as Wire,
+    filter_state_value::{Key, SharedWithUpstream, Value},
+};
+
+use super::{CLUSTER, DESTINATION, FilterState, IDLE_TIMEOUT, Object};
+use crate::access_log::{FormatContext, LineFormat};
+use crate::invalid::{At as _, Invalid, try_all};
+use crate::listener::ConnectionInfo;
+use crate::stream_info::StreamInfo;
+
+/// Makes a value of a text; none if the text is none of its kind.
+type Factory = fn(&str) -> Option<Object>;
+
+/// A text that is only kept apart from others where upstream connections are shared.
+const HASHABLE: &str = "envoy.hashable_string";
+
+/// Envoy's factories, as far as something here reads what they make, or nothing but logs need to.
+const FACTORIES: &[(&str, Factory)] = &[
+    ("envoy.string", |text| Some(Object::Text(text.into()))),
+    (HASHABLE, |text| Some(Object::Text(text.into()))),
+    ("envoy.bool", |text| truth(text).map(Object::Bool)),
+    ("envoy.network.ip", |text| text.parse().ok().map(Object::Ip)),
+    (CLUSTER, |text| Some(Object::Cluster(text.into()))),
+    (DESTINATION, |text| text.parse().ok().map(Object::Address)),
+    (IDLE_TIMEOUT, |text| {
+        text.trim().parse().ok().map(Object::Milliseconds)
+    }),
+];
+
+/// Values to set, in this order.
+pub(crate) struct Setters(Vec<Setter>);
+
+struct Setter {
+    key: Arc<str>,
+    make: Factory,
+    format: LineFormat,
+    is_skipped_if_empty: bool,
+}
+
+impl Setters {
+    /// Checks the values.
+    pub(crate) fn new(field: &str, wire: &[Wire]) -> Result<Self, Invalid> {
+        try_all(field, wire, Setter::try_from).map(Self)
+    }
+
+    /// Whether there is nothing to set.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Sets the values of a connection.
+    pub(crate) fn set_on_connection(&self, info: &mut ConnectionInfo, is_secured: bool) {
+        if self.is_empty() {
+            return;
+        }
+        let mut known = info.clone();
+        if !is_secured {
+            known.tls = None;
+        }
+        let stream = StreamInfo::new(Rc::new(known), None);
+        self.set(&FormatContext::of(&stream), &mut info.filter_state);
+    }
+
+    /// The values, for a request.
+    pub(crate) fn make(&self, context: &FormatContext<'_>) -> FilterState {
+        let mut made = FilterState::default();
+        self.set(context, &mut made);
+        made
+    }
+
+    fn set(&self, context: &FormatContext<'_>, state: &mut FilterState) {
+        for setter in &self.0 {
+            let mut text = String::new();
+            setter.format.write(context, &mut text);
+            if text.is_empty() && setter.is_skipped_if_empty {
+                continue;
+            }
+            if let Some(object) = (setter.make)(&text) {
+                state.set(&setter.key, object);
+            }
+        }
+    }
+}
+
+impl TryFrom<&Wire> for Setter {
+    type Error = Invalid;
+
+    fn try_from(wire: &Wire) -> Result<Self, Invalid> {
+        let key = match &wire.key {
+            Some(Key::ObjectKey(key)) if !key.is_empty() => key.as_str(),
+            _ => return Err(Invalid::new("it is needed").at("object_key")),
+        };
+        let factory = match wire.factory_key.as_str() {
+            "" => key,
+            factory => factory,
+        };
+        let Some((_, make)) = FACTORIES.iter().find(|(name, _)| *name == factory) else {
+            return Err(
+                Invalid::unsupported(&format!("an object of {factory:?}")).at("factory_key")
+            );
+        };
+        // There are no internal connections that would take part; others share by what can be hashed.
+        if factory == HASHABLE && wire.shared_with_upstream() != SharedWithUpstream::None {
+            return Err(
+                Invalid::unsupported("with envoy.hashable_string").at("shared_with_upstream")
+            );
+        }
+        let Some(Value::FormatString(format)) = &wire.value else {
+            return Err(Invalid::new("it is needed").at("format_string"));
+        };
+        Ok(Self {
+            key: key.into(),
+            make: *make,
+            format: LineFormat::try_new(format).at("format_string")?,
+            is_skipped_if_empty: wire.skip_if_empty,
+        })
+    }
+}
+
+/// As Envoy reads it, in any case.
+fn truth(text: &str) -> Option<bool> {
+    Some(match text.to_ascii_lowercase().as_str() {
+        "true" | "t" | "yes" | "y" | "1" => true,
+        "false" | "f" | "no" | "n" | "0" => false,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream_info::testing::{connection, request};
+    use serde_json::{Value as Json, json};
+
+    fn setters(values: &Json) -> Result<Setters, Invalid> {
+        let values: Vec<Wire> = (values.as_array().unwrap().iter())
+            .map(|value| proto::json::from_value(value).unwrap())
+            .collect();
+        Setters::new("values", &values)
+    }
+
+    fn value(key: &str, factory: &str, text: &str) -> Json {
+        json!({"object_key": key, "factory_key": factory, "format_string": {"text_format_source": {"inline_string": text}}})
+    }
+
+    #[test]
+    fn values_are_made_of_formats() {
+        let mut skipped = value("none", "envoy.string", "");
+        skipped["skip_if_empty"] = json!(true);
+        let setters = setters(&json!([
+            value("a", "envoy.string", "first"),
+            value("a", "envoy.string", "%REQ(x-a)% %DOWNSTREAM_LOCAL_PORT%"),
+            value(CLUSTER, "", "there"),
+            value("b", "envoy.bool", "Yes"),
+            value("c", "envoy.bool", "perhaps"),
+            value("d", IDLE_TIMEOUT, "12"),
+            value("e", "envoy.string", ""),
+            skipped,
+        ]))
+        .unwrap();
+        let mut info = connection();
+        let port = info.local_address.port();
+        setters.set_on_connection(&mut info, true);
+        let state = &info.filter_state;
+        let text = |text: &str| Some(Object::Text(text.into()));
+        assert_eq!(state.get("a").cloned(), text(&format!("- {port}")));
+        assert_eq!(state.get(CLUSTER), Some(&Object::Cluster("there".into())));
+        assert_eq!(state.get("b"), Some(&Object::Bool(true)));
+        assert_eq!(state.get("c"), None);
+        assert_eq!(state.get("d"), Some(&Object::Milliseconds(12)));
+        assert_eq!(state.get("e").cloned(), text(""));
+        assert_eq!(state.get("none"), None);
+        let stream = StreamInfo::new(Rc::new(info), Some(http::Version::HTTP_11));
+        let head = request("h", "/", &[("x-a", "one")]);
+        let made = setters.make(&FormatContext::of_request(&stream, &head));
+        assert_eq!(made.get("a").cloned(), text(&format!("one {port}")));
+    }
+
+    #[test]
+    fn what_nothing_here_reads_is_refused() {
+        let refused = |value: Json| setters(&json!([value])).err().unwrap().to_string();
+        let no_factory = refused(value("mine", "", "x"));
+        assert!(no_factory.contains("values[0].factory_key"), "{no_factory}");
+        let unread = refused(value("envoy.network.upstream_server_name", "", "x"));
+        assert!(unread.contains("upstream_server_name"), "{unread}");
+        let mut shared = value("a", HASHABLE, "x");
+        shared["shared_with_upstream"] = json!("ONCE");
+        assert!(refused(shared).contains("shared_with_upstream"));
+        assert!(
+            refused(json!({"object_key": "a", "factory_key": "envoy.string"}))
+                .contains("format_string")
+        );
+    }
+}
