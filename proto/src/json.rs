@@ -72,6 +72,16 @@ pub fn from_value<T: Message + Name + Default>(value: &Value) -> Result<T, JsonE
         .map_err(|error| JsonError::Decode(T::full_name(), error))
 }
 
+/// As [`from_value`], but fields that no message has are left out: whoever wrote it may know a newer API.
+///
+/// # Errors
+/// As [`from_value`].
+pub fn lenient_from_value<T: Message + Name + Default>(value: &Value) -> Result<T, JsonError> {
+    let dynamic = read(message_descriptor(&T::full_name())?, value, false)?;
+    T::decode(dynamic.encode_to_vec().as_slice())
+        .map_err(|error| JsonError::Decode(T::full_name(), error))
+}
+
 /// Reads the message called `full_name` from its JSON form. `null` is the empty message.
 ///
 /// # Errors

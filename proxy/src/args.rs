@@ -75,6 +75,32 @@ pub struct Args {
     /// Writes the admin interface's address to this file.
     #[arg(long = "admin-address-path", value_name = "FILE")]
     pub admin_address_path: Option<PathBuf>,
+    /// Leaves fields of the bootstrap out that are not known here, instead of refusing it.
+    #[arg(
+        long = "allow-unknown-static-fields",
+        visible_alias = "allow-unknown-fields"
+    )]
+    pub allow_unknown_static_fields: bool,
+    /// Accepted for Envoy's sake; fields of xDS that are not known here never count.
+    #[arg(long = "ignore-unknown-dynamic-fields", hide = true)]
+    pub ignore_unknown_dynamic_fields: bool,
+    /// Accepted for Envoy's sake; draining connections are always asked at once to end.
+    #[arg(
+        long = "drain-strategy",
+        value_name = "STRATEGY",
+        value_parser = ["immediate"],
+        hide = true
+    )]
+    pub drain_strategy: Option<String>,
+    /// Accepted for Envoy's sake; a line of the log has one form.
+    #[arg(long = "log-format", value_name = "FORMAT", hide = true)]
+    pub log_format: Option<String>,
+    /// Accepted for Envoy's sake; the log does not speak of deprecated fields.
+    #[arg(long = "skip-deprecated-logs", hide = true)]
+    pub skip_deprecated_logs: bool,
+    /// Accepted for Envoy's sake; the number of workers heeds the set of cores anyway.
+    #[arg(long = "cpuset-threads", hide = true)]
+    pub cpuset_threads: bool,
     /// `serve`, or `validate`: check the bootstrap and end.
     #[arg(long, value_name = "MODE", default_value = "serve")]
     pub mode: Mode,
@@ -117,6 +143,8 @@ pub struct Options {
     pub logging: Option<proto_component::logging::Logging>,
     /// Check the bootstrap and end.
     pub validate_only: bool,
+    /// Fields of the bootstrap that are not known are left out.
+    pub allows_unknown_fields: bool,
 }
 
 /// Where the bootstrap comes from.
@@ -147,6 +175,7 @@ impl Options {
             config_path: None,
             logging: None,
             validate_only: false,
+            allows_unknown_fields: false,
         }
     }
 }
@@ -184,6 +213,7 @@ impl Args {
             log_flush_interval: Duration::from_millis(self.file_flush_interval_msec.max(1)),
             admin_address_path: self.admin_address_path,
             validate_only: self.mode == Mode::Validate,
+            allows_unknown_fields: self.allow_unknown_static_fields,
             ..Options::new(bootstrap)
         })
     }

@@ -84,7 +84,7 @@ pub(crate) struct RuntimeDiscovery {
 impl Bootstrap {
     /// Reads and checks the bootstrap.
     pub(crate) fn load(options: &Options) -> anyhow::Result<Self> {
-        let (wire, place) = read(&options.bootstrap)?;
+        let (wire, place) = read(options)?;
         Self::new(wire, options).with_context(|| format!("check {place}"))
     }
 
@@ -250,28 +250,37 @@ impl Bootstrap {
 }
 
 /// Reads the message; where it came from goes with it.
-pub(crate) fn read(source: &BootstrapSource) -> anyhow::Result<(Wire, String)> {
-    match source {
-        BootstrapSource::Message(wire) => Ok(((**wire).clone(), "the bootstrap".to_owned())),
-        BootstrapSource::Text(text) => {
-            let place = "--config-yaml";
-            let wire = proto::yaml::from_str(text).with_context(|| format!("read {place}"))?;
-            Ok((wire, place.to_owned()))
+pub(crate) fn read(options: &Options) -> anyhow::Result<(Wire, String)> {
+    let (place, text, over) = match &options.bootstrap {
+        BootstrapSource::Message(wire) => {
+            return Ok(((**wire).clone(), "the bootstrap".to_owned()));
         }
-        BootstrapSource::File(file) => {
-            let place = file.display().to_string();
-            let text = read_file(file)?;
-            let wire = proto::yaml::from_str(&text).with_context(|| format!("read {place}"))?;
-            Ok((wire, place))
-        }
+        BootstrapSource::Text(text) => ("--config-yaml".to_owned(), text.clone(), None),
+        BootstrapSource::File(file) => (file.display().to_string(), read_file(file)?, None),
         BootstrapSource::Merged(file, over) => {
             let place = format!("{} with --config-yaml", file.display());
-            let mut base = value(&read_file(file)?).with_context(|| format!("read {place}"))?;
-            merge(&mut base, value(over).context("read --config-yaml")?);
-            let wire = proto::json::from_value(&base).with_context(|| format!("read {place}"))?;
-            Ok((wire, place))
+            (place, read_file(file)?, Some(over))
         }
-    }
+    };
+    let wire = match over {
+        // With the line of what is wrong.
+        None if !options.allows_unknown_fields => {
+            proto::yaml::from_str(&text).with_context(|| format!("read {place}"))?
+        }
+        _ => {
+            let mut base = value(&text).with_context(|| format!("read {place}"))?;
+            if let Some(over) = over {
+                merge(&mut base, value(over).context("read --config-yaml")?);
+            }
+            let read = if options.allows_unknown_fields {
+                proto::json::lenient_from_value(&base)
+            } else {
+                proto::json::from_value(&base)
+            };
+            read.with_context(|| format!("read {place}"))?
+        }
+    };
+    Ok((wire, place))
 }
 
 fn read_file(file: &std::path::Path) -> anyhow::Result<String> {

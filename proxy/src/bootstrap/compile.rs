@@ -18,7 +18,7 @@ use std::{
 /// # Errors
 /// When it cannot be read.
 pub fn compile(options: &Options) -> anyhow::Result<()> {
-    let (wire, _) = read(&options.bootstrap)?;
+    let (wire, _) = read(options)?;
     let mut output = std::io::stdout().lock();
     output
         .write_all(&wire.encode_to_vec())
@@ -32,7 +32,7 @@ pub fn compile(options: &Options) -> anyhow::Result<()> {
 pub fn precompiled(options: Options) -> Options {
     let wire = match &options.bootstrap {
         BootstrapSource::Message(_) => None,
-        source => run(source),
+        source => run(source, options.allows_unknown_fields),
     };
     match wire {
         Some(wire) => Options {
@@ -44,9 +44,12 @@ pub fn precompiled(options: Options) -> Options {
     }
 }
 
-fn run(source: &BootstrapSource) -> Option<Wire> {
+fn run(source: &BootstrapSource, allows_unknown_fields: bool) -> Option<Wire> {
     let mut command = Command::new("/proc/self/exe");
     command.args(["--mode", "compile"]);
+    if allows_unknown_fields {
+        command.arg("--allow-unknown-static-fields");
+    }
     match source {
         BootstrapSource::Message(_) => return None,
         BootstrapSource::File(file) => command.arg("-c").arg(file),

@@ -213,3 +213,36 @@ async fn what_is_not_supported_is_refused_with_its_path() {
         "{text}"
     );
 }
+
+/// As Istio's agent starts a proxy, with a bootstrap that knows fields from tomorrow.
+#[tokio::test]
+async fn unknown_fields_of_the_bootstrap_count_for_nothing_where_that_is_allowed() {
+    let text = "{node: {id: one, cluster: some}, field_from_tomorrow: 1, static_resources: {clusters: [\
+        {name: c, connect_timeout: 1s, another: {deep: 2}, typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: \
+        {'@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, \
+        explicit_http_config: {http2_protocol_options: {third: 3}}}}}]}}";
+    let validate = async |arguments: &[&str]| {
+        tokio::process::Command::new(env!("CARGO_BIN_EXE_bireme-proxy"))
+            .args(["--mode", "validate", "--config-yaml", text])
+            .args(arguments)
+            .output()
+            .await
+            .unwrap()
+    };
+    let refused = validate(&[]).await;
+    assert!(!refused.status.success());
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("field_from_tomorrow"), "{said}");
+    let arguments = [
+        "--allow-unknown-static-fields",
+        "--drain-strategy",
+        "immediate",
+        "--log-format",
+        "%v",
+        "--skip-deprecated-logs",
+        "--ignore-unknown-dynamic-fields",
+    ];
+    let taken = validate(&arguments).await;
+    let said = String::from_utf8_lossy(&taken.stderr);
+    assert!(taken.status.success(), "{said}");
+}
