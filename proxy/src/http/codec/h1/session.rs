@@ -462,11 +462,10 @@ impl Session {
     /// Ends our side, and waits for the client's for a while: a reset would take the response from it.
     async fn close(&mut self) {
         let manager = &self.connection.manager;
+        self.connection.info.end_because(DRAINED);
         let Some(patience) = manager.timeouts.delayed_close else {
-            self.connection.info.end_because(DRAINED);
             return;
         };
-        self.connection.info.end_because(DRAINED);
         let until = Some(Instant::now() + patience);
         let (io, timer) = (self.io.clone(), &mut self.timer);
         let mut is_shut = false;
