@@ -222,6 +222,8 @@ impl DownstreamTransport {
                 if handshake.is_updated {
                     stats.context_updated();
                 }
+                // What a listener filter saw was before: of a PROXY head, say.
+                notes.failure = None;
                 let (raw, hello) = read_hello(raw, notes).await;
                 if hello.wants_staple {
                     let name = hello.server_name.as_deref();

@@ -258,6 +258,21 @@ async fn a_client_that_answers_pings_stays_and_one_that_does_not_goes() {
 }
 
 #[tokio::test]
+async fn a_client_that_answers_no_pings_goes_though_an_answer_is_due() {
+    let (host, mut connections) = accepting().await;
+    let more = format!("http2_protocol_options: {{{STRICT}}},");
+    let cluster = over_http2(&static_cluster("c", host), PATIENT);
+    let listener = web_listener(&more, ROUTES, "");
+    let proxy = Process::serving(&listener, &[cluster], &[]).await;
+    let mut client = frames::connect(proxy.address("web").await, &[]).await;
+    get(&mut client, 1).await;
+    let _upstream = greeted(&mut connections).await;
+    while next_of(&mut client, PING).await.is_some() {}
+    proxy.stat_is("http.web.downstream_cx_active", 0).await;
+    proxy.stat_is("http.web.downstream_rq_active", 0).await;
+}
+
+#[tokio::test]
 async fn an_upstream_that_answers_pings_stays_and_one_that_does_not_goes() {
     for (options, answers) in [(PATIENT, true), (STRICT, false)] {
         let (host, mut connections) = accepting().await;

@@ -66,12 +66,24 @@ impl ServerName {
             }
         };
         let name = match self.from {
-            NameFrom::TlsOnly => of_tls,
-            NameFrom::TlsElseHost => of_tls.or_else(of_host),
-            NameFrom::Host => of_host(),
+            NameFrom::TlsOnly => of_tls.map(as_host),
+            NameFrom::TlsElseHost => of_tls.map(as_host).or_else(|| of_host().map(Cow::Borrowed)),
+            NameFrom::Host => of_host().map(Cow::Borrowed),
         };
-        put(name, out)
+        put(name.as_deref(), out)
     }
+}
+
+/// A name that a client may have made of any bytes: as Envoy writes those that no host can have, so that they cannot pass for lines.
+fn as_host(name: &str) -> Cow<'_, str> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    if name.bytes().all(fits) {
+        return Cow::Borrowed(name);
+    }
+    let safe = name
+        .bytes()
+        .map(|byte| if fits(byte) { char::from(byte) } else { '_' });
+    Cow::Owned("invalid:".chars().chain(safe).collect())
 }
 
 /// The names and values of all fields of a head, pseudo headers too, without what stands between them.
@@ -172,4 +184,15 @@ pub(super) fn write_stream_id(context: &FormatContext<'_>, out: &mut String) -> 
     bytes[8..].copy_from_slice(&context.info.connection.id.to_be_bytes());
     let id = uuid::Builder::from_random_bytes(bytes).into_uuid();
     put(Some(&id.to_string()), out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::as_host;
+
+    #[test]
+    fn names_that_no_host_has_cannot_pass_for_lines() {
+        assert_eq!(as_host("a-1.example"), "a-1.example");
+        assert_eq!(as_host("a\n[x] GET /\u{e9}"), "invalid:a__x__GET____");
+    }
 }

@@ -48,9 +48,9 @@ pub(super) async fn serve(
         biased;
         () = run(&mut http2, &handle, &connection) => return linger(&mut http2, &connection).await,
         () = keep_alive(&manager, &handle) => {
-            handle.refuse_more();
+            // Nobody is there to take what is left.
             connection.info.meter.because("http2_ping_timeout");
-            Ending::Idle
+            return;
         }
         () = connection.overrun.notified() => {
             manager.stats.downstream_rq_too_many_premature_resets.inc();

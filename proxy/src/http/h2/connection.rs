@@ -285,11 +285,6 @@ impl Handle {
         core.end(Error::Closed);
     }
 
-    /// Says that no more streams are looked at; those that are open go on.
-    pub(crate) fn refuse_more(&self) {
-        self.0.borrow_mut().tell_last(Reason::NO_ERROR);
-    }
-
     /// Pings the peer every so often; resolves when it has not answered in time.
     pub(crate) async fn keep_alive(&self, interval: Duration, patience: Duration) {
         loop {
