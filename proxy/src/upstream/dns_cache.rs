@@ -83,6 +83,15 @@ struct Name {
     state: watch::Sender<Option<Option<Arc<Host>>>>,
 }
 
+/// A wait that counts until it is over, or given up.
+struct Pending<'a>(&'a AtomicUsize);
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 /// Why a name has no host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unresolved {
@@ -181,6 +190,11 @@ impl TryFrom<&Wire> for DnsCacheConfig {
 }
 
 impl DnsCacheConfig {
+    /// How long an answer counts: never so long that a name which nobody uses would stay.
+    fn pause(&self, ttl: Duration) -> Duration {
+        ttl.min(self.host_ttl).max(self.least)
+    }
+
     /// Of a cluster; whether it may go without checking names in certificates comes with it.
     pub(super) fn of_cluster(any: &prost_types::Any) -> Result<(Self, bool), Invalid> {
         let wire: ClusterConfig = proto::any::unpack(any)?;
@@ -277,14 +291,13 @@ impl Cluster {
         let Some(cache) = &self.dns_cache else {
             return Ok(());
         };
-        if cache.pending.fetch_add(1, Relaxed) >= cache.config.max_pending {
-            cache.pending.fetch_sub(1, Relaxed);
+        let before = cache.pending.fetch_add(1, Relaxed);
+        let _pending = Pending(&cache.pending);
+        if before >= cache.config.max_pending {
             cache.stats.dns_rq_pending_overflow.inc();
             return Err(Unresolved::Overflow);
         }
-        let outcome = self.wait_for(authority).await;
-        cache.pending.fetch_sub(1, Relaxed);
-        outcome
+        self.wait_for(authority).await
     }
 
     async fn wait_for(self: &Arc<Self>, authority: &str) -> Result<(), Unresolved> {
@@ -371,7 +384,7 @@ async fn follow(cluster: Arc<Cluster>, key: String, name: Arc<Name>) {
         let pause = match answer {
             Ok(ttl) => {
                 backoff.reset();
-                ttl.map_or(config.options.refresh, |ttl| ttl.max(config.least))
+                ttl.map_or(config.options.refresh, |ttl| config.pause(ttl))
             }
             Err(Unresolved::Failed | Unresolved::Overflow) => backoff.next_delay(),
         };
@@ -457,3 +470,6 @@ pub(crate) async fn run_dns_cache(cluster: Arc<Cluster>) {
     }
     cluster.set_initialized();
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,7 @@ use simple_dns::TYPE;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
 use tokio::time::timeout;
@@ -43,6 +44,38 @@ pub(crate) struct NameServers {
     rotates: bool,
     payload: u16,
     leaves_out_unroutable: bool,
+    start: Start,
+}
+
+/// The server that is asked first unless they take turns: one that has not failed since another did. No part of the
+/// configuration, so all are equal.
+#[derive(Debug, Default)]
+struct Start(AtomicUsize);
+
+impl PartialEq for Start {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Start {}
+
+/// A question to a server; one that is not answered, or not waited for to the end, makes the next server the first.
+struct Attempt<'a> {
+    servers: &'a NameServers,
+    index: usize,
+    is_answered: bool,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            let next = (self.index + 1) % self.servers.addresses.len();
+            let start = &self.servers.start.0;
+            // Others may have found out before.
+            let _ = start.compare_exchange(self.index, next, Relaxed, Relaxed);
+        }
+    }
 }
 
 impl TryFrom<Wire> for NameServers {
@@ -95,6 +128,7 @@ impl TryFrom<Wire> for NameServers {
             rotates: wire.rotate_nameservers,
             payload: u16::try_from(payload).unwrap_or(PAYLOAD),
             leaves_out_unroutable: wire.filter_unroutable_families,
+            start: Start::default(),
         })
     }
 }
@@ -119,21 +153,30 @@ impl NameServers {
         name: &str,
         family: DnsFamily,
     ) -> io::Result<(Vec<IpAddr>, Option<Duration>)> {
-        let (mut found, ttl) = match known(name).await {
-            found if found.is_empty() => self.ask_for(name, family).await?,
-            found => (found, None),
+        let (has_v4, has_v6) = if self.leaves_out_unroutable {
+            families()
+        } else {
+            (true, true)
         };
-        if self.leaves_out_unroutable {
-            let (has_v4, has_v6) = families();
-            found.retain(|ip| if ip.is_ipv4() { has_v4 } else { has_v6 });
+        let is_routable = |ip: &IpAddr| if ip.is_ipv4() { has_v4 } else { has_v6 };
+        let mut found = known(name).await;
+        found.retain(|ip| match family {
+            DnsFamily::V4Only => ip.is_ipv4(),
+            DnsFamily::V6Only => ip.is_ipv6(),
+            DnsFamily::V4Preferred | DnsFamily::Auto | DnsFamily::All => true,
+        });
+        if found.is_empty() {
+            return self.ask_for(name, family, is_routable).await;
         }
-        Ok((found, ttl))
+        found.retain(is_routable);
+        Ok((found, None))
     }
 
     async fn ask_for(
         &self,
         name: &str,
         family: DnsFamily,
+        is_routable: impl Fn(&IpAddr) -> bool,
     ) -> io::Result<(Vec<IpAddr>, Option<Duration>)> {
         let rounds: &[&[TYPE]] = match family {
             DnsFamily::V4Only => &[&[TYPE::A]],
@@ -155,6 +198,8 @@ impl NameServers {
                     Err(error) => failure = Some(error),
                 }
             }
+            // A family that cannot be reached is none, so that the other one is asked for.
+            found.retain(&is_routable);
             match failure {
                 Some(error) if found.is_empty() => outcome = Err(error),
                 _ if found.is_empty() => outcome = Ok((found, None)),
@@ -194,16 +239,24 @@ impl NameServers {
         let first = if self.rotates {
             rand::random_range(0..self.addresses.len())
         } else {
-            0
+            self.start.0.load(Relaxed)
         };
         let mut last = io::Error::new(io::ErrorKind::TimedOut, "no name server answers");
         for round in 0..self.tries {
             let patience = self.timeout.saturating_mul(1 << round.min(16));
-            for index in 0..self.addresses.len() {
-                let server = self.addresses[(first + index) % self.addresses.len()];
+            for step in 0..self.addresses.len() {
+                let mut attempt = Attempt {
+                    servers: self,
+                    index: (first + step) % self.addresses.len(),
+                    is_answered: false,
+                };
+                let server = self.addresses[attempt.index];
                 let asked = ask(server, name, kind, self.payload, self.by_tcp);
                 match timeout(patience, asked).await {
-                    Ok(Ok(reply)) => return Ok(reply),
+                    Ok(Ok(reply)) => {
+                        attempt.is_answered = true;
+                        return Ok(reply);
+                    }
                     Ok(Err(error)) => {
                         tracing::debug!(target: "dns", %server, name, %error, "no answer");
                         last = error;
@@ -216,9 +269,11 @@ impl NameServers {
     }
 }
 
-/// Whether the machine has addresses of either family that others can reach.
+/// Whether the machine has addresses of either family that others can reach; if it does not say, it may have both.
 fn families() -> (bool, bool) {
-    let all = getifaddrs().into_iter().flatten();
+    let Ok(all) = getifaddrs() else {
+        return (true, true);
+    };
     let addresses = all.filter_map(|interface| interface.address);
     addresses.fold((false, false), |(v4, v6), address| {
         let is_v4 = address
@@ -234,6 +289,94 @@ fn families() -> (bool, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use simple_dns::{CLASS, Name, Packet, PacketFlag, QTYPE, ResourceRecord, rdata};
+    use tokio::net::UdpSocket;
+
+    /// Answers what is asked: with an address of the kind, or that it will not.
+    async fn serve(socket: &UdpSocket, refuses: bool) {
+        let mut buffer = [0; 512];
+        loop {
+            let (length, client) = socket.recv_from(&mut buffer).await.unwrap();
+            let query = Packet::parse(&buffer[..length]).unwrap();
+            let data = match query.questions[0].qtype {
+                QTYPE::TYPE(TYPE::A) => rdata::RData::A(rdata::A { address: 1 }),
+                _ => rdata::RData::AAAA(rdata::AAAA { address: 1 }),
+            };
+            let mut reply = Packet::new_reply(query.id());
+            reply.set_flags(PacketFlag::RESPONSE);
+            reply.questions.clone_from(&query.questions);
+            if refuses {
+                *reply.rcode_mut() = simple_dns::RCODE::Refused;
+            }
+            let name = Name::new_unchecked("x.test");
+            let record = ResourceRecord::new(name, CLASS::IN, 1, data);
+            reply.answers.push(record);
+            let reply = reply.build_bytes_vec().unwrap();
+            socket.send_to(&reply, client).await.unwrap();
+        }
+    }
+
+    async fn socket() -> UdpSocket {
+        UdpSocket::bind("127.0.0.1:0").await.unwrap()
+    }
+
+    fn servers(sockets: &[&UdpSocket]) -> NameServers {
+        let addresses = sockets.iter().map(|socket| socket.local_addr().unwrap());
+        NameServers {
+            addresses: addresses.collect(),
+            search: Vec::new(),
+            timeout: Duration::from_secs(60),
+            ..NameServers::try_from(Wire::default()).unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_reached_makes_way_for_the_other_family() {
+        let socket = socket().await;
+        let servers = servers(&[&socket]);
+        let asked = async {
+            for (family, can_v6, want) in [
+                (DnsFamily::Auto, true, Some("::1")),
+                (DnsFamily::Auto, false, Some("0.0.0.1")),
+                (DnsFamily::All, false, Some("0.0.0.1")),
+                (DnsFamily::V6Only, false, None),
+            ] {
+                let is_routable = |ip: &IpAddr| can_v6 || ip.is_ipv4();
+                let answer = servers.ask_for("x.test", family, is_routable).await;
+                let want: Vec<IpAddr> = want.iter().map(|ip| ip.parse().unwrap()).collect();
+                assert_eq!(answer.unwrap().0, want, "{family:?} {can_v6}");
+            }
+        };
+        tokio::select! {
+            () = asked => {}
+            () = serve(&socket, false) => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_fails_is_not_asked_first_again() {
+        let (bad, good, silent) = (socket().await, socket().await, socket().await);
+        let all = servers(&[&bad, &good, &silent]);
+        let start = || all.start.0.load(Relaxed);
+        let asked = async {
+            for _ in 0..2 {
+                all.query("x.test", TYPE::A).await.unwrap();
+                assert_eq!(start(), 1);
+            }
+        };
+        tokio::select! {
+            () = asked => {}
+            () = serve(&bad, true) => {}
+            () = serve(&good, false) => {}
+        }
+        // Nor is one that had no more time.
+        all.start.0.store(2, Relaxed);
+        let mut given_up = Box::pin(all.query("x.test", TYPE::A));
+        assert!(futures::poll!(&mut given_up).is_pending());
+        drop(given_up);
+        assert_eq!(start(), 0);
+        assert_eq!(all, servers(&[&bad, &good, &silent]));
+    }
 
     #[test]
     fn short_names_are_looked_for_in_the_domains_first() {
