@@ -31,6 +31,8 @@ struct Source {
     kept: Vec<Kept>,
     kept_bytes: usize,
     limit: Option<usize>,
+    /// Something went upstream and was not kept.
+    was_dropped: bool,
     mirrors: Vec<Rc<MirrorQueue>>,
     sees_data: bool,
     /// The number of filters that know of the end.
@@ -66,6 +68,7 @@ impl RequestSource {
                 kept: Vec::new(),
                 kept_bytes: 0,
                 limit: None,
+                was_dropped: false,
                 mirrors: Vec::new(),
                 sees_data: false,
                 ended: if is_end { usize::MAX } else { 0 },
@@ -148,8 +151,8 @@ impl RequestSource {
     /// True when everything read so far can be given to another attempt.
     pub(crate) fn is_replayable(&self) -> bool {
         let source = self.source.borrow();
-        source.limit.is_some()
-            || source.incoming.is_none() && source.is_end && source.kept.is_empty()
+        let is_empty = source.incoming.is_none() && source.is_end && source.kept.is_empty();
+        !source.was_dropped && (source.limit.is_some() || is_empty)
     }
 
     /// No retry will come: what was kept is let go once it is sent.
@@ -436,6 +439,7 @@ impl Source {
     /// Keeps a piece while there is room; what does not fit ends all keeping.
     fn keep(&mut self, piece: &Piece) -> bool {
         let Some(limit) = self.limit else {
+            self.was_dropped = true;
             return false;
         };
         if let Piece::Data(data) = piece {
@@ -443,6 +447,7 @@ impl Source {
         }
         if self.kept_bytes > limit {
             self.limit = None;
+            self.was_dropped = true;
             self.kept.clear();
             return false;
         }

@@ -38,6 +38,28 @@ fn a_bad_answer_is_retried_with_the_body() {
 }
 
 #[test]
+fn a_body_too_long_to_keep_is_not_sent_again() {
+    on_worker(async {
+        let upstream = Upstream::start(&[BAD, OK]).await;
+        let mut routes = route(
+            json!({"retry_on": "5xx", "num_retries": 1, "retry_back_off": {"base_interval": "0.001s"}}),
+        );
+        routes[0]["per_request_buffer_limit_bytes"] = json!(4);
+        let proxy = Proxy::with_routes(routes, &[upstream.cluster("c")]).await;
+        let response = proxy
+            .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello")
+            .await;
+        assert!(
+            response.starts_with("HTTP/1.1 503") && response.ends_with("bad"),
+            "{response}"
+        );
+        assert_eq!(proxy.stat("cluster.c.upstream_rq_total"), 1);
+        assert_eq!(proxy.stat("cluster.c.upstream_rq_retry"), 0);
+        assert_eq!(proxy.stat("cluster.c.retry_or_shadow_abandoned"), 1);
+    });
+}
+
+#[test]
 fn the_last_answer_is_kept_when_retries_are_used_up() {
     on_worker(async {
         let upstream = Upstream::start(&[BAD]).await;
