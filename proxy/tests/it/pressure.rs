@@ -23,6 +23,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpSocket, TcpStream},
     sync::watch,
+    time::timeout,
 };
 use tokio_rustls::TlsConnector;
 
@@ -302,5 +303,32 @@ async fn who_does_not_read_bytes_holds_up_who_sends() {
             up.stalls(format!("{what}, up"), &proxy),
         );
         assert_eq!(got, ALL, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn who_leaves_the_end_of_a_response_unread_is_cut_off() {
+    let body = "x".repeat(4096);
+    let routes = format!(
+        "[{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: {body}}}}}}}]"
+    );
+    let of_connection =
+        "stream_idle_timeout: 0s, common_http_protocol_options: {idle_timeout: 1s},";
+    for limit in ["stream_flush_timeout: 1s,", of_connection] {
+        let proxy = Process::serving(&web_listener(limit, &routes, ""), &[], &[]).await;
+        let mut client = TcpStream::connect(proxy.address("web").await)
+            .await
+            .unwrap();
+        // Responses fill what there is of buffers, until the end of one does not fit.
+        let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        timeout(PATIENCE, async {
+            while client.write_all(request).await.is_ok() {}
+        })
+        .await
+        .unwrap();
+        proxy.stat_is("http.web.downstream_cx_active", 0).await;
+        proxy
+            .stat_is("http.web.downstream_cx_idle_timeout", 1)
+            .await;
     }
 }

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,7 +32,7 @@ pub(crate) struct ResponseBody {
     deadlines: Deadlines,
     timer: Option<Timer>,
     /// When the client must have taken what is left, once it takes its time.
-    flush: Option<Option<Instant>>,
+    flush: Option<Instant>,
     /// The codec has the end, but not yet room for it.
     is_held: bool,
     upstream: Option<UpstreamEnd>,
@@ -188,23 +188,43 @@ impl ResponseBody {
     }
 
     /// Whether the client has had its time to take what is left: it begins with the end, however much is taken meanwhile.
-    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    /// Where no flush has a limit, `otherwise` is one.
+    fn poll_flush(
+        &mut self,
+        otherwise: Option<(TimerType, Duration)>,
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| self.cell.timer());
-        let at = *self.flush.get_or_insert_with(|| {
-            let limit = self.cell.with(|state| flush_timeout(&state.stream))?;
-            Some(Instant::now() + timer.limit(TimerType::HttpDownstreamStreamFlush, limit))
-        });
-        match at {
+        if self.flush.is_none() {
+            let limit = self.cell.with(|state| flush_timeout(&state.stream));
+            let limit = limit.map(|limit| (TimerType::HttpDownstreamStreamFlush, limit));
+            let limit = limit.or(otherwise);
+            self.flush = limit.map(|(of, limit)| Instant::now() + timer.limit(of, limit));
+        }
+        match self.flush {
             Some(at) => timer.poll_until(Some(at), context),
             None => Poll::Pending,
         }
+    }
+
+    /// While the client leaves the last of the response unread, on a connection that serves nothing else: ready when it has had
+    /// its time, which is the connection's to be idle if flushes have no limit.
+    pub(crate) fn poll_unread(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let manager = self
+            .cell
+            .with(|state| state.stream.connection.manager.clone());
+        let idle = manager.timeouts.idle;
+        let idle = idle.map(|limit| (TimerType::HttpDownstreamConnectionIdle, limit));
+        ready!(self.poll_flush(idle, context));
+        manager.stats.downstream_cx_idle_timeout.inc();
+        Poll::Ready(())
     }
 
     /// While the client takes nothing of what it was sent: ready when a limit is reached, with which the stream has failed, or
     /// is over if that was all of it.
     pub(crate) fn poll_stalled(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if self.is_ended {
-            let outcome = self.poll_flush(context);
+            let outcome = self.poll_flush(None, context);
             self.is_held = outcome.is_pending();
             return outcome;
         }

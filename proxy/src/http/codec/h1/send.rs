@@ -59,8 +59,15 @@ pub(super) fn poll_send(
         }
         shared.borrow_mut().note_output();
         let flushed = shared.borrow_mut().poll_flush(context);
-        if flushed.is_pending() && !*is_ended && body.poll_stalled(context).is_ready() {
-            return Poll::Ready(false);
+        if flushed.is_pending() {
+            let given_up = if *is_ended {
+                body.poll_unread(context)
+            } else {
+                body.poll_stalled(context)
+            };
+            if given_up.is_ready() {
+                return Poll::Ready(false);
+            }
         }
         let mut io = shared.borrow_mut();
         match flushed {
