@@ -57,6 +57,9 @@ pub(super) fn poll_send(
                 end(&mut shared.borrow_mut(), framing, None);
             }
         }
+        if *is_ended {
+            body.taken();
+        }
         shared.borrow_mut().note_output();
         let flushed = shared.borrow_mut().poll_flush(context);
         if flushed.is_pending() {
