@@ -120,10 +120,8 @@ impl TryFrom<&Wire> for DnsCacheConfig {
         if wire.name.is_empty() {
             return Err(Invalid::new("it is needed").at("name"));
         }
-        for (is_set, field) in [(wire.key_value_config.is_some(), "key_value_config")] {
-            if is_set {
-                return Err(Invalid::new("not supported").at(field));
-            }
+        if wire.key_value_config.is_some() {
+            return Err(Invalid::new("not supported").at("key_value_config"));
         }
         let seconds = Duration::from_secs;
         let refresh = duration_or(

@@ -14,7 +14,9 @@ use crate::http::headers::RequestHeaders;
 use crate::http::local_reply::LocalReply;
 use crate::listener::ConnectionInfo;
 use crate::overload::Action;
-use crate::router::{HostDiscovery, RouteKind, RouteTable, SelectedRoute, Selection, WorkerTable};
+use crate::router::{
+    ForwardAction, HostDiscovery, RouteKind, RouteTable, SelectedRoute, Selection, WorkerTable,
+};
 use crate::worker::Worker;
 
 use super::{DownstreamConnection, Stream};
@@ -226,27 +228,28 @@ impl Stream {
 
 /// The idle limit of a stream: its route's, else the connection manager's.
 pub(crate) fn idle_timeout(stream: &Stream) -> Option<Duration> {
-    let of_route = stream.route().and_then(|route| match &route.route().kind {
-        RouteKind::Forward(action) => action.idle_timeout(),
-        RouteKind::Redirect(_) | RouteKind::Direct(_) => None,
-    });
-    match of_route {
-        Some(limit) => (!limit.is_zero()).then_some(limit),
-        None => stream.connection.manager.timeouts.stream_idle,
-    }
+    let otherwise = stream.connection.manager.timeouts.stream_idle;
+    limit_of_route(stream, ForwardAction::idle_timeout, otherwise)
 }
 
 /// How long a client may take for the rest of a response whose end has come: its route's limit, else the connection manager's.
 pub(super) fn flush_timeout(stream: &Stream) -> Option<Duration> {
+    // QUIRK: the route's idle timeout does not count, whatever Envoy's documentation says.
+    let otherwise = stream.connection.manager.timeouts.stream_flush;
+    limit_of_route(stream, ForwardAction::flush_timeout, otherwise)
+}
+
+/// What a route says of a limit, of which zero means none.
+fn limit_of_route(
+    stream: &Stream,
+    of_action: fn(&ForwardAction) -> Option<Duration>,
+    otherwise: Option<Duration>,
+) -> Option<Duration> {
     let of_route = stream.route().and_then(|route| match &route.route().kind {
-        RouteKind::Forward(action) => action.flush_timeout(),
+        RouteKind::Forward(action) => of_action(action),
         RouteKind::Redirect(_) | RouteKind::Direct(_) => None,
     });
-    match of_route {
-        Some(limit) => (!limit.is_zero()).then_some(limit),
-        // QUIRK: the route's idle timeout does not count, whatever Envoy's documentation says.
-        None => stream.connection.manager.timeouts.stream_flush,
-    }
+    of_route.map_or(otherwise, |limit| (!limit.is_zero()).then_some(limit))
 }
 
 fn overloaded() -> Box<LocalReply> {

@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-const PORT: u16 = 53;
+/// Where name servers are, if nothing else is said.
+pub(super) const PORT: u16 = 53;
 
 /// `/etc/resolv.conf`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 
 use super::{
     DnsFamily,
-    host_files::{ResolvConf, known},
+    host_files::{PORT, ResolvConf, known},
     query::{Reply, ask},
 };
 use crate::{
@@ -25,7 +25,6 @@ use std::{
 };
 use tokio::time::timeout;
 
-const PORT: u16 = 53;
 /// Envoy's defaults.
 const TIMEOUT: u64 = 5;
 const TRIES: u32 = 4;
