@@ -17,7 +17,7 @@ pub(crate) const IDLE_TIMEOUT: &str = "envoy.tcp_proxy.per_connection_idle_timeo
 pub(crate) const DESTINATION: &str = "envoy.network.transport_socket.original_dst_address";
 
 /// A value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Object {
     /// A text.
     Text(Box<str>),
@@ -35,28 +35,64 @@ pub(crate) enum Object {
 
 /// Values by name. There are few of them, mostly none.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct FilterState(Vec<(Arc<str>, Object)>);
+pub(crate) struct FilterState(Vec<Entry>);
+
+#[derive(Clone, Debug)]
+struct Entry {
+    key: Arc<str>,
+    value: Object,
+    sharing: Sharing,
+}
+
+/// Whether the upstream connection gets a value too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// It does not.
+    Own,
+    /// It does; who comes later with another one may use the same connection.
+    Upstream,
+    /// It does, and it is for those with the same value only.
+    Apart,
+}
 
 impl FilterState {
     /// The value of that name.
     pub(crate) fn get(&self, key: &str) -> Option<&Object> {
-        let mut all = self.0.iter();
-        all.find(|(name, _)| &**name == key).map(|(_, value)| value)
+        let entry = self.0.iter().find(|entry| &*entry.key == key);
+        entry.map(|entry| &entry.value)
     }
 
     /// Takes over all of `other`.
     pub(crate) fn extend(&mut self, other: Self) {
-        for (key, value) in other.0 {
-            self.set(&key, value);
+        for entry in other.0 {
+            self.set(&entry.key, entry.value, entry.sharing);
         }
     }
 
     /// Sets a value, in the place of another.
-    pub(crate) fn set(&mut self, key: &Arc<str>, value: Object) {
-        match self.0.iter_mut().find(|(name, _)| name == key) {
-            Some((_, present)) => *present = value,
-            None => self.0.push((key.clone(), value)),
+    pub(crate) fn set(&mut self, key: &Arc<str>, value: Object, sharing: Sharing) {
+        let entry = Entry {
+            key: key.clone(),
+            value,
+            sharing,
+        };
+        match self.0.iter_mut().find(|present| present.key == *key) {
+            Some(present) => *present = entry,
+            None => self.0.push(entry),
         }
+    }
+
+    /// What an upstream connection gets of it.
+    pub(crate) fn shared(&self) -> Self {
+        let shared = |entry: &&Entry| entry.sharing != Sharing::Own;
+        Self(self.0.iter().filter(shared).cloned().collect())
+    }
+
+    /// What connections are kept apart by.
+    pub(crate) fn apart(&self) -> Vec<Object> {
+        let apart = |entry: &&Entry| entry.sharing == Sharing::Apart;
+        let values = self.0.iter().filter(apart);
+        values.map(|entry| entry.value.clone()).collect()
     }
 }
 
@@ -128,9 +164,26 @@ mod tests {
     #[test]
     fn last_value_counts() {
         let (mut state, key) = (FilterState::default(), Arc::from("k"));
-        state.set(&key, Object::Bool(false));
-        state.set(&key, Object::Bool(true));
+        state.set(&key, Object::Bool(false), Sharing::Upstream);
+        state.set(&key, Object::Bool(true), Sharing::Own);
         assert_eq!(state.get("k"), Some(&Object::Bool(true)));
         assert_eq!(state.get("l"), None);
+        assert_eq!(state.shared().get("k"), None);
+    }
+
+    #[test]
+    fn upstream_gets_what_is_shared() {
+        let mut state = FilterState::default();
+        for (key, sharing) in [
+            ("own", Sharing::Own),
+            ("told", Sharing::Upstream),
+            ("apart", Sharing::Apart),
+        ] {
+            state.set(&key.into(), Object::Text(key.into()), sharing);
+        }
+        let shared = state.shared();
+        assert!(shared.get("told").is_some() && shared.get("apart").is_some());
+        assert_eq!(shared.get("own"), None);
+        assert_eq!(shared.apart(), [Object::Text("apart".into())]);
     }
 }

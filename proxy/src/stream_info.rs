@@ -140,6 +140,13 @@ impl StreamInfo {
         of_connection.or_else(|| self.filter_state.get(key))
     }
 
+    /// What a connection that is made for it gets of what filters left.
+    pub(crate) fn shared_state(&self) -> FilterState {
+        let mut shared = self.connection.filter_state.shared();
+        shared.extend(self.filter_state.shared());
+        shared
+    }
+
     /// Where the client wanted to go, or a filter says it does, for clusters that send it there.
     pub(crate) fn original_destination(&self) -> Option<SocketAddr> {
         let connection = &self.connection;

@@ -4,6 +4,7 @@
 mod address;
 mod attempted;
 mod connection_field;
+mod forwarded_certificate;
 mod json_value;
 mod metadata;
 mod moment;

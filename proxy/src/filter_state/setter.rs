@@ -8,7 +8,7 @@ use proto::envoy::extensions::filters::common::set_filter_state::v3::{
     filter_state_value::{Key, SharedWithUpstream, Value},
 };
 
-use super::{CLUSTER, DESTINATION, FilterState, IDLE_TIMEOUT, Object};
+use super::{CLUSTER, DESTINATION, FilterState, IDLE_TIMEOUT, Object, Sharing};
 use crate::access_log::{FormatContext, LineFormat};
 use crate::invalid::{At as _, Invalid, try_all};
 use crate::listener::ConnectionInfo;
@@ -17,7 +17,7 @@ use crate::stream_info::StreamInfo;
 /// Makes a value of a text; none if the text is none of its kind.
 type Factory = fn(&str) -> Option<Object>;
 
-/// A text that is only kept apart from others where upstream connections are shared.
+/// A text that upstream connections are kept apart by where they get it.
 const HASHABLE: &str = "envoy.hashable_string";
 
 /// Envoy's factories, as far as something here reads what they make, or nothing but logs need to.
@@ -40,6 +40,7 @@ struct Setter {
     key: Arc<str>,
     make: Factory,
     format: LineFormat,
+    sharing: Sharing,
     is_skipped_if_empty: bool,
 }
 
@@ -82,7 +83,7 @@ impl Setters {
                 continue;
             }
             if let Some(object) = (setter.make)(&text) {
-                state.set(&setter.key, object);
+                state.set(&setter.key, object, setter.sharing);
             }
         }
     }
@@ -105,12 +106,12 @@ impl TryFrom<&Wire> for Setter {
                 Invalid::unsupported(&format!("an object of {factory:?}")).at("factory_key")
             );
         };
-        // There are no internal connections that would take part; others share by what can be hashed.
-        if factory == HASHABLE && wire.shared_with_upstream() != SharedWithUpstream::None {
-            return Err(
-                Invalid::unsupported("with envoy.hashable_string").at("shared_with_upstream")
-            );
-        }
+        // There are no internal connections, whose own upstreams would get what is shared for good.
+        let sharing = match (wire.shared_with_upstream(), factory) {
+            (SharedWithUpstream::None, _) => Sharing::Own,
+            (_, HASHABLE | DESTINATION) => Sharing::Apart,
+            _ => Sharing::Upstream,
+        };
         let Some(Value::FormatString(format)) = &wire.value else {
             return Err(Invalid::new("it is needed").at("format_string"));
         };
@@ -118,6 +119,7 @@ impl TryFrom<&Wire> for Setter {
             key: key.into(),
             make: *make,
             format: LineFormat::try_new(format).at("format_string")?,
+            sharing,
             is_skipped_if_empty: wire.skip_if_empty,
         })
     }
@@ -183,15 +185,28 @@ mod tests {
     }
 
     #[test]
+    fn upstream_connections_are_kept_apart_by_what_can_be_hashed() {
+        let shared = |factory, how| {
+            let mut value = value("a", factory, "10.0.0.1:80");
+            value["shared_with_upstream"] = json!(how);
+            let mut info = connection();
+            (setters(&json!([value])).unwrap()).set_on_connection(&mut info, true);
+            let shared = info.filter_state.shared();
+            (shared.get("a").is_some(), !shared.apart().is_empty())
+        };
+        assert_eq!(shared("envoy.string", "NONE"), (false, false));
+        assert_eq!(shared("envoy.string", "ONCE"), (true, false));
+        assert_eq!(shared(HASHABLE, "TRANSITIVE"), (true, true));
+        assert_eq!(shared(DESTINATION, "ONCE"), (true, true));
+    }
+
+    #[test]
     fn what_nothing_here_reads_is_refused() {
         let refused = |value: Json| setters(&json!([value])).err().unwrap().to_string();
         let no_factory = refused(value("mine", "", "x"));
         assert!(no_factory.contains("values[0].factory_key"), "{no_factory}");
         let unread = refused(value("envoy.network.upstream_server_name", "", "x"));
         assert!(unread.contains("upstream_server_name"), "{unread}");
-        let mut shared = value("a", HASHABLE, "x");
-        shared["shared_with_upstream"] = json!("ONCE");
-        assert!(refused(shared).contains("shared_with_upstream"));
         assert!(
             refused(json!({"object_key": "a", "factory_key": "envoy.string"}))
                 .contains("format_string")

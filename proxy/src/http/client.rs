@@ -327,6 +327,7 @@ async fn send(
             .then(|| crate::router::virtual_host::strip_port(&sni)),
         client: None,
         source: None,
+        shared: None,
     };
     let exchange = async {
         let mut connection = worker.pools.http(&cluster, &host, &request).await?;

@@ -128,6 +128,7 @@ async fn send(
         sni: None,
         client: None,
         source: None,
+        shared: None,
     };
     let exchange = async {
         let connection = worker.pools.http(&cluster, &host, &request).await?;

@@ -254,7 +254,7 @@ impl TcpProxy {
         else {
             return;
         };
-        info.upstream.connection = upstream.facts().map(Rc::new);
+        info.upstream.connection = upstream.facts(info).map(Rc::new);
         info.upstream.ready = Some(Instant::now());
         if self.logs.is_connected_logged {
             self.logs.write(info, LogType::TcpUpstreamConnected);

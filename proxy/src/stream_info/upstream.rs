@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use crate::filter_state::FilterState;
 use crate::listener::{CloseType, TlsInfo};
 use crate::upstream::{Cluster, Host};
 
@@ -58,6 +59,8 @@ pub(crate) struct UpstreamConnection {
     pub(crate) connected: Instant,
     /// When the TLS handshake was over.
     pub(crate) secured: Option<Instant>,
+    /// What those who made it share with it.
+    pub(crate) filter_state: FilterState,
 }
 
 impl UpstreamInfo {

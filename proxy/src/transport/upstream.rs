@@ -10,6 +10,7 @@ use super::{
     typed_config,
 };
 use crate::{
+    filter_state::FilterState,
     invalid::{At as _, Invalid},
     listener::TlsInfo,
     stream_info::UpstreamConnection,
@@ -209,8 +210,8 @@ impl UpstreamStream {
         self.count.load = load;
     }
 
-    /// What stays the same about its connection.
-    pub(crate) fn facts(&self) -> UpstreamConnection {
+    /// What stays the same about its connection, and what those who made it share with it.
+    pub(crate) fn facts(&self, filter_state: FilterState) -> UpstreamConnection {
         UpstreamConnection {
             id: self.count.id,
             local_address: self.local_address(),
@@ -218,6 +219,7 @@ impl UpstreamStream {
             began: self.count.began,
             connected: self.count.connected,
             secured: self.count.secured,
+            filter_state,
         }
     }
 }

@@ -14,6 +14,7 @@ pub(crate) use http_connection::HttpConnection;
 
 use self::http::HttpPool;
 use super::{Aim, Cluster, ConnectError, Host, Load, Priority, UpstreamProtocol, connect};
+use crate::filter_state::{FilterState, Object};
 use crate::http::body::{BodyError, is_malformed, is_refused};
 use crate::listener::UpstreamSource;
 use crate::transport::{AlpnFallback, ClientAddresses, UpstreamStream};
@@ -41,6 +42,8 @@ pub(crate) struct PoolRequest<'a> {
     pub(crate) client: Option<ClientAddresses>,
     /// The source that its connection takes instead of our own.
     pub(crate) source: Option<UpstreamSource>,
+    /// What its connection, if it is the first of its kind, gets of the filter state.
+    pub(crate) shared: Option<&'a FilterState>,
 }
 
 /// Why a connection could not be had, or a request failed on it.
@@ -128,6 +131,8 @@ struct Key {
     /// Where hosts are told of it: connections are not shared between clients then.
     client: Option<ClientAddresses>,
     source: Option<UpstreamSource>,
+    /// What requests share with connections that are for their like only.
+    apart: Vec<Object>,
 }
 
 /// Which HTTP a pool speaks.
@@ -213,11 +218,12 @@ impl Pools {
             sni: request.sni.map(Into::into),
             client: request.client.filter(|_| host.transport.tells_client()),
             source: request.source,
+            apart: request.shared.map(FilterState::apart).unwrap_or_default(),
         };
         let known = self.http.borrow().get(&key).cloned();
         let pool = match known {
             Some(pool) => pool,
-            None => self.add(cluster, host, key)?,
+            None => self.add(cluster, host, key, request.shared)?,
         };
         pool.acquire().await
     }
@@ -228,6 +234,7 @@ impl Pools {
         cluster: &Arc<Cluster>,
         host: &Arc<Host>,
         key: Key,
+        shared: Option<&FilterState>,
     ) -> Result<Rc<HttpPool>, PoolError> {
         let mut pools = self.http.borrow_mut();
         let room = cluster.breakers.pool(key.priority).or_else(|| {
@@ -241,7 +248,8 @@ impl Pools {
         let pool = Rc::new(HttpPool::new(
             cluster.clone(),
             host.clone(),
-            &key,
+            key.clone(),
+            shared.cloned().unwrap_or_default(),
             room,
             self.shed.clone(),
         ));

@@ -8,6 +8,7 @@ use crate::stream_info::StreamInfo;
 use crate::upstream::HostAddress;
 
 use super::operator::put;
+use super::parse::alone;
 
 /// Whose address.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +61,9 @@ pub(super) fn parse(
         "UPSTREAM_LOCAL" => Address::UpstreamLocal,
         _ => return Ok(None),
     };
+    if !matches!(part, AddressPart::Ip(_)) {
+        alone(argument)?;
+    }
     if let (AddressPart::Ip(bits), Some(length)) = (&mut part, argument) {
         let length = length.parse().ok().filter(|length| *length <= 128);
         let invalid = || Invalid::new("the length of a network is at most 32, of IPv6 128");

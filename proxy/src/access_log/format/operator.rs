@@ -13,6 +13,7 @@ use crate::matcher::{FieldName, HeaderSource};
 use super::address::{Address, AddressPart};
 use super::attempted::{Attempted, without_port, write_attempted};
 use super::connection_field::{ConnectionField, UpstreamEnd};
+use super::forwarded_certificate::CertificateKey;
 use super::metadata::MetadataPath;
 use super::moment::{Moment, Precision};
 use super::request::{
@@ -36,6 +37,7 @@ pub(super) enum Operator {
     Path(PathSource, bool),
     QueryParameter(Box<str>),
     QueryParameters(bool),
+    ForwardedCertificate(CertificateKey),
     Protocol,
     UpstreamProtocol,
     ResponseCode,
@@ -77,6 +79,7 @@ pub(super) enum Operator {
     LocalReplyBody,
     Metadata(MetadataPath),
     FilterState(StatePath),
+    UpstreamFilterState(StatePath),
     Address(Address, AddressPart),
     Expression(Box<Expression>, bool),
     FirstOf(Vec<(Operator, Option<usize>)>),
@@ -143,7 +146,9 @@ impl Operator {
             | Operator::Address(_, AddressPart::Port)
             | Operator::Number(_) => Kind::Number,
             Operator::Metadata(_) | Operator::Expression(_, true) => Kind::Json,
-            Operator::FilterState(path) if path.is_json() => Kind::Json,
+            Operator::FilterState(path) | Operator::UpstreamFilterState(path) if path.is_json() => {
+                Kind::Json
+            }
             _ => Kind::Text,
         }
     }
@@ -223,6 +228,9 @@ impl Operator {
             Operator::Address(side, part) => side.write(*part, info, out),
             Operator::Metadata(path) => path.write(info, out),
             Operator::FilterState(path) => put(path.find(info).as_deref(), out),
+            Operator::UpstreamFilterState(path) => {
+                put(path.find_upstream(&info.upstream).as_deref(), out)
+            }
             Operator::Expression(expression, _) => expression.write(context, out),
             Operator::FirstOf(operators) => operators.iter().any(|(operator, limit)| {
                 let start = out.len();
@@ -239,6 +247,7 @@ impl Operator {
             Operator::Path(..)
             | Operator::WithoutQuery(..)
             | Operator::QueryParameter(_)
+            | Operator::ForwardedCertificate(_)
             | Operator::QueryParameters(_) => self.write_request(context, out),
             Operator::StreamId => write_stream_id(context, out),
             Operator::UniqueId => put(Some(&uuid::Uuid::new_v4().to_string()), out),
@@ -369,6 +378,7 @@ impl Operator {
             Operator::QueryParameter(name) => {
                 put(query_value(request.path.query(), name).as_deref(), out)
             }
+            Operator::ForwardedCertificate(key) => put(key.find(request).as_deref(), out),
             Operator::WithoutQuery(name, other) => {
                 let start = out.len();
                 let found = write_header(context, Map::Request, name, other.as_ref(), out);

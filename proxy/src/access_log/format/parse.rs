@@ -6,6 +6,7 @@ use crate::matcher::FieldName;
 use super::address;
 use super::attempted::Attempted;
 use super::connection_field::{ConnectionField, UpstreamEnd};
+use super::forwarded_certificate::CertificateKey;
 use super::metadata::{MetadataPath, Owner};
 use super::moment::{Moment, Precision};
 use super::operator::{Map, Operator, TimePoint};
@@ -86,18 +87,32 @@ fn command(token: &str) -> Result<Part, Invalid> {
                 .map_err(|_| Invalid::new(format!("length must be an integer, given '{limit}'")))
         })
         .transpose()?;
-    operator(name, argument).map(|operator| Part::Operator(operator, limit))
+    limited(name, argument, limit).map(|operator| Part::Operator(operator, limit))
+}
+
+/// An operator whose value is cut to a length, if one is given: only of some.
+fn limited(name: &str, argument: Option<&str>, limit: Option<usize>) -> Result<Operator, Invalid> {
+    if limit.is_some() && !CUT.contains(&name) {
+        return Err(Invalid::new(format!("{name} does not take a length")));
+    }
+    operator(name, argument)
 }
 
 fn operator(name: &str, argument: Option<&str>) -> Result<Operator, Invalid> {
     let needed = || argument.ok_or_else(|| Invalid::new("an argument in parentheses is needed"));
     if let Some(operator) = plain(name) {
-        return Ok(operator);
+        return alone(argument).map(|()| operator);
     }
     if let Some((side, part)) = address::parse(name, argument)? {
         return Ok(Operator::Address(side, part));
     }
     if let Some(operator) = of_side(name, argument)? {
+        if !matches!(
+            operator,
+            Operator::Tls(_, TlsField::PeerStart(_) | TlsField::PeerEnd(_))
+        ) {
+            alone(argument)?;
+        }
         return Ok(operator);
     }
     Ok(match name {
@@ -147,9 +162,9 @@ fn operator(name: &str, argument: Option<&str>) -> Result<Operator, Invalid> {
         },
         "COMMON_DURATION" => duration_between(needed()?)?,
         "FILTER_STATE" => Operator::FilterState(StatePath::parse(needed()?)?),
-        // Nobody leaves any on upstream connections.
-        "UPSTREAM_FILTER_STATE" => StatePath::parse(needed()?).map(|_| Operator::Absent)?,
-        _ if KNOWN_ABSENT.contains(&name) => Operator::Absent,
+        "UPSTREAM_FILTER_STATE" => Operator::UpstreamFilterState(StatePath::parse(needed()?)?),
+        "XFCC_VALUE" => Operator::ForwardedCertificate(CertificateKey::parse(needed()?)?),
+        _ if KNOWN_ABSENT.contains(&name) => alone(argument).map(|()| Operator::Absent)?,
         _ => {
             return Err(Invalid::new(format!(
                 "not supported field in StreamInfo: {name}"
@@ -164,7 +179,40 @@ const KNOWN_ABSENT: &[&str] = &[
     "ROUNDTRIP_DURATION",
     "DOWNSTREAM_TLS_SESSION_ID",
     "UPSTREAM_TLS_SESSION_ID",
+    "DOWNSTREAM_CX_RTT",
 ];
+
+/// Operators whose values may be cut to a length.
+const CUT: &[&str] = &[
+    "CEL",
+    "COALESCE",
+    "DYNAMIC_METADATA",
+    "ENVIRONMENT",
+    "FILTER_STATE",
+    "METADATA",
+    "PATH",
+    "QUERY_PARAM",
+    "QUERY_PARAMS",
+    "REQ",
+    "REQUEST_HEADER",
+    "RESP",
+    "RESPONSE_HEADER",
+    "RESPONSE_TRAILER",
+    "TRAILER",
+    "TYPED_CEL",
+    "UPSTREAM_FILTER_STATE",
+    "XFCC_VALUE",
+];
+
+/// Refuses an argument where none is taken.
+pub(super) fn alone(argument: Option<&str>) -> Result<(), Invalid> {
+    match argument {
+        None | Some("") => Ok(()),
+        Some(argument) => Err(Invalid::new(format!(
+            "it takes no argument, given '{argument}'"
+        ))),
+    }
+}
 
 fn plain(name: &str) -> Option<Operator> {
     Some(match name {
@@ -377,7 +425,7 @@ fn first_of(argument: &str) -> Result<Operator, Invalid> {
             command,
             param,
             max_length,
-        } => Ok((operator(&command, param.as_deref())?, max_length)),
+        } => Ok((limited(&command, param.as_deref(), max_length)?, max_length)),
     });
     operators.collect::<Result<_, _>>().map(Operator::FirstOf)
 }

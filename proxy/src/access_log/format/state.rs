@@ -1,7 +1,8 @@
 //! Filter state: which value, and in which form.
 
+use crate::filter_state::Object;
 use crate::invalid::Invalid;
-use crate::stream_info::StreamInfo;
+use crate::stream_info::{StreamInfo, UpstreamInfo};
 
 /// A value of the filter state.
 #[derive(Debug, Clone)]
@@ -51,7 +52,15 @@ impl StatePath {
 
     /// The value, if there is one of that form.
     pub(super) fn find(&self, info: &StreamInfo) -> Option<String> {
-        let object = info.object(&self.key)?;
+        self.show(info.object(&self.key)?)
+    }
+
+    /// The value that the upstream connection has.
+    pub(super) fn find_upstream(&self, upstream: &UpstreamInfo) -> Option<String> {
+        self.show(upstream.connection.as_ref()?.filter_state.get(&self.key)?)
+    }
+
+    fn show(&self, object: &Object) -> Option<String> {
         match &self.form {
             Form::Plain => Some(object.plain()),
             Form::Typed => object.json(),
@@ -63,7 +72,7 @@ impl StatePath {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::filter_state::Object;
+    use crate::filter_state::Sharing;
     use crate::stream_info::testing::connection;
     use std::rc::Rc;
 
@@ -83,10 +92,10 @@ mod tests {
         let text = |text: &str| Object::Text(text.into());
         connection
             .filter_state
-            .set(&"both".into(), text("connection"));
+            .set(&"both".into(), text("connection"), Sharing::Own);
         let mut info = StreamInfo::new(Rc::new(connection), Some(http::Version::HTTP_11));
-        info.filter_state.set(&"both".into(), text("request"));
-        info.filter_state.set(&"own".into(), text("request"));
+        (info.filter_state).set(&"both".into(), text("request"), Sharing::Own);
+        (info.filter_state).set(&"own".into(), text("request"), Sharing::Own);
         let find = |path: &str| StatePath::parse(path).unwrap().find(&info);
         assert_eq!(find("both:PLAIN").as_deref(), Some("connection"));
         assert_eq!(find("own").as_deref(), Some("\"request\""));

@@ -54,6 +54,7 @@ fn stream() -> StreamInfo {
         began: info.start,
         connected: info.start + Duration::from_millis(1),
         secured: None,
+        filter_state: crate::filter_state::FilterState::default(),
     }));
     info.upstream.began = Some(info.start);
     info.upstream.ready = Some(info.start + Duration::from_millis(3));
@@ -229,6 +230,11 @@ fn wrong_formats_are_refused() {
         ("%REQ%", "an argument in parentheses is needed"),
         ("%REQ(a):x%", "length must be an integer"),
         ("%START_TIME(%Q)%", "unknown time conversion"),
+        ("%ROUTE_NAME(x)%", "it takes no argument"),
+        ("%UPSTREAM_LOCAL_PORT(8)%", "it takes no argument"),
+        ("%DOWNSTREAM_PEER_SUBJECT(x)%", "it takes no argument"),
+        ("%PROTOCOL:3%", "PROTOCOL does not take a length"),
+        ("%XFCC_VALUE(issuer)%", "'issuer' is none of by, hash"),
     ] {
         let error = Format::parse(format).unwrap_err().to_string();
         assert!(error.contains(want), "{format}: {error}");

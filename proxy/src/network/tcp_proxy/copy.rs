@@ -10,7 +10,7 @@ use super::tunnel::Http2Tunnel;
 use crate::{
     listener::Connection,
     overload::Action,
-    stream_info::UpstreamConnection,
+    stream_info::{StreamInfo, UpstreamConnection},
     transport::{Count as _, DownstreamStream, UpstreamStream},
     worker::Worker,
 };
@@ -132,10 +132,10 @@ pub(super) enum Upstream {
 }
 
 impl Upstream {
-    /// What stays the same about a connection of its own.
-    pub(super) fn facts(&self) -> Option<UpstreamConnection> {
+    /// What stays the same about a connection of its own, which was made for `info`.
+    pub(super) fn facts(&self, info: &StreamInfo) -> Option<UpstreamConnection> {
         match self {
-            Self::Stream(stream, _) => Some(stream.facts()),
+            Self::Stream(stream, _) => Some(stream.facts(info.shared_state())),
             Self::Http2(_) => None,
         }
     }

@@ -4,14 +4,14 @@ use super::{
     HttpConnection, Key, PoolError, PoolErrorKind, Shed, Wanted, http1::Http1, http2, refuse_if,
 };
 use crate::{
+    filter_state::FilterState,
     http::{
         h1::HeadLimits,
         h2::{Connection, Requests},
     },
-    listener::UpstreamSource,
     stream_info::UpstreamConnection,
-    transport::{ClientAddresses, UpstreamStream},
-    upstream::{Aim, Cluster, Host, Load, Priority, circuit_breaker::Guard, connect},
+    transport::UpstreamStream,
+    upstream::{Aim, Cluster, Host, Load, circuit_breaker::Guard, connect},
 };
 use ::http::Version;
 use std::{
@@ -31,11 +31,9 @@ pub(super) const MAX_RESPONSE_HEAD: usize = 1 << 20;
 pub(super) struct HttpPool {
     cluster: Arc<Cluster>,
     host: Arc<Host>,
-    wanted: Wanted,
-    priority: Priority,
-    sni: Option<Box<str>>,
-    client: Option<ClientAddresses>,
-    source: Option<UpstreamSource>,
+    key: Key,
+    /// What its connections have of the request that it was made for.
+    filter_state: FilterState,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Http2>>,
     /// Connections that are being made for who waits. Of HTTP/2 there is one at most: others wait for it too.
@@ -128,18 +126,16 @@ impl HttpPool {
     pub(super) fn new(
         cluster: Arc<Cluster>,
         host: Arc<Host>,
-        key: &Key,
+        key: Key,
+        filter_state: FilterState,
         room: Guard,
         shed: Option<Shed>,
     ) -> Self {
         Self {
             cluster,
             host,
-            wanted: key.protocol,
-            priority: key.priority,
-            sni: key.sni.clone(),
-            client: key.client,
-            source: key.source,
+            key,
+            filter_state,
             idle: RefCell::default(),
             shared: RefCell::default(),
             connecting: Cell::new(0),
@@ -175,14 +171,14 @@ impl HttpPool {
     /// Makes connections before they are needed, so that there are `preconnect_ratio` for each one in use. One of HTTP/2 has
     /// room for all that is to come.
     fn preconnect(self: &Rc<Self>) {
-        if self.wanted != Wanted::Http1 || self.shed.as_ref().is_some_and(|shed| shed()) {
+        if self.key.protocol != Wanted::Http1 || self.shed.as_ref().is_some_and(|shed| shed()) {
             return;
         }
         let wanted = f64::from(self.lent.get()) * self.cluster.config.preconnect_ratio;
         while wanted > f64::from(self.open.get() + self.ahead.get()) {
             // Those that were begun here may not be among the host's yet.
             let has = self.host.stats.cx_active.value() + u64::from(self.ahead.get());
-            let Some(room) = self.cluster.breakers.connection(self.priority, has) else {
+            let Some(room) = self.cluster.breakers.connection(self.key.priority, has) else {
                 return;
             };
             self.ahead.set(self.ahead.get() + 1);
@@ -216,16 +212,16 @@ impl HttpPool {
     }
 
     async fn open(&self, room: Guard) -> Result<(UpstreamStream, Life), PoolError> {
-        let alpn = self.wanted.alpn();
+        let alpn = self.key.protocol.alpn();
         let aim = Aim {
-            sni: self.sni.as_deref(),
-            source: self.source,
-            client: self.client,
+            sni: self.key.sni.as_deref(),
+            source: self.key.source,
+            client: self.key.client,
         };
         let stream = connect(&self.cluster, &self.host, room, alpn, aim).await?;
         let now = Instant::now();
         let life = Life {
-            facts: Rc::new(stream.facts()),
+            facts: Rc::new(stream.facts(self.filter_state.clone())),
             born: now,
             idle_since: now,
             requests: 0,
@@ -237,7 +233,7 @@ impl HttpPool {
     pub(super) async fn acquire_new(self: &Rc<Self>) -> Result<HttpConnection, PoolError> {
         let stats = &self.cluster.stats;
         stats.upstream_rq_pending_total.inc();
-        let Some(_pending) = self.cluster.breakers.pending(self.priority) else {
+        let Some(_pending) = self.cluster.breakers.pending(self.key.priority) else {
             stats.upstream_rq_pending_overflow.inc();
             return Err(PoolError::new(PoolErrorKind::Overflow, "overflow"));
         };
@@ -247,7 +243,7 @@ impl HttpPool {
             // Asked to be woken before looking, so that nothing is missed between the two.
             let changed = self.changed.notified();
             let freed = self.cluster.breakers.connection_freed.notified();
-            if !(self.wanted == Wanted::Http2 && self.connecting.get() > 0) {
+            if !(self.key.protocol == Wanted::Http2 && self.connecting.get() > 0) {
                 if let Some(room) = self.room() {
                     refuse_if(self.shed.as_ref(), &self.cluster)?;
                     return self.connect(room).await;
@@ -270,10 +266,10 @@ impl HttpPool {
         let breakers = &self.cluster.breakers;
         // As in Envoy: a host without any connection may have one, whatever the limit, so that nobody waits for ever.
         breakers
-            .connection(self.priority, self.host.stats.cx_active.value())
+            .connection(self.key.priority, self.host.stats.cx_active.value())
             .or_else(|| {
                 (self.open.get() + self.connecting.get() == 0)
-                    .then(|| breakers.first_connection(self.priority))
+                    .then(|| breakers.first_connection(self.key.priority))
             })
     }
 
@@ -335,7 +331,7 @@ impl HttpPool {
         let _connecting = Connecting::begin(self);
         let (mut stream, mut life) = self.open(room).await?;
         life.requests = 1;
-        let is_http2 = match self.wanted {
+        let is_http2 = match self.key.protocol {
             Wanted::Http1 => false,
             Wanted::Http2 => true,
             Wanted::Auto => stream.alpn() == Some(b"h2"),

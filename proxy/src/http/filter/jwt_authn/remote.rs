@@ -152,6 +152,7 @@ impl Remote {
                 .then(|| self.uri.host().unwrap_or_default()),
             client: None,
             source: None,
+            shared: None,
         };
         let connection = worker
             .pools

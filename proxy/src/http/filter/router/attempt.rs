@@ -118,6 +118,7 @@ async fn make(
         return Err(FailureKind::Overflow.into());
     };
     let sni = server_name(&cluster, cell);
+    let shared = cell.with(|state| state.stream.info.shared_state());
     let request = PoolRequest {
         priority,
         // Where the upstream may speak either, an upgrade is what HTTP/1 has for it.
@@ -129,6 +130,7 @@ async fn make(
         sni: sni.as_deref(),
         client: Some(info.addresses()),
         source: info.upstream_source,
+        shared: Some(&shared),
     };
     let mut connection = worker.pools.http(&cluster, &host, &request).await?;
     let protocol = connection.protocol;

@@ -80,6 +80,7 @@ impl Copy {
             sni,
             client: None,
             source: None,
+            shared: None,
         };
         let mut connection = self
             .worker
