@@ -8,8 +8,9 @@ use proto::envoy::extensions::filters::common::set_filter_state::v3::{
     filter_state_value::{Key, SharedWithUpstream, Value},
 };
 
-use super::{CLUSTER, DESTINATION, FilterState, IDLE_TIMEOUT, Object, Sharing};
+use super::{CLUSTER, DESTINATION, IDLE_TIMEOUT, Object, Sharing};
 use crate::access_log::{FormatContext, LineFormat};
+use crate::http::headers::RequestHeaders;
 use crate::invalid::{At as _, Invalid, try_all};
 use crate::listener::ConnectionInfo;
 use crate::stream_info::StreamInfo;
@@ -34,7 +35,8 @@ const FACTORIES: &[(&str, Factory)] = &[
 ];
 
 /// Values to set, in this order.
-pub(crate) struct Setters(Vec<Setter>);
+#[derive(Clone)]
+pub(crate) struct Setters(Arc<[Setter]>);
 
 struct Setter {
     key: Arc<str>,
@@ -47,7 +49,8 @@ struct Setter {
 impl Setters {
     /// Checks the values.
     pub(crate) fn new(field: &str, wire: &[Wire]) -> Result<Self, Invalid> {
-        try_all(field, wire, Setter::try_from).map(Self)
+        let all: Vec<Setter> = try_all(field, wire, Setter::try_from)?;
+        Ok(Self(all.into()))
     }
 
     /// Whether there is nothing to set.
@@ -55,7 +58,7 @@ impl Setters {
         self.0.is_empty()
     }
 
-    /// Sets the values of a connection.
+    /// Sets the values of a connection, one after another, so that those to come see those before them.
     pub(crate) fn set_on_connection(&self, info: &mut ConnectionInfo, is_secured: bool) {
         if self.is_empty() {
             return;
@@ -64,28 +67,35 @@ impl Setters {
         if !is_secured {
             known.tls = None;
         }
-        let stream = StreamInfo::new(Rc::new(known), None);
-        self.set(&FormatContext::of(&stream), &mut info.filter_state);
-    }
-
-    /// The values, for a request.
-    pub(crate) fn make(&self, context: &FormatContext<'_>) -> FilterState {
-        let mut made = FilterState::default();
-        self.set(context, &mut made);
-        made
-    }
-
-    fn set(&self, context: &FormatContext<'_>, state: &mut FilterState) {
-        for setter in &self.0 {
-            let mut text = String::new();
-            setter.format.write(context, &mut text);
-            if text.is_empty() && setter.is_skipped_if_empty {
-                continue;
-            }
-            if let Some(object) = (setter.make)(&text) {
+        let mut stream = StreamInfo::new(Rc::new(known), None);
+        for setter in self.0.iter() {
+            if let Some(object) = setter.make(&FormatContext::of(&stream)) {
+                let state = &mut Rc::make_mut(&mut stream.connection).filter_state;
                 state.set(&setter.key, object, setter.sharing);
             }
         }
+        info.filter_state = stream.connection.filter_state.clone();
+    }
+
+    /// Sets the values of a request, as those of a connection.
+    pub(crate) fn set_on_request(&self, info: &mut StreamInfo, headers: &RequestHeaders) {
+        for setter in self.0.iter() {
+            if let Some(object) = setter.make(&FormatContext::of_request(info, headers)) {
+                (info.filter_state).set(&setter.key, object, setter.sharing);
+            }
+        }
+    }
+}
+
+impl Setter {
+    /// The value, if there is one now.
+    fn make(&self, context: &FormatContext<'_>) -> Option<Object> {
+        let mut text = String::new();
+        self.format.write(context, &mut text);
+        if text.is_empty() && self.is_skipped_if_empty {
+            return None;
+        }
+        (self.make)(&text)
     }
 }
 
@@ -178,10 +188,29 @@ mod tests {
         assert_eq!(state.get("d"), Some(&Object::Milliseconds(12)));
         assert_eq!(state.get("e").cloned(), text(""));
         assert_eq!(state.get("none"), None);
-        let stream = StreamInfo::new(Rc::new(info), Some(http::Version::HTTP_11));
+        let mut stream = StreamInfo::new(Rc::new(info), Some(http::Version::HTTP_11));
+        stream.connection = Rc::new(connection());
         let head = request("h", "/", &[("x-a", "one")]);
-        let made = setters.make(&FormatContext::of_request(&stream, &head));
-        assert_eq!(made.get("a").cloned(), text(&format!("one {port}")));
+        setters.set_on_request(&mut stream, &head);
+        let made = stream.filter_state.get("a").cloned();
+        assert_eq!(made, text(&format!("one {port}")));
+    }
+
+    #[test]
+    fn values_see_those_before_them() {
+        let setters = setters(&json!([
+            value("a", "envoy.string", "1"),
+            value("b", "envoy.string", "%FILTER_STATE(a:PLAIN)%2"),
+            value("a", "envoy.string", "%FILTER_STATE(b:PLAIN)%3"),
+        ]))
+        .unwrap();
+        let last = Some(Object::Text("123".into()));
+        let mut info = connection();
+        setters.set_on_connection(&mut info, true);
+        assert_eq!(info.filter_state.get("a").cloned(), last);
+        let mut stream = StreamInfo::new(Rc::new(connection()), Some(http::Version::HTTP_11));
+        setters.set_on_request(&mut stream, &request("h", "/", &[]));
+        assert_eq!(stream.filter_state.get("a").cloned(), last);
     }
 
     #[test]

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use prost_types::Any;
 use proto::envoy::extensions::filters::http::set_filter_state::v3 as wire;
 
-use crate::access_log::FormatContext;
-use crate::filter_state::{FilterState, Setters};
+use crate::filter_state::Setters;
 use crate::http::headers::RequestHeaders;
 use crate::http::stream::Stream;
 use crate::invalid::Invalid;
@@ -63,15 +62,11 @@ impl HttpFilter for Filter {
         stream: &mut Stream,
     ) -> FilterStatus {
         let of_routes = stream.configs_of::<Setters>(&self.0.name, NAME);
-        let mut all: Vec<&Setters> = of_routes.collect();
-        all.push(&self.0.setters);
-        // What is more specific comes after the rest, and counts.
-        let mut made: Vec<FilterState> = Vec::new();
+        let mut all: Vec<Setters> = of_routes.cloned().collect();
+        all.push(self.0.setters.clone());
+        // What is more specific comes after the rest, sees it, and counts.
         for setters in all.into_iter().rev() {
-            made.push(setters.make(&FormatContext::of_request(&stream.info, headers)));
-        }
-        for state in made {
-            stream.info.filter_state.extend(state);
+            setters.set_on_request(&mut stream.info, headers);
         }
         if self.0.clears_route {
             stream.clear_route();

@@ -99,16 +99,13 @@ async fn make(
     let host = cell.with(|state| choose(&mut plan.borrow_mut(), state))?;
     plan.borrow_mut().host = Some(host.clone());
     *tried = Some(host.clone());
-    let (worker, random, version, info) = cell.with(|state| {
-        let worker = state.stream.worker().clone();
-        let random = worker.random();
-        (
-            worker,
-            random,
-            state.stream.info.protocol.unwrap_or(Version::HTTP_11),
-            state.stream.info.connection.clone(),
-        )
+    let (worker, version, info, shared) = cell.with(|state| {
+        let info = &state.stream.info;
+        let version = info.protocol.unwrap_or(Version::HTTP_11);
+        let (connection, shared) = (info.connection.clone(), info.shared_state());
+        (state.stream.worker().clone(), version, connection, shared)
     });
+    let random = worker.random();
     let (cluster, priority, is_upgrade) = {
         let plan = plan.borrow();
         (plan.cluster.clone(), plan.priority, plan.is_upgrade)
@@ -118,7 +115,6 @@ async fn make(
         return Err(FailureKind::Overflow.into());
     };
     let sni = server_name(&cluster, cell);
-    let shared = cell.with(|state| state.stream.info.shared_state());
     let request = PoolRequest {
         priority,
         // Where the upstream may speak either, an upgrade is what HTTP/1 has for it.
