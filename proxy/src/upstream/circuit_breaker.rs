@@ -218,6 +218,8 @@ pub(super) fn bounds_connections_only(thresholds: &Thresholds) -> bool {
     let only = Thresholds {
         priority: thresholds.priority,
         max_connections: thresholds.max_connections,
+        // Accepted and without effect, as in Envoy.
+        track_remaining: thresholds.track_remaining,
         ..Thresholds::default()
     };
     *thresholds == only

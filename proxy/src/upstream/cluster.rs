@@ -5,7 +5,7 @@ use super::{
     Resolver,
     dns_cache::DnsCache,
     event_log::EventLog,
-    load_balancer::mix,
+    load_balancer::{Foresight, mix, policy::LbPolicy},
     original_dst::Originals,
     outlier::OutlierDetector,
     stats::{ClusterGroups, HealthCheckStats, OriginStats},
@@ -61,6 +61,8 @@ pub(crate) struct Cluster {
     /// The share of requests that is not forwarded, in millionths.
     pub(super) drops: AtomicU32,
     pub(super) original: Originals,
+    /// What the next hosts are drawn by, where connections are made to them ahead.
+    foresight: Option<Box<Foresight>>,
     pub(super) dns_cache: Option<Box<DnsCache>>,
     /// Told when hosts have come.
     pub(super) membership: Notify,
@@ -149,6 +151,7 @@ impl Cluster {
             overprovisioning: AtomicU32::new(140),
             drops: AtomicU32::new(0),
             original: Originals::default(),
+            foresight: (config.preconnect.predictive > 1.0).then(Box::default),
             dns_cache: match &config.discovery {
                 Discovery::DynamicForwardProxy(cache) => {
                     Some(Box::new(DnsCache::new(cache.clone(), root)))
@@ -267,14 +270,14 @@ impl Cluster {
             _ => {}
         }
         let sets = self.sets.load();
-        let mut random = context.random;
+        let mut random = self.draw(context.random);
         let mut chosen = self.choose_once(&sets, context, random, 0);
         if let Some(another) = context.should_select_another {
             for attempt in 1..=context.select_attempts {
                 if chosen.as_ref().is_none_or(|host| !another(host)) {
                     break;
                 }
-                random = mix(random);
+                random = self.draw(mix(random));
                 chosen = self.choose_once(&sets, context, random, attempt);
             }
         }
@@ -282,6 +285,27 @@ impl Cluster {
             self.stats.upstream_cx_none_healthy.inc();
             NoHost::NoHealthyHost
         })
+    }
+
+    fn draw(&self, own: u64) -> u64 {
+        let foresight = self.foresight.as_ref();
+        foresight.map_or(own, |foresight| foresight.take(own))
+    }
+
+    /// The host of a request to come, which will be drawn by `random`; nothing where it cannot be known, or is known of as many
+    /// requests as there are hosts.
+    pub(super) fn peek_host(&self, random: u64) -> Option<Arc<Host>> {
+        let is_unknown = matches!(
+            self.config.balancing.algorithm,
+            LbPolicy::RingHash(..) | LbPolicy::Maglev { .. } | LbPolicy::ClusterProvided
+        );
+        let sets = self.sets.load();
+        if is_unknown || sets.subsets.is_some() {
+            return None;
+        }
+        let healthy = sets.priorities.iter().map(|set| set.healthy).sum();
+        let before = self.foresight.as_ref()?.keep(random, healthy)?;
+        sets.peek(&self.config.balancing, random, before, &self.stats)
     }
 
     fn choose_once(

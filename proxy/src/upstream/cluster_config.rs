@@ -65,8 +65,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) http: Arc<HttpProtocolOptions>,
     /// How connections are secured.
     pub(crate) transport: TransportMatches,
-    /// Connections to a host for each one in use, at least; 1 for those that are needed.
-    pub(crate) preconnect_ratio: f64,
+    /// Connections that are made before they are needed.
+    pub(crate) preconnect: Preconnect,
     /// Which of a host's addresses are tried first.
     pub(crate) families: Families,
     /// Source address of connections.
@@ -104,6 +104,15 @@ pub(crate) enum Discovery {
         /// Hosts unused for so long are forgotten.
         cleanup: Duration,
     },
+}
+
+/// How much room for streams connections have, at least, for each one that is needed; 1 for that one only.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Preconnect {
+    /// Those to one host.
+    pub(crate) by_host: f64,
+    /// All together: connections go to the hosts that will be next.
+    pub(crate) predictive: f64,
 }
 
 /// TCP keepalive.
@@ -161,7 +170,7 @@ impl ClusterConfig {
             http: http_options(&wire, &discovery)?,
             transport: TransportMatches::of(&wire, secrets)?,
             families: Families::of(&wire).at("upstream_connection_options")?,
-            preconnect_ratio: preconnect_ratio(&wire).at("preconnect_policy")?,
+            preconnect: Preconnect::of(&wire).at("preconnect_policy")?,
             keepalive: wire
                 .upstream_connection_options
                 .as_ref()
@@ -197,24 +206,29 @@ fn http_options(wire: &Wire, discovery: &Discovery) -> Result<Arc<HttpProtocolOp
     })
 }
 
-fn preconnect_ratio(wire: &Wire) -> Result<f64, Invalid> {
-    let Some(policy) = &wire.preconnect_policy else {
-        return Ok(1.0);
-    };
-    if policy
-        .predictive_preconnect_ratio
-        .is_some_and(|ratio| ratio > 1.0)
-    {
-        return Err(Invalid::unsupported("it").at("predictive_preconnect_ratio"));
-    }
-    if policy.preconnect_enabled_metadata.is_some() {
-        return Err(Invalid::unsupported("it").at("preconnect_enabled_metadata"));
-    }
-    let ratio = policy.per_upstream_preconnect_ratio.unwrap_or(1.0);
-    if (1.0..=3.0).contains(&ratio) {
-        Ok(ratio)
-    } else {
-        Err(Invalid::new("it must be between 1 and 3").at("per_upstream_preconnect_ratio"))
+impl Preconnect {
+    fn of(wire: &Wire) -> Result<Self, Invalid> {
+        let policy = wire.preconnect_policy.as_ref();
+        if policy.is_some_and(|policy| policy.preconnect_enabled_metadata.is_some()) {
+            return Err(Invalid::unsupported("it").at("preconnect_enabled_metadata"));
+        }
+        let ratio = |given: Option<f64>, name: &str| {
+            let ratio = given.unwrap_or(1.0);
+            if (1.0..=3.0).contains(&ratio) {
+                return Ok(ratio);
+            }
+            Err(Invalid::new("it must be between 1 and 3").at(name))
+        };
+        Ok(Self {
+            by_host: ratio(
+                policy.and_then(|policy| policy.per_upstream_preconnect_ratio),
+                "per_upstream_preconnect_ratio",
+            )?,
+            predictive: ratio(
+                policy.and_then(|policy| policy.predictive_preconnect_ratio),
+                "predictive_preconnect_ratio",
+            )?,
+        })
     }
 }
 

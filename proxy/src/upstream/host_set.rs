@@ -168,6 +168,37 @@ impl HostSets {
         attempt: u32,
         stats: &ClusterStats,
     ) -> Option<Arc<Host>> {
+        let (pool, random) = self.pool(context, balancing, random, stats)?;
+        let active = stats.upstream_rq_active.value();
+        pool.choose(context.hash, random, attempt, active).cloned()
+    }
+
+    /// The host that [`Self::choose`] will come to by `random` after `before` other choices, where that can be known.
+    pub(crate) fn peek(
+        &self,
+        balancing: &Balancing,
+        random: u64,
+        before: usize,
+        stats: &ClusterStats,
+    ) -> Option<Arc<Host>> {
+        let (pool, random) =
+            self.pool(&LoadBalancerContext::default(), balancing, random, stats)?;
+        // The least busy of one is not known either, as in Envoy.
+        let is_least = matches!(balancing.algorithm, LbPolicy::LeastRequest { .. });
+        if is_least && pool.hosts.len() < 2 {
+            return None;
+        }
+        pool.peek(random, before).cloned()
+    }
+
+    /// The hosts among which the choice is, and what it is drawn by.
+    fn pool(
+        &self,
+        context: &LoadBalancerContext<'_>,
+        balancing: &Balancing,
+        random: u64,
+        stats: &ClusterStats,
+    ) -> Option<(&Pool, u64)> {
         let is_hashed = matches!(
             balancing.algorithm,
             LbPolicy::RingHash(..) | LbPolicy::Maglev { .. }
@@ -180,7 +211,6 @@ impl HostSets {
         )?;
         let set = self.priorities.get(priority)?;
         let random = mix(random);
-        let active = stats.upstream_rq_active.value();
         if set.is_panic {
             stats.lb_healthy_panic.inc();
             if balancing.fails_on_panic {
@@ -190,15 +220,14 @@ impl HostSets {
         if let Some(zone) = set.zone.as_ref().filter(|_| !is_degraded && !set.is_panic)
             && let Some(pool) = zone.choose(mix(random), stats)
         {
-            return pool.choose(context.hash, random, attempt, active).cloned();
+            return Some((pool, random));
         }
         let group = if is_degraded && !set.is_panic {
             &set.fallback
         } else {
             &set.usable
         };
-        let pool = group.pool(mix(random));
-        pool.choose(context.hash, random, attempt, active).cloned()
+        Some((group.pool(mix(random)), random))
     }
 }
 

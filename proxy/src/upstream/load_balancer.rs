@@ -1,12 +1,14 @@
 //! Load balancing: which host of a pool serves a request. One file an algorithm; what an algorithm needs besides the hosts is
 //! built with the host set ([`Pool`]).
 
+mod foresight;
 mod maglev;
 pub(crate) mod policy;
 mod ring_hash;
 pub(crate) mod subset_config;
 mod weighted;
 
+pub(crate) use foresight::Foresight;
 pub(crate) use weighted::fraction;
 
 use super::Host;
@@ -130,15 +132,8 @@ impl Pool {
         let hash = hash.unwrap_or(random);
         let index = match &self.table {
             Table::Single => 0,
-            Table::Turns(turns, next) => {
-                let turn = next.fetch_add(1, Relaxed);
-                match turns {
-                    Some(turns) => turns[turn % turns.len()] as usize,
-                    None => turn % count,
-                }
-            }
-            Table::Random(None) => weighted::below(random, count),
-            Table::Random(Some(sums)) => weighted::pick(sums, random),
+            Table::Turns(turns, next) => self.at_turn(turns.as_deref(), next.fetch_add(1, Relaxed)),
+            Table::Random(sums) => self.at_random(sums.as_deref(), random),
             Table::LeastRequest(choices) => return self.least_request(*choices, random),
             Table::WeightedLeastRequest(weights, bias) => {
                 self.weighted_least_request(weights, *bias, random)
@@ -153,6 +148,40 @@ impl Pool {
             }
         };
         self.hosts.get(index)
+    }
+
+    /// The host that [`Self::choose`] will come to by `random`, after `before` other choices; nothing where that is not known
+    /// before it is asked.
+    pub(crate) fn peek(&self, random: u64, before: usize) -> Option<&Arc<Host>> {
+        if self.hosts.is_empty() {
+            return None;
+        }
+        let index = match &self.table {
+            Table::Single => 0,
+            Table::Turns(turns, next) => {
+                self.at_turn(turns.as_deref(), next.load(Relaxed).wrapping_add(before))
+            }
+            Table::Random(sums) => self.at_random(sums.as_deref(), random),
+            Table::WeightedLeastRequest(weights, bias) => {
+                self.weighted_least_request(weights, *bias, random)
+            }
+            Table::LeastRequest(_) | Table::Ring(..) | Table::Maglev(..) => return None,
+        };
+        self.hosts.get(index)
+    }
+
+    fn at_turn(&self, turns: Option<&[u32]>, turn: usize) -> usize {
+        match turns {
+            Some(turns) => turns[turn % turns.len()] as usize,
+            None => turn % self.hosts.len(),
+        }
+    }
+
+    fn at_random(&self, sums: Option<&[f64]>, random: u64) -> usize {
+        match sums {
+            Some(sums) => weighted::pick(sums, random),
+            None => weighted::below(random, self.hosts.len()),
+        }
     }
 
     /// Of some hosts drawn at random, or of all, the one with the fewest requests under way.
@@ -348,6 +377,27 @@ mod tests {
         // 9 / (8 + 1) against 3 / 1.
         let counts = shares(&weighted, 4000);
         assert!((800..1200).contains(&counts[0]), "{counts:?}");
+    }
+
+    #[test]
+    fn a_host_is_known_before_its_turn() {
+        for policy in [LbPolicy::RoundRobin, LbPolicy::Random] {
+            for weights in [[1.0, 1.0, 1.0], [3.0, 1.0, 2.0]] {
+                let pool = pool(&policy, &weights);
+                let peeked: Vec<u64> = (0..9)
+                    .map(|before| pool.peek(mix(before), before as usize).unwrap().id)
+                    .collect();
+                let chosen: Vec<u64> = (0..9)
+                    .map(|round| pool.choose(None, mix(round), 0, 0).unwrap().id)
+                    .collect();
+                assert_eq!(peeked, chosen, "{policy:?} {weights:?}");
+            }
+        }
+        let least = LbPolicy::LeastRequest {
+            choices: Some(2),
+            bias: 1.0,
+        };
+        assert!(pool(&least, &[1.0, 1.0]).peek(0, 0).is_none());
     }
 
     #[test]

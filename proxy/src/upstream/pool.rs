@@ -4,15 +4,18 @@
 //! that a failed connection never eats the request.
 
 mod body;
+mod establish;
 mod http;
 mod http1;
 mod http2;
 mod http_connection;
+mod lease;
+mod tally;
 
 pub(crate) use body::{UpstreamBody, UpstreamBodyError};
 pub(crate) use http_connection::HttpConnection;
 
-use self::http::HttpPool;
+use self::{establish::AT_A_TIME, http::HttpPool, tally::Tally};
 use super::{Aim, Cluster, ConnectError, Host, Load, Priority, UpstreamProtocol, connect};
 use crate::filter_state::{FilterState, Object};
 use crate::http::body::{BodyError, is_malformed, is_refused};
@@ -119,6 +122,8 @@ pub(crate) type Shed = Rc<dyn Fn() -> bool>;
 #[derive(Default)]
 pub(crate) struct Pools {
     shed: Option<Shed>,
+    /// What they carry, all together.
+    tally: Rc<Tally>,
     http: RefCell<HashMap<Key, Rc<HttpPool>, foldhash::quality::RandomState>>,
 }
 
@@ -199,8 +204,10 @@ impl Wanted {
 impl Pools {
     /// None yet; with `shed` there are times when no connection is made.
     pub(crate) fn new(shed: Option<Shed>) -> Self {
-        let http = RefCell::default();
-        Self { shed, http }
+        Self {
+            shed,
+            ..Self::default()
+        }
     }
 
     /// A connection for one HTTP request to `host`. Waits while the cluster has as many connections as it may; the caller's
@@ -211,6 +218,36 @@ impl Pools {
         host: &Arc<Host>,
         request: &PoolRequest<'_>,
     ) -> Result<HttpConnection, PoolError> {
+        let ratio = cluster.config.preconnect.predictive;
+        if ratio > 1.0 {
+            self.look_ahead(cluster, request, ratio);
+        }
+        self.pool(cluster, host, request)?.acquire().await
+    }
+
+    /// Makes connections to the hosts that come next, as long as there is room for less than `ratio` times the streams that
+    /// there are, the next one among them.
+    fn look_ahead(&self, cluster: &Arc<Cluster>, request: &PoolRequest<'_>, ratio: f64) {
+        for _ in 0..AT_A_TIME {
+            if !self.tally.is_below(ratio, 1) {
+                return;
+            }
+            let Some(host) = cluster.peek_host(rand::random()) else {
+                return;
+            };
+            let pool = self.pool(cluster, &host, request);
+            if !pool.is_ok_and(|pool| pool.look_ahead(ratio, 1)) {
+                return;
+            }
+        }
+    }
+
+    fn pool(
+        &self,
+        cluster: &Arc<Cluster>,
+        host: &Arc<Host>,
+        request: &PoolRequest<'_>,
+    ) -> Result<Rc<HttpPool>, PoolError> {
         let key = Key {
             host: host.id,
             protocol: Wanted::of(cluster, request.downstream_protocol),
@@ -221,11 +258,7 @@ impl Pools {
             apart: request.shared.map(FilterState::apart).unwrap_or_default(),
         };
         let known = self.http.borrow().get(&key).cloned();
-        let pool = match known {
-            Some(pool) => pool,
-            None => self.add(cluster, host, key, request.shared)?,
-        };
-        pool.acquire().await
+        known.map_or_else(|| self.add(cluster, host, key, request.shared), Ok)
     }
 
     /// A new pool, if the cluster may have one more; pools that nobody uses make room.
@@ -252,6 +285,7 @@ impl Pools {
             shared.cloned().unwrap_or_default(),
             room,
             self.shed.clone(),
+            &self.tally,
         ));
         pools.insert(key, pool.clone());
         Ok(pool)

@@ -28,7 +28,7 @@ stat_group! {
         upstream_cx_http3_total: Counter, upstream_cx_idle_timeout: Counter, upstream_cx_length_ms: Histogram,
         upstream_cx_max_duration_reached: Counter, upstream_cx_max_requests: Counter,
         upstream_cx_none_healthy: Counter, upstream_cx_overflow: Counter, upstream_cx_pool_overflow: Counter,
-        upstream_cx_protocol_error: Counter, upstream_cx_rx_bytes_buffered: Gauge, upstream_cx_rx_bytes_total: Counter,
+        upstream_cx_preconnect_skipped: Counter, upstream_cx_protocol_error: Counter, upstream_cx_rx_bytes_buffered: Gauge, upstream_cx_rx_bytes_total: Counter,
         upstream_cx_total: Counter, upstream_cx_tx_bytes_buffered: Gauge, upstream_cx_tx_bytes_total: Counter,
         upstream_internal_redirect_failed_total: Counter, upstream_internal_redirect_succeeded_total: Counter,
         upstream_rq_active: Gauge, upstream_rq_cancelled: Counter, upstream_rq_completed: Counter,

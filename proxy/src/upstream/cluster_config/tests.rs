@@ -17,6 +17,10 @@ fn what_is_not_supported_is_refused_with_its_path() {
             "circuit_breakers.per_host_thresholds",
         ),
         (
+            "preconnect_policy: {predictive_preconnect_ratio: 3.1}",
+            "preconnect_policy.predictive_preconnect_ratio",
+        ),
+        (
             "upstream_bind_config: {freebind: true}",
             "upstream_bind_config",
         ),
@@ -38,6 +42,24 @@ fn what_is_not_supported_is_refused_with_its_path() {
         let error = error.unwrap_or_default();
         assert!(error.starts_with(path), "{fields}: {error}");
     }
+}
+
+#[test]
+fn breakers_by_host_say_nothing_of_what_remains() {
+    let limit =
+        "circuit_breakers: {per_host_thresholds: [{max_connections: 1, track_remaining: true}]}";
+    assert!(config(limit).is_ok());
+}
+
+#[test]
+fn connections_may_be_made_ahead() {
+    let policy = "{predictive_preconnect_ratio: 2.5, per_upstream_preconnect_ratio: 1.5}";
+    let config = config(&format!("preconnect_policy: {policy}")).unwrap();
+    let wanted = Preconnect {
+        by_host: 1.5,
+        predictive: 2.5,
+    };
+    assert_eq!(config.preconnect, wanted);
 }
 
 #[test]

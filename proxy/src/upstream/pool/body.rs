@@ -1,6 +1,6 @@
 //! The body of an upstream response; its end gives the connection back to the pool.
 
-use super::{http::Lease, http1, http2};
+use super::{http1, http2, lease::Lease};
 use crate::http::{stream::Holder, upgrade::UpstreamTunnel};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};

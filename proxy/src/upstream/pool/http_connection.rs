@@ -3,9 +3,9 @@
 use super::{
     PoolError, UpstreamBody,
     body::Exchange,
-    http::{Lease, Sender},
     http1::{self, Http1Request},
     http2,
+    lease::{Lease, Sender},
 };
 use crate::http::{
     body::Body,
