@@ -13,14 +13,23 @@ use parking_lot::Mutex;
 use prost_types::{Struct, Value, value::Kind};
 use proto::envoy::config::bootstrap::v3::{LayeredRuntime, runtime_layer::LayerSpecifier};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
-pub(crate) use reading::{RuntimeFlag, RuntimeFraction, RuntimeNumber};
+pub(crate) use reading::{RuntimeFlag, RuntimeFraction, RuntimeNumber, Setting, current};
 
 /// Values by key.
-type Values = HashMap<String, Value>;
+#[derive(Default)]
+struct Values {
+    by_key: HashMap<String, Value, foldhash::quality::RandomState>,
+    /// What stands before the first dot of any key.
+    families: HashSet<String, foldhash::quality::RandomState>,
+}
+
+/// The values of now, for those that are not read on a worker's thread alone.
+#[derive(Clone, Default)]
+pub(crate) struct RuntimeView(Arc<ArcSwap<Values>>);
 
 stat_group! {
     /// `runtime.…`
@@ -34,7 +43,7 @@ stat_group! {
 /// Values by key, layered.
 pub(crate) struct Runtime {
     layers: Mutex<Vec<Layer>>,
-    merged: Arc<ArcSwap<Values>>,
+    merged: RuntimeView,
     stats: Arc<RuntimeStats>,
 }
 
@@ -61,7 +70,7 @@ impl Runtime {
     pub(crate) fn new(root: &Scope) -> Self {
         Self {
             layers: Mutex::default(),
-            merged: Arc::default(),
+            merged: RuntimeView::default(),
             stats: root.scope("runtime").group(),
         }
     }
@@ -69,6 +78,11 @@ impl Runtime {
     /// This thread's settings are read here from now on.
     pub(crate) fn enter(&self) {
         reading::enter(&self.merged);
+    }
+
+    /// The values of now, and of later.
+    pub(crate) fn view(&self) -> RuntimeView {
+        self.merged.clone()
     }
 
     /// Takes over the bootstrap's layers. Without any there is one for changes by hand, as Envoy has it.
@@ -153,7 +167,7 @@ impl Runtime {
 
     /// The number under `key`.
     pub(crate) fn number(&self, key: &str) -> Option<f64> {
-        match self.merged.load().get(key)?.kind.as_ref()? {
+        match self.merged.0.load().by_key.get(key)?.kind.as_ref()? {
             Kind::NumberValue(number) => Some(*number),
             Kind::StringValue(text) => text.parse().ok(),
             _ => None,
@@ -178,15 +192,16 @@ impl Runtime {
 
     fn merge(&self) {
         let layers = self.layers.lock();
-        let merged: Values = layers
-            .iter()
-            .flat_map(|layer| &layer.values)
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
+        let mut merged = Values::default();
+        for (key, value) in layers.iter().flat_map(|layer| &layer.values) {
+            let family = key.split('.').next().unwrap_or_default();
+            merged.families.insert(family.to_owned());
+            merged.by_key.insert(key.clone(), value.clone());
+        }
         self.stats.load_success.inc();
-        self.stats.num_keys.set(merged.len() as u64);
+        self.stats.num_keys.set(merged.by_key.len() as u64);
         self.stats.num_layers.set(layers.len() as u64);
-        self.merged.store(Arc::new(merged));
+        self.merged.0.store(Arc::new(merged));
     }
 }
 

@@ -106,12 +106,13 @@ impl ServerContext {
     pub(crate) fn new(parts: ServerParts) -> Arc<Self> {
         let store = Arc::new(Store::default());
         let stats = store.root();
+        let runtime = Runtime::new(&stats);
         Arc::new(Self {
             node: parts.node,
-            clusters: Arc::new(ClusterManager::new(&stats)),
+            clusters: Arc::new(ClusterManager::new(&stats, runtime.view())),
             store,
             codecs: CodecStats::default(),
-            runtime: Runtime::new(&stats),
+            runtime,
             server_stats: stats.scope("server").group(),
             started_at: SystemTime::now(),
             started: Instant::now(),

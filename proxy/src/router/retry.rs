@@ -11,7 +11,8 @@ use wire::retry_policy::ResetHeaderFormat;
 
 use crate::http::headers::{RequestHeaders, names, text_of};
 use crate::invalid::{At as _, Invalid, try_all};
-use crate::matcher::HeaderMatcher;
+use crate::matcher::{Fraction, HeaderMatcher};
+use crate::runtime;
 
 use super::timeout::{duration, non_zero};
 
@@ -85,8 +86,8 @@ pub(crate) struct RetryPolicy {
     status_codes: Vec<u16>,
     headers: Vec<HeaderMatcher>,
     request_headers: Vec<HeaderMatcher>,
-    base_interval: Duration,
-    max_interval: Duration,
+    base_interval: Option<Duration>,
+    max_interval: Option<Duration>,
     reset_headers: Vec<(HeaderName, ResetHeaderFormat)>,
     reset_max: Duration,
     /// Hosts that were tried are avoided.
@@ -176,12 +177,10 @@ impl TryFrom<&wire::RetryPolicy> for RetryPolicy {
         let back_off = policy.retry_back_off.as_ref();
         let base = duration(back_off.and_then(|back_off| back_off.base_interval.as_ref()))
             .at("retry_back_off.base_interval")?
-            .unwrap_or(BASE_INTERVAL)
-            .max(Duration::from_millis(1));
+            .map(|base| base.max(Duration::from_millis(1)));
         let max = duration(back_off.and_then(|back_off| back_off.max_interval.as_ref()))
-            .at("retry_back_off.max_interval")?
-            .unwrap_or(base * 10);
-        if max < base {
+            .at("retry_back_off.max_interval")?;
+        if max.is_some_and(|max| max < base.unwrap_or(BASE_INTERVAL)) {
             return Err(
                 Invalid::new("max_interval must not be less than base_interval")
                     .at("retry_back_off"),
@@ -294,6 +293,9 @@ impl RetryState {
             return RetryDecision::LimitExceeded;
         }
         self.remaining -= 1;
+        if !runtime::current("upstream.use_retry").is_none_or(Fraction::draw) {
+            return RetryDecision::No;
+        }
         let asked = match outcome {
             Outcome::Headers(_, map) => self.asked_wait(map),
             _ => None,
@@ -371,12 +373,15 @@ impl RetryState {
 
     /// Fully jittered exponential back-off.
     fn back_off(&self) -> Duration {
-        let (base, max) = self
-            .policy
-            .as_ref()
-            .map_or((BASE_INTERVAL, BASE_INTERVAL * 10), |policy| {
-                (policy.base_interval, policy.max_interval)
-            });
+        let policy = self.policy.as_ref();
+        let (base, max) = policy.map_or((None, None), |policy| {
+            (policy.base_interval, policy.max_interval)
+        });
+        let base = base.unwrap_or_else(|| {
+            let base = runtime::current("upstream.base_retry_backoff_ms");
+            base.map_or(BASE_INTERVAL, Duration::from_millis)
+        });
+        let max = max.unwrap_or(base.saturating_mul(10));
         let ceiling = base.saturating_mul(1 << self.attempt.min(20)).min(max);
         let milliseconds = u64::try_from(ceiling.as_millis())
             .unwrap_or(u64::MAX)

@@ -1,19 +1,18 @@
 //! Settings that the runtime may change while the proxy runs: flags, numbers, fractions. Each has a default and a key; a
 //! worker reads the values of now from its own thread, so that filters need not carry the runtime about.
 
-use super::Values;
+use super::RuntimeView;
 use crate::matcher::Fraction;
-use arc_swap::ArcSwap;
 use prost_types::{Struct, Value, value::Kind};
 use proto::envoy::{
     config::core::v3::{RuntimeFeatureFlag, RuntimeFractionalPercent, RuntimeUInt32},
     r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
 };
-use std::{cell::RefCell, sync::Arc};
+use std::cell::RefCell;
 
 thread_local! {
     /// The values that this thread's worker reads.
-    static CURRENT: RefCell<Option<Arc<ArcSwap<Values>>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<RuntimeView>> = const { RefCell::new(None) };
 }
 
 /// Something that can be set in the runtime.
@@ -37,7 +36,7 @@ pub(crate) type RuntimeFraction = Reading<Fraction>;
 pub(crate) type RuntimeNumber = Reading<u64>;
 
 /// This thread reads `values` from now on.
-pub(super) fn enter(values: &Arc<ArcSwap<Values>>) {
+pub(super) fn enter(values: &RuntimeView) {
     CURRENT.with_borrow_mut(|current| *current = Some(values.clone()));
 }
 
@@ -57,13 +56,26 @@ impl<T: Setting> Reading<T> {
     pub(crate) fn now(&self) -> T {
         self.key
             .as_deref()
-            .and_then(read)
+            .and_then(current)
             .unwrap_or_else(|| self.default.clone())
     }
 }
 
-fn read<T: Setting>(key: &str) -> Option<T> {
-    CURRENT.with_borrow(|current| T::of(current.as_ref()?.load().get(key)?))
+/// What the runtime of this thread's worker says under `key`, if it is of that kind.
+pub(crate) fn current<T: Setting>(key: &str) -> Option<T> {
+    CURRENT.with_borrow(|current| current.as_ref()?.get(key))
+}
+
+impl RuntimeView {
+    /// What is under `key` now, if it is of that kind.
+    pub(crate) fn get<T: Setting>(&self, key: &str) -> Option<T> {
+        T::of(self.0.load().by_key.get(key)?)
+    }
+
+    /// Whether there are keys that begin with `family` and a dot; mostly there are none, which is quickly told.
+    pub(crate) fn has(&self, family: &str) -> bool {
+        self.0.load().families.contains(family)
+    }
 }
 
 impl RuntimeFraction {
@@ -133,6 +145,15 @@ impl Setting for u64 {
     }
 }
 
+impl Setting for f64 {
+    fn of(value: &Value) -> Option<Self> {
+        match value.kind.as_ref()? {
+            Kind::NumberValue(number) => Some(*number),
+            _ => None,
+        }
+    }
+}
+
 impl Setting for Fraction {
     /// A number is a percentage, a struct a `FractionalPercent`.
     fn of(value: &Value) -> Option<Self> {
@@ -166,6 +187,7 @@ mod tests {
     use super::*;
     use crate::{runtime::Runtime, stats::Store};
     use proto::envoy::config::bootstrap::v3::LayeredRuntime;
+    use std::sync::Arc;
 
     #[test]
     fn a_setting_is_what_the_runtime_says_and_else_its_default() {

@@ -5,6 +5,7 @@ use http::HeaderValue;
 use rand::RngExt as _;
 
 use crate::http::headers::{RequestHeaders, names};
+use crate::runtime;
 
 use super::{Sampling, TracingStats};
 
@@ -88,15 +89,19 @@ pub(super) fn decide(
     let mut reason = before;
     if reason == Reason::NotTraceable {
         let map = &headers.map;
-        if map.contains_key(&names::X_CLIENT_TRACE_ID) && sampling.client.holds(draw) {
+        let now = |key, configured| runtime::current(key).unwrap_or(configured);
+        if map.contains_key(&names::X_CLIENT_TRACE_ID)
+            && now("tracing.client_enabled", sampling.client).holds(draw)
+        {
             reason = Reason::ClientForced;
         } else if map.contains_key(&names::X_ENVOY_FORCE_TRACE) {
             reason = Reason::ServiceForced;
-        } else if sampling.random.holds(draw) {
+        } else if now("tracing.random_sampling", sampling.random).holds(draw) {
             reason = Reason::Sampling;
         }
     }
-    if reason != Reason::NotTraceable && !sampling.overall.holds(draw) {
+    let overall = runtime::current("tracing.global_enabled").unwrap_or(sampling.overall);
+    if reason != Reason::NotTraceable && !overall.holds(draw) {
         reason = Reason::NotTraceable;
     }
     if packs && reason != before {

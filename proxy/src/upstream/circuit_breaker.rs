@@ -2,15 +2,21 @@
 //!
 //! The counts are of the whole process (all workers), as Envoy's are.
 
+mod keys;
+mod recent;
+
+pub(crate) use keys::LimitKeys;
+
 use super::stats::{BreakerStats, ClusterGroups, RemainingStats};
 use crate::stats::Scope;
 use proto::envoy::config::cluster::v3::{CircuitBreakers as Wire, circuit_breakers::Thresholds};
 use proto::envoy::config::core::v3::RoutingPriority;
+use recent::Recent;
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::sync::Notify;
 
 /// A route's priority; each has thresholds of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -41,6 +47,7 @@ struct Level {
     /// What a retry budget with an interval is a share of.
     recent: Option<Box<Recent>>,
     priority: Priority,
+    keys: LimitKeys,
     stats: Arc<ClusterGroups>,
     remaining: Option<Arc<RemainingStats>>,
 }
@@ -53,22 +60,6 @@ struct Limits {
     retries: u64,
     pools: u64,
     budget: Option<(f64, u64)>,
-}
-
-/// Parts that an interval is counted in.
-const PARTS: u64 = 10;
-/// The lower half of a number.
-const LOWER: u64 = u32::MAX as u64;
-/// One more, as the newest is not over.
-const SLOTS: usize = 11;
-
-/// How many requests have begun within the last interval, to a tenth of it.
-struct Recent {
-    since: Instant,
-    /// Nanoseconds of one part.
-    part: u64,
-    /// Each of one part: its number in the upper half, how many in the lower.
-    slots: [AtomicU64; SLOTS],
 }
 
 /// One thing that a breaker counts; given back when dropped.
@@ -92,14 +83,24 @@ enum What {
     Pool,
 }
 
+impl Priority {
+    /// Envoy's name.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::High => "high",
+        }
+    }
+}
+
 impl CircuitBreakers {
     /// Breakers with the configured thresholds; Envoy's defaults where there are none.
-    pub(crate) fn new(wire: Option<&Wire>, scope: &Scope) -> Arc<Self> {
+    pub(crate) fn new(wire: Option<&Wire>, scope: &Scope, keys: &LimitKeys) -> Arc<Self> {
         let stats: Arc<ClusterGroups> = scope.group();
         let level = |priority: Priority| {
-            let (wanted, name) = match priority {
-                Priority::Default => (RoutingPriority::Default, "default"),
-                Priority::High => (RoutingPriority::High, "high"),
+            let wanted = match priority {
+                Priority::Default => RoutingPriority::Default,
+                Priority::High => RoutingPriority::High,
             };
             let thresholds = wire.and_then(|wire| {
                 wire.thresholds
@@ -115,10 +116,16 @@ impl CircuitBreakers {
                 pools: AtomicU64::new(0),
                 recent: thresholds.and_then(Recent::of).map(Box::new),
                 priority,
+                keys: keys.clone(),
                 stats: stats.clone(),
                 remaining: thresholds
                     .is_some_and(|thresholds| thresholds.track_remaining)
-                    .then(|| scope.scope("circuit_breakers").scope(name).group()),
+                    .then(|| {
+                        scope
+                            .scope("circuit_breakers")
+                            .scope(priority.name())
+                            .group()
+                    }),
             };
             level.show();
             level
@@ -180,12 +187,12 @@ impl CircuitBreakers {
 
     /// The limits of a priority: connections, pending, requests, retries.
     pub(crate) fn limits(&self, priority: Priority) -> [u64; 4] {
-        let limits = self.level(priority).limits;
+        let level = self.level(priority);
         [
-            limits.connections,
-            limits.pending,
-            limits.requests,
-            limits.retries,
+            level.limit(What::Connection),
+            level.limit(What::Pending),
+            level.limit(What::Request),
+            level.retries(),
         ]
     }
 
@@ -256,44 +263,6 @@ impl Limits {
     }
 }
 
-impl Recent {
-    /// Counts if the retry budget has an interval.
-    fn of(wire: &Thresholds) -> Option<Self> {
-        let interval = wire.retry_budget.as_ref()?.budget_interval?;
-        let interval = std::time::Duration::try_from(interval).ok()?;
-        let part = u64::try_from(interval.as_nanos()).ok()? / PARTS;
-        (part > 0).then(|| Recent {
-            since: Instant::now(),
-            part,
-            slots: Default::default(),
-        })
-    }
-
-    fn now(&self) -> u64 {
-        let elapsed = u64::try_from(self.since.elapsed().as_nanos());
-        elapsed.unwrap_or(u64::MAX) / self.part
-    }
-
-    fn note(&self) {
-        let now = self.now();
-        let slot = usize::try_from(now).unwrap_or_default() % SLOTS;
-        let add = |old: u64| {
-            let is_same = old >> 32 == now & LOWER;
-            Some(if is_same { old + 1 } else { (now << 32) | 1 })
-        };
-        // There is always something to put there.
-        let _ = self.slots[slot].fetch_update(Relaxed, Relaxed, add);
-    }
-
-    fn count(&self) -> u64 {
-        // Another worker may be in the next part already.
-        let next = self.now() + 1;
-        let slots = self.slots.iter().map(|slot| slot.load(Relaxed));
-        let is_recent = |slot: &u64| next.wrapping_sub(slot >> 32) & LOWER <= PARTS + 1;
-        slots.filter(is_recent).map(|slot| slot & LOWER).sum()
-    }
-}
-
 impl Level {
     fn stats(&self) -> &BreakerStats {
         &self.stats.breakers[self.priority as usize]
@@ -310,12 +279,13 @@ impl Level {
     }
 
     fn limit(&self, what: What) -> u64 {
-        match (what, self.limits.budget) {
-            (What::Connection, _) => self.limits.connections,
-            (What::Pending, _) => self.limits.pending,
-            (What::Request, _) => self.limits.requests,
-            (What::Pool, _) => self.limits.pools,
-            (What::Retry, None) => self.limits.retries,
+        let read = |name, configured| self.keys.read(self.priority, name).unwrap_or(configured);
+        match (what, self.budget()) {
+            (What::Connection, _) => read("max_connections", self.limits.connections),
+            (What::Pending, _) => read("max_pending_requests", self.limits.pending),
+            (What::Request, _) => read("max_requests", self.limits.requests),
+            (What::Pool, _) => read("max_connection_pools", self.limits.pools),
+            (What::Retry, None) => self.retries(),
             (What::Retry, Some((share, least))) => {
                 let active = match &self.recent {
                     Some(recent) => recent.count(),
@@ -331,6 +301,23 @@ impl Level {
                 allowed.max(least)
             }
         }
+    }
+
+    fn retries(&self) -> u64 {
+        let read = self.keys.read(self.priority, "max_retries");
+        read.unwrap_or(self.limits.retries)
+    }
+
+    /// The share that retries may have, and how many they always may be.
+    fn budget(&self) -> Option<(f64, u64)> {
+        let percent: Option<f64> = self.keys.read(self.priority, "retry_budget.budget_percent");
+        let least = (self.keys).read(self.priority, "retry_budget.min_retry_concurrency");
+        if percent.is_none() && least.is_none() {
+            return self.limits.budget;
+        }
+        let (configured, at_least) = self.limits.budget.unwrap_or((0.2, 3));
+        let share = percent.map_or(configured, |percent| percent / 100.0);
+        Some((share, least.unwrap_or(at_least)))
     }
 
     fn show(&self) {
@@ -365,7 +352,7 @@ impl Level {
                 What::Pool => &remaining.remaining_cx_pools,
             };
             // QUIRK: what is left of a retry budget is not shown.
-            let is_budget = what == What::Retry && self.limits.budget.is_some();
+            let is_budget = what == What::Retry && self.budget().is_some();
             let left = limit.saturating_sub(count);
             gauge.set(if is_budget { 0 } else { left });
         }
@@ -392,7 +379,7 @@ impl Drop for Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::Store;
+    use crate::{runtime::Runtime, stats::Store};
     use proto::envoy::config::cluster::v3::circuit_breakers::thresholds::RetryBudget;
     use proto::envoy::r#type::v3::Percent;
 
@@ -407,7 +394,7 @@ mod tests {
             }],
             ..Wire::default()
         };
-        let breakers = CircuitBreakers::new(Some(&wire), &scope);
+        let breakers = CircuitBreakers::new(Some(&wire), &scope, &LimitKeys::default());
         let first = breakers.request(Priority::Default).unwrap();
         assert!(breakers.request(Priority::Default).is_none());
         assert!(breakers.request(Priority::High).is_some());
@@ -420,6 +407,30 @@ mod tests {
             1,
             "the gauge tells"
         );
+    }
+
+    #[test]
+    fn runtime_says_otherwise() {
+        let scope = Arc::new(Store::default()).root();
+        let runtime = Runtime::new(&scope);
+        runtime.configure(None).unwrap();
+        let keys = LimitKeys::new(&"c".into(), &runtime.view());
+        let breakers = CircuitBreakers::new(None, &scope, &keys);
+        let set = |threshold: &str, value| {
+            let key = format!("circuit_breakers.c.default.{threshold}");
+            runtime.modify([(key.as_str(), value)].into_iter()).unwrap();
+        };
+        assert_eq!(breakers.limits(Priority::Default), [1024, 1024, 1024, 3]);
+        set("max_requests", "0");
+        assert!(breakers.request(Priority::Default).is_none());
+        assert!(breakers.request(Priority::High).is_some());
+        set("max_requests", "");
+        assert!(breakers.request(Priority::Default).is_some());
+        set("retry_budget.min_retry_concurrency", "1");
+        let retry = breakers.retry(Priority::Default);
+        assert!(retry.is_some() && breakers.retry(Priority::Default).is_none());
+        set("retry_budget.min_retry_concurrency", "");
+        assert!(breakers.retry(Priority::Default).is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -440,7 +451,7 @@ mod tests {
             }],
             ..Wire::default()
         };
-        let breakers = CircuitBreakers::new(Some(&wire), &scope);
+        let breakers = CircuitBreakers::new(Some(&wire), &scope, &LimitKeys::default());
         let pass = |millis| tokio::time::advance(std::time::Duration::from_millis(millis));
         let allowed = || {
             let taken = std::iter::from_fn(|| breakers.retry(Priority::Default));

@@ -3,6 +3,7 @@
 use super::{
     CircuitBreakers, ClusterConfig, Discovery, Host, HostSets, LoadBalancerContext, Outcome,
     Resolver,
+    circuit_breaker::LimitKeys,
     dns_cache::DnsCache,
     event_log::EventLog,
     load_balancer::{Foresight, mix, policy::LbPolicy},
@@ -14,6 +15,7 @@ use super::{
 use crate::{
     http::CodecStats,
     invalid::{At as _, Invalid},
+    runtime::RuntimeView,
     stats::Scope,
 };
 use arc_swap::ArcSwap;
@@ -83,6 +85,8 @@ pub(crate) struct Cluster {
 /// What all clusters share.
 #[derive(Default)]
 pub(crate) struct Shared {
+    /// The settings of now.
+    pub(crate) runtime: RuntimeView,
     /// The proxy's own cluster.
     pub(crate) local: LocalCluster,
     /// What nobody counts: of clusters whose hosts are not checked.
@@ -91,6 +95,16 @@ pub(crate) struct Shared {
     pub(crate) outlier_log: OnceLock<EventLog>,
     /// Who is asked for the names of clusters that do not say.
     pub(crate) resolver: OnceLock<Resolver>,
+}
+
+impl Shared {
+    /// Settings are read there.
+    pub(super) fn new(runtime: RuntimeView) -> Self {
+        Self {
+            runtime,
+            ..Self::default()
+        }
+    }
 }
 
 impl Cluster {
@@ -135,7 +149,11 @@ impl Cluster {
             ))
         });
         let cluster = Self {
-            breakers: CircuitBreakers::new(config.circuit_breakers.take().as_deref(), &scope),
+            breakers: CircuitBreakers::new(
+                config.circuit_breakers.take().as_deref(),
+                &scope,
+                &LimitKeys::new(&config.name, &shared.runtime),
+            ),
             stats: scope.group(),
             retried_response_codes: OnceLock::new(),
             // Shown only where hosts are checked.

@@ -1,7 +1,7 @@
 //! Every cluster by name: an immutable table behind one atomic pointer.
 
 use super::{Cluster, Shared};
-use crate::{stat_group, stats::Scope, table::Table};
+use crate::{runtime::RuntimeView, stat_group, stats::Scope, table::Table};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -31,12 +31,12 @@ pub(crate) struct ClusterManager {
 
 impl ClusterManager {
     /// No clusters yet.
-    pub(crate) fn new(root: &Scope) -> Self {
+    pub(crate) fn new(root: &Scope, runtime: RuntimeView) -> Self {
         Self {
             clusters: ArcSwap::default(),
             ejecting: ArcSwap::default(),
             writer: Mutex::new(()),
-            shared: Arc::default(),
+            shared: Arc::new(Shared::new(runtime)),
             stats: root.scope("cluster_manager").group(),
         }
     }
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn only_clusters_that_eject_hosts_are_swept() {
         let root = Arc::<Store>::default().root();
-        let manager = ClusterManager::new(&root);
+        let manager = ClusterManager::new(&root, RuntimeView::default());
         let cluster = |more: &str| {
             let wire = proto::yaml::from_str(&format!("{{name: c, type: STATIC {more}}}")).unwrap();
             let config = ClusterConfig::new(wire, &SecretSlots::default()).unwrap();

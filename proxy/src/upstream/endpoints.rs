@@ -4,6 +4,7 @@ use super::{
     Cluster, Host, HostAddress, LocalityEndpoints,
     host::{HealthCheckTarget, HealthFlag, HostParts, Locality},
 };
+use crate::matcher::Fraction;
 use crate::{
     invalid::{At as _, Invalid, try_all},
     wire::AnyAddress,
@@ -30,6 +31,8 @@ pub(crate) enum Dropped {
     Some,
     /// None at all.
     All,
+    /// This one, as the cluster is said to be under repair.
+    Maintenance,
 }
 
 /// An address that an endpoint has, with others that lead to the same host.
@@ -79,11 +82,23 @@ pub(super) fn drops(policy: &Policy) -> Result<u32, Invalid> {
 impl Cluster {
     /// Whether a request is one of those that are not to be forwarded, and whether all are.
     pub(crate) fn drops_request(&self, random: impl FnOnce() -> u64) -> Option<Dropped> {
+        if self.is_in_maintenance() {
+            return Some(Dropped::Maintenance);
+        }
         match self.drops.load(Relaxed) {
             0 => None,
             MILLION => Some(Dropped::All),
             share => (random() % u64::from(MILLION) < u64::from(share)).then_some(Dropped::Some),
         }
+    }
+
+    fn is_in_maintenance(&self) -> bool {
+        let runtime = &self.shared.runtime;
+        // Asked for each request: the key is made only where there may be one.
+        runtime.has("upstream")
+            && runtime
+                .get(&format!("upstream.maintenance_mode.{}", self.name()))
+                .is_some_and(Fraction::draw)
     }
 
     /// The endpoints of `assignment`; `resolve` tells the addresses of each.

@@ -9,6 +9,7 @@ mod probe;
 pub(crate) use config::HealthCheckConfig;
 
 use super::{Cluster, Host, event_log, host::HealthFlag};
+use config::within_bounds;
 use probe::{Answer, Session};
 use proto_component::task;
 use serde_json::{Value, json};
@@ -85,6 +86,7 @@ impl Check {
                     .config
                     .intervals
                     .next(answer.is_good(), is_pending, has_traffic);
+                let pause = within_bounds(pause, &self.cluster.shared.runtime);
                 tokio::time::sleep(pause).await;
             }
         };

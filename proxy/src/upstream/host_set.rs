@@ -18,6 +18,7 @@ use super::{
     subset::Subsets,
     zone::{LocalHosts, ZoneRouting},
 };
+use crate::runtime::RuntimeView;
 use loads::Census;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -84,6 +85,8 @@ pub(crate) struct BuildOptions<'a> {
     pub(crate) scale: Option<&'a BTreeMap<(u32, Arc<Locality>), f64>>,
     /// The proxy's own cluster, for zone-aware routing.
     pub(crate) local: Option<&'a LocalHosts>,
+    /// The settings of now.
+    pub(crate) runtime: &'a RuntimeView,
 }
 
 /// What is wanted of a host while a set is built.
@@ -92,6 +95,16 @@ enum Wanted {
     Healthy,
     Degraded,
     Anybody,
+}
+
+impl BuildOptions<'_> {
+    /// The share of healthy hosts that is too small for a priority.
+    fn panic_threshold(&self) -> f64 {
+        let read = self.runtime.get("upstream.healthy_panic_threshold");
+        read.map_or(self.balancing.panic_threshold, |percent: u64| {
+            f64::from(u8::try_from(percent).map_or(100, |percent| percent.min(100)))
+        })
+    }
 }
 
 impl HostSets {
@@ -122,11 +135,8 @@ impl HostSets {
             .iter()
             .map(|members| Census::of(members, options.balancing))
             .collect();
-        let (loads, panics) = Loads::new(
-            &census,
-            options.overprovisioning,
-            options.balancing.panic_threshold,
-        );
+        let (loads, panics) =
+            Loads::new(&census, options.overprovisioning, options.panic_threshold());
         let priorities = members
             .iter()
             .enumerate()

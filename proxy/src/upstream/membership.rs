@@ -181,6 +181,7 @@ impl Cluster {
             overprovisioning: self.overprovisioning.load(Relaxed),
             scale: None,
             local: local.as_deref(),
+            runtime: &self.shared.runtime,
         };
         let sets = HostSets::build(localities, options);
         let stats = &self.stats;

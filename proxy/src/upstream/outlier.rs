@@ -80,7 +80,7 @@ impl OutlierDetector {
         outcome: Outcome,
         random: u64,
     ) -> bool {
-        let (config, state) = (&self.config, &host.outlier);
+        let (config, state) = (&*self.config.now(&cluster.shared.runtime), &host.outlier);
         // As Envoy does with a matcher: all failures are alike.
         let outcome = match (outcome, &config.error_statuses) {
             (Outcome::Status(status), Some(failures)) if failures.contains(&status) => {
@@ -100,7 +100,7 @@ impl OutlierDetector {
             let row = state.bump_local(is_local_failure);
             if config.consecutive_local > 0 && row >= config.consecutive_local {
                 state.reset_local();
-                return self.eject(cluster, host, &self.local_row(), random);
+                return self.eject(cluster, host, config, &self.local_row(config), random);
             }
             if is_local_failure || outcome == Outcome::Connected {
                 return false;
@@ -118,38 +118,38 @@ impl OutlierDetector {
         let mut is_ejected = false;
         if config.consecutive_gateway > 0 && gateway >= config.consecutive_gateway {
             state.reset_gateway();
-            is_ejected |= self.eject(cluster, host, &self.gateway_row(), random);
+            is_ejected |= self.eject(cluster, host, config, &self.gateway_row(config), random);
         }
         if config.consecutive_5xx > 0 && failures >= config.consecutive_5xx {
             state.reset_5xx();
             self.stats.ejections_consecutive_5xx.inc();
-            is_ejected |= self.eject(cluster, host, &self.failure_row(), random);
+            is_ejected |= self.eject(cluster, host, config, &self.failure_row(config), random);
         }
         is_ejected
     }
 
-    fn failure_row(&self) -> Reason<'_> {
+    fn failure_row(&self, config: &OutlierConfig) -> Reason<'_> {
         Reason {
             name: "CONSECUTIVE_5XX",
-            enforcing: self.config.enforcing_5xx,
+            enforcing: config.enforcing_5xx,
             detected: &self.stats.ejections_detected_consecutive_5xx,
             enforced: &self.stats.ejections_enforced_consecutive_5xx,
         }
     }
 
-    fn gateway_row(&self) -> Reason<'_> {
+    fn gateway_row(&self, config: &OutlierConfig) -> Reason<'_> {
         Reason {
             name: "CONSECUTIVE_GATEWAY_FAILURE",
-            enforcing: self.config.enforcing_gateway,
+            enforcing: config.enforcing_gateway,
             detected: &self.stats.ejections_detected_consecutive_gateway_failure,
             enforced: &self.stats.ejections_enforced_consecutive_gateway_failure,
         }
     }
 
-    fn local_row(&self) -> Reason<'_> {
+    fn local_row(&self, config: &OutlierConfig) -> Reason<'_> {
         Reason {
             name: "CONSECUTIVE_LOCAL_ORIGIN_FAILURE",
-            enforcing: self.config.enforcing_local,
+            enforcing: config.enforcing_local,
             detected: &self
                 .stats
                 .ejections_detected_consecutive_local_origin_failure,
@@ -159,8 +159,8 @@ impl OutlierDetector {
         }
     }
 
-    fn success_rate(&self, is_local: bool) -> Reason<'_> {
-        let (config, stats) = (&self.config, &self.stats);
+    fn success_rate(&self, config: &OutlierConfig, is_local: bool) -> Reason<'_> {
+        let stats = &self.stats;
         if is_local {
             Reason {
                 name: "SUCCESS_RATE_LOCAL_ORIGIN",
@@ -178,8 +178,8 @@ impl OutlierDetector {
         }
     }
 
-    fn failure_percentage(&self, is_local: bool) -> Reason<'_> {
-        let (config, stats) = (&self.config, &self.stats);
+    fn failure_percentage(&self, config: &OutlierConfig, is_local: bool) -> Reason<'_> {
+        let stats = &self.stats;
         if is_local {
             Reason {
                 name: "FAILURE_PERCENTAGE_LOCAL_ORIGIN",
@@ -198,7 +198,14 @@ impl OutlierDetector {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "host counts are small")]
-    fn eject(&self, cluster: &Cluster, host: &Host, reason: &Reason<'_>, random: u64) -> bool {
+    fn eject(
+        &self,
+        cluster: &Cluster,
+        host: &Host,
+        config: &OutlierConfig,
+        reason: &Reason<'_>,
+        random: u64,
+    ) -> bool {
         if host.has(HealthFlag::FAILED_OUTLIER) {
             return false;
         }
@@ -206,8 +213,8 @@ impl OutlierDetector {
         let total = cluster.hosts().hosts().count().max(1) as f64;
         let active = self.stats.ejections_active.value();
         // QUIRK: Envoy compares the share before this ejection, so a small cluster may still lose one host.
-        let is_allowed = 100.0 * active as f64 / total < f64::from(self.config.max_percent)
-            || (active == 0 && self.config.always_one);
+        let is_allowed = 100.0 * active as f64 / total < f64::from(config.max_percent)
+            || (active == 0 && config.always_one);
         if !is_allowed {
             self.stats.ejections_overflow.inc();
             return false;
@@ -224,12 +231,12 @@ impl OutlierDetector {
         reason.enforced.inc();
         self.stats.ejections_enforced_total.inc();
         self.stats.ejections_active.inc();
-        let jitter = match millis(self.config.jitter) {
+        let jitter = match millis(config.jitter) {
             0 => 0,
             most => rand::rng().random_range(0..=most),
         };
         host.outlier
-            .ejected(clock(), jitter, self.config.base, self.config.most);
+            .ejected(clock(), jitter, config.base, config.most);
         tracing::info!(target: "outlier", cluster = %cluster.name(), host = %host.address_text, reason = reason.name, "host ejected");
         true
     }
@@ -240,23 +247,21 @@ impl OutlierDetector {
         if now < self.next_sweep.load(Relaxed) {
             return false;
         }
+        let config = &*self.config.now(&cluster.shared.runtime);
         self.next_sweep
-            .store(now + millis(self.config.interval), Relaxed);
+            .store(now + millis(config.interval), Relaxed);
         let hosts: Vec<Arc<Host>> = cluster.hosts().hosts().cloned().collect();
         let mut has_changed = false;
         for host in &hosts {
             if !host.has(HealthFlag::FAILED_OUTLIER) {
                 host.outlier.forgive();
-            } else if host
-                .outlier
-                .is_over(now, self.config.base, self.config.most)
-            {
+            } else if host.outlier.is_over(now, config.base, config.most) {
                 has_changed |= self.bring_back(cluster, host);
             }
         }
-        has_changed |= self.judge(cluster, &hosts, false);
-        if self.config.split_local {
-            has_changed |= self.judge(cluster, &hosts, true);
+        has_changed |= self.judge(cluster, config, &hosts, false);
+        if config.split_local {
+            has_changed |= self.judge(cluster, config, &hosts, true);
         }
         has_changed
     }
@@ -280,15 +285,20 @@ impl OutlierDetector {
 
     /// Ejects hosts by their rates of the interval that ends.
     #[expect(clippy::cast_precision_loss, reason = "host counts are small")]
-    fn judge(&self, cluster: &Cluster, hosts: &[Arc<Host>], is_local: bool) -> bool {
-        let config = &self.config;
+    fn judge(
+        &self,
+        cluster: &Cluster,
+        config: &OutlierConfig,
+        hosts: &[Arc<Host>],
+        is_local: bool,
+    ) -> bool {
         let rate = |host: &Host| -> Rate {
             let window = if is_local {
                 &host.outlier.local
             } else {
                 &host.outlier.external
             };
-            window.close(config.success_volume.min(config.failure_volume))
+            window.close(config.success_volume.min(config.failure_volume).into())
         };
         let rates: Vec<(&Arc<Host>, Rate)> = hosts
             .iter()
@@ -298,9 +308,9 @@ impl OutlierDetector {
         let mut has_changed = false;
         let valid: Vec<_> = rates
             .iter()
-            .filter(|(_, rate)| rate.volume >= config.success_volume)
+            .filter(|(_, rate)| rate.volume >= u64::from(config.success_volume))
             .collect();
-        if !valid.is_empty() && valid.len() >= config.success_hosts {
+        if !valid.is_empty() && valid.len() >= config.success_hosts as usize {
             let count = valid.len() as f64;
             let mean = valid.iter().map(|(_, rate)| rate.success).sum::<f64>() / count;
             let variance = valid
@@ -310,19 +320,19 @@ impl OutlierDetector {
                 / count;
             let threshold = mean - config.deviations * variance.sqrt();
             for (host, _) in valid.iter().filter(|(_, rate)| rate.success < threshold) {
-                let reason = self.success_rate(is_local);
-                has_changed |= self.eject(cluster, host, &reason, rand::random());
+                let reason = self.success_rate(config, is_local);
+                has_changed |= self.eject(cluster, host, config, &reason, rand::random());
             }
         }
         let valid: Vec<_> = rates
             .iter()
-            .filter(|(_, rate)| rate.volume >= config.failure_volume)
+            .filter(|(_, rate)| rate.volume >= u64::from(config.failure_volume))
             .collect();
-        if !valid.is_empty() && valid.len() >= config.failure_hosts {
+        if !valid.is_empty() && valid.len() >= config.failure_hosts as usize {
             let is_bad = |rate: &Rate| 100.0 - rate.success >= f64::from(config.failure_threshold);
             for (host, _) in valid.iter().filter(|(_, rate)| is_bad(rate)) {
-                let reason = self.failure_percentage(is_local);
-                has_changed |= self.eject(cluster, host, &reason, rand::random());
+                let reason = self.failure_percentage(config, is_local);
+                has_changed |= self.eject(cluster, host, config, &reason, rand::random());
             }
         }
         has_changed

@@ -31,7 +31,7 @@ stat_group! {
         upstream_cx_preconnect_skipped: Counter, upstream_cx_protocol_error: Counter, upstream_cx_rx_bytes_buffered: Gauge, upstream_cx_rx_bytes_total: Counter,
         upstream_cx_total: Counter, upstream_cx_tx_bytes_buffered: Gauge, upstream_cx_tx_bytes_total: Counter,
         upstream_internal_redirect_failed_total: Counter, upstream_internal_redirect_succeeded_total: Counter,
-        upstream_rq_active: Gauge, upstream_rq_cancelled: Counter, upstream_rq_completed: Counter,
+        upstream_rq_active: Gauge, upstream_rq_active_overflow: Counter, upstream_rq_cancelled: Counter, upstream_rq_completed: Counter,
         upstream_rq_maintenance_mode: Counter, upstream_rq_max_duration_reached: Counter,
         upstream_rq_pending_active: Gauge, upstream_rq_pending_failure_eject: Counter,
         upstream_rq_pending_overflow: Counter, upstream_rq_pending_total: Counter, upstream_rq_per_try_timeout: Counter,

@@ -12,6 +12,7 @@ use super::{
     },
     stats::ClusterStats,
 };
+use crate::runtime;
 use arc_swap::ArcSwapOption;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -100,7 +101,10 @@ impl ZoneRouting {
         let own = upstream
             .get(&local.locality)
             .filter(|hosts| !hosts.is_empty())?;
-        if upstream.len() < 2 || total < minimum || all == 0 {
+        let least = options
+            .runtime
+            .get("upstream.zone_routing.min_cluster_size");
+        if upstream.len() < 2 || total < least.unwrap_or(minimum) || all == 0 {
             return None;
         }
         let here =
@@ -141,7 +145,8 @@ impl ZoneRouting {
 
     /// The pool of a locality; nothing for all of them.
     pub(super) fn choose(&self, random: u64, stats: &ClusterStats) -> Option<&Pool> {
-        if random % WHOLE >= self.enabled {
+        let enabled = runtime::current("upstream.zone_routing.enabled");
+        if random % WHOLE >= enabled.map_or(self.enabled, |percent: u64| percent * WHOLE / 100) {
             return None;
         }
         if self.stay == WHOLE {
@@ -201,6 +206,7 @@ mod tests {
             overprovisioning: 140,
             scale: None,
             local: Some(&local),
+            runtime: &runtime::RuntimeView::default(),
         };
         ZoneRouting::build(&members.iter().collect::<Vec<_>>(), options)
     }

@@ -17,7 +17,7 @@ use crate::http::stream::Stream;
 use crate::invalid::{At as _, Invalid, try_all};
 use crate::matcher::{Fraction, HeaderMatcher};
 use crate::router::timeout::duration;
-use crate::runtime::RuntimeFraction;
+use crate::runtime::{self, RuntimeFraction, RuntimeNumber};
 use crate::stat_group;
 use crate::stream_info::ResponseFlag;
 
@@ -43,7 +43,11 @@ struct FaultConfig {
     upstream_cluster: Option<Box<str>>,
     headers: Vec<HeaderMatcher>,
     nodes: Vec<Box<str>>,
-    max_active: Option<u64>,
+    /// Milliseconds of a fixed delay, where they are not configured for it.
+    delay_time: Box<str>,
+    http_status: Box<str>,
+    grpc_status: Box<str>,
+    max_active: RuntimeNumber,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -113,25 +117,6 @@ impl TryFrom<&wire::HttpFault> for FaultConfig {
     type Error = Invalid;
 
     fn try_from(fault: &wire::HttpFault) -> Result<Self, Invalid> {
-        for (key, field) in [
-            (&fault.delay_duration_runtime, "delay_duration_runtime"),
-            (
-                &fault.abort_http_status_runtime,
-                "abort_http_status_runtime",
-            ),
-            (
-                &fault.abort_grpc_status_runtime,
-                "abort_grpc_status_runtime",
-            ),
-            (
-                &fault.max_active_faults_runtime,
-                "max_active_faults_runtime",
-            ),
-        ] {
-            if !key.is_empty() {
-                return Err(Invalid::unsupported("a runtime key").at(field));
-            }
-        }
         let body = fault
             .abort
             .as_ref()
@@ -188,14 +173,37 @@ impl TryFrom<&wire::HttpFault> for FaultConfig {
                 .iter()
                 .map(|node| node.as_str().into())
                 .collect(),
-            max_active: fault.max_active_faults.map(u64::from),
+            delay_time: key_of(
+                &fault.delay_duration_runtime,
+                "fault.http.delay.fixed_duration_ms",
+            ),
+            http_status: key_of(
+                &fault.abort_http_status_runtime,
+                "fault.http.abort.http_status",
+            ),
+            grpc_status: key_of(
+                &fault.abort_grpc_status_runtime,
+                "fault.http.abort.grpc_status",
+            ),
+            max_active: RuntimeNumber::new(
+                &key_of(
+                    &fault.max_active_faults_runtime,
+                    "fault.http.max_active_faults",
+                ),
+                fault.max_active_faults.map_or(u64::MAX, u64::from),
+            ),
         })
     }
 }
 
 /// A share with its runtime key, which has a default.
 fn keyed(key: &str, default: &str, share: Fraction) -> RuntimeFraction {
-    RuntimeFraction::new(if key.is_empty() { default } else { key }, share)
+    RuntimeFraction::new(&key_of(key, default), share)
+}
+
+/// A runtime key, else the usual one.
+fn key_of(key: &str, default: &str) -> Box<str> {
+    (if key.is_empty() { default } else { key }).into()
 }
 
 fn delay(delay: &common::FaultDelay) -> Result<(Delay, Fraction), Invalid> {
@@ -288,6 +296,7 @@ impl FaultConfig {
                     .then(|| Duration::from_millis(u64::from(delay)))
             }
         }
+        .map(|delay| runtime::current(&self.delay_time).map_or(delay, Duration::from_millis))
         .filter(|delay| !delay.is_zero())
     }
 
@@ -320,6 +329,7 @@ impl FaultConfig {
                 ),
             },
         };
+        let (status, grpc) = self.abort_now(status, grpc);
         let share = match kind {
             Abort::Header => lowered(share, headers, &names::X_ENVOY_FAULT_ABORT_PERCENTAGE),
             Abort::Http(_) | Abort::Grpc(_) => share,
@@ -330,6 +340,21 @@ impl FaultConfig {
             reply.grpc_status = grpc;
             reply
         })
+    }
+}
+
+impl FaultConfig {
+    /// What the runtime has in the place of a status.
+    fn abort_now(&self, status: StatusCode, grpc: Option<u32>) -> (StatusCode, Option<u32>) {
+        let read =
+            |key: &str| runtime::current::<u64>(key).and_then(|code| u32::try_from(code).ok());
+        match grpc {
+            Some(code) => (status, Some(read(&self.grpc_status).unwrap_or(code))),
+            None => {
+                let now = read(&self.http_status).and_then(|code| status_code(code).ok());
+                (now.unwrap_or(status), None)
+            }
+        }
     }
 }
 
@@ -352,7 +377,7 @@ impl Fault {
             return true;
         }
         let active = self.active.load(Ordering::Relaxed);
-        if self.config.max_active.is_some_and(|limit| active >= limit) {
+        if active >= self.config.max_active.now() {
             self.stats.faults_overflow.inc();
             return false;
         }

@@ -129,6 +129,10 @@ fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory
         .and_then(|service| service.grpc_service.as_ref())
         .ok_or_else(|| Invalid::new("a grpc_service is needed").at("rate_limit_service"))?;
     let share = |wire: &Option<_>| RuntimeFraction::or(wire.as_ref(), Fraction::ALWAYS);
+    let keyed = |wire: &Option<_>, key| {
+        let absent = || RuntimeFraction::new(key, Fraction::ALWAYS);
+        wire.as_ref().map_or_else(absent, RuntimeFraction::from)
+    };
     let status = |wire: &Option<proto::envoy::r#type::v3::HttpStatus>, default: StatusCode| {
         let code = wire.as_ref().map_or(0, |status| status.code);
         u32::try_from(code)
@@ -161,8 +165,8 @@ fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory
         status_on_error: status(&config.status_on_error, StatusCode::INTERNAL_SERVER_ERROR),
         response_headers: HeaderMutations::try_new(&config.response_headers_to_add, &[])
             .at("response_headers_to_add")?,
-        enabled: share(&config.filter_enabled),
-        enforced: share(&config.filter_enforced),
+        enabled: keyed(&config.filter_enabled, "ratelimit.http_filter_enabled"),
+        enforced: keyed(&config.filter_enforced, "ratelimit.http_filter_enforcing"),
         own_limits: RateLimits::try_new(&config.rate_limits)?,
         metadata_namespace: match config.metadata_namespace.as_str() {
             "" => NAME.to_owned(),

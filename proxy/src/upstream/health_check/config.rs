@@ -4,6 +4,7 @@
     reason = "control planes still send the fields that Envoy has deprecated"
 )]
 
+use crate::runtime::RuntimeView;
 use crate::{
     invalid::{At as _, Invalid, try_all},
     matcher::StringMatcher,
@@ -220,6 +221,15 @@ impl Intervals {
     }
 }
 
+/// No check comes sooner or later after another than the runtime says.
+pub(super) fn within_bounds(pause: Duration, runtime: &RuntimeView) -> Duration {
+    let bound = |key| runtime.get(key).map(Duration::from_millis);
+    let least = bound("health_check.min_interval").unwrap_or(Duration::from_millis(1));
+    let most = bound("health_check.max_interval").unwrap_or(Duration::MAX);
+    // As Envoy has it the upper bound counts where the two contradict each other.
+    pause.max(least).min(most)
+}
+
 fn probe(wire: &Wire) -> Result<Probe, Invalid> {
     match &wire.health_checker {
         Some(HealthChecker::HttpHealthCheck(http)) => http_probe(http).at("http_health_check"),
@@ -358,5 +368,25 @@ fn payload(wire: &Payload) -> Result<Vec<u8>, Invalid> {
                 .collect()
         }
         None => Ok(Vec::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{runtime::Runtime, stats::Store};
+
+    #[test]
+    fn runtime_bounds_the_pause_between_checks() {
+        let runtime = Runtime::new(&Arc::new(Store::default()).root());
+        runtime.configure(None).unwrap();
+        let second = Duration::from_secs(1);
+        let bounded = || within_bounds(second, &runtime.view());
+        assert_eq!(bounded(), second);
+        let set = |key, value| runtime.modify([(key, value)].into_iter()).unwrap();
+        set("health_check.min_interval", "2000");
+        assert_eq!(bounded(), 2 * second);
+        set("health_check.max_interval", "500");
+        assert_eq!(bounded(), second / 2);
     }
 }

@@ -1,6 +1,7 @@
 //! One question to one host, over a connection that may be kept for the next.
 
 use super::config::{GrpcProbe, HealthCheckConfig, HttpProbe, Probe};
+use crate::matcher::Fraction;
 use crate::{
     transport::{AlpnFallback, UpstreamStream},
     upstream::{Cluster, Host, connect::connect_for_health_check},
@@ -200,7 +201,9 @@ impl Session {
         if !contains(&text, &probe.receive) {
             return Ok(Answer::Unhealthy);
         }
-        if let Some(service) = &probe.service {
+        let verified = (cluster.shared.runtime).get("health_check.verify_cluster");
+        let verified = verified.unwrap_or(Fraction::ALWAYS).draw();
+        if let Some(service) = probe.service.as_ref().filter(|_| verified) {
             cluster.health_stats.verify_cluster.inc();
             let name = header(&head.headers, "x-envoy-upstream-healthchecked-cluster");
             if !service.matches(name.as_bytes()) {

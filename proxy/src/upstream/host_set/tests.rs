@@ -27,6 +27,7 @@ fn build_with(localities: Vec<LocalityEndpoints>, balancing: &Balancing) -> Host
         overprovisioning: 140,
         scale: None,
         local: None,
+        runtime: &RuntimeView::default(),
     };
     HostSets::build(localities, options)
 }

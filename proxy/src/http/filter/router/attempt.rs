@@ -111,7 +111,7 @@ async fn make(
         (plan.cluster.clone(), plan.priority, plan.is_upgrade)
     };
     let Some(guard) = cluster.breakers.request(priority) else {
-        cluster.stats.upstream_rq_pending_overflow.inc();
+        cluster.stats.upstream_rq_active_overflow.inc();
         return Err(FailureKind::Overflow.into());
     };
     let sni = server_name(&cluster, cell);

@@ -205,6 +205,15 @@ impl Plan {
                 ResponseFlag::DropOverload,
                 &names::X_ENVOY_DROP_OVERLOAD,
             ),
+            Dropped::Maintenance => {
+                self.cluster.stats.upstream_rq_maintenance_mode.inc();
+                (
+                    "maintenance mode",
+                    "maintenance_mode",
+                    ResponseFlag::UpstreamOverflow,
+                    &names::X_ENVOY_OVERLOADED,
+                )
+            }
             Dropped::All => (
                 "unconditional drop overload",
                 "unconditional_drop_overload",
