@@ -15,12 +15,13 @@ use crate::{
     worker::Worker,
 };
 use bytes::Bytes;
+use futures::future::{FusedFuture as _, FutureExt as _, TryFutureExt as _};
 use splice::{Flow, Pipes};
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Poll, ready},
     time::Duration,
@@ -33,6 +34,8 @@ use tokio::{
 
 /// What is read at once.
 const BUFFER: usize = 32 << 10;
+/// What a socket that breaks has received is read in so many turns.
+const LAST_TURNS: usize = 4;
 /// A pipe holds at least pages; smaller limits are kept by reading.
 const LEAST_SPLICED: usize = 16 << 10;
 
@@ -218,29 +221,35 @@ async fn watch(activity: Activity, limits: Limits) -> Ended {
     }
 }
 
-/// Waits for both directions; the first that breaks ends it.
+/// Waits for both directions; the first that breaks ends it. Who resets may have answered before: that is passed on still.
 async fn join(
     request: impl Future<Output = Result<(), Broken>>,
     response: impl Future<Output = Result<(), Broken>>,
 ) -> Ended {
-    let outcome = futures::future::try_join(
-        async {
-            request.await.map_err(|broken| match broken {
-                Broken::Reader(gone) => Ended::DownstreamGone(gone),
-                Broken::Writer(gone) => Ended::UpstreamGone(gone),
-                Broken::Shed => Ended::Shed,
-            })
-        },
-        async {
-            response.await.map_err(|broken| match broken {
-                Broken::Reader(gone) => Ended::UpstreamGone(gone),
-                Broken::Writer(gone) => Ended::DownstreamGone(gone),
-                Broken::Shed => Ended::Shed,
-            })
-        },
-    )
-    .await;
-    outcome.map_or_else(|ended| ended, |_| Ended::Finished)
+    let request = request.map_err(|broken| match broken {
+        Broken::Reader(gone) => Ended::DownstreamGone(gone),
+        Broken::Writer(gone) => Ended::UpstreamGone(gone),
+        Broken::Shed => Ended::Shed,
+    });
+    let response = response.map_err(|broken| match broken {
+        Broken::Reader(gone) => Ended::UpstreamGone(gone),
+        Broken::Writer(gone) => Ended::DownstreamGone(gone),
+        Broken::Shed => Ended::Shed,
+    });
+    let mut response = pin!(response.fuse());
+    let joined = futures::future::try_join(request, &mut response).await;
+    let Err(ended) = joined else {
+        return Ended::Finished;
+    };
+    for _ in 0..LAST_TURNS {
+        if !matches!(ended, Ended::UpstreamGone(_)) || response.is_terminated() {
+            break;
+        }
+        // After a look at what has come; a client that takes nothing now is not waited for.
+        tokio::task::yield_now().await;
+        let _ = futures::poll!(&mut response);
+    }
+    ended
 }
 
 /// Copying for one connection.
@@ -395,5 +404,47 @@ impl Copy {
             moved(0);
         }
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::SockRef;
+    use std::io::Write as _;
+    use tokio::{io::AsyncReadExt as _, net::TcpStream};
+
+    #[tokio::test]
+    async fn what_was_said_before_a_reset_is_passed_on() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // Written to before, so that the next write is tried without waiting for anything.
+        stream.write_all(b"a").await.unwrap();
+        let (mut host, _) = listener.accept().unwrap();
+        host.write_all(b"answer").unwrap();
+        SockRef::from(&host)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(host);
+
+        let (mut reader, mut writer) = stream.split();
+        let (mut to_client, mut client) = tokio::io::duplex(64);
+        let request = async {
+            loop {
+                let written = writer.write_all(b"more").await;
+                written.map_err(|error| Broken::writer(&error))?;
+            }
+        };
+        let response = async {
+            let copied = tokio::io::copy(&mut reader, &mut to_client).await;
+            copied.map_err(|error| Broken::reader(&error)).map(|_| ())
+        };
+        let ended = join(request, response).await;
+        assert_eq!(ended, Ended::UpstreamGone(Gone::Reset));
+        drop(to_client);
+        let mut got = String::new();
+        client.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "answer");
     }
 }
