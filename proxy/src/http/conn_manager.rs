@@ -3,6 +3,7 @@
 
 mod client_cert;
 mod date;
+mod internal;
 mod path;
 mod request_id;
 
@@ -179,7 +180,7 @@ pub(crate) fn mutate_request(
             HeaderValue::from_static("true"),
         );
     } else {
-        clean_internal_headers(&mut headers.map, is_edge, internal_only);
+        internal::clean(&mut headers.map, is_edge, internal_only);
     }
     if is_edge {
         let address = info.remote_address.ip().to_string();
@@ -434,41 +435,6 @@ pub(crate) fn append_forwarded_for(map: &mut HeaderMap, address: IpAddr) {
     let _ = std::fmt::Write::write_fmt(&mut text, format_args!("{}", address.to_canonical()));
     if let Ok(value) = HeaderValue::try_from(text) {
         map.insert(names::X_FORWARDED_FOR.clone(), value);
-    }
-}
-
-/// Headers by which a client could steer the proxy or pose as an inner one.
-fn clean_internal_headers(map: &mut HeaderMap, is_edge: bool, internal_only: &[HeaderName]) {
-    // Almost no request has one: one look over the names is cheaper than seventeen lookups.
-    if map.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
-        if is_edge {
-            map.remove(&names::X_ENVOY_DECORATOR_OPERATION);
-            map.remove(&names::X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER);
-            map.remove(&names::X_ENVOY_DOWNSTREAM_SERVICE_NODE);
-            map.remove(&names::X_ENVOY_ORIGINAL_PATH);
-        }
-        for name in [
-            &names::X_ENVOY_INTERNAL,
-            &names::X_ENVOY_RETRIABLE_STATUS_CODES,
-            &names::X_ENVOY_RETRIABLE_HEADER_NAMES,
-            &names::X_ENVOY_RETRY_ON,
-            &names::X_ENVOY_RETRY_GRPC_ON,
-            &names::X_ENVOY_MAX_RETRIES,
-            &names::X_ENVOY_UPSTREAM_ALT_STAT_NAME,
-            &names::X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS,
-            &names::X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS,
-            &names::X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE,
-            &names::X_ENVOY_EXPECTED_RQ_TIMEOUT_MS,
-            &names::X_ENVOY_FORCE_TRACE,
-            &names::X_ENVOY_IP_TAGS,
-            &names::X_ENVOY_ORIGINAL_URL,
-            &names::X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT,
-        ] {
-            map.remove(name);
-        }
-    }
-    for name in internal_only {
-        map.remove(name);
     }
 }
 
