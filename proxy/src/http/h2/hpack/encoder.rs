@@ -34,6 +34,8 @@ pub(in crate::http::h2) struct Encoder {
     entries: VecDeque<Entry>,
     /// How many fields were ever put there: the number of the next one.
     inserted: u32,
+    /// The number of the last field of this block that is there.
+    last: u32,
     size: usize,
     /// What the reader lets the table be.
     max: usize,
@@ -52,7 +54,12 @@ struct Entry {
     name: HeaderName,
     value: HeaderValue,
     size: usize,
+    /// The number of the field that came behind it the last time.
+    next: u32,
 }
+
+/// A number that no field has for a long time.
+const NOWHERE: u32 = u32::MAX / 2;
 
 /// What is known of a name without any connection.
 struct Known {
@@ -137,11 +144,18 @@ fn place_of(hash: u64) -> usize {
     (hash >> 20) as usize
 }
 
+impl Entry {
+    fn is(&self, name: &HeaderName, value: &HeaderValue) -> bool {
+        self.name == *name && self.value == *value
+    }
+}
+
 impl Encoder {
     pub(in crate::http::h2) fn new() -> Self {
         Self {
             entries: VecDeque::new(),
             inserted: 0,
+            last: NOWHERE,
             size: 0,
             max: TABLE_SIZE,
             resized: None,
@@ -165,6 +179,7 @@ impl Encoder {
 
     /// Begins a block.
     pub(in crate::http::h2) fn begin(&mut self, out: &mut Vec<u8>) {
+        self.last = NOWHERE;
         if let Some((smallest, size)) = self.resized.take() {
             if smallest < size {
                 integer(out, 0x20, 5, smallest);
@@ -239,6 +254,14 @@ impl Encoder {
         known: Option<(u8, Kind, usize)>,
         out: &mut Vec<u8>,
     ) {
+        if (known.is_some() || *name != header::HOST)
+            && !value.is_sensitive()
+            && let Some((number, place)) = self.next()
+            && self.entries[place].is(name, value)
+        {
+            self.last = number;
+            return integer(out, 0x80, 7, TABLE.len() + 1 + place);
+        }
         let name_hash = hash(name.as_str().as_bytes());
         let (index, kind, extra) = known.unwrap_or_else(|| {
             KNOWN[place_of(name_hash) % STATIC_PLACES]
@@ -263,13 +286,29 @@ impl Encoder {
             return;
         }
         let field_hash = name_hash ^ hash(value.as_bytes()).rotate_left(17);
-        if let Some(index) = self.find_field(name, value, field_hash) {
-            return integer(out, 0x80, 7, index);
+        if let Some((number, place)) = self.find_field(name, value, field_hash) {
+            self.follow(number);
+            return integer(out, 0x80, 7, TABLE.len() + 1 + place);
         }
         let number = self.keep(index, name, name_hash, value, size, out);
+        self.follow(number);
         if let Some(places) = &mut self.places {
             places.fields[place_of(field_hash) % PLACES] = number;
         }
+    }
+
+    /// The field that came the last time behind the last one of this block, which is likely to come again; where it is in the table.
+    fn next(&self) -> Option<(u32, usize)> {
+        let number = self.entries[self.place(self.last)?].next;
+        Some((number, self.place(number)?))
+    }
+
+    /// The field of this number is the next one of this block.
+    fn follow(&mut self, number: u32) {
+        if let Some(place) = self.place(self.last) {
+            self.entries[place].next = number;
+        }
+        self.last = number;
     }
 
     /// A literal that is not kept.
@@ -318,15 +357,14 @@ impl Encoder {
             name: name.clone(),
             value: value.clone(),
             size,
+            next: NOWHERE,
         });
         let number = self.inserted;
         self.inserted = self.inserted.wrapping_add(1);
         let places = self.places.get_or_insert_with(|| {
-            // A number that no field has for a long time.
-            let nowhere = u32::MAX / 2;
             Box::new(Places {
-                fields: [nowhere; PLACES],
-                names: [nowhere; PLACES],
+                fields: [NOWHERE; PLACES],
+                names: [NOWHERE; PLACES],
             })
         });
         places.names[place_of(name_hash) % PLACES] = number;
@@ -341,11 +379,17 @@ impl Encoder {
         }
     }
 
-    fn find_field(&self, name: &HeaderName, value: &HeaderValue, hash: u64) -> Option<usize> {
+    /// The number of a field that is in the table, and where it is there.
+    fn find_field(
+        &self,
+        name: &HeaderName,
+        value: &HeaderValue,
+        hash: u64,
+    ) -> Option<(u32, usize)> {
         let number = self.places.as_ref()?.fields[place_of(hash) % PLACES];
         let place = self.place(number)?;
-        let entry = &self.entries[place];
-        (entry.name == *name && entry.value == *value).then_some(TABLE.len() + 1 + place)
+        let is_it = self.entries[place].is(name, value);
+        is_it.then_some((number, place))
     }
 
     fn find_name(&self, name: &HeaderName, hash: u64) -> Option<usize> {

@@ -70,6 +70,46 @@ fn a_host_in_trailers_is_not_the_authority() {
     assert_eq!(again.len(), 1);
 }
 
+/// In the order of the last time, in another, and with some that are new or gone.
+#[test]
+fn what_comes_in_another_order_is_found() {
+    let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
+    let fields: Vec<(String, String)> = ["a", "b", "c", "d"]
+        .map(|text| (format!("x-{text}"), text.to_owned()))
+        .into();
+    for order in [
+        &[0, 1, 2, 3][..],
+        &[0, 1, 2, 3],
+        &[0, 3, 1, 2],
+        &[2, 3],
+        &[0, 0, 3],
+    ] {
+        let block: Vec<_> = order.iter().map(|index| fields[*index].clone()).collect();
+        let texts: Vec<(&str, &str)> = block
+            .iter()
+            .map(|(name, value)| (&**name, &**value))
+            .collect();
+        let bytes = write(&mut encoder, &texts);
+        assert_eq!(read(&mut decoder, &bytes), block);
+        assert_eq!(encoder.entries.len(), fields.len());
+    }
+}
+
+#[test]
+fn a_value_that_became_a_secret_is_said_to_be_one() {
+    let mut encoder = Encoder::new();
+    let fields = [("x-first", "1"), ("x-own", "2")];
+    write(&mut encoder, &fields);
+    assert_eq!(write(&mut encoder, &fields).len(), 2);
+    let mut value = HeaderValue::from_static("2");
+    value.set_sensitive(true);
+    let mut out = Vec::new();
+    encoder.begin(&mut out);
+    encoder.header(&name("x-first"), &HeaderValue::from_static("1"), &mut out);
+    encoder.header(&name("x-own"), &value, &mut out);
+    assert_eq!(out[1] & 0xf0, 0x10);
+}
+
 #[test]
 fn passing_values_are_not_kept_but_their_name_is() {
     let mut encoder = Encoder::new();
