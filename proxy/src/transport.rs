@@ -31,7 +31,9 @@ pub(crate) use certificate::{
     CertificateDetails, details as certificate_details, hex, url_encoded_pem,
 };
 pub(crate) use client_hello::{ClientHello, HelloReader, Seen};
-pub(crate) use downstream::{DownstreamStream, DownstreamTransport, HandshakeNotes, Meter, Tap};
+pub(crate) use downstream::{
+    ByteTotals, DownstreamStream, DownstreamTransport, HandshakeNotes, Meter, Tap,
+};
 pub(crate) use failure::{Failure, Reason};
 pub(crate) use fingerprint::{ja3, ja4};
 pub(crate) use loopback::unpace;

@@ -1,6 +1,6 @@
 //! What a connection manager counts, under `http.<stat prefix>.`.
 
-use crate::stat_group;
+use crate::{stat_group, stats::Counter, transport::ByteTotals};
 
 stat_group! {
     /// The counters of one connection manager.
@@ -29,6 +29,15 @@ stat_group! {
         rq_direct_response: Counter, rq_overload_local_reply: Counter, rq_redirect: Counter,
         rq_reset_after_downstream_response_started: Counter, rq_retry_skipped_request_not_complete: Counter,
         rq_total: Counter, rs_too_large: Counter,
+    }
+}
+
+impl ByteTotals for HttpStats {
+    fn counters(&self) -> (&Counter, &Counter) {
+        (
+            &self.downstream_cx_rx_bytes_total,
+            &self.downstream_cx_tx_bytes_total,
+        )
     }
 }
 

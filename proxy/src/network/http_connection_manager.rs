@@ -29,7 +29,7 @@ impl TerminalFilter for HttpFilterChain {
     fn serve(self: Arc<Self>, connection: Connection) -> LocalBoxFuture<'static, ()> {
         async move {
             let Connection {
-                stream,
+                mut stream,
                 info,
                 worker,
                 drain,
@@ -43,6 +43,7 @@ impl TerminalFilter for HttpFilterChain {
                 stats.downstream_cx_ssl_total.inc();
                 stats.downstream_cx_ssl_active.inc();
             }
+            stream.add_up_in(stats.clone());
             let meter = info.meter.clone();
             let start = tokio::time::Instant::now();
             let downstream = DownstreamConnection::new(self.0.clone(), info, worker);
@@ -58,8 +59,6 @@ impl TerminalFilter for HttpFilterChain {
             } else {
                 stats.downstream_cx_destroy_local.inc();
             }
-            stats.downstream_cx_rx_bytes_total.add(meter.received());
-            stats.downstream_cx_tx_bytes_total.add(meter.sent());
             stats
                 .downstream_cx_length_ms
                 .record(u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX));

@@ -15,7 +15,8 @@ use crate::{
     invalid::{At as _, Invalid, try_all},
     listener::Connection,
     stat_group,
-    stats::Scope,
+    stats::{Counter, Scope},
+    transport::ByteTotals,
     wire::{data_source, duration},
 };
 use bytes::BytesMut;
@@ -44,6 +45,15 @@ stat_group! {
         downstream_cx_rx_bytes_buffered: Gauge, downstream_cx_rx_bytes_total: Counter, downstream_cx_total: Counter,
         downstream_cx_tx_bytes_buffered: Gauge, downstream_cx_tx_bytes_total: Counter, downstream_rq_active: Gauge,
         downstream_rq_total: Counter,
+    }
+}
+
+impl ByteTotals for RedisStats {
+    fn counters(&self) -> (&Counter, &Counter) {
+        (
+            &self.downstream_cx_rx_bytes_total,
+            &self.downstream_cx_tx_bytes_total,
+        )
     }
 }
 
@@ -148,17 +158,13 @@ fn patience(settings: &ConnPoolSettings) -> Result<Duration, Invalid> {
 }
 
 impl TerminalFilter for RedisProxy {
-    fn serve(self: Arc<Self>, connection: Connection) -> LocalBoxFuture<'static, ()> {
+    fn serve(self: Arc<Self>, mut connection: Connection) -> LocalBoxFuture<'static, ()> {
         async move {
-            let meter = connection.info.meter.clone();
+            connection.stream.add_up_in(self.stats.clone());
             self.stats.downstream_cx_total.inc();
             self.stats.downstream_cx_active.inc();
             self.run(connection).await;
             self.stats.downstream_cx_active.dec();
-            self.stats
-                .downstream_cx_rx_bytes_total
-                .add(meter.received());
-            self.stats.downstream_cx_tx_bytes_total.add(meter.sent());
         }
         .boxed_local()
     }

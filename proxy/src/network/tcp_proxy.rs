@@ -16,7 +16,9 @@ use crate::{
     listener::{CloseType, Connection},
     overload::Action,
     stat_group,
+    stats::Counter,
     stream_info::{ResponseFlag, StreamInfo},
+    transport::ByteTotals,
     upstream::{
         Cluster, Discovery, Host, LoadBalancerContext, NoHost, Outcome, PoolError, PoolErrorKind,
         Priority, TcpOptions, Unresolved,
@@ -51,6 +53,15 @@ stat_group! {
         downstream_cx_overload_close: Counter, early_data_received_count_total: Counter, idle_timeout: Counter,
         max_downstream_connection_duration: Counter,
         upstream_flush_active: Gauge, upstream_flush_total: Counter,
+    }
+}
+
+impl ByteTotals for TcpProxyStats {
+    fn counters(&self) -> (&Counter, &Counter) {
+        (
+            &self.downstream_cx_rx_bytes_total,
+            &self.downstream_cx_tx_bytes_total,
+        )
     }
 }
 
@@ -204,20 +215,17 @@ fn clusters(wire: &Wire) -> Result<Vec<WeightedCluster>, Invalid> {
 }
 
 impl TerminalFilter for TcpProxy {
-    fn serve(self: Arc<Self>, connection: Connection) -> LocalBoxFuture<'static, ()> {
+    fn serve(self: Arc<Self>, mut connection: Connection) -> LocalBoxFuture<'static, ()> {
         async move {
             let mut info = StreamInfo::new(connection.info.clone(), None);
             self.stats.downstream_cx_total.inc();
+            connection.stream.add_up_in(self.stats.clone());
             if self.logs.is_start_logged {
                 self.logs.write(&mut info, LogType::TcpConnectionStart);
             }
             self.proxy(connection, &mut info).await;
             info.end = Some(Instant::now());
             self.logs.write(&mut info, LogType::TcpConnectionEnd);
-            self.stats
-                .downstream_cx_rx_bytes_total
-                .add(info.bytes_received);
-            self.stats.downstream_cx_tx_bytes_total.add(info.bytes_sent);
         }
         .boxed_local()
     }

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     invalid::{At as _, Invalid},
     listener::{PeerCertificate, TlsInfo},
+    stats::Counter,
 };
 use bytes::BytesMut;
 use parking_lot::Mutex;
@@ -38,7 +39,14 @@ pub(crate) type DownstreamStream = TransportStream<Downstream>;
 #[derive(Default)]
 pub(crate) struct Downstream {
     meter: Arc<Meter>,
+    totals: Option<Arc<dyn ByteTotals>>,
     taps: Vec<Box<dyn Tap>>,
+}
+
+/// Statistics that the bytes of connections are added to as they move.
+pub(crate) trait ByteTotals: Send + Sync {
+    /// What came from clients, and what went to them.
+    fn counters(&self) -> (&Counter, &Counter);
 }
 
 /// A network filter that looks at the bytes as they pass.
@@ -137,26 +145,45 @@ impl Meter {
     }
 }
 
+impl Downstream {
+    fn add(&self, received: u64, sent: u64) {
+        let counters = self.totals.as_ref().map(|totals| totals.counters());
+        let (all_received, all_sent) = counters.unzip();
+        for (count, own, all) in [
+            (received, &self.meter.received, all_received),
+            (sent, &self.meter.sent, all_sent),
+        ] {
+            if count == 0 {
+                continue;
+            }
+            own.fetch_add(count, Relaxed);
+            if let Some(all) = all {
+                all.add(count);
+            }
+        }
+    }
+}
+
 impl Count for Downstream {
     fn received(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             self.meter.is_over.store(true, Relaxed);
         }
-        self.meter.received.fetch_add(bytes.len() as u64, Relaxed);
+        self.add(bytes.len() as u64, 0);
         for tap in &mut self.taps {
             tap.on_read(bytes);
         }
     }
 
     fn sent(&mut self, bytes: &[u8]) {
-        self.meter.sent.fetch_add(bytes.len() as u64, Relaxed);
+        self.add(0, bytes.len() as u64);
         for tap in &mut self.taps {
             tap.on_write(bytes);
         }
     }
 
     fn sent_vectored(&mut self, bytes: &[IoSlice<'_>], count: usize) {
-        self.meter.sent.fetch_add(count as u64, Relaxed);
+        self.add(0, count as u64);
         if self.taps.is_empty() {
             return;
         }
@@ -171,8 +198,7 @@ impl Count for Downstream {
     }
 
     fn moved(&self, received: u64, sent: u64) {
-        self.meter.received.fetch_add(received, Relaxed);
-        self.meter.sent.fetch_add(sent, Relaxed);
+        self.add(received, sent);
     }
 
     fn sees_bytes(&self) -> bool {
@@ -344,6 +370,14 @@ impl DownstreamStream {
     /// The connection's byte counts.
     pub(crate) fn meter(&self) -> Arc<Meter> {
         self.count.meter.clone()
+    }
+
+    /// Its bytes are added to `totals` from now on, and those at once that have moved before.
+    pub(crate) fn add_up_in(&mut self, totals: Arc<dyn ByteTotals>) {
+        let (received, sent) = totals.counters();
+        received.add(self.count.meter.received());
+        sent.add(self.count.meter.sent());
+        self.count.totals = Some(totals);
     }
 
     /// Lets `tap` see every byte from now on.
