@@ -77,10 +77,26 @@ pub(crate) struct StreamInfo {
     pub(crate) span: Option<Box<Span>>,
     /// Why it is traced, or that it is not.
     pub(crate) trace_reason: Reason,
+    /// What the client's request came as, whatever filters make of it.
+    pub(crate) rpc: Rpc,
+    /// How many bytes of body an internal redirect has brought along, if it is one's request.
+    pub(crate) brought: Option<u64>,
     /// Redirects of upstreams' that were followed for this request.
     pub(crate) internal_redirects: u32,
     /// The ways that they took from route to route.
     pub(crate) redirects: Vec<Way>,
+}
+
+/// How a client makes its calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Rpc {
+    /// They are none, or of no kind that we know.
+    #[default]
+    None,
+    /// gRPC.
+    Grpc,
+    /// gRPC-web, which is made gRPC for the upstream.
+    Web,
 }
 
 /// Metadata by filter name. A stream has few of them, so a list is quickest.
@@ -122,6 +138,8 @@ impl StreamInfo {
             filter_state: FilterState::default(),
             span: None,
             trace_reason: Reason::default(),
+            rpc: Rpc::None,
+            brought: None,
             internal_redirects: 0,
             redirects: Vec::new(),
         }

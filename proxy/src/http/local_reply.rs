@@ -13,9 +13,9 @@ use crate::access_log::filter::LogFilter;
 use crate::access_log::{FormatContext, LineFormat};
 use crate::invalid::{At as _, Invalid, try_all};
 use crate::router::HeaderMutations;
-use crate::stream_info::{ResponseFlag, StreamInfo};
+use crate::stream_info::{ResponseFlag, Rpc, StreamInfo};
 
-use super::headers::{RequestHeaders, ResponseHeaders, is_grpc, names, number};
+use super::headers::{RequestHeaders, ResponseHeaders, names, number};
 
 /// A reply that is not from upstream.
 #[derive(Debug, Clone)]
@@ -146,8 +146,13 @@ impl LocalReply {
     ) -> (ResponseHeaders, Bytes) {
         info.response_code = Some(self.status.as_u16());
         let (body, content_type) = config.rewrite(info, request, self.body, &mut head);
-        if !self.is_plain && request.is_some_and(|request| is_grpc(&request.map)) {
-            return (grpc_reply(self.grpc_status, &body, head), Bytes::new());
+        match info.rpc {
+            _ if self.is_plain => {}
+            Rpc::Grpc => return (grpc_reply(self.grpc_status, &body, head), Bytes::new()),
+            Rpc::Web if !body.is_empty() => {
+                return (web_reply(self.grpc_status, &body, head), Bytes::new());
+            }
+            Rpc::Web | Rpc::None => {}
         }
         if !body.is_empty() {
             head.map.insert(CONTENT_LENGTH, number(body.len() as u64));
@@ -298,6 +303,16 @@ pub(crate) fn body_format(
             .map_err(|_| Invalid::new("content_type is not a header value"))?,
     };
     Ok((line, content_type))
+}
+
+/// As the gRPC-web filter makes it of an answer that is none of gRPC's.
+fn web_reply(grpc_status: Option<u32>, body: &[u8], head: ResponseHeaders) -> ResponseHeaders {
+    let status = head.status;
+    let mut head = grpc_reply(grpc_status, body, head);
+    let kind = HeaderValue::from_static("application/grpc-web+proto");
+    head.map.insert(CONTENT_TYPE, kind);
+    head.map.insert(CONTENT_LENGTH, number(0));
+    ResponseHeaders { status, ..head }
 }
 
 fn grpc_reply(grpc_status: Option<u32>, body: &[u8], head: ResponseHeaders) -> ResponseHeaders {

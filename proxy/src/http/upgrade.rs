@@ -1,6 +1,7 @@
 //! Upgrades: WebSocket and others that HTTP/1 switches to, and their extended CONNECT form in HTTP/2. Allowed only as
 //! configured; then both connections are joined byte by byte.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -8,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Method, StatusCode, header};
+use proto_component::drain::Drain;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::oneshot;
 
@@ -27,8 +29,24 @@ use super::stream::{Stream, StreamCell};
 /// The size of one copied piece.
 const PIECE: usize = 16 << 10;
 
-/// Resolves with the downstream's bytes when the response's head has been written.
-pub(crate) type OnUpgrade = oneshot::Receiver<DownstreamTunnel>;
+/// Resolves when the response's head has been written.
+pub(crate) type OnUpgrade = oneshot::Receiver<Handed>;
+
+/// What the downstream hands over.
+pub(crate) struct Handed {
+    /// Its bytes.
+    pub(crate) bytes: DownstreamTunnel,
+    /// Of a whole connection.
+    pub(crate) whole: Option<Whole>,
+}
+
+/// A connection that has become a tunnel; it counts for its listener as long as this lives.
+pub(crate) struct Whole {
+    /// When it is over the tunnel is, too.
+    pub(crate) drain: Drain,
+    /// Who waits for the end.
+    pub(crate) _open: oneshot::Sender<Infallible>,
+}
 
 /// One side's bytes after an upgrade.
 pub(crate) enum Tunnel<S> {
@@ -146,13 +164,13 @@ pub(crate) fn tunnel<U: AsyncRead + AsyncWrite + Unpin + 'static>(
         stats.downstream_cx_upgrades_total.inc();
         stats.downstream_cx_upgrades_active.inc();
         match downstream.await {
-            Ok(downstream) => {
+            Ok(Handed { bytes, whole }) => {
                 cell.with(|state| {
                     if state.stream.connection.manager.log_moments.at_tunnel {
                         state.log(LogType::DownstreamTunnelSuccessfullyEstablished);
                     }
                 });
-                let (client_read, client_write) = tokio::io::split(downstream);
+                let (client_read, client_write) = tokio::io::split(bytes);
                 let (server_read, server_write) = tokio::io::split(upstream);
                 let to_upstream = copy(client_read, server_write, &cell, Way::Up);
                 let to_downstream = copy(server_read, client_write, &cell, Way::Down);
@@ -162,6 +180,7 @@ pub(crate) fn tunnel<U: AsyncRead + AsyncWrite + Unpin + 'static>(
                         stats.downstream_rq_idle_timeout.inc();
                         cell.with(|state| state.stream.info.flags.set(ResponseFlag::StreamIdleTimeout));
                     }
+                    () = drained(whole.as_ref()) => {}
                 }
             }
             Err(_) => tracing::debug!("the client was lost before its upgrade"),
@@ -210,6 +229,14 @@ async fn copy(
         });
         to.write_all(&piece[..count]).await?;
         to.flush().await?;
+    }
+}
+
+async fn drained(whole: Option<&Whole>) {
+    match whole {
+        Some(whole) => whole.drain.expired().await,
+        // Its connection sees to that.
+        None => std::future::pending().await,
     }
 }
 

@@ -265,16 +265,24 @@ impl RequestSource {
         }
     }
 
+    /// What is kept is shown to filters that have not seen any of it; how many bytes that is.
+    pub(crate) fn show_anew(&self) -> u64 {
+        let mut source = self.source.borrow_mut();
+        source.kept.iter_mut().for_each(|kept| kept.seen = 0);
+        source.ended = if source.kept.is_empty() {
+            usize::MAX
+        } else {
+            0
+        };
+        drop(source);
+        self.held() as u64
+    }
+
     /// Shows the end of what is kept to the filters before `next` that do not know of it, and keeps what they had left.
     fn finish(&self, source: &mut Source, next: usize) {
         if let Some(rest) = self.rest(source, next) {
-            let is_trailed = matches!(
-                source.kept.last(),
-                Some(Kept {
-                    piece: Piece::Trailers(_),
-                    ..
-                })
-            );
+            let last = source.kept.last().map(|kept| &kept.piece);
+            let is_trailed = matches!(last, Some(Piece::Trailers(_)));
             let at = source.kept.len() - usize::from(is_trailed);
             let piece = Piece::Data(rest);
             source.kept.insert(at, Kept { piece, seen: next });

@@ -3,6 +3,7 @@
 
 mod body;
 mod drain_watch;
+mod hand_over;
 mod refusal;
 mod send;
 mod session;

@@ -219,7 +219,11 @@ fn has_word(map: &http::HeaderMap, name: &http::HeaderName, wanted: &str) -> boo
 
 /// Whether there is something to work on: a body that is still to come, or one that a filter has waited for.
 fn has_request_body(stream: &Stream) -> bool {
-    stream.info.request_end.is_none() || stream.info.bytes_received > 0
+    let info = &stream.info;
+    match info.brought {
+        Some(bytes) => bytes > 0,
+        None => info.request_end.is_none() || info.bytes_received > 0,
+    }
 }
 
 /// The filter's statistics are named by the library.

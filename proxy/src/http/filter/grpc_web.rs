@@ -14,6 +14,7 @@ use crate::http::headers::{RequestHeaders, ResponseHeaders, names};
 use crate::http::local_reply::LocalReply;
 use crate::http::stream::Stream;
 use crate::invalid::Invalid;
+use crate::stream_info::Rpc;
 
 use super::{FilterContext, FilterFactory, FilterKind, FilterStatus, HttpFilter};
 
@@ -104,7 +105,7 @@ impl HttpFilter for GrpcWeb {
     fn decode_headers(
         &mut self,
         headers: &mut RequestHeaders,
-        _stream: &mut Stream,
+        stream: &mut Stream,
     ) -> FilterStatus {
         let content_type = headers.text(&header::CONTENT_TYPE).unwrap_or_default();
         let is_text = content_type.starts_with("application/grpc-web-text");
@@ -112,6 +113,7 @@ impl HttpFilter for GrpcWeb {
             return FilterStatus::Continue;
         }
         self.is_active = true;
+        stream.info.rpc = Rpc::Web;
         self.is_text_request = is_text;
         let accept = headers.text(&header::ACCEPT).unwrap_or_default();
         self.is_text_response =

@@ -16,7 +16,7 @@ use crate::http::headers::RequestHeaders;
 use crate::http::local_reply::LocalReply;
 use crate::http::timer::Timer;
 use crate::overload::TimerType;
-use crate::stream_info::{ByteMeter, ResponseFlag, StreamInfo};
+use crate::stream_info::{ByteMeter, ResponseFlag, Rpc, StreamInfo};
 
 use super::{DownstreamConnection, Stream, StreamCell, StreamState, idle_timeout};
 
@@ -40,6 +40,7 @@ impl StreamCell {
         let mut info = StreamInfo::new(connection.info.clone(), Some(version));
         info.metadata = connection.info.metadata.clone();
         info.meter = Some(meter);
+        info.rpc = rpc_of(&request);
         let start = info.start;
         Rc::new(StreamCell {
             state: RefCell::new(StreamState {
@@ -232,6 +233,7 @@ impl StreamState {
     pub(crate) fn redirect_to(
         &mut self,
         request: RequestHeaders,
+        body: u64,
         status: StatusCode,
         redirects: Vec<crate::router::Way>,
     ) {
@@ -242,7 +244,10 @@ impl StreamState {
         next.remote_address = old.remote_address;
         next.is_internal = old.is_internal;
         next.request_end = old.request_end;
-        next.bytes_received = old.bytes_received;
+        // QUIRK: what is brought along is counted once more.
+        next.bytes_received = old.bytes_received + body;
+        next.brought = Some(body);
+        next.rpc = rpc_of(&request);
         next.meter = old.meter.clone();
         next.internal_redirects = old.internal_redirects + 1;
         next.redirects = redirects;
@@ -338,5 +343,13 @@ impl StreamState {
                 log_type,
             });
         }
+    }
+}
+
+fn rpc_of(request: &RequestHeaders) -> Rpc {
+    if request.is_grpc() {
+        Rpc::Grpc
+    } else {
+        Rpc::None
     }
 }

@@ -21,7 +21,7 @@ use crate::http::h1::{Decoder, Framing, HeadLimits, InvalidHead, Output, Request
 use crate::http::local_reply::LocalReply;
 use crate::http::stream::{self, DownstreamConnection, ResponseBody};
 use crate::http::timer::Timer;
-use crate::http::upgrade::DownstreamTunnel;
+use crate::http::upgrade::Handed;
 use crate::overload::{Action, TimerType};
 use crate::stream_info::ResponseFlag;
 use crate::transport::DownstreamStream;
@@ -29,6 +29,7 @@ use crate::transport::DownstreamStream;
 use super::super::{DELAYED, DRAINED, Ending, FRESH, count_ending};
 use super::body::{CONTINUE, Io, RequestBody, SharedIo};
 use super::drain_watch::DrainWatch;
+use super::hand_over::hand_over;
 use super::refusal;
 use super::send::poll_send;
 
@@ -355,7 +356,7 @@ impl Session {
         &mut self,
         mut body: Box<ResponseBody>,
         wants: Wants,
-        tunnel: Option<oneshot::Sender<DownstreamTunnel>>,
+        tunnel: Option<oneshot::Sender<Handed>>,
     ) -> After {
         let must_close = !wants.keeps_alive || self.is_over();
         let has_proper_case = self.connection.manager.has_proper_case;
@@ -391,7 +392,8 @@ impl Session {
             })
         };
         if let Some(tunnel) = tunnel.filter(|_| is_tunnel) {
-            return self.hand_over(tunnel).await;
+            hand_over(&self.io, self.watch.drain(), tunnel).await;
+            return After::Gone;
         }
         let mut is_ended = false;
         let (io, watch) = (&self.io, &mut self.watch);
@@ -422,19 +424,6 @@ impl Session {
         } else {
             After::KeepAlive
         }
-    }
-
-    async fn hand_over(&mut self, tunnel: oneshot::Sender<DownstreamTunnel>) -> After {
-        let io = self.io.clone();
-        if poll_fn(|context| io.borrow_mut().poll_flush(context))
-            .await
-            .is_ok()
-            && let Some(taken) = io.borrow_mut().take_tunnel()
-        {
-            // Nobody waits when the upstream was lost meanwhile: the connection is closed with the tunnel.
-            let _ = tunnel.send(DownstreamTunnel::Http1(taken));
-        }
-        After::Gone
     }
 
     /// No request may follow the running one.

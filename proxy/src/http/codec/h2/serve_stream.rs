@@ -15,10 +15,10 @@ use crate::http::body::DownstreamBody;
 use crate::http::conn_manager;
 use crate::http::h2::{Error, Incoming, Reason, Receive, Send, Tunnel};
 use crate::http::stream::{self, Account, DownstreamConnection, Opened, ResponseBody};
-use crate::http::upgrade::DownstreamTunnel;
+use crate::http::upgrade::{DownstreamTunnel, Handed};
 
 /// The bytes of a CONNECT's stream on their way to whoever tunnels them.
-type TunnelSlot = (oneshot::Sender<DownstreamTunnel>, Receive);
+type TunnelSlot = (oneshot::Sender<Handed>, Receive);
 
 /// A client that breaks off an unanswered stream before that has not really asked (Envoy's
 /// `overload.premature_reset_min_stream_lifetime_seconds`, which compares whole seconds).
@@ -123,7 +123,8 @@ async fn answer_with(
     }
     if let Some((sender, receive)) = slot {
         // Nobody waits when the upstream was lost meanwhile: the stream is reset with the tunnel.
-        let _ = sender.send(DownstreamTunnel::Http2(Tunnel::new(receive, send)));
+        let bytes = DownstreamTunnel::Http2(Tunnel::new(receive, send));
+        let _ = sender.send(Handed { bytes, whole: None });
     } else if !is_empty {
         send_body(&mut body, &mut send).await;
     } else if !body.is_end_stream() {

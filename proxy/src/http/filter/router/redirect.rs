@@ -81,7 +81,7 @@ pub(super) fn follow(
             }
             let mut redirects = info.redirects.clone();
             redirects.push(way);
-            state.redirect_to(next, status, redirects);
+            state.redirect_to(next, source.show_anew(), status, redirects);
             true
         });
     if is_followed {
