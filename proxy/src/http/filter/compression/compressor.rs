@@ -111,6 +111,7 @@ struct Compressor {
 #[allow(deprecated, reason = "control planes still send the older fields")]
 fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory>, Invalid> {
     let config: wire::Compressor = unpack(any)?;
+    check_supported(&config)?;
     let (name, library) = typed(config.compressor_library.as_ref()).at("compressor_library")?;
     check_name(name).at("compressor_library")?;
     let library = Library::try_new(&library).at("compressor_library")?;
@@ -164,6 +165,19 @@ fn build(any: &Any, context: &FilterContext<'_>) -> Result<Arc<dyn FilterFactory
             .unwrap_or_default(),
         asked: scope.group(),
     }))))
+}
+
+/// What nobody follows is refused.
+fn check_supported(config: &wire::Compressor) -> Result<(), Invalid> {
+    let responses = config.response_direction_config.as_ref();
+    if responses.is_some_and(|direction| direction.status_header_enabled) {
+        let refused = Invalid::unsupported("status_header_enabled");
+        return Err(refused).at("response_direction_config");
+    }
+    if config.choose_first {
+        return Err(Invalid::unsupported("choose_first"));
+    }
+    Ok(())
 }
 
 fn route(any: &Any) -> Result<RouteValue, Invalid> {
@@ -456,5 +470,27 @@ impl HttpFilter for Compressor {
 
     fn sees_data(&self) -> bool {
         self.request.is_some() || self.response.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_nobody_follows_is_refused() {
+        let refused = |config| {
+            let config: wire::Compressor = proto::json::from_value(&config).unwrap();
+            check_supported(&config)
+                .err()
+                .map(|error| error.to_string())
+        };
+        assert_eq!(refused(json!({})), None);
+        let first = refused(json!({"choose_first": true})).unwrap();
+        assert!(first.contains("choose_first"), "{first}");
+        let status = json!({"response_direction_config": {"status_header_enabled": true}});
+        let status = refused(status).unwrap();
+        assert!(status.contains("response_direction_config"), "{status}");
     }
 }
